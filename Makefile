@@ -1,0 +1,52 @@
+# radprobe: `make extract`, then `make probe`. `make help` lists the rest.
+
+CONFIG ?= configs/demo.yaml
+PYTHON ?= python3
+VENV   ?= .venv
+
+RADPROBE = $(VENV)/bin/radprobe
+READY    = $(VENV)/.ready
+# STORE=, ARGS= and the like reach the command; unset ones leave its defaults alone.
+STORE_ARG   = $(if $(STORE),--store "$(STORE)")
+EXTRACT_ARG = $(STORE_ARG) $(if $(BATCH_SIZE),--batch-size $(BATCH_SIZE)) \
+	$(if $(DEVICE),--device $(DEVICE)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help extract probe knn fewshot test check format clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@echo
+	@echo "  CONFIG=my.yaml  STORE=path  BATCH_SIZE=32  DEVICE=cuda  WORKERS=4  ARGS='--json'"
+
+extract: $(READY) ## Embed the collection of CONFIG into its store (only what is not there yet)
+	@$(RADPROBE) extract "$(CONFIG)" $(EXTRACT_ARG)
+
+probe: $(READY) ## Answer every task of CONFIG from the store: kNN, logistic probe, few-shot
+	@$(RADPROBE) evaluate "$(CONFIG)" $(STORE_ARG) $(ARGS)
+
+knn: $(READY) ## kNN alone
+	@$(RADPROBE) knn "$(CONFIG)" $(STORE_ARG) $(ARGS)
+
+fewshot: $(READY) ## Few-shot episodes alone
+	@$(RADPROBE) fewshot "$(CONFIG)" $(STORE_ARG) $(ARGS)
+
+test: $(READY) ## Run the tests
+	$(VENV)/bin/pytest -q $(ARGS)
+
+check: $(READY) ## Check format, lint and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+format: $(READY) ## Format the code and mend what the linter can
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+clean: ## Remove the environment and the caches (no store, no data)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@

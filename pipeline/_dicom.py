@@ -1,0 +1,320 @@
+"""DICOM: headers and pixels of one file. Private to `read`.
+
+- Pixels come out as the modality's values (HU for CT): stored values -> modality LUT or rescale, of
+  the frame where it has its own -> padding to NaN -> MONOCHROME1 turned -> colour to luma.
+- Each transfer syntax has one decoder, so that values do not depend on what else is installed.
+- A Siemens mosaic is one frame a tile. Objects that are no pictures of the patient (segmentations,
+  dose, presentation states, reports) are refused with a reason.
+- Values of the file never reach an error, a warning or a log.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom import config as pydicom_config
+from pydicom import uid
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_partial
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+
+from pipeline import _mosaic
+from pipeline._dicom_geometry import floats, frame_header, macro
+from pipeline._limits import DEFLATE_RATIO, MAX_FILE_BYTES, as_unreadable, check_size, luma
+from pipeline.types import Failure, Header, Slice, Voi
+from stores.errors import UnreadableError
+
+_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_UNDEFINED = 0xFFFFFFFF
+# All with permissive licences; pylibjpeg-libjpeg (GPL) is never used.
+_DECODERS = {
+    uid.JPEGBaseline8Bit: "gdcm",
+    uid.JPEGExtended12Bit: "gdcm",
+    uid.JPEGLossless: "gdcm",
+    uid.JPEGLosslessSV1: "gdcm",
+    uid.JPEGLSLossless: "pyjpegls",
+    uid.JPEGLSNearLossless: "pyjpegls",
+    uid.JPEG2000Lossless: "pylibjpeg",
+    uid.JPEG2000: "pylibjpeg",
+    uid.HTJ2KLossless: "pylibjpeg",
+    uid.HTJ2KLosslessRPCL: "pylibjpeg",
+    uid.HTJ2K: "pylibjpeg",
+    uid.RLELossless: "pydicom",
+}
+# Modalities whose objects describe a picture, or are computed on one, but are none.
+_NO_PICTURE = {
+    "SEG": "a segmentation",
+    "RTDOSE": "a dose grid",
+    "PR": "a presentation state",
+    "SR": "a structured report",
+    "KO": "a selection of key objects",
+    "RTSTRUCT": "contours",
+    "RTPLAN": "a treatment plan",
+    "REG": "a registration",
+    "ECG": "a waveform",
+    "HD": "a waveform",
+    "DOC": "a document",
+}
+
+
+@dataclass(frozen=True)
+class _PixelElement:
+    """Where a file's pixel data element begins and how long it says it is (None: encapsulated)."""
+
+    offset: int
+    length: int | None
+
+
+def read_headers(path: Path) -> list[Header]:
+    """Return a header for each frame, or each tile of a mosaic. Raises UnreadableError."""
+    with _quiet():
+        try:
+            dataset, pixels = _read_until_pixels(path)
+            frames = _check(dataset, pixels, path)
+            tiles = _mosaic.tiles(dataset)
+            if tiles is not None:
+                return _mosaic.headers(dataset, tiles)
+            return [frame_header(dataset, frame) for frame in range(frames)]
+        except Exception as error:
+            raise as_unreadable(error, "reading the DICOM header") from error
+
+
+def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
+    """Yield the asked frames in order, float32 (H, W). Raises UnreadableError."""
+    with _quiet():
+        try:
+            _check(*_read_until_pixels(path), path)
+            dataset = pydicom.dcmread(path, force=True)
+            tiles = _mosaic.tiles(dataset)
+            count = tiles.count if tiles else _frame_count(dataset)
+        except Exception as error:
+            raise as_unreadable(error, "reading the DICOM file") from error
+    whole: NDArray[np.float32] | None = None
+    for frame in frames:
+        if not 0 <= frame < count:
+            yield Failure(frame, "corrupt", f"the file has no frame {frame}")
+            continue
+        try:
+            with _quiet():
+                if tiles is None:
+                    item = _read_frame(dataset, frame)
+                else:
+                    whole = _read_frame(dataset, 0).pixels if whole is None else whole
+                    item = Slice(frame, _mosaic.tile(whole, tiles, frame))
+        except Exception as error:
+            known = as_unreadable(error, "decoding the pixels")
+            yield Failure(frame, known.reason, known.detail)
+        else:
+            yield item
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep pydicom from checking, warning of or logging values: they are the patient's."""
+    settings, log = pydicom_config.settings, logging.getLogger("pydicom")
+    before, disabled = settings.reading_validation_mode, log.disabled
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        settings.reading_validation_mode = pydicom_config.IGNORE
+        log.disabled = True
+        try:
+            yield
+        finally:
+            settings.reading_validation_mode = before
+            log.disabled = disabled
+
+
+def _read_until_pixels(path: Path) -> tuple[Dataset, _PixelElement | None]:
+    """Return all that stands before the pixels, and where they begin."""
+    _check_deflated(path)
+    found: list[int] = []
+
+    def at_pixels(tag: Any, vr: str | None, length: int) -> bool:
+        if tag in _PIXELS:
+            found.append(length)
+        return tag in _PIXELS
+
+    with path.open("rb") as file:
+        stop: Callable[..., bool] = at_pixels
+        dataset = read_partial(file, stop_when=stop, force=True)
+        if not found:
+            return dataset, None
+        return dataset, _PixelElement(file.tell(), None if found[0] == _UNDEFINED else found[0])
+
+
+def _check_deflated(path: Path) -> None:
+    """Refuse a deflated file that could blow up: pydicom inflates it whole, without a limit."""
+    if path.stat().st_size * DEFLATE_RATIO <= MAX_FILE_BYTES:
+        return
+    with path.open("rb") as file:
+        if uid.DeflatedExplicitVRLittleEndian.encode() in file.read(1024):
+            raise UnreadableError("too-large", "a deflated file of this size may inflate too far")
+
+
+def _frame_count(dataset: Dataset) -> int:
+    return int(dataset.get("NumberOfFrames") or 1)
+
+
+def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
+    """Return the number of frames of a file that can be a picture. Raises UnreadableError."""
+    meta = getattr(dataset, "file_meta", Dataset())
+    if meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
+        raise UnreadableError("not-an-image", "a DICOMDIR: an index of other files")
+    kind = _NO_PICTURE.get(str(dataset.get("Modality", "")))
+    if pixels is None:
+        missing = "without pixels" if len(dataset) else "without a dataset"
+        raise UnreadableError("not-an-image", f"{kind or 'a DICOM object'} {missing}")
+    if kind is not None:
+        raise UnreadableError("unsupported", f"{kind}, not a picture")
+    for name in ("Rows", "Columns", "BitsAllocated"):
+        if not isinstance(dataset.get(name), int):
+            raise UnreadableError("corrupt", f"has pixels, and no {name}")
+    rows, columns, frames = int(dataset.Rows), int(dataset.Columns), _frame_count(dataset)
+    samples, bits = int(dataset.get("SamplesPerPixel") or 1), int(dataset.BitsAllocated)
+    stored = path.stat().st_size
+    syntax = uid.UID(meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
+    coded = pixels.length is None or syntax == uid.DeflatedExplicitVRLittleEndian
+    need = check_size(rows, columns, frames, samples * bits / 8, stored, coded=coded)
+    if pixels.length == 0:
+        raise UnreadableError("truncated", "the pixel data element is empty")
+    if coded and frames * 8 > stored:
+        raise UnreadableError("truncated", f"declares {frames} frames in {stored} bytes")
+    if str(dataset.get("PhotometricInterpretation", "")).startswith("YBR_FULL_422"):
+        need = need * 2 // 3
+    held = min(stored - pixels.offset, pixels.length or stored)
+    if not coded and held < need:
+        raise UnreadableError("truncated", f"holds {held} of {need} bytes of pixels")
+    return frames
+
+
+def _read_frame(dataset: Dataset, frame: int) -> Slice:
+    """Return one frame's pixels as the modality's values, with the file's own window."""
+    stored = _decode(dataset, frame)
+    photometric = str(dataset.PhotometricInterpretation)
+    if photometric == "PALETTE COLOR":
+        stored = apply_color_lut(stored, dataset)
+    if stored.ndim == 3:
+        return Slice(frame, luma(stored))
+    pixels = _modality_values(dataset, frame, stored)
+    voi = _voi(dataset, frame)
+    if photometric == "MONOCHROME1" and dataset.get("Modality") != "CT":
+        total = _range_sum(dataset, frame, stored)
+        pixels = total - pixels
+        voi = voi and Voi(total - voi.high, total - voi.low, voi.shape, _turned(voi))
+    pixels = pixels.astype(np.float32)
+    pixels[_padding(dataset, stored)] = np.nan
+    return Slice(frame, pixels, voi)
+
+
+def _decode(dataset: Dataset, frame: int) -> NDArray[Any]:
+    """Return stored values (H, W), or RGB (H, W, 3)."""
+    meta = getattr(dataset, "file_meta", None)
+    syntax = meta.get("TransferSyntaxUID") if meta else None
+    if syntax is None:
+        little = dataset.original_encoding[1] is not False
+        syntax = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError:
+        name = uid.UID(syntax).name
+        raise UnreadableError("unsupported", f"no decoder for {name}") from None
+    if syntax == uid.JPEGExtended12Bit and int(dataset.BitsStored) > 8:
+        raise UnreadableError("unsupported", "no freely licensed decoder for JPEG of 12 bits")
+    array, _ = decoder.as_array(
+        dataset, index=frame, decoding_plugin=_DECODERS.get(uid.UID(syntax), "")
+    )
+    return np.asarray(array)
+
+
+def _modality_values(dataset: Dataset, frame: int, stored: NDArray[Any]) -> NDArray[Any]:
+    """Return stored values after the modality LUT or the frame's rescale (PS3.3 C.11.1)."""
+    if dataset.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
+    slope, intercept = _rescale(dataset, frame)
+    return stored.astype(np.float64) * slope + intercept
+
+
+def _rescale(dataset: Dataset, frame: int) -> tuple[float, float]:
+    holder = macro(dataset, frame, "PixelValueTransformationSequence")
+    slope, intercept = floats(holder, "RescaleSlope"), floats(holder, "RescaleIntercept")
+    if slope is None or intercept is None:
+        return 1.0, 0.0
+    return slope[0], intercept[0]
+
+
+def _range_sum(dataset: Dataset, frame: int, stored: NDArray[Any]) -> float:
+    """Return lowest plus highest value the file could hold: value -> sum - value turns it round.
+
+    The range and not the slice's own extremes, so that slices of one series stay comparable.
+    """
+    if stored.dtype.kind == "f":
+        return 0.0
+    bits = int(dataset.BitsStored)
+    ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1])
+    if not int(dataset.get("PixelRepresentation", 0)):
+        ends = np.array([0, 2**bits - 1])
+    return float(_modality_values(dataset, frame, ends.astype(stored.dtype)).sum())
+
+
+def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which stored values are padding (PS3.3 C.7.5.1.1.2), (H, W)."""
+    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    if not isinstance(value, int) or stored.dtype.kind not in "iu":
+        return np.zeros(stored.shape, dtype=bool)
+    ends = [_signed(value, dataset)]
+    ends.append(_signed(limit, dataset) if isinstance(limit, int) else ends[0])
+    return np.asarray((stored >= min(ends)) & (stored <= max(ends)))
+
+
+def _signed(value: int, dataset: Dataset) -> int:
+    """Return a padding value with the sign of the pixels: writers mix up its two types."""
+    bits = int(dataset.BitsAllocated)
+    if int(dataset.get("PixelRepresentation", 0)):
+        return value - (1 << bits) if value >= 1 << (bits - 1) else value
+    return value % (1 << bits)
+
+
+def _voi(dataset: Dataset, frame: int) -> Voi | None:
+    """Return the frame's VOI LUT, else its first window, in modality values (PS3.3 C.11.2)."""
+    holder = macro(dataset, frame, "FrameVOILUTSequence")
+    tables = holder.get("VOILUTSequence")
+    if tables:
+        return _voi_table(tables[0])
+    centre, width = floats(holder, "WindowCenter"), floats(holder, "WindowWidth")
+    if centre is None or width is None:
+        return None
+    function = str(holder.get("VOILUTFunction") or "LINEAR")
+    c, w = centre[0], width[0]
+    if function == "LINEAR":  # C.11.2.1.2.1: from c - 0.5 - (w - 1) / 2 to c - 0.5 + (w - 1) / 2
+        c, w = c - 0.5, max(w - 1, 1e-3)
+    if w <= 0:
+        return None
+    return Voi(c - w / 2, c + w / 2, "sigmoid" if function == "SIGMOID" else "linear")
+
+
+def _voi_table(item: Dataset) -> Voi | None:
+    descriptor, data = item.get("LUTDescriptor"), item.get("LUTData")
+    if descriptor is None or data is None or len(descriptor) != 3:
+        return None
+    entries, first, bits = (int(value) for value in descriptor)
+    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+    entries = entries or 2**16
+    if len(table) < entries or entries < 2 or not 1 <= bits <= 16:
+        return None
+    grey = table[:entries].astype(np.float64) / (2**bits - 1)
+    return Voi(first, first + entries - 1, "table", tuple(np.clip(grey, 0, 1).tolist()))
+
+
+def _turned(voi: Voi) -> tuple[float, ...]:
+    """Return a VOI table for turned pixels, its grey turned too: bright stays bright."""
+    return tuple(1 - grey for grey in reversed(voi.table))

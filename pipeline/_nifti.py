@@ -1,0 +1,223 @@
+"""NIfTI-1 and NIfTI-2, plain or gzipped: slices of the canonical orientation. Private to `read`.
+
+- The array is turned so that its axes run to the patient's right, anterior and superior (RAS);
+  nothing is interpolated, so an oblique volume keeps its obliqueness and is flagged.
+- Slices lie and follow each other as a DICOM series would show them: axial from inferior to
+  superior, rows running to posterior and columns to the patient's left; coronal from anterior to
+  posterior and sagittal from left to right, rows running to inferior.
+- frame = time point * slices + slice.
+- A gzipped volume is decompressed once, and no further than the asked time points.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from nibabel.affines import obliquity
+from numpy.typing import NDArray
+
+from pipeline._limits import DEFLATE_RATIO, as_unreadable, check_size, luma
+from pipeline.types import Failure, Header, Plane, Slice
+from stores.errors import UnreadableError
+
+# Axis of the RAS array that the slices of a plane follow, and its direction along their normal.
+_AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
+# Beyond this angle between volume and patient axes (radians, 1 degree) a volume is oblique.
+_OBLIQUE = 0.0175
+_FREE_BYTES = 2**20
+
+
+class _Volume:
+    """An opened file: its header, checked, and where the voxels begin."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self.zipped = file.read(2) == b"\x1f\x8b"
+        self.stored = path.stat().st_size
+        with self._stream() as stream:
+            self.header = _read_header(stream)
+        shape = tuple(int(n) for n in self.header.get_data_shape())
+        while len(shape) > 4 and shape[-1] == 1:
+            shape = shape[:-1]
+        if not 2 <= len(shape) <= 4:
+            raise UnreadableError("unsupported", f"has {len(shape)} dimensions, not 2 to 4")
+        self.shape = (*shape, *(1,) * (4 - len(shape)))
+        self.dtype = self.header.get_data_dtype()
+        self.offset = int(self.header.get_data_offset())
+        self._check()
+        self.affine, self.placed = _affine(self.header)
+        self.turn = nib.orientations.io_orientation(self.affine)
+
+    def _stream(self) -> BinaryIO:
+        if self.zipped:
+            return cast(BinaryIO, gzip.open(self.path, "rb"))
+        return self.path.open("rb")
+
+    def _check(self) -> None:
+        if self.dtype.kind not in "iufV" or self.dtype.itemsize > 8:
+            raise UnreadableError("unsupported", f"voxels of type {self.dtype}")
+        if self.dtype.kind == "V" and self.dtype.names not in (
+            ("R", "G", "B"),
+            ("R", "G", "B", "A"),
+        ):
+            raise UnreadableError("unsupported", "voxels of an unknown structure")
+        x, y, z, t = self.shape
+        for height, width in ((x, y), (y, z), (x, z)):
+            check_size(height, width, 1, self.dtype.itemsize, self.stored, coded=False)
+        total = check_size(x, y, z * t, self.dtype.itemsize, self.stored, coded=False)
+        held = self.stored * DEFLATE_RATIO + _FREE_BYTES if self.zipped else self.stored
+        if self.offset < 0 or self.offset + total > held:
+            raise UnreadableError(
+                "truncated", f"declares {total} bytes of voxels; the file has {self.stored} bytes"
+            )
+
+    def voxels(self, times: int) -> NDArray[Any]:
+        """Return the first `times` time points as stored, (X, Y, Z, times), RAS, unscaled."""
+        shape = (*self.shape[:3], times)
+        array: NDArray[Any]
+        if self.zipped:
+            array = np.empty(shape, self.dtype, order="F")
+            self._inflate_into(array.reshape(-1, order="F").view(np.uint8))
+        else:
+            array = np.memmap(self.path, self.dtype, "r", self.offset, shape, order="F")
+        return cast(NDArray[Any], nib.orientations.apply_orientation(array, self.turn))
+
+    def _inflate_into(self, flat: NDArray[np.uint8]) -> None:
+        """Fill bytes with the voxels of a gzipped file, and decompress nothing behind them."""
+        with gzip.open(self.path) as stream:
+            stream.seek(self.offset)
+            done = 0
+            while done < len(flat):
+                count = stream.readinto(flat[done : done + 2**24].data)
+                if not count:
+                    raise UnreadableError(
+                        "truncated", f"ends after {done} of {len(flat)} bytes of voxels"
+                    )
+                done += count
+
+    def canonical(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+        """Return the shape (X, Y, Z) and the affine of the volume once turned to RAS."""
+        order = np.argsort(self.turn[:, 0])
+        shape = tuple(self.shape[int(axis)] for axis in order)
+        turned = self.affine @ nib.orientations.inv_ornt_aff(self.turn, self.shape[:3])
+        return shape, turned
+
+
+def read_headers(path: Path, plane: Plane) -> list[Header]:
+    """Return a header for each slice of each time point. Raises UnreadableError."""
+    volume = _open(path)
+    shape, affine = volume.canonical()
+    axis = _AXIS[plane]
+    count, times = shape[axis], volume.shape[3]
+    in_plane = [a for a in (2, 1, 0) if a != axis]  # rows run along the first, columns the second
+    height, width = (shape[a] for a in in_plane)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    flags = () if volume.placed else ("no-orientation",)
+    if obliquity(affine).max() > _OBLIQUE:
+        flags = (*flags, "oblique")
+    places = [_place(affine, shape, axis, in_plane, k) for k in range(count)]
+    return [
+        Header(
+            frame=t * count + k,
+            modality=None,
+            height=height,
+            width=width,
+            volume=f"time {t}",
+            order=(float(t),),
+            position_mm=places[k][0],
+            offset_mm=places[k][1],
+            spacing_mm=(float(spacing[in_plane[0]]), float(spacing[in_plane[1]])),
+            flags=flags,
+        )
+        for t in range(times)
+        for k in range(count)
+    ]
+
+
+def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:
+    """Yield the asked slices in order, float32 (H, W), scaled. Raises UnreadableError."""
+    volume = _open(path)
+    shape, _ = volume.canonical()
+    count = shape[_AXIS[plane]]
+    inside = [frame for frame in frames if 0 <= frame < count * volume.shape[3]]
+    try:
+        voxels = volume.voxels(1 + max(inside) // count) if inside else None
+    except Exception as error:
+        raise as_unreadable(error, "reading the voxels") from error
+    slope, inter = volume.header.get_slope_inter()
+    for frame in frames:
+        if voxels is None or not 0 <= frame < count * volume.shape[3]:
+            yield Failure(frame, "corrupt", f"the file has no frame {frame}")
+            continue
+        picture = _cut(voxels[..., frame // count], plane, frame % count)
+        yield Slice(frame, _scaled(picture, slope, inter))
+
+
+def _open(path: Path) -> _Volume:
+    try:
+        return _Volume(path)
+    except Exception as error:
+        raise as_unreadable(error, "reading the NIfTI header") from error
+
+
+def _read_header(stream: BinaryIO) -> Any:
+    """Return the NIfTI-1 or -2 header at the start of a stream, in either byte order."""
+    raw = stream.read(540)
+    kind = nib.Nifti2Header if raw[4:7] == b"n+2" else nib.Nifti1Header
+    size = 540 if kind is nib.Nifti2Header else 348
+    if len(raw) < size:
+        raise UnreadableError("truncated", f"has {len(raw)} bytes of a header of {size}")
+    return kind(raw[:size], check=False)
+
+
+def _affine(header: Any) -> tuple[NDArray[np.float64], bool]:
+    """Return voxel -> mm (RAS), and whether the file says how the volume lies in the patient."""
+    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    said = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
+    if usable:
+        return affine, said
+    return np.diag([-1.0, 1.0, 1.0, 1.0]), False
+
+
+def _place(
+    affine: NDArray[np.float64], shape: tuple[int, ...], axis: int, in_plane: list[int], k: int
+) -> tuple[float, tuple[float, float]]:
+    """Return where slice k's first pixel lies: along the normal, and along rows and columns (mm).
+
+    In the patient coordinates of DICOM (LPS), so that the numbers equal those of a DICOM series.
+    """
+    to_lps = np.diag([-1.0, -1.0, 1.0])
+    step = to_lps @ affine[:3, :3]
+    down, right = -step[:, in_plane[0]], -step[:, in_plane[1]]
+    down, right = down / np.linalg.norm(down), right / np.linalg.norm(right)
+    normal = np.cross(right, down)
+    index = np.array([n - 1 for n in shape], dtype=np.float64)
+    index[axis] = shape[1] - 1 - k if axis == 1 else k
+    corner = to_lps @ (affine[:3, :3] @ index + affine[:3, 3])
+    return float(corner @ normal), (float(corner @ down), float(corner @ right))
+
+
+def _cut(voxels: NDArray[Any], plane: Plane, k: int) -> NDArray[Any]:
+    """Return slice k (H, W) of a RAS volume (X, Y, Z), laid as DICOM shows it."""
+    if plane == "axial":
+        return voxels[::-1, ::-1, k].T
+    if plane == "coronal":
+        return voxels[::-1, voxels.shape[1] - 1 - k, ::-1].T
+    return voxels[k, ::-1, ::-1].T
+
+
+def _scaled(picture: NDArray[Any], slope: float | None, inter: float | None) -> NDArray[np.float32]:
+    """Return voxels as float32 with the file's scaling; colour becomes luma."""
+    if picture.dtype.names:
+        return np.ascontiguousarray(luma(np.stack([picture[c] for c in "RGB"], axis=-1)))
+    if slope is None:
+        return np.ascontiguousarray(picture, dtype=np.float32)
+    scaled = picture.astype(np.float64) * slope + (inter or 0.0)
+    return np.ascontiguousarray(scaled, dtype=np.float32)

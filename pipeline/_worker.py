@@ -1,0 +1,104 @@
+"""The reading process behind `pipeline._pool`: `python -m pipeline._worker FD`.
+
+Tasks and answers are JSON, pixels raw bytes: nothing is pickled, so a decoder that a hostile file
+took over can send its parent wrong numbers but no code.
+
+- A timer of the kernel ends the process when one file takes too long, even inside a C decoder.
+- The end of the connection (the parent closed it, or died) ends the process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from pipeline._limits import MAX_FILE_BYTES, as_unreadable
+from pipeline.read import file_digest, read_headers, read_slices
+from pipeline.types import Failure, Slice
+from stores.errors import UnreadableError
+
+# Address space of one process: a file at the limit, as stored and once turned, and the libraries.
+_MEMORY = 3 * MAX_FILE_BYTES
+
+
+def main(fd: int) -> None:
+    """Answer tasks from the connection `fd` until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the patient's pixels
+    connection = Connection(fd)
+    connection.send_bytes(b'{"ready": true}')
+    # Decoders print what they think of a file, from C, where no logger reaches.
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+    try:
+        while True:
+            _answer(connection, json.loads(connection.recv_bytes()))
+    except (EOFError, OSError):
+        return  # the parent closed the connection, or died
+
+
+def _answer(connection: Connection, task: dict[str, Any]) -> None:
+    """Do one task: its items one by one, then how it ended."""
+    end: dict[str, Any] = {"end": True, "sha256": None}
+    left = float(task["limit"])
+    steps = _steps(task, end)
+    while True:
+        # The timer runs while decoding only: a parent that is slow to listen costs nothing.
+        signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
+        started = time.monotonic()
+        try:
+            item = next(steps, None)
+        except ImportError as error:
+            end["fault"] = str(error)
+            item = None
+        except Exception as error:
+            known = as_unreadable(error, "reading the file")
+            end |= {"reason": known.reason, "detail": known.detail}
+            item = None
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        left -= time.monotonic() - started
+        if item is None:
+            break
+        _send(connection, item)
+    connection.send_bytes(json.dumps(end).encode())
+
+
+def _steps(task: dict[str, Any], end: dict[str, Any]) -> Iterator[Slice | Failure]:
+    path = Path(os.fsdecode(bytes.fromhex(task["path"])))
+    if task["frames"] is None:
+        end["headers"] = [
+            dataclasses.asdict(header) for header in read_headers(path, task["plane"])
+        ]
+        return
+    end["sha256"] = file_digest(path)
+    yield from read_slices(path, task["frames"], task["plane"])
+
+
+def _send(connection: Connection, item: Slice | Failure) -> None:
+    if isinstance(item, Failure):
+        connection.send_bytes(json.dumps(dataclasses.asdict(item)).encode())
+        return
+    if not item.pixels.flags.c_contiguous:
+        raise UnreadableError("corrupt", "pixels out of order")
+    voi = item.voi and dataclasses.asdict(item.voi)
+    about = {"frame": item.frame, "shape": item.pixels.shape, "voi": voi}
+    connection.send_bytes(json.dumps(about).encode())
+    connection.send_bytes(item.pixels.data.cast("B"))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

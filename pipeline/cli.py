@@ -1,0 +1,185 @@
+"""The command line: arguments, progress bars, printing, exit codes. Nothing imports it.
+
+Exit codes: 0 success; 1 a finding (images that could not be read, ...); 2 wrong usage or config;
+130 and 143 interrupted, with a store that resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from stores.errors import RadprobeError
+
+if TYPE_CHECKING:
+    from pipeline.evaluate import Method, Result
+    from pipeline.extract import Progress, Summary
+
+app = typer.Typer(
+    name="radprobe",
+    help="Embed a radiology collection once with DINOv2, then ask the cache.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+ConfigArg = Annotated[Path, typer.Argument(help="The YAML file that names data, store and tasks.")]
+StoreOpt = Annotated[Path | None, typer.Option(help="Use this store instead of the config's.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
+
+
+def main() -> NoReturn:
+    """Run the command line; our own errors become one message and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupted)
+    try:
+        app()
+    except RadprobeError as error:
+        err.print(f"radprobe: {error}", style="red", highlight=False, markup=False)
+        sys.exit(2)
+    sys.exit(0)
+
+
+@app.command(epilog="Example: radprobe extract configs/demo.yaml --batch-size 16")
+def extract(
+    config: ConfigArg,
+    store: StoreOpt = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Slices a forward pass.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read files.")] = 1,
+    as_json: JsonOpt = False,
+) -> None:
+    """Embed what is not in the store yet: every slice once, resumable at any moment."""
+    from pipeline.config import load_config
+    from pipeline.extract import Speed, extract
+
+    settings = load_config(config, store)
+    with _progress() as progress:
+        speed = Speed(device=device, batch_size=batch_size, workers=workers)
+        summary = extract(settings, speed, progress)
+    if as_json:
+        print(json.dumps(asdict(summary) | {"clean": summary.clean}, indent=1))
+    else:
+        _print_summary(summary)
+    if not summary.clean:
+        sys.exit(1)
+
+
+@app.command(epilog="Example: radprobe evaluate configs/demo.yaml --json")
+def evaluate(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Answer every task of the config from the store: kNN, logistic probe and few-shot."""
+    _answer(config, store, ("knn", "probe", "fewshot"), as_json)
+
+
+@app.command(epilog="Example: radprobe knn configs/demo.yaml")
+def knn(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Score each test case by its nearest neighbours among the training cases."""
+    _answer(config, store, ("knn",), as_json)
+
+
+@app.command(epilog="Example: radprobe probe configs/demo.yaml")
+def probe(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Fit a logistic regression on the training cases and score the test cases."""
+    _answer(config, store, ("probe",), as_json)
+
+
+@app.command(epilog="Example: radprobe fewshot configs/demo.yaml")
+def fewshot(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Score nearest centroids of a few patients a class, over many episodes."""
+    _answer(config, store, ("fewshot",), as_json)
+
+
+@app.command("demo-data", epilog="Example: radprobe demo-data /tmp/collection --patients 20")
+def demo_data(
+    root: Annotated[Path, typer.Argument(help="The folder to write; empty or not there yet.")],
+    patients: Annotated[int, typer.Option(min=10, help="How many patients.")] = 60,
+    seed: Annotated[int, typer.Option(help="Equal seeds write equal files.")] = 0,
+) -> None:
+    """Write a synthetic collection of real DICOM, NIfTI and PNG files, with labels and masks."""
+    from pipeline.demo import write_demo
+
+    write_demo(root, patients, seed)
+    out.print(f"A synthetic collection of {patients} patients is in {root}.")
+
+
+# --- printing --------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show slices/s and time left while a run embeds; silent where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from pipeline.extract import Progress
+
+    columns = (
+        TextColumn("embed"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
+        task = bars.add_task("embed", total=None, visible=False, rate="")
+
+        def advance(slices: int) -> None:
+            bars.advance(task, slices)
+            speed = bars.tasks[0].speed
+            bars.update(task, rate=f"{speed:.1f} slices/s" if speed else "")
+
+        yield Progress(lambda total: bars.update(task, total=total, visible=True), advance)
+
+
+def _print_summary(summary: Summary) -> None:
+    if summary.weights.startswith("random:"):
+        out.print(RANDOM, style="bold yellow")
+    found = ", ".join(f"{n} {name}" for name, n in summary.found.items() if n)
+    out.print(f"{summary.slices} slices in the collection ({found or 'none'}).", highlight=False)
+    out.print(
+        f"{summary.embedded} embedded into {summary.store} in {summary.seconds['all']:.1f} s.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for what, counts in (
+        ("slices unreadable", summary.unreadable),
+        ("files set aside", summary.files_set_aside),
+    ):
+        if counts:
+            each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
+            out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
+    for line in summary.parts_elsewhere:
+        out.print(f"Not done here, another process holds it: {line}.", highlight=False)
+
+
+def _answer(config: Path, store: Path | None, methods: Sequence[Method], as_json: bool) -> None:
+    from pipeline.config import load_config
+    from pipeline.evaluate import evaluate
+
+    results = evaluate(load_config(config, store), methods)
+    if as_json:
+        print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
+    else:
+        _print_results(results)
+
+
+def _interrupted(number: int, frame: FrameType | None) -> NoReturn:
+    """End on Ctrl-C and SIGTERM: claims are given back on the way out, finished parts stay."""
+    err.print("Interrupted. What was committed is kept; the same command goes on from there.")
+    sys.exit(128 + number)

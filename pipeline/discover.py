@@ -1,0 +1,387 @@
+"""A folder to two tables: its slices, series after series, and its files, read or set aside.
+
+- Files are found in sorted order; links to folders are followed once each, so loops end.
+- A file that has not changed since `known` is not opened, unless its series did.
+- The order does not depend on the key, and only pseudonyms leave this module.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from pipeline._limits import as_unreadable
+from pipeline._pool import headers_in_workers
+from pipeline._series import Place, volumes
+from pipeline.config import Data
+from pipeline.read import NO_FORMAT, escape_path, read_headers, unescape_path
+from pipeline.types import Header, Plane
+from stores.errors import ConfigError, UnreadableError
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
+
+# Goes up when the reader sees other slices in the same file: `known` of another is no guide.
+READER_VERSION = 1
+_TIME_LIMIT_S = 60.0
+_OTHER = "other"
+_UNKNOWN_MODALITY = "OT"
+# Files with such a name are meant to be images: unreadable, they are a finding, not furniture.
+_IMAGE_SUFFIXES = (
+    *(
+        ".dcm",
+        ".dicom",
+        ".ima",
+        ".nii",
+        ".nii.gz",
+        ".hdr",
+        ".img",
+        ".nrrd",
+        ".nhdr",
+        ".mha",
+        ".mhd",
+    ),
+    *(".mgz", ".mgh", ".mnc", ".npy", ".npz", ".mat", ".png", ".jpg", ".jpeg", ".jpe", ".tif"),
+    *(".tiff", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".jls"),
+)
+
+Row = dict[str, Any]
+Kind = Literal["patient", "study", "series", "instance"]
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a folder holds: `files` (FILE_SCHEMA) and `slices` (SLICE_SCHEMA, `row` still null)."""
+
+    files: pa.Table
+    slices: pa.Table
+
+
+def pseudonym(key: bytes, kind: Kind, raw: str) -> str:
+    """Return the keyed hash that stands for an identifier: HMAC-SHA256 of `kind:raw`, 16 hex."""
+    message = f"{kind}:{raw}".encode("utf-8", "surrogatepass")
+    return hmac.new(key, message, hashlib.sha256).hexdigest()[:16]
+
+
+def load_key(store: Path) -> bytes:
+    """Return the key of a store's pseudonyms, made on first use: the file `<store>.key` beside it.
+
+    Raises ConfigError where the store is there and its key is not: a new key would make strangers
+    of its patients.
+    """
+    path = store.with_name(store.name + ".key")
+    if not path.exists():
+        if (store / "recipe.json").exists():
+            raise ConfigError(
+                f"The store {str(store)!r} has lost its key {str(path)!r}, without which labels by "
+                "patient, study or series do not join. Put the key back, or make the store anew."
+            )
+        _make_key(path)
+    return bytes.fromhex(path.read_text(encoding="ascii").strip())
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32) + "\n")
+    try:
+        with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+            os.link(fresh, path)
+    finally:
+        fresh.unlink()
+
+
+def discover(
+    data: Data,
+    key: bytes,
+    *,
+    known: Discovery | None = None,
+    plane: Plane = "axial",
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Discovery:
+    """Return what `data.root` holds.
+
+    known: an earlier discovery by the same key, plane and `data`. workers: processes that open
+    files, 0 for none. progress: called with the number of files opened so far. Raises ConfigError
+    where the root is no folder.
+    """
+    if not data.root.is_dir():
+        raise ConfigError(
+            f"data.root must be a folder that exists. Got {str(data.root)!r} instead."
+        )
+    files = {row["path"]: row for row in _walk(data)}
+    kept = _unchanged(files, known)
+    opener = _Opener(data, plane, workers, progress)
+    fresh = [path for path in files if path not in kept and not files[path]["reason"]]
+    places = opener.open(fresh)
+    # A series that has gained, lost or changed a file is settled anew, from all its headers.
+    touched = {pseudonym(key, "series", _series_of(place)) for place in places}
+    touched |= _bases(row for row in _rows_of(known) if row["path"] not in kept)
+    again = [path for path, rows in kept.items() if touched & _bases(rows)]
+    places += opener.open(again)
+    for path in again:
+        del kept[path]
+    found = _settle(places, data, key) + [row for row in _rows_of(known) if row["path"] in kept]
+    return _tables(files, found, opener.refused, known)
+
+
+# --- the files ---------------------------------------------------------------------------------
+
+
+def _walk(data: Data) -> Iterator[Row]:
+    """Yield a FILE_SCHEMA row for each wanted file, folder by folder in sorted order."""
+    wanted = _wanted(data)
+    seen: set[tuple[int, int]] = set()
+    stack = [""]
+    while stack:
+        folder = stack.pop()
+        try:
+            about = os.stat(data.root / folder)
+            if (about.st_dev, about.st_ino) in seen:
+                continue  # a link back to a folder already walked
+            seen.add((about.st_dev, about.st_ino))
+            entries = sorted(
+                os.scandir(data.root / folder), key=lambda entry: os.fsencode(entry.name)
+            )
+        except OSError as error:
+            known = as_unreadable(error, "listing the folder")
+            yield _file_row(folder, None, known.reason, known.detail)
+            continue
+        below = []
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if _is_folder(entry):
+                below.append(path)
+            elif wanted(path):
+                yield _stat(data.root, path)
+        stack.extend(reversed(below))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
+
+
+def _stat(root: Path, path: str) -> Row:
+    try:
+        return _file_row(path, os.stat(root / path))
+    except OSError as error:
+        known = as_unreadable(error, "looking at the file")
+        return _file_row(path, None, known.reason, known.detail)
+
+
+def _file_row(
+    path: str, about: os.stat_result | None, reason: str | None = None, detail: str | None = None
+) -> Row:
+    return {
+        "path": escape_path(path),
+        "size": about.st_size if about else None,
+        "mtime_ns": about.st_mtime_ns if about else None,
+        "slices": 0,
+        "reason": reason,
+        "detail": detail,
+    }
+
+
+def _wanted(data: Data) -> Callable[[str], bool]:
+    """Return whether a relative path is included and not excluded."""
+    include, exclude = _matcher(data.include), _matcher(data.exclude)
+    return lambda path: include(path) and not exclude(path)
+
+
+def _matcher(globs: Iterable[str]) -> Callable[[str], bool]:
+    """Return whether a relative path matches one of the globs; `**` stands for any folders."""
+    patterns = [re.compile(_regex(glob), re.DOTALL) for glob in globs]
+    return lambda path: any(pattern.fullmatch(path) for pattern in patterns)
+
+
+def _regex(glob: str) -> str:
+    """Return a glob as a regular expression: `*` and `?` stop at a slash, `**` does not."""
+    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
+    return "".join(
+        parts.get(piece) or (piece.replace("[!", "[^") if piece[:1] == "[" else re.escape(piece))
+        for piece in pieces
+    )
+
+
+def _unchanged(files: dict[str, Row], known: Discovery | None) -> dict[str, list[Row]]:
+    """Return the slices of the files that are as they were: path -> rows (none if set aside)."""
+    if known is None:
+        return {}
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in _rows_of(known):
+        rows[row["path"]].append(row)
+    kept = {}
+    for before in known.files.to_pylist():
+        now, path = files.get(before["path"]), before["path"]
+        if now is None or now["reason"] or before["size"] is None:
+            continue
+        same = (now["size"], now["mtime_ns"]) == (before["size"], before["mtime_ns"])
+        # Whether a file may be opened, and what was lost to a time limit, can change by itself.
+        settled = before["reason"] not in ("no-permission", "vanished", "time-limit")
+        if same and settled and before["slices"] == len(rows[path]):
+            kept[path] = rows[path]
+    return kept
+
+
+def _rows_of(known: Discovery | None) -> list[Row]:
+    if known is None:
+        return []
+    rows: list[Row] = known.slices.to_pylist()
+    return [row for row in rows if not row["withdrawn"]]
+
+
+# --- the slices --------------------------------------------------------------------------------
+
+
+class _Opener:
+    """Opens files for their headers and keeps those it could not: path -> why."""
+
+    def __init__(
+        self, data: Data, plane: Plane, workers: int, progress: Callable[[int], None] | None
+    ) -> None:
+        self.data, self.plane, self.workers = data, plane, workers
+        self.progress = progress or (lambda count: None)
+        self.opened = 0
+        self.refused: dict[str, UnreadableError] = {}
+
+    def open(self, paths: list[str]) -> list[Place]:
+        """Return the slices of the files, in order."""
+        places = []
+        for path, headers in zip(paths, self._headers(paths), strict=True):
+            self.opened += 1
+            self.progress(self.opened)
+            if isinstance(headers, UnreadableError):
+                self.refused[path] = headers
+            else:
+                places += [Place(path, header) for header in headers]
+        return places
+
+    def _headers(self, paths: list[str]) -> Iterator[list[Header] | UnreadableError]:
+        if self.workers and paths:
+            return headers_in_workers(
+                self.data.root, paths, self.plane, self.workers, _TIME_LIMIT_S
+            )
+        return (self._headers_here(path) for path in paths)
+
+    def _headers_here(self, path: str) -> list[Header] | UnreadableError:
+        try:
+            return read_headers(self.data.root / unescape_path(path), self.plane)
+        except Exception as error:
+            return as_unreadable(error, "reading the header")
+
+
+def _settle(places: list[Place], data: Data, key: bytes) -> list[Row]:
+    """Return SLICE_SCHEMA rows: series by series, volume by volume, along the normal."""
+    series: dict[str, list[Place]] = defaultdict(list)
+    for place in places:
+        series[_series_of(place)].append(place)
+    fill = _Filler(data)
+    rows = []
+    for raw, members in series.items():
+        name = pseudonym(key, "series", raw)
+        for number, volume in enumerate(volumes(members), start=1):
+            label = name if number == 1 else f"{name}.{number}"
+            rows += [_slice_row(place, label, fill, key) for place in volume]
+    return rows
+
+
+def _series_of(place: Place) -> str:
+    """Return the series' own identifier; a file that names none is a series by itself."""
+    return place.header.series or place.path
+
+
+def _bases(rows: Iterable[Row]) -> set[str]:
+    """Return the pseudonyms of the rows' series, without the numbers of their volumes."""
+    return {row["series"].partition(".")[0] for row in rows}
+
+
+class _Filler:
+    """What the config says of files whose headers do not: modality and patient, by path."""
+
+    def __init__(self, data: Data) -> None:
+        self.modalities = [(_matcher([glob]), code) for glob, code in data.modality.items()]
+        self._patient = re.compile(data.patient) if data.patient else None
+
+    def modality(self, path: str) -> str:
+        named = (code for matches, code in self.modalities if matches(path))
+        return next(named, _UNKNOWN_MODALITY)
+
+    def patient(self, path: str) -> str | None:
+        match = self._patient.search(path) if self._patient else None
+        return match.group(1) if match else None
+
+
+def _slice_row(place: Place, series: str, fill: _Filler, key: bytes) -> Row:
+    header, path = place.header, unescape_path(place.path)
+
+    def hidden(kind: Kind, raw: str | None) -> str | None:
+        return pseudonym(key, kind, raw) if raw else None
+
+    return {
+        "row": None,
+        "path": place.path,
+        "frame": header.frame,
+        "patient": hidden("patient", header.patient or fill.patient(path)),
+        "study": hidden("study", header.study),
+        "series": series,
+        "instance": hidden("instance", header.instance),
+        "position_mm": header.position_mm,
+        "modality": header.modality or fill.modality(path),
+        "height": header.height,
+        "width": header.width,
+        "spacing_y_mm": header.spacing_mm[0] if header.spacing_mm else None,
+        "spacing_x_mm": header.spacing_mm[1] if header.spacing_mm else None,
+        "flags": list(header.flags),
+        "withdrawn": False,
+    }
+
+
+def _tables(
+    files: dict[str, Row],
+    rows: list[Row],
+    refused: dict[str, UnreadableError],
+    known: Discovery | None,
+) -> Discovery:
+    """Return both tables; series come in the order of their first files."""
+    order = {path: i for i, path in enumerate(files)}
+    first: dict[str, int] = {}
+    for row in rows:
+        base = row["series"].partition(".")[0]
+        first[base] = min(first.get(base, len(order)), order[row["path"]])
+    rows = sorted(rows, key=lambda row: first[row["series"].partition(".")[0]])
+    counts = Counter(row["path"] for row in rows)
+    before = {row["path"]: row for row in known.files.to_pylist()} if known else {}
+    for path, row in files.items():
+        row["slices"] = counts[path]
+        if path in refused:
+            row["reason"], row["detail"] = _told(path, refused[path])
+        elif not counts[path] and not row["reason"]:  # as it was: set aside then, set aside now
+            row["reason"], row["detail"] = before[path]["reason"], before[path]["detail"]
+    return Discovery(
+        files=pa.Table.from_pylist(list(files.values()), schema=FILE_SCHEMA),
+        slices=pa.Table.from_pylist([{**row, "row": None} for row in rows], schema=SLICE_SCHEMA),
+    )
+
+
+def _told(path: str, error: UnreadableError) -> tuple[str, str]:
+    """Return the reason and detail for the table; what nobody took for an image is `other`."""
+    name = PurePosixPath(path).name.lower()
+    image = name.endswith(_IMAGE_SUFFIXES)
+    furniture = "DICOMDIR" in error.detail or (not image and error.detail.startswith(NO_FORMAT))
+    return (_OTHER if furniture else error.reason), error.detail

@@ -1,0 +1,169 @@
+"""Few-shot episodes: N-way K-shot over patients, nearest centroid, all episodes at once.
+
+An episode draws K patients a class from train and val, and up to `queries` patients a class from
+test. A support patient stands for a class with the mean of all his units of that class, a query
+patient with one of them, drawn at random. Everything is on unit length (cosine).
+Dims: e episodes, c classes, k shots, q queries a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import FewShot
+from pipeline.types import Metric, Part, Score, Units
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+# float32 values of gathered queries at once: 256 MB
+GATHERED = 2**26
+
+
+@dataclass(frozen=True)
+class _Class:
+    """The patients of one class: a prototype each for support, their units each for queries."""
+
+    prototypes: Floats  # (p, d)
+    units: list[Rows]  # of p' test patients
+
+
+def score(
+    x: Floats, units: Units, parts: Mapping[Part, Rows], settings: FewShot
+) -> tuple[list[Score], list[str]]:
+    """Return accuracy and AUROC for each number of shots, averaged over episodes; x (n, d).
+
+    Classes stand in equal numbers, so that accuracy is balanced. Multi-label: a two-way problem a
+    label (carried or not), averaged over labels. The interval is the mean +- 1.96 standard errors
+    over episodes: how well the mean is known for these patients, not for other patients. Notes
+    say which shots and labels were left out for want of patients.
+    """
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    scores, notes = [], []
+    problems = {name: _classes(x, units, parts, members) for name, members in _problems(units)}
+    for k in settings.shots:
+        results = {}
+        for name, classes in problems.items():
+            if min(len(c.prototypes) for c in classes) < k or not all(c.units for c in classes):
+                notes.append(f"{k} shots of {name} left out: a class has too few patients")
+            else:
+                results[name] = _episodes(x, classes, k, settings)
+        if results:
+            scores.append(_summary(k, results))
+    return scores, notes
+
+
+def _problems(units: Units) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield each problem's name and its members (n, c): one problem, or a two-way one a label."""
+    if units.kind != "multilabel":
+        yield "all classes", units.indicator
+    else:
+        for j, name in enumerate(units.classes):
+            carried = units.indicator[:, j]
+            yield name, np.stack([~carried, carried], axis=1)
+
+
+def _classes(
+    x: Floats, units: Units, parts: Mapping[Part, Rows], members: NDArray[np.bool_]
+) -> list[_Class]:
+    """Return each class's support prototypes and query units; members (n, c)."""
+    support = np.concatenate([parts["train"], parts["val"]])
+    classes = []
+    for j in range(members.shape[1]):
+        known = _by_patient(support[members[support, j]], units)
+        asked = _by_patient(parts["test"][members[parts["test"], j]], units)
+        means = [x[rows].mean(axis=0) for rows in known]
+        classes.append(_Class(np.array(means, np.float32).reshape(-1, x.shape[1]), asked))
+    return classes
+
+
+def _by_patient(rows: Rows, units: Units) -> list[Rows]:
+    """Return unit numbers as one array a patient."""
+    groups = units.groups[rows]
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(groups[order][1:] != groups[order][:-1]) + 1
+    return np.split(rows[order], starts) if len(rows) else []
+
+
+def _episodes(x: Floats, classes: list[_Class], k: int, settings: FewShot) -> Floats:
+    """Return (e, 2): accuracy and AUROC of each episode."""
+    rng = np.random.default_rng([settings.seed, k])
+    gathered = sum(k + min(settings.queries, len(each.units)) for each in classes) * x.shape[1]
+    at_once = max(1, GATHERED // gathered)
+    results = []
+    for start in range(0, settings.episodes, at_once):
+        e = min(at_once, settings.episodes - start)
+        supports = [each.prototypes[draw(rng, len(each.prototypes), k, e)] for each in classes]
+        centroids = np.stack([support.mean(axis=1) for support in supports], axis=2)  # (e, d, c)
+        centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-30)
+        queries = [_queries(rng, each.units, settings.queries, e) for each in classes]
+        results.append(_score_episodes([x[rows] @ centroids for rows in queries]))
+    return np.concatenate(results)
+
+
+def draw(rng: np.random.Generator, n: int, k: int, e: int) -> Rows:
+    """Return (e, k): k different numbers below n an episode, every set equally likely.
+
+    Floyd's algorithm (Bentley and Floyd, CACM 30(9), 1987), a step for all episodes together.
+    """
+    chosen = np.empty((e, k), np.int64)
+    for i, top in enumerate(range(n - k, n)):
+        number = rng.integers(0, top + 1, e)
+        taken = (chosen[:, :i] == number[:, None]).any(axis=1)
+        chosen[:, i] = np.where(taken, top, number)
+    return chosen
+
+
+def _queries(rng: np.random.Generator, units: list[Rows], queries: int, e: int) -> Rows:
+    """Return (e, q) unit numbers: different patients an episode, one random unit of each."""
+    sizes = np.array([len(own) for own in units])
+    first = np.cumsum(sizes) - sizes
+    patients = draw(rng, len(units), min(queries, len(units)), e)
+    which = (rng.random(patients.shape) * sizes[patients]).astype(np.int64)
+    rows: Rows = np.concatenate(units)[first[patients] + which]
+    return rows
+
+
+def _score_episodes(similarity: list[Floats]) -> Floats:
+    """Return (e, 2): accuracy and macro AUROC, from the cosines (e, q, c) of each class's queries.
+
+    A query's score for a class is its cosine to that centroid less the best of the others.
+    """
+    c = len(similarity)
+    right, aurocs = [], []
+    margins = [_margins(each) for each in similarity]
+    for j in range(c):
+        right.append((similarity[j].argmax(axis=2) == j).mean(axis=1))
+        rest = np.concatenate([margins[i][..., j] for i in range(c) if i != j], axis=1)
+        ahead = margins[j][..., j][:, :, None] - rest[:, None, :]  # (e, q, q of the others)
+        aurocs.append((ahead > 0).mean(axis=(1, 2)) + (ahead == 0).mean(axis=(1, 2)) / 2)
+    scores: Floats = np.stack([np.mean(right, axis=0), np.mean(aurocs, axis=0)], axis=1)
+    return scores
+
+
+def _margins(similarity: Floats) -> Floats:
+    """Return (e, q, c): each cosine less the greatest of the other classes'."""
+    top = np.sort(similarity, axis=2)
+    first = similarity == top[..., -1:]
+    margins: Floats = similarity - np.where(first, top[..., -2:-1], top[..., -1:])
+    return margins
+
+
+def _summary(k: int, results: Mapping[str, Floats]) -> Score:
+    """Return the score of k shots; `results` has one entry, or one a label."""
+    joint = np.mean(list(results.values()), axis=0)
+    labels = {name: _metrics(own) for name, own in results.items()} if len(results) > 1 else {}
+    return Score(setting={"shots": k}, metrics=_metrics(joint), labels=labels)
+
+
+def _metrics(episodes: Floats) -> dict[str, Metric]:
+    """Return the mean of each column (e, 2) with 1.96 standard errors either side."""
+    mean = episodes.mean(axis=0)
+    error = 1.96 * episodes.std(axis=0, ddof=1) / np.sqrt(len(episodes))
+    return {
+        name: Metric(value=m, low=m - s, high=m + s)
+        for name, m, s in zip(("accuracy", "auroc"), mean.tolist(), error.tolist(), strict=True)
+    }

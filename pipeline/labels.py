@@ -1,0 +1,409 @@
+"""Labels: a CSV or Parquet table, joined to the slices and gathered into units.
+
+A value is compared as text, so a CSV and a Parquet of the same labels are the same labels: 1.0 is
+1, and an empty cell, NaN, NA, n/a or null is no label. A row joins slices by the path of their
+file or of any folder above it (the nearest named one wins), or by a patient, study or series id.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import Labels
+from pipeline.types import Kind, Level, Tally, Task, Units
+from stores.errors import LabelError
+
+# pyarrow's own spellings of a missing value in CSV, and pandas' in a cast float column.
+EMPTY = frozenset({"", "#N/A", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan"})
+EXAMPLES = 3
+VOID, OK, UNREADABLE, WITHDRAWN = 0, 1, 2, 3
+
+# kind ("patient", "study", "series") and a raw id -> the pseudonym the slice table has.
+Pseudonymise = Callable[[str, str], str]
+Texts = NDArray[Any]  # (n,) of str, or None
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The columns of a label file that some tasks need, as text, with the settings they join by."""
+
+    settings: Labels
+    columns: dict[str, Texts]
+
+    def digest(self, task: Task) -> str:
+        """Return the sha256 of what `task` depends on: another column's edit leaves it alone."""
+        digest = hashlib.sha256()
+        for name in _columns_of(self.settings, [task]):
+            digest.update(f"{name}\0{len(self.columns[name])}\0".encode())
+            digest.update("\0".join(self.columns[name]).encode())
+        return digest.hexdigest()
+
+
+def read_labels(settings: Labels, tasks: Iterable[Task]) -> LabelTable:
+    """Read the columns that `tasks` need. Raises LabelError for a missing file or column."""
+    wanted = _columns_of(settings, tasks)
+    try:
+        table = _read_table(settings.file, wanted)
+    except FileNotFoundError:
+        raise LabelError(
+            f"There is no label file {str(settings.file)!r}; set labels.file to a CSV or Parquet."
+        ) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise LabelError(f"The label file {str(settings.file)!r} cannot be read: {error}") from None
+    columns = {name: _texts(table.column(name)) for name in wanted}
+    return LabelTable(settings, columns)
+
+
+def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
+    """Return the key, the patient column if any, and the label columns, each once."""
+    first = [settings.key] + ([settings.patient] if settings.patient else [])
+    return list(dict.fromkeys(first + [label for task in tasks for label in task.labels]))
+
+
+def _read_table(path: Path, wanted: Sequence[str]) -> Any:
+    """Return the wanted columns as a pyarrow table: of text from CSV, of any type from Parquet."""
+    if path.suffix.lower() in (".parquet", ".pq"):
+        import pyarrow.parquet as pq
+
+        _require(path, wanted, pq.read_schema(path).names)
+        return pq.read_table(path, columns=list(wanted))
+    from pyarrow import csv
+
+    with csv.open_csv(path) as reader:
+        _require(path, wanted, reader.schema.names)
+    convert = csv.ConvertOptions(
+        include_columns=list(wanted), column_types={name: pa.string() for name in wanted}
+    )
+    return csv.read_csv(path, convert_options=convert)
+
+
+def _require(path: Path, wanted: Sequence[str], names: Sequence[str]) -> None:
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(names)}."
+            raise LabelError(f"The label file {str(path)!r} has no column {name!r}. {hint}")
+
+
+def _texts(column: Any) -> Texts:
+    """Return a pyarrow column as an array of stripped text; a whole number loses its ".0"."""
+    values = column.cast(pa.string()).fill_null("").to_pylist()
+    return np.array([_text(value) for value in values], dtype=object)
+
+
+def _text(value: str) -> str:
+    value = value.strip()
+    head, dot, tail = value.partition(".")
+    return head if dot and tail.strip("0") == "" and head.lstrip("+-").isdecimal() else value
+
+
+# --- joining -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """m slices that are named by a label row each, ascending by row number."""
+
+    rows: NDArray[np.int64]
+    paths: Texts
+    headers: Texts  # the patient pseudonym of the file itself, or None
+    series: Texts
+    status: NDArray[np.uint8]
+    label: NDArray[np.int64]  # the label row of each
+
+    def at(self, keep: NDArray[np.bool_]) -> _Joined:
+        return _Joined(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+
+
+def label_units(
+    table: LabelTable,
+    task: Task,
+    slices: pa.Table,
+    status: NDArray[np.uint8],
+    root: Path,
+    pseudonymise: Pseudonymise,
+) -> Units:
+    """Join the labels of `task` to the slices (SLICE_SCHEMA; status (n,) by row) as units.
+
+    Raises LabelError where labels do not join, contradict each other within a unit, or name no
+    patient, saying how many and an example.
+    """
+    keys = _keys(table, root, pseudonymise)
+    values = _values(table, task)
+    _refuse_duplicates(table, keys, values)
+    joined, tally = _join(table, task, slices, status, keys)
+    patients = _patients(table, joined, pseudonymise)
+    names = _unit_names(joined, patients, task.level)
+
+    labelled = np.array([value is not None for value in values])[joined.label]
+    use = labelled & (joined.status == OK)
+    tally = tally.model_copy(
+        update={
+            "unlabelled_units": len(set(names[~labelled]) - set(names[labelled])),
+            "unreadable_slices": int((labelled & (joined.status == UNREADABLE)).sum()),
+            "pending_slices": int((labelled & (joined.status == VOID)).sum()),
+        }
+    )
+    if not use.any():
+        raise LabelError(
+            f"None of the {len(use)} slices that the labels {list(task.labels)} join has both a "
+            f"label and features ({int(labelled.sum())} have a label, {tally.pending_slices} of "
+            "them await extraction). Run `radprobe extract`, or check the label column."
+        )
+    joined, patients, names = joined.at(use), patients[use], names[use]
+    _refuse_unknown_patients(joined, patients)
+    y, classes, kind = _encode(joined.label, values, task)
+    first, unit = _first_and_inverse(names)
+    _refuse_disagreement(joined.paths, unit, first, y, f"labels {list(task.labels)}", task.level)
+    _refuse_disagreement(joined.paths, unit, first, patients, "patients", task.level)
+    ids, groups = names[first].astype(np.str_), patients[first].astype(np.str_)
+    return Units(ids, y[first], groups, classes, kind, joined.rows, unit, tally)
+
+
+def _keys(table: LabelTable, root: Path, pseudonymise: Pseudonymise) -> list[str]:
+    """Return what each label row is joined by: a relative path, or a pseudonym; "" for none."""
+    by, raw = table.settings.by, table.columns[table.settings.key]
+    if by == "path":
+        return [_relative(text, f"{root.as_posix().rstrip('/')}/") for text in raw]
+    known = {text: pseudonymise(by, text) for text in set(raw) if text}
+    return [known.get(text, "") for text in raw]
+
+
+def _relative(text: str, root: str) -> str:
+    """Return a path as the slice table has it: under the root, with forward slashes."""
+    return text.replace("\\", "/").removeprefix(root).removeprefix("./").rstrip("/")
+
+
+def _values(table: LabelTable, task: Task) -> list[tuple[str, ...] | None]:
+    """Return each label row's values, or None where any of them is empty."""
+    rows = zip(*(table.columns[name] for name in task.labels), strict=True)
+    return [None if EMPTY & set(row) else row for row in rows]
+
+
+def _refuse_duplicates(
+    table: LabelTable, keys: Sequence[str], values: Sequence[tuple[str, ...] | None]
+) -> None:
+    """Raise LabelError where two rows of one key say different things."""
+    name = table.settings.patient
+    patients = table.columns[name] if name else [""] * len(keys)
+    seen: dict[str, int] = {}
+    clashes = [
+        (seen[key], i)
+        for i, key in enumerate(keys)
+        if key
+        and (values[seen.setdefault(key, i)], patients[seen[key]]) != (values[i], patients[i])
+    ]
+    if clashes:
+        first, second = clashes[0]
+        raise LabelError(
+            f"{len(clashes)} rows of {str(table.settings.file)!r} repeat a key with other values, "
+            f"for example data rows {first + 1} and {second + 1}: {values[first]} and "
+            f"{values[second]}. Keep one row a key."
+        )
+
+
+def _join(
+    table: LabelTable,
+    task: Task,
+    slices: pa.Table,
+    status: NDArray[np.uint8],
+    keys: Sequence[str],
+) -> tuple[_Joined, Tally]:
+    """Return the slices of the task's modalities that a label row names, and what did not join."""
+    where = {key: i for i, key in enumerate(keys) if key}
+    by = table.settings.by
+    label = _match(_joined_by(slices, by), where, climb=by == "path")
+    rows = slices["row"].to_numpy()
+    live = status[rows] != WITHDRAWN
+    asked = live & _has_modality(slices, task)
+    found = asked & (label >= 0)
+    hit = np.zeros(len(keys), bool)
+    hit[label[live & (label >= 0)]] = True
+    spare, paths = np.flatnonzero(~hit), _column(slices, "path")
+    lost = paths[asked & (label < 0)]
+    named = [keys[i] if by == "path" else f"data row {i + 1}" for i in spare[:EXAMPLES]]
+    if not found.any():
+        raise LabelError(
+            f"No row of {str(table.settings.file)!r} joins a slice by {by}: column "
+            f"{table.settings.key!r} has {named}, the store has {lost[:EXAMPLES].tolist()}. Set "
+            "labels.key and labels.by; paths are relative to data.root."
+        )
+    tally = Tally(
+        unmatched_slices=len(lost),
+        unmatched_labels=len(spare),
+        unmatched_slice_examples=tuple(dict.fromkeys(lost))[:EXAMPLES],
+        unmatched_label_examples=tuple(named),
+    )
+    every = _Joined(
+        rows, paths, _column(slices, "patient"), _column(slices, "series"), status[rows], label
+    )
+    return every.at(found), tally
+
+
+def _column(slices: pa.Table, name: str) -> Texts:
+    values: Texts = slices[name].to_numpy(zero_copy_only=False)
+    return values
+
+
+def _joined_by(slices: pa.Table, by: str) -> Texts:
+    """Return what each slice is joined by; the volumes of one series share the series' id."""
+    values = _column(slices, by)
+    if by != "series":
+        return values
+    return np.array([value and value.partition(".")[0] for value in values], dtype=object)
+
+
+def _match(names: Texts, where: dict[str, int], climb: bool) -> NDArray[np.int64]:
+    """Return for each name the label row it belongs to, or -1; with climb, through its folders."""
+    known: dict[str | None, int] = {None: -1}
+    for name in set(names) - {None}:
+        step, more = name, "/"
+        while climb and more and step not in where:
+            step, more, _ = step.rpartition("/")
+        known[name] = where.get(step, -1)
+    return np.array([known[name] for name in names], dtype=np.int64)
+
+
+def _has_modality(slices: pa.Table, task: Task) -> NDArray[np.bool_]:
+    modality = _column(slices, "modality")
+    if task.modality is None:
+        return np.ones(len(modality), bool)
+    found: NDArray[np.bool_] = np.isin(modality.astype(np.str_), task.modality)
+    if not found.any():
+        raise LabelError(
+            f"No slice has a modality of {list(task.modality)}; the store has "
+            f"{sorted(set(modality.astype(np.str_)))}."
+        )
+    return found
+
+
+# --- patients and units --------------------------------------------------------------------
+
+
+def _patients(table: LabelTable, joined: _Joined, pseudonymise: Pseudonymise) -> Texts:
+    """Return each slice's patient pseudonym, by the label column before the header, or None."""
+    if table.settings.patient is None:
+        return joined.headers
+    raw = table.columns[table.settings.patient]
+    pseudonyms = {text: pseudonymise("patient", text) for text in set(raw) if text}
+    named: Texts = np.array([pseudonyms.get(text) for text in raw], dtype=object)[joined.label]
+    if table.settings.headers == "agree":
+        _refuse_other_grouping(joined, named)
+    both = {h: n for h, n in zip(joined.headers, named, strict=True) if h and n}
+    fallback = [both.get(header, header) for header in joined.headers]
+    return np.where(named == None, np.array(fallback, dtype=object), named)  # noqa: E711
+
+
+def _refuse_other_grouping(joined: _Joined, named: Texts) -> None:
+    """Raise LabelError unless headers and labels agree on which slices are one patient's."""
+    pairs = {(h, n) for h, n in zip(joined.headers, named, strict=True) if h and n}
+    headers, names = Counter(h for h, _ in pairs), Counter(n for _, n in pairs)
+    torn = np.array(
+        [headers[h] > 1 or names[n] > 1 for h, n in zip(joined.headers, named, strict=True)]
+    )
+    if torn.any():
+        raise LabelError(
+            f"The patient column and the file headers group {int(torn.sum())} slices differently, "
+            f"for example {list(dict.fromkeys(joined.paths[torn]))[:EXAMPLES]}: a patient could "
+            'stand on both sides of a split. Correct the column, or set labels.headers: "ignore" '
+            "if the headers are wrong."
+        )
+
+
+def _refuse_unknown_patients(joined: _Joined, patients: Texts) -> None:
+    unknown = patients == None  # noqa: E711
+    if unknown.any():
+        raise LabelError(
+            f"{int(unknown.sum())} labelled slices name no patient, for example "
+            f"{joined.paths[unknown][0]!r}, so they cannot be split by patient. Name the column "
+            "that does in labels.patient, or a pattern of the path in data.patient."
+        )
+
+
+def _unit_names(joined: _Joined, patients: Texts, level: Level) -> Texts:
+    """Return the unit of each slice; a file without a series is its own."""
+    if level == "image":
+        return joined.rows.astype(np.str_).astype(object)
+    if level == "patient":
+        return patients
+    return np.where(joined.series == None, joined.paths, joined.series)  # noqa: E711
+
+
+def _first_and_inverse(names: Texts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each unit first stands, ascending, and each slice's number in that order."""
+    number: dict[str, int] = {}
+    unit = np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
+    return np.unique(unit, return_index=True)[1], unit
+
+
+def _refuse_disagreement(
+    paths: Texts,
+    unit: NDArray[np.int64],
+    first: NDArray[np.int64],
+    values: NDArray[Any],
+    what: str,
+    level: Level,
+) -> None:
+    """Raise LabelError where the slices of a unit differ in what must be the unit's own."""
+    other = values != values[first][unit]
+    other = other.any(axis=1) if other.ndim == 2 else other
+    if other.any():
+        i = int(np.flatnonzero(other)[0])
+        raise LabelError(
+            f"{len(np.unique(unit[other]))} {level} units hold slices with different {what}, for "
+            f"example {paths[first[unit[i]]]!r} and {paths[i]!r}. Ask at a finer level, or give "
+            f"each {level} one value."
+        )
+
+
+# --- values --------------------------------------------------------------------------------
+
+
+def _encode(
+    label: NDArray[np.int64], values: Sequence[tuple[str, ...] | None], task: Task
+) -> tuple[NDArray[Any], tuple[str, ...], Kind]:
+    """Return y for each slice's label row, the class names and the kind of the task.
+
+    Classes are in order: numbers by value first, then text.
+    """
+    used, at = np.unique(label, return_inverse=True)
+    present = [value for value in (values[i] for i in used) if value is not None]
+    if len(task.labels) > 1:
+        bits = np.array([[_zero_or_one(v, task) for v in row] for row in present], dtype=np.int8)
+        return bits[at], task.labels, "multilabel"
+    firsts = [row[0] for row in present]
+    classes = sorted(set(firsts), key=_order)
+    if len(classes) < 2:
+        raise LabelError(
+            f"The labels {list(task.labels)} must have at least two values among the slices with "
+            f"features. Got only {classes} instead."
+        )
+    index = {name: i for i, name in enumerate(classes)}
+    y = np.array([index[name] for name in firsts], dtype=np.int64)
+    return y[at], tuple(classes), "binary" if len(classes) == 2 else "multiclass"
+
+
+def _zero_or_one(value: str, task: Task) -> int:
+    if value.lower() not in ("0", "1", "false", "true"):
+        raise LabelError(
+            f"A multi-label value must be 0 or 1 (or empty, to leave the unit out). Got {value!r} "
+            f"instead, in one of the columns {list(task.labels)}."
+        )
+    return int(value.lower() in ("1", "true"))
+
+
+def _order(name: str) -> tuple[bool, float, str]:
+    try:
+        return (False, float(name), name)
+    except ValueError:
+        return (True, 0.0, name)

@@ -1,0 +1,121 @@
+"""Logistic regression on frozen features. The one module that imports scikit-learn.
+
+The features are not standardised, as in DINOv2's evaluation (eval/log_regression.py). They are
+centred, which changes no model (the intercept is not penalised and takes it up) but lets L-BFGS
+converge in several times fewer steps.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from pipeline.config import Probe
+from pipeline.metrics import macro_auroc, one_sided
+from pipeline.types import Part, Prediction, Units
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Proba = NDArray[np.float64]
+MAX_ITER = 1000
+
+
+def predict(
+    x: Floats, units: Units, parts: Mapping[Part, Rows], settings: Probe
+) -> tuple[list[Prediction], list[str]]:
+    """Fit on train for each C, choose C on val, refit on train and val, score test; x (n, d).
+
+    C is chosen by macro AUROC, the smaller of equals. Returns the prediction, and notes: labels
+    without a model (for multi-label their column is NaN), how C was chosen, fits that stopped.
+    """
+    train, val, test = parts["train"], parts["val"], parts["test"]
+    left_out = one_sided(units.indicator[train], units.classes)
+    notes = [f"{name!r} has no model: all or none of the train units carry it" for name in left_out]
+    if len(units.classes) - len(left_out) < (1 if units.kind == "multilabel" else 2):
+        return [], notes
+    grid = 10 ** np.linspace(settings.low, settings.high, settings.steps)
+    on_val, stopped = probabilities(x, units, train, val, grid.tolist())
+    aurocs = np.array([macro_auroc(units.indicator[val], p, units.kind) for p in on_val])
+    best, said = _choose(aurocs, grid)
+    refit = np.concatenate([train, val])
+    on_test, stopped_too = probabilities(x, units, refit, test, [best], left_out)
+    if stopped + stopped_too:
+        said.append(f"{stopped + stopped_too} fits stopped before they converged")
+    return [Prediction({"C": best}, on_test[0])], notes + said
+
+
+def _choose(aurocs: Proba, grid: Proba) -> tuple[float, list[str]]:
+    """Return the smallest of the best C, and what there is to say about it."""
+    if np.isnan(aurocs).all():
+        c = float(grid[np.abs(np.log(grid)).argmin()])
+        return c, [f"C = {c:.3g} was not chosen: all val units have the same labels"]
+    best = int(np.nanargmax(aurocs))
+    c = float(grid[best])
+    edge = len(grid) > 1 and best in (0, len(grid) - 1)
+    return c, [f"C = {c:.3g} is at the edge of the grid"] if edge else []
+
+
+def probabilities(
+    x: Floats,
+    units: Units,
+    fit: Rows,
+    score: Rows,
+    grid: list[float],
+    left_out: list[str] | None = None,
+) -> tuple[list[Proba], int]:
+    """Fit on some units with each C in turn; return what they say of others, (q, c) a C.
+
+    One multinomial model, or for multi-label one a label, NaN for labels `left_out` (by default
+    those that are one-sided among the fitted). Each fit starts from the one before. Also returns
+    how many fits stopped before they converged.
+    """
+    centre = x[fit].mean(axis=0)
+    inside, outside, targets = x[fit] - centre, x[score] - centre, units.indicator[fit]
+    if units.kind != "multilabel":
+        return _path(inside, targets.argmax(axis=1), outside, grid, len(units.classes))
+    if left_out is None:
+        left_out = one_sided(targets, units.classes)
+    proba = [np.full((len(score), len(units.classes)), np.nan) for _ in grid]
+    stopped = 0
+    for j, name in enumerate(units.classes):
+        if name not in left_out:
+            each, n = _path(inside, targets[:, j].astype(np.int64), outside, grid, 2)
+            stopped += n
+            for joint, own in zip(proba, each, strict=True):
+                joint[:, j] = own[:, 1]
+    return proba, stopped
+
+
+def _path(
+    x: Floats, y: Rows, queries: Floats, grid: list[float], c: int
+) -> tuple[list[Proba], int]:
+    """Return the probabilities (q, c) along a path of C, and how many fits stopped early."""
+    model = LogisticRegression(max_iter=MAX_ITER, warm_start=True)
+    proba, stopped = [], 0
+    for value in grid:
+        model.set_params(C=value)
+        stopped += _fit(lambda: model.fit(x, y))
+        logits = model.decision_function(queries).astype(np.float64)
+        if logits.ndim == 1:
+            logits = np.stack([np.zeros_like(logits), logits], axis=1)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        whole = np.zeros((len(queries), c))
+        whole[:, model.classes_] = odds / odds.sum(axis=1, keepdims=True)
+        proba.append(whole)
+    return proba, stopped
+
+
+def _fit(fit: Callable[[], object]) -> int:
+    """Call a fit; return how many convergence warnings it raised, passing on all others."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit()
+    other = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
+    for w in other:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    return len(caught) - len(other)

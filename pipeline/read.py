@@ -1,0 +1,226 @@
+"""Files to slices: one door for DICOM, NIfTI, rasters and arrays.
+
+- A file is recognised by its content, never by its suffix.
+- Pixels are float32 (H, W): HU for CT, scanner units or grey levels otherwise; NaN is padding.
+- A bad file raises UnreadableError with a reason from a fixed list; a bad frame is a Failure in
+  its place. Nothing is substituted, no slice shifts.
+- `read_files` decodes in worker processes that are killed when a file takes too long; a file that
+  crashes its worker is one failed file.
+- Format libraries are imported when a file needs them; torch never is.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import stat
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipeline._limits import as_unreadable
+from pipeline.types import Failure, Header, Plane, Slice
+from stores.errors import UnreadableError
+
+Format = Literal["dicom", "nifti", "raster", "array"]
+
+# How the detail of a file begins in which nothing recognised an image.
+NO_FORMAT = "no known image format"
+
+_VRS = frozenset(
+    b"AE AS AT CS DA DS DT FL FD IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR"
+    b" US UT UV".split()
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Frames wanted of one file; `path` is relative to the root, as the slice table has it."""
+
+    path: str
+    frames: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FileRead:
+    """What came of one Request: an item a frame, in the order asked.
+
+    sha256: hex, of the file's bytes; None where they could not be read.
+    """
+
+    path: str
+    sha256: str | None
+    items: tuple[Slice | Failure, ...]
+
+
+def escape_path(path: str) -> str:
+    r"""Return a relative path as it can be stored: bytes that are not UTF-8 as `\xff`."""
+    return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+
+
+def unescape_path(stored: str) -> str:
+    """Return the relative path that `escape_path` stored, as the file system wants it."""
+    if "\\" not in stored:
+        return stored
+    parts = stored.split("\\\\")
+    return "\\".join(os.fsdecode(_unescape(part)) for part in parts)
+
+
+def _unescape(text: str) -> bytes:
+    head, *rest = text.split("\\x")
+    tail = (bytes.fromhex(piece[:2]) + piece[2:].encode() for piece in rest)
+    return b"".join((head.encode(), *tail))
+
+
+def read_headers(path: Path, plane: Plane = "axial") -> list[Header]:
+    """Return the headers of a file's slices, one a frame, without decoding pixels.
+
+    Raises UnreadableError; `not-an-image` where no format is recognised or a DICOM has no pixels.
+    """
+    kind = sniff(path)
+    if kind == "dicom":
+        from pipeline import _dicom
+
+        return _dicom.read_headers(path)
+    if kind == "nifti":
+        from pipeline import _nifti
+
+        return _nifti.read_headers(path, plane)
+    if kind == "raster":
+        from pipeline import _raster
+
+        return _raster.read_headers(path)
+    from pipeline import _arrays
+
+    return _arrays.read_headers(path)
+
+
+def read_slices(
+    path: Path, frames: Sequence[int], plane: Plane = "axial"
+) -> Iterator[Slice | Failure]:
+    """Yield one item a frame, in the order asked; the file is opened and decompressed once.
+
+    Raises UnreadableError where the whole file fails.
+    """
+    kind = sniff(path)
+    if kind == "dicom":
+        from pipeline import _dicom
+
+        return _dicom.read_slices(path, frames)
+    if kind == "nifti":
+        from pipeline import _nifti
+
+        return _nifti.read_slices(path, frames, plane)
+    if kind == "raster":
+        from pipeline import _raster
+
+        return _raster.read_slices(path, frames)
+    from pipeline import _arrays
+
+    return _arrays.read_slices(path, frames)
+
+
+def read_files(
+    root: Path,
+    requests: Iterable[Request],
+    *,
+    plane: Plane = "axial",
+    workers: int = 1,
+    time_limit_s: float = 60.0,
+) -> Iterator[FileRead]:
+    """Yield a FileRead for each request, in order; never raises for a bad file.
+
+    workers: reading processes, ahead of the caller by a bounded amount; 0 reads in this process,
+    without protection from files that crash or never end. time_limit_s: decoding time of one file.
+    """
+    if workers == 0:
+        return (read_request(root, request, plane) for request in requests)
+    from pipeline._pool import read_in_workers
+
+    return read_in_workers(root, requests, plane, workers, time_limit_s)
+
+
+def read_request(root: Path, request: Request, plane: Plane) -> FileRead:
+    """Read one request in this process."""
+    path = root / unescape_path(request.path)
+    items: list[Slice | Failure] = []
+    digest: str | None = None
+    try:
+        digest = file_digest(path)
+        items.extend(read_slices(path, request.frames, plane))
+    except Exception as error:
+        known = as_unreadable(error, "reading the file")
+        missing = request.frames[len(items) :]
+        items.extend(Failure(frame, known.reason, known.detail) for frame in missing)
+    return FileRead(request.path, digest, tuple(items))
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sniff(path: Path) -> Format:
+    """Return the format of a file by its first bytes. Raises UnreadableError."""
+    try:
+        # A pipe or device would be read for ever.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UnreadableError("not-an-image", "not a regular file")
+        with path.open("rb") as file:
+            start = file.read(540)
+        if start[:2] == b"\x1f\x8b":
+            return _sniff_zipped(path)
+    except Exception as error:
+        raise as_unreadable(error, "opening the file") from error
+    if not start:
+        raise UnreadableError("empty", "the file has no bytes")
+    found = _sniff_bytes(start)
+    if found is None:
+        raise UnreadableError("not-an-image", NO_FORMAT)
+    return found
+
+
+def _sniff_zipped(path: Path) -> Format:
+    try:
+        with gzip.open(path) as file:
+            start = file.read(540)
+    except (EOFError, OSError, zlib.error) as error:
+        raise as_unreadable(error, "decompressing the header") from error
+    if _sniff_bytes(start) != "nifti":
+        raise UnreadableError("not-an-image", f"{NO_FORMAT} (gzipped)")
+    return "nifti"
+
+
+def _sniff_bytes(start: bytes) -> Format | None:
+    # DICOM first: its preamble may hold another format's magic (dual TIFF files).
+    if start[128:132] == b"DICM":
+        return "dicom"
+    if start[344:348] == b"n+1\0" or start[4:8] == b"n+2\0":
+        return "nifti"
+    if start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")):
+        return "raster"
+    if start.startswith((b"\x93NUMPY", b"\x89HDF\r\n\x1a\n", b"MATLAB 5.0 MAT", b"MATLAB 7.3 MAT")):
+        return "array"
+    return "dicom" if _is_bare_dicom(start) else None
+
+
+def _is_bare_dicom(start: bytes) -> bool:
+    """Return whether bytes begin like a DICOM dataset without preamble: a low group, then sense."""
+    if len(start) < 16:
+        return False
+    orders: tuple[Literal["little", "big"], ...] = ("little", "big")
+    for order in orders:
+        group = int.from_bytes(start[:2], order)
+        element = int.from_bytes(start[2:4], order)
+        if group not in (0x0002, 0x0008) or element > 0x3000:
+            continue
+        if start[4:6] in _VRS:
+            return True
+        length = int.from_bytes(start[4:8], order)
+        if length <= 256 and length % 2 == 0:
+            return True
+    return False

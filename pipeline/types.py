@@ -1,0 +1,473 @@
+"""The frozen types that the stages hand to each other.
+
+Two kinds of settings never share an object. A `Recipe` is all that changes feature values: it is
+validated when made, has one canonical JSON form and one digest, and is stored beside the features.
+Speed settings (batch size, workers, device) are keyword arguments elsewhere and change no value.
+
+Dims, here and everywhere: n rows, b batch, d embedding, l blocks, h and w patch grid, H and W
+pixels, k neighbours, c classes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from stores.errors import Reason
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION: Literal[1] = 1
+
+# The outputs of one forward pass that a store can hold.
+Output = Literal["cls", "mean", "patch"]
+# What a modality code (DICOM 0008,0060) means for intensities.
+IntensityKind = Literal["ct", "mr", "xray", "other"]
+XRAY_MODALITIES = frozenset({"CR", "DX", "MG", "RF", "RG", "XA", "PX", "IO", "DR"})
+
+
+class Frozen(BaseModel):
+    """A validated, immutable settings object that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- what a reader yields ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says about one slice, known without decoding its pixels.
+
+    `modality` is None where the file names none. `patient`, `study`, `series` and `instance` are
+    the file's own identifiers: `discover` turns them into keyed pseudonyms, and nothing else may
+    keep them. `volume` tells apart what cannot lie in one volume (orientation, shape, echo);
+    `order` sorts slices of one place in time. `position_mm` is along the slice normal, `offset_mm`
+    the first pixel's place along the rows and columns.
+    """
+
+    frame: int
+    modality: str | None
+    height: int
+    width: int
+    patient: str | None = None
+    study: str | None = None
+    series: str | None = None
+    instance: str | None = None
+    volume: str = ""
+    order: tuple[float, ...] = ()
+    position_mm: float | None = None
+    offset_mm: tuple[float, float] | None = None
+    spacing_mm: tuple[float, float] | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Voi:
+    """The file's own way from its pixels to grey: what its authors wanted seen.
+
+    linear: a ramp over [low, high]; sigmoid: 1 / (1 + exp(-4 (x - (low + high) / 2) /
+    (high - low))) (DICOM PS3.3 C.11.2.1.3); table: `table` holds the grey in [0, 1] at equal steps
+    from low to high.
+    """
+
+    low: float
+    high: float
+    shape: Literal["linear", "sigmoid", "table"] = "linear"
+    table: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One slice's pixels: float32 (H, W), HU for CT, scanner units or grey levels otherwise.
+
+    Higher is brighter (MONOCHROME1 is already inverted, except HU). NaN marks padding.
+    """
+
+    frame: int
+    pixels: NDArray[np.float32]
+    voi: Voi | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One slice that could not be read, and why."""
+
+    frame: int
+    reason: Reason
+    detail: str
+
+
+# --- preprocessing -------------------------------------------------------------------------
+
+# Which cut of a volume file (NIfTI) its slices are. Other files are taken as acquired.
+Plane = Literal["axial", "sagittal", "coronal"]
+
+# Customary CT windows, (centre, width) in HU, as viewers preset them; a recipe holds the numbers,
+# not the name.
+CT_WINDOWS: dict[str, tuple[float, float]] = {
+    "lung": (-600, 1500),
+    "mediastinum": (50, 350),
+    "abdomen": (40, 400),
+    "liver": (60, 160),
+    "bone": (480, 2500),
+    "brain": (40, 80),
+    "stroke": (40, 40),
+    "subdural": (75, 215),
+    "angio": (300, 600),
+}
+
+
+class Window(Frozen):
+    """Clip to [low, high] (HU for CT) and scale to [0, 1]. Also made from centre and width."""
+
+    kind: Literal["window"] = "window"
+    low: float
+    high: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_centre_and_width(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not {"center", "width"} & set(data):
+            return data
+        rest = {key: value for key, value in data.items() if key not in ("center", "width")}
+        if not {"center", "width"} <= set(data) or {"low", "high"} & set(data):
+            raise ValueError(
+                f"A window is either low and high, or center and width. Got {sorted(data)} instead."
+            )
+        center, width = float(data["center"]), float(data["width"])
+        return {**rest, "low": center - width / 2, "high": center + width / 2}
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Window:
+        if not self.low < self.high:
+            raise ValueError(
+                f"A window must have low < high. Got low={self.low} and high={self.high} instead; "
+                "swap them if the window was reversed."
+            )
+        return self
+
+
+class Windows(Frozen):
+    """Three windows of one slice as the red, green and blue channel."""
+
+    kind: Literal["windows"] = "windows"
+    red: Window
+    green: Window
+    blue: Window
+
+
+class FileWindow(Frozen):
+    """The file's own window or VOI LUT; a slice without one falls back to minimum and maximum."""
+
+    kind: Literal["file"] = "file"
+
+
+class Percentiles(Frozen):
+    """Clip to the slice's own percentiles [low, high] and scale to [0, 1]."""
+
+    kind: Literal["percentiles"] = "percentiles"
+    low: Annotated[float, Field(ge=0, le=100)] = 1.0
+    high: Annotated[float, Field(ge=0, le=100)] = 99.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Percentiles:
+        if not self.low < self.high:
+            raise ValueError(
+                f"Percentiles must have low < high. Got {self.low} and {self.high} instead."
+            )
+        return self
+
+
+class MinMax(Frozen):
+    """Scale the slice's own minimum and maximum to [0, 1]."""
+
+    kind: Literal["minmax"] = "minmax"
+
+
+class ZScore(Frozen):
+    """Clip to `clip` standard deviations round the slice's own mean and scale to [0, 1]."""
+
+    kind: Literal["zscore"] = "zscore"
+    clip: Annotated[float, Field(gt=0)] = 3.0
+
+
+def _intensity(value: Any) -> Any:
+    """Return the long form of a rule written short: a window's name, or three of them."""
+    if isinstance(value, (list, tuple)):
+        if len(value) != 3:
+            raise ValueError(f"Windows as channels must be three. Got {len(value)} instead.")
+        red, green, blue = map(_window, value)
+        return {"kind": "windows", "red": red, "green": green, "blue": blue}
+    if value in ("file", "minmax", "percentiles", "zscore"):
+        return {"kind": value}
+    return _window(value)
+
+
+def _window(value: Any) -> Any:
+    """Return a window's numbers for its name; anything else as it is."""
+    if isinstance(value, dict) and "kind" not in value:
+        return {"kind": "window", **value}
+    if not isinstance(value, str):
+        return value
+    if value not in CT_WINDOWS:
+        near = difflib.get_close_matches(value, CT_WINDOWS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(CT_WINDOWS)}."
+        raise ValueError(f"There is no CT window named {value!r}. {hint}")
+    center, width = CT_WINDOWS[value]
+    return {"kind": "window", "center": center, "width": width}
+
+
+Intensity = Annotated[
+    Window | Windows | FileWindow | Percentiles | MinMax | ZScore, Field(discriminator="kind")
+]
+# A rule as a config may write it: `lung`, `[lung, mediastinum, bone]`, `file`, or the long form.
+ShortIntensity = Annotated[Intensity, BeforeValidator(_intensity)]
+
+
+class Preprocess(Frozen):
+    """How pixels become numbers in [0, 1], one rule for each kind of image, and which pixels.
+
+    The defaults follow arXiv 2312.02366: HU clamped to [-1024, 600], X-rays by minimum and
+    maximum, the whole image squeezed to a square; MR by percentiles of the slice. aspect: `pad`
+    adds black to make the square, `crop` cuts its middle out. crop: `body` cuts to the box of the
+    body first.
+    """
+
+    ct: ShortIntensity = Window(low=-1024, high=600)
+    mr: ShortIntensity = Percentiles()
+    xray: ShortIntensity = MinMax()
+    other: ShortIntensity = MinMax()
+    plane: Plane = "axial"
+    aspect: Literal["square", "pad", "crop"] = "square"
+    crop: Literal["none", "body"] = "none"
+
+
+def intensity_kind(modality: str) -> IntensityKind:
+    """Return which intensity rule a DICOM modality code falls under."""
+    if modality in ("CT", "MR"):
+        return "ct" if modality == "CT" else "mr"
+    return "xray" if modality in XRAY_MODALITIES else "other"
+
+
+# --- the recipe ----------------------------------------------------------------------------
+
+
+class Architecture(Frozen):
+    """The shape of a DINOv2 network and its input's mean and std: what the weights do not say."""
+
+    dim: int
+    depth: int
+    heads: int
+    patch: int = 14
+    registers: int = 0
+    ffn: Literal["mlp", "swiglu"] = "mlp"
+    mlp_ratio: int = 4
+    eps: float = 1e-6
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class Recipe(Frozen):
+    """All that changes feature values, and nothing else.
+
+    `weights` is `sha256:<hex of the weights file>`, or `random:<seed>` for weights nobody trained.
+    """
+
+    format: Literal[1] = FORMAT_VERSION
+    architecture: Architecture
+    weights: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|random:\d+)$")]
+    image_size: Annotated[int, Field(gt=0)] = 224
+    blocks: Annotated[int, Field(ge=1)] = 4
+    outputs: tuple[Output, ...] = ("cls", "mean")
+    dtype: Literal["float16", "float32"] = "float16"
+    preprocess: Preprocess = Preprocess()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        patch, depth = self.architecture.patch, self.architecture.depth
+        if self.image_size % patch:
+            below = self.image_size // patch * patch
+            raise ValueError(
+                f"image_size must be a multiple of the patch size {patch}. Got {self.image_size} "
+                f"instead; the nearest are {below} and {below + patch}."
+            )
+        if self.blocks > depth:
+            raise ValueError(
+                f"blocks must be at most the depth {depth}. Got {self.blocks} instead."
+            )
+        if len(set(self.outputs)) != len(self.outputs) or not self.outputs:
+            raise ValueError(f"outputs must be one or more, each once. Got {self.outputs} instead.")
+        return self
+
+    @property
+    def random(self) -> bool:
+        """True where the weights are seeded noise: whatever shows a number must say so."""
+        return self.weights.startswith("random:")
+
+    def canonical(self) -> str:
+        """Return the one JSON text of this recipe: sorted keys, no spaces."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """Return the sha256 of the canonical JSON, as hex."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Features:
+    """One batch's features, float32.
+
+    cls (b, l, d): CLS tokens of the last l blocks after the final LayerNorm, oldest first;
+    mean (b, d): mean of the last block's patch tokens; patch (b, h, w, d): those tokens.
+    """
+
+    cls: torch.Tensor
+    mean: torch.Tensor
+    patch: torch.Tensor
+
+
+# --- questions -----------------------------------------------------------------------------
+
+# Which cached numbers a head sees: the CLS token of the last block or of the last four
+# (concatenated, oldest first), with or without the mean patch token.
+FeatureSet = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
+Level = Literal["image", "series", "patient"]
+Kind = Literal["binary", "multiclass", "multilabel"]
+Part = Literal["train", "val", "test"]
+Method = Literal["knn", "probe", "fewshot"]
+
+
+class Task(Frozen):
+    """A question: which label columns, at which level, over which modalities.
+
+    One column is binary or multi-class by its values; several columns are multi-label (0 or 1).
+    """
+
+    labels: Annotated[tuple[str, ...], Field(min_length=1)]
+    level: Level = "image"
+    modality: tuple[str, ...] | None = None
+
+
+class Tally(Frozen):
+    """What joined and what did not: counts, and the first few by name.
+
+    Label rows are named by their path, or, where they are keyed by an id, by their place in the
+    file, because a raw id may not leave the labels file.
+    """
+
+    unlabelled_units: int = 0
+    unreadable_slices: int = 0
+    pending_slices: int = 0
+    unmatched_slices: int = 0
+    unmatched_labels: int = 0
+    unmatched_slice_examples: tuple[str, ...] = ()
+    unmatched_label_examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a task is scored on: n images, series or patients, with their labels.
+
+    ids (n,): row number, series or patient pseudonym; y (n,) int64 class indices, or (n, c) int8
+    for multi-label; groups (n,): the patients; classes: the c names in index order, of which the
+    last is the positive one where there are two; rows (m,) ascending: the slices; unit (m,): the
+    unit each slice belongs to, whose features are the mean over its slices.
+    """
+
+    ids: NDArray[np.str_]
+    y: NDArray[np.int64] | NDArray[np.int8]
+    groups: NDArray[np.str_]
+    classes: tuple[str, ...]
+    kind: Kind
+    rows: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    tally: Tally
+
+    @property
+    def indicator(self) -> NDArray[np.bool_]:
+        """Return (n, c): which classes or labels each unit carries."""
+        if self.y.ndim == 2:
+            return self.y.astype(bool)
+        indicator: NDArray[np.bool_] = self.y[:, None] == np.arange(len(self.classes))
+        return indicator
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Probabilities (q, c) of the test units under one setting, such as {"k": 10}.
+
+    Rows sum to 1, but for multi-label, where each column stands by itself.
+    """
+
+    setting: dict[str, float]
+    proba: NDArray[np.float64]
+
+
+# --- answers -------------------------------------------------------------------------------
+
+
+class Metric(Frozen):
+    """One number, with its 95 % interval where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Score(Frozen):
+    """The metrics of one setting, such as {"k": 10}: overall, and by class or label name."""
+
+    setting: dict[str, float]
+    metrics: dict[str, Metric]
+    labels: dict[str, dict[str, Metric]] = Field(default_factory=dict)
+
+
+class PartCount(Frozen):
+    """How much stands on one side of the split; positives: units a class or label."""
+
+    units: int
+    patients: int
+    positives: dict[str, int]
+
+
+class Provenance(Frozen):
+    """All that a result was computed from. `random`: the weights were never trained."""
+
+    key: str
+    contract: int
+    recipe: str
+    weights: str
+    random: bool
+    store: str
+    labels: str
+    split: str
+    versions: dict[str, str]
+
+
+class Result(Frozen):
+    """One task answered by one method. `notes` says what was left out, and why."""
+
+    task: str
+    method: Method
+    features: FeatureSet
+    kind: Kind
+    classes: tuple[str, ...]
+    level: Level
+    settings: dict[str, Any]
+    counts: dict[Part, PartCount]
+    tally: Tally
+    scores: tuple[Score, ...]
+    notes: tuple[str, ...]
+    provenance: Provenance
+    seconds: float
+    cached: bool = False

@@ -1,0 +1,193 @@
+"""Names of backbones, where their weights are, and which weights those are.
+
+Torch-free, so that a run with nothing to embed never pays for importing it. The order of search:
+the path in the config, radprobe's folder (RADPROBE_WEIGHTS), torch.hub's cache, Hugging Face's
+cache, Hugging Face's hub. Nothing falls back to anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.types import Architecture
+from stores.errors import WeightsError
+
+HUB_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published backbone: its shape, its official file and its Hugging Face repository."""
+
+    architecture: Architecture
+    file: str
+    repository: str
+
+    @property
+    def url(self) -> str:
+        """Return where the official file is published."""
+        folder = self.file.replace("_reg4", "").removesuffix("_pretrain.pth")
+        return f"https://dl.fbaipublicfiles.com/dinov2/{folder}/{self.file}"
+
+
+def _dinov2(letter: str, size: str, registers: int, **shape: Any) -> Published:
+    file = f"dinov2_vit{letter}14{'_reg4' if registers else ''}_pretrain.pth"
+    repository = f"facebook/dinov2-{'with-registers-' if registers else ''}{size}"
+    return Published(Architecture(registers=registers, **shape), file, repository)
+
+
+_SHAPES: dict[tuple[str, str], dict[str, Any]] = {
+    ("s", "small"): {"dim": 384, "depth": 12, "heads": 6},
+    ("b", "base"): {"dim": 768, "depth": 12, "heads": 12},
+    ("l", "large"): {"dim": 1024, "depth": 24, "heads": 16},
+    ("g", "giant"): {"dim": 1536, "depth": 40, "heads": 24, "ffn": "swiglu"},
+}
+BACKBONES: dict[str, Published] = {
+    f"dinov2_vit{letter}14{suffix}": _dinov2(letter, size, registers, **shape)
+    for (letter, size), shape in _SHAPES.items()
+    for suffix, registers in (("", 0), ("_reg", 4))
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights that were found: their file (None for random), their identity, their network."""
+
+    file: Path | None
+    identity: str
+    architecture: Architecture
+
+
+def locate(name: str, weights: str | None, *, hub: bool = True) -> Weights:
+    """Find a backbone's weights and say which they are, without loading them.
+
+    name: one of BACKBONES, or `hf:<folder or owner/name>`. weights: a file or Hugging Face folder,
+    or `random:<seed>`, or None to search caches and, with `hub`, Hugging Face.
+    Raises WeightsError with the three ways to get them.
+    """
+    if name.startswith("hf:"):
+        folder = _hub_folder(name.removeprefix("hf:"), hub=hub)
+        architecture = _read_architecture(folder)
+        if weights is not None and weights.startswith("random:"):
+            return _random(weights, architecture)
+        return _identified(_in_folder(folder) if weights is None else Path(weights), architecture)
+    published = BACKBONES.get(name)
+    if published is None:
+        raise WeightsError(
+            f"There is no backbone {name!r}. "
+            f"Known: {', '.join(BACKBONES)}, or hf:<folder or owner/name>."
+        )
+    if weights is not None and weights.startswith("random:"):
+        return _random(weights, published.architecture)
+    if weights is None:
+        return _identified(_search(name, published, hub=hub), published.architecture)
+    path = Path(weights)
+    return _identified(_in_folder(path) if path.is_dir() else path, published.architecture)
+
+
+def _random(weights: str, architecture: Architecture) -> Weights:
+    seed = weights.removeprefix("random:")
+    if not seed.isdigit():
+        raise WeightsError(
+            f"Random weights are asked for as random:<seed>. Got {weights!r} instead."
+        )
+    return Weights(None, f"random:{int(seed)}", architecture)
+
+
+def _identified(file: Path, architecture: Architecture) -> Weights:
+    if not file.is_file():
+        raise WeightsError(f"There is no weights file {str(file)!r}. Check backbone.weights.")
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return Weights(file, f"sha256:{digest}", architecture)
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(
+        f"The folder {str(folder)!r} holds no model.safetensors or pytorch_model.bin. "
+        "Name a weights file, or a folder as Hugging Face saves it."
+    )
+
+
+def _search(name: str, published: Published, *, hub: bool) -> Path:
+    own = Path(os.environ.get("RADPROBE_WEIGHTS", Path.home() / ".cache/radprobe/weights"))
+    torch_home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache/torch"))
+    for folder in (own, torch_home / "hub/checkpoints"):
+        if (folder / published.file).is_file():
+            return folder / published.file
+    try:
+        return _in_folder(_hub_folder(published.repository, hub=hub))
+    except WeightsError as error:
+        raise WeightsError(
+            f"The weights of {name} are not here. {error} Three ways to get them:\n"
+            f"  1. download {published.url}\n"
+            "     and set backbone.weights to the file in the config;\n"
+            f"  2. put that file into {own} (or set RADPROBE_WEIGHTS to the folder it is in);\n"
+            f"  3. on a machine with a network: huggingface-cli download {published.repository}, "
+            "then copy ~/.cache/huggingface here."
+        ) from None
+
+
+def _hub_folder(repository: str, *, hub: bool) -> Path:
+    """Return a local folder, or the cached or downloaded snapshot of a Hugging Face repository."""
+    if Path(repository).expanduser().is_dir():
+        return Path(repository).expanduser()
+    # Imported late: it costs a quarter of a second that no other way pays.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    for local_only in (True, False) if hub else (True,):
+        try:
+            return Path(
+                snapshot_download(
+                    repository, allow_patterns=list(HUB_FILES), local_files_only=local_only
+                )
+            )
+        except HFValidationError:
+            raise WeightsError(
+                f"{repository!r} is neither a folder nor the name of a Hugging Face repository."
+            ) from None
+        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+            reason = str(error).splitlines()[0]
+    where = "cache, and the hub did not give it" if hub else "cache"
+    raise WeightsError(f"{repository!r} is not in the Hugging Face {where} ({reason}).")
+
+
+def _read_architecture(folder: Path) -> Architecture:
+    """Read the shape from a Hugging Face folder's config.json (and mean and std beside it)."""
+    config = _read_json(folder / "config.json")
+    if config.get("model_type") not in ("dinov2", "dinov2_with_registers"):
+        raise WeightsError(
+            f"{folder / 'config.json'}: model_type must be dinov2 or dinov2_with_registers. "
+            f"Got {config.get('model_type')!r} instead."
+        )
+    with_registers = config["model_type"] == "dinov2_with_registers"
+    shape: dict[str, Any] = {
+        "dim": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "patch": config.get("patch_size", 14),
+        "registers": config.get("num_register_tokens", 4) if with_registers else 0,
+        "ffn": "swiglu" if config.get("use_swiglu_ffn") else "mlp",
+        "mlp_ratio": config.get("mlp_ratio", 4),
+        "eps": config.get("layer_norm_eps", 1e-6),
+    }
+    if (folder / "preprocessor_config.json").is_file():
+        image = _read_json(folder / "preprocessor_config.json")
+        shape |= {"mean": tuple(image["image_mean"]), "std": tuple(image["image_std"])}
+    return Architecture(**shape)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{str(path)!r} cannot be read: {error}.") from None

@@ -1,0 +1,123 @@
+"""One writer a part: exclusive claims that need no file locks, so that they hold on NFS too.
+
+Claim k on a part is the file `<part>.claim.<k>`, made complete under a temporary name and then
+hard-linked: the link either is ours or fails. The highest k owns the part. A dead owner's part is
+taken by making k + 1, which only one process can; nothing is ever renamed over, so nobody can take
+over a claim that was renewed in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from stores._disk import TEMPORARY
+
+# A claim of another host counts as dead when its owner has not touched it for this long.
+STALE_AFTER_S = 900.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to write one part."""
+
+    path: Path
+
+    def beat(self) -> None:
+        """Say that the owner is alive, for readers on other hosts."""
+        os.utime(self.path)
+
+    def held(self) -> bool:
+        """Return whether the claim still stands: nobody took the part over."""
+        stem, number = _split(self.path)
+        latest = _latest(self.path.parent, stem)
+        return latest is not None and _split(latest)[1] == number
+
+    def release(self) -> None:
+        """Give the part back: the newest claim goes last, so that no older one revives."""
+        stem, number = _split(self.path)
+        for path in _claims(self.path.parent, stem):
+            if _split(path)[1] <= number:
+                path.unlink(missing_ok=True)
+
+
+def try_claim(folder: Path, stem: str) -> Claim | None:
+    """Claim part `stem`; None where a live process holds it or was quicker."""
+    latest = _latest(folder, stem)
+    if latest is not None and not _dead(latest):
+        return None
+    number = 0 if latest is None else _split(latest)[1] + 1
+    path = folder / f"{stem}.claim.{number}"
+    temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}-claim"
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "born": _birth(os.getpid())}
+    temporary.write_text(json.dumps({**owner, "time": time.time()}), encoding="utf-8")
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return Claim(path)
+
+
+def owner(folder: Path, stem: str) -> str | None:
+    """Return `host:pid` of whoever holds the part, or None."""
+    latest = _latest(folder, stem)
+    if latest is None or _dead(latest):
+        return None
+    holder = _read(latest)
+    return f"{holder.get('host')}:{holder.get('pid')}" if holder else "another process"
+
+
+def _dead(path: Path) -> bool:
+    """Return whether a claim's owner is certainly gone, or silent for too long."""
+    holder = _read(path)
+    if holder is not None and holder.get("host") == socket.gethostname():
+        return _birth(int(str(holder["pid"]))) != holder.get("born")
+    try:
+        return time.time() - path.stat().st_mtime > STALE_AFTER_S
+    except FileNotFoundError:
+        return True
+
+
+def _birth(pid: int) -> str | None:
+    """Return when a process of this host started, so that a reused pid is told apart."""
+    try:
+        # Field 22 of stat, counted after the command name, which may hold spaces.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except FileNotFoundError:
+        pass
+    if Path("/proc/self").exists():
+        return None
+    try:  # a system without /proc: the process exists, or it does not
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "alive"
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _claims(folder: Path, stem: str) -> list[Path]:
+    return sorted(folder.glob(f"{stem}.claim.*"), key=lambda path: _split(path)[1])
+
+
+def _latest(folder: Path, stem: str) -> Path | None:
+    return next(reversed(_claims(folder, stem)), None)
+
+
+def _split(path: Path) -> tuple[str, int]:
+    stem, _, number = path.name.rpartition(".claim.")
+    return stem, int(number)

@@ -1,0 +1,96 @@
+"""Every error radprobe raises on purpose.
+
+RadprobeError
+├── ConfigError (ValueError)          a config, a setting or a command line that cannot be used
+├── WeightsError (ValueError)         weights missing, of another model, or unsafe to load
+├── UnreadableError (ValueError)      one file or slice cannot be read; carries a `Reason`
+├── LabelError (ValueError)           labels that do not join, or cannot be split by patient
+└── StoreError
+    ├── StoreNotFoundError (FileNotFoundError)
+    ├── RecipeMismatchError (ValueError)   the store was made by another recipe; names the fields
+    ├── UnalignedWriteError (ValueError)   rows that are not exactly one part
+    ├── ClaimedError (RuntimeError)        another live process is writing the part
+    ├── MissingRowsError (KeyError)        rows asked for that hold no features
+    └── CorruptStoreError (ValueError)     what is on disk does not fit its receipt
+
+Each also derives from the builtin a caller would catch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+# Why a file or a slice was set aside. The list is short and fixed: reports count by it.
+Reason = Literal[
+    "empty",  # no bytes
+    "not-an-image",  # no known format, or a DICOM object without pixels
+    "truncated",  # ends before its pixels do
+    "corrupt",  # headers or pixel stream that contradict themselves
+    "unsupported",  # a valid file of a kind that has no decoder or no sense as a slice
+    "too-large",  # declares more pixels than the limit: a decompression bomb
+    "no-permission",
+    "vanished",  # there at discovery, gone at reading
+    "time-limit",  # decoding took longer than the limit
+    "not-finite",  # no finite pixel in the slice
+]
+
+
+class RadprobeError(Exception):
+    """The root: catching it catches every error radprobe raises on purpose."""
+
+
+class ConfigError(RadprobeError, ValueError):
+    """A config, a setting or a command line that cannot be used."""
+
+
+class WeightsError(RadprobeError, ValueError):
+    """Weights are missing, belong to another model, or are unsafe to load."""
+
+
+class UnreadableError(RadprobeError, ValueError):
+    """One file or slice cannot be read: `reason` is from a fixed list, `detail` says more."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: Reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[UnreadableError], tuple[Reason, str]]:
+        """Cross process borders with both fields (the default keeps only the message)."""
+        return type(self), (self.reason, self.detail)
+
+
+class LabelError(RadprobeError, ValueError):
+    """Labels that do not join the slices, or cannot be split by patient."""
+
+
+class StoreError(RadprobeError):
+    """Something about a feature store."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no feature store at the path."""
+
+
+class RecipeMismatchError(StoreError, ValueError):
+    """The store on this path was made by another recipe."""
+
+
+class UnalignedWriteError(StoreError, ValueError):
+    """A write of rows that are not exactly one part."""
+
+
+class ClaimedError(StoreError, RuntimeError):
+    """Another live process is writing the part."""
+
+
+class MissingRowsError(StoreError, KeyError):
+    """Rows were asked for that hold no features."""
+
+    def __str__(self) -> str:
+        """Return the message without the quotes that KeyError puts around it."""
+        return str(self.args[0])
+
+
+class CorruptStoreError(StoreError, ValueError):
+    """What is on disk does not fit what its receipt says."""

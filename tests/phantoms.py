@@ -1,0 +1,217 @@
+"""Plain functions that write real DICOM, NIfTI and raster files for the reader's tests."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedMRImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    generate_uid,
+)
+
+# What no store, log or report may ever show.
+IDENTITY = {
+    "PatientName": "SECRETNAME^ANNA",
+    "PatientID": "SECRETID-4711",
+    "PatientBirthDate": "19331122",
+    "AccessionNumber": "SECRETACC99",
+    "ReferringPhysicianName": "SECRETDOC^BERT",
+    "InstitutionName": "SECRETHOSPITAL",
+}
+AXIAL = (1, 0, 0, 0, 1, 0)
+
+
+def volume(depth: int = 6, height: int = 20, width: int = 24) -> np.ndarray:
+    """Return (depth, height, width) int16 without any symmetry, in the range of HU."""
+    z, y, x = np.mgrid[:depth, :height, :width]
+    return (100 * z + 7 * y + 3 * x + 11 * (y > 4) * (x > 9) - 500).astype(np.int16)
+
+
+def dicom(pixels: np.ndarray, **tags: Any) -> Dataset:
+    """Return a CT dataset of stored values (H, W), (n, H, W) or (H, W, 3), with tags over it."""
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    ds.SOPClassUID = CTImageStorage
+    ds.SOPInstanceUID = generate_uid()
+    ds.StudyInstanceUID = "1.2.826.0.1.3680043.8.498.1111"
+    ds.SeriesInstanceUID = "1.2.826.0.1.3680043.8.498.2222"
+    ds.Modality = "CT"
+    for name, value in IDENTITY.items():
+        setattr(ds, name, value)
+    colour = pixels.ndim == 3 and pixels.shape[-1] == 3
+    shape = pixels.shape[:2] if colour else pixels.shape[-2:]
+    ds.Rows, ds.Columns = shape
+    ds.SamplesPerPixel = 3 if colour else 1
+    ds.PhotometricInterpretation = "RGB" if colour else "MONOCHROME2"
+    if colour:
+        ds.PlanarConfiguration = 0
+    if pixels.ndim == 3 and not colour:
+        ds.NumberOfFrames = len(pixels)
+    ds.BitsAllocated = ds.BitsStored = pixels.dtype.itemsize * 8
+    ds.HighBit = ds.BitsStored - 1
+    ds.PixelRepresentation = int(pixels.dtype.kind == "i")
+    ds.PixelData = pixels.tobytes() + b"\0" * (pixels.nbytes % 2)
+    ds["PixelData"].VR = "OB" if pixels.dtype.itemsize == 1 else "OW"
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    return ds
+
+
+def save(ds: Dataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> Path:
+    """Write a dataset as a DICOM file, compressed where the syntax asks for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    if syntax == ExplicitVRBigEndian:
+        ds.PixelData = (
+            np.frombuffer(ds.PixelData, f"<u{ds.BitsAllocated // 8}").byteswap().tobytes()
+        )
+    if getattr(syntax, "is_compressed", False) and getattr(syntax, "is_encapsulated", True):
+        ds.compress(syntax, generate_instance_uid=False)
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_series(
+    folder: Path,
+    voxels: np.ndarray,
+    *,
+    positions: list[tuple[float, float, float]] | None = None,
+    spacing: tuple[float, float] = (0.8, 0.7),
+    step: float = 2.5,
+    orientation: tuple[float, ...] = AXIAL,
+    **tags: Any,
+) -> list[Path]:
+    """Write (n, H, W) as one file a slice, names in an order that is not that of the positions."""
+    along, down = np.array(orientation[:3]), np.array(orientation[3:])
+    normal = np.cross(along, down)
+    if positions is None:
+        start = np.array([-30.0, -40.0, 100.0])
+        positions = [tuple(start + k * step * normal) for k in range(len(voxels))]
+    paths = []
+    for k, (pixels, position) in enumerate(zip(voxels, positions, strict=True)):
+        ds = dicom(
+            pixels,
+            ImagePositionPatient=[float(v) for v in position],
+            ImageOrientationPatient=[float(v) for v in orientation],
+            PixelSpacing=list(spacing),
+            InstanceNumber=k + 1,
+            **tags,
+        )
+        paths.append(save(ds, folder / f"IM{(k * 7) % 101:03d}"))
+    return paths
+
+
+def write_nifti_of_series(
+    path: Path,
+    voxels: np.ndarray,
+    *,
+    spacing: tuple[float, float] = (0.8, 0.7),
+    step: float = 2.5,
+    start: tuple[float, float, float] = (-30.0, -40.0, 100.0),
+) -> Path:
+    """Write the volume of an axial `write_series` as NIfTI, as a converter would (LPS -> RAS)."""
+    affine = np.diag([-spacing[1], -spacing[0], step, 1.0])
+    affine[:3, 3] = -start[0], -start[1], start[2]
+    image = nib.Nifti1Image(np.ascontiguousarray(voxels.transpose(2, 1, 0)), affine)
+    image.set_sform(affine, 1)
+    nib.save(image, path)
+    return path
+
+
+def _item(**tags: Any) -> Dataset:
+    ds = Dataset()
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    return ds
+
+
+def write_enhanced(path: Path, voxels: np.ndarray, slopes: list[float], times: int = 1) -> Path:
+    """Write an enhanced MR of (times * n, H, W), each frame with its own position and rescale."""
+    ds = dicom(voxels, SOPClassUID=EnhancedMRImageStorage, Modality="MR")
+    per_time = len(voxels) // times
+    ds.SharedFunctionalGroupsSequence = Sequence(
+        [
+            _item(
+                PixelMeasuresSequence=Sequence([_item(PixelSpacing=[1.5, 1.25])]),
+                PlaneOrientationSequence=Sequence([_item(ImageOrientationPatient=list(AXIAL))]),
+            )
+        ]
+    )
+    groups = []
+    for frame, slope in enumerate(slopes):
+        t, k = divmod(frame, per_time)
+        groups.append(
+            _item(
+                FrameContentSequence=Sequence([_item(StackID="1", TemporalPositionIndex=t + 1)]),
+                # Stored from the top down: the reader must order by position.
+                PlanePositionSequence=Sequence(
+                    [_item(ImagePositionPatient=[0.0, 0.0, 50.0 - 3.0 * k])]
+                ),
+                PixelValueTransformationSequence=Sequence(
+                    [_item(RescaleIntercept=float(frame), RescaleSlope=slope, RescaleType="US")]
+                ),
+                FrameVOILUTSequence=Sequence(
+                    [_item(WindowCenter=10.0 * frame, WindowWidth=100.0, VOILUTFunction="SIGMOID")]
+                ),
+            )
+        )
+    ds.PerFrameFunctionalGroupsSequence = Sequence(groups)
+    return save(ds, path)
+
+
+def write_mosaic(path: Path, tiles: np.ndarray, *, counted: bool = True) -> Path:
+    """Write (n, H, W) as a Siemens mosaic, with its number of tiles in the private header or not."""
+    count, height, width = tiles.shape
+    side = int(np.ceil(np.sqrt(count)))
+    picture = np.zeros((side * height, side * width), tiles.dtype)
+    for k, tile in enumerate(tiles):
+        row, column = divmod(k, side)
+        picture[row * height : (row + 1) * height, column * width : (column + 1) * width] = tile
+    ds = dicom(
+        picture,
+        Modality="MR",
+        ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"],
+        ImagePositionPatient=[-100.0, -100.0, 5.0],
+        ImageOrientationPatient=list(AXIAL),
+        PixelSpacing=[2.0, 2.0],
+        SpacingBetweenSlices=4.0,
+    )
+    if counted:
+        block = ds.private_block(0x0019, "SIEMENS MR HEADER", create=True)
+        block.add_new(0x0A, "US", count)
+    return save(ds, path)
+
+
+def write_png(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
+    """Write grey, colour or palette pixels as PNG (or as the suffix says)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    (image if mode is None else image.convert(mode)).save(path)
+    return path
+
+
+def png_bomb(path: Path, side: int = 60_000) -> Path:
+    """Write a PNG of a few bytes whose header declares side x side pixels."""
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path

@@ -1,0 +1,698 @@
+"""Every kind of file a hospital or a data set hands over, read from real files."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import scipy.io
+from PIL import Image
+from pydicom import uid
+from pydicom.data import get_testdata_file
+
+from pipeline.read import (
+    Request,
+    escape_path,
+    read_files,
+    read_headers,
+    read_request,
+    read_slices,
+    unescape_path,
+)
+from pipeline.types import Failure, Slice
+from stores.errors import UnreadableError
+
+from .. import phantoms
+
+GREY = np.arange(20 * 24, dtype=np.uint16).reshape(20, 24)
+
+
+def one(path: Path, frame: int = 0, plane: str = "axial") -> np.ndarray:
+    (item,) = read_slices(path, [frame], plane)
+    assert isinstance(item, Slice), item
+    assert item.frame == frame
+    assert item.pixels.dtype == np.float32
+    return item.pixels
+
+
+def reason(path: Path) -> str:
+    """Return why a file is refused, whether at its header or at its pixels."""
+    try:
+        headers = read_headers(path)
+        (item,) = read_slices(path, [headers[0].frame])
+    except UnreadableError as error:
+        return error.reason
+    assert isinstance(item, Failure)
+    return item.reason
+
+
+# --- DICOM ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "syntax",
+    [
+        uid.ImplicitVRLittleEndian,
+        uid.ExplicitVRLittleEndian,
+        uid.ExplicitVRBigEndian,
+        uid.DeflatedExplicitVRLittleEndian,
+        uid.RLELossless,
+        uid.JPEGLSLossless,
+        uid.JPEG2000Lossless,
+    ],
+    ids=lambda syntax: syntax.keyword,
+)
+@pytest.mark.parametrize("dtype", [np.int16, np.uint16, np.uint8])
+def test_transfer_syntaxes_give_the_stored_values(tmp_path, syntax, dtype):
+    pixels = (phantoms.volume(1)[0] % 200 + (-50 if dtype == np.int16 else 0)).astype(dtype)
+    if dtype == np.uint8 and syntax == uid.ExplicitVRBigEndian:
+        pytest.skip("a file of bytes has no byte order")
+    path = phantoms.save(
+        phantoms.dicom(pixels, RescaleSlope=2, RescaleIntercept=-7), tmp_path / "a", syntax
+    )
+    np.testing.assert_array_equal(one(path), pixels.astype(np.float32) * 2 - 7)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "JPEG-LL.dcm",
+        "SC_rgb_jpeg_dcmtk.dcm",
+        "JPGLosslessP14SV1_1s_1f_8b.dcm",
+        "HTJ2KLossless_08_RGB.dcm",
+        "HTJ2K_08_RGB.dcm",
+        "693_J2KR.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "MR_small_RLE.dcm",
+        "emri_small_jpeg_2k_lossless.dcm",
+    ],
+)
+def test_compressed_test_files_equal_pydicom(name):
+    path = get_testdata_file(name, download=False)
+    if path is None:
+        pytest.skip(f"{name} is not installed with pydicom")
+    ds = pydicom.dcmread(path)
+    expected = pydicom.pixels.apply_modality_lut(ds.pixel_array, ds)
+    expected = expected[0] if "NumberOfFrames" in ds and int(ds.NumberOfFrames) > 1 else expected
+    if expected.ndim == 3:
+        expected = expected.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    np.testing.assert_array_equal(one(Path(path)), expected.astype(np.float32))
+
+
+def test_decoders_are_the_freely_licensed_ones():
+    from pipeline._dicom import _DECODERS
+
+    assert not {
+        s for s, name in _DECODERS.items() if name == "pylibjpeg" and s < uid.JPEG2000Lossless
+    }
+
+
+def test_without_preamble_and_without_meta(tmp_path):
+    ds = phantoms.dicom(GREY)
+    raw = io.BytesIO()
+    pydicom.dcmwrite(raw, ds, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    data = raw.getvalue()
+    (tmp_path / "with").write_bytes(data)
+    phantoms.save(ds, tmp_path / "full")
+    (tmp_path / "no_preamble").write_bytes((tmp_path / "full").read_bytes()[132:])
+    bare = phantoms.dicom(GREY)
+    del bare.file_meta
+    with io.BytesIO() as buffer:
+        pydicom.dcmwrite(buffer, bare, implicit_vr=True, little_endian=True)
+        (tmp_path / "bare").write_bytes(buffer.getvalue())
+    for name in ("full", "no_preamble", "bare"):
+        np.testing.assert_array_equal(one(tmp_path / name), GREY.astype(np.float32))
+
+
+@pytest.mark.parametrize(("bits", "dtype"), [(12, np.uint16), (12, np.int16), (32, np.uint32)])
+def test_stored_bits(tmp_path, bits, dtype):
+    top = 2 ** min(bits - 1, 20)
+    pixels = np.array([[0, 1], [top - 1, -top if dtype == np.int16 else top]], dtype=dtype)
+    ds = phantoms.dicom(pixels, BitsStored=bits, HighBit=bits - 1)
+    np.testing.assert_array_equal(one(phantoms.save(ds, tmp_path / "a")), pixels.astype(np.float32))
+
+
+def test_modality_lut_sequence(tmp_path):
+    ds = phantoms.dicom(np.array([[0, 1], [2, 3]], np.uint8), Modality="CR")
+    ds.ModalityLUTSequence = [
+        phantoms._item(LUTDescriptor=[4, 0, 16], ModalityLUTType="US", LUTData=[10, 200, 30, 4000])
+    ]
+    ds.ModalityLUTSequence[0]["LUTDescriptor"].VR = "US"
+    ds.ModalityLUTSequence[0]["LUTData"].VR = "US"
+    np.testing.assert_array_equal(one(phantoms.save(ds, tmp_path / "a")), [[10, 200], [30, 4000]])
+
+
+def test_padding_becomes_nan_also_where_its_sign_was_mixed_up(tmp_path):
+    pixels = np.array([[-2000, 5], [-1999, 7]], np.int16)
+    ds = phantoms.dicom(pixels, RescaleSlope=1, RescaleIntercept=0)
+    ds.add_new("PixelPaddingValue", "US", 65536 - 2000)
+    np.testing.assert_array_equal(
+        one(phantoms.save(ds, tmp_path / "a")), np.float32([[np.nan, 5], [-1999, 7]])
+    )
+    ds.add_new("PixelPaddingRangeLimit", "SS", -1999)
+    np.testing.assert_array_equal(
+        one(phantoms.save(ds, tmp_path / "b")), np.float32([[np.nan, 5], [np.nan, 7]])
+    )
+
+
+def test_monochrome1_pair_is_equal_and_its_window_turns_with_it(tmp_path):
+    pixels = (GREY * 8).astype(np.uint16)
+    tags = {"Modality": "DX", "BitsStored": 12, "HighBit": 11}
+    plain = phantoms.dicom(pixels, WindowCenter=1000, WindowWidth=400, **tags)
+    turned = phantoms.dicom(
+        4095 - pixels,
+        PhotometricInterpretation="MONOCHROME1",
+        WindowCenter=4096 - 1000,
+        WindowWidth=400,
+        **tags,
+    )
+    (a,) = read_slices(phantoms.save(plain, tmp_path / "a"), [0])
+    (b,) = read_slices(phantoms.save(turned, tmp_path / "b"), [0])
+    np.testing.assert_array_equal(a.pixels, b.pixels)
+    assert a.voi == b.voi
+
+
+def test_hounsfield_units_are_never_turned(tmp_path):
+    ds = phantoms.dicom(GREY, PhotometricInterpretation="MONOCHROME1")
+    np.testing.assert_array_equal(one(phantoms.save(ds, tmp_path / "a")), GREY.astype(np.float32))
+
+
+def test_colour_becomes_luma(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 255, (8, 9, 3), dtype=np.uint8)
+    ds = phantoms.dicom(rgb, Modality="US")
+    expected = rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    np.testing.assert_allclose(one(phantoms.save(ds, tmp_path / "a")), expected, rtol=1e-6)
+
+
+def test_ultrasound_multiframe_and_frames_beyond_the_end(tmp_path):
+    clip = np.random.default_rng(1).integers(0, 255, (5, 8, 9), dtype=np.uint8)
+    path = phantoms.save(phantoms.dicom(clip, Modality="US"), tmp_path / "a", uid.RLELossless)
+    assert [header.frame for header in read_headers(path)] == [0, 1, 2, 3, 4]
+    items = list(read_slices(path, [4, 99, 0]))
+    np.testing.assert_array_equal(items[0].pixels, clip[4])
+    assert isinstance(items[1], Failure)
+    assert items[1].frame == 99
+    np.testing.assert_array_equal(items[2].pixels, clip[0])
+
+
+def test_enhanced_multiframe_has_rescale_position_and_window_of_each_frame(tmp_path):
+    voxels = phantoms.volume(4)
+    slopes = [1.0, 2.0, 0.5, 3.0]
+    path = phantoms.write_enhanced(tmp_path / "a", voxels, slopes)
+    headers = read_headers(path)
+    assert [header.position_mm for header in headers] == [50.0, 47.0, 44.0, 41.0]
+    assert headers[0].spacing_mm == (1.5, 1.25)
+    for frame, item in enumerate(read_slices(path, range(4))):
+        expected = voxels[frame] * slopes[frame] + frame
+        np.testing.assert_array_equal(item.pixels, expected.astype(np.float32))
+        assert (item.voi.low, item.voi.high, item.voi.shape) == (
+            10 * frame - 50,
+            10 * frame + 50,
+            "sigmoid",
+        )
+
+
+def test_mosaic_is_split_into_its_tiles(tmp_path):
+    tiles = phantoms.volume(7, 8, 10)
+    path = phantoms.write_mosaic(tmp_path / "a", tiles)
+    headers = read_headers(path)
+    assert len(headers) == 7
+    assert (headers[0].height, headers[0].width) == (8, 10)
+    assert [header.position_mm for header in headers] == [5.0 + 4 * k for k in range(7)]
+    # 3 x 3 tiles of 8 rows at 2 mm: the corner of a tile lies 16 mm inside that of the mosaic.
+    assert headers[0].offset_mm == (-100 + 16, -100 + 20)
+    for k, item in enumerate(read_slices(path, range(7))):
+        np.testing.assert_array_equal(item.pixels, tiles[k])
+
+
+def test_mosaic_without_its_count_is_set_aside(tmp_path):
+    path = phantoms.write_mosaic(tmp_path / "a", phantoms.volume(7, 8, 10), counted=False)
+    assert reason(path) == "unsupported"
+
+
+def test_siemens_file_of_nibabel_is_a_mosaic_of_48(tmp_path):
+    source = Path(nib.__file__).parent / "nicom/tests/data/siemens_dwi_0.dcm.gz"
+    if not source.exists():
+        pytest.skip("nibabel is installed without its test data")
+    path = tmp_path / "dwi.dcm"
+    path.write_bytes(gzip.decompress(source.read_bytes()))
+    headers = read_headers(path)
+    assert len(headers) == 48
+    assert one(path, 20).shape == (headers[0].height, headers[0].width) == (128, 128)
+    assert one(path, 20).mean() > one(path, 47).mean() > 0
+
+
+@pytest.mark.parametrize(
+    ("function", "low", "high", "shape"),
+    [
+        ("LINEAR", 40 - 200, 40 + 199, "linear"),
+        ("LINEAR_EXACT", -160, 240, "linear"),
+        ("SIGMOID", -160, 240, "sigmoid"),
+    ],
+)
+def test_file_window(tmp_path, function, low, high, shape):
+    ds = phantoms.dicom(GREY, WindowCenter=[40, 1], WindowWidth=[400, 2], VOILUTFunction=function)
+    (item,) = read_slices(phantoms.save(ds, tmp_path / "a"), [0])
+    assert (item.voi.low, item.voi.high, item.voi.shape) == (low, high, shape)
+
+
+@pytest.mark.parametrize("modality", ["SR", "PR", "RTSTRUCT", "KO"])
+def test_objects_without_pixels_are_set_aside(tmp_path, modality):
+    ds = phantoms.dicom(GREY, Modality=modality)
+    del ds.PixelData
+    with pytest.raises(UnreadableError) as caught:
+        read_headers(phantoms.save(ds, tmp_path / "a"))
+    assert caught.value.reason == "not-an-image"
+
+
+@pytest.mark.parametrize("modality", ["SEG", "RTDOSE"])
+def test_objects_that_are_no_picture_are_set_aside(tmp_path, modality):
+    assert (
+        reason(phantoms.save(phantoms.dicom(GREY, Modality=modality), tmp_path / "a"))
+        == "unsupported"
+    )
+
+
+# --- NIfTI ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SAL", "ILA"])
+def test_orientation_of_the_file_does_not_matter(tmp_path, suffix, codes):
+    ras = phantoms.volume(6, 7, 8).transpose(2, 1, 0).copy()
+    image = nib.Nifti1Image(ras, np.diag([2.0, 3.0, 4.0, 1.0]))
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes)
+    )
+    path = tmp_path / f"v.{suffix}"
+    nib.save(image.as_reoriented(turn), path)
+    np.testing.assert_array_equal(one(path, 2), ras[::-1, ::-1, 2].T)
+    np.testing.assert_array_equal(one(path, 0, "coronal"), ras[::-1, -1, ::-1].T)
+    np.testing.assert_array_equal(one(path, 1, "sagittal"), ras[1, ::-1, ::-1].T)
+    for plane, count, spacing in (
+        ("axial", 6, (3, 2)),
+        ("coronal", 7, (4, 2)),
+        ("sagittal", 8, (4, 3)),
+    ):
+        headers = read_headers(path, plane)
+        assert len(headers) == count
+        assert headers[0].spacing_mm == spacing
+        steps = np.diff([header.position_mm for header in headers])
+        assert (steps > 0).all()
+
+
+def test_series_and_nifti_give_the_same_slices_at_the_same_places(tmp_path):
+    voxels = phantoms.volume()
+    files = phantoms.write_series(tmp_path / "series", voxels)
+    volume = phantoms.write_nifti_of_series(tmp_path / "v.nii.gz", voxels)
+    headers = [read_headers(file)[0] for file in files]
+    ours = read_headers(volume)
+    for k, (theirs, header) in enumerate(zip(headers, ours, strict=True)):
+        np.testing.assert_array_equal(one(files[k]), one(volume, k))
+        assert header.position_mm == pytest.approx(theirs.position_mm, abs=1e-4)
+        assert header.offset_mm == pytest.approx(theirs.offset_mm, abs=1e-4)
+        assert header.spacing_mm == pytest.approx(theirs.spacing_mm, abs=1e-6)
+
+
+def test_nifti_scaling_four_dimensions_and_not_finite_values(tmp_path):
+    data = np.random.default_rng(0).normal(size=(4, 5, 6, 3)).astype(np.float32)
+    data[0, 0, 0, 1], data[1, 0, 0, 1] = np.nan, np.inf
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "f.nii.gz")
+    headers = read_headers(tmp_path / "f.nii.gz")
+    assert [header.order for header in headers[::6]] == [(0.0,), (1.0,), (2.0,)]
+    np.testing.assert_array_equal(one(tmp_path / "f.nii.gz", 6), data[::-1, ::-1, 0, 1].T)
+    image = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
+    image.header.set_slope_inter(0.5, -3)
+    nib.save(image, tmp_path / "s.nii")
+    loaded = nib.load(tmp_path / "s.nii").get_fdata()
+    np.testing.assert_allclose(one(tmp_path / "s.nii", 3), loaded[::-1, ::-1, 3].T, rtol=1e-6)
+
+
+def test_oblique_and_unplaced_volumes_are_flagged(tmp_path):
+    angle = np.radians(12)
+    affine = np.eye(4)
+    affine[1:3, 1:3] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    nib.save(nib.Nifti1Image(phantoms.volume(4), affine), tmp_path / "o.nii")
+    assert read_headers(tmp_path / "o.nii")[0].flags == ("oblique",)
+    image = nib.Nifti1Image(phantoms.volume(4), None)
+    image.header.set_sform(None, 0)
+    image.header.set_qform(None, 0)
+    nib.save(image, tmp_path / "u.nii")
+    assert read_headers(tmp_path / "u.nii")[0].flags == ("no-orientation",)
+
+
+def test_gzipped_volume_is_decompressed_once(tmp_path, monkeypatch):
+    nib.save(nib.Nifti1Image(phantoms.volume(30, 40, 40), np.eye(4)), tmp_path / "v.nii.gz")
+    read = []
+    inflate = gzip.GzipFile.readinto
+
+    def counted(self, buffer):
+        count = inflate(self, buffer)
+        read.append(count)
+        return count
+
+    monkeypatch.setattr(gzip.GzipFile, "readinto", counted)
+    assert len(list(read_slices(tmp_path / "v.nii.gz", range(30)))) == 30
+    assert sum(read) <= 30 * 40 * 40 * 2 + 2**14
+
+
+# --- rasters and arrays --------------------------------------------------------------------------
+
+
+def test_png_of_8_and_16_bit_and_tiff(tmp_path):
+    np.testing.assert_array_equal(one(phantoms.write_png(tmp_path / "a.png", GREY)), GREY)
+    np.testing.assert_array_equal(one(phantoms.write_png(tmp_path / "a.tif", GREY)), GREY)
+    eight = (GREY % 251).astype(np.uint8)
+    np.testing.assert_array_equal(one(phantoms.write_png(tmp_path / "b.png", eight)), eight)
+    np.testing.assert_array_equal(
+        one(phantoms.write_png(tmp_path / "c.png", GREY > 100)), (GREY > 100) * 255.0
+    )
+    real = GREY.astype(np.float32) / 7
+    np.testing.assert_array_equal(one(phantoms.write_png(tmp_path / "d.tiff", real)), real)
+
+
+def test_palette_is_looked_up_and_alpha_is_padding(tmp_path):
+    rgb = np.zeros((4, 4, 3), np.uint8)
+    rgb[:2] = 200
+    path = phantoms.write_png(tmp_path / "p.png", rgb, "P")
+    np.testing.assert_allclose(one(path)[0], 200, atol=1)
+    np.testing.assert_allclose(one(path)[3], 0, atol=1)
+    rgba = np.dstack([rgb, np.full((4, 4), 255, np.uint8)])
+    rgba[0, 0, 3] = 0
+    pixels = one(phantoms.write_png(tmp_path / "a.png", rgba))
+    assert np.isnan(pixels[0, 0])
+    assert np.isnan(pixels).sum() == 1
+
+
+def test_exif_rotation_is_applied(tmp_path):
+    image = Image.fromarray((GREY % 200).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned clockwise by a quarter
+    image.save(tmp_path / "r.png", exif=exif)
+    header = read_headers(tmp_path / "r.png")[0]
+    assert (header.height, header.width) == (24, 20)
+    np.testing.assert_array_equal(one(tmp_path / "r.png"), np.rot90(GREY % 200, -1))
+
+
+def test_tiff_pages_are_frames(tmp_path):
+    pages = [Image.fromarray(np.full((4, 5), k, np.uint8)) for k in range(3)]
+    pages[0].save(tmp_path / "p.tif", save_all=True, append_images=pages[1:])
+    assert len(read_headers(tmp_path / "p.tif")) == 3
+    assert [item.pixels[0, 0] for item in read_slices(tmp_path / "p.tif", [2, 0])] == [2, 0]
+
+
+def test_numpy_arrays(tmp_path):
+    voxels = phantoms.volume()
+    np.save(tmp_path / "v.npy", voxels)
+    assert len(read_headers(tmp_path / "v.npy")) == len(voxels)
+    np.testing.assert_array_equal(one(tmp_path / "v.npy", 3), voxels[3])
+    np.save(tmp_path / "s.npy", voxels[0])
+    np.testing.assert_array_equal(one(tmp_path / "s.npy"), voxels[0])
+    np.save(tmp_path / "c.npy", np.full((9, 8, 3), 7, np.uint8))
+    np.testing.assert_allclose(one(tmp_path / "c.npy"), np.full((9, 8), 7.0), rtol=1e-6)
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    np.save(tmp_path / "evil.npy", np.array([object()]), allow_pickle=True)
+    assert reason(tmp_path / "evil.npy") in ("corrupt", "unsupported")
+
+
+def test_matlab_of_both_makings(tmp_path):
+    voxels = phantoms.volume()
+    scipy.io.savemat(tmp_path / "a.mat", {"small": np.ones((1, 1)), "img": voxels[0]})
+    np.testing.assert_array_equal(one(tmp_path / "a.mat"), voxels[0])
+    scipy.io.savemat(tmp_path / "v.mat", {"img": voxels.transpose(1, 2, 0)}, do_compression=True)
+    np.testing.assert_array_equal(one(tmp_path / "v.mat", 4), voxels[4])
+    scipy.io.savemat(tmp_path / "t5.mat", {"cjdata": {"image": voxels[0], "PID": "1007"}})
+    np.testing.assert_array_equal(one(tmp_path / "t5.mat"), voxels[0])
+    with h5py.File(tmp_path / "t73.mat", "w", userblock_size=512) as file:
+        file["cjdata/image"] = voxels[0].T  # MATLAB's axes are reversed in HDF5
+        file["cjdata/PID"] = np.array([[ord(c)] for c in "1007"], np.uint16)
+    np.testing.assert_array_equal(one(tmp_path / "t73.mat"), voxels[0])
+    assert read_headers(tmp_path / "t73.mat")[0].patient == "1007"
+    assert read_headers(tmp_path / "t5.mat")[0].patient == "1007"
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def test_bad_files_have_their_reasons(tmp_path):
+    whole = phantoms.save(phantoms.dicom(GREY), tmp_path / "whole").read_bytes()
+    png = phantoms.write_png(
+        tmp_path / "w.png", phantoms.volume(1, 200, 200)[0].astype(np.uint8)
+    ).read_bytes()
+    volume = phantoms.write_nifti_of_series(tmp_path / "w.nii", phantoms.volume()).read_bytes()
+    zipped = gzip.compress(np.random.default_rng(0).bytes(10) + volume)[:-40]
+    cases = {
+        "empty": (b"", "empty"),
+        "text.dcm": (b"hello, I am a letter", "not-an-image"),
+        "cut": (whole[:-100], "truncated"),
+        "cut.png": (png[: len(png) // 2], "truncated"),
+        "cut.nii": (volume[:-10], "truncated"),
+        "cut.nii.gz": (gzip.compress(volume)[:-40], "truncated"),
+        "odd.gz": (zipped, "not-an-image"),
+        "flipped.png": (png[:60] + b"\xff" * 40 + png[100:], "corrupt"),
+    }
+    for name, (data, expected) in cases.items():
+        (tmp_path / name).write_bytes(data)
+        assert reason(tmp_path / name) == expected, name
+    assert reason(tmp_path / "gone.dcm") == "vanished"
+    assert reason(tmp_path) == "not-an-image"
+
+
+def test_suffixes_mean_nothing(tmp_path):
+    path = phantoms.save(phantoms.dicom(GREY), tmp_path / "picture.png")
+    np.testing.assert_array_equal(one(path), GREY)
+
+
+def test_decompression_bombs_are_refused_before_anything_is_allocated(tmp_path):
+    import tracemalloc
+
+    tracemalloc.start()
+    assert reason(phantoms.png_bomb(tmp_path / "bomb.png")) == "too-large"
+    ds = phantoms.dicom(GREY, Rows=65535, Columns=65535)
+    assert reason(phantoms.save(ds, tmp_path / "bomb.dcm")) == "too-large"
+    ds = phantoms.dicom(GREY, NumberOfFrames=2_000_000_000)
+    assert reason(phantoms.save(ds, tmp_path / "frames.dcm")) == "too-large"
+    header = nib.Nifti1Header()
+    header.set_data_shape((30000, 30000, 30000))
+    header.set_data_dtype(np.uint8)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    raw = header.binaryblock + b"\0" * 1000
+    (tmp_path / "bomb.nii").write_bytes(raw)
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(raw))
+    assert reason(tmp_path / "bomb.nii") == "too-large"
+    assert reason(tmp_path / "bomb.nii.gz") == "too-large"
+    # A small volume in front of a gigabyte of zeros: only the volume is decompressed.
+    small = nib.Nifti1Header()
+    small.set_data_shape((8, 8, 8))
+    small.set_data_dtype(np.uint8)
+    small["magic"], small["vox_offset"] = b"n+1", 352
+    with gzip.open(tmp_path / "tail.nii.gz", "wb", compresslevel=1) as file:
+        file.write(small.binaryblock + b"\0" * (4 + 512) + bytes(2**27))
+    assert one(tmp_path / "tail.nii.gz").shape == (8, 8)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**28
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_no_permission(tmp_path):
+    path = phantoms.write_png(tmp_path / "a.png", GREY)
+    path.chmod(0)
+    assert reason(path) == "no-permission"
+
+
+def test_names_that_are_not_utf8_survive_the_table(tmp_path):
+    for raw in (
+        b"caf\xe9.png",
+        b"back\\slash.png",
+        b"\\xff.png",
+        "naïve.png".encode(),
+        b"\xff\\\xfe",
+    ):
+        name = os.fsdecode(raw)
+        stored = escape_path(name)
+        stored.encode("utf-8")
+        assert unescape_path(stored) == name
+        phantoms.write_png(tmp_path / "x.png", GREY).rename(tmp_path / name)
+        read = read_request(tmp_path, Request(stored, (0,)), "axial")
+        assert isinstance(read.items[0], Slice)
+
+
+def test_details_hold_nothing_of_the_patient(tmp_path):
+    ds = phantoms.dicom(GREY)
+    whole = phantoms.save(ds, tmp_path / "whole").read_bytes()
+    at = whole.index(b"SECRETID")
+    for name, data in (
+        ("cut", whole[: at + 4]),
+        ("vr", whole[: at - 4] + b"??" + whole[at - 2 :]),
+        ("rows", whole.replace(b"SECRETID-4711", b"SECRETID-4711")[:-50]),
+    ):
+        (tmp_path / name).write_bytes(data)
+        read = read_request(tmp_path, Request(name, (0,)), "axial")
+        assert "SECRET" not in str([item for item in read.items if isinstance(item, Failure)])
+
+
+# --- reading processes ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    for k in range(12):
+        phantoms.write_png(tmp_path / f"{k:02d}.png", np.full((16, 16), k, np.uint8))
+    (tmp_path / "03.png").write_bytes(b"nothing of worth")
+    return tmp_path
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_requests_come_back_in_order_and_nothing_shifts(mixed, workers):
+    requests = [Request(f"{k:02d}.png", (0,)) for k in range(12)] + [Request("gone.png", (0, 5))]
+    reads = list(read_files(mixed, requests, workers=workers))
+    assert [read.path for read in reads] == [request.path for request in requests]
+    for k, read in enumerate(reads[:12]):
+        if k == 3:
+            assert read.items == (Failure(0, "not-an-image", "no known image format"),)
+        else:
+            assert read.items[0].pixels[0, 0] == k
+        assert len(read.sha256) == 64
+    assert [item.reason for item in reads[12].items] == ["vanished", "vanished"]
+    assert reads[12].sha256 is None
+
+
+def _tasks_of(pid: int) -> set[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return set(map(int, children.read_text().split())) if children.exists() else set()
+
+
+def _reading_children() -> set[int]:
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        found |= set(map(int, (task / "children").read_text().split()))
+    return {
+        pid for pid in found if b"pipeline._worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    }
+
+
+def test_a_file_that_crashes_its_worker_is_one_failed_file(mixed):
+    requests = (Request(f"{k:02d}.png", (0,)) for k in (0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11))
+    with closing(read_files(mixed, requests, workers=1)) as reads:
+        first = next(reads)
+        # Whatever the worker is at: a crash, as a decoder's would be.
+        for pid in _reading_children():
+            os.kill(pid, signal.SIGSEGV)
+        rest = list(reads)
+    reads = [first, *rest]
+    assert len(reads) == 11
+    failed = [read for read in reads if isinstance(read.items[0], Failure)]
+    assert len(failed) <= 1
+    assert all(item.reason == "corrupt" for read in failed for item in read.items)
+
+
+def test_a_file_that_never_ends_is_stopped_by_its_time_limit(tmp_path):
+    # Deflate-like work without end: a TIFF of many pages, under a limit that none could keep.
+    pages = [Image.fromarray(np.zeros((600, 600), np.uint8)) for _ in range(150)]
+    pages[0].save(tmp_path / "slow.tif", save_all=True, append_images=pages[1:])
+    phantoms.write_png(tmp_path / "a.png", GREY)
+    requests = [Request("slow.tif", tuple(range(150))), Request("a.png", (0,))]
+    started = time.monotonic()
+    slow, fast = read_files(tmp_path, requests, workers=1, time_limit_s=0.05)
+    assert time.monotonic() - started < 20
+    assert {item.reason for item in slow.items} == {"time-limit"}
+    assert [item.frame for item in slow.items] == list(range(150))
+    assert slow.sha256 is None
+    assert fast.path == "a.png"
+
+
+def test_a_slow_caller_is_not_a_slow_file(mixed):
+    requests = [Request(f"{k:02d}.png", (0,)) for k in (0, 1, 2)]
+    out = []
+    for read in read_files(mixed, requests, workers=1, time_limit_s=0.5):
+        time.sleep(0.7)
+        out += read.items
+    assert all(isinstance(item, Slice) for item in out)
+
+
+def test_closing_early_leaves_no_process_and_no_thread(mixed):
+    requests = (Request(f"{k % 12:02d}.png", (0,)) for k in range(10_000))
+    reads = read_files(mixed, requests, workers=2)
+    next(reads)
+    assert _reading_children()
+    reads.close()
+    assert not _reading_children()
+    assert not [t for t in threading.enumerate() if t.name == "radprobe-read"]
+
+
+def test_requests_are_taken_by_and_by(mixed):
+    taken = []
+
+    def requests():
+        for k in range(1000):
+            taken.append(k)
+            yield Request("00.png", (0,))
+
+    reads = read_files(mixed, requests(), workers=1)
+    next(reads)
+    time.sleep(0.5)
+    assert len(taken) < 20
+    reads.close()
+
+
+def test_workers_end_with_a_killed_parent_and_never_import_torch(mixed):
+    script = (
+        "import sys; from pathlib import Path; from pipeline.read import *\n"
+        f"reads = read_files(Path({str(mixed)!r}), (Request('00.png', (0,)) for _ in range(10**6)), workers=2)\n"
+        "next(reads); import time\n"
+        "from pathlib import Path\n"
+        "pids = [p for t in Path('/proc/self/task').iterdir() for p in (t / 'children').read_text().split()]\n"
+        "maps = ''.join(Path(f'/proc/{p}/maps').read_text() for p in pids)\n"
+        "import json; print(json.dumps([pids, 'libtorch' in maps, 'torch' in sys.modules]), flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+        pids, torch_there, torch_here = json.loads(parent.stdout.readline())
+        parent.kill()
+    assert pids
+    assert not torch_there
+    assert not torch_here
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() and not _zombie(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _zombie(pid: str) -> bool:
+    try:
+        return ") Z" in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_a_worker_that_cannot_start_is_an_error_not_a_bad_file(mixed, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match="reading process"):
+        list(read_files(mixed, [Request("00.png", (0,))], workers=1))
+
+
+def test_workers_and_this_process_read_the_same(tmp_path):
+    path = phantoms.write_enhanced(tmp_path / "a", phantoms.volume(4), [1.0, 2.0, 0.5, 3.0])
+    request = Request(path.name, (3, 0))
+    (here,), (there,) = (list(read_files(tmp_path, [request], workers=w)) for w in (0, 1))
+    assert here.sha256 == there.sha256
+    for a, b in zip(here.items, there.items, strict=True):
+        np.testing.assert_array_equal(a.pixels, b.pixels)
+        assert (a.frame, a.voi) == (b.frame, b.voi)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stores import ArraySpec, FeatureStore
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
+
+ARRAYS = {"cls": ArraySpec((4, 6), "float16"), "mean": ArraySpec((6,), "float16")}
+
+
+def slice_table(names: list[tuple[int, str]], **common: Any) -> pa.Table:
+    """Return a slice table of (row, path), one frame a file."""
+    rows = [
+        {"row": row, "path": path, "frame": 0, "modality": "CT", "withdrawn": False, **common}
+        for row, path in names
+    ]
+    return pa.Table.from_pylist(rows, schema=SLICE_SCHEMA)
+
+
+def fill(store: FeatureStore, index: int, seed: int = 0) -> dict[str, Any]:
+    """Commit a part of random features whose every row is ok, and return the receipt."""
+    part = store.layout.part(index)
+    rng = np.random.default_rng([seed, index])
+    arrays = store.empty_part()
+    for name in ("cls", "mean"):
+        arrays[name][:] = rng.standard_normal(arrays[name].shape)
+    arrays["status"][:] = 1
+    claim = store.claim(part)
+    assert claim is not None
+    receipt = store.write(part, claim, arrays, {"failures": []})
+    claim.release()
+    return receipt
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    """Return an empty store of 20 slices in parts of 8."""
+    store = FeatureStore.create(tmp_path / "store", '{"made": "by hand"}', ARRAYS, 8)
+    store.write_tables(slice_table([(i, f"f{i}") for i in range(20)]), FILE_SCHEMA.empty_table())
+    return store

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stores.claims import STALE_AFTER_S, owner, try_claim
+
+
+def test_a_claim_is_exclusive_until_released(tmp_path: Path) -> None:
+    claim = try_claim(tmp_path, "p")
+    assert claim is not None
+    assert claim.held()
+    assert try_claim(tmp_path, "p") is None
+    assert owner(tmp_path, "p") == f"{socket.gethostname()}:{os.getpid()}"
+    claim.release()
+    assert owner(tmp_path, "p") is None
+    assert try_claim(tmp_path, "p") is not None
+
+
+def test_the_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from stores.claims import try_claim\n"
+        "assert try_claim(pathlib.Path(sys.argv[1]), 'p'); print('claimed', flush=True)\n"
+        "import time; time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    with child.stdout:
+        assert child.stdout.readline() == b"claimed\n"
+    assert try_claim(tmp_path, "p") is None
+    child.kill()
+    child.wait()
+    claim = try_claim(tmp_path, "p")
+    assert claim is not None
+    claim.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reused_pid_does_not_keep_a_dead_claim(tmp_path: Path) -> None:
+    claim = try_claim(tmp_path, "p")
+    assert claim is not None
+    holder = json.loads(claim.path.read_text())
+    claim.path.write_text(json.dumps(holder | {"born": "1"}))  # this pid, born at another time
+    assert try_claim(tmp_path, "p") is not None
+
+
+@pytest.mark.parametrize(("silent_for", "taken"), [(10, False), (STALE_AFTER_S + 10, True)])
+def test_another_host_is_dead_when_silent_for_long(
+    tmp_path: Path, silent_for: float, taken: bool
+) -> None:
+    claim = try_claim(tmp_path, "p")
+    assert claim is not None
+    holder = json.loads(claim.path.read_text())
+    claim.path.write_text(json.dumps(holder | {"host": "elsewhere"}))
+    then = time.time() - silent_for
+    os.utime(claim.path, (then, then))
+    assert (try_claim(tmp_path, "p") is not None) is taken
+    assert claim.held() is not taken
+
+
+def test_a_beat_keeps_the_claim_young(tmp_path: Path) -> None:
+    claim = try_claim(tmp_path, "p")
+    assert claim is not None
+    os.utime(claim.path, (0, 0))
+    claim.beat()
+    assert time.time() - claim.path.stat().st_mtime < 60
+
+
+def test_a_latecomer_sees_that_it_was_replaced_and_leaves_the_new_claim(tmp_path: Path) -> None:
+    late = try_claim(tmp_path, "p")
+    assert late is not None
+    holder = json.loads(late.path.read_text())
+    late.path.write_text(json.dumps(holder | {"host": "elsewhere"}))
+    os.utime(late.path, (0, 0))
+    heir = try_claim(tmp_path, "p")
+    assert heir is not None
+    assert not late.held()
+    late.release()
+    assert heir.held()

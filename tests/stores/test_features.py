@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+
+from stores import ArraySpec, FeatureStore
+from stores.errors import (
+    ClaimedError,
+    CorruptStoreError,
+    MissingRowsError,
+    StoreError,
+    StoreNotFoundError,
+    UnalignedWriteError,
+)
+from stores.slices import FILE_SCHEMA
+from tests.stores.conftest import ARRAYS, fill, slice_table
+
+
+def test_what_was_written_is_read_in_the_order_asked(store: FeatureStore) -> None:
+    for index in range(3):
+        fill(store, index)
+    plain = zarr.open_group(store.path / "features.zarr", mode="r")
+    whole = np.asarray(plain["cls"][:])
+    rows = [17, 0, 3, 3, 9]
+    assert np.array_equal(store.read("cls", rows), whole[rows])
+    assert store.read("cls", []).shape == (0, 4, 6)
+    assert np.array_equal(store.read("mean"), np.asarray(plain["mean"][:]))
+
+
+def test_only_parts_with_slices_are_missing_and_a_receipt_ends_that(store: FeatureStore) -> None:
+    assert [part.index for part in store.missing()] == [0, 1, 2]
+    fill(store, 1)
+    assert [part.index for part in store.missing()] == [0, 2]
+    assert store.status().tolist() == [0] * 8 + [1] * 8 + [0] * 8
+
+
+def test_arrays_without_a_receipt_do_not_exist(store: FeatureStore) -> None:
+    fill(store, 0)
+    (store.path / "parts/0000000.json").unlink()
+    assert store.status().tolist() == [0] * 24
+    assert np.isnan(store.read("cls")).all()
+    with pytest.raises(MissingRowsError, match="2 of the 2 rows"):
+        store.read("cls", [0, 1])
+
+
+def test_void_is_not_zero(store: FeatureStore) -> None:
+    assert np.isnan(store.read("mean")).all()
+
+
+@pytest.mark.parametrize("row", [24, -1])
+def test_rows_outside_are_refused(store: FeatureStore, row: int) -> None:
+    with pytest.raises(MissingRowsError, match=rf"\[{row}\]"):
+        store.read("cls", [row])
+
+
+def test_an_unknown_array_is_named_with_those_there_are(store: FeatureStore) -> None:
+    with pytest.raises(KeyError, match="no array 'patch'. It has: cls, file_digest, mean"):
+        store.read("patch")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-30]),
+        lambda path: path.write_text(path.read_text().replace('"1": 8', '"1": 7')),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("[]"),
+    ],
+)
+def test_a_damaged_receipt_is_not_believed(store: FeatureStore, damage: object) -> None:
+    fill(store, 0)
+    damage(store.path / "parts/0000000.json")  # type: ignore[operator]
+    assert store.receipt(0) is None
+    assert store.missing()[0].index == 0
+
+
+def test_a_lost_or_shortened_chunk_takes_the_receipt_with_it(store: FeatureStore) -> None:
+    receipt = fill(store, 0)
+    chunk = store.path / "features.zarr" / next(iter(receipt["chunks"]))
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert store.receipt(0) is None
+    chunk.unlink()
+    assert store.receipt(0) is None
+
+
+def test_a_receipt_of_another_recipe_is_not_believed(store: FeatureStore, tmp_path: Path) -> None:
+    fill(store, 0)
+    other = FeatureStore.create(tmp_path / "other", '{"made": "otherwise"}', ARRAYS, 8)
+    other.write_tables(slice_table([(0, "f0")]), FILE_SCHEMA.empty_table())
+    shutil.copytree(store.path / "parts", other.path / "parts", dirs_exist_ok=True)
+    shutil.copytree(store.path / "features.zarr", other.path / "features.zarr", dirs_exist_ok=True)
+    assert store.receipt(0) is not None
+    assert other.receipt(0) is None
+
+
+def test_checksums_are_those_of_the_files(store: FeatureStore) -> None:
+    for name, entry in fill(store, 0)["chunks"].items():
+        content = (store.path / "features.zarr" / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_a_flipped_bit_in_a_chunk_is_noticed_on_reading(store: FeatureStore) -> None:
+    receipt = fill(store, 0)
+    name = next(name for name in receipt["chunks"] if name.startswith("cls/"))
+    chunk = store.path / "features.zarr" / name
+    content = bytearray(chunk.read_bytes())
+    content[11] ^= 4
+    chunk.write_bytes(content)
+    with pytest.raises(ValueError, match="checksum"):
+        store.read("cls", [0])
+
+
+@pytest.mark.parametrize("rows", [7, 9, 16])
+def test_anything_but_one_part_is_refused(store: FeatureStore, rows: int) -> None:
+    part = store.layout.part(0)
+    arrays = store.empty_part()
+    arrays["cls"] = np.zeros((rows, 4, 6), np.float16)
+    claim = store.claim(part)
+    assert claim is not None
+    with pytest.raises(UnalignedWriteError, match="exactly part 0"):
+        store.write(part, claim, arrays, {})
+    assert store.receipt(0) is None
+
+
+def test_overflow_is_refused_and_leaves_no_receipt(store: FeatureStore) -> None:
+    part = store.layout.part(0)
+    arrays = store.empty_part()
+    arrays["status"][:] = 1
+    arrays["cls"] = np.full((8, 4, 6), 1e6, np.float32)
+    arrays["mean"][:] = 0
+    claim = store.claim(part)
+    assert claim is not None
+    with pytest.raises(StoreError, match="cls of part 0 .* float16"):
+        store.write(part, claim, arrays, {})
+    assert store.receipt(0) is None
+
+
+def test_a_committed_part_is_never_written_again(store: FeatureStore) -> None:
+    """A worker given up for lost that comes back must stop before it writes."""
+    part = store.layout.part(0)
+    late = store.claim(part)
+    assert late is not None
+    late.path.unlink()  # its claim was taken over, and the part committed by somebody else
+    fill(store, 0)
+    before = store.read("cls", range(8))
+    arrays = store.empty_part()
+    with pytest.raises(ClaimedError, match="Part 0 was taken over"):
+        store.write(part, late, arrays, {})
+    assert np.array_equal(store.read("cls", range(8)), before)
+    assert store.claim(part) is None
+
+
+def test_an_append_rewrites_no_chunk_and_leaves_rows_between_void(store: FeatureStore) -> None:
+    for index in range(3):
+        fill(store, index)
+    chunks = {p: p.stat().st_mtime_ns for p in (store.path / "features.zarr").rglob("c/*")}
+    start = store.layout.next_boundary(20)
+    names = [(i, f"f{i}") for i in range(20)] + [(start, "new")]
+    store.write_tables(slice_table(names), FILE_SCHEMA.empty_table())
+    assert [part.index for part in store.missing()] == [3]
+    fill(store, 3)
+    for path, written in chunks.items():
+        assert path.stat().st_mtime_ns == written
+    assert store.status()[start] == 1
+
+
+def test_withdrawn_slices_keep_their_row_and_say_so(store: FeatureStore) -> None:
+    fill(store, 0)
+    table = slice_table([(i, f"f{i}") for i in range(20)]).to_pydict()
+    table["withdrawn"][2] = True
+    store.write_tables(
+        slice_table([]).from_pydict(table, schema=slice_table([]).schema), store.files()
+    )
+    assert store.status()[:4].tolist() == [1, 1, 3, 1]
+    with pytest.raises(MissingRowsError):
+        store.read("cls", [2])
+
+
+def test_rows_out_of_order_are_refused(store: FeatureStore) -> None:
+    with pytest.raises(ValueError, match="ascending"):
+        store.write_tables(slice_table([(1, "a"), (0, "b")]), FILE_SCHEMA.empty_table())
+
+
+def test_the_fingerprint_follows_what_answers_depend_on(store: FeatureStore) -> None:
+    empty = store.fingerprint()
+    fill(store, 0)
+    one = store.fingerprint()
+    assert one != empty
+    assert FeatureStore.open(store.path).fingerprint() == one
+    store.write_tables(slice_table([(i, f"g{i}") for i in range(20)]), store.files())
+    assert store.fingerprint() != one
+
+
+def test_no_store_is_said_plainly(tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="radprobe extract"):
+        FeatureStore.open(tmp_path)
+
+
+def test_a_foreign_folder_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="Choose another path"):
+        FeatureStore.create(tmp_path, "{}", ARRAYS, 8)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_table_is_said(store: FeatureStore) -> None:
+    path = store.path / "slices.parquet"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CorruptStoreError, match="slices.parquet"):
+        store.slices()
+
+
+def test_patch_chunks_stay_small_and_a_part_is_whole_chunks(tmp_path: Path) -> None:
+    arrays = {"patch": ArraySpec((37, 37, 768), "float16")}
+    store = FeatureStore.create(tmp_path / "s", "{}", arrays, 32)
+    meta = json.loads((store.path / "features.zarr/patch/zarr.json").read_text())
+    assert meta["chunk_grid"]["configuration"]["chunk_shape"] == [4, 37, 37, 768]
+
+
+def test_a_plain_zarr_and_pyarrow_reader_needs_nothing_of_ours(store: FeatureStore) -> None:
+    fill(store, 0)
+    group = zarr.open_group(store.path / "features.zarr", mode="r")
+    slices = pq.read_table(store.path / "slices.parquet")
+    ok = np.asarray(group["status"][:]) == 1
+    assert np.asarray(group["cls"][:])[ok].shape == (8, 4, 6)
+    assert slices["path"].to_pylist()[:2] == ["f0", "f1"]
+
+
+def _write_all(path: Path, start: object) -> None:
+    store = FeatureStore.open(path)
+    start.wait()  # type: ignore[attr-defined]
+    for part in store.missing():
+        claim = store.claim(part)
+        if claim is None:
+            continue
+        arrays = store.empty_part()
+        arrays["status"][:] = 1
+        for name in ("cls", "mean"):
+            arrays[name][:] = part.index
+        store.write(part, claim, arrays, {"pid": os.getpid()})
+        claim.release()
+
+
+def test_two_writers_share_the_parts_and_corrupt_none(tmp_path: Path) -> None:
+    store = FeatureStore.create(tmp_path / "store", "{}", ARRAYS, 2)
+    n = 60
+    store.write_tables(slice_table([(i, f"f{i}") for i in range(n)]), FILE_SCHEMA.empty_table())
+    context = multiprocessing.get_context("spawn")
+    start = context.Event()
+    writers = [context.Process(target=_write_all, args=(store.path, start)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    start.set()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert store.missing() == []
+    assert np.array_equal(store.read("mean", range(n))[:, 0], np.arange(n) // 2)
+    assert not list((store.path / "parts").glob("*.claim.*"))
