@@ -183,6 +183,10 @@ def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
     samples, bits = int(dataset.get("SamplesPerPixel") or 1), int(dataset.BitsAllocated)
     stored = path.stat().st_size
     syntax = uid.UID(meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
+    if syntax.is_encapsulated and syntax not in _DECODERS:
+        raise UnreadableError("unsupported", f"no decoder for {syntax.name}")
+    if syntax == uid.JPEGExtended12Bit and int(dataset.get("BitsStored") or bits) > 8:
+        raise UnreadableError("unsupported", "no freely licensed decoder for JPEG of 12 bits")
     coded = pixels.length is None or syntax == uid.DeflatedExplicitVRLittleEndian
     need = check_size(rows, columns, frames, samples * bits / 8, stored, coded=coded)
     if pixels.length == 0:
@@ -223,14 +227,7 @@ def _decode(dataset: Dataset, frame: int) -> NDArray[Any]:
     if syntax is None:
         little = dataset.original_encoding[1] is not False
         syntax = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError:
-        name = uid.UID(syntax).name
-        raise UnreadableError("unsupported", f"no decoder for {name}") from None
-    if syntax == uid.JPEGExtended12Bit and int(dataset.BitsStored) > 8:
-        raise UnreadableError("unsupported", "no freely licensed decoder for JPEG of 12 bits")
-    array, _ = decoder.as_array(
+    array, _ = get_decoder(syntax).as_array(
         dataset, index=frame, decoding_plugin=_DECODERS.get(uid.UID(syntax), "")
     )
     return np.asarray(array)

@@ -52,13 +52,12 @@ def headers(dataset: Dataset, tiling: Tiles) -> list[Header]:
     first = frame_header(dataset, 0)
     step = floats(dataset, "SpacingBetweenSlices") or floats(dataset, "SliceThickness")
     axes, start, offset = orientation(dataset, 0), first.position_mm, first.offset_mm
-    placed = None not in (step, axes, start, offset, first.spacing_mm)
     found = []
     for k in range(tiling.count):
         header = replace(
             first, frame=k, height=tiling.height, width=tiling.width, flags=(*first.flags, "mosaic")
         )
-        if placed and step and start is not None and offset and first.spacing_mm:
+        if axes is not None and step and start is not None and offset and first.spacing_mm:
             # The scanner centres the whole mosaic where the tile should be centred.
             down = (tiling.side - 1) * tiling.height * first.spacing_mm[0] / 2
             along = (tiling.side - 1) * tiling.width * first.spacing_mm[1] / 2

@@ -199,6 +199,8 @@ def _sniff_bytes(start: bytes) -> Format | None:
     # DICOM first: its preamble may hold another format's magic (dual TIFF files).
     if start[128:132] == b"DICM":
         return "dicom"
+    if start[512:520] == b"\x89HDF\r\n\x1a\n":  # behind MATLAB's own 512 bytes
+        return "array"
     if start[344:348] == b"n+1\0" or start[4:8] == b"n+2\0":
         return "nifti"
     if start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")):

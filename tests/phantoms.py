@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,34 @@ def write_nifti_of_series(
     return path
 
 
+def transcode(source: Path, path: Path, syntax: str) -> Path:
+    """Write a DICOM file anew under another transfer syntax, with GDCM."""
+    import gdcm
+
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(source))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(str(syntax))))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(path))
+    assert writer.Write()
+    return path
+
+
+def nifti_header(shape: tuple[int, ...]) -> bytes:
+    """Return the 352 bytes in front of a NIfTI volume of bytes."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.uint8)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    return header.binaryblock + b"\0" * 4
+
+
 def _item(**tags: Any) -> Dataset:
     ds = Dataset()
     for name, value in tags.items():
@@ -205,13 +234,12 @@ def write_png(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
 
 def png_bomb(path: Path, side: int = 60_000) -> Path:
     """Write a PNG of a few bytes whose header declares side x side pixels."""
-    import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         check = zlib.crc32(kind + data)
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b""))
     return path
