@@ -61,12 +61,12 @@ class _Mass:
 
 
 def draw_chest_ct(rng: np.random.Generator, mass: bool) -> ChestVolume:
-    """Draw 10 to 14 axial slices of a chest, 256 pixels a side, with or without a mass.
+    """Draw 7 to 9 axial slices of a chest, 256 pixels a side, with or without a mass.
 
     Rows run from front to back, columns from the patient's right to the left.
     """
-    count = int(rng.integers(10, 15))
-    slice_mm = float(np.round(rng.uniform(8, 10), 1))
+    count = int(rng.integers(7, 10))
+    slice_mm = float(np.round(rng.uniform(12, 15), 1))
     build = rng.uniform(0.86, 1.12)
     trunk = _Trunk(
         width=165 * build,

@@ -17,7 +17,7 @@ from pipeline._phantom_shapes import Array, Mask, ellipse, inside, paint, turn
 Tumour = Literal["none", "small", "large"]
 
 BRAIN, TUMOUR = 1, 2
-SHAPE = (192, 224, 12)
+SHAPE = (192, 224, 8)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BrainVolume:
 def draw_brain_mr(rng: np.random.Generator, tumour: Tumour) -> BrainVolume:
     """Draw a T1-weighted-looking head; the overall scale is arbitrary, as it is in MR."""
     pixel_mm = float(np.round(rng.uniform(0.9, 1.02), 3))
-    voxel_mm = (pixel_mm, pixel_mm, float(np.round(rng.uniform(8.5, 10.5), 2)))
+    voxel_mm = (pixel_mm, pixel_mm, float(np.round(rng.uniform(12.5, 15), 2)))
     x, y, z = (
         ((np.arange(n) - (n - 1) / 2) * mm).astype(np.float32)
         for n, mm in zip(SHAPE, voxel_mm, strict=True)

@@ -1,8 +1,5 @@
 """The reading process behind `pipeline._pool`: `python -m pipeline._worker FD`.
 
-Tasks and answers are JSON, pixels raw bytes: nothing is pickled, so a decoder that a hostile file
-took over can send its parent wrong numbers but no code.
-
 - A timer of the kernel ends the process when one file takes too long, even inside a C decoder.
 - The end of the connection (the parent closed it, or died) ends the process.
 """
@@ -10,21 +7,22 @@ took over can send its parent wrong numbers but no code.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline._limits import MAX_FILE_BYTES, as_unreadable
+from pipeline._wire import receive, send
 from pipeline.read import file_digest, read_headers, read_slices
 from pipeline.types import Failure, Slice
-from stores.errors import UnreadableError
 
 # Address space of one process: a file at the limit, as stored and once turned, and the libraries.
 _MEMORY = 3 * MAX_FILE_BYTES
@@ -38,20 +36,20 @@ def main(fd: int) -> None:
     limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the patient's pixels
-    connection = Connection(fd)
-    connection.send_bytes(b'{"ready": true}')
+    wire = socket.socket(fileno=fd)
+    send(wire, {"ready": True})
     # Decoders print what they think of a file, from C, where no logger reaches.
     sink = os.open(os.devnull, os.O_WRONLY)
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     try:
         while True:
-            _answer(connection, json.loads(connection.recv_bytes()))
+            _answer(wire, receive(wire))
     except (EOFError, OSError):
         return  # the parent closed the connection, or died
 
 
-def _answer(connection: Connection, task: dict[str, Any]) -> None:
+def _answer(wire: socket.socket, task: dict[str, Any]) -> None:
     """Do one task: its items one by one, then how it ended."""
     end: dict[str, Any] = {"end": True, "sha256": None}
     left = float(task["limit"])
@@ -73,8 +71,8 @@ def _answer(connection: Connection, task: dict[str, Any]) -> None:
         left -= time.monotonic() - started
         if item is None:
             break
-        _send(connection, item)
-    connection.send_bytes(json.dumps(end).encode())
+        _send(wire, item)
+    send(wire, end)
 
 
 def _steps(task: dict[str, Any], end: dict[str, Any]) -> Iterator[Slice | Failure]:
@@ -88,16 +86,13 @@ def _steps(task: dict[str, Any], end: dict[str, Any]) -> Iterator[Slice | Failur
     yield from read_slices(path, task["frames"], task["plane"])
 
 
-def _send(connection: Connection, item: Slice | Failure) -> None:
+def _send(wire: socket.socket, item: Slice | Failure) -> None:
     if isinstance(item, Failure):
-        connection.send_bytes(json.dumps(dataclasses.asdict(item)).encode())
+        send(wire, dataclasses.asdict(item))
         return
-    if not item.pixels.flags.c_contiguous:
-        raise UnreadableError("corrupt", "pixels out of order")
+    pixels = np.ascontiguousarray(item.pixels)
     voi = item.voi and dataclasses.asdict(item.voi)
-    about = {"frame": item.frame, "shape": item.pixels.shape, "voi": voi}
-    connection.send_bytes(json.dumps(about).encode())
-    connection.send_bytes(item.pixels.data.cast("B"))
+    send(wire, {"frame": item.frame, "shape": pixels.shape, "voi": voi}, pixels)
 
 
 if __name__ == "__main__":

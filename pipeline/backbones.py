@@ -37,8 +37,11 @@ POSITIONS = "embeddings.position_embeddings"
 # The official code adds 0.1 to the grid before dividing, to dodge a rounding error in torch; the
 # scale factor it gives moves the sampling positions, so it must be repeated for equal features.
 INTERPOLATE_OFFSET = 0.1
-# Std of the projections of an untrained network: large enough for images to differ in its output.
-RANDOM_STD = 0.06
+# An untrained network: std of its weights, of its
+# position embeddings, and the scale of its branches, small so that tokens keep the picture.
+RANDOM_STD = 0.05
+RANDOM_POSITION_STD = 0.2
+RANDOM_LAYER_SCALE = 0.1
 
 # Heads that training checkpoints carry beside the backbone.
 _FOREIGN = re.compile(r"^(dino_head|ibot_head)\.")
@@ -271,7 +274,10 @@ def _random_model(architecture: Architecture, image_size: int, seed: int) -> tor
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if parameter.ndim > 1:
-                parameter.normal_(0.0, RANDOM_STD, generator=generator)
+                std = RANDOM_POSITION_STD if name == POSITIONS else RANDOM_STD
+                parameter.normal_(0.0, std, generator=generator)
+            elif "lambda" in name:
+                parameter.fill_(RANDOM_LAYER_SCALE)
             elif "bias" in name:
                 parameter.zero_()
             else:

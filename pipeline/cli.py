@@ -15,16 +15,17 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+from rich import box
 from rich.console import Console
 
 from stores.errors import RadprobeError
 
 if TYPE_CHECKING:
-    from pipeline.evaluate import Method, Result
     from pipeline.extract import Progress, Summary
+    from pipeline.types import Method, Result, Score
 
 app = typer.Typer(
     name="radprobe",
@@ -33,13 +34,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console()
+# Where no terminal says its width, tables keep their lines whole.
+out = Console(width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True)
 
 ConfigArg = Annotated[Path, typer.Argument(help="The YAML file that names data, store and tasks.")]
 StoreOpt = Annotated[Path | None, typer.Option(help="Use this store instead of the config's.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
+TITLES = {"knn": "kNN", "probe": "Logistic probe", "fewshot": "Few-shot"}
+# The metrics a table shows; a result's file holds the others too.
+HEADLINES = {"accuracy": "accuracy", "balanced_accuracy": "balanced acc.", "auroc": "AUROC"}
 RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
 
 
@@ -177,6 +182,69 @@ def _answer(config: Path, store: Path | None, methods: Sequence[Method], as_json
         print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
     else:
         _print_results(results)
+
+
+def _print_results(results: Sequence[Result]) -> None:
+    """Print a table a method: a line a task and setting, with 95 % intervals."""
+    from rich.table import Table
+
+    if any(result.provenance.random for result in results):
+        out.print(RANDOM, style="bold yellow")
+    for method in dict.fromkeys(result.method for result in results):
+        answers = [result for result in results if result.method == method]
+        features = ", ".join(dict.fromkeys(result.features for result in answers))
+        stamp = ", RANDOM WEIGHTS" if answers[0].provenance.random else ""
+        title = f"{TITLES[method]} on {features}{stamp}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("task", "tested on", "setting"):
+            table.add_column(column, no_wrap=True)
+        scores = [(result, score) for result in answers for score in result.scores]
+        shown = [name for name in HEADLINES if any(name in score.metrics for _, score in scores)]
+        for name in shown:
+            table.add_column(HEADLINES[name], justify="right", no_wrap=True)
+        for result, score in scores:
+            table.add_row(result.task, _tested_on(result), *_score(score, shown))
+        out.print(table)
+    for result in results:
+        for note in result.notes:
+            out.print(f"{result.task}, {result.method}: {note}.", highlight=False)
+    _print_origin(results)
+
+
+def _tested_on(result: Result) -> str:
+    test, level = result.counts["test"], result.level
+    if level == "patient":
+        return f"{test.units} patients"
+    return f"{test.units} {'series' if level == 'series' else 'images'} of {test.patients} patients"
+
+
+def _score(score: Score, metrics: Sequence[str]) -> Iterator[str]:
+    """Yield the cells of one line: the setting, then each metric with its interval."""
+    yield ", ".join(f"{key} = {value:.3g}" for key, value in score.setting.items())
+    for name in metrics:
+        metric = score.metrics.get(name)
+        if metric is None:
+            yield ""
+        elif metric.low is None or metric.high is None:
+            yield f"{metric.value:.3f}"
+        else:
+            yield f"{metric.value:.3f} [{metric.low:.2f}, {metric.high:.2f}]"
+
+
+def _print_origin(results: Sequence[Result]) -> None:
+    """Say what was left out of the tasks, and what the answers came from."""
+    for task, tally in {result.task: result.tally for result in results}.items():
+        left = {name: n for name, n in tally.model_dump().items() if isinstance(n, int) and n}
+        if left:
+            each = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items())
+            out.print(f"{task}: left out {each}.", highlight=False)
+    cached = sum(result.cached for result in results)
+    spent = sum(result.seconds for result in results if not result.cached)
+    out.print(
+        f"{cached} of {len(results)} answers were on file; "
+        f"{len(results) - cached} computed in {spent:.1f} s.",
+        highlight=False,
+    )
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:

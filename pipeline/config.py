@@ -7,6 +7,7 @@ one. Defaults stand here and in `pipeline.types`, each once.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -176,18 +177,23 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
     """Return the config with its relative paths taken from the folder of the file."""
     weights = config.backbone.weights
     if weights is not None and not weights.startswith("random:"):
-        weights = str(base / Path(weights).expanduser())
+        weights = str(_under(base, Path(weights)))
     labels = config.labels and config.labels.model_copy(
-        update={"file": base / config.labels.file.expanduser()}
+        update={"file": _under(base, config.labels.file)}
     )
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"root": base / config.data.root.expanduser()}),
-            "store": store if store is not None else base / config.store.expanduser(),
+            "data": config.data.model_copy(update={"root": _under(base, config.data.root)}),
+            "store": store if store is not None else _under(base, config.store),
             "backbone": config.backbone.model_copy(update={"weights": weights}),
             "labels": labels,
         }
     )
+
+
+def _under(base: Path, path: Path) -> Path:
+    """Return a path of the config, from the folder of the file, without detours by `..`."""
+    return Path(os.path.normpath(base / path.expanduser()))
 
 
 def _fault(fault: Any) -> str:

@@ -36,7 +36,7 @@ from pipeline._phantom_ct import ChestVolume, draw_chest_ct
 from pipeline._phantom_mr import Tumour, draw_brain_mr
 from pipeline._phantom_xray import ChestFindings, draw_chest_xray, draw_habitus
 
-VERSION = 1
+VERSION = 2
 NOTE = "Synthetic images drawn by radprobe: no patient, image or finding in this folder is real."
 MAX_PATIENTS = 9_999  # as many as there are ids of the form RP-0042
 
@@ -85,7 +85,7 @@ class _Item:
 def write_demo(root: Path, patients: int = 60, seed: int = 0) -> Path:
     """Write the collection of `patients` patients under `root`, at once or not at all.
 
-    About two chest X-rays a patient, a CT and an MR for one patient in three. A root that holds
+    About two chest X-rays a patient, a CT and an MR for every other patient. A root that holds
     the same collection is left alone.
 
     Raises:
@@ -230,8 +230,8 @@ def _mr_items(rng: np.random.Generator, people: Sequence[_Patient]) -> list[_Ite
 
 
 def _some(rng: np.random.Generator, people: Sequence[_Patient]) -> list[_Patient]:
-    """A third of the patients, in no order."""
-    return [people[i] for i in rng.permutation(len(people))[: max(len(people) // 3, 1)]]
+    """Half of the patients, in no order."""
+    return [people[i] for i in rng.permutation(len(people))[: max(len(people) // 2, 1)]]
 
 
 def _flags(rng: np.random.Generator, count: int) -> list[int]:

@@ -1,6 +1,6 @@
 """A folder to two tables: its slices, series after series, and its files, read or set aside.
 
-- Files are found in sorted order; links to folders are followed once each, so loops end.
+- Files stand in the order of their paths; links to folders are followed once, so loops end.
 - A file that has not changed since `known` is not opened, unless its series did.
 - The order does not depend on the key, and only pseudonyms leave this module.
 """
@@ -121,7 +121,7 @@ def discover(
         raise ConfigError(
             f"data.root must be a folder that exists. Got {str(data.root)!r} instead."
         )
-    files = {row["path"]: row for row in _walk(data)}
+    files = {row["path"]: row for row in sorted(_walk(data), key=lambda r: r["path"].split("/"))}
     kept = _unchanged(files, known)
     opener = _Opener(data, plane, workers, progress)
     fresh = [path for path in files if path not in kept and not files[path]["reason"]]
@@ -141,7 +141,7 @@ def discover(
 
 
 def _walk(data: Data) -> Iterator[Row]:
-    """Yield a FILE_SCHEMA row for each wanted file, folder by folder in sorted order."""
+    """Yield a FILE_SCHEMA row for each wanted file, and for each folder that cannot be listed."""
     wanted = _wanted(data)
     seen: set[tuple[int, int]] = set()
     stack = [""]

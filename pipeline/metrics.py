@@ -12,14 +12,19 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline._weighted import SPECIFICITY, auroc, decisions, forms, mean, quadratic_kappa, ranking
 from pipeline.types import Kind, Metric
 
 DRAWS = 2000
 SEED = 0
+# weights at once: 32 MB
+AT_ONCE = 2**22
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 # (metric, class or label name; "" for all together) -> (b,) values, NaN where undefined
 Values = dict[tuple[str, str], Floats]
+Joint = dict[str, Floats]
+RANKING = ("auroc", "average_precision", f"sensitivity_at_specificity_{SPECIFICITY}")
 
 
 def score(
@@ -33,9 +38,7 @@ def score(
     the units leave undefined (a label of one value) is not there.
     """
     values = statistics(indicator, proba, classes, kind, np.ones((len(proba), 1)))
-    chunks = [
-        statistics(indicator, proba, classes, kind, weights) for weights in _draws(groups, DRAWS)
-    ]
+    chunks = [statistics(indicator, proba, classes, kind, drawn) for drawn in draws(groups, DRAWS)]
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
     for (name, label), value in values.items():
@@ -48,16 +51,17 @@ def score(
     return overall, by_label
 
 
-def _draws(groups: NDArray[np.str_], draws: int) -> Iterator[Floats]:
-    """Yield weights (n, b) until `draws` are made: how often each draw took a unit's patient."""
-    patients, patient = np.unique(groups, return_inverse=True)
+def draws(groups: NDArray[np.str_], number: int) -> Iterator[Floats]:
+    """Yield weights (n, b) until `number` are made: how often each draw took a unit's patient."""
+    patients, first, patient = np.unique(groups, return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))[patient]  # names must not matter, only order
     p, rng = len(patients), np.random.default_rng(SEED)
-    at_once = max(1, 2**22 // len(groups))
-    for start in range(0, draws, at_once):
-        b = min(at_once, draws - start)
+    at_once = max(1, AT_ONCE // len(groups))
+    for start in range(0, number, at_once):
+        b = min(at_once, number - start)
         drawn = rng.integers(0, p, (b, p)) + np.arange(b)[:, None] * p
         counts = np.bincount(drawn.ravel(), minlength=b * p).reshape(b, p)
-        yield counts.T.astype(np.float64)[patient]
+        yield counts.T.astype(np.float64)[place]
 
 
 def statistics(
@@ -65,82 +69,72 @@ def statistics(
 ) -> Values:
     """Return every metric under each column of weights (n, b).
 
-    accuracy and balanced accuracy: of the likeliest class, or for multi-label at 0.5, averaged
-    over labels. auroc: one class against the rest, and their mean (for binary: the positive's).
-    A label whose column is NaN has no model and stays out of every mean.
+    What needs a decision takes the likeliest class, or for multi-label 0.5, and is averaged over
+    classes or labels. What ranks (auroc, average precision, sensitivity at a specificity of 0.9)
+    is of one class against the rest, and their mean; for binary, of the positive alone. brier is
+    half the squared distance (binary and multi-label: the plain square); ece is of the positive,
+    or for multi-class of the likeliest class. A label whose column is NaN has no model and stays
+    out of every mean.
     """
-    modelled = np.flatnonzero(~np.isnan(proba).any(axis=0))
+    scored = _scored(proba, kind)
+    each = [ranking(indicator[:, j], proba[:, j], weights) for j in scored]
+    ranks = {name: np.array([one[i] for one in each]) for i, name in enumerate(RANKING)}
     if kind == "multilabel":
-        values = _multilabel(indicator[:, modelled], proba[:, modelled], weights)
+        joint = _by_label(indicator[:, scored], proba[:, scored], weights)
     else:
-        values = _singlelabel(indicator, proba, weights)
-    scored = [1] if kind == "binary" else modelled.tolist()
-    each = {classes[j]: auroc(indicator[:, j], proba[:, j], weights) for j in scored}
-    values["auroc", ""] = _mean(np.array(list(each.values())))
+        joint = _by_class(indicator, proba, classes, weights)
+    joint |= {name: mean(values) for name, values in ranks.items()}
+    found = {(name, ""): value for name, value in joint.items()}
     if kind != "binary":
-        values |= {("auroc", name): value for name, value in each.items()}
-    return values
+        for name, values in ranks.items():
+            found |= {(name, classes[j]): v for j, v in zip(scored, values, strict=True)}
+    return found
 
 
-def _singlelabel(indicator: Bools, proba: Floats, weights: Floats) -> Values:
-    right = indicator[np.arange(len(proba)), proba.argmax(axis=1)]
-    hits, sizes = (indicator & right[:, None]).T @ weights, indicator.T @ weights
-    return {
-        ("accuracy", ""): hits.sum(axis=0) / sizes.sum(axis=0),
-        ("balanced_accuracy", ""): _mean(_ratio(hits, sizes)),
-    }
+def _scored(proba: Floats, kind: Kind) -> list[int]:
+    """Return which columns are ranked: those with a model, or the positive of two."""
+    modelled: list[int] = np.flatnonzero(~np.isnan(proba).any(axis=0)).tolist()
+    return [1] if kind == "binary" else modelled
 
 
-def _multilabel(indicator: Bools, proba: Floats, weights: Floats) -> Values:
-    said = proba >= 0.5
-    positives, negatives = indicator.T @ weights, (~indicator).T @ weights
-    true_positives = (indicator & said).T @ weights
-    true_negatives = (~indicator & ~said).T @ weights
-    sensitivity = _ratio(true_positives, positives)
-    specificity = _ratio(true_negatives, negatives)
-    return {
-        ("accuracy", ""): ((true_positives + true_negatives) / weights.sum(axis=0)).mean(axis=0),
-        ("balanced_accuracy", ""): _mean((sensitivity + specificity) / 2),
-    }
+def _by_class(indicator: Bools, proba: Floats, classes: tuple[str, ...], weights: Floats) -> Joint:
+    c, total = len(classes), weights.sum(axis=0)
+    sums = forms(indicator, proba, proba.argmax(axis=1)) @ weights
+    joint = decisions(sums, total, c)
+    if c > 2 and all(map(_is_number, classes)):
+        joint["quadratic_kappa"] = quadratic_kappa(sums[: c * c].reshape(c, c, -1))
+    return joint
 
 
-def auroc(positive: Bools, values: Floats, weights: Floats) -> Floats:
-    """Return (b,) the weighted area under the ROC curve; NaN where a side has no weight.
+def _by_label(indicator: Bools, proba: Floats, weights: Floats) -> Joint:
+    """Return the means over labels, each of which is a matter of two classes."""
+    total, labels = weights.sum(axis=0), []
+    for j in range(proba.shape[1]):
+        truth, sure = indicator[:, j], proba[:, j]
+        two = np.stack([~truth, truth], axis=1), np.stack([1 - sure, sure], axis=1)
+        labels.append(forms(*two, (sure >= 0.5).astype(np.int64)))
+    if not labels:
+        return {}
+    sums = (np.concatenate(labels) @ weights).reshape(len(labels), len(labels[0]), -1)
+    own = [decisions(each, total, 2) for each in sums]
+    return {name: mean(np.array([one[name] for one in own])) for name in own[0]}
 
-    The share of (positive, negative) pairs that are in order, ties half (Mann-Whitney U), each
-    pair weighted by the product of its weights (n, b).
-    """
-    order = np.argsort(values[~positive], kind="stable")
-    negative, above = values[~positive][order], values[positive]
-    w_negative, w_positive = weights[~positive][order], weights[positive]
-    below = np.zeros((len(negative) + 1, weights.shape[1]))
-    np.cumsum(w_negative, axis=0, out=below[1:])
-    low, high = (np.searchsorted(negative, above, side) for side in ("left", "right"))
-    wins = (w_positive * (below[low] + below[high])).sum(axis=0) / 2
-    return _ratio(wins, w_positive.sum(axis=0) * below[-1])
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
 
 
 def macro_auroc(indicator: Bools, proba: Floats, kind: Kind) -> float:
     """Return the mean AUROC over the classes that have both sides; NaN if none has."""
-    ones = np.ones((len(proba), 1))
-    scored = [1] if kind == "binary" else np.flatnonzero(~np.isnan(proba).any(axis=0)).tolist()
-    each = [auroc(indicator[:, j], proba[:, j], ones) for j in scored]
-    return float(_mean(np.array(each))[0])
+    each = [[auroc(indicator[:, j], proba[:, j])] for j in _scored(proba, kind)]
+    return float(mean(np.array(each))[0]) if each else float("nan")
 
 
 def one_sided(indicator: Bools, classes: tuple[str, ...]) -> list[str]:
     """Return the classes that all units carry, or none does: nothing can be ranked by them."""
     carried = indicator.mean(axis=0)
     return [name for name, share in zip(classes, carried, strict=True) if share in (0.0, 1.0)]
-
-
-def _ratio(top: Floats, bottom: Floats) -> Floats:
-    """Return top / bottom, NaN where bottom is 0."""
-    ratio: Floats = np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
-    return ratio
-
-
-def _mean(values: Floats) -> Floats:
-    """Return the mean over the first axis of what is defined; NaN where nothing is."""
-    defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0).astype(float))

@@ -77,8 +77,9 @@ def deal(units: Units, choice: SplitChoice) -> Split:
 
     Stratified by dealing in turn from a deck sorted by label combination, rarest label first, and
     shuffled within a combination: every combination, and the rarest label exactly, is spread over
-    the folds to within one patient, however few carry it. Raises LabelError for fewer patients
-    than folds.
+    the folds to within one patient, however few carry it. Patients count in the order of their
+    first units, so that two stores of one collection are split alike whatever their pseudonyms.
+    Raises LabelError for fewer patients than folds.
     """
     patients, carries = _labels_by_patient(units)
     if len(patients) < choice.folds:
@@ -98,13 +99,11 @@ def deal(units: Units, choice: SplitChoice) -> Split:
 
 def _labels_by_patient(units: Units) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
     """Return the p patients and, (p, c), which classes or labels any unit of theirs carries."""
-    patients, patient = np.unique(units.groups, return_inverse=True)
+    patients, first, patient = np.unique(units.groups, return_index=True, return_inverse=True)
     carries = np.zeros((len(patients), len(units.classes)), bool)
-    if units.y.ndim == 2:
-        np.logical_or.at(carries, patient, units.y.astype(bool))
-    else:
-        carries[patient, units.y] = True
-    return patients, carries
+    np.logical_or.at(carries, patient, units.indicator)
+    order = np.argsort(first)
+    return patients[order], carries[order]
 
 
 def split_path(store: Path, name: str, task: Task, choice: SplitChoice) -> Path:

@@ -3,47 +3,117 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from stores.errors import CorruptStoreError
+from stores._process import birth, place
+from stores.errors import CorruptStoreError, UnwritableError
 
 TEMPORARY = ".tmp-"
+# A temporary file of another host is an orphan when it is this old.
+ORPHAN_AFTER_S = 3600.0
+
+_TROUBLE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.EIO: "the disk reports an input/output error",
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell what a disk refuses in words: raises UnwritableError for a full disk and its like."""
+    try:
+        yield
+    except OSError as error:
+        trouble = _TROUBLE.get(error.errno or 0)
+        if trouble is None or isinstance(error, UnwritableError):
+            raise
+        raise UnwritableError(
+            f"{path} cannot be written: {trouble}. What was committed is kept; mend that and run "
+            "the same command again."
+        ) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Put `data` at `path` so that a crash leaves the old file or the new one, never a half."""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
+    temporary = path.with_name(temporary_name(path.name))
+    with writing(path):
+        write_new(temporary, data)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_new(path: Path, *pieces: bytes | memoryview) -> None:
+    """Write a file that is not there yet and force it to disk; nothing is left if that fails."""
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
+        with writing(path), open(path, "xb") as file:
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
-
-
-def sync_file(path: Path) -> None:
-    """Force a written file to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:
     """Force a folder's entries to disk, where the system can."""
     with contextlib.suppress(PermissionError):  # some systems refuse to open a folder
-        sync_file(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# --- temporary files -------------------------------------------------------------------------
+
+
+def temporary_name(name: str) -> str:
+    """Return a name nobody else uses, which tells whose it is."""
+    pid = os.getpid()
+    return f"{TEMPORARY}{place()}-{pid}-{birth(pid)}-{uuid.uuid4().hex[:12]}-{name}"
+
+
+def is_orphan(path: Path) -> bool:
+    """Return whether a temporary file's writer has ended, or was silent for too long."""
+    fields = path.name.removeprefix(TEMPORARY).split("-", 4)
+    if len(fields) == 5 and fields[0] == place() and fields[1].isdigit():
+        return str(birth(int(fields[1]))) != fields[2]
+    try:
+        return time.time() - path.stat().st_mtime > ORPHAN_AFTER_S
+    except FileNotFoundError:
+        return False
+
+
+def sweep_temporaries(root: Path, pattern: str = "*") -> list[Path]:
+    """Remove the temporary files and folders under `root` that dead writers left."""
+    left = [path for path in root.rglob(f"{TEMPORARY}{pattern}") if is_orphan(path)]
+    for path in left:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return left
+
+
+# --- documents -------------------------------------------------------------------------------
 
 
 def canonical(document: Mapping[str, Any]) -> bytes:
@@ -53,18 +123,30 @@ def canonical(document: Mapping[str, Any]) -> bytes:
 
 def seal(document: Mapping[str, Any]) -> bytes:
     """Return a document as readable JSON that carries the sha256 of its own content."""
-    sealed = {**document, "seal": hashlib.sha256(canonical(document)).hexdigest()}
+    sealed = {**document, "seal": sha256(canonical(document))}
     return json.dumps(sealed, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def unseal(path: Path) -> dict[str, Any]:
-    """Read a sealed document. Raises CorruptStoreError where its content is not what was sealed."""
+    """Read a sealed document. Raises CorruptStoreError where one of its bytes was altered."""
+    data = path.read_bytes()
     try:
-        document = json.loads(path.read_bytes())
-        expected = document.pop("seal")
-        found = hashlib.sha256(canonical(document)).hexdigest()
+        document = json.loads(data)
+        document.pop("seal")
+        whole = seal(document) == data
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CorruptStoreError(f"{path} is not a sealed document: {error!r}.") from None
-    if found != expected:
-        raise CorruptStoreError(f"{path} was altered: its seal is {expected}, its content {found}.")
+    if not whole:
+        raise CorruptStoreError(f"{path} was altered: its content does not fit its seal.")
     return dict(document)
+
+
+def sha256(data: bytes) -> str:
+    """Return the sha256 of bytes, as hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

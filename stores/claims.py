@@ -8,15 +8,17 @@ over a claim that was renewed in between.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import socket
 import time
-import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stores._disk import TEMPORARY
+from stores._disk import temporary_name, write_new
+from stores._process import gone, me
+from stores.errors import ClaimedError
 
 # A claim of another host counts as dead when its owner has not touched it for this long.
 STALE_AFTER_S = 900.0
@@ -30,7 +32,8 @@ class Claim:
 
     def beat(self) -> None:
         """Say that the owner is alive, for readers on other hosts."""
-        os.utime(self.path)
+        with contextlib.suppress(FileNotFoundError):  # taken over: `held` will say so
+            os.utime(self.path)
 
     def held(self) -> bool:
         """Return whether the claim still stands: nobody took the part over."""
@@ -49,13 +52,12 @@ class Claim:
 def try_claim(folder: Path, stem: str) -> Claim | None:
     """Claim part `stem`; None where a live process holds it or was quicker."""
     latest = _latest(folder, stem)
-    if latest is not None and not _dead(latest):
+    if latest is not None and not dead(latest):
         return None
     number = 0 if latest is None else _split(latest)[1] + 1
     path = folder / f"{stem}.claim.{number}"
-    temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}-claim"
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "born": _birth(os.getpid())}
-    temporary.write_text(json.dumps({**owner, "time": time.time()}), encoding="utf-8")
+    temporary = folder / temporary_name("claim")
+    write_new(temporary, json.dumps({**me(), "time": time.time()}).encode())
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -65,42 +67,51 @@ def try_claim(folder: Path, stem: str) -> Claim | None:
     return Claim(path)
 
 
+@contextlib.contextmanager
+def exclusive(folder: Path, stem: str, wait_s: float = 60.0) -> Iterator[Claim]:
+    """Hold claim `stem` for a moment, waiting for its turn. Raises ClaimedError after `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    while (claim := try_claim(folder, stem)) is None:
+        if time.monotonic() > deadline:
+            raise ClaimedError(
+                f"{owner(folder, stem)} has held {folder / stem} for {wait_s:g} s. Wait for it; "
+                f"if it is dead, its claim lapses {STALE_AFTER_S / 60:g} minutes after its last "
+                "sign of life."
+            )
+        time.sleep(0.02)
+    try:
+        yield claim
+    finally:
+        claim.release()
+
+
+def sweep_claims(folder: Path, stem: str) -> int:
+    """Remove the claims that dead processes left on a part nobody will write again."""
+    left = [path for path in _claims(folder, stem) if dead(path)]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return len(left)
+
+
 def owner(folder: Path, stem: str) -> str | None:
     """Return `host:pid` of whoever holds the part, or None."""
     latest = _latest(folder, stem)
-    if latest is None or _dead(latest):
+    if latest is None or dead(latest):
         return None
     holder = _read(latest)
     return f"{holder.get('host')}:{holder.get('pid')}" if holder else "another process"
 
 
-def _dead(path: Path) -> bool:
+def dead(path: Path) -> bool:
     """Return whether a claim's owner is certainly gone, or silent for too long."""
     holder = _read(path)
-    if holder is not None and holder.get("host") == socket.gethostname():
-        return _birth(int(str(holder["pid"]))) != holder.get("born")
+    verdict = gone(holder) if holder is not None else None
+    if verdict is not None:
+        return verdict
     try:
         return time.time() - path.stat().st_mtime > STALE_AFTER_S
     except FileNotFoundError:
         return True
-
-
-def _birth(pid: int) -> str | None:
-    """Return when a process of this host started, so that a reused pid is told apart."""
-    try:
-        # Field 22 of stat, counted after the command name, which may hold spaces.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except FileNotFoundError:
-        pass
-    if Path("/proc/self").exists():
-        return None
-    try:  # a system without /proc: the process exists, or it does not
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "alive"
 
 
 def _read(path: Path) -> dict[str, object] | None:

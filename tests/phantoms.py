@@ -111,7 +111,7 @@ def write_series(
             InstanceNumber=k + 1,
             **tags,
         )
-        paths.append(save(ds, folder / f"IM{(k * 7) % 101:03d}"))
+        paths.append(save(ds, folder / f"IM{(k * 37) % 101:03d}"))
     return paths
 
 
@@ -202,7 +202,7 @@ def write_enhanced(path: Path, voxels: np.ndarray, slopes: list[float], times: i
 
 
 def write_mosaic(path: Path, tiles: np.ndarray, *, counted: bool = True) -> Path:
-    """Write (n, H, W) as a Siemens mosaic, with its number of tiles in the private header or not."""
+    """Write (n, H, W) as a Siemens mosaic, its private header with the number of tiles or not."""
     count, height, width = tiles.shape
     side = int(np.ceil(np.sqrt(count)))
     picture = np.zeros((side * height, side * width), tiles.dtype)

@@ -5,9 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    cohen_kappa_score,
+    f1_score,
+    matthews_corrcoef,
+    roc_auc_score,
+    roc_curve,
+)
 
-from pipeline import metrics
+from pipeline import _weighted, metrics
 
 
 def softmax(z: NDArray[Any]) -> NDArray[np.float64]:
@@ -17,14 +27,17 @@ def softmax(z: NDArray[Any]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("decimals", [1, 9])
-def test_auroc_is_scikit_learns_with_ties_and_weights(weighted: bool, decimals: int) -> None:
+def test_ranking_is_scikit_learns_with_ties_and_weights(weighted: bool, decimals: int) -> None:
     rng = np.random.default_rng(1)
     y = rng.random(300) < 0.3
     values = np.round(rng.random(300) + 0.3 * y, decimals)
     weights = rng.integers(0, 4, (300, 5)).astype(float) if weighted else np.ones((300, 1))
-    ours = metrics.auroc(y, values, weights)
-    theirs = [roc_auc_score(y, values, sample_weight=w) for w in weights.T]
-    np.testing.assert_allclose(ours, theirs, atol=1e-12)
+    auroc, precision, sensitivity = _weighted.ranking(y, values, weights)
+    for i, w in enumerate(weights.T):
+        assert auroc[i] == pytest.approx(roc_auc_score(y, values, sample_weight=w))
+        assert precision[i] == pytest.approx(average_precision_score(y, values, sample_weight=w))
+        fpr, tpr, _ = roc_curve(y, values, sample_weight=w, drop_intermediate=False)
+        assert sensitivity[i] == pytest.approx(tpr[fpr <= 0.1 + 1e-9].max())
 
 
 def test_multiclass_is_scikit_learns() -> None:
@@ -32,7 +45,7 @@ def test_multiclass_is_scikit_learns() -> None:
     y = rng.integers(0, 4, 200)
     proba = softmax(rng.standard_normal((200, 4)) + np.eye(4)[y])
     overall, by_class = metrics.score(
-        np.eye(4, dtype=bool)[y], proba, np.arange(200).astype(str), tuple("abcd"), "multiclass"
+        np.eye(4, dtype=bool)[y], proba, np.arange(200).astype(str), tuple("0123"), "multiclass"
     )
     said = proba.argmax(axis=1)
     assert overall["accuracy"].value == pytest.approx(accuracy_score(y, said))
@@ -40,7 +53,13 @@ def test_multiclass_is_scikit_learns() -> None:
     assert overall["auroc"].value == pytest.approx(
         roc_auc_score(y, proba, multi_class="ovr", average="macro")
     )
-    assert by_class["c"]["auroc"].value == pytest.approx(roc_auc_score(y == 2, proba[:, 2]))
+    assert overall["f1"].value == pytest.approx(f1_score(y, said, average="macro"))
+    assert overall["mcc"].value == pytest.approx(matthews_corrcoef(y, said))
+    kappa = cohen_kappa_score(y, said, weights="quadratic")
+    assert overall["quadratic_kappa"].value == pytest.approx(kappa)
+    brier = brier_score_loss(y, proba, scale_by_half=True)
+    assert overall["brier"].value == pytest.approx(brier)
+    assert by_class["2"]["auroc"].value == pytest.approx(roc_auc_score(y == 2, proba[:, 2]))
 
 
 def test_multilabel_leaves_out_labels_of_one_value_and_of_no_model() -> None:
@@ -116,3 +135,18 @@ def test_intervals_cover_a_known_truth_about_95_times_in_100() -> None:
         assert auroc.high is not None
         covered += auroc.low <= truth <= auroc.high
     assert 90 <= covered <= 99
+
+
+def test_calibration_error_is_guos_sum_over_bins() -> None:
+    rng = np.random.default_rng(7)
+    sure = rng.random(500)
+    y = rng.random(500) < sure**2
+    expected = 0.0
+    for low in np.arange(15) / 15:
+        inside = (sure >= low) & (sure < low + 1 / 15)
+        expected += inside.mean() * abs(y[inside].mean() - sure[inside].mean())
+    overall, _ = metrics.score(
+        np.stack([~y, y], axis=1), np.stack([1 - sure, sure], axis=1),
+        np.arange(500).astype(str), ("no", "yes"), "binary",
+    )  # fmt: skip
+    assert overall["ece"].value == pytest.approx(expected)

@@ -56,6 +56,14 @@ def test_the_seed_and_nothing_else_decides() -> None:
     assert deal(units, SplitChoice()) != deal(units, SplitChoice(seed=1))
 
 
+def test_renamed_patients_are_split_alike() -> None:
+    y, groups = RNG.integers(0, 2, 100), RNG.integers(0, 30, 100)
+    renamed = RNG.permutation(30)[groups]
+    ours, theirs = (units_of(y, names) for names in (groups, renamed))
+    parts, same = (deal(units, SplitChoice()).parts_of(units.groups) for units in (ours, theirs))
+    assert all(np.array_equal(parts[part], same[part]) for part in parts)
+
+
 def test_too_few_patients_are_refused() -> None:
     with pytest.raises(LabelError, match="into 5 folds .* Got 4"):
         deal(units_of(np.array([0, 1, 0, 1])), SplitChoice())

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import Config
+from pipeline.evaluate import evaluate, read_features
+from pipeline.splits import split_path
+from pipeline.types import Result, Tally, Units
+from stores.errors import ConfigError, LabelError, StoreNotFoundError
+from tests.pipeline.collection import config_of, make_store, write_csv
+
+N = 240
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a folder with a store of 80 patients, 3 images each, and labels.
+
+    `signal` leans on the last block's features, `noise` on nothing; `a`, `b` are multi-label.
+    """
+    rng = np.random.default_rng(0)
+    patient = np.arange(N) // 3
+    signal = rng.integers(0, 2, 80)[patient]
+    a, b, noise = (rng.integers(0, 2, N) for _ in range(3))
+    cls = rng.standard_normal((N, 4, 16))
+    cls[:, 3, 0] += 3 * signal
+    cls[:, 3, 1] += 2 * a
+    make_store(tmp_path / "store", cls, [{"patient": f"P{p}"} for p in patient])
+    write_csv(
+        tmp_path / "labels.csv",
+        path=[f"f{i}.png" for i in range(N)],
+        signal=["sick" if s else "healthy" for s in signal],
+        noise=noise,
+        a=a,
+        b=b,
+    )
+    return tmp_path
+
+
+def config(root: Path, *names: str, **more: Any) -> Config:
+    tasks = {"signal": {"labels": ["signal"]}, "noise": {"labels": ["noise"]}}
+    tasks["both"] = {"labels": ["a", "b"]}
+    tasks["patients"] = {"labels": ["signal"], "level": "patient"}
+    return config_of(root, tasks={name: tasks[name] for name in names}, **more)
+
+
+def auroc(result: Result) -> tuple[float, float, float]:
+    metric = result.scores[-1].metrics["auroc"]
+    assert metric.low is not None
+    assert metric.high is not None
+    return metric.low, metric.value, metric.high
+
+
+def test_a_planted_signal_is_found_and_noise_is_not(root: Path) -> None:
+    results = evaluate(config(root, "signal", "noise"))
+    assert [(r.task, r.method) for r in results] == [
+        (task, method) for task in ("signal", "noise") for method in ("knn", "probe", "fewshot")
+    ]
+    for result in results:
+        low, value, high = auroc(result)
+        if result.task == "signal":
+            assert value > 0.8
+            assert low > 0.6
+        elif result.method != "fewshot":
+            assert low < 0.5 < high
+        else:
+            assert value == pytest.approx(0.5, abs=0.1)
+    knn = results[0]
+    assert knn.classes == ("healthy", "sick")
+    assert [score.setting for score in knn.scores] == [{"k": 3}, {"k": 5}]
+    assert {part: count.patients for part, count in knn.counts.items()} == {
+        "train": 48, "val": 16, "test": 16,
+    }  # fmt: skip
+    assert sum(sum(count.positives.values()) for count in knn.counts.values()) == N
+    assert knn.provenance.random
+
+
+def test_levels_pool_and_multilabel_scores_by_label(root: Path) -> None:
+    patients, both = evaluate(config(root, "patients", "both"), ["probe"])
+    assert sum(count.units for count in patients.counts.values()) == 80
+    assert auroc(patients)[1] > 0.9
+    labels = both.scores[0].labels
+    assert labels["a"]["auroc"].value > 0.75 > labels["b"]["auroc"].value
+
+
+def test_an_unchanged_rerun_is_found_and_what_changed_is_not(root: Path) -> None:
+    first = evaluate(config(root, "signal", "noise"))
+    again = evaluate(config(root, "signal", "noise"))
+    assert not any(result.cached for result in first)
+    assert again == [result.model_copy(update={"cached": True}) for result in first]
+
+    wider = config(root, "signal", "noise", knn={"k": [3]})
+    assert [r.cached for r in evaluate(wider)] == [False, True, True] * 2
+    reseeded = config(root, "signal", split={"seed": 1})
+    assert not any(r.cached for r in evaluate(reseeded))
+
+
+def test_a_corrected_label_recomputes_its_task_alone_on_the_same_split(root: Path) -> None:
+    before = evaluate(config(root, "signal", "noise"), ["knn"])
+    file = root / "labels.csv"
+    lines = file.read_text().splitlines()
+    cells = lines[1].split(",")
+    cells[2] = str(1 - int(cells[2]))
+    file.write_text("\n".join([lines[0], ",".join(cells), *lines[2:]]) + "\n")
+    after = evaluate(config(root, "signal", "noise"), ["knn"])
+    assert [result.cached for result in after] == [True, False]
+    assert after[1].provenance.split == before[1].provenance.split
+
+
+def imported(config: Config) -> list[str]:
+    """Return "all found in results/" and the heavy libraries that a fresh process imports."""
+    code = (
+        "import sys\n"
+        "from pipeline.config import Config\n"
+        "from pipeline.evaluate import evaluate\n"
+        "print(all(r.cached for r in evaluate(Config.model_validate_json(sys.argv[1]))))\n"
+        "heavy = {'torch', 'transformers', 'sklearn', 'faiss', 'zarr', 'scipy', 'pydicom'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, config.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_a_rerun_imports_no_head_and_opens_no_array(root: Path) -> None:
+    evaluate(config(root, "signal", "both"))
+    assert imported(config(root, "signal", "both")) == ["True"]
+
+
+def test_no_head_imports_torch(root: Path) -> None:
+    assert imported(config(root, "both")) == ["False", "faiss", "scipy", "sklearn", "zarr"]
+
+
+def test_a_tampered_split_is_refused(root: Path) -> None:
+    asked = config(root, "signal")
+    evaluate(asked, ["knn"])
+    path = split_path(root / "store", "signal", asked.tasks["signal"], asked.split)
+    data = json.loads(path.read_text())
+    data["patients"]["train"].append(data["patients"]["test"][0])
+    path.write_text(json.dumps(data))
+    with pytest.raises(LabelError, match="both 'train' and 'test'"):
+        evaluate(asked, ["knn"])
+
+
+def test_files_name_patients_by_pseudonym_only(root: Path) -> None:
+    lines = (root / "labels.csv").read_text().splitlines()
+    named = [f"{line},SECRET{i // 3}" for i, line in enumerate(lines[1:])]
+    (root / "labels.csv").write_text("\n".join([lines[0] + ",who", *named]))
+    evaluate(config(root, "signal", "patients", labels={"patient": "who"}))
+    written = [p for f in ("results", "splits") for p in (root / "store" / f).iterdir()]
+    assert len(written) == 2 * 3 + 2 * 2 + 2  # results, predictions, splits
+    for path in written:
+        text = path.read_bytes()
+        if path.suffix == ".parquet":
+            text = str(pq.read_table(path).to_pydict()).encode()
+        assert b"SECRET" not in text
+
+
+def test_predictions_give_the_score_back(root: Path) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    result = evaluate(config(root, "signal"), ["probe"])[0]
+    path = next((root / "store/results").glob("probe-*.parquet"))
+    table = pq.read_table(path)
+    assert table.num_rows == result.counts["test"].units
+    expected = roc_auc_score(table["truth:sick"].to_numpy(), table["proba:sick"].to_numpy())
+    assert auroc(result)[1] == pytest.approx(expected)
+
+
+def test_features_are_the_last_blocks_and_the_mean_over_slices(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    cls = rng.standard_normal((6, 4, 5)).astype(np.float16)
+    store = make_store(tmp_path / "store", cls, [{} for _ in range(6)])
+    unit = np.array([0, 1, 0, 2, 1])
+    units = Units(
+        ids=np.array(["x", "y", "z"]), y=np.array([0, 1, 0]), groups=np.array(["x", "y", "z"]),
+        classes=("a", "b"), kind="binary", rows=np.array([0, 1, 2, 4, 5]), unit=unit, tally=Tally(),
+    )  # fmt: skip
+    wide = cls.astype(np.float32)[units.rows].reshape(5, 20)
+    means = np.stack([wide[unit == i].mean(axis=0) for i in range(3)])
+    np.testing.assert_allclose(read_features(store, units, "cls4"), means, atol=1e-6)
+    np.testing.assert_allclose(read_features(store, units, "cls"), means[:, 15:], atol=1e-6)
+    both = read_features(store, units, "cls+mean")
+    np.testing.assert_allclose(both, np.tile(means[:, 15:], 2), atol=1e-6)
+
+
+def test_batches_of_rows_change_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(config(root, "patients"), ["knn"])[0]
+    monkeypatch.setattr("pipeline.evaluate.ROWS_AT_ONCE", 7)
+    for path in (root / "store/results").iterdir():
+        path.unlink()
+    again = evaluate(config(root, "patients"), ["knn"])[0]
+    assert not again.cached
+    assert again.scores == whole.scores
+
+
+def test_what_cannot_be_asked_is_said(root: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        evaluate(config(root))
+    with pytest.raises(StoreNotFoundError):
+        evaluate(config(root, "signal").model_copy(update={"store": root / "none"}))
+    store = make_store(root / "small", np.ones((4, 1, 3)), [{}] * 4)
+    units = Units(
+        ids=np.array(["x"]), y=np.array([0]), groups=np.array(["x"]), classes=("a", "b"),
+        kind="binary", rows=np.array([0]), unit=np.array([0]), tally=Tally(),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"'cls4' need 4 blocks.*has 1 blocks"):
+        read_features(store, units, "cls4")
+
+
+def test_progress_names_each_answer(root: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    evaluate(config(root, "signal"), ["knn", "probe"], progress=lambda *at: seen.append(at))
+    assert seen == [("signal: knn", 0, 2), ("signal: probe", 1, 2)]

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pipeline import fewshot
+from pipeline.config import FewShot
+from tests.pipeline.collection import thirds, units_of
+
+
+def test_draws_are_sets_and_every_set_is_as_likely() -> None:
+    drawn = fewshot.draw(np.random.default_rng(0), 5, 2, 20000)
+    counts = dict.fromkeys(combinations(range(5), 2), 0)
+    for pair in np.sort(drawn, axis=1).tolist():
+        counts[tuple(pair)] += 1
+    assert min(counts.values()) > 1850
+    assert max(counts.values()) < 2150
+    assert sorted(fewshot.draw(np.random.default_rng(0), 4, 4, 1)[0]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("c", [2, 3])
+def test_an_episode_is_the_nearest_centroid_stated_plainly(c: int) -> None:
+    """With every patient drawn there is one possible episode: it can be worked out by hand."""
+    rng = np.random.default_rng(1)
+    y = np.arange(24 * c) % c
+    x = (rng.standard_normal((24 * c, 6)) + np.eye(6)[y]).astype(np.float32)
+    parts = thirds(24 * c)
+    known = np.concatenate([parts["train"], parts["val"]])
+    settings = FewShot(shots=(18,), queries=100, episodes=2)
+    scores, _ = fewshot.score(x, units_of(y), parts, settings)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    centroids = np.stack([unit[known][y[known] == j].mean(axis=0) for j in range(c)])
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    cosine, truth = unit[parts["test"]] @ centroids.T, y[parts["test"]]
+    metrics = scores[0].metrics
+    assert metrics["accuracy"].value == pytest.approx((cosine.argmax(axis=1) == truth).mean())
+    margin = np.stack(
+        [cosine[:, j] - np.delete(cosine, j, axis=1).max(axis=1) for j in range(c)], axis=1
+    )
+    aurocs = [roc_auc_score(truth == j, margin[:, j]) for j in range(c)]
+    assert metrics["auroc"].value == pytest.approx(np.mean(aurocs), abs=1e-6)
+
+
+def test_more_shots_help_where_there_is_a_signal_and_chance_is_a_half() -> None:
+    rng = np.random.default_rng(2)
+    y = rng.integers(0, 2, 400)
+    x = rng.standard_normal((400, 8)).astype(np.float32)
+    settings = FewShot(shots=(1, 8), episodes=400)
+    for noise in fewshot.score(x, units_of(y), thirds(400), settings)[0]:
+        assert noise.metrics["auroc"].value == pytest.approx(0.5, abs=0.06)
+    x[:, 0] += 2.0 * y
+    one, eight = fewshot.score(x, units_of(y), thirds(400), settings)[0]
+    assert eight.metrics["accuracy"].value > one.metrics["accuracy"].value + 0.05
+    low, high = one.metrics["accuracy"].low, one.metrics["accuracy"].high
+    assert low is not None
+    assert high is not None
+    assert low < one.metrics["accuracy"].value < high
+
+
+def test_shots_are_patients_and_not_their_images() -> None:
+    y = np.arange(80) % 2
+    groups = np.arange(80) // 8  # 10 patients, each with images of both classes
+    _, notes = fewshot.score(
+        np.eye(80, dtype=np.float32), units_of(y, groups), thirds(80), FewShot(shots=(8, 9))
+    )
+    assert notes == ["9 shots of all classes left out: a class has too few patients"]
+
+
+def test_multilabel_averages_two_way_problems_and_names_those_left_out() -> None:
+    rng = np.random.default_rng(3)
+    y = (rng.random((200, 3)) < 0.5).astype(np.int8)
+    y[:, 2] = np.arange(200) == 0
+    x = (rng.standard_normal((200, 6)) + np.pad(2 * y, ((0, 0), (0, 3)))).astype(np.float32)
+    scores, notes = fewshot.score(x, units_of(y), thirds(200), FewShot(shots=(4,), episodes=50))
+    each = scores[0].labels
+    assert set(each) == {"a", "b"}
+    mean = np.mean([metrics["auroc"].value for metrics in each.values()])
+    assert scores[0].metrics["auroc"].value == pytest.approx(mean)
+    assert notes == ["4 shots of c left out: a class has too few patients"]
+
+
+def test_chunks_of_episodes_change_nothing_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
+    y = np.arange(100) % 2
+    x = np.random.default_rng(4).standard_normal((100, 4)).astype(np.float32)
+    settings = FewShot(shots=(2,), episodes=300)
+    monkeypatch.setattr(fewshot, "GATHERED", 2**9)
+    scores, _ = fewshot.score(x, units_of(y), thirds(100), settings)
+    again, _ = fewshot.score(x, units_of(y), thirds(100), settings)
+    assert scores == again
+    assert scores[0].metrics["auroc"].value == pytest.approx(0.5, abs=0.15)
