@@ -1,7 +1,8 @@
 """DICOM: headers and pixels of one file. Private to `read`.
 
 - Pixels come out as the modality's values (HU for CT): stored values -> modality LUT or rescale, of
-  the frame where it has its own -> padding to NaN -> MONOCHROME1 turned -> colour to luma.
+  the frame where it has its own -> padding to NaN -> MONOCHROME1 inverted -> colour to luma; then
+  rows and columns are laid as the plane is usually shown.
 - Each transfer syntax has one decoder, so that values do not depend on what else is installed.
 - A Siemens mosaic is one frame a tile. Objects that are no pictures of the patient (segmentations,
   dose, presentation states, reports) are refused with a reason.
@@ -14,7 +15,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from pipeline import _mosaic
-from pipeline._dicom_geometry import floats, frame_header, macro
+from pipeline._dicom_geometry import Layout, floats, frame_header, macro, orientation
 from pipeline._limits import DEFLATE_RATIO, MAX_FILE_BYTES, as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Slice, Voi
 from stores.errors import UnreadableError
@@ -111,6 +112,7 @@ def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
                 else:
                     whole = _read_frame(dataset, 0).pixels if whole is None else whole
                     item = Slice(frame, _mosaic.tile(whole, tiles, frame))
+                item = _shown(item, dataset)
         except Exception as error:
             known = as_unreadable(error, "decoding the pixels")
             yield Failure(frame, known.reason, known.detail)
@@ -135,21 +137,27 @@ def _quiet() -> Iterator[None]:
 
 
 def _read_until_pixels(path: Path) -> tuple[Dataset, _PixelElement | None]:
-    """Return all that stands before the pixels, and where they begin."""
+    """Return all that stands before the pixels, and where they begin. Raises UnreadableError."""
     _check_deflated(path)
+    stored = path.stat().st_size
     found: list[int] = []
+    cut: list[int] = []
 
-    def at_pixels(tag: Any, vr: str | None, length: int) -> bool:
+    def at_element(tag: Any, vr: str | None, length: int) -> bool:
         if tag in _PIXELS:
             found.append(length)
-        return tag in _PIXELS
+        elif length != _UNDEFINED and file.tell() + length > stored:
+            cut.append(length)
+        return bool(found)
 
     with path.open("rb") as file:
-        stop: Callable[..., bool] = at_pixels
+        stop: Callable[..., bool] = at_element
         dataset = read_partial(file, stop_when=stop, force=True)
-        if not found:
-            return dataset, None
-        return dataset, _PixelElement(file.tell(), None if found[0] == _UNDEFINED else found[0])
+        if found:
+            return dataset, _PixelElement(file.tell(), None if found[0] == _UNDEFINED else found[0])
+    if cut or not len(dataset):
+        raise UnreadableError("truncated", "ends before its pixels, within an element")
+    return dataset, None
 
 
 def _check_deflated(path: Path) -> None:
@@ -169,11 +177,9 @@ def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
     """Return the number of frames of a file that can be a picture. Raises UnreadableError."""
     meta = getattr(dataset, "file_meta", Dataset())
     if meta.get("MediaStorageSOPClassUID") == uid.MediaStorageDirectoryStorage:
-        raise UnreadableError("not-an-image", "a DICOMDIR: an index of other files")
+        raise UnreadableError("not-an-image", "a DICOMDIR, the index of other files")
     kind = _NO_PICTURE.get(str(dataset.get("Modality", "")))
     if pixels is None:
-        if kind is None and (not len(dataset) or _is_image(dataset, meta)):
-            raise UnreadableError("truncated", "a DICOM image that ends before its pixels")
         raise UnreadableError("not-an-image", f"{kind or 'a DICOM object'} without pixels")
     if kind is not None:
         raise UnreadableError("unsupported", f"{kind}, not a picture")
@@ -187,7 +193,7 @@ def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
     if syntax.is_encapsulated and syntax not in _DECODERS:
         raise UnreadableError("unsupported", f"no decoder for {syntax.name}")
     if syntax == uid.JPEGExtended12Bit and int(dataset.get("BitsStored") or bits) > 8:
-        raise UnreadableError("unsupported", "no freely licensed decoder for JPEG of 12 bits")
+        raise UnreadableError("unsupported", "no decoder for lossy JPEG of 12 bits")
     coded = pixels.length is None or syntax == uid.DeflatedExplicitVRLittleEndian
     need = check_size(rows, columns, frames, samples * bits / 8, stored, coded=coded)
     if pixels.length == 0:
@@ -200,12 +206,6 @@ def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
     if not coded and held < need:
         raise UnreadableError("truncated", f"holds {held} of {need} bytes of pixels")
     return frames
-
-
-def _is_image(dataset: Dataset, meta: Dataset) -> bool:
-    """Return whether a file calls itself an image, by its SOP class or by its rows."""
-    kind = meta.get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID") or ""
-    return "Image Storage" in uid.UID(str(kind)).name or "Rows" in dataset
 
 
 def _read_frame(dataset: Dataset, frame: int) -> Slice:
@@ -227,6 +227,12 @@ def _read_frame(dataset: Dataset, frame: int) -> Slice:
     if padding is not None:
         pixels[padding] = np.nan
     return Slice(frame, pixels, voi)
+
+
+def _shown(item: Slice, dataset: Dataset) -> Slice:
+    """Return a slice laid as its plane is usually shown (see `Layout`)."""
+    axes = orientation(dataset, item.frame)
+    return item if axes is None else replace(item, pixels=Layout.of(axes).apply(item.pixels))
 
 
 def _decode(dataset: Dataset, frame: int) -> NDArray[Any]:

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from pipeline._dicom_geometry import floats, frame_header, image_type, orientation
+from pipeline._dicom_geometry import (
+    floats,
+    frame_header,
+    image_type,
+    orientation,
+    pixel_spacing,
+)
 from pipeline.types import Header
 from stores.errors import UnreadableError
 
@@ -48,25 +54,21 @@ def tiles(dataset: Dataset) -> Tiles | None:
 
 
 def headers(dataset: Dataset, tiling: Tiles) -> list[Header]:
-    """Return one header a tile; the picture's corner is that of the whole mosaic, not of a tile."""
-    first = frame_header(dataset, 0)
+    """Return one header a tile; the file's corner is that of the whole mosaic, not of a tile."""
+    shape = tiling.height, tiling.width
     step = floats(dataset, "SpacingBetweenSlices") or floats(dataset, "SliceThickness")
-    axes, start, offset = orientation(dataset, 0), first.position_mm, first.offset_mm
+    axes, spacing = orientation(dataset, 0), pixel_spacing(dataset, 0)
+    start = floats(dataset, "ImagePositionPatient", 3)
     found = []
     for k in range(tiling.count):
-        header = replace(
-            first, frame=k, height=tiling.height, width=tiling.width, flags=(*first.flags, "mosaic")
-        )
-        if axes is not None and step and start is not None and offset and first.spacing_mm:
+        corner = None
+        if axes is not None and spacing and step and start:
             # The scanner centres the whole mosaic where the tile should be centred.
-            down = (tiling.side - 1) * tiling.height * first.spacing_mm[0] / 2
-            along = (tiling.side - 1) * tiling.width * first.spacing_mm[1] / 2
-            header = replace(
-                header,
-                position_mm=start + tiling.direction * k * step[0],
-                offset_mm=(offset[0] + down, offset[1] + along),
-            )
-        found.append(header)
+            down = axes[1] * (tiling.side - 1) * tiling.height * spacing[0] / 2
+            along = axes[0] * (tiling.side - 1) * tiling.width * spacing[1] / 2
+            corner = np.array(start) + down + along + tiling.direction * k * step[0] * axes[2]
+        header = frame_header(dataset, k, shape, corner)
+        found.append(replace(header, flags=(*header.flags, "mosaic")))
     return found
 
 

@@ -59,7 +59,7 @@ class _Worker:
     def __init__(self) -> None:
         self.wire, theirs = socket.socketpair()
         with theirs:
-            package = str(Path(__file__).resolve().parent.parent)
+            package = str(Path(__file__).absolute().parent.parent)
             known = os.environ.get("PYTHONPATH")
             path = package if not known else package + os.pathsep + known
             self.process = subprocess.Popen(
@@ -204,9 +204,9 @@ class _Pool:
         return few or (not self.begun and self.held_files == 0)
 
     def _idle(self) -> _Worker | None:
-        for worker in self.workers:
+        for worker in list(self.workers):
             if worker.job is None and worker.ready:
-                if worker.files < _FILES_A_WORKER:
+                if worker.files < _FILES_A_WORKER and worker.process.poll() is None:
                     return worker
                 self._replace(worker)
         if len(self.workers) < self.width:
@@ -270,6 +270,8 @@ class _Pool:
 def _cause(code: int, time_limit_s: float) -> dict[str, str]:
     reason: Reason = "corrupt"
     detail = f"the decoder crashed (exit code {code})"
+    if code == -signal.SIGKILL:
+        reason, detail = "too-large", "the reading process was killed, as when memory runs out"
     if code == -signal.SIGALRM:
         reason, detail = "time-limit", f"took longer than {time_limit_s:g} s"
     return {"reason": reason, "detail": detail}

@@ -23,6 +23,8 @@ from stores.errors import UnreadableError
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = frozenset({5, 6, 7, 8})
+_TIFF_PHOTOMETRIC = 0x0106
+_WHITE_IS_ZERO = 0
 
 
 def read_headers(path: Path) -> list[Header]:
@@ -35,11 +37,7 @@ def read_headers(path: Path) -> list[Header]:
             if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
                 width, height = height, width
             check_size(height, width, 1, 4, path.stat().st_size, coded=True)
-            headers.append(
-                Header(
-                    frame=frame, modality=None, height=height, width=width, volume=f"page {frame}"
-                )
-            )
+            headers.append(Header(frame, None, height, width, volume=f"{height}x{width}"))
     return headers
 
 
@@ -58,7 +56,10 @@ def _read_page(image: Image.Image, path: Path, frame: int, pages: int) -> Slice 
     try:
         image.seek(frame)
         check_size(*image.size[::-1], 1, 4, path.stat().st_size, coded=True)
-        return Slice(frame, _grey(ImageOps.exif_transpose(image)))
+        # Pillow inverts where white is zero up to 8 bits only.
+        turned = image.mode.startswith("I;16") and _photometric(image) == _WHITE_IS_ZERO
+        grey = _grey(ImageOps.exif_transpose(image))
+        return Slice(frame, 65535 - grey if turned else grey)
     except Exception as error:
         known = as_unreadable(error, "decoding the picture")
         return Failure(frame, known.reason, known.detail)
@@ -86,6 +87,11 @@ def _pages(image: Image.Image, path: Path) -> int:
     pages = int(getattr(image, "n_frames", 1))
     check_size(1, 1, pages, 1, path.stat().st_size, coded=False)
     return pages
+
+
+def _photometric(image: Image.Image) -> int | None:
+    tags = getattr(image, "tag_v2", None)
+    return tags.get(_TIFF_PHOTOMETRIC) if tags else None
 
 
 def _grey(image: Image.Image) -> NDArray[np.float32]:

@@ -100,7 +100,7 @@ def decisions(sums: Floats, total: Floats, c: int) -> dict[str, Floats]:
 
 
 def f1(table: Floats) -> Floats:
-    """Return the macro F1 of a confusion table (c, c, b) over the classes that occur or are said."""
+    """Return the macro F1 of a confusion table (c, c, b), over classes that occur or are said."""
     right = np.einsum("iib->ib", table)
     return mean(ratio(2 * right, table.sum(axis=0) + table.sum(axis=1)))
 
@@ -115,7 +115,7 @@ def mcc(table: Floats) -> Floats:
 
 
 def quadratic_kappa(table: Floats) -> Floats:
-    """Return Cohen's kappa with squared distances of a confusion table (c, c, b) of ordered classes."""
+    """Return Cohen's kappa, squared distances, of a confusion table (c, c, b) in class order."""
     c = len(table)
     cost = (np.subtract.outer(np.arange(c), np.arange(c)) ** 2)[:, :, None]
     by_chance = table.sum(axis=1)[:, None] * table.sum(axis=0)[None] / table.sum(axis=(0, 1))

@@ -21,10 +21,11 @@ import typer
 from rich import box
 from rich.console import Console
 
-from stores.errors import RadprobeError
+from stores.errors import RadprobeError, TooManyBadError
 
 if TYPE_CHECKING:
-    from pipeline.extract import Progress, Summary
+    from pipeline.embed import Progress
+    from pipeline.extract import Summary
     from pipeline.types import Method, Result, Score
 
 app = typer.Typer(
@@ -56,8 +57,8 @@ def main() -> NoReturn:
     try:
         app()
     except RadprobeError as error:
-        err.print(f"radprobe: {error}", style="red", highlight=False, markup=False)
-        sys.exit(2)
+        err.print(f"radprobe: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(1 if isinstance(error, TooManyBadError) else 2)
     sys.exit(0)
 
 
@@ -68,16 +69,20 @@ def extract(
     batch_size: Annotated[int, typer.Option(min=1, help="Slices a forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that read files.")] = 1,
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop when more than this part is unreadable.")
+    ] = 1.0,
     as_json: JsonOpt = False,
 ) -> None:
     """Embed what is not in the store yet: every slice once, resumable at any moment."""
     from pipeline.config import load_config
-    from pipeline.extract import Speed, extract
+    from pipeline.embed import Speed
+    from pipeline.extract import extract
 
     settings = load_config(config, store)
     with _progress() as progress:
         speed = Speed(device=device, batch_size=batch_size, workers=workers)
-        summary = extract(settings, speed, progress)
+        summary = extract(settings, speed, progress, max_bad=max_bad)
     if as_json:
         print(json.dumps(asdict(summary) | {"clean": summary.clean}, indent=1))
     else:
@@ -132,7 +137,7 @@ def _progress() -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    from pipeline.extract import Progress
+    from pipeline.embed import Progress
 
     columns = (
         TextColumn("embed"),

@@ -104,11 +104,17 @@ class SplitChoice(Frozen):
 
 
 class Knn(Frozen):
-    """FAISS kNN settings."""
+    """FAISS kNN settings.
+
+    multilabel: how neighbours vote on multi-label tasks: as on any other (DINOv2's soft vote), or
+    by ML-kNN; "mlknn-paper" counts a training image among its own neighbours, as the code of
+    arXiv 2312.02366 does.
+    """
 
     features: FeatureSet = "cls"
     k: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20)
     temperature: Annotated[float, Field(gt=0)] = 0.07
+    multilabel: Literal["soft", "mlknn", "mlknn-paper"] = "soft"
 
 
 class Probe(Frozen):

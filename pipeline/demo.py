@@ -35,6 +35,7 @@ from pydicom.uid import (
 from pipeline._phantom_ct import ChestVolume, draw_chest_ct
 from pipeline._phantom_mr import Tumour, draw_brain_mr
 from pipeline._phantom_xray import ChestFindings, draw_chest_xray, draw_habitus
+from stores.errors import OccupiedError
 
 VERSION = 2
 NOTE = "Synthetic images drawn by radprobe: no patient, image or finding in this folder is real."
@@ -90,7 +91,7 @@ def write_demo(root: Path, patients: int = 60, seed: int = 0) -> Path:
 
     Raises:
         ValueError: for a number of patients outside 1 to 9,999 or a negative seed.
-        FileExistsError: where root holds anything but this collection.
+        OccupiedError: where root holds anything but this collection.
 
     """
     _check_arguments(patients, seed)
@@ -146,7 +147,7 @@ def _check_free(root: Path, identity: dict[str, int]) -> None:
         return
     kind = "a folder without a readable demo.json" if root.is_dir() else "a file"
     found = _read_card(root) or kind
-    raise FileExistsError(
+    raise OccupiedError(
         f"root {str(root)!r} must be free, empty or hold the demo {identity!r}. "
         f"Got {found!r} instead. Name another root, or remove this one."
     )

@@ -25,7 +25,7 @@ from pipeline._limits import as_unreadable
 from pipeline._pool import headers_in_workers
 from pipeline._series import Place, volumes
 from pipeline.config import Data
-from pipeline.read import NO_FORMAT, escape_path, read_headers, unescape_path
+from pipeline.read import DICOMDIR, NO_FORMAT, escape_path, read_headers, unescape_path
 from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
@@ -86,7 +86,12 @@ def load_key(store: Path) -> bytes:
                 "patient, study or series do not join. Put the key back, or make the store anew."
             )
         _make_key(path)
-    return bytes.fromhex(path.read_text(encoding="ascii").strip())
+    try:
+        return bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except ValueError:
+        raise ConfigError(
+            f"The key {str(path)!r} must be hexadecimal; put back the one that was."
+        ) from None
 
 
 def _make_key(path: Path) -> None:
@@ -381,7 +386,15 @@ def _tables(
 
 def _told(path: str, error: UnreadableError) -> tuple[str, str]:
     """Return the reason and detail for the table; what nobody took for an image is `other`."""
-    name = PurePosixPath(path).name.lower()
-    image = name.endswith(_IMAGE_SUFFIXES)
-    furniture = "DICOMDIR" in error.detail or (not image and error.detail.startswith(NO_FORMAT))
+    nothing = error.reason == "empty" or error.detail.startswith(NO_FORMAT)
+    furniture = error.detail.startswith(DICOMDIR) or (nothing and not _named_as_image(path))
     return (_OTHER if furniture else error.reason), error.detail
+
+
+def _named_as_image(path: str) -> bool:
+    """Return whether a file's name promises an image: by its suffix, or as scanners number files.
+
+    `IM0001`, `I10` and `1.2.840.113` are meant to be images; `README` and `.gitkeep` are not.
+    """
+    name = PurePosixPath(path).name.lower()
+    return name.endswith(_IMAGE_SUFFIXES) or bool(re.fullmatch(r"[\d.]+|[^.]*\d[^.]*", name))

@@ -21,6 +21,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -28,6 +29,7 @@ from pipeline.config import Config
 from pipeline.labels import LabelTable, Pseudonymise, label_units, read_labels
 from pipeline.splits import PARTS, Split, deal, load_split, split_path, split_text
 from pipeline.types import (
+    Difference,
     FeatureSet,
     Method,
     Part,
@@ -41,7 +43,7 @@ from pipeline.types import (
     Units,
 )
 from stores._disk import write_atomic
-from stores.errors import ConfigError
+from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
 
 log = logging.getLogger(__name__)
@@ -258,6 +260,51 @@ def write_predictions(
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables), sink)
     write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def compare(
+    first: tuple[Path, Result], second: tuple[Path, Result], *, setting: int = -1
+) -> list[Difference]:
+    """Return what the second (store, result) scores above the first on the same test units.
+
+    For two backbones, heads or settings; `setting` picks one of each result's scores. Raises
+    LabelError unless both scored the same units with the same labels, in the same order.
+    """
+    from pipeline import metrics
+
+    (truth, one, groups), (other_truth, two, other_groups) = (
+        _read_predictions(store, result, setting) for store, result in (first, second)
+    )
+    if not np.array_equal(truth, other_truth) or not _same_grouping(groups, other_groups):
+        raise LabelError(
+            f"Results of {first[1].task!r} and {second[1].task!r} can be compared only on the same "
+            f"test units with the same labels. Got {len(truth)} and {len(other_truth)} units, "
+            "other labels or other patients; use one collection, task and split seed."
+        )
+    return metrics.compare(truth, one, two, groups, first[1].classes, first[1].kind)
+
+
+def _read_predictions(
+    store: Path, result: Result, setting: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.str_]]:
+    """Return truth (n, c), probabilities (n, c) and patients (n,) of one setting of a result."""
+    import pyarrow.parquet as pq
+
+    name = f"{result.method}-{result.provenance.key[:16]}.parquet"
+    table = pq.read_table(store / "results" / name)
+    wanted = json.dumps(result.scores[setting].setting)
+    table = table.filter(pa.compute.equal(table["setting"], wanted))
+    truth, proba = (
+        np.stack([table[f"{what}:{c}"].to_numpy(zero_copy_only=False) for c in result.classes], 1)
+        for what in ("truth", "proba")
+    )
+    return truth, proba, table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)
+
+
+def _same_grouping(first: NDArray[np.str_], second: NDArray[np.str_]) -> bool:
+    """Return whether two namings, by other keys, tell the same patients apart."""
+    pairs = set(zip(first.tolist(), second.tolist(), strict=True))
+    return len(pairs) == len(set(first.tolist())) == len(set(second.tolist()))
 
 
 def _result(

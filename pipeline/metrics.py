@@ -7,13 +7,14 @@ draws are a few matrix products. Dims: n units, c classes, b draws, p patients.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline._paired import delong, holm, two_sided_p
 from pipeline._weighted import SPECIFICITY, auroc, decisions, forms, mean, quadratic_kappa, ranking
-from pipeline.types import Kind, Metric
+from pipeline.types import Difference, Kind, Metric
 
 DRAWS = 2000
 SEED = 0
@@ -37,18 +38,61 @@ def score(
     replacement; a draw without both sides of a label counts for the others only. A metric that
     the units leave undefined (a label of one value) is not there.
     """
-    values = statistics(indicator, proba, classes, kind, np.ones((len(proba), 1)))
-    chunks = [statistics(indicator, proba, classes, kind, drawn) for drawn in draws(groups, DRAWS)]
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
-    for (name, label), value in values.items():
-        if np.isnan(value[0]):
-            continue
-        drawn = np.concatenate([chunk[name, label] for chunk in chunks])
-        low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
+    found = _bootstrap(lambda w: statistics(indicator, proba, classes, kind, w), groups)
+    for (name, label), metric in found.items():
         into = by_label.setdefault(label, {}) if label else overall
-        into[name] = Metric(value=float(value[0]), low=low, high=high)
+        into[name] = metric
     return overall, by_label
+
+
+def compare(
+    indicator: Bools,
+    first: Floats,
+    second: Floats,
+    groups: NDArray[np.str_],
+    classes: tuple[str, ...],
+    kind: Kind,
+) -> list[Difference]:
+    """Return what `second` scores above `first` (n, c) on the same units, metric by metric."""
+
+    def less(weights: Floats) -> Values:
+        one, two = (statistics(indicator, p, classes, kind, weights) for p in (first, second))
+        return {key: two[key] - one[key] for key in two if key in one}
+
+    differences = _bootstrap(less, groups)
+    patient = np.unique(groups, return_inverse=True)[1]
+    tested = {"": 1} if kind == "binary" else {name: j for j, name in enumerate(classes)}
+    p: dict[tuple[str, str], float] = {}
+    for label, j in tested.items():
+        if ("auroc", label) in differences:
+            values = np.stack([first[:, j], second[:, j]])
+            aurocs, covariance = delong(indicator[:, j], values, patient)
+            variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+            p["auroc", label] = two_sided_p(float(aurocs[1] - aurocs[0]), float(variance))
+    adjusted = dict(zip(p, holm(list(p.values())), strict=True))
+    return [
+        Difference(
+            metric=key[0], label=key[1], difference=metric, p=p.get(key), p_holm=adjusted.get(key)
+        )
+        for key, metric in differences.items()
+    ]
+
+
+def _bootstrap(
+    statistic: Callable[[Floats], Values], groups: NDArray[np.str_]
+) -> dict[tuple[str, str], Metric]:
+    """Return each value under weights of one, where defined, with its interval over the draws."""
+    values = statistic(np.ones((len(groups), 1)))
+    chunks = [statistic(drawn) for drawn in draws(groups, DRAWS)]
+    metrics = {}
+    for key, value in values.items():
+        if not np.isnan(value[0]):
+            drawn = np.concatenate([chunk[key] for chunk in chunks])
+            low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
+            metrics[key] = Metric(value=float(value[0]), low=low, high=high)
+    return metrics
 
 
 def draws(groups: NDArray[np.str_], number: int) -> Iterator[Floats]:

@@ -29,6 +29,8 @@ Format = Literal["dicom", "nifti", "raster", "array"]
 
 # How the detail of a file begins in which nothing recognised an image.
 NO_FORMAT = "no known image format"
+# How the detail of the index of a DICOM folder begins.
+DICOMDIR = "a DICOMDIR"
 
 _VRS = frozenset(
     b"AE AS AT CS DA DS DT FL FD IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR"

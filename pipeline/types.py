@@ -432,6 +432,20 @@ class Score(Frozen):
     labels: dict[str, dict[str, Metric]] = Field(default_factory=dict)
 
 
+class Difference(Frozen):
+    """Second less first, of one metric (of one class or label; "" for all), on the same units.
+
+    The interval is of a bootstrap that draws the same patients for both. p is DeLong's, for an
+    AUROC of two sides; p_holm is that, adjusted for the number of labels tested.
+    """
+
+    metric: str
+    label: str
+    difference: Metric
+    p: float | None = None
+    p_holm: float | None = None
+
+
 class PartCount(Frozen):
     """How much stands on one side of the split; positives: units a class or label."""
 

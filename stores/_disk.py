@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from stores._process import birth, place
 from stores.errors import CorruptStoreError, UnwritableError
 
 TEMPORARY = ".tmp-"
+CHECKSUM = ".sha256"
 # A temporary file of another host is an orphan when it is this old.
 ORPHAN_AFTER_S = 3600.0
 
@@ -57,6 +58,15 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def write_checked(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, and its checksum (as `sha256sum` writes it) beside it first.
+
+    A crash in between leaves a file that does not fit, which `verify` finds and drops.
+    """
+    write_atomic(path.with_name(path.name + CHECKSUM), f"{sha256(data)}  {path.name}\n".encode())
+    write_atomic(path, data)
 
 
 def write_new(path: Path, *pieces: bytes | memoryview) -> None:
@@ -102,9 +112,9 @@ def is_orphan(path: Path) -> bool:
         return False
 
 
-def sweep_temporaries(root: Path, pattern: str = "*") -> list[Path]:
-    """Remove the temporary files and folders under `root` that dead writers left."""
-    left = [path for path in root.rglob(f"{TEMPORARY}{pattern}") if is_orphan(path)]
+def sweep_temporaries(found: Iterable[Path]) -> list[Path]:
+    """Remove those temporary files and folders whose writers are dead; return them."""
+    left = [path for path in found if is_orphan(path)]
     for path in left:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

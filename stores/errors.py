@@ -2,14 +2,18 @@
 
 RadprobeError
 ├── ConfigError (ValueError)          a config, a setting or a command line that cannot be used
+├── OccupiedError (FileExistsError)   a path that is to be written holds something else
 ├── WeightsError (ValueError)         weights missing, of another model, or unsafe to load
 ├── UnreadableError (ValueError)      one file or slice cannot be read; carries a `Reason`
+├── TooManyBadError (ValueError)       more bad images than the run may meet
 ├── LabelError (ValueError)           labels that do not join, or cannot be split by patient
 └── StoreError
     ├── StoreNotFoundError (FileNotFoundError)
     ├── RecipeMismatchError (ValueError)   the store was made by another recipe; names the fields
     ├── UnalignedWriteError (ValueError)   rows that are not exactly one part
     ├── ClaimedError (RuntimeError)        another live process is writing the part
+    ├── StaleTablesError (RuntimeError)    the tables were replaced since they were read
+    ├── UnwritableError (OSError)          full disk, quota, read-only, permission
     ├── MissingRowsError (KeyError)        rows asked for that hold no features
     └── CorruptStoreError (ValueError)     what is on disk does not fit its receipt
 
@@ -43,6 +47,10 @@ class ConfigError(RadprobeError, ValueError):
     """A config, a setting or a command line that cannot be used."""
 
 
+class OccupiedError(RadprobeError, FileExistsError):
+    """A path that is to be written holds something else."""
+
+
 class WeightsError(RadprobeError, ValueError):
     """Weights are missing, belong to another model, or are unsafe to load."""
 
@@ -58,6 +66,10 @@ class UnreadableError(RadprobeError, ValueError):
     def __reduce__(self) -> tuple[type[UnreadableError], tuple[Reason, str]]:
         """Cross process borders with both fields (the default keeps only the message)."""
         return type(self), (self.reason, self.detail)
+
+
+class TooManyBadError(RadprobeError, ValueError):
+    """More images cannot be read than the run was allowed to meet."""
 
 
 class LabelError(RadprobeError, ValueError):
@@ -82,6 +94,14 @@ class UnalignedWriteError(StoreError, ValueError):
 
 class ClaimedError(StoreError, RuntimeError):
     """Another live process is writing the part."""
+
+
+class StaleTablesError(StoreError, RuntimeError):
+    """Another process replaced the tables since they were read: look again."""
+
+
+class UnwritableError(StoreError, OSError):
+    """The disk takes no more: it is full, read-only or not ours."""
 
 
 class MissingRowsError(StoreError, KeyError):

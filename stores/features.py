@@ -1,27 +1,32 @@
 """FeatureStore: embeddings of a collection in one folder, committed a part at a time.
 
+<store>/manifest.json     the checksums of the files below that nothing can compute again
 <store>/recipe.json       what made the numbers; written first
 <store>/slices.parquet    a row a slice; files.parquet: a row a file of the collection
+<store>/withdrawn.json    the patients (pseudonyms) who were withdrawn by name
 <store>/features.zarr     arrays over rows: the features, status, file_digest, pixel_digest
 <store>/parts/*.json      a receipt a part, written last: the commit
+<store>/copies/           the manifest's files a second time, named by their sha256
 <store>/results/, splits/ what was computed from it
 
 1. A row number is an address for life; a slice that is gone is withdrawn, its row stays.
 2. A part has one writer and is a whole number of chunks in every array.
 3. A part without a valid receipt does not exist, whatever lies in the arrays.
-4. A committed part is never written again.
+4. A committed part is never written again (`purge` alone takes numbers out of it).
 5. Void and zero differ: floats are filled with NaN, and status says what a row holds.
 6. Features are raw, in the recipe's dtype: never normalised, never silently overflown.
 """
 
 from __future__ import annotations
 
+import functools
+import glob
 import hashlib
-import itertools
 import json
 import shutil
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,21 +34,35 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from stores._disk import TEMPORARY, seal, sync_file, sync_folder, unseal, write_atomic
-from stores.claims import Claim, owner, try_claim
+from stores import manifest
+from stores._build import build
+from stores._disk import (
+    TEMPORARY,
+    seal,
+    sha256,
+    sweep_temporaries,
+    sync_folder,
+    temporary_name,
+    unseal,
+    write_atomic,
+    writing,
+)
+from stores.arrays import Chunk, StoredArray
+from stores.claims import Claim, exclusive, owner, sweep_claims, try_claim
 from stores.errors import (
     ClaimedError,
     CorruptStoreError,
     MissingRowsError,
+    OccupiedError,
+    StaleTablesError,
     StoreError,
     StoreNotFoundError,
     UnalignedWriteError,
 )
 from stores.layout import Layout, PartRange
-from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, Tables, parse_table, table_bytes
 
 VOID, OK, UNREADABLE, WITHDRAWN = 0, 1, 2, 3
 # Arrays every store has beside its features; a digest is the 32 bytes of a sha256.
@@ -52,6 +71,8 @@ LEDGER: dict[str, tuple[tuple[int, ...], str]] = {
     "file_digest": ((32,), "uint8"),
     "pixel_digest": ((32,), "uint8"),
 }
+# Readers of a whole array: more than two gain nothing on two cores or one disk (measured).
+READ_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -69,6 +90,8 @@ class FeatureStore:
         self.path = path
         self.recipe_text = recipe_text
         self.layout = layout
+        self._kept: dict[str, tuple[str, Any]] = {}  # name -> sha256, what was parsed from it
+        self._status: dict[int, tuple[tuple[int, ...], NDArray[np.uint8]]] = {}
 
     # --- open and create -------------------------------------------------------------------
 
@@ -78,29 +101,20 @@ class FeatureStore:
     ) -> FeatureStore:
         """Make an empty store: built aside and renamed, so that it is there wholly or not at all.
 
-        Raises FileExistsError where the path holds anything.
+        Raises OccupiedError where the path holds anything, UnwritableError.
         """
-        import zarr
-
         layout = Layout(part_rows)
         if path.exists() and any(path.iterdir()):
-            raise FileExistsError(f"{path} is not empty and holds no store. Choose another path.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
-        for folder in ("parts", "results", "splits"):
-            (aside / folder).mkdir(parents=True)
-        write_atomic(aside / "recipe.json", recipe_text.encode())
-        group = zarr.create_group(
-            aside / "features.zarr", zarr_format=3, attributes={"part_rows": part_rows}
-        )
-        specs = {name: ArraySpec(*spec) for name, spec in LEDGER.items()} | dict(arrays)
-        for name, spec in specs.items():
-            _create_array(group, name, spec, layout)
-        _write_table(aside / "slices.parquet", SLICE_SCHEMA.empty_table())
-        _write_table(aside / "files.parquet", FILE_SCHEMA.empty_table())
+            raise OccupiedError(f"{path} is not empty and holds no store. Choose another path.")
+        specs = LEDGER | {name: (spec.row_shape, spec.dtype) for name, spec in arrays.items()}
+        aside = path.with_name(temporary_name(path.name))
         try:
-            aside.replace(path)  # takes the place of an empty folder, fails on a filled one
-        except OSError:
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sweep_temporaries(path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"))
+                build(aside, recipe_text, specs, layout)
+                aside.replace(path)  # takes the place of an empty folder, fails on a filled one
+        except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
         sync_folder(path.parent)
@@ -110,51 +124,100 @@ class FeatureStore:
     def open(cls, path: Path | str) -> FeatureStore:
         """Open a store. Raises StoreNotFoundError, or CorruptStoreError naming what is missing."""
         path = Path(path)
-        if not (path / "recipe.json").is_file():
+        if not (path / manifest.MANIFEST).is_file() and not (path / "recipe.json").is_file():
             raise StoreNotFoundError(
                 f"There is no feature store at {str(path)!r} (no recipe.json). "
                 "Run `radprobe extract` first, or check the path."
             )
-        try:
-            attributes = json.loads((path / "features.zarr/zarr.json").read_bytes())["attributes"]
-            layout = Layout(int(attributes["part_rows"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorruptStoreError(f"{path}/features.zarr cannot be opened: {error!r}.") from None
-        return cls(path, (path / "recipe.json").read_text(encoding="utf-8"), layout)
+        recipe = manifest.load(path, "recipe.json").decode()
+        group = json.loads(manifest.load(path, "features.zarr/zarr.json"))
+        return cls(path, recipe, Layout(int(group["attributes"]["part_rows"])))
 
     @cached_property
     def digest(self) -> str:
         """Return the sha256 of recipe.json's content: receipts name it."""
-        return hashlib.sha256(self.recipe_text.encode()).hexdigest()
+        return sha256(self.recipe_text.encode())
+
+    @property
+    def arrays(self) -> dict[str, StoredArray]:
+        """Return every array of the store, as it is now."""
+        root = self.path / "features.zarr"
+        found = {}
+        for kept in manifest.digests(self.path):
+            folder, _, name = kept.removesuffix("/zarr.json").partition("/")
+            if folder == "features.zarr" and name:
+                parse = functools.partial(StoredArray.parse, root, name)
+                found[name] = self._parsed(kept, parse)
+        return found
 
     # --- tables ----------------------------------------------------------------------------
 
     def slices(self) -> pa.Table:
         """Return the slice table (SLICE_SCHEMA), rows ascending, withdrawn ones included."""
-        return _read_table(self.path / "slices.parquet")
+        return self._parsed("slices.parquet", parse_table)
 
     def files(self) -> pa.Table:
         """Return the file table (FILE_SCHEMA), set-aside files included."""
-        return _read_table(self.path / "files.parquet")
+        return self._parsed("files.parquet", parse_table)
 
-    def write_tables(self, slices: pa.Table, files: pa.Table) -> None:
-        """Replace both tables, and grow the arrays to hold every row of the slice table.
+    def tables(self) -> Tables:
+        """Return both tables and the withdrawn patients, of one moment."""
+        while True:
+            seen = manifest.version(self.path)
+            patients = frozenset(self._parsed("withdrawn.json", json.loads)["patients"])
+            tables = Tables(self.slices(), self.files(), patients, seen)
+            if manifest.version(self.path) == seen:
+                return tables
 
-        One process at a time may do this. Rows of slices must keep their meaning.
+    def write_tables(
+        self,
+        slices: pa.Table,
+        files: pa.Table,
+        *,
+        patients: frozenset[str] | None = None,
+        seen: str | None = None,
+    ) -> None:
+        """Replace both tables at once, and grow the arrays to hold every row of the slice table.
+
+        Rows of slices must keep their meaning. patients: who is withdrawn by name, if that changed.
+        seen: of the `tables()` these come from; raises StaleTablesError where they are no longer
+        the store's, since two that number new rows must not both be believed.
         """
         rows = slices["row"].to_numpy()
         if rows.size and (np.diff(rows) <= 0).any():
             raise ValueError("slices must be in ascending order of unique rows.")
-        n = self.layout.next_boundary(int(rows[-1]) + 1 if rows.size else 0)
-        group = self._group("r+")
-        for _, array in sorted(group.arrays()):
-            if array.shape[0] < n:
-                array.resize((n, *array.shape[1:]))
-        # Slices last: files without their slices only cost a second look at those files.
         metadata = files.schema.metadata  # the rules of discovery travel here
-        files = files.cast(FILE_SCHEMA).replace_schema_metadata(metadata)
-        _write_table(self.path / "files.parquet", files)
-        _write_table(self.path / "slices.parquet", slices.cast(SLICE_SCHEMA))
+        new = {
+            "files.parquet": table_bytes(files.cast(FILE_SCHEMA).replace_schema_metadata(metadata)),
+            "slices.parquet": table_bytes(slices.cast(SLICE_SCHEMA)),
+        }
+        if patients is not None:
+            new["withdrawn.json"] = json.dumps({"patients": sorted(patients)}).encode()
+        with exclusive(self.path / "parts", "tables"):
+            manifest.settle(self.path)  # what a crash left half done
+            if seen is not None and seen != manifest.version(self.path):
+                raise StaleTablesError(f"The tables of {self.path} were replaced meanwhile.")
+            grown = self._grown(self.layout.next_boundary(int(rows[-1]) + 1 if rows.size else 0))
+            manifest.replace(self.path, new | grown)
+
+    def _grown(self, n: int) -> dict[str, bytes]:
+        """Return the zarr.json of each array that has fewer than n rows, with n."""
+        grown = {}
+        for name, array in self.arrays.items():
+            if array.n < n:
+                kept = f"features.zarr/{name}/zarr.json"
+                about = json.loads(manifest.load(self.path, kept))
+                about["shape"][0] = n
+                grown[kept] = json.dumps(about, indent=2).encode()
+        return grown
+
+    def _parsed(self, name: str, parse: Callable[[bytes], Any]) -> Any:
+        """Return what `parse` makes of a file of the manifest, remembered until it changes."""
+        known = self._kept.get(name)
+        if known is None or known[0] != manifest.digests(self.path).get(name):
+            data = manifest.load(self.path, name)
+            known = self._kept[name] = (sha256(data), parse(data))
+        return known[1]
 
     # --- parts -----------------------------------------------------------------------------
 
@@ -171,33 +234,61 @@ class FeatureStore:
         It must be whole (its own seal), of this recipe, and its chunk files must be there in
         their recorded sizes; `verify` compares their content too.
         """
-        path = self._receipt_path(index)
-        if not path.is_file():
-            return None
         try:
-            receipt = unseal(path)
+            receipt = unseal(self.receipt_path(index))
             fits = receipt["recipe"] == self.digest and receipt["part"] == index
             chunks = receipt["chunks"].items()
-            whole = all(_size(self._zarr / name) == entry["bytes"] for name, entry in chunks)
+            root = self.path / "features.zarr"
+            whole = all(_size(root / name) == entry["bytes"] for name, entry in chunks)
+        except FileNotFoundError:
+            return None
         except (CorruptStoreError, KeyError, TypeError, AttributeError):
             return None
         return receipt if fits and whole else None
 
+    def failures(self) -> dict[int, str]:
+        """Return row -> reason for every row of a committed part that could not be read."""
+        found: dict[int, str] = {}
+        for part in self.layout.parts(self.arrays["status"].n):
+            status = self._committed(part)
+            if status is not None and (status == UNREADABLE).any():
+                receipt = self.receipt(part.index) or {}
+                found |= {f["row"]: f["reason"] for f in receipt.get("failures", [])}
+        return found
+
+    def spent(self) -> set[int]:
+        """Return the rows of slices in committed parts that hold nothing and never will.
+
+        They were withdrawn before their part was embedded, or purged.
+        """
+        rows = self.slices()["row"].to_numpy()
+        held = np.ones(self.arrays["status"].n, bool)
+        for part in self.layout.parts(len(held)):
+            status = self._committed(part)
+            if status is not None:
+                held[part.start : part.stop] = np.isin(status, (OK, UNREADABLE))
+        return set(rows[~held[rows]].tolist())
+
+    def receipt_path(self, index: int) -> Path:
+        """Return where a part's receipt is, or would be."""
+        return self.path / "parts" / f"{_stem(index)}.json"
+
     def claim(self, part: PartRange) -> Claim | None:
         """Claim a part for writing; None where it is committed or another live process has it."""
-        claim = try_claim(self.path / "parts", _stem(part.index))
+        with writing(self.path):
+            claim = try_claim(self.path / "parts", _stem(part.index))
         if claim is not None and self.receipt(part.index) is not None:
             claim.release()  # committed between the look and the claim
             return None
         return claim
 
+    def own(self, part: PartRange) -> AbstractContextManager[Claim]:
+        """Hold a part, committed or not, to mend it. Raises ClaimedError if it stays taken."""
+        return exclusive(self.path / "parts", _stem(part.index))
+
     def empty_part(self) -> dict[str, NDArray[Any]]:
         """Return arrays (part_rows, ...) for one part, every row void, ready to be filled."""
-        arrays = self._group("r").arrays()
-        return {
-            name: np.full((self.layout.part_rows, *array.shape[1:]), array.fill_value, array.dtype)
-            for name, array in arrays
-        }
+        return {name: array.empty(self.layout.part_rows) for name, array in self.arrays.items()}
 
     def owner(self, part: PartRange) -> str | None:
         """Return `host:pid` of the live process that holds a part's claim, or None."""
@@ -214,53 +305,80 @@ class FeatureStore:
 
         arrays: name -> (part_rows, ...) for every array of the store; notes: JSON to keep in the
         receipt. Raises ClaimedError where the part was taken over, UnalignedWriteError where the
-        shapes are not exactly one part, StoreError where a feature overflows the dtype.
+        shapes are not exactly one part, StoreError where a feature overflows the dtype,
+        UnwritableError for a full disk and its like.
         """
-        import zarr
+        if self.receipt(part.index) is not None:
+            raise ClaimedError(f"Part {part.index} was taken over or committed by another process.")
+        return self.overwrite(part, claim, arrays, notes)
 
-        group = self._group("r+")
-        known = {name for name, _ in group.arrays()}
-        if known != set(arrays):
+    def overwrite(
+        self,
+        part: PartRange,
+        claim: Claim,
+        arrays: Mapping[str, NDArray[Any]],
+        notes: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Do what `write` does, over a committed part too: for a purge, and nothing else."""
+        known = self.arrays
+        if known.keys() != arrays.keys():
             raise ValueError(f"A part needs the arrays {sorted(known)}. Got {sorted(arrays)}.")
         ok = arrays["status"] == OK
-        ready = {
-            name: _fitted(name, values, group[name], part, ok) for name, values in arrays.items()
-        }
-        if not claim.held() or self.receipt(part.index) is not None:
-            raise ClaimedError(f"Part {part.index} was taken over or committed by another process.")
-        chunks: dict[str, dict[str, Any]] = {}
-        for name, values in ready.items():
-            # Without it zarr leaves out chunks that hold the fill value alone, and a receipt
-            # could not tell such a chunk from one that was lost.
-            with zarr.config.set({"array.write_empty_chunks": True}):
-                array = zarr.open_array(self._zarr / name, mode="r+")
-                array[part.start : part.stop] = values
-            for path in _chunk_paths(group[name], part):
-                sync_file(self._zarr / name / path)
-                chunks[f"{name}/{path}"] = _checksum(self._zarr / name / path)
+        ready = {name: _fitted(known[name], values, part, ok) for name, values in arrays.items()}
         status, counts = np.unique(arrays["status"], return_counts=True)
         receipt = {
+            **notes,
             "part": part.index,
             "rows": [part.start, part.stop],
             "recipe": self.digest,
-            "chunks": chunks,
+            "chunks": self._put(part, claim, ready),
             "counts": {str(s): int(c) for s, c in zip(status, counts, strict=True)},
-            **notes,
         }
-        if not claim.held():
-            raise ClaimedError(f"Part {part.index} was taken over by another process.")
-        write_atomic(self._receipt_path(part.index), seal(receipt))
+        _check_held(claim, part)
+        write_atomic(self.receipt_path(part.index), seal(receipt))
         return receipt
+
+    def _put(
+        self, part: PartRange, claim: Claim, ready: Mapping[str, NDArray[Any]]
+    ) -> dict[str, dict[str, Any]]:
+        """Write a part's chunks aside, then rename them all; return the receipt's entries."""
+        staged: dict[Path, Path] = {}
+        entries = {}
+        try:
+            for name, values in ready.items():
+                array = self.arrays[name]
+                for chunk in array.chunks(part):
+                    rows = values[chunk.start - part.start : chunk.stop - part.start]
+                    temporary, entries[chunk.name] = array.stage(chunk, rows)
+                    staged[temporary] = array.root / chunk.name
+            _check_held(claim, part)
+            for temporary, path in staged.items():
+                temporary.replace(path)
+        finally:
+            for temporary in staged:
+                temporary.unlink(missing_ok=True)
+        for folder in {path.parent for path in staged.values()}:
+            sync_folder(folder)
+        return entries
+
+    def sweep(self) -> list[Path]:
+        """Remove what dead writers left: temporary files, and claims on committed parts."""
+        with writing(self.path):
+            for path in (self.path / "parts").glob("*.claim.*"):
+                stem = path.name.partition(".")[0]
+                if stem.isdigit() and self.receipt(int(stem)) is not None:
+                    sweep_claims(path.parent, stem)
+            return sweep_temporaries(self.path.rglob(f"{TEMPORARY}*"))
 
     # --- reading ---------------------------------------------------------------------------
 
     def status(self) -> NDArray[np.uint8]:
         """Return (n,) what each row holds: 0 void, 1 ok, 2 unreadable, 3 withdrawn."""
-        array = self._group("r")["status"]
-        status: NDArray[np.uint8] = np.zeros(array.shape, np.uint8)
+        status: NDArray[np.uint8] = np.zeros(self.arrays["status"].n, np.uint8)
         for part in self.layout.parts(len(status)):
-            if self.receipt(part.index) is not None:
-                status[part.start : part.stop] = array[part.start : part.stop]
+            committed = self._committed(part)
+            if committed is not None:
+                status[part.start : part.stop] = committed
         slices = self.slices()
         withdrawn = slices["withdrawn"].to_numpy(zero_copy_only=False)
         status[slices["row"].to_numpy()[withdrawn]] = WITHDRAWN
@@ -270,18 +388,15 @@ class FeatureStore:
         """Return features (len(rows), ...) of an array, in the order of rows; all if None.
 
         With rows, each must hold features: else MissingRowsError names the first few. Without,
-        rows that hold none are NaN. Raises KeyError where the store has no such array.
+        rows of parts that are not committed are void (NaN; 0 in digests), others as they are on
+        disk. Raises KeyError where the store has no such array, CorruptStoreError for bad chunks.
         """
-        group = self._group("r")
-        if name not in group:
-            have = ", ".join(sorted(key for key, _ in group.arrays()))
+        array = self.arrays.get(name)
+        if array is None:
+            have = ", ".join(sorted(self.arrays))
             raise KeyError(f"The store {self.path} has no array {name!r}. It has: {have}.")
-        array = group[name]
         if rows is None:
-            whole: NDArray[Any] = np.asarray(array[:])
-            if whole.dtype.kind == "f":
-                whole[~np.isin(self.status(), (OK, WITHDRAWN))] = np.nan
-            return whole
+            return self._read_whole(array)
         wanted = np.asarray(rows, dtype=np.int64)
         status = self.status()
         outside = wanted[(wanted < 0) | (wanted >= len(status))]
@@ -291,7 +406,15 @@ class FeatureStore:
                 f"{absent.size} of the {wanted.size} rows asked for hold no features "
                 f"(first: {absent[:5].tolist()}). Extract them, or leave them out by status()."
             )
-        return _gather(array, wanted)
+        return array.gather(wanted)
+
+    def read_part(self, part: PartRange) -> dict[str, NDArray[Any]]:
+        """Return every array of a committed part as it is on disk."""
+        arrays = {name: array.empty(self.layout.part_rows) for name, array in self.arrays.items()}
+        for name, out in arrays.items():
+            for chunk in self.arrays[name].chunks(part):
+                self.arrays[name].read_into(chunk, out[chunk.start - part.start :][: chunk.rows])
+        return arrays
 
     def fingerprint(self) -> str:
         """Return a digest of all that answers depend on: receipts and the slice table.
@@ -299,82 +422,74 @@ class FeatureStore:
         It reads no array. Two equal fingerprints hold equal features for equal slices.
         """
         digest = hashlib.sha256(self.digest.encode())
-        digest.update((self.path / "slices.parquet").read_bytes())
+        digest.update(manifest.digests(self.path)["slices.parquet"].encode())
         for path in sorted((self.path / "parts").glob("*.json")):
             receipt = self.receipt(int(path.stem))
             chunks = receipt["chunks"] if receipt else None
             digest.update(json.dumps([path.stem, chunks], sort_keys=True).encode())
         return digest.hexdigest()
 
-    # --- private ---------------------------------------------------------------------------
+    def _read_whole(self, array: StoredArray) -> NDArray[Any]:
+        out = np.empty((array.n, *array.row_shape), array.dtype)
+        chunks: list[Chunk] = []
+        for part in self.layout.parts(array.n):
+            if self._committed(part) is None:
+                out[part.start : part.stop] = array.void
+            else:
+                chunks += array.chunks(part)
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            for _ in threads.map(lambda c: array.read_into(c, out[c.start : c.stop]), chunks):
+                pass  # an error of a thread is raised here
+        return out
 
-    @property
-    def _zarr(self) -> Path:
-        return self.path / "features.zarr"
-
-    def _receipt_path(self, index: int) -> Path:
-        return self.path / "parts" / f"{_stem(index)}.json"
-
-    def _group(self, mode: str) -> Any:
-        import zarr
-
-        return zarr.open_group(self._zarr, mode=mode)  # type: ignore[arg-type]
+    def _committed(self, part: PartRange) -> NDArray[np.uint8] | None:
+        """Return the status of a committed part's rows, remembered as long as its receipt stands;
+        None where the part does not exist.
+        """
+        try:
+            about = self.receipt_path(part.index).stat()
+        except FileNotFoundError:
+            return None
+        stamp = (about.st_mtime_ns, about.st_ino, about.st_size)
+        known = self._status.get(part.index)
+        if known is None or known[0] != stamp:
+            if self.receipt(part.index) is None:
+                return None
+            array = self.arrays["status"]
+            status = array.empty(self.layout.part_rows)
+            for chunk in array.chunks(part):
+                array.read_into(chunk, status[chunk.start - part.start :][: chunk.rows])
+            known = self._status[part.index] = (stamp, status)
+        return known[1]
 
 
 def _stem(index: int) -> str:
     return f"{index:07d}"
 
 
-def _create_array(group: Any, name: str, spec: ArraySpec, layout: Layout) -> None:
-    """Make one array of no rows: plain chunks with a checksum, which costs reading nothing."""
-    from zarr.codecs import Crc32cCodec
-
-    dtype = np.dtype(spec.dtype)
-    row_bytes = int(np.prod(spec.row_shape, dtype=np.int64)) * dtype.itemsize
-    group.create_array(
-        name,
-        shape=(0, *spec.row_shape),
-        chunks=(layout.chunk_rows(row_bytes), *spec.row_shape),
-        dtype=dtype,
-        compressors=[Crc32cCodec()],
-        fill_value=float("nan") if dtype.kind == "f" else 0,
-    )
+def _check_held(claim: Claim, part: PartRange) -> None:
+    if not claim.held():
+        raise ClaimedError(f"Part {part.index} was taken over by another process.")
 
 
 def _fitted(
-    name: str, values: NDArray[Any], array: Any, part: PartRange, ok: NDArray[np.bool_]
+    array: StoredArray, values: NDArray[Any], part: PartRange, ok: NDArray[np.bool_]
 ) -> NDArray[Any]:
     """Return values as exactly one part in the array's dtype, refusing what would not survive."""
-    expected = (part.stop - part.start, *array.shape[1:])
-    if values.shape != expected or part.stop > array.shape[0]:
+    expected = (part.stop - part.start, *array.row_shape)
+    if values.shape != expected or part.stop > array.n:
         raise UnalignedWriteError(
-            f"{name} must be {expected}, exactly part {part.index} of {array.shape[0]} rows. "
+            f"{array.name} must be {expected}, exactly part {part.index} of {array.n} rows. "
             f"Got {values.shape} instead; rows of another part would be lost."
         )
     with np.errstate(over="ignore"):  # the check below names what overflowed
         cast = values.astype(array.dtype, copy=False)
     if cast.dtype.kind == "f" and not np.isfinite(cast[ok]).all():
         raise StoreError(
-            f"{name} of part {part.index} holds values that are not finite as {array.dtype}. "
+            f"{array.name} of part {part.index} holds values that are not finite as {array.dtype}. "
             "Set outputs.dtype to float32; if that fails too, check the weights."
         )
     return cast
-
-
-def _chunk_paths(array: Any, part: PartRange) -> list[str]:
-    """Return the chunk files of a part, relative to the array's folder."""
-    rows = array.chunks[0]
-    rest = (0,) * (array.ndim - 1)
-    chunks = range(part.start // rows, part.stop // rows)
-    return [array.metadata.encode_chunk_key((chunk, *rest)) for chunk in chunks]
-
-
-def _checksum(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
 
 
 def _size(path: Path) -> int:
@@ -382,39 +497,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return -1
-
-
-def _gather(array: Any, rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Read rows chunk by chunk, each chunk once: long index lists are slow in zarr."""
-    out = np.empty((len(rows), *array.shape[1:]), dtype=array.dtype)
-    order = np.argsort(rows, kind="stable")
-    size = array.chunks[0]
-    for group in _runs(rows[order] // size):
-        places = order[group]
-        low, high = int(rows[places[0]]), int(rows[places[-1]]) + 1
-        out[places] = array[low:high][rows[places] - low]
-    return out
-
-
-def _runs(chunks: NDArray[np.int64]) -> Sequence[slice]:
-    """Split sorted chunk numbers into slices of neighbouring chunks, bounded in size."""
-    if not chunks.size:
-        return []
-    breaks = np.flatnonzero((np.diff(chunks) > 1) | (np.diff(chunks // 8) > 0)) + 1
-    edges = [0, *breaks.tolist(), len(chunks)]
-    return [slice(low, high) for low, high in itertools.pairwise(edges)]
-
-
-def _read_table(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path, page_checksum_verification=True)
-    except FileNotFoundError:
-        raise CorruptStoreError(f"{path} is missing.") from None
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptStoreError(f"{path} cannot be read: {error}.") from None
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, write_page_checksum=True, compression="zstd")
-    write_atomic(path, sink.getvalue().to_pybytes())

@@ -28,6 +28,11 @@ def digests(root: Path) -> dict[str, str]:
         raise CorruptStoreError(f"{error} {_REPAIR}") from None
 
 
+def version(root: Path) -> str:
+    """Return the sha256 of the manifest: equal where every kept file is equal."""
+    return file_sha256(root / MANIFEST)
+
+
 _REPAIR = "Run `radprobe verify --repair` on the store."
 
 
@@ -78,7 +83,9 @@ def settle(root: Path) -> list[str]:
 def rebuild(root: Path) -> None:
     """Write a lost manifest anew from the files whose copies bear them out."""
     names = ["recipe.json", "slices.parquet", "files.parquet", "withdrawn.json"]
-    names += [p.relative_to(root).as_posix() for p in sorted((root / "features.zarr").rglob("zarr.json"))]
+    names += [
+        p.relative_to(root).as_posix() for p in sorted((root / "features.zarr").rglob("zarr.json"))
+    ]
     files = {name: file_sha256(root / name) for name in names}
     unproven = [name for name, digest in files.items() if not _is(root / COPIES / digest, digest)]
     if unproven:

@@ -6,12 +6,12 @@ meaning: a slice that is gone is withdrawn, its row stays.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Set
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stores.errors import CorruptStoreError
 
 SLICE_SCHEMA = pa.schema(
     [
@@ -49,88 +49,26 @@ FILE_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Reconciled:
-    """A new slice table, and how many slices came into it which way."""
+class Tables:
+    """Both tables of one moment, the patients withdrawn by name, and what the moment is called."""
 
     slices: pa.Table
-    same: int
-    moved: int
-    added: int
-    changed: int
-    withdrawn: int
+    files: pa.Table
+    patients: frozenset[str]
+    seen: str
 
 
-def reconcile(
-    stored: pa.Table,
-    found: pa.Table,
-    *,
-    opened: Set[str],
-    digest_of: Callable[[int], str | None],
-    hash_file: Callable[[str], str | None],
-    boundary: int,
-) -> Reconciled:
-    """Give found slices their row numbers: known content keeps its row, the rest is appended.
-
-    stored, found: SLICE_SCHEMA, found in extraction order without rows. opened: found paths whose
-    size or time differ from when they were last seen. digest_of: row -> sha256 of the file it was
-    made from, None where nothing was made yet. hash_file: path -> sha256 now. boundary: the first
-    row of a fresh part. A slice keeps its row by path and frame while its content is the same, or
-    by content where a file was moved or renamed; a slice no longer found is withdrawn.
-    """
-    old, new = stored.to_pylist(), found.to_pylist()
-    hash_once = functools.cache(hash_file)
-
-    def unchanged(slice_: dict[str, Any], row: dict[str, Any]) -> bool:
-        if slice_["modality"] != row["modality"]:  # its intensities are read by another rule now
-            return False
-        made_from = digest_of(row["row"])
-        return (
-            slice_["path"] not in opened
-            or made_from is None
-            or made_from == hash_once(slice_["path"])
-        )
-
-    # Live rows win over withdrawn ones of the same name.
-    by_name = {(row["path"], row["frame"]): row for row in sorted(old, key=_live_last)}
-    kept: dict[int, dict[str, Any]] = {}
-    rest: list[dict[str, Any]] = []
-    for slice_ in new:
-        row = by_name.get((slice_["path"], slice_["frame"]))
-        if row is not None and unchanged(slice_, row):
-            kept[row["row"]] = {**slice_, "row": row["row"]}
-        else:
-            rest.append(slice_)
-    same = len(kept)
-
-    by_content = {
-        (digest_of(row["row"]), row["frame"], row["modality"]): row["row"]
-        for row in sorted(old, key=_live_last)
-        if row["row"] not in kept and digest_of(row["row"]) is not None
-    }
-    appended: list[dict[str, Any]] = []
-    for slice_ in rest:
-        content = hash_once(slice_["path"]) if by_content else None
-        known = by_content.pop((content, slice_["frame"], slice_["modality"]), None)
-        if known is None:
-            appended.append({**slice_, "row": boundary + len(appended)})
-        else:
-            kept[known] = {**slice_, "row": known}
-    gone = [row for row in old if row["row"] not in kept]
-    changed = sum((slice_["path"], slice_["frame"]) in by_name for slice_ in appended)
-    rows = [
-        *({**row, "withdrawn": False} for row in (*kept.values(), *appended)),
-        *({**row, "withdrawn": True} for row in gone),
-    ]
-    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["row"]), schema=SLICE_SCHEMA)
-    return Reconciled(
-        slices=table,
-        same=same,
-        moved=len(kept) - same,
-        added=len(appended) - changed,
-        changed=changed,
-        withdrawn=sum(not row["withdrawn"] for row in gone),
-    )
+def parse_table(data: bytes) -> pa.Table:
+    """Return the table of a Parquet file's bytes. Raises CorruptStoreError."""
+    try:
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptStoreError(f"A table of the store cannot be read: {error}.") from None
 
 
-def _live_last(row: dict[str, Any]) -> bool:
-    return not row["withdrawn"]
+def table_bytes(table: pa.Table) -> bytes:
+    """Return a table as the bytes of a Parquet file, with checksums."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, write_page_checksum=True, compression="zstd")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 import zlib
 from pathlib import Path
@@ -11,12 +12,14 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     CTImageStorage,
     EnhancedMRImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
     generate_uid,
 )
 
@@ -242,4 +245,34 @@ def png_bomb(path: Path, side: int = 60_000) -> Path:
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b""))
+    return path
+
+
+# `htj2k_pixels`, coded losslessly as HTJ2K with OpenJPH: no encoder of it is installed here.
+_HTJ2K = (
+    "|4;u>04YEK0000m0000e00000000000000m0000e0000000000009pH0sl|{2mk^A000XAQUDA90ssL31q1{@0sm"
+    "Y86Cj9?kdTm&kdTm&kdTmwh=~7W02crOPjF>!N>E53R%LP^FfKASE;BCwkN^q*00001H2?wslfVEg0096q{wM!O`"
+    "U1l=0KfnezyK0J01^P8084ZL^9nNn{wH$)zyKAH00htg1Yl)t3HCq$Ex;B2cmTQ22ELR4M{@wc02R;x1$+PjAXb%"
+    "Br3OZXbn!kHL)rlUKHv9!fClgY4fTVlx&V9;GyuQ=7SsR%Z$JPO07wK907w8J0f79s^ndcxf6Gt)T6F$YE&u@thh"
+    "Z3oVHkRMcXxMpkK2>qzE6JnJ(d753lNY|0sO!4FLeOG04|yU0d~*;34jm_Nk~Exl8}TXBq0g?NBpP1Q{SoY)c5Lp"
+    "^*#EY{ZD?UPU3k1fvT#is;a80s;W$qBuSDaNs=V~e~<!Ce#t%iB=_u--?C4B$vu`yzj-G8<eT@BZ{A71vjYA8f7E"
+    "pV|Je"
+)
+
+
+def htj2k_pixels() -> np.ndarray:
+    """Return the pixels that `write_htj2k` holds: (40, 48) uint16."""
+    y, x = np.mgrid[:40, :48]
+    return (7 * y + 3 * x + 11 * (y > 4) * (x > 9)).astype(np.uint16)
+
+
+def write_htj2k(path: Path) -> Path:
+    """Write a CT slice as HTJ2K."""
+    ds = dicom(htj2k_pixels())
+    ds.PixelData = encapsulate([base64.b85decode(_HTJ2K)])
+    ds["PixelData"].VR = "OB"
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.file_meta.TransferSyntaxUID = HTJ2KLossless
+    ds.save_as(path, enforce_file_format=True)
     return path

@@ -21,7 +21,9 @@ MODULES = {
 # `read` is the one door to the formats; underscored modules belong to the public one above them.
 LEVELS = [
     {"cli"},
-    {"extract", "evaluate", "report"},
+    {"extract", "evaluate", "report", "plan"},
+    {"collection"},
+    {"embed"},
     {"discover", "labels", "demo"},
     {"read", "knn", "probe", "fewshot", "preprocess", "backbones"},
     {"splits", "metrics"},
@@ -30,13 +32,13 @@ LEVELS = [
 ]
 # Heavy libraries and the only modules that may import them.
 HOMES = {
-    "torch": {"pipeline.backbones", "pipeline.preprocess", "pipeline.extract"},
+    "torch": {"pipeline.backbones", "pipeline.preprocess", "pipeline.embed"},
     "transformers": {"pipeline.backbones"},
     "safetensors": {"pipeline.backbones"},
     "huggingface_hub": {"pipeline.weights"},
     "faiss": {"pipeline.knn"},
     "sklearn": {"pipeline.probe", "pipeline.metrics", "pipeline.splits", "pipeline.fewshot"},
-    "zarr": {"stores.features"},
+    "zarr": {"stores._build"},
     "typer": {"pipeline.cli"},
     "rich": {"pipeline.cli", "pipeline.report"},
 }

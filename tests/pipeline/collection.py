@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,11 +30,13 @@ def make_store(
     )
     specs = {"cls": ArraySpec((blocks, d), "float16"), "mean": ArraySpec((d,), "float16")}
     key = load_key(path)
+    hidden: dict[str, Literal["patient", "study", "series"]]
+    hidden = {"patient": "patient", "study": "study", "series": "series"}
     store = FeatureStore.create(path, recipe.canonical(), specs, 2 ** int(np.ceil(np.log2(n))))
     rows = [
         {"row": i, "path": f"f{i}.png", "frame": 0, "modality": "CR", "withdrawn": False}
         | {
-            name: pseudonym(key, name, value) if name in ("patient", "study", "series") else value
+            name: pseudonym(key, hidden[name], value) if name in hidden else value
             for name, value in own.items()
         }
         for i, own in enumerate(slices)

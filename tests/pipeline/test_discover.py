@@ -163,6 +163,15 @@ def test_furniture_is_other_and_broken_images_are_bad(tmp_path):
     }
 
 
+@pytest.mark.parametrize("content", [b"", b"nothing to see" * 9])
+def test_names_tell_lost_images_from_furniture(tmp_path, content):
+    lost = ["1.2.840.113", "I10", "IM0001", "x.dcm"]
+    for name in [*lost, ".gitkeep", "README", "__init__.py", "notes2.txt"]:
+        (tmp_path / name).write_bytes(content)
+    found = reasons(look(tmp_path))
+    assert sorted(name for name, reason in found.items() if reason != "other") == lost
+
+
 def test_dicomdir_is_furniture():
     root = Path(pydicom.__file__).parent / "data/test_files/dicomdirtests"
     found = look(root, include=("DICOMDIR",))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Config
-from pipeline.evaluate import evaluate, read_features
+from pipeline.evaluate import compare, evaluate, read_features
 from pipeline.splits import split_path
 from pipeline.types import Result, Tally, Units
 from stores.errors import ConfigError, LabelError, StoreNotFoundError
@@ -46,6 +46,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def config(root: Path, *names: str, **more: Any) -> Config:
+    tasks: dict[str, dict[str, Any]]
     tasks = {"signal": {"labels": ["signal"]}, "noise": {"labels": ["noise"]}}
     tasks["both"] = {"labels": ["a", "b"]}
     tasks["patients"] = {"labels": ["signal"], "level": "patient"}
@@ -173,6 +174,21 @@ def test_predictions_give_the_score_back(root: Path) -> None:
     assert table.num_rows == result.counts["test"].units
     expected = roc_auc_score(table["truth:sick"].to_numpy(), table["proba:sick"].to_numpy())
     assert auroc(result)[1] == pytest.approx(expected)
+
+
+def test_two_heads_are_compared_on_the_same_units_only(root: Path) -> None:
+    knn, probe, noise = evaluate(config(root, "signal"), ["knn", "probe"]) + evaluate(
+        config(root, "noise"), ["probe"]
+    )
+    store = root / "store"
+    found = {d.metric: d for d in compare((store, knn), (store, probe))}
+    expected = auroc(probe)[1] - auroc(knn)[1]
+    assert found["auroc"].difference.value == pytest.approx(expected)
+    assert found["auroc"].p is not None
+    same = compare((store, probe), (store, probe))
+    assert {d.difference.value for d in same} == {0}
+    with pytest.raises(LabelError, match="can be compared only on the same test units"):
+        compare((store, probe), (store, noise))
 
 
 def test_features_are_the_last_blocks_and_the_mean_over_slices(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,66 @@ def test_train_and_val_are_the_reference_and_a_larger_k_is_said() -> None:
 
 def test_a_zero_feature_is_near_to_nothing_and_breaks_nothing() -> None:
     np.testing.assert_array_equal(knn.unit_length(np.zeros((1, 4), np.float32)), np.zeros((1, 4)))
+
+
+def ml_knn_as_written(
+    reference: NDArray[Any],
+    targets: NDArray[Any],
+    queries: NDArray[Any],
+    k: int,
+    may: Callable[[int, int], bool],
+) -> NDArray[np.float64]:
+    """Zhang and Zhou's formulas, an instance at a time; may(i, j): j can be i's neighbour."""
+    unit = reference / np.linalg.norm(reference, axis=1, keepdims=True)
+    m, labels = targets.shape
+    near = [
+        [j for j in np.argsort(-unit @ unit[i], kind="stable") if may(i, int(j))][:k]
+        for i in range(m)
+    ]
+    asked = [np.argsort(-unit @ (q / np.linalg.norm(q)), kind="stable")[:k] for q in queries]
+    out = np.empty((len(queries), labels))
+    for label in range(labels):
+        carried = targets[:, label]
+        prior = (1 + carried.sum()) / (2 + m)
+        c, c_not = np.zeros(k + 1), np.zeros(k + 1)
+        for i in range(m):
+            delta = carried[near[i]].sum()
+            (c if carried[i] else c_not)[delta] += 1
+        for t, neighbours in enumerate(asked):
+            j = carried[neighbours].sum()
+            yes = prior * (1 + c[j]) / (k + 1 + c.sum())
+            no = (1 - prior) * (1 + c_not[j]) / (k + 1 + c_not.sum())
+            out[t, label] = yes / (yes + no)
+    return out
+
+
+def test_ml_knn_is_the_formulas_and_no_patient_is_its_own_neighbour() -> None:
+    reference = RNG.standard_normal((90, 6)).astype(np.float32)
+    queries = RNG.standard_normal((15, 6)).astype(np.float32)
+    targets = RNG.random((90, 3)) < 0.4
+    patient = RNG.integers(0, 40, 90)
+    ours = knn.ml_knn(reference, targets, queries, [3, 7], patient)
+    paper = knn.ml_knn(reference, targets, queries, [3, 7], None)
+    for k in (3, 7):
+        plain = ml_knn_as_written(
+            reference, targets, queries, k, lambda i, j: patient[i] != patient[j]
+        )
+        np.testing.assert_allclose(ours[k], plain, atol=1e-12)
+        leaky = ml_knn_as_written(reference, targets, queries, k, lambda i, j: True)
+        np.testing.assert_allclose(paper[k], leaky, atol=1e-12)
+    assert abs(ours[3] - paper[3]).max() > 0.01
+
+
+def test_ml_knn_is_chosen_by_name_and_for_multilabel_only() -> None:
+    x = RNG.standard_normal((80, 5)).astype(np.float32)
+    many = units_of((RNG.random((80, 2)) < 0.5).astype(np.int8))
+    one = units_of(RNG.integers(0, 2, 80))
+    by_name: dict[str, list[Any]] = {}
+    for name in ("soft", "mlknn", "mlknn-paper"):
+        settings = Knn.model_validate({"k": [5, 60], "multilabel": name})
+        predictions, notes = knn.predict(x, many, thirds(80), settings)
+        by_name[name] = [p.proba for p in predictions]
+        assert len(notes) == (name == "mlknn")  # 60 others are not there: one is oneself
+        assert len(knn.predict(x, one, thirds(80), settings)[0]) == 2
+    assert not np.allclose(by_name["soft"][0], by_name["mlknn"][0])
+    assert not np.allclose(by_name["mlknn-paper"][0], by_name["mlknn"][0])

@@ -17,7 +17,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from pipeline import _weighted, metrics
+from pipeline import _paired, _weighted, metrics
 
 
 def softmax(z: NDArray[Any]) -> NDArray[np.float64]:
@@ -30,7 +30,7 @@ def softmax(z: NDArray[Any]) -> NDArray[np.float64]:
 def test_ranking_is_scikit_learns_with_ties_and_weights(weighted: bool, decimals: int) -> None:
     rng = np.random.default_rng(1)
     y = rng.random(300) < 0.3
-    values = np.round(rng.random(300) + 0.3 * y, decimals)
+    values = np.round(rng.random(300) + np.where(y, 0.3, 0.0), decimals)
     weights = rng.integers(0, 4, (300, 5)).astype(float) if weighted else np.ones((300, 1))
     auroc, precision, sensitivity = _weighted.ranking(y, values, weights)
     for i, w in enumerate(weights.T):
@@ -150,3 +150,73 @@ def test_calibration_error_is_guos_sum_over_bins() -> None:
         np.arange(500).astype(str), ("no", "yes"), "binary",
     )  # fmt: skip
     assert overall["ece"].value == pytest.approx(expected)
+
+
+def covariance_as_written(
+    positive: NDArray[Any], values: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """DeLong, DeLong and Clarke-Pearson (1988), eqs. 4 to 8, pair by pair."""
+    psi = [
+        [[(x > y) + (x == y) / 2 for y in row[~positive]] for x in row[positive]] for row in values
+    ]
+    v10, v01 = np.mean(psi, axis=2), np.mean(psi, axis=1)
+    m, n = v10.shape[1], v01.shape[1]
+    return v10.mean(axis=1), np.cov(v10) / m + np.cov(v01) / n
+
+
+def test_delong_is_the_paper_pair_by_pair() -> None:
+    rng = np.random.default_rng(8)
+    y = rng.random(80) < 0.4
+    values = np.round(rng.random((2, 80)) + np.where(y, 0.3, 0), 2)
+    aurocs, covariance = _paired.delong(y, values, np.arange(80))
+    expected_aurocs, expected = covariance_as_written(y, values)
+    np.testing.assert_allclose(aurocs, expected_aurocs, atol=1e-12)
+    np.testing.assert_allclose(covariance, expected, atol=1e-12)
+
+
+def test_delong_by_patient_is_as_wide_as_the_patients_say() -> None:
+    rng = np.random.default_rng(9)
+    y = rng.random(60) < 0.5
+    values = rng.random((2, 60)) + np.where(y, 0.3, 0)
+    _, once = _paired.delong(y, values, np.arange(60))
+    _, copied = _paired.delong(np.repeat(y, 5), np.repeat(values, 5, 1), np.arange(300) // 5)
+    _, naive = _paired.delong(np.repeat(y, 5), np.repeat(values, 5, 1), np.arange(300))
+    np.testing.assert_allclose(copied, once, rtol=1e-9)
+    assert naive[0, 0] < once[0, 0] / 3
+
+
+def test_holm_is_the_worked_example() -> None:
+    # 0.01 * 4, 0.02 * 3, 0.03 * 2, and 0.005 * 4 for the smallest of four
+    assert _paired.holm([0.03, 0.005, 0.02, 0.04]) == pytest.approx([0.06, 0.02, 0.06, 0.06])
+    assert _paired.two_sided_p(1.959964, 1.0) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_a_better_score_is_told_from_its_equal() -> None:
+    rng = np.random.default_rng(10)
+    y = rng.random((300, 2)) < 0.4
+    groups = (np.arange(300) // 2).astype(str)
+    first = np.clip(rng.random((300, 2)) * 0.7 + 0.2 * y, 0, 1)
+    second = np.clip(first + 0.3 * y * [1, 0], 0, 1)
+    found = {
+        (d.metric, d.label): d
+        for d in metrics.compare(y, first, second, groups, ("a", "b"), "multilabel")
+    }
+    better, equal = found["auroc", "a"], found["auroc", "b"]
+    assert better.difference.low is not None
+    assert better.difference.low > 0
+    assert better.p is not None
+    assert better.p_holm == pytest.approx(2 * better.p)
+    assert (equal.difference.value, equal.p) == (0, 1)
+    assert found["auroc", ""].p is None
+
+
+def test_delongs_p_is_uniform_where_nothing_differs() -> None:
+    rng = np.random.default_rng(11)
+    low = 0
+    for _ in range(200):
+        y = np.arange(100) % 2 == 0
+        values = rng.standard_normal((2, 100)) + rng.standard_normal(100) + y
+        aurocs, c = _paired.delong(y, values, np.arange(100))
+        p = _paired.two_sided_p(aurocs[1] - aurocs[0], c[0, 0] + c[1, 1] - 2 * c[0, 1])
+        low += p < 0.05
+    assert 3 <= low <= 19

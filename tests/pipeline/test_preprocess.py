@@ -7,7 +7,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.preprocess import apply_intensity, body_box, prepare, prepare_batch, reshape_to, scale
+from pipeline.preprocess import (
+    apply_intensity,
+    body_box,
+    fit_aspect,
+    percentiles,
+    prepare,
+    prepare_batch,
+    scale,
+)
 from pipeline.types import (
     CT_WINDOWS,
     Architecture,
@@ -99,12 +107,12 @@ def test_padding_is_black_infinities_are_the_ends_and_neither_moves_the_scale(ru
     dirty = clean.copy()
     dirty[0, 0], dirty[0, 1], dirty[0, 2] = np.nan, np.inf, -np.inf
     rules = Preprocess(mr=rule)
-    grey = scale(Slice(0, dirty), "MR", rules)[0]
+    grey = scale(Slice(0, dirty), "MR", rules)[0].numpy()
     assert np.isfinite(grey).all()
     assert grey[0, :3].tolist() == [0, 1, 0]
     known = clean.copy()
     known[0, :3] = np.nan
-    np.testing.assert_array_equal(grey[1:], scale(Slice(0, known), "MR", rules)[0][1:])
+    np.testing.assert_array_equal(grey[1:], scale(Slice(0, known), "MR", rules)[0][1:].numpy())
 
 
 def test_nothing_finite_is_unreadable():
@@ -115,14 +123,14 @@ def test_nothing_finite_is_unreadable():
 
 def test_percentiles_are_of_the_slice():
     pixels = np.arange(10_000, dtype=np.float32).reshape(100, 100)
-    grey = apply_intensity(pixels, Percentiles(low=5, high=95), None)[0]
+    grey = apply_intensity(torch.from_numpy(pixels), Percentiles(low=5, high=95), None)[0]
     low, high = np.percentile(pixels, (5, 95))
     np.testing.assert_allclose(grey, np.clip((pixels - low) / (high - low), 0, 1), atol=1e-6)
 
 
 def test_zscore():
     pixels = a_slice().pixels
-    grey = apply_intensity(pixels, ZScore(clip=2), None)[0]
+    grey = apply_intensity(torch.from_numpy(pixels), ZScore(clip=2), None)[0]
     z = (pixels - pixels.mean()) / pixels.std()
     np.testing.assert_allclose(grey, np.clip((z + 2) / 4, 0, 1), atol=1e-5)
 
@@ -138,16 +146,18 @@ def test_three_windows_are_three_channels():
 
 def test_file_window_linear_sigmoid_and_table():
     pixels = np.array([[-100, 0, 50, 100, 900]], np.float32)
-    linear = apply_intensity(pixels, FileWindow(), Voi(0, 100))
+    linear = apply_intensity(torch.from_numpy(pixels), FileWindow(), Voi(0, 100))
     np.testing.assert_allclose(linear[0, 0], [0, 0, 0.5, 1, 1])
-    sigmoid = apply_intensity(pixels, FileWindow(), Voi(0, 100, "sigmoid"))
+    sigmoid = apply_intensity(torch.from_numpy(pixels), FileWindow(), Voi(0, 100, "sigmoid"))
     np.testing.assert_allclose(
         sigmoid[0, 0], 1 / (1 + np.exp(-4 * (pixels[0] - 50) / 100)), rtol=1e-5
     )
-    table = apply_intensity(pixels, FileWindow(), Voi(0, 100, "table", (1.0, 0.25, 0.0)))
+    table = apply_intensity(
+        torch.from_numpy(pixels), FileWindow(), Voi(0, 100, "table", (1.0, 0.25, 0.0))
+    )
     np.testing.assert_allclose(table[0, 0], [1, 1, 0.25, 0, 0])
-    none = apply_intensity(pixels, FileWindow(), None)
-    np.testing.assert_array_equal(none, apply_intensity(pixels, MinMax(), None))
+    none = apply_intensity(torch.from_numpy(pixels), FileWindow(), None)
+    np.testing.assert_array_equal(none, apply_intensity(torch.from_numpy(pixels), MinMax(), None))
 
 
 @pytest.mark.parametrize(
@@ -177,14 +187,23 @@ def test_faults_in_rules_say_what_to_do(rule, message):
 
 
 def test_pad_and_crop_keep_the_aspect():
-    grey = np.ones((1, 4, 8), np.float32)
-    padded = reshape_to(grey, Preprocess(aspect="pad"))
+    grey = torch.ones(1, 4, 8)
+    padded = fit_aspect(grey, "pad")
     assert padded.shape == (1, 8, 8)
-    np.testing.assert_array_equal(padded[0].sum(axis=1), [0, 0, 8, 8, 8, 8, 0, 0])
+    assert padded[0].sum(dim=1).tolist() == [0, 0, 8, 8, 8, 8, 0, 0]
     grey[0, :, :2] = 0
-    cropped = reshape_to(grey, Preprocess(aspect="crop"))
-    np.testing.assert_array_equal(cropped, np.ones((1, 4, 4)))
-    assert reshape_to(grey, Preprocess()).shape == (1, 4, 8)
+    assert fit_aspect(grey, "crop").equal(torch.ones(1, 4, 4))
+    assert fit_aspect(grey, "square") is grey
+    item = a_slice((20, 40))
+    assert not plain(prepare(item, "CT", recipe(28, aspect="pad")))[:, :6].round(5).any()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 1001])
+def test_percentiles_are_those_of_numpy(count):
+    values = np.random.default_rng(count).normal(size=count).astype(np.float32)
+    ours = percentiles(torch.from_numpy(values.copy()), (0, 1, 37.5, 99, 100))
+    theirs = np.percentile(values.astype(np.float64), (0, 1, 37.5, 99, 100))
+    np.testing.assert_allclose([float(value) for value in ours], theirs, rtol=1e-12)
 
 
 def test_crop_to_the_body():
@@ -212,12 +231,13 @@ def test_slices_depend_on_nothing_beside_them():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_device_equals_cpu():
     items = [a_slice((512, 512), seed) for seed in range(4)]
-    here = prepare_batch(items, ["CT"] * 4, recipe(224))
-    there = prepare_batch(items, ["CT"] * 4, recipe(224), device="cuda").cpu()
-    np.testing.assert_allclose(there.numpy(), here.numpy(), atol=1e-3)
+    for rules in ({}, {"mr": "zscore"}, {"mr": "file"}):
+        here = prepare_batch(items, ["CT", "MR", "DX", "MR"], recipe(224, **rules))
+        there = prepare_batch(items, ["CT", "MR", "DX", "MR"], recipe(224, **rules), "cuda").cpu()
+        np.testing.assert_allclose(there.numpy(), here.numpy(), atol=1e-3)
 
 
 def test_huge_scanner_units_do_not_overflow():
     pixels = np.array([[-3e38, 3e38], [0, 1e38]], np.float32)
-    assert np.isfinite(scale(Slice(0, pixels), "MR", Preprocess(mr="minmax"))).all()
-    assert np.isfinite(scale(Slice(0, pixels), "MR", Preprocess(mr="zscore"))).all()
+    assert torch.isfinite(scale(Slice(0, pixels), "MR", Preprocess(mr="minmax"))).all()
+    assert torch.isfinite(scale(Slice(0, pixels), "MR", Preprocess(mr="zscore"))).all()

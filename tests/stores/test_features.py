@@ -212,11 +212,16 @@ def test_a_foreign_folder_is_not_taken(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_damaged_table_is_said(store: FeatureStore) -> None:
+def test_a_damaged_table_is_read_from_its_copy_and_said_when_that_is_gone(
+    store: FeatureStore,
+) -> None:
     path = store.path / "slices.parquet"
+    copy = store.path / "copies" / hashlib.sha256(path.read_bytes()).hexdigest()
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(CorruptStoreError, match="slices.parquet"):
-        store.slices()
+    assert FeatureStore.open(store.path).slices().num_rows == 20
+    copy.write_bytes(b"")
+    with pytest.raises(CorruptStoreError, match="slices.parquet and its copy .* --repair"):
+        FeatureStore.open(store.path).slices()
 
 
 def test_patch_chunks_stay_small_and_a_part_is_whole_chunks(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""Tests of two scores of the same units: DeLong's, and Holm's correction of many."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def delong(
+    positive: NDArray[np.bool_], values: Floats, patient: NDArray[np.int64]
+) -> tuple[Floats, Floats]:
+    """Return the AUROCs (s,) of s scores (s, n) of the same units, and their covariance (s, s).
+
+    DeLong, DeLong and Clarke-Pearson, Biometrics 44 (1988), with placements by rank (Sun and Xu,
+    2014); units of one patient (n,) count as a cluster (Obuchowski, Biometrics 53 (1997)), which
+    changes nothing where each patient has one.
+    """
+    m, n = int(positive.sum()), int((~positive).sum())
+    of_positives = np.stack([_placements(v[~positive], v[positive]) for v in values])
+    of_negatives = 1 - np.stack([_placements(v[positive], v[~positive]) for v in values])
+    aurocs = of_positives.mean(axis=1)
+    p = int(patient.max()) + 1
+    x = _by_cluster(of_positives - aurocs[:, None], patient[positive], p)
+    y = _by_cluster(of_negatives - aurocs[:, None], patient[~positive], p)
+    both = len(np.unique(patient))
+    own = [len(np.unique(patient[side])) for side in (positive, ~positive)]
+    cross = _unbiased(both) * x @ y.T
+    covariance = (
+        _unbiased(own[0]) * x @ x.T / m**2
+        + _unbiased(own[1]) * y @ y.T / n**2
+        + (cross + cross.T) / (m * n)
+    )
+    return aurocs, covariance
+
+
+def _placements(others: Floats, values: Floats) -> Floats:
+    """Return the share of `others` below each value, ties half."""
+    others = np.sort(others)
+    sides = (np.searchsorted(others, values, side) for side in ("left", "right"))
+    placements: Floats = np.sum(list(sides), axis=0) / (2 * len(others))
+    return placements
+
+
+def _by_cluster(values: Floats, cluster: NDArray[np.int64], p: int) -> Floats:
+    return np.stack([np.bincount(cluster, weights=row, minlength=p) for row in values])
+
+
+def _unbiased(clusters: int) -> float:
+    return clusters / (clusters - 1) if clusters > 1 else math.nan
+
+
+def two_sided_p(difference: float, variance: float) -> float:
+    """Return the p value of a normal difference; 1 where nothing differs and nothing varies."""
+    if difference == 0:
+        return 1.0
+    return math.erfc(abs(difference) / math.sqrt(2 * variance)) if variance > 0 else 0.0
+
+
+def holm(p: list[float]) -> list[float]:
+    """Return p values adjusted for their number (Holm, Scand. J. Statist. 6 (1979))."""
+    order = np.argsort(p, kind="stable")
+    scaled = np.array(p)[order] * np.arange(len(p), 0, -1)
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return adjusted.tolist()

@@ -1,0 +1,233 @@
+"""A config's collection against its store: which recipe, which store, what is new and what is gone.
+
+`extract` acts on what `settle` says, `plan` and `explain` only tell it (`look`): the same functions
+look for all three, so that a plan cannot say another thing than a run then does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.config import Config
+from pipeline.discover import READER_VERSION, Discovery, discover, load_key
+from pipeline.read import unescape_path
+from pipeline.types import Recipe
+from pipeline.weights import locate
+from stores import ArraySpec, FeatureStore
+from stores.errors import (
+    RecipeMismatchError,
+    StaleTablesError,
+    StoreNotFoundError,
+    WeightsError,
+)
+from stores.layout import default_part_rows
+from stores.reconcile import Known, Reconciled, reconcile
+from stores.slices import SLICE_SCHEMA
+
+log = logging.getLogger(__name__)
+
+DEMO_WEIGHTS = "random:0"
+Difference = tuple[str, Any, Any]  # field, what the store has, what the config asks
+
+
+# --- recipe and store ------------------------------------------------------------------------
+
+
+def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
+    """Return the recipe of a config and its weights file (None for random weights).
+
+    Only a demo config may fall back to random weights, and keeps them once its store has them.
+    """
+    choice = config.backbone
+    weights = choice.weights
+    if config.demo is not None and weights is None and _has_random_weights(config.store):
+        weights = DEMO_WEIGHTS
+    try:
+        found = locate(choice.name, weights)
+    except WeightsError as error:
+        if config.demo is None or weights is not None:
+            raise
+        log.warning("RANDOM WEIGHTS: the demo goes on with an untrained network. %s", error)
+        found = locate(choice.name, DEMO_WEIGHTS)
+    recipe = Recipe(
+        architecture=found.architecture,
+        weights=found.identity,
+        image_size=choice.image_size,
+        blocks=config.outputs.blocks,
+        outputs=config.outputs.keep,
+        dtype=config.outputs.dtype,
+        preprocess=config.preprocess,
+    )
+    return recipe, found.file
+
+
+def open_store(config: Config, recipe: Recipe) -> FeatureStore:
+    """Open the config's store, or create it where there is none.
+
+    Raises RecipeMismatchError naming each field that differs, with both values.
+    """
+    try:
+        store = FeatureStore.open(config.store)
+    except StoreNotFoundError:
+        load_key(config.store)  # before the store: a store without its key cannot be joined
+        arrays, part_rows = feature_arrays(recipe), part_rows_of(config, recipe)
+        return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows)
+    found = differences(store, recipe)
+    if found:
+        raise RecipeMismatchError(
+            f"The store {store.path} was made by another recipe:\n"
+            + "\n".join(
+                f"  {name}: the store has {a!r}, the config asks {b!r}" for name, a, b in found
+            )
+            + "\nTwo recipes never share a store: name another store, or undo the change."
+        )
+    return store
+
+
+def feature_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
+    """Return the feature arrays that a recipe fills: name -> shape of a row, dtype."""
+    dim, grid = recipe.architecture.dim, recipe.image_size // recipe.architecture.patch
+    shapes = {"cls": (recipe.blocks, dim), "mean": (dim,), "patch": (grid, grid, dim)}
+    return {name: ArraySpec(shapes[name], recipe.dtype) for name in recipe.outputs}
+
+
+def part_rows_of(config: Config, recipe: Recipe) -> int:
+    """Return the rows of a part that a new store would have."""
+    row_bytes = sum(
+        int(np.prod(spec.row_shape)) * np.dtype(spec.dtype).itemsize
+        for spec in feature_arrays(recipe).values()
+    )
+    return config.outputs.part_rows or default_part_rows(row_bytes)
+
+
+def differences(store: FeatureStore, recipe: Recipe) -> list[Difference]:
+    """Return each field in which a store's recipe is another one."""
+    return list(_leaves(json.loads(store.recipe_text), json.loads(recipe.canonical())))
+
+
+def _leaves(have: Any, want: Any, name: str = "") -> Iterator[Difference]:
+    if isinstance(have, dict) and isinstance(want, dict):
+        for key in sorted(have.keys() | want.keys()):
+            yield from _leaves(have.get(key), want.get(key), f"{name}.{key}" if name else key)
+    elif have != want:
+        yield name, have, want
+
+
+def _has_random_weights(path: Path) -> bool:
+    try:
+        return Recipe.model_validate_json(FeatureStore.open(path).recipe_text).random
+    except StoreNotFoundError:
+        return False
+
+
+# --- what there is ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found, and what becomes of it; `files` (FILE_SCHEMA) is what is to be stored."""
+
+    found: Reconciled
+    files: pa.Table
+    settled: bool  # the store's tables say so already
+
+
+def look(config: Config, store: FeatureStore | None, *, rehash: bool = False) -> Look:
+    """Look at the collection and write nothing.
+
+    store: None where there is none yet. rehash: open every file, whatever its size and time say.
+    """
+    if store is None:
+        # The order of slices does not depend on the key, and nobody sees these pseudonyms.
+        fresh = discover(config.data, bytes(32), plane=config.preprocess.plane)
+        known = Known(set(), lambda row: None, lambda path: None, boundary=0)
+        return Look(reconcile(SLICE_SCHEMA.empty_table(), fresh.slices, known), fresh.files, False)
+    return _look(config, store, rehash)[0]
+
+
+def settle(config: Config, store: FeatureStore, *, rehash: bool = False) -> Look:
+    """Look at the collection and bring the store's tables up to it.
+
+    Where another process does the same at the same moment, one of the two looks again, so that
+    rows are numbered once.
+    """
+    while True:
+        found, seen = _look(config, store, rehash)
+        try:
+            if not found.settled:
+                store.write_tables(found.found.slices, found.files, seen=seen)
+            return found
+        except StaleTablesError:
+            log.info("Another process has brought %s up to date; looking again.", store.path)
+
+
+def _look(config: Config, store: FeatureStore, rehash: bool) -> tuple[Look, str]:
+    """Return what was found, and the moment of the tables it was held against."""
+    data, plane, tables = config.data, config.preprocess.plane, store.tables()
+    rules = json.dumps([READER_VERSION, plane, data.modality, data.patient], sort_keys=True)
+    stored, before = tables.slices, None
+    if not rehash and (tables.files.schema.metadata or {}).get(b"rules") == rules.encode():
+        before = Discovery(tables.files, stored.filter(pc.invert(stored["withdrawn"])))
+    discovery = discover(data, load_key(store.path), known=before, plane=plane)
+    slices = discovery.slices
+    if tables.patients:
+        patients = pa.array(sorted(tables.patients))
+        slices = slices.filter(pc.invert(pc.is_in(slices["patient"], patients)))
+    known = Known(
+        opened=_opened(discovery, before),
+        digest_of=_FileDigests(store).of,
+        hash_file=lambda path: _sha256(data.root / unescape_path(path)),
+        boundary=store.layout.next_boundary(stored["row"][-1].as_py() + 1 if len(stored) else 0),
+        failed=store.failures(),
+        spent=store.spent(),
+        withdrawn=tables.patients,
+    )
+    found = reconcile(stored, slices, known)
+    files = discovery.files.replace_schema_metadata({b"rules": rules.encode()})
+    settled = found.slices.equals(stored) and files.equals(tables.files, check_metadata=True)
+    return Look(found, files, settled), tables.seen
+
+
+def _opened(discovery: Discovery, known: Discovery | None) -> set[str]:
+    """Return the paths whose size or time are not those that were last seen."""
+
+    def stamps(files: Any) -> set[tuple[Any, ...]]:
+        columns = (files[name].to_pylist() for name in ("path", "size", "mtime_ns"))
+        return set(zip(*columns, strict=True))
+
+    before = stamps(known.files) if known is not None else set()
+    return {path for path, *_ in stamps(discovery.files) - before}
+
+
+class _FileDigests:
+    """The sha256 of the file each row was made from, read from the store once, if ever asked."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+        self._digests: NDArray[np.uint8] | None = None
+
+    def of(self, row: int) -> str | None:
+        """Return a row's digest as hex; None where no file was read for it."""
+        if self._digests is None:
+            self._digests = self._store.read("file_digest")
+        digest = self._digests[row]
+        return bytes(digest).hex() if digest.any() else None
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

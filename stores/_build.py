@@ -1,0 +1,59 @@
+"""An empty store on disk. zarr-python writes the metadata, so that the format is its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stores import manifest
+from stores.layout import Layout
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, table_bytes
+
+
+def build(
+    root: Path,
+    recipe_text: str,
+    specs: Mapping[str, tuple[tuple[int, ...], str]],
+    layout: Layout,
+) -> None:
+    """Write a store of no rows into a new folder; specs: name -> shape of a row, dtype."""
+    import zarr
+
+    for folder in ("parts", "results", "splits"):
+        (root / folder).mkdir(parents=True)
+    attributes = {"part_rows": layout.part_rows}
+    group = zarr.create_group(root / "features.zarr", zarr_format=3, attributes=attributes)
+    for name, (row_shape, dtype) in specs.items():
+        _create_array(group, name, row_shape, np.dtype(dtype), layout)
+    texts = {
+        "recipe.json": recipe_text.encode(),
+        "slices.parquet": table_bytes(SLICE_SCHEMA.empty_table()),
+        "files.parquet": table_bytes(FILE_SCHEMA.empty_table()),
+        "withdrawn.json": json.dumps({"patients": []}).encode(),
+    }
+    for name, data in texts.items():
+        (root / name).write_bytes(data)
+    for path in sorted((root / "features.zarr").rglob("zarr.json")):
+        texts[path.relative_to(root).as_posix()] = path.read_bytes()
+    manifest.begin(root, texts)
+
+
+def _create_array(
+    group: Any, name: str, row_shape: tuple[int, ...], dtype: np.dtype[Any], layout: Layout
+) -> None:
+    """Make one array of no rows: plain chunks with a checksum, which costs reading nothing."""
+    from zarr.codecs import Crc32cCodec
+
+    row_bytes = int(np.prod(row_shape, dtype=np.int64)) * dtype.itemsize
+    group.create_array(
+        name,
+        shape=(0, *row_shape),
+        chunks=(layout.chunk_rows(row_bytes), *row_shape),
+        dtype=dtype,
+        compressors=[Crc32cCodec()],
+        fill_value=float("nan") if dtype.kind == "f" else 0,
+    )

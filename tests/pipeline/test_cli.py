@@ -1,0 +1,123 @@
+"""The command line as a user types it: real processes, exit codes, one message a mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.phantoms import write_png
+from tests.pipeline.models import write_tiny_folder
+
+
+def radprobe(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    code = "from pipeline.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write 24 pictures of 12 patients, mostly bright or mostly dark, and a config."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("project")
+    rng = np.random.default_rng(0)
+    lines = ["path,patient,look"]
+    for i in range(24):
+        bright = (i // 2) % 2
+        pixels = rng.integers(0, 20_000, (40, 40)).astype(np.uint16)
+        pixels[:, : 32 if bright else 8] += 30_000
+        write_png(folder / f"data/{i:02d}.png", pixels)
+        lines.append(f"{i:02d}.png,p{i // 2},{'bright' if bright else 'dark'}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    network = write_tiny_folder(folder / "tiny")
+    config = {
+        "data": {"root": "data", "modality": {"*.png": "DX"}},
+        "backbone": {"name": f"hf:{network}", "weights": "random:0", "image_size": 56},
+        "store": "store",
+        "labels": {"file": "labels.csv", "patient": "patient"},
+        "tasks": {"look": {"labels": ["look"]}},
+        "fewshot": {"episodes": 50, "features": "cls+mean"},
+        "knn": {"k": [3]},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def extracted(project: Path) -> Path:
+    done = radprobe("extract", project / "config.yaml", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "RANDOM WEIGHTS" in done.stdout
+    assert "24 embedded" in done.stdout
+    assert done.stderr == ""  # no progress bar where nobody watches
+    return project
+
+
+def test_extract_then_evaluate_then_from_the_file(extracted: Path) -> None:
+    config = extracted / "config.yaml"
+    first = radprobe("evaluate", config)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count("RANDOM WEIGHTS") == 4  # once, and on every table
+    assert "3 computed" in first.stdout
+    again = radprobe("evaluate", config, "--json")
+    results = json.loads(again.stdout)
+    assert {r["method"] for r in results} == {"knn", "probe", "fewshot"}
+    assert all(r["cached"] and r["provenance"]["random"] for r in results)
+    probe = next(r for r in results if r["method"] == "probe")
+    assert probe["scores"][0]["metrics"]["auroc"]["value"] == 1.0
+
+
+def test_one_method_alone(extracted: Path) -> None:
+    results = json.loads(radprobe("knn", extracted / "config.yaml", "--json").stdout)
+    assert [r["method"] for r in results] == ["knn"]
+
+
+def test_extract_json_and_exit_1_on_a_finding(extracted: Path, tmp_path: Path) -> None:
+    config = extracted / "config.yaml"
+    (extracted / "data/bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    try:
+        done = radprobe("extract", config, "--json", "--store", tmp_path / "s", "--device", "cpu")
+        summary = json.loads(done.stdout)
+        assert done.returncode == 1
+        assert (summary["embedded"], summary["clean"]) == (24, False)
+        assert sum(summary["files_set_aside"].values()) == 1
+        stopped = radprobe("extract", config, "--store", tmp_path / "t", "--max-bad", "0.01")
+        assert stopped.returncode == 1
+        assert "more than the 0.01" in stopped.stderr
+    finally:
+        (extracted / "data/bad.png").unlink()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["extract", "nowhere.yaml"], "no config file 'nowhere.yaml'"),
+        (["evaluate", "{project}/config.yaml", "--store", "{tmp}/none"], "no feature store"),
+        (["extract", "{tmp}/typo.yaml"], "Did you mean 'store'"),
+        (["extract"], "Missing argument"),
+        (["extrakt"], "No such command"),
+        (["demo-data", "{project}"], "demo"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_2(
+    arguments: list[str], says: str, project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "typo.yaml").write_text("data: {root: x}\nstroe: y\n")
+    done = radprobe(*(a.format(project=project, tmp=tmp_path) for a in arguments))
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_every_command_explains_itself_with_an_example() -> None:
+    listing = radprobe("--help").stdout
+    for command in ("extract", "evaluate", "knn", "probe", "fewshot", "demo-data"):
+        assert command in listing
+        assert "Example: radprobe" in radprobe(command, "--help").stdout

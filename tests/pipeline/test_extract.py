@@ -1,0 +1,398 @@
+"""FLOW 1 on real files with a tiny network of the real architecture."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.config import load_config
+from pipeline.embed import Progress, Speed
+from pipeline.extract import extract
+from stores import FeatureStore
+from stores.errors import RecipeMismatchError, TooManyBadError, WeightsError
+from tests.phantoms import (
+    IDENTITY,
+    dicom,
+    volume,
+    write_nifti_of_series,
+    write_png,
+    write_series,
+)
+from tests.pipeline.models import write_tiny_folder
+
+HERE = Speed(device="cpu", batch_size=4, workers=0)
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a CT series, an MR volume and three pictures: 24 slices in 10 files."""
+    root = tmp_path_factory.mktemp("originals")
+    write_series(root / "ct", volume(9, 40, 44))
+    write_nifti_of_series(root / "mr.nii.gz", volume(12, 40, 44))
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        write_png(root / f"x{i}.png", rng.integers(0, 60_000, (50, 40 + i), np.uint16))
+    return root
+
+
+@pytest.fixture
+def root(originals: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(originals, tmp_path / "data"))
+
+
+def write_config(folder: Path, root: Path, network: Path, **settings: Any) -> Path:
+    """Write a config of the tiny network; settings replace or add top-level keys."""
+    content = {
+        "data": {"root": str(root), "modality": {"*.nii.gz": "MR", "**/*.png": "DX"}},
+        "backbone": {"name": f"hf:{network}", "image_size": 56},
+        "store": "store",
+        "outputs": {"part_rows": 8},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content | settings))
+    return path
+
+
+@pytest.fixture
+def config(tmp_path: Path, root: Path, network: Path) -> Path:
+    return write_config(tmp_path, root, network)
+
+
+def arrays_of(store: FeatureStore) -> dict[str, np.ndarray]:
+    return {name: store.read(name) for name in ("cls", "mean", "status", "pixel_digest")}
+
+
+def test_every_slice_is_embedded_once_in_volume_order(config: Path) -> None:
+    told: list[int] = []
+    progress = Progress(plan=lambda n: told.append(-n), advance=told.append)
+    summary = extract(load_config(config), HERE, progress)
+    assert (summary.slices, summary.embedded, summary.clean) == (24, 24, True)
+    assert told[0] == -24
+    assert sum(told[1:]) == 24
+    store = FeatureStore.open(summary.store)
+    slices = store.slices().to_pylist()
+    assert [s["path"].split("/")[0] for s in slices] == (
+        ["ct"] * 9 + ["mr.nii.gz"] * 12 + ["x0.png", "x1.png", "x2.png"]
+    )
+    positions = [s["position_mm"] for s in slices[:9]]
+    assert positions == sorted(positions)
+    assert [s["modality"] for s in slices[::9]] == ["CT", "MR", "MR"]
+    assert store.status().tolist() == [1] * 24
+
+
+def test_a_row_holds_the_features_of_its_own_slice(config: Path, network: Path) -> None:
+    """Row by row: the stored numbers are those of reading and embedding that one slice alone."""
+    from pipeline.backbones import load_backbone
+    from pipeline.preprocess import prepare
+    from pipeline.read import read_slices
+    from pipeline.types import Recipe, Slice
+
+    store = FeatureStore.open(extract(load_config(config), HERE).store)
+    recipe = Recipe.model_validate_json(store.recipe_text)
+    backbone = load_backbone(f"hf:{network}", image_size=56)
+    root = load_config(config).data.root
+    for row in (0, 5, 13, 22):
+        slice_ = store.slices().slice(row, 1).to_pylist()[0]
+        (item,) = read_slices(root / slice_["path"], [slice_["frame"]])
+        assert isinstance(item, Slice)
+        features = backbone(prepare(item, slice_["modality"], recipe)[None])
+        assert np.allclose(store.read("cls", [row])[0], features.cls[0], atol=2e-3)
+        assert np.allclose(store.read("mean", [row])[0], features.mean[0], atol=2e-3)
+
+
+def test_a_finished_store_loads_no_backbone(config: Path) -> None:
+    store = FeatureStore.open(extract(load_config(config), HERE).store)
+    before = store.fingerprint()
+    code = (
+        "import sys; from pathlib import Path; from pipeline.config import load_config\n"
+        "from pipeline.extract import extract; s = extract(load_config(Path(sys.argv[1])))\n"
+        "print(s.embedded, s.found['same'], 'torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "24", "False"]
+    assert store.fingerprint() == before
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batch_size_and_workers_change_no_value(
+    config: Path, tmp_path: Path, batch_size: int
+) -> None:
+    one = FeatureStore.open(extract(load_config(config), HERE).store)
+    speed = Speed(device="cpu", batch_size=batch_size, workers=1)
+    other = FeatureStore.open(extract(load_config(config, tmp_path / "other"), speed).store)
+    for name in ("cls", "mean"):
+        assert np.allclose(one.read(name), other.read(name), atol=2e-3, rtol=2e-3)
+    assert np.array_equal(one.read("pixel_digest"), other.read("pixel_digest"))
+
+
+def test_patch_tokens_are_kept_when_asked_for(tmp_path: Path, root: Path, network: Path) -> None:
+    outputs = {"keep": ["cls", "mean", "patch"], "blocks": 2, "dtype": "float32", "part_rows": 8}
+    config = write_config(tmp_path, root, network, outputs=outputs)
+    store = FeatureStore.open(extract(load_config(config), HERE).store)
+    patch = store.read("patch")
+    assert patch.shape == (24, 4, 4, 48)
+    assert patch.dtype == np.float32
+    assert np.allclose(patch.mean(axis=(1, 2)), store.read("mean"), atol=1e-5)
+    assert store.read("cls").shape == (24, 2, 48)
+
+
+# --- what is never done silently --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            {"preprocess": {"ct": {"center": 40, "width": 400}}},
+            r"preprocess.ct.low: .* -1024.*-160",
+        ),
+        ({"outputs": {"blocks": 2}}, "blocks: the store has 4, the config asks 2"),
+        ({"outputs": {"dtype": "float32"}}, "dtype: .*'float16'.*'float32'"),
+        ({"outputs": {"keep": ["cls"]}}, "outputs: "),
+    ],
+)
+def test_another_recipe_is_refused_naming_the_field(
+    change: dict[str, Any], named: str, config: Path, tmp_path: Path, root: Path, network: Path
+) -> None:
+    before = FeatureStore.open(extract(load_config(config), HERE).store).fingerprint()
+    other = write_config(tmp_path, root, network, **change)
+    with pytest.raises(RecipeMismatchError, match=named):
+        extract(load_config(other), HERE)
+    assert FeatureStore.open(tmp_path / "store").fingerprint() == before
+
+
+def test_other_weights_under_the_same_name_are_refused(config: Path, network: Path) -> None:
+    extract(load_config(config), HERE)
+    kept = (network / "model.safetensors").read_bytes()
+    try:
+        write_tiny_folder(network, seed=1)
+        with pytest.raises(RecipeMismatchError, match=r"weights: .*sha256:.*sha256:"):
+            extract(load_config(config), HERE)
+    finally:
+        (network / "model.safetensors").write_bytes(kept)
+
+
+def test_the_same_weights_under_another_name_are_a_hit(
+    config: Path, tmp_path: Path, root: Path, network: Path
+) -> None:
+    extract(load_config(config), HERE)
+    copy = shutil.copytree(network, tmp_path / "renamed")
+    again = extract(load_config(write_config(tmp_path, root, Path(copy))), HERE)
+    assert again.embedded == 0
+
+
+def test_no_weights_is_an_error_and_nothing_is_written(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RADPROBE_WEIGHTS", "TORCH_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "nothing"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = write_config(tmp_path, root, tmp_path, backbone={"name": "dinov2_vits14"})
+    with pytest.raises(WeightsError, match="Three ways to get them"):
+        extract(load_config(config), HERE)
+    assert not (tmp_path / "store").exists()
+
+
+def test_bad_slices_are_counted_and_no_row_shifts(config: Path, root: Path) -> None:
+    good = FeatureStore.open(extract(load_config(config), HERE).store)
+    by_path = dict(zip(good.slices()["path"].to_pylist(), good.read("mean"), strict=True))
+    (root / "x1.png").write_bytes((root / "x1.png").read_bytes()[:300])
+    (root / "broken.dcm").write_bytes(b"\0" * 200)
+    (root / "flat.png").unlink(missing_ok=True)
+    write_png(root / "flat.png", np.full((30, 30), 7, np.uint8))
+    (root / "notes.txt").write_text("not a picture")
+    summary = extract(load_config(config, config.parent / "second"), HERE)
+    assert not summary.clean
+    assert summary.files_set_aside["other"] == 1
+    assert sum(summary.files_set_aside.values()) + sum(summary.unreadable.values()) == 3
+    store = FeatureStore.open(summary.store)
+    status = store.status()
+    for slice_ in store.slices().to_pylist():
+        row, path = slice_["row"], slice_["path"]
+        if path == "x1.png":
+            assert status[row] == 2
+            assert np.isnan(store.read("mean")[row]).all()
+        elif path == "flat.png":
+            assert np.isfinite(store.read("mean", [row])).all()
+        else:
+            assert status[row] == 1
+    same = store.read(
+        "mean", [s["row"] for s in store.slices().to_pylist() if s["path"] == "x2.png"]
+    )
+    assert np.allclose(same[0], by_path["x2.png"], atol=2e-3)
+
+
+def test_too_many_bad_slices_stop_the_run(config: Path, root: Path) -> None:
+    for i in range(6):
+        (root / f"bad{i}.png").write_bytes((root / "x1.png").read_bytes()[:300])
+    with pytest.raises(TooManyBadError, match="6 of 30 .* more than the 0.1"):
+        extract(load_config(config), HERE, max_bad=0.1)
+    assert extract(load_config(config), HERE, max_bad=0.2).embedded == 24
+
+
+# --- increments -------------------------------------------------------------------------------
+
+
+def test_an_added_study_is_appended_and_nothing_else_is_touched(config: Path, root: Path) -> None:
+    store = FeatureStore.open(extract(load_config(config), HERE).store)
+    before = arrays_of(store)
+    write_series(root / "a-new-one", volume(5, 40, 44), SeriesInstanceUID="1.2.3.4")
+    summary = extract(load_config(config), HERE)
+    assert (summary.embedded, summary.found["added"], summary.found["same"]) == (5, 5, 24)
+    after = arrays_of(store)
+    for name, values in before.items():
+        assert np.array_equal(values, after[name][: len(values)], equal_nan=name in ("cls", "mean"))
+
+
+def test_changed_moved_and_removed_files(config: Path, root: Path) -> None:
+    extract(load_config(config), HERE)
+    write_png(root / "x0.png", np.arange(1600, dtype=np.uint16).reshape(40, 40))
+    (root / "sub").mkdir()
+    (root / "x1.png").rename(root / "sub/renamed.png")
+    (root / "x2.png").unlink()
+    summary = extract(load_config(config), HERE)
+    assert summary.embedded == 1
+    assert {k: v for k, v in summary.found.items() if v} == {
+        "same": 21, "moved": 1, "changed": 1, "withdrawn": 2,
+    }  # fmt: skip
+    assert extract(load_config(config), HERE).embedded == 0
+
+
+def test_a_changed_modality_rule_embeds_anew(
+    config: Path, tmp_path: Path, root: Path, network: Path
+) -> None:
+    extract(load_config(config), HERE)
+    data = {"root": str(root), "modality": {"*.nii.gz": "CT", "*.png": "DX"}}
+    summary = extract(load_config(write_config(tmp_path, root, network, data=data)), HERE)
+    assert (summary.embedded, summary.found["changed"]) == (12, 12)
+
+
+# --- privacy and honesty ----------------------------------------------------------------------
+
+
+def test_no_identifier_stands_in_the_store(config: Path) -> None:
+    summary = extract(load_config(config), HERE)
+    ct = dicom(volume(1)[0])
+    secrets = {*IDENTITY.values(), ct.StudyInstanceUID, ct.SeriesInstanceUID}
+    for path in Path(summary.store).rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert not [secret for secret in secrets if str(secret).encode() in content], path
+    patients = FeatureStore.open(summary.store).slices()["patient"].to_pylist()
+    assert len(set(patients[:9])) == 1
+    assert patients[0] is not None
+    assert not list(Path(summary.store).rglob("*.key"))
+
+
+def test_random_weights_are_stamped_and_only_when_asked_for(
+    tmp_path: Path, root: Path, network: Path
+) -> None:
+    backbone = {"name": f"hf:{network}", "weights": "random:3", "image_size": 56}
+    config = write_config(tmp_path, root, network, backbone=backbone)
+    summary = extract(load_config(config), HERE)
+    recipe = json.loads((Path(summary.store) / "recipe.json").read_text())
+    assert summary.weights == recipe["weights"] == "random:3"
+
+
+# --- interruption -----------------------------------------------------------------------------
+
+SLOW = """
+import sys, time
+from pathlib import Path
+import pipeline.backbones as b
+from pipeline.config import load_config
+from pipeline.embed import Speed
+from pipeline.extract import extract
+plain = b.Backbone.__call__
+b.Backbone.__call__ = lambda self, x: (time.sleep(0.05), plain(self, x))[1]
+print("ready", flush=True)
+extract(load_config(Path(sys.argv[1])), Speed(device="cpu", batch_size=4, workers=1))
+"""
+
+
+def start(config: Path) -> subprocess.Popen[bytes]:
+    """Start a slowed extraction in a process of its own; returns once it runs."""
+    child = subprocess.Popen([sys.executable, "-c", SLOW, str(config)], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    with child.stdout:
+        assert child.stdout.readline() == b"ready\n"
+    return child
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_killed_at_random_moments_and_resumed_gives_the_same_bits(
+    seed: int, config: Path, tmp_path: Path
+) -> None:
+    undisturbed = start(write_other(config, tmp_path / "undisturbed"))
+    assert undisturbed.wait() == 0
+    rng = random.Random(seed)
+    for _ in range(3):
+        child = start(config)
+        time.sleep(rng.uniform(0.1, 1.6))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert start(config).wait() == 0
+    want = arrays_of(FeatureStore.open(tmp_path / "undisturbed"))
+    got = arrays_of(FeatureStore.open(tmp_path / "store"))
+    for name, values in want.items():
+        assert values.tobytes() == got[name].tobytes(), name
+    assert not list((tmp_path / "store/parts").glob("*.claim.*"))
+
+
+def write_other(config: Path, store: Path) -> Path:
+    """Write the same config for another store."""
+    content = yaml.safe_load(config.read_text()) | {"store": str(store)}
+    path = config.with_name(f"{store.name}.yaml")
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_gives_claims_back_and_says_so(
+    number: int, code: int, config: Path, tmp_path: Path
+) -> None:
+    slow = SLOW.replace(
+        SLOW.splitlines()[-1],
+        "from pipeline.cli import main; sys.argv = ['radprobe', 'extract', sys.argv[1]]; main()",
+    ).replace("0.05", "0.5")
+    child = subprocess.Popen(
+        [sys.executable, "-c", slow, str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    parts = tmp_path / "store/parts"
+    deadline = time.monotonic() + 60
+    while not list(parts.glob("*.claim.*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(number)
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == code
+    assert b"goes on from there" in said
+    assert b"Traceback" not in said
+    assert not list(parts.glob("*.claim.*"))
+    assert extract(load_config(config), HERE).clean
+
+
+def test_two_processes_share_one_store(config: Path, tmp_path: Path) -> None:
+    children = [start(config), start(config)]
+    assert [child.wait() for child in children] == [0, 0]
+    summary = extract(load_config(config), HERE)
+    assert (summary.embedded, summary.clean) == (0, True)
+    receipts = [json.loads(p.read_text()) for p in (tmp_path / "store/parts").glob("*.json")]
+    assert len(receipts) == 3

@@ -1,0 +1,71 @@
+"""What the README says is done as it says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config import load_config
+from pipeline.embed import Speed
+from pipeline.extract import extract
+from pipeline.types import Recipe
+from stores import FeatureStore
+from tests.phantoms import volume, write_series
+from tests.pipeline.models import write_tiny_folder
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_the_store_is_read_without_radprobe_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_series(tmp_path / "data", volume(5))
+    tiny = write_tiny_folder(tmp_path / "tiny")
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "data: {root: data}\nstore: demo/store\n"
+        f"backbone: {{name: 'hf:{tiny}', image_size: 56}}\n"
+    )
+    extract(load_config(config), Speed(device="cpu", workers=0))
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    assert "radprobe" not in code.replace("radprobe extract", "")
+    seen: dict[str, np.ndarray] = {}
+    exec(compile(code, "README.md", "exec"), seen)
+    store = FeatureStore.open(tmp_path / "demo/store")
+    assert np.array_equal(seen["cls"], store.read("cls", range(5)))
+    assert np.array_equal(seen["mean"], store.read("mean", range(5)))
+
+
+def test_its_config_is_valid(tmp_path: Path) -> None:
+    (text,) = blocks("yaml")
+    (tmp_path / "my.yaml").write_text(text)
+    config = load_config(tmp_path / "my.yaml")
+    assert config.backbone.image_size % 14 == 0
+    assert Recipe.model_fields.keys() >= {"preprocess", "weights"}
+    assert set(config.tasks) == {"pneumonia", "findings"}
+
+
+def test_its_commands_exist() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in set(re.findall(r"^make ([a-z]+)", "\n".join(blocks("")), flags=re.MULTILINE)):
+        assert f"make {target}" in done.stdout
+    from pipeline.cli import app
+
+    names = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    listed = set(re.findall(r"^\| `radprobe ([a-z-]+)", README, flags=re.MULTILINE))
+    assert listed <= names
+
+
+def test_its_pictures_are_there() -> None:
+    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / path).stat().st_size > 10_000
