@@ -155,7 +155,10 @@ def _read_until_pixels(path: Path) -> tuple[Dataset, _PixelElement | None]:
         dataset = read_partial(file, stop_when=stop, force=True)
         if found:
             return dataset, _PixelElement(file.tell(), None if found[0] == _UNDEFINED else found[0])
-    if cut or not len(dataset):
+    meta = getattr(dataset, "file_meta", Dataset())
+    # A deflated file is read from memory, where its elements' places say nothing of the file.
+    deflated = meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian
+    if (cut and not deflated) or not len(dataset):
         raise UnreadableError("truncated", "ends before its pixels, within an element")
     return dataset, None
 

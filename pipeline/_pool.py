@@ -1,8 +1,8 @@
 """Reading processes that a bad file may hang or crash. Private to `read` and `discover`.
 
 Each worker reads one file at a time. What ends a worker (its timer, a crash of a decoder) fails
-that one file, and a new worker takes its place. Answers come out in the order of the tasks, and a
-thread runs the workers ahead of the caller, bounded in files and bytes.
+that one file, and a new worker takes its place. Answers come out in the order of the tasks. A
+thread listens to the workers while the caller is busy, ahead of it by a bounded number of files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ _AHEAD_BYTES = 2**28
 _AHEAD_FILES = 64  # a worker
 # Files after which a worker makes room for a fresh one: C decoders leak.
 _FILES_A_WORKER = 2000
-_POLL_S = 0.05
 # One thread a worker: the workers are the parallelism. And memory that glibc keeps from slice to
 # slice, where by default it asks the kernel for each picture anew (a third of the time, measured).
 _ENVIRONMENT = {
@@ -126,82 +125,91 @@ def _header(values: dict[str, Any]) -> Header:
 def _run(
     root: Path, jobs: Iterable[_Job], plane: Plane, workers: int, time_limit_s: float
 ) -> Iterator[_Job]:
-    """Yield the jobs, done, in order; a thread runs the workers and ends with this generator."""
-    pool = _Pool(root, jobs, plane, workers, time_limit_s)
-    thread = threading.Thread(target=pool.run, name="radprobe-read", daemon=True)
-    thread.start()
+    """Yield the jobs, done, in order; workers and thread end with this generator.
+
+    The jobs are taken from their iterator here, in the caller's thread, as room comes up.
+    """
+    pool = _Pool(root, plane, workers, time_limit_s)
+    upcoming = iter(jobs)
+    job: _Job | None = None
     try:
         while True:
+            while pool.room() and (job := next(upcoming, None)) is not None:
+                pool.give(job)
+            if not pool.held_files:
+                return
             done = pool.done.get()
-            if done is None:
-                break
             if isinstance(done, BaseException):
                 raise done
             yield done
             pool.taken(done)
     finally:
-        pool.stop.set()
-        thread.join()
+        pool.close()
 
 
 class _Pool:
-    """The loop that feeds workers and collects their answers, in a thread of its own."""
+    """Workers, and the thread that feeds them and collects their answers."""
 
-    def __init__(
-        self, root: Path, jobs: Iterable[_Job], plane: Plane, workers: int, time_limit_s: float
-    ) -> None:
+    def __init__(self, root: Path, plane: Plane, workers: int, time_limit_s: float) -> None:
         self.root, self.plane, self.time_limit_s = root, plane, time_limit_s
-        self.jobs = iter(jobs)
         self.width = workers
-        self.done: queue.SimpleQueue[_Job | BaseException | None] = queue.SimpleQueue()
-        self.stop = threading.Event()
-        self.workers: list[_Worker] = []
+        self.done: queue.SimpleQueue[_Job | BaseException] = queue.SimpleQueue()
+        self.given: deque[_Job] = deque()  # not begun yet
         self.begun: deque[_Job] = deque()  # in order; the first is the next to hand out
-        self.lock = threading.Lock()
+        self.workers: list[_Worker] = []
         self.held_files = 0
         self.held_bytes = 0
+        self.lock = threading.Lock()  # of held_bytes
+        self.stop = threading.Event()
+        self.bell, self.heard = socket.socketpair()  # wakes the thread from its wait
+        self.thread = threading.Thread(target=self._work, name="radprobe-read", daemon=True)
+        self.thread.start()
 
-    def run(self) -> None:
-        """Work until the jobs end or the caller stops; put the jobs, then None, into `done`."""
+    def room(self) -> bool:
+        """Return whether another file may be begun: what is held for the caller is bounded."""
+        few = self.held_files < _AHEAD_FILES * self.width and self.held_bytes < _AHEAD_BYTES
+        return few or not self.held_files
+
+    def give(self, job: _Job) -> None:
+        """Take on a job."""
+        self.held_files += 1
+        self.given.append(job)
+        self.bell.send(b"!")
+
+    def taken(self, job: _Job) -> None:
+        """Note that the caller is through with a job."""
+        self.held_files -= 1
+        with self.lock:
+            self.held_bytes -= job.size
+
+    def close(self) -> None:
+        """End the workers, whatever they are at, and the thread."""
+        self.stop.set()
+        self.bell.send(b"!")
+        self.thread.join()
+        self.bell.close()
+        self.heard.close()
+
+    def _work(self) -> None:
+        """Work until told to stop, in the thread; put each job, done, into `done` in order."""
         try:
-            more = True
-            while not self.stop.is_set() and (more or self.begun):
-                more = more and self._feed()
+            while not self.stop.is_set():
+                self._feed()
                 self._listen()
                 while self.begun and self.begun[0].end is not None:
                     self.done.put(self.begun.popleft())
-            self.done.put(None)
         except BaseException as error:  # handed to the caller's thread, which raises it
             self.done.put(error)
         finally:
             for worker in self.workers:
                 worker.close()
 
-    def taken(self, job: _Job) -> None:
-        """Note that the caller is through with a job: there is room for another."""
-        with self.lock:
-            self.held_files -= 1
-            self.held_bytes -= job.size
-
-    def _feed(self) -> bool:
-        """Give idle workers their next files; return False once there are no more."""
-        while self._room():
-            worker = self._idle()
-            if worker is None:
-                return True
-            job = next(self.jobs, None)
-            if job is None:
-                return False
+    def _feed(self) -> None:
+        """Give idle workers their next files."""
+        while self.given and (worker := self._idle()) is not None:
+            job = self.given.popleft()
             self.begun.append(job)
-            with self.lock:
-                self.held_files += 1
             worker.start(self.root, job, self.plane, self.time_limit_s)
-        return True
-
-    def _room(self) -> bool:
-        with self.lock:
-            few = self.held_files < _AHEAD_FILES * self.width and self.held_bytes < _AHEAD_BYTES
-        return few or (not self.begun and self.held_files == 0)
 
     def _idle(self) -> _Worker | None:
         for worker in list(self.workers):
@@ -214,12 +222,12 @@ class _Pool:
         return None
 
     def _listen(self) -> None:
-        """Take the messages that have come, waiting a moment where there are none."""
+        """Take the messages that have come, waiting for the first."""
         by_wire = {worker.wire: worker for worker in self.workers if worker.job or not worker.ready}
-        if not by_wire:
-            self.stop.wait(_POLL_S)
-            return
-        for wire in wait(list(by_wire), _POLL_S):
+        for wire in wait([*by_wire, self.heard]):
+            if wire is self.heard:
+                self.heard.recv(4096)
+                continue
             worker = by_wire[wire]  # type: ignore[index]
             try:
                 self._take(worker, receive(worker.wire))

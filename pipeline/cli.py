@@ -26,7 +26,9 @@ from stores.errors import RadprobeError, TooManyBadError
 if TYPE_CHECKING:
     from pipeline.embed import Progress
     from pipeline.extract import Summary
+    from pipeline.plan import Explanation, Plan
     from pipeline.types import Method, Result, Score
+    from stores.verify import Report
 
 app = typer.Typer(
     name="radprobe",
@@ -40,6 +42,10 @@ out = Console(width=None if sys.stdout.isatty() else 110)
 err = Console(stderr=True)
 
 ConfigArg = Annotated[Path, typer.Argument(help="The YAML file that names data, store and tasks.")]
+StorePath = Annotated[Path, typer.Argument(help="The folder of a store.")]
+RehashOpt = Annotated[
+    bool, typer.Option("--rehash", help="Open every file, whatever its size and time say.")
+]
 StoreOpt = Annotated[Path | None, typer.Option(help="Use this store instead of the config's.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
@@ -72,6 +78,7 @@ def extract(
     max_bad: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when more than this part is unreadable.")
     ] = 1.0,
+    rehash: RehashOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Embed what is not in the store yet: every slice once, resumable at any moment."""
@@ -82,13 +89,102 @@ def extract(
     settings = load_config(config, store)
     with _progress() as progress:
         speed = Speed(device=device, batch_size=batch_size, workers=workers)
-        summary = extract(settings, speed, progress, max_bad=max_bad)
+        summary = extract(settings, speed, progress, max_bad=max_bad, rehash=rehash)
     if as_json:
         print(json.dumps(asdict(summary) | {"clean": summary.clean}, indent=1))
     else:
         _print_summary(summary)
     if not summary.clean:
         sys.exit(1)
+
+
+@app.command(epilog="Example: radprobe plan configs/demo.yaml")
+def plan(
+    config: ConfigArg,
+    store: StoreOpt = None,
+    rehash: RehashOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say what extract would do: how many slices, bytes, files and hours. Writes nothing."""
+    from pipeline.config import load_config
+    from pipeline.plan import plan
+
+    planned = plan(load_config(config, store), rehash=rehash)
+    if as_json:
+        print(json.dumps(asdict(planned), indent=1))
+    else:
+        _print_plan(planned)
+
+
+@app.command(epilog="Example: radprobe explain configs/demo.yaml --rehash")
+def explain(
+    config: ConfigArg,
+    store: StoreOpt = None,
+    rehash: RehashOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say which field, file or part makes the store stale, and why. Writes nothing."""
+    from pipeline.config import load_config
+    from pipeline.plan import explain
+
+    why = explain(load_config(config, store), rehash=rehash)
+    if as_json:
+        print(json.dumps(asdict(why) | {"fresh": why.fresh}, indent=1))
+    else:
+        _print_explanation(why)
+    if not why.fresh:
+        sys.exit(1)
+
+
+@app.command(epilog="Example: radprobe verify demo/store --repair")
+def verify(
+    store: StorePath,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be mended, queue bad parts again.")
+    ] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Check every byte of a store against its checksums, and every value against the tables."""
+    from stores import verify as checks
+
+    report = checks.repair(store) if repair else checks.verify(store)
+    if as_json:
+        print(json.dumps(asdict(report) | {"sound": report.sound}, indent=1))
+    else:
+        _print_report(report)
+    if not report.sound:
+        sys.exit(1)
+
+
+@app.command(epilog="Example: radprobe withdraw demo/store --patient RP-0042 --purge")
+def withdraw(
+    store: StorePath,
+    patient: Annotated[str, typer.Option(help="The id as in the images, or its pseudonym.")],
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove the numbers from the files too.")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Let the patient in again.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Take a patient out of the store, and keep later images of the patient out."""
+    from pipeline.collection import name_patient
+    from stores import FeatureStore
+    from stores import purge as taking
+
+    name, opened = name_patient(store, patient), FeatureStore.open(store)
+    if undo:
+        taking.readmit(opened, name)
+    done = {
+        "patient": name,
+        "withdrawn": 0 if undo else taking.withdraw(opened, name),
+        "purged": taking.purge(opened, name) if purge and not undo else 0,
+    }
+    if as_json:
+        print(json.dumps(done))
+    elif undo:
+        out.print(f"Patient {name} is let in again by the next extract.")
+    else:
+        out.print(f"Patient {name}: {done['withdrawn']} slices withdrawn, {done['purged']} purged.")
 
 
 @app.command(epilog="Example: radprobe evaluate configs/demo.yaml --json")
@@ -157,6 +253,50 @@ def _progress() -> Iterator[Progress]:
         yield Progress(lambda total: bars.update(task, total=total, visible=True), advance)
 
 
+def _print_plan(plan: Plan) -> None:
+    if plan.weights.startswith("random:"):
+        out.print(RANDOM, style="bold yellow")
+    found = ", ".join(f"{n} {name}" for name, n in plan.found.items() if n)
+    state = "not there yet" if plan.new else "there"
+    pace = "time unknown until a part is embedded"
+    if plan.hours is not None:
+        pace = f"about {plan.hours:.2g} hours"
+    lines = [
+        f"{plan.slices} slices in the collection ({found or 'none'}).",
+        f"The store {plan.store} is {state}. To embed: {plan.embed} slices in {plan.parts} parts, "
+        f"{plan.bytes / 1e6:.1f} MB in {plan.files} files, {pace}.",
+    ]
+    if plan.files_set_aside:
+        each = ", ".join(f"{reason} {n}" for reason, n in sorted(plan.files_set_aside.items()))
+        lines.append(f"Files set aside: {each}.")
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_explanation(why: Explanation) -> None:
+    lines = [
+        f"recipe: {name} is {have!r} in the store, {want!r} in the config"
+        for name, have, want in why.fields
+    ]
+    lines += [f"{c.kind}: {c.path} frame {c.frame}, row {c.row}: {c.why}" for c in why.changes]
+    lines += [f"part {index}: {doubt}" for index, doubt in why.parts]
+    for line in lines or [f"Nothing is stale: {why.store} holds the whole collection."]:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_report(report: Report) -> None:
+    for finding in report.findings:
+        style = "red" if finding.damage else "yellow"
+        line = f"{finding.kind}: {finding.where}: {finding.detail}"
+        out.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    for line in report.mended:
+        out.print(f"mended: {line}", highlight=False, markup=False, soft_wrap=True)
+    verdict = "Sound" if report.sound else "DAMAGED"
+    size = f"{report.parts} parts, {report.rows} slices, {report.bytes / 1e6:.1f} MB"
+    hint = "" if report.sound or report.mended else " --repair mends it."
+    out.print(f"{verdict}: {size}.{hint}", highlight=False)
+
+
 def _print_summary(summary: Summary) -> None:
     if summary.weights.startswith("random:"):
         out.print(RANDOM, style="bold yellow")
@@ -167,6 +307,12 @@ def _print_summary(summary: Summary) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if summary.linked:
+        out.print(
+            f"{summary.linked} slices have the pixels of another and share its features; "
+            "`radprobe verify` tells which: across train and test they are leakage.",
+            highlight=False,
+        )
     for what, counts in (
         ("slices unreadable", summary.unreadable),
         ("files set aside", summary.files_set_aside),

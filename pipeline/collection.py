@@ -20,18 +20,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config import Config
-from pipeline.discover import READER_VERSION, Discovery, discover, load_key
+from pipeline.discover import READER_VERSION, Discovery, discover, load_key, pseudonym
 from pipeline.read import unescape_path
 from pipeline.types import Recipe
 from pipeline.weights import locate
 from stores import ArraySpec, FeatureStore
 from stores.errors import (
+    ConfigError,
     RecipeMismatchError,
     StaleTablesError,
     StoreNotFoundError,
     WeightsError,
 )
 from stores.layout import default_part_rows
+from stores.purge import patients_on
 from stores.reconcile import Known, Reconciled, reconcile
 from stores.slices import SLICE_SCHEMA
 
@@ -231,3 +233,21 @@ def _sha256(path: Path) -> str | None:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
+
+
+# --- a patient ------------------------------------------------------------------------------
+
+
+def name_patient(path: Path, patient: str) -> str:
+    """Return the pseudonym of a patient of a store, given by id or by pseudonym.
+
+    Raises ConfigError where no slice is of that patient.
+    """
+    known = patients_on(path)
+    for name in (pseudonym(load_key(path), "patient", patient), patient):
+        if name in known:
+            return name
+    raise ConfigError(
+        f"No slice of the store {str(path)!r} is of patient {patient!r}. Give the id as the images "
+        "or the config's `patient` rule have it, or the pseudonym of the slice table."
+    )

@@ -127,8 +127,13 @@ class Probe(Frozen):
 
 
 class FewShot(Frozen):
-    """Few-shot settings: episodes of `shots` patients a class."""
+    """Few-shot settings: episodes of `shots` patients a class.
 
+    head: the nearest centroid by cosine, or SimpleShot, which first takes the mean of train and
+    val from every feature.
+    """
+
+    head: Literal["centroid", "simpleshot"] = "centroid"
     features: FeatureSet = "cls"
     shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8)
     queries: Annotated[int, Field(ge=1)] = 15

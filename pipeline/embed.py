@@ -8,30 +8,43 @@ bits, whether or not a run was interrupted.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
+import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.read import FileRead, Request, read_files
-from pipeline.types import Failure, Recipe, Slice
+from pipeline.types import (
+    Failure,
+    FileWindow,
+    IntensityKind,
+    Preprocess,
+    Recipe,
+    Slice,
+    intensity_kind,
+)
 from stores import FeatureStore, PartRange
 from stores.claims import Claim
-from stores.errors import TooManyBadError, UnreadableError
+from stores.duplicates import Originals
+from stores.errors import ClaimedError, TooManyBadError, UnreadableError
 from stores.features import OK, UNREADABLE
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.backbones import Backbone
+
+log = logging.getLogger(__name__)
 
 Read = tuple[str | None, Slice | Failure]  # sha256 of the file, what became of one slice
 
@@ -86,6 +99,7 @@ class _Job:
     slices: list[dict[str, Any]]
     arrays: dict[str, NDArray[Any]]
     failures: list[dict[str, Any]] = field(default_factory=list)
+    links: dict[int, int] = field(default_factory=dict)  # row -> the row with the same pixels
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def put(self, row: int, **values: Any) -> None:
@@ -108,6 +122,19 @@ class _Job:
             self.seconds[stage] += time.perf_counter() - started
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """What a run added: rows by a forward pass, rows linked to the same pixels, seconds a stage.
+
+    elsewhere: the parts that other processes hold.
+    """
+
+    rows: int = 0
+    linked: int = 0
+    elsewhere: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
 def embed_missing(
     store: FeatureStore,
     recipe: Recipe,
@@ -117,17 +144,16 @@ def embed_missing(
     speed: Speed,
     progress: Progress,
     limit: BadLimit,
-) -> tuple[int, list[str], dict[str, float]]:
+) -> Embedded:
     """Embed every part of the store without a receipt.
 
     backbone, weights: as `load_backbone` takes them; root: what the slices' paths are relative to.
-    Returns how many rows were embedded, the parts that other processes hold, seconds by stage.
     Raises TooManyBadError at the limit.
     """
     limit.check()
     missing = store.missing()
     if not missing:
-        return 0, [], {}
+        return Embedded()
     slices = _slices_by_part(store)
     progress.plan(sum(len(slices[part.index]) for part in missing))
     from pipeline.backbones import load_backbone
@@ -147,22 +173,30 @@ def embed_missing(
         workers=speed.workers,
         time_limit_s=speed.time_limit_s,
     )
-    embedded, seconds = 0, defaultdict[str, float](float)
+    originals = Originals(store, functools.partial(_rule, recipe.preprocess))
+    embedded, linked, seconds = 0, 0, defaultdict[str, float](float)
     with _released(jobs):
         items = _items(reads)
         for first in items:
             job = jobs[0]
-            filler = _Filler(job, network, recipe, speed.batch_size, progress, limit)
+            filler = _Filler(
+                job, store, network, recipe, speed.batch_size, progress, limit, originals
+            )
             for _ in filler.fill(itertools.chain([first], items)):
                 for waiting in jobs:
                     waiting.claim.beat()
-            _commit(store, job, network)
+            committed = _commit(store, job, network)
+            originals.commit(written=committed)
             jobs.popleft().claim.release()
-            embedded += int((job.arrays["status"] == OK).sum())
+            if not committed:
+                continue
+            linked += len(job.links)
+            embedded += int((job.arrays["status"] == OK).sum()) - len(job.links)
             for stage, spent in job.seconds.items():
                 seconds[stage] += spent
     elsewhere = [f"part {part.index}: {store.owner(part)}" for part in store.missing()]
-    return embedded, elsewhere, {name: round(value, 3) for name, value in seconds.items()}
+    rounded = {name: round(value, 3) for name, value in seconds.items()}
+    return Embedded(embedded, linked, elsewhere, rounded)
 
 
 def _slices_by_part(store: FeatureStore) -> dict[int, list[dict[str, Any]]]:
@@ -215,14 +249,21 @@ def _released(jobs: deque[_Job]) -> Iterator[None]:
 
 @dataclass
 class _Filler:
-    """Fills one part with features, in batches that start and end within it."""
+    """Fills one part with features, in batches that start and end within it.
+
+    Slices of known pixels take the features of the row that has them. They stay in the batch for
+    the sake of the others, whose last bits may depend on its size; a batch of nothing else is not
+    run.
+    """
 
     job: _Job
+    store: FeatureStore
     network: Backbone
     recipe: Recipe
     batch_size: int
     progress: Progress
     limit: BadLimit
+    originals: Originals
     batch: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def fill(self, items: Iterator[Read]) -> Iterator[None]:
@@ -247,39 +288,80 @@ class _Filler:
         try:
             if isinstance(item, Failure):
                 raise UnreadableError(item.reason, item.detail)
-            self.job.put(row, pixel_digest=_bytes(pixel_digest(item.pixels)))
+            pixels = pixel_digest(item.pixels)
+            self.job.put(row, pixel_digest=_bytes(pixels))
             with self.job.clock("preprocess"):
                 self.batch.append((row, prepare(item, modality, self.recipe)))
+            original = self.originals.find(bytes.fromhex(pixels), modality, row)
+            if original is not None:
+                self.job.links[row] = original
         except UnreadableError as error:
             self.job.fail(row, error.reason, error.detail)
             self.limit.count()
             self.progress.advance(1)
 
     def _embed(self) -> None:
-        """Run the network on the batch and put its outputs into the part."""
+        """Put the features of the batch into the part."""
+        rows = [row for row, _ in self.batch]
+        if not self.job.links.keys() >= set(rows):
+            self._run(rows)
+        self._link([row for row in rows if row in self.job.links])
+        self.progress.advance(len(self.batch))
+        self.batch.clear()
+
+    def _run(self, rows: list[int]) -> None:
+        """Run the network on the batch."""
         import torch
 
         with self.job.clock("forward"):
             features = self.network(torch.stack([tensor for _, tensor in self.batch]))
             values = {name: getattr(features, name).cpu().numpy() for name in self.recipe.outputs}
-        for i, (row, _) in enumerate(self.batch):
+        for i, row in enumerate(rows):
             with np.errstate(over="ignore"):  # the store refuses what overflows its dtype
                 self.job.put(row, status=OK, **{name: value[i] for name, value in values.items()})
-        self.progress.advance(len(self.batch))
-        self.batch.clear()
+
+    def _link(self, rows: list[int]) -> None:
+        """Give rows the features of their originals, of this part or of committed ones."""
+        part, links = self.job.part, self.job.links
+        far = [row for row in rows if not part.start <= links[row] < part.stop]
+        for name in self.recipe.outputs:
+            for row, value in zip(
+                far, self.store.read(name, [links[row] for row in far]), strict=True
+            ):
+                self.job.put(row, status=OK, **{name: value})
+            for row in set(rows) - set(far):
+                value = self.job.arrays[name][links[row] - part.start]
+                self.job.put(row, status=OK, **{name: value})
 
 
-def _commit(store: FeatureStore, job: _Job, network: Backbone) -> None:
-    """Hand a finished part to the store, with what a reader of the receipt may ask."""
+def _commit(store: FeatureStore, job: _Job, network: Backbone) -> bool:
+    """Hand a finished part to the store, with what a reader of the receipt may ask.
+
+    Returns False where another process took the part over and has it.
+    """
     started = time.perf_counter()
     notes = {
         "failures": job.failures,
+        "links": sorted(job.links.items()),
         "seconds": {name: round(value, 3) for name, value in job.seconds.items()},
         "device": str(network.device),
         "versions": {name: version(name) for name in ("radprobe", "torch", "transformers")},
     }
-    store.write(job.part, job.claim, job.arrays, notes)
+    try:
+        store.write(job.part, job.claim, job.arrays, notes)
+    except ClaimedError as error:
+        log.warning("%s Its work stands; this process goes on.", error)
+        return False
     job.seconds["write"] += time.perf_counter() - started
+    return True
+
+
+def _rule(preprocess: Preprocess, modality: str) -> int | None:
+    """Return a number for the intensity rule of a modality; None where the file has a say too."""
+    kind = intensity_kind(modality)
+    if isinstance(getattr(preprocess, kind), FileWindow):
+        return None
+    return get_args(IntensityKind).index(kind)
 
 
 def pixel_digest(pixels: NDArray[np.float32]) -> str:

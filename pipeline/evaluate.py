@@ -12,7 +12,7 @@ import importlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipeline._pooling import read_features
+from pipeline._tables import read_predictions, write_predictions
+from pipeline._tables import tidy as tidy
 from pipeline.config import Config
 from pipeline.labels import LabelTable, Pseudonymise, label_units, read_labels
 from pipeline.splits import PARTS, Split, deal, load_split, split_path, split_text
@@ -51,7 +52,6 @@ log = logging.getLogger(__name__)
 METHODS: tuple[Method, ...] = get_args(Method)
 # Raised whenever a method answers the same question otherwise: older results are then not found.
 CONTRACT: dict[Method, int] = {"knn": 1, "probe": 1, "fewshot": 1}
-ROWS_AT_ONCE = 16384
 LIBRARIES = ("radprobe", "numpy", "scikit-learn", "faiss-cpu")
 
 Floats = NDArray[np.float32]
@@ -127,7 +127,7 @@ class _Question:
 
     def features(self, which: FeatureSet) -> Floats:
         if which not in self._features:
-            self._features[which] = read_features(self.store, self.units, which)
+            self._features[which] = read_features(self.store, self.units, which, self.task.pool)
         return self._features[which]
 
 
@@ -205,63 +205,6 @@ def _compute(
     return scores, notes, predictions
 
 
-def read_features(store: FeatureStore, units: Units, which: FeatureSet) -> Floats:
-    """Return (n, d) float32: the mean over each unit's slices, read in bounded batches.
-
-    Raises ConfigError where the store does not hold what the feature set needs.
-    """
-    recipe = Recipe.model_validate_json(store.recipe_text)
-    blocks = 4 if which.startswith("cls4") else 1
-    missing = {"cls", "mean" if "mean" in which else "cls"} - set(recipe.outputs)
-    if missing or blocks > recipe.blocks:
-        raise ConfigError(
-            f"The features {which!r} need {blocks} blocks and outputs {sorted(missing) or 'cls'}; "
-            f"the store has {recipe.blocks} blocks of {list(recipe.outputs)}. Choose other "
-            "features, or extract with these outputs."
-        )
-    n, d = len(units.ids), recipe.architecture.dim
-    x = np.zeros((n, d * (blocks + ("mean" in which))), np.float32)
-    for start in range(0, len(units.rows), ROWS_AT_ONCE):
-        now = slice(start, start + ROWS_AT_ONCE)
-        rows = units.rows[now]
-        read = [store.read("cls", rows)[:, -blocks:].reshape(len(rows), -1)]
-        if "mean" in which:
-            read.append(store.read("mean", rows))
-        _add(x, units.unit[now], np.concatenate(read, axis=1).astype(np.float32))
-    x /= np.bincount(units.unit, minlength=n)[:, None].astype(np.float32)
-    return x
-
-
-def _add(x: Floats, unit: NDArray[np.int64], values: Floats) -> None:
-    """Add the values (b, d) of some slices to the units they belong to, in place."""
-    order = np.argsort(unit, kind="stable")
-    ids, starts = np.unique(unit[order], return_index=True)
-    x[ids] += np.add.reduceat(values[order], starts, axis=0)
-
-
-def write_predictions(
-    path: Path,
-    units: Units,
-    parts: Mapping[Part, NDArray[np.int64]],
-    predictions: Sequence[Prediction],
-) -> None:
-    """Write a Parquet row a test unit and setting: unit, patient, truth and probability a class."""
-    test = parts["test"]
-    tables = []
-    for each in predictions:
-        columns: dict[str, Any] = {"unit": units.ids[test], "patient": units.groups[test]}
-        columns["setting"] = [json.dumps(each.setting)] * len(test)
-        for j, name in enumerate(units.classes):
-            columns[f"truth:{name}"] = units.indicator[test, j]
-            columns[f"proba:{name}"] = each.proba[:, j]
-        tables.append(pa.table(columns))
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables), sink)
-    write_atomic(path, sink.getvalue().to_pybytes())
-
-
 def compare(
     first: tuple[Path, Result], second: tuple[Path, Result], *, setting: int = -1
 ) -> list[Difference]:
@@ -273,7 +216,7 @@ def compare(
     from pipeline import metrics
 
     (truth, one, groups), (other_truth, two, other_groups) = (
-        _read_predictions(store, result, setting) for store, result in (first, second)
+        read_predictions(store, result, setting) for store, result in (first, second)
     )
     if not np.array_equal(truth, other_truth) or not _same_grouping(groups, other_groups):
         raise LabelError(
@@ -282,23 +225,6 @@ def compare(
             "other labels or other patients; use one collection, task and split seed."
         )
     return metrics.compare(truth, one, two, groups, first[1].classes, first[1].kind)
-
-
-def _read_predictions(
-    store: Path, result: Result, setting: int
-) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.str_]]:
-    """Return truth (n, c), probabilities (n, c) and patients (n,) of one setting of a result."""
-    import pyarrow.parquet as pq
-
-    name = f"{result.method}-{result.provenance.key[:16]}.parquet"
-    table = pq.read_table(store / "results" / name)
-    wanted = json.dumps(result.scores[setting].setting)
-    table = table.filter(pa.compute.equal(table["setting"], wanted))
-    truth, proba = (
-        np.stack([table[f"{what}:{c}"].to_numpy(zero_copy_only=False) for c in result.classes], 1)
-        for what in ("truth", "proba")
-    )
-    return truth, proba, table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)
 
 
 def _same_grouping(first: NDArray[np.str_], second: NDArray[np.str_]) -> bool:

@@ -18,12 +18,16 @@ from stores import FeatureStore
 
 @dataclass(frozen=True)
 class Summary:
-    """What one run found, did and left aside; every count is of slices unless it says files."""
+    """What one run found, did and left aside; every count is of slices unless it says files.
+
+    linked: slices that took the features of another slice with the same pixels.
+    """
 
     store: str
     weights: str
     slices: int
     embedded: int
+    linked: int
     found: dict[str, int]
     unreadable: dict[str, int]
     files_set_aside: dict[str, int]
@@ -66,7 +70,7 @@ def extract(
     reasons = Counter(r for r in settled.files["reason"].to_pylist() if r is not None)
     live = found.slices.num_rows - sum(found.slices["withdrawn"].to_pylist())
     bad = reasons.total() - reasons["other"]
-    embedded, elsewhere, seconds = embed_missing(
+    done = embed_missing(
         store,
         recipe,
         config.backbone.name,
@@ -80,14 +84,15 @@ def extract(
         store=str(store.path),
         weights=recipe.weights,
         slices=live,
-        embedded=embedded,
+        embedded=done.rows,
+        linked=done.linked,
         found=found.counts,
         unreadable=dict(_unreadable(store)),
         files_set_aside=dict(reasons),
-        parts_elsewhere=elsewhere,
+        parts_elsewhere=done.elsewhere,
         seconds={
             "look": round(looked - started, 3),
-            **seconds,
+            **done.seconds,
             "all": round(time.perf_counter() - started, 3),
         },
     )

@@ -108,7 +108,8 @@ def _labels_by_patient(units: Units) -> tuple[NDArray[np.str_], NDArray[np.bool_
 
 def split_path(store: Path, name: str, task: Task, choice: SplitChoice) -> Path:
     """Return where the split of a task is kept: it depends on the question, never on labels."""
-    asked = {"task": task.model_dump(mode="json"), "split": choice.model_dump(mode="json")}
+    question = task.model_dump(mode="json", exclude={"pool"})
+    asked = {"task": question, "split": choice.model_dump(mode="json")}
     text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     safe = re.sub(r"[^\w.-]", "_", name)

@@ -345,6 +345,8 @@ Level = Literal["image", "series", "patient"]
 Kind = Literal["binary", "multiclass", "multilabel"]
 Part = Literal["train", "val", "test"]
 Method = Literal["knn", "probe", "fewshot"]
+# How the features of a series' or patient's slices become one.
+Pool = Literal["mean", "max"]
 
 
 class Task(Frozen):
@@ -356,6 +358,7 @@ class Task(Frozen):
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
     level: Level = "image"
     modality: tuple[str, ...] | None = None
+    pool: Pool = "mean"
 
 
 class Tally(Frozen):
@@ -381,7 +384,7 @@ class Units:
     ids (n,): row number, series or patient pseudonym; y (n,) int64 class indices, or (n, c) int8
     for multi-label; groups (n,): the patients; classes: the c names in index order, of which the
     last is the positive one where there are two; rows (m,) ascending: the slices; unit (m,): the
-    unit each slice belongs to, whose features are the mean over its slices.
+    unit each slice belongs to, whose features are pooled over its slices.
     """
 
     ids: NDArray[np.str_]

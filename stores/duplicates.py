@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,3 +46,56 @@ def group_equal(digests: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
     order = np.argsort(group, kind="stable")
     parts = np.split(order, np.cumsum(counts)[:-1])
     return [part for part in parts if len(part) > 1]
+
+
+class Originals:
+    """Which row first held which pixels, so that the same picture is embedded once.
+
+    A row stands for another where the pixels and the intensity rule are equal: then the network
+    sees the same numbers. Keys are 15 bytes of the digest and one for the rule, 24 bytes a row in
+    all. Rows of the part at work are kept apart until it is committed.
+    """
+
+    def __init__(self, store: FeatureStore, rule_of: Callable[[str], int | None]) -> None:
+        """rule_of: modality -> a number below 256; None where equal pixels are not enough."""
+        self._rule_of = rule_of
+        self._keys, self._rows = np.empty(0, "S16"), np.empty(0, np.int64)
+        self._part: dict[bytes, int] = {}
+        ok, slices = store.status() == OK, store.slices()
+        rows, modalities = slices["row"].to_numpy(), slices["modality"].to_numpy()
+        digests = store.read("pixel_digest")
+        for modality in set(modalities[ok[rows]].tolist()):
+            rule, here = rule_of(modality), rows[ok[rows] & (modalities == modality)]
+            if rule is not None:
+                keys = np.full((len(here), 16), rule, np.uint8)
+                keys[:, :15] = digests[here, :15]
+                self._insert(keys.view("S16").ravel(), here)
+
+    def find(self, digest: bytes, modality: str, row: int) -> int | None:
+        """Return the row that first held these pixels; None, and remember `row`, if it is new."""
+        rule = self._rule_of(modality)
+        if rule is None:
+            return None
+        key = digest[:15] + bytes([rule])
+        place = int(np.searchsorted(self._keys, np.bytes_(key)))
+        if place < len(self._keys) and self._keys[place] == key.rstrip(b"\0"):
+            return int(self._rows[place])
+        first = self._part.setdefault(key, row)
+        return None if first == row else first
+
+    def commit(self, *, written: bool = True) -> None:
+        """Take the rows of the part at work over, or forget them where it was not written."""
+        if written and self._part:
+            keys = np.array(list(self._part), "S16")
+            self._insert(keys, np.array(list(self._part.values()), np.int64))
+        self._part.clear()
+
+    def _insert(self, keys: NDArray[np.bytes_], rows: NDArray[np.int64]) -> None:
+        """Add keys; of equal ones, the lowest row counts."""
+        order = np.lexsort((rows, keys))
+        keys, rows = keys[order], rows[order]
+        first = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
+        keys, rows = keys[first], rows[first]
+        places = np.searchsorted(self._keys, keys)
+        self._keys = np.insert(self._keys, places, keys)
+        self._rows = np.insert(self._rows, places, rows)

@@ -234,17 +234,28 @@ class FeatureStore:
         It must be whole (its own seal), of this recipe, and its chunk files must be there in
         their recorded sizes; `verify` compares their content too.
         """
+        receipt = self._examine(index)
+        return None if isinstance(receipt, str) else receipt
+
+    def doubt(self, index: int) -> str | None:
+        """Return why a part's receipt is not believed; None where it is."""
+        receipt = self._examine(index)
+        return receipt if isinstance(receipt, str) else None
+
+    def _examine(self, index: int) -> dict[str, Any] | str:
+        """Return a receipt, or what is wrong with it."""
         try:
             receipt = unseal(self.receipt_path(index))
-            fits = receipt["recipe"] == self.digest and receipt["part"] == index
-            chunks = receipt["chunks"].items()
-            root = self.path / "features.zarr"
-            whole = all(_size(root / name) == entry["bytes"] for name, entry in chunks)
+            if receipt["recipe"] != self.digest or receipt["part"] != index:
+                return "its receipt is of another recipe or part"
+            for name, entry in receipt["chunks"].items():
+                if _size(self.path / "features.zarr" / name) != entry["bytes"]:
+                    return f"{name} is missing or has another size"
         except FileNotFoundError:
-            return None
+            return "it was never embedded, or is to be embedded again"
         except (CorruptStoreError, KeyError, TypeError, AttributeError):
-            return None
-        return receipt if fits and whole else None
+            return "its receipt is damaged"
+        return receipt
 
     def failures(self) -> dict[int, str]:
         """Return row -> reason for every row of a committed part that could not be read."""

@@ -44,7 +44,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a CT series, an MR volume and three pictures: 24 slices in 10 files."""
     root = tmp_path_factory.mktemp("originals")
     write_series(root / "ct", volume(9, 40, 44))
-    write_nifti_of_series(root / "mr.nii.gz", volume(12, 40, 44))
+    write_nifti_of_series(root / "mr.nii.gz", 2 * volume(12, 40, 44))
     rng = np.random.default_rng(0)
     for i in range(3):
         write_png(root / f"x{i}.png", rng.integers(0, 60_000, (50, 40 + i), np.uint16))
@@ -254,7 +254,7 @@ def test_too_many_bad_slices_stop_the_run(config: Path, root: Path) -> None:
 def test_an_added_study_is_appended_and_nothing_else_is_touched(config: Path, root: Path) -> None:
     store = FeatureStore.open(extract(load_config(config), HERE).store)
     before = arrays_of(store)
-    write_series(root / "a-new-one", volume(5, 40, 44), SeriesInstanceUID="1.2.3.4")
+    write_series(root / "a-new-one", volume(5, 40, 44) + 1, SeriesInstanceUID="1.2.3.4")
     summary = extract(load_config(config), HERE)
     assert (summary.embedded, summary.found["added"], summary.found["same"]) == (5, 5, 24)
     after = arrays_of(store)

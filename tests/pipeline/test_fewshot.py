@@ -91,3 +91,18 @@ def test_chunks_of_episodes_change_nothing_that_matters(monkeypatch: pytest.Monk
     again, _ = fewshot.score(x, units_of(y), thirds(100), settings)
     assert scores == again
     assert scores[0].metrics["auroc"].value == pytest.approx(0.5, abs=0.15)
+
+
+def test_simpleshot_is_the_centroid_of_centred_features() -> None:
+    rng = np.random.default_rng(5)
+    y = np.arange(200) % 2
+    x = (rng.standard_normal((200, 8)) + 0.5 * y[:, None]).astype(np.float32)
+    far, parts = x + 50, thirds(200)
+    centred = x - x[: 200 * 3 // 4].mean(axis=0)
+    simpleshot = FewShot(shots=(8,), episodes=100, head="simpleshot")
+    plain = FewShot(shots=(8,), episodes=100)
+    ours = fewshot.score(far, units_of(y), parts, simpleshot)[0][0].metrics["auroc"].value
+    expected = fewshot.score(centred, units_of(y), parts, plain)[0][0].metrics["auroc"].value
+    assert ours == pytest.approx(expected, abs=1e-3)
+    uncentred = fewshot.score(far, units_of(y), parts, plain)[0][0].metrics["auroc"].value
+    assert abs(uncentred - expected) > 0.01

@@ -103,3 +103,4 @@ def test_the_file_is_named_by_the_question(tmp_path: Path) -> None:
     assert path.name.startswith("lung_left-")
     assert split_path(tmp_path, "lung/left", task, SplitChoice(seed=1)) != path
     assert split_path(tmp_path, "lung/left", Task(labels=("b",)), SplitChoice()) != path
+    assert split_path(tmp_path, "lung/left", Task(labels=("a",), pool="max"), SplitChoice()) == path

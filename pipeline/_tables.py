@@ -1,0 +1,91 @@
+"""Answers as tables: predictions a unit, and all scores in one tidy table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.types import Metric, Part, Prediction, Result, Units
+from stores._disk import write_atomic
+
+TIDY = pa.schema(
+    [(name, pa.string()) for name in ("task", "method", "features", "kind", "level", "setting")]
+    + [(name, pa.string()) for name in ("metric", "label")]
+    + [(name, pa.float64()) for name in ("value", "low", "high")]
+    + [(name, pa.string()) for name in ("recipe", "weights", "split", "labels", "key")]
+    + [("contract", pa.int32()), ("random", pa.bool_())]
+)
+
+
+def tidy(results: Sequence[Result]) -> pa.Table:
+    """Return one row a number: what it is, its interval, and what it was computed from."""
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        origin = result.provenance.model_dump(exclude={"store", "versions"})
+        origin |= result.model_dump(include={"task", "method", "features", "kind", "level"})
+        for score in result.scores:
+            setting = _setting_text(score.setting)
+            for label, metrics in {"": score.metrics, **score.labels}.items():
+                rows += [
+                    {
+                        **origin,
+                        "setting": setting,
+                        "metric": name,
+                        "label": label,
+                        **_numbers(metric),
+                    }
+                    for name, metric in metrics.items()
+                ]
+    return pa.Table.from_pylist(rows, schema=TIDY)
+
+
+def _numbers(metric: Metric) -> dict[str, float | None]:
+    return {"value": metric.value, "low": metric.low, "high": metric.high}
+
+
+def write_predictions(
+    path: Path,
+    units: Units,
+    parts: Mapping[Part, NDArray[np.int64]],
+    predictions: Sequence[Prediction],
+) -> None:
+    """Write a Parquet row a test unit and setting: unit, patient, truth and probability a class."""
+    test = parts["test"]
+    tables = []
+    for each in predictions:
+        columns: dict[str, Any] = {"unit": units.ids[test], "patient": units.groups[test]}
+        columns["setting"] = [_setting_text(each.setting)] * len(test)
+        for j, name in enumerate(units.classes):
+            columns[f"truth:{name}"] = units.indicator[test, j]
+            columns[f"proba:{name}"] = each.proba[:, j]
+        tables.append(pa.table(columns))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables(tables), sink)
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def _setting_text(setting: Mapping[str, float]) -> str:
+    return json.dumps({name: float(value) for name, value in setting.items()})
+
+
+def read_predictions(
+    store: Path, result: Result, setting: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.str_]]:
+    """Return truth (n, c), probabilities (n, c) and patients (n,) of one setting of a result."""
+    name = f"{result.method}-{result.provenance.key[:16]}.parquet"
+    table = pq.read_table(store / "results" / name)
+    wanted = _setting_text(result.scores[setting].setting)
+    table = table.filter(pa.compute.equal(table["setting"], wanted))
+    truth, proba = (
+        np.stack([table[f"{what}:{c}"].to_numpy(zero_copy_only=False) for c in result.classes], 1)
+        for what in ("truth", "proba")
+    )
+    return truth, proba, table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)

@@ -1,0 +1,112 @@
+"""Withdrawing a patient: out of every answer at once, and, purged, out of the files too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stores.errors import StaleTablesError
+from stores.features import WITHDRAWN, FeatureStore
+from stores.layout import PartRange
+from stores.slices import SLICE_SCHEMA, Tables
+
+
+def withdraw(store: FeatureStore, patient: str) -> int:
+    """Withdraw a patient (a pseudonym) and keep later slices of the patient out.
+
+    Returns how many slices it took. The rows stay, and so do their numbers until they are purged.
+    """
+    taken = 0
+
+    def change(tables: Tables) -> tuple[pa.Table, frozenset[str]]:
+        nonlocal taken
+        theirs = pc.fill_null(pc.equal(tables.slices["patient"], patient), False)
+        before = tables.slices["withdrawn"]
+        taken = pc.sum(pc.and_(theirs, pc.invert(before))).as_py() or 0
+        place = SLICE_SCHEMA.get_field_index("withdrawn")
+        slices = tables.slices.set_column(place, "withdrawn", pc.or_(theirs, before))
+        return slices, tables.patients | {patient}
+
+    _change(store, change)
+    return taken
+
+
+def readmit(store: FeatureStore, patient: str) -> None:
+    """Undo a withdrawal: the next extract brings back the slices that are still found."""
+    _change(store, lambda tables: (tables.slices, tables.patients - {patient}))
+
+
+def purge(store: FeatureStore, patient: str) -> int:
+    """Remove the numbers, digests and table entries of a withdrawn patient; return how many rows.
+
+    The row numbers stay, void. Results are dropped: they were computed from the patient too. A
+    purge that was interrupted is finished by the same call.
+    """
+    slices = store.slices()
+    rows = slices["row"].filter(pc.equal(slices["patient"], patient)).to_numpy()
+    for index in np.unique(rows // store.layout.part_rows):
+        _void(store, store.layout.part(int(index)), rows)
+    for path in (store.path / "results").glob("*"):
+        path.unlink(missing_ok=True)
+    _blank(store, set(rows.tolist()))
+    return len(rows)
+
+
+def _void(store: FeatureStore, part: PartRange, rows: Any) -> None:
+    """Rewrite one part without the numbers of some rows."""
+    with store.own(part) as claim:
+        receipt = store.receipt(part.index)
+        if receipt is None:  # whatever lies there is no part: it goes altogether
+            for array in store.arrays.values():
+                for chunk in array.chunks(part):
+                    (array.root / chunk.name).unlink(missing_ok=True)
+            return
+        arrays = store.read_part(part)
+        inside = rows[(rows >= part.start) & (rows < part.stop)] - part.start
+        for name, values in arrays.items():
+            values[inside] = store.arrays[name].void
+        arrays["status"][inside] = WITHDRAWN
+        gone = set((inside + part.start).tolist())
+        receipt["failures"] = [f for f in receipt.get("failures", []) if f["row"] not in gone]
+        receipt["links"] = [link for link in receipt.get("links", []) if link[0] not in gone]
+        receipt["purged"] = sorted({*receipt.get("purged", []), *gone})
+        store.overwrite(part, claim, arrays, receipt)
+
+
+def _blank(store: FeatureStore, rows: set[int]) -> None:
+    """Empty the slice table's entries of some rows but for the row numbers."""
+    nothing = {"path": "", "frame": 0, "flags": [], "withdrawn": True}
+
+    def change(tables: Tables) -> tuple[pa.Table, frozenset[str]]:
+        table = [
+            {"row": row["row"], **nothing} if row["row"] in rows else row
+            for row in tables.slices.to_pylist()
+        ]
+        return pa.Table.from_pylist(table, schema=SLICE_SCHEMA), tables.patients
+
+    _change(store, change)
+
+
+def _change(
+    store: FeatureStore, change: Callable[[Tables], tuple[pa.Table, frozenset[str]]]
+) -> None:
+    """Replace the slice table and the withdrawn patients, again where somebody was quicker."""
+    while True:
+        tables = store.tables()
+        slices, patients = change(tables)
+        try:
+            store.write_tables(slices, tables.files, patients=patients, seen=tables.seen)
+            return
+        except StaleTablesError:
+            continue
+
+
+def patients_on(path: Path) -> frozenset[str]:
+    """Return the pseudonyms of every patient of a store, withdrawn ones included."""
+    tables = FeatureStore.open(path).tables()
+    return frozenset(tables.slices["patient"].drop_null().to_pylist()) | tables.patients
