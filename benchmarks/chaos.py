@@ -47,6 +47,7 @@ class Run:
 
     @property
     def good(self) -> bool:
+        """True where the store came out as if nothing had been."""
         return self.equal and self.clean
 
 
@@ -82,9 +83,9 @@ def chaos(folder: Path, runs: int, seed: int, patients: int = 10) -> Iterator[Ru
             disturb(config, place / "store", run, rng, calm_s, enlarge)
             run.equal, run.clean = compare(calm, place / "store")
         run.seconds = time.perf_counter() - began
-        exits = run.exits
+        starts, killed, full = run.exits.total(), run.exits["killed"], run.exits["full"]
         print(
-            f"{number:>3} {run.kind:<10} {exits.total():>6} {exits['killed']:>6} {exits['full']:>4} "
+            f"{number:>3} {run.kind:<10} {starts:>6} {killed:>6} {full:>4} "
             f"{run.seconds:>5.1f}  {'equal' if run.equal else 'OTHER'} "
             f"{'clean' if run.clean else 'DAMAGED'}",
             flush=True,
