@@ -164,7 +164,10 @@ def compare(calm: FeatureStore, path: Path) -> tuple[bool, bool]:
     for name in calm.arrays if equal else []:
         here, there = store.read(name), calm.read(name)
         equal = equal and np.array_equal(here, there, equal_nan=here.dtype.kind == "f")
-    return equal, not [f for f in verify(path).findings if f.kind != "duplicate"]
+    findings = [finding for finding in verify(path).findings if finding.kind != "duplicate"]
+    for finding in findings:
+        print(finding)
+    return equal, not findings
 
 
 def size(path: Path) -> int:

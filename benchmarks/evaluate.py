@@ -22,7 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from pipeline import fewshot, knn, metrics, probe
 from pipeline.config import FewShot, Knn, Probe
-from pipeline.types import Tally, Units
+from pipeline.questions import Tally, Units
 
 QUERIES = 2000
 COLD_STARTS_UP_TO = 20_000

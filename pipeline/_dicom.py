@@ -25,12 +25,14 @@ from numpy.typing import NDArray
 from pydicom import config as pydicom_config
 from pydicom import uid
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.filereader import read_partial
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from pipeline import _mosaic
 from pipeline._dicom_geometry import Layout, floats, frame_header, macro, orientation
+from pipeline._dicom_tags import tag_values
 from pipeline._limits import DEFLATE_RATIO, MAX_FILE_BYTES, as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Slice, Voi
 from stores.errors import UnreadableError
@@ -40,7 +42,7 @@ _UNDEFINED = 0xFFFFFFFF
 # All with permissive licences; pylibjpeg-libjpeg (GPL) is never used.
 _DECODERS = {
     uid.JPEGBaseline8Bit: "gdcm",
-    uid.JPEGExtended12Bit: "gdcm",
+    uid.JPEGExtended12Bit: "gdcm",  # of 8 bits; imagecodecs where there are more
     uid.JPEGLossless: "gdcm",
     uid.JPEGLosslessSV1: "gdcm",
     uid.JPEGLSLossless: "pyjpegls",
@@ -76,16 +78,19 @@ class _PixelElement:
     length: int | None
 
 
-def read_headers(path: Path) -> list[Header]:
+def read_headers(path: Path, tags: Sequence[str] = ()) -> list[Header]:
     """Return a header for each frame, or each tile of a mosaic. Raises UnreadableError."""
     with _quiet():
         try:
             dataset, pixels = _read_until_pixels(path)
             frames = _check(dataset, pixels, path)
+            values = tag_values(dataset, tags)
             tiles = _mosaic.tiles(dataset)
             if tiles is not None:
-                return _mosaic.headers(dataset, tiles)
-            return [frame_header(dataset, frame) for frame in range(frames)]
+                headers = _mosaic.headers(dataset, tiles)
+            else:
+                headers = [frame_header(dataset, frame) for frame in range(frames)]
+            return [replace(header, tags=values) for header in headers] if values else headers
         except Exception as error:
             raise as_unreadable(error, "reading the DICOM header") from error
 
@@ -195,8 +200,6 @@ def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
     syntax = uid.UID(meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
     if syntax.is_encapsulated and syntax not in _DECODERS:
         raise UnreadableError("unsupported", f"no decoder for {syntax.name}")
-    if syntax == uid.JPEGExtended12Bit and int(dataset.get("BitsStored") or bits) > 8:
-        raise UnreadableError("unsupported", "no decoder for lossy JPEG of 12 bits")
     coded = pixels.length is None or syntax == uid.DeflatedExplicitVRLittleEndian
     need = check_size(rows, columns, frames, samples * bits / 8, stored, coded=coded)
     if pixels.length == 0:
@@ -245,10 +248,24 @@ def _decode(dataset: Dataset, frame: int) -> NDArray[Any]:
     if syntax is None:
         little = dataset.original_encoding[1] is not False
         syntax = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+    if syntax == uid.JPEGExtended12Bit and int(dataset.get("BitsStored") or 0) > 8:
+        return _decode_jpeg_12(dataset, frame)
     array, _ = get_decoder(syntax).as_array(
         dataset, index=frame, decoding_plugin=_DECODERS.get(uid.UID(syntax), "")
     )
     return np.asarray(array)
+
+
+def _decode_jpeg_12(dataset: Dataset, frame: int) -> NDArray[Any]:
+    """Return stored values (H, W) of a lossy JPEG of 12 bits, which `gdcm` cannot decode."""
+    from imagecodecs import jpeg8_decode
+
+    stream = get_frame(dataset.PixelData, frame, number_of_frames=_frame_count(dataset))
+    if not stream.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # the decoder would make up the rest
+        raise UnreadableError("truncated", "a JPEG stream without its end")
+    stored = np.empty((int(dataset.Rows), int(dataset.Columns)), np.uint16)
+    jpeg8_decode(stream, out=stored)  # refuses a picture of another size before it decodes it
+    return stored.view(np.int16) if int(dataset.get("PixelRepresentation", 0)) else stored
 
 
 def _modality_values(dataset: Dataset, frame: int, stored: NDArray[Any]) -> NDArray[Any]:

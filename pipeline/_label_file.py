@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import Labels
-from pipeline.types import Task
+from pipeline.questions import Task
 from stores.errors import LabelError
 
 Texts = NDArray[Any]  # (n,) of str, or None
@@ -36,9 +36,12 @@ class LabelTable:
         return digest.hexdigest()
 
 
-def read_labels(settings: Labels, tasks: Iterable[Task]) -> LabelTable:
-    """Read the columns that `tasks` need. Raises LabelError for a missing file or column."""
-    wanted = _columns_of(settings, tasks)
+def read_labels(settings: Labels, tasks: Iterable[Task], more: Iterable[str] = ()) -> LabelTable:
+    """Read the columns that `tasks` need, and `more`.
+
+    Raises LabelError for a missing file or column.
+    """
+    wanted = list(dict.fromkeys([*_columns_of(settings, tasks), *more]))
     try:
         table = _read_table(settings.file, wanted)
     except FileNotFoundError:
@@ -52,9 +55,9 @@ def read_labels(settings: Labels, tasks: Iterable[Task]) -> LabelTable:
 
 
 def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
-    """Return the key, the patient column if any, and the label columns, each once."""
+    """Return the key, the patient column if any, labels and subgroups, each once."""
     first = [settings.key] + ([settings.patient] if settings.patient else [])
-    return list(dict.fromkeys(first + [label for task in tasks for label in task.labels]))
+    return list(dict.fromkeys(first + [label for task in tasks for label in (*task.labels, *task.subgroups)]))
 
 
 def _read_table(path: Path, wanted: Sequence[str]) -> Any:

@@ -7,6 +7,7 @@ thread listens to the workers while the caller is busy, ahead of it by a bounded
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -43,10 +44,11 @@ _ENVIRONMENT = {
 
 @dataclass
 class _Job:
-    """One file to read: `frames` None asks for headers only."""
+    """One file to read: `frames` None asks for headers only, and the values of `tags`."""
 
     path: str
     frames: tuple[int, ...] | None
+    tags: tuple[str, ...] = ()
     items: list[Slice | Failure] = field(default_factory=list)
     end: dict[str, Any] | None = None
     size: int = 0
@@ -74,7 +76,13 @@ class _Worker:
 
     def start(self, root: Path, job: _Job, plane: Plane, time_limit_s: float) -> None:
         path = os.fsencode(root / unescape_path(job.path)).hex()
-        task = {"path": path, "frames": job.frames, "plane": plane, "limit": time_limit_s}
+        task = {
+            "path": path,
+            "frames": job.frames,
+            "tags": job.tags,
+            "plane": plane,
+            "limit": time_limit_s,
+        }
         self.job = job
         self.files += 1
         try:
@@ -91,29 +99,36 @@ class _Worker:
 
 def read_in_workers(
     root: Path, requests: Iterable[Request], plane: Plane, workers: int, time_limit_s: float
-) -> Iterator[FileRead]:
+) -> Generator[FileRead]:
     """Yield a FileRead for each request, in order (see `pipeline.read.read_files`)."""
     jobs = (_Job(request.path, request.frames) for request in requests)
-    for job in _run(root, jobs, plane, workers, time_limit_s):
-        end, frames = job.end or {}, job.frames or ()
-        items = job.items
-        if "reason" in end:
-            missing = frames[len(items) :]
-            items += [Failure(frame, end["reason"], end["detail"]) for frame in missing]
-        yield FileRead(job.path, end.get("sha256"), tuple(items))
+    with contextlib.closing(_run(root, jobs, plane, workers, time_limit_s)) as done:
+        for job in done:
+            end, frames = job.end or {}, job.frames or ()
+            items = job.items
+            if "reason" in end:
+                missing = frames[len(items) :]
+                items += [Failure(frame, end["reason"], end["detail"]) for frame in missing]
+            yield FileRead(job.path, end.get("sha256"), tuple(items))
 
 
 def headers_in_workers(
-    root: Path, paths: Iterable[str], plane: Plane, workers: int, time_limit_s: float
+    root: Path,
+    paths: Iterable[str],
+    plane: Plane,
+    tags: tuple[str, ...],
+    workers: int,
+    time_limit_s: float,
 ) -> Iterator[list[Header] | UnreadableError]:
     """Yield the headers of each file, or why it has none, in order."""
-    jobs = (_Job(path, None) for path in paths)
-    for job in _run(root, jobs, plane, workers, time_limit_s):
-        end = job.end or {}
-        if "reason" in end:
-            yield UnreadableError(end["reason"], end["detail"])
-        else:
-            yield [_header(values) for values in end["headers"]]
+    jobs = (_Job(path, None, tags) for path in paths)
+    with contextlib.closing(_run(root, jobs, plane, workers, time_limit_s)) as done:
+        for job in done:
+            end = job.end or {}
+            if "reason" in end:
+                yield UnreadableError(end["reason"], end["detail"])
+            else:
+                yield [_header(values) for values in end["headers"]]
 
 
 def _header(values: dict[str, Any]) -> Header:
@@ -124,7 +139,7 @@ def _header(values: dict[str, Any]) -> Header:
 
 def _run(
     root: Path, jobs: Iterable[_Job], plane: Plane, workers: int, time_limit_s: float
-) -> Iterator[_Job]:
+) -> Generator[_Job]:
     """Yield the jobs, done, in order; workers and thread end with this generator.
 
     The jobs are taken from their iterator here, in the caller's thread, as room comes up.

@@ -13,8 +13,9 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.types import Metric, Part, Prediction, Result, Units
-from stores._disk import write_atomic
+from pipeline._folds import Tested
+from pipeline.questions import Metric, Result, Truth, Units
+from stores._disk import write_checked
 
 TIDY = pa.schema(
     [(name, pa.string()) for name in ("task", "method", "features", "kind", "level", "setting")]
@@ -51,25 +52,26 @@ def _numbers(metric: Metric) -> dict[str, float | None]:
     return {"value": metric.value, "low": metric.low, "high": metric.high}
 
 
-def write_predictions(
-    path: Path,
-    units: Units,
-    parts: Mapping[Part, NDArray[np.int64]],
-    predictions: Sequence[Prediction],
-) -> None:
+def write_predictions(path: Path, units: Units, tested: Tested) -> None:
     """Write a Parquet row a test unit and setting: unit, patient, truth and probability a class."""
-    test = parts["test"]
-    tables = []
-    for each in predictions:
-        columns: dict[str, Any] = {"unit": units.ids[test], "patient": units.groups[test]}
-        columns["setting"] = [_setting_text(each.setting)] * len(test)
+    rows, tables = tested.rows, []
+    truth = units.at(rows)
+    for each in tested.predictions:
+        columns: dict[str, Any] = {"unit": units.ids[rows], "patient": truth.groups}
+        columns["setting"] = [_setting_text(each.setting)] * len(rows)
+        if tested.fold is not None:
+            columns["fold"] = tested.fold
         for j, name in enumerate(units.classes):
-            columns[f"truth:{name}"] = units.indicator[test, j]
+            columns[f"truth:{name}"] = (
+                truth.y
+                if units.kind == "regression"
+                else pa.array(truth.indicator[:, j], mask=~truth.known[:, j])
+            )
             columns[f"proba:{name}"] = each.proba[:, j]
         tables.append(pa.table(columns))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables), sink)
-    write_atomic(path, sink.getvalue().to_pybytes())
+    write_checked(path, sink.getvalue().to_pybytes())
 
 
 def _setting_text(setting: Mapping[str, float]) -> str:
@@ -78,14 +80,24 @@ def _setting_text(setting: Mapping[str, float]) -> str:
 
 def read_predictions(
     store: Path, result: Result, setting: int
-) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.str_]]:
-    """Return truth (n, c), probabilities (n, c) and patients (n,) of one setting of a result."""
+) -> tuple[Truth, NDArray[np.float64], NDArray[np.int64] | None]:
+    """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result."""
     name = f"{result.method}-{result.provenance.key[:16]}.parquet"
     table = pq.read_table(store / "results" / name)
     wanted = _setting_text(result.scores[setting].setting)
     table = table.filter(pa.compute.equal(table["setting"], wanted))
-    truth, proba = (
-        np.stack([table[f"{what}:{c}"].to_numpy(zero_copy_only=False) for c in result.classes], 1)
-        for what in ("truth", "proba")
-    )
-    return truth, proba, table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)
+    proba = np.stack([table[f"proba:{c}"].to_numpy() for c in result.classes], axis=1)
+    fold = table["fold"].to_numpy() if "fold" in table.column_names else None
+    groups = table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)
+    return Truth(_y(table, result), groups, result.classes, result.kind), proba, fold
+
+
+def _y(table: pa.Table, result: Result) -> NDArray[Any]:
+    """Return the truth as `Truth.y` has it."""
+    columns = [table[f"truth:{name}"] for name in result.classes]
+    if result.kind == "regression":
+        values: NDArray[Any] = columns[0].to_numpy()
+        return values
+    bits = [column.cast(pa.int8()).fill_null(-1).to_numpy() for column in columns]
+    y = np.stack(bits, axis=1)
+    return y if result.kind == "multilabel" else y.argmax(axis=1)

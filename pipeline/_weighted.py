@@ -69,26 +69,44 @@ def auroc(positive: Bools, values: Floats) -> float:
 def forms(indicator: Bools, proba: Floats, said: NDArray[np.int64]) -> Floats:
     """Return (c * c + 1 + BINS, n): each cell of the confusion table, Brier terms, gaps by bin.
 
+    A unit whose column is zeroed counts for nothing.
+
     indicator, proba (n, c); said (n,) the class that is said.
     """
     c = proba.shape[1]
     cells = indicator.T[:, None] & (said == np.arange(c)[:, None])  # (true, said, n)
     brier = ((proba - indicator) ** 2).sum(axis=1) / 2
-    right, sure = indicator[np.arange(len(said)), said], proba.max(axis=1)
-    if c == 2:
-        right, sure = indicator[:, 1], proba[:, 1]
-    bins = np.minimum((sure * BINS).astype(int), BINS - 1)
-    gaps = (bins == np.arange(BINS)[:, None]) * (right - sure)
+    sure, right = confidence(indicator, proba, said)
+    gaps = (bins_of(sure) == np.arange(BINS)[:, None]) * (right - sure)
     return np.concatenate([cells.reshape(c * c, -1), brier[None], gaps])
 
 
-def decisions(sums: Floats, total: Floats, c: int) -> dict[str, Floats]:
+def confidence(
+    indicator: Bools, proba: Floats, said: NDArray[np.int64]
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return (n,) how sure is what calibration is of, and (n,) whether it came true.
+
+    That is the positive of two classes, and of several the class that is said.
+    """
+    if proba.shape[1] == 2:
+        return proba[:, 1], indicator[:, 1]
+    at = np.arange(len(said))
+    return proba[at, said], indicator[at, said]
+
+
+def bins_of(sure: Floats) -> NDArray[np.int64]:
+    """Return (n,) the number of each probability's bin, of BINS equal ones."""
+    bins: NDArray[np.int64] = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
+    return bins
+
+
+def decisions(sums: Floats, c: int) -> dict[str, Floats]:
     """Return the metrics of c classes from the sums (r, b) of their forms.
 
     ece is the expected calibration error over 15 equal bins (Guo et al., ICML 2017, eq. 3).
     """
     table, brier, gaps = sums[: c * c].reshape(c, c, -1), sums[c * c], sums[c * c + 1 :]
-    right = np.einsum("iib->ib", table)
+    right, total = np.einsum("iib->ib", table), table.sum(axis=(0, 1))
     return {
         "accuracy": ratio(right.sum(axis=0), total),
         "balanced_accuracy": mean(ratio(right, table.sum(axis=1))),
@@ -97,6 +115,15 @@ def decisions(sums: Floats, total: Floats, c: int) -> dict[str, Floats]:
         "brier": ratio(brier, total),
         "ece": ratio(np.abs(gaps).sum(axis=0), total),
     }
+
+
+def regression(y: Floats, said: Floats, weights: Floats) -> dict[str, Floats]:
+    """Return R2 (the share of the variance of y (n,) explained by said (n,)) and the mean error."""
+    total = weights.sum(axis=0)
+    centre = ratio(y @ weights, total)
+    spread = ratio(y**2 @ weights, total) - centre**2
+    left = ratio((y - said) ** 2 @ weights, total)
+    return {"r2": 1 - ratio(left, spread), "mae": ratio(np.abs(y - said) @ weights, total)}
 
 
 def f1(table: Floats) -> Floats:

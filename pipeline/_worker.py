@@ -78,9 +78,8 @@ def _answer(wire: socket.socket, task: dict[str, Any]) -> None:
 def _steps(task: dict[str, Any], end: dict[str, Any]) -> Iterator[Slice | Failure]:
     path = Path(os.fsdecode(bytes.fromhex(task["path"])))
     if task["frames"] is None:
-        end["headers"] = [
-            dataclasses.asdict(header) for header in read_headers(path, task["plane"])
-        ]
+        headers = read_headers(path, task["plane"], task["tags"])
+        end["headers"] = [dataclasses.asdict(header) for header in headers]
         return
     end["sha256"] = file_digest(path)
     yield from read_slices(path, task["frames"], task["plane"])

@@ -18,16 +18,16 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from rich import box
 from rich.console import Console
 
-from stores.errors import RadprobeError, TooManyBadError
+from pipeline._show_answers import RANDOM, show_differences, show_hits, show_results
+from stores.errors import ConfigError, RadprobeError, TooManyBadError
 
 if TYPE_CHECKING:
     from pipeline.embed import Progress
     from pipeline.extract import Summary
     from pipeline.plan import Explanation, Plan
-    from pipeline.types import Method, Result, Score
+    from pipeline.questions import Level, Method
     from stores.verify import Report
 
 app = typer.Typer(
@@ -48,11 +48,6 @@ RehashOpt = Annotated[
 ]
 StoreOpt = Annotated[Path | None, typer.Option(help="Use this store instead of the config's.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-
-TITLES = {"knn": "kNN", "probe": "Logistic probe", "fewshot": "Few-shot"}
-# The metrics a table shows; a result's file holds the others too.
-HEADLINES = {"accuracy": "accuracy", "balanced_accuracy": "balanced acc.", "auroc": "AUROC"}
-RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
 
 
 def main() -> NoReturn:
@@ -156,6 +151,49 @@ def verify(
         sys.exit(1)
 
 
+@app.command(
+    epilog="Example: radprobe export demo/store features.h5 --to h5 --array cls --blocks 4"
+)
+def export(
+    store: StorePath,
+    target: Annotated[Path, typer.Argument(help="The file to write; with --per-study, a folder.")],
+    to: Annotated[str, typer.Option(help="h5, npy, parquet or faiss.")] = "h5",
+    array: Annotated[str, typer.Option(help="cls, mean or patch.")] = "cls",
+    blocks: Annotated[int, typer.Option(min=1, help="Last blocks of cls, side by side.")] = 1,
+    per_study: Annotated[bool, typer.Option("--per-study", help="One HDF5 a study.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Write features for other tools, with the slice table beside them."""
+    from pipeline.exchange import export_store
+
+    rows = export_store(store, target, to, array, blocks, per_study=per_study)
+    if as_json:
+        print(json.dumps({"file": str(target), "rows": rows}))
+    else:
+        out.print(f"{rows} rows of {array} are in {target}.", highlight=False, soft_wrap=True)
+
+
+@app.command("import", epilog="Example: radprobe import features.h5 my/store --recipe recipe.yaml")
+def import_(
+    source: Annotated[Path, typer.Argument(help="HDF5 with `features`, or .npy: (n, d).")],
+    store: Annotated[Path, typer.Argument(help="The store to make.")],
+    recipe: Annotated[Path, typer.Option(help="JSON or YAML: what made the features.")],
+    table: Annotated[
+        Path | None, typer.Option(help="Parquet or CSV, a row a feature: path, patient, ...")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Make a store of features that another tool computed; its receipts say so."""
+    from pipeline.exchange import import_file
+
+    made = import_file(source, store, recipe, table)
+    rows = made.slices().num_rows
+    if as_json:
+        print(json.dumps({"store": str(made.path), "rows": rows}))
+    else:
+        out.print(f"{rows} rows are in {made.path}.", highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: radprobe withdraw demo/store --patient RP-0042 --purge")
 def withdraw(
     store: StorePath,
@@ -209,6 +247,48 @@ def probe(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -
 def fewshot(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
     """Score nearest centroids of a few patients a class, over many episodes."""
     _answer(config, store, ("fewshot",), as_json)
+
+
+@app.command(epilog="Example: radprobe search configs/demo.yaml ct/0042 --k 5")
+def search(
+    config: ConfigArg,
+    query: Annotated[str, typer.Argument(help="A row, a path of the collection, a pseudonym.")],
+    k: Annotated[int, typer.Option(min=1, help="How many neighbours.")] = 10,
+    level: Annotated[str, typer.Option(help="image, series, study or patient.")] = "series",
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Find the nearest series of a slice, file, folder or patient; its own patient is left out."""
+    from pipeline.config import load_config
+    from pipeline.search import is_random, search
+
+    settings = load_config(config, store)
+    hits = search(settings, query, k=k, level=_level(level))
+    if as_json:
+        print(json.dumps([asdict(hit) for hit in hits], indent=1))
+    else:
+        show_hits(out, hits, is_random(settings))
+
+
+@app.command(epilog="Example: radprobe compare stores/vits14 stores/vitb14")
+def compare(
+    first: StorePath,
+    second: StorePath,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say what the second store scores above the first, on tasks that both have answered."""
+    from pipeline.compare import compare_stores
+
+    found = compare_stores(first, second)
+    if as_json:
+        rows = [
+            {"task": result.task, "method": result.method, **difference.model_dump(mode="json")}
+            for result, differences in found
+            for difference in differences
+        ]
+        print(json.dumps(rows, indent=1))
+    else:
+        show_differences(out, found)
 
 
 @app.command("demo-data", epilog="Example: radprobe demo-data /tmp/collection --patients 20")
@@ -291,7 +371,7 @@ def _print_report(report: Report) -> None:
         out.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
     for line in report.mended:
         out.print(f"mended: {line}", highlight=False, markup=False, soft_wrap=True)
-    verdict = "Sound" if report.sound else "DAMAGED"
+    verdict = "Sound" if report.sound else "Was damaged" if report.mended else "DAMAGED"
     size = f"{report.parts} parts, {report.rows} slices, {report.bytes / 1e6:.1f} MB"
     hint = "" if report.sound or report.mended else " --repair mends it."
     out.print(f"{verdict}: {size}.{hint}", highlight=False)
@@ -324,6 +404,19 @@ def _print_summary(summary: Summary) -> None:
         out.print(f"Not done here, another process holds it: {line}.", highlight=False)
 
 
+def _level(name: str) -> Level:
+    """Return a level by name."""
+    from typing import get_args
+
+    from pipeline.questions import Level
+
+    known: tuple[Level, ...] = get_args(Level)
+    for level in known:
+        if level == name:
+            return level
+    raise ConfigError(f"--level must be one of {', '.join(known)}. Got {name!r} instead.")
+
+
 def _answer(config: Path, store: Path | None, methods: Sequence[Method], as_json: bool) -> None:
     from pipeline.config import load_config
     from pipeline.evaluate import evaluate
@@ -332,70 +425,7 @@ def _answer(config: Path, store: Path | None, methods: Sequence[Method], as_json
     if as_json:
         print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
     else:
-        _print_results(results)
-
-
-def _print_results(results: Sequence[Result]) -> None:
-    """Print a table a method: a line a task and setting, with 95 % intervals."""
-    from rich.table import Table
-
-    if any(result.provenance.random for result in results):
-        out.print(RANDOM, style="bold yellow")
-    for method in dict.fromkeys(result.method for result in results):
-        answers = [result for result in results if result.method == method]
-        features = ", ".join(dict.fromkeys(result.features for result in answers))
-        stamp = ", RANDOM WEIGHTS" if answers[0].provenance.random else ""
-        title = f"{TITLES[method]} on {features}{stamp}"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("task", "tested on", "setting"):
-            table.add_column(column, no_wrap=True)
-        scores = [(result, score) for result in answers for score in result.scores]
-        shown = [name for name in HEADLINES if any(name in score.metrics for _, score in scores)]
-        for name in shown:
-            table.add_column(HEADLINES[name], justify="right", no_wrap=True)
-        for result, score in scores:
-            table.add_row(result.task, _tested_on(result), *_score(score, shown))
-        out.print(table)
-    for result in results:
-        for note in result.notes:
-            out.print(f"{result.task}, {result.method}: {note}.", highlight=False)
-    _print_origin(results)
-
-
-def _tested_on(result: Result) -> str:
-    test, level = result.counts["test"], result.level
-    if level == "patient":
-        return f"{test.units} patients"
-    return f"{test.units} {'series' if level == 'series' else 'images'} of {test.patients} patients"
-
-
-def _score(score: Score, metrics: Sequence[str]) -> Iterator[str]:
-    """Yield the cells of one line: the setting, then each metric with its interval."""
-    yield ", ".join(f"{key} = {value:.3g}" for key, value in score.setting.items())
-    for name in metrics:
-        metric = score.metrics.get(name)
-        if metric is None:
-            yield ""
-        elif metric.low is None or metric.high is None:
-            yield f"{metric.value:.3f}"
-        else:
-            yield f"{metric.value:.3f} [{metric.low:.2f}, {metric.high:.2f}]"
-
-
-def _print_origin(results: Sequence[Result]) -> None:
-    """Say what was left out of the tasks, and what the answers came from."""
-    for task, tally in {result.task: result.tally for result in results}.items():
-        left = {name: n for name, n in tally.model_dump().items() if isinstance(n, int) and n}
-        if left:
-            each = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items())
-            out.print(f"{task}: left out {each}.", highlight=False)
-    cached = sum(result.cached for result in results)
-    spent = sum(result.seconds for result in results if not result.cached)
-    out.print(
-        f"{cached} of {len(results)} answers were on file; "
-        f"{len(results) - cached} computed in {spent:.1f} s.",
-        highlight=False,
-    )
+        show_results(out, results)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:

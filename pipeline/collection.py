@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from pipeline.config import Config
 from pipeline.discover import READER_VERSION, Discovery, discover, load_key, pseudonym
 from pipeline.read import unescape_path
-from pipeline.types import Recipe
+from pipeline.types import Recipe, of_volume
 from pipeline.weights import locate
 from stores import ArraySpec, FeatureStore
+from stores._disk import writing
 from stores.errors import (
     ConfigError,
+    OccupiedError,
     RecipeMismatchError,
     StaleTablesError,
     StoreNotFoundError,
@@ -82,9 +84,7 @@ def open_store(config: Config, recipe: Recipe) -> FeatureStore:
     try:
         store = FeatureStore.open(config.store)
     except StoreNotFoundError:
-        load_key(config.store)  # before the store: a store without its key cannot be joined
-        arrays, part_rows = feature_arrays(recipe), part_rows_of(config, recipe)
-        return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows)
+        store = _create(config, recipe)
     found = differences(store, recipe)
     if found:
         raise RecipeMismatchError(
@@ -95,6 +95,20 @@ def open_store(config: Config, recipe: Recipe) -> FeatureStore:
             + "\nTwo recipes never share a store: name another store, or undo the change."
         )
     return store
+
+
+def _create(config: Config, recipe: Recipe) -> FeatureStore:
+    """Create the config's store, or open the one that another process created meanwhile."""
+    with writing(config.store):  # before the store: without its key it cannot be joined
+        load_key(config.store)
+    arrays, part_rows = feature_arrays(recipe), part_rows_of(config, recipe)
+    try:
+        return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows)
+    except OccupiedError as error:
+        try:
+            return FeatureStore.open(config.store)
+        except StoreNotFoundError:
+            raise error from None
 
 
 def feature_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
@@ -177,7 +191,8 @@ def settle(config: Config, store: FeatureStore, *, rehash: bool = False) -> Look
 def _look(config: Config, store: FeatureStore, rehash: bool) -> tuple[Look, str]:
     """Return what was found, and the moment of the tables it was held against."""
     data, plane, tables = config.data, config.preprocess.plane, store.tables()
-    rules = json.dumps([READER_VERSION, plane, data.modality, data.patient], sort_keys=True)
+    own = [READER_VERSION, plane, data.modality, data.patient, data.tags]
+    rules = json.dumps(own, sort_keys=True)
     stored, before = tables.slices, None
     if not rehash and (tables.files.schema.metadata or {}).get(b"rules") == rules.encode():
         before = Discovery(tables.files, stored.filter(pc.invert(stored["withdrawn"])))
@@ -187,13 +202,14 @@ def _look(config: Config, store: FeatureStore, rehash: bool) -> tuple[Look, str]
         patients = pa.array(sorted(tables.patients))
         slices = slices.filter(pc.invert(pc.is_in(slices["patient"], patients)))
     known = Known(
-        opened=_opened(discovery, before),
+        opened=_opened(discovery, None if rehash else tables.files),
         digest_of=_FileDigests(store).of,
         hash_file=lambda path: _sha256(data.root / unescape_path(path)),
         boundary=store.layout.next_boundary(stored["row"][-1].as_py() + 1 if len(stored) else 0),
         failed=store.failures(),
         spent=store.spent(),
         withdrawn=tables.patients,
+        joined=lambda modality: of_volume(config.preprocess.rule(modality)),
     )
     found = reconcile(stored, slices, known)
     files = discovery.files.replace_schema_metadata({b"rules": rules.encode()})
@@ -201,14 +217,14 @@ def _look(config: Config, store: FeatureStore, rehash: bool) -> tuple[Look, str]
     return Look(found, files, settled), tables.seen
 
 
-def _opened(discovery: Discovery, known: Discovery | None) -> set[str]:
-    """Return the paths whose size or time are not those that were last seen."""
+def _opened(discovery: Discovery, known: pa.Table | None) -> set[str]:
+    """Return the paths whose size or time are not those in `known`, the files as last seen."""
 
     def stamps(files: Any) -> set[tuple[Any, ...]]:
         columns = (files[name].to_pylist() for name in ("path", "size", "mtime_ns"))
         return set(zip(*columns, strict=True))
 
-    before = stamps(known.files) if known is not None else set()
+    before = stamps(known) if known is not None else set()
     return {path for path, *_ in stamps(discovery.files) - before}
 
 

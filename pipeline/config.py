@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pipeline.types import FeatureSet, Frozen, Output, Preprocess, Task
+from pipeline.questions import FeatureSet, Missing, Scaling, Task, Uncertain
+from pipeline.types import Frozen, Output, Preprocess
 from stores.errors import ConfigError
 
 
@@ -25,6 +26,7 @@ class Data(Frozen):
     include, exclude: globs over paths relative to root. modality: glob -> DICOM modality code, for
     files that carry none (NIfTI, PNG); the first glob that matches wins. patient: a regular
     expression whose first group, searched in the relative path, names the patient of such a file.
+    tags: DICOM keywords, such as AccessionNumber, whose values labels are keyed by.
     """
 
     root: Path
@@ -32,6 +34,7 @@ class Data(Frozen):
     exclude: tuple[str, ...] = ()
     modality: dict[str, str] = Field(default_factory=dict)
     patient: str | None = None
+    tags: tuple[str, ...] = ()
 
     @field_validator("patient")
     @classmethod
@@ -82,43 +85,87 @@ class Outputs(Frozen):
 
 
 class Labels(Frozen):
-    """Where the labels are and what joins them to the slices.
+    """Where the labels are, what joins them to the slices, and what unclear values mean.
 
     key: the column with a file or folder path (relative to data.root), or with a patient, study or
-    series id, as `by` says. patient: the column that names each row's patient, for files whose
-    headers do not.
+    series id, or with the value of a DICOM tag listed in data.tags, as `by` says
+    ("tag:AccessionNumber"). patient: the column that names each row's patient, for files whose
+    headers do not. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of
+    Irvin et al., arXiv 1901.07031); missing: what an empty cell means.
     """
 
     file: Path
     key: str = "path"
-    by: Literal["path", "patient", "study", "series"] = "path"
+    by: Annotated[str, Field(pattern=r"^(path|patient|study|series|tag:[A-Za-z0-9]+)$")] = "path"
     patient: str | None = None
     headers: Literal["agree", "ignore"] = "agree"
+    uncertain: Uncertain = "refuse"
+    missing: Missing = "leave-out"
 
 
 class SplitChoice(Frozen):
-    """How patients are divided: one of `folds` parts tests, one validates, the rest train."""
+    """How patients are divided.
 
+    holdout: of `folds` parts one tests, one validates, the rest train; kfold: each part tests in
+    turn; list: as `file` says, a CSV of the columns key (as labels.by) and part; site: the label
+    column `column` stays on one side; date: its latest test. new: what becomes of patients that a
+    split on file does not know. allow: what is otherwise refused as leakage.
+    """
+
+    kind: Literal["holdout", "kfold", "list", "site", "date"] = "holdout"
     folds: Annotated[int, Field(ge=3)] = 5
     seed: int = 0
+    file: Path | None = None
+    column: str | None = None
+    new: Literal["refuse", "deal", "leave-out"] = "refuse"
+    allow: tuple[Literal["duplicates"], ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> SplitChoice:
+        needs = {"list": "file", "site": "column", "date": "column"}.get(self.kind)
+        for name in ("file", "column"):
+            if (getattr(self, name) is not None) != (name == needs):
+                verb = "needs" if name == needs else "takes no"
+                raise ValueError(f"A split of kind {self.kind!r} {verb} `{name}`.")
+        if self.new == "deal" and self.kind not in ("holdout", "kfold"):
+            raise ValueError(
+                f"New patients cannot be dealt into a split of kind {self.kind!r}. Set new to "
+                '"refuse" or "leave-out".'
+            )
+        return self
 
 
-class Knn(Frozen):
+class Head(Frozen):
+    """What every head has: which features it sees, and scaled how, as the train units alone say.
+
+    components: how many principal components `whiten` keeps at most.
+    """
+
+    features: FeatureSet = "cls"
+    scaling: Scaling = "none"
+    components: Annotated[int, Field(ge=1)] = 256
+
+
+class Knn(Head):
     """FAISS kNN settings.
 
     multilabel: how neighbours vote on multi-label tasks: as on any other (DINOv2's soft vote), or
     by ML-kNN; "mlknn-paper" counts a training image among its own neighbours, as the code of
-    arXiv 2312.02366 does.
+    arXiv 2312.02366 does. near_duplicate: the cosine from which on a test unit and a reference of
+    another patient are reported.
     """
 
-    features: FeatureSet = "cls"
     k: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20)
     temperature: Annotated[float, Field(gt=0)] = 0.07
     multilabel: Literal["soft", "mlknn", "mlknn-paper"] = "soft"
+    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.999
 
 
-class Probe(Frozen):
-    """Logistic probe settings: C = 10^linspace(low, high, steps), chosen on validation."""
+class Probe(Head):
+    """Probe settings: C = 10^linspace(low, high, steps), chosen on validation.
+
+    Regression is ridge with the penalty alpha = 1 / C.
+    """
 
     features: FeatureSet = "cls+mean"
     low: float = -6
@@ -126,15 +173,16 @@ class Probe(Frozen):
     steps: Annotated[int, Field(ge=1)] = 45
 
 
-class FewShot(Frozen):
+class FewShot(Head):
     """Few-shot settings: episodes of `shots` patients a class.
 
-    head: the nearest centroid by cosine, or SimpleShot, which first takes the mean of train and
-    val from every feature.
+    head: the nearest centroid by cosine; SimpleShot, which first takes the mean of train and val
+    from every feature; or logistic regression. draw: "paper" is the one draw of arXiv 2312.02366,
+    fitted by the probe and scored on all test units.
     """
 
-    head: Literal["centroid", "simpleshot"] = "centroid"
-    features: FeatureSet = "cls"
+    draw: Literal["episodes", "paper"] = "episodes"
+    head: Literal["centroid", "simpleshot", "logistic"] = "centroid"
     shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8)
     queries: Annotated[int, Field(ge=1)] = 15
     episodes: Annotated[int, Field(ge=2)] = 600
@@ -192,12 +240,16 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
     labels = config.labels and config.labels.model_copy(
         update={"file": _under(base, config.labels.file)}
     )
+    split = config.split
+    if split.file is not None:
+        split = split.model_copy(update={"file": _under(base, split.file)})
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"root": _under(base, config.data.root)}),
             "store": store if store is not None else _under(base, config.store),
             "backbone": config.backbone.model_copy(update={"weights": weights}),
             "labels": labels,
+            "split": split,
         }
     )
 

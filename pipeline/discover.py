@@ -17,7 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,13 +25,20 @@ from pipeline._limits import as_unreadable
 from pipeline._pool import headers_in_workers
 from pipeline._series import Place, volumes
 from pipeline.config import Data
-from pipeline.read import DICOMDIR, NO_FORMAT, escape_path, read_headers, unescape_path
+from pipeline.read import (
+    DICOMDIR,
+    NO_FORMAT,
+    check_tags,
+    escape_path,
+    read_headers,
+    unescape_path,
+)
 from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
 # Goes up when the reader sees other slices in the same file: `known` of another is no guide.
-READER_VERSION = 1
+READER_VERSION = 2
 _TIME_LIMIT_S = 60.0
 _OTHER = "other"
 _UNKNOWN_MODALITY = "OT"
@@ -55,7 +62,6 @@ _IMAGE_SUFFIXES = (
 )
 
 Row = dict[str, Any]
-Kind = Literal["patient", "study", "series", "instance"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,11 @@ class Discovery:
     slices: pa.Table
 
 
-def pseudonym(key: bytes, kind: Kind, raw: str) -> str:
-    """Return the keyed hash that stands for an identifier: HMAC-SHA256 of `kind:raw`, 16 hex."""
+def pseudonym(key: bytes, kind: str, raw: str) -> str:
+    """Return the keyed hash that stands for an identifier: HMAC-SHA256 of `kind:raw`, 16 hex.
+
+    kind: patient, study, series, instance, or `tag:` and a DICOM keyword.
+    """
     message = f"{kind}:{raw}".encode("utf-8", "surrogatepass")
     return hmac.new(key, message, hashlib.sha256).hexdigest()[:16]
 
@@ -267,6 +276,8 @@ class _Opener:
 
     def open(self, paths: list[str]) -> list[Place]:
         """Return the slices of the files, in order."""
+        if paths:
+            check_tags(self.data.tags)
         places = []
         for path, headers in zip(paths, self._headers(paths), strict=True):
             self.opened += 1
@@ -280,13 +291,13 @@ class _Opener:
     def _headers(self, paths: list[str]) -> Iterator[list[Header] | UnreadableError]:
         if self.workers and paths:
             return headers_in_workers(
-                self.data.root, paths, self.plane, self.workers, _TIME_LIMIT_S
+                self.data.root, paths, self.plane, self.data.tags, self.workers, _TIME_LIMIT_S
             )
         return (self._headers_here(path) for path in paths)
 
     def _headers_here(self, path: str) -> list[Header] | UnreadableError:
         try:
-            return read_headers(self.data.root / unescape_path(path), self.plane)
+            return read_headers(self.data.root / unescape_path(path), self.plane, self.data.tags)
         except Exception as error:
             return as_unreadable(error, "reading the header")
 
@@ -335,7 +346,7 @@ class _Filler:
 def _slice_row(place: Place, series: str, fill: _Filler, key: bytes) -> Row:
     header, path = place.header, unescape_path(place.path)
 
-    def hidden(kind: Kind, raw: str | None) -> str | None:
+    def hidden(kind: str, raw: str | None) -> str | None:
         return pseudonym(key, kind, raw) if raw else None
 
     return {
@@ -353,6 +364,7 @@ def _slice_row(place: Place, series: str, fill: _Filler, key: bytes) -> Row:
         "spacing_y_mm": header.spacing_mm[0] if header.spacing_mm else None,
         "spacing_x_mm": header.spacing_mm[1] if header.spacing_mm else None,
         "flags": list(header.flags),
+        "tags": [(tag, hidden(f"tag:{tag}", raw)) for tag, raw in header.tags.items()] or None,
         "withdrawn": False,
     }
 

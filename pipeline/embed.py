@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline._volume import Name, Volumes
 from pipeline.read import FileRead, Request, read_files
 from pipeline.types import (
     Failure,
@@ -32,6 +33,7 @@ from pipeline.types import (
     Recipe,
     Slice,
     intensity_kind,
+    of_volume,
 )
 from stores import FeatureStore, PartRange
 from stores.claims import Claim
@@ -92,12 +94,17 @@ class BadLimit:
 
 @dataclass
 class _Job:
-    """One claimed part on its way: its slices in row order, its arrays as they fill."""
+    """One claimed part on its way: its slices in row order, its arrays as they fill.
+
+    survey: the volumes whose ranges are to be found first. left_out: the rows that those lack.
+    """
 
     part: PartRange
     claim: Claim
     slices: list[dict[str, Any]]
     arrays: dict[str, NDArray[Any]]
+    survey: dict[Name, list[dict[str, Any]]]
+    left_out: list[int] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     links: dict[int, int] = field(default_factory=dict)  # row -> the row with the same pixels
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -166,21 +173,22 @@ def embed_missing(
         device=_device(speed.device),
     )
     jobs: deque[_Job] = deque()
+    volumes = Volumes(recipe.preprocess, itertools.chain.from_iterable(slices.values()))
     reads = read_files(
         root,
-        _requests(_jobs(store, missing, slices), jobs),
+        _requests(_jobs(store, missing, slices, volumes), jobs),
         plane=recipe.preprocess.plane,
         workers=speed.workers,
         time_limit_s=speed.time_limit_s,
     )
     originals = Originals(store, functools.partial(_rule, recipe.preprocess))
     embedded, linked, seconds = 0, 0, defaultdict[str, float](float)
-    with _released(jobs):
+    with _released(jobs), contextlib.closing(reads):
         items = _items(reads)
         for first in items:
             job = jobs[0]
             filler = _Filler(
-                job, store, network, recipe, speed.batch_size, progress, limit, originals
+                job, store, network, recipe, speed.batch_size, progress, limit, originals, volumes
             )
             for _ in filler.fill(itertools.chain([first], items)):
                 for waiting in jobs:
@@ -201,7 +209,7 @@ def embed_missing(
 
 def _slices_by_part(store: FeatureStore) -> dict[int, list[dict[str, Any]]]:
     """Return the live slices of each part, in row order."""
-    table = store.slices().select(["row", "path", "frame", "modality", "withdrawn"])
+    table = store.slices().select(["row", "path", "frame", "series", "modality", "withdrawn"])
     parts: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for slice_ in table.to_pylist():
         if not slice_["withdrawn"]:
@@ -210,24 +218,30 @@ def _slices_by_part(store: FeatureStore) -> dict[int, list[dict[str, Any]]]:
 
 
 def _jobs(
-    store: FeatureStore, missing: Sequence[PartRange], slices: Mapping[int, list[dict[str, Any]]]
+    store: FeatureStore,
+    missing: Sequence[PartRange],
+    slices: Mapping[int, list[dict[str, Any]]],
+    volumes: Volumes,
 ) -> Iterator[_Job]:
     """Claim the missing parts one after the other; those another process holds are passed over."""
     for part in missing:
         claim = store.claim(part)
         if claim is not None:
-            yield _Job(part, claim, slices[part.index], store.empty_part())
+            mine = slices[part.index]
+            yield _Job(part, claim, mine, store.empty_part(), volumes.take(mine))
 
 
 def _requests(jobs: Iterable[_Job], pulled: deque[_Job]) -> Iterator[Request]:
     """Yield what to read, a file once a part; a job enters `pulled` when its first file is asked.
 
-    The reader pulls ahead of the network, so a part is claimed just before it is read.
+    The reader pulls ahead of the network, so a part is claimed just before it is read. What must be
+    surveyed comes before the part's own slices.
     """
     for job in jobs:
         pulled.append(job)
-        for path, group in itertools.groupby(job.slices, key=lambda slice_: slice_["path"]):
-            yield Request(path, tuple(slice_["frame"] for slice_ in group))
+        for slices in ([s for volume in job.survey.values() for s in volume], job.slices):
+            for path, group in itertools.groupby(slices, key=lambda slice_: slice_["path"]):
+                yield Request(path, tuple(slice_["frame"] for slice_ in group))
 
 
 def _items(reads: Iterable[FileRead]) -> Iterator[Read]:
@@ -264,14 +278,20 @@ class _Filler:
     progress: Progress
     limit: BadLimit
     originals: Originals
+    volumes: Volumes
     batch: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def fill(self, items: Iterator[Read]) -> Iterator[None]:
-        """Take one item for each of the part's slices; yield after each batch."""
+        """Take an item for each slice surveyed, and of the part; yield after volume and batch."""
+        for name, slices in self.job.survey.items():
+            with self.job.clock("survey"):
+                pixels = (item for _, item in items)
+                self.job.left_out += self.volumes.survey(name, slices, pixels)
+            yield
         for slice_ in self.job.slices:
             with self.job.clock("read"):
                 digest, item = next(items)
-            self._take(slice_["row"], slice_["modality"], digest, item)
+            self._take(slice_, digest, item)
             if len(self.batch) == self.batch_size:
                 self._embed()
                 yield
@@ -279,10 +299,11 @@ class _Filler:
             self._embed()
             yield
 
-    def _take(self, row: int, modality: str, digest: str | None, item: Slice | Failure) -> None:
+    def _take(self, slice_: dict[str, Any], digest: str | None, item: Slice | Failure) -> None:
         """Put a slice into the batch, or why it cannot be read into the part."""
         from pipeline.preprocess import prepare
 
+        row, modality = slice_["row"], slice_["modality"]
         if digest is not None:
             self.job.put(row, file_digest=_bytes(digest))
         try:
@@ -291,6 +312,7 @@ class _Filler:
             pixels = pixel_digest(item.pixels)
             self.job.put(row, pixel_digest=_bytes(pixels))
             with self.job.clock("preprocess"):
+                item = self.volumes.ranged(slice_, item)
                 self.batch.append((row, prepare(item, modality, self.recipe)))
             original = self.originals.find(bytes.fromhex(pixels), modality, row)
             if original is not None:
@@ -342,6 +364,7 @@ def _commit(store: FeatureStore, job: _Job, network: Backbone) -> bool:
     started = time.perf_counter()
     notes = {
         "failures": job.failures,
+        "left_out": job.left_out,
         "links": sorted(job.links.items()),
         "seconds": {name: round(value, 3) for name, value in job.seconds.items()},
         "device": str(network.device),
@@ -357,11 +380,14 @@ def _commit(store: FeatureStore, job: _Job, network: Backbone) -> bool:
 
 
 def _rule(preprocess: Preprocess, modality: str) -> int | None:
-    """Return a number for the intensity rule of a modality; None where the file has a say too."""
-    kind = intensity_kind(modality)
-    if isinstance(getattr(preprocess, kind), FileWindow):
+    """Return a number for the intensity rule of a modality.
+
+    None where the file or the volume has a say too: equal pixels may then look different.
+    """
+    rule = preprocess.rule(modality)
+    if isinstance(rule, FileWindow) or of_volume(rule):
         return None
-    return get_args(IntensityKind).index(kind)
+    return get_args(IntensityKind).index(intensity_kind(modality))
 
 
 def pixel_digest(pixels: NDArray[np.float32]) -> str:

@@ -13,48 +13,34 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline._pooling import read_features
-from pipeline._tables import read_predictions, write_predictions
+from pipeline._folds import Tested, together
 from pipeline._tables import tidy as tidy
+from pipeline._tables import write_predictions
+from pipeline.cases import Cases
 from pipeline.config import Config
-from pipeline.labels import LabelTable, Pseudonymise, label_units, read_labels
-from pipeline.splits import PARTS, Split, deal, load_split, split_path, split_text
-from pipeline.types import (
-    Difference,
-    FeatureSet,
-    Method,
-    Part,
-    PartCount,
-    Prediction,
-    Provenance,
-    Recipe,
-    Result,
-    Score,
-    Task,
-    Units,
-)
-from stores._disk import write_atomic
-from stores.errors import ConfigError, LabelError
+from pipeline.labels import read_labels
+from pipeline.questions import Method, PartCount, Provenance, Result, Score, Task, Units
+from pipeline.splits import PARTS
+from pipeline.types import Recipe
+from stores._disk import write_checked
+from stores.errors import ConfigError
 from stores.features import FeatureStore
 
 log = logging.getLogger(__name__)
 
 METHODS: tuple[Method, ...] = get_args(Method)
 # Raised whenever a method answers the same question otherwise: older results are then not found.
-CONTRACT: dict[Method, int] = {"knn": 1, "probe": 1, "fewshot": 1}
+CONTRACT: dict[Method, int] = {"knn": 2, "probe": 2, "fewshot": 2}
 LIBRARIES = ("radprobe", "numpy", "scikit-learn", "faiss-cpu")
 
-Floats = NDArray[np.float32]
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
 
@@ -72,198 +58,143 @@ def evaluate(
             "name with its label columns)."
         )
     store = FeatureStore.open(config.store)
-    table = read_labels(config.labels, config.tasks.values())
+    column = config.split.column
+    table = read_labels(config.labels, config.tasks.values(), [column] if column else [])
     fingerprint = store.fingerprint()
     total = len(config.tasks) * len(methods)
     results: list[Result] = []
-    for name, task in config.tasks.items():
-        question = _Question(config, store, table, fingerprint, name, task)
+    for name, task in _settled(config).items():
+        cases = Cases(config, store, table, fingerprint, name, task)
         for method in methods:
             if progress:
                 progress(f"{name}: {method}", len(results), total)
-            results.append(_answer(question, method))
+            results.append(_answer(cases, method))
     return results
 
 
-@dataclass
-class _Question:
-    """A task over a store. What costs time to know is made once, when it is first asked for."""
-
-    config: Config
-    store: FeatureStore
-    table: LabelTable
-    fingerprint: str
-    name: str
-    task: Task
-    _features: dict[FeatureSet, Floats] = field(default_factory=dict)
-
-    @cached_property
-    def units(self) -> Units:
-        slices, status = self.store.slices(), self.store.status()
-        root = self.config.data.root
-        return label_units(
-            self.table, self.task, slices, status, root, _pseudonymiser(self.store.path)
+def _settled(config: Config) -> dict[str, Task]:
+    """Return the tasks with the labels' policies where they state none themselves."""
+    assert config.labels is not None
+    policies = {name: getattr(config.labels, name) for name in ("uncertain", "missing")}
+    return {
+        name: task.model_copy(
+            update={key: getattr(task, key) or value for key, value in policies.items()}
         )
-
-    @cached_property
-    def split(self) -> Split:
-        """The split of the file, or one dealt now and filed."""
-        path = split_path(self.store.path, self.name, self.task, self.config.split)
-        try:
-            return load_split(path)
-        except FileNotFoundError:
-            split = deal(self.units, self.config.split)
-            path.parent.mkdir(exist_ok=True)
-            write_atomic(path, split_text(split, self.name, self.config.split).encode())
-            return split
-
-    @cached_property
-    def parts(self) -> dict[Part, NDArray[np.int64]]:
-        return self.split.parts_of(self.units.groups)
-
-    @cached_property
-    def labels_digest(self) -> str:
-        return self.table.digest(self.task)
-
-    def features(self, which: FeatureSet) -> Floats:
-        if which not in self._features:
-            self._features[which] = read_features(self.store, self.units, which, self.task.pool)
-        return self._features[which]
+        for name, task in config.tasks.items()
+    }
 
 
-def _pseudonymiser(store: Path) -> Pseudonymise:
-    """Return the store's pseudonyms; the key is read, and its module imported, at first use."""
-
-    def pseudonymise(kind: Any, raw: str) -> str:
-        from pipeline.discover import load_key, pseudonym
-
-        return pseudonym(load_key(store), kind, raw)
-
-    return pseudonymise
-
-
-def _answer(question: _Question, method: Method) -> Result:
+def _answer(cases: Cases, method: Method) -> Result:
     """Return the result that is on file, or compute it and file it."""
-    key = _key(question, method)
-    path = question.store.path / "results" / f"{method}-{key[:16]}.json"
-    try:
-        found = Result.model_validate_json(path.read_bytes())
+    found = _filed(_path(cases, method))
+    if found is None:
+        cases.turns  # noqa: B018  may add new patients to the split, and so change the key
+        found = _filed(_path(cases, method))
+    if found is not None:
         return found.model_copy(update={"cached": True})
-    except FileNotFoundError:
-        pass
-    except ValidationError as error:
-        log.warning("%s is not a result and is computed anew: %s", path, error)
     started = time.perf_counter()
-    scores, notes, predictions = _compute(question, method)
-    result = _result(question, method, key, scores, notes, time.perf_counter() - started)
+    scores, tested = _compute(cases, method)
+    result = _result(cases, method, scores, tested, time.perf_counter() - started)
+    path = _path(cases, method)
     path.parent.mkdir(exist_ok=True)
-    if predictions:
-        write_predictions(path.with_suffix(".parquet"), question.units, question.parts, predictions)
-    write_atomic(path, result.model_dump_json(indent=1).encode())
+    if tested.predictions:
+        write_predictions(path.with_suffix(".parquet"), cases.units, tested)
+    write_checked(path, result.model_dump_json(indent=1).encode())
     return result
 
 
-def _key(question: _Question, method: Method) -> str:
+def _path(cases: Cases, method: Method) -> Path:
+    return cases.store.path / "results" / f"{method}-{_key(cases, method)[:16]}.json"
+
+
+def _filed(path: Path) -> Result | None:
+    """Return the result on file, if there is one that can be read."""
+    try:
+        return Result.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        log.warning("%s is not a result and is computed anew: %s", path, error)
+        return None
+
+
+def _key(cases: Cases, method: Method) -> str:
     """Return the sha256 of all that the answer depends on."""
     asked = {
         "method": method,
         "contract": CONTRACT[method],
-        "settings": getattr(question.config, method).model_dump(mode="json"),
-        "name": question.name,
-        "task": question.task.model_dump(mode="json"),
-        "join": question.table.settings.model_dump(mode="json", exclude={"file"}),
-        "labels": question.labels_digest,
-        "split": question.split.digest,
-        "store": question.fingerprint,
+        "settings": getattr(cases.config, method).model_dump(mode="json"),
+        "name": cases.name,
+        "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
+        "join": cases.table.settings.model_dump(
+            mode="json", exclude={"file", "uncertain", "missing"}
+        ),
+        "labels": cases.labels_digest,
+        "split": cases.split.digest,
+        "rules": cases.config.split.model_dump(mode="json", include={"new", "allow"}),
+        "store": cases.fingerprint,
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def _compute(
-    question: _Question, method: Method
-) -> tuple[list[Score], list[str], list[Prediction]]:
+def _compute(cases: Cases, method: Method) -> tuple[list[Score], Tested]:
     """Run one head, whose module is imported here and not before."""
-    units, parts = question.units, question.parts
-    settings = getattr(question.config, method)
-    x = question.features(settings.features)
+    units, turns = cases.units, cases.turns
+    settings = getattr(cases.config, method)
     head = importlib.import_module(f"pipeline.{method}")
     if method == "fewshot":
-        return *head.score(x, units, parts, settings), []
+        scores, notes = head.score(cases.features(settings, turns[0]), units, turns[0], settings)
+        if len(turns) > 1:
+            notes.append("episodes are of the first fold alone")
+        return scores, Tested([], turns[0]["test"], None, notes)
+    answers = [head.predict(cases.features(settings, t), units, t, settings) for t in turns]
+    tested = together(answers, [turn["test"] for turn in turns])
+    return _scores(cases, tested), tested
+
+
+def _scores(cases: Cases, tested: Tested) -> list[Score]:
     from pipeline import metrics
 
-    predictions, notes = head.predict(x, units, parts, settings)
-    test = parts["test"]
-    indicator, groups = units.indicator[test], units.groups[test]
-    notes += [
+    truth = cases.units.at(tested.rows)
+    tested.notes.extend(
         f"{name!r} has no AUROC: all or none of the test units carry it"
-        for name in metrics.one_sided(indicator, units.classes)
-    ]
-    scores = []
-    for each in predictions:
-        joint, labels = metrics.score(indicator, each.proba, groups, units.classes, units.kind)
-        scores.append(Score(setting=each.setting, metrics=joint, labels=labels))
-    return scores, notes, predictions
-
-
-def compare(
-    first: tuple[Path, Result], second: tuple[Path, Result], *, setting: int = -1
-) -> list[Difference]:
-    """Return what the second (store, result) scores above the first on the same test units.
-
-    For two backbones, heads or settings; `setting` picks one of each result's scores. Raises
-    LabelError unless both scored the same units with the same labels, in the same order.
-    """
-    from pipeline import metrics
-
-    (truth, one, groups), (other_truth, two, other_groups) = (
-        read_predictions(store, result, setting) for store, result in (first, second)
+        for name in metrics.one_sided(truth)
     )
-    if not np.array_equal(truth, other_truth) or not _same_grouping(groups, other_groups):
-        raise LabelError(
-            f"Results of {first[1].task!r} and {second[1].task!r} can be compared only on the same "
-            f"test units with the same labels. Got {len(truth)} and {len(other_truth)} units, "
-            "other labels or other patients; use one collection, task and split seed."
-        )
-    return metrics.compare(truth, one, two, groups, first[1].classes, first[1].kind)
-
-
-def _same_grouping(first: NDArray[np.str_], second: NDArray[np.str_]) -> bool:
-    """Return whether two namings, by other keys, tell the same patients apart."""
-    pairs = set(zip(first.tolist(), second.tolist(), strict=True))
-    return len(pairs) == len(set(first.tolist())) == len(set(second.tolist()))
+    scores = []
+    for each in tested.predictions:
+        joint, labels = metrics.score(truth, each.proba, tested.fold)
+        scores.append(Score(setting=each.setting, metrics=joint, labels=labels))
+    return scores
 
 
 def _result(
-    question: _Question,
-    method: Method,
-    key: str,
-    scores: list[Score],
-    notes: list[str],
-    seconds: float,
+    cases: Cases, method: Method, scores: list[Score], tested: Tested, seconds: float
 ) -> Result:
-    units, settings = question.units, getattr(question.config, method)
-    recipe = Recipe.model_validate_json(question.store.recipe_text)
+    units, settings = cases.units, getattr(cases.config, method)
+    recipe = Recipe.model_validate_json(cases.store.recipe_text)
+    sides = {**cases.turns[0], "test": tested.rows}
     return Result(
-        task=question.name,
+        task=cases.name,
+        question=cases.task,
         method=method,
         features=settings.features,
         kind=units.kind,
         classes=units.classes,
-        level=question.task.level,
+        level=cases.task.level,
         settings=settings.model_dump(mode="json"),
-        counts={part: _count(units, question.parts[part]) for part in PARTS},
+        counts={part: _count(units, sides[part]) for part in PARTS},
         tally=units.tally,
         scores=tuple(scores),
-        notes=tuple(notes),
+        notes=tuple(tested.notes),
         provenance=Provenance(
-            key=key,
+            key=_key(cases, method),
             contract=CONTRACT[method],
             recipe=recipe.digest,
             weights=recipe.weights,
             random=recipe.random,
-            store=question.fingerprint,
-            labels=question.labels_digest,
-            split=question.split.digest,
+            store=cases.fingerprint,
+            labels=cases.labels_digest,
+            split=cases.split.digest,
             versions={name: version(name) for name in LIBRARIES},
         ),
         seconds=seconds,
@@ -271,9 +202,14 @@ def _result(
 
 
 def _count(units: Units, rows: NDArray[np.int64]) -> PartCount:
-    positives = units.indicator[rows].sum(axis=0).tolist()
+    truth = units.at(rows)
+    patients = len(np.unique(truth.groups))
+    if truth.kind == "regression":
+        return PartCount(units=len(rows), patients=patients, positives={})
+    unknown = dict(zip(units.classes, (~truth.known).sum(axis=0).tolist(), strict=True))
     return PartCount(
         units=len(rows),
-        patients=len(np.unique(units.groups[rows])),
-        positives=dict(zip(units.classes, positives, strict=True)),
+        patients=patients,
+        positives=dict(zip(units.classes, truth.indicator.sum(axis=0).tolist(), strict=True)),
+        unknown={name: n for name, n in unknown.items() if n},
     )

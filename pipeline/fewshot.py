@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import FewShot
-from pipeline.types import Metric, Part, Score, Units
+from pipeline.questions import Metric, Part, Score, Units
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -41,6 +41,8 @@ def score(
     over episodes: how well the mean is known for these patients, not for other patients. Notes
     say which shots and labels were left out for want of patients.
     """
+    if units.kind == "regression":
+        return [], ["few-shot episodes need classes: a number has none"]
     if settings.head == "simpleshot":  # CL2N of Wang et al., arXiv 1911.04623
         x = x - x[np.concatenate([parts["train"], parts["val"]])].mean(axis=0)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
@@ -64,8 +66,7 @@ def _problems(units: Units) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         yield "all classes", units.indicator
     else:
         for j, name in enumerate(units.classes):
-            carried = units.indicator[:, j]
-            yield name, np.stack([~carried, carried], axis=1)
+            yield name, np.stack([units.y[:, j] == 0, units.y[:, j] == 1], axis=1)
 
 
 def _classes(

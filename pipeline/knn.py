@@ -1,21 +1,22 @@
-"""k nearest neighbours by cosine, exact, with FAISS. The one module that imports it."""
+"""k nearest neighbours by cosine, with FAISS. The one module that imports it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Knn
-from pipeline.types import Part, Prediction, Units
+from pipeline.questions import Part, Prediction, Units
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 Rows = NDArray[np.int64]
 Votes = dict[int, NDArray[np.float64]]
-QUERIES_AT_ONCE = 1024
+AT_ONCE = 1024
 
 
 def predict(
@@ -23,27 +24,68 @@ def predict(
 ) -> tuple[list[Prediction], list[str]]:
     """Score the test units by their neighbours among train and val; x (n, d).
 
-    Returns a prediction a k, and notes on every k that was left out.
+    A label has its neighbours among the units of which it is known; a number is the weighted mean
+    of the neighbours'. Returns a prediction a k, and notes: every k that was left out, and how many
+    test units are all but copies of a reference.
     """
-    reference = np.concatenate([parts["train"], parts["val"]])
-    known, targets, queries = x[reference], units.indicator[reference], x[parts["test"]]
-    patient = np.unique(units.groups[reference], return_inverse=True)[1]
-    method = settings.multilabel if units.kind == "multilabel" else "soft"
-    own = int(np.bincount(patient).max()) if method == "mlknn" else 0
-    most = len(reference) - own
+    reference, test = np.concatenate([parts["train"], parts["val"]]), parts["test"]
+    known = units.known[reference]
+    patient = np.unique(units.groups, return_inverse=True)[1]
+    others = units.kind == "multilabel" and settings.multilabel == "mlknn"
+    most = int(known.sum(axis=0).min())
+    most -= int(np.bincount(patient[reference]).max()) if others else 0
     ks = [k for k in settings.k if k <= most]
     notes = [f"k = {k} left out: only {most} reference units" for k in settings.k if k > most]
-    if not ks:
-        return [], notes
-    if method == "soft":
-        votes = soft_vote(known, targets, queries, ks, settings.temperature)
-    else:
-        votes = ml_knn(known, targets, queries, ks, patient if method == "mlknn" else None)
+    votes = {k: np.empty((len(test), len(units.classes))) for k in ks}
+    closest = np.full(len(test), -np.inf)
+    for mask, labels in _alike(known) if ks else ():
+        each, cosine = _votes(x, units, reference[mask], test, patient, labels, ks, settings)
+        closest = np.maximum(closest, cosine)
+        for k, proba in each.items():
+            votes[k][:, labels] = proba
+    near = int((closest >= settings.near_duplicate).sum())
+    if near:
+        notes.append(
+            f"{near} of {len(test)} test units are near-duplicates (cosine >= "
+            f"{settings.near_duplicate}) of another patient's reference"
+        )
     return [Prediction({"k": k}, proba) for k, proba in votes.items()], notes
 
 
+def _alike(known: Bools) -> Iterator[tuple[Bools, Rows]]:
+    """Yield each set of reference units (n,) that some labels are known of, and these labels."""
+    masks, which = np.unique(known, axis=1, return_inverse=True)
+    for i, mask in enumerate(masks.T):
+        yield mask, np.flatnonzero(which.ravel() == i)
+
+
+def _votes(
+    x: Floats,
+    units: Units,
+    reference: Rows,
+    test: Rows,
+    patient: Rows,
+    labels: Rows,
+    ks: list[int],
+    settings: Knn,
+) -> tuple[Votes, Floats]:
+    """Return for each k what is said of the test units, (q, labels), and their greatest cosines."""
+    cosine, outside = neighbours(x, reference, test, max(ks), patient)
+    if units.kind == "regression":
+        targets = units.y[reference][:, None]
+    else:
+        targets = units.indicator[reference][:, labels]
+    if units.kind != "multilabel" or settings.multilabel == "soft":
+        votes = soft_vote(cosine, outside, targets, ks, settings.temperature)
+    else:
+        others = patient if settings.multilabel == "mlknn" else None
+        inside = neighbours(x, reference, reference, max(ks), others)[1]
+        votes = ml_knn(inside, outside, targets, ks)
+    return votes, cosine[:, 0]
+
+
 def soft_vote(
-    reference: Floats, targets: Bools, queries: Floats, ks: list[int], temperature: float
+    cosine: Floats, nearest: Rows, targets: NDArray[Any], ks: list[int], temperature: float
 ) -> Votes:
     """Return for each k the probabilities (q, c) of DINOv2's weighted vote.
 
@@ -51,40 +93,46 @@ def soft_vote(
     k (facebookresearch/dinov2, eval/knn.py). There the sums are left as they are; here they are
     divided by the k weights, so that they are probabilities. The likeliest class is the same; an
     AUROC, which compares queries, is not.
-    reference (n, d), targets (n, c), queries (q, d).
+    cosine, nearest (q, k) from the greatest; targets (n, c) of the references.
     """
-    votes = {k: np.empty((len(queries), targets.shape[1])) for k in ks}
-    for now, cosine, nearest in _neighbours(reference, queries, max(ks)):
-        weights = np.exp((cosine - cosine[:, :1]).astype(np.float64) / temperature)
-        carried = targets[nearest]  # (q, k, c)
+    votes = {k: np.empty((len(nearest), targets.shape[1])) for k in ks}
+    for now in _batches(len(nearest)):
+        weights = np.exp((cosine[now] - cosine[now, :1]).astype(np.float64) / temperature)
+        carried = targets[nearest[now]]  # (b, k, c)
         for k, proba in votes.items():
             first = weights[:, :k] / weights[:, :k].sum(axis=1, keepdims=True)
             proba[now] = np.einsum("qk,qkc->qc", first, carried[:, :k])
     return votes
 
 
-def ml_knn(
-    reference: Floats, targets: Bools, queries: Floats, ks: list[int], patient: Rows | None
-) -> Votes:
+def ml_knn(inside: Rows, outside: Rows, targets: Bools, ks: list[int]) -> Votes:
     """Return for each k the probabilities (q, c) of ML-kNN, with smoothing s = 1.
 
     Zhang and Zhou, Pattern Recognition 40 (2007), eqs. 1 to 3. The likelihoods come from how many
-    neighbours of each reference carry a label. Neighbours are of other patients (patient (n,) of
-    each reference), as they are for the queries; with None, as in the code of arXiv 2312.02366,
-    each reference is its own first neighbour, which makes neighbours look better than they are.
+    neighbours of each reference (inside (n, k)) carry a label, the answer from how many of each
+    query (outside (q, k)) do; targets (n, c). Where each reference is its own first neighbour, as
+    in the code of arXiv 2312.02366, neighbours look better than they are.
     """
-    own = 0 if patient is None else int(np.bincount(patient).max())
-    inside = _counts(reference, targets, reference, ks, own, patient)
-    outside = _counts(reference, targets, queries, ks, 0, None)
+    within, without = _counts(inside, targets, ks), _counts(outside, targets, ks)
     prior = (1 + targets.sum(axis=0)) / (2 + len(targets))
+    label = np.arange(targets.shape[1])
     votes = {}
     for k in ks:
-        with_label, without = (_likelihood(inside[k], side, k) for side in (targets, ~targets))
-        label = np.arange(targets.shape[1])
-        true = prior * with_label[outside[k], label]
-        false = (1 - prior) * without[outside[k], label]
+        carrying, lacking = (_likelihood(within[k], side, k) for side in (targets, ~targets))
+        true = prior * carrying[without[k], label]
+        false = (1 - prior) * lacking[without[k], label]
         votes[k] = true / (true + false)
     return votes
+
+
+def _counts(nearest: Rows, targets: Bools, ks: list[int]) -> dict[int, Rows]:
+    """Return for each k how many of the first k neighbours (q, k) carry each label: (q, c)."""
+    counts = {k: np.empty((len(nearest), targets.shape[1]), np.int64) for k in ks}
+    for now in _batches(len(nearest)):
+        carried = targets[nearest[now]]
+        for k, into in counts.items():
+            into[now] = carried[:, :k].sum(axis=1)
+    return counts
 
 
 def _likelihood(counts: Rows, side: Bools, k: int) -> NDArray[np.float64]:
@@ -94,41 +142,46 @@ def _likelihood(counts: Rows, side: Bools, k: int) -> NDArray[np.float64]:
     return likelihood
 
 
-def _counts(
-    reference: Floats,
-    targets: Bools,
-    queries: Floats,
-    ks: list[int],
-    own: int,
-    patient: Rows | None,
-) -> dict[int, Rows]:
-    """Return for each k how many of the first k neighbours carry each label, (q, c).
+# --- searching -----------------------------------------------------------------------------
 
-    Where the queries are the references, neighbours of the query's patient (at most `own`) do not
-    count and others take their place.
+
+def neighbours(
+    x: Floats, reference: Rows, queries: Rows, k: int, patient: Rows | None = None
+) -> tuple[Floats, Rows]:
+    """Return (q, k): cosines from the greatest, and places in `reference` of the nearest units.
+
+    reference, queries: row numbers of x (n, d). With patient (n,), neighbours of the query's own
+    patient do not count and others take their place, also where reference and queries share
+    patients; k others must be there for every query.
     """
-    counts = {k: np.empty((len(queries), targets.shape[1]), np.int64) for k in ks}
-    for now, _, nearest in _neighbours(reference, queries, max(ks) + own):
-        if patient is not None:
-            same = patient[nearest] == patient[now, None]
+    index = faiss.IndexFlatIP(x.shape[1])
+    for now in _batches(len(reference)):
+        index.add(unit_length(x[reference[now]]))
+    cosine = np.empty((len(queries), k), np.float32)
+    nearest = np.empty((len(queries), k), np.int64)
+    own = 0 if patient is None else _shared(patient[reference], patient[queries])
+    for now in _batches(len(queries)):
+        near, at = index.search(unit_length(x[queries[now]]), k + own)
+        if patient is not None and own:
+            same = patient[reference][at] == patient[queries[now], None]
             order = np.argsort(same, axis=1, kind="stable")  # others first, nearest first
-            nearest = np.take_along_axis(nearest, order, axis=1)
-        carried = targets[nearest[:, : max(ks)]]
-        for k, into in counts.items():
-            into[now] = carried[:, :k].sum(axis=1)
-    return counts
+            near, at = np.take_along_axis(near, order, 1), np.take_along_axis(at, order, 1)
+        cosine[now], nearest[now] = near[:, :k], at[:, :k]
+    return cosine, nearest
 
 
-def _neighbours(reference: Floats, queries: Floats, k: int) -> Iterator[tuple[slice, Floats, Rows]]:
-    """Yield batches of queries: which they are, cosines (b, k) from the greatest, references."""
-    index = faiss.IndexFlatIP(reference.shape[1])
-    index.add(unit_length(reference))
-    for start in range(0, len(queries), QUERIES_AT_ONCE):
-        now = slice(start, min(start + QUERIES_AT_ONCE, len(queries)))
-        yield now, *index.search(unit_length(queries[now]), k)
+def _shared(reference: Rows, queries: Rows) -> int:
+    """Return how many references a patient who is also asked about has at most."""
+    counts = np.bincount(reference[np.isin(reference, queries)])
+    return int(counts.max()) if len(counts) else 0
 
 
 def unit_length(x: Floats) -> Floats:
     """Return rows scaled to length 1, float32 and contiguous; a zero row stays zero."""
     norm = np.linalg.norm(x, axis=1, keepdims=True)
     return np.ascontiguousarray(x / np.maximum(norm, np.finfo(np.float32).tiny), np.float32)
+
+
+def _batches(n: int) -> Iterator[slice]:
+    for start in range(0, n, AT_ONCE):
+        yield slice(start, min(start + AT_ONCE, n))

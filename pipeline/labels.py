@@ -2,7 +2,8 @@
 
 A value is compared as text, so a CSV and a Parquet of the same labels are the same labels: 1.0 is
 1, and an empty cell, NaN, NA, n/a or null is no label. A row joins slices by the path of their
-file or of any folder above it (the nearest named one wins), or by a patient, study or series id.
+file or of any folder above it (the nearest named one wins), by a patient, study or series id, or
+by the value of a DICOM tag.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline._label_file import LabelTable as LabelTable
 from pipeline._label_file import Texts
 from pipeline._label_file import read_labels as read_labels
-from pipeline.types import Kind, Level, Tally, Task, Units
+from pipeline._label_values import Settled, encode, settle
+from pipeline.questions import Level, Tally, Task, Units
 from stores.errors import LabelError
 
-# pyarrow's own spellings of a missing value in CSV, and pandas' in a cast float column.
-EMPTY = frozenset({"", "#N/A", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan"})
 EXAMPLES = 3
 VOID, OK, UNREADABLE, WITHDRAWN = 0, 1, 2, 3
 
-# kind ("patient", "study", "series") and a raw id -> the pseudonym the slice table has.
+# kind ("patient", "study", "series", "tag:...") and a raw id -> the pseudonym the slice table has.
 Pseudonymise = Callable[[str, str], str]
 
 
@@ -43,6 +44,7 @@ class _Joined:
     paths: Texts
     headers: Texts  # the patient pseudonym of the file itself, or None
     series: Texts
+    study: Texts
     status: NDArray[np.uint8]
     label: NDArray[np.int64]  # the label row of each
 
@@ -64,14 +66,56 @@ def label_units(
     patient, saying how many and an example.
     """
     keys = _keys(table, root, pseudonymise)
-    values = _values(table, task)
-    _refuse_duplicates(table, keys, values)
+    settled = settle(table, task)
+    _refuse_duplicates(table, keys, settled.texts)
     joined, tally = _join(table, task, slices, status, keys)
     patients = _patients(table, joined, pseudonymise)
     names = _unit_names(joined, patients, task.level)
+    use, tally = _usable(joined, names, settled, task, tally)
+    joined, patients, names = joined.at(use), patients[use], names[use]
+    _refuse_unknown_patients(joined, patients)
+    y, classes, kind = encode(settled.texts, joined.label, task)
+    first, unit = _first_and_inverse(names)
+    _refuse_disagreement(joined.paths, unit, first, y, f"labels {list(task.labels)}", task.level)
+    _refuse_disagreement(joined.paths, unit, first, patients, "patients", task.level)
+    tally = tally.model_copy(
+        update={
+            "filled_labels": int(settled.filled[np.unique(joined.label)].sum()),
+            "unknown_labels": int((y[first] == -1).sum()),
+        }
+    )
+    ids, groups = names[first].astype(np.str_), patients[first].astype(np.str_)
+    return Units(y[first], groups, classes, kind, ids, joined.rows, unit, tally)
 
-    labelled = np.array([value is not None for value in values])[joined.label]
-    use = labelled & (joined.status == OK)
+
+def texts_of(
+    table: LabelTable,
+    column: str,
+    units: Units,
+    slices: pa.Table,
+    root: Path,
+    pseudonymise: Pseudonymise,
+) -> NDArray[np.str_]:
+    """Return (n,) what a column says of each unit; "" where it says nothing, or several things."""
+    keys = _keys(table, root, pseudonymise)
+    _refuse_duplicates(table, keys, table.columns[column][:, None])
+    where, by = {key: i for i, key in enumerate(keys) if key}, table.settings.by
+    place = np.searchsorted(slices["row"].to_numpy(), units.rows)
+    label = _match(_joined_by(slices, by)[place], where, climb=by == "path")
+    texts = np.where(label >= 0, table.columns[column][label], "").astype(np.str_)
+    first = np.unique(units.unit, return_index=True)[1]
+    torn = units.unit[texts != texts[first][units.unit]]
+    said: NDArray[np.str_] = texts[first]
+    said[torn] = ""
+    return said
+
+
+def _usable(
+    joined: _Joined, names: Texts, settled: Settled, task: Task, tally: Tally
+) -> tuple[NDArray[np.bool_], Tally]:
+    """Return which slices have a label and features, and the tally with those that have not."""
+    labelled = settled.labelled[joined.label]
+    use: NDArray[np.bool_] = labelled & (joined.status == OK)
     tally = tally.model_copy(
         update={
             "unlabelled_units": len(set(names[~labelled]) - set(names[labelled])),
@@ -85,14 +129,7 @@ def label_units(
             f"label and features ({int(labelled.sum())} have a label, {tally.pending_slices} of "
             "them await extraction). Run `radprobe extract`, or check the label column."
         )
-    joined, patients, names = joined.at(use), patients[use], names[use]
-    _refuse_unknown_patients(joined, patients)
-    y, classes, kind = _encode(joined.label, values, task)
-    first, unit = _first_and_inverse(names)
-    _refuse_disagreement(joined.paths, unit, first, y, f"labels {list(task.labels)}", task.level)
-    _refuse_disagreement(joined.paths, unit, first, patients, "patients", task.level)
-    ids, groups = names[first].astype(np.str_), patients[first].astype(np.str_)
-    return Units(ids, y[first], groups, classes, kind, joined.rows, unit, tally)
+    return use, tally
 
 
 def _keys(table: LabelTable, root: Path, pseudonymise: Pseudonymise) -> list[str]:
@@ -109,31 +146,23 @@ def _relative(text: str, root: str) -> str:
     return text.replace("\\", "/").removeprefix(root).removeprefix("./").rstrip("/")
 
 
-def _values(table: LabelTable, task: Task) -> list[tuple[str, ...] | None]:
-    """Return each label row's values, or None where any of them is empty."""
-    rows = zip(*(table.columns[name] for name in task.labels), strict=True)
-    return [None if EMPTY & set(row) else row for row in rows]
-
-
-def _refuse_duplicates(
-    table: LabelTable, keys: Sequence[str], values: Sequence[tuple[str, ...] | None]
-) -> None:
+def _refuse_duplicates(table: LabelTable, keys: Sequence[str], texts: NDArray[Any]) -> None:
     """Raise LabelError where two rows of one key say different things."""
     name = table.settings.patient
     patients = table.columns[name] if name else [""] * len(keys)
+    said = [(*row, patient) for row, patient in zip(texts.tolist(), patients, strict=True)]
     seen: dict[str, int] = {}
     clashes = [
         (seen[key], i)
         for i, key in enumerate(keys)
-        if key
-        and (values[seen.setdefault(key, i)], patients[seen[key]]) != (values[i], patients[i])
+        if key and said[seen.setdefault(key, i)] != said[i]
     ]
     if clashes:
         first, second = clashes[0]
         raise LabelError(
             f"{len(clashes)} rows of {str(table.settings.file)!r} repeat a key with other values, "
-            f"for example data rows {first + 1} and {second + 1}: {values[first]} and "
-            f"{values[second]}. Keep one row a key."
+            f"for example data rows {first + 1} and {second + 1}: {texts[first].tolist()} and "
+            f"{texts[second].tolist()}. Keep one row a key."
         )
 
 
@@ -169,9 +198,8 @@ def _join(
         unmatched_slice_examples=tuple(dict.fromkeys(lost))[:EXAMPLES],
         unmatched_label_examples=tuple(named),
     )
-    every = _Joined(
-        rows, paths, _column(slices, "patient"), _column(slices, "series"), status[rows], label
-    )
+    patient, series, study = (_column(slices, name) for name in ("patient", "series", "study"))
+    every = _Joined(rows, paths, patient, series, study, status[rows], label)
     return every.at(found), tally
 
 
@@ -182,10 +210,23 @@ def _column(slices: pa.Table, name: str) -> Texts:
 
 def _joined_by(slices: pa.Table, by: str) -> Texts:
     """Return what each slice is joined by; the volumes of one series share the series' id."""
+    if by.startswith("tag:"):
+        return _tag(slices, by.removeprefix("tag:"))
     values = _column(slices, by)
     if by != "series":
         return values
     return np.array([value and value.partition(".")[0] for value in values], dtype=object)
+
+
+def _tag(slices: pa.Table, keyword: str) -> Texts:
+    """Return the pseudonym of a DICOM tag's value in each slice, or None."""
+    values = pc.map_lookup(slices["tags"], pa.scalar(keyword), "first")
+    if values.null_count == len(values):
+        raise LabelError(
+            f"No slice has the tag {keyword!r} that labels.by asks for. Add {keyword!r} to "
+            "data.tags and run `radprobe extract`: it reads the headers again and embeds nothing."
+        )
+    return np.array(values.to_pylist(), dtype=object)
 
 
 def _match(names: Texts, where: dict[str, int], climb: bool) -> NDArray[np.int64]:
@@ -256,12 +297,13 @@ def _refuse_unknown_patients(joined: _Joined, patients: Texts) -> None:
 
 
 def _unit_names(joined: _Joined, patients: Texts, level: Level) -> Texts:
-    """Return the unit of each slice; a file without a series is its own."""
+    """Return the unit of each slice; a file without a series or study is its own."""
     if level == "image":
         return joined.rows.astype(np.str_).astype(object)
     if level == "patient":
         return patients
-    return np.where(joined.series == None, joined.paths, joined.series)  # noqa: E711
+    named = joined.series if level == "series" else joined.study
+    return np.where(named == None, joined.paths, named)  # noqa: E711
 
 
 def _first_and_inverse(names: Texts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -289,46 +331,3 @@ def _refuse_disagreement(
             f"example {paths[first[unit[i]]]!r} and {paths[i]!r}. Ask at a finer level, or give "
             f"each {level} one value."
         )
-
-
-# --- values --------------------------------------------------------------------------------
-
-
-def _encode(
-    label: NDArray[np.int64], values: Sequence[tuple[str, ...] | None], task: Task
-) -> tuple[NDArray[Any], tuple[str, ...], Kind]:
-    """Return y for each slice's label row, the class names and the kind of the task.
-
-    Classes are in order: numbers by value first, then text.
-    """
-    used, at = np.unique(label, return_inverse=True)
-    present = [value for value in (values[i] for i in used) if value is not None]
-    if len(task.labels) > 1:
-        bits = np.array([[_zero_or_one(v, task) for v in row] for row in present], dtype=np.int8)
-        return bits[at], task.labels, "multilabel"
-    firsts = [row[0] for row in present]
-    classes = sorted(set(firsts), key=_order)
-    if len(classes) < 2:
-        raise LabelError(
-            f"The labels {list(task.labels)} must have at least two values among the slices with "
-            f"features. Got only {classes} instead."
-        )
-    index = {name: i for i, name in enumerate(classes)}
-    y = np.array([index[name] for name in firsts], dtype=np.int64)
-    return y[at], tuple(classes), "binary" if len(classes) == 2 else "multiclass"
-
-
-def _zero_or_one(value: str, task: Task) -> int:
-    if value.lower() not in ("0", "1", "false", "true"):
-        raise LabelError(
-            f"A multi-label value must be 0 or 1 (or empty, to leave the unit out). Got {value!r} "
-            f"instead, in one of the columns {list(task.labels)}."
-        )
-    return int(value.lower() in ("1", "true"))
-
-
-def _order(name: str) -> tuple[bool, float, str]:
-    try:
-        return (False, float(name), name)
-    except ValueError:
-        return (True, 0.0, name)

@@ -7,14 +7,27 @@ draws are a few matrix products. Dims: n units, c classes, b draws, p patients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline._null import permuted_aurocs
 from pipeline._paired import delong, holm, two_sided_p
-from pipeline._weighted import SPECIFICITY, auroc, decisions, forms, mean, quadratic_kappa, ranking
-from pipeline.types import Difference, Kind, Metric
+from pipeline._weighted import (
+    SPECIFICITY,
+    auroc,
+    bins_of,
+    confidence,
+    decisions,
+    forms,
+    mean,
+    quadratic_kappa,
+    ranking,
+    ratio,
+    regression,
+)
+from pipeline.questions import Bin, Difference, Kind, Metric, Truth
 
 DRAWS = 2000
 SEED = 0
@@ -22,6 +35,7 @@ SEED = 0
 AT_ONCE = 2**22
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Folds = NDArray[np.int64]
 # (metric, class or label name; "" for all together) -> (b,) values, NaN where undefined
 Values = dict[tuple[str, str], Floats]
 Joint = dict[str, Floats]
@@ -29,48 +43,98 @@ RANKING = ("auroc", "average_precision", f"sensitivity_at_specificity_{SPECIFICI
 
 
 def score(
-    indicator: Bools, proba: Floats, groups: NDArray[np.str_], classes: tuple[str, ...], kind: Kind
+    truth: Truth, proba: Floats, fold: Folds | None = None, permutations: int = 0
 ) -> tuple[dict[str, Metric], dict[str, dict[str, Metric]]]:
     """Return the metrics over all, and by class or label, each with its 95 % interval.
 
-    indicator (n, c): which classes a unit carries; proba (n, c); groups (n,): patients. The
+    proba (n, c): of the units of `truth`; fold (n,): the model that scored each, where there are
+    several: a metric is then its mean over folds, since scores of two models do not compare. The
     interval is the 2.5th to 97.5th percentile over 2,000 seeded draws of patients with
-    replacement; a draw without both sides of a label counts for the others only. A metric that
-    the units leave undefined (a label of one value) is not there.
+    replacement; a draw without both sides of a label counts for the others only. With permutations,
+    each AUROC has its p. A metric that the units leave undefined (a label of one value) is not
+    there.
     """
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
-    found = _bootstrap(lambda w: statistics(indicator, proba, classes, kind, w), groups)
+    found = _bootstrap(lambda w: _over_folds(truth, proba, fold, w), truth.groups, proba.shape[1])
+    p = _null_p(truth, proba, fold, permutations) if permutations else {}
     for (name, label), metric in found.items():
+        if name == "auroc" and label in p:
+            metric = metric.model_copy(update={"p": p[label]})
         into = by_label.setdefault(label, {}) if label else overall
         into[name] = metric
     return overall, by_label
 
 
+def _null_p(
+    truth: Truth, proba: Floats, fold: Folds | None, number: int
+) -> dict[str, float]:
+    """Return for each label, and "" for their mean, the p of its AUROC among permuted ones."""
+    if truth.kind == "regression":
+        return {}
+    patient = np.unique(truth.groups, return_inverse=True)[1]
+    fold = np.zeros(len(patient), np.int64) if fold is None else fold
+    indicator, known = truth.indicator, truth.known
+    nulls: dict[str, Floats] = {}
+    for j in _scored(proba, truth.kind):
+        of_folds = []
+        for i in np.unique(fold):
+            on = known[:, j] & (fold == i)
+            positive, values = indicator[on, j], proba[on, j]
+            if positive.any() and not positive.all():
+                null = permuted_aurocs(positive, values, patient[on], number)
+                of_folds.append(np.append(null, auroc(positive, values)))
+        if of_folds:
+            nulls[truth.classes[j]] = np.mean(of_folds, axis=0)
+    if not nulls:
+        return {}
+    nulls[""] = np.mean(list(nulls.values()), axis=0)
+    return {label: float((null >= null[-1] - 1e-12).mean()) for label, null in nulls.items()}
+
+
+def reliability(truth: Truth, proba: Floats) -> dict[str, tuple[Bin, ...]]:
+    """Return the reliability curve of each label, or of the classes together under ""."""
+    indicator, known = truth.indicator, truth.known
+    if truth.kind != "multilabel":
+        return {"": _curve(*confidence(indicator, proba, proba.argmax(axis=1)))}
+    return {
+        truth.classes[j]: _curve(proba[known[:, j], j], indicator[known[:, j], j])
+        for j in _scored(proba, truth.kind)
+    }
+
+
+def _curve(sure: Floats, right: Bools) -> tuple[Bin, ...]:
+    bins = bins_of(sure)
+    each = [bins == i for i in np.unique(bins)]
+    return tuple(
+        Bin(predicted=sure[b].mean(), observed=right[b].mean(), units=int(b.sum())) for b in each
+    )
+
+
+def _over_folds(truth: Truth, proba: Floats, fold: Folds | None, weights: Floats) -> Values:
+    """Return the mean of each metric over the folds that define it."""
+    if fold is None:
+        return statistics(truth, proba, weights)
+    masks = [fold == i for i in np.unique(fold)]
+    each = [statistics(truth.at(mask), proba[mask], weights[mask]) for mask in masks]
+    keys = dict.fromkeys(key for values in each for key in values)
+    return {key: mean(np.array([v[key] for v in each if key in v])) for key in keys}
+
+
 def compare(
-    indicator: Bools,
-    first: Floats,
-    second: Floats,
-    groups: NDArray[np.str_],
-    classes: tuple[str, ...],
-    kind: Kind,
+    truth: Truth, first: Floats, second: Floats, fold: Folds | None = None
 ) -> list[Difference]:
-    """Return what `second` scores above `first` (n, c) on the same units, metric by metric."""
+    """Return what `second` scores above `first` (n, c) on the same units, metric by metric.
+
+    p, by DeLong's test, is of an AUROC of one model: not of a mean over folds.
+    """
 
     def less(weights: Floats) -> Values:
-        one, two = (statistics(indicator, p, classes, kind, weights) for p in (first, second))
+        one, two = (_over_folds(truth, p, fold, weights) for p in (first, second))
         return {key: two[key] - one[key] for key in two if key in one}
 
-    differences = _bootstrap(less, groups)
-    patient = np.unique(groups, return_inverse=True)[1]
-    tested = {"": 1} if kind == "binary" else {name: j for j, name in enumerate(classes)}
-    p: dict[tuple[str, str], float] = {}
-    for label, j in tested.items():
-        if ("auroc", label) in differences:
-            values = np.stack([first[:, j], second[:, j]])
-            aurocs, covariance = delong(indicator[:, j], values, patient)
-            variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-            p["auroc", label] = two_sided_p(float(aurocs[1] - aurocs[0]), float(variance))
+    differences = _bootstrap(less, truth.groups, first.shape[1])
+    p = {} if fold is not None else _delong_p(truth, first, second, differences)
     adjusted = dict(zip(p, holm(list(p.values())), strict=True))
     return [
         Difference(
@@ -80,12 +144,29 @@ def compare(
     ]
 
 
+def _delong_p(
+    truth: Truth, first: Floats, second: Floats, defined: Container[tuple[str, str]]
+) -> dict[tuple[str, str], float]:
+    """Return DeLong's p of each AUROC of two sides."""
+    patient = np.unique(truth.groups, return_inverse=True)[1]
+    tested = {"": 1} if truth.kind == "binary" else {n: j for j, n in enumerate(truth.classes)}
+    p: dict[tuple[str, str], float] = {}
+    for label, j in tested.items():
+        if ("auroc", label) in defined:
+            known = truth.known[:, j]
+            values = np.stack([first[known, j], second[known, j]])
+            aurocs, covariance = delong(truth.indicator[known, j], values, patient[known])
+            variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+            p["auroc", label] = two_sided_p(float(aurocs[1] - aurocs[0]), float(variance))
+    return p
+
+
 def _bootstrap(
-    statistic: Callable[[Floats], Values], groups: NDArray[np.str_]
+    statistic: Callable[[Floats], Values], groups: NDArray[np.str_], c: int
 ) -> dict[tuple[str, str], Metric]:
     """Return each value under weights of one, where defined, with its interval over the draws."""
     values = statistic(np.ones((len(groups), 1)))
-    chunks = [statistic(drawn) for drawn in draws(groups, DRAWS)]
+    chunks = [statistic(drawn) for drawn in draws(groups, DRAWS, c)]
     metrics = {}
     for key, value in values.items():
         if not np.isnan(value[0]):
@@ -95,12 +176,15 @@ def _bootstrap(
     return metrics
 
 
-def draws(groups: NDArray[np.str_], number: int) -> Iterator[Floats]:
-    """Yield weights (n, b) until `number` are made: how often each draw took a unit's patient."""
+def draws(groups: NDArray[np.str_], number: int, c: int = 1) -> Iterator[Floats]:
+    """Yield weights (n, b) until `number` are made: how often each draw took a unit's patient.
+
+    Fewer at once for more classes c, whose weights the micro averages hold side by side.
+    """
     patients, first, patient = np.unique(groups, return_index=True, return_inverse=True)
     place = np.argsort(np.argsort(first))[patient]  # names must not matter, only order
     p, rng = len(patients), np.random.default_rng(SEED)
-    at_once = max(1, AT_ONCE // len(groups))
+    at_once = max(1, AT_ONCE // (len(groups) * c))
     for start in range(0, number, at_once):
         b = min(at_once, number - start)
         drawn = rng.integers(0, p, (b, p)) + np.arange(b)[:, None] * p
@@ -108,31 +192,41 @@ def draws(groups: NDArray[np.str_], number: int) -> Iterator[Floats]:
         yield counts.T.astype(np.float64)[place]
 
 
-def statistics(
-    indicator: Bools, proba: Floats, classes: tuple[str, ...], kind: Kind, weights: Floats
-) -> Values:
+def statistics(truth: Truth, proba: Floats, weights: Floats) -> Values:
     """Return every metric under each column of weights (n, b).
 
     What needs a decision takes the likeliest class, or for multi-label 0.5, and is averaged over
     classes or labels. What ranks (auroc, average precision, sensitivity at a specificity of 0.9)
-    is of one class against the rest, and their mean; for binary, of the positive alone. brier is
-    half the squared distance (binary and multi-label: the plain square); ece is of the positive,
-    or for multi-class of the likeliest class. A label whose column is NaN has no model and stays
-    out of every mean.
+    is of one class against the rest, and their mean; for binary, of the positive alone; `_micro`
+    ranks all (unit, class) pairs together. brier is half the squared distance (binary and
+    multi-label: the plain square); ece is of the positive, or for multi-class of the likeliest
+    class. A label that is not known of a unit leaves the unit out for that label; one whose column
+    is NaN has no model and stays out of every mean.
     """
-    scored = _scored(proba, kind)
-    each = [ranking(indicator[:, j], proba[:, j], weights) for j in scored]
+    if truth.kind == "regression":
+        found = regression(truth.y, proba[:, 0], weights)
+        return {(name, ""): value for name, value in found.items()}
+    indicator, known, scored = truth.indicator, truth.known, _scored(proba, truth.kind)
+    each = []
+    for j in scored:
+        on = slice(None) if known[:, j].all() else known[:, j]
+        each.append(ranking(indicator[on, j], proba[on, j], weights[on]))
     ranks = {name: np.array([one[i] for one in each]) for i, name in enumerate(RANKING)}
-    if kind == "multilabel":
-        joint = _by_label(indicator[:, scored], proba[:, scored], weights)
+    if truth.kind == "multilabel":
+        joint = _by_label(indicator[:, scored], known[:, scored], proba[:, scored], weights)
     else:
-        joint = _by_class(indicator, proba, classes, weights)
+        joint = _by_class(indicator, proba, truth.classes, weights)
     joint |= {name: mean(values) for name, values in ranks.items()}
-    found = {(name, ""): value for name, value in joint.items()}
-    if kind != "binary":
-        for name, values in ranks.items():
-            found |= {(name, classes[j]): v for j, v in zip(scored, values, strict=True)}
-    return found
+    if truth.kind != "binary" and scored:
+        row, place = np.nonzero(known[:, scored])
+        column = np.array(scored)[place]
+        micro = ranking(indicator[row, column], proba[row, column], weights[row])
+        joint |= {f"{name}_micro": value for name, value in zip(RANKING[:2], micro, strict=False)}
+    values = {(name, ""): value for name, value in joint.items()}
+    if truth.kind != "binary":
+        for name, of in ranks.items():
+            values |= {(name, truth.classes[j]): v for j, v in zip(scored, of, strict=True)}
+    return values
 
 
 def _scored(proba: Floats, kind: Kind) -> list[int]:
@@ -142,26 +236,28 @@ def _scored(proba: Floats, kind: Kind) -> list[int]:
 
 
 def _by_class(indicator: Bools, proba: Floats, classes: tuple[str, ...], weights: Floats) -> Joint:
-    c, total = len(classes), weights.sum(axis=0)
+    c = len(classes)
     sums = forms(indicator, proba, proba.argmax(axis=1)) @ weights
-    joint = decisions(sums, total, c)
+    joint = decisions(sums, c)
     if c > 2 and all(map(_is_number, classes)):
         joint["quadratic_kappa"] = quadratic_kappa(sums[: c * c].reshape(c, c, -1))
     return joint
 
 
-def _by_label(indicator: Bools, proba: Floats, weights: Floats) -> Joint:
+def _by_label(indicator: Bools, known: Bools, proba: Floats, weights: Floats) -> Joint:
     """Return the means over labels, each of which is a matter of two classes."""
-    total, labels = weights.sum(axis=0), []
+    labels = []
     for j in range(proba.shape[1]):
-        truth, sure = indicator[:, j], proba[:, j]
-        two = np.stack([~truth, truth], axis=1), np.stack([1 - sure, sure], axis=1)
-        labels.append(forms(*two, (sure >= 0.5).astype(np.int64)))
+        positive, sure = indicator[:, j], proba[:, j]
+        two = np.stack([~positive, positive], axis=1), np.stack([1 - sure, sure], axis=1)
+        labels.append(forms(*two, (sure >= 0.5).astype(np.int64)) * known[:, j])
     if not labels:
         return {}
     sums = (np.concatenate(labels) @ weights).reshape(len(labels), len(labels[0]), -1)
-    own = [decisions(each, total, 2) for each in sums]
-    return {name: mean(np.array([one[name] for one in own])) for name in own[0]}
+    own = [decisions(each, 2) for each in sums]
+    joint = {name: mean(np.array([one[name] for one in own])) for name in own[0]}
+    wrong, right = sums[:, 1:3].sum(axis=(0, 1)), sums[:, 3].sum(axis=0)
+    return joint | {"f1_micro": ratio(2 * right, 2 * right + wrong)}
 
 
 def _is_number(name: str) -> bool:
@@ -172,13 +268,23 @@ def _is_number(name: str) -> bool:
     return True
 
 
-def macro_auroc(indicator: Bools, proba: Floats, kind: Kind) -> float:
+def macro_auroc(truth: Truth, proba: Floats) -> float:
     """Return the mean AUROC over the classes that have both sides; NaN if none has."""
-    each = [[auroc(indicator[:, j], proba[:, j])] for j in _scored(proba, kind)]
+    indicator, known = truth.indicator, truth.known
+    each = [
+        [auroc(indicator[known[:, j], j], proba[known[:, j], j])]
+        for j in _scored(proba, truth.kind)
+    ]
     return float(mean(np.array(each))[0]) if each else float("nan")
 
 
-def one_sided(indicator: Bools, classes: tuple[str, ...]) -> list[str]:
+def one_sided(truth: Truth) -> list[str]:
     """Return the classes that all units carry, or none does: nothing can be ranked by them."""
-    carried = indicator.mean(axis=0)
-    return [name for name, share in zip(classes, carried, strict=True) if share in (0.0, 1.0)]
+    if truth.kind == "regression":
+        return []
+    carried, absent = truth.indicator, truth.known & ~truth.indicator
+    return [
+        name
+        for j, name in enumerate(truth.classes)
+        if not (carried[:, j].any() and absent[:, j].any())
+    ]

@@ -103,7 +103,7 @@ def explain(config: Config, *, rehash: bool = False) -> Explanation:
     if fields:  # another recipe makes every slice stale: there is no more to say
         return Explanation(str(store.path), fields, [], [])
     changes = list(_look(config, store, rehash).found.changes)
-    parts = [(part.index, store.doubt(part.index) or "") for part in store.missing()]
+    parts = [(part.index, store.receipts.doubt(part.index) or "") for part in store.missing()]
     return Explanation(str(store.path), [], changes, parts)
 
 

@@ -1,8 +1,8 @@
 """Pixels to what a network sees: pure functions, one a step.
 
 intensity -> [0, 1] -> crop to the body -> aspect -> bicubic resize -> clamp -> three channels ->
-mean and std. Whatever is done, the numbers of a slice depend on that slice alone, so that what is
-cached stays true whatever lies beside it.
+mean and std. The numbers of a slice depend on that slice alone, so that what is cached stays true
+whatever lies beside it; a rule of scope `volume` makes them depend on its volume, and no further.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from pipeline.types import (
     Window,
     Windows,
     ZScore,
-    intensity_kind,
 )
 from stores.errors import UnreadableError
 
@@ -85,8 +84,7 @@ def scale(
     if not np.isfinite(item.pixels).any():
         raise UnreadableError("not-finite", "the slice has no finite pixel")
     pixels = torch.from_numpy(np.ascontiguousarray(item.pixels)).to(device)
-    rule: Intensity = getattr(preprocess, intensity_kind(modality))
-    grey = apply_intensity(pixels, rule, item.voi)
+    grey = apply_intensity(pixels, preprocess.rule(modality), item.voi, item.ends)
     if preprocess.crop == "body":
         rows, columns = body_box(item.pixels, modality)
         grey = grey[:, rows, columns]
@@ -96,9 +94,21 @@ def scale(
 # --- intensity -----------------------------------------------------------------------------------
 
 
-def apply_intensity(pixels: Tensor, rule: Intensity, voi: Voi | None) -> Tensor:
-    """Return (1 or 3, H, W) in [0, 1]; padding (NaN) is 0, infinities are the ends."""
+def apply_intensity(
+    pixels: Tensor, rule: Intensity, voi: Voi | None, ends: tuple[float, float] | None = None
+) -> Tensor:
+    """Return (1 or 3, H, W) in [0, 1]; padding (NaN) is 0, infinities are the ends.
+
+    ends: of the volume, which a rule of scope `volume` must have. Raises ValueError.
+    """
     match rule:
+        case Percentiles(scope="volume") | ZScore(scope="volume"):
+            if ends is None:
+                raise ValueError(
+                    f"ends must be those of the volume for {rule!r}. Got None instead; take a "
+                    "rule of scope 'slice' for a slice by itself."
+                )
+            return ramp(pixels, *ends)[None]
         case Windows():
             windows = rule.red, rule.green, rule.blue
             return torch.stack([ramp(pixels, window.low, window.high) for window in windows])

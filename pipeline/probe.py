@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features. The one module that imports scikit-learn.
+"""Logistic and ridge regression on frozen features. The one module that imports scikit-learn.
 
 The features are not standardised, as in DINOv2's evaluation (eval/log_regression.py). They are
 centred, which changes no model (the intercept is not penalised and takes it up) but lets L-BFGS
@@ -8,16 +8,17 @@ converge in several times fewer steps.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from pipeline._ridge import ridge
 from pipeline.config import Probe
 from pipeline.metrics import macro_auroc, one_sided
-from pipeline.types import Part, Prediction, Units
+from pipeline.questions import Part, Prediction, Units
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -26,7 +27,12 @@ MAX_ITER = 1000
 
 
 def predict(
-    x: Floats, units: Units, parts: Mapping[Part, Rows], settings: Probe
+    x: Floats,
+    units: Units,
+    parts: Mapping[Part, Rows],
+    settings: Probe,
+    *,
+    refit_on: Sequence[Part] = ("train", "val"),
 ) -> tuple[list[Prediction], list[str]]:
     """Fit on train for each C, choose C on val, refit on train and val, score test; x (n, d).
 
@@ -34,19 +40,35 @@ def predict(
     without a model (for multi-label their column is NaN), how C was chosen, fits that stopped.
     """
     train, val, test = parts["train"], parts["val"], parts["test"]
-    left_out = one_sided(units.indicator[train], units.classes)
+    grid = 10 ** np.linspace(settings.low, settings.high, settings.steps)
+    if units.kind == "regression":
+        return _number(x, units.y, parts, 1 / grid, refit_on)
+    left_out = one_sided(units.at(train))
     notes = [f"{name!r} has no model: all or none of the train units carry it" for name in left_out]
     if len(units.classes) - len(left_out) < (1 if units.kind == "multilabel" else 2):
         return [], notes
-    grid = 10 ** np.linspace(settings.low, settings.high, settings.steps)
     on_val, stopped = probabilities(x, units, train, val, grid.tolist())
-    aurocs = np.array([macro_auroc(units.indicator[val], p, units.kind) for p in on_val])
+    aurocs = np.array([macro_auroc(units.at(val), p) for p in on_val])
     best, said = _choose(aurocs, grid)
-    refit = np.concatenate([train, val])
+    refit = np.concatenate([parts[part] for part in refit_on])
     on_test, stopped_too = probabilities(x, units, refit, test, [best], left_out)
     if stopped + stopped_too:
         said.append(f"{stopped + stopped_too} fits stopped before they converged")
     return [Prediction({"C": best}, on_test[0])], notes + said
+
+
+def _number(
+    x: Floats, y: Proba, parts: Mapping[Part, Rows], grid: Proba, refit_on: Sequence[Part]
+) -> tuple[list[Prediction], list[str]]:
+    """Predict a number by ridge; the penalty alpha has the least squared error on val."""
+    train, val, test = parts["train"], parts["val"], parts["test"]
+    error = ((ridge(x[train], y[train], x[val], grid) - y[val]) ** 2).mean(axis=1)
+    best = int(error.argmin())
+    alpha, edge = grid[best], len(grid) > 1 and best in (0, len(grid) - 1)
+    refit = np.concatenate([parts[part] for part in refit_on])
+    said = ridge(x[refit], y[refit], x[test], grid[best : best + 1])
+    notes = [f"alpha = {alpha:.3g} is at the edge of the grid"] if edge else []
+    return [Prediction({"alpha": float(alpha)}, said.T)], notes
 
 
 def _choose(aurocs: Proba, grid: Proba) -> tuple[float, list[str]]:
@@ -74,20 +96,22 @@ def probabilities(
     those that are one-sided among the fitted). Each fit starts from the one before. Also returns
     how many fits stopped before they converged.
     """
-    centre = x[fit].mean(axis=0)
-    inside, outside, targets = x[fit] - centre, x[score] - centre, units.indicator[fit]
+    centre, truth = x[fit].mean(axis=0), units.at(fit)
+    inside, outside = x[fit] - centre, x[score] - centre
     if units.kind != "multilabel":
-        return _path(inside, targets.argmax(axis=1), outside, grid, len(units.classes))
+        return _path(inside, truth.y, outside, grid, len(units.classes))
     if left_out is None:
-        left_out = one_sided(targets, units.classes)
+        left_out = one_sided(truth)
     proba = [np.full((len(score), len(units.classes)), np.nan) for _ in grid]
     stopped = 0
     for j, name in enumerate(units.classes):
         if name not in left_out:
-            each, n = _path(inside, targets[:, j].astype(np.int64), outside, grid, 2)
+            known = truth.known[:, j]
+            own = inside if known.all() else inside[known]
+            each, n = _path(own, truth.y[known, j].astype(np.int64), outside, grid, 2)
             stopped += n
-            for joint, own in zip(proba, each, strict=True):
-                joint[:, j] = own[:, 1]
+            for joint, alone in zip(proba, each, strict=True):
+                joint[:, j] = alone[:, 1]
     return proba, stopped
 
 

@@ -16,7 +16,7 @@ import hashlib
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -77,16 +77,24 @@ def _unescape(text: str) -> bytes:
     return b"".join((head.encode(), *tail))
 
 
-def read_headers(path: Path, plane: Plane = "axial") -> list[Header]:
+def check_tags(keywords: Iterable[str]) -> None:
+    """Raise ConfigError where a keyword is not in the DICOM dictionary, or no text or number."""
+    from pipeline import _dicom_tags
+
+    _dicom_tags.check_tags(keywords)
+
+
+def read_headers(path: Path, plane: Plane = "axial", tags: Sequence[str] = ()) -> list[Header]:
     """Return the headers of a file's slices, one a frame, without decoding pixels.
 
-    Raises UnreadableError; `not-an-image` where no format is recognised or a DICOM has no pixels.
+    tags: DICOM keywords whose values are wanted too. Raises UnreadableError; `not-an-image` where
+    no format is recognised or a DICOM has no pixels.
     """
     kind = sniff(path)
     if kind == "dicom":
         from pipeline import _dicom
 
-        return _dicom.read_headers(path)
+        return _dicom.read_headers(path, tags)
     if kind == "nifti":
         from pipeline import _nifti
 
@@ -132,11 +140,12 @@ def read_files(
     plane: Plane = "axial",
     workers: int = 1,
     time_limit_s: float = 60.0,
-) -> Iterator[FileRead]:
+) -> Generator[FileRead]:
     """Yield a FileRead for each request, in order; never raises for a bad file.
 
-    workers: reading processes, ahead of the caller by a bounded amount; 0 reads in this process,
-    without protection from files that crash or never end. time_limit_s: decoding time of one file.
+    Workers end with the generator: close it where it may be left early. workers: reading
+    processes, ahead of the caller by a bounded amount; 0 reads in this process, without protection
+    from files that crash or never end. time_limit_s: decoding time of one file.
     """
     if workers == 0:
         return (read_request(root, request, plane) for request in requests)

@@ -8,15 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline._dealing import TEST, TRAIN, VAL, by_date, by_label, by_list, by_site
 from pipeline.config import SplitChoice
-from pipeline.types import Part, Task, Units
+from pipeline.questions import Part, Task, Units
 from stores.errors import LabelError
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -24,9 +26,12 @@ PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True)
 class Split:
-    """Which patients train, validate and test."""
+    """Which patients stand on which side: in train, val and test, or in folds "0", "1", ...
 
-    patients: dict[Part, tuple[str, ...]]
+    A patient of no side is left out.
+    """
+
+    patients: dict[str, tuple[str, ...]]
 
     @property
     def digest(self) -> str:
@@ -34,103 +39,193 @@ class Split:
         text = json.dumps(self.patients, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def parts_of(self, groups: NDArray[np.str_]) -> dict[Part, NDArray[np.int64]]:
-        """Return the unit numbers of each part, for `groups` (n,) patients.
+    @property
+    def turns(self) -> list[dict[Part, tuple[str, ...]]]:
+        """Return who trains, validates and tests: once, or for each fold that tests in turn.
 
-        Raises LabelError for a patient whom the split does not know, or a part without units.
+        The fold after the one that tests validates.
         """
+        if set(self.patients) == set(PARTS):
+            return [{part: (part,) for part in PARTS}]
+        folds = list(self.patients)
+        turns: list[dict[Part, tuple[str, ...]]] = []
+        for i, test in enumerate(folds):
+            val = folds[(i + 1) % len(folds)]
+            train = tuple(fold for fold in folds if fold not in (test, val))
+            turns.append({"train": train, "val": (val,), "test": (test,)})
+        return turns
+
+    def sides_of(self, groups: NDArray[np.str_]) -> NDArray[np.int64]:
+        """Return (n,) the number of each patient's side, -1 for a patient of none."""
         check_disjoint(self)
-        found = {part: np.isin(groups, self.patients[part]) for part in PARTS}
-        unknown = ~np.logical_or.reduce(list(found.values()))
-        if unknown.any():
-            raise LabelError(
-                f"{len(np.unique(groups[unknown]))} of the task's {len(np.unique(groups))} "
-                "patients are not in its split file, so they were added after it was made. Delete "
-                "the file to deal all patients anew (scores are then not comparable with earlier "
-                "ones), or leave the new patients' labels empty."
-            )
-        for part, mask in found.items():
-            if not mask.any():
-                raise LabelError(
-                    f"No unit of the task belongs to a {part!r} patient of its split file, whose "
-                    "labels were taken away since. Delete the file to deal all patients anew."
-                )
-        return {part: np.flatnonzero(mask) for part, mask in found.items()}
+        side = np.full(len(groups), -1)
+        for i, patients in enumerate(self.patients.values()):
+            side[np.isin(groups, patients)] = i
+        return side
+
+    def parts_of(self, groups: NDArray[np.str_]) -> list[dict[Part, NDArray[np.int64]]]:
+        """Return for each turn the unit numbers of each part, for `groups` (n,) patients.
+
+        Raises LabelError for a part without units.
+        """
+        side, names = self.sides_of(groups), list(self.patients)
+        turns: list[dict[Part, NDArray[np.int64]]] = []
+        for turn in self.turns:
+            parts: dict[Part, NDArray[np.int64]] = {}
+            for part, sides in turn.items():
+                parts[part] = np.flatnonzero(np.isin(side, [names.index(name) for name in sides]))
+                if not len(parts[part]):
+                    raise LabelError(
+                        f"No unit of the task belongs to a {part!r} patient of its split file, "
+                        "whose labels were taken away since. Delete the file to deal all patients "
+                        "anew."
+                    )
+            turns.append(parts)
+        return turns
 
 
 def check_disjoint(split: Split) -> None:
     """Raise LabelError if a patient stands on two sides, or a side is empty."""
-    for i, part in enumerate(PARTS):
-        if not split.patients[part]:
-            raise LabelError(f"The split has no patient in {part!r}; each part must have one.")
-        for other in PARTS[i + 1 :]:
-            both = sorted(set(split.patients[part]) & set(split.patients[other]))
+    sides = list(split.patients)
+    for i, side in enumerate(sides):
+        if not split.patients[side]:
+            raise LabelError(f"The split has no patient in {side!r}; each part must have one.")
+        for other in sides[i + 1 :]:
+            both = sorted(set(split.patients[side]) & set(split.patients[other]))
             if both:
                 raise LabelError(
-                    f"{len(both)} patients stand in both {part!r} and {other!r} of the split, for "
+                    f"{len(both)} patients stand in both {side!r} and {other!r} of the split, for "
                     f"example {both[0]!r}: scores would be leaked. Each patient must stand in one."
                 )
 
 
-def deal(units: Units, choice: SplitChoice) -> Split:
-    """Deal the patients of `units` into folds: one tests, one validates, the others train.
+def deal(units: Units, choice: SplitChoice, column: NDArray[np.str_] | None = None) -> Split:
+    """Divide the patients of `units` as chosen; column (n,): each unit's site, date or list part.
 
-    Stratified by dealing in turn from a deck sorted by label combination, rarest label first, and
-    shuffled within a combination: every combination, and the rarest label exactly, is spread over
-    the folds to within one patient, however few carry it. Patients count in the order of their
-    first units, so that two stores of one collection are split alike whatever their pseudonyms.
-    Raises LabelError for fewer patients than folds.
+    Raises LabelError for fewer patients than folds, and where the column cannot be split by.
     """
-    patients, carries = _labels_by_patient(units)
-    if len(patients) < choice.folds:
+    n = len(np.unique(units.groups))
+    if n < choice.folds:
         raise LabelError(
-            f"A split into {choice.folds} folds must have at least as many patients. Got "
-            f"{len(patients)} instead; label more patients or lower split.folds."
+            f"A split into {choice.folds} folds must have at least as many patients. Got {n} "
+            "instead; label more patients or lower split.folds."
         )
-    rng = np.random.default_rng(choice.seed)
-    shuffled = rng.permutation(len(patients))
-    rarest_last = np.argsort(-carries.sum(axis=0), kind="stable")
-    deck = shuffled[np.lexsort(carries[shuffled][:, rarest_last].T)[::-1]]
+    if column is None:
+        return _folded(*by_label(units, choice.folds, choice.seed), choice)
+    match choice.kind:
+        case "site":
+            dealt = by_site(units, column, choice.folds, choice.seed)
+        case "date":
+            dealt = by_date(units, column, choice.folds)
+        case _:
+            dealt = by_list(units, column, choice.folds, choice.seed)
+    return _sided(*dealt, PARTS)
+
+
+def _folded(patients: NDArray[np.str_], fold: NDArray[np.int64], choice: SplitChoice) -> Split:
+    if choice.kind == "kfold":
+        return _sided(patients, fold, [str(i) for i in range(choice.folds)])
     # The first of a rare label trains, the second tests, the third validates.
-    fold = (np.arange(len(deck)) - 1) % choice.folds
-    sides = {"test": fold == 0, "val": fold == 1, "train": fold > 1}
-    return Split({part: tuple(sorted(patients[deck[sides[part]]].tolist())) for part in PARTS})
+    sides = np.array([TEST, VAL] + [TRAIN] * (choice.folds - 2))
+    return _sided(patients, sides[fold], PARTS)
 
 
-def _labels_by_patient(units: Units) -> tuple[NDArray[np.str_], NDArray[np.bool_]]:
-    """Return the p patients and, (p, c), which classes or labels any unit of theirs carries."""
-    patients, first, patient = np.unique(units.groups, return_index=True, return_inverse=True)
-    carries = np.zeros((len(patients), len(units.classes)), bool)
-    np.logical_or.at(carries, patient, units.indicator)
-    order = np.argsort(first)
-    return patients[order], carries[order]
+def _sided(patients: NDArray[np.str_], side: NDArray[np.int64], names: Sequence[str]) -> Split:
+    return Split(
+        {name: tuple(sorted(patients[side == i].tolist())) for i, name in enumerate(names)}
+    )
+
+
+def with_new(split: Split, units: Units, choice: SplitChoice) -> Split | None:
+    """Return what the patients whom the split does not know add to it; None if nothing.
+
+    Raises LabelError where they may neither be dealt nor left out.
+    """
+    known = {patient for patients in split.patients.values() for patient in patients}
+    new = ~np.isin(units.groups, sorted(known))
+    if not new.any() or choice.new == "leave-out":
+        return None
+    if choice.new == "refuse":
+        raise LabelError(
+            f"{len(np.unique(units.groups[new]))} of the task's {len(np.unique(units.groups))} "
+            'patients are not in its split. Set split.new: "deal" to deal them to the sides that '
+            'stand, or "leave-out" to leave them out; or delete the split file to deal all '
+            "patients anew (scores are then not comparable with earlier ones)."
+        )
+    dealt = by_label(units.at(new), choice.folds, choice.seed, first=len(known) - 1)
+    return _folded(*dealt, choice)
+
+
+def joined(split: Split, addition: Split) -> Split:
+    """Return both together, side by side."""
+    return Split(
+        {
+            name: tuple(sorted(patients + addition.patients[name]))
+            for name, patients in split.patients.items()
+        }
+    )
+
+
+# --- files ---------------------------------------------------------------------------------
 
 
 def split_path(store: Path, name: str, task: Task, choice: SplitChoice) -> Path:
-    """Return where the split of a task is kept: it depends on the question, never on labels."""
-    question = task.model_dump(mode="json", exclude={"pool"})
-    asked = {"task": question, "split": choice.model_dump(mode="json")}
-    text = json.dumps(asked, sort_keys=True, separators=(",", ":"))
+    """Return where a task's split is kept: named by who is asked about, never by their labels."""
+    question = task.model_dump(mode="json", include={"labels", "level", "modality"})
+    how = choice.model_dump(mode="json", exclude={"file", "new", "allow"})
+    if choice.file is not None:
+        how["file"] = hashlib.sha256(_list_bytes(choice.file)).hexdigest()
+    text = json.dumps({"task": question, "split": how}, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     safe = re.sub(r"[^\w.-]", "_", name)
     return store / "splits" / f"{safe}-{digest}.json"
 
 
+def _list_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise LabelError(
+            f"There is no split list {str(file)!r}; set split.file to a CSV of key and part."
+        ) from None
+
+
 def load_split(path: Path) -> Split:
     """Read and check a split file. Raises FileNotFoundError, or LabelError if it was altered."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    split = Split({part: tuple(data["patients"][part]) for part in PARTS})
+    split = _patients(data)
     check_disjoint(split)
+    _check_digest(split, data, path)
+    for each in data["additions"]:
+        addition = _patients(each)
+        _check_digest(addition, each, path)
+        split = joined(split, addition)
+    check_disjoint(split)
+    return split
+
+
+def _patients(data: Any) -> Split:
+    return Split({side: tuple(patients) for side, patients in data["patients"].items()})
+
+
+def _check_digest(split: Split, data: Any, path: Path) -> None:
     if split.digest != data["digest"]:
         raise LabelError(
             f"The split file {str(path)!r} was altered: its patients have the digest "
             f"{split.digest[:12]}, it says {data['digest'][:12]}. Restore it, or delete it to deal "
             "the patients anew."
         )
-    return split
 
 
 def split_text(split: Split, name: str, choice: SplitChoice) -> str:
     """Return the JSON text of a split file."""
-    head = {"task": name, "settings": choice.model_dump(mode="json"), "digest": split.digest}
-    return json.dumps({**head, "patients": split.patients}, indent=1) + "\n"
+    settings = choice.model_dump(mode="json", exclude={"file", "new", "allow"})
+    head = {"task": name, "settings": settings, "digest": split.digest}
+    return json.dumps({**head, "patients": split.patients, "additions": []}, indent=1) + "\n"
+
+
+def extended_text(text: str, addition: Split) -> str:
+    """Return the text of a split file with patients added to it."""
+    data = json.loads(text)
+    data["additions"].append({"digest": addition.digest, "patients": addition.patients})
+    return json.dumps(data, indent=1) + "\n"

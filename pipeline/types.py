@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -48,10 +48,11 @@ class Header:
     """What a file says about one slice, known without decoding its pixels.
 
     `modality` is None where the file names none. `patient`, `study`, `series` and `instance` are
-    the file's own identifiers: `discover` turns them into keyed pseudonyms, and nothing else may
-    keep them. `volume` tells apart what cannot lie in one volume (orientation, shape, echo);
-    `order` sorts slices of one place in time. `position_mm` is along the slice normal, `offset_mm`
-    the first pixel's place along the rows and columns.
+    the file's own identifiers, `tags` (DICOM keyword -> value) what was asked for beside them:
+    `discover` turns them into keyed pseudonyms, and nothing else may keep them. `volume` tells
+    apart what cannot lie in one volume (orientation, shape, echo); `order` sorts slices of one
+    place in time. `position_mm` is along the slice normal, `offset_mm` the first pixel's place
+    along the rows and columns.
     """
 
     frame: int
@@ -68,6 +69,7 @@ class Header:
     offset_mm: tuple[float, float] | None = None
     spacing_mm: tuple[float, float] | None = None
     flags: tuple[str, ...] = ()
+    tags: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,14 @@ class Voi:
 class Slice:
     """One slice's pixels: float32 (H, W), HU for CT, scanner units or grey levels otherwise.
 
-    Higher is brighter (MONOCHROME1 is already inverted, except HU). NaN marks padding.
+    Higher is brighter (MONOCHROME1 is already inverted, except HU). NaN marks padding. ends: the
+    values that its volume makes 0 and 1, set by `embed` for rules of scope `volume`.
     """
 
     frame: int
     pixels: NDArray[np.float32]
     voi: Voi | None = None
+    ends: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +175,18 @@ class FileWindow(Frozen):
     kind: Literal["file"] = "file"
 
 
+# Whose values make a range: the slice's own, or all of its volume's. A volume that gains, loses or
+# changes a slice is then embedded anew as a whole.
+Scope = Literal["slice", "volume"]
+
+
 class Percentiles(Frozen):
-    """Clip to the slice's own percentiles [low, high] and scale to [0, 1]."""
+    """Clip to the percentiles [low, high] of the slice or volume and scale to [0, 1]."""
 
     kind: Literal["percentiles"] = "percentiles"
     low: Annotated[float, Field(ge=0, le=100)] = 1.0
     high: Annotated[float, Field(ge=0, le=100)] = 99.0
+    scope: Scope = "slice"
 
     @model_validator(mode="after")
     def _ordered(self) -> Percentiles:
@@ -194,10 +204,11 @@ class MinMax(Frozen):
 
 
 class ZScore(Frozen):
-    """Clip to `clip` standard deviations round the slice's own mean and scale to [0, 1]."""
+    """Clip to `clip` standard deviations round the mean of the slice or volume; scale to [0, 1]."""
 
     kind: Literal["zscore"] = "zscore"
     clip: Annotated[float, Field(gt=0)] = 3.0
+    scope: Scope = "slice"
 
 
 def _intensity(value: Any) -> Any:
@@ -249,6 +260,16 @@ class Preprocess(Frozen):
     plane: Plane = "axial"
     aspect: Literal["square", "pad", "crop"] = "square"
     crop: Literal["none", "body"] = "none"
+
+    def rule(self, modality: str) -> Intensity:
+        """Return the rule that scales slices of a modality."""
+        rule: Intensity = getattr(self, intensity_kind(modality))
+        return rule
+
+
+def of_volume(rule: Intensity) -> bool:
+    """Return whether a rule takes its range from the whole volume."""
+    return isinstance(rule, (Percentiles, ZScore)) and rule.scope == "volume"
 
 
 def intensity_kind(modality: str) -> IntensityKind:
@@ -334,157 +355,3 @@ class Features:
     cls: torch.Tensor
     mean: torch.Tensor
     patch: torch.Tensor
-
-
-# --- questions -----------------------------------------------------------------------------
-
-# Which cached numbers a head sees: the CLS token of the last block or of the last four
-# (concatenated, oldest first), with or without the mean patch token.
-FeatureSet = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
-Level = Literal["image", "series", "patient"]
-Kind = Literal["binary", "multiclass", "multilabel"]
-Part = Literal["train", "val", "test"]
-Method = Literal["knn", "probe", "fewshot"]
-# How the features of a series' or patient's slices become one.
-Pool = Literal["mean", "max"]
-
-
-class Task(Frozen):
-    """A question: which label columns, at which level, over which modalities.
-
-    One column is binary or multi-class by its values; several columns are multi-label (0 or 1).
-    """
-
-    labels: Annotated[tuple[str, ...], Field(min_length=1)]
-    level: Level = "image"
-    modality: tuple[str, ...] | None = None
-    pool: Pool = "mean"
-
-
-class Tally(Frozen):
-    """What joined and what did not: counts, and the first few by name.
-
-    Label rows are named by their path, or, where they are keyed by an id, by their place in the
-    file, because a raw id may not leave the labels file.
-    """
-
-    unlabelled_units: int = 0
-    unreadable_slices: int = 0
-    pending_slices: int = 0
-    unmatched_slices: int = 0
-    unmatched_labels: int = 0
-    unmatched_slice_examples: tuple[str, ...] = ()
-    unmatched_label_examples: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Units:
-    """What a task is scored on: n images, series or patients, with their labels.
-
-    ids (n,): row number, series or patient pseudonym; y (n,) int64 class indices, or (n, c) int8
-    for multi-label; groups (n,): the patients; classes: the c names in index order, of which the
-    last is the positive one where there are two; rows (m,) ascending: the slices; unit (m,): the
-    unit each slice belongs to, whose features are pooled over its slices.
-    """
-
-    ids: NDArray[np.str_]
-    y: NDArray[np.int64] | NDArray[np.int8]
-    groups: NDArray[np.str_]
-    classes: tuple[str, ...]
-    kind: Kind
-    rows: NDArray[np.int64]
-    unit: NDArray[np.int64]
-    tally: Tally
-
-    @property
-    def indicator(self) -> NDArray[np.bool_]:
-        """Return (n, c): which classes or labels each unit carries."""
-        if self.y.ndim == 2:
-            return self.y.astype(bool)
-        indicator: NDArray[np.bool_] = self.y[:, None] == np.arange(len(self.classes))
-        return indicator
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Probabilities (q, c) of the test units under one setting, such as {"k": 10}.
-
-    Rows sum to 1, but for multi-label, where each column stands by itself.
-    """
-
-    setting: dict[str, float]
-    proba: NDArray[np.float64]
-
-
-# --- answers -------------------------------------------------------------------------------
-
-
-class Metric(Frozen):
-    """One number, with its 95 % interval where there is one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-
-class Score(Frozen):
-    """The metrics of one setting, such as {"k": 10}: overall, and by class or label name."""
-
-    setting: dict[str, float]
-    metrics: dict[str, Metric]
-    labels: dict[str, dict[str, Metric]] = Field(default_factory=dict)
-
-
-class Difference(Frozen):
-    """Second less first, of one metric (of one class or label; "" for all), on the same units.
-
-    The interval is of a bootstrap that draws the same patients for both. p is DeLong's, for an
-    AUROC of two sides; p_holm is that, adjusted for the number of labels tested.
-    """
-
-    metric: str
-    label: str
-    difference: Metric
-    p: float | None = None
-    p_holm: float | None = None
-
-
-class PartCount(Frozen):
-    """How much stands on one side of the split; positives: units a class or label."""
-
-    units: int
-    patients: int
-    positives: dict[str, int]
-
-
-class Provenance(Frozen):
-    """All that a result was computed from. `random`: the weights were never trained."""
-
-    key: str
-    contract: int
-    recipe: str
-    weights: str
-    random: bool
-    store: str
-    labels: str
-    split: str
-    versions: dict[str, str]
-
-
-class Result(Frozen):
-    """One task answered by one method. `notes` says what was left out, and why."""
-
-    task: str
-    method: Method
-    features: FeatureSet
-    kind: Kind
-    classes: tuple[str, ...]
-    level: Level
-    settings: dict[str, Any]
-    counts: dict[Part, PartCount]
-    tally: Tally
-    scores: tuple[Score, ...]
-    notes: tuple[str, ...]
-    provenance: Provenance
-    seconds: float
-    cached: bool = False

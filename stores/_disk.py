@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -22,9 +23,14 @@ CHECKSUM = ".sha256"
 # A temporary file of another host is an orphan when it is this old.
 ORPHAN_AFTER_S = 3600.0
 
+# With this indent, only a key of the document itself stands behind one space.
+_EMPTY = b'\n "seal": ""'
+_SEAL = re.compile(rb'\n "seal": "([0-9a-f]{64})"')
+
 _TROUBLE = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "files may not grow so large here (ulimit -f)",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
@@ -55,7 +61,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         try:
             os.replace(temporary, path)
         except BaseException:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise
         sync_folder(path.parent)
 
@@ -72,24 +79,30 @@ def write_checked(path: Path, data: bytes) -> None:
 def write_new(path: Path, *pieces: bytes | memoryview) -> None:
     """Write a file that is not there yet and force it to disk; nothing is left if that fails."""
     try:
-        with writing(path), open(path, "xb") as file:
+        with open(path, "xb") as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error tells more
+            path.unlink()
         raise
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:
     """Force a folder's entries to disk, where the system can."""
     with contextlib.suppress(PermissionError):  # some systems refuse to open a folder
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
 
 
 # --- temporary files -------------------------------------------------------------------------
@@ -126,29 +139,26 @@ def sweep_temporaries(found: Iterable[Path]) -> list[Path]:
 # --- documents -------------------------------------------------------------------------------
 
 
-def canonical(document: Mapping[str, Any]) -> bytes:
-    """Return the one JSON text of a document: sorted keys, no spaces."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
-
-
 def seal(document: Mapping[str, Any]) -> bytes:
-    """Return a document as readable JSON that carries the sha256 of its own content."""
-    sealed = {**document, "seal": sha256(canonical(document))}
-    return json.dumps(sealed, indent=1, sort_keys=True).encode() + b"\n"
+    """Return a document as readable JSON that carries its own checksum.
+
+    `seal` is the sha256 of the file's bytes without the 64 digits of the seal itself.
+    """
+    text = json.dumps({**document, "seal": ""}, indent=1, sort_keys=True).encode() + b"\n"
+    return text.replace(_EMPTY, b'\n "seal": "' + sha256(text).encode() + b'"')
 
 
 def unseal(path: Path) -> dict[str, Any]:
     """Read a sealed document. Raises CorruptStoreError where one of its bytes was altered."""
     data = path.read_bytes()
-    try:
-        document = json.loads(data)
-        document.pop("seal")
-        whole = seal(document) == data
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CorruptStoreError(f"{path} is not a sealed document: {error!r}.") from None
-    if not whole:
+    found = _SEAL.search(data)
+    if found is None:
+        raise CorruptStoreError(f"{path} is not a sealed document.")
+    if sha256(data[: found.start(1)] + data[found.end(1) :]) != found[1].decode():
         raise CorruptStoreError(f"{path} was altered: its content does not fit its seal.")
-    return dict(document)
+    document = dict(json.loads(data))
+    del document["seal"]
+    return document
 
 
 def sha256(data: bytes) -> str:

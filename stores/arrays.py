@@ -8,7 +8,8 @@ one copy, which zarr's own pipeline does not manage (measured: benchmarks/store.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores._disk import sha256, temporary_name, write_new, writing
-from stores.errors import CorruptStoreError
+from stores.errors import CorruptStoreError, StoreError, UnalignedWriteError
 from stores.layout import PartRange
 
+# Threads that read chunks: copies out of the page cache, which take no interpreter lock.
+READ_THREADS = 2
 _CRC_BYTES = 4
 _CODECS = ["bytes", "crc32c"]
 
@@ -110,27 +113,61 @@ class StoredArray:
         if google_crc32c.value(view) != int.from_bytes(crc, "little"):
             raise CorruptStoreError(f"{path} does not fit its checksum: bits flipped. {_REPAIR}")
 
+    def read_chunks(self, chunks: Sequence[Chunk], out: NDArray[Any]) -> None:
+        """Read whole chunks into their rows of out (n, *row_shape)."""
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            for _ in threads.map(lambda c: self.read_into(c, out[c.start : c.stop]), chunks):
+                pass  # an error of a thread is raised here
+
     def gather(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return (len(rows), *row_shape) in the order of rows, each chunk read once."""
         out = np.empty((len(rows), *self.row_shape), self.dtype)
         order = np.argsort(rows, kind="stable")
-        numbers = rows[order] // self.chunk_rows
-        buffer = np.empty((self.chunk_rows, *self.row_shape), self.dtype)
-        for places in np.split(order, np.flatnonzero(np.diff(numbers)) + 1) if len(rows) else []:
-            chunk = self.chunk_of(int(rows[places[0]]))
-            self.read_into(chunk, buffer)
-            out[places] = buffer[rows[places] - chunk.start]
+        breaks = np.flatnonzero(np.diff(rows[order] // self.chunk_rows)) + 1
+        groups = np.split(order, breaks) if len(rows) else []
+
+        def read(share: Sequence[NDArray[np.int64]]) -> None:
+            buffer = np.empty((self.chunk_rows, *self.row_shape), self.dtype)
+            for places in share:
+                chunk = self.chunk_of(int(rows[places[0]]))
+                self.read_into(chunk, buffer)
+                out[places] = buffer[rows[places] - chunk.start]
+
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            for _ in threads.map(read, [groups[i::READ_THREADS] for i in range(READ_THREADS)]):
+                pass
         return out
+
+    def fit(self, values: NDArray[Any], part: PartRange, ok: NDArray[np.bool_]) -> NDArray[Any]:
+        """Return values as exactly one part in the dtype, refusing what would not survive.
+
+        ok (part rows,): the rows whose values must be finite. Raises UnalignedWriteError or
+        StoreError.
+        """
+        expected = (part.stop - part.start, *self.row_shape)
+        if values.shape != expected or part.stop > self.n:
+            raise UnalignedWriteError(
+                f"{self.name} must be {expected}, exactly part {part.index} of {self.n} rows. "
+                f"Got {values.shape} instead; rows of another part would be lost."
+            )
+        with np.errstate(over="ignore"):  # the check below names what overflowed
+            cast = values.astype(self.dtype, copy=False)
+        if cast.dtype.kind == "f" and not np.isfinite(cast[ok]).all():
+            raise StoreError(
+                f"{self.name} of part {part.index} holds values that are not finite as "
+                f"{self.dtype}. Set outputs.dtype to float32; if that fails too, check the weights."
+            )
+        return cast
 
     def stage(self, chunk: Chunk, values: NDArray[Any]) -> tuple[Path, dict[str, Any]]:
         """Write a chunk under a temporary name; return that and the receipt's entry for it."""
         data = np.ascontiguousarray(values, self.dtype).tobytes()
         data += google_crc32c.value(data).to_bytes(_CRC_BYTES, "little")
         path = self.root / chunk.name
+        temporary = path.with_name(temporary_name(path.name))
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(temporary_name(path.name))
-        write_new(temporary, data)
+            write_new(temporary, data)
         return temporary, {"bytes": len(data), "sha256": sha256(data)}
 
 

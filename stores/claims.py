@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stores._disk import temporary_name, write_new
+from stores._disk import temporary_name, write_new, writing
 from stores._process import gone, me
 from stores.errors import ClaimedError
 
@@ -57,13 +57,19 @@ def try_claim(folder: Path, stem: str) -> Claim | None:
     number = 0 if latest is None else _split(latest)[1] + 1
     path = folder / f"{stem}.claim.{number}"
     temporary = folder / temporary_name("claim")
-    write_new(temporary, json.dumps({**me(), "time": time.time()}).encode())
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
+    with writing(path):
+        write_new(temporary, json.dumps({**me(), "time": time.time()}).encode())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return None
+        finally:
+            temporary.unlink(missing_ok=True)
+    # Whoever looked before a release and links after it may find another just as hopeful: each
+    # links first and looks then, so that at least one of the two sees the other and steps back.
+    if any(other != path and not dead(other) for other in _claims(folder, stem)):
+        path.unlink(missing_ok=True)
         return None
-    finally:
-        temporary.unlink(missing_ok=True)
     return Claim(path)
 
 
@@ -83,14 +89,6 @@ def exclusive(folder: Path, stem: str, wait_s: float = 60.0) -> Iterator[Claim]:
         yield claim
     finally:
         claim.release()
-
-
-def sweep_claims(folder: Path, stem: str) -> int:
-    """Remove the claims that dead processes left on a part nobody will write again."""
-    left = [path for path in _claims(folder, stem) if dead(path)]
-    for path in left:
-        path.unlink(missing_ok=True)
-    return len(left)
 
 
 def owner(folder: Path, stem: str) -> str | None:

@@ -19,13 +19,13 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import glob
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,28 +40,23 @@ from stores import manifest
 from stores._build import build
 from stores._disk import (
     TEMPORARY,
-    seal,
     sha256,
     sweep_temporaries,
     sync_folder,
     temporary_name,
-    unseal,
-    write_atomic,
     writing,
 )
 from stores.arrays import Chunk, StoredArray
-from stores.claims import Claim, exclusive, owner, sweep_claims, try_claim
+from stores.claims import Claim, exclusive, owner, try_claim
 from stores.errors import (
     ClaimedError,
-    CorruptStoreError,
     MissingRowsError,
     OccupiedError,
     StaleTablesError,
-    StoreError,
     StoreNotFoundError,
-    UnalignedWriteError,
 )
 from stores.layout import Layout, PartRange
+from stores.receipts import Receipts, Stamp
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, Tables, parse_table, table_bytes
 
 VOID, OK, UNREADABLE, WITHDRAWN = 0, 1, 2, 3
@@ -71,8 +66,6 @@ LEDGER: dict[str, tuple[tuple[int, ...], str]] = {
     "file_digest": ((32,), "uint8"),
     "pixel_digest": ((32,), "uint8"),
 }
-# Readers of a whole array: more than two gain nothing on two cores or one disk (measured).
-READ_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ class FeatureStore:
         self.recipe_text = recipe_text
         self.layout = layout
         self._kept: dict[str, tuple[str, Any]] = {}  # name -> sha256, what was parsed from it
-        self._status: dict[int, tuple[tuple[int, ...], NDArray[np.uint8]]] = {}
+        self._status: dict[int, tuple[Stamp, NDArray[np.uint8]]] = {}
 
     # --- open and create -------------------------------------------------------------------
 
@@ -113,7 +106,7 @@ class FeatureStore:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 sweep_temporaries(path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"))
                 build(aside, recipe_text, specs, layout)
-                aside.replace(path)  # takes the place of an empty folder, fails on a filled one
+                _claim_place(aside, path)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -149,6 +142,14 @@ class FeatureStore:
                 parse = functools.partial(StoredArray.parse, root, name)
                 found[name] = self._parsed(kept, parse)
         return found
+
+    def array(self, name: str) -> StoredArray:
+        """Return one array. Raises KeyError naming those there are."""
+        arrays = self.arrays
+        if name not in arrays:
+            have = ", ".join(sorted(arrays))
+            raise KeyError(f"The store {self.path} has no array {name!r}. It has: {have}.")
+        return arrays[name]
 
     # --- tables ----------------------------------------------------------------------------
 
@@ -228,34 +229,14 @@ class FeatureStore:
         needed = np.unique(live // self.layout.part_rows)
         return [self.layout.part(int(i)) for i in needed if self.receipt(int(i)) is None]
 
+    @cached_property
+    def receipts(self) -> Receipts:
+        """The receipts of the parts."""
+        return Receipts(self.path, self.digest)
+
     def receipt(self, index: int) -> dict[str, Any] | None:
-        """Return a part's receipt where it can be believed, else None.
-
-        It must be whole (its own seal), of this recipe, and its chunk files must be there in
-        their recorded sizes; `verify` compares their content too.
-        """
-        receipt = self._examine(index)
-        return None if isinstance(receipt, str) else receipt
-
-    def doubt(self, index: int) -> str | None:
-        """Return why a part's receipt is not believed; None where it is."""
-        receipt = self._examine(index)
-        return receipt if isinstance(receipt, str) else None
-
-    def _examine(self, index: int) -> dict[str, Any] | str:
-        """Return a receipt, or what is wrong with it."""
-        try:
-            receipt = unseal(self.receipt_path(index))
-            if receipt["recipe"] != self.digest or receipt["part"] != index:
-                return "its receipt is of another recipe or part"
-            for name, entry in receipt["chunks"].items():
-                if _size(self.path / "features.zarr" / name) != entry["bytes"]:
-                    return f"{name} is missing or has another size"
-        except FileNotFoundError:
-            return "it was never embedded, or is to be embedded again"
-        except (CorruptStoreError, KeyError, TypeError, AttributeError):
-            return "its receipt is damaged"
-        return receipt
+        """Return a part's receipt where it can be believed, else None."""
+        return self.receipts.read(index)
 
     def failures(self) -> dict[int, str]:
         """Return row -> reason for every row of a committed part that could not be read."""
@@ -280,14 +261,9 @@ class FeatureStore:
                 held[part.start : part.stop] = np.isin(status, (OK, UNREADABLE))
         return set(rows[~held[rows]].tolist())
 
-    def receipt_path(self, index: int) -> Path:
-        """Return where a part's receipt is, or would be."""
-        return self.path / "parts" / f"{_stem(index)}.json"
-
     def claim(self, part: PartRange) -> Claim | None:
         """Claim a part for writing; None where it is committed or another live process has it."""
-        with writing(self.path):
-            claim = try_claim(self.path / "parts", _stem(part.index))
+        claim = try_claim(self.path / "parts", _stem(part.index))
         if claim is not None and self.receipt(part.index) is not None:
             claim.release()  # committed between the look and the claim
             return None
@@ -335,7 +311,7 @@ class FeatureStore:
         if known.keys() != arrays.keys():
             raise ValueError(f"A part needs the arrays {sorted(known)}. Got {sorted(arrays)}.")
         ok = arrays["status"] == OK
-        ready = {name: _fitted(known[name], values, part, ok) for name, values in arrays.items()}
+        ready = {name: known[name].fit(values, part, ok) for name, values in arrays.items()}
         status, counts = np.unique(arrays["status"], return_counts=True)
         receipt = {
             **notes,
@@ -346,7 +322,7 @@ class FeatureStore:
             "counts": {str(s): int(c) for s, c in zip(status, counts, strict=True)},
         }
         _check_held(claim, part)
-        write_atomic(self.receipt_path(part.index), seal(receipt))
+        self.receipts.write(part.index, receipt)
         return receipt
 
     def _put(
@@ -373,12 +349,13 @@ class FeatureStore:
         return entries
 
     def sweep(self) -> list[Path]:
-        """Remove what dead writers left: temporary files, and claims on committed parts."""
+        """Remove what dead writers left: claims and temporary files; return the latter."""
+        parts = self.path / "parts"
+        for stem in {path.name.partition(".claim.")[0] for path in parts.glob("*.claim.*")}:
+            claim = try_claim(parts, stem)  # a dead owner's can be taken, and nobody else's
+            if claim is not None:
+                claim.release()
         with writing(self.path):
-            for path in (self.path / "parts").glob("*.claim.*"):
-                stem = path.name.partition(".")[0]
-                if stem.isdigit() and self.receipt(int(stem)) is not None:
-                    sweep_claims(path.parent, stem)
             return sweep_temporaries(self.path.rglob(f"{TEMPORARY}*"))
 
     # --- reading ---------------------------------------------------------------------------
@@ -402,10 +379,7 @@ class FeatureStore:
         rows of parts that are not committed are void (NaN; 0 in digests), others as they are on
         disk. Raises KeyError where the store has no such array, CorruptStoreError for bad chunks.
         """
-        array = self.arrays.get(name)
-        if array is None:
-            have = ", ".join(sorted(self.arrays))
-            raise KeyError(f"The store {self.path} has no array {name!r}. It has: {have}.")
+        array = self.array(name)
         if rows is None:
             return self._read_whole(array)
         wanted = np.asarray(rows, dtype=np.int64)
@@ -444,34 +418,36 @@ class FeatureStore:
         out = np.empty((array.n, *array.row_shape), array.dtype)
         chunks: list[Chunk] = []
         for part in self.layout.parts(array.n):
-            if self._committed(part) is None:
+            if self.receipts.believed(part.index) is None:
                 out[part.start : part.stop] = array.void
             else:
                 chunks += array.chunks(part)
-        with ThreadPoolExecutor(READ_THREADS) as threads:
-            for _ in threads.map(lambda c: array.read_into(c, out[c.start : c.stop]), chunks):
-                pass  # an error of a thread is raised here
+        array.read_chunks(chunks, out)
         return out
 
     def _committed(self, part: PartRange) -> NDArray[np.uint8] | None:
-        """Return the status of a committed part's rows, remembered as long as its receipt stands;
-        None where the part does not exist.
-        """
-        try:
-            about = self.receipt_path(part.index).stat()
-        except FileNotFoundError:
+        """Return the status of a committed part's rows; None where the part does not exist."""
+        stamp = self.receipts.believed(part.index)
+        if stamp is None:
             return None
-        stamp = (about.st_mtime_ns, about.st_ino, about.st_size)
         known = self._status.get(part.index)
         if known is None or known[0] != stamp:
-            if self.receipt(part.index) is None:
-                return None
             array = self.arrays["status"]
             status = array.empty(self.layout.part_rows)
             for chunk in array.chunks(part):
                 array.read_into(chunk, status[chunk.start - part.start :][: chunk.rows])
             known = self._status[part.index] = (stamp, status)
         return known[1]
+
+
+def _claim_place(aside: Path, path: Path) -> None:
+    """Rename a new store to its place: that of an empty folder, or of nothing."""
+    try:
+        aside.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was quicker
+            raise OccupiedError(f"{path} was filled by another process meanwhile.") from None
+        raise
 
 
 def _stem(index: int) -> str:
@@ -481,30 +457,3 @@ def _stem(index: int) -> str:
 def _check_held(claim: Claim, part: PartRange) -> None:
     if not claim.held():
         raise ClaimedError(f"Part {part.index} was taken over by another process.")
-
-
-def _fitted(
-    array: StoredArray, values: NDArray[Any], part: PartRange, ok: NDArray[np.bool_]
-) -> NDArray[Any]:
-    """Return values as exactly one part in the array's dtype, refusing what would not survive."""
-    expected = (part.stop - part.start, *array.row_shape)
-    if values.shape != expected or part.stop > array.n:
-        raise UnalignedWriteError(
-            f"{array.name} must be {expected}, exactly part {part.index} of {array.n} rows. "
-            f"Got {values.shape} instead; rows of another part would be lost."
-        )
-    with np.errstate(over="ignore"):  # the check below names what overflowed
-        cast = values.astype(array.dtype, copy=False)
-    if cast.dtype.kind == "f" and not np.isfinite(cast[ok]).all():
-        raise StoreError(
-            f"{array.name} of part {part.index} holds values that are not finite as {array.dtype}. "
-            "Set outputs.dtype to float32; if that fails too, check the weights."
-        )
-    return cast
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return -1

@@ -8,6 +8,7 @@ never sees half a change; a crash in the middle and a flipped bit are mended in 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,12 +21,25 @@ _TRIES = 5
 
 def digests(root: Path) -> dict[str, str]:
     """Return name -> sha256 of the kept files. Raises CorruptStoreError for a broken manifest."""
+    path = root / MANIFEST
     try:
-        return dict(unseal(root / MANIFEST)["files"])
+        about = path.stat()
+        return _digests(path, about.st_mtime_ns, about.st_ino, about.st_size)
     except FileNotFoundError:
-        raise CorruptStoreError(f"{root / MANIFEST} is missing. {_REPAIR}") from None
+        if not (root / COPIES).is_dir():
+            raise CorruptStoreError(
+                f"{root} has no {MANIFEST} and no {COPIES}/: it is no store of this version. "
+                "Extract into a new folder."
+            ) from None
+        raise CorruptStoreError(f"{path} is missing. {_REPAIR}") from None
     except CorruptStoreError as error:
         raise CorruptStoreError(f"{error} {_REPAIR}") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _digests(path: Path, *stamp: int) -> dict[str, str]:
+    """Read the manifest; `stamp` tells one from the next, since each is a new file."""
+    return dict(unseal(path)["files"])
 
 
 def version(root: Path) -> str:

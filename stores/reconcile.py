@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
@@ -58,7 +59,8 @@ class Known:
     sha256 of the file it was made from, None where there is none. hash_file: path -> sha256 now.
     failed: row -> reason, of committed rows that could not be read. spent: rows that hold nothing
     and never will. boundary: the first row of a fresh part. withdrawn: patients withdrawn by name;
-    their slices are not among the found.
+    their slices are not among the found. joined: whether the slices of one series stand or fall
+    together, by their modality, because the features of each depend on all.
     """
 
     opened: AbstractSet[str]
@@ -68,6 +70,7 @@ class Known:
     failed: Mapping[int, str] = field(default_factory=dict)
     spent: AbstractSet[int] = frozenset()
     withdrawn: AbstractSet[str] = frozenset()
+    joined: Callable[[str], bool] = lambda modality: False
 
 
 def reconcile(stored: pa.Table, found: pa.Table, known: Known) -> Reconciled:
@@ -76,6 +79,7 @@ def reconcile(stored: pa.Table, found: pa.Table, known: Known) -> Reconciled:
     stored, found: SLICE_SCHEMA, found in extraction order without rows. A slice keeps its row by
     path and frame while its content is the same, or by content where a file was moved or renamed;
     one no longer found is withdrawn; one whose reading failed for a passing reason is tried again.
+    A joined series of which a slice came, went or changed is appended anew as a whole.
     """
     live = stored.filter(pc.invert(stored["withdrawn"]))
     again = known.spent | {row for row, reason in known.failed.items() if reason in TRANSIENT}
@@ -102,35 +106,34 @@ class _Settling:
         self.known = known
         self.hash_file = functools.cache(known.hash_file)
         self.by_name: dict[Name, Row] = {_name(row): row for row in self.stored}
-        self.kept: dict[int, Row] = {}
+        self.rows: dict[Name, int] = {}  # of the found slices that keep one
+        self.verdicts: dict[Name, tuple[Kind, str]] = {}  # of those that are not as they were
         self.changes: list[Change] = []
 
     def settle(self, found: list[Row]) -> Reconciled:
         """Settle every found slice, then what is left over."""
-        rest: list[tuple[Row, Kind, str]] = []
         for slice_ in found:
             row = self.by_name.get(_name(slice_))
-            verdict: tuple[Kind, str] | None = ("added", "it is new")
-            if row is not None:
-                verdict = self._differs(slice_, row)
-            if row is not None and verdict is None:
-                self.kept[row["row"]] = slice_
-            elif verdict is not None:
-                rest.append((slice_, *verdict))
-        same = len(self.kept)
-        appended = self._append(rest)
-        gone = [row for row in self.stored if row["row"] not in self.kept]
+            verdict = self._differs(slice_, row) if row else ("added", "it is new")
+            if verdict is not None:
+                self.verdicts[_name(slice_)] = verdict
+            elif row is not None:
+                self.rows[_name(slice_)] = row["row"]
+        self._follow(found)
+        self._tear(found)
+        table = self._number(found)
+        gone = [row for row in self.stored if row["row"] not in table]
         self._withdraw(row for row in gone if not row["withdrawn"])
-        rows = [
-            *({**slice_, "row": row, "withdrawn": False} for row, slice_ in self.kept.items()),
-            *appended,
-            *({**row, "withdrawn": True} for row in gone),
-        ]
-        table = pa.Table.from_pylist(sorted(rows, key=lambda r: r["row"]), schema=SLICE_SCHEMA)
-        return Reconciled(table, same, tuple(self.changes))
+        table |= {row["row"]: {**row, "withdrawn": True} for row in gone}
+        rows = sorted(table.values(), key=lambda row: row["row"])
+        same = len(found) - len(self.verdicts)
+        slices = pa.Table.from_pylist(rows, schema=SLICE_SCHEMA)
+        return Reconciled(slices, same, tuple(self.changes))
 
-    def _differs(self, slice_: Row, row: Row) -> tuple[Kind, str] | None:
+    def _differs(self, slice_: Row, row: Row | None) -> tuple[Kind, str] | None:
         """Return why a found slice is not what the row of its name was made from; None if it is."""
+        if row is None:
+            return "added", "it is new"
         number, opened = row["row"], slice_["path"] in self.known.opened
         if slice_["modality"] != row["modality"]:  # its intensities are read by another rule now
             return "changed", f"its modality was {row['modality']}, now {slice_['modality']}"
@@ -139,7 +142,10 @@ class _Settling:
         reason, made_from = self.known.failed.get(number), self.known.digest_of(number)
         if reason in TRANSIENT and (opened or self._tries(_name(row)) <= RETRIES):
             return "retried", f"it could not be read before ({reason})"
-        if not opened or (made_from is None and reason is None):  # never embedded: take it as it is
+        if not opened:
+            return None
+        unread = made_from is None and reason is None
+        if unread and not self.known.joined(slice_["modality"]):  # never embedded: as it is now
             return None
         if made_from is not None and made_from == self.hash_file(slice_["path"]):
             return None
@@ -154,25 +160,53 @@ class _Settling:
         failed = self.known.failed
         return Counter(_name(row) for row in self.stored if failed.get(row["row"]) in TRANSIENT)
 
-    def _append(self, rest: list[tuple[Row, Kind, str]]) -> list[Row]:
-        """Find rows by content for slices that have none by name; number the others anew."""
+    def _follow(self, found: list[Row]) -> None:
+        """Find rows by content for slices that have none by name."""
+        taken = set(self.rows.values())
         by_content: dict[Any, list[Row]] = defaultdict(list)
         for row in self.stored:
-            content = self.known.digest_of(row["row"]) if row["row"] not in self.kept else None
+            content = self.known.digest_of(row["row"]) if row["row"] not in taken else None
             if content and self.known.failed.get(row["row"]) not in TRANSIENT:
                 by_content[content, row["frame"], row["modality"]].append(row)
-        appended: list[Row] = []
-        for slice_, kind, why in rest:
-            content = self.hash_file(slice_["path"]) if by_content else None
+        for slice_ in found if by_content else ():
+            if _name(slice_) in self.rows:
+                continue
+            content = self.hash_file(slice_["path"])
             same = by_content.get((content, slice_["frame"], slice_["modality"]))
             if same:
                 row = same.pop()
-                self.kept[row["row"]] = slice_
-                self._tell("moved", slice_, row["row"], f"it was {row['path']!r}")
-            else:
-                appended.append({**slice_, "row": self.known.boundary + len(appended)})
-                self._tell(kind, slice_, appended[-1]["row"], why)
-        return appended
+                self.rows[_name(slice_)] = row["row"]
+                self.verdicts[_name(slice_)] = "moved", f"it was {row['path']!r}"
+
+    def _tear(self, found: list[Row]) -> None:
+        """Take its rows from a joined series that is not exactly a live one."""
+        live, here = defaultdict(set), defaultdict(list)
+        for row in self.stored:
+            if not row["withdrawn"]:
+                live[row["series"]].add(row["row"])
+        for slice_ in found:
+            if self.known.joined(slice_["modality"]):
+                here[slice_["series"]].append(_name(slice_))
+        whole = set(map(frozenset, live.values()))
+        for names in here.values():
+            if frozenset(self.rows.get(name) for name in names) in whole:
+                continue
+            for name in names:
+                if self.rows.pop(name, None) is not None:
+                    self.verdicts[name] = "changed", "a slice of its series came, went or changed"
+
+    def _number(self, found: list[Row]) -> dict[int, Row]:
+        """Return the live rows: those that slices keep, and fresh ones for the others."""
+        fresh = itertools.count(self.known.boundary)
+        table = {}
+        for slice_ in found:
+            name = _name(slice_)
+            row = self.rows[name] if name in self.rows else next(fresh)
+            table[row] = {**slice_, "row": row, "withdrawn": False}
+            if name in self.verdicts:
+                kind, why = self.verdicts[name]
+                self._tell(kind, slice_, row, why)
+        return table
 
     def _withdraw(self, gone: Iterable[Row]) -> None:
         replaced = {(c.path, c.frame): c.row for c in self.changes if c.kind != "moved"}

@@ -32,6 +32,8 @@ SLICE_SCHEMA = pa.schema(
         ("spacing_y_mm", pa.float64()),
         ("spacing_x_mm", pa.float64()),
         ("flags", pa.list_(pa.string())),  # findings about the series: missing-position, ...
+        # DICOM keyword -> the value's pseudonym, of the tags the config names; null where none is.
+        ("tags", pa.map_(pa.string(), pa.string())),
         ("withdrawn", pa.bool_()),
     ]
 )

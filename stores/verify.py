@@ -19,7 +19,7 @@ from stores._disk import CHECKSUM, TEMPORARY, file_sha256, is_orphan, unseal
 from stores.claims import dead, exclusive
 from stores.duplicates import find_twins
 from stores.errors import CorruptStoreError
-from stores.features import OK, UNREADABLE, VOID, WITHDRAWN, FeatureStore
+from stores.features import OK, VOID, WITHDRAWN, FeatureStore
 from stores.layout import PartRange
 
 Damage = Literal[
@@ -100,7 +100,7 @@ def repair(path: Path | str) -> Report:
     report = verify(path)
     for index in sorted({f.part for f in report.findings if f.damage and f.part is not None}):
         with store.own(store.layout.part(index)):
-            store.receipt_path(index).unlink(missing_ok=True)
+            store.receipts.path(index).unlink(missing_ok=True)
         mended.append(f"part {index}: queued again, run `radprobe extract`")
     for finding in report.findings:
         if finding.kind == "result":
@@ -137,7 +137,7 @@ def _tables(store: FeatureStore) -> Iterator[Finding]:
             yield Finding(
                 "table", f"features.zarr/{name}", f"has {array.n} rows; the slice table needs {n}"
             )
-    pending = [p.index for p in store.missing() if not store.receipt_path(p.index).is_file()]
+    pending = [p.index for p in store.missing() if not store.receipts.path(p.index).is_file()]
     if pending:
         yield Finding(
             "pending", "parts", f"{len(pending)} parts are not embedded yet (first: {pending[:5]})"
@@ -168,7 +168,7 @@ def _parts(store: FeatureStore, report: Report) -> None:
 
 def _receipt(store: FeatureStore, part: PartRange, report: Report) -> Iterator[Finding]:
     """Check a receipt and the chunk files it names."""
-    path = store.receipt_path(part.index)
+    path = store.receipts.path(part.index)
     where = path.relative_to(store.path).as_posix()
     try:
         receipt = unseal(path)
@@ -208,7 +208,7 @@ def _values(
     for wrong, what in (
         (status > WITHDRAWN, "have a status nobody writes"),
         (~known & (status != VOID), "hold something, and no slice has their number"),
-        (living & ~np.isin(status, (OK, UNREADABLE)), "are live, and were never embedded"),
+        (living & np.isin(status, (VOID, WITHDRAWN)), "are live, and were never embedded"),
     ):
         if wrong.any():
             first = (np.flatnonzero(wrong)[:5] + part.start).tolist()
@@ -217,7 +217,7 @@ def _values(
     for name, values in arrays.items():
         if values.dtype.kind != "f":
             continue
-        finite = np.isfinite(values).reshape(len(values), -1)
+        finite = np.isfinite(values.reshape(len(values), -1))
         for wrong, what in (
             ((status == OK) & ~finite.all(1), "are ok, and not finite"),
             ((status != OK) & finite.any(1), "are not ok, and hold numbers"),
@@ -240,7 +240,7 @@ def _norms(
     squares = np.zeros(len(ok))
     for values in arrays.values():
         if values.dtype.kind == "f":
-            flat = values[ok].reshape(len(ok), -1)
+            flat = values.reshape(len(values), -1)[ok]
             squares += np.einsum("nd,nd->n", flat, flat, dtype=np.float64)
     return ok + part.start, np.sqrt(squares)
 

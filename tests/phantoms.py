@@ -20,6 +20,7 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
+    JPEGExtended12Bit,
     generate_uid,
 )
 
@@ -274,5 +275,20 @@ def write_htj2k(path: Path) -> Path:
     ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
     ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
     ds.file_meta.TransferSyntaxUID = HTJ2KLossless
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def write_jpeg_12(path: Path, pixels: np.ndarray, cut: int = 0, **tags: Any) -> Path:
+    """Write (n, H, W) below 4096 as lossy JPEG of 12 bits; cut: bytes lost of each stream."""
+    from imagecodecs import jpeg8_encode
+
+    ds = dicom(pixels, BitsStored=12, HighBit=11, **tags)
+    streams = [jpeg8_encode(frame, level=98, bitspersample=12) for frame in pixels]
+    ds.PixelData = encapsulate([stream[: len(stream) - cut] for stream in streams])
+    ds["PixelData"].VR = "OB"
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    ds.file_meta.TransferSyntaxUID = JPEGExtended12Bit
     ds.save_as(path, enforce_file_format=True)
     return path

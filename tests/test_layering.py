@@ -21,13 +21,14 @@ MODULES = {
 # `read` is the one door to the formats; underscored modules belong to the public one above them.
 LEVELS = [
     {"cli"},
-    {"extract", "evaluate", "report", "plan"},
-    {"collection"},
+    {"extract", "evaluate", "compare", "search", "report", "plan", "exchange"},
+    {"collection", "cases"},
     {"embed"},
     {"discover", "labels", "demo"},
     {"read", "knn", "probe", "fewshot", "preprocess", "backbones"},
     {"splits", "metrics"},
     {"weights", "config"},
+    {"questions"},
     {"types"},
 ]
 # Heavy libraries and the only modules that may import them.
@@ -36,11 +37,11 @@ HOMES = {
     "transformers": {"pipeline.backbones"},
     "safetensors": {"pipeline.backbones"},
     "huggingface_hub": {"pipeline.weights"},
-    "faiss": {"pipeline.knn"},
+    "faiss": {"pipeline.knn", "pipeline.exchange"},
     "sklearn": {"pipeline.probe", "pipeline.metrics", "pipeline.splits", "pipeline.fewshot"},
     "zarr": {"stores._build"},
     "typer": {"pipeline.cli"},
-    "rich": {"pipeline.cli", "pipeline.report"},
+    "rich": {"pipeline.cli", "pipeline.report", "pipeline._show_answers"},
 }
 
 

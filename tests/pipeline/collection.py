@@ -11,18 +11,23 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.discover import load_key, pseudonym
-from pipeline.types import Architecture, Recipe, Tally, Units
+from pipeline.questions import Tally, Units
+from pipeline.types import Architecture, Recipe
 from stores import ArraySpec, FeatureStore
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
 
 def make_store(
-    path: Path, cls: NDArray[Any], slices: list[dict[str, Any]], status: NDArray[Any] | None = None
+    path: Path,
+    cls: NDArray[Any],
+    slices: list[dict[str, Any]],
+    status: NDArray[Any] | None = None,
+    images: NDArray[Any] | None = None,
 ) -> FeatureStore:
     """Return a store of one part with cls (n, l, d), and its last block as mean.
 
     slices: what differs from a CR slice of no patient in a file of its own; raw patient, study
-    and series ids become pseudonyms.
+    and series ids become pseudonyms. images (n,): numbers of pictures, equal where pixels are.
     """
     n, blocks, d = cls.shape
     recipe = Recipe(
@@ -45,6 +50,8 @@ def make_store(
     arrays = store.empty_part()
     arrays["cls"][:n], arrays["mean"][:n] = cls, cls[:, -1]
     arrays["status"][:n] = 1 if status is None else status
+    if images is not None:
+        arrays["pixel_digest"][:n, :8] = images.astype("<i8")[:, None].view(np.uint8)
     part = store.layout.part(0)
     claim = store.claim(part)
     assert claim is not None

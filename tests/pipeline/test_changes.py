@@ -6,10 +6,14 @@ name the cause.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,11 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.collection import name_patient
+from pipeline.collection import make_recipe, name_patient, open_store
 from pipeline.config import Config, load_config
 from pipeline.extract import Speed, Summary, extract
 from pipeline.plan import explain, plan
+from pipeline.types import Recipe
 from stores import FeatureStore
 from stores.errors import ConfigError, RecipeMismatchError
 from stores.features import WITHDRAWN
@@ -30,6 +35,7 @@ from tests.phantoms import dicom, save, volume, write_png, write_series
 from tests.pipeline.models import write_tiny_folder
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
+BESIDE = Speed(device="cpu", batch_size=4, workers=1)
 SLICES = 14
 
 
@@ -172,6 +178,38 @@ def test_a_renamed_file_keeps_its_row(case: Case) -> None:
     assert np.array_equal(case.store.read("cls"), before, equal_nan=True)
 
 
+def test_a_stranger_reads_the_store_with_zarr_and_pyarrow_alone(case: Case) -> None:
+    """Run the script of docs/STORE.md where our packages cannot be imported."""
+    text = (Path(__file__).parents[2] / "docs/STORE.md").read_text()
+    script = text.partition("```python\n")[2].partition("```")[0]
+    block = "import sys; sys.modules['stores'] = sys.modules['pipeline'] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", block + script, str(case.folder / "store")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith(f"({SLICES}, 48) ['b', 'ct/")
+
+
+def test_processes_that_create_a_store_at_once_share_it(case: Case) -> None:
+    config = case.config().model_copy(update={"store": case.folder / "fresh"})
+    recipe, _ = make_recipe(config)
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(4)
+    makers = [context.Process(target=_create, args=(config, recipe, start)) for _ in range(4)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join()
+    assert [maker.exitcode for maker in makers] == [0] * 4
+    assert verify(config.store).findings == []
+    assert [path.name for path in case.folder.glob(".tmp-*")] == []
+
+
+def _create(config: Config, recipe: Recipe, start: Barrier) -> None:
+    start.wait()
+    assert open_store(config, recipe).recipe_text == recipe.canonical()
+
+
 # --- misses: only what changed is embedded ----------------------------------------------------
 
 
@@ -281,7 +319,8 @@ def test_another_recipe_is_refused_naming_field_and_values(
         assert f"the config asks {asked}" in str(caught.value).replace("'sha256", "sha256")
     names = [name for name, *_ in explain(config).fields]
     assert field in names
-    assert extract(config.model_copy(update={"store": case.folder / "b"}), HERE).embedded == SLICES
+    anew = extract(config.model_copy(update={"store": case.folder / "another"}), HERE)
+    assert anew.embedded + anew.linked == SLICES  # a new store is the way out
 
 
 # --- files that could not be read -------------------------------------------------------------
@@ -312,13 +351,13 @@ def test_after_three_failures_only_a_touched_file_is_tried_again(case: Case) -> 
     assert counts(run(case.config())) == {"same": SLICES - 1, "retried": 1, "withdrawn": 1}
 
 
-def test_a_damaged_file_that_is_mended_is_embedded(case: Case) -> None:
-    whole = (case.data / "x2.png").read_bytes()
-    shutil.rmtree(case.folder / "store")
-    (case.data / "x2.png").write_bytes(whole[:1500] + bytes(64) + whole[1564:])
-    assert extract(case.config(), HERE).unreadable == {"corrupt": 1}
-    (case.data / "x2.png").write_bytes(whole)
-    summary = run(case.config())
+def test_a_slice_that_could_not_be_read_is_embedded_once_it_is_mended(case: Case) -> None:
+    pixels = np.full((40, 40), np.nan, np.float32)
+    np.save(case.data / "x.npy", pixels)
+    assert run(case.config(), BESIDE).unreadable == {"not-finite": 1}
+    assert counts(run(case.config(), BESIDE)) == {"same": SLICES + 1}
+    np.save(case.data / "x.npy", np.arange(1600, dtype=np.float32).reshape(40, 40))
+    summary = run(case.config(), BESIDE)
     assert (summary.embedded, summary.unreadable) == (1, {})
 
 

@@ -259,9 +259,9 @@ def opened(monkeypatch) -> list[str]:
     """Names of the files opened for their headers."""
     names: list[str] = []
 
-    def spy(path: Path, plane: str):
+    def spy(path: Path, *how):
         names.append(path.name)
-        return read_headers(path, plane)
+        return read_headers(path, *how)
 
     monkeypatch.setattr(module, "read_headers", spy)
     return names
@@ -355,6 +355,57 @@ def test_pseudonyms_depend_on_key_kind_and_value():
     }
     assert len(made) == 8
     assert all(len(name) == 16 for name in made)
+
+
+# --- tags ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_values_of_tags_become_pseudonyms_of_each_slice(tmp_path, workers):
+    phantoms.write_series(tmp_path / "s", phantoms.volume(3), AccessionNumber="SECRET 17")
+    names = ["SECRET", "TWO"]
+    phantoms.write_series(tmp_path / "t", phantoms.volume(2), SeriesInstanceUID="1.2.3",
+                          OperatorsName=names, AccessionNumber="")  # fmt: skip
+    phantoms.write_nifti_of_series(tmp_path / "v.nii", phantoms.volume(2))
+    data = Data(root=tmp_path, tags=("AccessionNumber", "OperatorsName"))
+    slices = discover(data, KEY, workers=workers).slices
+    assert slices.schema == SLICE_SCHEMA
+    accession = [("AccessionNumber", pseudonym(KEY, "tag:AccessionNumber", "SECRET 17"))]
+    operators = [("OperatorsName", pseudonym(KEY, "tag:OperatorsName", "SECRET\\TWO"))]
+    assert slices["tags"].to_pylist() == [accession] * 3 + [operators] * 2 + [None] * 2
+    assert "SECRET" not in str(slices.to_pylist())
+
+
+def test_tags_of_kept_files_are_kept_and_unasked_ones_absent(tmp_path, opened):
+    phantoms.write_series(tmp_path, phantoms.volume(3), AccessionNumber="17")
+    first = look(tmp_path, tags=("AccessionNumber",))
+    opened.clear()
+    assert look(tmp_path, first, tags=("AccessionNumber",)).slices.equals(first.slices)
+    assert opened == []
+    assert look(tmp_path).slices["tags"].null_count == 3
+
+
+def test_a_multi_frame_file_gives_every_frame_its_tags(tmp_path):
+    path = pydicom.data.get_testdata_file("SC_rgb_rle_2frame.dcm")
+    (tmp_path / "a.dcm").write_bytes(Path(path).read_bytes())
+    slices = look(tmp_path, tags=("SOPInstanceUID",)).slices
+    first, second = slices["tags"].to_pylist()
+    assert first == second
+    assert first[0][0] == "SOPInstanceUID"
+
+
+@pytest.mark.parametrize(
+    ("tag", "why"),
+    [
+        ("AccesionNumber", "Got 'AccesionNumber' instead. Did you mean 'AccessionNumber'"),
+        ("PixelData", "'PixelData' holds neither"),
+        ("ReferencedImageSequence", "representation is SQ"),
+    ],
+)
+def test_what_is_no_tag_is_refused(tmp_path, tag, why):
+    phantoms.write_series(tmp_path, phantoms.volume(1))
+    with pytest.raises(ConfigError, match=why):
+        look(tmp_path, tags=(tag,))
 
 
 # --- real data -----------------------------------------------------------------------------------

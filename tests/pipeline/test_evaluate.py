@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline._pooling import read_features
+from pipeline.compare import compare
 from pipeline.config import Config
-from pipeline.evaluate import compare, evaluate, tidy
+from pipeline.evaluate import evaluate, tidy
+from pipeline.questions import Result, Tally, Units
 from pipeline.splits import split_path
-from pipeline.types import Result, Tally, Units
 from stores.errors import ConfigError, LabelError, StoreNotFoundError
 from tests.pipeline.collection import config_of, make_store, write_csv
 
@@ -159,7 +160,8 @@ def test_files_name_patients_by_pseudonym_only(root: Path) -> None:
     (root / "labels.csv").write_text("\n".join([lines[0] + ",who", *named]))
     evaluate(config(root, "signal", "patients", labels={"patient": "who"}))
     written = [p for f in ("results", "splits") for p in (root / "store" / f).iterdir()]
-    assert len(written) == 2 * 3 + 2 * 2 + 2  # results, predictions, splits
+    files = 2 * 3 + 2 * 2 + 2  # results, predictions, splits
+    assert len(written) == 2 * files  # and a checksum each
     for path in written:
         text = path.read_bytes()
         if path.suffix == ".parquet":

@@ -285,6 +285,25 @@ def test_a_changed_modality_rule_embeds_anew(
     assert (summary.embedded, summary.found["changed"]) == (12, 12)
 
 
+def test_tags_asked_for_later_change_the_table_and_embed_nothing(
+    config: Path, tmp_path: Path, root: Path, network: Path
+) -> None:
+    from pipeline.discover import load_key, pseudonym
+
+    store = FeatureStore.open(extract(load_config(config), HERE).store)
+    assert store.slices()["tags"].null_count == 24
+    before = yaml.safe_load(config.read_text())["data"]
+    data = before | {"tags": ["AccessionNumber", "StudyID"]}
+    asked = write_config(tmp_path, root, network, data=data)
+    summary = extract(load_config(asked), HERE)
+    assert (summary.embedded, summary.found["same"]) == (0, 24)
+    want = pseudonym(load_key(store.path), "tag:AccessionNumber", str(IDENTITY["AccessionNumber"]))
+    tags = store.slices()["tags"].to_pylist()
+    assert [dict(found)["AccessionNumber"] for found in tags[:9]] == [want] * 9
+    assert tags[9:] == [None] * 15
+    assert extract(load_config(asked), HERE).found["same"] == 24
+
+
 # --- privacy and honesty ----------------------------------------------------------------------
 
 

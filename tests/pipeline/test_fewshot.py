@@ -106,3 +106,12 @@ def test_simpleshot_is_the_centroid_of_centred_features() -> None:
     assert ours == pytest.approx(expected, abs=1e-3)
     uncentred = fewshot.score(far, units_of(y), parts, plain)[0][0].metrics["auroc"].value
     assert abs(uncentred - expected) > 0.01
+
+
+def test_a_patient_whose_label_is_not_known_stands_on_neither_side() -> None:
+    y = np.tile(np.array([[0, 0], [1, 1]], np.int8), (40, 1))
+    y[:70, 1] = -1
+    settings = FewShot(shots=(1,), episodes=10)
+    scores, notes = fewshot.score(np.eye(80, dtype=np.float32), units_of(y), thirds(80), settings)
+    assert notes == ["1 shots of b left out: a class has too few patients"]
+    assert scores[0].labels == {}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,14 @@ from pipeline.config import Knn
 from tests.pipeline.collection import thirds, units_of
 
 RNG = np.random.default_rng(0)
+
+
+def vote(
+    reference: NDArray[Any], targets: NDArray[Any], queries: NDArray[Any], ks: list[int]
+) -> knn.Votes:
+    x, n = np.concatenate([reference, queries]), len(reference)
+    found = knn.neighbours(x, np.arange(n), np.arange(n, len(x)), max(ks))
+    return knn.soft_vote(*found, targets, ks, 0.07)
 
 
 def dinov2_rule(
@@ -37,7 +46,7 @@ def test_the_vote_is_dinov2s_up_to_its_scale(multilabel: bool) -> None:
     targets = (
         RNG.random((300, 3)) < 0.4 if multilabel else np.eye(3, dtype=bool)[RNG.integers(0, 3, 300)]
     )
-    votes = knn.soft_vote(reference, targets, queries, [5, 20], 0.07)
+    votes = vote(reference, targets, queries, [5, 20])
     np.testing.assert_allclose(
         votes[20], dinov2_rule(reference, targets, queries, 20, 20), atol=2e-6
     )
@@ -52,9 +61,9 @@ def test_many_queries_are_scored_like_few(monkeypatch: pytest.MonkeyPatch) -> No
     reference = RNG.standard_normal((50, 8)).astype(np.float32)
     targets = np.eye(2, dtype=bool)[RNG.integers(0, 2, 50)]
     queries = RNG.standard_normal((23, 8)).astype(np.float32)
-    whole = knn.soft_vote(reference, targets, queries, [3], 0.07)[3]
-    monkeypatch.setattr(knn, "QUERIES_AT_ONCE", 5)
-    np.testing.assert_array_equal(knn.soft_vote(reference, targets, queries, [3], 0.07)[3], whole)
+    whole = vote(reference, targets, queries, [3])[3]
+    monkeypatch.setattr(knn, "AT_ONCE", 5)
+    np.testing.assert_array_equal(vote(reference, targets, queries, [3])[3], whole)
 
 
 def test_train_and_val_are_the_reference_and_a_larger_k_is_said() -> None:
@@ -64,7 +73,10 @@ def test_train_and_val_are_the_reference_and_a_larger_k_is_said() -> None:
     predictions, notes = knn.predict(x, units, thirds(8), Knn(k=(1, 6, 7)))
     assert [p.setting for p in predictions] == [{"k": 1}, {"k": 6}]
     np.testing.assert_allclose(predictions[0].proba, [[0, 1], [0, 1]])
-    assert notes == ["k = 7 left out: only 6 reference units"]
+    assert notes == [
+        "k = 7 left out: only 6 reference units",
+        "2 of 2 test units are near-duplicates (cosine >= 0.999) of another patient's reference",
+    ]
     assert knn.predict(x, units, thirds(8), Knn(k=(7,)))[0] == []
 
 
@@ -108,8 +120,12 @@ def test_ml_knn_is_the_formulas_and_no_patient_is_its_own_neighbour() -> None:
     queries = RNG.standard_normal((15, 6)).astype(np.float32)
     targets = RNG.random((90, 3)) < 0.4
     patient = RNG.integers(0, 40, 90)
-    ours = knn.ml_knn(reference, targets, queries, [3, 7], patient)
-    paper = knn.ml_knn(reference, targets, queries, [3, 7], None)
+    x, rows = np.concatenate([reference, queries]), np.arange(90)
+    whose = np.concatenate([patient, np.full(15, 99)])
+    outside = knn.neighbours(x, rows, np.arange(90, 105), 7, whose)[1]
+    inside, itself = (knn.neighbours(x, rows, rows, 7, own)[1] for own in (whose, None))
+    ours = knn.ml_knn(inside, outside, targets, [3, 7])
+    paper = knn.ml_knn(itself, outside, targets, [3, 7])
     for k in (3, 7):
         plain = ml_knn_as_written(
             reference, targets, queries, k, lambda i, j: patient[i] != patient[j]
@@ -133,3 +149,39 @@ def test_ml_knn_is_chosen_by_name_and_for_multilabel_only() -> None:
         assert len(knn.predict(x, one, thirds(80), settings)[0]) == 2
     assert not np.allclose(by_name["soft"][0], by_name["mlknn"][0])
     assert not np.allclose(by_name["mlknn-paper"][0], by_name["mlknn"][0])
+
+
+@pytest.mark.parametrize("multilabel", ["soft", "mlknn", "mlknn-paper"])
+def test_an_unknown_label_is_as_if_the_unit_were_not_there_for_that_label(multilabel: Any) -> None:
+    x = RNG.standard_normal((120, 6)).astype(np.float32)
+    y = (RNG.random((120, 3)) < 0.4).astype(np.int8)
+    hidden = (np.arange(120) < 90) & (RNG.random(120) < 0.3)
+    masked = y.copy()
+    masked[hidden, 1] = -1
+    parts, settings = thirds(120), Knn(k=(4,), multilabel=multilabel)
+    ours = knn.predict(x, units_of(masked), parts, settings)[0][0].proba
+    whole = knn.predict(x, units_of(y), parts, settings)[0][0].proba
+    left = {name: rows[~hidden[rows]] for name, rows in parts.items()}
+    without = knn.predict(x, units_of(y), left, settings)[0][0].proba
+    np.testing.assert_allclose(ours[:, [0, 2]], whole[:, [0, 2]])
+    np.testing.assert_allclose(ours[:, 1], without[:, 1])
+    assert not np.allclose(whole[:, 1], without[:, 1])
+
+
+def test_nobody_is_the_neighbour_of_the_same_patient() -> None:
+    x = RNG.standard_normal((60, 4)).astype(np.float32)
+    patient = np.arange(60) // 5
+    cosine, nearest = knn.neighbours(x, np.arange(60), np.arange(60), 7, patient)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    plain = np.where(patient[:, None] == patient, -2, unit @ unit.T)
+    np.testing.assert_allclose(cosine, -np.sort(-plain, axis=1)[:, :7], atol=1e-6)
+    assert (patient[nearest] != patient[:, None]).all()
+
+
+def test_a_number_is_the_weighted_mean_of_the_neighbours() -> None:
+    x = RNG.standard_normal((80, 5)).astype(np.float32)
+    age = RNG.random(80) * 80
+    units = replace(units_of(np.arange(80) % 2), y=age, kind="regression", classes=("age",))
+    said = knn.predict(x, units, thirds(80), Knn(k=(7,)))[0][0].proba
+    plain = dinov2_rule(x[:60], age[:60, None], x[60:], 7, 7)
+    np.testing.assert_allclose(said, plain, rtol=1e-5)

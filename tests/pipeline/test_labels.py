@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import Labels
 from pipeline.labels import label_units, read_labels
-from pipeline.types import Task, Units
+from pipeline.questions import Task, Units
 from stores.errors import LabelError
 from stores.slices import SLICE_SCHEMA
 from tests.pipeline.collection import write_csv
@@ -131,14 +131,76 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert tally.unmatched_label_examples == ("gone.png",)
 
 
-def test_multilabel_takes_zeros_and_ones_only(tmp_path: Path) -> None:
-    paths = ["f0.png", "f1.png", "f2.png"]
-    file = write_csv(tmp_path / "l.csv", path=paths, a=[1, 0, 1], b=["1.0", "", "0"])
-    units = ask(file, slices({}, {}, {}), labels=("a", "b"))
-    assert (units.kind, units.y.tolist()) == ("multilabel", [[1, 1], [1, 0]])
-    write_csv(file, path=paths, a=[1, 0, 1], b=[1, -1, 0])
-    with pytest.raises(LabelError, match="must be 0 or 1.*'-1'"):
-        ask(file, slices({}, {}, {}), labels=("a", "b"))
+def test_multilabel_takes_zeros_and_ones_and_leaves_out_what_is_empty(tmp_path: Path) -> None:
+    paths = ["f0.png", "f1.png", "f2.png", "f3.png"]
+    file = write_csv(tmp_path / "l.csv", path=paths, a=[1, 0, 1, ""], b=["1.0", "", "False", "nan"])
+    units = ask(file, slices({}, {}, {}, {}), labels=("a", "b"))
+    assert (units.kind, units.y.tolist()) == ("multilabel", [[1, 1], [0, -1], [1, 0]])
+    assert units.known.tolist() == [[True, True], [True, False], [True, True]]
+    assert units.indicator.tolist() == [[True, True], [False, False], [True, False]]
+    assert (units.tally.unknown_labels, units.tally.unlabelled_units) == (1, 1)
+    write_csv(file, path=paths, a=[1, 0, 1, 0], b=[1, 2, 0, 1])
+    with pytest.raises(LabelError, match="must be 0, 1, -1 or empty.*'2'.*'b'"):
+        ask(file, slices({}, {}, {}, {}), labels=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("uncertain", "missing", "expected"),
+    [
+        ("zero", "zero", [1, 0, 0, 0]),
+        ("one", "leave-out", [1, 1, -1, 0]),
+        ("leave-out", "leave-out", [1, -1, -1, 0]),
+        ("leave-out", "zero", [1, -1, 0, 0]),
+    ],
+)
+def test_what_is_unclear_means_what_the_policy_says(
+    tmp_path: Path, uncertain: Any, missing: Any, expected: list[int]
+) -> None:
+    paths = [f"f{i}.png" for i in range(4)]
+    file = write_csv(tmp_path / "l.csv", path=paths, a=["1", "-1.0", "", "0"], b=[0, 1, 0, 1])
+    table = slices({}, {}, {}, {})
+    many = ask(file, table, labels=("a", "b"), uncertain=uncertain, missing=missing)
+    assert many.y[:, 0].tolist() == expected
+    assert many.y[:, 1].tolist() == [0, 1, 0, 1]
+    kept = [value for value in expected if value >= 0]
+    one = ask(file, table, labels=("a",), uncertain=uncertain, missing=missing)
+    assert (one.y.tolist(), one.classes) == (kept, ("0", "1"))
+    assert one.tally.unlabelled_units == many.tally.unknown_labels == 4 - len(kept)
+    assert many.tally.filled_labels == len(kept) - 2
+
+
+def test_a_task_may_have_a_policy_of_its_own(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "l.csv", path=["f0.png", "f1.png", "f2.png"], sick=[0, -1, 1])
+    task = Task(labels=("sick",), uncertain="one")
+    read = read_labels(Labels(file=file, uncertain="zero"), [task])
+    asked = (read, task, slices({}, {}, {}), np.ones(3, np.uint8), tmp_path, lambda _, raw: raw)
+    assert label_units(*asked).y.tolist() == [0, 1, 1]
+
+
+def test_an_uncertain_finding_is_never_guessed_and_a_grade_is_no_finding(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "l.csv", path=["f0.png", "f1.png", "f2.png"], sick=[0, -1, 1])
+    with pytest.raises(LabelError, match="1 values of column 'sick' are -1.*data row 2.*uncertain"):
+        ask(file, slices({}, {}, {}))
+    write_csv(file, path=["f0.png", "f1.png", "f2.png"], sick=[-2, -1, 1])
+    assert ask(file, slices({}, {}, {})).classes == ("-2", "-1", "1")
+    write_csv(file, path=["f0.png", "f1.png", "f2.png"], sick=["no", "", "yes"])
+    with pytest.raises(LabelError, match="only in a column of zeros and ones.*'no', 'yes'"):
+        ask(file, slices({}, {}, {}), missing="zero")
+
+
+def test_joins_by_a_dicom_tag_and_says_where_to_add_it(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "l.csv", acc=["007", "8"], sick=["no", "yes"])
+    key = "AccessionNumber"
+    table = slices(
+        {"tags": [(key, f"tag:{key}-007"), ("StudyID", "x")]},
+        {"tags": [(key, f"tag:{key}-8")]},
+        {"tags": None},
+    )
+    units = ask(file, table, key="acc", by=f"tag:{key}")
+    assert (units.y.tolist(), units.rows.tolist()) == ([0, 1], [0, 1])
+    assert units.tally.unmatched_slices == 1
+    with pytest.raises(LabelError, match="'SeriesNumber' to data.tags and run `radprobe extract`"):
+        ask(file, table, key="acc", by="tag:SeriesNumber")
 
 
 def test_patients_from_the_label_column(tmp_path: Path) -> None:

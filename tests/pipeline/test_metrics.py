@@ -13,11 +13,36 @@ from sklearn.metrics import (
     cohen_kappa_score,
     f1_score,
     matthews_corrcoef,
+    mean_absolute_error,
+    r2_score,
     roc_auc_score,
     roc_curve,
 )
 
 from pipeline import _paired, _weighted, metrics
+from pipeline.questions import Metric, Truth
+
+
+def truth_of(y: NDArray[Any], groups: NDArray[Any] | None = None, c: int = 2) -> Truth:
+    """Return the truth of classes y (n,), of labels y (n, c), or of two classes y (n,) bool."""
+    groups = np.arange(len(y)) if groups is None else groups
+    if y.ndim == 2:
+        labels = tuple("abcdefgh"[: y.shape[1]])
+        return Truth(y.astype(np.int8), groups.astype(str), labels, "multilabel")
+    classes = tuple(map(str, range(c)))
+    kind = "binary" if c == 2 else "multiclass"
+    return Truth(y.astype(np.int64), groups.astype(str), classes, kind)
+
+
+def two(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return values as the probability of the second of two classes."""
+    return np.stack([1 - values, values], axis=1)
+
+
+def interval(metric: Metric) -> tuple[float, float]:
+    assert metric.low is not None
+    assert metric.high is not None
+    return metric.low, metric.high
 
 
 def softmax(z: NDArray[Any]) -> NDArray[np.float64]:
@@ -44,9 +69,7 @@ def test_multiclass_is_scikit_learns() -> None:
     rng = np.random.default_rng(2)
     y = rng.integers(0, 4, 200)
     proba = softmax(rng.standard_normal((200, 4)) + np.eye(4)[y])
-    overall, by_class = metrics.score(
-        np.eye(4, dtype=bool)[y], proba, np.arange(200).astype(str), tuple("0123"), "multiclass"
-    )
+    overall, by_class = metrics.score(truth_of(y, c=4), proba)
     said = proba.argmax(axis=1)
     assert overall["accuracy"].value == pytest.approx(accuracy_score(y, said))
     assert overall["balanced_accuracy"].value == pytest.approx(balanced_accuracy_score(y, said))
@@ -67,15 +90,13 @@ def test_multilabel_leaves_out_labels_of_one_value_and_of_no_model() -> None:
     y = rng.random((100, 4)) < [0.5, 0.3, 0.0, 0.5]
     proba = np.clip(0.3 * y + 0.6 * rng.random((100, 4)), 0, 1)
     proba[:, 3] = np.nan
-    overall, by_label = metrics.score(
-        y, proba, np.arange(100).astype(str), tuple("abcd"), "multilabel"
-    )
+    overall, by_label = metrics.score(truth_of(y), proba)
     expected = roc_auc_score(y[:, :2], proba[:, :2], average="macro")
     assert overall["auroc"].value == pytest.approx(expected)
     assert set(by_label) == {"a", "b"}
     said = proba >= 0.5
     assert overall["accuracy"].value == pytest.approx((said == y)[:, :3].mean())
-    assert metrics.one_sided(y, tuple("abcd")) == ["c"]
+    assert metrics.one_sided(truth_of(y)) == ["c"]
 
 
 def test_the_interval_is_a_plain_bootstrap_over_patients() -> None:
@@ -84,21 +105,15 @@ def test_the_interval_is_a_plain_bootstrap_over_patients() -> None:
     patient = rng.integers(0, p, n)
     y = rng.random(n) < 0.4
     values = rng.random(n) + 0.4 * y
-    overall, _ = metrics.score(
-        np.stack([~y, y], axis=1), np.stack([1 - values, values], axis=1),
-        patient.astype(str), ("no", "yes"), "binary",
-    )  # fmt: skip
+    overall, _ = metrics.score(truth_of(y, patient), two(values))
     drawn = []
     units_of = [np.flatnonzero(patient == i) for i in np.unique(patient)]
     for _ in range(2000):
         take = np.concatenate([units_of[i] for i in rng.integers(0, len(units_of), len(units_of))])
         drawn.append(roc_auc_score(y[take], values[take]))
-    auroc = overall["auroc"]
-    assert auroc.low is not None
-    assert auroc.high is not None
+    got = interval(overall["auroc"])
     low, high = np.percentile(drawn, [2.5, 97.5])
-    assert auroc.low == pytest.approx(low, abs=0.01)
-    assert auroc.high == pytest.approx(high, abs=0.01)
+    assert got == pytest.approx((low, high), abs=0.01)
 
 
 def test_repeating_a_patients_images_does_not_narrow_the_interval() -> None:
@@ -108,14 +123,9 @@ def test_repeating_a_patients_images_does_not_narrow_the_interval() -> None:
     width = []
     for times in (1, 10):
         truth, scores = np.repeat(y, times), np.repeat(values, times)
-        overall, _ = metrics.score(
-            np.stack([~truth, truth], axis=1), np.stack([1 - scores, scores], axis=1),
-            np.repeat(np.arange(60), times).astype(str), ("no", "yes"), "binary",
-        )  # fmt: skip
-        auroc = overall["auroc"]
-        assert auroc.low is not None
-        assert auroc.high is not None
-        width.append(auroc.high - auroc.low)
+        overall, _ = metrics.score(truth_of(truth, np.repeat(np.arange(60), times)), two(scores))
+        got = interval(overall["auroc"])
+        width.append(got[1] - got[0])
     assert width[1] == pytest.approx(width[0], rel=0.02)
 
 
@@ -126,14 +136,9 @@ def test_intervals_cover_a_known_truth_about_95_times_in_100() -> None:
     for _ in range(100):
         y = np.arange(80) % 2 == 0
         values = rng.standard_normal(80) + y
-        overall, _ = metrics.score(
-            np.stack([~y, y], axis=1), np.stack([-values, values], axis=1),
-            np.arange(80).astype(str), ("no", "yes"), "binary",
-        )  # fmt: skip
-        auroc = overall["auroc"]
-        assert auroc.low is not None
-        assert auroc.high is not None
-        covered += auroc.low <= truth <= auroc.high
+        overall, _ = metrics.score(truth_of(y), two(values))
+        got = interval(overall["auroc"])
+        covered += got[0] <= truth <= got[1]
     assert 90 <= covered <= 99
 
 
@@ -145,10 +150,7 @@ def test_calibration_error_is_guos_sum_over_bins() -> None:
     for low in np.arange(15) / 15:
         inside = (sure >= low) & (sure < low + 1 / 15)
         expected += inside.mean() * abs(y[inside].mean() - sure[inside].mean())
-    overall, _ = metrics.score(
-        np.stack([~y, y], axis=1), np.stack([1 - sure, sure], axis=1),
-        np.arange(500).astype(str), ("no", "yes"), "binary",
-    )  # fmt: skip
+    overall, _ = metrics.score(truth_of(y), two(sure))
     assert overall["ece"].value == pytest.approx(expected)
 
 
@@ -197,10 +199,7 @@ def test_a_better_score_is_told_from_its_equal() -> None:
     groups = (np.arange(300) // 2).astype(str)
     first = np.clip(rng.random((300, 2)) * 0.7 + 0.2 * y, 0, 1)
     second = np.clip(first + 0.3 * y * [1, 0], 0, 1)
-    found = {
-        (d.metric, d.label): d
-        for d in metrics.compare(y, first, second, groups, ("a", "b"), "multilabel")
-    }
+    found = {(d.metric, d.label): d for d in metrics.compare(truth_of(y, groups), first, second)}
     better, equal = found["auroc", "a"], found["auroc", "b"]
     assert better.difference.low is not None
     assert better.difference.low > 0
@@ -220,3 +219,53 @@ def test_delongs_p_is_uniform_where_nothing_differs() -> None:
         p = _paired.two_sided_p(aurocs[1] - aurocs[0], c[0, 0] + c[1, 1] - 2 * c[0, 1])
         low += p < 0.05
     assert 3 <= low <= 19
+
+
+def test_a_label_that_is_not_known_leaves_the_unit_out_for_that_label_alone() -> None:
+    rng = np.random.default_rng(12)
+    y = (rng.random((200, 2)) < 0.4).astype(np.int8)
+    proba = np.clip(rng.random((200, 2)) * 0.7 + 0.3 * y, 0, 1)
+    hidden = rng.random(200) < 0.3
+    masked = y.copy()
+    masked[hidden, 1] = -1
+    overall, by_label = metrics.score(truth_of(masked), proba)
+    _, of_all = metrics.score(truth_of(y), proba)
+    _, of_rest = metrics.score(truth_of(y[~hidden]), proba[~hidden])
+    assert by_label["a"] == of_all["a"]
+    for name in ("auroc", "average_precision"):
+        assert by_label["b"][name].value == pytest.approx(of_rest["b"][name].value)
+    kept = [np.ones(200, bool), ~hidden]
+    each = [((proba[k, j] >= 0.5) == y[k, j]).mean() for j, k in enumerate(kept)]
+    assert overall["accuracy"].value == pytest.approx(np.mean(each))
+    assert overall["brier"].value == pytest.approx(
+        np.mean([((proba[k, j] - y[k, j]) ** 2).mean() for j, k in enumerate(kept)])
+    )
+    pairs = [(y[k, j], proba[k, j]) for j, k in enumerate(kept)]
+    flat = [np.concatenate(side) for side in zip(*pairs, strict=True)]
+    assert overall["auroc_micro"].value == pytest.approx(roc_auc_score(*flat))
+    assert overall["average_precision_micro"].value == pytest.approx(average_precision_score(*flat))
+    assert overall["f1_micro"].value == pytest.approx(f1_score(flat[0], flat[1] >= 0.5))
+
+
+def test_several_models_are_scored_each_and_averaged() -> None:
+    rng = np.random.default_rng(13)
+    y, fold = rng.random(120) < 0.4, np.arange(120) % 3
+    values = np.clip(rng.random(120) * 0.6 + 0.2 * y + 0.1 * fold, 0, 1)
+    overall, _ = metrics.score(truth_of(y), two(values), fold)
+    each = [roc_auc_score(y[fold == i], values[fold == i]) for i in range(3)]
+    assert overall["auroc"].value == pytest.approx(np.mean(each))
+    low, high = interval(overall["auroc"])
+    assert low < np.mean(each) < high
+
+
+def test_regression_is_scikit_learns() -> None:
+    rng = np.random.default_rng(14)
+    y = rng.standard_normal(150) * 10 + 50
+    said = y + rng.standard_normal(150) * 5
+    truth = Truth(y, np.arange(150).astype(str), ("age",), "regression")
+    overall, by_label = metrics.score(truth, said[:, None])
+    assert overall["r2"].value == pytest.approx(r2_score(y, said))
+    assert overall["mae"].value == pytest.approx(mean_absolute_error(y, said))
+    assert by_label == {}
+    low, high = interval(overall["r2"])
+    assert 0.6 < low < overall["r2"].value < high < 0.9

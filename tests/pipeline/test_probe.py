@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
 from pipeline import probe
@@ -99,3 +100,46 @@ def test_fits_that_stop_early_are_counted_and_not_shown(monkeypatch: pytest.Monk
     y = np.random.default_rng(4).integers(0, 2, 100)
     _, notes = probe.predict(planted(100, y), units_of(y), thirds(100), Probe(steps=3))
     assert any("fits stopped before they converged" in note for note in notes)
+
+
+def test_an_unknown_label_is_not_fitted_and_its_unit_serves_the_others() -> None:
+    rng = np.random.default_rng(5)
+    y = (rng.random((300, 2)) < 0.4).astype(np.int8)
+    x, parts = planted(300, y), thirds(300)
+    hidden = (np.arange(300) < 225) & (rng.random(300) < 0.4)
+    masked = y.copy()
+    masked[hidden, 1] = -1
+    predictions, _ = probe.predict(x, units_of(masked), parts, Probe(low=-2, high=1, steps=4))
+    proba, c = predictions[0].proba, predictions[0].setting["C"]
+    both = np.concatenate([parts["train"], parts["val"]])
+    for j, rows in enumerate([both, both[~hidden[both]]]):
+        model = LogisticRegression(C=c, max_iter=10000, tol=1e-10).fit(x[rows], y[rows, j])
+        expected = model.predict_proba(x[parts["test"]])[:, 1]
+        np.testing.assert_allclose(proba[:, j], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("d", [12, 400])
+def test_a_number_is_predicted_by_scikit_learns_ridge_at_the_alpha_that_is_best_on_val(
+    d: int,
+) -> None:
+    rng = np.random.default_rng(6)
+    x = (rng.standard_normal((240, d)) + 3).astype(np.float32)
+    age = 50 + 10 * x[:, 0] + rng.standard_normal(240) * 5
+    units = replace(units_of(np.arange(240) % 2), y=age, kind="regression", classes=("age",))
+    parts, settings = thirds(240), Probe(low=-4, high=2, steps=13)
+    predictions, notes = probe.predict(x, units, parts, settings)
+
+    def fitted(rows: NDArray[Any], alpha: float) -> Ridge:
+        return Ridge(alpha=alpha, solver="svd").fit(x[rows].astype(float), age[rows])
+
+    errors = {
+        alpha: ((fitted(parts["train"], alpha).predict(x[parts["val"]]) - age[parts["val"]]) ** 2)
+        .mean()
+        for alpha in 1 / 10 ** np.linspace(-4, 2, 13)
+    }  # fmt: skip
+    chosen = predictions[0].setting["alpha"]
+    assert chosen == pytest.approx(min(errors, key=lambda alpha: errors[alpha]))
+    both = np.concatenate([parts["train"], parts["val"]])
+    expected = fitted(both, chosen).predict(x[parts["test"]].astype(float))
+    np.testing.assert_allclose(predictions[0].proba[:, 0], expected, rtol=1e-7)
+    assert notes == []

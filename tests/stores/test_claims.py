@@ -84,3 +84,14 @@ def test_a_latecomer_sees_that_it_was_replaced_and_leaves_the_new_claim(tmp_path
     assert not late.held()
     late.release()
     assert heir.held()
+
+
+def test_a_claim_linked_beside_a_living_one_steps_back(tmp_path: Path) -> None:
+    """It was numbered before a release, and another process began anew from nought meanwhile."""
+    other = try_claim(tmp_path, "p")
+    assert other is not None
+    with pytest.MonkeyPatch.context() as patch:
+        before = iter([True])  # what it saw of the old claim, before the release
+        patch.setattr("stores.claims.dead", lambda path: next(before, False))
+        assert try_claim(tmp_path, "p") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["p.claim.0"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import pyarrow as pa
@@ -18,14 +19,19 @@ def settle(
     opened: set[str] | None = None,
     content: dict[int, str] = CONTENT,
     failed: dict[int, str] | None = None,
+    spent: Set[int] = frozenset(),
+    boundary: int = 8,
+    joined: bool = False,
 ) -> Reconciled:
     """Reconcile with every found file opened, as after a touch of the whole folder."""
     known = Known(
         opened=set(now) if opened is None else opened,
         digest_of=content.get,
         hash_file=now.get,
-        boundary=8,
+        boundary=boundary,
         failed=failed or {},
+        spent=spent,
+        joined=lambda modality: joined and modality == "MR",
     )
     return reconcile(stored, found, known)
 
@@ -100,3 +106,136 @@ def test_a_copy_is_added_and_the_original_stays() -> None:
     result = settle(found("a", "b", "c", "d"), {"a": "A", "b": "B", "c": "C", "d": "A"})
     assert rows(result)[0] == ("a", False)
     assert rows(result)[8] == ("d", False)
+
+
+# --- rows that could not be read, or hold nothing ---------------------------------------------
+
+
+def test_a_passing_failure_is_tried_again_in_a_new_row_three_times_in_all() -> None:
+    table, failed = slice_table([(0, "a")]), {0: "vanished"}
+    for row in (8, 16):
+        result = settle(found("a"), {}, table, set(), {}, failed, boundary=row)
+        assert counts(result) == {"retried": 1, "withdrawn": 1}
+        table, failed = result.slices, failed | {row: "vanished"}
+    assert counts(settle(found("a"), {}, table, set(), {}, failed, boundary=24)) == {"same": 1}
+    again = settle(found("a"), {"a": "A"}, table, {"a"}, {}, failed, boundary=24)
+    assert counts(again) == {"retried": 1, "withdrawn": 1}
+
+
+def test_a_lasting_failure_is_not_tried_again_until_the_file_changes() -> None:
+    failed = {0: "corrupt"}  # its decoder crashed, so nobody knows its digest
+    assert counts(settle(found("a", "b", "c"), {}, opened=set(), failed=failed)) == {"same": 3}
+    content = {1: "B", 2: "C"}
+    result = settle(found("a", "b", "c"), {"a": "A"}, STORED, {"a"}, content, failed)
+    assert counts(result) == {"same": 2, "changed": 1, "withdrawn": 1}
+
+
+def test_a_row_that_holds_nothing_is_not_revived() -> None:
+    result = settle(found("a", "b", "c"), {}, opened=set(), spent={1})
+    assert rows(result)[8] == ("b", False)
+    assert counts(result) == {"same": 2, "added": 1, "withdrawn": 1}
+
+
+def test_copies_of_one_file_that_move_together_keep_their_rows() -> None:
+    stored, content = slice_table([(0, "a"), (1, "b")]), {0: "A", 1: "A"}
+    result = settle(found("c", "d"), {"c": "A", "d": "A"}, stored, content=content)
+    assert counts(result) == {"moved": 2}
+    assert sorted(rows(result)) == [0, 1]
+
+
+def test_the_order_in_which_slices_are_found_is_no_change() -> None:
+    assert counts(settle(found("c", "a", "b"), {}, opened=set())) == {"same": 3}
+
+
+def test_each_change_says_why() -> None:
+    result = settle(found("z", "b", "d"), {"z": "A", "b": "other", "d": "D"})
+    assert [(c.kind, c.path, c.why) for c in result.changes] == [
+        ("moved", "z", "it was 'a'"),
+        ("changed", "b", "the content of its file changed"),
+        ("added", "d", "it is new"),
+        ("withdrawn", "b", "row 8 takes its place"),
+        ("withdrawn", "c", "it is no longer found"),
+    ]
+
+
+# --- series whose slices stand or fall together -----------------------------------------------
+
+
+def series(**members: str) -> pa.Table:
+    """Return MR slices by series, `s="ab"` being two files of the series s; rows as they come."""
+    paths = [(name, path) for name, several in members.items() for path in several]
+    tables = [
+        slice_table([(row, path)], series=name, modality="CT" if name == "ct" else "MR")
+        for row, (name, path) in enumerate(paths)
+    ]
+    return pa.concat_tables(tables)
+
+
+BEFORE = series(s="abc", t="de", ct="fg")
+BYTES = {row: path.upper() for row, path in enumerate("abcdefg")}
+NOW = {path: path.upper() for path in "abcdefgxyz"}
+
+
+def joined(
+    now: pa.Table, stored: pa.Table = BEFORE, bytes_now: dict[str, str] = NOW, **known: Any
+) -> Reconciled:
+    return settle(now, bytes_now, stored, **{"content": BYTES, "joined": True} | known)
+
+
+def test_joined_series_that_are_as_they_were_keep_their_rows() -> None:
+    assert joined(BEFORE).slices.equals(BEFORE)
+    assert counts(joined(series(t="de", ct="fg", s="abc"))) == {"same": 7}
+
+
+def test_a_joined_series_that_gains_a_slice_is_appended_as_a_whole() -> None:
+    result = joined(series(s="abxc", t="de", ct="fgy"))
+    live = {row: path for row, (path, withdrawn) in rows(result).items() if not withdrawn}
+    assert live == {3: "d", 4: "e", 5: "f", 6: "g", 8: "a", 9: "b", 10: "x", 11: "c", 12: "y"}
+    assert [(c.kind, c.path, c.why) for c in result.changes if c.kind != "withdrawn"] == [
+        ("changed", "a", "a slice of its series came, went or changed"),
+        ("changed", "b", "a slice of its series came, went or changed"),
+        ("added", "x", "it is new"),
+        ("changed", "c", "a slice of its series came, went or changed"),
+        ("added", "y", "it is new"),
+    ]
+    assert counts(result) == {"same": 4, "changed": 3, "added": 2, "withdrawn": 3}
+
+
+def test_a_joined_series_that_loses_a_slice_is_appended_as_a_whole_and_back() -> None:
+    lost = joined(series(s="ab", t="de", ct="f"))
+    assert counts(lost) == {"same": 3, "changed": 2, "withdrawn": 4}
+    content = BYTES | {8: "A", 9: "B"}
+    again = joined(series(s="ab", t="de", ct="f"), lost.slices, content=content, boundary=16)
+    assert counts(again) == {"same": 5}
+    # The rows of before are of these very slices; but who says so, once there were others between?
+    back = joined(BEFORE, lost.slices, content=content, boundary=16)
+    assert counts(back) == {"same": 4, "changed": 3, "withdrawn": 2}
+    assert {row for row, (path, gone) in rows(back).items() if path in "abc" and not gone} == {
+        16, 17, 18,
+    }  # fmt: skip
+
+
+def test_a_changed_or_failed_slice_takes_its_joined_series_along() -> None:
+    other = joined(BEFORE, bytes_now=NOW | {"b": "other"})
+    assert counts(other) == {"same": 4, "changed": 3, "withdrawn": 3}
+    tried = joined(BEFORE, failed={3: "vanished"}, opened=set())
+    assert counts(tried) == {"same": 5, "changed": 1, "retried": 1, "withdrawn": 2}
+
+
+def test_a_joined_series_that_moves_as_a_whole_keeps_its_rows_and_a_part_does_not() -> None:
+    now = NOW | {"x": "A", "y": "B", "z": "C"}
+    moved = joined(series(u="xyz", t="de", ct="fg"), bytes_now=now)
+    assert counts(moved) == {"same": 4, "moved": 3}
+    parted = joined(series(s="ab", u="z", t="de", ct="fg"), bytes_now=now)
+    assert counts(parted) == {"same": 4, "changed": 3, "withdrawn": 3}
+
+
+def test_slices_that_change_their_joined_series_are_embedded_anew() -> None:
+    result = joined(series(s="ab", t="cde", ct="fg"), opened=set())
+    assert counts(result) == {"same": 2, "changed": 5, "withdrawn": 5}
+
+
+def test_a_slice_touched_before_it_was_embedded_may_already_count_in_its_joined_series() -> None:
+    half = {row: digest for row, digest in BYTES.items() if row not in (2, 6)}
+    result = joined(BEFORE, bytes_now=NOW | {"c": "other", "g": "other"}, content=half)
+    assert counts(result) == {"same": 4, "changed": 3, "withdrawn": 3}

@@ -1,0 +1,193 @@
+"""How fast the store writes and reads, against npy, HDF5 and plain zarr on the same bytes.
+
+    .venv/bin/python -m benchmarks.store
+
+`cls` is read whole (as the heads do) and by random rows; `patch` whole and by a twentieth of its
+rows. Cold: the files were dropped from the page cache (posix_fadvise); warm: they were just read.
+The best of `--repeats` (the least disturbed); the ratio is to npy. The store checks every byte it
+reads against its checksum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from stores import ArraySpec, FeatureStore
+from stores.layout import default_part_rows
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
+
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to keep an array: how it is written, read whole, and read by rows."""
+
+    write: Callable[[Path, Values], None]
+    whole: Callable[[Path], Values]
+    rows: Callable[[Path, NDArray[np.int64]], Values]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--repeats", type=int, default=7)
+    options.add_argument("--scale", type=float, default=1.0, help="1.0: 307 MB cls, 411 MB patch")
+    args = options.parse_args()
+    rng = np.random.default_rng(0)
+    for name, n, shape in (
+        ("cls", int(100_000 * args.scale), (4, 384)),
+        ("patch", int(2048 * args.scale), (16, 16, 384)),
+    ):
+        values = rng.standard_normal((n, *shape), np.float32).astype(np.float16)
+        rows = np.sort(rng.choice(n, n // 20, replace=False))
+        compare(name, values, rows, args.repeats)
+
+
+def compare(name: str, values: Values, rows: NDArray[np.int64], repeats: int) -> None:
+    """Time every way on the same values and print a line each."""
+    print(f"\n{name} {values.shape} float16, {values.nbytes / 1e6:.0f} MB; MB/s (ratio to npy)")
+    head = ("files", "write", "whole cold", "whole warm", "5 % rows cold", "5 % rows warm")
+    print(f"{'':<12}" + "".join(f"{title:>17}" for title in head))
+    base: list[float] = []
+    for label, way in WAYS.items():
+        with tempfile.TemporaryDirectory(dir=".") as folder:
+            files, speeds = measure(way, Path(folder), values, rows, repeats)
+        base = base or speeds
+        cells = [f"{v:.0f} ({v / b:.2f})" for v, b in zip(speeds, base, strict=True)]
+        print(f"{label:<12}{files:>17}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
+
+
+def measure(
+    way: Way, folder: Path, values: Values, rows: NDArray[np.int64], repeats: int
+) -> tuple[int, list[float]]:
+    """Return the number of files and MB/s: write, whole cold and warm, rows cold and warm."""
+    path = folder / "x"
+
+    def write() -> None:
+        way.write(path, values)
+        sync(folder)
+
+    def clear() -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+
+    times = [timed(write, values.nbytes, repeats, clear)]
+    files = sum(1 for p in folder.rglob("*") if p.is_file())
+    assert np.array_equal(way.whole(path)[rows], values[rows])
+    assert np.array_equal(way.rows(path, rows), values[rows])
+    part = values[:1].nbytes * len(rows)
+    for read, size in (
+        (lambda: way.whole(path), values.nbytes),
+        (lambda: way.rows(path, rows), part),
+    ):
+        times.append(timed(read, size, repeats, lambda: drop(folder)))
+        read()
+        times.append(timed(read, size, repeats, lambda: None))
+    return files, times
+
+
+def timed(act: Callable[[], Any], size: int, repeats: int, before: Callable[[], None]) -> float:
+    """Return the best MB/s of an act."""
+    seconds = []
+    for _ in range(repeats):
+        before()
+        started = time.perf_counter()
+        act()
+        seconds.append(time.perf_counter() - started)
+    return size / min(seconds) / 1e6
+
+
+def sync(folder: Path) -> None:
+    """Force every file to disk: what the store does of itself is asked of the others too."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+
+def drop(folder: Path) -> None:
+    """Take the files out of the page cache."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+# --- the ways --------------------------------------------------------------------------------
+
+
+def write_store(path: Path, values: Values) -> None:
+    n, *shape = values.shape
+    part_rows = default_part_rows(values[:1].nbytes)
+    store = FeatureStore.create(path, "{}", {"x": ArraySpec(tuple(shape), "float16")}, part_rows)
+    table = {"row": range(n), "path": ["f"] * n, "withdrawn": [False] * n}
+    columns = {name: table.get(name, [None] * n) for name in SLICE_SCHEMA.names}
+    store.write_tables(
+        SLICE_SCHEMA.empty_table().from_pydict(columns, SLICE_SCHEMA), FILE_SCHEMA.empty_table()
+    )
+    for part in store.missing():
+        arrays = store.empty_part()
+        here = values[part.start : part.stop]
+        arrays["x"][: len(here)], arrays["status"][: len(here)] = here, 1
+        claim = store.claim(part)
+        assert claim is not None
+        store.write(part, claim, arrays, {})
+        claim.release()
+
+
+def write_hdf5(path: Path, values: Values) -> None:
+    with h5py.File(path, "w") as file:
+        file["x"] = values
+
+
+def read_hdf5(path: Path, rows: Any = slice(None)) -> Values:
+    with h5py.File(path) as file:
+        return np.asarray(file["x"][rows])
+
+
+def write_zarr(path: Path, values: Values) -> None:
+    chunk = (default_part_rows(values[:1].nbytes), *values.shape[1:])
+    zarr.create_array(path, data=values, chunks=chunk, compressors=None)
+
+
+def read_zarr(path: Path, rows: Any = None) -> Values:
+    array = zarr.open_array(path, mode="r")
+    return np.asarray(array[:] if rows is None else array.oindex[rows])
+
+
+def write_npy(path: Path, values: Values) -> None:
+    with path.open("wb") as file:
+        np.save(file, values)
+
+
+WAYS = {
+    "npy": Way(
+        write_npy, np.load, lambda path, rows: np.asarray(np.load(path, mmap_mode="r")[rows])
+    ),
+    "HDF5": Way(write_hdf5, read_hdf5, read_hdf5),
+    "plain zarr": Way(write_zarr, read_zarr, read_zarr),
+    "store": Way(
+        write_store,
+        lambda path: FeatureStore.open(path).read("x"),
+        lambda path, rows: FeatureStore.open(path).read("x", rows),
+    ),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Answers as tables on a console: with intervals, and with what they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.questions import Difference, Metric, Result, Score
+    from pipeline.search import Hit
+
+RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
+TITLES = {"knn": "kNN", "probe": "Linear probe", "fewshot": "Few-shot"}
+# The metrics a table shows; a result's file holds the others too.
+HEADLINES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced acc.",
+    "auroc": "AUROC",
+    "r2": "R2",
+    "mae": "MAE",
+}
+
+
+def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in words:
+        table.add_column(column, no_wrap=True)
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def show_results(out: Console, results: Sequence[Result]) -> None:
+    """Print a table a method: a line a task and setting, with 95 % intervals."""
+    if any(result.provenance.random for result in results):
+        out.print(RANDOM, style="bold yellow")
+    for method in dict.fromkeys(result.method for result in results):
+        answers = [result for result in results if result.method == method]
+        features = ", ".join(dict.fromkeys(map(_features, answers)))
+        stamp = ", RANDOM WEIGHTS" if answers[0].provenance.random else ""
+        scores = [(result, score) for result in answers for score in result.scores]
+        shown = [name for name in HEADLINES if any(name in score.metrics for _, score in scores)]
+        title = f"{TITLES[method]} on {features}{stamp}"
+        table = _table(title, ("task", "tested on", "setting"), [HEADLINES[n] for n in shown])
+        for result, score in scores:
+            table.add_row(result.task, _tested_on(result), *_score(score, shown))
+        out.print(table)
+    for result in results:
+        for note in result.notes:
+            out.print(f"{result.task}, {result.method}: {note}.", highlight=False)
+    _show_origin(out, results)
+
+
+def _features(result: Result) -> str:
+    scaling = result.settings["scaling"]
+    return result.features if scaling == "none" else f"{result.features} ({scaling})"
+
+
+def _tested_on(result: Result) -> str:
+    test, level = result.counts["test"], result.level
+    if level == "patient":
+        return f"{test.units} patients"
+    plural = {"image": "images", "series": "series", "study": "studies"}[level]
+    return f"{test.units} {plural} of {test.patients} patients"
+
+
+def _score(score: Score, metrics: Sequence[str]) -> Iterator[str]:
+    """Yield the cells of one line: the setting, then each metric with its interval."""
+    yield ", ".join(f"{key} = {value:.3g}" for key, value in score.setting.items())
+    for name in metrics:
+        metric = score.metrics.get(name)
+        yield "" if metric is None else _number(metric)
+
+
+def _number(metric: Metric, sign: str = "") -> str:
+    if metric.low is None or metric.high is None:
+        return f"{metric.value:{sign}.3f}"
+    return f"{metric.value:{sign}.3f} [{metric.low:{sign}.2f}, {metric.high:{sign}.2f}]"
+
+
+def _show_origin(out: Console, results: Sequence[Result]) -> None:
+    """Say what was left out of the tasks, and what the answers came from."""
+    for task, tally in {result.task: result.tally for result in results}.items():
+        left = {name: n for name, n in tally.model_dump().items() if isinstance(n, int) and n}
+        filled = left.pop("filled_labels", 0)
+        if filled:
+            said = f"{task}: {filled} uncertain or empty values count as 0 or 1, as asked."
+            out.print(said, highlight=False)
+        if left:
+            each = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items())
+            out.print(f"{task}: left out {each}.", highlight=False)
+    cached = sum(result.cached for result in results)
+    spent = sum(result.seconds for result in results if not result.cached)
+    out.print(
+        f"{cached} of {len(results)} answers were on file; "
+        f"{len(results) - cached} computed in {spent:.1f} s.",
+        highlight=False,
+    )
+
+
+def show_hits(out: Console, hits: Sequence[Hit], random: bool) -> None:
+    """Print the neighbours of a search, nearest first."""
+    if random:
+        out.print(RANDOM, style="bold yellow")
+    table = _table("Nearest", ("path", "modality", "patient"), ("row", "slices", "cosine"))
+    for hit in hits:
+        row, slices, cosine = str(hit.row), str(hit.slices), f"{hit.cosine:.4f}"
+        table.add_row(hit.path, hit.modality, hit.patient or "", row, slices, cosine)
+    out.print(table)
+
+
+def show_differences(out: Console, found: Sequence[tuple[Result, list[Difference]]]) -> None:
+    """Print what the second store scores above the first, for the metrics that tables show."""
+    if any(result.provenance.random for result, _ in found):
+        out.print(RANDOM, style="bold yellow")
+    words = ("task", "method", "label", "metric")
+    table = _table("Second less first", words, ("difference", "p (DeLong)", "p (Holm)"))
+    for result, differences in found:
+        for d in differences:
+            if d.metric in HEADLINES:
+                p = ["" if value is None else f"{value:.3g}" for value in (d.p, d.p_holm)]
+                name, number = HEADLINES[d.metric], _number(d.difference, "+")
+                table.add_row(result.task, result.method, d.label, name, number, *p)
+    out.print(table)

@@ -1,0 +1,136 @@
+"""Grey ranges of whole volumes, for rules of scope `volume`. Private to `embed`.
+
+A volume's range is found in one pass over its slices, before the first of them is embedded. Values
+are counted after their float32 is cut to 14 significant bits: exact for integers to 16,384, and
+within 1/8,192 of any other. Counts need 32 MB whatever the volume's size, and are whole numbers,
+so that the same volume gives the same bits in whatever order it is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.types import (
+    Failure,
+    Intensity,
+    Percentiles,
+    Preprocess,
+    Slice,
+    ZScore,
+    of_volume,
+)
+from stores.errors import UnreadableError
+
+_DROPPED = 10  # of the 23 bits behind the point of a float32
+_ZERO = 2 ** (31 - _DROPPED)  # where the value zero is counted; negative values stand below
+
+Row = dict[str, Any]  # of the slice table
+Name = tuple[str, str]  # of a volume: series, modality
+Ends = tuple[float, float]
+
+
+class Histogram:
+    """How often each value occurs in a volume."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(2 * _ZERO, np.int64)
+
+    def add(self, pixels: NDArray[np.float32]) -> None:
+        """Count the finite values of a slice."""
+        bits = pixels[np.isfinite(pixels)].view(np.int32)
+        places = (bits & 0x7FFFFFFF) >> _DROPPED
+        np.add.at(self._counts, _ZERO + np.where(bits < 0, -places, places), 1)
+
+    def ends(self, rule: Intensity) -> Ends | None:
+        """Return the values that a rule of scope `volume` makes 0 and 1; None of no values."""
+        places = np.flatnonzero(self._counts)
+        values, counts = _values(places), self._counts[places]
+        match rule:
+            case Percentiles() if len(places):
+                upto = counts.cumsum()
+                return _percentile(values, upto, rule.low), _percentile(values, upto, rule.high)
+            case ZScore() if len(places):
+                mean = float((values * counts).sum() / counts.sum())
+                variance = float(((values - mean) ** 2 * counts).sum() / counts.sum())
+                reach = rule.clip * math.sqrt(variance)
+                return mean - reach, mean + reach
+        return None
+
+
+def _values(places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the value that is counted at each place."""
+    cut = (np.abs(places - _ZERO) << _DROPPED).astype(np.int32).view(np.float32)
+    values: NDArray[np.float64] = np.where(places < _ZERO, -cut, cut).astype(np.float64)
+    return values
+
+
+def _percentile(values: NDArray[np.float64], upto: NDArray[np.int64], percent: float) -> float:
+    """Return a percentile of ascending values, linear between neighbours as in NumPy.
+
+    upto: how many are at most each value.
+    """
+    place = percent / 100 * (int(upto[-1]) - 1)
+    below, above = np.searchsorted(upto, [math.floor(place), math.ceil(place)], side="right")
+    return float(values[below] + (values[above] - values[below]) * (place % 1))
+
+
+class Volumes:
+    """The volumes that scale their slices, and their ranges once they were surveyed."""
+
+    def __init__(self, preprocess: Preprocess, slices: Iterable[Row]) -> None:
+        """slices: all live ones of the store, by row."""
+        self._preprocess = preprocess
+        self._unsurveyed: defaultdict[Name, list[Row]] = defaultdict(list)
+        self._ends: dict[Name, Ends | None] = {}
+        for slice_ in slices:
+            name = self._name(slice_)
+            if name is not None:
+                self._unsurveyed[name].append(slice_)
+
+    def take(self, slices: Iterable[Row]) -> dict[Name, list[Row]]:
+        """Return the volumes that are met here first, with all their slices: to be surveyed."""
+        names = filter(None, map(self._name, slices))
+        return {name: self._unsurveyed.pop(name) for name in names if name in self._unsurveyed}
+
+    def survey(
+        self, name: Name, slices: Iterable[Row], items: Iterator[Slice | Failure]
+    ) -> list[int]:
+        """Find the range of a volume from an item a slice; return the rows that are left out.
+
+        Those are the slices that cannot be read.
+        """
+        left_out, histogram = [], Histogram()
+        for slice_ in slices:
+            item = next(items)
+            if isinstance(item, Slice):
+                histogram.add(item.pixels)
+            else:
+                left_out.append(slice_["row"])
+        self._ends[name] = histogram.ends(self._preprocess.rule(name[1]))
+        return left_out
+
+    def ranged(self, slice_: Row, item: Slice) -> Slice:
+        """Return a slice with the range of its volume, where that scales it.
+
+        Raises UnreadableError where a slice can be read of whose volume nothing could be before.
+        """
+        name = self._name(slice_)
+        if name is None:
+            return item
+        ends = self._ends[name]
+        if ends is None and np.isfinite(item.pixels).any():
+            raise UnreadableError("vanished", "no slice of its volume could be read for its range")
+        return replace(item, ends=ends)
+
+    def _name(self, slice_: Row) -> Name | None:
+        """Return which volume scales a slice; None where it does so itself."""
+        if of_volume(self._preprocess.rule(slice_["modality"])):
+            return slice_["series"], slice_["modality"]
+        return None

@@ -1,0 +1,141 @@
+"""A task over a store: its units, who stands where, and their features.
+
+What costs time to know is made once, when it is first asked for, so that an answer that is on file
+opens no array.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline._leakage import refuse_duplicates
+from pipeline._pooling import read_features, scaled
+from pipeline.config import Config, Head, Labels
+from pipeline.labels import LabelTable, Pseudonymise, label_units, read_labels, texts_of
+from pipeline.questions import FeatureSet, Part, Task, Units
+from pipeline.splits import (
+    PARTS,
+    Split,
+    deal,
+    extended_text,
+    joined,
+    load_split,
+    split_path,
+    split_text,
+    with_new,
+)
+from stores._disk import write_checked
+from stores.errors import LabelError
+from stores.features import FeatureStore
+
+Floats = NDArray[np.float32]
+Parts = dict[Part, NDArray[np.int64]]
+
+
+@dataclass
+class Cases:
+    """A task over a store."""
+
+    config: Config
+    store: FeatureStore
+    table: LabelTable
+    fingerprint: str
+    name: str
+    task: Task
+    # The task that this one is asked beside, on the same split.
+    beside: Cases | None = None
+    _features: dict[FeatureSet, Floats] = field(default_factory=dict)
+
+    @cached_property
+    def units(self) -> Units:
+        """The labels of the task, joined to the store's slices."""
+        slices, status = self.store.slices(), self.store.status()
+        return label_units(self.table, self.task, slices, status, *self._joining)
+
+    @property
+    def _joining(self) -> tuple[Path, Pseudonymise]:
+        return self.config.data.root, pseudonymiser(self.store.path)
+
+    def column(self, name: str) -> NDArray[np.str_]:
+        """Return (n,) what a label column says of each unit; "" where nothing, or several."""
+        return texts_of(self.table, name, self.units, self.store.slices(), *self._joining)
+
+    @cached_property
+    def split(self) -> Split:
+        """The split on file, or one made now and filed."""
+        if self.beside is not None:
+            return self.beside.split
+        choice = self.config.split
+        path = split_path(self.store.path, self.name, self.task, choice)
+        try:
+            return load_split(path)
+        except FileNotFoundError:
+            split = deal(self.units, choice, self._split_column())
+            path.parent.mkdir(exist_ok=True)
+            write_checked(path, split_text(split, self.name, choice).encode())
+            return split
+
+    def _split_column(self) -> NDArray[np.str_] | None:
+        """Return what the units are split by beside their labels: site, date or listed part."""
+        choice = self.config.split
+        if choice.column is not None:
+            return self.column(choice.column)
+        if choice.file is None:
+            return None
+        listed = Labels(file=choice.file, key="key", by=self.table.settings.by)
+        parts = read_labels(listed, [], ["part"])
+        odd = set(parts.columns["part"]) - {*PARTS}
+        if odd:
+            raise LabelError(
+                f"The part of a split list must be train, val or test. Got {sorted(odd)[:3]} "
+                f"in {str(choice.file)!r} instead."
+            )
+        return texts_of(parts, "part", self.units, self.store.slices(), *self._joining)
+
+    @cached_property
+    def turns(self) -> list[Parts]:
+        """Unit numbers of train, val and test: once, or for each fold that tests in turn.
+
+        Raises LabelError where a copy of an image stands on two sides.
+        """
+        choice = self.config.split
+        addition = None
+        if self.beside is None:
+            addition = with_new(self.split, self.units, choice)
+        if addition is not None:
+            path = split_path(self.store.path, self.name, self.task, choice)
+            write_checked(path, extended_text(path.read_text("utf-8"), addition).encode())
+            self.split = joined(self.split, addition)
+        if "duplicates" not in choice.allow:
+            digests = self.store.read("pixel_digest", self.units.rows)
+            refuse_duplicates(digests, self.units, self.split.sides_of(self.units.groups))
+        return self.split.parts_of(self.units.groups)
+
+    @cached_property
+    def labels_digest(self) -> str:
+        """The sha256 of the label columns that the task reads."""
+        return self.table.digest(self.task)
+
+    def features(self, head: Head, parts: Parts) -> Floats:
+        """Return (n, d) the units' features as a head sees them."""
+        which = head.features
+        if which not in self._features:
+            self._features[which] = read_features(self.store, self.units, which, self.task.pool)
+        return scaled(self._features[which], parts["train"], head.scaling, head.components)
+
+
+def pseudonymiser(store: Path) -> Pseudonymise:
+    """Return the store's pseudonyms; the key is read, and its module imported, at first use."""
+
+    def pseudonymise(kind: Any, raw: str) -> str:
+        from pipeline.discover import load_key, pseudonym
+
+        return pseudonym(load_key(store), kind, raw)
+
+    return pseudonymise

@@ -1,0 +1,242 @@
+"""The frozen types of FLOW 2: what is asked of a store, what it is asked of, what is answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from pipeline.types import Frozen
+
+# Which cached numbers a head sees: the CLS token of the last block or of the last four
+# (concatenated, oldest first), with or without the mean patch token.
+FeatureSet = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
+Level = Literal["image", "series", "study", "patient"]
+Kind = Literal["binary", "multiclass", "multilabel", "regression"]
+Part = Literal["train", "val", "test"]
+Method = Literal["knn", "probe", "fewshot"]
+# How the features of a unit's slices become one.
+Pool = Literal["mean", "max", "gem3", "top5"]
+# What is done to the features before a head sees them, as the train units alone say.
+Scaling = Literal["none", "l2", "standardise", "whiten"]
+# What becomes of an uncertain (-1) and of an empty value of a column of zeros and ones.
+Uncertain = Literal["refuse", "zero", "one", "leave-out"]
+Missing = Literal["leave-out", "zero"]
+
+
+# --- questions -----------------------------------------------------------------------------
+
+
+class Task(Frozen):
+    """A question: which label columns, at which level, over which modalities.
+
+    One column is binary or multi-class by its values, or a number to be predicted (values:
+    number); several are multi-label (0 or 1). uncertain, missing: as `Labels` has them, where the
+    task does not say. subgroups: label columns by whose values scores are given too; shortcuts:
+    label columns that a probe is asked beside the task, on the same split, such as view or site;
+    permutations: how many times labels are permuted for a p value of each AUROC.
+    """
+
+    labels: Annotated[tuple[str, ...], Field(min_length=1)]
+    values: Literal["classes", "number"] = "classes"
+    level: Level = "image"
+    modality: tuple[str, ...] | None = None
+    pool: Pool = "mean"
+    uncertain: Uncertain | None = None
+    missing: Missing | None = None
+    subgroups: tuple[str, ...] = ()
+    shortcuts: tuple[str, ...] = ()
+    permutations: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Task:
+        if self.values == "number" and len(self.labels) > 1:
+            raise ValueError(
+                f"A task of values: number must have one label column. Got {list(self.labels)} "
+                "instead; make a task of each."
+            )
+        return self
+
+
+class Tally(Frozen):
+    """What joined and what did not: counts, and the first few by name.
+
+    unknown_labels: labels of scored units that are left out of what is fitted, voted and measured;
+    filled_labels: uncertain or empty values of joined label rows that count as 0 or 1, as asked.
+    Label rows are named by their path, or, where they are keyed by an id, by their place in the
+    file, because a raw id may not leave the labels file.
+    """
+
+    unlabelled_units: int = 0
+    unknown_labels: int = 0
+    filled_labels: int = 0
+    unreadable_slices: int = 0
+    pending_slices: int = 0
+    unmatched_slices: int = 0
+    unmatched_labels: int = 0
+    unmatched_slice_examples: tuple[str, ...] = ()
+    unmatched_label_examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of n units, and whose they are.
+
+    y (n,) int64 class indices; (n, c) int8 for multi-label: 1, 0, or -1 where not known; or (n,)
+    float64 for regression. groups (n,): the patients; classes: the c names in index order, of
+    which the last is the positive one where there are two; for regression the column's name.
+    """
+
+    y: NDArray[Any]
+    groups: NDArray[np.str_]
+    classes: tuple[str, ...]
+    kind: Kind
+
+    @property
+    def indicator(self) -> NDArray[np.bool_]:
+        """Return (n, c): which classes or labels each unit is known to carry."""
+        if self.kind == "multilabel":
+            return np.asarray(self.y == 1)
+        return np.asarray(self.y[:, None] == np.arange(len(self.classes)))
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Return (n, c): of which classes or labels a unit is known to carry them or not."""
+        if self.kind == "multilabel":
+            return np.asarray(self.y >= 0)
+        return np.ones((len(self.y), len(self.classes)), bool)
+
+    def at(self, which: NDArray[Any]) -> Truth:
+        """Return the truth of some units, by number or by mask."""
+        return Truth(self.y[which], self.groups[which], self.classes, self.kind)
+
+
+@dataclass(frozen=True)
+class Units(Truth):
+    """What a task is scored on: n images, series, studies or patients, with their labels.
+
+    ids (n,): row number, or pseudonym; rows (m,) ascending: the slices; unit (m,): the unit each
+    slice belongs to, whose features are pooled over its slices.
+    """
+
+    ids: NDArray[np.str_]
+    rows: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    tally: Tally
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Probabilities (q, c) of the test units under one setting, such as {"k": 10}.
+
+    Rows sum to 1, but for multi-label, where each column stands by itself. For regression: the
+    numbers (q, 1).
+    """
+
+    setting: dict[str, float]
+    proba: NDArray[np.float64]
+
+
+# --- answers -------------------------------------------------------------------------------
+
+
+class Metric(Frozen):
+    """One number, with its 95 % interval where there is one.
+
+    p: the share of permutations of the labels with a value as great, the true one counted.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+
+class Bin(Frozen):
+    """Units of similar probability: its mean, and the share of them that it came true for."""
+
+    predicted: float
+    observed: float
+    units: int
+
+
+class Subgroup(Frozen):
+    """The metrics of the test units with one value of a column."""
+
+    units: int
+    patients: int
+    metrics: dict[str, Metric]
+
+
+class Score(Frozen):
+    """The metrics of one setting, such as {"k": 10}: overall, and by class or label name.
+
+    subgroups: by `column=value`; reliability: the curve that ece sums up, by label name, or "" for
+    the positive of two classes or the likeliest of several.
+    """
+
+    setting: dict[str, float]
+    metrics: dict[str, Metric]
+    labels: dict[str, dict[str, Metric]] = Field(default_factory=dict)
+    subgroups: dict[str, Subgroup] = Field(default_factory=dict)
+    reliability: dict[str, tuple[Bin, ...]] = Field(default_factory=dict)
+
+
+class Difference(Frozen):
+    """Second less first, of one metric (of one class or label; "" for all), on the same units.
+
+    The interval is of a bootstrap that draws the same patients for both. p is DeLong's, for an
+    AUROC of two sides; p_holm is that, adjusted for the number of labels tested.
+    """
+
+    metric: str
+    label: str
+    difference: Metric
+    p: float | None = None
+    p_holm: float | None = None
+
+
+class PartCount(Frozen):
+    """How much stands on one side of the split; positives, unknown: units a class or label."""
+
+    units: int
+    patients: int
+    positives: dict[str, int]
+    unknown: dict[str, int] = Field(default_factory=dict)
+
+
+class Provenance(Frozen):
+    """All that a result was computed from. `random`: the weights were never trained."""
+
+    key: str
+    contract: int
+    recipe: str
+    weights: str
+    random: bool
+    store: str
+    labels: str
+    split: str
+    versions: dict[str, str]
+
+
+class Result(Frozen):
+    """One task answered by one method. `notes` says what was left out, and why."""
+
+    task: str
+    question: Task
+    method: Method
+    features: FeatureSet
+    kind: Kind
+    classes: tuple[str, ...]
+    level: Level
+    settings: dict[str, Any]
+    counts: dict[Part, PartCount]
+    tally: Tally
+    scores: tuple[Score, ...]
+    notes: tuple[str, ...]
+    provenance: Provenance
+    seconds: float
+    cached: bool = False

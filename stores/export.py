@@ -1,0 +1,199 @@
+"""Features for others: HDF5, npy and Parquet, each written aside and renamed when it is whole.
+
+Only live rows that hold features leave the store, in row order. Beside the numbers go the columns
+of the slice table, whose identifiers are pseudonyms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stores._disk import sync, temporary_name, writing
+from stores.errors import UnwritableError
+from stores.features import OK, FeatureStore
+
+Format = Literal["h5", "npy", "parquet"]
+_BATCH_BYTES = 64 * 2**20
+_COLUMNS = ("path", "frame", "patient", "study", "series", "modality", "position_mm")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which features: an array; of `cls`, how many of the last blocks, side by side."""
+
+    array: str = "cls"
+    blocks: int = 1
+
+    def of(self, store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return (n, d) for cls and mean, (n, h, w, d) for patch. Raises KeyError."""
+        values = store.read(self.array, rows)
+        if self.array == "cls":
+            values = values[:, -self.blocks :]
+        return values.reshape(len(values), *self.row_shape(store))
+
+    def row_shape(self, store: FeatureStore) -> tuple[int, ...]:
+        """Return the shape of one row. Raises KeyError or ValueError for what is not there."""
+        shape = store.array(self.array).row_shape
+        if self.array != "cls":
+            return shape
+        if not 1 <= self.blocks <= shape[0]:
+            raise ValueError(
+                f"blocks must be between 1 and {shape[0]}, the blocks that the store keeps. "
+                f"Got {self.blocks} instead."
+            )
+        return (self.blocks * shape[1],)
+
+    def dtype(self, store: FeatureStore) -> np.dtype[Any]:
+        """Return the dtype on disk."""
+        return store.array(self.array).dtype
+
+
+def live_slices(store: FeatureStore) -> pa.Table:
+    """Return the slice table's rows that hold features, in row order."""
+    slices = store.slices()
+    return slices.filter(pa.array(store.status()[slices["row"].to_numpy()] == OK))
+
+
+def batches(
+    store: FeatureStore, which: Selection, rows: NDArray[np.int64]
+) -> Iterator[NDArray[Any]]:
+    """Yield the features of rows, in order, in pieces that fit in memory."""
+    if not len(rows):
+        return
+    size = max(1, _BATCH_BYTES // which.of(store, rows[:1]).nbytes)
+    for start in range(0, len(rows), size):
+        yield which.of(store, rows[start : start + size])
+
+
+# --- the formats -----------------------------------------------------------------------------
+
+
+def export_npy(store: FeatureStore, out: Path, which: Selection = Selection()) -> int:
+    """Write features as one .npy (n, d) and the slices of its rows as .parquet beside it."""
+    slices, shape = live_slices(store), which.row_shape(store)
+    rows = slices["row"].to_numpy()
+    table = out.with_suffix(".parquet")
+    with aside(out) as path, aside(table) as beside:
+        _write_parquet(beside, [slices], slices.schema)
+        values = np.lib.format.open_memmap(path, "w+", which.dtype(store), (len(rows), *shape))
+        start = 0
+        for batch in batches(store, which, rows):
+            values[start : start + len(batch)] = batch
+            start += len(batch)
+        values.flush()
+    return len(rows)
+
+
+def export_parquet(store: FeatureStore, out: Path, which: Selection = Selection()) -> int:
+    """Write the slice table with a column `features`: a float32 list of fixed size d a row."""
+    slices = live_slices(store)
+    rows = slices["row"].to_numpy()
+    d = int(np.prod(which.row_shape(store)))
+    schema = slices.schema.append(pa.field("features", pa.list_(pa.float32(), d)))
+
+    def pieces() -> Iterator[pa.Table]:
+        start = 0
+        for batch in batches(store, which, rows):
+            flat = pa.array(batch.reshape(-1).astype(np.float32))
+            part = slices.slice(start, len(batch))
+            yield part.append_column("features", pa.FixedSizeListArray.from_arrays(flat, d))
+            start += len(batch)
+
+    with aside(out) as path:
+        _write_parquet(path, pieces(), schema.with_metadata({"recipe": store.recipe_text}))
+    return len(rows)
+
+
+def export_h5(
+    store: FeatureStore,
+    out: Path,
+    which: Selection = Selection(),
+    *,
+    per_study: bool = False,
+) -> int:
+    """Write HDF5 as MIL tools read it: `features` (n, d) and `coords` (n, 2) int64.
+
+    coords: the series' number in the file, and the slice's number in its series. per_study: out is
+    a folder with a file a study, named by its pseudonym; slices of no study share `no-study.h5`.
+    """
+    slices = live_slices(store)
+    which.row_shape(store)  # refused before anything is written
+    if not per_study:
+        _write_h5(store, out, which, slices)
+        return int(slices.num_rows)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    for study in pc.unique(slices["study"]).to_pylist():
+        same = pc.is_null(slices["study"]) if study is None else pc.equal(slices["study"], study)
+        theirs = slices.filter(pc.fill_null(same, False))
+        _write_h5(store, out / f"{study or 'no-study'}.h5", which, theirs)
+    return int(slices.num_rows)
+
+
+def _write_h5(store: FeatureStore, out: Path, which: Selection, slices: pa.Table) -> None:
+    import h5py
+
+    rows = slices["row"].to_numpy()
+    with aside(out) as path, h5py.File(path, "w") as file:
+        file.attrs.update({"recipe": store.recipe_text, "array": which.array, "radprobe": 1})
+        features = file.create_dataset(
+            "features", (len(rows), *which.row_shape(store)), which.dtype(store)
+        )
+        start = 0
+        for batch in batches(store, which, rows):
+            features[start : start + len(batch)] = batch
+            start += len(batch)
+        file["coords"] = _coords(slices["series"].to_pylist())
+        file["row"] = rows
+        for name in _COLUMNS:
+            values = slices[name].to_pylist()
+            if name == "position_mm":
+                file[name] = np.array([np.nan if v is None else v for v in values], np.float64)
+            elif name == "frame":
+                file[name] = np.array(values, np.int64)
+            else:
+                file.create_dataset(name, data=[v or "" for v in values], dtype=h5py.string_dtype())
+
+
+def _coords(series: list[str]) -> NDArray[np.int64]:
+    """Return (n, 2): the number of each slice's series, and its number in that series."""
+    numbers: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    coords = np.empty((len(series), 2), np.int64)
+    for i, name in enumerate(series):
+        coords[i] = numbers.setdefault(name, len(numbers)), counts.get(name, 0)
+        counts[name] = counts.get(name, 0) + 1
+    return coords
+
+
+def _write_parquet(path: Path, tables: Any, schema: pa.Schema) -> None:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema))
+
+
+@contextlib.contextmanager
+def aside(out: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `out` when all went well. Raises UnwritableError."""
+    if out.exists():
+        raise UnwritableError(f"{out} is there already, and an export replaces nothing. Move it.")
+    temporary = out.with_name(temporary_name(out.name))
+    try:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            sync(temporary)
+            temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)

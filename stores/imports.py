@@ -1,0 +1,136 @@
+"""Features that others computed: HDF5 and npy into a store of their own, marked as imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from stores._disk import file_sha256
+from stores.errors import ConfigError
+from stores.features import OK, ArraySpec, FeatureStore
+from stores.layout import default_part_rows
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
+
+_IDENTITIES = ("patient", "study", "series", "instance")
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """Features (n, d) of another tool, and what is known of each row: columns by name."""
+
+    source: Path
+    features: NDArray[Any]
+    columns: dict[str, list[Any]]
+    ours: bool  # radprobe wrote it: its identifiers are pseudonyms
+
+
+def read_foreign(source: Path, table: Path | None = None) -> Foreign:
+    """Read `features` of an HDF5 file, or a .npy; table: a Parquet or CSV with a row a row.
+
+    Without a table, the columns are those of the HDF5 file, or of the .parquet beside the .npy.
+    Raises ConfigError where the features are not (n, d) or the columns not n long.
+    """
+    beside, ours = source.with_suffix(".parquet"), False
+    columns: dict[str, list[Any]] = {}
+    if source.suffix == ".npy":
+        features = np.load(source, allow_pickle=False)
+        if table is None and beside.is_file():
+            table, ours = beside, True
+    else:
+        features, columns, ours = _read_h5(source)
+    if table is not None:
+        columns = _read_columns(table)
+    if features.ndim == 3 and len(features) == 1:  # (1, n, d), as some MIL tools write it
+        features = features[0]
+    lengths = {len(values) for values in columns.values()} | {len(features)}
+    if features.ndim != 2 or len(lengths) != 1:
+        raise ConfigError(
+            f"{source} must hold features (n, d) and columns of n values each. Got features "
+            f"{features.shape} and columns of {sorted(len(v) for v in columns.values())} values."
+        )
+    columns.setdefault("path", [source.name] * len(features))
+    columns.setdefault("frame", list(range(len(features))))
+    return Foreign(source, features, columns, ours)
+
+
+def import_features(
+    path: Path, recipe_text: str, blocks: int, dtype: str, foreign: Foreign
+) -> FeatureStore:
+    """Make a store whose `cls` (n, blocks, d) are foreign features; receipts say where from."""
+    n, width = foreign.features.shape
+    row_shape = (blocks, width // blocks)
+    part_rows = default_part_rows(width * np.dtype(dtype).itemsize)
+    store = FeatureStore.create(path, recipe_text, {"cls": ArraySpec(row_shape, dtype)}, part_rows)
+    store.write_tables(_slices(foreign), FILE_SCHEMA.empty_table())
+    origin = {"file": foreign.source.name, "sha256": file_sha256(foreign.source)}
+    for part in store.missing():
+        arrays, rows = store.empty_part(), slice(part.start, min(part.stop, n))
+        here = foreign.features[rows].reshape(-1, *row_shape)
+        arrays["cls"][: len(here)], arrays["status"][: len(here)] = here, OK
+        with store.own(part) as claim:
+            store.write(part, claim, arrays, {"imported": origin, "failures": []})
+    return store
+
+
+def _slices(foreign: Foreign) -> pa.Table:
+    n = len(foreign.features)
+    fixed: dict[str, list[Any]] = {"row": list(range(n)), "withdrawn": [False] * n}
+    columns = foreign.columns | fixed
+    empty = [None] * n
+    arrays = {
+        field.name: pa.array([_known(v) for v in columns.get(field.name, empty)], field.type)
+        for field in SLICE_SCHEMA
+    }
+    return pa.table(arrays, schema=SLICE_SCHEMA)
+
+
+def _known(value: Any) -> Any:
+    """Return a value, or None where it stands for nothing."""
+    return None if value == "" or value != value else value
+
+
+def _read_h5(source: Path) -> tuple[NDArray[Any], dict[str, list[Any]], bool]:
+    import h5py
+
+    with h5py.File(source) as file:
+        if "features" not in file:
+            raise ConfigError(f"{source} must have a dataset `features`. It has: {list(file)}.")
+        features = np.asarray(file["features"])
+        columns = {
+            name: (
+                file[name].asstr()[:] if file[name].dtype.kind == "O" else file[name][:]
+            ).tolist()
+            for name in SLICE_SCHEMA.names
+            if name in file and name not in ("row", "withdrawn")
+        }
+        return features, columns, "radprobe" in file.attrs
+
+
+def _read_columns(table: Path) -> dict[str, list[Any]]:
+    if table.suffix == ".csv":
+        from pyarrow import csv
+
+        read = csv.read_csv(table)
+    else:
+        read = pq.read_table(table)
+    return {
+        name: read[name].to_pylist() for name in SLICE_SCHEMA.names if name in read.column_names
+    }
+
+
+def hide_identities(foreign: Foreign, hide: Any) -> Foreign:
+    """Return the same with identifiers replaced by hide(kind, raw); what is ours stays as it is."""
+    if foreign.ours:
+        return foreign
+    hidden = {
+        kind: [None if v in (None, "") else hide(kind, str(v)) for v in foreign.columns[kind]]
+        for kind in _IDENTITIES
+        if kind in foreign.columns
+    }
+    return Foreign(foreign.source, foreign.features, foreign.columns | hidden, foreign.ours)

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from stores import FeatureStore, manifest
+from stores._disk import sha256
+from stores.errors import CorruptStoreError, StaleTablesError
+from stores.slices import FILE_SCHEMA
+from tests.stores.conftest import slice_table
+
+
+def table(prefix: str, n: int) -> object:
+    return slice_table([(i, f"{prefix}{i}") for i in range(n)])
+
+
+def test_a_crash_between_manifest_and_files_is_the_new_state(store: FeatureStore) -> None:
+    old = {p: (store.path / p).read_bytes() for p in ("slices.parquet", "files.parquet")}
+    store.write_tables(table("new", 30), FILE_SCHEMA.empty_table())
+    for name, data in old.items():
+        (store.path / name).write_bytes(data)
+    assert FeatureStore.open(store.path).slices()["path"][0].as_py() == "new0"
+    assert set(manifest.settle(store.path)) == {"slices.parquet"}
+    assert manifest.settle(store.path) == []
+
+
+def test_a_crash_before_the_manifest_is_the_old_state(store: FeatureStore) -> None:
+    (store.path / "copies" / sha256(b"new")).write_bytes(b"new")
+    assert store.slices()["path"][0].as_py() == "f0"
+    manifest.settle(store.path)
+    assert not (store.path / "copies" / sha256(b"new")).exists()
+
+
+def test_a_lost_manifest_is_rebuilt_from_the_copies(store: FeatureStore) -> None:
+    before = (store.path / "manifest.json").read_bytes()
+    (store.path / "manifest.json").write_bytes(before[:-9])
+    with pytest.raises(CorruptStoreError, match="--repair"):
+        FeatureStore.open(store.path)
+    manifest.rebuild(store.path)
+    assert (store.path / "manifest.json").read_bytes() == before
+
+
+def test_a_manifest_is_not_rebuilt_on_files_nothing_bears_out(store: FeatureStore) -> None:
+    (store.path / "manifest.json").unlink()
+    (store.path / "recipe.json").write_text("{}")
+    with pytest.raises(CorruptStoreError, match="copies of recipe.json"):
+        manifest.rebuild(store.path)
+
+
+def test_a_file_lost_with_its_copy_is_said(store: FeatureStore) -> None:
+    digest = manifest.digests(store.path)["recipe.json"]
+    (store.path / "recipe.json").unlink()
+    assert FeatureStore.open(store.path).recipe_text == store.recipe_text
+    (store.path / "copies" / digest).unlink()
+    with pytest.raises(CorruptStoreError, match=r"recipe.json and its copy"):
+        FeatureStore.open(store.path)
+
+
+def test_tables_of_an_older_moment_are_refused(store: FeatureStore) -> None:
+    """Two planners that number different new slices alike must not both be believed."""
+    one, two = store.tables(), store.tables()
+    store.write_tables(table("f", 22), FILE_SCHEMA.empty_table(), seen=one.seen)
+    with pytest.raises(StaleTablesError):
+        store.write_tables(table("g", 23), FILE_SCHEMA.empty_table(), seen=two.seen)
+    assert store.slices()["path"][0].as_py() == "f0"
+
+
+def _append(path: Path, name: str, start: object) -> None:
+    store = FeatureStore.open(path)
+    start.wait()  # type: ignore[attr-defined]
+    for i in range(15):
+        while True:
+            tables = store.tables()
+            rows = tables.slices.to_pylist()
+            names = [(r["row"], r["path"]) for r in rows] + [(len(rows), f"{name}{i}")]
+            try:
+                store.write_tables(slice_table(names), tables.files, seen=tables.seen)
+                break
+            except StaleTablesError:
+                continue
+
+
+def test_planners_at_once_lose_nothing_and_number_each_slice_once(store: FeatureStore) -> None:
+    context = multiprocessing.get_context("spawn")
+    start = context.Event()
+    planners = [context.Process(target=_append, args=(store.path, n, start)) for n in "xyz"]
+    for planner in planners:
+        planner.start()
+    start.set()
+    for planner in planners:
+        planner.join()
+    assert [planner.exitcode for planner in planners] == [0, 0, 0]
+    paths = store.slices()["path"].to_pylist()
+    expected = {f"f{i}" for i in range(20)} | {f"{n}{i}" for n in "xyz" for i in range(15)}
+    assert len(paths) == 65
+    assert set(paths) == expected
+    assert not list((store.path / "parts").iterdir())
+
+
+def test_a_reader_beside_a_writer_sees_whole_tables(store: FeatureStore) -> None:
+    reader = FeatureStore.open(store.path)
+    for n in range(21, 40):
+        assert reader.tables().slices.num_rows == n - 1
+        store.write_tables(table("f", n), FILE_SCHEMA.empty_table())
+        assert reader.arrays["status"].n == store.layout.next_boundary(n)
