@@ -19,13 +19,12 @@ def fixed_draw(units: Units, train: Rows, shots: int) -> Rows:
     """
     if units.kind != "multilabel":
         n = len(train)
-        return train[np.unique(np.arange(0, n, n / min(shots, n)).round().astype(int))]
-    names, first, patient = np.unique(
-        units.groups[train], return_index=True, return_inverse=True
-    )
+        at = np.arange(0, n, n / min(shots, n)).round().astype(np.int64)
+        return np.asarray(train[np.unique(np.minimum(at, n - 1))])
+    names, first, patient = np.unique(units.groups[train], return_index=True, return_inverse=True)
     always = np.ones((len(names), len(units.classes)), bool)
     np.logical_and.at(always, patient, units.indicator[train])
     order, taken = np.argsort(first), np.zeros(len(names), bool)
     for j in range(len(units.classes)):
         taken[order[always[order, j]][:shots]] = True
-    return train[taken[patient]]
+    return np.asarray(train[taken[patient]])

@@ -57,7 +57,8 @@ def read_labels(settings: Labels, tasks: Iterable[Task], more: Iterable[str] = (
 def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
     """Return the key, the patient column if any, labels and subgroups, each once."""
     first = [settings.key] + ([settings.patient] if settings.patient else [])
-    return list(dict.fromkeys(first + [label for task in tasks for label in (*task.labels, *task.subgroups)]))
+    asked = [name for task in tasks for name in (*task.labels, *task.subgroups)]
+    return list(dict.fromkeys(first + asked))
 
 
 def _read_table(path: Path, wanted: Sequence[str]) -> Any:

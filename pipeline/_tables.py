@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline._folds import Tested
-from pipeline.questions import Metric, Result, Truth, Units
+from pipeline.questions import Result, Truth, Units
 from stores._disk import write_checked
 
 TIDY = pa.schema(
     [(name, pa.string()) for name in ("task", "method", "features", "kind", "level", "setting")]
-    + [(name, pa.string()) for name in ("metric", "label")]
-    + [(name, pa.float64()) for name in ("value", "low", "high")]
+    + [(name, pa.string()) for name in ("metric", "label", "subgroup")]
+    + [(name, pa.float64()) for name in ("value", "low", "high", "p")]
     + [(name, pa.string()) for name in ("recipe", "weights", "split", "labels", "key")]
     + [("contract", pa.int32()), ("random", pa.bool_())]
 )
@@ -34,22 +34,35 @@ def tidy(results: Sequence[Result]) -> pa.Table:
         origin |= result.model_dump(include={"task", "method", "features", "kind", "level"})
         for score in result.scores:
             setting = _setting_text(score.setting)
-            for label, metrics in {"": score.metrics, **score.labels}.items():
-                rows += [
-                    {
-                        **origin,
-                        "setting": setting,
-                        "metric": name,
-                        "label": label,
-                        **_numbers(metric),
-                    }
-                    for name, metric in metrics.items()
-                ]
+            parts = [("", "", score.metrics)]
+            parts += [(label, "", metrics) for label, metrics in score.labels.items()]
+            parts += [("", name, group.metrics) for name, group in score.subgroups.items()]
+            rows += [
+                {
+                    **origin,
+                    "setting": setting,
+                    "metric": name,
+                    "label": label,
+                    "subgroup": subgroup,
+                    **metric.model_dump(),
+                }
+                for label, subgroup, metrics in parts
+                for name, metric in metrics.items()
+            ]
     return pa.Table.from_pylist(rows, schema=TIDY)
 
 
-def _numbers(metric: Metric) -> dict[str, float | None]:
-    return {"value": metric.value, "low": metric.low, "high": metric.high}
+def write_tidy(store: Path, results: Sequence[Result]) -> None:
+    """Write results/results.parquet: these results, and those there of other tasks and methods."""
+    path, new = store / "results" / "results.parquet", tidy(results)
+    answered = {(result.task, result.method) for result in results}
+    if path.is_file():
+        old = pq.read_table(path)
+        if old.schema.equals(TIDY):
+            asked = zip(old["task"].to_pylist(), old["method"].to_pylist(), strict=True)
+            kept = old.filter(pa.array([each not in answered for each in asked]))
+            new = pa.concat_tables([kept, new])
+    _write_table(path, new)
 
 
 def write_predictions(path: Path, units: Units, tested: Tested) -> None:
@@ -69,8 +82,12 @@ def write_predictions(path: Path, units: Units, tested: Tested) -> None:
             )
             columns[f"proba:{name}"] = each.proba[:, j]
         tables.append(pa.table(columns))
+    _write_table(path, pa.concat_tables(tables))
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables), sink)
+    pq.write_table(table, sink)
     write_checked(path, sink.getvalue().to_pybytes())
 
 

@@ -50,7 +50,7 @@ class Cases:
     task: Task
     # The task that this one is asked beside, on the same split.
     beside: Cases | None = None
-    _features: dict[FeatureSet, Floats] = field(default_factory=dict)
+    _features: dict[FeatureSet, Floats] = field(default_factory=dict, init=False)
 
     @cached_property
     def units(self) -> Units:

@@ -163,15 +163,7 @@ def embed_missing(
         return Embedded()
     slices = _slices_by_part(store)
     progress.plan(sum(len(slices[part.index]) for part in missing))
-    from pipeline.backbones import load_backbone
-
-    network = load_backbone(
-        backbone,
-        weights,
-        image_size=recipe.image_size,
-        blocks=recipe.blocks,
-        device=_device(speed.device),
-    )
+    network: Backbone | None = None
     jobs: deque[_Job] = deque()
     volumes = Volumes(recipe.preprocess, itertools.chain.from_iterable(slices.values()))
     reads = read_files(
@@ -186,6 +178,8 @@ def embed_missing(
     with _released(jobs), contextlib.closing(reads):
         items = _items(reads)
         for first in items:
+            # Loaded once there is something to embed: other processes may hold every part.
+            network = network or _load(backbone, weights, recipe, speed.device)
             job = jobs[0]
             filler = _Filler(
                 job, store, network, recipe, speed.batch_size, progress, limit, originals, volumes
@@ -399,6 +393,18 @@ def pixel_digest(pixels: NDArray[np.float32]) -> str:
 
 def _bytes(digest: str) -> NDArray[np.uint8]:
     return np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)
+
+
+def _load(name: str, weights: Path | str, recipe: Recipe, device: str) -> Backbone:
+    from pipeline.backbones import load_backbone
+
+    return load_backbone(
+        name,
+        weights,
+        image_size=recipe.image_size,
+        blocks=recipe.blocks,
+        device=_device(device),
+    )
 
 
 def _device(name: str) -> str:

@@ -8,11 +8,11 @@ answer is either found, without opening an array or importing a head, or it is c
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -21,13 +21,22 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline._folds import Tested, together
+from pipeline._folds import Tested
 from pipeline._tables import tidy as tidy
-from pipeline._tables import write_predictions
+from pipeline._tables import write_predictions, write_tidy
 from pipeline.cases import Cases
 from pipeline.config import Config
 from pipeline.labels import read_labels
-from pipeline.questions import Method, PartCount, Provenance, Result, Score, Task, Units
+from pipeline.questions import (
+    Method,
+    PartCount,
+    Provenance,
+    Result,
+    Score,
+    Task,
+    Units,
+)
+from pipeline.scoring import heads_of, run
 from pipeline.splits import PARTS
 from pipeline.types import Recipe
 from stores._disk import write_checked
@@ -58,18 +67,32 @@ def evaluate(
             "name with its label columns)."
         )
     store = FeatureStore.open(config.store)
-    column = config.split.column
-    table = read_labels(config.labels, config.tasks.values(), [column] if column else [])
+    tasks = _settled(config)
+    extra = [name for task in tasks.values() for name in task.shortcuts]
+    extra += [config.split.column] if config.split.column else []
+    table = read_labels(config.labels, tasks.values(), extra)
     fingerprint = store.fingerprint()
-    total = len(config.tasks) * len(methods)
-    results: list[Result] = []
-    for name, task in _settled(config).items():
+    asked: list[tuple[Cases, Method]] = []
+    for name, task in tasks.items():
         cases = Cases(config, store, table, fingerprint, name, task)
-        for method in methods:
-            if progress:
-                progress(f"{name}: {method}", len(results), total)
-            results.append(_answer(cases, method))
+        asked += [(cases, method) for method in methods]
+        if "probe" in methods:
+            asked += [(_shortcut(cases, column), "probe") for column in task.shortcuts]
+    results: list[Result] = []
+    for cases, method in asked:
+        if progress:
+            progress(f"{cases.name}: {method}", len(results), len(asked))
+        results.append(_answer(cases, method))
+    if not all(result.cached for result in results):
+        write_tidy(store.path, results)
     return results
+
+
+def _shortcut(cases: Cases, column: str) -> Cases:
+    """Return the question whether the features tell a column, on the split of a task."""
+    kept = cases.task.model_dump(include={"level", "modality", "pool", "uncertain", "missing"})
+    task = Task(labels=(column,), **kept)
+    return replace(cases, name=f"{cases.name}/{column}", task=task, beside=cases)
 
 
 def _settled(config: Config) -> dict[str, Task]:
@@ -93,7 +116,7 @@ def _answer(cases: Cases, method: Method) -> Result:
     if found is not None:
         return found.model_copy(update={"cached": True})
     started = time.perf_counter()
-    scores, tested = _compute(cases, method)
+    scores, tested = run(cases, method)
     result = _result(cases, method, scores, tested, time.perf_counter() - started)
     path = _path(cases, method)
     path.parent.mkdir(exist_ok=True)
@@ -123,7 +146,7 @@ def _key(cases: Cases, method: Method) -> str:
     asked = {
         "method": method,
         "contract": CONTRACT[method],
-        "settings": getattr(cases.config, method).model_dump(mode="json"),
+        "settings": [head.model_dump(mode="json") for head in heads_of(cases, method)],
         "name": cases.name,
         "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
         "join": cases.table.settings.model_dump(
@@ -135,36 +158,6 @@ def _key(cases: Cases, method: Method) -> str:
         "store": cases.fingerprint,
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def _compute(cases: Cases, method: Method) -> tuple[list[Score], Tested]:
-    """Run one head, whose module is imported here and not before."""
-    units, turns = cases.units, cases.turns
-    settings = getattr(cases.config, method)
-    head = importlib.import_module(f"pipeline.{method}")
-    if method == "fewshot":
-        scores, notes = head.score(cases.features(settings, turns[0]), units, turns[0], settings)
-        if len(turns) > 1:
-            notes.append("episodes are of the first fold alone")
-        return scores, Tested([], turns[0]["test"], None, notes)
-    answers = [head.predict(cases.features(settings, t), units, t, settings) for t in turns]
-    tested = together(answers, [turn["test"] for turn in turns])
-    return _scores(cases, tested), tested
-
-
-def _scores(cases: Cases, tested: Tested) -> list[Score]:
-    from pipeline import metrics
-
-    truth = cases.units.at(tested.rows)
-    tested.notes.extend(
-        f"{name!r} has no AUROC: all or none of the test units carry it"
-        for name in metrics.one_sided(truth)
-    )
-    scores = []
-    for each in tested.predictions:
-        joint, labels = metrics.score(truth, each.proba, tested.fold)
-        scores.append(Score(setting=each.setting, metrics=joint, labels=labels))
-    return scores
 
 
 def _result(

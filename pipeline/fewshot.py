@@ -1,4 +1,4 @@
-"""Few-shot episodes: N-way K-shot over patients, nearest centroid, all episodes at once.
+"""Few-shot episodes: N-way K-shot over patients, all episodes at once.
 
 An episode draws K patients a class from train and val, and up to `queries` patients a class from
 test. A support patient stands for a class with the mean of all his units of that class, a query
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline._logistic import fit_logistic
 from pipeline.config import FewShot
 from pipeline.questions import Metric, Part, Score, Units
 
@@ -21,6 +22,9 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 # float32 values of gathered queries at once: 256 MB
 GATHERED = 2**26
+# Collections drawn anew from the patients, for the interval, and episodes in each.
+REDRAWS = 100
+PER_REDRAW = 10
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ def score(
     """Return accuracy and AUROC for each number of shots, averaged over episodes; x (n, d).
 
     Classes stand in equal numbers, so that accuracy is balanced. Multi-label: a two-way problem a
-    label (carried or not), averaged over labels. The interval is the mean +- 1.96 standard errors
-    over episodes: how well the mean is known for these patients, not for other patients. Notes
-    say which shots and labels were left out for want of patients.
+    label (carried or not), averaged over labels. The 95 % interval is of the mean, for other
+    patients like these: see `_metrics`. Notes say which shots and labels were left out for want
+    of patients.
     """
     if units.kind == "regression":
         return [], ["few-shot episodes need classes: a number has none"]
@@ -49,14 +53,15 @@ def score(
     scores, notes = [], []
     problems = {name: _classes(x, units, parts, members) for name, members in _problems(units)}
     for k in settings.shots:
-        results = {}
+        results, resampled = {}, {}
         for name, classes in problems.items():
             if min(len(c.prototypes) for c in classes) < k or not all(c.units for c in classes):
                 notes.append(f"{k} shots of {name} left out: a class has too few patients")
             else:
                 results[name] = _episodes(x, classes, k, settings)
+                resampled[name] = _episodes(x, classes, k, settings, REDRAWS)
         if results:
-            scores.append(_summary(k, results))
+            scores.append(_summary(k, results, resampled))
     return scores, notes
 
 
@@ -91,20 +96,49 @@ def _by_patient(rows: Rows, units: Units) -> list[Rows]:
     return np.split(rows[order], starts) if len(rows) else []
 
 
-def _episodes(x: Floats, classes: list[_Class], k: int, settings: FewShot) -> Floats:
-    """Return (e, 2): accuracy and AUROC of each episode."""
-    rng = np.random.default_rng([settings.seed, k])
+def _episodes(
+    x: Floats, classes: list[_Class], k: int, settings: FewShot, redraws: int = 0
+) -> Floats:
+    """Return (e, 2): accuracy and AUROC of each episode.
+
+    With redraws, of PER_REDRAW episodes in each of so many collections, whose patients are drawn
+    from these with replacement.
+    """
+    rng = np.random.default_rng([settings.seed, k, redraws])
+    total = redraws * PER_REDRAW or settings.episodes
     gathered = sum(k + min(settings.queries, len(each.units)) for each in classes) * x.shape[1]
     at_once = max(1, GATHERED // gathered)
+    pools = [
+        [rng.integers(0, n, (redraws, n)) for n in (len(each.prototypes), len(each.units))]
+        for each in classes
+    ]
     results = []
-    for start in range(0, settings.episodes, at_once):
-        e = min(at_once, settings.episodes - start)
-        supports = [each.prototypes[draw(rng, len(each.prototypes), k, e)] for each in classes]
-        centroids = np.stack([support.mean(axis=1) for support in supports], axis=2)  # (e, d, c)
-        centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-30)
-        queries = [_queries(rng, each.units, settings.queries, e) for each in classes]
-        results.append(_score_episodes([x[rows] @ centroids for rows in queries]))
+    for start in range(0, total, at_once):
+        e = min(at_once, total - start)
+        collection = (start + np.arange(e)) // PER_REDRAW
+        supports, queries = [], []
+        for each, (known, asked) in zip(classes, pools, strict=True):
+            shots = draw(rng, len(each.prototypes), k, e)
+            patients = draw(rng, len(each.units), min(settings.queries, len(each.units)), e)
+            if redraws:
+                shots = np.take_along_axis(known[collection], shots, 1)
+                patients = np.take_along_axis(asked[collection], patients, 1)
+            supports.append(each.prototypes[shots])
+            queries.append(x[_of_patients(rng, each.units, patients)])
+        results.append(_score_episodes(_similarity(supports, queries, settings)))
     return np.concatenate(results)
+
+
+def _similarity(supports: list[Floats], queries: list[Floats], settings: FewShot) -> list[Floats]:
+    """Return for the queries (e, q, d) of each class what speaks for each class: (e, q, c)."""
+    if settings.head == "logistic":
+        support = np.concatenate(supports, axis=1)
+        alpha, b = fit_logistic(support, len(supports))
+        across = support.transpose(0, 2, 1)
+        return [np.asarray((x @ across) @ alpha + b[:, None], np.float32) for x in queries]
+    centroids: Floats = np.stack([each.mean(axis=1) for each in supports], axis=2)  # (e, d, c)
+    centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-30)
+    return [x @ centroids for x in queries]
 
 
 def draw(rng: np.random.Generator, n: int, k: int, e: int) -> Rows:
@@ -120,20 +154,19 @@ def draw(rng: np.random.Generator, n: int, k: int, e: int) -> Rows:
     return chosen
 
 
-def _queries(rng: np.random.Generator, units: list[Rows], queries: int, e: int) -> Rows:
-    """Return (e, q) unit numbers: different patients an episode, one random unit of each."""
+def _of_patients(rng: np.random.Generator, units: list[Rows], patients: Rows) -> Rows:
+    """Return (e, q) unit numbers: one random unit of each patient (e, q)."""
     sizes = np.array([len(own) for own in units])
     first = np.cumsum(sizes) - sizes
-    patients = draw(rng, len(units), min(queries, len(units)), e)
     which = (rng.random(patients.shape) * sizes[patients]).astype(np.int64)
     rows: Rows = np.concatenate(units)[first[patients] + which]
     return rows
 
 
 def _score_episodes(similarity: list[Floats]) -> Floats:
-    """Return (e, 2): accuracy and macro AUROC, from the cosines (e, q, c) of each class's queries.
+    """Return (e, 2): accuracy and macro AUROC, from what speaks for each class (e, q, c).
 
-    A query's score for a class is its cosine to that centroid less the best of the others.
+    A query's score for a class is what speaks for it less the most that speaks for another.
     """
     c = len(similarity)
     right, aurocs = [], []
@@ -155,18 +188,29 @@ def _margins(similarity: Floats) -> Floats:
     return margins
 
 
-def _summary(k: int, results: Mapping[str, Floats]) -> Score:
+def _summary(k: int, results: Mapping[str, Floats], resampled: Mapping[str, Floats]) -> Score:
     """Return the score of k shots; `results` has one entry, or one a label."""
-    joint = np.mean(list(results.values()), axis=0)
-    labels = {name: _metrics(own) for name, own in results.items()} if len(results) > 1 else {}
-    return Score(setting={"shots": k}, metrics=_metrics(joint), labels=labels)
+    joint = (np.mean(list(each.values()), axis=0) for each in (results, resampled))
+    labels = {}
+    if len(results) > 1:
+        labels = {name: _metrics(own, resampled[name]) for name, own in results.items()}
+    return Score(setting={"shots": k}, metrics=_metrics(*joint), labels=labels)
 
 
-def _metrics(episodes: Floats) -> dict[str, Metric]:
-    """Return the mean of each column (e, 2) with 1.96 standard errors either side."""
+def _metrics(episodes: Floats, resampled: Floats) -> dict[str, Metric]:
+    """Return the mean of each column of `episodes` (e, 2) with its interval.
+
+    Collections redrawn patient by patient differ as other patients would, and as their few
+    episodes do; the latter is known from within them and taken off (one-way random effects). The
+    interval is the mean +- 1.96 of that and of its own standard error together, within [0, 1].
+    """
+    each = resampled.reshape(-1, PER_REDRAW, 2)
+    by_chance = each.var(axis=1, ddof=1).mean(axis=0) / PER_REDRAW
+    of_patients = np.maximum(each.mean(axis=1).var(axis=0, ddof=1) - by_chance, 0)
     mean = episodes.mean(axis=0)
-    error = 1.96 * episodes.std(axis=0, ddof=1) / np.sqrt(len(episodes))
+    error = 1.96 * np.sqrt(of_patients + episodes.var(axis=0, ddof=1) / len(episodes))
+    low, high = np.clip(mean - error, 0, 1).tolist(), np.clip(mean + error, 0, 1).tolist()
     return {
-        name: Metric(value=m, low=m - s, high=m + s)
-        for name, m, s in zip(("accuracy", "auroc"), mean.tolist(), error.tolist(), strict=True)
+        name: Metric(value=float(mean[i]), low=low[i], high=high[i])
+        for i, name in enumerate(("accuracy", "auroc"))
     }

@@ -66,9 +66,7 @@ def score(
     return overall, by_label
 
 
-def _null_p(
-    truth: Truth, proba: Floats, fold: Folds | None, number: int
-) -> dict[str, float]:
+def _null_p(truth: Truth, proba: Floats, fold: Folds | None, number: int) -> dict[str, float]:
     """Return for each label, and "" for their mean, the p of its AUROC among permuted ones."""
     if truth.kind == "regression":
         return {}

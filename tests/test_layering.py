@@ -22,7 +22,8 @@ MODULES = {
 LEVELS = [
     {"cli"},
     {"extract", "evaluate", "compare", "search", "report", "plan", "exchange"},
-    {"collection", "cases"},
+    {"collection", "scoring"},
+    {"cases"},
     {"embed"},
     {"discover", "labels", "demo"},
     {"read", "knn", "probe", "fewshot", "preprocess", "backbones"},

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from pipeline._pooling import read_features
-from pipeline.compare import compare
+from pipeline._tables import read_predictions
+from pipeline.compare import compare, compare_stores
 from pipeline.config import Config
 from pipeline.evaluate import evaluate, tidy
 from pipeline.questions import Result, Tally, Units
@@ -170,8 +173,6 @@ def test_files_name_patients_by_pseudonym_only(root: Path) -> None:
 
 
 def test_predictions_give_the_score_back(root: Path) -> None:
-    from sklearn.metrics import roc_auc_score
-
     result = evaluate(config(root, "signal"), ["probe"])[0]
     path = next((root / "store/results").glob("probe-*.parquet"))
     table = pq.read_table(path)
@@ -264,3 +265,80 @@ def test_the_tidy_table_holds_every_number_once(root: Path) -> None:
     row = next(r for r in table.to_pylist() if r["task"] == "both" and r["label"] == "a")
     assert row["random"]
     assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_subgroups_shortcuts_and_permutations_stand_beside_the_score(root: Path) -> None:
+    lines = (root / "labels.csv").read_text().splitlines()
+    sex, view = (np.random.default_rng(s).integers(0, 2, N) for s in (1, 2))
+    rows = [f"{line},{'FM'[s]},{v}" for line, s, v in zip(lines[1:], sex, view, strict=True)]
+    (root / "labels.csv").write_text("\n".join([lines[0] + ",sex,view", *rows]))
+    task = {"labels": ["signal"], "subgroups": ["sex"], "shortcuts": ["sex", "view"]}
+    asked = config_of(root, tasks={"t": {**task, "permutations": 200}})
+    knn, probe, first, second = evaluate(asked, ["knn", "probe"])
+    assert [result.task for result in (knn, probe, first, second)] == ["t", "t", "t/sex", "t/view"]
+    assert first.classes == ("F", "M")
+    assert {r.provenance.split for r in (probe, first, second)} == {probe.provenance.split}
+    groups = probe.scores[0].subgroups
+    assert set(groups) == {"sex=F", "sex=M"}
+    assert sum(group.units for group in groups.values()) == probe.counts["test"].units
+    truth, proba, _ = read_predictions(root / "store", probe, 0)
+    name = f"probe-{probe.provenance.key[:16]}.parquet"
+    units = np.array(pq.read_table(root / "store/results" / name)["unit"].to_pylist(), int)
+    female = sex[units] == 0
+    expected = roc_auc_score(truth.y[female], proba[female, 1])
+    assert groups["sex=F"].metrics["auroc"].value == pytest.approx(expected)
+    assert probe.scores[0].metrics["auroc"].p == pytest.approx(1 / 201)
+    assert first.scores[0].metrics["auroc"].value == pytest.approx(0.5, abs=0.25)
+    table = tidy([probe])
+    assert set(table["subgroup"].to_pylist()) == {"", "sex=F", "sex=M"}
+    assert all(result.cached for result in evaluate(asked, ["knn", "probe"]))
+    with pytest.raises(LabelError, match="at most 20 values. 'path' has 48"):
+        many = {"labels": ["signal"], "subgroups": ["path"]}
+        evaluate(config_of(root, tasks={"t": many}), ["probe"])
+
+
+def test_the_papers_few_shot_is_its_draw_and_the_probe(root: Path) -> None:
+    paper = {"draw": "paper", "shots": [4, 16], "features": "cls"}
+    result = evaluate(config(root, "signal", fewshot=paper), ["fewshot"])[0]
+    assert [score.setting["shots"] for score in result.scores] == [4, 16]
+    assert {"shots", "C"} == set(result.scores[0].setting)
+    assert result.scores[1].metrics["auroc"].value > 0.8
+    truth, _, _ = read_predictions(root / "store", result, 1)
+    assert len(truth.y) == result.counts["test"].units
+    wider = config(root, "signal", fewshot=paper, probe={"steps": 3})
+    assert not evaluate(wider, ["fewshot"])[0].cached
+
+
+def test_the_tidy_table_is_on_file_and_grows_by_what_is_answered(root: Path) -> None:
+    evaluate(config(root, "signal"), ["knn"])
+    path = root / "store/results/results.parquet"
+    first = pq.read_table(path)
+    evaluate(config(root, "signal", "noise"), ["knn"])
+    grown = pq.read_table(path)
+    assert grown.filter(pc.field("task") == "signal").num_rows == first.num_rows
+    assert set(grown["task"].to_pylist()) == {"signal", "noise"}
+    stamp = path.stat().st_mtime_ns
+    evaluate(config(root, "signal", "noise"), ["knn"])
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_two_stores_are_compared_on_every_task_both_answered(root: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    patient = np.arange(N) // 3
+    other = tmp_path / "worse"
+    make_store(other, rng.standard_normal((N, 4, 16)), [{"patient": f"P{p}"} for p in patient])
+    names = ("signal", "noise", "both")
+    evaluate(config(root, *names), ["knn", "probe"])
+    with pytest.raises(StoreNotFoundError, match="no results"):
+        compare_stores(root / "store", other)
+    evaluate(config(root, *names).model_copy(update={"store": other}), ["probe"])
+    found = compare_stores(other, root / "store")
+    assert {(result.task, result.method) for result, _ in found} == {
+        (name, "probe") for name in names
+    }
+    every = [d for _, differences in found for d in differences if d.p is not None]
+    assert len(every) == 4  # two binary tasks and two labels
+    signal = next(differences for result, differences in found if result.task == "signal")
+    auroc_of = next(d for d in signal if d.metric == "auroc")
+    assert auroc_of.difference.value > 0.2
+    assert auroc_of.p_holm == pytest.approx(4 * auroc_of.p)

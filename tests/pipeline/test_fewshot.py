@@ -4,9 +4,12 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from pipeline import fewshot
+from pipeline._fixed_draw import fixed_draw
+from pipeline._logistic import fit_logistic
 from pipeline.config import FewShot
 from tests.pipeline.collection import thirds, units_of
 
@@ -115,3 +118,60 @@ def test_a_patient_whose_label_is_not_known_stands_on_neither_side() -> None:
     scores, notes = fewshot.score(np.eye(80, dtype=np.float32), units_of(y), thirds(80), settings)
     assert notes == ["1 shots of b left out: a class has too few patients"]
     assert scores[0].labels == {}
+
+
+def test_the_logistic_head_is_scikit_learns() -> None:
+    rng = np.random.default_rng(7)
+    for c, k in ((2, 1), (2, 16), (4, 5)):
+        y = np.repeat(np.arange(c), k)
+        support = rng.standard_normal((3, c * k, 12)).astype(np.float32)
+        support /= np.linalg.norm(support, axis=2, keepdims=True)
+        alpha, b = fit_logistic(support, c)
+        for s, a, offset in zip(support, alpha, b, strict=True):
+            logits = (support[0] @ s.T) @ a + offset
+            model = LogisticRegression(max_iter=10000, tol=1e-10).fit(s.astype(float), y)
+            proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+            if c == 2:  # two opposed weight vectors share the penalty of one
+                odds = model.decision_function(support[0])
+                assert np.corrcoef(odds, logits[:, 1] - logits[:, 0])[0, 1] > 0.999
+            else:
+                np.testing.assert_allclose(proba, model.predict_proba(support[0]), atol=1e-4)
+    rng = np.random.default_rng(8)
+    y = np.arange(200) % 2
+    x = (rng.standard_normal((200, 8)) + 0.7 * y[:, None]).astype(np.float32)
+    heads = ("centroid", "logistic")
+    asked = [FewShot(shots=(8,), episodes=100, head=head) for head in heads]
+    centroid, logistic = (
+        fewshot.score(x, units_of(y), thirds(200), each)[0][0].metrics["auroc"].value
+        for each in asked
+    )
+    assert logistic == pytest.approx(centroid, abs=0.05)
+    assert logistic != centroid
+
+
+def test_the_interval_covers_what_other_patients_would_say() -> None:
+    """Trials of the same question with other patients; the truth is their mean."""
+    rng = np.random.default_rng(9)
+    settings = FewShot(shots=(4,), episodes=100)
+    y, found = np.arange(120) % 2, []
+    for _ in range(60):
+        x = (rng.standard_normal((120, 4)) + 0.8 * y[:, None] * np.eye(4)[0]).astype(np.float32)
+        found.append(fewshot.score(x, units_of(y), thirds(120), settings)[0][0].metrics)
+    for name in ("accuracy", "auroc"):
+        truth = np.mean([metrics[name].value for metrics in found])
+        covered = [(m[name].low or 0) <= truth <= (m[name].high or 0) for m in found]
+        assert 52 <= sum(covered) <= 60
+
+
+def test_the_papers_draw_is_the_first_patients_of_each_class() -> None:
+    y = np.array(
+        [[1, 0], [0, 0], [1, 1], [1, 1], [0, 1], [0, 1], [1, 1], [0, 1]], np.int8
+    )  # fmt: skip
+    groups = np.array([0, 0, 1, 1, 2, 2, 3, 4])
+    units, train = units_of(y, groups), np.arange(7)
+    # patient 0 does not always carry a; patient 1 does, and is not replaced for b
+    assert fixed_draw(units, train, 1).tolist() == [2, 3]
+    assert fixed_draw(units, train, 2).tolist() == [2, 3, 4, 5, 6]
+    plain = units_of(np.arange(10) % 2)
+    assert fixed_draw(plain, np.arange(10), 4).tolist() == [0, 2, 5, 8]
+    assert fixed_draw(plain, np.arange(3), 16).tolist() == [0, 1, 2]

@@ -19,7 +19,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from pipeline import _paired, _weighted, metrics
+from pipeline import _null, _paired, _weighted, metrics
 from pipeline.questions import Metric, Truth
 
 
@@ -269,3 +269,59 @@ def test_regression_is_scikit_learns() -> None:
     assert by_label == {}
     low, high = interval(overall["r2"])
     assert 0.6 < low < overall["r2"].value < high < 0.9
+
+
+def test_the_reliability_curve_is_what_ece_sums() -> None:
+    rng = np.random.default_rng(15)
+    y, proba = rng.integers(0, 3, 300), softmax(rng.standard_normal((300, 3)))
+    labels = (rng.random((300, 2)) < 0.3).astype(np.int8)
+    labels[:50, 1] = -1
+    sure = rng.random((300, 2))
+    for truth, said in (
+        (truth_of(y > 0), two(proba[:, 0])),
+        (truth_of(y, c=3), proba),
+        (truth_of(labels), sure),
+    ):
+        overall, _ = metrics.score(truth, said)
+        gaps = []
+        for curve in metrics.reliability(truth, said).values():
+            n = sum(each.units for each in curve)
+            gaps.append(sum(e.units * abs(e.observed - e.predicted) for e in curve) / n)
+        assert overall["ece"].value == pytest.approx(np.mean(gaps))
+    curve = metrics.reliability(truth_of(labels), sure)["b"]
+    assert sum(each.units for each in curve) == 250
+
+
+def test_permuted_aurocs_are_those_of_a_loop_and_blocks_stay_whole() -> None:
+    rng = np.random.default_rng(16)
+    patient = np.repeat(np.arange(40), rng.integers(1, 4, 40))
+    y, values = rng.random(40)[patient] < 0.4, np.round(rng.random(len(patient)), 1)
+    orders = np.concatenate(list(_null._orders(patient, 25)))
+    assert len(orders) == 25
+    for order in orders:
+        assert sorted(order) == list(range(len(patient)))
+        for p in range(40):  # a block comes from one patient of as many units
+            (source,) = set(patient[order[patient == p]])
+            assert (patient == source).sum() == (patient == p).sum()
+    found = _null.permuted_aurocs(y, values, patient, 25)
+    expected = [roc_auc_score(y[order], values) for order in orders]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_the_permutation_p_is_small_for_a_signal_and_uniform_for_noise() -> None:
+    rng = np.random.default_rng(17)
+    y = rng.random((120, 2)) < 0.4
+    proba = np.clip(rng.random((120, 2)) * 0.7 + y * [0.3, 0], 0, 1)
+    overall, by_label = metrics.score(truth_of(y), proba, permutations=500)
+    assert by_label["a"]["auroc"].p == pytest.approx(1 / 501)
+    assert by_label["b"]["auroc"].p is not None
+    assert by_label["b"]["auroc"].p > 0.01
+    assert overall["auroc"].p == pytest.approx(1 / 501)
+    assert overall["average_precision"].p is None
+    patient = np.arange(120) // 3
+    low = 0
+    for _ in range(200):  # whole patients: scores and labels of one patient are alike
+        sick, values = (rng.random(40) < 0.5)[patient], rng.random(40)[patient]
+        null = _null.permuted_aurocs(sick, values, patient, 99)
+        low += (1 + (null >= roc_auc_score(sick, values)).sum()) / 100 <= 0.05
+    assert 3 <= low <= 19

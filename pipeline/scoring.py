@@ -1,0 +1,114 @@
+"""A head run over the cases of a task, and what its predictions score.
+
+Heads and metrics are imported when they are run: an answer that is on file needs neither.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+
+from pipeline._fixed_draw import fixed_draw
+from pipeline._folds import Tested, together
+from pipeline.cases import Cases
+from pipeline.config import Head
+from pipeline.questions import Method, Prediction, Score, Subgroup
+from stores.errors import LabelError
+
+# More are no groups: each has its own bootstrap, and a number is not a group.
+MOST_SUBGROUPS = 20
+
+
+def heads_of(cases: Cases, method: Method) -> list[Head]:
+    """Return the settings that an answer depends on, the method's own first."""
+    config = cases.config
+    if method == "fewshot" and config.fewshot.draw == "paper":
+        return [config.fewshot, config.probe]
+    return [getattr(config, method)]
+
+
+def run(cases: Cases, method: Method) -> tuple[list[Score], Tested]:
+    """Run one head, whose module is imported here and not before."""
+    if method == "fewshot":
+        return _few(cases)
+    units, turns, settings = cases.units, cases.turns, getattr(cases.config, method)
+    head = importlib.import_module(f"pipeline.{method}")
+    answers = [head.predict(cases.features(settings, t), units, t, settings) for t in turns]
+    tested = together(answers, [turn["test"] for turn in turns])
+    return _scores(cases, tested), tested
+
+
+def _few(cases: Cases) -> tuple[list[Score], Tested]:
+    """Score few-shot episodes, or the one draw of the paper; of several folds, the first alone."""
+    settings, units, parts = cases.config.fewshot, cases.units, cases.turns[0]
+    x = cases.features(settings, parts)
+    predictions: list[Prediction] = []
+    notes = ["only the first fold is asked"] if len(cases.turns) > 1 else []
+    if settings.draw == "paper":
+        from pipeline import probe
+
+        for shots in settings.shots:
+            fit = {**parts, "train": fixed_draw(units, parts["train"], shots)}
+            found, said = probe.predict(x, units, fit, cases.config.probe, refit_on=("train",))
+            predictions += [Prediction({"shots": shots} | p.setting, p.proba) for p in found]
+            notes += [f"{shots} shots: {note}" for note in said]
+        tested = Tested(predictions, parts["test"], None, notes)
+        return _scores(cases, tested), tested
+    from pipeline import fewshot
+
+    scores, said = fewshot.score(x, units, parts, settings)
+    return scores, Tested([], parts["test"], None, notes + said)
+
+
+def _scores(cases: Cases, tested: Tested) -> list[Score]:
+    from pipeline import metrics
+
+    truth = cases.units.at(tested.rows)
+    tested.notes.extend(
+        f"{name!r} has no AUROC: all or none of the test units carry it"
+        for name in metrics.one_sided(truth)
+    )
+    scores = []
+    for each in tested.predictions:
+        number = cases.task.permutations
+        joint, labels = metrics.score(truth, each.proba, tested.fold, number)
+        curve = {} if truth.kind == "regression" else metrics.reliability(truth, each.proba)
+        scores.append(
+            Score(
+                setting=each.setting,
+                metrics=joint,
+                labels=labels,
+                subgroups=_subgroups(cases, tested, each),
+                reliability=curve,
+            )
+        )
+    return scores
+
+
+def _subgroups(cases: Cases, tested: Tested, predicted: Prediction) -> dict[str, Subgroup]:
+    """Return the metrics of the units of each value of each subgroup column.
+
+    Raises LabelError for a column of too many values.
+    """
+    from pipeline import metrics
+
+    found: dict[str, Subgroup] = {}
+    for column in cases.task.subgroups:
+        texts = cases.column(column)[tested.rows]
+        values = sorted({*texts.tolist()} - {""})
+        if len(values) > MOST_SUBGROUPS:
+            raise LabelError(
+                f"A subgroup column must have at most {MOST_SUBGROUPS} values. {column!r} has "
+                f"{len(values)} among the test units; give its values by group."
+            )
+        for value in values:
+            on = texts == value
+            truth = cases.units.at(tested.rows[on])
+            fold = None if tested.fold is None else tested.fold[on]
+            joint, _ = metrics.score(truth, predicted.proba[on], fold)
+            patients = len(np.unique(truth.groups))
+            found[f"{column}={value}"] = Subgroup(
+                units=int(on.sum()), patients=patients, metrics=joint
+            )
+    return found
