@@ -42,8 +42,6 @@ from stores.errors import ClaimedError, TooManyBadError, UnreadableError
 from stores.features import OK, UNREADABLE
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from pipeline.backbones import Backbone
 
 log = logging.getLogger(__name__)
@@ -273,7 +271,7 @@ class _Filler:
     limit: BadLimit
     originals: Originals
     volumes: Volumes
-    batch: list[tuple[int, Tensor]] = field(default_factory=list)
+    batch: list[tuple[int, Slice, str]] = field(default_factory=list)  # row, pixels, modality
 
     def fill(self, items: Iterator[Read]) -> Iterator[None]:
         """Take an item for each slice surveyed, and of the part; yield after volume and batch."""
@@ -295,7 +293,7 @@ class _Filler:
 
     def _take(self, slice_: dict[str, Any], digest: str | None, item: Slice | Failure) -> None:
         """Put a slice into the batch, or why it cannot be read into the part."""
-        from pipeline.preprocess import prepare
+        from pipeline.preprocess import check
 
         row, modality = slice_["row"], slice_["modality"]
         if digest is not None:
@@ -305,9 +303,8 @@ class _Filler:
                 raise UnreadableError(item.reason, item.detail)
             pixels = pixel_digest(item.pixels)
             self.job.put(row, pixel_digest=_bytes(pixels))
-            with self.job.clock("preprocess"):
-                item = self.volumes.ranged(slice_, item)
-                self.batch.append((row, prepare(item, modality, self.recipe)))
+            check(item)
+            self.batch.append((row, self.volumes.ranged(slice_, item), modality))
             original = self.originals.find(bytes.fromhex(pixels), modality, row)
             if original is not None:
                 self.job.links[row] = original
@@ -318,7 +315,7 @@ class _Filler:
 
     def _embed(self) -> None:
         """Put the features of the batch into the part."""
-        rows = [row for row, _ in self.batch]
+        rows = [row for row, _, _ in self.batch]
         if not self.job.links.keys() >= set(rows):
             self._run(rows)
         self._link([row for row in rows if row in self.job.links])
@@ -326,11 +323,14 @@ class _Filler:
         self.batch.clear()
 
     def _run(self, rows: list[int]) -> None:
-        """Run the network on the batch."""
-        import torch
+        """Preprocess the batch on the network's device and run the network on it."""
+        from pipeline.preprocess import prepare_batch
 
+        _, items, modalities = zip(*self.batch, strict=True)
+        with self.job.clock("preprocess"):
+            x = prepare_batch(items, modalities, self.recipe, self.network.device)
         with self.job.clock("forward"):
-            features = self.network(torch.stack([tensor for _, tensor in self.batch]))
+            features = self.network(x)
             values = {name: getattr(features, name).cpu().numpy() for name in self.recipe.outputs}
         for i, row in enumerate(rows):
             with np.errstate(over="ignore"):  # the store refuses what overflows its dtype

@@ -72,6 +72,12 @@ def prepare_batch(
     return normalise(out, recipe.architecture)
 
 
+def check(item: Slice) -> None:
+    """Raise UnreadableError (`not-finite`) where a slice has no finite pixel to show."""
+    if not np.isfinite(item.pixels).any():
+        raise UnreadableError("not-finite", "the slice has no finite pixel")
+
+
 def scale(
     item: Slice, modality: str, preprocess: Preprocess, device: str | torch.device = "cpu"
 ) -> Tensor:
@@ -81,9 +87,8 @@ def scale(
     after: there, the overshoot of the bicubic kernel at one bright edge would set the contrast of
     all other pixels, and differently for each image size.
     """
-    if not np.isfinite(item.pixels).any():
-        raise UnreadableError("not-finite", "the slice has no finite pixel")
-    pixels = torch.from_numpy(np.ascontiguousarray(item.pixels)).to(device)
+    check(item)
+    pixels = torch.tensor(item.pixels, device=device)  # a copy: a reader's array may be read-only
     grey = apply_intensity(pixels, preprocess.rule(modality), item.voi, item.ends)
     if preprocess.crop == "body":
         rows, columns = body_box(item.pixels, modality)
