@@ -31,7 +31,7 @@ def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
     for column in words:
         table.add_column(column, no_wrap=True)
     for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right")
     return table
 
 

@@ -38,7 +38,7 @@ app = typer.Typer(
     add_completion=False,
 )
 # Where no terminal says its width, tables keep their lines whole.
-out = Console(width=None if sys.stdout.isatty() else 110)
+out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
 
 ConfigArg = Annotated[Path, typer.Argument(help="The YAML file that names data, store and tasks.")]
@@ -391,6 +391,12 @@ def _print_summary(summary: Summary) -> None:
         out.print(
             f"{summary.linked} slices have the pixels of another and share its features; "
             "`radprobe verify` tells which: across train and test they are leakage.",
+            highlight=False,
+        )
+    if summary.telling:
+        out.print(
+            f"{summary.telling} slices have their patient's id or a UID in their path, and the "
+            "store keeps paths: rename those files before you pass the store on.",
             highlight=False,
         )
     for what, counts in (

@@ -38,9 +38,10 @@ from stores.errors import ConfigError, UnreadableError
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
 # Goes up when the reader sees other slices in the same file: `known` of another is no guide.
-READER_VERSION = 2
+READER_VERSION = 3
 _TIME_LIMIT_S = 60.0
 _OTHER = "other"
+IDENTIFIER_IN_PATH = "identifier-in-path"
 _UNKNOWN_MODALITY = "OT"
 # Files with such a name are meant to be images: unreadable, they are a finding, not furniture.
 _IMAGE_SUFFIXES = (
@@ -343,6 +344,13 @@ class _Filler:
         return match.group(1) if match else None
 
 
+def _telling(path: str, header: Header) -> list[str]:
+    """Return a flag where a path names its own patient or a UID: paths are stored as they are."""
+    raw = (header.patient, header.study, header.series, header.instance)
+    named = any(each and len(each) > 3 and each in path for each in raw)
+    return [IDENTIFIER_IN_PATH] if named else []
+
+
 def _slice_row(place: Place, series: str, fill: _Filler, key: bytes) -> Row:
     header, path = place.header, unescape_path(place.path)
 
@@ -363,7 +371,7 @@ def _slice_row(place: Place, series: str, fill: _Filler, key: bytes) -> Row:
         "width": header.width,
         "spacing_y_mm": header.spacing_mm[0] if header.spacing_mm else None,
         "spacing_x_mm": header.spacing_mm[1] if header.spacing_mm else None,
-        "flags": list(header.flags),
+        "flags": [*header.flags, *_telling(path, header)],
         "tags": [(tag, hidden(f"tag:{tag}", raw)) for tag, raw in header.tags.items()] or None,
         "withdrawn": False,
     }

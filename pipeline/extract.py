@@ -10,8 +10,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.collection import make_recipe, open_store, settle
 from pipeline.config import Config
+from pipeline.discover import IDENTIFIER_IN_PATH
 from pipeline.embed import BadLimit, Progress, Speed, embed_missing
 from stores import FeatureStore
 
@@ -20,7 +24,8 @@ from stores import FeatureStore
 class Summary:
     """What one run found, did and left aside; every count is of slices unless it says files.
 
-    linked: slices that took the features of another slice with the same pixels.
+    linked: slices that took the features of another slice with the same pixels. telling: slices
+    whose path, which the store keeps, holds their patient's id or a UID.
     """
 
     store: str
@@ -28,6 +33,7 @@ class Summary:
     slices: int
     embedded: int
     linked: int
+    telling: int
     found: dict[str, int]
     unreadable: dict[str, int]
     files_set_aside: dict[str, int]
@@ -68,7 +74,7 @@ def extract(
     found = settled.found
     looked = time.perf_counter()
     reasons = Counter(r for r in settled.files["reason"].to_pylist() if r is not None)
-    live = found.slices.num_rows - sum(found.slices["withdrawn"].to_pylist())
+    live = found.slices.filter(pc.invert(found.slices["withdrawn"]))
     bad = reasons.total() - reasons["other"]
     done = embed_missing(
         store,
@@ -78,14 +84,15 @@ def extract(
         config.data.root,
         speed,
         progress,
-        BadLimit(seen=live + bad, fraction=max_bad, bad=bad),
+        BadLimit(seen=len(live) + bad, fraction=max_bad, bad=bad),
     )
     return Summary(
         store=str(store.path),
         weights=recipe.weights,
-        slices=live,
+        slices=len(live),
         embedded=done.rows,
         linked=done.linked,
+        telling=_flagged(live, IDENTIFIER_IN_PATH),
         found=found.counts,
         unreadable=dict(_unreadable(store)),
         files_set_aside=dict(reasons),
@@ -96,6 +103,11 @@ def extract(
             "all": round(time.perf_counter() - started, 3),
         },
     )
+
+
+def _flagged(live: pa.Table, flag: str) -> int:
+    """Count the slices that carry a flag."""
+    return int(pc.sum(pc.equal(pc.list_flatten(live["flags"]), flag)).as_py() or 0)
 
 
 def _unreadable(store: FeatureStore) -> Counter[str]:

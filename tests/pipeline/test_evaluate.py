@@ -292,8 +292,8 @@ def test_subgroups_shortcuts_and_permutations_stand_beside_the_score(root: Path)
     table = tidy([probe])
     assert set(table["subgroup"].to_pylist()) == {"", "sex=F", "sex=M"}
     assert all(result.cached for result in evaluate(asked, ["knn", "probe"]))
+    many = {"labels": ["signal"], "subgroups": ["path"]}
     with pytest.raises(LabelError, match="at most 20 values. 'path' has 48"):
-        many = {"labels": ["signal"], "subgroups": ["path"]}
         evaluate(config_of(root, tasks={"t": many}), ["probe"])
 
 

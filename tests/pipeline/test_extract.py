@@ -321,6 +321,13 @@ def test_no_identifier_stands_in_the_store(config: Path) -> None:
     assert not list(Path(summary.store).rglob("*.key"))
 
 
+def test_a_path_that_names_its_patient_is_counted(config: Path, root: Path) -> None:
+    assert extract(load_config(config), HERE).telling == 0
+    patient = str(IDENTITY["PatientID"])
+    (root / "ct").rename(root / f"scan of {patient}")
+    assert extract(load_config(config), HERE).telling == 9
+
+
 def test_random_weights_are_stamped_and_only_when_asked_for(
     tmp_path: Path, root: Path, network: Path
 ) -> None:
