@@ -76,7 +76,7 @@ def test_every_fold_tests_and_metrics_are_means_over_folds(tmp_path: Path) -> No
     knn, probe, few = ask(root, "knn", "probe", "fewshot", split={"kind": "kfold", "folds": 4})
     assert knn.counts["test"].units == probe.counts["test"].units == N
     assert [score.setting for score in knn.scores] == [{"k": 3}, {"k": 5}]
-    assert few.notes[-1] == "episodes are of the first fold alone"
+    assert few.notes[0] == "only the first fold is asked"
     if probe.scores[0].setting == {}:
         assert any(note.startswith("chosen by fold: C = ") for note in probe.notes)
     truth, proba, fold = read_predictions(root / "store", probe, 0)

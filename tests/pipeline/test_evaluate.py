@@ -163,7 +163,7 @@ def test_files_name_patients_by_pseudonym_only(root: Path) -> None:
     (root / "labels.csv").write_text("\n".join([lines[0] + ",who", *named]))
     evaluate(config(root, "signal", "patients", labels={"patient": "who"}))
     written = [p for f in ("results", "splits") for p in (root / "store" / f).iterdir()]
-    files = 2 * 3 + 2 * 2 + 2  # results, predictions, splits
+    files = 2 * 3 + 2 * 2 + 2 + 1  # results, predictions, splits, the tidy table
     assert len(written) == 2 * files  # and a checksum each
     for path in written:
         text = path.read_bytes()

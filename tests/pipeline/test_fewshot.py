@@ -129,13 +129,11 @@ def test_the_logistic_head_is_scikit_learns() -> None:
         alpha, b = fit_logistic(support, c)
         for s, a, offset in zip(support, alpha, b, strict=True):
             logits = (support[0] @ s.T) @ a + offset
-            model = LogisticRegression(max_iter=10000, tol=1e-10).fit(s.astype(float), y)
+            # Two opposed weight vectors share the penalty of scikit-learn's one: half as strong.
+            model = LogisticRegression(C=2 if c == 2 else 1, max_iter=10000, tol=1e-10)
+            model.fit(s.astype(float), y)
             proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-            if c == 2:  # two opposed weight vectors share the penalty of one
-                odds = model.decision_function(support[0])
-                assert np.corrcoef(odds, logits[:, 1] - logits[:, 0])[0, 1] > 0.999
-            else:
-                np.testing.assert_allclose(proba, model.predict_proba(support[0]), atol=1e-4)
+            np.testing.assert_allclose(proba, model.predict_proba(support[0]), atol=1e-4)
     rng = np.random.default_rng(8)
     y = np.arange(200) % 2
     x = (rng.standard_normal((200, 8)) + 0.7 * y[:, None]).astype(np.float32)

@@ -22,11 +22,14 @@ from tests.stores.conftest import ARRAYS, fill, slice_table
 ROOT = os.geteuid() == 0
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """Let this process write no file above 300 bytes: a quota that needs no root."""
+@contextlib.contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Let this process write no larger file: a quota that needs no root.
+
+    Not a fixture: the test runner's own output may be a file, and is written between fixtures.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
@@ -71,22 +74,17 @@ def test_a_part_that_does_not_fit_leaves_the_store_as_it_was(store: FeatureStore
     part = store.layout.part(1)
     claim = store.claim(part)
     assert claim is not None
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
-    try:
-        with pytest.raises(UnwritableError, match=r"cls/c/1/0/0.*ulimit.*run the same command"):
-            store.write(part, claim, store.empty_part(), {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    refused = pytest.raises(UnwritableError, match=r"cls/c/1/0/0.*ulimit.*run the same command")
+    with no_file_above(300), refused:
+        store.write(part, claim, store.empty_part(), {})
     claim.release()
     assert files_of(store.path) == before
     fill(store, 1)
     assert [p.index for p in store.missing()] == [2]
 
 
-@pytest.mark.usefixtures("small_files")
 def test_a_store_that_does_not_fit_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UnwritableError):
+    with no_file_above(300), pytest.raises(UnwritableError):
         FeatureStore.create(tmp_path / "store", "{" + " " * 400 + "}", ARRAYS, 8)
     assert list(tmp_path.iterdir()) == []
 
@@ -143,13 +141,8 @@ def test_power_loss_before_the_receipt_loses_the_part_alone(store: FeatureStore)
 def test_a_write_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_atomic(path, b"old")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
-    try:
-        with pytest.raises(UnwritableError):
-            write_atomic(path, bytes(20))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with no_file_above(10), pytest.raises(UnwritableError):
+        write_atomic(path, bytes(20))
     assert files_of(tmp_path) == {path: b"old"}
 
 
