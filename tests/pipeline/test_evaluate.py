@@ -298,9 +298,11 @@ def test_subgroups_shortcuts_and_permutations_stand_beside_the_score(root: Path)
 
 
 def test_the_papers_few_shot_is_its_draw_and_the_probe(root: Path) -> None:
-    paper = {"draw": "paper", "shots": [4, 16], "features": "cls"}
+    paper = {"draw": "paper", "shots": [4, 12, 16], "features": "cls"}
     result = evaluate(config(root, "signal", fewshot=paper), ["fewshot"])[0]
-    assert [score.setting["shots"] for score in result.scores] == [4, 16]
+    # The four units at equal distances are of one class: said, and no score made up for them.
+    assert [score.setting["shots"] for score in result.scores] == [12, 16]
+    assert any(note.startswith("4 shots: ") and "no model" in note for note in result.notes)
     assert {"shots", "C"} == set(result.scores[0].setting)
     assert result.scores[1].metrics["auroc"].value > 0.8
     truth, _, _ = read_predictions(root / "store", result, 1)
