@@ -20,9 +20,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
-from pipeline import fewshot, knn, metrics, probe
 from pipeline.config import FewShot, Knn, Probe
+from pipeline.heads import fewshot, knn, probe
 from pipeline.questions import Tally, Units
+from pipeline.stats import metrics
 
 QUERIES = 2000
 COLD_STARTS_UP_TO = 20_000

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pipeline.config import load_config
-from pipeline.knn import unit_length
+from pipeline.heads.knn import unit_length
 from pipeline.preprocess import scale
 from pipeline.read import read_slices
 from pipeline.types import Recipe, Slice

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import metrics
-from pipeline._paired import holm
-from pipeline._tables import read_predictions
 from pipeline.questions import Difference, Method, Result
+from pipeline.stats import metrics
+from pipeline.stats.paired import holm
+from pipeline.tables import read_predictions
 from stores.errors import LabelError, StoreNotFoundError
 
 # A store and one of its results.

@@ -32,9 +32,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from pipeline._phantom_ct import ChestVolume, draw_chest_ct
-from pipeline._phantom_mr import Tumour, draw_brain_mr
-from pipeline._phantom_xray import ChestFindings, draw_chest_xray, draw_habitus
+from pipeline.phantoms.ct import ChestVolume, draw_chest_ct
+from pipeline.phantoms.mr import Tumour, draw_brain_mr
+from pipeline.phantoms.xray import ChestFindings, draw_chest_xray, draw_habitus
 from stores.errors import OccupiedError
 
 VERSION = 2

@@ -21,10 +21,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline._limits import as_unreadable
-from pipeline._pool import headers_in_workers
-from pipeline._series import Place, volumes
 from pipeline.config import Data
+from pipeline.formats.limits import as_unreadable
+from pipeline.formats.series import Place, volumes
 from pipeline.read import (
     DICOMDIR,
     NO_FORMAT,
@@ -33,6 +32,7 @@ from pipeline.read import (
     read_headers,
     unescape_path,
 )
+from pipeline.reading.pool import headers_in_workers
 from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline._volume import Name, Volumes
 from pipeline.read import FileRead, Request, read_files
 from pipeline.types import (
     Failure,
@@ -35,6 +34,7 @@ from pipeline.types import (
     intensity_kind,
     of_volume,
 )
+from pipeline.volumes import Name, Volumes
 from stores import FeatureStore, PartRange
 from stores.claims import Claim
 from stores.duplicates import Originals

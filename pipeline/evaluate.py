@@ -21,12 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline._folds import Tested
-from pipeline._tables import tidy as tidy
-from pipeline._tables import write_predictions, write_tidy
-from pipeline.cases import Cases
 from pipeline.config import Config
-from pipeline.labels import read_labels
 from pipeline.questions import (
     Method,
     PartCount,
@@ -37,7 +32,12 @@ from pipeline.questions import (
     Units,
 )
 from pipeline.scoring import heads_of, run
-from pipeline.splits import PARTS
+from pipeline.tables import tidy as tidy
+from pipeline.tables import write_predictions, write_tidy
+from pipeline.tasks.cases import Cases
+from pipeline.tasks.folds import Tested
+from pipeline.tasks.labels import read_labels
+from pipeline.tasks.splits import PARTS
 from pipeline.types import Recipe
 from stores._disk import write_checked
 from stores.errors import ConfigError

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.discover import load_key, pseudonym
-from pipeline.knn import unit_length
+from pipeline.heads.knn import unit_length
 from pipeline.types import Recipe
 from stores import FeatureStore
 from stores.errors import ConfigError, StoreError

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline._limits import as_unreadable
+from pipeline.formats.limits import as_unreadable
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
@@ -79,9 +79,9 @@ def _unescape(text: str) -> bytes:
 
 def check_tags(keywords: Iterable[str]) -> None:
     """Raise ConfigError where a keyword is not in the DICOM dictionary, or no text or number."""
-    from pipeline import _dicom_tags
+    from pipeline.formats import dicom_tags
 
-    _dicom_tags.check_tags(keywords)
+    dicom_tags.check_tags(keywords)
 
 
 def read_headers(path: Path, plane: Plane = "axial", tags: Sequence[str] = ()) -> list[Header]:
@@ -92,20 +92,20 @@ def read_headers(path: Path, plane: Plane = "axial", tags: Sequence[str] = ()) -
     """
     kind = sniff(path)
     if kind == "dicom":
-        from pipeline import _dicom
+        from pipeline.formats import dicom
 
-        return _dicom.read_headers(path, tags)
+        return dicom.read_headers(path, tags)
     if kind == "nifti":
-        from pipeline import _nifti
+        from pipeline.formats import nifti
 
-        return _nifti.read_headers(path, plane)
+        return nifti.read_headers(path, plane)
     if kind == "raster":
-        from pipeline import _raster
+        from pipeline.formats import raster
 
-        return _raster.read_headers(path)
-    from pipeline import _arrays
+        return raster.read_headers(path)
+    from pipeline.formats import arrays
 
-    return _arrays.read_headers(path)
+    return arrays.read_headers(path)
 
 
 def read_slices(
@@ -117,20 +117,20 @@ def read_slices(
     """
     kind = sniff(path)
     if kind == "dicom":
-        from pipeline import _dicom
+        from pipeline.formats import dicom
 
-        return _dicom.read_slices(path, frames)
+        return dicom.read_slices(path, frames)
     if kind == "nifti":
-        from pipeline import _nifti
+        from pipeline.formats import nifti
 
-        return _nifti.read_slices(path, frames, plane)
+        return nifti.read_slices(path, frames, plane)
     if kind == "raster":
-        from pipeline import _raster
+        from pipeline.formats import raster
 
-        return _raster.read_slices(path, frames)
-    from pipeline import _arrays
+        return raster.read_slices(path, frames)
+    from pipeline.formats import arrays
 
-    return _arrays.read_slices(path, frames)
+    return arrays.read_slices(path, frames)
 
 
 def read_files(
@@ -149,7 +149,7 @@ def read_files(
     """
     if workers == 0:
         return (read_request(root, request, plane) for request in requests)
-    from pipeline._pool import read_in_workers
+    from pipeline.reading.pool import read_in_workers
 
     return read_in_workers(root, requests, plane, workers, time_limit_s)
 

@@ -9,11 +9,11 @@ import importlib
 
 import numpy as np
 
-from pipeline._fixed_draw import fixed_draw
-from pipeline._folds import Tested, together
-from pipeline.cases import Cases
 from pipeline.config import Head
+from pipeline.heads.fixed_draw import fixed_draw
 from pipeline.questions import Method, Prediction, Score, Subgroup
+from pipeline.tasks.cases import Cases
+from pipeline.tasks.folds import Tested, together
 from stores.errors import LabelError
 
 # More are no groups: each has its own bootstrap, and a number is not a group.
@@ -33,7 +33,7 @@ def run(cases: Cases, method: Method) -> tuple[list[Score], Tested]:
     if method == "fewshot":
         return _few(cases)
     units, turns, settings = cases.units, cases.turns, getattr(cases.config, method)
-    head = importlib.import_module(f"pipeline.{method}")
+    head = importlib.import_module(f"pipeline.heads.{method}")
     answers = [head.predict(cases.features(settings, t), units, t, settings) for t in turns]
     tested = together(answers, [turn["test"] for turn in turns])
     return _scores(cases, tested), tested
@@ -46,7 +46,7 @@ def _few(cases: Cases) -> tuple[list[Score], Tested]:
     predictions: list[Prediction] = []
     notes = ["only the first fold is asked"] if len(cases.turns) > 1 else []
     if settings.draw == "paper":
-        from pipeline import probe
+        from pipeline.heads import probe
 
         for shots in settings.shots:
             fit = {**parts, "train": fixed_draw(units, parts["train"], shots)}
@@ -55,14 +55,14 @@ def _few(cases: Cases) -> tuple[list[Score], Tested]:
             notes += [f"{shots} shots: {note}" for note in said]
         tested = Tested(predictions, parts["test"], None, notes)
         return _scores(cases, tested), tested
-    from pipeline import fewshot
+    from pipeline.heads import fewshot
 
     scores, said = fewshot.score(x, units, parts, settings)
     return scores, Tested([], parts["test"], None, notes + said)
 
 
 def _scores(cases: Cases, tested: Tested) -> list[Score]:
-    from pipeline import metrics
+    from pipeline.stats import metrics
 
     truth = cases.units.at(tested.rows)
     tested.notes.extend(
@@ -91,7 +91,7 @@ def _subgroups(cases: Cases, tested: Tested, predicted: Prediction) -> dict[str,
 
     Raises LabelError for a column of too many values.
     """
-    from pipeline import metrics
+    from pipeline.stats import metrics
 
     found: dict[str, Subgroup] = {}
     for column in cases.task.subgroups:

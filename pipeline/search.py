@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import knn
-from pipeline._pooling import read_features, scaled
 from pipeline.config import Config
+from pipeline.heads import knn
 from pipeline.questions import Level, Tally, Units
+from pipeline.tasks.pooling import read_features, scaled
 from pipeline.types import Recipe
 from stores.errors import ConfigError
 from stores.features import OK, FeatureStore

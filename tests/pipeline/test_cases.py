@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipeline._tables import read_predictions
 from pipeline.evaluate import evaluate
 from pipeline.questions import Result
+from pipeline.tables import read_predictions
 from stores.errors import LabelError
 from tests.pipeline.collection import config_of, make_store, write_csv
 

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipeline._pooling import read_features
-from pipeline._tables import read_predictions
 from pipeline.compare import compare, compare_stores
 from pipeline.config import Config
 from pipeline.evaluate import evaluate, tidy
 from pipeline.questions import Result, Tally, Units
-from pipeline.splits import split_path
+from pipeline.tables import read_predictions
+from pipeline.tasks.pooling import read_features
+from pipeline.tasks.splits import split_path
 from stores.errors import ConfigError, LabelError, StoreNotFoundError
 from tests.pipeline.collection import config_of, make_store, write_csv
 
@@ -224,7 +224,7 @@ def test_batches_of_rows_change_nothing(root: Path, monkeypatch: pytest.MonkeyPa
         for path in (root / "store/results").iterdir():
             path.unlink()
         with monkeypatch.context() as small:
-            small.setattr("pipeline._pooling.ROWS_AT_ONCE", 7)
+            small.setattr("pipeline.tasks.pooling.ROWS_AT_ONCE", 7)
             again = evaluate(asked, ["knn"])[0]
         assert not again.cached
         assert again.scores == whole.scores

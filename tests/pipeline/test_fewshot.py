@@ -7,10 +7,10 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from pipeline import fewshot
-from pipeline._fixed_draw import fixed_draw
-from pipeline._logistic import fit_logistic
 from pipeline.config import FewShot
+from pipeline.heads import fewshot
+from pipeline.heads.fixed_draw import fixed_draw
+from pipeline.heads.logistic import fit_logistic
 from tests.pipeline.collection import thirds, units_of
 
 

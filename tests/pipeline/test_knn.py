@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import knn
 from pipeline.config import Knn
+from pipeline.heads import knn
 from tests.pipeline.collection import thirds, units_of
 
 RNG = np.random.default_rng(0)

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Labels
-from pipeline.labels import label_units, read_labels
 from pipeline.questions import Task, Units
+from pipeline.tasks.labels import label_units, read_labels
 from stores.errors import LabelError
 from stores.slices import SLICE_SCHEMA
 from tests.pipeline.collection import write_csv

@@ -19,8 +19,8 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from pipeline import _null, _paired, _weighted, metrics
 from pipeline.questions import Metric, Truth
+from pipeline.stats import metrics, null, paired, weighted
 
 
 def truth_of(y: NDArray[Any], groups: NDArray[Any] | None = None, c: int = 2) -> Truth:
@@ -50,14 +50,14 @@ def softmax(z: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("by_weight", [False, True])
 @pytest.mark.parametrize("decimals", [1, 9])
-def test_ranking_is_scikit_learns_with_ties_and_weights(weighted: bool, decimals: int) -> None:
+def test_ranking_is_scikit_learns_with_ties_and_weights(by_weight: bool, decimals: int) -> None:
     rng = np.random.default_rng(1)
     y = rng.random(300) < 0.3
     values = np.round(rng.random(300) + np.where(y, 0.3, 0.0), decimals)
-    weights = rng.integers(0, 4, (300, 5)).astype(float) if weighted else np.ones((300, 1))
-    auroc, precision, sensitivity = _weighted.ranking(y, values, weights)
+    weights = rng.integers(0, 4, (300, 5)).astype(float) if by_weight else np.ones((300, 1))
+    auroc, precision, sensitivity = weighted.ranking(y, values, weights)
     for i, w in enumerate(weights.T):
         assert auroc[i] == pytest.approx(roc_auc_score(y, values, sample_weight=w))
         assert precision[i] == pytest.approx(average_precision_score(y, values, sample_weight=w))
@@ -170,7 +170,7 @@ def test_delong_is_the_paper_pair_by_pair() -> None:
     rng = np.random.default_rng(8)
     y = rng.random(80) < 0.4
     values = np.round(rng.random((2, 80)) + np.where(y, 0.3, 0), 2)
-    aurocs, covariance = _paired.delong(y, values, np.arange(80))
+    aurocs, covariance = paired.delong(y, values, np.arange(80))
     expected_aurocs, expected = covariance_as_written(y, values)
     np.testing.assert_allclose(aurocs, expected_aurocs, atol=1e-12)
     np.testing.assert_allclose(covariance, expected, atol=1e-12)
@@ -180,17 +180,17 @@ def test_delong_by_patient_is_as_wide_as_the_patients_say() -> None:
     rng = np.random.default_rng(9)
     y = rng.random(60) < 0.5
     values = rng.random((2, 60)) + np.where(y, 0.3, 0)
-    _, once = _paired.delong(y, values, np.arange(60))
-    _, copied = _paired.delong(np.repeat(y, 5), np.repeat(values, 5, 1), np.arange(300) // 5)
-    _, naive = _paired.delong(np.repeat(y, 5), np.repeat(values, 5, 1), np.arange(300))
+    _, once = paired.delong(y, values, np.arange(60))
+    _, copied = paired.delong(np.repeat(y, 5), np.repeat(values, 5, 1), np.arange(300) // 5)
+    _, naive = paired.delong(np.repeat(y, 5), np.repeat(values, 5, 1), np.arange(300))
     np.testing.assert_allclose(copied, once, rtol=1e-9)
     assert naive[0, 0] < once[0, 0] / 3
 
 
 def test_holm_is_the_worked_example() -> None:
     # 0.01 * 4, 0.02 * 3, 0.03 * 2, and 0.005 * 4 for the smallest of four
-    assert _paired.holm([0.03, 0.005, 0.02, 0.04]) == pytest.approx([0.06, 0.02, 0.06, 0.06])
-    assert _paired.two_sided_p(1.959964, 1.0) == pytest.approx(0.05, abs=1e-6)
+    assert paired.holm([0.03, 0.005, 0.02, 0.04]) == pytest.approx([0.06, 0.02, 0.06, 0.06])
+    assert paired.two_sided_p(1.959964, 1.0) == pytest.approx(0.05, abs=1e-6)
 
 
 def test_a_better_score_is_told_from_its_equal() -> None:
@@ -215,8 +215,8 @@ def test_delongs_p_is_uniform_where_nothing_differs() -> None:
     for _ in range(200):
         y = np.arange(100) % 2 == 0
         values = rng.standard_normal((2, 100)) + rng.standard_normal(100) + y
-        aurocs, c = _paired.delong(y, values, np.arange(100))
-        p = _paired.two_sided_p(aurocs[1] - aurocs[0], c[0, 0] + c[1, 1] - 2 * c[0, 1])
+        aurocs, c = paired.delong(y, values, np.arange(100))
+        p = paired.two_sided_p(aurocs[1] - aurocs[0], c[0, 0] + c[1, 1] - 2 * c[0, 1])
         low += p < 0.05
     assert 3 <= low <= 19
 
@@ -296,14 +296,14 @@ def test_permuted_aurocs_are_those_of_a_loop_and_blocks_stay_whole() -> None:
     rng = np.random.default_rng(16)
     patient = np.repeat(np.arange(40), rng.integers(1, 4, 40))
     y, values = rng.random(40)[patient] < 0.4, np.round(rng.random(len(patient)), 1)
-    orders = np.concatenate(list(_null._orders(patient, 25)))
+    orders = np.concatenate(list(null._orders(patient, 25)))
     assert len(orders) == 25
     for order in orders:
         assert sorted(order) == list(range(len(patient)))
         for p in range(40):  # a block comes from one patient of as many units
             (source,) = set(patient[order[patient == p]])
             assert (patient == source).sum() == (patient == p).sum()
-    found = _null.permuted_aurocs(y, values, patient, 25)
+    found = null.permuted_aurocs(y, values, patient, 25)
     expected = [roc_auc_score(y[order], values) for order in orders]
     np.testing.assert_allclose(found, expected)
 
@@ -322,6 +322,6 @@ def test_the_permutation_p_is_small_for_a_signal_and_uniform_for_noise() -> None
     low = 0
     for _ in range(200):  # whole patients: scores and labels of one patient are alike
         sick, values = (rng.random(40) < 0.5)[patient], rng.random(40)[patient]
-        null = _null.permuted_aurocs(sick, values, patient, 99)
-        low += (1 + (null >= roc_auc_score(sick, values)).sum()) / 100 <= 0.05
+        drawn = null.permuted_aurocs(sick, values, patient, 99)
+        low += (1 + (drawn >= roc_auc_score(sick, values)).sum()) / 100 <= 0.05
     assert 3 <= low <= 19

@@ -6,9 +6,9 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
-from pipeline import _pooling
-from pipeline._pooling import read_features, scaled
 from pipeline.questions import Pool, Tally, Units
+from pipeline.tasks import pooling
+from pipeline.tasks.pooling import read_features, scaled
 from stores import FeatureStore
 from tests.pipeline.collection import make_store
 
@@ -33,7 +33,7 @@ def units_over(unit: NDArray[np.int64]) -> Units:
 def test_pools_are_their_formulas_however_the_rows_are_read(
     store: FeatureStore, pool: Pool, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_pooling, "ROWS_AT_ONCE", at_once)
+    monkeypatch.setattr(pooling, "ROWS_AT_ONCE", at_once)
     unit = np.concatenate([np.arange(9), RNG.integers(0, 9, 55)])  # interleaved
     got = read_features(store, units_over(unit), "cls", pool)
     values = store.read("cls", range(64))[:, -1].astype(np.float64)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
-from pipeline import probe
 from pipeline.config import Probe
+from pipeline.heads import probe
 from tests.pipeline.collection import thirds, units_of
 
 

@@ -25,8 +25,8 @@ import scipy.io
 from PIL import Image
 from pydicom import uid
 
-from pipeline._dicom_geometry import Layout, orientation
-from pipeline._limits import check_size
+from pipeline.formats.dicom_geometry import Layout, orientation
+from pipeline.formats.limits import check_size
 from pipeline.read import (
     Request,
     escape_path,
@@ -202,7 +202,7 @@ def test_all_files_of_pydicom_are_set_aside_with_reason_or_equal_its_pixel_array
 
 
 def test_decoders_are_the_freely_licensed_ones():
-    from pipeline._dicom import _DECODERS
+    from pipeline.formats.dicom import _DECODERS
 
     # pylibjpeg decodes JPEG and JPEG-LS only through the GPL package.
     assert {s for s, name in _DECODERS.items() if name == "pylibjpeg"} == {
@@ -767,7 +767,9 @@ def _reading_children() -> set[int]:
     for task in Path("/proc/self/task").iterdir():
         found |= set(map(int, (task / "children").read_text().split()))
     return {
-        pid for pid in found if b"pipeline._worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid
+        for pid in found
+        if b"pipeline.reading.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     }
 
 
@@ -893,7 +895,7 @@ def test_a_worker_that_cannot_start_is_an_error_not_a_bad_file(mixed, monkeypatc
 
 
 def test_a_worker_starts_without_what_it_may_never_need():
-    code = "import sys, pipeline._worker; print(*{m.partition('.')[0] for m in sys.modules})"
+    code = "import sys, pipeline.reading.worker; print(*{m.partition('.')[0] for m in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"pyarrow", "torch", "zarr", "pydicom", "nibabel", "PIL", "h5py", "imagecodecs"}
     assert not heavy & set(done.stdout.split())

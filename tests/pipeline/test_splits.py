@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.config import SplitChoice
 from pipeline.questions import Task
-from pipeline.splits import (
+from pipeline.tasks.splits import (
     Split,
     check_disjoint,
     deal,

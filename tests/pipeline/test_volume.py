@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline._volume import Histogram
 from pipeline.config import Config, load_config
 from pipeline.embed import Speed
 from pipeline.extract import extract
@@ -19,6 +18,7 @@ from pipeline.plan import explain, plan
 from pipeline.preprocess import prepare
 from pipeline.read import read_slices
 from pipeline.types import Percentiles, Preprocess, Recipe, Slice, ZScore
+from pipeline.volumes import Histogram
 from stores import FeatureStore
 from tests.phantoms import volume, write_jpeg_12, write_series
 from tests.pipeline.models import write_tiny_folder

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline._leakage import refuse_duplicates
-from pipeline._pooling import read_features, scaled
 from pipeline.config import Config, Head, Labels
-from pipeline.labels import LabelTable, Pseudonymise, label_units, read_labels, texts_of
 from pipeline.questions import FeatureSet, Part, Task, Units
-from pipeline.splits import (
+from pipeline.tasks.labels import LabelTable, Pseudonymise, label_units, read_labels, texts_of
+from pipeline.tasks.leakage import refuse_duplicates
+from pipeline.tasks.pooling import read_features, scaled
+from pipeline.tasks.splits import (
     PARTS,
     Split,
     deal,

@@ -13,8 +13,8 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline._folds import Tested
 from pipeline.questions import Result, Truth, Units
+from pipeline.tasks.folds import Tested
 from stores._disk import write_checked
 
 TIDY = pa.schema(

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from pipeline._phantom_shapes import (
+from pipeline.phantoms.shapes import (
     Array,
     Mask,
     branches,

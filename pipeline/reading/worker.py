@@ -1,4 +1,4 @@
-"""The reading process behind `pipeline._pool`: `python -m pipeline._worker FD`.
+"""The reading process behind `pipeline.reading.pool`: `python -m pipeline.reading.worker FD`.
 
 - A timer of the kernel ends the process when one file takes too long, even inside a C decoder.
 - The end of the connection (the parent closed it, or died) ends the process.
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline._limits import MAX_FILE_BYTES, as_unreadable
-from pipeline._wire import receive, send
+from pipeline.formats.limits import MAX_FILE_BYTES, as_unreadable
 from pipeline.read import file_digest, read_headers, read_slices
+from pipeline.reading.wire import receive, send
 from pipeline.types import Failure, Slice
 
 # Address space of one process: a file at the limit, as stored and once turned, and the libraries.

@@ -30,10 +30,10 @@ from pydicom.filereader import read_partial
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
-from pipeline import _mosaic
-from pipeline._dicom_geometry import Layout, floats, frame_header, macro, orientation
-from pipeline._dicom_tags import tag_values
-from pipeline._limits import DEFLATE_RATIO, MAX_FILE_BYTES, as_unreadable, check_size, luma
+from pipeline.formats import mosaic
+from pipeline.formats.dicom_geometry import Layout, floats, frame_header, macro, orientation
+from pipeline.formats.dicom_tags import tag_values
+from pipeline.formats.limits import DEFLATE_RATIO, MAX_FILE_BYTES, as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Slice, Voi
 from stores.errors import UnreadableError
 
@@ -85,9 +85,9 @@ def read_headers(path: Path, tags: Sequence[str] = ()) -> list[Header]:
             dataset, pixels = _read_until_pixels(path)
             frames = _check(dataset, pixels, path)
             values = tag_values(dataset, tags)
-            tiles = _mosaic.tiles(dataset)
+            tiles = mosaic.tiles(dataset)
             if tiles is not None:
-                headers = _mosaic.headers(dataset, tiles)
+                headers = mosaic.headers(dataset, tiles)
             else:
                 headers = [frame_header(dataset, frame) for frame in range(frames)]
             return [replace(header, tags=values) for header in headers] if values else headers
@@ -101,7 +101,7 @@ def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
         try:
             _check(*_read_until_pixels(path), path)
             dataset = pydicom.dcmread(path, force=True)
-            tiles = _mosaic.tiles(dataset)
+            tiles = mosaic.tiles(dataset)
             count = tiles.count if tiles else _frame_count(dataset)
         except Exception as error:
             raise as_unreadable(error, "reading the DICOM file") from error
@@ -116,7 +116,7 @@ def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
                     item = _read_frame(dataset, frame)
                 else:
                     whole = _read_frame(dataset, 0).pixels if whole is None else whole
-                    item = Slice(frame, _mosaic.tile(whole, tiles, frame))
+                    item = Slice(frame, mosaic.tile(whole, tiles, frame))
                 item = _shown(item, dataset)
         except Exception as error:
             known = as_unreadable(error, "decoding the pixels")

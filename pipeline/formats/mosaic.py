@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from pipeline._dicom_geometry import (
+from pipeline.formats.dicom_geometry import (
     floats,
     frame_header,
     image_type,

@@ -16,9 +16,9 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline._dealing import TEST, TRAIN, VAL, by_date, by_label, by_list, by_site
 from pipeline.config import SplitChoice
 from pipeline.questions import Part, Task, Units
+from pipeline.tasks.dealing import TEST, TRAIN, VAL, by_date, by_label, by_list, by_site
 from stores.errors import LabelError
 
 PARTS: tuple[Part, ...] = get_args(Part)

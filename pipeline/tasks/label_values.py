@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline._label_file import LabelTable, Texts
 from pipeline.questions import Kind, Task
+from pipeline.tasks.label_file import LabelTable, Texts
 from stores.errors import LabelError
 
 # pyarrow's own spellings of a missing value in CSV, and pandas' in a cast float column.
@@ -34,6 +34,7 @@ class Settled:
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
+        """Which slices have a text in any label column (n,)."""
         return np.asarray((self.texts != None).any(axis=1))  # noqa: E711
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Container, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline._null import permuted_aurocs
-from pipeline._paired import delong, holm, two_sided_p
-from pipeline._weighted import (
+from pipeline.questions import Bin, Difference, Kind, Metric, Truth
+from pipeline.stats.null import permuted_aurocs
+from pipeline.stats.paired import delong, holm, two_sided_p
+from pipeline.stats.weighted import (
     SPECIFICITY,
     auroc,
     bins_of,
@@ -27,7 +28,6 @@ from pipeline._weighted import (
     ratio,
     regression,
 )
-from pipeline.questions import Bin, Difference, Kind, Metric, Truth
 
 DRAWS = 2000
 SEED = 0

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from pipeline._phantom_shapes import Array, Mask, ellipse, inside, paint, turn
+from pipeline.phantoms.shapes import Array, Mask, ellipse, inside, paint, turn
 
 Tumour = Literal["none", "small", "large"]
 

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline._label_file import LabelTable as LabelTable
-from pipeline._label_file import Texts
-from pipeline._label_file import read_labels as read_labels
-from pipeline._label_values import Settled, encode, settle
 from pipeline.questions import Level, Tally, Task, Units
+from pipeline.tasks.label_file import LabelTable as LabelTable
+from pipeline.tasks.label_file import Texts
+from pipeline.tasks.label_file import read_labels as read_labels
+from pipeline.tasks.label_values import Settled, encode, settle
 from stores.errors import LabelError
 
 EXAMPLES = 3

@@ -18,7 +18,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from pipeline._limits import as_unreadable, check_size, luma
+from pipeline.formats.limits import as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Slice
 from stores.errors import UnreadableError
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline._limits import as_unreadable, check_size, luma
+from pipeline.formats.limits import as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Slice
 from stores.errors import UnreadableError
 

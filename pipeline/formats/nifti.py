@@ -21,7 +21,7 @@ import numpy as np
 from nibabel.affines import obliquity
 from numpy.typing import NDArray
 
-from pipeline._limits import DEFLATE_RATIO, as_unreadable, check_size, luma
+from pipeline.formats.limits import DEFLATE_RATIO, as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from pipeline._ridge import ridge
 from pipeline.config import Probe
-from pipeline.metrics import macro_auroc, one_sided
+from pipeline.heads.ridge import ridge
 from pipeline.questions import Part, Prediction, Units
+from pipeline.stats.metrics import macro_auroc, one_sided
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]

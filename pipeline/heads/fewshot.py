@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline._logistic import fit_logistic
 from pipeline.config import FewShot
+from pipeline.heads.logistic import fit_logistic
 from pipeline.questions import Metric, Part, Score, Units
 
 Floats = NDArray[np.float32]

@@ -22,8 +22,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from pipeline._wire import receive, receive_pixels, send
 from pipeline.read import FileRead, Request, unescape_path
+from pipeline.reading.wire import receive, receive_pixels, send
 from pipeline.types import Failure, Header, Plane, Slice, Voi
 from stores.errors import Reason, UnreadableError
 
@@ -60,11 +60,11 @@ class _Worker:
     def __init__(self) -> None:
         self.wire, theirs = socket.socketpair()
         with theirs:
-            package = str(Path(__file__).absolute().parent.parent)
+            package = str(Path(__file__).absolute().parents[2])
             known = os.environ.get("PYTHONPATH")
             path = package if not known else package + os.pathsep + known
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline._worker", str(theirs.fileno())],
+                [sys.executable, "-m", "pipeline.reading.worker", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": path, **_ENVIRONMENT},
@@ -274,7 +274,7 @@ class _Pool:
         if not worker.ready:
             raise RuntimeError(
                 f"A reading process ended with exit code {code} before its first file; "
-                f"`{sys.executable} -m pipeline._worker` must be able to start."
+                f"`{sys.executable} -m pipeline.reading.worker` must be able to start."
             )
         job = worker.job
         if job is not None:

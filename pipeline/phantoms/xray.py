@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from pipeline._phantom_shapes import (
+from pipeline.phantoms.shapes import (
     Array,
     Mask,
     branches,

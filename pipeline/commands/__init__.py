@@ -1,0 +1,1 @@
+"""The commands of `radprobe`, a module for each group."""

@@ -1,0 +1,22 @@
+"""What all commands share: where they print, and the arguments that mean the same everywhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+# Where no terminal says its width, tables keep their lines whole.
+out = Console(width=None if sys.stdout.isatty() else 120)
+err = Console(stderr=True)
+
+ConfigArg = Annotated[Path, typer.Argument(help="The YAML file that names data, store and tasks.")]
+StorePath = Annotated[Path, typer.Argument(help="The folder of a store.")]
+RehashOpt = Annotated[
+    bool, typer.Option("--rehash", help="Open every file, whatever its size and time say.")
+]
+StoreOpt = Annotated[Path | None, typer.Option(help="Use this store instead of the config's.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

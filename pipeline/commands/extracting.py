@@ -1,0 +1,181 @@
+"""Embed a collection, and say before what that would do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.common import ConfigArg, JsonOpt, RehashOpt, StoreOpt, err, out
+from pipeline.commands.show import RANDOM
+
+if TYPE_CHECKING:
+    from pipeline.embed import Progress
+    from pipeline.extract import Summary
+    from pipeline.plan import Explanation, Plan
+
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: radprobe extract configs/demo.yaml --batch-size 16")
+def extract(
+    config: ConfigArg,
+    store: StoreOpt = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Slices a forward pass.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read files.")] = 1,
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop when more than this part is unreadable.")
+    ] = 1.0,
+    rehash: RehashOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Embed what is not in the store yet: every slice once, resumable at any moment."""
+    from pipeline.config import load_config
+    from pipeline.embed import Speed
+    from pipeline.extract import extract
+
+    settings = load_config(config, store)
+    with _progress() as progress:
+        speed = Speed(device=device, batch_size=batch_size, workers=workers)
+        summary = extract(settings, speed, progress, max_bad=max_bad, rehash=rehash)
+    if as_json:
+        print(json.dumps(asdict(summary) | {"clean": summary.clean}, indent=1))
+    else:
+        _print_summary(summary)
+    if not summary.clean:
+        sys.exit(1)
+
+
+@app.command(epilog="Example: radprobe plan configs/demo.yaml")
+def plan(
+    config: ConfigArg,
+    store: StoreOpt = None,
+    rehash: RehashOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say what extract would do: how many slices, bytes, files and hours. Writes nothing."""
+    from pipeline.config import load_config
+    from pipeline.plan import plan
+
+    planned = plan(load_config(config, store), rehash=rehash)
+    if as_json:
+        print(json.dumps(asdict(planned), indent=1))
+    else:
+        _print_plan(planned)
+
+
+@app.command(epilog="Example: radprobe explain configs/demo.yaml --rehash")
+def explain(
+    config: ConfigArg,
+    store: StoreOpt = None,
+    rehash: RehashOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say which field, file or part makes the store stale, and why. Writes nothing."""
+    from pipeline.config import load_config
+    from pipeline.plan import explain
+
+    why = explain(load_config(config, store), rehash=rehash)
+    if as_json:
+        print(json.dumps(asdict(why) | {"fresh": why.fresh}, indent=1))
+    else:
+        _print_explanation(why)
+    if not why.fresh:
+        sys.exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show slices/s and time left while a run embeds; silent where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from pipeline.embed import Progress
+
+    columns = (
+        TextColumn("embed"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
+        task = bars.add_task("embed", total=None, visible=False, rate="")
+
+        def advance(slices: int) -> None:
+            bars.advance(task, slices)
+            speed = bars.tasks[0].speed
+            bars.update(task, rate=f"{speed:.1f} slices/s" if speed else "")
+
+        yield Progress(lambda total: bars.update(task, total=total, visible=True), advance)
+
+
+def _print_summary(summary: Summary) -> None:
+    if summary.weights.startswith("random:"):
+        out.print(RANDOM, style="bold yellow")
+    found = ", ".join(f"{n} {name}" for name, n in summary.found.items() if n)
+    out.print(f"{summary.slices} slices in the collection ({found or 'none'}).", highlight=False)
+    out.print(
+        f"{summary.embedded} embedded into {summary.store} in {summary.seconds['all']:.1f} s.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if summary.linked:
+        out.print(
+            f"{summary.linked} slices have the pixels of another and share its features; "
+            "`radprobe verify` tells which: across train and test they are leakage.",
+            highlight=False,
+        )
+    if summary.telling:
+        out.print(
+            f"{summary.telling} slices have their patient's id or a UID in their path, and the "
+            "store keeps paths: rename those files before you pass the store on.",
+            highlight=False,
+        )
+    for what, counts in (
+        ("slices unreadable", summary.unreadable),
+        ("files set aside", summary.files_set_aside),
+    ):
+        if counts:
+            each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
+            out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
+    for line in summary.parts_elsewhere:
+        out.print(f"Not done here, another process holds it: {line}.", highlight=False)
+
+
+def _print_plan(plan: Plan) -> None:
+    if plan.weights.startswith("random:"):
+        out.print(RANDOM, style="bold yellow")
+    found = ", ".join(f"{n} {name}" for name, n in plan.found.items() if n)
+    state = "not there yet" if plan.new else "there"
+    pace = "time unknown until a part is embedded"
+    if plan.hours is not None:
+        pace = f"about {plan.hours:.2g} hours"
+    lines = [
+        f"{plan.slices} slices in the collection ({found or 'none'}).",
+        f"The store {plan.store} is {state}. To embed: {plan.embed} slices in {plan.parts} parts, "
+        f"{plan.bytes / 1e6:.1f} MB in {plan.files} files, {pace}.",
+    ]
+    if plan.files_set_aside:
+        each = ", ".join(f"{reason} {n}" for reason, n in sorted(plan.files_set_aside.items()))
+        lines.append(f"Files set aside: {each}.")
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_explanation(why: Explanation) -> None:
+    lines = [
+        f"recipe: {name} is {have!r} in the store, {want!r} in the config"
+        for name, have, want in why.fields
+    ]
+    lines += [f"{c.kind}: {c.path} frame {c.frame}, row {c.row}: {c.why}" for c in why.changes]
+    lines += [f"part {index}: {doubt}" for index, doubt in why.parts]
+    for line in lines or [f"Nothing is stale: {why.store} holds the whole collection."]:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""What learns from features: neighbours, linear probes, few-shot episodes."""
