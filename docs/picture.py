@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.config import load_config
 from pipeline.heads.knn import unit_length
+from pipeline.names import Names
 from pipeline.preprocess import scale
 from pipeline.read import read_slices
 from pipeline.types import Recipe, Slice
@@ -26,7 +27,8 @@ def main() -> None:
     config = load_config(ROOT / "configs/demo.yaml")
     store = FeatureStore.open(config.store)
     recipe = Recipe.model_validate_json(store.recipe_text)
-    slices = [s for s in store.slices().to_pylist() if not s["withdrawn"]]
+    table = Names(store.path).revealed(store.slices())
+    slices = [s for s in table.to_pylist() if not s["withdrawn"]]
     x = unit_length(store.read("mean", [s["row"] for s in slices]).astype(np.float32))
     queries = [_middle(slices, modality) for modality in ("CT", "MR", "DX")]
 

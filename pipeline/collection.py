@@ -6,6 +6,7 @@ look for all three, so that a plan cannot say another thing than a run then does
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -20,7 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config import Config
-from pipeline.discover import READER_VERSION, Discovery, discover, load_key, pseudonym
+from pipeline.discover import READER_VERSION, Discovery, discover
+from pipeline.names import hide_path, load_key, pseudonym, relabelled, reveal_path
 from pipeline.read import unescape_path
 from pipeline.types import Recipe, of_volume
 from pipeline.weights import locate
@@ -152,9 +154,14 @@ def _has_random_weights(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Look:
-    """What was found, and what becomes of it; `files` (FILE_SCHEMA) is what is to be stored."""
+    """What was found, and what becomes of it: what is to be stored, and the changes.
+
+    slices, files (SLICE_SCHEMA, FILE_SCHEMA): with paths as the store is to have them; those of
+    `found` are the real ones.
+    """
 
     found: Reconciled
+    slices: pa.Table
     files: pa.Table
     settled: bool  # the store's tables say so already
 
@@ -168,7 +175,8 @@ def look(config: Config, store: FeatureStore | None, *, rehash: bool = False) ->
         # The order of slices does not depend on the key, and nobody sees these pseudonyms.
         fresh = discover(config.data, bytes(32), plane=config.preprocess.plane)
         known = Known(set(), lambda row: None, lambda path: None, boundary=0)
-        return Look(reconcile(SLICE_SCHEMA.empty_table(), fresh.slices, known), fresh.files, False)
+        found = reconcile(SLICE_SCHEMA.empty_table(), fresh.slices, known)
+        return Look(found, found.slices, fresh.files, False)
     return _look(config, store, rehash)[0]
 
 
@@ -182,7 +190,7 @@ def settle(config: Config, store: FeatureStore, *, rehash: bool = False) -> Look
         found, seen = _look(config, store, rehash)
         try:
             if not found.settled:
-                store.write_tables(found.found.slices, found.files, seen=seen)
+                store.write_tables(found.slices, found.files, seen=seen)
             return found
         except StaleTablesError:
             log.info("Another process has brought %s up to date; looking again.", store.path)
@@ -191,18 +199,21 @@ def settle(config: Config, store: FeatureStore, *, rehash: bool = False) -> Look
 def _look(config: Config, store: FeatureStore, rehash: bool) -> tuple[Look, str]:
     """Return what was found, and the moment of the tables it was held against."""
     data, plane, tables = config.data, config.preprocess.plane, store.tables()
+    key = load_key(store.path)
+    reveal = functools.partial(reveal_path, key)
     own = [READER_VERSION, plane, data.modality, data.patient, data.tags]
     rules = json.dumps(own, sort_keys=True)
-    stored, before = tables.slices, None
+    stored, seen_files = (relabelled(table, reveal) for table in (tables.slices, tables.files))
+    before = None
     if not rehash and (tables.files.schema.metadata or {}).get(b"rules") == rules.encode():
-        before = Discovery(tables.files, stored.filter(pc.invert(stored["withdrawn"])))
-    discovery = discover(data, load_key(store.path), known=before, plane=plane)
+        before = Discovery(seen_files, stored.filter(pc.invert(stored["withdrawn"])))
+    discovery = discover(data, key, known=before, plane=plane)
     slices = discovery.slices
     if tables.patients:
         patients = pa.array(sorted(tables.patients))
         slices = slices.filter(pc.invert(pc.is_in(slices["patient"], patients)))
     known = Known(
-        opened=_opened(discovery, None if rehash else tables.files),
+        opened=_opened(discovery, None if rehash else seen_files),
         digest_of=_FileDigests(store).of,
         hash_file=lambda path: _sha256(data.root / unescape_path(path)),
         boundary=store.layout.next_boundary(stored["row"][-1].as_py() + 1 if len(stored) else 0),
@@ -212,9 +223,11 @@ def _look(config: Config, store: FeatureStore, rehash: bool) -> tuple[Look, str]
         joined=lambda modality: of_volume(config.preprocess.rule(modality)),
     )
     found = reconcile(stored, slices, known)
-    files = discovery.files.replace_schema_metadata({b"rules": rules.encode()})
-    settled = found.slices.equals(stored) and files.equals(tables.files, check_metadata=True)
-    return Look(found, files, settled), tables.seen
+    label = functools.partial(hide_path, key) if data.paths == "hide" else reveal
+    slices, files = relabelled(found.slices, label), relabelled(discovery.files, label)
+    files = files.replace_schema_metadata({b"rules": rules.encode()})
+    settled = slices.equals(tables.slices) and files.equals(tables.files, check_metadata=True)
+    return Look(found, slices, files, settled), tables.seen
 
 
 def _opened(discovery: Discovery, known: pa.Table | None) -> set[str]:

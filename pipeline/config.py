@@ -26,7 +26,8 @@ class Data(Frozen):
     include, exclude: globs over paths relative to root. modality: glob -> DICOM modality code, for
     files that carry none (NIfTI, PNG); the first glob that matches wins. patient: a regular
     expression whose first group, searched in the relative path, names the patient of such a file.
-    tags: DICOM keywords, such as AccessionNumber, whose values labels are keyed by.
+    tags: DICOM keywords, such as AccessionNumber, whose values labels are keyed by. paths: whether
+    the store hides the names of folders and files, which may name patients, or keeps them.
     """
 
     root: Path
@@ -35,6 +36,7 @@ class Data(Frozen):
     modality: dict[str, str] = Field(default_factory=dict)
     patient: str | None = None
     tags: tuple[str, ...] = ()
+    paths: Literal["hide", "keep"] = "hide"
 
     @field_validator("patient")
     @classmethod

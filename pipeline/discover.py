@@ -7,16 +7,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import hmac
-import os
 import re
-import secrets
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -24,16 +19,17 @@ import pyarrow as pa
 from pipeline.config import Data
 from pipeline.formats.limits import as_unreadable
 from pipeline.formats.series import Place, volumes
+from pipeline.names import pseudonym
 from pipeline.read import (
     DICOMDIR,
     NO_FORMAT,
     check_tags,
-    escape_path,
     read_headers,
     unescape_path,
 )
 from pipeline.reading.pool import headers_in_workers
 from pipeline.types import Header, Plane
+from pipeline.walk import matcher, walk
 from stores.errors import ConfigError, UnreadableError
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
@@ -73,50 +69,6 @@ class Discovery:
     slices: pa.Table
 
 
-def pseudonym(key: bytes, kind: str, raw: str) -> str:
-    """Return the keyed hash that stands for an identifier: HMAC-SHA256 of `kind:raw`, 16 hex.
-
-    kind: patient, study, series, instance, or `tag:` and a DICOM keyword.
-    """
-    message = f"{kind}:{raw}".encode("utf-8", "surrogatepass")
-    return hmac.new(key, message, hashlib.sha256).hexdigest()[:16]
-
-
-def load_key(store: Path) -> bytes:
-    """Return the key of a store's pseudonyms, made on first use: the file `<store>.key` beside it.
-
-    Raises ConfigError where the store is there and its key is not: a new key would make strangers
-    of its patients.
-    """
-    path = store.with_name(store.name + ".key")
-    if not path.exists():
-        if (store / "recipe.json").exists():
-            raise ConfigError(
-                f"The store {str(store)!r} has lost its key {str(path)!r}, without which labels by "
-                "patient, study or series do not join. Put the key back, or make the store anew."
-            )
-        _make_key(path)
-    try:
-        return bytes.fromhex(path.read_text(encoding="ascii").strip())
-    except ValueError:
-        raise ConfigError(
-            f"The key {str(path)!r} must be hexadecimal; put back the one that was."
-        ) from None
-
-
-def _make_key(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
-    try:
-        with contextlib.suppress(FileExistsError):  # another process was first: its key counts
-            os.link(fresh, path)
-    finally:
-        fresh.unlink()
-
-
 def discover(
     data: Data,
     key: bytes,
@@ -136,7 +88,7 @@ def discover(
         raise ConfigError(
             f"data.root must be a folder that exists. Got {str(data.root)!r} instead."
         )
-    files = {row["path"]: row for row in sorted(_walk(data), key=lambda r: r["path"].split("/"))}
+    files = {row["path"]: row for row in sorted(walk(data), key=lambda r: r["path"].split("/"))}
     kept = _unchanged(files, known)
     opener = _Opener(data, plane, workers, progress)
     fresh = [path for path in files if path not in kept and not files[path]["reason"]]
@@ -152,86 +104,7 @@ def discover(
     return _tables(files, found, opener.refused, known)
 
 
-# --- the files ---------------------------------------------------------------------------------
-
-
-def _walk(data: Data) -> Iterator[Row]:
-    """Yield a FILE_SCHEMA row for each wanted file, and for each folder that cannot be listed."""
-    wanted = _wanted(data)
-    seen: set[tuple[int, int]] = set()
-    stack = [""]
-    while stack:
-        folder = stack.pop()
-        try:
-            about = os.stat(data.root / folder)
-            if (about.st_dev, about.st_ino) in seen:
-                continue  # a link back to a folder already walked
-            seen.add((about.st_dev, about.st_ino))
-            entries = sorted(
-                os.scandir(data.root / folder), key=lambda entry: os.fsencode(entry.name)
-            )
-        except OSError as error:
-            known = as_unreadable(error, "listing the folder")
-            yield _file_row(folder, None, known.reason, known.detail)
-            continue
-        below = []
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if _is_folder(entry):
-                below.append(path)
-            elif wanted(path):
-                yield _stat(data.root, path)
-        stack.extend(reversed(below))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads back to itself
-        return False
-
-
-def _stat(root: Path, path: str) -> Row:
-    try:
-        return _file_row(path, os.stat(root / path))
-    except OSError as error:
-        known = as_unreadable(error, "looking at the file")
-        return _file_row(path, None, known.reason, known.detail)
-
-
-def _file_row(
-    path: str, about: os.stat_result | None, reason: str | None = None, detail: str | None = None
-) -> Row:
-    return {
-        "path": escape_path(path),
-        "size": about.st_size if about else None,
-        "mtime_ns": about.st_mtime_ns if about else None,
-        "slices": 0,
-        "reason": reason,
-        "detail": detail,
-    }
-
-
-def _wanted(data: Data) -> Callable[[str], bool]:
-    """Return whether a relative path is included and not excluded."""
-    include, exclude = _matcher(data.include), _matcher(data.exclude)
-    return lambda path: include(path) and not exclude(path)
-
-
-def _matcher(globs: Iterable[str]) -> Callable[[str], bool]:
-    """Return whether a relative path matches one of the globs; `**` stands for any folders."""
-    patterns = [re.compile(_regex(glob), re.DOTALL) for glob in globs]
-    return lambda path: any(pattern.fullmatch(path) for pattern in patterns)
-
-
-def _regex(glob: str) -> str:
-    """Return a glob as a regular expression: `*` and `?` stop at a slash, `**` does not."""
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
-    return "".join(
-        parts.get(piece) or (piece.replace("[!", "[^") if piece[:1] == "[" else re.escape(piece))
-        for piece in pieces
-    )
+# --- what is known ----------------------------------------------------------------------------
 
 
 def _unchanged(files: dict[str, Row], known: Discovery | None) -> dict[str, list[Row]]:
@@ -332,7 +205,7 @@ class _Filler:
     """What the config says of files whose headers do not: modality and patient, by path."""
 
     def __init__(self, data: Data) -> None:
-        self.modalities = [(_matcher([glob]), code) for glob, code in data.modality.items()]
+        self.modalities = [(matcher([glob]), code) for glob, code in data.modality.items()]
         self._patient = re.compile(data.patient) if data.patient else None
 
     def modality(self, path: str) -> str:
@@ -345,7 +218,7 @@ class _Filler:
 
 
 def _telling(path: str, header: Header) -> list[str]:
-    """Return a flag where a path names its own patient or a UID: paths are stored as they are."""
+    """Return a flag where a path names its own patient or a UID: such paths must be hidden."""
     raw = (header.patient, header.study, header.series, header.instance)
     named = any(each and len(each) > 3 and each in path for each in raw)
     return [IDENTIFIER_IN_PATH] if named else []

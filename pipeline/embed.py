@@ -146,14 +146,15 @@ def embed_missing(
     backbone: str,
     weights: Path | str,
     root: Path,
+    reveal: Callable[[str], str],
     speed: Speed,
     progress: Progress,
     limit: BadLimit,
 ) -> Embedded:
     """Embed every part of the store without a receipt.
 
-    backbone, weights: as `load_backbone` takes them; root: what the slices' paths are relative to.
-    Raises TooManyBadError at the limit.
+    backbone, weights: as `load_backbone` takes them; root: what the slices' paths are relative to,
+    once `reveal` has told the real ones. Raises TooManyBadError at the limit.
     """
     limit.check()
     missing = store.missing()
@@ -166,7 +167,7 @@ def embed_missing(
     volumes = Volumes(recipe.preprocess, itertools.chain.from_iterable(slices.values()))
     reads = read_files(
         root,
-        _requests(_jobs(store, missing, slices, volumes), jobs),
+        _requests(_jobs(store, missing, slices, volumes), jobs, reveal),
         plane=recipe.preprocess.plane,
         workers=speed.workers,
         time_limit_s=speed.time_limit_s,
@@ -223,7 +224,9 @@ def _jobs(
             yield _Job(part, claim, mine, store.empty_part(), volumes.take(mine))
 
 
-def _requests(jobs: Iterable[_Job], pulled: deque[_Job]) -> Iterator[Request]:
+def _requests(
+    jobs: Iterable[_Job], pulled: deque[_Job], reveal: Callable[[str], str]
+) -> Iterator[Request]:
     """Yield what to read, a file once a part; a job enters `pulled` when its first file is asked.
 
     The reader pulls ahead of the network, so a part is claimed just before it is read. What must be
@@ -233,7 +236,7 @@ def _requests(jobs: Iterable[_Job], pulled: deque[_Job]) -> Iterator[Request]:
         pulled.append(job)
         for slices in ([s for volume in job.survey.values() for s in volume], job.slices):
             for path, group in itertools.groupby(slices, key=lambda slice_: slice_["path"]):
-                yield Request(path, tuple(slice_["frame"] for slice_ in group))
+                yield Request(reveal(path), tuple(slice_["frame"] for slice_ in group))
 
 
 def _items(reads: Iterable[FileRead]) -> Iterator[Read]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from pipeline.discover import load_key, pseudonym
 from pipeline.heads.knn import unit_length
+from pipeline.names import Names
 from pipeline.types import Recipe
 from stores import FeatureStore
 from stores.errors import ConfigError, StoreError
@@ -82,7 +81,11 @@ def import_file(source: Path, out: Path, recipe: Path, table: Path | None = None
             f"{source} has features of {foreign.features.shape[1]} numbers; the recipe's "
             f"{made.blocks} blocks of {made.architecture.dim} make {width}. Mend the recipe."
         )
-    hide = functools.partial(pseudonym, load_key(out))
+    names = Names(out)
+
+    def hide(kind: str, raw: str) -> str:
+        return names.shown(raw) if kind == "path" else names.pseudonym(kind, raw)
+
     foreign = hide_identities(foreign, hide)
     return import_features(out, made.canonical(), made.blocks, made.dtype, foreign)
 

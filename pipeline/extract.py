@@ -6,6 +6,7 @@ look at the folder and no import of torch. `pipeline.embed` does the rest.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pipeline.collection import make_recipe, open_store, settle
 from pipeline.config import Config
 from pipeline.discover import IDENTIFIER_IN_PATH
 from pipeline.embed import BadLimit, Progress, Speed, embed_missing
+from pipeline.names import load_key, reveal_path
 from stores import FeatureStore
 
 
@@ -25,7 +27,7 @@ class Summary:
     """What one run found, did and left aside; every count is of slices unless it says files.
 
     linked: slices that took the features of another slice with the same pixels. telling: slices
-    whose path, which the store keeps, holds their patient's id or a UID.
+    whose path holds their patient's id or a UID, where the store keeps paths.
     """
 
     store: str
@@ -74,7 +76,7 @@ def extract(
     found = settled.found
     looked = time.perf_counter()
     reasons = Counter(r for r in settled.files["reason"].to_pylist() if r is not None)
-    live = found.slices.filter(pc.invert(found.slices["withdrawn"]))
+    live = settled.slices.filter(pc.invert(settled.slices["withdrawn"]))
     bad = reasons.total() - reasons["other"]
     done = embed_missing(
         store,
@@ -82,6 +84,7 @@ def extract(
         config.backbone.name,
         weights_file or recipe.weights,
         config.data.root,
+        functools.partial(reveal_path, load_key(store.path)),
         speed,
         progress,
         BadLimit(seen=len(live) + bad, fraction=max_bad, bad=bad),
@@ -92,7 +95,7 @@ def extract(
         slices=len(live),
         embedded=done.rows,
         linked=done.linked,
-        telling=_flagged(live, IDENTIFIER_IN_PATH),
+        telling=_flagged(live, IDENTIFIER_IN_PATH) if config.data.paths == "keep" else 0,
         found=found.counts,
         unreadable=dict(_unreadable(store)),
         files_set_aside=dict(reasons),

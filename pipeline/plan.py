@@ -74,7 +74,7 @@ def plan(config: Config, *, rehash: bool = False) -> Plan:
         open_store(config, recipe)  # refuses another recipe in the words of `extract`
     seen = _look(config, store, rehash)
     layout = store.layout if store is not None else Layout(part_rows_of(config, recipe))
-    slices = seen.found.slices
+    slices = seen.slices
     live = slices["row"].to_numpy()[~slices["withdrawn"].to_numpy(zero_copy_only=False)]
     parts = _missing(store, layout, live)
     part_bytes, part_files = _part_size(recipe, layout)

@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.heads import knn
+from pipeline.names import Names
 from pipeline.questions import Level, Tally, Units
 from pipeline.tasks.pooling import read_features, scaled
 from pipeline.types import Recipe
 from stores.errors import ConfigError
 from stores.features import OK, FeatureStore
 
-Names = NDArray[np.str_]
-
 
 @dataclass(frozen=True)
 class Hit:
-    """One neighbour: how near, what it is, and where its first slice lies."""
+    """One neighbour: how near, what it is, and where its first slice lies (the real path)."""
 
     cosine: float
     unit: str
@@ -40,7 +39,7 @@ def search(config: Config, query: str, *, k: int = 10, level: Level = "series") 
     scaling are those of `knn`. Raises ConfigError for what is not in the store.
     """
     store = FeatureStore.open(config.store)
-    slices = store.slices()
+    slices = Names(store.path, config.data.paths).revealed(store.slices())
     slices = slices.filter(pa.array(store.status()[slices["row"].to_numpy()] == OK))
     asked = _asked(slices, query, config)
     names, patients = _names(slices, level), _names(slices, "patient")
@@ -102,7 +101,7 @@ def _asked(slices: pa.Table, query: str, config: Config) -> NDArray[np.int64]:
     return np.flatnonzero(found)
 
 
-def _names(slices: pa.Table, level: Level) -> Names:
+def _names(slices: pa.Table, level: Level) -> NDArray[np.str_]:
     """Return the unit of each slice; without a series, study or patient a file is its own."""
     column = "row" if level == "image" else level
     names = zip(slices[column].to_pylist(), slices["path"].to_pylist(), strict=True)

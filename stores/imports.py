@@ -17,7 +17,7 @@ from stores.features import OK, ArraySpec, FeatureStore
 from stores.layout import default_part_rows
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
-_IDENTITIES = ("patient", "study", "series", "instance")
+_IDENTITIES = ("path", "patient", "study", "series", "instance")
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,17 @@ MODULES = {
 LEVELS = [
     {"cli"},
     {"commands"},
-    {"extract", "evaluate", "compare", "search", "plan", "exchange"},
+    {"extract", "evaluate", "compare", "search", "plan", "exchange", "failures"},
     {"collection", "scoring"},
     {"tasks.cases"},
     {"embed", "tables"},
     {"discover", "demo", "heads", "tasks"},
+    {"walk"},
     {"volumes", "preprocess", "backbones", "stats", "phantoms"},
     {"read"},
     {"reading"},
     {"formats"},
-    {"weights", "config"},
+    {"names", "weights", "config"},
     {"questions"},
     {"types"},
 ]
@@ -49,6 +50,7 @@ HOMES = {
     "faiss": {"pipeline.heads.knn", "pipeline.exchange"},
     "sklearn": {"pipeline.heads.probe"},
     "zarr": {"stores._build"},
+    "cryptography": {"pipeline.names"},
     "typer": {"pipeline.cli", "pipeline.commands"},
     "rich": {"pipeline.commands"},
 }

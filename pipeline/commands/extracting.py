@@ -136,7 +136,7 @@ def _print_summary(summary: Summary) -> None:
     if summary.telling:
         out.print(
             f"{summary.telling} slices have their patient's id or a UID in their path, and the "
-            "store keeps paths: rename those files before you pass the store on.",
+            "store keeps paths, as data.paths asks: set it to hide before you pass the store on.",
             highlight=False,
         )
     for what, counts in (
@@ -146,6 +146,8 @@ def _print_summary(summary: Summary) -> None:
         if counts:
             each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
             out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
+    if not summary.clean:
+        out.print(f"`radprobe failures {summary.store}` lists them.", soft_wrap=True)
     for line in summary.parts_elsewhere:
         out.print(f"Not done here, another process holds it: {line}.", highlight=False)
 

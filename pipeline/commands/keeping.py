@@ -39,6 +39,23 @@ def verify(
         sys.exit(1)
 
 
+@app.command(epilog="Example: radprobe failures demo/store --json")
+def failures(store: StorePath, as_json: JsonOpt = False) -> None:
+    """List the files that were set aside and the slices that cannot be read, each with why."""
+    from pipeline.failures import failures
+
+    lost = failures(store)
+    if as_json:
+        print(json.dumps([asdict(each) for each in lost], indent=1))
+        return
+    for each in lost:
+        frame = "" if each.frame is None else f" frame {each.frame}"
+        line = f"{each.reason}: {each.path}{frame}: {each.detail}"
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if not lost:
+        out.print("Every file was read, and every slice has features.")
+
+
 @app.command(
     epilog="Example: radprobe export demo/store features.h5 --to h5 --array cls --blocks 4"
 )

@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import Config, Head, Labels
+from pipeline.names import Names
 from pipeline.questions import FeatureSet, Part, Task, Units
-from pipeline.tasks.labels import LabelTable, Pseudonymise, label_units, read_labels, texts_of
+from pipeline.tasks.labels import LabelTable, label_units, read_labels, texts_of
 from pipeline.tasks.leakage import refuse_duplicates
 from pipeline.tasks.pooling import read_features, scaled
 from pipeline.tasks.splits import (
@@ -55,16 +56,20 @@ class Cases:
     @cached_property
     def units(self) -> Units:
         """The labels of the task, joined to the store's slices."""
-        slices, status = self.store.slices(), self.store.status()
-        return label_units(self.table, self.task, slices, status, *self._joining)
+        return label_units(self.table, self.task, self._slices, self.store.status(), *self._joining)
 
-    @property
-    def _joining(self) -> tuple[Path, Pseudonymise]:
-        return self.config.data.root, pseudonymiser(self.store.path)
+    @cached_property
+    def _slices(self) -> pa.Table:
+        return self._joining[1].revealed(self.store.slices())
+
+    @cached_property
+    def _joining(self) -> tuple[Path, Names]:
+        data = self.config.data
+        return data.root, Names(self.store.path, data.paths)
 
     def column(self, name: str) -> NDArray[np.str_]:
         """Return (n,) what a label column says of each unit; "" where nothing, or several."""
-        return texts_of(self.table, name, self.units, self.store.slices(), *self._joining)
+        return texts_of(self.table, name, self.units, self._slices, *self._joining)
 
     @cached_property
     def split(self) -> Split:
@@ -96,7 +101,7 @@ class Cases:
                 f"The part of a split list must be train, val or test. Got {sorted(odd)[:3]} "
                 f"in {str(choice.file)!r} instead."
             )
-        return texts_of(parts, "part", self.units, self.store.slices(), *self._joining)
+        return texts_of(parts, "part", self.units, self._slices, *self._joining)
 
     @cached_property
     def turns(self) -> list[Parts]:
@@ -128,14 +133,3 @@ class Cases:
         if which not in self._features:
             self._features[which] = read_features(self.store, self.units, which, self.task.pool)
         return scaled(self._features[which], parts["train"], head.scaling, head.components)
-
-
-def pseudonymiser(store: Path) -> Pseudonymise:
-    """Return the store's pseudonyms; the key is read, and its module imported, at first use."""
-
-    def pseudonymise(kind: Any, raw: str) -> str:
-        from pipeline.discover import load_key, pseudonym
-
-        return pseudonym(load_key(store), kind, raw)
-
-    return pseudonymise

@@ -9,7 +9,7 @@ by the value of a DICOM tag.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.names import Names
 from pipeline.questions import Level, Tally, Task, Units
 from pipeline.tasks.label_file import LabelTable as LabelTable
 from pipeline.tasks.label_file import Texts
@@ -28,9 +29,6 @@ from stores.errors import LabelError
 
 EXAMPLES = 3
 VOID, OK, UNREADABLE, WITHDRAWN = 0, 1, 2, 3
-
-# kind ("patient", "study", "series", "tag:...") and a raw id -> the pseudonym the slice table has.
-Pseudonymise = Callable[[str, str], str]
 
 
 # --- joining -------------------------------------------------------------------------------
@@ -58,24 +56,27 @@ def label_units(
     slices: pa.Table,
     status: NDArray[np.uint8],
     root: Path,
-    pseudonymise: Pseudonymise,
+    names: Names,
 ) -> Units:
-    """Join the labels of `task` to the slices (SLICE_SCHEMA; status (n,) by row) as units.
+    """Join the labels of `task` to the slices as units.
+
+    slices: SLICE_SCHEMA, with the real paths; status (n,) by row. What is returned shows paths as
+    `names` allows.
 
     Raises LabelError where labels do not join, contradict each other within a unit, or name no
     patient, saying how many and an example.
     """
-    keys = _keys(table, root, pseudonymise)
+    keys = _keys(table, root, names)
     settled = settle(table, task)
     _refuse_duplicates(table, keys, settled.texts)
-    joined, tally = _join(table, task, slices, status, keys)
-    patients = _patients(table, joined, pseudonymise)
-    names = _unit_names(joined, patients, task.level)
-    use, tally = _usable(joined, names, settled, task, tally)
-    joined, patients, names = joined.at(use), patients[use], names[use]
+    joined, tally = _join(table, task, slices, status, keys, names)
+    patients = _patients(table, joined, names)
+    called = _unit_names(joined, patients, task.level, names)
+    use, tally = _usable(joined, called, settled, task, tally)
+    joined, patients, called = joined.at(use), patients[use], called[use]
     _refuse_unknown_patients(joined, patients)
     y, classes, kind = encode(settled.texts, joined.label, task)
-    first, unit = _first_and_inverse(names)
+    first, unit = _first_and_inverse(called)
     _refuse_disagreement(joined.paths, unit, first, y, f"labels {list(task.labels)}", task.level)
     _refuse_disagreement(joined.paths, unit, first, patients, "patients", task.level)
     tally = tally.model_copy(
@@ -84,7 +85,7 @@ def label_units(
             "unknown_labels": int((y[first] == -1).sum()),
         }
     )
-    ids, groups = names[first].astype(np.str_), patients[first].astype(np.str_)
+    ids, groups = called[first].astype(np.str_), patients[first].astype(np.str_)
     return Units(y[first], groups, classes, kind, ids, joined.rows, unit, tally)
 
 
@@ -94,10 +95,10 @@ def texts_of(
     units: Units,
     slices: pa.Table,
     root: Path,
-    pseudonymise: Pseudonymise,
+    names: Names,
 ) -> NDArray[np.str_]:
     """Return (n,) what a column says of each unit; "" where it says nothing, or several things."""
-    keys = _keys(table, root, pseudonymise)
+    keys = _keys(table, root, names)
     _refuse_duplicates(table, keys, table.columns[column][:, None])
     where, by = {key: i for i, key in enumerate(keys) if key}, table.settings.by
     place = np.searchsorted(slices["row"].to_numpy(), units.rows)
@@ -111,14 +112,14 @@ def texts_of(
 
 
 def _usable(
-    joined: _Joined, names: Texts, settled: Settled, task: Task, tally: Tally
+    joined: _Joined, called: Texts, settled: Settled, task: Task, tally: Tally
 ) -> tuple[NDArray[np.bool_], Tally]:
     """Return which slices have a label and features, and the tally with those that have not."""
     labelled = settled.labelled[joined.label]
     use: NDArray[np.bool_] = labelled & (joined.status == OK)
     tally = tally.model_copy(
         update={
-            "unlabelled_units": len(set(names[~labelled]) - set(names[labelled])),
+            "unlabelled_units": len(set(called[~labelled]) - set(called[labelled])),
             "unreadable_slices": int((labelled & (joined.status == UNREADABLE)).sum()),
             "pending_slices": int((labelled & (joined.status == VOID)).sum()),
         }
@@ -132,12 +133,12 @@ def _usable(
     return use, tally
 
 
-def _keys(table: LabelTable, root: Path, pseudonymise: Pseudonymise) -> list[str]:
+def _keys(table: LabelTable, root: Path, names: Names) -> list[str]:
     """Return what each label row is joined by: a relative path, or a pseudonym; "" for none."""
     by, raw = table.settings.by, table.columns[table.settings.key]
     if by == "path":
         return [_relative(text, f"{root.as_posix().rstrip('/')}/") for text in raw]
-    known = {text: pseudonymise(by, text) for text in set(raw) if text}
+    known = {text: names.pseudonym(by, text) for text in set(raw) if text}
     return [known.get(text, "") for text in raw]
 
 
@@ -172,6 +173,7 @@ def _join(
     slices: pa.Table,
     status: NDArray[np.uint8],
     keys: Sequence[str],
+    names: Names,
 ) -> tuple[_Joined, Tally]:
     """Return the slices of the task's modalities that a label row names, and what did not join."""
     where = {key: i for i, key in enumerate(keys) if key}
@@ -195,8 +197,8 @@ def _join(
     tally = Tally(
         unmatched_slices=len(lost),
         unmatched_labels=len(spare),
-        unmatched_slice_examples=tuple(dict.fromkeys(lost))[:EXAMPLES],
-        unmatched_label_examples=tuple(named),
+        unmatched_slice_examples=tuple(map(names.shown, [*dict.fromkeys(lost)][:EXAMPLES])),
+        unmatched_label_examples=tuple(map(names.shown, named) if by == "path" else named),
     )
     patient, series, study = (_column(slices, name) for name in ("patient", "series", "study"))
     every = _Joined(rows, paths, patient, series, study, status[rows], label)
@@ -256,12 +258,12 @@ def _has_modality(slices: pa.Table, task: Task) -> NDArray[np.bool_]:
 # --- patients and units --------------------------------------------------------------------
 
 
-def _patients(table: LabelTable, joined: _Joined, pseudonymise: Pseudonymise) -> Texts:
+def _patients(table: LabelTable, joined: _Joined, names: Names) -> Texts:
     """Return each slice's patient pseudonym, by the label column before the header, or None."""
     if table.settings.patient is None:
         return joined.headers
     raw = table.columns[table.settings.patient]
-    pseudonyms = {text: pseudonymise("patient", text) for text in set(raw) if text}
+    pseudonyms = {text: names.pseudonym("patient", text) for text in set(raw) if text}
     named: Texts = np.array([pseudonyms.get(text) for text in raw], dtype=object)[joined.label]
     if table.settings.headers == "agree":
         _refuse_other_grouping(joined, named)
@@ -296,20 +298,24 @@ def _refuse_unknown_patients(joined: _Joined, patients: Texts) -> None:
         )
 
 
-def _unit_names(joined: _Joined, patients: Texts, level: Level) -> Texts:
+def _unit_names(joined: _Joined, patients: Texts, level: Level, names: Names) -> Texts:
     """Return the unit of each slice; a file without a series or study is its own."""
     if level == "image":
         return joined.rows.astype(np.str_).astype(object)
     if level == "patient":
         return patients
     named = joined.series if level == "series" else joined.study
-    return np.where(named == None, joined.paths, named)  # noqa: E711
+    called = [
+        names.shown(path) if name is None else name
+        for name, path in zip(named, joined.paths, strict=True)
+    ]
+    return np.array(called, dtype=object)
 
 
-def _first_and_inverse(names: Texts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _first_and_inverse(called: Texts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return where each unit first stands, ascending, and each slice's number in that order."""
     number: dict[str, int] = {}
-    unit = np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
+    unit = np.array([number.setdefault(name, len(number)) for name in called], dtype=np.int64)
     return np.unique(unit, return_index=True)[1], unit
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import Config
-from pipeline.discover import load_key, pseudonym
+from pipeline.names import load_key, pseudonym
 from pipeline.questions import Tally, Units
 from pipeline.types import Architecture, Recipe
 from stores import ArraySpec, FeatureStore

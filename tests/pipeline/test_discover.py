@@ -13,7 +13,8 @@ import pytest
 
 from pipeline import discover as module
 from pipeline.config import Data
-from pipeline.discover import Discovery, discover, load_key, pseudonym
+from pipeline.discover import Discovery, discover
+from pipeline.names import load_key, pseudonym
 from pipeline.read import read_headers
 from stores.errors import ConfigError
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA

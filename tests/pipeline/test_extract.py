@@ -16,9 +16,11 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import load_config
+from pipeline.config import Config, load_config
 from pipeline.embed import Progress, Speed
 from pipeline.extract import extract
+from pipeline.failures import failures
+from pipeline.names import Names
 from stores import FeatureStore
 from stores.errors import RecipeMismatchError, TooManyBadError, WeightsError
 from tests.phantoms import (
@@ -78,6 +80,11 @@ def arrays_of(store: FeatureStore) -> dict[str, np.ndarray]:
     return {name: store.read(name) for name in ("cls", "mean", "status", "pixel_digest")}
 
 
+def revealed(store: FeatureStore) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = Names(store.path).revealed(store.slices()).to_pylist()
+    return rows
+
+
 def test_every_slice_is_embedded_once_in_volume_order(config: Path) -> None:
     told: list[int] = []
     progress = Progress(plan=lambda n: told.append(-n), advance=told.append)
@@ -86,7 +93,7 @@ def test_every_slice_is_embedded_once_in_volume_order(config: Path) -> None:
     assert told[0] == -24
     assert sum(told[1:]) == 24
     store = FeatureStore.open(summary.store)
-    slices = store.slices().to_pylist()
+    slices = revealed(store)
     assert [s["path"].split("/")[0] for s in slices] == (
         ["ct"] * 9 + ["mr.nii.gz"] * 12 + ["x0.png", "x1.png", "x2.png"]
     )
@@ -108,7 +115,7 @@ def test_a_row_holds_the_features_of_its_own_slice(config: Path, network: Path) 
     backbone = load_backbone(f"hf:{network}", image_size=56)
     root = load_config(config).data.root
     for row in (0, 5, 13, 22):
-        slice_ = store.slices().slice(row, 1).to_pylist()[0]
+        slice_ = revealed(store)[row]
         (item,) = read_slices(root / slice_["path"], [slice_["frame"]])
         assert isinstance(item, Slice)
         features = backbone(prepare(item, slice_["modality"], recipe)[None])
@@ -213,7 +220,7 @@ def test_no_weights_is_an_error_and_nothing_is_written(
 
 def test_bad_slices_are_counted_and_no_row_shifts(config: Path, root: Path) -> None:
     good = FeatureStore.open(extract(load_config(config), HERE).store)
-    by_path = dict(zip(good.slices()["path"].to_pylist(), good.read("mean"), strict=True))
+    by_path = dict(zip((s["path"] for s in revealed(good)), good.read("mean"), strict=True))
     (root / "x1.png").write_bytes((root / "x1.png").read_bytes()[:300])
     (root / "broken.dcm").write_bytes(b"\0" * 200)
     (root / "flat.png").unlink(missing_ok=True)
@@ -225,7 +232,7 @@ def test_bad_slices_are_counted_and_no_row_shifts(config: Path, root: Path) -> N
     assert sum(summary.files_set_aside.values()) + sum(summary.unreadable.values()) == 3
     store = FeatureStore.open(summary.store)
     status = store.status()
-    for slice_ in store.slices().to_pylist():
+    for slice_ in revealed(store):
         row, path = slice_["row"], slice_["path"]
         if path == "x1.png":
             assert status[row] == 2
@@ -234,10 +241,21 @@ def test_bad_slices_are_counted_and_no_row_shifts(config: Path, root: Path) -> N
             assert np.isfinite(store.read("mean", [row])).all()
         else:
             assert status[row] == 1
-    same = store.read(
-        "mean", [s["row"] for s in store.slices().to_pylist() if s["path"] == "x2.png"]
-    )
+    same = store.read("mean", [s["row"] for s in revealed(store) if s["path"] == "x2.png"])
     assert np.allclose(same[0], by_path["x2.png"], atol=2e-3)
+
+
+def test_what_is_not_in_the_store_is_listed_by_its_real_name(config: Path, root: Path) -> None:
+    (root / "x1.png").write_bytes((root / "x1.png").read_bytes()[:300])
+    picture = bytearray((root / "x2.png").read_bytes())
+    picture[200:220] = bytes(20)  # its header stands
+    (root / "x2.png").write_bytes(picture)
+    store = Path(extract(load_config(config), HERE).store)
+    assert [(lost.path, lost.frame, lost.reason) for lost in failures(store)] == [
+        ("x1.png", None, "truncated"),
+        ("x2.png", 0, "corrupt"),
+    ]
+    assert all(lost.detail for lost in failures(store))
 
 
 def test_too_many_bad_slices_stop_the_run(config: Path, root: Path) -> None:
@@ -288,7 +306,7 @@ def test_a_changed_modality_rule_embeds_anew(
 def test_tags_asked_for_later_change_the_table_and_embed_nothing(
     config: Path, tmp_path: Path, root: Path, network: Path
 ) -> None:
-    from pipeline.discover import load_key, pseudonym
+    from pipeline.names import load_key, pseudonym
 
     store = FeatureStore.open(extract(load_config(config), HERE).store)
     assert store.slices()["tags"].null_count == 24
@@ -321,11 +339,51 @@ def test_no_identifier_stands_in_the_store(config: Path) -> None:
     assert not list(Path(summary.store).rglob("*.key"))
 
 
-def test_a_path_that_names_its_patient_is_counted(config: Path, root: Path) -> None:
-    assert extract(load_config(config), HERE).telling == 0
+def with_paths(config: Path, paths: str) -> Config:
+    settings = yaml.safe_load(config.read_text())
+    settings["data"]["paths"] = paths
+    config.write_text(yaml.safe_dump(settings))
+    return load_config(config)
+
+
+def stored_bytes(store: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+
+
+def test_names_of_folders_and_files_stay_out_of_the_store(config: Path, root: Path) -> None:
+    """Also of files that have no header to say whose they are."""
     patient = str(IDENTITY["PatientID"])
     (root / "ct").rename(root / f"scan of {patient}")
-    assert extract(load_config(config), HERE).telling == 9
+    write_png(root / "DOE^JOHN" / "x.png", np.eye(40, dtype=np.uint8))
+    (root / "DOE^JOHN" / "ROE_JANE.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 100)
+    summary = extract(load_config(config), HERE)
+    assert (summary.telling, summary.embedded) == (0, 25)
+    content = stored_bytes(Path(summary.store))
+    for secret in (patient, "DOE^JOHN", "ROE_JANE"):
+        assert secret.encode() not in content
+    files = Names(Path(summary.store)).revealed(FeatureStore.open(summary.store).files())
+    assert "DOE^JOHN/ROE_JANE.dcm" in files["path"].to_pylist()
+
+
+def test_paths_can_be_kept_and_hidden_again_without_embedding(config: Path, root: Path) -> None:
+    store = FeatureStore.open(extract(load_config(config), HERE).store)
+    patient = str(IDENTITY["PatientID"])
+    (root / "ct").rename(root / f"scan of {patient}")
+    (root / "x0.png").unlink()
+    kept = extract(with_paths(config, "keep"), HERE)
+    assert (kept.telling, kept.embedded, kept.found["moved"]) == (9, 0, 9)
+    assert patient.encode() in pq_paths(store)
+    assert b"x0.png" in pq_paths(store)  # of a withdrawn row
+    hidden = extract(with_paths(config, "hide"), HERE)
+    assert (hidden.telling, hidden.embedded, hidden.found["same"]) == (0, 0, 23)
+    assert patient.encode() not in pq_paths(store)
+    assert b".png" not in pq_paths(store)
+    assert patient.encode() not in stored_bytes(store.path)
+
+
+def pq_paths(store: FeatureStore) -> bytes:
+    tables = (store.slices(), store.files())
+    return "\n".join(path for table in tables for path in table["path"].to_pylist()).encode()
 
 
 def test_random_weights_are_stamped_and_only_when_asked_for(
@@ -347,6 +405,7 @@ import pipeline.backbones as b
 from pipeline.config import load_config
 from pipeline.embed import Speed
 from pipeline.extract import extract
+from pipeline.names import Names
 plain = b.Backbone.__call__
 b.Backbone.__call__ = lambda self, x: (time.sleep(0.05), plain(self, x))[1]
 print("ready", flush=True)

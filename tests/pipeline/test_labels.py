@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import Labels
+from pipeline.names import Names
 from pipeline.questions import Task, Units
 from pipeline.tasks.labels import label_units, read_labels
 from stores.errors import LabelError
@@ -24,6 +25,13 @@ def slices(*rows: dict[str, Any]) -> pa.Table:
     return pa.Table.from_pylist(filled, schema=SLICE_SCHEMA)
 
 
+class Told(Names):
+    """Pseudonyms that can be read."""
+
+    def pseudonym(self, kind: str, raw: str) -> str:
+        return f"{kind}-{raw}"
+
+
 def ask(
     file: Path,
     table: pa.Table,
@@ -36,7 +44,7 @@ def ask(
     task = Task(labels=labels, level=level, modality=modality)
     by_row = np.array(status or [1] * len(table), np.uint8)
     read = read_labels(Labels(file=file, **join), [task])
-    return label_units(read, task, table, by_row, file.parent, lambda kind, raw: f"{kind}-{raw}")
+    return label_units(read, task, table, by_row, file.parent, Told(file.parent, "keep"))
 
 
 def test_the_nearest_named_path_wins(tmp_path: Path) -> None:
@@ -173,7 +181,14 @@ def test_a_task_may_have_a_policy_of_its_own(tmp_path: Path) -> None:
     file = write_csv(tmp_path / "l.csv", path=["f0.png", "f1.png", "f2.png"], sick=[0, -1, 1])
     task = Task(labels=("sick",), uncertain="one")
     read = read_labels(Labels(file=file, uncertain="zero"), [task])
-    asked = (read, task, slices({}, {}, {}), np.ones(3, np.uint8), tmp_path, lambda _, raw: raw)
+    asked = (
+        read,
+        task,
+        slices({}, {}, {}),
+        np.ones(3, np.uint8),
+        tmp_path,
+        Names(tmp_path, "keep"),
+    )
     assert label_units(*asked).y.tolist() == [0, 1, 1]
 
 

@@ -1,0 +1,157 @@
+"""What stands for patients, studies, series and paths in a store: keyed pseudonyms.
+
+The key lies beside the store, never in it. Identifiers are hashed; a path is encrypted folder by
+folder, so that whoever has the key, and nobody else, finds the files again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import functools
+import hashlib
+import hmac
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from stores.errors import ConfigError
+
+# Stands before each hidden folder or file name.
+HIDDEN = "~"
+_ENCODING = ("utf-8", "surrogatepass")
+
+
+def pseudonym(key: bytes, kind: str, raw: str) -> str:
+    """Return the keyed hash that stands for an identifier: HMAC-SHA256 of `kind:raw`, 16 hex.
+
+    kind: patient, study, series, instance, or `tag:` and a DICOM keyword.
+    """
+    message = f"{kind}:{raw}".encode(*_ENCODING)
+    return hmac.new(key, message, hashlib.sha256).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a store calls patients, studies, series, tags and paths; its key is read at first use.
+
+    paths: whether it hides paths or keeps them (`data.paths`).
+    """
+
+    store: Path
+    paths: Literal["hide", "keep"] = "hide"
+
+    @cached_property
+    def _key(self) -> bytes:
+        return load_key(self.store)
+
+    def pseudonym(self, kind: str, raw: str) -> str:
+        """Return what stands for an identifier of a kind."""
+        return pseudonym(self._key, kind, raw)
+
+    def shown(self, path: str) -> str:
+        """Return a path as the store and its results may show it."""
+        return hide_path(self._key, path) if self.paths == "hide" else path
+
+    def revealed(self, slices: pa.Table) -> pa.Table:
+        """Return a slice or file table with the real paths, for the user's own eyes."""
+        return relabelled(slices, functools.partial(reveal_path, self._key))
+
+
+# --- paths -------------------------------------------------------------------------------------
+
+
+def hide_path(key: bytes, path: str) -> str:
+    """Return a relative path with each folder and file name encrypted; hidden ones stay.
+
+    Equal names become equal ones (AES-SIV, RFC 5297), so that folders still hold their files.
+    """
+    return "/".join(_hidden(key, name) for name in path.split("/")) if path else path
+
+
+def reveal_path(key: bytes, path: str) -> str:
+    """Return what `hide_path` was given; names that this key did not hide stay."""
+    return "/".join(_revealed(key, name) for name in path.split("/"))
+
+
+def relabelled(table: pa.Table, label: Callable[[str], str]) -> pa.Table:
+    """Return a slice or file table with label(path) for each path."""
+    paths = table["path"].combine_chunks().dictionary_encode()
+    names = pa.array([label(path) for path in paths.dictionary.to_pylist()], pa.string())
+    place = table.schema.get_field_index("path")
+    return table.set_column(place, table.schema.field(place), names.take(paths.indices))
+
+
+@functools.lru_cache(maxsize=2**17)
+def _hidden(key: bytes, name: str) -> str:
+    if _revealed(key, name) != name:
+        return name
+    sealed = _cipher(key).encrypt(name.encode(*_ENCODING), None)
+    return HIDDEN + base64.urlsafe_b64encode(sealed).decode("ascii").rstrip("=")
+
+
+@functools.lru_cache(maxsize=2**17)
+def _revealed(key: bytes, name: str) -> str:
+    if not name.startswith(HIDDEN):
+        return name
+    from cryptography.exceptions import InvalidTag
+
+    try:
+        sealed = base64.urlsafe_b64decode(name[1:] + "=" * (-len(name[1:]) % 4))
+        return str(_cipher(key).decrypt(sealed, None), *_ENCODING)
+    except (binascii.Error, ValueError, InvalidTag):  # a file that is really called so
+        return name
+
+
+@functools.lru_cache(maxsize=8)
+def _cipher(key: bytes) -> Any:
+    # Imported where a path is asked for: an answer on file asks for none.
+    from cryptography.hazmat.primitives.ciphers.aead import AESSIV
+
+    return AESSIV(hmac.new(key, b"path", hashlib.sha256).digest())
+
+
+# --- the key -----------------------------------------------------------------------------------
+
+
+def load_key(store: Path) -> bytes:
+    """Return the key of a store's pseudonyms, made on first use: the file `<store>.key` beside it.
+
+    Raises ConfigError where the store is there and its key is not: a new key would make strangers
+    of its patients.
+    """
+    path = store.with_name(store.name + ".key")
+    if not path.exists():
+        if (store / "recipe.json").exists():
+            raise ConfigError(
+                f"The store {str(store)!r} has lost its key {str(path)!r}, without which labels by "
+                "path, patient, study or series do not join. Put the key back, or make the store "
+                "anew."
+            )
+        _make_key(path)
+    try:
+        return bytes.fromhex(path.read_text(encoding="ascii").strip())
+    except ValueError:
+        raise ConfigError(
+            f"The key {str(path)!r} must be hexadecimal; put back the one that was."
+        ) from None
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(secrets.token_hex(32) + "\n")
+    try:
+        with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+            os.link(fresh, path)
+    finally:
+        fresh.unlink()

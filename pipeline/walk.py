@@ -1,0 +1,94 @@
+"""The files of a folder: which are wanted, and what the disk says of each."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Data
+from pipeline.formats.limits import as_unreadable
+from pipeline.read import escape_path
+
+Row = dict[str, Any]
+
+
+def walk(data: Data) -> Iterator[Row]:
+    """Yield a FILE_SCHEMA row for each wanted file, and for each folder that cannot be listed."""
+    wanted = _wanted(data)
+    seen: set[tuple[int, int]] = set()
+    stack = [""]
+    while stack:
+        folder = stack.pop()
+        try:
+            about = os.stat(data.root / folder)
+            if (about.st_dev, about.st_ino) in seen:
+                continue  # a link back to a folder already walked
+            seen.add((about.st_dev, about.st_ino))
+            entries = sorted(
+                os.scandir(data.root / folder), key=lambda entry: os.fsencode(entry.name)
+            )
+        except OSError as error:
+            known = as_unreadable(error, "listing the folder")
+            yield _file_row(folder, None, known.reason, known.detail)
+            continue
+        below = []
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if _is_folder(entry):
+                below.append(path)
+            elif wanted(path):
+                yield _stat(data.root, path)
+        stack.extend(reversed(below))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads back to itself
+        return False
+
+
+def _stat(root: Path, path: str) -> Row:
+    try:
+        return _file_row(path, os.stat(root / path))
+    except OSError as error:
+        known = as_unreadable(error, "looking at the file")
+        return _file_row(path, None, known.reason, known.detail)
+
+
+def _file_row(
+    path: str, about: os.stat_result | None, reason: str | None = None, detail: str | None = None
+) -> Row:
+    return {
+        "path": escape_path(path),
+        "size": about.st_size if about else None,
+        "mtime_ns": about.st_mtime_ns if about else None,
+        "slices": 0,
+        "reason": reason,
+        "detail": detail,
+    }
+
+
+def _wanted(data: Data) -> Callable[[str], bool]:
+    """Return whether a relative path is included and not excluded."""
+    include, exclude = matcher(data.include), matcher(data.exclude)
+    return lambda path: include(path) and not exclude(path)
+
+
+def matcher(globs: Iterable[str]) -> Callable[[str], bool]:
+    """Return whether a relative path matches one of the globs; `**` stands for any folders."""
+    patterns = [re.compile(_regex(glob), re.DOTALL) for glob in globs]
+    return lambda path: any(pattern.fullmatch(path) for pattern in patterns)
+
+
+def _regex(glob: str) -> str:
+    """Return a glob as a regular expression: `*` and `?` stop at a slash, `**` does not."""
+    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
+    return "".join(
+        parts.get(piece) or (piece.replace("[!", "[^") if piece[:1] == "[" else re.escape(piece))
+        for piece in pieces
+    )
