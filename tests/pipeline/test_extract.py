@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from pydicom.uid import RLELossless
 
 from pipeline.config import Config, load_config
 from pipeline.embed import Progress, Speed
@@ -247,13 +248,16 @@ def test_bad_slices_are_counted_and_no_row_shifts(config: Path, root: Path) -> N
 
 def test_what_is_not_in_the_store_is_listed_by_its_real_name(config: Path, root: Path) -> None:
     (root / "x1.png").write_bytes((root / "x1.png").read_bytes()[:300])
-    picture = bytearray((root / "x2.png").read_bytes())
-    picture[200:220] = bytes(20)  # its header stands
-    (root / "x2.png").write_bytes(picture)
+    torn = dicom(volume(1, 40, 44)[0], SeriesInstanceUID="1.9")
+    torn.compress(RLELossless)
+    torn.PixelData = (
+        torn.PixelData[:90] + b"\xff" * (len(torn.PixelData) - 98) + torn.PixelData[-8:]
+    )
+    torn.save_as(root / "torn.dcm", enforce_file_format=True)
     store = Path(extract(load_config(config), HERE).store)
     assert [(lost.path, lost.frame, lost.reason) for lost in failures(store)] == [
         ("x1.png", None, "truncated"),
-        ("x2.png", 0, "corrupt"),
+        ("torn.dcm", 0, "corrupt"),
     ]
     assert all(lost.detail for lost in failures(store))
 
