@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
@@ -65,6 +67,26 @@ def export_faiss(store: FeatureStore, out: Path, which: Selection) -> int:
     with aside(out) as path:
         faiss.write_index(index, str(path))
     return len(rows)
+
+
+def export_slices(path: Path, out: Path) -> int:
+    """Write a store's slice table with the real paths, as CSV or Parquet; return how many rows.
+
+    It needs the store's key, and the file names what the store hides. Raises ConfigError.
+    """
+    from pyarrow import csv
+
+    slices = Names(path).revealed(FeatureStore.open(path).slices())
+    if out.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"A slice table is written as .csv or .parquet. Got {out.name!r}.")
+    with aside(out) as temporary:
+        if out.suffix == ".parquet":
+            pq.write_table(slices, temporary)
+        else:
+            flags = pc.binary_join(slices["flags"], " ")
+            flat = slices.drop_columns(["tags", "flags"]).append_column("flags", flags)
+            csv.write_csv(flat, temporary)
+    return int(slices.num_rows)
 
 
 def import_file(source: Path, out: Path, recipe: Path, table: Path | None = None) -> FeatureStore:

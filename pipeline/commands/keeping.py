@@ -56,6 +56,22 @@ def failures(store: StorePath, as_json: JsonOpt = False) -> None:
         out.print("Every file was read, and every slice has features.")
 
 
+@app.command(epilog="Example: radprobe slices demo/store slices.csv")
+def slices(
+    store: StorePath,
+    target: Annotated[Path, typer.Argument(help="The .csv or .parquet file to write.")],
+    as_json: JsonOpt = False,
+) -> None:
+    """Write the slice table with the real paths: which row is which file. Needs the store's key."""
+    from pipeline.exchange import export_slices
+
+    rows = export_slices(store, target)
+    if as_json:
+        print(json.dumps({"file": str(target), "rows": rows}))
+    else:
+        out.print(f"{rows} slices are in {target}.", highlight=False, soft_wrap=True)
+
+
 @app.command(
     epilog="Example: radprobe export demo/store features.h5 --to h5 --array cls --blocks 4"
 )

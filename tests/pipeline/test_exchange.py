@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import csv
 
-from pipeline.exchange import export_store, import_file
+from pipeline.exchange import export_slices, export_store, import_file
 from pipeline.names import Names, load_key, pseudonym
 from stores import FeatureStore
 from stores.errors import ConfigError, UnwritableError
@@ -131,6 +132,19 @@ def test_what_goes_out_comes_in_again(
     receipt = made.receipt(0)
     assert receipt is not None
     assert receipt["imported"]["file"] == out.name
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_the_slice_table_with_its_real_paths(
+    store: FeatureStore, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"slices{suffix}"
+    assert export_slices(store.path, out) == len(store.slices())
+    table = csv.read_csv(out) if suffix == ".csv" else pq.read_table(out)
+    assert table["path"].to_pylist() == [f"f{i}.png" for i in range(len(table))]
+    assert table["row"].to_pylist() == store.slices()["row"].to_pylist()
+    with pytest.raises(ConfigError, match="csv or .parquet"):
+        export_slices(store.path, tmp_path / "slices.xls")
 
 
 def test_features_of_another_tool_take_a_table_and_its_ids_are_hidden(
