@@ -71,3 +71,11 @@ def test_its_commands_exist() -> None:
 def test_its_pictures_are_there() -> None:
     for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
         assert (ROOT / path).stat().st_size > 10_000
+
+
+def test_every_proof_of_the_formats_is_a_test() -> None:
+    text = (ROOT / "docs/FORMATS.md").read_text(encoding="utf-8")
+    tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert len(named) > 50
+    assert [name for name in named if f"def {name}(" not in tests] == []
