@@ -52,6 +52,11 @@ class Names:
     def _key(self) -> bytes:
         return load_key(self.store)
 
+    @property
+    def has_key(self) -> bool:
+        """Whether the key lies where it is looked for."""
+        return _key_path(self.store).is_file()
+
     def pseudonym(self, kind: str, raw: str) -> str:
         """Return what stands for an identifier of a kind."""
         return pseudonym(self._key, kind, raw)
@@ -127,7 +132,7 @@ def load_key(store: Path) -> bytes:
     Raises ConfigError where the store is there and its key is not: a new key would make strangers
     of its patients.
     """
-    path = store.with_name(store.name + ".key")
+    path = _key_path(store)
     if not path.exists():
         if (store / "recipe.json").exists():
             raise ConfigError(
@@ -142,6 +147,10 @@ def load_key(store: Path) -> bytes:
         raise ConfigError(
             f"The key {str(path)!r} must be hexadecimal; put back the one that was."
         ) from None
+
+
+def _key_path(store: Path) -> Path:
+    return store.with_name(store.name + ".key")
 
 
 def _make_key(path: Path) -> None:

@@ -56,4 +56,12 @@ def _create_array(
         dtype=dtype,
         compressors=[Crc32cCodec()],
         fill_value=float("nan") if dtype.kind == "f" else 0,
+        dimension_names=_dimensions(name, row_shape),
     )
+
+
+def _dimensions(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the names of an array's dimensions, by which xarray opens the group as it is."""
+    names = {"cls": ("block", "d"), "mean": ("d",), "patch": ("block", "y", "x", "d")}
+    known = names.get(name, ("byte",))  # the digests have bytes
+    return ("row", *known[len(known) - len(row_shape) :])

@@ -20,7 +20,7 @@ MODULES = {
 # The highest first. A module imports levels below its own, and modules of its own folder.
 LEVELS = [
     {"cli"},
-    {"commands"},
+    {"commands", "api"},
     {"extract", "evaluate", "compare", "search", "plan", "exchange", "failures"},
     {"collection", "scoring"},
     {"tasks.cases"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pipeline.embed import Speed
 from pipeline.extract import extract
 from pipeline.types import Recipe
 from stores import FeatureStore
-from tests.phantoms import volume, write_series
+from tests.phantoms import volume, write_png, write_series
 from tests.pipeline.models import write_tiny_folder
 
 ROOT = Path(__file__).parents[1]
@@ -26,25 +27,45 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def test_the_store_is_read_without_radprobe_as_it_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_series(tmp_path / "data", volume(5))
+@pytest.fixture
+def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
+    """Return demo/store, embedded by configs/demo.yaml, from where the README's code runs."""
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 200, (40, 40), np.uint8)
+        write_png(tmp_path / f"data/p{i}.png", pixels + 50 * np.uint8(i % 2))
+    write_series(tmp_path / "data/ct", volume(5))
+    lines = ["path,bright,patient", *(f"p{i}.png,{i % 2},{i}" for i in range(12))]
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
     tiny = write_tiny_folder(tmp_path / "tiny")
-    config = tmp_path / "c.yaml"
+    config = tmp_path / "configs/demo.yaml"
+    config.parent.mkdir()
     config.write_text(
-        "data: {root: data}\nstore: demo/store\n"
+        "data: {root: ../data}\nstore: ../demo/store\n"
         f"backbone: {{name: 'hf:{tiny}', image_size: 56}}\n"
+        "labels: {file: ../labels.csv, patient: patient}\nsplit: {folds: 3}\n"
+        "tasks: {bright: {labels: [bright]}}\n"
     )
     extract(load_config(config), Speed(device="cpu", workers=0))
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
-    assert "radprobe" not in code.replace("radprobe extract", "")
+    return FeatureStore.open(tmp_path / "demo/store")
+
+
+def test_the_store_is_read_without_radprobe_as_it_says(demo: FeatureStore) -> None:
+    code, _ = blocks("python")
+    assert "radprobe" not in code
     seen: dict[str, np.ndarray] = {}
     exec(compile(code, "README.md", "exec"), seen)
-    store = FeatureStore.open(tmp_path / "demo/store")
-    assert np.array_equal(seen["cls"], store.read("cls", range(5)))
-    assert np.array_equal(seen["mean"], store.read("mean", range(5)))
+    assert np.array_equal(seen["cls"], demo.read("cls", range(17)))
+    assert np.array_equal(seen["mean"], demo.read("mean", range(17)))
+
+
+def test_a_notebook_does_as_it_says(demo: FeatureStore) -> None:
+    _, code = blocks("python")
+    seen: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), seen)
+    assert seen["x"].shape == (17, 4 * 48)
+    assert len(seen["lazy"]) == len(seen["slices"]) == 17
+    assert [result.task for result in seen["results"]] == ["bright"]
 
 
 def test_its_config_is_valid(tmp_path: Path) -> None:

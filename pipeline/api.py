@@ -1,0 +1,126 @@
+"""The names that a notebook needs: embed a folder, open its features, ask them.
+
+    from pipeline import api as radprobe
+
+    config = radprobe.load_config("configs/demo.yaml")
+    radprobe.extract(config)
+    x, slices = radprobe.features(config.store)
+
+A config is a YAML file or a `Config` made of the same keys. xarray opens a store's `features.zarr`
+as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import config as _config
+from pipeline import evaluate as _evaluate
+from pipeline import extract as _extract
+from pipeline.config import Config
+from pipeline.embed import Speed
+from pipeline.names import Names
+from pipeline.questions import Method, Result
+from stores import FeatureStore
+from stores.export import Selection, live_slices
+
+if TYPE_CHECKING:
+    from pipeline.extract import Summary
+
+__all__ = [
+    "Config",
+    "FeatureStore",
+    "Features",
+    "Speed",
+    "discover",
+    "evaluate",
+    "extract",
+    "features",
+    "load_config",
+]
+
+AnyPath = str | PathLike[str]
+
+
+def load_config(path: AnyPath) -> Config:
+    """Read a config file. Raises ConfigError with one line a fault."""
+    return _config.load_config(Path(path))
+
+
+def discover(root: AnyPath, **data: Any) -> tuple[pa.Table, pa.Table]:
+    """Return what a folder holds: a table of its slices and one of its files, with real paths.
+
+    data: as the block `data` of a config has it. Pseudonyms are by a key that is thrown away.
+    Raises ConfigError where there is no such folder.
+    """
+    import secrets
+
+    from pipeline.config import Data
+    from pipeline.discover import discover
+
+    found = discover(Data(root=Path(root), **data), secrets.token_bytes(32))
+    return found.slices, found.files
+
+
+def extract(config: Config, speed: Speed = Speed()) -> Summary:  # noqa: B008 (frozen)
+    """Embed what is not in the config's store yet, as `radprobe extract` does."""
+    return _extract.extract(config, speed)
+
+
+def evaluate(
+    config: Config, methods: Sequence[Method] = ("knn", "probe", "fewshot")
+) -> list[Result]:
+    """Answer the config's tasks from its store, as `radprobe evaluate` does."""
+    return list(_evaluate.evaluate(config, methods))
+
+
+def features(store: AnyPath, array: str = "cls", blocks: int = 1) -> tuple[NDArray[Any], pa.Table]:
+    """Return features (n, ...) of a store and the table of their n slices, row for row.
+
+    array: cls (its last `blocks` side by side), mean or patch. Paths are the real ones where the
+    store's key is there. Raises StoreNotFoundError, and KeyError for an array it does not have.
+    """
+    lazy = Features(store, array, blocks)
+    return lazy[np.arange(len(lazy))], lazy.slices
+
+
+@dataclass(frozen=True, init=False)
+class Features:
+    """The features of a store by place, read when asked: what a torch DataLoader takes.
+
+    slices: the table of the slices that have features, ascending by row. Indexing by a number
+    gives (...), by several numbers (b, ...), each chunk of the store read once.
+    """
+
+    store: FeatureStore
+    which: Selection
+    slices: pa.Table
+
+    def __init__(self, store: AnyPath, array: str = "cls", blocks: int = 1) -> None:
+        opened, which = FeatureStore.open(Path(store)), Selection(array, blocks)
+        which.row_shape(opened)  # raises for what is not there
+        names, slices = Names(opened.path), live_slices(opened)
+        object.__setattr__(self, "store", opened)
+        object.__setattr__(self, "which", which)
+        object.__setattr__(self, "slices", names.revealed(slices) if names.has_key else slices)
+
+    def __len__(self) -> int:
+        return int(self.slices.num_rows)
+
+    def __getitem__(self, places: Any) -> NDArray[Any]:
+        """Return the features at one place, a slice of places, or several."""
+        rows = self.slices["row"].to_numpy()[places]
+        found = self.which.of(self.store, np.atleast_1d(rows))
+        return found if np.ndim(rows) else found[0]
+
+    def __getitems__(self, places: Sequence[int]) -> list[NDArray[Any]]:
+        """Return a batch, as torch's DataLoader asks for it: one read for all."""
+        return list(self[np.asarray(places)])

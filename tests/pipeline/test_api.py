@@ -1,0 +1,90 @@
+"""What a notebook does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline import api
+from stores.errors import StoreNotFoundError
+from tests.phantoms import volume, write_png, write_series
+from tests.pipeline.models import write_tiny_folder
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> api.Config:
+    folder = tmp_path_factory.mktemp("notebook")
+    write_series(folder / "data/ct", volume(5))
+    for i in range(12):
+        pixels = np.random.default_rng(i).integers(0, 200, (40, 40), np.uint8)
+        write_png(folder / f"data/p{i}.png", pixels + 50 * np.uint8(i % 2))
+    rows = [f"p{i}.png,{i % 2},patient {i}" for i in range(12)]
+    (folder / "labels.csv").write_text("\n".join(["path,bright,patient", *rows]) + "\n")
+    config = api.Config.model_validate(
+        {
+            "data": {"root": folder / "data"},
+            "backbone": {"name": f"hf:{write_tiny_folder(folder / 'net')}", "image_size": 28},
+            "store": folder / "store",
+            "labels": {"file": folder / "labels.csv", "patient": "patient"},
+            "split": {"folds": 3},
+            "tasks": {"bright": {"labels": ["bright"]}},
+        }
+    )
+    assert api.extract(config).embedded == 17
+    return config
+
+
+def test_a_folder_is_looked_at_without_a_store(config: api.Config) -> None:
+    slices, files = api.discover(config.data.root, include=("*.png",))
+    assert slices["path"].to_pylist() == files["path"].to_pylist()
+    assert slices.num_rows == 12
+
+
+def test_features_stand_row_for_row_beside_their_slices(config: api.Config) -> None:
+    x, slices = api.features(config.store, blocks=2)
+    assert x.shape == (17, 2 * 48)
+    assert slices["path"].to_pylist()[-1] == "p9.png"
+    store = api.FeatureStore.open(config.store)
+    assert np.array_equal(x, store.read("cls", slices["row"].to_numpy())[:, -2:].reshape(17, -1))
+    with pytest.raises(KeyError):
+        api.features(config.store, "patch")
+    with pytest.raises(StoreNotFoundError):
+        api.features(config.store.with_name("elsewhere"))
+
+
+def test_a_loader_of_torch_takes_them_in_any_order(config: api.Config) -> None:
+    from torch.utils.data import DataLoader
+
+    data = api.Features(config.store, "mean")
+    order = [3, 16, 0, 7]
+    loader = DataLoader(data, batch_size=3, sampler=order)  # type: ignore[arg-type]
+    batches = [batch.numpy() for batch in loader]
+    assert [len(batch) for batch in batches] == [3, 1]
+    assert np.array_equal(np.concatenate(batches), api.features(config.store, "mean")[0][order])
+    assert np.array_equal(data[5], data[4:6][1])
+
+
+def test_xarray_opens_the_store_as_it_is(config: api.Config) -> None:
+    xarray = pytest.importorskip("xarray")
+    data = xarray.open_zarr(config.store / "features.zarr", consolidated=False, chunks=None)
+    assert data["cls"].dims == ("row", "block", "d")
+    x, slices = api.features(config.store, "mean")
+    assert np.array_equal(data["mean"].isel(row=slices["row"].to_numpy()), x)
+
+
+def test_a_probe_in_three_lines(config: api.Config) -> None:
+    (result,) = api.evaluate(config, ["probe"])
+    (score, *_) = result.scores
+    assert 0 <= score.metrics["auroc"].value <= 1
+    assert api.evaluate(config, ["probe"])[0].cached
+
+
+def test_a_store_without_its_key_opens_with_its_paths_hidden(
+    config: api.Config, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = shutil.copytree(config.store, tmp_path / "copy")
+    assert all(path.startswith("~") for path in api.features(copy)[1]["path"].to_pylist())
