@@ -12,7 +12,7 @@ EXTRACT_ARG = $(STORE_ARG) $(if $(BATCH_SIZE),--batch-size $(BATCH_SIZE)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help extract probe knn fewshot test check format clean
+.PHONY: help extract probe knn fewshot test check format docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ check: $(READY) ## Check format, lint and types
 format: $(READY) ## Format the code and mend what the linter can
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
+
+docs: $(READY) ## Build the documentation into site/
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --site-dir site
 
 clean: ## Remove the environment and the caches (no store, no data)
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
