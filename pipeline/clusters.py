@@ -1,0 +1,140 @@
+"""Dask clusters: worker processes here, a scheduler somewhere, or jobs of a batch system.
+
+With `pipeline.scale` the home of dask. A worker is one process of one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import JobQueue
+from stores.errors import ClusterError, ConfigError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+# How long a scheduler that was lost, or a first worker, is waited for.
+PATIENCE_S = 300.0
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Worker processes of this machine, started for the run; its GPUs are dealt out to them."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A dask scheduler that runs already, by its address, with the workers that it has."""
+
+    address: str
+
+
+Cluster = Processes | Scheduler | JobQueue
+
+
+@contextlib.contextmanager
+def connections(cluster: Cluster, device: str) -> Iterator[Callable[[], Client]]:
+    """Give what connects to a cluster, which is started first if it is ours to start."""
+    from distributed import Client
+
+    if isinstance(cluster, Scheduler):
+        yield lambda: _reach(cluster.address)
+        return
+    if isinstance(cluster, Processes):
+        own = _local(cluster.count, device)
+    else:
+        own = job_queue(cluster, device)
+        own.scale(jobs=cluster.workers)
+    with own:
+        yield lambda: Client(own, set_as_default=False)
+
+
+def _reach(address: str) -> Client:
+    """Return a client of a running scheduler, waiting for it to come (back)."""
+    from distributed import Client
+
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return Client(address, timeout=10, set_as_default=False)
+        except (OSError, TimeoutError) as error:
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"No dask scheduler answers at {address!r} since {PATIENCE_S:g} s. Start it "
+                    "(`dask scheduler`), or check the address. What was committed is kept."
+                ) from error
+            time.sleep(1)
+        except ValueError as error:
+            raise ConfigError(f"A scheduler is named as tcp://host:8786. {error}") from None
+
+
+def _local(count: int, device: str) -> Any:
+    """Start worker processes here; with CUDA, each sees one GPU, in turn."""
+    from distributed import Nanny, SpecCluster
+    from distributed import Scheduler as DaskScheduler
+    from distributed.system import MEMORY_LIMIT
+
+    gpus = [] if device == "cpu" else visible_gpus()
+    workers = {}
+    for number in range(count):
+        options: dict[str, Any] = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // count}
+        if gpus:
+            options["env"] = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
+            options["resources"] = {"GPU": 1}
+        workers[number] = {"cls": Nanny, "options": options}
+    scheduler = {
+        "cls": DaskScheduler,
+        "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": None},
+    }
+    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [each for each in named.split(",") if each]
+    found = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
+    return sorted((match[1] for match in found if match), key=int)
+
+
+def job_queue(choice: JobQueue, device: str) -> Any:
+    """Return a cluster of a batch system, no job of which is submitted yet.
+
+    A job is one worker process of one thread, whatever the options say of cores. Raises
+    ConfigError where dask-jobqueue is not installed or refuses the options.
+    """
+    try:
+        import dask_jobqueue
+    except ImportError:
+        raise ConfigError(
+            "`scale` needs dask-jobqueue: pip install 'radprobe[slurm]' on this machine. Or start "
+            "shards yourself: `radprobe slurm CONFIG` writes the script."
+        ) from None
+    kinds = {
+        "slurm": dask_jobqueue.SLURMCluster,
+        "pbs": dask_jobqueue.PBSCluster,
+        "lsf": dask_jobqueue.LSFCluster,
+        "sge": dask_jobqueue.SGECluster,
+    }
+    options = dict(choice.options)
+    extra = [*options.pop("worker_extra_args", []), "--nthreads", "1"]
+    if device.startswith("cuda"):
+        extra += ["--resources", "GPU=1"]
+    settled = {"cores": 1, "job_name": "radprobe", **options, "processes": 1}
+    try:
+        return kinds[choice.kind](
+            **settled, worker_extra_args=extra, scheduler_options={"dashboard": False}
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"scale.options: dask-jobqueue refuses them: {error}") from None
