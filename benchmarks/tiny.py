@@ -18,6 +18,7 @@ def write_setup(folder: Path, *, patients: int = 10, part_rows: int = 32, **sett
     content = {
         "data": {
             "root": "collection",
+            "paths": "keep",  # so that stores of other keys can be compared
             "exclude": ["masks/**"],
             "modality": {"cxr/**": "DX", "mr/**": "MR"},
         },

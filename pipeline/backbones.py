@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pipeline.types import Architecture, Features
+from pipeline.types import Architecture, Features, Precision
 from pipeline.weights import locate
 from stores.errors import WeightsError
 
@@ -68,15 +68,22 @@ class Backbone:
     """A network with its input size, mean and std.
 
     Called with x, float32 (b, 3, S, S), already normalised, on any device; returns Features in
-    float32 on the network's device.
+    float32 on the network's device. precision: what matrices are multiplied in, as DINOv2's own
+    evaluation does it (autocast); sums and the weights on file stay float32.
     """
 
     def __init__(
-        self, model: torch.nn.Module, architecture: Architecture, image_size: int, blocks: int
+        self,
+        model: torch.nn.Module,
+        architecture: Architecture,
+        image_size: int,
+        blocks: int,
+        precision: Precision = "float32",
     ) -> None:
         self.architecture = architecture
         self.image_size = image_size
         self.blocks = blocks
+        self.precision = precision
         self._model = model
 
     @property
@@ -91,16 +98,22 @@ class Backbone:
         if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
             raise ValueError(f"x must be (b, 3, {size}, {size}). Got {tuple(x.shape)} instead.")
         dtype = next(self._model.parameters()).dtype
-        output = self._model(x.to(self.device, dtype), output_hidden_states=True)
+        with self._autocast():
+            output = self._model(x.to(self.device, dtype), output_hidden_states=True)
         norm = self._model.get_submodule("layernorm")
         cls = torch.stack(
-            [norm(hidden[:, 0]) for hidden in output.hidden_states[-self.blocks :]], dim=1
+            [norm(hidden[:, 0].to(dtype)) for hidden in output.hidden_states[-self.blocks :]], dim=1
         )
         grid = size // self.architecture.patch
         # Token order: CLS, registers, patches row by row.
         tokens = output.last_hidden_state[:, 1 + self.architecture.registers :].float()
         patch = tokens.unflatten(1, (grid, grid))  # (b, h, w, d)
         return Features(cls=cls.float(), mean=tokens.mean(dim=1), patch=patch)
+
+    def _autocast(self) -> torch.autocast:
+        lower = self.precision != "float32"
+        dtype = getattr(torch, self.precision) if lower else None
+        return torch.autocast(self.device.type, dtype, enabled=lower)
 
 
 def load_backbone(
@@ -111,10 +124,13 @@ def load_backbone(
     blocks: int = 4,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    precision: Precision = "float32",
+    compiled: bool = False,
 ) -> Backbone:
     """Load a backbone by name (see `pipeline.weights.locate`) for square images of one size.
 
-    image_size: pixels, a multiple of the patch size; blocks: CLS tokens of the last l blocks.
+    image_size: pixels, a multiple of the patch size; blocks: CLS tokens of the last l blocks;
+    dtype: of the weights; precision: see Backbone; compiled: by torch.compile, at the first batch.
     Raises WeightsError naming every missing, unexpected or misshapen key.
     """
     found = locate(name, None if weights is None else str(weights))
@@ -132,7 +148,10 @@ def load_backbone(
         state[POSITIONS] = resample_positions(state[POSITIONS], grid, antialias=antialias)
         model = _strictly_loaded(architecture, image_size, state, found.file)
     model.eval().requires_grad_(False)
-    return Backbone(model.to(device=device, dtype=dtype), architecture, image_size, blocks)
+    model = model.to(device=device, dtype=dtype)
+    if compiled:
+        model.compile()
+    return Backbone(model, architecture, image_size, blocks, precision)
 
 
 def resample_positions(positions: Tensor, grid: int, *, antialias: bool) -> Tensor:

@@ -73,6 +73,7 @@ def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
         blocks=config.outputs.blocks,
         outputs=config.outputs.keep,
         dtype=config.outputs.dtype,
+        precision=choice.precision,
         preprocess=config.preprocess,
     )
     return recipe, found.file
@@ -180,14 +181,16 @@ def look(config: Config, store: FeatureStore | None, *, rehash: bool = False) ->
     return _look(config, store, rehash)[0]
 
 
-def settle(config: Config, store: FeatureStore, *, rehash: bool = False) -> Look:
+def settle(config: Config, store: FeatureStore, *, rehash: bool = False, workers: int = 1) -> Look:
     """Look at the collection and bring the store's tables up to it.
+
+    workers: processes that open files, 0 for none.
 
     Where another process does the same at the same moment, one of the two looks again, so that
     rows are numbered once.
     """
     while True:
-        found, seen = _look(config, store, rehash)
+        found, seen = _look(config, store, rehash, workers)
         try:
             if not found.settled:
                 store.write_tables(found.slices, found.files, seen=seen)
@@ -196,7 +199,7 @@ def settle(config: Config, store: FeatureStore, *, rehash: bool = False) -> Look
             log.info("Another process has brought %s up to date; looking again.", store.path)
 
 
-def _look(config: Config, store: FeatureStore, rehash: bool) -> tuple[Look, str]:
+def _look(config: Config, store: FeatureStore, rehash: bool, workers: int = 1) -> tuple[Look, str]:
     """Return what was found, and the moment of the tables it was held against."""
     data, plane, tables = config.data, config.preprocess.plane, store.tables()
     key = load_key(store.path)
@@ -207,7 +210,7 @@ def _look(config: Config, store: FeatureStore, rehash: bool) -> tuple[Look, str]
     before = None
     if not rehash and (tables.files.schema.metadata or {}).get(b"rules") == rules.encode():
         before = Discovery(seen_files, stored.filter(pc.invert(stored["withdrawn"])))
-    discovery = discover(data, key, known=before, plane=plane)
+    discovery = discover(data, key, known=before, plane=plane, workers=workers)
     slices = discovery.slices
     if tables.patients:
         patients = pa.array(sorted(tables.patients))

@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.questions import FeatureSet, Missing, Scaling, Task, Uncertain
-from pipeline.types import Frozen, Output, Preprocess
+from pipeline.types import Frozen, Output, Precision, Preprocess
 from stores.errors import ConfigError
 
 
@@ -67,12 +67,14 @@ class BackboneChoice(Frozen):
     """Which network, and where its weights are.
 
     weights: a file or folder; `random:<seed>` asks for untrained weights by name; unset means the
-    local cache, then the hub.
+    local cache, then the hub. precision: what the network computes in; the lower ones are several
+    times faster on a GPU and change features beyond rounding (`doctor --drift` tells by how much).
     """
 
     name: str = "dinov2_vits14"
     weights: str | None = None
     image_size: int = 224
+    precision: Precision = "float32"
 
 
 class Outputs(Frozen):
@@ -191,6 +193,18 @@ class FewShot(Head):
     seed: int = 0
 
 
+class JobQueue(Frozen):
+    """Jobs of a batch system that embed: `workers` jobs of one process each, by dask-jobqueue.
+
+    options: as dask-jobqueue's cluster class of that kind takes them (queue, walltime, memory,
+    job_extra_directives, ...); a job has one core for Python unless they say so.
+    """
+
+    kind: Literal["slurm", "pbs", "lsf", "sge"]
+    workers: Annotated[int, Field(ge=1)]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
 class Config(Frozen):
     """One config file."""
 
@@ -206,6 +220,7 @@ class Config(Frozen):
     knn: Knn = Knn()
     probe: Probe = Probe()
     fewshot: FewShot = FewShot()
+    scale: JobQueue | None = None
 
 
 def load_config(path: Path, store: Path | None = None) -> Config:

@@ -6,20 +6,25 @@ look at the folder and no import of torch. `pipeline.embed` does the rest.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.clusters import Cluster, Processes, Scheduler
 from pipeline.collection import make_recipe, open_store, settle
 from pipeline.config import Config
 from pipeline.discover import IDENTIFIER_IN_PATH
-from pipeline.embed import BadLimit, Progress, Speed, embed_missing
-from pipeline.names import load_key, reveal_path
+from pipeline.embed import BadLimit, Embedded, Progress, Speed
+from pipeline.embedding.speed import cores
+from pipeline.shards import Looks, Shard, embed_ring, look_once, rules_of
+from pipeline.work import Work, add, embed_here, forget_failures
 from stores import FeatureStore
+from stores.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,8 @@ class Summary:
     """What one run found, did and left aside; every count is of slices unless it says files.
 
     linked: slices that took the features of another slice with the same pixels. telling: slices
-    whose path holds their patient's id or a UID, where the store keeps paths.
+    whose path holds their patient's id or a UID, where the store keeps paths. bottleneck: a
+    sentence on what took the time.
     """
 
     store: str
@@ -40,13 +46,21 @@ class Summary:
     unreadable: dict[str, int]
     files_set_aside: dict[str, int]
     parts_elsewhere: list[str]
+    parts_failed: list[str]
     seconds: dict[str, float]
+    bottleneck: str
 
     @property
     def clean(self) -> bool:
         """True where every image found has features now."""
+        return self.done_here and not self.parts_elsewhere
+
+    @property
+    def done_here(self) -> bool:
+        """True where every image has features, or will have from a process that is at it."""
         bad_files = sum(n for reason, n in self.files_set_aside.items() if reason != "other")
-        return not (bad_files or self.unreadable or self.parts_elsewhere)
+        lost = bad_files or self.unreadable or self.parts_failed
+        return not lost
 
 
 def extract(
@@ -56,39 +70,31 @@ def extract(
     *,
     max_bad: float = 1.0,
     rehash: bool = False,
+    where: Shard | Cluster | None = None,
 ) -> Summary:
     """Embed whatever of the collection is not in the store yet.
 
     max_bad: the part of the collection (bad files and unreadable slices, over all slices and bad
     files) above which the run stops. Raises TooManyBadError then, RecipeMismatchError where the
-    store was made by another recipe, WeightsError where the weights are not to be had. What was
-    committed before is kept. rehash: open every file, whatever its size and time say.
+    store was made by another recipe, WeightsError where the weights are not to be had, and
+    ClusterError. What was committed before is kept. rehash: open every file, whatever its size and
+    time say. where: None for this process alone; one shard of several; the workers of a cluster.
     """
     started = time.perf_counter()
-    if config.demo is not None:
-        from pipeline.demo import write_demo
-
-        write_demo(config.data.root, config.demo.patients, config.demo.seed)
     recipe, weights_file = make_recipe(config)
     store = open_store(config, recipe)
-    store.sweep()
-    settled = settle(config, store, rehash=rehash)
-    found = settled.found
-    looked = time.perf_counter()
-    reasons = Counter(r for r in settled.files["reason"].to_pylist() if r is not None)
-    live = settled.slices.filter(pc.invert(settled.slices["withdrawn"]))
-    bad = reasons.total() - reasons["other"]
-    done = embed_missing(
-        store,
-        recipe,
-        config.backbone.name,
-        weights_file or recipe.weights,
-        config.data.root,
-        functools.partial(reveal_path, load_key(store.path)),
-        speed,
-        progress,
-        BadLimit(seen=len(live) + bad, fraction=max_bad, bad=bad),
+    weights = weights_file or recipe.weights
+    work = Work(
+        store=str(store.path.absolute()),
+        backbone=config.backbone.name,
+        weights=str(weights),
+        root=str(config.data.root.absolute()),
+        speed=speed,
     )
+    run = _Run(config, store, work, progress, max_bad, rehash)
+    found, done, failed = run.as_shard(where) if isinstance(where, Shard) else run.alone(where)
+    forget_failures(store)
+    live, reasons = _live(store), _set_aside(store)
     return Summary(
         store=str(store.path),
         weights=recipe.weights,
@@ -96,16 +102,124 @@ def extract(
         embedded=done.rows,
         linked=done.linked,
         telling=_flagged(live, IDENTIFIER_IN_PATH) if config.data.paths == "keep" else 0,
-        found=found.counts,
+        found=found,
         unreadable=dict(_unreadable(store)),
         files_set_aside=dict(reasons),
         parts_elsewhere=done.elsewhere,
+        parts_failed=[f"part {index}: {why}" for index, why in sorted(failed.items())],
         seconds={
-            "look": round(looked - started, 3),
             **done.seconds,
+            "look": round(run.look_s, 3),
+            "embed": round(run.embed_s, 3),
             "all": round(time.perf_counter() - started, 3),
         },
+        bottleneck=done.bottleneck,
     )
+
+
+def placed(
+    config: Config, shard: str | None, processes: int | None, scheduler: str | None
+) -> Shard | Cluster | None:
+    """Return where to embed: as the one option given says (`I/N`, ...), or else the config.
+
+    Raises ConfigError for more than one.
+    """
+    given = [each for each in (shard, processes, scheduler) if each is not None]
+    if len(given) > 1:
+        raise ConfigError("--shard, --processes and --scheduler exclude each other: give one.")
+    if shard is not None:
+        return Shard.parse(shard)
+    if processes is not None:
+        return Processes(processes)
+    return config.scale if scheduler is None else Scheduler(scheduler)
+
+
+@dataclass
+class _Run:
+    """One run: a look at the collection, and what is missing then."""
+
+    config: Config
+    store: FeatureStore
+    work: Work
+    progress: Progress
+    max_bad: float
+    rehash: bool
+    look_s: float = 0.0
+    embed_s: float = 0.0
+
+    def alone(self, cluster: Cluster | None) -> tuple[dict[str, int], Embedded, dict[int, str]]:
+        """Look, then embed in this process or on a cluster: what was found, added, and failed."""
+        with self._clock("look_s"):
+            self._write_demo()
+            self.store.sweep()
+            settled = settle(
+                self.config, self.store, rehash=self.rehash, workers=self._header_workers()
+            )
+        with self._clock("embed_s"):
+            missing, limit = self.store.missing(), self._limit()
+            if cluster is None or not missing:
+                return settled.found.counts, *embed_here(
+                    self.work, self.store, missing, self.progress, limit
+                )
+            # Imported where it is asked for: dask costs a second.
+            from pipeline.scale import embed_on
+
+            return settled.found.counts, *embed_on(
+                cluster, self.work, self.store, missing, self.progress, limit
+            )
+
+    def as_shard(self, shard: Shard) -> tuple[dict[str, int], Embedded, dict[int, str]]:
+        """Embed beside others, after one look for all of them."""
+        before, done, failed = Looks.read(self.store), Embedded(), dict[int, str]()
+        # What the tables know comes first: a look at a large collection takes long, and GPUs wait.
+        if before.rules == rules_of(self.config) and not self.rehash:
+            done, failed = self._ring(shard)
+        with self._clock("look_s"):
+            settled = look_once(
+                self.config,
+                self.store,
+                before,
+                self._write_demo,
+                rehash=self.rehash,
+                workers=self._header_workers(),
+            )
+        more, lost = self._ring(shard)
+        return settled.found.counts if settled else {}, add(done, more), failed | lost
+
+    def _ring(self, shard: Shard) -> tuple[Embedded, dict[int, str]]:
+        with self._clock("embed_s"):
+            return embed_ring(self.work, self.store, shard, self.progress, self._limit())
+
+    def _write_demo(self) -> None:
+        if self.config.demo is not None:
+            from pipeline.demo import write_demo
+
+            write_demo(self.config.data.root, self.config.demo.patients, self.config.demo.seed)
+
+    def _header_workers(self) -> int:
+        workers = self.work.speed.workers
+        return cores() if workers is None else workers
+
+    def _limit(self) -> BadLimit:
+        reasons = _set_aside(self.store)
+        bad = reasons.total() - reasons["other"]
+        return BadLimit(seen=len(_live(self.store)) + bad, fraction=self.max_bad, bad=bad)
+
+    @contextlib.contextmanager
+    def _clock(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        setattr(self, name, getattr(self, name) + time.perf_counter() - began)
+
+
+def _live(store: FeatureStore) -> pa.Table:
+    slices = store.slices()
+    return slices.filter(pc.invert(slices["withdrawn"]))
+
+
+def _set_aside(store: FeatureStore) -> Counter[str]:
+    """Count the files that were set aside by reason."""
+    return Counter(r for r in store.files()["reason"].to_pylist() if r is not None)
 
 
 def _flagged(live: pa.Table, flag: str) -> int:

@@ -7,10 +7,10 @@ whatever lies beside it; a rule of scope `volume` makes them depend on its volum
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Sequence
-from typing import Literal
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,25 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.types import (
-    Architecture,
-    FileWindow,
-    Intensity,
-    MinMax,
-    Percentiles,
-    Preprocess,
-    Recipe,
-    Slice,
-    Voi,
-    Window,
-    Windows,
-    ZScore,
-)
+from pipeline.intensity import apply_intensity
+from pipeline.types import Architecture, FileWindow, Preprocess, Recipe, Slice
 from stores.errors import UnreadableError
 
 # What is body and what is air round it: HU for CT, else a part of the slice's own range.
 _BODY_HU = -500.0
 _BODY_PART = 0.1
+# Pixels that are scaled at once: more of a batch gains nothing, and takes memory.
+_PIECE_PIXELS = 2**24
 
 
 def prepare(item: Slice, modality: str, recipe: Recipe) -> Tensor:
@@ -44,6 +34,7 @@ def prepare(item: Slice, modality: str, recipe: Recipe) -> Tensor:
 
     Raises UnreadableError (`not-finite`) where no pixel is finite.
     """
+    check(item)
     return prepare_batch([item], [modality], recipe)[0]
 
 
@@ -55,122 +46,79 @@ def prepare_batch(
 ) -> Tensor:
     """Return (b, 3, S, S) float32 on `device`, where all is computed; one shape, one resize.
 
-    Equal to `prepare` of each slice within 1e-5 on the CPU and 1e-3 elsewhere, where resampling
-    sums in another order. Raises UnreadableError (`not-finite`).
+    The items have passed `check`. Equal to `prepare` of each slice within 1e-5 on the CPU and 1e-3
+    elsewhere, where resampling sums in another order. On a GPU the call returns before the work is
+    done.
     """
-    size = recipe.image_size
+    size, device = recipe.image_size, torch.device(device)
     out = torch.empty((len(items), 3, size, size), device=device)
-    groups: dict[torch.Size, list[int]] = defaultdict(list)
-    scaled = []
-    for i, (item, modality) in enumerate(zip(items, modalities, strict=True)):
-        grey = scale(item, modality, recipe.preprocess, device)
-        groups[grey.shape].append(i)
-        scaled.append(grey)
-    for members in groups.values():
-        batch = torch.stack([scaled[i] for i in members])
-        out[members] = resize(batch, size).expand(-1, 3, -1, -1)
+    for piece in _pieces(items, modalities, recipe.preprocess):
+        alike, modality = items[piece], modalities[piece.start]
+        grey = _grey(alike, modality, recipe.preprocess, device)
+        if recipe.preprocess.crop == "none":
+            out[piece] = resize(fit_aspect(grey, recipe.preprocess.aspect), size)
+            continue
+        for i, item in enumerate(alike):
+            cut = _cropped(grey[i], item, modality)
+            out[piece.start + i] = resize(fit_aspect(cut, recipe.preprocess.aspect)[None], size)[0]
     return normalise(out, recipe.architecture)
 
 
 def check(item: Slice) -> None:
     """Raise UnreadableError (`not-finite`) where a slice has no finite pixel to show."""
-    if not np.isfinite(item.pixels).any():
+    if item.pixels.dtype.kind == "f" and not np.isfinite(item.pixels).any():
         raise UnreadableError("not-finite", "the slice has no finite pixel")
 
 
-def scale(
-    item: Slice, modality: str, preprocess: Preprocess, device: str | torch.device = "cpu"
-) -> Tensor:
+def scale(item: Slice, modality: str, preprocess: Preprocess) -> Tensor:
     """Return grey in [0, 1], (1 or 3, H', W'), cut and padded as the recipe asks, not resized.
 
     X-rays are scaled by their extremes here, before the resize, where the paper's code does it
     after: there, the overshoot of the bicubic kernel at one bright edge would set the contrast of
-    all other pixels, and differently for each image size.
+    all other pixels, and differently for each image size. Raises UnreadableError (`not-finite`).
     """
     check(item)
-    pixels = torch.tensor(item.pixels, device=device)  # a copy: a reader's array may be read-only
-    grey = apply_intensity(pixels, preprocess.rule(modality), item.voi, item.ends)
+    grey = _grey([item], modality, preprocess, torch.device("cpu"))[0]
     if preprocess.crop == "body":
-        rows, columns = body_box(item.pixels, modality)
-        grey = grey[:, rows, columns]
+        grey = _cropped(grey, item, modality)
     return fit_aspect(grey, preprocess.aspect)
 
 
-# --- intensity -----------------------------------------------------------------------------------
+def _pieces(
+    items: Sequence[Slice], modalities: Sequence[str], preprocess: Preprocess
+) -> Iterator[slice]:
+    """Yield runs of slices that are scaled alike: of one shape, type and rule."""
+
+    def kind(i: int) -> tuple[Any, ...]:
+        pixels, voi = items[i].pixels, items[i].voi
+        rule = preprocess.rule(modalities[i])
+        own = voi and voi.shape if isinstance(rule, FileWindow) else None
+        return pixels.shape, pixels.dtype, modalities[i], own
+
+    for key, run in itertools.groupby(range(len(items)), kind):
+        places = list(run)
+        most = max(1, _PIECE_PIXELS // int(np.prod(key[0])))
+        for start in range(places[0], places[-1] + 1, most):
+            yield slice(start, min(start + most, places[-1] + 1))
 
 
-def apply_intensity(
-    pixels: Tensor, rule: Intensity, voi: Voi | None, ends: tuple[float, float] | None = None
+def _grey(
+    items: Sequence[Slice], modality: str, preprocess: Preprocess, device: torch.device
 ) -> Tensor:
-    """Return (1 or 3, H, W) in [0, 1]; padding (NaN) is 0, infinities are the ends.
+    """Return slices of one kind as grey in [0, 1], (b, 1 or 3, H, W), on the device."""
+    return apply_intensity(_stacked(items, device), preprocess.rule(modality), items)
 
-    ends: of the volume, which a rule of scope `volume` must have. Raises ValueError.
+
+def _stacked(items: Sequence[Slice], device: torch.device) -> Tensor:
+    """Return pixels of one shape and type as (b, H, W) on the device.
+
+    To a GPU they go by way of pinned memory, so that nobody waits for the copy.
     """
-    match rule:
-        case Percentiles(scope="volume") | ZScore(scope="volume"):
-            if ends is None:
-                raise ValueError(
-                    f"ends must be those of the volume for {rule!r}. Got None instead; take a "
-                    "rule of scope 'slice' for a slice by itself."
-                )
-            return ramp(pixels, *ends)[None]
-        case Windows():
-            windows = rule.red, rule.green, rule.blue
-            return torch.stack([ramp(pixels, window.low, window.high) for window in windows])
-        case Window():
-            return ramp(pixels, rule.low, rule.high)[None]
-        case FileWindow() if voi is not None:
-            return apply_voi(pixels, voi)[None]
-        case FileWindow() | MinMax():
-            return ramp(pixels, *torch.aminmax(finite(pixels)))[None]
-        case Percentiles():
-            return ramp(pixels, *percentiles(finite(pixels), (rule.low, rule.high)))[None]
-        case ZScore():
-            known = finite(pixels).double()
-            mean, reach = known.mean(), rule.clip * known.std(correction=0)
-            return ramp(pixels, mean - reach, mean + reach)[None]
-
-
-def finite(pixels: Tensor) -> Tensor:
-    """Return the finite pixels, (n,)."""
-    return pixels[torch.isfinite(pixels)]
-
-
-def percentiles(values: Tensor, percents: Sequence[float]) -> list[Tensor]:
-    """Return percentiles of (n,) values, float64, linear between neighbours as in NumPy."""
-    places = [percent / 100 * (len(values) - 1) for percent in percents]
-    ranks = sorted({rank for place in places for rank in (math.floor(place), math.ceil(place))})
-    if values.is_cuda:
-        ordered = values.sort().values
-    else:  # the same order statistics, several times faster than sorting
-        ordered = torch.from_numpy(np.partition(values.numpy(), ranks))
-    low = [ordered[math.floor(place)].double() for place in places]
-    high = [ordered[math.ceil(place)].double() for place in places]
-    return [a + (b - a) * (place % 1) for a, b, place in zip(low, high, places, strict=True)]
-
-
-def ramp(pixels: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    """Return pixels with low -> 0 and high -> 1, clipped; zeros where low equals high."""
-    low, high = float(low), float(high)
-    if not high > low:
-        return torch.zeros_like(pixels)
-    # Quarters, which are exact: the difference of two float32 may lie beyond float32.
-    grey = (pixels * 0.25).sub_(low / 4).div_(high / 4 - low / 4)
-    return grey.clamp_(0.0, 1.0).nan_to_num_(0.0)
-
-
-def apply_voi(pixels: Tensor, voi: Voi) -> Tensor:
-    """Return pixels through the file's own window or table, in [0, 1] (PS3.3 C.11.2)."""
-    if voi.shape == "linear":
-        return ramp(pixels, voi.low, voi.high)
-    if voi.shape == "table":
-        table = torch.tensor(voi.table, device=pixels.device)
-        places = ramp(pixels, voi.low, voi.high) * (len(table) - 1)
-        grey = table[places.round().long()]
-    else:
-        middle, width = (voi.low + voi.high) / 2, voi.high - voi.low
-        grey = torch.sigmoid(4.0 * (pixels.double() - middle) / width).float()
-    return torch.where(pixels.isnan(), 0.0, grey)
+    pixels = [item.pixels for item in items]
+    shape, dtype = (len(items), *pixels[0].shape), torch.from_numpy(pixels[0][:0].copy()).dtype
+    host = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    np.stack(pixels, out=host.numpy())
+    return host.to(device, non_blocking=True)
 
 
 # --- shape ---------------------------------------------------------------------------------------
@@ -191,9 +139,15 @@ def body_box(pixels: NDArray[np.float32], modality: str) -> tuple[slice, slice]:
     return rows, columns
 
 
+def _cropped(grey: Tensor, item: Slice, modality: str) -> Tensor:
+    """Return the body of one slice, (C, H', W')."""
+    rows, columns = body_box(item.pixels, modality)
+    return grey[:, rows, columns]
+
+
 def fit_aspect(grey: Tensor, aspect: Literal["square", "pad", "crop"]) -> Tensor:
-    """Return (C, H, W) padded with black to a square, its middle square, or as it is."""
-    height, width = grey.shape[1:]
+    """Return (..., H, W) padded with black to a square, its middle square, or as it is."""
+    height, width = grey.shape[-2:]
     if aspect == "pad":
         side = max(height, width)
         top, left = (side - height) // 2, (side - width) // 2
@@ -201,7 +155,7 @@ def fit_aspect(grey: Tensor, aspect: Literal["square", "pad", "crop"]) -> Tensor
     if aspect == "crop":
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2
-        return grey[:, top : top + side, left : left + side]
+        return grey[..., top : top + side, left : left + side]
     return grey
 
 
@@ -215,7 +169,16 @@ def resize(batch: Tensor, size: int) -> Tensor:
 
 
 def normalise(batch: Tensor, architecture: Architecture) -> Tensor:
-    """Return (b, 3, S, S) less the mean and over the std that the network was trained with."""
-    mean = torch.tensor(architecture.mean, device=batch.device)[:, None, None]
-    std = torch.tensor(architecture.std, device=batch.device)[:, None, None]
-    return (batch - mean) / std
+    """Return (b, 3, S, S) less the mean and over the std that the network was trained with.
+
+    In place.
+    """
+    mean, std = (
+        _channels(values, batch.device) for values in (architecture.mean, architecture.std)
+    )
+    return batch.sub_(mean).div_(std)
+
+
+@functools.cache  # copied to a GPU once, since such a copy waits for all work before it
+def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)[:, None, None]

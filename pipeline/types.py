@@ -16,7 +16,6 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -29,6 +28,8 @@ FORMAT_VERSION: Literal[1] = 1
 
 # The outputs of one forward pass that a store can hold.
 Output = Literal["cls", "mean", "patch"]
+# What the network computes in. Weights and what leaves a LayerNorm stay float32 (autocast).
+Precision = Literal["float32", "bfloat16", "float16"]
 # What a modality code (DICOM 0008,0060) means for intensities.
 IntensityKind = Literal["ct", "mr", "xray", "other"]
 XRAY_MODALITIES = frozenset({"CR", "DX", "MG", "RF", "RG", "XA", "PX", "IO", "DR"})
@@ -92,11 +93,12 @@ class Slice:
     """One slice's pixels: float32 (H, W), HU for CT, scanner units or grey levels otherwise.
 
     Higher is brighter (MONOCHROME1 is already inverted, except HU). NaN marks padding. ends: the
-    values that its volume makes 0 and 1, set by `embed` for rules of scope `volume`.
+    values that its volume makes 0 and 1, set by `embed` for rules of scope `volume`. Between
+    `read_files` and the network, whole numbers may be uint8, int16 or uint16.
     """
 
     frame: int
-    pixels: NDArray[np.float32]
+    pixels: NDArray[Any]
     voi: Voi | None = None
     ends: tuple[float, float] | None = None
 
@@ -310,6 +312,7 @@ class Recipe(Frozen):
     blocks: Annotated[int, Field(ge=1)] = 4
     outputs: tuple[Output, ...] = ("cls", "mean")
     dtype: Literal["float16", "float32"] = "float16"
+    precision: Precision = "float32"
     preprocess: Preprocess = Preprocess()
 
     @model_validator(mode="after")
@@ -336,7 +339,10 @@ class Recipe(Frozen):
 
     def canonical(self) -> str:
         """Return the one JSON text of this recipe: sorted keys, no spaces."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        content = self.model_dump(mode="json")
+        if self.precision == "float32":  # as before there was a choice: the digest stays
+            del content["precision"]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @property
     def digest(self) -> str:

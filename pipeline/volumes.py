@@ -42,9 +42,9 @@ class Histogram:
     def __init__(self) -> None:
         self._counts = np.zeros(2 * _ZERO, np.int64)
 
-    def add(self, pixels: NDArray[np.float32]) -> None:
-        """Count the finite values of a slice."""
-        bits = pixels[np.isfinite(pixels)].view(np.int32)
+    def add(self, pixels: NDArray[Any]) -> None:
+        """Count the finite values of a slice, float32 or integers that it can hold."""
+        bits = pixels[np.isfinite(pixels)].astype(np.float32, copy=False).view(np.int32)
         places = (bits & 0x7FFFFFFF) >> _DROPPED
         np.add.at(self._counts, _ZERO + np.where(bits < 0, -places, places), 1)
 

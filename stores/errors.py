@@ -7,6 +7,8 @@ RadprobeError
 ├── UnreadableError (ValueError)      one file or slice cannot be read; carries a `Reason`
 ├── TooManyBadError (ValueError)       more bad images than the run may meet
 ├── LabelError (ValueError)           labels that do not join, or cannot be split by patient
+├── DeviceError (RuntimeError)        a device that is not there, or too small for the network
+├── ClusterError (RuntimeError)       a cluster that cannot be reached, or was lost
 └── StoreError
     ├── StoreNotFoundError (FileNotFoundError)
     ├── RecipeMismatchError (ValueError)   the store was made by another recipe; names the fields
@@ -74,6 +76,14 @@ class TooManyBadError(RadprobeError, ValueError):
 
 class LabelError(RadprobeError, ValueError):
     """Labels that do not join the slices, or cannot be split by patient."""
+
+
+class DeviceError(RadprobeError, RuntimeError):
+    """The device asked for is not there, or too small for the network."""
+
+
+class ClusterError(RadprobeError, RuntimeError):
+    """A cluster cannot be reached, was lost for long, or fails at everything."""
 
 
 class StoreError(RadprobeError):

@@ -21,13 +21,18 @@ MODULES = {
 LEVELS = [
     {"cli"},
     {"commands", "api"},
+    {"fleet"},
     {"extract", "evaluate", "compare", "search", "plan", "exchange", "failures"},
-    {"collection", "scoring"},
+    {"shards", "scale"},
+    {"collection", "scoring", "deal"},
+    {"work", "clusters"},
     {"tasks.cases"},
     {"embed", "tables"},
+    {"embedding"},
     {"discover", "demo", "heads", "tasks"},
     {"walk"},
     {"volumes", "preprocess", "backbones", "stats", "phantoms"},
+    {"intensity"},
     {"read"},
     {"reading"},
     {"formats"},
@@ -39,11 +44,18 @@ LEVELS = [
 # behind it read through the same door.
 DOORS = {
     ("pipeline.reading.pool", "pipeline.read"),
+    ("pipeline.reading.process", "pipeline.read"),
     ("pipeline.reading.worker", "pipeline.read"),
 }
 # Heavy libraries and the only modules that may import them.
 HOMES = {
-    "torch": {"pipeline.backbones", "pipeline.preprocess", "pipeline.embed"},
+    "torch": {
+        "pipeline.backbones",
+        "pipeline.preprocess",
+        "pipeline.intensity",
+        "pipeline.embedding.forward",
+        "pipeline.embedding.telemetry",
+    },
     "transformers": {"pipeline.backbones"},
     "safetensors": {"pipeline.backbones"},
     "huggingface_hub": {"pipeline.weights"},
@@ -51,6 +63,8 @@ HOMES = {
     "sklearn": {"pipeline.heads.probe"},
     "zarr": {"stores._build"},
     "cryptography": {"pipeline.names"},
+    "distributed": {"pipeline.scale", "pipeline.clusters"},
+    "dask_jobqueue": {"pipeline.clusters"},
     "typer": {"pipeline.cli", "pipeline.commands"},
     "rich": {"pipeline.commands"},
 }

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,29 +28,60 @@ app = typer.Typer()
 def extract(
     config: ConfigArg,
     store: StoreOpt = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Slices a forward pass.")] = 32,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that read files.")] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Slices a forward pass; by the machine if not given.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, mps, cuda (all GPUs), cuda:1, or several: cuda:0,cuda:1")
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read files; by the machine if not given."),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network (torch.compile) first.")
+    ] = False,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write a trace of the first batches, for chrome://tracing.")
+    ] = None,
     max_bad: Annotated[
         float, typer.Option(min=0, max=1, help="Stop when more than this part is unreadable.")
     ] = 1.0,
     rehash: RehashOpt = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="One of N processes that share the store: 1/8 to 8/8."),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Embed in so many worker processes of this machine.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Embed on a dask cluster: tcp://host:8786.")
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Embed what is not in the store yet: every slice once, resumable at any moment."""
     from pipeline.config import load_config
     from pipeline.embed import Speed
-    from pipeline.extract import extract
+    from pipeline.extract import extract, placed
+    from pipeline.fleet import extract_on_all
 
     settings = load_config(config, store)
+    speed = Speed(device, batch_size, workers, compiled=compiled, trace=profile)
+    where = placed(settings, shard, processes, scheduler)
     with _progress() as progress:
-        speed = Speed(device=device, batch_size=batch_size, workers=workers)
-        summary = extract(settings, speed, progress, max_bad=max_bad, rehash=rehash)
+        if where is None:
+            summary = extract_on_all(settings, speed, progress, max_bad=max_bad, rehash=rehash)
+        else:
+            summary = extract(
+                settings, speed, progress, max_bad=max_bad, rehash=rehash, where=where
+            )
     if as_json:
         print(json.dumps(asdict(summary) | {"clean": summary.clean}, indent=1))
     else:
         _print_summary(summary)
-    if not summary.clean:
+    # What a shard leaves to live ones is theirs to do.
+    if not (summary.done_here if shard else summary.clean):
         sys.exit(1)
 
 
@@ -148,8 +180,12 @@ def _print_summary(summary: Summary) -> None:
             out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
     if not summary.clean:
         out.print(f"`radprobe failures {summary.store}` lists them.", soft_wrap=True)
+    if summary.bottleneck:
+        out.print(summary.bottleneck, highlight=False, soft_wrap=True)
     for line in summary.parts_elsewhere:
         out.print(f"Not done here, another process holds it: {line}.", highlight=False)
+    for line in summary.parts_failed:
+        out.print(f"Failed: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_plan(plan: Plan) -> None:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.formats.limits import MAX_FILE_BYTES, as_unreadable
-from pipeline.read import file_digest, read_headers, read_slices
+from pipeline.read import FrameRead, read_frames, read_headers
 from pipeline.reading.wire import receive, send
-from pipeline.types import Failure, Slice
+from pipeline.types import Failure
 
 # Address space of one process: a file at the limit, as stored and once turned, and the libraries.
 _MEMORY = 3 * MAX_FILE_BYTES
@@ -50,48 +50,54 @@ def main(fd: int) -> None:
 
 
 def _answer(wire: socket.socket, task: dict[str, Any]) -> None:
-    """Do one task: its items one by one, then how it ended."""
-    end: dict[str, Any] = {"end": True, "sha256": None}
+    """Do one task: its slices one by one, then how it ended."""
+    path = Path(os.fsdecode(bytes.fromhex(task["path"])))
+    end: dict[str, Any] = {"end": True}
     left = float(task["limit"])
-    steps = _steps(task, end)
+    if task["frames"] is None:
+        steps = _headers(path, task, end)
+    else:
+        steps = read_frames(path, task["frames"], task["plane"])
     while True:
         # The timer runs while decoding only: a parent that is slow to listen costs nothing.
         signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
         started = time.monotonic()
         try:
-            item = next(steps, None)
+            read = next(steps, None)
         except ImportError as error:
             end["fault"] = str(error)
-            item = None
-        except Exception as error:
-            known = as_unreadable(error, "reading the file")
-            end |= {"reason": known.reason, "detail": known.detail}
-            item = None
+            read = None
         signal.setitimer(signal.ITIMER_REAL, 0)
         left -= time.monotonic() - started
-        if item is None:
+        if read is None:
             break
-        _send(wire, item)
+        _send(wire, read)
     send(wire, end)
 
 
-def _steps(task: dict[str, Any], end: dict[str, Any]) -> Iterator[Slice | Failure]:
-    path = Path(os.fsdecode(bytes.fromhex(task["path"])))
-    if task["frames"] is None:
+def _headers(path: Path, task: dict[str, Any], end: dict[str, Any]) -> Iterator[FrameRead]:
+    """Put the headers of a file, or why it has none, into the end of the task; yield nothing."""
+    try:
         headers = read_headers(path, task["plane"], task["tags"])
         end["headers"] = [dataclasses.asdict(header) for header in headers]
-        return
-    end["sha256"] = file_digest(path)
-    yield from read_slices(path, task["frames"], task["plane"])
+    except Exception as error:
+        known = as_unreadable(error, "reading the file")
+        end |= {"reason": known.reason, "detail": known.detail}
+    yield from ()
 
 
-def _send(wire: socket.socket, item: Slice | Failure) -> None:
-    if isinstance(item, Failure):
-        send(wire, dataclasses.asdict(item))
+def _send(wire: socket.socket, read: FrameRead) -> None:
+    message: dict[str, Any] = {
+        "frame": read.item.frame,
+        "file": read.file_digest,
+        "pixels": read.pixel_digest,
+        "seconds": read.seconds,
+    }
+    if isinstance(read.item, Failure):
+        send(wire, message | {"reason": read.item.reason, "detail": read.item.detail})
         return
-    pixels = np.ascontiguousarray(item.pixels)
-    voi = item.voi and dataclasses.asdict(item.voi)
-    send(wire, {"frame": item.frame, "shape": pixels.shape, "voi": voi}, pixels)
+    message["voi"] = read.item.voi and dataclasses.asdict(read.item.voi)
+    send(wire, message, np.ascontiguousarray(read.item.pixels))
 
 
 if __name__ == "__main__":

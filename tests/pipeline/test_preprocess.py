@@ -7,19 +7,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.preprocess import (
-    apply_intensity,
-    body_box,
-    fit_aspect,
-    percentiles,
-    prepare,
-    prepare_batch,
-    scale,
-)
+from pipeline.intensity import apply_intensity, percentiles, sorted_percentiles
+from pipeline.preprocess import body_box, fit_aspect, prepare, prepare_batch, scale
 from pipeline.types import (
     CT_WINDOWS,
     Architecture,
     FileWindow,
+    Intensity,
     MinMax,
     Percentiles,
     Preprocess,
@@ -53,6 +47,11 @@ def plain(out: torch.Tensor) -> np.ndarray:
 def a_slice(shape=(40, 56), seed: int = 0, scale: float = 500) -> Slice:
     noise = np.random.default_rng(seed).normal(size=shape)
     return Slice(0, (noise * scale).astype(np.float32))
+
+
+def grey_of(pixels: np.ndarray, rule: Intensity, voi: Voi | None = None) -> torch.Tensor:
+    """Return one slice through a rule: (1 or 3, H, W)."""
+    return apply_intensity(torch.from_numpy(pixels)[None], rule, [Slice(0, pixels, voi)])[0]
 
 
 def test_shape_type_and_range():
@@ -123,14 +122,14 @@ def test_nothing_finite_is_unreadable():
 
 def test_percentiles_are_of_the_slice():
     pixels = np.arange(10_000, dtype=np.float32).reshape(100, 100)
-    grey = apply_intensity(torch.from_numpy(pixels), Percentiles(low=5, high=95), None)[0]
+    grey = grey_of(pixels, Percentiles(low=5, high=95))[0]
     low, high = np.percentile(pixels, (5, 95))
     np.testing.assert_allclose(grey, np.clip((pixels - low) / (high - low), 0, 1), atol=1e-6)
 
 
 def test_zscore():
     pixels = a_slice().pixels
-    grey = apply_intensity(torch.from_numpy(pixels), ZScore(clip=2), None)[0]
+    grey = grey_of(pixels, ZScore(clip=2))[0]
     z = (pixels - pixels.mean()) / pixels.std()
     np.testing.assert_allclose(grey, np.clip((z + 2) / 4, 0, 1), atol=1e-5)
 
@@ -146,18 +145,15 @@ def test_three_windows_are_three_channels():
 
 def test_file_window_linear_sigmoid_and_table():
     pixels = np.array([[-100, 0, 50, 100, 900]], np.float32)
-    linear = apply_intensity(torch.from_numpy(pixels), FileWindow(), Voi(0, 100))
+    linear = grey_of(pixels, FileWindow(), Voi(0, 100))
     np.testing.assert_allclose(linear[0, 0], [0, 0, 0.5, 1, 1])
-    sigmoid = apply_intensity(torch.from_numpy(pixels), FileWindow(), Voi(0, 100, "sigmoid"))
+    sigmoid = grey_of(pixels, FileWindow(), Voi(0, 100, "sigmoid"))
     np.testing.assert_allclose(
         sigmoid[0, 0], 1 / (1 + np.exp(-4 * (pixels[0] - 50) / 100)), rtol=1e-5
     )
-    table = apply_intensity(
-        torch.from_numpy(pixels), FileWindow(), Voi(0, 100, "table", (1.0, 0.25, 0.0))
-    )
+    table = grey_of(pixels, FileWindow(), Voi(0, 100, "table", (1.0, 0.25, 0.0)))
     np.testing.assert_allclose(table[0, 0], [1, 1, 0.25, 0, 0])
-    none = apply_intensity(torch.from_numpy(pixels), FileWindow(), None)
-    np.testing.assert_array_equal(none, apply_intensity(torch.from_numpy(pixels), MinMax(), None))
+    np.testing.assert_array_equal(grey_of(pixels, FileWindow()), grey_of(pixels, MinMax()))
 
 
 @pytest.mark.parametrize(
@@ -199,11 +195,27 @@ def test_pad_and_crop_keep_the_aspect():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 1001])
-def test_percentiles_are_those_of_numpy(count):
-    values = np.random.default_rng(count).normal(size=count).astype(np.float32)
-    ours = percentiles(torch.from_numpy(values.copy()), (0, 1, 37.5, 99, 100))
-    theirs = np.percentile(values.astype(np.float64), (0, 1, 37.5, 99, 100))
-    np.testing.assert_allclose([float(value) for value in ours], theirs, rtol=1e-12)
+@pytest.mark.parametrize("way", [percentiles, sorted_percentiles])
+def test_percentiles_are_those_of_numpy(count, way):
+    """Slice by slice, of the finite values alone: the way of a CPU and that of a GPU."""
+    values = np.random.default_rng(count).normal(size=(3, 1, count + 2)).astype(np.float32)
+    values[:, 0, :2] = [[np.nan, np.inf], [-np.inf, 2], [1, 2]]
+    ours = way(torch.from_numpy(values.copy()), (0, 1, 37.5, 99, 100))
+    for i, one in enumerate(values):
+        known = one[np.isfinite(one)].astype(np.float64)
+        theirs = np.percentile(known, (0, 1, 37.5, 99, 100))
+        np.testing.assert_allclose([float(value[i]) for value in ours], theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["minmax", "percentiles", "zscore", "file", "lung"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16])
+def test_integers_are_scaled_as_the_same_numbers_in_float32(rule, dtype):
+    """Readers send pixels in the narrowest type that holds them."""
+    info = np.iinfo(dtype)
+    pixels = np.random.default_rng(0).integers(info.min, info.max, (40, 30), endpoint=True)
+    rules = recipe(56, mr=rule)
+    narrow = prepare(Slice(0, pixels.astype(dtype)), "MR", rules)
+    assert narrow.equal(prepare(Slice(0, pixels.astype(np.float32)), "MR", rules))
 
 
 def test_crop_to_the_body():
@@ -220,8 +232,10 @@ def test_slices_depend_on_nothing_beside_them():
     items = [
         a_slice(shape, seed) for seed, shape in enumerate([(40, 56), (40, 56), (30, 30), (40, 56)])
     ]
-    modalities = ["CT", "MR", "DX", "MR"]
-    for rules in ({}, {"ct": ["lung", "bone", "brain"]}):
+    items += [Slice(0, a_slice((30, 30)).pixels, voi) for voi in (None, Voi(0, 9), Voi(1, 5))]
+    items += [Slice(0, items[0].pixels, Voi(0, 100, "table", (1.0, 0.25, 0.0)))] * 2
+    modalities = ["CT", "MR", "DX", "MR", "MR", "MR", "MR", "MR", "MR"]
+    for rules in ({}, {"ct": ["lung", "bone", "brain"]}, {"mr": "file", "crop": "body"}):
         batch = prepare_batch(items, modalities, recipe(**rules))
         for got, item, modality in zip(batch, items, modalities, strict=True):
             alone = prepare(item, modality, recipe(**rules))

@@ -30,9 +30,10 @@ from pipeline.formats.limits import check_size
 from pipeline.read import (
     Request,
     escape_path,
+    narrow,
     read_files,
+    read_frames,
     read_headers,
-    read_request,
     read_slices,
     unescape_path,
 )
@@ -718,8 +719,8 @@ def test_names_that_are_not_utf8_survive_the_table(tmp_path):
         stored.encode("utf-8")
         assert unescape_path(stored) == name
         phantoms.write_png(tmp_path / "x.png", GREY).rename(tmp_path / name)
-        read = read_request(tmp_path, Request(stored, (0,)), "axial")
-        assert isinstance(read.items[0], Slice)
+        (read,) = read_files(tmp_path, [Request(stored, (0,))], workers=0)
+        assert isinstance(read.item, Slice)
 
 
 def test_details_hold_nothing_of_the_patient(tmp_path):
@@ -732,8 +733,8 @@ def test_details_hold_nothing_of_the_patient(tmp_path):
         ("rows", whole.replace(b"SECRETID-4711", b"SECRETID-4711")[:-50]),
     ):
         (tmp_path / name).write_bytes(data)
-        read = read_request(tmp_path, Request(name, (0,)), "axial")
-        assert "SECRET" not in str([item for item in read.items if isinstance(item, Failure)])
+        (read,) = read_frames(tmp_path / name, [0], "axial")
+        assert isinstance(read.item, Slice) or "SECRET" not in str(read.item)
 
 
 # --- reading processes ---------------------------------------------------------------------------
@@ -751,15 +752,18 @@ def mixed(tmp_path: Path) -> Path:
 def test_requests_come_back_in_order_and_nothing_shifts(mixed, workers):
     requests = [Request(f"{k:02d}.png", (0,)) for k in range(12)] + [Request("gone.png", (0, 5))]
     reads = list(read_files(mixed, requests, workers=workers))
-    assert [read.path for read in reads] == [request.path for request in requests]
     for k, read in enumerate(reads[:12]):
         if k == 3:
-            assert read.items == (Failure(0, "not-an-image", "no known image format"),)
+            assert read.item == Failure(0, "not-an-image", "no known image format")
         else:
-            assert read.items[0].pixels[0, 0] == k
-        assert len(read.sha256) == 64
-    assert [item.reason for item in reads[12].items] == ["vanished", "vanished"]
-    assert reads[12].sha256 is None
+            assert read.item.pixels[0, 0] == k
+            assert len(read.pixel_digest) == 64
+        assert len(read.file_digest) == 64
+    assert [(read.item.frame, read.item.reason) for read in reads[12:]] == [
+        (0, "vanished"),
+        (5, "vanished"),
+    ]
+    assert reads[12].file_digest is None
 
 
 def _reading_children() -> set[int]:
@@ -783,9 +787,49 @@ def test_a_file_that_crashes_its_worker_is_one_failed_file(mixed):
         rest = list(reads)
     reads = [first, *rest]
     assert len(reads) == 11
-    failed = [read for read in reads if isinstance(read.items[0], Failure)]
+    failed = [read.item for read in reads if isinstance(read.item, Failure)]
     assert len(failed) <= 1
-    assert all(item.reason == "corrupt" for read in failed for item in read.items)
+    assert all(item.reason == "corrupt" for item in failed)
+
+
+def test_a_worker_that_is_killed_within_a_file_fails_what_was_left_of_it(tmp_path):
+    """What had come stands: it was decoded and hashed; nothing shifts."""
+    voxels = np.random.default_rng(0).integers(0, 3000, (400, 512, 512), np.int16)
+    np.save(tmp_path / "long.npy", voxels)
+    phantoms.write_png(tmp_path / "a.png", GREY)
+    requests = [Request("long.npy", tuple(range(400))), Request("a.png", (0,))]
+    with closing(read_files(tmp_path, requests, workers=1)) as reads:
+        items = [next(reads).item]
+        for pid in _reading_children():
+            os.kill(pid, signal.SIGKILL)
+        items += [read.item for read in reads]
+    assert [item.frame for item in items] == [*range(400), 0]
+    bad = [item for item in items if isinstance(item, Failure)]
+    assert 0 < len(bad) < 400
+    assert {item.reason for item in bad} == {"too-large"}
+    assert isinstance(items[400], Slice)
+    for item in items[: 400 - len(bad)]:
+        np.testing.assert_array_equal(item.pixels, voxels[item.frame])
+
+
+def test_long_files_do_not_fill_the_memory(tmp_path, monkeypatch):
+    """Three workers with 192 MB each to send, and a caller who takes his time."""
+    monkeypatch.setattr("pipeline.reading.pool._AHEAD_BYTES", 2**24)
+    long = np.lib.format.open_memmap(tmp_path / "long.npy", "w+", np.float32, (48, 512, 512))
+    long[:] = np.random.default_rng(0).random((512, 512), np.float32)
+    request = Request("long.npy", tuple(range(48)))
+    tracemalloc.start()
+    try:
+        with closing(read_files(tmp_path, [request] * 4, workers=3)) as reads:
+            for k, read in enumerate(reads):
+                assert isinstance(read.item, Slice)
+                if k == 10:
+                    time.sleep(1.5)  # time enough for the workers to send all of it
+                    assert 2**24 < tracemalloc.get_traced_memory()[0] < 2**24 + 5 * 2**20
+        assert k == 4 * 48 - 1
+        assert tracemalloc.get_traced_memory()[1] < 2**24 + 6 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_file_that_never_ends_is_stopped_by_its_time_limit(tmp_path):
@@ -795,12 +839,12 @@ def test_a_file_that_never_ends_is_stopped_by_its_time_limit(tmp_path):
     phantoms.write_png(tmp_path / "a.png", GREY)
     requests = [Request("slow.tif", tuple(range(150))), Request("a.png", (0,))]
     started = time.monotonic()
-    slow, fast = read_files(tmp_path, requests, workers=1, time_limit_s=0.05)
+    *slow, fast = read_files(tmp_path, requests, workers=1, time_limit_s=0.05)
     assert time.monotonic() - started < 20
-    assert {item.reason for item in slow.items} == {"time-limit"}
-    assert [item.frame for item in slow.items] == list(range(150))
-    assert slow.sha256 is None
-    assert fast.path == "a.png"
+    assert {read.item.reason for read in slow} == {"time-limit"}
+    assert [read.item.frame for read in slow] == list(range(150))
+    assert {read.file_digest for read in slow} == {None}
+    assert isinstance(fast.item, Slice)
 
 
 def test_a_slow_caller_is_not_a_slow_file(mixed):
@@ -809,7 +853,7 @@ def test_a_slow_caller_is_not_a_slow_file(mixed):
     items = []
     for k, read in enumerate(read_files(mixed, requests, workers=1, time_limit_s=0.3)):
         time.sleep(0.8 if k in (0, 100) else 0)
-        items += read.items
+        items.append(read.item)
     assert len(items) == 200
     assert all(isinstance(item, Slice) for item in items)
 
@@ -821,7 +865,7 @@ def test_a_worker_that_died_idle_costs_no_file(mixed):
         for pid in _reading_children():
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.3)  # until they are gone
-        items = [item for read in (first, *reads) for item in read.items]
+        items = [read.item for read in (first, *reads)]
     assert len(items) == 200
     assert all(isinstance(item, Slice) for item in items)
 
@@ -904,8 +948,28 @@ def test_a_worker_starts_without_what_it_may_never_need():
 def test_workers_and_this_process_read_the_same(tmp_path):
     path = phantoms.write_enhanced(tmp_path / "a", phantoms.volume(4), [1.0, 2.0, 0.5, 3.0])
     request = Request(path.name, (3, 0))
-    (here,), (there,) = (list(read_files(tmp_path, [request], workers=w)) for w in (0, 1))
-    assert here.sha256 == there.sha256
-    for a, b in zip(here.items, there.items, strict=True):
-        np.testing.assert_array_equal(a.pixels, b.pixels)
-        assert (a.frame, a.voi) == (b.frame, b.voi)
+    here, there = (list(read_files(tmp_path, [request], workers=w)) for w in (0, 1))
+    for a, b in zip(here, there, strict=True):
+        assert (a.file_digest, a.pixel_digest) == (b.file_digest, b.pixel_digest)
+        np.testing.assert_array_equal(a.item.pixels, b.item.pixels)
+        assert (a.item.frame, a.item.voi) == (b.item.frame, b.item.voi)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ([0, 255], np.uint8),
+        ([-1, 255], np.int16),
+        ([-32768, 32767], np.int16),
+        ([0, 65535], np.uint16),
+        ([-1, 32768], np.float32),
+        ([0.5, 1], np.float32),
+        ([np.nan, 1], np.float32),
+        ([np.inf, 1], np.float32),
+        ([3e38, -3e38], np.float32),
+    ],
+)
+def test_pixels_travel_in_the_narrowest_type_that_holds_them(values, dtype):
+    pixels = np.array([values], np.float32)
+    assert narrow(pixels).dtype == dtype
+    np.testing.assert_array_equal(narrow(pixels).astype(np.float32), pixels)

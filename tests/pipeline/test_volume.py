@@ -60,6 +60,10 @@ def test_order_changes_no_bit_and_what_is_not_finite_does_not_count() -> None:
         odd = np.array([[np.nan, np.inf, -np.inf]], np.float32)
         assert counted(odd, *slices).ends(rule) == counted(*slices).ends(rule)
         assert counted(odd).ends(rule) is None
+        whole = slices.round(-3) % 30_000
+        narrow = Histogram()
+        narrow.add(whole.astype(np.int16))
+        assert narrow.ends(rule) == counted(whole).ends(rule)
     assert counted(np.zeros((2, 2)), -np.zeros((2, 2))).ends(Percentiles()) == (0, 0)
 
 
@@ -97,7 +101,7 @@ def config(tmp_path: Path, network: Path) -> Config:
 
 def write_config(folder: Path, network: Path) -> Config:
     content = {
-        "data": {"root": "data"},
+        "data": {"root": "data", "paths": "keep"},
         "backbone": {"name": f"hf:{network}", "image_size": 56},
         "store": "store",
         "preprocess": {"mr": RULE},

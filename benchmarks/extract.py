@@ -1,0 +1,171 @@
+"""Whole extraction against the bare forward pass, and against the loop one would write.
+
+    .venv/bin/python -m benchmarks.extract
+
+Real DICOM (512 x 512, a file a slice), gzipped NIfTI and PNG (1024 x 1024) are embedded with
+ViT-S/14 at 224 px, in float32, in rounds that run each way once, one after the other. `bare` is the
+network alone on tensors that lie ready, at its fastest batch size: the limit. `ours` is `extract`,
+without the time it takes to load the network; `whole` has that and the look at the folder in it,
+which a long run does not feel. `loop` is pydicom, nibabel or Pillow, the transformers processor and
+model, and np.save, slice by slice. Medians over the rounds; ratios are taken within a round, so
+that what else the machine does falls on both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import BitImageProcessor
+
+from benchmarks.images import write_images
+from pipeline.backbones import Backbone, load_backbone
+from pipeline.config import Config
+from pipeline.embed import Speed
+from pipeline.embedding.forward import keep_memory
+from pipeline.extract import extract
+
+KINDS = ("dicom", "nifti.gz", "png")
+WANTED = {"dicom": 0.95, "nifti.gz": 0.90, "png": 0.95}
+NAME, WEIGHTS, SIZE = "dinov2_vits14", "random:0", 224
+LOW, HIGH = -1024.0, 600.0
+
+
+@dataclass
+class Round:
+    """Slices a second of one round."""
+
+    bare: float
+    ours: float
+    whole: float
+    loop: float
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--slices", type=int, default=192)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
+    options.add_argument("--workers", type=int)
+    args = options.parse_args()
+    logging.disable(logging.WARNING)  # of random weights
+    keep_memory()
+    network = load_backbone(NAME, WEIGHTS, image_size=SIZE)
+    batch = max((1, 4, 8, 16, 32), key=lambda b: bare(network, b, 64))
+    print(f"{torch.get_num_threads()} threads, {args.slices} slices, bare at batches of {batch}")
+    head = ("bare", "ours", "ours/bare", "wanted", "whole", "loop", "ours/loop")
+    print(f"{'slices/s':<10}" + "".join(f"{title:>11}" for title in head) + "   ours/bare by round")
+    for kind in args.kinds:
+        with tempfile.TemporaryDirectory() as folder:
+            root = write_images(Path(folder) / "images", kind, args.slices)
+            rounds = []
+            for number in range(args.rounds):
+                store = Path(folder) / f"store{number}"
+                rounds.append(one_round(network, batch, kind, root, store, args))
+        report(kind, rounds)
+
+
+def report(kind: str, rounds: list[Round]) -> None:
+    """Print the medians of a kind."""
+    shares = sorted(r.ours / r.bare for r in rounds)
+    cells = [
+        f"{statistics.median(r.bare for r in rounds):.1f}",
+        f"{statistics.median(r.ours for r in rounds):.1f}",
+        f"{statistics.median(shares):.3f}",
+        f"{WANTED[kind]:.2f}",
+        f"{statistics.median(r.whole for r in rounds):.1f}",
+        f"{statistics.median(r.loop for r in rounds):.1f}",
+        f"{statistics.median(r.ours / r.loop for r in rounds):.2f}",
+    ]
+    each = " ".join(f"{share:.3f}" for share in shares)
+    print(f"{kind:<10}" + "".join(f"{cell:>11}" for cell in cells) + f"   {each}", flush=True)
+
+
+def one_round(
+    network: Backbone, batch: int, kind: str, root: Path, store: Path, args: argparse.Namespace
+) -> Round:
+    """Run each way once; the bare pass half before and half after ours."""
+    half = args.slices // 2
+    before = bare(network, batch, half)
+    config = Config.model_validate(
+        {
+            "data": {"root": root, "modality": {"**": "CT"}},
+            "backbone": {"name": NAME, "weights": WEIGHTS, "image_size": SIZE},
+            "store": store,
+        }
+    )
+    began = time.perf_counter()
+    summary = extract(config, Speed(device="cpu", workers=args.workers))
+    whole = time.perf_counter() - began
+    assert summary.embedded == args.slices, summary
+    ours = summary.seconds["embed"] - summary.seconds["load"]
+    after = bare(network, batch, half)
+    began = time.perf_counter()
+    assert loop(network, kind, root, store.with_name("loop")) == args.slices
+    theirs = time.perf_counter() - began
+    return Round(
+        2 / (1 / before + 1 / after), args.slices / ours, args.slices / whole, args.slices / theirs
+    )
+
+
+def bare(network: Backbone, batch: int, slices: int) -> float:
+    """Return slices a second of the network alone."""
+    x = torch.randn(batch, 3, SIZE, SIZE)
+    network(x)
+    times = max(1, slices // batch)
+    began = time.perf_counter()
+    for _ in range(times):
+        network(x)
+    return times * batch / (time.perf_counter() - began)
+
+
+def loop(network: Backbone, kind: str, root: Path, out: Path) -> int:
+    """Do what one would write in ten lines; return how many slices."""
+    processor = BitImageProcessor(
+        size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
+    )
+    model = network._model
+    out.mkdir(exist_ok=True)
+    count = 0
+    for pixels in pictures(kind, root):
+        grey = np.clip((pixels - LOW) / (HIGH - LOW), 0, 1) * 255
+        image = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        inputs = processor(image, return_tensors="pt")
+        with torch.inference_mode():
+            output = model(inputs["pixel_values"], output_hidden_states=True)
+        cls = torch.stack([hidden[0, 0] for hidden in output.hidden_states[-4:]])
+        np.save(out / f"{count}.npy", cls.numpy())
+        np.save(out / f"{count}_mean.npy", output.last_hidden_state[0, 1:].mean(0).numpy())
+        count += 1
+    return count
+
+
+def pictures(kind: str, root: Path) -> Iterator[NDArray[np.float64]]:
+    """Yield the slices of a folder as their libraries give them."""
+    for path in sorted(root.iterdir()):
+        if kind == "dicom":
+            dataset = pydicom.dcmread(path)
+            slope = float(dataset.get("RescaleSlope", 1))
+            yield dataset.pixel_array * slope + float(dataset.get("RescaleIntercept", 0))
+        elif kind == "nifti.gz":
+            volume = nib.load(path).get_fdata()
+            for k in range(volume.shape[2]):
+                yield volume[:, :, k].T
+        else:
+            yield np.asarray(Image.open(path)) * 6.375 + LOW
+
+
+if __name__ == "__main__":
+    main()

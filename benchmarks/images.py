@@ -1,0 +1,95 @@
+"""Collections of real files for the benchmarks: DICOM, gzipped NIfTI, PNG.
+
+Of real images where RADPROBE_REAL_DATA names them, else of the demo's phantoms. No two slices have
+the same pixels, since equal ones are embedded once.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from PIL import Image
+
+from tests.phantoms import dicom, save
+
+PNG_SIDE = 1024  # as NIH ChestX-ray14 has them
+
+
+def write_images(folder: Path, kind: str, slices: int) -> Path:
+    """Write so many slices of a kind ("dicom", "nifti.gz", "png"); return the folder."""
+    folder.mkdir(parents=True)
+    {"dicom": _write_dicom, "nifti.gz": _write_nifti, "png": _write_png}[kind](folder, slices)
+    return folder
+
+
+def _real() -> Path | None:
+    name = os.environ.get("RADPROBE_REAL_DATA")
+    return Path(name) if name else None
+
+
+@cache
+def _ct() -> NDArray[np.int16]:
+    """Return a CT volume (n, H, W) of stored values."""
+    if (real := _real()) is not None:
+        files = sorted(path for path in (real / "dicom_ct_philips").rglob("*") if path.is_file())
+        return np.stack([pydicom.dcmread(path).pixel_array for path in files]).astype(np.int16)
+    from pipeline.phantoms.ct import draw_chest_ct
+
+    return np.stack(list(draw_chest_ct(np.random.default_rng(0), mass=True).hounsfield))
+
+
+def _slice(k: int) -> NDArray[np.int16]:
+    """Return the k-th slice: those of the volume again and again, one pixel telling them apart."""
+    pixels = _ct()[k % len(_ct())].copy()
+    pixels[0, 0] = k % 2**15
+    return pixels
+
+
+def _write_dicom(folder: Path, slices: int) -> None:
+    """Write a file a slice, with all the header of the real one where there is one."""
+    header = None
+    if (real := _real()) is not None:
+        files = (path for path in (real / "dicom_ct_philips").rglob("*") if path.is_file())
+        header = pydicom.dcmread(next(files))
+    for k in range(slices):
+        dataset = dicom(_slice(k)) if header is None else header
+        dataset.PixelData = _slice(k).tobytes()
+        dataset.ImagePositionPatient = [0, 0, float(k)]
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        dataset.PixelSpacing = [0.8, 0.8]
+        dataset.SOPInstanceUID = f"1.2.3.{k + 1}"
+        save(dataset, folder / f"{k:06d}")
+
+
+def _write_nifti(folder: Path, slices: int, depth: int = 96) -> None:
+    for start in range(0, slices, depth):
+        stop = min(start + depth, slices)
+        voxels = np.stack([_slice(k) for k in range(start, stop)])
+        image = nib.Nifti1Image(np.ascontiguousarray(voxels.transpose(2, 1, 0)), np.eye(4))
+        nib.save(image, folder / f"{start:06d}.nii.gz")
+
+
+def _write_png(folder: Path, slices: int) -> None:
+    pictures = _xrays()
+    for k in range(slices):
+        again, which = divmod(k, len(pictures))
+        pixels = np.asarray(pictures[which]).copy()
+        pixels[:8, :8] = again % 256
+        Image.fromarray(pixels).save(folder / f"{k:06d}.png")
+
+
+@cache
+def _xrays(count: int = 16) -> list[Image.Image]:
+    if (real := _real()) is not None:
+        files = sorted((real / "cxr/images").iterdir())[:count]
+        pictures = [Image.open(path).convert("L") for path in files]
+    else:
+        grey = np.clip((_ct()[:count].astype(np.int32) + 1024) // 8, 0, 255).astype(np.uint8)
+        pictures = [Image.fromarray(one) for one in grey]
+    return [picture.resize((PNG_SIDE, PNG_SIDE), Image.Resampling.BICUBIC) for picture in pictures]

@@ -1,0 +1,236 @@
+"""Batches through preprocessing and the network, handed over in order.
+
+On a CPU each batch is done when `run` returns. On a GPU `run` returns while the card works: pixels
+go there from pinned memory and are preprocessed in one stream, the network runs in another, the
+features come back in a third, and what was computed is handed over one batch later. So the card
+computes a batch while this process reads and stacks the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.backbones import Backbone
+from pipeline.embedding.telemetry import Seconds, clock
+from pipeline.preprocess import prepare_batch
+from pipeline.types import Recipe, Slice
+from stores.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+Values = dict[str, NDArray[Any]]  # output -> (b, ...) in the recipe's dtype
+# Batches that a GPU has before it when a further one is handed in.
+_IN_FLIGHT = 1
+
+
+@dataclass
+class _Flight:
+    """A batch on its way: what to do with its features, once they are there."""
+
+    deliver: Callable[[Values], None]
+    seconds: Seconds
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    # On a GPU: preprocessing began and ended, the network began and ended, all is back.
+    marks: Sequence[torch.cuda.Event] = ()
+
+    def land(self) -> None:
+        """Wait for the features and hand them over."""
+        if self.marks:
+            began, prepared, entered, left, back = self.marks
+            back.synchronize()
+            self.seconds["preprocess"] += began.elapsed_time(prepared) / 1000
+            self.seconds["forward"] += entered.elapsed_time(left) / 1000
+        self.deliver({name: value.numpy() for name, value in self.outputs.items()})
+
+
+class Forward:
+    """A network, and the batches that are on their way through it.
+
+    A batch that does not fit into the card's memory is run in halves, and so are all that follow:
+    `most` is how many slices are run at once.
+    """
+
+    def __init__(self, network: Backbone, recipe: Recipe, batch_size: int) -> None:
+        keep_memory()
+        self.network, self.recipe = network, recipe
+        self.most = batch_size
+        self._flights: deque[_Flight] = deque()
+        cuda = network.device.type == "cuda"
+        self._streams = _Streams(network.device) if cuda else None
+
+    def run(
+        self,
+        items: Sequence[Slice],
+        modalities: Sequence[str],
+        deliver: Callable[[Values], None],
+        seconds: Seconds,
+    ) -> None:
+        """Embed a batch; `deliver` gets its features now or in a later call, in order.
+
+        seconds: where the time it takes is added. Raises DeviceError where one slice alone is too
+        much for the device.
+        """
+        flight = _Flight(deliver, seconds)
+        compute = self._compute_here if self._streams is None else self._compute_there
+        while True:
+            try:
+                compute(items, modalities, flight)
+                break
+            except torch.OutOfMemoryError:
+                if min(self.most, len(items)) == 1:
+                    raise DeviceError(
+                        f"One slice alone is too much for the memory of {self.network.device}. "
+                        "Take a smaller network or image_size, or --device cpu."
+                    ) from None
+            # Behind the handler, whose error still holds what was computed.
+            self._halve(len(items))
+        self._hand_over(flight)
+
+    def pass_by(self, deliver: Callable[[Values], None]) -> None:
+        """Call `deliver` without features, once all batches before are handed over."""
+        self._hand_over(_Flight(deliver, {}))
+
+    def flush(self) -> None:
+        """Wait for all that is on its way, and hand it over."""
+        while self._flights:
+            self._flights.popleft().land()
+
+    def _hand_over(self, flight: _Flight) -> None:
+        self._flights.append(flight)
+        allowed = 0 if self._streams is None else _IN_FLIGHT
+        while len(self._flights) > allowed:
+            self._flights.popleft().land()
+
+    def _halve(self, batch: int) -> None:
+        self.most = max(1, min(self.most, batch) // 2)
+        log.warning(
+            "A batch did not fit into the memory of %s: %d slices at once from now on.",
+            self.network.device,
+            self.most,
+        )
+        self.flush()
+        if self._streams is not None:
+            torch.cuda.empty_cache()
+
+    def _pieces(
+        self, items: Sequence[Slice], modalities: Sequence[str]
+    ) -> Iterator[tuple[Sequence[Slice], Sequence[str]]]:
+        for start in range(0, len(items), self.most):
+            stop = start + self.most
+            yield items[start:stop], modalities[start:stop]
+
+    def _compute_here(
+        self, items: Sequence[Slice], modalities: Sequence[str], flight: _Flight
+    ) -> None:
+        device = self.network.device
+        found = []
+        for some, of in self._pieces(items, modalities):
+            with clock(flight.seconds, "preprocess"):  # on the CPU: other devices lack float64
+                x = prepare_batch(some, of, self.recipe)
+            with clock(flight.seconds, "forward"):
+                found.append({k: v.cpu() for k, v in self._features(x.to(device)).items()})
+        flight.outputs = _joined(found)
+
+    def _compute_there(
+        self, items: Sequence[Slice], modalities: Sequence[str], flight: _Flight
+    ) -> None:
+        assert self._streams is not None
+        streams = self._streams
+        began, prepared, entered, left, back = streams.marks()
+        with torch.cuda.stream(streams.to):
+            began.record()
+            xs = [
+                prepare_batch(some, of, self.recipe, self.network.device)
+                for some, of in self._pieces(items, modalities)
+            ]
+            prepared.record()
+        streams.main.wait_event(prepared)
+        entered.record(streams.main)
+        for x in xs:
+            x.record_stream(streams.main)
+        found = _joined([self._features(x) for x in xs])
+        left.record(streams.main)
+        with torch.cuda.stream(streams.back):
+            streams.back.wait_event(left)
+            for name, value in found.items():
+                flight.outputs[name] = _to_host(value)
+                value.record_stream(streams.back)
+            back.record()
+        flight.marks = began, prepared, entered, left, back
+
+    def _features(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the recipe's outputs of a preprocessed batch, in its dtype, on the device."""
+        features = self.network(x)
+        dtype = getattr(torch, self.recipe.dtype)  # the store refuses what overflows it
+        return {name: getattr(features, name).to(dtype) for name in self.recipe.outputs}
+
+
+class _Streams:
+    """The queues of work of one GPU: pixels in, the network, features out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.main = torch.cuda.current_stream(device)
+        self.to, self.back = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def marks(self) -> list[torch.cuda.Event]:
+        """Return marks that tell when work came past them."""
+        return [torch.cuda.Event(enable_timing=True) for _ in range(5)]  # type: ignore[no-untyped-call]
+
+
+def _joined(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(found) == 1:
+        return found[0]
+    return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+
+def _to_host(value: Tensor) -> Tensor:
+    """Return a copy in pinned memory, which is filled once the stream comes to it."""
+    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return host.copy_(value, non_blocking=True)
+
+
+def pick_device(name: str) -> str:
+    """Return the torch device to use: `auto` is the first GPU where there is one.
+
+    Raises DeviceError where it is not there.
+    """
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch says both of what it lacks
+        raise DeviceError(
+            f"There is no device {name!r} here: {str(error).splitlines()[0]} Take --device cpu."
+        ) from None
+    return "cuda:0" if name == "cuda" else name
+
+
+def gpus() -> list[str]:
+    """Return the GPUs of this machine as torch names them: cuda:0, cuda:1, ..."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
+def keep_memory() -> None:
+    """Let glibc keep the memory of activations from batch to batch.
+
+    By default it gives blocks above 32 MB back to the kernel at once and asks for them anew: those
+    page faults cost a sixth of ViT-S's time at batches of 32 (measured: benchmarks/forward.py).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h

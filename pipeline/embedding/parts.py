@@ -1,0 +1,206 @@
+"""One part on its way: its slices as they are read, its arrays as they fill."""
+
+from __future__ import annotations
+
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.embedding.telemetry import clock
+from pipeline.embedding.watch import BadLimit, Progress
+from pipeline.read import FrameRead
+from pipeline.types import (
+    Failure,
+    FileWindow,
+    IntensityKind,
+    Preprocess,
+    Slice,
+    intensity_kind,
+    of_volume,
+)
+from pipeline.volumes import Name, Volumes
+from stores import FeatureStore, PartRange
+from stores.claims import Claim
+from stores.duplicates import Originals
+from stores.errors import UnreadableError
+from stores.features import OK, UNREADABLE
+
+if TYPE_CHECKING:
+    from pipeline.embedding.forward import Forward, Values
+
+
+@dataclass(eq=False)
+class Job:
+    """One claimed part: its slices in row order, its arrays as they fill.
+
+    survey: the volumes whose ranges are to be found first. left_out: the rows that those lack.
+    arrays: none until the part is begun, since parts are claimed ahead. links: row -> the row with
+    the same pixels. most: how many slices the network took at once.
+    """
+
+    part: PartRange
+    claim: Claim
+    slices: list[dict[str, Any]]
+    survey: dict[Name, list[dict[str, Any]]]
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    left_out: list[int] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    links: dict[int, int] = field(default_factory=dict)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    most: int = 0
+
+    def put(self, row: int, **values: Any) -> None:
+        """Set values of one row, array by array."""
+        for name, value in values.items():
+            self.arrays[name][row - self.part.start] = value
+
+    def fail(self, row: int, reason: str, detail: str) -> None:
+        """Mark one row as unreadable and keep why."""
+        self.put(row, status=UNREADABLE)
+        self.failures.append({"row": row, "reason": reason, "detail": detail})
+
+    @property
+    def embedded(self) -> int:
+        """How many slices went through the network, or will have."""
+        return int((self.arrays["status"] == OK).sum()) - len(self.links)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all parts of one run share. settle: waits until all parts before are committed."""
+
+    store: FeatureStore
+    forward: Forward
+    batch_size: int
+    progress: Progress
+    limit: BadLimit
+    originals: Originals
+    volumes: Volumes
+    settle: Callable[[], None]
+
+
+@dataclass
+class Filler:
+    """Fills one part with features, in batches that start and end within it.
+
+    Slices of known pixels take the features of the row that has them. They stay in the batch for
+    the sake of the others, whose last bits may depend on its size; a batch of nothing else is not
+    run.
+    """
+
+    job: Job
+    run: Run
+    batch: list[tuple[int, Slice, str]] = field(default_factory=list)  # row, pixels, modality
+
+    def fill(self, reads: Iterator[FrameRead]) -> Iterator[None]:
+        """Take a read for each slice surveyed, and of the part; yield after volume and batch.
+
+        The features of the last batches may still be on their way then.
+        """
+        job, run = self.job, self.run
+        job.arrays = run.store.empty_part()
+        for name, slices in job.survey.items():
+            with clock(job.seconds, "survey"):
+                job.left_out += run.volumes.survey(name, slices, (read.item for read in reads))
+            yield
+        for slice_ in job.slices:
+            with clock(job.seconds, "wait"):
+                read = next(reads)
+            self._take(slice_, read)
+            if len(self.batch) == run.batch_size:
+                self._embed()
+                yield
+        if self.batch:
+            self._embed()
+            yield
+        job.most = min(run.forward.most, run.batch_size)
+
+    def _take(self, slice_: dict[str, Any], read: FrameRead) -> None:
+        """Put a slice into the batch, or why it cannot be read into the part."""
+        from pipeline.preprocess import check
+
+        row, modality, item = slice_["row"], slice_["modality"], read.item
+        self.job.seconds["read"] += read.seconds
+        if read.file_digest is not None:
+            self.job.put(row, file_digest=_bytes(read.file_digest))
+        try:
+            if isinstance(item, Failure):
+                raise UnreadableError(item.reason, item.detail)
+            assert read.pixel_digest is not None
+            self.job.put(row, pixel_digest=_bytes(read.pixel_digest))
+            check(item)
+            self.batch.append((row, self.run.volumes.ranged(slice_, item), modality))
+            self._find_original(row, read.pixel_digest, modality)
+        except UnreadableError as error:
+            self.job.fail(row, error.reason, error.detail)
+            self.run.limit.count()
+            self.run.progress.advance(1)
+
+    def _find_original(self, row: int, pixels: str, modality: str) -> None:
+        """Link a row to an earlier one with the same pixels, where that has features."""
+        original = self.run.originals.find(bytes.fromhex(pixels), modality, row)
+        if original is None:
+            return
+        if not self._here(original):
+            store, index = self.run.store, original // self.run.store.layout.part_rows
+            if store.receipts.believed(index) is None:
+                self.run.settle()
+                # Still not: another process took that part over, and may be at it.
+                if store.receipts.believed(index) is None:
+                    return
+        self.job.links[row] = original
+
+    def _here(self, row: int) -> bool:
+        return self.job.part.start <= row < self.job.part.stop
+
+    def _embed(self) -> None:
+        """Send the batch through the network; its features go into the part when they come."""
+        rows, items, modalities = zip(*self.batch, strict=True)
+        self.batch.clear()
+        deliver = functools.partial(self._deliver, rows)
+        if self.job.links.keys() >= set(rows):
+            self.run.forward.pass_by(deliver)
+        else:
+            self.run.forward.run(items, modalities, deliver, self.job.seconds)
+
+    def _deliver(self, rows: tuple[int, ...], features: Values) -> None:
+        """Put the features of a batch into the part."""
+        for name, values in features.items():
+            for row, value in zip(rows, values, strict=True):
+                self.job.put(row, status=OK, **{name: value})
+        self._link([row for row in rows if row in self.job.links])
+        self.run.progress.advance(len(rows))
+
+    def _link(self, rows: list[int]) -> None:
+        """Give rows the features of their originals, of this part or of committed ones."""
+        part, links = self.job.part, self.job.links
+        far = [row for row in rows if not self._here(links[row])]
+        for name in self.run.forward.recipe.outputs:
+            for row, value in zip(
+                far, self.run.store.read(name, [links[row] for row in far]), strict=True
+            ):
+                self.job.put(row, status=OK, **{name: value})
+            for row in rows:
+                if self._here(links[row]):
+                    value = self.job.arrays[name][links[row] - part.start]
+                    self.job.put(row, status=OK, **{name: value})
+
+
+def rule_number(preprocess: Preprocess, modality: str) -> int | None:
+    """Return a number for the intensity rule of a modality.
+
+    None where the file or the volume has a say too: equal pixels may then look different.
+    """
+    rule = preprocess.rule(modality)
+    if isinstance(rule, FileWindow) or of_volume(rule):
+        return None
+    return get_args(IntensityKind).index(intensity_kind(modality))
+
+
+def _bytes(digest: str) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)

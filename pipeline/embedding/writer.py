@@ -1,0 +1,62 @@
+"""Parts committed in a thread of their own, while the next ones are embedded."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+# How long a full queue is waited for before the claims are renewed.
+_PATIENCE_S = 30.0
+
+
+class Writer(Generic[T]):
+    """Does one piece of work after the other in a thread, in order, a bounded number waiting.
+
+    What the work raises is raised to the owner at the next call, and nothing more is done.
+    """
+
+    def __init__(self, work: Callable[[T], None], waiting: int = 1) -> None:
+        self._work = work
+        self._queue: queue.Queue[T | None] = queue.Queue(waiting)
+        self._error: BaseException | None = None
+        self._given_up = False
+        self._thread = threading.Thread(target=self._run, name="radprobe-write", daemon=True)
+        self._thread.start()
+
+    def put(self, piece: T, waiting: Callable[[], None]) -> None:
+        """Hand over a piece, once there is room; `waiting` is called every half minute until."""
+        self._raise()
+        while True:
+            with contextlib.suppress(queue.Full):
+                self._queue.put(piece, timeout=_PATIENCE_S)
+                return
+            waiting()
+
+    def settle(self) -> None:
+        """Wait until all that was handed over is done."""
+        self._queue.join()
+        self._raise()
+
+    def close(self) -> None:
+        """End the thread once it is through with the piece at work; those behind are dropped."""
+        self._given_up = True
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (piece := self._queue.get()) is not None:
+            if not self._given_up and self._error is None:
+                try:
+                    self._work(piece)
+                except BaseException as error:  # raised in the owner's thread
+                    self._error = error
+            self._queue.task_done()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
