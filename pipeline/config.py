@@ -205,8 +205,19 @@ class JobQueue(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class Segment(Frozen):
+    """How one head is trained on patch tokens."""
+
+    method: Literal[
+        "linear", "linear-bn", "decoder", "knn", "image-decoder", "unet", "transunet"
+    ] = "linear"
+
+
 class Config(Frozen):
-    """One config file."""
+    """One config file.
+
+    segment: the heads that are asked to segment, each by a name of its own.
+    """
 
     data: Data
     store: Path
@@ -221,6 +232,7 @@ class Config(Frozen):
     probe: Probe = Probe()
     fewshot: FewShot = FewShot()
     scale: JobQueue | None = None
+    segment: dict[str, Segment] = Field(default_factory=dict)
 
 
 def load_config(path: Path, store: Path | None = None) -> Config:

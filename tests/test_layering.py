@@ -29,6 +29,7 @@ LEVELS = [
     {"tasks.cases"},
     {"embed", "tables"},
     {"embedding"},
+    {"segmentation"},
     {"discover", "demo", "heads", "tasks"},
     {"walk"},
     {"volumes", "preprocess", "backbones", "stats", "phantoms"},

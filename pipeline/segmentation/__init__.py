@@ -1,0 +1,1 @@
+"""Segmentation from cached patch tokens: masks, heads, scores. Imports no backbone."""
