@@ -205,12 +205,44 @@ class JobQueue(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class Segment(Frozen):
-    """How one head is trained on patch tokens."""
+# A head on the last block's tokens: a 1x1 convolution, with batch norm before it (DINOv2's BNHead),
+# or their nearest neighbours; on the last five blocks': the decoder of arXiv 2312.02366; on the
+# last block's and the image: image-decoder. Networks trained from scratch on images: U-Net, and
+# TransUNet.
+SegmentMethod = Literal[
+    "linear", "linear-bn", "decoder", "image-decoder", "knn", "unet", "transunet"
+]
 
-    method: Literal[
-        "linear", "linear-bn", "decoder", "knn", "image-decoder", "unet", "transunet"
-    ] = "linear"
+
+class Segment(Frozen):
+    """How a segmentation head, or a network from scratch, is trained and chosen.
+
+    learning_rates: all are trained at once, and one is chosen by the Dice on val; the defaults are
+    those of arXiv 2312.02366, whose batches are of 128. loss: MONAI's, softmax. refit: whether
+    what was chosen is trained again on train and val, as there. knn takes from it refit and seed,
+    and k (one is chosen on val), temperature, and references: how many patches it keeps at most.
+    size: of a network from scratch; `small` is for tests and for trying out without a GPU.
+    """
+
+    method: SegmentMethod = "linear"
+    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        1e-4,
+        5e-4,
+        1e-3,
+        5e-3,
+        1e-2,
+        5e-2,
+        1e-1,
+    )
+    epochs: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    loss: Literal["dice", "dice-ce"] = "dice"
+    refit: Literal["train+val", "none"] = "train+val"
+    k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 5, 20, 50)
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    references: Annotated[int, Field(ge=1)] = 100_000
+    size: Literal["full", "small"] = "full"
+    seed: int = 0
 
 
 class Config(Frozen):

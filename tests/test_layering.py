@@ -53,14 +53,21 @@ HOMES = {
     "torch": {
         "pipeline.backbones",
         "pipeline.preprocess",
+<<<<<<< HEAD
         "pipeline.intensity",
         "pipeline.embedding.forward",
         "pipeline.embedding.telemetry",
     },
+=======
+        "pipeline.embed",
+        "pipeline.segmentation",
+    },
+    "monai": {"pipeline.segmentation"},
+>>>>>>> d29ffc6 (Heads on patch tokens, networks from scratch, and how they are trained and chosen)
     "transformers": {"pipeline.backbones"},
     "safetensors": {"pipeline.backbones"},
     "huggingface_hub": {"pipeline.weights"},
-    "faiss": {"pipeline.heads.knn", "pipeline.exchange"},
+    "faiss": {"pipeline.heads.knn", "pipeline.exchange", "pipeline.segmentation.knn"},
     "sklearn": {"pipeline.heads.probe"},
     "zarr": {"stores._build"},
     "cryptography": {"pipeline.names"},
@@ -144,6 +151,18 @@ def test_stores_know_no_pixels_and_no_torch() -> None:
     for module, path in MODULES.items():
         if module.startswith("stores."):
             assert not {name.partition(".")[0] for name in imports(path)} & foreign
+
+
+def test_nothing_of_segmentation_can_reach_a_backbone() -> None:
+    reached = {m for m in MODULES if m.startswith("pipeline.segmentation.")}
+    assert reached
+    waiting = list(reached)
+    while waiting:
+        found = (imports(MODULES[waiting.pop()]) & set(MODULES)) - reached
+        reached |= found
+        waiting += found
+    assert "pipeline.types" in reached
+    assert not reached & {"pipeline.backbones", "pipeline.embed", "pipeline.weights"}
 
 
 @pytest.mark.parametrize("module", ["pipeline.extract", "pipeline.evaluate", "pipeline.cli"])

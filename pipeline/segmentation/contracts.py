@@ -30,6 +30,10 @@ class Source(Protocol):
     def image_size(self) -> int:
         """S."""
 
+    @property
+    def chunk_rows(self) -> int:
+        """How many rows are read at once: whole runs of them, from a multiple of it, cost least."""
+
     def tokens(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return (b, l, h, w, d) float16 or float32: patch tokens, oldest block first."""
 

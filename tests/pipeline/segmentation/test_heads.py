@@ -1,0 +1,217 @@
+"""Every way of segmenting learns a planted mapping, by its seed, choosing on validation alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config import Segment
+from pipeline.segmentation import training
+from pipeline.segmentation.choice import Overlap
+from pipeline.segmentation.contracts import Fitted, Source
+from pipeline.segmentation.heads import fit
+from pipeline.segmentation.knn import class_shares, gather
+from stores.errors import ConfigError
+from tests.pipeline.segmentation.planted import GRID, Planted
+
+RATES = (0.01, 0.1)
+# What each needs to learn the planted masks, as little as it takes.
+LEARNING: dict[str, dict[str, Any]] = {
+    "linear": {"learning_rates": (0.1, 10.0), "epochs": 30},
+    "linear-bn": {"learning_rates": (0.1, 1.0), "epochs": 20},
+    "decoder": {"learning_rates": RATES, "epochs": 8},
+    "image-decoder": {"learning_rates": RATES, "epochs": 8},
+    "knn": {"k": (1, 5)},
+    "unet": {"learning_rates": RATES, "epochs": 8, "size": "small"},
+    "transunet": {"learning_rates": (0.1,), "epochs": 40, "loss": "dice-ce", "size": "small"},
+}
+
+
+def settings(method: str, **changes: Any) -> Segment:
+    return Segment(method=method, batch_size=8, **{**LEARNING[method], **changes})  # type: ignore[arg-type]
+
+
+def predicted(head: Fitted, source: Source, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    pairs = list(head.predict(source, rows))
+    assert [row for row, _ in pairs] == rows.tolist()
+    return np.stack([labels for _, labels in pairs])
+
+
+def dice(source: Planted, labels: NDArray[np.uint8], rows: NDArray[np.int64]) -> float:
+    """The mean Dice of both squares, said once more."""
+    true = source.masks(rows)
+    each = [
+        2 * np.sum((true == c) & (labels == c)) / (np.sum(true == c) + np.sum(labels == c))
+        for c in (1, 2)
+    ]
+    return float(np.mean(each))
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_every_method_learns_what_is_planted(method: str) -> None:
+    source = Planted(64, blocks=5)
+    rows = source.parts["test"]
+    head = fit(source, source.parts, settings(method))
+    labels = predicted(head, source, rows)
+    assert labels.dtype == np.uint8
+    assert labels.shape == (len(rows), 32, 32)
+    assert dice(source, labels, rows) > 0.9
+    # What has learned nothing does not: the score is not that of the images alone.
+    assert dice(source, np.roll(labels, 1, axis=0), rows) < 0.8
+
+
+@pytest.mark.parametrize("method", LEARNING)
+def test_equal_seeds_give_equal_masks(method: str) -> None:
+    def run() -> NDArray[np.uint8]:
+        source = Planted(16, blocks=5)
+        few = {"references": 100} if method == "knn" else {"epochs": 2}
+        return predicted(fit(source, source.parts, settings(method, **few)), source, np.arange(16))
+
+    np.testing.assert_array_equal(run(), run())
+
+
+def test_another_seed_is_another_start() -> None:
+    source = Planted(16, blocks=5)
+    rows = source.parts["train"]
+    for method in training.NEEDS:
+        asked = [settings(method, seed=seed) for seed in (0, 0, 1)]
+        first, again, other = (training.build(source, rows, a).state_dict() for a in asked)
+        assert all(torch.equal(first[name], again[name]) for name in first), method
+        assert any(not torch.equal(first[name], other[name]) for name in first), method
+    banks = [gather(source, rows, settings("knn", references=100, seed=s)).shares for s in (0, 1)]
+    assert (banks[0] != banks[1]).any()
+
+
+@pytest.mark.parametrize("method", ["linear-bn", "decoder", "image-decoder", "transunet"])
+def test_trained_together_is_trained_alone(method: str) -> None:
+    source = Planted(16, blocks=5)
+    rates = (1e-3, 1e-2, 1e-1)
+    # The least rate that goes wrong must not spoil the others.
+    asked = settings(method, learning_rates=(*rates, 1e6), epochs=2)
+    device = torch.device("cpu")
+    together = training.train(source, source.parts["train"], asked, (*rates, 1e6), device)
+    for rate, network in zip(rates, together, strict=False):
+        (alone,) = training.train(source, source.parts["train"], asked, (rate,), device)
+        for name, value in alone.state_dict().items():
+            torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    differ = [
+        torch.equal(a, b) for a, b in zip(*(n.parameters() for n in together[:2]), strict=True)
+    ]
+    assert not all(differ)
+
+
+def test_the_learning_rate_is_chosen_on_val_and_test_is_not_looked_at() -> None:
+    source = Planted(32)
+    parts = source.parts
+    head = fit(source, parts, settings("linear", learning_rates=(1e-6, 10.0), refit="none"))
+    assert head.setting == {"lr": 10.0}
+    assert "learning rate chosen by the Dice on val (1e-06: " in head.notes[0]
+    assert not np.isin(np.concatenate(source.reads), parts["test"]).any()
+    # Where val says the contrary of train, the head that learned nothing is the better one.
+    wrong = Planted(32)
+    wrong.all_masks[parts["val"]] = np.array([0, 2, 1], np.uint8)[wrong.all_masks[parts["val"]]]
+    contrary = fit(wrong, parts, settings("linear", learning_rates=(1e-6, 10.0), refit="none"))
+    assert contrary.setting == {"lr": 1e-6}
+
+
+def test_refit_learns_from_val_too() -> None:
+    source = Planted(16)
+    parts = source.parts
+    kept, refit = (
+        fit(source, parts, settings("linear", learning_rates=(0.1,), refit=how, epochs=1))
+        for how in ("none", "train+val")
+    )
+    both = {**parts, "train": np.concatenate([parts["train"], parts["val"]])}
+    told = fit(source, both, settings("linear", learning_rates=(0.1,), refit="none", epochs=1))
+    weights = [head.network.state_dict()["classify.weight"] for head in (kept, refit, told)]  # type: ignore[attr-defined]
+    assert not torch.equal(weights[0], weights[1])
+    torch.testing.assert_close(weights[1], weights[2])
+
+
+def test_the_loss_is_the_mean_dice_of_softmax() -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.standard_normal((2, 3, 6, 6)))
+    masks = torch.from_numpy(rng.integers(0, 3, (2, 1, 6, 6)))
+    p, y = logits.softmax(1), torch.nn.functional.one_hot(masks[:, 0], 3).permute(0, 3, 1, 2)
+    each = 1 - 2 * (p * y).sum((2, 3)) / (p.sum((2, 3)) + y.sum((2, 3)))
+    entropy = torch.nn.functional.cross_entropy(logits, masks[:, 0])
+    found = training.loss(Segment(loss="dice"))(logits, masks)
+    torch.testing.assert_close(found, each.mean(), rtol=1e-5, atol=1e-5)
+    both = training.loss(Segment(loss="dice-ce"))(logits, masks)
+    torch.testing.assert_close(both, each.mean() + entropy, rtol=1e-5, atol=1e-5)
+
+
+def test_overlap_is_the_dice_over_all_pixels() -> None:
+    rng = np.random.default_rng(0)
+    true, guess = rng.integers(0, 3, (2, 5, 8, 8)).astype(np.uint8)
+    overlap = Overlap(2, 4)  # the last class is nowhere true, and does not count
+    for i in range(5):
+        overlap.add(0, true[i], guess[i])
+        overlap.add(1, true[i], true[i])
+    by_hand = np.mean(
+        [
+            2 * np.sum((true == c) & (guess == c)) / (np.sum(true == c) + np.sum(guess == c))
+            for c in (1, 2)
+        ]
+    )
+    np.testing.assert_allclose(overlap.dice(), [by_hand, 1.0])
+
+
+def test_knn_keeps_so_many_references_from_every_slice() -> None:
+    source = Planted(16)
+    bank = gather(source, source.parts["train"], settings("knn", references=100))
+    assert bank.index.ntotal == len(bank.shares) == 8 * (100 // 8)
+    everything = gather(source, source.parts["train"], settings("knn"))
+    assert everything.index.ntotal == 8 * GRID * GRID
+
+
+def test_knn_of_one_slice_needs_no_val() -> None:
+    source = Planted(16)
+    none = np.empty(0, np.int64)
+    parts = {"train": source.parts["train"][:1], "val": none, "test": source.parts["test"]}
+    head = fit(source, parts, settings("knn", k=(5,)))
+    assert dice(source, predicted(head, source, parts["test"]), parts["test"]) > 0.9
+
+
+def test_class_shares_are_those_of_the_pixels() -> None:
+    mask = np.zeros((1, 6, 6), np.uint8)
+    mask[0, :2, :3] = 1
+    shares = class_shares(mask, (2, 2), 2)
+    np.testing.assert_allclose(shares[0, ..., 1], [[6 / 9, 0], [0, 0]])
+    uneven = class_shares(mask, (4, 4), 2)
+    np.testing.assert_allclose(uneven.sum(axis=-1), 1)
+
+
+def test_what_cannot_be_learned_is_refused() -> None:
+    source = Planted(16)
+    none = np.empty(0, np.int64)
+    with pytest.raises(ConfigError, match=r"store has 1\. Extract a store with outputs\.patch\."):
+        fit(source, source.parts, settings("decoder"))
+    with pytest.raises(ConfigError, match="the train part is empty"):
+        fit(source, source.parts | {"train": none}, settings("linear"))
+    for method, name in (("linear", "learning_rates"), ("knn", "k")):
+        with pytest.raises(ConfigError, match=f"2 values of {name} is chosen on val"):
+            fit(source, source.parts | {"val": none}, settings(method))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_networks_from_scratch_take_any_image_size(classes: int) -> None:
+    source = Planted(2)
+    source.classes, source.image_size = ("background", *"ab"[: classes - 1]), 70
+    for method in ("unet", "transunet"):
+        network = training.build(source, np.array([0]), settings(method))
+        assert network.eval()(torch.zeros(2, 3, 70, 70)).shape == (2, classes, 70, 70)
+
+
+def test_full_networks_have_their_papers_size() -> None:
+    from pipeline.segmentation.scratch import TransUNet, unet
+
+    with torch.device("meta"):
+        networks = unet(2, "full"), TransUNet(2, 224, "full")
+    millions = [sum(p.numel() for p in n.parameters()) / 1e6 for n in networks]
+    assert millions[0] == pytest.approx(31.1, abs=0.1)  # 64 to 1024 channels
+    assert millions[1] == pytest.approx(105, rel=0.03)  # R50-ViT-B/16
