@@ -53,17 +53,12 @@ HOMES = {
     "torch": {
         "pipeline.backbones",
         "pipeline.preprocess",
-<<<<<<< HEAD
         "pipeline.intensity",
         "pipeline.embedding.forward",
         "pipeline.embedding.telemetry",
-    },
-=======
-        "pipeline.embed",
         "pipeline.segmentation",
     },
     "monai": {"pipeline.segmentation"},
->>>>>>> d29ffc6 (Heads on patch tokens, networks from scratch, and how they are trained and chosen)
     "transformers": {"pipeline.backbones"},
     "safetensors": {"pipeline.backbones"},
     "huggingface_hub": {"pipeline.weights"},
@@ -162,7 +157,7 @@ def test_nothing_of_segmentation_can_reach_a_backbone() -> None:
         reached |= found
         waiting += found
     assert "pipeline.types" in reached
-    assert not reached & {"pipeline.backbones", "pipeline.embed", "pipeline.weights"}
+    assert not reached & {"pipeline.backbones", "pipeline.embed", "pipeline.embedding.forward"}
 
 
 @pytest.mark.parametrize("module", ["pipeline.extract", "pipeline.evaluate", "pipeline.cli"])
