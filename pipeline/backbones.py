@@ -79,10 +79,12 @@ class Backbone:
         image_size: int,
         blocks: int,
         precision: Precision = "float32",
+        patch_blocks: int = 1,
     ) -> None:
         self.architecture = architecture
         self.image_size = image_size
         self.blocks = blocks
+        self.patch_blocks = patch_blocks
         self.precision = precision
         self._model = model
 
@@ -101,13 +103,18 @@ class Backbone:
         with self._autocast():
             output = self._model(x.to(self.device, dtype), output_hidden_states=True)
         norm = self._model.get_submodule("layernorm")
-        cls = torch.stack(
-            [norm(hidden[:, 0].to(dtype)) for hidden in output.hidden_states[-self.blocks :]], dim=1
-        )
-        grid = size // self.architecture.patch
+        hidden = output.hidden_states
+        cls = torch.stack([norm(x[:, 0].to(dtype)) for x in hidden[-self.blocks :]], dim=1)
         # Token order: CLS, registers, patches row by row.
-        tokens = output.last_hidden_state[:, 1 + self.architecture.registers :].float()
-        patch = tokens.unflatten(1, (grid, grid))  # (b, h, w, d)
+        first = 1 + self.architecture.registers
+        tokens = output.last_hidden_state[:, first:].float()
+        patch = tokens
+        if self.patch_blocks > 1:
+            earlier = hidden[-self.patch_blocks : -1]
+            normed = [norm(x[:, first:].to(dtype)).float() for x in earlier]
+            patch = torch.stack([*normed, tokens], dim=1)
+        grid = size // self.architecture.patch
+        patch = patch.unflatten(-2, (grid, grid))  # (b, h, w, d), or (b, l, h, w, d)
         return Features(cls=cls.float(), mean=tokens.mean(dim=1), patch=patch)
 
     def _autocast(self) -> torch.autocast:
@@ -125,12 +132,14 @@ def load_backbone(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     precision: Precision = "float32",
+    patch_blocks: int = 1,
     compiled: bool = False,
 ) -> Backbone:
     """Load a backbone by name (see `pipeline.weights.locate`) for square images of one size.
 
-    image_size: pixels, a multiple of the patch size; blocks: CLS tokens of the last l blocks;
-    dtype: of the weights; precision: see Backbone; compiled: by torch.compile, at the first batch.
+    image_size: pixels, a multiple of the patch size; blocks, patch_blocks: CLS and patch tokens of
+    the last l blocks; dtype: of the weights; precision: see Backbone; compiled: by torch.compile,
+    at the first batch.
     Raises WeightsError naming every missing, unexpected or misshapen key.
     """
     found = locate(name, None if weights is None else str(weights))
@@ -151,7 +160,7 @@ def load_backbone(
     model = model.to(device=device, dtype=dtype)
     if compiled:
         model.compile()
-    return Backbone(model, architecture, image_size, blocks, precision)
+    return Backbone(model, architecture, image_size, blocks, precision, patch_blocks)
 
 
 def resample_positions(positions: Tensor, grid: int, *, antialias: bool) -> Tensor:

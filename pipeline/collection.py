@@ -74,6 +74,7 @@ def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
         outputs=config.outputs.keep,
         dtype=config.outputs.dtype,
         precision=choice.precision,
+        patch=config.outputs.patch,
         preprocess=config.preprocess,
     )
     return recipe, found.file
@@ -116,9 +117,7 @@ def _create(config: Config, recipe: Recipe) -> FeatureStore:
 
 def feature_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
     """Return the feature arrays that a recipe fills: name -> shape of a row, dtype."""
-    dim, grid = recipe.architecture.dim, recipe.image_size // recipe.architecture.patch
-    shapes = {"cls": (recipe.blocks, dim), "mean": (dim,), "patch": (grid, grid, dim)}
-    return {name: ArraySpec(shapes[name], recipe.dtype) for name in recipe.outputs}
+    return {name: ArraySpec(shape, dtype) for name, (shape, dtype) in recipe.arrays.items()}
 
 
 def part_rows_of(config: Config, recipe: Recipe) -> int:

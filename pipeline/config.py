@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.questions import FeatureSet, Missing, Scaling, Task, Uncertain
-from pipeline.types import Frozen, Output, Precision, Preprocess
+from pipeline.types import Frozen, Output, PatchTokens, Precision, Preprocess
 from stores.errors import ConfigError
 
 
@@ -78,9 +78,10 @@ class BackboneChoice(Frozen):
 
 
 class Outputs(Frozen):
-    """What to store of each slice."""
+    """What to store of each slice. patch: how, where patch tokens are among it."""
 
     keep: tuple[Output, ...] = ("cls", "mean")
+    patch: PatchTokens = PatchTokens()
     blocks: int = 4
     dtype: Literal["float16", "float32"] = "float16"
     # Rows that are committed together, a power of two; unset, as many as a part's memory allows.

@@ -279,6 +279,7 @@ def load_network(name: str, weights: Path | str, recipe: Recipe, speed: Speed) -
         weights,
         image_size=recipe.image_size,
         blocks=recipe.blocks,
+        patch_blocks=recipe.patch.blocks,
         device=speed.device,
         precision=recipe.precision,
         compiled=speed.compiled,

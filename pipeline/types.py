@@ -299,6 +299,18 @@ class Architecture(Frozen):
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
+class PatchTokens(Frozen):
+    """How patch tokens are kept: of the last so many blocks, each after the final LayerNorm.
+
+    coding: `plain` in the dtype of the other outputs, `int8` with a float32 scale for each token;
+    pool: the mean of so many by so many neighbours is kept in their place.
+    """
+
+    blocks: Annotated[int, Field(ge=1)] = 1
+    coding: Literal["plain", "int8"] = "plain"
+    pool: Annotated[int, Field(ge=1)] = 1
+
+
 class Recipe(Frozen):
     """All that changes feature values, and nothing else.
 
@@ -313,6 +325,7 @@ class Recipe(Frozen):
     outputs: tuple[Output, ...] = ("cls", "mean")
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "float32"
+    patch: PatchTokens = PatchTokens()
     preprocess: Preprocess = Preprocess()
 
     @model_validator(mode="after")
@@ -330,7 +343,40 @@ class Recipe(Frozen):
             )
         if len(set(self.outputs)) != len(self.outputs) or not self.outputs:
             raise ValueError(f"outputs must be one or more, each once. Got {self.outputs} instead.")
+        if self.patch != PatchTokens() and "patch" not in self.outputs:
+            raise ValueError(
+                f"outputs.patch says how patch tokens are kept, and outputs.keep has none. Got "
+                f"{list(self.outputs)} instead; add patch."
+            )
+        if self.patch.blocks > depth:
+            raise ValueError(
+                f"outputs.patch.blocks must be at most the depth {depth}. Got {self.patch.blocks} "
+                "instead."
+            )
+        grid = self.image_size // patch
+        if grid % self.patch.pool:
+            fit = [n for n in range(1, grid + 1) if grid % n == 0]
+            raise ValueError(
+                f"outputs.patch.pool must divide the {grid} x {grid} patches of an image of "
+                f"{self.image_size} px. Got {self.patch.pool} instead; these do: {fit}."
+            )
         return self
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Return the arrays that are filled: name -> shape of a row, dtype."""
+        dim, grid = self.architecture.dim, self.image_size // self.architecture.patch
+        side, blocks = grid // self.patch.pool, self.patch.blocks
+        # One block has no axis of its own.
+        tokens = (side, side) if blocks == 1 else (blocks, side, side)
+        shapes = {"cls": (self.blocks, dim), "mean": (dim,), "patch": (*tokens, dim)}
+        found: dict[str, tuple[tuple[int, ...], str]] = {}
+        for name in self.outputs:
+            found[name] = shapes[name], self.dtype
+        if self.patch.coding == "int8":
+            found["patch"] = shapes["patch"], "int8"
+            found["patch_scale"] = tokens, "float32"
+        return found
 
     @property
     def random(self) -> bool:
@@ -342,6 +388,8 @@ class Recipe(Frozen):
         content = self.model_dump(mode="json")
         if self.precision == "float32":  # as before there was a choice: the digest stays
             del content["precision"]
+        if self.patch == PatchTokens():  # so here
+            del content["patch"]
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @property
@@ -355,7 +403,8 @@ class Features:
     """One batch's features, float32.
 
     cls (b, l, d): CLS tokens of the last l blocks after the final LayerNorm, oldest first;
-    mean (b, d): mean of the last block's patch tokens; patch (b, h, w, d): those tokens.
+    mean (b, d): mean of the last block's patch tokens; patch (b, h, w, d): those tokens; where
+    several blocks are asked for, (b, l, h, w, d), as cls.
     """
 
     cls: torch.Tensor

@@ -62,6 +62,12 @@ def _create_array(
 
 def _dimensions(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
     """Return the names of an array's dimensions, by which xarray opens the group as it is."""
-    names = {"cls": ("block", "d"), "mean": ("d",), "patch": ("block", "y", "x", "d")}
+    tokens = ("block", "y", "x")
+    names = {
+        "cls": ("block", "d"),
+        "mean": ("d",),
+        "patch": (*tokens, "d"),
+        "patch_scale": tokens,
+    }
     known = names.get(name, ("byte",))  # the digests have bytes
     return ("row", *known[len(known) - len(row_shape) :])

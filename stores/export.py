@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stores._disk import sync, temporary_name, writing
+from stores.codes import read_patch
 from stores.errors import UnwritableError
 from stores.features import OK, FeatureStore
 
@@ -34,7 +35,9 @@ class Selection:
     blocks: int = 1
 
     def of(self, store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return (n, d) for cls and mean, (n, h, w, d) for patch. Raises KeyError."""
+        """Return (n, d) for cls and mean, patch tokens as they lie, as floats. Raises KeyError."""
+        if self.array == "patch":
+            return read_patch(store, rows)
         values = store.read(self.array, rows)
         if self.array == "cls":
             values = values[:, -self.blocks :]
@@ -53,8 +56,9 @@ class Selection:
         return (self.blocks * shape[1],)
 
     def dtype(self, store: FeatureStore) -> np.dtype[Any]:
-        """Return the dtype on disk."""
-        return store.array(self.array).dtype
+        """Return the dtype of what `of` returns."""
+        dtype = store.array(self.array).dtype
+        return np.dtype(np.float32) if dtype == np.int8 else dtype
 
 
 def live_slices(store: FeatureStore) -> pa.Table:

@@ -70,7 +70,7 @@ LEDGER: dict[str, tuple[tuple[int, ...], str]] = {
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One feature array: the shape of a row and its float dtype."""
+    """One feature array: the shape of a row and its dtype."""
 
     row_shape: tuple[int, ...]
     dtype: str

@@ -23,7 +23,7 @@ from torch import Tensor
 from pipeline.backbones import Backbone
 from pipeline.embedding.telemetry import Seconds, clock
 from pipeline.preprocess import prepare_batch
-from pipeline.types import Recipe, Slice
+from pipeline.types import PatchTokens, Recipe, Slice
 from stores.errors import DeviceError
 
 log = logging.getLogger(__name__)
@@ -169,10 +169,17 @@ class Forward:
         flight.marks = began, prepared, entered, left, back
 
     def _features(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the recipe's outputs of a preprocessed batch, in its dtype, on the device."""
+        """Return the recipe's arrays of a preprocessed batch, in their dtypes, on the device."""
         features = self.network(x)
-        dtype = getattr(torch, self.recipe.dtype)  # the store refuses what overflows it
-        return {name: getattr(features, name).to(dtype) for name in self.recipe.outputs}
+        recipe = self.recipe
+        found: dict[str, Tensor] = {}
+        dtype = getattr(torch, recipe.dtype)  # the store refuses what overflows it
+        for name in recipe.outputs:
+            if name == "patch":
+                found |= coded(features.patch, recipe.patch, dtype)
+            else:
+                found[name] = getattr(features, name).to(dtype)
+        return found
 
 
 class _Streams:
@@ -185,6 +192,23 @@ class _Streams:
     def marks(self) -> list[torch.cuda.Event]:
         """Return marks that tell when work came past them."""
         return [torch.cuda.Event(enable_timing=True) for _ in range(5)]  # type: ignore[no-untyped-call]
+
+
+def coded(tokens: Tensor, how: PatchTokens, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return patch tokens (..., h, w, d) as arrays to be kept.
+
+    int8: round(x / s) with a scale s = max |x| / 127 for each token, as `stores.codes` reads it.
+    """
+    if how.pool > 1:
+        *before, h, w, d = tokens.shape
+        p = how.pool
+        tokens = tokens.reshape(*before, h // p, p, w // p, p, d).mean(dim=(-4, -2))
+    if how.coding == "plain":
+        return {"patch": tokens.to(dtype)}
+    scale = tokens.abs().amax(dim=-1, keepdim=True) / 127
+    # Not finite stays not finite in the scale, which the store refuses.
+    whole = (tokens / scale.clamp_min(torch.finfo(scale.dtype).tiny)).round().nan_to_num()
+    return {"patch": whole.clamp(-127, 127).to(torch.int8), "patch_scale": scale[..., 0]}
 
 
 def _joined(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

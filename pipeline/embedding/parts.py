@@ -180,7 +180,7 @@ class Filler:
         """Give rows the features of their originals, of this part or of committed ones."""
         part, links = self.job.part, self.job.links
         far = [row for row in rows if not self._here(links[row])]
-        for name in self.run.forward.recipe.outputs:
+        for name in self.run.forward.recipe.arrays:
             for row, value in zip(
                 far, self.run.store.read(name, [links[row] for row in far]), strict=True
             ):

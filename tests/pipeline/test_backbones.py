@@ -230,6 +230,26 @@ def test_a_hugging_face_folder_equals_its_own_library(registers: int, tmp_path: 
     assert torch.allclose(ours(x).patch.flatten(1, 2), theirs[:, 1 + registers :], atol=1e-5)
 
 
+@pytest.mark.parametrize("registers", [0, 4])
+def test_patch_tokens_of_several_blocks_are_those_after_the_last_norm(
+    registers: int, tmp_path: Path
+) -> None:
+    from transformers import AutoModel
+
+    folder = write_tiny_folder(tmp_path / "hf", registers=registers)
+    x = picture(70, count=2)
+    model = AutoModel.from_pretrained(folder)
+    with torch.inference_mode():
+        hidden = model(x, output_hidden_states=True).hidden_states
+        theirs = torch.stack([model.layernorm(h)[:, 1 + registers :] for h in hidden[-3:]], dim=1)
+    ours = load_backbone(f"hf:{folder}", image_size=70, patch_blocks=3)(x)
+    assert ours.patch.shape == (2, 3, 5, 5, 48)
+    assert torch.allclose(ours.patch.flatten(2, 3), theirs, atol=1e-5)
+    last = load_backbone(f"hf:{folder}", image_size=70)(x)
+    assert torch.equal(last.patch, ours.patch[:, -1])
+    assert torch.equal(last.mean, ours.mean)
+
+
 def test_weights_trained_at_another_size_are_resampled(tiny: str, tmp_path: Path) -> None:
     state = recipe_state(official_shapes(TINY["dim"], TINY["depth"], grid=16))
     backbone = load_backbone(tiny, saved(tmp_path / "t.pth", state), image_size=56)

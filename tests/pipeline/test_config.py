@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pipeline.config import load_config
-from pipeline.types import Architecture, Preprocess, Recipe, Window
+from pipeline.types import Architecture, PatchTokens, Preprocess, Recipe, Window
 from stores.errors import ConfigError
 
 MINIMAL = "data: {root: images}\nstore: store\n"
@@ -89,6 +90,7 @@ def test_equal_values_have_equal_digests_however_they_were_written() -> None:
         {"outputs": ("cls",)},
         {"dtype": "float32"},
         {"preprocess": Preprocess(ct=Window(low=0, high=1))},
+        {"outputs": ("cls", "mean", "patch"), "patch": PatchTokens(blocks=5)},
         {"architecture": Architecture(dim=384, depth=12, heads=6, mean=(0, 0, 0))},
     ],
 )
@@ -97,9 +99,34 @@ def test_every_field_is_in_the_digest(change: dict[str, object]) -> None:
     assert Recipe(**{"architecture": VIT, "weights": RANDOM, **change}).digest != plain.digest
 
 
+def test_patch_tokens_as_ever_leave_the_digest_as_it_was() -> None:
+    plain = Recipe(architecture=VIT, weights=RANDOM, outputs=("patch",))
+    assert "patch" not in json.loads(plain.canonical())
+    digests = {
+        Recipe(architecture=VIT, weights=RANDOM, outputs=("patch",), patch=how).digest
+        for how in (
+            PatchTokens(),
+            PatchTokens(blocks=5),
+            PatchTokens(coding="int8"),
+            PatchTokens(pool=2),
+        )
+    }
+    assert len(digests) == 4
+    assert plain.digest in digests
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ({"patch": PatchTokens(pool=2)}, "outputs.keep has none. Got .*cls.* add patch"),
+        (
+            {"outputs": ("patch",), "patch": PatchTokens(blocks=13)},
+            "outputs.patch.blocks must be at most the depth 12. Got 13",
+        ),
+        (
+            {"outputs": ("patch",), "image_size": 518, "patch": PatchTokens(pool=2)},
+            r"divide the 37 x 37 patches .* 518 px. Got 2 instead; these do: \[1, 37\]",
+        ),
         ({"image_size": 225}, "multiple of the patch size 14. Got 225 instead; .* 224 and 238"),
         ({"blocks": 13}, "at most the depth 12. Got 13"),
         ({"outputs": ()}, "one or more"),

@@ -1,0 +1,41 @@
+"""Patch tokens of a store, as heads ask for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stores import FeatureStore
+from stores.codes import read_patch
+from stores.errors import ConfigError
+
+
+class Tokens:
+    """The patch tokens of a store by row. Raises ConfigError where it has none."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        if "patch" not in store.arrays:
+            have = ", ".join(sorted({"cls", "mean"} & store.arrays.keys()))
+            raise ConfigError(
+                f"Heads learn from patch tokens, and the store {store.path} has none (it has "
+                f"{have}). Extract a store with outputs.keep: [patch]."
+            )
+        self._store = store
+
+    @property
+    def blocks(self) -> int:
+        """Of how many blocks there are tokens."""
+        shape = self._store.array("patch").row_shape
+        return shape[0] if len(shape) == 4 else 1
+
+    @property
+    def chunk_rows(self) -> int:
+        """How many rows are read at once."""
+        return self._store.array("patch").chunk_rows
+
+    def read(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return (b, l, h, w, d) as floats, oldest block first. Raises as the store does."""
+        values = read_patch(self._store, rows)
+        return values if values.ndim == 5 else values[:, None]
