@@ -71,7 +71,7 @@ def fit(source: Source, parts: Parts, settings: Segment, *, device: str = "auto"
     started = time.perf_counter()
     rates = settings.learning_rates
     check_parts(parts, "learning_rates", rates)
-    on = torch.device(_device(device))
+    on = pick(device)
     if on.type == "cuda":
         torch.cuda.reset_peak_memory_stats(on)
     networks = train(source, parts["train"], settings, rates, on)
@@ -190,10 +190,11 @@ def _labels(network: nn.Module, batch: Batch, device: torch.device) -> NDArray[n
     return labels
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def pick(device: str) -> torch.device:
+    """Return a torch device: `auto` is the first GPU where there is one."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
 
 
 def _peak_megabytes(device: torch.device) -> float:
