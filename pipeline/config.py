@@ -160,7 +160,7 @@ class Knn(Head):
     another patient are reported.
     """
 
-    k: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20)
+    k: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20, 50, 100, 200)
     temperature: Annotated[float, Field(gt=0)] = 0.07
     multilabel: Literal["soft", "mlknn", "mlknn-paper"] = "soft"
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.999
@@ -188,7 +188,7 @@ class FewShot(Head):
 
     draw: Literal["episodes", "paper"] = "episodes"
     head: Literal["centroid", "simpleshot", "logistic"] = "centroid"
-    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8)
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8, 16)
     queries: Annotated[int, Field(ge=1)] = 15
     episodes: Annotated[int, Field(ge=2)] = 600
     seed: int = 0

@@ -8,7 +8,7 @@ Dims: e episodes, c classes, k shots, q queries a class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ from pipeline.questions import Metric, Part, Score, Units
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
+# The units' features (..., d), of length 1, of unit numbers (...)
+Features = Callable[[Rows], Floats]
+PATIENTS_AT_ONCE = 16384
 # float32 values of gathered queries at once: 256 MB
 GATHERED = 2**26
 # Collections drawn anew from the patients, for the interval, and episodes in each.
@@ -32,7 +35,19 @@ class _Class:
     """The patients of one class: a prototype each for support, their units each for queries."""
 
     prototypes: Floats  # (p, d)
-    units: list[Rows]  # of p' test patients
+    asked: _ByPatient  # p' test patients
+
+
+@dataclass(frozen=True)
+class _ByPatient:
+    """Units of p patients: rows (m,), patient after patient; where each begins, and how many."""
+
+    rows: Rows
+    first: Rows  # (p,)
+    sizes: Rows  # (p,)
+
+    def __len__(self) -> int:
+        return len(self.first)
 
 
 def score(
@@ -47,19 +62,29 @@ def score(
     """
     if units.kind == "regression":
         return [], ["few-shot episodes need classes: a number has none"]
+    support = np.concatenate([parts["train"], parts["val"]])
+    centre = np.zeros(x.shape[1], np.float32)
     if settings.head == "simpleshot":  # CL2N of Wang et al., arXiv 1911.04623
-        x = x - x[np.concatenate([parts["train"], parts["val"]])].mean(axis=0)
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        centre = x[support].mean(axis=0)
+
+    def unit_length(rows: Rows) -> Floats:
+        return _unit_length(x[rows] - centre)
+
     scores, notes = [], []
-    problems = {name: _classes(x, units, parts, members) for name, members in _problems(units)}
+    problems = {
+        name: _classes(unit_length, units, support, parts["test"], members)
+        for name, members in _problems(units)
+    }
     for k in settings.shots:
         results, resampled = {}, {}
         for name, classes in problems.items():
-            if min(len(c.prototypes) for c in classes) < k or not all(c.units for c in classes):
+            if min(len(c.prototypes) for c in classes) < k or not all(
+                len(c.asked) for c in classes
+            ):
                 notes.append(f"{k} shots of {name} left out: a class has too few patients")
             else:
-                results[name] = _episodes(x, classes, k, settings)
-                resampled[name] = _episodes(x, classes, k, settings, REDRAWS)
+                results[name] = _episodes(unit_length, classes, k, settings)
+                resampled[name] = _episodes(unit_length, classes, k, settings, REDRAWS)
         if results:
             scores.append(_summary(k, results, resampled))
     return scores, notes
@@ -74,30 +99,45 @@ def _problems(units: Units) -> Iterator[tuple[str, NDArray[np.bool_]]]:
             yield name, np.stack([units.y[:, j] == 0, units.y[:, j] == 1], axis=1)
 
 
+def _unit_length(values: Floats) -> Floats:
+    """Return values (..., d) with rows of length 1; a zero row stays zero."""
+    norm = np.linalg.norm(values, axis=-1, keepdims=True)
+    return np.asarray(values / np.maximum(norm, np.finfo(np.float32).tiny))
+
+
 def _classes(
-    x: Floats, units: Units, parts: Mapping[Part, Rows], members: NDArray[np.bool_]
+    features: Features, units: Units, support: Rows, test: Rows, members: NDArray[np.bool_]
 ) -> list[_Class]:
     """Return each class's support prototypes and query units; members (n, c)."""
-    support = np.concatenate([parts["train"], parts["val"]])
+    patient = np.unique(units.groups, return_inverse=True)[1]
     classes = []
     for j in range(members.shape[1]):
-        known = _by_patient(support[members[support, j]], units)
-        asked = _by_patient(parts["test"][members[parts["test"], j]], units)
-        means = [x[rows].mean(axis=0) for rows in known]
-        classes.append(_Class(np.array(means, np.float32).reshape(-1, x.shape[1]), asked))
+        known = _by_patient(support[members[support, j]], patient)
+        asked = _by_patient(test[members[test, j]], patient)
+        classes.append(_Class(_means(features, known), asked))
     return classes
 
 
-def _by_patient(rows: Rows, units: Units) -> list[Rows]:
-    """Return unit numbers as one array a patient."""
-    groups = units.groups[rows]
-    order = np.argsort(groups, kind="stable")
-    starts = np.flatnonzero(groups[order][1:] != groups[order][:-1]) + 1
-    return np.split(rows[order], starts) if len(rows) else []
+def _by_patient(rows: Rows, patient: Rows) -> _ByPatient:
+    """Return unit numbers (m,) by their patients; patient (n,): of every unit."""
+    rows = rows[np.argsort(patient[rows], kind="stable")]
+    _, first, sizes = np.unique(patient[rows], return_index=True, return_counts=True)
+    return _ByPatient(rows, first, sizes)
+
+
+def _means(features: Features, known: _ByPatient) -> Floats:
+    """Return (p, d) the mean of each patient's units, some patients at a time."""
+    means = [features(known.rows[:0])]
+    for start in range(0, len(known), PATIENTS_AT_ONCE):
+        first, sizes = (a[start : start + PATIENTS_AT_ONCE] for a in (known.first, known.sizes))
+        values = features(known.rows[first[0] : first[-1] + sizes[-1]])
+        sums = np.add.reduceat(values, first - first[0], axis=0)
+        means.append(np.asarray(sums / sizes[:, None], np.float32))
+    return np.concatenate(means)
 
 
 def _episodes(
-    x: Floats, classes: list[_Class], k: int, settings: FewShot, redraws: int = 0
+    features: Features, classes: list[_Class], k: int, settings: FewShot, redraws: int = 0
 ) -> Floats:
     """Return (e, 2): accuracy and AUROC of each episode.
 
@@ -106,10 +146,11 @@ def _episodes(
     """
     rng = np.random.default_rng([settings.seed, k, redraws])
     total = redraws * PER_REDRAW or settings.episodes
-    gathered = sum(k + min(settings.queries, len(each.units)) for each in classes) * x.shape[1]
+    wide = classes[0].prototypes.shape[1]
+    gathered = sum(k + min(settings.queries, len(each.asked)) for each in classes) * wide
     at_once = max(1, GATHERED // gathered)
     pools = [
-        [rng.integers(0, n, (redraws, n)) for n in (len(each.prototypes), len(each.units))]
+        [rng.integers(0, n, (redraws, n)) for n in (len(each.prototypes), len(each.asked))]
         for each in classes
     ]
     results = []
@@ -119,12 +160,12 @@ def _episodes(
         supports, queries = [], []
         for each, (known, asked) in zip(classes, pools, strict=True):
             shots = draw(rng, len(each.prototypes), k, e)
-            patients = draw(rng, len(each.units), min(settings.queries, len(each.units)), e)
+            patients = draw(rng, len(each.asked), min(settings.queries, len(each.asked)), e)
             if redraws:
                 shots = np.take_along_axis(known[collection], shots, 1)
                 patients = np.take_along_axis(asked[collection], patients, 1)
             supports.append(each.prototypes[shots])
-            queries.append(x[_of_patients(rng, each.units, patients)])
+            queries.append(features(_of_patients(rng, each.asked, patients)))
         results.append(_score_episodes(_similarity(supports, queries, settings)))
     return np.concatenate(results)
 
@@ -154,12 +195,10 @@ def draw(rng: np.random.Generator, n: int, k: int, e: int) -> Rows:
     return chosen
 
 
-def _of_patients(rng: np.random.Generator, units: list[Rows], patients: Rows) -> Rows:
+def _of_patients(rng: np.random.Generator, asked: _ByPatient, patients: Rows) -> Rows:
     """Return (e, q) unit numbers: one random unit of each patient (e, q)."""
-    sizes = np.array([len(own) for own in units])
-    first = np.cumsum(sizes) - sizes
-    which = (rng.random(patients.shape) * sizes[patients]).astype(np.int64)
-    rows: Rows = np.concatenate(units)[first[patients] + which]
+    which = (rng.random(patients.shape) * asked.sizes[patients]).astype(np.int64)
+    rows: Rows = asked.rows[asked.first[patients] + which]
     return rows
 
 

@@ -35,7 +35,9 @@ def predict(
     most = int(known.sum(axis=0).min())
     most -= int(np.bincount(patient[reference]).max()) if others else 0
     ks = [k for k in settings.k if k <= most]
-    notes = [f"k = {k} left out: only {most} reference units" for k in settings.k if k > most]
+    notes = []
+    if too_many := [str(k) for k in settings.k if k > most]:
+        notes.append(f"k = {', '.join(too_many)} left out: only {most} reference units")
     votes = {k: np.empty((len(test), len(units.classes))) for k in ks}
     closest = np.full(len(test), -np.inf)
     for mask, labels in _alike(known) if ks else ():

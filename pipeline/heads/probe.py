@@ -96,8 +96,11 @@ def probabilities(
     those that are one-sided among the fitted). Each fit starts from the one before. Also returns
     how many fits stopped before they converged.
     """
-    centre, truth = x[fit].mean(axis=0), units.at(fit)
-    inside, outside = x[fit] - centre, x[score] - centre
+    truth = units.at(fit)
+    inside = x[fit]
+    centre = inside.mean(axis=0)
+    inside -= centre  # in place: features may be most of the memory
+    outside = x[score] - centre
     if units.kind != "multilabel":
         return _path(inside, truth.y, outside, grid, len(units.classes))
     if left_out is None:

@@ -21,6 +21,7 @@ from pipeline.stats.weighted import (
     bins_of,
     confidence,
     decisions,
+    f1_by_class,
     forms,
     mean,
     quadratic_kappa,
@@ -194,12 +195,13 @@ def statistics(truth: Truth, proba: Floats, weights: Floats) -> Values:
     """Return every metric under each column of weights (n, b).
 
     What needs a decision takes the likeliest class, or for multi-label 0.5, and is averaged over
-    classes or labels. What ranks (auroc, average precision, sensitivity at a specificity of 0.9)
-    is of one class against the rest, and their mean; for binary, of the positive alone; `_micro`
-    ranks all (unit, class) pairs together. brier is half the squared distance (binary and
-    multi-label: the plain square); ece is of the positive, or for multi-class of the likeliest
-    class. A label that is not known of a unit leaves the unit out for that label; one whose column
-    is NaN has no model and stays out of every mean.
+    classes or labels; the f1 of two classes, and so of a label, is the positive's. What ranks
+    (auroc, average precision, sensitivity at a specificity of 0.9) is of one class against the
+    rest, and their mean; for binary, of the positive alone; `_micro` ranks all (unit, class) pairs
+    together. brier is half the squared distance (binary and multi-label: the plain square); ece is
+    of the positive, or for multi-class of the likeliest class. A label that is not known of a unit
+    leaves the unit out for that label; one whose column is NaN has no model and stays out of every
+    mean, and one that all units carry, or none, has nothing said of it alone.
     """
     if truth.kind == "regression":
         found = regression(truth.y, proba[:, 0], weights)
@@ -211,9 +213,10 @@ def statistics(truth: Truth, proba: Floats, weights: Floats) -> Values:
         each.append(ranking(indicator[on, j], proba[on, j], weights[on]))
     ranks = {name: np.array([one[i] for one in each]) for i, name in enumerate(RANKING)}
     if truth.kind == "multilabel":
-        joint = _by_label(indicator[:, scored], known[:, scored], proba[:, scored], weights)
+        some = indicator[:, scored], known[:, scored], proba[:, scored]
+        joint, own = _by_label(*some, weights)
     else:
-        joint = _by_class(indicator, proba, truth.classes, weights)
+        joint, own = _by_class(indicator, proba, truth.classes, weights)
     joint |= {name: mean(values) for name, values in ranks.items()}
     if truth.kind != "binary" and scored:
         row, place = np.nonzero(known[:, scored])
@@ -222,8 +225,10 @@ def statistics(truth: Truth, proba: Floats, weights: Floats) -> Values:
         joint |= {f"{name}_micro": value for name, value in zip(RANKING[:2], micro, strict=False)}
     values = {(name, ""): value for name, value in joint.items()}
     if truth.kind != "binary":
-        for name, of in ranks.items():
-            values |= {(name, truth.classes[j]): v for j, v in zip(scored, of, strict=True)}
+        two_sided = [j for j in scored if truth.classes[j] not in one_sided(truth)]
+        for name, of in (ranks | own).items():
+            by_label = dict(zip(scored, of, strict=True))
+            values |= {(name, truth.classes[j]): by_label[j] for j in two_sided}
     return values
 
 
@@ -233,29 +238,35 @@ def _scored(proba: Floats, kind: Kind) -> list[int]:
     return [1] if kind == "binary" else modelled
 
 
-def _by_class(indicator: Bools, proba: Floats, classes: tuple[str, ...], weights: Floats) -> Joint:
+def _by_class(
+    indicator: Bools, proba: Floats, classes: tuple[str, ...], weights: Floats
+) -> tuple[Joint, Joint]:
+    """Return what is of all classes, and (c, b) what is of each."""
     c = len(classes)
     sums = forms(indicator, proba, proba.argmax(axis=1)) @ weights
-    joint = decisions(sums, c)
+    joint, table = decisions(sums, c), sums[: c * c].reshape(c, c, -1)
     if c > 2 and all(map(_is_number, classes)):
-        joint["quadratic_kappa"] = quadratic_kappa(sums[: c * c].reshape(c, c, -1))
-    return joint
+        joint["quadratic_kappa"] = quadratic_kappa(table)
+    return joint, {"f1": f1_by_class(table)}
 
 
-def _by_label(indicator: Bools, known: Bools, proba: Floats, weights: Floats) -> Joint:
-    """Return the means over labels, each of which is a matter of two classes."""
+def _by_label(
+    indicator: Bools, known: Bools, proba: Floats, weights: Floats
+) -> tuple[Joint, Joint]:
+    """Return the means over labels, and (c, b) of each label, a matter of two classes."""
     labels = []
     for j in range(proba.shape[1]):
         positive, sure = indicator[:, j], proba[:, j]
         two = np.stack([~positive, positive], axis=1), np.stack([1 - sure, sure], axis=1)
         labels.append(forms(*two, (sure >= 0.5).astype(np.int64)) * known[:, j])
     if not labels:
-        return {}
+        return {}, {}
     sums = (np.concatenate(labels) @ weights).reshape(len(labels), len(labels[0]), -1)
-    own = [decisions(each, 2) for each in sums]
-    joint = {name: mean(np.array([one[name] for one in own])) for name in own[0]}
+    each = [decisions(one, 2) for one in sums]
+    own = {name: np.array([one[name] for one in each]) for name in each[0]}
     wrong, right = sums[:, 1:3].sum(axis=(0, 1)), sums[:, 3].sum(axis=0)
-    return joint | {"f1_micro": ratio(2 * right, 2 * right + wrong)}
+    joint = {name: mean(values) for name, values in own.items()}
+    return joint | {"f1_micro": ratio(2 * right, 2 * right + wrong)}, own
 
 
 def _is_number(name: str) -> bool:

@@ -127,9 +127,15 @@ def regression(y: Floats, said: Floats, weights: Floats) -> dict[str, Floats]:
 
 
 def f1(table: Floats) -> Floats:
-    """Return the macro F1 of a confusion table (c, c, b), over classes that occur or are said."""
+    """Return the F1 of a confusion table (c, c, b): the positive's of two classes, else macro."""
+    each = f1_by_class(table)
+    return each[1] if len(each) == 2 else mean(each)
+
+
+def f1_by_class(table: Floats) -> Floats:
+    """Return (c, b) each class's F1; NaN for one that neither occurs nor is said."""
     right = np.einsum("iib->ib", table)
-    return mean(ratio(2 * right, table.sum(axis=0) + table.sum(axis=1)))
+    return ratio(2 * right, table.sum(axis=0) + table.sum(axis=1))
 
 
 def mcc(table: Floats) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import assert_never
 
 import numpy as np
@@ -107,19 +107,52 @@ def scaled(x: Floats, fit: Rows, scaling: Scaling, components: int) -> Floats:
         case "none":
             return x
         case "l2":
-            norm = np.linalg.norm(x, axis=1, keepdims=True)
-            return np.asarray(x / np.maximum(norm, np.finfo(np.float32).tiny))
+            return _by_rows(x, x.shape[1], lambda rows: rows / _above_zero(rows))
         case "standardise":
-            spread = x[fit].std(axis=0, dtype=np.float64)
-            spread[spread == 0] = 1
-            centre = x[fit].mean(axis=0, dtype=np.float64)
-            return np.asarray((x - centre) / spread, np.float32)
+            centre, spread = _moments(x, fit)
+            spread[spread <= NOISE * np.abs(centre)] = 1  # a flat column, but for rounding
+            return _by_rows(x, x.shape[1], lambda rows: (rows - centre) / spread)
         case "whiten":
-            centre = x[fit].mean(axis=0, dtype=np.float64)
-            variance, axes = np.linalg.eigh(np.cov(x[fit].astype(np.float64), rowvar=False))
+            centre, _ = _moments(x, fit)
+            variance, axes = np.linalg.eigh(_covariance(x, fit, centre))
             keep = np.flatnonzero(variance > NOISE * variance[-1])[::-1]
             keep = keep[: min(components, len(fit) - 1)]
-            whitened = (x - centre).astype(np.float32) @ (axes[:, keep] / np.sqrt(variance[keep]))
-            return np.asarray(whitened, np.float32)
+            onto = axes[:, keep] / np.sqrt(variance[keep])
+            return _by_rows(x, len(keep), lambda rows: (rows - centre) @ onto)
         case _:
             assert_never(scaling)
+
+
+def _by_rows(x: Floats, d: int, of: Callable[[Floats], NDArray[np.float64] | Floats]) -> Floats:
+    """Return (n, d) float32: `of` of x, some rows at a time: nothing else is of x's size."""
+    out = np.empty((len(x), d), np.float32)
+    for start in range(0, len(x), ROWS_AT_ONCE):
+        out[start : start + ROWS_AT_ONCE] = of(x[start : start + ROWS_AT_ONCE])
+    return out
+
+
+def _above_zero(rows: Floats) -> Floats:
+    """Return the lengths (b, 1) of rows; of a zero row the least that can be divided by."""
+    norm: Floats = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.maximum(norm, np.finfo(np.float32).tiny)
+
+
+def _fitted(x: Floats, fit: Rows) -> Iterator[NDArray[np.float64]]:
+    """Yield the rows `fit` of x in float64, some at a time."""
+    for start in range(0, len(fit), ROWS_AT_ONCE):
+        yield x[fit[start : start + ROWS_AT_ONCE]].astype(np.float64)
+
+
+def _moments(x: Floats, fit: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean and the standard deviation (d,) of the rows `fit`."""
+    centre = sum(rows.sum(axis=0) for rows in _fitted(x, fit)) / len(fit)
+    square = sum(((rows - centre) ** 2).sum(axis=0) for rows in _fitted(x, fit)) / len(fit)
+    return np.asarray(centre), np.sqrt(square)
+
+
+def _covariance(x: Floats, fit: Rows, centre: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the covariance (d, d) of the rows `fit`."""
+    total = np.zeros((x.shape[1], x.shape[1]))
+    for rows in _fitted(x, fit):
+        total += (rows - centre).T @ (rows - centre)
+    return total / (len(fit) - 1)

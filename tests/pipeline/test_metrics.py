@@ -83,6 +83,21 @@ def test_multiclass_is_scikit_learns() -> None:
     brier = brier_score_loss(y, proba, scale_by_half=True)
     assert overall["brier"].value == pytest.approx(brier)
     assert by_class["2"]["auroc"].value == pytest.approx(roc_auc_score(y == 2, proba[:, 2]))
+    each = f1_score(y, said, average=None)
+    assert [by_class[name]["f1"].value for name in "0123"] == pytest.approx(each.tolist())
+
+
+def test_f1_of_two_classes_is_the_positives_and_a_label_has_what_a_task_of_two_has() -> None:
+    rng = np.random.default_rng(18)
+    y = (rng.random((200, 2)) < [0.1, 0.4]).astype(np.int8)
+    proba = np.clip(rng.random((200, 2)) * 0.7 + 0.3 * y, 0, 1)
+    overall, by_label = metrics.score(truth_of(y), proba)
+    expected = [f1_score(y[:, j], proba[:, j] >= 0.5) for j in (0, 1)]
+    assert overall["f1"].value == pytest.approx(np.mean(expected))
+    for j, name in enumerate("ab"):
+        alone, _ = metrics.score(truth_of(y[:, j] == 1), two(proba[:, j]))
+        assert alone["f1"].value == pytest.approx(expected[j])
+        assert by_label[name] == alone
 
 
 def test_multilabel_leaves_out_labels_of_one_value_and_of_no_model() -> None:
