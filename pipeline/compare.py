@@ -52,20 +52,29 @@ def _same_folds(first: NDArray[np.int64] | None, second: NDArray[np.int64] | Non
     return np.array_equal(first, second)
 
 
-def compare_stores(first: Path, second: Path) -> list[tuple[Result, list[Difference]]]:
+def compare_stores(
+    first: Path, second: Path, heads: tuple[Method, Method] | None = None
+) -> list[tuple[Result, list[Difference]]]:
     """Return each task and method that two stores both answered, with the differences.
 
-    The newest answer of each counts, in its last setting. p_holm is adjusted for every p of the
-    whole table. Raises LabelError where they answered nothing in common.
+    With heads, each task that the first answered by the one method and the second by the other; it
+    may be one store. The newest answer of each counts, in its last setting. p_holm is adjusted for
+    every p of the whole table. Raises LabelError where they answered nothing in common.
     """
     one, two = newest(first), newest(second)
-    shared = [asked for asked in one if asked in two]
+    pairs = [
+        (mine, (mine[0], heads[1] if heads else mine[1]))
+        for mine in one
+        if heads is None or mine[1] == heads[0]
+    ]
+    shared = [(mine, other) for mine, other in pairs if other in two]
     if not shared:
         raise LabelError(
-            f"The stores {str(first)!r} and {str(second)!r} have answered no task by the same "
-            f"method: {_names(one)}; {_names(two)}. Run `radprobe evaluate` on both."
+            f"The stores {str(first)!r} and {str(second)!r} have answered no task by "
+            f"{' and '.join(heads) if heads else 'the same method'}: {_names(one)}; {_names(two)}. "
+            "Run `radprobe evaluate` on both."
         )
-    found = [(two[asked], compare((first, one[asked]), (second, two[asked]))) for asked in shared]
+    found = [(two[b], compare((first, one[a]), (second, two[b]))) for a, b in shared]
     every = [d.p for _, differences in found for d in differences if d.p is not None]
     adjusted = iter(holm(every))
     return [(result, list(_adjusted(differences, adjusted))) for result, differences in found]

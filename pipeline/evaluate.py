@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,20 +44,32 @@ from stores.features import FeatureStore
 
 log = logging.getLogger(__name__)
 
-METHODS: tuple[Method, ...] = get_args(Method)
+METHODS: tuple[Method, ...] = ("knn", "probe", "fewshot")  # unless others are asked for by name
 # Raised whenever a method answers the same question otherwise: older results are then not found.
-CONTRACT: dict[Method, int] = {"knn": 3, "probe": 3, "fewshot": 3}
-LIBRARIES = ("radprobe", "numpy", "scikit-learn", "faiss-cpu")
+CONTRACT: dict[Method, int] = {
+    "knn": 3,
+    "probe": 3,
+    "fewshot": 3,
+    "linear": 1,
+    "attention": 1,
+    "efficiency": 1,
+}
+LIBRARIES = ("radprobe", "numpy", "scikit-learn", "faiss-cpu", "torch")
 
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
 
 
 def evaluate(
-    config: Config, methods: Sequence[Method] = METHODS, *, progress: Progress | None = None
+    config: Config,
+    methods: Sequence[Method] = METHODS,
+    *,
+    device: str | None = None,
+    progress: Progress | None = None,
 ) -> list[Result]:
     """Answer every task of the config by every method, from `results/` where nothing changed.
 
+    device: of torch's, such as "cuda", where probes and trained heads are fitted; unset, the CPU.
     Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
     """
     if config.labels is None or not config.tasks:
@@ -81,7 +92,7 @@ def evaluate(
         for each, method in _asked(cases, methods):
             if progress:
                 progress(f"{each.name}: {method}", len(results), number)
-            results.append(_answer(each, method))
+            results.append(_answer(each, method, device))
     if not all(result.cached for result in results):
         write_tidy(store.path, results)
     return results
@@ -113,7 +124,7 @@ def _settled(config: Config) -> dict[str, Task]:
     }
 
 
-def _answer(cases: Cases, method: Method) -> Result:
+def _answer(cases: Cases, method: Method, device: str | None) -> Result:
     """Return the result that is on file, or compute it and file it."""
     found = _filed(_path(cases, method))
     if found is None:
@@ -122,7 +133,7 @@ def _answer(cases: Cases, method: Method) -> Result:
     if found is not None:
         return found.model_copy(update={"cached": True})
     started = time.perf_counter()
-    scores, tested = run(cases, method)
+    scores, tested = run(cases, method, device)
     result = _result(cases, method, scores, tested, time.perf_counter() - started)
     path = _path(cases, method)
     path.parent.mkdir(exist_ok=True)

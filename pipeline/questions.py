@@ -17,7 +17,7 @@ FeatureSet = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
 Level = Literal["image", "series", "study", "patient"]
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 Part = Literal["train", "val", "test"]
-Method = Literal["knn", "probe", "fewshot"]
+Method = Literal["knn", "probe", "fewshot", "linear", "attention", "efficiency"]
 # How the features of a unit's slices become one.
 Pool = Literal["mean", "max", "gem3", "top5"]
 # What is done to the features before a head sees them, as the train units alone say.

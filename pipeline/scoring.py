@@ -6,6 +6,9 @@ Heads and metrics are imported when they are run: an answer that is on file need
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from typing import assert_never
 
 import numpy as np
 
@@ -14,7 +17,7 @@ from pipeline.heads.fixed_draw import fixed_draw
 from pipeline.questions import Method, Prediction, Score, Subgroup
 from pipeline.tasks.cases import Cases
 from pipeline.tasks.folds import Tested, together
-from stores.errors import LabelError
+from stores.errors import ConfigError, LabelError
 
 # More are no groups: each has its own bootstrap, and a number is not a group.
 MOST_SUBGROUPS = 20
@@ -28,18 +31,43 @@ def heads_of(cases: Cases, method: Method) -> list[Head]:
     return [getattr(config, method)]
 
 
-def run(cases: Cases, method: Method) -> tuple[list[Score], Tested]:
-    """Run one head, whose module is imported here and not before."""
-    if method == "fewshot":
-        return _few(cases)
+def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[Score], Tested]:
+    """Run one head, whose module is imported here and not before.
+
+    device: of torch's, where the head is fitted; unset, the CPU, without torch where it can be.
+    """
+    if device is not None:
+        _open_array_api()
+    match method:
+        case "fewshot":
+            return _few(cases, device)
+        case "efficiency":
+            return _efficiency(cases, device)
+        case "knn":
+            speed = {}
+        case "probe" | "linear" | "attention":
+            speed = {"device": device}
+        case _:
+            assert_never(method)
     units, turns, settings = cases.units, cases.turns, getattr(cases.config, method)
     head = importlib.import_module(f"pipeline.heads.{method}")
-    answers = [head.predict(cases.features(settings, t), units, t, settings) for t in turns]
+    seen = cases.slices if method == "attention" else cases.features
+    answers = [head.predict(seen(settings, t), units, t, settings, **speed) for t in turns]
     tested = together(answers, [turn["test"] for turn in turns])
     return _scores(cases, tested), tested
 
 
-def _few(cases: Cases) -> tuple[list[Score], Tested]:
+def _open_array_api() -> None:
+    """Let scikit-learn take tensors, for which SciPy must be told before it is imported."""
+    if "scipy" in sys.modules and os.environ.get("SCIPY_ARRAY_API") != "1":
+        raise ConfigError(
+            "A device must be asked for before SciPy is imported, since scikit-learn needs SciPy's "
+            "array API. Set SCIPY_ARRAY_API=1 in the environment, and start again."
+        )
+    os.environ["SCIPY_ARRAY_API"] = "1"
+
+
+def _few(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
     """Score few-shot episodes, or the one draw of the paper; of several folds, the first alone."""
     settings, units, parts = cases.config.fewshot, cases.units, cases.turns[0]
     x = cases.features(settings, parts)
@@ -50,7 +78,9 @@ def _few(cases: Cases) -> tuple[list[Score], Tested]:
 
         for shots in settings.shots:
             fit = {**parts, "train": fixed_draw(units, parts["train"], shots)}
-            found, said = probe.predict(x, units, fit, cases.config.probe, refit_on=("train",))
+            found, said = probe.predict(
+                x, units, fit, cases.config.probe, refit_on=("train",), device=device
+            )
             predictions += [Prediction({"shots": shots} | p.setting, p.proba) for p in found]
             notes += [f"{shots} shots: {note}" for note in said]
         tested = Tested(predictions, parts["test"], None, notes)
@@ -59,6 +89,30 @@ def _few(cases: Cases) -> tuple[list[Score], Tested]:
 
     scores, said = fewshot.score(x, units, parts, settings)
     return scores, Tested([], parts["test"], None, notes + said)
+
+
+def _efficiency(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
+    """Score the probe fitted on ever more patients; of several folds, the first alone.
+
+    A metric is its mean over the draws of as many patients, its interval of other test patients.
+    """
+    from pipeline.heads import efficiency
+
+    settings, units, parts = cases.config.efficiency, cases.units, cases.turns[0]
+    notes = ["only the first fold is asked"] if len(cases.turns) > 1 else []
+    curve = efficiency.points(cases.features(settings, parts), units, parts, settings, device)
+    scores: list[Score] = []
+    for point in curve:
+        number, q = len(point.predictions), len(parts["test"])
+        notes += point.notes
+        if number:
+            joined = Prediction(
+                {"shots": point.shots, "patients": point.patients, "draws": number},
+                np.concatenate(point.predictions),
+            )
+            fold = np.repeat(np.arange(number), q) if number > 1 else None
+            scores += _scores(cases, Tested([joined], np.tile(parts["test"], number), fold, []))
+    return scores, Tested([], parts["test"], None, notes)
 
 
 def _scores(cases: Cases, tested: Tested) -> list[Score]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 
@@ -17,8 +17,12 @@ from stores.errors import ConfigError
 if TYPE_CHECKING:
     from pipeline.questions import Level, Method
 
+Name = TypeVar("Name", bound=str)
 
 app = typer.Typer()
+DeviceOpt = Annotated[
+    str | None, typer.Option(help="Where to fit, such as cuda; by default the CPU.")
+]
 
 
 @app.command(epilog="Example: radprobe evaluate configs/demo.yaml --json")
@@ -34,15 +38,41 @@ def knn(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> 
 
 
 @app.command(epilog="Example: radprobe probe configs/demo.yaml")
-def probe(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+def probe(
+    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
+) -> None:
     """Fit a logistic regression on the training cases and score the test cases."""
-    _answer(config, store, ("probe",), as_json)
+    _answer(config, store, ("probe",), as_json, device)
 
 
 @app.command(epilog="Example: radprobe fewshot configs/demo.yaml")
 def fewshot(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
     """Score nearest centroids of a few patients a class, over many episodes."""
     _answer(config, store, ("fewshot",), as_json)
+
+
+@app.command(epilog="Example: radprobe linear configs/demo.yaml")
+def linear(
+    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Train the paper's grid of linear heads by SGD: blocks, mean token and rates chosen on val."""
+    _answer(config, store, ("linear",), as_json, device)
+
+
+@app.command(epilog="Example: radprobe attention configs/demo.yaml")
+def attention(
+    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Train attention over the slices of each series, study or patient, and score it."""
+    _answer(config, store, ("attention",), as_json, device)
+
+
+@app.command(epilog="Example: radprobe efficiency configs/demo.yaml")
+def efficiency(
+    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Fit the probe on ever more patients, from one a class to all: the label-efficiency curve."""
+    _answer(config, store, ("efficiency",), as_json, device)
 
 
 @app.command(epilog="Example: radprobe search configs/demo.yaml ct/0042 --k 5")
@@ -70,12 +100,20 @@ def search(
 def compare(
     first: StorePath,
     second: StorePath,
+    heads: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="A method of the first and one of the second, such as knn probe."),
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Say what the second store scores above the first, on tasks that both have answered."""
+    """Say what the second store scores above the first, on tasks that both have answered.
+
+    With --heads the second method above the first; the stores may then be the same.
+    """
     from pipeline.compare import compare_stores
 
-    found = compare_stores(first, second)
+    methods = None if heads is None else (_method(heads[0]), _method(heads[1]))
+    found = compare_stores(first, second, methods)
     if as_json:
         rows = [
             {"task": result.task, "method": result.method, **difference.model_dump(mode="json")}
@@ -92,17 +130,35 @@ def _level(name: str) -> Level:
     from pipeline.questions import Level
 
     known: tuple[Level, ...] = get_args(Level)
-    for level in known:
-        if level == name:
-            return level
-    raise ConfigError(f"--level must be one of {', '.join(known)}. Got {name!r} instead.")
+    return _one_of(known, "--level", name)
 
 
-def _answer(config: Path, store: Path | None, methods: Sequence[Method], as_json: bool) -> None:
+def _method(name: str) -> Method:
+    """Return a method by name."""
+    from pipeline.questions import Method
+
+    known: tuple[Method, ...] = get_args(Method)
+    return _one_of(known, "--heads", name)
+
+
+def _one_of(known: tuple[Name, ...], option: str, name: str) -> Name:
+    for each in known:
+        if each == name:
+            return each
+    raise ConfigError(f"{option} must be of {', '.join(known)}. Got {name!r} instead.")
+
+
+def _answer(
+    config: Path,
+    store: Path | None,
+    methods: Sequence[Method],
+    as_json: bool,
+    device: str | None = None,
+) -> None:
     from pipeline.config import load_config
     from pipeline.evaluate import evaluate
 
-    results = evaluate(load_config(config, store), methods)
+    results = evaluate(load_config(config, store), methods, device=device)
     if as_json:
         print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
     else:

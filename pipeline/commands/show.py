@@ -11,11 +11,18 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.questions import Difference, Metric, Result, Score
+    from pipeline.questions import Difference, Method, Metric, Result, Score
     from pipeline.search import Hit
 
 RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
-TITLES = {"knn": "kNN", "probe": "Linear probe", "fewshot": "Few-shot"}
+TITLES: dict[Method, str] = {
+    "knn": "kNN",
+    "probe": "Linear probe",
+    "fewshot": "Few-shot",
+    "linear": "Linear heads by SGD",
+    "attention": "Attention over slices",
+    "efficiency": "Label efficiency",
+}
 # The metrics a table shows; a result's file holds the others too.
 HEADLINES = {
     "accuracy": "accuracy",

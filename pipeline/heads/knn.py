@@ -17,6 +17,11 @@ Bools = NDArray[np.bool_]
 Rows = NDArray[np.int64]
 Votes = dict[int, NDArray[np.float64]]
 AT_ONCE = 1024
+EXAMPLES = 3
+# An inverted file: references a list that it learns from, queries that recall is measured on
+POINTS_A_LIST = 64
+SAMPLED = 256
+SEED = 0
 
 
 def predict(
@@ -39,19 +44,41 @@ def predict(
     if too_many := [str(k) for k in settings.k if k > most]:
         notes.append(f"k = {', '.join(too_many)} left out: only {most} reference units")
     votes = {k: np.empty((len(test), len(units.classes))) for k in ks}
-    closest = np.full(len(test), -np.inf)
+    closest, nearest = np.full(len(test), -np.inf), np.zeros(len(test), np.int64)
     for mask, labels in _alike(known) if ks else ():
-        each, cosine = _votes(x, units, reference[mask], test, patient, labels, ks, settings)
+        among = reference[mask]
+        index, said = _index(x, among, test, max(ks), settings)
+        each, cosine, first = _votes(x, units, among, test, patient, labels, ks, settings, index)
+        nearest = np.where(cosine > closest, among[first], nearest)
         closest = np.maximum(closest, cosine)
+        notes += [note for note in said if note not in notes]
         for k, proba in each.items():
             votes[k][:, labels] = proba
-    near = int((closest >= settings.near_duplicate).sum())
-    if near:
-        notes.append(
-            f"{near} of {len(test)} test units are near-duplicates (cosine >= "
-            f"{settings.near_duplicate}) of another patient's reference"
-        )
+    if ks:
+        centre = x[reference].mean(axis=0)
+        notes += _near_duplicates(x, units, centre, test, nearest, settings.near_duplicate)
     return [Prediction({"k": k}, proba) for k, proba in votes.items()], notes
+
+
+def _near_duplicates(
+    x: Floats, units: Units, centre: Floats, test: Rows, nearest: Rows, least: float
+) -> list[str]:
+    """Return what there is to say of test units whose nearest reference (q,) is all but a copy.
+
+    By the cosine about the mean of the references: what all features share says nothing.
+    """
+    pairs = []
+    for now in _batches(len(test)):
+        sides = (unit_length(x[rows[now]] - centre) for rows in (test, nearest))
+        cosine = np.einsum("qd,qd->q", *sides)
+        pairs += [(test[now][i], nearest[now][i]) for i in np.flatnonzero(cosine >= least)]
+    if not pairs:
+        return []
+    named = ", ".join(f"{units.ids[a]} of {units.ids[b]}" for a, b in pairs[:EXAMPLES])
+    return [
+        f"{len(pairs)} of {len(test)} test units are near-duplicates (cosine about the mean >= "
+        f"{least}) of another patient's reference, for example {named}"
+    ]
 
 
 def _alike(known: Bools) -> Iterator[tuple[Bools, Rows]]:
@@ -70,9 +97,13 @@ def _votes(
     labels: Rows,
     ks: list[int],
     settings: Knn,
-) -> tuple[Votes, Floats]:
-    """Return for each k what is said of the test units, (q, labels), and their greatest cosines."""
-    cosine, outside = neighbours(x, reference, test, max(ks), patient)
+    index: Any,
+) -> tuple[Votes, Floats, Rows]:
+    """Return for each k what is said of the test units, (q, labels), and who is nearest, how near.
+
+    The nearest (q,) are places in `reference`.
+    """
+    cosine, outside = neighbours(x, reference, test, max(ks), patient, index)
     if units.kind == "regression":
         targets = units.y[reference][:, None]
     else:
@@ -81,9 +112,9 @@ def _votes(
         votes = soft_vote(cosine, outside, targets, ks, settings.temperature)
     else:
         others = patient if settings.multilabel == "mlknn" else None
-        inside = neighbours(x, reference, reference, max(ks), others)[1]
+        inside = neighbours(x, reference, reference, max(ks), others, index)[1]
         votes = ml_knn(inside, outside, targets, ks)
-    return votes, cosine[:, 0]
+    return votes, cosine[:, 0], outside[:, 0]
 
 
 def soft_vote(
@@ -148,28 +179,89 @@ def _likelihood(counts: Rows, side: Bools, k: int) -> NDArray[np.float64]:
 
 
 def neighbours(
-    x: Floats, reference: Rows, queries: Rows, k: int, patient: Rows | None = None
+    x: Floats,
+    reference: Rows,
+    queries: Rows,
+    k: int,
+    patient: Rows | None = None,
+    index: Any = None,
 ) -> tuple[Floats, Rows]:
     """Return (q, k): cosines from the greatest, and places in `reference` of the nearest units.
 
     reference, queries: row numbers of x (n, d). With patient (n,), neighbours of the query's own
     patient do not count and others take their place, also where reference and queries share
-    patients; k others must be there for every query.
+    patients; k others must be there for every query. index: of the references, where there is one
+    already; unset, all of them are looked at.
     """
-    index = faiss.IndexFlatIP(x.shape[1])
-    for now in _batches(len(reference)):
-        index.add(unit_length(x[reference[now]]))
+    if index is None:
+        index = _filled(faiss.IndexFlatIP(x.shape[1]), x, reference)
     cosine = np.empty((len(queries), k), np.float32)
     nearest = np.empty((len(queries), k), np.int64)
     own = 0 if patient is None else _shared(patient[reference], patient[queries])
     for now in _batches(len(queries)):
-        near, at = index.search(unit_length(x[queries[now]]), k + own)
+        near, at = _found(index, unit_length(x[queries[now]]), k + own)
         if patient is not None and own:
             same = patient[reference][at] == patient[queries[now], None]
             order = np.argsort(same, axis=1, kind="stable")  # others first, nearest first
             near, at = np.take_along_axis(near, order, 1), np.take_along_axis(at, order, 1)
         cosine[now], nearest[now] = near[:, :k], at[:, :k]
     return cosine, nearest
+
+
+def _index(
+    x: Floats, reference: Rows, queries: Rows, k: int, settings: Knn
+) -> tuple[Any, list[str]]:
+    """Return an index of the references, and what there is to say where it is not exact.
+
+    An inverted file (Jegou et al., TPAMI 33(1), 2011) of 4 sqrt(n) lists. Lists to be searched are
+    doubled until the share of the k nearest that is found, on a sample of the queries, is what
+    settings.recall asks.
+    """
+    n, d = len(reference), x.shape[1]
+    if settings.exact_up_to is None or n <= settings.exact_up_to:
+        return _filled(faiss.IndexFlatIP(d), x, reference), []
+    lists = min(n, 4 * int(n**0.5))
+    coarse = faiss.IndexFlatIP(d)
+    index = faiss.IndexIVFFlat(coarse, d, lists, faiss.METRIC_INNER_PRODUCT)
+    index.cp.spherical, index.cp.min_points_per_centroid = True, 1
+    rng = np.random.default_rng(SEED)
+    learnt = rng.choice(reference, min(n, POINTS_A_LIST * lists), replace=False)
+    index.train(unit_length(x[learnt]))
+    _filled(index, x, reference)
+    sample = rng.choice(queries, min(len(queries), SAMPLED), replace=False)
+    asked = unit_length(x[sample])
+    index.nprobe = lists
+    true = index.search(asked, k)[1]
+    index.nprobe = max(1, lists // 128)
+    while (recall := _recall(index.search(asked, k)[1], true)) < settings.recall:
+        index.nprobe = min(2 * index.nprobe, lists)
+    return index, [
+        f"neighbours among {n} references are by an inverted file, {index.nprobe} of {lists} lists "
+        f"searched: {recall:.4f} of the true {k} are found, measured on {len(sample)} test units"
+    ]
+
+
+def _filled(index: Any, x: Floats, reference: Rows) -> Any:
+    """Return the index with the references in it."""
+    for now in _batches(len(reference)):
+        index.add(unit_length(x[reference[now]]))
+    return index
+
+
+def _recall(found: Rows, true: Rows) -> float:
+    """Return which share of the true neighbours (q, k) is found."""
+    return float(np.mean([np.isin(t, f).mean() for t, f in zip(true, found, strict=True)]))
+
+
+def _found(index: Any, asked: Floats, k: int) -> tuple[Floats, Rows]:
+    """Return cosines and places (q, k); all lists are searched where some held fewer than k."""
+    near, at = index.search(asked, k)
+    short = (at < 0).any(axis=1)
+    if short.any() and isinstance(index, faiss.IndexIVF):
+        everywhere = faiss.SearchParametersIVF()
+        everywhere.nprobe = index.nlist
+        near[short], at[short] = index.search(asked[short], k, params=everywhere)
+    return near, at
 
 
 def _shared(reference: Rows, queries: Rows) -> int:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from pipeline.config import Probe
+from pipeline.heads.modelled import modelled
 from pipeline.heads.ridge import ridge
 from pipeline.questions import Part, Prediction, Units
-from pipeline.stats.metrics import macro_auroc, one_sided
+from pipeline.stats.metrics import macro_auroc
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -33,28 +36,29 @@ def predict(
     settings: Probe,
     *,
     refit_on: Sequence[Part] = ("train", "val"),
+    device: str | None = None,
 ) -> tuple[list[Prediction], list[str]]:
     """Fit on train for each C, choose C on val, refit on train and val, score test; x (n, d).
 
     C is chosen by macro AUROC, the smaller of equals. Returns the prediction, and notes: labels
     without a model (for multi-label their column is NaN), how C was chosen, fits that stopped.
+    device: of torch's, where scikit-learn fits classes through its array API; unset, numpy.
     """
     train, val, test = parts["train"], parts["val"], parts["test"]
     grid = 10 ** np.linspace(settings.low, settings.high, settings.steps)
     if units.kind == "regression":
         return _number(x, units.y, parts, 1 / grid, refit_on)
-    left_out = one_sided(units.at(train))
-    notes = [f"{name!r} has no model: all or none of the train units carry it" for name in left_out]
-    if len(units.classes) - len(left_out) < (1 if units.kind == "multilabel" else 2):
-        return [], notes
-    on_val, stopped = probabilities(x, units, train, val, grid.tolist())
+    able = modelled(units, train)
+    if not able.enough:
+        return [], able.notes
+    on_val, stopped = probabilities(x, units, train, val, grid.tolist(), able.left_out, device)
     aurocs = np.array([macro_auroc(units.at(val), p) for p in on_val])
     best, said = _choose(aurocs, grid)
     refit = np.concatenate([parts[part] for part in refit_on])
-    on_test, stopped_too = probabilities(x, units, refit, test, [best], left_out)
+    on_test, stopped_too = probabilities(x, units, refit, test, [best], able.left_out, device)
     if stopped + stopped_too:
         said.append(f"{stopped + stopped_too} fits stopped before they converged")
-    return [Prediction({"C": best}, on_test[0])], notes + said
+    return [Prediction({"C": best}, on_test[0])], able.notes + said
 
 
 def _number(
@@ -88,13 +92,13 @@ def probabilities(
     fit: Rows,
     score: Rows,
     grid: list[float],
-    left_out: list[str] | None = None,
+    left_out: list[str],
+    device: str | None = None,
 ) -> tuple[list[Proba], int]:
     """Fit on some units with each C in turn; return what they say of others, (q, c) a C.
 
-    One multinomial model, or for multi-label one a label, NaN for labels `left_out` (by default
-    those that are one-sided among the fitted). Each fit starts from the one before. Also returns
-    how many fits stopped before they converged.
+    One multinomial model, or for multi-label one a label, NaN for labels `left_out`. Each fit
+    starts from the one before. Also returns how many fits stopped before they converged.
     """
     truth = units.at(fit)
     inside = x[fit]
@@ -102,16 +106,14 @@ def probabilities(
     inside -= centre  # in place: features may be most of the memory
     outside = x[score] - centre
     if units.kind != "multilabel":
-        return _path(inside, truth.y, outside, grid, len(units.classes))
-    if left_out is None:
-        left_out = one_sided(truth)
+        return _path(inside, truth.y, outside, grid, len(units.classes), device)
     proba = [np.full((len(score), len(units.classes)), np.nan) for _ in grid]
     stopped = 0
     for j, name in enumerate(units.classes):
         if name not in left_out:
             known = truth.known[:, j]
             own = inside if known.all() else inside[known]
-            each, n = _path(own, truth.y[known, j].astype(np.int64), outside, grid, 2)
+            each, n = _path(own, truth.y[known, j].astype(np.int64), outside, grid, 2, device)
             stopped += n
             for joint, alone in zip(proba, each, strict=True):
                 joint[:, j] = alone[:, 1]
@@ -119,15 +121,18 @@ def probabilities(
 
 
 def _path(
-    x: Floats, y: Rows, queries: Floats, grid: list[float], c: int
+    x: Floats, y: Rows, queries: Floats, grid: list[float], c: int, device: str | None
 ) -> tuple[list[Proba], int]:
     """Return the probabilities (q, c) along a path of C, and how many fits stopped early."""
     model = LogisticRegression(max_iter=MAX_ITER, warm_start=True)
+    fitted, asked = _on(device, x), _on(device, queries)
     proba, stopped = [], 0
     for value in grid:
         model.set_params(C=value)
-        stopped += _fit(lambda: model.fit(x, y))
-        logits = model.decision_function(queries).astype(np.float64)
+        with config_context(array_api_dispatch=device is not None):
+            stopped += _fit(lambda: model.fit(fitted, y))
+            found = model.decision_function(asked)
+        logits = np.asarray(found if device is None else found.cpu(), np.float64)
         if logits.ndim == 1:
             logits = np.stack([np.zeros_like(logits), logits], axis=1)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -135,6 +140,15 @@ def _path(
         whole[:, model.classes_] = odds / odds.sum(axis=1, keepdims=True)
         proba.append(whole)
     return proba, stopped
+
+
+def _on(device: str | None, x: Floats) -> Any:
+    """Return x, or a tensor of it on a device of torch's, which is imported for that alone."""
+    if device is None:
+        return x
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(x)).to(device)
 
 
 def _fit(fit: Callable[[], object]) -> int:

@@ -6,7 +6,7 @@ opens no array.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -133,3 +133,11 @@ class Cases:
         if which not in self._features:
             self._features[which] = read_features(self.store, self.units, which, self.task.pool)
         return scaled(self._features[which], parts["train"], head.scaling, head.components)
+
+    def slices(self, head: Head, parts: Parts) -> Floats:
+        """Return (m, d) the features of every slice of the units, as a head sees them."""
+        m = len(self.units.rows)
+        alone = replace(self.units, unit=np.arange(m), ids=self.units.rows.astype(np.str_))
+        fit = np.flatnonzero(np.isin(self.units.unit, parts["train"]))
+        x = read_features(self.store, alone, head.features)
+        return scaled(x, fit, head.scaling, head.components)

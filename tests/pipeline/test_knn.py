@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -68,16 +69,63 @@ def test_many_queries_are_scored_like_few(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_train_and_val_are_the_reference_and_a_larger_k_is_said() -> None:
     x = np.eye(8, dtype=np.float32)
-    x[6], x[7] = x[0] * 3, x[5] * 0.1  # the test units point as train unit 0 and val unit 5
+    x[6], x[7] = x[0] * 1.01, x[5] * 0.1  # the test units point as train unit 0 and val unit 5
     units = units_of(np.array([1, 0, 0, 0, 0, 1, 0, 0]))
     predictions, notes = knn.predict(x, units, thirds(8), Knn(k=(1, 6, 7)))
     assert [p.setting for p in predictions] == [{"k": 1}, {"k": 6}]
     np.testing.assert_allclose(predictions[0].proba, [[0, 1], [0, 1]])
     assert notes == [
         "k = 7 left out: only 6 reference units",
-        "2 of 2 test units are near-duplicates (cosine >= 0.999) of another patient's reference",
+        "1 of 2 test units are near-duplicates (cosine about the mean >= 0.999) of another "
+        "patient's reference, for example 6 of 0",
     ]
     assert knn.predict(x, units, thirds(8), Knn(k=(7,)))[0] == []
+
+
+def test_what_all_features_share_makes_no_near_duplicates() -> None:
+    x = (RNG.standard_normal((80, 6)) + 100).astype(np.float32)  # every cosine is above 0.999
+    units, parts = units_of(np.arange(80) % 2), thirds(80)
+    assert knn.predict(x, units, parts, Knn(k=(5,)))[1] == []
+    x[70] = x[3] + 0.001
+    (note,) = knn.predict(x, units, parts, Knn(k=(5,)))[1]
+    assert note.startswith("1 of 20 test units are near-duplicates")
+    assert note.endswith("for example 70 of 3")
+
+
+def test_above_a_stated_size_an_inverted_file_finds_what_it_says() -> None:
+    centres = RNG.standard_normal((40, 16)) * 2
+    x = (centres[RNG.integers(0, 40, 4000)] + RNG.standard_normal((4000, 16))).astype(np.float32)
+    units, parts = units_of(np.arange(4000) % 2), thirds(4000)
+    exact, none = knn.predict(x, units, parts, Knn(k=(5, 10), exact_up_to=3000))
+    assert none == []
+    reference = np.concatenate([parts["train"], parts["val"]])
+    true = knn.neighbours(x, reference, parts["test"], 10)[1]
+    probed = []
+    for least in (0.5, 0.95, 1.0):
+        settings = Knn(k=(5, 10), exact_up_to=2999, recall=least)
+        near, (note,) = knn.predict(x, units, parts, settings)
+        searched, lists, recall, sample = re.findall(
+            r"(\d+) of (\d+) lists searched: ([\d.]+) of .* on (\d+) test units", note
+        )[0]
+        assert (lists, sample) == (str(4 * 54), "256")
+        assert float(recall) >= least
+        index, _ = knn._index(x, reference, parts["test"], 10, settings)
+        found = knn.neighbours(x, reference, parts["test"], 10, index=index)[1]
+        assert knn._recall(found, true) == pytest.approx(float(recall), abs=0.02)
+        probed.append(int(searched))
+    assert probed[0] < probed[1] <= probed[2] <= 216
+    np.testing.assert_allclose(near[1].proba, exact[1].proba, atol=1e-6)
+
+
+def test_lists_that_hold_too_few_are_not_the_last_word() -> None:
+    x = RNG.standard_normal((300, 4)).astype(np.float32)
+    units, reference, test = units_of(np.arange(300) % 2), np.arange(200), np.arange(200, 300)
+    settings = Knn(exact_up_to=1, recall=0.01)
+    index, _ = knn._index(x, reference, test, 60, settings)
+    cosine, nearest = knn.neighbours(x, reference, test, 60, index=index)
+    assert (nearest >= 0).all()
+    assert (np.diff(cosine, axis=1) <= 0).all()
+    assert len(knn.predict(x, units, thirds(300), Knn(k=(60,), exact_up_to=1))[0]) == 1
 
 
 def test_a_zero_feature_is_near_to_nothing_and_breaks_nothing() -> None:

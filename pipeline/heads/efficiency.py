@@ -1,0 +1,80 @@
+"""Label efficiency: the probe fitted on the labels of ever more patients, up to all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Efficiency
+from pipeline.heads import probe
+from pipeline.questions import Part, Units
+
+Rows = NDArray[np.int64]
+LEAST_DRAWS = 3
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a probe says that saw `shots` patients a class, `patients` in all: (q, c) a draw.
+
+    patients: their mean number over the draws, since one may carry several classes.
+    """
+
+    shots: int
+    patients: float
+    predictions: list[NDArray[np.float64]]
+    notes: list[str]
+
+
+def points(
+    x: NDArray[np.float32],
+    units: Units,
+    parts: Mapping[Part, Rows],
+    settings: Efficiency,
+    device: str | None = None,
+) -> Iterator[Point]:
+    """Yield a point for each number of patients a class, the last with all of train; x (n, d).
+
+    A draw takes all units of its patients. C is chosen on the whole of val, and val is not fitted,
+    so that points differ by the patients of train alone.
+    """
+    if units.kind == "regression":
+        yield Point(0, 0, [], ["label efficiency needs classes: a number has none"])
+        return
+    carriers = _carriers(units, parts["train"])
+    everyone = max(map(len, carriers))
+    for shots in _numbers(settings.shots, everyone):
+        draws = 1 if shots == everyone else settings.draws
+        if shots < everyone:
+            draws = min(draws, max(LEAST_DRAWS, everyone // shots))
+        predictions, failed, seen = [], 0, []
+        for i in range(draws):
+            rng = np.random.default_rng([settings.seed, shots, i])
+            taken = [rng.permutation(own)[:shots] for own in carriers]
+            patients = np.unique(np.concatenate(taken))
+            drawn = parts["train"][np.isin(units.groups[parts["train"]], patients)]
+            fit = {**parts, "train": drawn if shots < everyone else parts["train"]}
+            found, _ = probe.predict(x, units, fit, settings, refit_on=("train",), device=device)
+            predictions += [each.proba for each in found]
+            failed += not found
+            seen.append(len(np.unique(units.groups[fit["train"]])))
+        notes = [f"{shots} shots: {failed} of {draws} draws had one class only"] if failed else []
+        yield Point(shots, float(np.mean(seen)), predictions, notes)
+
+
+def _carriers(units: Units, train: Rows) -> list[NDArray[np.str_]]:
+    """Return the patients of train that carry each class or label, where any does."""
+    carried, groups = units.indicator[train], units.groups[train]
+    each = [np.unique(groups[carried[:, j]]) for j in range(carried.shape[1])]
+    return [own for own in each if len(own)]
+
+
+def _numbers(shots: tuple[int, ...], everyone: int) -> list[int]:
+    """Return the numbers asked for, then twice as many each time, up to everyone."""
+    numbers = sorted(k for k in shots if k < everyone)
+    while (more := 2 * (numbers[-1] if numbers else everyone)) < everyone:
+        numbers.append(more)
+    return [*numbers, everyone]
