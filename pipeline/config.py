@@ -157,7 +157,8 @@ class Knn(Head):
     multilabel: how neighbours vote on multi-label tasks: as on any other (DINOv2's soft vote), or
     by ML-kNN; "mlknn-paper" counts a training image among its own neighbours, as the code of
     arXiv 2312.02366 does. near_duplicate: the cosine about the mean of the references from which on
-    a test unit and a reference of another patient are reported. exact_up_to: how many references
+    a test unit and a reference of another patient are reported, or refused as leakage, as
+    near_duplicates says. exact_up_to: how many references
     are all looked at; where there are more, an inverted file is asked, so many of its lists that
     the share `recall` of the true neighbours is found. Unset, all are always looked at.
     """
@@ -166,6 +167,7 @@ class Knn(Head):
     temperature: Annotated[float, Field(gt=0)] = 0.07
     multilabel: Literal["soft", "mlknn", "mlknn-paper"] = "soft"
     near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.999
+    near_duplicates: Literal["report", "refuse"] = "report"
     exact_up_to: Annotated[int, Field(ge=1)] | None = None
     recall: Annotated[float, Field(gt=0, le=1)] = 0.99
 

@@ -164,10 +164,14 @@ class Bin(Frozen):
 
 
 class Subgroup(Frozen):
-    """The metrics of the test units with one value of a column."""
+    """The metrics of the test units with one value of a column; positives: units a class or label.
+
+    An interval of few units or of one patient's positives says less than its width.
+    """
 
     units: int
     patients: int
+    positives: dict[str, int] = Field(default_factory=dict)
     metrics: dict[str, Metric]
 
 

@@ -162,7 +162,11 @@ def _subgroups(cases: Cases, tested: Tested, predicted: Prediction) -> dict[str,
             fold = None if tested.fold is None else tested.fold[on]
             joint, _ = metrics.score(truth, predicted.proba[on], fold)
             patients = len(np.unique(truth.groups))
+            carried = [] if truth.kind == "regression" else truth.indicator.sum(axis=0).tolist()
             found[f"{column}={value}"] = Subgroup(
-                units=int(on.sum()), patients=patients, metrics=joint
+                units=int(on.sum()),
+                patients=patients,
+                positives=dict(zip(truth.classes, carried, strict=False)),
+                metrics=joint,
             )
     return found

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Knn
 from pipeline.questions import Part, Prediction, Units
+from stores.errors import LabelError
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
@@ -56,29 +57,39 @@ def predict(
             votes[k][:, labels] = proba
     if ks:
         centre = x[reference].mean(axis=0)
-        notes += _near_duplicates(x, units, centre, test, nearest, settings.near_duplicate)
+        notes += _near_duplicates(x, units, centre, test, nearest, settings)
     return [Prediction({"k": k}, proba) for k, proba in votes.items()], notes
 
 
 def _near_duplicates(
-    x: Floats, units: Units, centre: Floats, test: Rows, nearest: Rows, least: float
+    x: Floats, units: Units, centre: Floats, test: Rows, nearest: Rows, settings: Knn
 ) -> list[str]:
     """Return what there is to say of test units whose nearest reference (q,) is all but a copy.
 
-    By the cosine about the mean of the references: what all features share says nothing.
+    By the cosine about the mean of the references: what all features share says nothing. Raises
+    LabelError where they are to be refused.
     """
     pairs = []
     for now in _batches(len(test)):
         sides = (unit_length(x[rows[now]] - centre) for rows in (test, nearest))
         cosine = np.einsum("qd,qd->q", *sides)
-        pairs += [(test[now][i], nearest[now][i]) for i in np.flatnonzero(cosine >= least)]
+        pairs += [
+            (test[now][i], nearest[now][i])
+            for i in np.flatnonzero(cosine >= settings.near_duplicate)
+        ]
     if not pairs:
         return []
     named = ", ".join(f"{units.ids[a]} of {units.ids[b]}" for a, b in pairs[:EXAMPLES])
-    return [
+    said = (
         f"{len(pairs)} of {len(test)} test units are near-duplicates (cosine about the mean >= "
-        f"{least}) of another patient's reference, for example {named}"
-    ]
+        f"{settings.near_duplicate}) of another patient's reference, for example {named}"
+    )
+    if settings.near_duplicates == "refuse":
+        raise LabelError(
+            f"{said}: scores would be leaked. Leave one of each pair out of the labels, or set "
+            'knn.near_duplicates: "report".'
+        )
+    return [said]
 
 
 def _alike(known: Bools) -> Iterator[tuple[Bools, Rows]]:

@@ -31,6 +31,7 @@ from pipeline.stats.weighted import (
 )
 
 DRAWS = 2000
+BIASED = ("ece",)
 SEED = 0
 # weights at once: 32 MB
 AT_ONCE = 2**22
@@ -51,13 +52,15 @@ def score(
     proba (n, c): of the units of `truth`; fold (n,): the model that scored each, where there are
     several: a metric is then its mean over folds, since scores of two models do not compare. The
     interval is the 2.5th to 97.5th percentile over 2,000 seeded draws of patients with
-    replacement; a draw without both sides of a label counts for the others only. With permutations,
-    each AUROC has its p. A metric that the units leave undefined (a label of one value) is not
-    there.
+    replacement; a draw without both sides of a label counts for the others only. For ece, which few
+    units a bin push up, and a draw's copies push up again, it is turned round the value (the basic
+    interval of Davison and Hinkley, 1997), and may lie below it. With permutations, each AUROC has
+    its p. A metric that the units leave undefined (a label of one value) is not there.
     """
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
-    found = _bootstrap(lambda w: _over_folds(truth, proba, fold, w), truth.groups, proba.shape[1])
+    of = truth.groups, proba.shape[1]
+    found = _bootstrap(lambda w: _over_folds(truth, proba, fold, w), *of, mirrored=BIASED)
     p = _null_p(truth, proba, fold, permutations) if permutations else {}
     for (name, label), metric in found.items():
         if name == "auroc" and label in p:
@@ -161,9 +164,16 @@ def _delong_p(
 
 
 def _bootstrap(
-    statistic: Callable[[Floats], Values], groups: NDArray[np.str_], c: int
+    statistic: Callable[[Floats], Values],
+    groups: NDArray[np.str_],
+    c: int,
+    mirrored: Container[str] = (),
 ) -> dict[tuple[str, str], Metric]:
-    """Return each value under weights of one, where defined, with its interval over the draws."""
+    """Return each value under weights of one, where defined, with its interval over the draws.
+
+    The draws of a metric that is `mirrored` are as far above its value as the value is above the
+    truth: its interval is theirs turned round the value, and not below 0.
+    """
     values = statistic(np.ones((len(groups), 1)))
     chunks = [statistic(drawn) for drawn in draws(groups, DRAWS, c)]
     metrics = {}
@@ -171,6 +181,8 @@ def _bootstrap(
         if not np.isnan(value[0]):
             drawn = np.concatenate([chunk[key] for chunk in chunks])
             low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
+            if key[0] in mirrored:
+                low, high = (max(0.0, 2 * float(value[0]) - side) for side in (high, low))
             metrics[key] = Metric(value=float(value[0]), low=low, high=high)
     return metrics
 
@@ -258,7 +270,7 @@ def _by_label(
     for j in range(proba.shape[1]):
         positive, sure = indicator[:, j], proba[:, j]
         two = np.stack([~positive, positive], axis=1), np.stack([1 - sure, sure], axis=1)
-        labels.append(forms(*two, (sure >= 0.5).astype(np.int64)) * known[:, j])
+        labels.append(forms(*two, (sure > 0.5).astype(np.int64)) * known[:, j])
     if not labels:
         return {}, {}
     sums = (np.concatenate(labels) @ weights).reshape(len(labels), len(labels[0]), -1)

@@ -281,6 +281,9 @@ def test_subgroups_shortcuts_and_permutations_stand_beside_the_score(root: Path)
     groups = probe.scores[0].subgroups
     assert set(groups) == {"sex=F", "sex=M"}
     assert sum(group.units for group in groups.values()) == probe.counts["test"].units
+    for name in ("healthy", "sick"):
+        carried = sum(group.positives[name] for group in groups.values())
+        assert carried == probe.counts["test"].positives[name]
     truth, proba, _ = read_predictions(root / "store", probe, 0)
     name = f"probe-{probe.provenance.key[:16]}.parquet"
     units = np.array(pq.read_table(root / "store/results" / name)["unit"].to_pylist(), int)

@@ -92,7 +92,7 @@ def test_f1_of_two_classes_is_the_positives_and_a_label_has_what_a_task_of_two_h
     y = (rng.random((200, 2)) < [0.1, 0.4]).astype(np.int8)
     proba = np.clip(rng.random((200, 2)) * 0.7 + 0.3 * y, 0, 1)
     overall, by_label = metrics.score(truth_of(y), proba)
-    expected = [f1_score(y[:, j], proba[:, j] >= 0.5) for j in (0, 1)]
+    expected = [f1_score(y[:, j], proba[:, j] > 0.5) for j in (0, 1)]
     assert overall["f1"].value == pytest.approx(np.mean(expected))
     for j, name in enumerate("ab"):
         alone, _ = metrics.score(truth_of(y[:, j] == 1), two(proba[:, j]))
