@@ -244,7 +244,7 @@ def _index(
     index.nprobe = lists
     true = index.search(asked, k)[1]
     index.nprobe = max(1, lists // 128)
-    while (recall := _recall(index.search(asked, k)[1], true)) < settings.recall:
+    while (recall := _recall(_found(index, asked, k)[1], true)) < settings.recall:
         index.nprobe = min(2 * index.nprobe, lists)
     return index, [
         f"neighbours among {n} references are by an inverted file, {index.nprobe} of {lists} lists "
