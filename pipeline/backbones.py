@@ -69,7 +69,8 @@ class Backbone:
 
     Called with x, float32 (b, 3, S, S), already normalised, on any device; returns Features in
     float32 on the network's device. precision: what matrices are multiplied in, as DINOv2's own
-    evaluation does it (autocast); sums and the weights on file stay float32.
+    evaluation does it (autocast); sums and the weights on file stay float32. compiled: by
+    torch.compile, anew for each batch size.
     """
 
     def __init__(
@@ -80,13 +81,17 @@ class Backbone:
         blocks: int,
         precision: Precision = "float32",
         patch_blocks: int = 1,
+        compiled: bool = False,
     ) -> None:
         self.architecture = architecture
         self.image_size = image_size
         self.blocks = blocks
         self.patch_blocks = patch_blocks
         self.precision = precision
+        self.compiled = compiled
         self._model = model
+        if compiled:
+            model.compile(dynamic=False)
 
     @property
     def device(self) -> torch.device:
@@ -158,9 +163,9 @@ def load_backbone(
         model = _strictly_loaded(architecture, image_size, state, found.file)
     model.eval().requires_grad_(False)
     model = model.to(device=device, dtype=dtype)
-    if compiled:
-        model.compile()
-    return Backbone(model, architecture, image_size, blocks, precision, patch_blocks)
+    return Backbone(
+        model, architecture, image_size, blocks, precision, patch_blocks, compiled
+    )
 
 
 def resample_positions(positions: Tensor, grid: int, *, antialias: bool) -> Tensor:

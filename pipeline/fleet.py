@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -72,12 +73,17 @@ def child() -> None:
 
 def _start(config: Config, speed: Speed, max_bad: float) -> subprocess.Popen[str]:
     asked = {"config": config.model_dump(mode="json"), "speed": asdict(speed), "max_bad": max_bad}
+    # The folder stays the caller's, since a config's paths may be relative to it.
+    path = [
+        str(Path(__file__).absolute().parents[1]),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
     process = subprocess.Popen(
         [sys.executable, "-c", _CHILD],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps(asked))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from pipeline.collection import (
     part_rows_of,
 )
 from pipeline.config import Config
+from pipeline.embedding.pace import load_pace
 from pipeline.types import Recipe
 from stores import FeatureStore, Layout
 from stores.errors import ConfigError, StoreNotFoundError
@@ -31,8 +32,9 @@ class Plan:
     """What `extract` would do now.
 
     found: how many slices came which way; embed: slices that the network would see (of those, some
-    may turn out to have known pixels); parts, bytes, files: what would be written; hours: by the
-    speed of what the store holds, None where it holds nothing.
+    may turn out to have known pixels); parts, bytes, files: what would be written; hours: by what
+    `hours_by` names, None where nothing is known: what this machine measured of the network, or
+    else the pace of what the store holds.
     """
 
     store: str
@@ -46,6 +48,7 @@ class Plan:
     bytes: int
     files: int
     hours: float | None
+    hours_by: Literal["bench", "store", "nothing"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def plan(config: Config, *, rehash: bool = False) -> Plan:
     parts = _missing(store, layout, live)
     part_bytes, part_files = _part_size(recipe, layout)
     embed = int(np.isin(live // layout.part_rows, parts).sum())
-    pace = _seconds_a_slice(store)
+    size = len(parts) * part_bytes
+    hours, source = _hours(config, store, recipe, embed, size)
     return Plan(
         store=str(config.store),
         new=store is None,
@@ -89,9 +93,10 @@ def plan(config: Config, *, rehash: bool = False) -> Plan:
         files_set_aside=dict(Counter(r for r in seen.files["reason"].to_pylist() if r)),
         embed=embed,
         parts=len(parts),
-        bytes=len(parts) * part_bytes,
+        bytes=size,
         files=len(parts) * part_files,
-        hours=None if pace is None else embed * pace / 3600,
+        hours=hours,
+        hours_by=source,
     )
 
 
@@ -140,12 +145,26 @@ def _part_size(recipe: Recipe, layout: Layout) -> tuple[int, int]:
     return size, files
 
 
+def _hours(
+    config: Config, store: FeatureStore | None, recipe: Recipe, slices: int, size: int
+) -> tuple[float | None, Literal["bench", "store", "nothing"]]:
+    """Return how long so many slices and bytes would take, and by what that is said."""
+    pace = load_pace(recipe)
+    if pace is not None:
+        seconds = pace.seconds(slices, size / 1e6, recipe.precision, config.data.root)
+        if seconds is not None:
+            return seconds / 3600, "bench"
+    a_slice = _seconds_a_slice(store)
+    return (None, "nothing") if a_slice is None else (slices * a_slice / 3600, "store")
+
+
 def _seconds_a_slice(store: FeatureStore | None) -> float | None:
-    """Return the seconds a slice took so far, all stages together, by the receipts."""
+    """Return the seconds a slice took so far, without loading the network, by the receipts."""
     seconds, slices = 0.0, 0
     for part in store.layout.parts(store.arrays["status"].n) if store is not None else []:
         receipt = store.receipt(part.index) if store is not None else None
         if receipt is not None and receipt.get("seconds"):
-            seconds += sum(receipt["seconds"].values())
+            spent = receipt["seconds"]
+            seconds += spent["all"] - spent.get("load", 0.0)
             slices += sum(n for status, n in receipt["counts"].items() if status in ("1", "2"))
     return seconds / slices if slices else None

@@ -25,6 +25,7 @@ import glob
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -313,12 +314,15 @@ class FeatureStore:
         ok = arrays["status"] == OK
         ready = {name: known[name].fit(values, part, ok) for name, values in arrays.items()}
         status, counts = np.unique(arrays["status"], return_counts=True)
+        began = time.perf_counter()
+        chunks = self._put(part, claim, ready)
         receipt = {
             **notes,
             "part": part.index,
             "rows": [part.start, part.stop],
             "recipe": self.digest,
-            "chunks": self._put(part, claim, ready),
+            "chunks": chunks,
+            "write_s": round(time.perf_counter() - began, 3),
             "counts": {str(s): int(c) for s, c in zip(status, counts, strict=True)},
         }
         _check_held(claim, part)

@@ -193,9 +193,10 @@ def _print_plan(plan: Plan) -> None:
         out.print(RANDOM, style="bold yellow")
     found = ", ".join(f"{n} {name}" for name, n in plan.found.items() if n)
     state = "not there yet" if plan.new else "there"
-    pace = "time unknown until a part is embedded"
+    pace = "time unknown (`radprobe doctor --bench CONFIG` measures it)"
     if plan.hours is not None:
-        pace = f"about {plan.hours:.2g} hours"
+        by = {"bench": "`radprobe doctor --bench`", "store": "what the store took so far"}
+        pace = f"about {plan.hours:.2g} hours by {by[plan.hours_by]}"
     lines = [
         f"{plan.slices} slices in the collection ({found or 'none'}).",
         f"The store {plan.store} is {state}. To embed: {plan.embed} slices in {plan.parts} parts, "

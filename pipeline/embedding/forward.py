@@ -141,6 +141,7 @@ class Forward:
                 found.append({k: v.cpu() for k, v in self._features(x.to(device)).items()})
         flight.outputs = _joined(found)
 
+    @torch.inference_mode()
     def _compute_there(
         self, items: Sequence[Slice], modalities: Sequence[str], flight: _Flight
     ) -> None:
@@ -169,16 +170,22 @@ class Forward:
         flight.marks = began, prepared, entered, left, back
 
     def _features(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the recipe's arrays of a preprocessed batch, in their dtypes, on the device."""
+        """Return the recipe's arrays of a preprocessed batch, in their dtypes, on the device.
+
+        A compiled network is given full batches alone: another size would be compiled anew, and its
+        code be taken for full batches too from then on, with other bits.
+        """
+        count, recipe = len(x), self.recipe
+        if self.network.compiled and count < self.most:
+            x = torch.cat([x, x.new_zeros((self.most - count, *x.shape[1:]))])
         features = self.network(x)
-        recipe = self.recipe
         found: dict[str, Tensor] = {}
         dtype = getattr(torch, recipe.dtype)  # the store refuses what overflows it
         for name in recipe.outputs:
             if name == "patch":
-                found |= coded(features.patch, recipe.patch, dtype)
+                found |= coded(features.patch[:count], recipe.patch, dtype)
             else:
-                found[name] = getattr(features, name).to(dtype)
+                found[name] = getattr(features, name)[:count].to(dtype)
         return found
 
 

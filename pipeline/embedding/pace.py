@@ -1,19 +1,22 @@
-"""What `doctor --bench` measured, kept beside the store it was measured for.
+"""What `doctor --bench` measured, kept in the user's cache by machine and network.
 
 `plan` makes hours of it, and `extract` takes its batch size.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from pipeline.types import Frozen, Precision
+from pipeline.types import Frozen, Precision, Recipe
 from stores._disk import write_atomic
+
+# Kinds of devices, in the order in which a run takes them by itself.
+_KINDS = ("cuda", "cpu")
 
 
 class Forward(Frozen):
@@ -25,69 +28,81 @@ class Forward(Frozen):
     slices_per_s: float
 
 
-class Pace(Frozen):
-    """How fast one machine is at one store: slices a second of each stage by itself.
+class Reading(Frozen):
+    """How fast the files of one collection come: slices decoded by a core, and MB of files."""
 
-    device: cpu, or the name of the card. read_per_s: slices read and decoded by one core, at
-    read_mb_per_s of files; write_mb_per_s: committed to the store's disk.
+    root: str
+    slices_per_s: float
+    mb_per_s: float
+
+
+class Pace(Frozen):
+    """How fast one machine is with one network: each stage by itself.
+
+    device: cpu, cuda:0; card: its name. write_mb_per_s: committed to the disk of a store.
     """
 
-    host: str = Field(default_factory=socket.gethostname)
-    recipe: str  # digest
-    precision: Precision  # of the recipe
     device: str
+    card: str
     cores: int
     forward: tuple[Forward, ...]
-    read_per_s: float | None
-    read_mb_per_s: float | None
+    reading: Reading | None
     write_mb_per_s: float
 
-    @property
-    def best(self) -> Forward:
-        """The fastest way through the network that a plain run takes: eager, of the recipe."""
-        plain = [f for f in self.forward if f.precision == self.precision and not f.compiled]
-        return max(plain, key=lambda forward: forward.slices_per_s)
+    def best(self, precision: Precision, *, compiled: bool = False) -> Forward | None:
+        """Return the fastest batch of one way through the network; None where none was measured."""
+        ways = [f for f in self.forward if (f.precision, f.compiled) == (precision, compiled)]
+        return max(ways, key=lambda way: way.slices_per_s, default=None)
 
-    def seconds(self, slices: int, megabytes: float, workers: int | None = None) -> float:
-        """Return how long so many slices take: the slowest stage, or on a CPU their sum."""
-        forward = slices / self.best.slices_per_s
-        read = slices / self.read_per_s if self.read_per_s else 0.0
-        write = megabytes / self.write_mb_per_s
+    def seconds(
+        self, slices: int, megabytes: float, precision: Precision, root: Path
+    ) -> float | None:
+        """Return how long a plain run takes: by its slowest stage, or on a CPU by all of them.
+
+        Reading counts where it was measured on this collection. None where the precision was not.
+        """
+        best = self.best(precision)
+        if best is None:
+            return None
+        forward, write = slices / best.slices_per_s, megabytes / self.write_mb_per_s
+        known = self.reading is not None and self.reading.root == str(root.absolute())
+        read = slices / self.reading.slices_per_s if self.reading and known else 0.0
         if self.device == "cpu":  # all stages share the cores
-            return forward + read / self.cores + write / self.cores
-        return max(forward, read / (workers or max(1, self.cores - 1)), write)
+            return forward + (read + write) / self.cores
+        return max(forward, read / max(1, self.cores - 1), write)
 
 
-def save_pace(store: Path, pace: Pace) -> Path:
-    """Keep what was measured beside the store; return where."""
-    path = _place(store)
+def save_pace(recipe: Recipe, pace: Pace) -> Path:
+    """Keep what was measured with a recipe's network; return where."""
+    path = _place(recipe, pace.device)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (pace.model_dump_json(indent=1) + "\n").encode())
     return path
 
 
-def load_pace(store: Path, recipe: str) -> Pace | None:
-    """Return what was measured on this machine for a store's recipe; None where nothing was."""
-    try:
-        pace = Pace.model_validate(json.loads(_place(store).read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError):
-        return None
-    mine = pace.host == socket.gethostname() and pace.recipe == recipe
-    return pace if mine and pace.forward else None
+def load_pace(recipe: Recipe, device: str | None = None) -> Pace | None:
+    """Return what was measured on this machine with a recipe's network; None where nothing was.
+
+    device: cpu, cuda:0; None for the one that a run takes by itself.
+    """
+    for kind in _KINDS if device is None else (device,):
+        try:
+            return Pace.model_validate_json(_place(recipe, kind).read_bytes())
+        except (OSError, ValidationError):
+            continue
+    return None
 
 
-def measured_batch(store: Path, recipe: str, device: str) -> int | None:
+def measured_batch(recipe: Recipe, device: str, *, compiled: bool) -> int | None:
     """Return the batch size that was measured as the fastest on a device (cpu, cuda:0)."""
-    pace = load_pace(store, recipe)
-    if pace is None or (pace.device == "cpu") != (device == "cpu"):
-        return None
-    return pace.best.batch_size
+    pace = load_pace(recipe, device)
+    best = pace.best(recipe.precision, compiled=compiled) if pace is not None else None
+    return best.batch_size if best is not None else None
 
 
-def best_of(forward: Sequence[Forward]) -> Forward:
-    """Return the fastest of what was measured."""
-    return max(forward, key=lambda one: one.slices_per_s)
-
-
-def _place(store: Path) -> Path:
-    return store.with_name(store.name + ".bench.json")
+def _place(recipe: Recipe, device: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    network = f"{recipe.architecture.model_dump_json()} {recipe.image_size}"
+    digest = hashlib.sha256(network.encode()).hexdigest()[:16]
+    kind = device.partition(":")[0]
+    return cache / "radprobe" / "pace" / f"{socket.gethostname()}-{kind}-{digest}.json"

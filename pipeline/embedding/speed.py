@@ -32,7 +32,7 @@ class Speed:
     compiled: bool = False
     trace: Path | None = None
 
-    def chosen(self, device: str, store: Path, recipe: Recipe) -> Speed:
+    def chosen(self, device: str, recipe: Recipe) -> Speed:
         """Return these settings with nothing left open, for a run on a device (cpu, cuda:0).
 
         The same every time on one machine, so that a run that goes on makes the same batches: what
@@ -40,7 +40,7 @@ class Speed:
         """
         batch_size, workers = self.batch_size, self.workers
         if batch_size is None:
-            batch_size = measured_batch(store, recipe.digest, device)
+            batch_size = measured_batch(recipe, device, compiled=self.compiled)
         if batch_size is None:
             tokens = (recipe.image_size // recipe.architecture.patch) ** 2
             batch_size = _CPU_BATCH if device == "cpu" else _power_of_two(_TOKENS // tokens)
