@@ -66,7 +66,9 @@ def official_shapes(
     return shapes
 
 
-def write_tiny_folder(folder: Path, seed: int = 0, *, registers: int = 0) -> Path:
+def write_tiny_folder(
+    folder: Path, seed: int = 0, *, registers: int = 0, depth: int = TINY["depth"]
+) -> Path:
     """Write a tiny DINOv2 as Hugging Face saves it; returns the folder."""
     from transformers import (
         Dinov2Config,
@@ -77,7 +79,7 @@ def write_tiny_folder(folder: Path, seed: int = 0, *, registers: int = 0) -> Pat
 
     shape = {
         "hidden_size": TINY["dim"],
-        "num_hidden_layers": TINY["depth"],
+        "num_hidden_layers": depth,
         "num_attention_heads": TINY["heads"],
         "image_size": 70,
         "patch_size": 14,
