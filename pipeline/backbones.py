@@ -163,9 +163,7 @@ def load_backbone(
         model = _strictly_loaded(architecture, image_size, state, found.file)
     model.eval().requires_grad_(False)
     model = model.to(device=device, dtype=dtype)
-    return Backbone(
-        model, architecture, image_size, blocks, precision, patch_blocks, compiled
-    )
+    return Backbone(model, architecture, image_size, blocks, precision, patch_blocks, compiled)
 
 
 def resample_positions(positions: Tensor, grid: int, *, antialias: bool) -> Tensor:
