@@ -45,6 +45,7 @@ Cluster = Processes | Scheduler | JobQueue
 @contextlib.contextmanager
 def connections(cluster: Cluster, device: str) -> Iterator[Callable[[], Client]]:
     """Give what connects to a cluster, which is started first if it is ours to start."""
+    _quieten()
     from distributed import Client
 
     if isinstance(cluster, Scheduler):
@@ -54,9 +55,19 @@ def connections(cluster: Cluster, device: str) -> Iterator[Callable[[], Client]]
         own = _local(cluster.count, device)
     else:
         own = job_queue(cluster, device)
-        own.scale(jobs=cluster.workers)
+        # A job that is lost (preempted, out of time, its node down) is submitted again.
+        own.adapt(minimum_jobs=cluster.workers, maximum_jobs=cluster.workers)
     with own:
         yield lambda: Client(own, set_as_default=False)
+
+
+def _quieten() -> None:
+    """Have dask log errors alone, here and in the processes it starts, unless its config says."""
+    import dask
+
+    if dask.config.get("logging.distributed", None) is None:  # not set, and not imported yet
+        start = "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED"
+        dask.config.set({"logging.distributed": "error", start: "error"})
 
 
 def _reach(address: str) -> Client:

@@ -7,7 +7,7 @@ part; a part that fails by itself goes to other workers; one that fails on all i
 from __future__ import annotations
 
 import logging
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -45,9 +45,6 @@ class Deal:
     held: set[int] = field(default_factory=set)
     failed: dict[int, str] = field(default_factory=dict)
     fails: int = 0
-    rows: int = 0
-    linked: int = 0
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def __post_init__(self) -> None:
         self.restart()
@@ -73,15 +70,11 @@ class Deal:
 
     def take(self, task: Task, outcome: Outcome, worker: str) -> list[int]:
         """Note what a worker did of a task; return the parts that are done."""
-        self.rows += outcome.rows
-        self.linked += outcome.linked
-        for stage, spent in outcome.seconds.items():
-            self.seconds[stage] += spent
-        self.held |= outcome.held.keys() & self.left
+        self.held |= self.left.intersection(outcome.held)
         for index in outcome.undone:
             if index in self.left:
                 self._undone(index, task, outcome.error, worker)
-        return self.done(set(task.parts) - set(outcome.undone) - outcome.held.keys())
+        return self.done(set(task.parts).difference(outcome.undone, outcome.held))
 
     def done(self, indices: Collection[int]) -> list[int]:
         """Note parts that have their receipt; return those of which that is news."""
@@ -104,8 +97,10 @@ class Deal:
             return
         alone = len(task.parts) == 1
         tried = (*task.tried, worker) if alone else ()
-        # A scheduler gives up on a task that has killed several workers: no more of those.
-        if len(tried) < ATTEMPTS and not (alone and error.startswith("KilledWorker")):
+        # A scheduler gives up on a task when several workers died that had it: one that was only
+        # next in line gets a second chance, and no more workers than these are spent on it.
+        deaths = ATTEMPTS - 1 if alone and error.startswith("KilledWorker") else ATTEMPTS
+        if len(tried) < deaths:
             log.info("Part %d is tried again: %s", index, error)
             self.again.append(Task((index,), tried))
             return

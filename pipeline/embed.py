@@ -36,7 +36,7 @@ from pipeline.read import FrameRead, Request, read_files
 from pipeline.types import Recipe
 from pipeline.volumes import Volumes
 from stores import FeatureStore, PartRange
-from stores._process import me
+from stores._process import me, name_of
 from stores.duplicates import Originals
 from stores.errors import ClaimedError
 
@@ -45,6 +45,9 @@ if TYPE_CHECKING:
     from pipeline.embedding.forward import Forward
 
 log = logging.getLogger(__name__)
+
+# Parts that are claimed and asked of the readers before their turn.
+AHEAD = 2
 
 Load = Callable[[str, Path | str, Recipe, Speed], "Backbone"]
 
@@ -95,7 +98,7 @@ def embed_missing(
     flow = _Flow(store, recipe, speed, progress, limit, volumes)
     reads = read_files(
         root,
-        _requests(_jobs(store, missing, slices, volumes), flow.take_on, reveal),
+        _requests(_jobs(store, missing, slices, volumes), flow, reveal),
         plane=recipe.preprocess.plane,
         workers=speed.workers or 0,
         time_limit_s=speed.time_limit_s,
@@ -204,7 +207,7 @@ class _Flow:
             "links": sorted(job.links.items()),
             "seconds": {name: round(value, 3) for name, value in job.seconds.items()},
             "device": self.speed.device,
-            "by": "{host}:{pid}".format(**me()),
+            "by": name_of(me()),
             "batch_size": {"asked": self.speed.batch_size, "at_once": job.most},
             "versions": {name: version(name) for name in ("radprobe", "torch", "transformers")},
         }
@@ -282,15 +285,21 @@ def _jobs(
 
 
 def _requests(
-    jobs: Iterable[Job], take_on: Callable[[Job], None], reveal: Callable[[str], str]
-) -> Iterator[Request]:
+    jobs: Iterator[Job], flow: _Flow, reveal: Callable[[str], str]
+) -> Iterator[Request | None]:
     """Yield what to read, a file once a part; a job is taken on when its first file is asked.
 
-    The reader pulls ahead of the network, so a part is claimed just before it is read. What must be
-    surveyed comes before the part's own slices.
+    The reader pulls ahead of the network, so a part is claimed just before it is read; None while
+    enough are, since others may have nothing to do. What must be surveyed comes before the part's
+    own slices.
     """
-    for job in jobs:
-        take_on(job)
+    while True:
+        while len(flow.waiting) >= AHEAD:
+            yield None
+        job = next(jobs, None)
+        if job is None:
+            return
+        flow.take_on(job)
         for slices in ([s for volume in job.survey.values() for s in volume], job.slices):
             for path, group in itertools.groupby(slices, key=lambda slice_: slice_["path"]):
                 yield Request(reveal(path), tuple(slice_["frame"] for slice_ in group))

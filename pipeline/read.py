@@ -143,7 +143,7 @@ def read_slices(
 
 def read_files(
     root: Path,
-    requests: Iterable[Request],
+    requests: Iterable[Request | None],
     *,
     plane: Plane = "axial",
     workers: int = 1,
@@ -151,6 +151,8 @@ def read_files(
 ) -> Generator[FrameRead]:
     """Yield a FrameRead for each frame of each request, in order; never raises for a bad file.
 
+    A None among the requests says that no more are to be begun for now: they are asked again when
+    a read was taken, of which there must be one to come.
     Workers end with the generator: close it where it may be left early. workers: reading
     processes, ahead of the caller by a bounded number of files and bytes; 0 reads in this process,
     without protection from files that crash or never end. time_limit_s: decoding time of one file.
@@ -162,8 +164,10 @@ def read_files(
     return read_in_workers(root, requests, plane, workers, time_limit_s)
 
 
-def _read_here(root: Path, requests: Iterable[Request], plane: Plane) -> Generator[FrameRead]:
-    for request in requests:
+def _read_here(
+    root: Path, requests: Iterable[Request | None], plane: Plane
+) -> Generator[FrameRead]:
+    for request in filter(None, requests):
         yield from read_frames(root / unescape_path(request.path), request.frames, plane)
 
 

@@ -13,15 +13,27 @@ import logging
 import queue
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.clusters import PATIENCE_S, Cluster, connections
+from pipeline.clusters import PATIENCE_S, Cluster, Processes, connections
 from pipeline.config import JobQueue
 from pipeline.deal import WINDOW, Deal, Task
 from pipeline.embed import BadLimit, Embedded, Progress
-from pipeline.work import Outcome, Work, embed_parts, note_failure, told
+from pipeline.embedding.speed import cores
+from pipeline.work import (
+    HOPELESS,
+    EndingError,
+    Outcome,
+    Work,
+    add,
+    embed_parts,
+    live_slices,
+    note_failure,
+    tally,
+    told,
+)
 from stores import FeatureStore, PartRange
 from stores.errors import ClusterError
 
@@ -30,8 +42,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Parts that fail one after the other, none done in between, before a run gives up.
-HOPELESS = 16
 _POLL_S = 0.5
 _WORKERS_S = 2.0
 _HELD_S = 5.0
@@ -48,20 +58,33 @@ def embed_on(
 ) -> tuple[Embedded, dict[int, str]]:
     """Embed the parts on a cluster's workers, who see the store and the collection as folders.
 
-    Returns what was added, and the parts that failed with why. Raises ClusterError where the
-    cluster cannot be reached, or is lost for long; what was committed is kept.
+    Returns what was added meanwhile (by the receipts), and the parts that failed with why. Raises
+    ClusterError where the cluster cannot be reached, or is lost for long; what was committed is
+    kept.
     """
     patience_s = float("inf") if isinstance(cluster, JobQueue) else PATIENCE_S
+    if isinstance(cluster, Processes) and work.speed.workers is None:
+        readers = max(1, (cores() - 1) // cluster.count)
+        work = replace(work, speed=replace(work.speed, workers=readers))
     with connections(cluster, work.speed.device) as connect:
         run = _Run(connect, work, store, progress, limit, patience_s)
         return run.embed([part.index for part in parts])
 
 
 def at_worker(work: Work, parts: Sequence[int]) -> tuple[str, Outcome]:
-    """Embed parts in a worker of a cluster; return which it is, and what became of them."""
-    from distributed import get_worker
+    """Embed parts in a worker of a cluster; return which it is, and what became of them.
 
-    return str(get_worker().address), embed_parts(work, parts)
+    A worker that is told to end, or has lost its scheduler, ends after the batch it is at.
+    """
+    from distributed import Status, get_worker
+
+    worker = get_worker()
+
+    def go_on(_: int) -> None:
+        if worker.status not in (Status.running, Status.paused):
+            raise EndingError
+
+    return str(worker.address), embed_parts(work, parts, Progress(advance=go_on))
 
 
 # --- the run -----------------------------------------------------------------------------------
@@ -89,8 +112,8 @@ class _Run:
 
     def embed(self, parts: Sequence[int]) -> tuple[Embedded, dict[int, str]]:
         """Have every part done, or failed."""
-        self.deal = Deal(set(parts))
-        self.slices = _slices(self.store)
+        self.deal, self.done = Deal(set(parts)), Embedded()
+        self.slices = live_slices(self.store)
         self.progress.plan(sum(self.slices[index] for index in parts))
         self._open()
         try:
@@ -103,9 +126,7 @@ class _Run:
                     self._reopen()
         finally:
             self._close()
-        deal = self.deal
-        seconds = {name: round(value, 3) for name, value in deal.seconds.items()}
-        return Embedded(deal.rows, deal.linked, [], seconds), deal.failed
+        return self.done, self.deal.failed
 
     def _submit(self) -> None:
         """Give out tasks, as many as the window has room for."""
@@ -143,7 +164,7 @@ class _Run:
     def _take(self, task: Task, outcome: Outcome, worker: str) -> None:
         """Note what became of a task. Raises TooManyBadError, and ClusterError where all fails."""
         before, deal = set(self.deal.failed), self.deal
-        self._advance(deal.take(task, outcome, worker))
+        self._note(deal.take(task, outcome, worker))
         for index in deal.failed.keys() - before:
             note_failure(self.store.path, index, deal.failed[index])
         if deal.fails >= HOPELESS:
@@ -151,22 +172,25 @@ class _Run:
                 f"{deal.fails} parts failed one after the other, each on several workers. The "
                 f"last: {outcome.error} What was committed is kept."
             )
-        self.limit.bad += outcome.bad
-        self.limit.check()
 
-    def _advance(self, done: Sequence[int]) -> None:
-        self.progress.advance(sum(self.slices[index] for index in done))
+    def _note(self, news: Sequence[int]) -> None:
+        """Count parts that are done, each once: it is their receipts that are counted."""
+        more, bad = tally(self.store, news)
+        self.done = add(self.done, more)
+        self.progress.advance(sum(self.slices[index] for index in news))
+        self.limit.bad += bad
+        self.limit.check()
 
     def _look_at_held(self) -> None:
         """See what became of parts that others hold: done, or free again."""
         now = time.monotonic()
         if not self.deal.held or now - self.held_at < _HELD_S:
             return
-        self.held_at = now
+        self.held_at, held = now, self.store.held()
         for index in sorted(self.deal.held):
             if self.store.receipt(index) is not None:
-                self._advance(self.deal.done([index]))
-            elif self.store.owner(self.store.layout.part(index)) is None:
+                self._note(self.deal.done([index]))
+            elif index not in held:
                 self.deal.free(index)
 
     # --- the connection ---
@@ -196,7 +220,7 @@ class _Run:
         self._open()
         log.warning("The scheduler is back.")
         left = sorted(self.deal.left)
-        self._advance(self.deal.done([i for i in left if self.store.receipt(i) is not None]))
+        self._note(self.deal.done([i for i in left if self.store.receipt(i) is not None]))
         self.deal.restart()
 
     def _ask(self, question: Callable[..., Any]) -> Any:
@@ -223,10 +247,3 @@ class _Run:
                     "committed is kept."
                 )
         return len(self.workers)
-
-
-def _slices(store: FeatureStore) -> Counter[int]:
-    """Return how many live slices each part has."""
-    slices = store.slices()
-    live = slices["row"].to_numpy()[~slices["withdrawn"].to_numpy(zero_copy_only=False)]
-    return Counter((live // store.layout.part_rows).tolist())

@@ -15,22 +15,27 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.collection import Look, settle
 from pipeline.config import Config
 from pipeline.embed import BadLimit, Embedded, Progress
-from pipeline.work import RUNS, Work, add, embed_here
+from pipeline.work import Work, add, embed_here
 from stores import FeatureStore, PartRange
 from stores._disk import write_atomic
-from stores.claims import Claim, try_claim
+from stores.claims import STALE_AFTER_S, Claim, try_claim
 from stores.errors import ConfigError
+from stores.features import RUNS
 
 log = logging.getLogger(__name__)
 
 _LOOK = "look"
 _BEAT_S = 60.0
 _POLL_S = 0.5
+_WAIT_S = 2.0
+# How long parts that others hold are waited for while none of them is done: a dead owner on another
+# host is known for dead before that.
+LOST_S = STALE_AFTER_S + 60.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def look_once(
     called before a look of this process. Returns what this process found, None where another did.
     """
     while Looks.read(store).count == before.count:
-        claim = try_claim(store.path / "parts", _LOOK)
+        claim = try_claim(store.claims, _LOOK)
         if claim is None:
             time.sleep(_POLL_S)
             continue
@@ -146,16 +151,26 @@ def _beating(claim: Claim) -> Iterator[None]:
 def embed_ring(
     work: Work, store: FeatureStore, shard: Shard, progress: Progress, limit: BadLimit
 ) -> tuple[Embedded, dict[int, str]]:
-    """Embed what is missing, from the shard's own stretch on, until nothing is free.
+    """Embed what is missing, from the shard's own stretch on, until all is done by somebody.
 
-    Returns what was added, with the parts that live processes hold, and the parts that failed.
+    What others hold is waited for, since they may die: it is taken over then. Returns what was
+    added, with the parts of others for which nothing happened in LOST_S, and the parts that failed.
     """
     done, failed = Embedded(), dict[int, str]()
-    parts = shard.ring(store.missing())
-    while parts:
-        more, lost = embed_here(work, store, parts, progress, limit)
-        done, failed = add(done, more), failed | lost
-        # What dead ones left meanwhile is free now; what live ones hold stays theirs.
-        left = [part for part in store.missing() if part.index not in failed]
-        parts = shard.ring([part for part in left if store.owner(part) is None])
-    return done, failed
+    left, since = store.missing(), time.monotonic()
+    while left:
+        held = store.held()
+        free = [part for part in left if part.index not in held]
+        if free:
+            more, lost = embed_here(work, store, shard.ring(free), progress, limit)
+            done, failed = add(done, more), failed | lost
+        elif time.monotonic() - since > LOST_S:
+            break
+        else:
+            time.sleep(_WAIT_S)
+        before = left
+        left = [p for p in left if p.index not in failed and store.receipt(p.index) is None]
+        if len(left) < len(before):
+            since = time.monotonic()
+    elsewhere = [f"part {part.index}: {store.owner(part)}" for part in left]
+    return replace(done, elsewhere=elsewhere), failed

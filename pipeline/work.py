@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import re
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,16 +25,17 @@ from pipeline.types import Recipe
 from pipeline.weights import locate
 from stores import FeatureStore, PartRange
 from stores._disk import write_atomic
-from stores._process import me
+from stores._process import me, name_of
 from stores.errors import CorruptStoreError, RadprobeError, WeightsError
+from stores.features import OK, RUNS
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbone
 
 log = logging.getLogger(__name__)
 
-# In the store: what runs leave for each other and for `status`. No result depends on it.
-RUNS = "runs"
+# Parts that fail one after the other, none done in between, before a run gives up.
+HOPELESS = 16
 _FAILED = ".failed.json"
 
 
@@ -52,19 +55,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of some parts in one process.
+    """What became of some parts in one process; those not named have their receipts.
 
-    rows, linked, bad: slices embedded, linked, unreadable. held: parts that others hold, and who.
-    undone: the other parts that have no receipt. error: what ended the work, if anything did.
+    held: parts that other processes hold. undone: the rest that has no receipt. error: what ended
+    the work, if anything did.
     """
 
-    rows: int = 0
-    linked: int = 0
-    bad: int = 0
-    held: dict[int, str] = field(default_factory=dict)
+    held: tuple[int, ...] = ()
     undone: tuple[int, ...] = ()
     error: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def embed(
@@ -103,9 +102,9 @@ def embed_here(
 ) -> tuple[Embedded, dict[int, str]]:
     """Embed the parts in this process; return what was added, and the parts that failed with why.
 
-    Raises what is wrong with the whole.
+    Raises what is wrong with the whole, which is also what fails for HOPELESS parts in a row.
     """
-    done, failed = Embedded(), dict[int, str]()
+    done, failed, fails = Embedded(), dict[int, str](), 0
     left = list(parts)
     while left:
         try:
@@ -114,19 +113,52 @@ def embed_here(
             if _of_the_whole(error):
                 raise
             log.info("Looking for the part that fails: %s", told(error, work.root))
+        before, left = left, _left(store, left)
+        if len(left) < len(before):
+            fails = 0
+            news = {part.index for part in before} - {part.index for part in left}
+            done = add(done, tally(store, news, name_of(me()))[0])
         # Parts are done in order and claimed ahead: it is one of the first that are left.
-        left = _left(store, left)
         while left:
             part = left.pop(0)
             try:
                 done = add(done, embed(work, store, [part], progress, limit))
+                fails = 0
             except Exception as error:
-                if _of_the_whole(error):
+                fails += 1
+                if _of_the_whole(error) or fails == HOPELESS:
                     raise
                 failed[part.index] = told(error, work.root)
                 note_failure(store.path, part.index, failed[part.index])
                 break
     return done, failed
+
+
+def tally(
+    store: FeatureStore, indices: Iterable[int], by: str | None = None
+) -> tuple[Embedded, int]:
+    """Return what parts added and how many of their slices are unreadable, by their receipts.
+
+    by: the process (`host:pid`) whose parts count; None for all.
+    """
+    rows = linked = bad = 0
+    seconds: Counter[str] = Counter()
+    for index in sorted(indices):
+        receipt = store.receipt(index)
+        if receipt is None or by not in (None, receipt["by"]):
+            continue
+        rows += receipt["counts"].get(str(OK), 0) - len(receipt["links"])
+        linked += len(receipt["links"])
+        bad += len(receipt["failures"])
+        seconds.update(receipt["seconds"])
+    return Embedded(rows, linked, [], dict(seconds)), bad
+
+
+def live_slices(store: FeatureStore) -> Counter[int]:
+    """Return how many live slices each part has that has any."""
+    slices = store.slices()
+    live = slices["row"].to_numpy()[~slices["withdrawn"].to_numpy(zero_copy_only=False)]
+    return Counter((live // store.layout.part_rows).tolist())
 
 
 def _left(store: FeatureStore, parts: Sequence[PartRange]) -> list[PartRange]:
@@ -155,34 +187,40 @@ def add(a: Embedded, b: Embedded) -> Embedded:
 _TURN = threading.Lock()
 
 
-def embed_parts(work: Work, indices: Sequence[int]) -> Outcome:
+class EndingError(Exception):
+    """The process is asked to end: raised by the progress that `embed_parts` is given."""
+
+
+def embed_parts(work: Work, indices: Sequence[int], progress: Progress) -> Outcome:
     """Embed those of the parts that have no receipt; every error is returned, none is raised.
 
-    The store's tables and the network stay in the process for the next call.
+    The store's tables and the network stay in the process for the next call. Where `progress`
+    raises EndingError, claims are given back and what is undone is left without an error.
     """
-    rows = linked = 0
-    seconds: dict[str, float] = {}
     error = None
-    limit = BadLimit(seen=1, fraction=float("inf"))
+    no_limit = BadLimit(seen=1, fraction=float("inf"))  # the run that gave the parts out has one
     try:
         with _TURN:
-            store = _open(work.store)
+            about = os.stat(Path(work.store, "recipe.json"))
+            store = _open(work.store, about.st_mtime_ns, about.st_ino)
             parts = [store.layout.part(index) for index in indices]
             try:
-                done = embed(work, store, parts, Progress(), limit, _kept_network)
-                rows, linked, seconds = done.rows, done.linked, done.seconds
+                embed(work, store, parts, progress, no_limit, _kept_network)
+            except EndingError:
+                log.info("Ending: %s", work.store)
             except Exception as failure:
                 error = told(failure, work.root)
             left = _left(store, parts)
-            held = {part.index: owner for part in left if (owner := store.owner(part))}
+            held = tuple(index for index in store.held() if index in {p.index for p in left})
     except Exception as failure:  # the store cannot be seen from here
         return Outcome(undone=tuple(indices), error=told(failure, work.root))
     undone = tuple(part.index for part in left if part.index not in held)
-    return Outcome(rows, linked, limit.bad, held, undone, error, seconds)
+    return Outcome(held, undone, error)
 
 
 @functools.lru_cache(maxsize=2)
-def _open(path: str) -> FeatureStore:
+def _open(path: str, *stamp: int) -> FeatureStore:
+    """Open a store once; `stamp` tells it from another that took its place."""
     return FeatureStore.open(path)
 
 

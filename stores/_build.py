@@ -23,7 +23,7 @@ def build(
     """Write a store of no rows into a new folder; specs: name -> shape of a row, dtype."""
     import zarr
 
-    for folder in ("parts", "results", "splits"):
+    for folder in ("parts", "claims", "results", "splits"):
         (root / folder).mkdir(parents=True)
     attributes = {"part_rows": layout.part_rows}
     group = zarr.create_group(root / "features.zarr", zarr_format=3, attributes=attributes)

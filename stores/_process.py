@@ -17,6 +17,11 @@ def me() -> dict[str, object]:
     return {"host": socket.gethostname(), "place": place(), "pid": pid, "born": birth(pid)}
 
 
+def name_of(holder: Mapping[str, object]) -> str:
+    """Return `host:pid` of a process, as people are told of it."""
+    return f"{holder.get('host')}:{holder.get('pid')}"
+
+
 @functools.cache
 def place() -> str:
     """Return 8 hex that are equal where process ids can be compared: one machine, one container."""

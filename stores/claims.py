@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stores._disk import temporary_name, write_new, writing
-from stores._process import gone, me
+from stores._process import gone, me, name_of
 from stores.errors import ClaimedError
 
+# The folder of a store where they are.
+CLAIMS = "claims"
 # A claim of another host counts as dead when its owner has not touched it for this long.
 STALE_AFTER_S = 900.0
 
@@ -49,6 +51,15 @@ class Claim:
                 path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a part (`host:pid`), for how long, and how long ago it last gave a sign of life."""
+
+    name: str
+    for_s: float
+    silent_s: float
+
+
 def try_claim(folder: Path, stem: str) -> Claim | None:
     """Claim part `stem`; None where a live process holds it or was quicker."""
     latest = _latest(folder, stem)
@@ -58,6 +69,7 @@ def try_claim(folder: Path, stem: str) -> Claim | None:
     path = folder / f"{stem}.claim.{number}"
     temporary = folder / temporary_name("claim")
     with writing(path):
+        folder.mkdir(exist_ok=True)
         write_new(temporary, json.dumps({**me(), "time": time.time()}).encode())
         try:
             os.link(temporary, path)
@@ -97,7 +109,19 @@ def owner(folder: Path, stem: str) -> str | None:
     if latest is None or dead(latest):
         return None
     holder = _read(latest)
-    return f"{holder.get('host')}:{holder.get('pid')}" if holder else "another process"
+    return name_of(holder) if holder else "another process"
+
+
+def holders(folder: Path) -> dict[str, Holder]:
+    """Return the live holder of each stem, by one look at the folder."""
+    found, now = {}, time.time()
+    for path in sorted(folder.glob("*.claim.*"), key=_split):
+        with contextlib.suppress(FileNotFoundError):  # given back meanwhile
+            holder, beat = _read(path) or {}, path.stat().st_mtime
+            if not dead(path):
+                since = float(str(holder.get("time", beat)))
+                found[_split(path)[0]] = Holder(name_of(holder), now - since, now - beat)
+    return found
 
 
 def dead(path: Path) -> bool:

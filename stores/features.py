@@ -6,6 +6,7 @@
 <store>/withdrawn.json    the patients (pseudonyms) who were withdrawn by name
 <store>/features.zarr     arrays over rows: the features, status, file_digest, pixel_digest
 <store>/parts/*.json      a receipt a part, written last: the commit
+<store>/claims/           who writes which part; <store>/runs/: what runs tell of themselves
 <store>/copies/           the manifest's files a second time, named by their sha256
 <store>/results/, splits/ what was computed from it
 
@@ -48,7 +49,7 @@ from stores._disk import (
     writing,
 )
 from stores.arrays import Chunk, StoredArray
-from stores.claims import Claim, exclusive, owner, try_claim
+from stores.claims import CLAIMS, Claim, Holder, exclusive, holders, owner, try_claim
 from stores.errors import (
     ClaimedError,
     MissingRowsError,
@@ -61,6 +62,8 @@ from stores.receipts import Receipts, Stamp
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, Tables, parse_table, table_bytes
 
 VOID, OK, UNREADABLE, WITHDRAWN = 0, 1, 2, 3
+# What runs leave for each other and for `status`. No result depends on it.
+RUNS = "runs"
 # Arrays every store has beside its features; a digest is the 32 bytes of a sha256.
 LEDGER: dict[str, tuple[tuple[int, ...], str]] = {
     "status": ((), "uint8"),
@@ -195,7 +198,7 @@ class FeatureStore:
         }
         if patients is not None:
             new["withdrawn.json"] = json.dumps({"patients": sorted(patients)}).encode()
-        with exclusive(self.path / "parts", "tables"):
+        with exclusive(self.claims, "tables"):
             manifest.settle(self.path)  # what a crash left half done
             if seen is not None and seen != manifest.version(self.path):
                 raise StaleTablesError(f"The tables of {self.path} were replaced meanwhile.")
@@ -262,9 +265,14 @@ class FeatureStore:
                 held[part.start : part.stop] = np.isin(status, (OK, UNREADABLE))
         return set(rows[~held[rows]].tolist())
 
+    @property
+    def claims(self) -> Path:
+        """The folder of claims: those of living writers alone, so that to list it costs nothing."""
+        return self.path / CLAIMS
+
     def claim(self, part: PartRange) -> Claim | None:
         """Claim a part for writing; None where it is committed or another live process has it."""
-        claim = try_claim(self.path / "parts", _stem(part.index))
+        claim = try_claim(self.claims, _stem(part.index))
         if claim is not None and self.receipt(part.index) is not None:
             claim.release()  # committed between the look and the claim
             return None
@@ -272,7 +280,7 @@ class FeatureStore:
 
     def own(self, part: PartRange) -> AbstractContextManager[Claim]:
         """Hold a part, committed or not, to mend it. Raises ClaimedError if it stays taken."""
-        return exclusive(self.path / "parts", _stem(part.index))
+        return exclusive(self.claims, _stem(part.index))
 
     def empty_part(self) -> dict[str, NDArray[Any]]:
         """Return arrays (part_rows, ...) for one part, every row void, ready to be filled."""
@@ -280,7 +288,12 @@ class FeatureStore:
 
     def owner(self, part: PartRange) -> str | None:
         """Return `host:pid` of the live process that holds a part's claim, or None."""
-        return owner(self.path / "parts", _stem(part.index))
+        return owner(self.claims, _stem(part.index))
+
+    def held(self) -> dict[int, Holder]:
+        """Return the live holder of each part that has one."""
+        found = holders(self.claims)
+        return {int(stem): holder for stem, holder in found.items() if stem.isdecimal()}
 
     def write(
         self,
@@ -354,9 +367,8 @@ class FeatureStore:
 
     def sweep(self) -> list[Path]:
         """Remove what dead writers left: claims and temporary files; return the latter."""
-        parts = self.path / "parts"
-        for stem in {path.name.partition(".claim.")[0] for path in parts.glob("*.claim.*")}:
-            claim = try_claim(parts, stem)  # a dead owner's can be taken, and nobody else's
+        for stem in {path.name.partition(".claim.")[0] for path in self.claims.glob("*.claim.*")}:
+            claim = try_claim(self.claims, stem)  # a dead owner's can be taken, and nobody else's
             if claim is not None:
                 claim.release()
         with writing(self.path):

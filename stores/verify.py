@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from stores import manifest
 from stores._disk import CHECKSUM, TEMPORARY, file_sha256, is_orphan, unseal
-from stores.claims import dead, exclusive
+from stores.claims import CLAIMS, dead, exclusive
 from stores.duplicates import find_twins
 from stores.errors import CorruptStoreError
-from stores.features import OK, VOID, WITHDRAWN, FeatureStore
+from stores.features import OK, RUNS, VOID, WITHDRAWN, FeatureStore
 from stores.layout import PartRange
 
 Damage = Literal[
@@ -89,7 +89,7 @@ def repair(path: Path | str) -> Report:
     """
     path = Path(path)
     mended: list[str] = []
-    with exclusive(path / "parts", "tables"):
+    with exclusive(path / CLAIMS, "tables"):
         try:
             manifest.digests(path)
         except CorruptStoreError:
@@ -289,7 +289,9 @@ def _unaccounted(store: FeatureStore, path: Path, where: str) -> Iterator[Findin
     if path.name.startswith(TEMPORARY):
         if is_orphan(path):
             yield Finding("orphan", where, "was left by a writer that is dead; --repair removes it")
-    elif ".claim." in path.name and folder == "parts":
+    elif folder == RUNS:  # notes of runs, which nothing depends on
+        return
+    elif folder == CLAIMS:
         if dead(path):
             yield Finding("orphan", where, "is the claim of a writer that is dead")
     elif folder in _DERIVED:

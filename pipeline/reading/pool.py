@@ -34,10 +34,10 @@ _FILES_A_WORKER = 2000
 
 
 def read_in_workers(
-    root: Path, requests: Iterable[Request], plane: Plane, workers: int, time_limit_s: float
+    root: Path, requests: Iterable[Request | None], plane: Plane, workers: int, time_limit_s: float
 ) -> Generator[FrameRead]:
     """Yield a FrameRead for each frame asked, in order (see `pipeline.read.read_files`)."""
-    jobs = (Job(request.path, request.frames) for request in requests)
+    jobs = (None if r is None else Job(r.path, r.frames) for r in requests)
     with contextlib.closing(_run(root, jobs, plane, workers, time_limit_s)) as done:
         for read in done:
             if isinstance(read, FrameRead):
@@ -70,11 +70,12 @@ def _header(values: dict[str, Any]) -> Header:
 
 
 def _run(
-    root: Path, jobs: Iterable[Job], plane: Plane, workers: int, time_limit_s: float
+    root: Path, jobs: Iterable[Job | None], plane: Plane, workers: int, time_limit_s: float
 ) -> Generator[FrameRead | Job]:
     """Yield what was read and then its job, done; workers and thread end with this generator.
 
-    The jobs are taken from their iterator here, in the caller's thread, as room comes up.
+    The jobs are taken from their iterator here, in the caller's thread, as room comes up,
+    unless it is None that comes.
     """
     pool = _Pool(root, plane, workers, time_limit_s)
     upcoming = iter(jobs)

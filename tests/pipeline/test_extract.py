@@ -443,7 +443,7 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bits(
     got = arrays_of(FeatureStore.open(tmp_path / "store"))
     for name, values in want.items():
         assert values.tobytes() == got[name].tobytes(), name
-    assert not list((tmp_path / "store/parts").glob("*.claim.*"))
+    assert not list((tmp_path / "store/claims").iterdir())
 
 
 def write_other(config: Path, store: Path) -> Path:
@@ -465,16 +465,16 @@ def test_an_interruption_gives_claims_back_and_says_so(
     child = subprocess.Popen(
         [sys.executable, "-c", slow, str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    parts = tmp_path / "store/parts"
+    claims = tmp_path / "store/claims"
     deadline = time.monotonic() + 60
-    while not list(parts.glob("*.claim.*")) and time.monotonic() < deadline:
+    while not list(claims.glob("*.claim.*")) and time.monotonic() < deadline:
         time.sleep(0.02)
     child.send_signal(number)
     _, said = child.communicate(timeout=60)
     assert child.returncode == code
     assert b"goes on from there" in said
     assert b"Traceback" not in said
-    assert not list(parts.glob("*.claim.*"))
+    assert not list(claims.iterdir())
     assert extract(load_config(config), HERE).clean
 
 

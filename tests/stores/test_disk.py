@@ -100,7 +100,7 @@ def test_a_full_disk_is_said_and_the_store_goes_on_when_there_is_room(tiny_disk:
         store.write_tables(names(24), FILE_SCHEMA.empty_table())
     assert verify(store.path).sound
     (tiny_disk / "ballast").unlink()
-    for path in (store.path / "parts").glob("*.claim.*"):
+    for path in store.claims.iterdir():
         path.unlink()  # this process is alive, so its claim stands
     fill(store, 1)
     assert np.isfinite(store.read("cls", range(16))).all()

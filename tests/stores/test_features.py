@@ -270,4 +270,4 @@ def test_two_writers_share_the_parts_and_corrupt_none(tmp_path: Path) -> None:
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert store.missing() == []
     assert np.array_equal(store.read("mean", range(n))[:, 0], np.arange(n) // 2)
-    assert not list((store.path / "parts").glob("*.claim.*"))
+    assert not list(store.claims.iterdir())

@@ -96,7 +96,7 @@ def test_planners_at_once_lose_nothing_and_number_each_slice_once(store: Feature
     expected = {f"f{i}" for i in range(20)} | {f"{n}{i}" for n in "xyz" for i in range(15)}
     assert len(paths) == 65
     assert set(paths) == expected
-    assert not list((store.path / "parts").iterdir())
+    assert not list(store.claims.iterdir())
 
 
 def test_a_reader_beside_a_writer_sees_whole_tables(store: FeatureStore) -> None:

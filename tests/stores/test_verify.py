@@ -172,12 +172,13 @@ def test_what_dead_writers_left_is_swept_and_the_living_are_spared(full: Feature
         "import sys; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path; from stores._disk import temporary_name\n"
         "from stores.claims import try_claim\n"
-        "parts = Path(sys.argv[1])\n"
-        "(parts / temporary_name('0')).write_bytes(b'half')\n"
-        "assert all(try_claim(parts, stem) for stem in ('0000001', '0000009', 'tables'))"
+        "store = Path(sys.argv[1])\n"
+        "(store / 'parts' / temporary_name('0')).write_bytes(b'half')\n"
+        "claims = store / 'claims'\n"
+        "assert all(try_claim(claims, stem) for stem in ('0000001', '0000009', 'tables'))"
     )
     root = str(Path(__file__).parents[2])
-    subprocess.run([sys.executable, "-c", code, str(full.path / "parts"), root], check=True)
+    subprocess.run([sys.executable, "-c", code, str(full.path), root], check=True)
     mine = full.path / "parts" / temporary_name("0")
     mine.write_bytes(b"half")
     living = full.claim(full.layout.part(7))

@@ -1,0 +1,148 @@
+"""Extractions as real processes: the command line, and a dask cluster with an address."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from stores import FeatureStore
+
+ROOT = Path(__file__).parents[2]
+SLOW = "tests.pipeline.slow"
+_CODE = "import tests.pipeline.slow; from pipeline.cli import main; main()"
+PATIENCE_S = 120.0
+
+
+def environment(cost_s: float) -> dict[str, str]:
+    """Return the environment of a process in which a slice takes at least so long."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "COST_S": str(cost_s),
+        "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([SLOW]),
+    }
+
+
+def extraction(
+    config: Path, store: Path, *options: str, cost_s: float = 0.0
+) -> subprocess.Popen[str]:
+    """Start `radprobe extract` on the CPU into a store."""
+    arguments = ["extract", str(config), "--store", str(store), "--device", "cpu", "--json"]
+    return subprocess.Popen(
+        [sys.executable, "-c", _CODE, *arguments, "--batch-size", "4", "--workers", "1", *options],
+        env=environment(cost_s), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
+    """Wait for an extraction that must end with a code; return its summary."""
+    said, complained = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == code, (process.returncode, said[-2000:], complained[-4000:])
+    return dict(json.loads(said)) if said else {}
+
+
+def until(true: Callable[[], Any]) -> Any:
+    """Wait for something to be true, and return it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := true()):
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.05)
+    return found
+
+
+def opened(path: Path) -> FeatureStore:
+    """Return a store, as soon as it is there."""
+    until((path / "manifest.json").exists)
+    return FeatureStore.open(path)
+
+
+def at_work(store: FeatureStore) -> list[int]:
+    """Return the processes of this host that hold parts."""
+    return sorted({int(holder.name.rpartition(":")[2]) for holder in store.held().values()})
+
+
+def committed(store: FeatureStore) -> dict[int, dict[str, Any]]:
+    """Return the receipts of a store by part."""
+    found = {int(path.stem): path for path in (store.path / "parts").glob("*.json")}
+    return {index: json.loads(path.read_text()) for index, path in found.items()}
+
+
+def kill_one(store: FeatureStore, after: int) -> int:
+    """Kill (-9) a process that holds a part, once so many parts are committed; return its id."""
+    until(lambda: len(committed(store)) >= after)
+    victim = until(lambda: at_work(store))[0]
+    os.kill(victim, signal.SIGKILL)
+    return int(victim)
+
+
+def bit_equal(a: FeatureStore, b: FeatureStore) -> bool:
+    """Return whether two stores hold the same rows and the same bits."""
+    columns = ["row", "path", "frame"]
+    same = a.slices().select(columns).equals(b.slices().select(columns))
+    return same and all(
+        np.array_equal(a.read(name), b.read(name), equal_nan=array.dtype.kind == "f")
+        for name, array in a.arrays.items()
+    )
+
+
+class Dask:
+    """A scheduler with an address, and workers that are started again whenever they end."""
+
+    def __init__(self, folder: Path, workers: int, cost_s: float = 0.0) -> None:
+        self.folder, self.environment = folder, environment(cost_s)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"tcp://127.0.0.1:{self.port}"
+        self.scheduler = self._scheduler()
+        self.loops = [self._loop() for _ in range(workers)]
+
+    def __enter__(self) -> Dask:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in (*self.loops, self.scheduler):
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def restart_scheduler(self, pause_s: float = 0.5) -> None:
+        """Kill (-9) the scheduler, and start another at its address after a pause."""
+        os.killpg(self.scheduler.pid, signal.SIGKILL)
+        self.scheduler.wait()
+        time.sleep(pause_s)
+        self.scheduler = self._scheduler()
+
+    def _scheduler(self) -> subprocess.Popen[bytes]:
+        where = ["--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"]
+        return self._start(sys.executable, "-m", "distributed.cli.dask_scheduler", *where)
+
+    def _loop(self) -> subprocess.Popen[bytes]:
+        options = f"{self.address} --nthreads 1 --no-nanny --no-dashboard"
+        worker = f"{sys.executable} -m distributed.cli.dask_worker {options}"
+        place = f"--local-directory {self.folder}/scratch"
+        return self._start("bash", "-c", f"while :; do {worker} {place}; sleep 0.3; done")
+
+    def _start(self, *command: str) -> subprocess.Popen[bytes]:
+        with (self.folder / "dask.log").open("ab") as log:
+            return subprocess.Popen(
+                command, env=self.environment, cwd=ROOT, start_new_session=True,
+                stdout=log, stderr=log,
+            )  # fmt: skip
