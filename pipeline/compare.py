@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.questions import Difference, Method, Result
 from pipeline.stats import metrics
 from pipeline.stats.paired import holm
-from pipeline.tables import read_predictions
+from pipeline.tables import filed, read_predictions
 from stores.errors import LabelError, StoreNotFoundError
 
 # A store and one of its results.
@@ -90,15 +90,14 @@ def newest(store: Path) -> dict[tuple[str, Method], Result]:
 
     Raises StoreNotFoundError where the store is not there or has answered nothing.
     """
-    files = sorted((store / "results").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if not files:
+    answers = list(filed(store))
+    if not answers:
         raise StoreNotFoundError(f"There are no results in {str(store)!r}; evaluate it first.")
-    found = {}
-    for path in files:
-        if path.with_suffix(".parquet").is_file():
-            result = Result.model_validate_json(path.read_bytes())
-            found[result.task, result.method] = result
-    return found
+    return {
+        (result.task, result.method): result
+        for path, result in answers
+        if path.with_suffix(".parquet").is_file()
+    }
 
 
 def _names(results: dict[tuple[str, Method], Result]) -> str:

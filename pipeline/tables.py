@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from pipeline.questions import Result, Truth, Units
 from pipeline.tasks.folds import Tested
 from stores._disk import write_checked
+
+log = logging.getLogger(__name__)
 
 TIDY = pa.schema(
     [(name, pa.string()) for name in ("task", "method", "features", "kind", "level", "setting")]
@@ -93,6 +97,19 @@ def _write_table(path: Path, table: pa.Table) -> None:
 
 def _setting_text(setting: Mapping[str, float]) -> str:
     return json.dumps({name: float(value) for name, value in setting.items()})
+
+
+def filed(store: Path) -> Iterator[tuple[Path, Result]]:
+    """Yield the answers in results/ and their files, the oldest first.
+
+    What is there and is no answer of this version is skipped: `evaluate` computes it anew.
+    """
+    files = (store / "results").glob("*.json")
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+        try:
+            yield path, Result.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            log.warning("%s is not an answer of this version: %d faults", path, error.error_count())
 
 
 def read_predictions(

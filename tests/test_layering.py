@@ -21,7 +21,7 @@ MODULES = {
 LEVELS = [
     {"cli"},
     {"commands", "api"},
-    {"fleet"},
+    {"fleet", "report"},
     {"extract", "evaluate", "compare", "search", "plan", "exchange", "failures", "status"},
     {"shards", "scale"},
     {"collection", "scoring", "deal"},
@@ -73,6 +73,8 @@ HOMES = {
     "distributed": {"pipeline.scale", "pipeline.clusters"},
     "dask_jobqueue": {"pipeline.clusters"},
     "typer": {"pipeline.cli", "pipeline.commands"},
+    "matplotlib": {"pipeline.report"},
+    "jinja2": {"pipeline.report.page"},
     "rich": {"pipeline.commands"},
 }
 

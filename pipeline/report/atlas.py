@@ -1,0 +1,236 @@
+"""The map of a store: every slice in two dimensions, with what it can be coloured by.
+
+Dims: n slices, d features, s of them with a picture, k neighbours.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.heads import knn
+from pipeline.report.sources import Source
+from pipeline.tasks.labels import label_units, read_labels, texts_of
+from stores.errors import ConfigError, LabelError
+from stores.export import Selection, batches
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+# Slices with a picture, among which neighbours are sought: so every neighbour can be seen.
+PICTURES = 600
+K = 6
+# UMAP takes minutes beyond.
+MOST_UMAP = 20_000
+# Values of a column that get a colour each; what is rarer is "other".
+MOST_VALUES = 7
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where slices lie: x, y (n,) in [0, 1], by a method; share: of the variance, for PCA."""
+
+    name: str
+    x: Floats
+    y: Floats
+    note: str
+
+
+@dataclass(frozen=True)
+class Column:
+    """What slices are coloured by: (n,) codes into values, 255 where nothing is said."""
+
+    name: str
+    values: tuple[str, ...]
+    codes: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What slices are coloured by, as a number: (n,) from low to high, NaN where none is said."""
+
+    name: str
+    numbers: Floats
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """The map. pictured (s,): places of the slices that may have a picture, ascending.
+
+    nearest (n, k): places in `pictured` of the nearest slices of other patients, -1 for none;
+    cosine (n, k).
+    """
+
+    features: str
+    places: tuple[Places, ...]
+    columns: tuple[Column, ...]
+    scales: tuple[Scale, ...]
+    pictured: Rows
+    nearest: Rows
+    cosine: Floats
+
+
+def draw_map(source: Source) -> Atlas | None:
+    """Lay out the slices of a store; None where it has fewer than three."""
+    n = len(source.rows)
+    if n < 3:
+        return None
+    which = Selection("cls" if "cls" in source.recipe.outputs else "mean")
+    x = np.concatenate(
+        [
+            b.reshape(len(b), -1).astype(np.float32)
+            for b in batches(source.store, which, source.rows)
+        ]
+    )
+    pictured = np.unique(np.linspace(0, n - 1, min(n, PICTURES)).astype(np.int64))
+    nearest, cosine = _nearest(x, pictured, source)
+    places = [_pca(x)]
+    if importlib.util.find_spec("umap") is not None and n <= MOST_UMAP:
+        places.append(_umap(x))
+    return Atlas(
+        features="CLS of the last block" if which.array == "cls" else "mean patch token",
+        places=tuple(places),
+        columns=tuple(_columns(source)),
+        scales=tuple(_scales(source)),
+        pictured=pictured,
+        nearest=nearest,
+        cosine=cosine,
+    )
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+def _pca(x: Floats) -> Places:
+    """Return the first two principal components."""
+    centred = x - x.mean(axis=0)
+    variance, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(x))
+    two = centred @ axes[:, -2:][:, ::-1].astype(np.float32)
+    share = variance[::-1][:2] / max(float(variance.sum()), 1e-12)
+    note = f"horizontal and vertical {share[0]:.0%} and {share[1]:.0%} of the variance"
+    return Places("PCA", *_unit(two), note)
+
+
+def _umap(x: Floats) -> Places:
+    from umap import UMAP
+
+    two = UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(x)
+    return Places(
+        "UMAP", *_unit(np.asarray(two, np.float32)), "distances between groups mean little"
+    )
+
+
+def _unit(two: Floats) -> tuple[Floats, Floats]:
+    """Return both columns in [0, 1], each on its own scale: a page is wide, and PCA flat."""
+    low, high = np.percentile(two, [0.1, 99.9], axis=0)
+    span = np.maximum(high - low, 1e-12)
+    inside = np.clip((two - (low + high) / 2) / span + 0.5, 0, 1).astype(np.float32)
+    return inside[:, 0], inside[:, 1]
+
+
+def _nearest(x: Floats, pictured: Rows, source: Source) -> tuple[Rows, Floats]:
+    """Return (n, k) places in `pictured` and cosines of the nearest of other patients."""
+    own = [p or s or f for p, s, f in zip(*_kin(source), strict=True)]
+    patient = np.unique(np.array(own, dtype=np.str_), return_inverse=True)[1]
+    others = len(pictured) - int(np.bincount(patient[pictured]).max())
+    k = min(K, others)
+    if k < 1:
+        return np.zeros((len(x), 0), np.int64), np.zeros((len(x), 0), np.float32)
+    cosine, nearest = knn.neighbours(x, pictured, np.arange(len(x)), k, patient)
+    return nearest, cosine
+
+
+def _kin(source: Source) -> tuple[list[str | None], list[str | None], list[str]]:
+    """Return each slice's patient, series and file: of which it may not be its own neighbour."""
+    table = source.slices
+    return table["patient"].to_pylist(), table["series"].to_pylist(), table["path"].to_pylist()
+
+
+# --- colours -------------------------------------------------------------------------------------
+
+
+def _columns(source: Source) -> Iterator[Column]:
+    """Yield what slices can be coloured by: their table's words, then the labels of the config."""
+    table = source.slices
+    yield coded("modality", [m or "" for m in table["modality"].to_pylist()])
+    flags = [", ".join(f or ()) for f in table["flags"].to_pylist()]
+    if any(flags):
+        yield coded("flags", flags)
+    yield from _labels(source)
+
+
+def _labels(source: Source) -> Iterator[Column]:
+    """Yield each task's labels, and the columns of its subgroups and shortcuts, by slice."""
+    config = source.config
+    if config is None or config.labels is None:
+        return
+    extra = [c for task in config.tasks.values() for c in (*task.subgroups, *task.shortcuts)]
+    table = read_labels(config.labels, config.tasks.values(), extra)
+    slices = source.names.revealed(source.store.slices())
+    status, joining = source.store.status(), (config.data.root, source.names)
+    done: set[str] = set()
+    for name, task in config.tasks.items():
+        policy = {key: getattr(config.labels, key) for key in ("uncertain", "missing")}
+        asked = task.model_copy(update={k: getattr(task, k) or v for k, v in policy.items()})
+        try:
+            units = label_units(table, asked, slices, status, *joining)
+        except LabelError:  # `evaluate` says it, and why; the map goes without
+            continue
+        place = np.searchsorted(source.rows, units.rows)
+        words: dict[str, NDArray[np.str_]] = {}
+        if units.kind == "multilabel":
+            said = np.array(["no", "yes", ""])
+            words = {c: said[units.y[:, j]] for j, c in enumerate(units.classes)}
+        elif units.kind != "regression":
+            words = {name: np.array(units.classes)[units.y]}
+        for column in (*task.subgroups, *task.shortcuts):
+            words[column] = texts_of(table, column, units, slices, *joining)
+        for column, values in words.items():
+            if column not in done:
+                done.add(column)
+                of_slice = np.full(len(source.rows), "", dtype=object)
+                of_slice[place] = values[units.unit]
+                yield coded(column, of_slice.tolist())
+
+
+def coded(name: str, words: list[str]) -> Column:
+    """Return a column of words: the commonest by name, the rest as other, "" as nothing."""
+    common = [w for w, _ in Counter(w for w in words if w).most_common()]
+    kept = sorted(common[:MOST_VALUES])
+    code = {w: i for i, w in enumerate(kept)} | {"": 255}
+    values = (*kept, "other") if len(common) > len(kept) else tuple(kept)
+    return Column(name, values, np.array([code.get(w, len(kept)) for w in words], np.uint8))
+
+
+def _scales(source: Source) -> Iterator[Scale]:
+    """Yield the numbers of the slice table that differ between slices."""
+    names = {
+        "position_mm": "position in the volume (mm)",
+        "spacing_x_mm": "pixel spacing (mm)",
+        "height": "height (pixels)",
+    }
+    for column, name in names.items():
+        numbers = source.slices[column].to_pandas().to_numpy(np.float32)
+        known = numbers[~np.isnan(numbers)]
+        if len(known) and known.min() < known.max():
+            low, high = np.percentile(known, [1, 99])
+            yield Scale(
+                name, numbers, float(low), float(high) if high > low else float(known.max())
+            )
+
+
+def check_shared(sources: list[Source]) -> None:
+    """Raise ConfigError where a store holds nothing that could be shown."""
+    for source in sources:
+        if not len(source.rows):
+            raise ConfigError(
+                f"The store {str(source.store.path)!r} holds no features yet: there is nothing to "
+                "report. Run `radprobe extract`, or `radprobe failures` to see what went wrong."
+            )

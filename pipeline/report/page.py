@@ -1,0 +1,227 @@
+"""The page: one HTML file that loads nothing, made of a template and what was gathered."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from pipeline.report import tables
+from pipeline.report.atlas import Atlas, Scale, check_shared, draw_map
+from pipeline.report.beside import Comparison, compare_sources
+from pipeline.report.figures import Drawn, overview, task_figures
+from pipeline.report.findings import Finding, findings
+from pipeline.report.pictures import pictures
+from pipeline.report.sources import Inventory, Source, open_sources, take_stock
+from pipeline.report.style import inline_svg, save
+from pipeline.report.words import METHODS, METRICS, count, interval
+from stores._disk import temporary_name, writing
+
+# Says what is being done, such as "map of vits14".
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """All that the page says of one store."""
+
+    source: Source
+    stock: Inventory
+    found: list[Finding]
+    overview: Drawn | None
+    tasks: dict[str, list[Drawn]]
+    atlas: Atlas | None
+    pictures: dict[int, bytes]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written where; pictures: how many slices have one."""
+
+    page: Path
+    bytes: int
+    figures: tuple[Path, ...]
+    pictures: int
+
+
+def write_report(
+    paths: list[Path],
+    out: Path | None = None,
+    figures: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> Written:
+    """Write the page of one or more stores, and with `figures` every figure and table as a file.
+
+    paths: folders of stores, or their config files, which bring pictures and labels. out: by
+    default `<store>-report.html` beside the first store; a page that is there is replaced. Raises
+    StoreNotFoundError, ConfigError, UnwritableError.
+    """
+    sources = open_sources(paths)
+    check_shared(sources)
+    chapters = [_chapter(source, progress) for source in sources]
+    comparison = None
+    if len(sources) > 1:
+        progress("stores side by side")
+        comparison = compare_sources(sources)
+    text = render(chapters, comparison)
+    first = sources[0].store.path
+    out = out or first.with_name(f"{first.name}-report.html")
+    _put(out, text.encode())
+    written = _write_figures(figures, chapters, comparison) if figures else ()
+    shown = sum(len(chapter.pictures) for chapter in chapters)
+    return Written(out, len(text.encode()), tuple(written), shown)
+
+
+def _put(path: Path, data: bytes) -> None:
+    temporary = path.with_name(temporary_name(path.name))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+
+
+def _chapter(source: Source, progress: Progress) -> Chapter:
+    progress(f"{source.name}: what is in the store")
+    stock = take_stock(source)
+    found = findings(source, stock)
+    progress(f"{source.name}: figures")
+    whole = overview(source)
+    about = "Each task's newest answers; the dotted line is chance."
+    drawn = Drawn("overview", "At a glance", about, whole) if whole else None
+    tasks = {
+        task: list(task_figures(source, task))
+        for task in dict.fromkeys(task for task, _ in source.results)
+    }
+    progress(f"{source.name}: map and pictures")
+    atlas = draw_map(source)
+    shown = pictures(source, atlas.pictured) if atlas else {}
+    return Chapter(source, stock, found, drawn, tasks, atlas, shown)
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
+    """Return the page as HTML."""
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    lines = tables.lines_of([chapter.source for chapter in chapters])
+    random = any(chapter.source.recipe.random for chapter in chapters)
+    return environment.get_template("page.html").render(
+        chapters=chapters,
+        comparison=comparison,
+        lines=lines,
+        columns=tables.columns_of(lines),
+        markdown=tables.markdown(lines, random=random),
+        latex=tables.latex(lines, random=random),
+        random=random,
+        METHODS=METHODS,
+        METRICS=METRICS,
+        count=count,
+        interval=interval,
+        svg=lambda drawn, prefix: Markup(
+            inline_svg(drawn.figure, f"{prefix}-{drawn.key}", f"{drawn.title}. {drawn.about}")
+        ),
+        inline=lambda figure, key, label: Markup(inline_svg(figure, key, label)),
+        style=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        data=lambda chapter: Markup(_json(map_data(chapter))),
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("pipeline.report") / "page" / name).read_text("utf-8")
+
+
+def _json(data: Any) -> str:
+    """Return JSON that may stand in a <script>."""
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def map_data(chapter: Chapter) -> dict[str, Any]:
+    """Return what the map draws: typed arrays in base64, little endian, words beside them."""
+    atlas, source = chapter.atlas, chapter.source
+    assert atlas is not None
+    k = atlas.nearest.shape[1]
+    return {
+        "n": len(source.rows),
+        "k": k,
+        "row": _packed(source.rows, "<u4"),
+        "places": [
+            {"name": p.name, "note": p.note, "x": _packed(p.x * 65535, "<u2"),
+             "y": _packed(p.y * 65535, "<u2")}
+            for p in atlas.places
+        ],
+        "columns": [
+            {"name": c.name, "values": c.values, "codes": _packed(c.codes, "<u1")}
+            for c in atlas.columns
+        ],
+        "scales": [
+            {"name": s.name, "low": s.low, "high": s.high, "codes": _packed(_levels(s), "<u1")}
+            for s in atlas.scales
+        ],
+        "pictured": _packed(atlas.pictured, "<u4"),
+        "nearest": _packed(atlas.nearest, "<u2"),
+        "cosine": _packed(np.clip(atlas.cosine, -1, 1) * 32767, "<i2"),
+        "pictures": {
+            str(place): base64.b64encode(data).decode() for place, data in chapter.pictures.items()
+        },
+    }  # fmt: skip
+
+
+def _levels(scale: Scale) -> NDArray[np.float64]:
+    """Return numbers as 0 to 254 between low and high; 255 where there is none."""
+    scaled = (scale.numbers.astype(np.float64) - scale.low) / (scale.high - scale.low)
+    return np.where(np.isnan(scaled), 255, np.clip(scaled, 0, 1) * 254)
+
+
+def _packed(values: NDArray[Any], dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(np.round(values), dtype).tobytes()).decode()
+
+
+# --- files for a paper ---------------------------------------------------------------------------
+
+
+def _write_figures(
+    folder: Path, chapters: Sequence[Chapter], comparison: Comparison | None
+) -> list[Path]:
+    """Write every figure as SVG and PNG, and the results as Markdown and LaTeX."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for chapter in chapters:
+        prefix = f"{chapter.source.name.replace('/', '-')}-" if len(chapters) > 1 else ""
+        every = [d for figures in chapter.tasks.values() for d in figures]
+        drawn += [(f"{prefix}{d.key}", d.figure) for d in every]
+        drawn += [(f"{prefix}overview", chapter.overview.figure)] if chapter.overview else []
+    if comparison and comparison.forest:
+        drawn.append(("stores", comparison.forest))
+    written = []
+    with writing(folder):
+        for key, figure in drawn:
+            for suffix in (".svg", ".png"):
+                save(figure, folder / f"{key}{suffix}")
+                written.append(folder / f"{key}{suffix}")
+    lines = tables.lines_of([chapter.source for chapter in chapters])
+    random = any(chapter.source.recipe.random for chapter in chapters)
+    for name, text in (
+        ("results.md", tables.markdown(lines, random=random)),
+        ("results.tex", tables.latex(lines, random=random)),
+    ):
+        _put(folder / name, text.encode())
+        written.append(folder / name)
+    return written

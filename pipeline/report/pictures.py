@@ -1,0 +1,84 @@
+"""Small pictures of slices, through the recipe's window: what the network was shown."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.preprocess import scale
+from pipeline.read import Request, read_files
+from pipeline.report.sources import Source
+from pipeline.types import Preprocess, Slice, of_volume
+from stores.errors import UnreadableError
+
+SIDE = 96
+QUALITY = 55
+# Seconds for one file: a picture is not worth more.
+TIME_LIMIT = 20.0
+
+
+def pictures(source: Source, places: NDArray[np.int64]) -> dict[int, bytes]:
+    """Return place -> WebP of at most SIDE x SIDE pixels, for those whose files can be read here.
+
+    places: ascending, in `source.slices`. Empty without a config: the store does not know where
+    its files are. A file that is gone or unreadable by now has no picture.
+    """
+    if source.config is None:
+        return {}
+    slices = source.names.revealed(source.slices.take(places))
+    found: dict[int, bytes] = {}
+    rules = _by_slice(source.recipe.preprocess)
+    requests, wanted = _requests(slices.to_pylist(), places)
+    with_limit = {"workers": 1, "time_limit_s": TIME_LIMIT, "plane": rules.plane}
+    reader = read_files(source.config.data.root, requests, **with_limit)  # type: ignore[arg-type]
+    try:
+        for read, asked in zip(reader, wanted, strict=True):
+            for item, (place, modality) in zip(read.items, asked, strict=True):
+                if isinstance(item, Slice):
+                    found |= _picture(item, modality, rules, place)
+    finally:
+        reader.close()
+    return found
+
+
+def _requests(
+    slices: list[dict[str, object]], places: NDArray[np.int64]
+) -> tuple[list[Request], list[list[tuple[int, str]]]]:
+    """Return a request a run of slices of one file, and the place and modality of each frame."""
+    requests, wanted = [], []
+    pairs = zip(slices, places.tolist(), strict=True)
+    for path, group in groupby(pairs, key=lambda pair: str(pair[0]["path"])):
+        members = list(group)
+        requests.append(Request(path, tuple(int(str(s["frame"])) for s, _ in members)))
+        wanted.append([(place, str(s["modality"])) for s, place in members])
+    return requests, wanted
+
+
+def _picture(item: Slice, modality: str, rules: Preprocess, place: int) -> dict[int, bytes]:
+    try:
+        grey = scale(item, modality, rules)
+    except UnreadableError:
+        return {}
+    return {place: encode(grey.mul(255).round().byte().numpy())}
+
+
+def encode(grey: NDArray[np.uint8]) -> bytes:
+    """Return (1 or 3, H, W) as WebP, its longer side SIDE pixels."""
+    image = Image.fromarray(grey[0] if len(grey) == 1 else np.moveaxis(grey, 0, -1))
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    sink = io.BytesIO()
+    image.save(sink, "WEBP", quality=QUALITY)
+    return sink.getvalue()
+
+
+def _by_slice(rules: Preprocess) -> Preprocess:
+    """Return rules whose range is the slice's own, where it would be that of a whole volume."""
+    kinds: Sequence[str] = ("ct", "mr", "xray", "other")
+    wide = {k: getattr(rules, k) for k in kinds if of_volume(getattr(rules, k))}
+    narrow = {k: rule.model_copy(update={"scope": "slice"}) for k, rule in wide.items()}
+    return rules.model_copy(update=narrow)

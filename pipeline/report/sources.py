@@ -1,0 +1,159 @@
+"""What a report is made from: stores, and the configs that bring their pictures and labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import Config, load_config
+from pipeline.names import Names
+from pipeline.questions import Method, Result
+from pipeline.tables import filed
+from pipeline.types import Recipe
+from stores.errors import ConfigError
+from stores.export import live_slices
+from stores.features import UNREADABLE, FeatureStore
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Source:
+    """A store to report on, by the name it has on the page; with its config, if that was given."""
+
+    name: str
+    store: FeatureStore
+    config: Config | None
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """What made the numbers."""
+        return Recipe.model_validate_json(self.store.recipe_text)
+
+    @cached_property
+    def slices(self) -> pa.Table:
+        """The slices that have features, by ascending row; their paths as the store has them."""
+        return live_slices(self.store)
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) the rows of `slices`."""
+        rows: NDArray[np.int64] = self.slices["row"].to_numpy()
+        return rows
+
+    @cached_property
+    def results(self) -> dict[tuple[str, Method], Result]:
+        """The newest answer to each task by each method."""
+        return {(result.task, result.method): result for _, result in filed(self.store.path)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the store holds now: an answer that names another is of an earlier state."""
+        return self.store.fingerprint()
+
+    @property
+    def names(self) -> Names:
+        """What the store calls patients and paths."""
+        return Names(self.store.path, self.config.data.paths if self.config else "hide")
+
+
+def open_sources(paths: list[Path]) -> list[Source]:
+    """Return the sources that paths name, each a store's folder or a config file of one.
+
+    Equal folder names are told apart by the folders above. Raises StoreNotFoundError, ConfigError.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ConfigError("A report takes each store once. Name stores of different recipes.")
+    configs = [load_config(path) if path.is_file() else None for path in paths]
+    stores = [
+        FeatureStore.open(config.store if config else path)
+        for path, config in zip(paths, configs, strict=True)
+    ]
+    names = _short_names([store.path.resolve() for store in stores])
+    return [Source(*each) for each in zip(names, stores, configs, strict=True)]
+
+
+def _short_names(paths: list[Path]) -> list[str]:
+    """Return the last folder names of paths, as many as tell them apart."""
+    for depth in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError("A report takes each store once. Two of the paths name the same store.")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """How many files or slices were lost for a reason, and what was said of the first few."""
+
+    what: str
+    reason: str
+    count: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What is in a store, counted. modalities: name -> (slices, series, patients)."""
+
+    modalities: dict[str, tuple[int, int, int]]
+    patients: int
+    waiting: int
+    withdrawn: int
+    flags: dict[str, int]
+    losses: tuple[Loss, ...]
+    bytes: int
+
+
+def take_stock(source: Source) -> Inventory:
+    """Count a store: slices by modality, what was lost and why. No path is told, only details."""
+    live, table = source.slices, source.store.slices()
+    status = source.store.status()
+    withdrawn = table["withdrawn"].to_numpy(zero_copy_only=False)
+    rows = table["row"].to_numpy()[~withdrawn]
+    modality = np.array(live["modality"].to_pylist(), dtype=object)
+    patient = np.array([p or "" for p in live["patient"].to_pylist()], dtype=object)
+    series = np.array(live["series"].fill_null("").to_pylist(), dtype=object)
+    counts = {}
+    for name, number in Counter(modality.tolist()).most_common():
+        on = modality == name
+        counts[str(name)] = (number, len({*series[on]} - {""}), len({*patient[on]} - {""}))
+    flags = Counter(flag for each in live["flags"].to_pylist() for flag in each or ())
+    return Inventory(
+        modalities=counts,
+        patients=len({*patient} - {""}),
+        waiting=int((status[rows] == 0).sum()),
+        withdrawn=int(withdrawn.sum()),
+        flags=dict(flags.most_common()),
+        losses=(*_files_lost(source.store), *_slices_lost(source.store, status)),
+        bytes=sum(f.stat().st_size for f in source.store.path.rglob("*") if f.is_file()),
+    )
+
+
+def _files_lost(store: FeatureStore) -> list[Loss]:
+    lost = [f for f in store.files().select(["reason", "detail"]).to_pylist() if f["reason"]]
+    return _by_reason("file", [(f["reason"], f["detail"] or "") for f in lost])
+
+
+def _slices_lost(store: FeatureStore, status: NDArray[np.uint8]) -> list[Loss]:
+    bad = np.flatnonzero(status == UNREADABLE)
+    told = [
+        failure
+        for index in np.unique(bad // store.layout.part_rows)
+        for failure in (store.receipt(int(index)) or {}).get("failures", [])
+    ]
+    return _by_reason("slice", [(f["reason"], f"row {f['row']}: {f['detail']}") for f in told])
+
+
+def _by_reason(what: str, lost: list[tuple[str, str]]) -> list[Loss]:
+    counts = Counter(reason for reason, _ in lost)
+    return [
+        Loss(what, reason, n, tuple(dict.fromkeys(d for r, d in lost if r == reason))[:EXAMPLES])
+        for reason, n in counts.most_common()
+    ]

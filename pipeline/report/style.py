@@ -1,0 +1,110 @@
+"""How figures look: small, quiet, safe for colour-blind eyes; and how they become inline SVG.
+
+Figures are drawn in the colours of paper. Inline, each of these is replaced by the page's variable
+of that meaning, so that a figure follows the page into the dark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, SOFT, RULE = "#1f1e1c", "#6f6a61", "#dad6cd"
+# Okabe and Ito's palette (2008), its black last and grey, its yellow darker.
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a900", "#7a7a7a")
+LINES = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
+# Inches.
+WIDTH, SQUARE, COLUMNS = 9.4, 2.5, 4
+_VARIABLES = {INK: "--ink", SOFT: "--soft", RULE: "--rule"}
+_VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(SERIES)}
+
+_STYLE: Any = {
+    "font.size": 8.5,
+    "font.family": "sans-serif",
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.4,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "radprobe",
+}
+
+
+def style() -> Any:
+    """Return the context in which figures are made and saved."""
+    return mpl.rc_context(rc=_STYLE)
+
+
+def grid(count: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure and `count` axes on a grid of COLUMNS: every figure's squares are alike."""
+    rows = -(-count // COLUMNS)
+    figure = Figure(figsize=(WIDTH, SQUARE * rows), layout="constrained")
+    spec = figure.add_gridspec(rows, COLUMNS)
+    return figure, [figure.add_subplot(spec[divmod(i, COLUMNS)]) for i in range(count)]
+
+
+def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
+    """Put one legend above all panels."""
+    if len(handles):
+        figure.legend(
+            handles, names, loc="outside upper left", ncols=min(len(names), 6), handlelength=2.6
+        )
+
+
+def inline_svg(figure: Figure, key: str, label: str) -> str:
+    """Return a figure as an <svg> element for the page: no ids but its own, the page's colours."""
+    text = _saved(figure, "svg").decode()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
+    used = {*re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text)}
+
+    def own(match: re.Match[str]) -> str:
+        return f' id="{key}-{match[1]}"' if match[1] in used else ""
+
+    text = re.sub(r' id="([^"]+)"', own, text)
+    text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{key}-", text)
+    text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    text = text.replace("#000000", "var(--ink)")
+    width = figure.get_figwidth() * 96
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    safe = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    head = f'<svg role="img" aria-label="{safe}" style="max-width:{width:.0f}px" '
+    return text.replace("<svg ", head, 1)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as paper has it; the suffix says how (.svg, .png)."""
+    path.write_bytes(_saved(figure, path.suffix[1:], facecolor="white", dpi=200))
+
+
+def _saved(figure: Figure, form: str, **more: Any) -> bytes:
+    sink = io.BytesIO()
+    metadata = {"Date": None} if form == "svg" else None
+    with style():
+        figure.savefig(sink, format=form, metadata=metadata, **more)
+    return sink.getvalue()
