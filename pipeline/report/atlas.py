@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from pipeline.heads import knn
 from pipeline.report.sources import Source
-from pipeline.tasks.labels import label_units, read_labels, texts_of
-from stores.errors import ConfigError, LabelError
+from pipeline.tasks.labels import texts_of
+from stores.errors import ConfigError
 from stores.export import Selection, batches
 
 Floats = NDArray[np.float32]
@@ -64,8 +64,8 @@ class Scale:
 class Atlas:
     """The map. pictured (s,): places of the slices that may have a picture, ascending.
 
-    nearest (n, k): places in `pictured` of the nearest slices of other patients, -1 for none;
-    cosine (n, k).
+    nearest (n, k): places in `pictured` of the nearest slices of other patients (other series or
+    files, where no patient is named); cosine (n, k).
     """
 
     features: str
@@ -137,20 +137,16 @@ def _unit(two: Floats) -> tuple[Floats, Floats]:
 
 def _nearest(x: Floats, pictured: Rows, source: Source) -> tuple[Rows, Floats]:
     """Return (n, k) places in `pictured` and cosines of the nearest of other patients."""
-    own = [p or s or f for p, s, f in zip(*_kin(source), strict=True)]
-    patient = np.unique(np.array(own, dtype=np.str_), return_inverse=True)[1]
+    table = source.slices
+    kin = zip(source.patients, table["series"].to_pylist(), table["path"].to_pylist(), strict=True)
+    own = np.array([p or series or file for p, series, file in kin], dtype=np.str_)
+    patient = np.unique(own, return_inverse=True)[1]
     others = len(pictured) - int(np.bincount(patient[pictured]).max())
     k = min(K, others)
     if k < 1:
         return np.zeros((len(x), 0), np.int64), np.zeros((len(x), 0), np.float32)
     cosine, nearest = knn.neighbours(x, pictured, np.arange(len(x)), k, patient)
     return nearest, cosine
-
-
-def _kin(source: Source) -> tuple[list[str | None], list[str | None], list[str]]:
-    """Return each slice's patient, series and file: of which it may not be its own neighbour."""
-    table = source.slices
-    return table["patient"].to_pylist(), table["series"].to_pylist(), table["path"].to_pylist()
 
 
 # --- colours -------------------------------------------------------------------------------------
@@ -168,36 +164,25 @@ def _columns(source: Source) -> Iterator[Column]:
 
 def _labels(source: Source) -> Iterator[Column]:
     """Yield each task's labels, and the columns of its subgroups and shortcuts, by slice."""
-    config = source.config
-    if config is None or config.labels is None:
-        return
-    extra = [c for task in config.tasks.values() for c in (*task.subgroups, *task.shortcuts)]
-    table = read_labels(config.labels, config.tasks.values(), extra)
-    slices = source.names.revealed(source.store.slices())
-    status, joining = source.store.status(), (config.data.root, source.names)
     done: set[str] = set()
-    for name, task in config.tasks.items():
-        policy = {key: getattr(config.labels, key) for key in ("uncertain", "missing")}
-        asked = task.model_copy(update={k: getattr(task, k) or v for k, v in policy.items()})
-        try:
-            units = label_units(table, asked, slices, status, *joining)
-        except LabelError:  # `evaluate` says it, and why; the map goes without
-            continue
-        place = np.searchsorted(source.rows, units.rows)
+    for name, task, units, table in source.labelled:
+        assert source.config is not None
+        slices = source.names.revealed(source.store.slices())
         words: dict[str, NDArray[np.str_]] = {}
         if units.kind == "multilabel":
-            said = np.array(["no", "yes", ""])
+            said = np.array(["no", "yes", ""])  # -1 is not known
             words = {c: said[units.y[:, j]] for j, c in enumerate(units.classes)}
         elif units.kind != "regression":
             words = {name: np.array(units.classes)[units.y]}
         for column in (*task.subgroups, *task.shortcuts):
+            joining = source.config.data.root, source.names
             words[column] = texts_of(table, column, units, slices, *joining)
-        for column, values in words.items():
-            if column not in done:
-                done.add(column)
-                of_slice = np.full(len(source.rows), "", dtype=object)
-                of_slice[place] = values[units.unit]
-                yield coded(column, of_slice.tolist())
+        place = np.searchsorted(source.rows, units.rows)
+        for column in [c for c in words if c not in done]:
+            of_slice = np.full(len(source.rows), "", dtype=object)
+            of_slice[place] = words[column][units.unit]
+            yield coded(column, of_slice.tolist())
+        done |= words.keys()
 
 
 def coded(name: str, words: list[str]) -> Column:

@@ -20,7 +20,7 @@ from pipeline.report import curves
 from pipeline.report.curves import Curve
 from pipeline.report.sources import Source
 from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, WIDTH, grid, legend, style
-from pipeline.report.words import HEADLINE, METHODS, METRICS, setting_text, spread
+from pipeline.report.words import HEADLINE, METHODS, METRICS, count, setting_text, spread
 from pipeline.tables import read_predictions
 
 # More squares than these are too small for a number.
@@ -95,8 +95,8 @@ class Panel:
 BAND = "Bands: 95 %, by a bootstrap over patients."
 # Panel title -> what a reader must know; these stand together where a task has one label.
 KINDS = {
-    "ROC": f"Sensitivity against false alarms on test units. {BAND}",
-    "Precision and recall": f"Dotted: how common the label is among test units. {BAND}",
+    "ROC": "Sensitivity against false alarms on test units.",
+    "Precision and recall": "Dotted: how common the label is among test units.",
     "Reliability": "How often what was predicted came true. A mark's area: its number of units.",
     "Confusion": "Rows: what is true. Columns: what was said. Shade: the share of the row.",
 }
@@ -122,7 +122,10 @@ def task_figures(source: Source, task: str) -> Iterator[Drawn]:
                 for panel in panels
             ]
             yield Drawn(
-                f"{key}-curves", "Curves", " ".join(KINDS.values()), _figure(titled, answers)
+                f"{key}-curves",
+                "Curves",
+                " ".join([*KINDS.values(), BAND]),
+                _figure(titled, answers),
             )
         else:
             for (title, about), panels in zip(KINDS.items(), kinds, strict=True):
@@ -311,7 +314,9 @@ def _subgroups(results: Sequence[Result]) -> Figure | None:
         members = [(i, r.scores[-1].subgroups.get(group)) for i, r in enumerate(with_groups)]
         found = [(i, g.metrics[name]) for i, g in members if g is not None and name in g.metrics]
         size = next(g for _, g in members if g is not None)
-        lines.append((f"{group}  ({size.units} units, {size.patients} patients)", found))
+        people = f"{count(size.units, 'unit')}, {count(size.patients, 'patient')}"
+        if found:
+            lines.append((f"{group}  ({people})", found))
     return forest(lines, [METHODS[r.method] for r in with_groups], METRICS.get(name, name))
 
 

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.questions import Metric, Result
+from pipeline.questions import Result
 from pipeline.report.figures import headline
 from pipeline.report.sources import Inventory, Source
 from pipeline.report.words import METHODS, count, interval, spread
 from pipeline.tasks.splits import load_split
-from stores.duplicates import Twins, find_twins
+from stores.duplicates import find_twins
 
 # From here on a column is told so well by the features that a score may rest on it.
 TELLING = 0.75
+CHANCE = 0.5
 # Fewer test patients make an interval that says little.
 FEW_PATIENTS = 20
 
@@ -46,42 +47,46 @@ def _weights(source: Source) -> Iterator[Finding]:
 
 
 def _leakage(source: Source) -> Iterator[Finding]:
-    twins = find_twins(source.store)
-    across = [t for t in twins if t.patients > 1]
+    named = dict(zip(source.rows.tolist(), source.patients.tolist(), strict=True))
+    twins = [[named[row] or f"row {row}" for row in t.rows] for t in find_twins(source.store)]
+    across = [people for people in twins if len({*people}) > 1]
     if not twins:
         yield Finding("leakage", "clear", "No two slices have exactly the same pixels.")
     elif not across:
         text = f"{count(len(twins), 'picture')} exist more than once, each within one patient."
         yield Finding("leakage", "note", text)
     else:
-        rows = ", ".join(str(row) for row in across[0].rows[:3])
-        split = _across_sides(source, across)
-        where = "; ".join(f"{n} of them on two sides of the split of {t}" for t, n in split.items())
-        text = (
-            f"{count(len(across), 'picture')} exist under more than one patient (for example rows "
-            f"{rows}): copies leak from train to test however patients are divided. "
-            f"{where or 'No split on file has one on two sides'}."
-        )
-        yield Finding("leakage", "warn" if split else "note", text)
+        yield _copies(source, across)
     near = [(r, n) for r in source.results.values() for n in r.notes if "near-duplicates" in n]
     if near:
         each = "; ".join(f"{_asked(result)}: {note}" for result, note in near)
         yield Finding("leakage", "note", f"{each}.")
 
 
-def _across_sides(source: Source, twins: list[Twins]) -> dict[str, int]:
-    """Return how many groups of copies each split on file has on more than one side."""
-    table = source.store.slices()
-    patient = dict(zip(table["row"].to_pylist(), table["patient"].to_pylist(), strict=True))
-    found = {}
+def _copies(source: Source, across: list[list[str]]) -> Finding:
+    """Say how many pictures stand under several patients, and on which splits' two sides."""
+    torn = {}
     for path in sorted((source.store.path / "splits").glob("*.json")):
         by_side = load_split(path).patients
         sides = {name: side for side, names in by_side.items() for name in names}
-        held = [{sides.get(patient[row]) for row in t.rows} - {None} for t in twins]
-        torn = sum(len(each) > 1 for each in held)
-        if torn:
-            found[path.stem.rpartition("-")[0]] = torn
-    return found
+        held = [{sides[person] for person in people if person in sides} for people in across]
+        if number := sum(len(each) > 1 for each in held):
+            torn[path.stem.rpartition("-")[0]] = number
+    nameless = sum(any(person.startswith("row ") for person in people) for people in across)
+    if torn:
+        where = "; ".join(f"{n} on two sides of the split of {task}" for task, n in torn.items())
+    elif nameless:
+        where = (
+            f"of {nameless} a slice has no patient named here, so splits cannot be checked; "
+            "report on the config, whose labels name patients"
+        )
+    else:
+        where = "no split on file has one on two sides"
+    text = (
+        f"{count(len(across), 'picture')} exist under more than one patient: copies leak from "
+        f"train to test however patients are divided. Checked: {where}."
+    )
+    return Finding("leakage", "warn" if torn or nameless else "note", text)
 
 
 def _shortcuts(source: Source) -> Iterator[Finding]:
@@ -94,22 +99,21 @@ def _shortcuts(source: Source) -> Iterator[Finding]:
             continue
         task, _, column = result.task.partition("/")
         tells = f"The features tell {column} with an AUROC of {interval(metric)}"
-        if metric.value >= TELLING and _above(metric, 0.5):
+        ends = spread(metric)
+        if ends is None or ends[1] < TELLING:
+            yield Finding("shortcut", "clear", f"{tells}; {task} hardly rests on it.")
+        elif metric.value >= TELLING and ends[0] > CHANCE:
             text = f"{tells}: what scores on {task} may rest on it. Compare within one {column}."
             yield Finding("shortcut", "warn", text)
         else:
-            yield Finding("shortcut", "clear", f"{tells}; a score on {task} hardly rests on it.")
+            text = f"{tells}: whether {task} rests on it, so few patients cannot tell."
+            yield Finding("shortcut", "note", text)
     if not asked and source.results:
         text = (
             "No shortcut was looked for: list columns such as view, site or scanner under "
             "shortcuts of a task, and a probe is asked whether the features tell them."
         )
         yield Finding("shortcut", "note", text)
-
-
-def _above(metric: Metric, bound: float) -> bool:
-    ends = spread(metric)
-    return ends is not None and ends[0] > bound
 
 
 def _answers(source: Source) -> Iterator[Finding]:
@@ -134,7 +138,7 @@ def _answers(source: Source) -> Iterator[Finding]:
 def _vague(result: Result) -> bool:
     metric = result.scores[-1].metrics.get("auroc")
     ends = None if metric is None else spread(metric)
-    return ends is not None and ends[0] <= 0.5 <= ends[1]
+    return ends is not None and ends[0] <= CHANCE <= ends[1]
 
 
 def _asked(result: Result) -> str:

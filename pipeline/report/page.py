@@ -42,6 +42,11 @@ class Chapter:
     atlas: Atlas | None
     pictures: dict[int, bytes]
 
+    @property
+    def nameless(self) -> int:
+        """How many slices are of no known patient."""
+        return int((self.source.patients == "").sum())
+
 
 @dataclass(frozen=True)
 class Written:
@@ -100,6 +105,7 @@ def _chapter(source: Source, progress: Progress) -> Chapter:
     tasks = {
         task: list(task_figures(source, task))
         for task in dict.fromkeys(task for task, _ in source.results)
+        if "/" not in task  # a shortcut: its finding and its line in the table say all
     }
     progress(f"{source.name}: map and pictures")
     atlas = draw_map(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config, load_config
 from pipeline.names import Names
-from pipeline.questions import Method, Result
+from pipeline.questions import Method, Result, Task, Units
 from pipeline.tables import filed
+from pipeline.tasks.labels import LabelTable, label_units, read_labels
 from pipeline.types import Recipe
-from stores.errors import ConfigError
+from stores.errors import ConfigError, LabelError
 from stores.export import live_slices
 from stores.features import UNREADABLE, FeatureStore
+
+log = logging.getLogger(__name__)
 
 EXAMPLES = 3
 
@@ -56,6 +60,37 @@ class Source:
     def fingerprint(self) -> str:
         """What the store holds now: an answer that names another is of an earlier state."""
         return self.store.fingerprint()
+
+    @cached_property
+    def labelled(self) -> tuple[tuple[str, Task, Units, LabelTable], ...]:
+        """Each task of the config with its units; those whose labels do not join are left out."""
+        config = self.config
+        if config is None or config.labels is None:
+            return ()
+        extra = [c for task in config.tasks.values() for c in (*task.subgroups, *task.shortcuts)]
+        table = read_labels(config.labels, config.tasks.values(), extra)
+        slices, status = self.names.revealed(self.store.slices()), self.store.status()
+        policy = {key: getattr(config.labels, key) for key in ("uncertain", "missing")}
+        found = []
+        for name, task in config.tasks.items():
+            asked = task.model_copy(update={k: getattr(task, k) or v for k, v in policy.items()})
+            try:
+                units = label_units(table, asked, slices, status, config.data.root, self.names)
+            except LabelError as error:  # `evaluate` refuses; the rest of the page stands
+                log.warning("%s is not on the map: %s", name, error)
+            else:
+                found.append((name, task, units, table))
+        return tuple(found)
+
+    @cached_property
+    def patients(self) -> NDArray[np.object_]:
+        """(n,) each slice's patient, by its header or else its label; "" where neither says."""
+        patients = np.array([p or "" for p in self.slices["patient"].to_pylist()], dtype=object)
+        for _, _, units, _ in self.labelled:
+            place = np.searchsorted(self.rows, units.rows)
+            blank = patients[place] == ""
+            patients[place[blank]] = units.groups[units.unit][blank]
+        return patients
 
     @property
     def names(self) -> Names:
@@ -118,7 +153,7 @@ def take_stock(source: Source) -> Inventory:
     withdrawn = table["withdrawn"].to_numpy(zero_copy_only=False)
     rows = table["row"].to_numpy()[~withdrawn]
     modality = np.array(live["modality"].to_pylist(), dtype=object)
-    patient = np.array([p or "" for p in live["patient"].to_pylist()], dtype=object)
+    patient = source.patients
     series = np.array(live["series"].fill_null("").to_pylist(), dtype=object)
     counts = {}
     for name, number in Counter(modality.tolist()).most_common():

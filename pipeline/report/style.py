@@ -22,7 +22,7 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8
 LINES = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 # Inches.
-WIDTH, SQUARE, COLUMNS = 9.4, 2.5, 4
+WIDTH, SQUARE, COLUMNS = 9.4, 2.75, 4
 _VARIABLES = {INK: "--ink", SOFT: "--soft", RULE: "--rule"}
 _VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(SERIES)}
 

@@ -238,7 +238,7 @@ def test_findings_say_what_may_undo_a_result(config: Path) -> None:
     assert "RANDOM WEIGHTS" in said["weights", "warn"]
     leak = " ".join(text for (kind, _), text in said.items() if kind == "leakage")
     assert "1 picture exist" in leak
-    assert "rows 10, 90" in leak
+    assert "on two sides of the split of sick" in leak
     assert "The features tell view with an AUROC of" in said["shortcut", "warn"]
 
 

@@ -203,7 +203,7 @@
       chosen.replaceChildren(
         element("h3", { textContent: `Row ${rows[i]}` }), picture(i, `Slice of row ${rows[i]}`), facts,
         ...(k ? [element("h3", { textContent: "Nearest of other patients" }), list] : []));
-      where.textContent = `Row ${rows[i]} of ${layout.name}.`;
+      about();
       draw();
     };
     const visible = (i) => !hidden.has(shade.codes[i]);
