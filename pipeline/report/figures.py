@@ -139,7 +139,7 @@ def task_figures(source: Source, task: str) -> Iterator[Drawn]:
                     )
     yield from _drawn(
         _settings(results), f"{key}-settings", "By setting",
-        "Few-shot: by labelled patients a class, the cost of labels. kNN: by neighbours.",
+        "What more labelled patients, or more neighbours, bring. Bands: 95 %.",
     )  # fmt: skip
     yield from _drawn(
         _subgroups(results), f"{key}-subgroups", "Subgroups",
@@ -278,7 +278,7 @@ def _settings(results: Sequence[Result]) -> Figure | None:
             low, high = zip(*(_ends(m) for _, m in points), strict=True)
             axis.fill_between(x, low, high, color=of.colour, alpha=0.13, lw=0)
             axis.plot(x, [m.value for _, m in points], color=of.colour, marker=of.mark, ms=3.5)
-            axis.set(title=METHODS[result.method], xlabel=_AXES.get(key, key), xscale="log")
+            axis.set(title=METHODS[result.method], xlabel=_AXES[key], xscale="log")
             axis.set_xticks(x, [f"{at:g}" for at in x])
             axis.minorticks_off()
             axis.set_box_aspect(1)
@@ -290,11 +290,12 @@ _AXES = {"shots": "labelled patients a class", "k": "neighbours k"}
 
 
 def _varied(result: Result) -> str | None:
-    """Return the one setting that differs between a result's scores, if there is one."""
+    """Return what differs between a result's scores, where it is one of _AXES."""
     scores = [s for s in result.scores if headline(result) in s.metrics]
-    keys = {key for s in scores for key in s.setting}
-    found = [key for key in keys if len({s.setting.get(key) for s in scores}) == len(scores) > 1]
-    return found[0] if len(found) == 1 else None
+    for key in _AXES:
+        if len({s.setting.get(key) for s in scores}) == len(scores) > 1:
+            return key
+    return None
 
 
 def _subgroups(results: Sequence[Result]) -> Figure | None:

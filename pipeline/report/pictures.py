@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import groupby
 
 import numpy as np
@@ -30,33 +31,18 @@ def pictures(source: Source, places: NDArray[np.int64]) -> dict[int, bytes]:
     """
     if source.config is None:
         return {}
-    slices = source.names.revealed(source.slices.take(places))
-    found: dict[int, bytes] = {}
+    slices = source.names.revealed(source.slices.take(places)).to_pylist()
     rules = _by_slice(source.recipe.preprocess)
-    requests, wanted = _requests(slices.to_pylist(), places)
-    with_limit = {"workers": 1, "time_limit_s": TIME_LIMIT, "plane": rules.plane}
-    reader = read_files(source.config.data.root, requests, **with_limit)  # type: ignore[arg-type]
-    try:
-        for read, asked in zip(reader, wanted, strict=True):
-            for item, (place, modality) in zip(read.items, asked, strict=True):
-                if isinstance(item, Slice):
-                    found |= _picture(item, modality, rules, place)
-    finally:
-        reader.close()
+    requests = [
+        Request(path, tuple(s["frame"] for s in of_file))
+        for path, of_file in groupby(slices, key=lambda s: s["path"])
+    ]
+    root, found = source.config.data.root, {}
+    with closing(read_files(root, requests, plane=rules.plane, time_limit_s=TIME_LIMIT)) as reads:
+        for read, place, described in zip(reads, places.tolist(), slices, strict=True):
+            if isinstance(read.item, Slice):
+                found |= _picture(read.item, described["modality"], rules, place)
     return found
-
-
-def _requests(
-    slices: list[dict[str, object]], places: NDArray[np.int64]
-) -> tuple[list[Request], list[list[tuple[int, str]]]]:
-    """Return a request a run of slices of one file, and the place and modality of each frame."""
-    requests, wanted = [], []
-    pairs = zip(slices, places.tolist(), strict=True)
-    for path, group in groupby(pairs, key=lambda pair: str(pair[0]["path"])):
-        members = list(group)
-        requests.append(Request(path, tuple(int(str(s["frame"])) for s, _ in members)))
-        wanted.append([(place, str(s["modality"])) for s, place in members])
-    return requests, wanted
 
 
 def _picture(item: Slice, modality: str, rules: Preprocess, place: int) -> dict[int, bytes]:

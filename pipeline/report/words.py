@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from pipeline.questions import Metric
 
 RANDOM = "RANDOM WEIGHTS"
-METHODS = {"knn": "kNN", "probe": "Linear probe", "fewshot": "Few-shot"}
+METHODS = {
+    "knn": "kNN",
+    "probe": "Linear probe",
+    "fewshot": "Few-shot",
+    "linear": "Linear heads by SGD",
+    "attention": "Attention over slices",
+    "efficiency": "Label efficiency",
+}
 # In the order of the table's columns; those that no result has are left out.
 METRICS = {
     "auroc": "AUROC",
