@@ -37,7 +37,8 @@ def pictures(source: Source, places: NDArray[np.int64]) -> dict[int, bytes]:
         Request(path, tuple(s["frame"] for s in of_file))
         for path, of_file in groupby(slices, key=lambda s: s["path"])
     ]
-    root, found = source.config.data.root, {}
+    root = source.config.data.root
+    found: dict[int, bytes] = {}
     with closing(read_files(root, requests, plane=rules.plane, time_limit_s=TIME_LIMIT)) as reads:
         for read, place, described in zip(reads, places.tolist(), slices, strict=True):
             if isinstance(read.item, Slice):
