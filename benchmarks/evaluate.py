@@ -1,21 +1,30 @@
-"""Seconds and peak memory of the heads, beside the obvious alternative in the same run.
+"""Seconds and peak memory of the heads and statistics, beside the obvious alternative.
 
-    python benchmarks/evaluate.py [N] [D]      default: 10,000 x 384, then 100,000 x 768
+    python benchmarks/evaluate.py [N] [D] [--only NAME ...] [--folder DIR] [--queries Q]
 
-Features are generated: a decaying spectrum round an offset, as a ViT's CLS tokens have, and a
-signal in one direction. Alternatives that would take minutes are run on a share of the work and
-scaled up; the table says which share.
+By default 10,000 x 768. Features are generated into a real store (float16, in DIR, kept for the
+next run) and read from it into one float32 array, so that 1,000,000 x 1,024 takes 2 GB of disk and
+4 GB of memory before any head. They have clusters, a falling spectrum and an offset, as CLS tokens
+have, and labels that lean to every direction. Each number is of a process of its own, whose peak
+memory includes the features. Alternatives that would take minutes run on a share of the work and
+are scaled up; the table says which share.
 """
 
 from __future__ import annotations
 
+import argparse
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
@@ -24,118 +33,234 @@ from pipeline.config import FewShot, Knn, Probe
 from pipeline.heads import fewshot, knn, probe
 from pipeline.questions import Tally, Units
 from pipeline.stats import metrics
+from pipeline.tasks.pooling import read_features
+from pipeline.types import Architecture, Recipe
+from stores import ArraySpec, FeatureStore
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
-QUERIES = 2000
-COLD_STARTS_UP_TO = 20_000
-GRID = Probe(low=-6, high=2, steps=9)
+Array = np.ndarray
+PART, CLUSTERS, SHOTS = 4096, 500, 4
+KS = (5, 10, 20)
 
 
-def make(n: int, d: int) -> tuple[np.ndarray, Units, dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((n, d), dtype=np.float32)
-    y = (x[:, 0] + rng.standard_normal(n) > 0).astype(np.int64)
-    x *= np.linspace(1, 0.05, d, dtype=np.float32)
-    x += rng.standard_normal(d).astype(np.float32)
+# --- the data ------------------------------------------------------------------------------
+
+
+def make_store(path: Path, n: int, d: int) -> FeatureStore:
+    """Return the store of n rows, made a part at a time if it is not there."""
+    if path.exists():
+        return FeatureStore.open(path)
+    architecture = Architecture(dim=d, depth=12, heads=d // 64)
+    recipe = Recipe(architecture=architecture, weights="random:0", blocks=1)
+    specs, rows = {"cls": ArraySpec((1, d), "float16")}, np.arange(n)
+    store = FeatureStore.create(path, recipe.canonical(), specs, PART)
+    known = {"row": rows, "frame": np.zeros(n, int), "withdrawn": np.zeros(n, bool)}
+    known |= {"path": np.char.add(rows.astype(str), ".png"), "modality": np.full(n, "CR")}
+    table = [
+        pa.array(known[each.name], each.type) if each.name in known else pa.nulls(n, each.type)
+        for each in SLICE_SCHEMA
+    ]
+    store.write_tables(pa.Table.from_arrays(table, schema=SLICE_SCHEMA), FILE_SCHEMA.empty_table())
+    centres = np.random.default_rng(1).standard_normal((CLUSTERS, d), dtype=np.float32)
+    for part in store.missing():
+        rng = np.random.default_rng([2, part.index])
+        arrays, m = store.empty_part(), min(part.stop, n) - part.start
+        x = rng.standard_normal((m, d), dtype=np.float32) + centres[rng.integers(0, CLUSTERS, m)]
+        arrays["cls"][:m, 0] = x * spectrum(d) + 1
+        arrays["status"][:m] = 1
+        with store.own(part) as claim:
+            store.write(part, claim, arrays, {"failures": []})
+    return store
+
+
+def spectrum(d: int) -> Array:
+    return np.geomspace(1, 0.1, d).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Features (n, d), their units, and who trains, validates and tests."""
+
+    x: Array
+    units: Units
+    parts: dict[str, Array]
+
+    @property
+    def known(self) -> Array:
+        return np.concatenate([self.parts["train"], self.parts["val"]])
+
+
+def read(store: FeatureStore, n: int, queries: int) -> Data:
     rows = np.arange(n)
     groups = np.char.add("p", (rows // 2).astype(str))
-    units = Units(rows.astype(str), y, groups, ("no", "yes"), "binary", rows, rows, Tally())
-    parts = {"test": rows[:QUERIES], "val": rows[QUERIES : n // 4], "train": rows[n // 4 :]}
-    return x, units, parts
+    y = np.zeros(n, np.int64)
+    units = Units(y, groups, ("no", "yes"), "binary", rows.astype(str), rows, rows, Tally())
+    x = read_features(store, units, "cls")
+    w = np.random.default_rng(3).standard_normal(x.shape[1]).astype(np.float32) / spectrum(
+        x.shape[1]
+    )
+    logits = np.concatenate([x[i : i + 16384] @ w for i in range(0, n, 16384)])
+    logits = 3 * (logits - logits.mean()) / logits.std()
+    y[:] = np.random.default_rng(4).random(n) < 1 / (1 + np.exp(-logits))
+    parts = {"test": rows[:queries], "val": rows[queries : n // 4], "train": rows[n // 4 :]}
+    return Data(x, units, parts)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+# --- the work: what is ours, what is the alternative, and which share of it is run ----------
 
 
-def neighbours(x: np.ndarray, units: Units, parts: dict[str, np.ndarray]) -> tuple[float, float]:
-    known, test = np.concatenate([parts["train"], parts["val"]]), parts["test"]
-
-    def softmax(distance: np.ndarray) -> np.ndarray:
-        return np.exp(-distance / 0.07)
-
-    def alternative() -> None:
-        for k in (5, 10, 20):
-            model = KNeighborsClassifier(k, weights=softmax, metric="cosine", algorithm="brute")
-            model.fit(x[known], units.y[known]).predict_proba(x[test])
-
-    return seconds(lambda: knn.predict(x, units, parts, Knn(k=(5, 10, 20)))), seconds(alternative)
+def knn_ours(data: Data) -> None:
+    knn.predict(data.x, data.units, data.parts, Knn(k=KS))
 
 
-def probes(x: np.ndarray, units: Units, parts: dict[str, np.ndarray]) -> tuple[float, float]:
-    grid = 10 ** np.linspace(GRID.low, GRID.high, GRID.steps)
-    train, val = parts["train"], parts["val"]
-
-    def alternative() -> None:
-        best = 0.0, grid[0]
-        for c in grid:
-            model = LogisticRegression(C=c, max_iter=1000).fit(x[train], units.y[train])
-            best = max(best, (roc_auc_score(units.y[val], model.predict_proba(x[val])[:, 1]), c))
-        both = np.concatenate([train, val])
-        LogisticRegression(C=best[1], max_iter=1000).fit(x[both], units.y[both])
-
-    ours = seconds(lambda: probe.predict(x, units, parts, GRID))
-    return ours, seconds(alternative) if len(x) <= COLD_STARTS_UP_TO else float("nan")
+def knn_other(data: Data) -> float:
+    share = 1 if len(data.x) <= 100_000 else 10
+    asked = data.parts["test"][: len(data.parts["test"]) // share]
+    for k in KS:
+        model = KNeighborsClassifier(
+            k, weights=lambda distance: np.exp(-distance / 0.07), metric="cosine", algorithm="brute"
+        )
+        model.fit(data.x[data.known], data.units.y[data.known]).predict_proba(data.x[asked])
+    return share
 
 
-def episodes(x: np.ndarray, units: Units, parts: dict[str, np.ndarray]) -> tuple[float, float]:
-    shots, share = 4, 30
-    known = np.concatenate([parts["train"], parts["val"]])
-
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-
-    def alternative() -> None:
-        rng = np.random.default_rng(0)
-        for _ in range(600 // share):
-            support, query = (
-                np.concatenate([rng.choice(rows[units.y[rows] == c], k, False) for c in (0, 1)])
-                for rows, k in ((known, shots), (parts["test"], 15))
-            )
-            model = NearestCentroid().fit(unit[support], units.y[support])
-            model.score(unit[query], units.y[query])
-
-    settings = FewShot(shots=(shots,), episodes=600)
-    return seconds(lambda: fewshot.score(x, units, parts, settings)), share * seconds(alternative)
+def ivf_ours(data: Data) -> None:
+    notes = knn.predict(data.x, data.units, data.parts, Knn(k=KS, exact_up_to=1, recall=0.95))[1]
+    print("#", *(note for note in notes if "inverted" in note))
 
 
-def bootstrap(x: np.ndarray, units: Units, parts: dict[str, np.ndarray]) -> tuple[float, float]:
-    share, n = 40, len(x) // 5
-    y, groups = units.indicator[:n], units.groups[:n]
-    sure = np.clip((x[:n, 0] - x[:n, 0].min()) / np.ptp(x[:n, 0]), 0, 1).astype(float)
-    proba = np.stack([1 - sure, sure], axis=1)
-
-    def alternative() -> None:
-        rng = np.random.default_rng(0)
-        patient = np.unique(groups, return_inverse=True)[1]
-        rows = np.split(np.argsort(patient), np.cumsum(np.bincount(patient))[:-1])
-        for _ in range(metrics.DRAWS // share):
-            take = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
-            roc_auc_score(y[take, 1], sure[take])
-
-    ours = seconds(lambda: metrics.score(y, proba, groups, units.classes, units.kind))
-    return ours, share * seconds(alternative)
+def ivf_other(data: Data) -> float:
+    knn_ours(data)
+    return 1
 
 
-WORK = {
-    f"kNN, {QUERIES} queries, k 5 10 20 (3 x KNeighborsClassifier)": neighbours,
-    "few-shot, 600 episodes (Python loop, 1/30 run)": episodes,
-    "bootstrap of n/5 units, 2,000 draws, all metrics (loop of AUROC alone, 1/40 run)": bootstrap,
-    f"probe, {GRID.steps} values of C (cold starts)": probes,
+def grid(data: Data) -> Probe:
+    return Probe() if data.x.size <= 10**7 else Probe(low=-6, high=2, steps=9)
+
+
+def probe_ours(data: Data) -> None:
+    (found,), notes = probe.predict(data.x, data.units, data.parts, grid(data))
+    print("#", grid(data).steps, "values of C,", *found.setting.items(), *notes)
+
+
+def probe_other(data: Data) -> float:
+    settings, (train, val) = grid(data), (data.parts["train"], data.parts["val"])
+    share = 1 if data.x.size <= 10**8 else 3
+    values = (10 ** np.linspace(settings.low, settings.high, settings.steps))[share // 2 :: share]
+    y, x, best = data.units.y, data.x[train], (0.0, 1.0)
+    for c in values:
+        model = LogisticRegression(C=c, max_iter=1000).fit(x, y[train])
+        best = max(best, (roc_auc_score(y[val], model.decision_function(data.x[val])), c))
+    del x
+    if share == 1:
+        both = data.known
+        LogisticRegression(C=best[1], max_iter=1000).fit(data.x[both], y[both])
+    return share
+
+
+def fewshot_ours(data: Data) -> None:
+    fewshot.score(data.x, data.units, data.parts, FewShot(shots=(SHOTS,), episodes=600))
+
+
+def fewshot_other(data: Data) -> float:
+    share, y, rng = 30, data.units.y, np.random.default_rng(0)
+    for _ in range(600 // share):
+        drawn = [
+            np.concatenate([rng.choice(rows[y[rows] == c], k, False) for c in (0, 1)])
+            for rows, k in ((data.known, SHOTS), (data.parts["test"], 15))
+        ]
+        support, query = (
+            data.x[r] / np.linalg.norm(data.x[r], axis=1, keepdims=True) for r in drawn
+        )
+        NearestCentroid().fit(support, y[drawn[0]]).score(query, y[drawn[1]])
+    return share
+
+
+def scored(data: Data) -> tuple[Units, Array]:
+    """Return a fifth of the units, as a test set, and a score of each."""
+    n = len(data.x) // 5
+    value = data.x[:n].mean(axis=1).astype(float) + data.units.y[:n] * 0.05
+    sure = (value - value.min()) / np.ptp(value)
+    return data.units.at(np.arange(n)), np.stack([1 - sure, sure], axis=1)
+
+
+def bootstrap_ours(data: Data) -> None:
+    metrics.score(*scored(data))
+
+
+def bootstrap_other(data: Data) -> float:
+    share, rng = 40, np.random.default_rng(0)
+    truth, proba = scored(data)
+    patient = np.unique(truth.groups, return_inverse=True)[1]
+    rows = np.split(np.argsort(patient), np.cumsum(np.bincount(patient))[:-1])
+    for _ in range(2000 // share):
+        take = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
+        roc_auc_score(truth.y[take], proba[take, 1])
+    return share
+
+
+WORK: dict[str, tuple[str, Callable[[Data], None], Callable[[Data], float]]] = {
+    "knn": ("exact kNN, k 5 10 20 / 3 KNeighborsClassifier", knn_ours, knn_other),
+    "ivf": ("inverted file, recall 0.95 / exact", ivf_ours, ivf_other),
+    "probe": ("probe path, refit / cold C grid", probe_ours, probe_other),
+    "fewshot": ("600 episodes, 4 shots, interval / loop, no interval", fewshot_ours, fewshot_other),
+    "bootstrap": ("2,000 draws of n/5, all metrics / AUROC alone", bootstrap_ours, bootstrap_other),
 }
 
 
-def main(sizes: list[tuple[int, int]]) -> None:
+# --- measuring -----------------------------------------------------------------------------
+
+
+def measured(store: Path, n: int, queries: int, name: str, side: str) -> None:
+    """Print seconds (of all the work, if a share was run), the share, peak MB, seconds to read."""
     warnings.simplefilter("ignore")
-    for n, d in sizes:
-        data = make(n, d)
-        print(f"n = {n:,}, d = {d}: ours s, alternative s, ratio; peak MB of the process so far")
-        for name, work in WORK.items():
-            ours, other = work(*data)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(f"  {name}: {ours:.2f}  {other:.2f}  {other / ours:.1f}x  {peak:.0f}", flush=True)
+    started = time.perf_counter()
+    data = read(FeatureStore.open(store), n, queries)
+    reading = time.perf_counter() - started
+    _, ours, other = WORK[name]
+    started = time.perf_counter()
+    share = other(data) if side == "other" else (ours(data), 1)[1]
+    took = (time.perf_counter() - started) * share
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(took, share, peak, reading)
+
+
+def run(store: Path, n: int, queries: int, name: str, side: str) -> list[float]:
+    command = [sys.executable, __file__, str(n), "--one", name, side]
+    command += ["--folder", str(store), "--queries", str(queries)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    *notes, numbers = done.stdout.splitlines()
+    for note in notes:
+        print(f"  {note}")
+    return [float(word) for word in numbers.split()]
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("n", type=int, nargs="?", default=10_000)
+    words.add_argument("d", type=int, nargs="?", default=768)
+    words.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
+    words.add_argument("--folder", type=Path)
+    words.add_argument("--queries", type=int, default=2000)
+    words.add_argument("--one", nargs=2)
+    given = words.parse_args()
+    if given.one:
+        measured(given.folder, given.n, given.queries, *given.one)
+        return
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="evaluate-"))
+    store = folder / f"store-{given.n}-{given.d}"
+    make_store(store, given.n, given.d)
+    print(f"{given.n:,} x {given.d}, {given.queries} queries")
+    for name in given.only:
+        ours, _, peak, reading = run(store, given.n, given.queries, name, "ours")
+        other, share, other_peak, _ = run(store, given.n, given.queries, name, "other")
+        part = f" (1/{share:.0f} run)" if share > 1 else ""
+        print(
+            f"{WORK[name][0]:52} {ours:8.2f} s {peak:6.0f} MB / {other:8.2f} s {other_peak:6.0f} MB"
+            f"{part}: {other / ours:.1f} x   (features read in {reading:.1f} s)",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
-    given = [int(word) for word in sys.argv[1:3]]
-    main([(given[0], given[1])] if len(given) == 2 else [(10_000, 384), (100_000, 768)])
+    main()
