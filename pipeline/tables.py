@@ -57,7 +57,7 @@ def tidy(results: Sequence[Result]) -> pa.Table:
 
 
 def write_tidy(store: Path, results: Sequence[Result]) -> None:
-    """Write results/results.parquet: these results, and those there of other tasks and methods."""
+    """Write results/results.parquet, and .jsonl: these, and those of other tasks and methods."""
     path, new = store / "results" / "results.parquet", tidy(results)
     answered = {(result.task, result.method) for result in results}
     if path.is_file():
@@ -67,6 +67,8 @@ def write_tidy(store: Path, results: Sequence[Result]) -> None:
             kept = old.filter(pa.array([each not in answered for each in asked]))
             new = pa.concat_tables([kept, new])
     _write_table(path, new)
+    lines = "".join(json.dumps(row) + "\n" for row in new.to_pylist())
+    write_checked(path.with_suffix(".jsonl"), lines.encode())
 
 
 def write_predictions(path: Path, units: Units, tested: Tested) -> None:

@@ -163,7 +163,7 @@ def test_files_name_patients_by_pseudonym_only(root: Path) -> None:
     (root / "labels.csv").write_text("\n".join([lines[0] + ",who", *named]))
     evaluate(config(root, "signal", "patients", labels={"patient": "who"}))
     written = [p for f in ("results", "splits") for p in (root / "store" / f).iterdir()]
-    files = 2 * 3 + 2 * 2 + 2 + 1  # results, predictions, splits, the tidy table
+    files = 2 * 3 + 2 * 2 + 2 + 2  # results, predictions, splits, the tidy table twice
     assert len(written) == 2 * files  # and a checksum each
     for path in written:
         text = path.read_bytes()
@@ -322,6 +322,8 @@ def test_the_tidy_table_is_on_file_and_grows_by_what_is_answered(root: Path) -> 
     grown = pq.read_table(path)
     assert grown.filter(pc.field("task") == "signal").num_rows == first.num_rows
     assert set(grown["task"].to_pylist()) == {"signal", "noise"}
+    lines = path.with_suffix(".jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == grown.to_pylist()
     stamp = path.stat().st_mtime_ns
     evaluate(config(root, "signal", "noise"), ["knn"])
     assert path.stat().st_mtime_ns == stamp
