@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
+from pipeline.report.words import setting_text
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -78,7 +80,7 @@ def _tested_on(result: Result) -> str:
 
 def _score(score: Score, metrics: Sequence[str]) -> Iterator[str]:
     """Yield the cells of one line: the setting, then each metric with its interval."""
-    yield ", ".join(f"{key} = {value:.3g}" for key, value in score.setting.items())
+    yield setting_text(score.setting)
     for name in metrics:
         metric = score.metrics.get(name)
         yield "" if metric is None else _number(metric)

@@ -34,7 +34,11 @@ HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
 
 def setting_text(setting: Mapping[str, float]) -> str:
     """Return a setting as people write it."""
-    return ", ".join(f"{name} = {value:.3g}" for name, value in setting.items())
+    return ", ".join(f"{name} = {_number(value)}" for name, value in setting.items())
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 1 and value == int(value) else f"{value:.3g}"
 
 
 def spread(metric: Metric) -> tuple[float, float] | None:
