@@ -180,12 +180,11 @@ def read_frames(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Fra
     try:
         digest = file_digest(path)
         for item in read_slices(path, frames, plane):
-            left.popleft()
+            pixels = None
             if isinstance(item, Slice):
                 pixels = pixel_digest(item.pixels)
                 item = replace(item, pixels=narrow(item.pixels))
-            else:
-                pixels = None
+            left.popleft()  # last: what fails before is a failed frame, and none is lost
             yield FrameRead(item, digest, pixels, time.perf_counter() - started)
             started = time.perf_counter()
     except Exception as error:

@@ -129,13 +129,13 @@ class _Pool:
 
     def taken(self, done: FrameRead | Job) -> None:
         """Note that the caller is through with a job, or with one of its slices."""
-        if isinstance(done, Job):
-            self.held_files -= 1
-            return
         with self.lock:
             waiting = self._full()
-            self.held_bytes -= _size(done)
-        if waiting:
+            if isinstance(done, Job):
+                self.held_files -= 1
+            else:
+                self.held_bytes -= _size(done)
+        if waiting:  # the thread waits for the queue to be empty, which may be now
             self.bell.send(b"!")
 
     def close(self) -> None:

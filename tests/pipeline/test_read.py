@@ -37,6 +37,8 @@ from pipeline.read import (
     read_slices,
     unescape_path,
 )
+from pipeline.reading.pool import _Pool
+from pipeline.reading.process import Job
 from pipeline.types import Failure, Slice, Voi
 from stores.errors import UnreadableError
 
@@ -830,6 +832,47 @@ def test_long_files_do_not_fill_the_memory(tmp_path, monkeypatch):
         assert tracemalloc.get_traced_memory()[1] < 2**24 + 6 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_the_end_of_a_file_wakes_readers_that_wait_for_room(tmp_path, monkeypatch):
+    """A slow file behind a short one, and a third that has filled all room in the meantime."""
+    monkeypatch.setattr("pipeline.reading.pool._AHEAD_BYTES", 2**20)
+    phantoms.write_png(tmp_path / "short.png", GREY)
+    slow = nib.Nifti1Image(np.zeros((256, 256, 400), np.float32), np.eye(4))
+    nib.save(slow, tmp_path / "slow.nii.gz")
+    np.save(tmp_path / "long.npy", np.random.default_rng(0).random((8, 512, 512), np.float32))
+    pool = _Pool(tmp_path, "axial", 2, 60.0)
+    try:
+        for name in ("short.png", "slow.nii.gz", "long.npy"):
+            pool.give(Job(name, tuple(range(8)) if name == "long.npy" else (0,)))
+        came = [pool.done.get(timeout=30)]
+        while pool.held_bytes < 2**20:
+            time.sleep(0.01)
+        while len(came) < (1 + 1 + 8) + 3:  # the slices, and the end of each file
+            pool.taken(came[-1])
+            time.sleep(0.1)  # until the thread waits again, with one more in the queue
+            came.append(pool.done.get(timeout=10))
+        assert [job.path for job in came if isinstance(job, Job)] == [
+            "short.png",
+            "slow.nii.gz",
+            "long.npy",
+        ]
+    finally:
+        pool.close()
+
+
+def test_a_slice_that_fails_behind_its_decoder_is_a_failed_slice(tmp_path, monkeypatch):
+    def fails_once(pixels, seen=[]):
+        seen.append(pixels)
+        if len(seen) == 2:
+            raise MemoryError
+        return pixels
+
+    monkeypatch.setattr("pipeline.read.narrow", fails_once)
+    np.save(tmp_path / "a.npy", np.ones((4, 5, 6), np.float32))
+    items = [read.item for read in read_frames(tmp_path / "a.npy", (3, 1, 0, 2), "axial")]
+    assert [item.frame for item in items] == [3, 1, 0, 2]
+    assert [type(item) for item in items] == [Slice, Failure, Failure, Failure]
 
 
 def test_a_file_that_never_ends_is_stopped_by_its_time_limit(tmp_path):
