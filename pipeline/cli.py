@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import typer
 
-from pipeline.commands import answering, demo, extracting, keeping, reporting, scaling
+from pipeline.commands import answering, demo, doctoring, extracting, keeping, reporting, scaling
 from pipeline.commands.common import err
 from stores.errors import RadprobeError, TooManyBadError
 
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (extracting, scaling, answering, reporting, keeping, demo):
+for group in (extracting, scaling, answering, reporting, keeping, demo, doctoring):
     app.add_typer(group.app)
 
 

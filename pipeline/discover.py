@@ -217,6 +217,11 @@ class _Filler:
         return match.group(1) if match else None
 
 
+def modality_of(data: Data, path: str) -> str:
+    """Return the modality that the config gives a file whose header names none."""
+    return _Filler(data).modality(path)
+
+
 def _telling(path: str, header: Header) -> list[str]:
     """Return a flag where a path names its own patient or a UID: such paths must be hidden."""
     raw = (header.patient, header.study, header.series, header.instance)

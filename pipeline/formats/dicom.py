@@ -40,7 +40,7 @@ from stores.errors import UnreadableError
 _PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 _UNDEFINED = 0xFFFFFFFF
 # All with permissive licences; pylibjpeg-libjpeg (GPL) is never used.
-_DECODERS = {
+DECODERS = {
     uid.JPEGBaseline8Bit: "gdcm",
     uid.JPEGExtended12Bit: "gdcm",  # of 8 bits; imagecodecs where there are more
     uid.JPEGLossless: "gdcm",
@@ -198,7 +198,7 @@ def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
     samples, bits = int(dataset.get("SamplesPerPixel") or 1), int(dataset.BitsAllocated)
     stored = path.stat().st_size
     syntax = uid.UID(meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
-    if syntax.is_encapsulated and syntax not in _DECODERS:
+    if syntax.is_encapsulated and syntax not in DECODERS:
         raise UnreadableError("unsupported", f"no decoder for {syntax.name}")
     coded = pixels.length is None or syntax == uid.DeflatedExplicitVRLittleEndian
     need = check_size(rows, columns, frames, samples * bits / 8, stored, coded=coded)
@@ -251,7 +251,7 @@ def _decode(dataset: Dataset, frame: int) -> NDArray[Any]:
     if syntax == uid.JPEGExtended12Bit and int(dataset.get("BitsStored") or 0) > 8:
         return _decode_jpeg_12(dataset, frame)
     array, _ = get_decoder(syntax).as_array(
-        dataset, index=frame, decoding_plugin=_DECODERS.get(uid.UID(syntax), "")
+        dataset, index=frame, decoding_plugin=DECODERS.get(uid.UID(syntax), "")
     )
     return np.asarray(array)
 

@@ -205,10 +205,10 @@ def test_all_files_of_pydicom_are_set_aside_with_reason_or_equal_its_pixel_array
 
 
 def test_decoders_are_the_freely_licensed_ones():
-    from pipeline.formats.dicom import _DECODERS
+    from pipeline.formats.dicom import DECODERS
 
     # pylibjpeg decodes JPEG and JPEG-LS only through the GPL package.
-    assert {s for s, name in _DECODERS.items() if name == "pylibjpeg"} == {
+    assert {s for s, name in DECODERS.items() if name == "pylibjpeg"} == {
         uid.JPEG2000Lossless,
         uid.JPEG2000,
         uid.HTJ2KLossless,

@@ -1,0 +1,114 @@
+"""Look at the machine: what is missing on it, how fast it is, how far its numbers drift."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.common import JsonOpt, StoreOpt, err, out
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+    from pipeline.doctor.checks import Check
+
+app = typer.Typer()
+
+_STYLES = {"ok": "green", "warning": "yellow", "failure": "bold red"}
+
+
+@app.command(
+    epilog="Examples: radprobe doctor; radprobe doctor configs/demo.yaml --bench; "
+    "radprobe doctor configs/demo.yaml --drift"
+)
+def doctor(
+    config: Annotated[
+        Path | None, typer.Argument(help="A config, for its weights, its network and its disk.")
+    ] = None,
+    bench: Annotated[
+        bool,
+        typer.Option(
+            "--bench", help="Measure network, reading and writing, for `plan`, `extract`."
+        ),
+    ] = False,
+    drift: Annotated[
+        bool,
+        typer.Option("--drift", help="Tell how features move by batch, precision and device."),
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="For --bench and --drift: auto, cpu, cuda:1.")
+    ] = "auto",
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Whether --bench tries torch.compile.")
+    ] = True,
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say what is missing on this machine, and what to do about it. Exits 1 on a failure."""
+    from pipeline.config import load_config
+    from pipeline.doctor.examine import examine
+    from stores.errors import ConfigError
+
+    settings = None if config is None else load_config(config, store)
+    if (bench or drift) and settings is None:
+        raise ConfigError("--bench and --drift need a CONFIG: the network and images to measure.")
+    if settings is not None and (bench or drift):
+        if bench:
+            _bench(settings, device, compiled, as_json)
+        if drift:
+            _drift(settings, device, as_json)
+        return
+    checks = []
+    for check in examine(settings):
+        checks.append(check)
+        if not as_json:
+            _print_check(check)
+    failed = any(check.level == "failure" for check in checks)
+    if as_json:
+        print(json.dumps({"ready": not failed, "checks": [asdict(c) for c in checks]}, indent=1))
+    if failed:
+        sys.exit(1)
+
+
+def _print_check(check: Check) -> None:
+    out.print(f"{check.level:<8}", style=_STYLES[check.level], end="")
+    out.print(f"{check.name}: {check.found}", highlight=False, markup=False, soft_wrap=True)
+    if check.level != "ok":
+        for line in check.remedy.splitlines():
+            out.print(f"        {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _bench(config: Config, device: str, compiled: bool, as_json: bool) -> None:
+    from pipeline.doctor.bench import bench
+
+    def tell(line: str) -> None:
+        (err if as_json else out).print(line, highlight=False, markup=False, soft_wrap=True)
+
+    pace = bench(config, device, compiled=compiled, tell=tell)
+    if as_json:
+        print(pace.model_dump_json(indent=1))
+    else:
+        tell(f"On {pace.card}, {pace.cores} cores. Kept for `radprobe plan` and `extract`.")
+
+
+def _drift(config: Config, device: str, as_json: bool) -> None:
+    from pipeline.doctor.drift import drift
+
+    found = []
+    if not as_json:
+        out.print("Against float32, batch 1, cpu: cosine of CLS tokens, nearest neighbours.")
+        out.print(f"{'device':<8}{'precision':<11}{'batch':>6}{'min':>11}{'mean':>11}{'moved':>8}")
+    for one in drift(config, device=device):
+        found.append(one)
+        if not as_json:
+            out.print(
+                f"{one.device:<8}{one.precision:<11}{one.batch_size:>6}{one.cosine_min:>11.7f}"
+                f"{one.cosine_mean:>11.7f}{one.moved:>8.1%}  of the {one.k} nearest",
+                highlight=False,
+            )
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))

@@ -1,0 +1,183 @@
+"""The doctor on this machine, and on folders and configs with something wrong."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.collection import make_recipe
+from pipeline.config import Config, load_config
+from pipeline.doctor import checks
+from pipeline.doctor.bench import bench
+from pipeline.doctor.disk import disk
+from pipeline.doctor.drift import drift
+from pipeline.doctor.examine import examine
+from pipeline.doctor.sample import take_sample
+from pipeline.embedding.pace import load_pace
+from pipeline.plan import plan
+from tests.phantoms import volume, write_nifti_of_series, write_png, write_series
+from tests.pipeline.models import write_tiny_folder
+from tests.pipeline.test_extract import write_config
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write 9 CT slices, a volume of 12 and a picture; what is measured stays in the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root, network = tmp_path / "data", write_tiny_folder(tmp_path / "tiny")
+    write_series(root / "ct", volume(9, 40, 44))
+    write_nifti_of_series(root / "mr.nii.gz", 2 * volume(12, 40, 44))
+    write_png(root / "x.png", np.random.default_rng(0).integers(0, 60_000, (50, 40), np.uint16))
+    (root / "notes.txt").write_text("no image")
+    return write_config(tmp_path, root, network)
+
+
+def levels(found: Any) -> dict[str, str]:
+    return {check.name: check.level for check in found}
+
+
+def test_a_machine_that_passes_the_tests_has_no_failure_and_nothing_is_left(
+    config: Path, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    found = list(examine(load_config(config)))
+    assert [check for check in found if check.level == "failure"] == []
+    assert {"python", "torch", "faiss", "open files", "hard links", "weights"} <= levels(
+        found
+    ).keys()
+    assert sum(check.name.startswith("DICOM ") for check in found) >= 12
+    assert all(check.remedy for check in found if check.level == "warning")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_is_wrong_with_a_config_is_told_with_its_remedy_and_exit_code_1(
+    config: Path, tmp_path: Path
+) -> None:
+    text = config.read_text().replace(f"{tmp_path}/data", f"{tmp_path}/elsewhere")
+    config.write_text(text + "\n")
+    (tmp_path / "tiny/model.safetensors").unlink()
+    run = CliRunner().invoke(app, ["doctor", str(config), "--json"])
+    assert run.exit_code == 1
+    told = json.loads(run.stdout)
+    assert told["ready"] is False
+    wrong = {each["name"]: each for each in told["checks"] if each["level"] == "failure"}
+    assert wrong.keys() == {"collection", "weights"}
+    assert "elsewhere" in wrong["collection"]["found"]
+    assert "data.root" in wrong["collection"]["remedy"]
+
+
+def test_a_file_system_without_hard_links_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    found = {check.name: check for check in disk(tmp_path / "store")}
+    assert found["hard links"].level == "failure"
+    assert "another file system" in found["hard links"].remedy
+    assert found["atomic rename"].level == "ok"
+
+
+def test_a_file_system_on_which_two_links_win_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", lambda source, target: None)
+    found = {check.name: check for check in disk(tmp_path / "store")}
+    assert found["hard links"].found == "8 of 8 that linked one name succeeded"
+
+
+def test_a_rename_that_can_be_seen_halfway_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = os.replace
+
+    def in_two_steps(source: Path, target: Path) -> None:
+        Path(target).unlink(missing_ok=True)
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", in_two_steps)
+    monkeypatch.setattr("pipeline.doctor.disk._SWAPS", 2000)
+    monkeypatch.setattr("stores._disk.os.fsync", lambda descriptor: None)
+    found = {check.name: check for check in disk(tmp_path / "store")}
+    assert "was seen missing" in found["atomic rename"].found
+
+
+def test_a_library_that_cannot_be_imported_is_a_failure() -> None:
+    check = checks._library("no_such_library")
+    assert (check.level, check.remedy) == ("failure", checks._REINSTALL)
+
+
+def test_a_driver_without_a_torch_that_uses_it_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is there, and torch uses it")
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 560.35.03\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    [check] = [check for check in checks.gpu() if check.name == "gpu"]
+    assert check.level == "failure"
+    assert "560.35.03" in check.found
+
+
+def test_a_sample_reads_slices_of_every_kind_of_file(config: Path) -> None:
+    sample = take_sample(load_config(config), 100)
+    assert len(sample.items) == 9 + 8 + 1  # of one file, no more than eight
+    assert sorted(set(sample.modalities)) == ["CT", "DX", "MR"]
+    assert sample.seconds > 0
+    assert sample.megabytes > 0
+
+
+def test_bench_measures_what_plan_and_extract_use(config: Path) -> None:
+    settings = load_config(config)
+    lines: list[str] = []
+    pace = bench(settings, "cpu", least_s=0.03, compiled=False, tell=lines.append)
+    recipe, _ = make_recipe(settings)
+    assert load_pace(recipe, "cpu") == pace
+    assert {way.precision for way in pace.forward} == {"float32", "bfloat16"}
+    assert len(lines) == len(pace.forward) + 2
+    assert pace.reading is not None
+    assert min(pace.reading.slices_per_s, pace.write_mb_per_s) > 0
+    planned = plan(settings)
+    assert planned.hours_by == "bench"
+    assert planned.hours is not None
+    assert not list(settings.store.parent.glob(".radprobe-bench-*"))
+
+
+def test_drift_compares_every_way_with_float32(config: Path) -> None:
+    found = list(drift(load_config(config), slices=18, device="cpu"))
+    ways = {(one.precision, one.batch_size) for one in found}
+    assert ways == {("float32", 8), ("float32", 32)} | {("bfloat16", b) for b in (1, 8, 32)}
+    for one in found:
+        exact = one.precision == "float32"
+        assert one.cosine_min > (1 - 1e-6 if exact else 0.999)
+        assert one.cosine_min <= one.cosine_mean <= 1 + 1e-9
+        assert 0 <= one.moved <= (0 if exact else 0.5)
+
+
+def test_bench_without_a_config_is_refused_in_words(capfd: pytest.CaptureFixture[str]) -> None:
+    run = CliRunner().invoke(app, ["doctor", "--bench"])
+    assert "CONFIG" in str(run.exception)
+
+
+def volume_scope(config: Path) -> Config:
+    rule = {"mr": {"kind": "percentiles", "scope": "volume"}}
+    return Config.model_validate(load_config(config).model_dump(mode="json") | {"preprocess": rule})
+
+
+def test_a_rule_of_volumes_can_be_measured_too(config: Path) -> None:
+    sample = take_sample(volume_scope(config), 100)
+    ends = [i.ends for i, m in zip(sample.items, sample.modalities, strict=True) if m == "MR"]
+    assert len(ends) == 8
+    assert all(end is not None for end in ends)
