@@ -203,7 +203,11 @@ def read_state(file: Path) -> dict[str, Tensor]:
             "would run code. Save its state_dict alone, or as safetensors."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise WeightsError(f"{str(file)!r} cannot be read as weights: {error}.") from None
+        why = str(error).partition(". ")[0]
+        raise WeightsError(
+            f"{str(file)!r} cannot be read as weights: {why}. It is damaged or "
+            "was not copied whole; get it again."
+        ) from None
     while isinstance(content, Mapping):
         inner = next((content[key] for key in _WRAPPERS if key in content), None)
         if inner is None:

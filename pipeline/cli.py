@@ -1,7 +1,8 @@
 """The command line: exit codes, errors as one message, interrupts. Nothing imports it.
 
 Exit codes: 0 success; 1 a finding (images that could not be read, ...); 2 wrong usage or config;
-130 and 143 interrupted, with a store that resumes.
+70 a fault of radprobe itself; 130 and 143 interrupted, with a store that resumes. `--debug`,
+anywhere on the line, shows where an error came from.
 """
 
 from __future__ import annotations
@@ -9,37 +10,72 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import traceback
 from types import FrameType
 from typing import NoReturn
 
 import typer
 
-from pipeline.commands import answering, demo, doctoring, extracting, keeping, reporting, scaling
+from pipeline.commands import (
+    answering,
+    demo,
+    doctoring,
+    extracting,
+    keeping,
+    reporting,
+    scaling,
+    weights,
+)
 from pipeline.commands.common import err
 from stores.errors import RadprobeError, TooManyBadError
+
+DEBUG = "--debug"
 
 app = typer.Typer(
     name="radprobe",
     help="Embed a radiology collection once with DINOv2, then ask the cache.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    epilog="Every command has --help with an example. --debug, anywhere on the line, shows where "
+    "an error came from. --install-completion makes the shell complete commands and options.",
 )
-for group in (extracting, scaling, answering, reporting, keeping, demo, doctoring):
+for group in (extracting, scaling, answering, reporting, keeping, weights, demo, doctoring):
     app.add_typer(group.app)
 
 
 def main() -> NoReturn:
-    """Run the command line; our own errors become one message and exit code 2."""
+    """Run the command line; an error becomes one message, and with --debug a traceback too."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
+    arguments = [a for a in sys.argv[1:] if a != DEBUG]
     try:
-        app()
-    except RadprobeError as error:
-        err.print(f"radprobe: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
-        sys.exit(1 if isinstance(error, TooManyBadError) else 2)
+        app(arguments, prog_name="radprobe")
+    except Exception as error:
+        if len(arguments) < len(sys.argv) - 1:
+            traceback.print_exc()
+        code, said = _told(error)
+        err.print(f"radprobe: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(code)
     sys.exit(0)
+
+
+def _told(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the message of an error."""
+    if isinstance(error, RadprobeError):
+        return 1 if isinstance(error, TooManyBadError) else 2, str(error)
+    if isinstance(error, MemoryError):
+        return (
+            2,
+            "The memory is used up. Take fewer --workers, a smaller --batch-size or image_size.",
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            2,
+            f"{error.filename} cannot be used: {error.strerror}. Check the path and its rights.",
+        )
+    kind = type(error).__name__
+    return 70, f"A fault of radprobe: {kind}: {error}. {DEBUG} says where; please report it."
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:

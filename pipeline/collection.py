@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from pipeline.config import Config
 from pipeline.discover import READER_VERSION, Discovery, discover
@@ -66,17 +67,21 @@ def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
             raise
         log.warning("RANDOM WEIGHTS: the demo goes on with an untrained network. %s", error)
         found = locate(choice.name, DEMO_WEIGHTS)
-    recipe = Recipe(
-        architecture=found.architecture,
-        weights=found.identity,
-        image_size=choice.image_size,
-        blocks=config.outputs.blocks,
-        outputs=config.outputs.keep,
-        dtype=config.outputs.dtype,
-        precision=choice.precision,
-        patch=config.outputs.patch,
-        preprocess=config.preprocess,
-    )
+    try:
+        recipe = Recipe(
+            architecture=found.architecture,
+            weights=found.identity,
+            image_size=choice.image_size,
+            blocks=config.outputs.blocks,
+            outputs=config.outputs.keep,
+            dtype=config.outputs.dtype,
+            precision=choice.precision,
+            patch=config.outputs.patch,
+            preprocess=config.preprocess,
+        )
+    except ValidationError as error:  # what a config cannot know before its network is known
+        said = [str(fault["ctx"]["error"]) for fault in error.errors() if "ctx" in fault]
+        raise ConfigError("\n".join(said) or str(error)) from None
     return recipe, found.file
 
 

@@ -343,7 +343,7 @@ def load_config(path: Path, store: Path | None = None) -> Config:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"There is no config file {str(path)!r}.") from None
+        raise ConfigError(f"There is no config file {str(path)!r}. Check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The config file {str(path)!r} cannot be read: {error}.") from None
     try:

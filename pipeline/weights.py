@@ -117,12 +117,18 @@ def _in_folder(folder: Path) -> Path:
     )
 
 
+def weights_folder() -> Path:
+    """Return radprobe's own folder of weights, there or not."""
+    return Path(os.environ.get("RADPROBE_WEIGHTS", Path.home() / ".cache/radprobe/weights"))
+
+
 def _search(name: str, published: Published, *, hub: bool) -> Path:
-    own = Path(os.environ.get("RADPROBE_WEIGHTS", Path.home() / ".cache/radprobe/weights"))
+    own = weights_folder()
     torch_home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache/torch"))
-    for folder in (own, torch_home / "hub/checkpoints"):
-        if (folder / published.file).is_file():
-            return folder / published.file
+    added = own / f"{name}.safetensors"
+    for file in (own / published.file, added, torch_home / "hub/checkpoints" / published.file):
+        if file.is_file():
+            return file
     try:
         return _in_folder(_hub_folder(published.repository, hub=hub))
     except WeightsError as error:
@@ -130,7 +136,7 @@ def _search(name: str, published: Published, *, hub: bool) -> Path:
             f"The weights of {name} are not here. {error} Three ways to get them:\n"
             f"  1. download {published.url}\n"
             "     and set backbone.weights to the file in the config;\n"
-            f"  2. put that file into {own} (or set RADPROBE_WEIGHTS to the folder it is in);\n"
+            f"  2. or `radprobe weights add` the file: it goes into {own} (RADPROBE_WEIGHTS);\n"
             f"  3. on a machine with a network: huggingface-cli download {published.repository}, "
             "then copy ~/.cache/huggingface here."
         ) from None

@@ -40,7 +40,7 @@ LEVELS = [
     {"embed", "tables"},
     {"embedding"},
     {"segmentation"},
-    {"discover", "demo", "heads", "tasks"},
+    {"discover", "demo", "heads", "tasks", "registry"},
     {"walk"},
     {"volumes", "preprocess", "backbones", "stats", "phantoms"},
     {"intensity"},

@@ -80,6 +80,14 @@ def extract(
         print(json.dumps(asdict(summary) | {"clean": summary.clean}, indent=1))
     else:
         _print_summary(summary)
+    if not summary.slices:
+        err.print(
+            f"No image was found in {settings.data.root}: check data.root, include and exclude.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        sys.exit(1)
     # What a shard leaves to live ones is theirs to do.
     if not (summary.done_here if shard else summary.clean):
         sys.exit(1)

@@ -1,0 +1,99 @@
+"""Networks' weights: which are known, which are here, and how they get here."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from pipeline.commands.common import JsonOpt, out
+
+app = typer.Typer()
+weights = typer.Typer(
+    help="List, fetch, add and check the weights of networks.", no_args_is_help=True
+)
+app.add_typer(weights, name="weights")
+
+
+@weights.command("list", epilog="Example: radprobe weights list")
+def list_(as_json: JsonOpt = False) -> None:
+    """List the known networks, and which are here."""
+    from pipeline.registry import known
+    from pipeline.weights import weights_folder
+
+    every = known()
+    if as_json:
+        print(json.dumps([asdict(each) for each in every], indent=1))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("name", "numbers a token", "registers", "about", "licence", "sha256", "here"):
+        table.add_column(column, no_wrap=column != "here", overflow="fold")
+    for each in every:
+        size, here = f"{each.megabytes:,} MB", each.file or "no"
+        numbers = str(each.dim), str(each.registers), size
+        table.add_row(each.name, *numbers, each.licence, each.sha256, here)
+    out.print(table)
+    out.print(f"The folder of weights is {weights_folder()} (RADPROBE_WEIGHTS).", soft_wrap=True)
+
+
+@weights.command(epilog="Example: radprobe weights fetch dinov2_vits14")
+def fetch(
+    name: Annotated[str, typer.Argument(help="A name of `radprobe weights list`.")],
+    mirror: Annotated[
+        str | None, typer.Option("--from", help="Another address of the file.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Download a network's official file into the folder of weights, and check it."""
+    from pipeline.registry import fetch
+
+    _say(fetch(name, mirror), as_json)
+
+
+@weights.command(epilog="Example: radprobe weights add ~/Downloads/dinov2_vits14_pretrain.pth")
+def add(
+    file: Annotated[Path, typer.Argument(help="A .pth or .safetensors file.")],
+    as_json: JsonOpt = False,
+) -> None:
+    """Check a file of weights strictly and take it into the folder under its official name."""
+    from pipeline.registry import add
+
+    _say(add(file), as_json)
+
+
+@weights.command(epilog="Example: radprobe weights check dinov2_vits14")
+def check(
+    names: Annotated[list[str] | None, typer.Argument(help="All that are here, if none.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Load the weights that are here, and hold them against the checksums they came with."""
+    from pipeline.registry import check
+
+    every = list(check(names or []))
+    if as_json:
+        print(json.dumps([asdict(each) for each in every], indent=1))
+    else:
+        for each in every:
+            verdict = each.fault or f"ok, sha256 {each.sha256}"
+            out.print(f"{each.name}: {verdict}", highlight=False, markup=False, soft_wrap=True)
+        if not every:
+            out.print("No weights are here. `radprobe weights list` says where they would be.")
+    if not every or any(each.fault for each in every):
+        sys.exit(1)
+
+
+def _say(done: object, as_json: bool) -> None:
+    from pipeline.registry import Checked
+
+    assert isinstance(done, Checked)
+    if as_json:
+        print(json.dumps(asdict(done), indent=1))
+    else:
+        line = f"{done.name} is {done.file}, sha256 {done.sha256}."
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
