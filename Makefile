@@ -12,7 +12,7 @@ EXTRACT_ARG = $(STORE_ARG) $(if $(BATCH_SIZE),--batch-size $(BATCH_SIZE)) \
 	$(if $(DEVICE),--device $(DEVICE)) $(if $(WORKERS),--workers $(WORKERS)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help extract probe knn fewshot report test check format docs clean
+.PHONY: help extract probe knn fewshot segment report test check format docs clean
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ fewshot: $(READY) ## Few-shot episodes alone
 
 report: $(READY) ## Write the page of CONFIG's store: results, curves, map, findings
 	@$(RADPROBE) report "$(CONFIG)" $(ARGS)
+
+segment: $(READY) ## Train and score segmentation heads on the cached patch tokens of CONFIG
+	@$(RADPROBE) segment "$(CONFIG)" $(STORE_ARG) $(ARGS)
 
 test: $(READY) ## Run the tests
 	$(VENV)/bin/pytest -q $(ARGS)

@@ -270,6 +270,45 @@ class JobQueue(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class Masks(Frozen):
+    """Where the masks are, what joins them to the images, and what their values mean.
+
+    by: path, a pattern over the image's own path; table, a column of `labels.file`; uid, the images
+    that a DICOM segmentation says it is of. root: the folder of the masks, by default data.root.
+    files: glob over the images' paths -> path of the mask under root, in which {path}, {folder},
+    {name} and {stem} stand for the image's path, its folder, its file name and that without
+    suffix; the first glob that matches wins. column: of the table, with paths under root. values:
+    value in the mask, or label of a DICOM segment -> name of the structure, "background" for what
+    is none; or one name, for whatever is not 0. tolerance: of the surface Dice, in mm, or pixels
+    where an image has no spacing.
+    """
+
+    by: Literal["path", "table", "uid"] = "path"
+    root: Path | None = None
+    files: dict[str, str] = Field(default_factory=dict)
+    column: str | None = None
+    values: str | dict[int | str, str]
+    tolerance: Annotated[float, Field(gt=0)] = 2.0
+
+    @model_validator(mode="after")
+    def _complete(self) -> Masks:
+        for name, by in (("files", "path"), ("column", "table")):
+            if bool(getattr(self, name)) != (self.by == by):
+                verb = "need" if self.by == by else "take no"
+                raise ValueError(f"Masks joined by {self.by} {verb} `{name}`.")
+        if not 2 <= len(self.classes) <= 256:
+            raise ValueError(
+                f"Masks must have 1 to 255 structures beside the background. Got {self.values!r}."
+            )
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names by label value as heads see it: background, then structures as listed."""
+        named = [self.values] if isinstance(self.values, str) else self.values.values()
+        return tuple(dict.fromkeys(["background", *named]))
+
+
 # A head on the last block's tokens: a 1x1 convolution, with batch norm before it (DINOv2's BNHead),
 # or their nearest neighbours; on the last five blocks': the decoder of arXiv 2312.02366; on the
 # last block's and the image: image-decoder. Networks trained from scratch on images: U-Net, and
@@ -287,6 +326,7 @@ class Segment(Frozen):
     what was chosen is trained again on train and val, as there. knn takes from it refit and seed,
     and k (one is chosen on val), temperature, and references: how many patches it keeps at most.
     size: of a network from scratch; `small` is for tests and for trying out without a GPU.
+    shots: numbers of training patients to be asked beside all of them, never trained again on val.
     """
 
     method: SegmentMethod = "linear"
@@ -308,12 +348,14 @@ class Segment(Frozen):
     references: Annotated[int, Field(ge=1)] = 100_000
     size: Literal["full", "small"] = "full"
     seed: int = 0
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = ()
 
 
 class Config(Frozen):
     """One config file.
 
-    segment: the heads that are asked to segment, each by a name of its own.
+    masks: what is to be segmented, each by a name of its own; segment: the heads that are asked to,
+    each by a name of its own.
     """
 
     data: Data
@@ -329,6 +371,7 @@ class Config(Frozen):
     probe: Probe = Probe()
     fewshot: FewShot = FewShot()
     scale: JobQueue | None = None
+    masks: dict[str, Masks] = Field(default_factory=dict)
     segment: dict[str, Segment] = Field(default_factory=dict)
     linear: Linear = Linear()
     attention: Attention = Attention()
@@ -369,6 +412,10 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
     labels = config.labels and config.labels.model_copy(
         update={"file": _under(base, config.labels.file)}
     )
+    masks = {
+        name: own.model_copy(update={"root": _under(base, own.root or config.data.root)})
+        for name, own in config.masks.items()
+    }
     split = config.split
     if split.file is not None:
         split = split.model_copy(update={"file": _under(base, split.file)})
@@ -379,6 +426,7 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
             "backbone": config.backbone.model_copy(update={"weights": weights}),
             "labels": labels,
             "split": split,
+            "masks": masks,
         }
     )
 

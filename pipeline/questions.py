@@ -244,3 +244,28 @@ class Result(Frozen):
     provenance: Provenance
     seconds: float
     cached: bool = False
+
+
+class Segmented(Frozen):
+    """One head's answer: how well it segments the test units, volumes or images.
+
+    task, head: by their names in the config; scores: one for each number of training patients
+    asked, the last of all of them. `dice_ceiling` among the metrics is what the masks themselves
+    score after they went through the size of the network's input and back. fit_seconds: of learning
+    alone.
+    """
+
+    task: str
+    head: str
+    method: str
+    classes: tuple[str, ...]
+    level: Literal["volume", "image"]
+    settings: dict[str, Any]
+    counts: dict[Part, PartCount]
+    tally: Tally
+    scores: tuple[Score, ...]
+    notes: tuple[str, ...]
+    provenance: Provenance
+    fit_seconds: float
+    seconds: float
+    cached: bool = False

@@ -44,15 +44,16 @@ def readmit(store: FeatureStore, patient: str) -> None:
 def purge(store: FeatureStore, patient: str) -> int:
     """Remove the numbers, digests and table entries of a withdrawn patient; return how many rows.
 
-    The row numbers stay, void. Results are dropped: they were computed from the patient too. A
-    purge that was interrupted is finished by the same call.
+    The row numbers stay, void. Results and masks are dropped: they are of the patient too. A purge
+    that was interrupted is finished by the same call.
     """
     slices = store.slices()
     rows = slices["row"].filter(pc.equal(slices["patient"], patient)).to_numpy()
     for index in np.unique(rows // store.layout.part_rows):
         _void(store, store.layout.part(int(index)), rows)
-    for path in (store.path / "results").glob("*"):
-        path.unlink(missing_ok=True)
+    for folder in ("results", "segmentations", "masks"):
+        for path in (store.path / folder).glob("*"):
+            path.unlink(missing_ok=True)
     _blank(store, set(rows.tolist()))
     return len(rows)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 import typer
 
 from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, StorePath, out
-from pipeline.commands.show import show_differences, show_hits, show_results
+from pipeline.commands.show import show_differences, show_hits, show_results, show_segmented
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,6 +73,33 @@ def efficiency(
 ) -> None:
     """Fit the probe on ever more patients, from one a class to all: the label-efficiency curve."""
     _answer(config, store, ("efficiency",), as_json, device)
+
+
+@app.command(epilog="Example: radprobe segment configs/demo_segment.yaml --out predictions")
+def segment(
+    config: ConfigArg,
+    out_to: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write predictions and pictures of them into this new folder."),
+    ] = None,
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Train each head of the config on cached patch tokens and score it against the masks."""
+    from pipeline.config import load_config
+    from pipeline.segment import segment, write_predictions
+
+    settings = load_config(config, store)
+    answers = segment(settings)
+    written = write_predictions(settings, out_to) if out_to else []
+    if as_json:
+        print(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=1))
+    else:
+        show_segmented(out, answers)
+        if out_to:
+            out.print(f"{len(written)} files written under {out_to}.", highlight=False)
+    if any(answer.tally.unmatched_labels for answer in answers):
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: radprobe search configs/demo.yaml ct/0042 --k 5")

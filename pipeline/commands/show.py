@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -13,7 +13,7 @@ from pipeline.report.words import setting_text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.questions import Difference, Method, Metric, Result, Score
+    from pipeline.questions import Difference, Method, Metric, Result, Score, Segmented
     from pipeline.search import Hit
 
 RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
@@ -34,13 +34,24 @@ HEADLINES = {
     "mae": "MAE",
 }
 
+# What a table of segmentations shows, beside which a result's file has IoU. A ceiling is what
+# resizing alone leaves of Dice.
+SEGMENTATION = {
+    "dice": "Dice",
+    "hd95": "HD95",
+    "nsd": "NSD",
+    "dice_ceiling": "ceiling",
+    "paper_dice": "paper's Dice",
+    "paper_jaccard": "Jaccard",
+}
+
 
 def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in words:
         table.add_column(column, no_wrap=True)
     for column in numbers:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 
@@ -110,6 +121,64 @@ def _show_origin(out: Console, results: Sequence[Result]) -> None:
         f"{len(results) - cached} computed in {spent:.1f} s.",
         highlight=False,
     )
+
+
+def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
+    """Print a table a task: a line a head and number of patients, then one a structure."""
+    if any(answer.provenance.random for answer in answers):
+        out.print(RANDOM, style="bold yellow")
+    for task in dict.fromkeys(answer.task for answer in answers):
+        own = [answer for answer in answers if answer.task == task]
+        stamp = ", RANDOM WEIGHTS" if own[0].provenance.random else ""
+        title = f"{task}: {_segmented_on(own[0])}{stamp}"
+        words = ("head", "setting", "structure")
+        table = _table(title, words, [*SEGMENTATION.values(), "fit"])
+        for answer in own:
+            for score in answer.scores:
+                setting = ", ".join(f"{key} = {value:.3g}" for key, value in score.setting.items())
+                last = f"{answer.fit_seconds:.1f} s" if score is answer.scores[-1] else ""
+                table.add_row(answer.head, setting, "all", *_marks(score.metrics), last)
+                for structure, metrics in score.labels.items():
+                    table.add_row("", "", structure, *_marks(metrics), "")
+        out.print(table)
+        for note in dict.fromkeys(note for answer in own for note in answer.notes):
+            out.print(f"{task}: {note}.", highlight=False)
+        _show_left_out(out, task, own[0])
+    cached = sum(answer.cached for answer in answers)
+    spent = sum(answer.seconds for answer in answers if not answer.cached)
+    out.print(
+        f"{cached} of {len(answers)} answers were on file; "
+        f"{len(answers) - cached} computed in {spent:.1f} s.",
+        highlight=False,
+    )
+
+
+def _segmented_on(answer: Segmented) -> str:
+    test = answer.counts["test"]
+    return f"{test.units} {answer.level}s of {test.patients} patients"
+
+
+def _marks(metrics: Mapping[str, Metric]) -> Iterator[str]:
+    """Yield the cells of the metrics that a table of segmentations shows."""
+    for name in SEGMENTATION:
+        metric = metrics.get(name)
+        if metric is None:
+            yield ""
+        elif name == "dice":
+            yield _number(metric)
+        else:
+            yield f"{metric.value:.1f}" if name == "hd95" else f"{metric.value:.3f}"
+
+
+def _show_left_out(out: Console, task: str, answer: Segmented) -> None:
+    """Say which masks could not be used, and which slices have none."""
+    tally = answer.tally
+    if tally.unmatched_labels:
+        first = "; ".join(tally.unmatched_label_examples)
+        out.print(f"{task}: {tally.unmatched_labels} masks cannot be used: {first}.")
+    if tally.unmatched_slices:
+        said = f"{task}: {tally.unmatched_slices} slices with features have no mask of it."
+        out.print(said, highlight=False)
 
 
 def show_hits(out: Console, hits: Sequence[Hit], random: bool) -> None:

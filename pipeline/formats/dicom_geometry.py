@@ -125,6 +125,12 @@ class Layout:
         pixels = pixels[::-1] if self.up_down else pixels
         return np.ascontiguousarray(pixels[:, ::-1] if self.left_right else pixels)
 
+    def undo(self, shown: NDArray[Any]) -> NDArray[Any]:
+        """Return shown pixels (H, W) as they are stored."""
+        pixels = shown[:, ::-1] if self.left_right else shown
+        pixels = pixels[::-1] if self.up_down else pixels
+        return np.ascontiguousarray(pixels.T if self.transpose else pixels)
+
     def axes(self, axes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the axes of the pixels once shown."""
         along, down = axes[[1, 0]] if self.transpose else axes[[0, 1]]

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -157,6 +157,25 @@ def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Sli
             continue
         picture = _cut(voxels[..., frame // count], plane, frame % count)
         yield Slice(frame, _scaled(picture, slope, inter))
+
+
+def write_like(
+    path: Path, planes: Mapping[int, NDArray[np.uint8]], plane: Plane, out: Path
+) -> None:
+    """Write label planes (frame -> (H, W)) as NIfTI, in the space of the file they are of.
+
+    The frames of one time point; voxels of others are 0. Raises UnreadableError.
+    """
+    volume = _open(path)
+    labels = np.zeros(volume.shape[:3], np.uint8)
+    shown = nib.orientations.apply_orientation(labels, volume.turn)  # a view
+    for frame, values in planes.items():
+        _cut(shown, plane, frame % volume.canonical()[0][_AXIS[plane]])[...] = values
+    image = nib.Nifti1Image(labels, volume.affine)
+    image.set_sform(volume.affine, int(volume.header["sform_code"]) or 1)
+    image.set_qform(volume.affine, int(volume.header["qform_code"]))
+    image.header.set_xyzt_units(*volume.header.get_xyzt_units())
+    nib.save(image, out)
 
 
 def _open(path: Path) -> _Volume:

@@ -60,7 +60,7 @@ def score(
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
     of = truth.groups, proba.shape[1]
-    found = _bootstrap(lambda w: _over_folds(truth, proba, fold, w), *of, mirrored=BIASED)
+    found = bootstrap(lambda w: _over_folds(truth, proba, fold, w), *of, mirrored=BIASED)
     p = _null_p(truth, proba, fold, permutations) if permutations else {}
     for (name, label), metric in found.items():
         if name == "auroc" and label in p:
@@ -135,7 +135,7 @@ def compare(
         one, two = (_over_folds(truth, p, fold, weights) for p in (first, second))
         return {key: two[key] - one[key] for key in two if key in one}
 
-    differences = _bootstrap(less, truth.groups, first.shape[1])
+    differences = bootstrap(less, truth.groups, first.shape[1])
     p = {} if fold is not None else _delong_p(truth, first, second, differences)
     adjusted = dict(zip(p, holm(list(p.values())), strict=True))
     return [
@@ -163,7 +163,7 @@ def _delong_p(
     return p
 
 
-def _bootstrap(
+def bootstrap(
     statistic: Callable[[Floats], Values],
     groups: NDArray[np.str_],
     c: int,

@@ -111,6 +111,42 @@ def texts_of(
     return said
 
 
+def column_of(
+    table: LabelTable, column: str, slices: pa.Table, root: Path, names: Names
+) -> NDArray[np.str_]:
+    """Return (m,) what a column says of each slice (SLICE_SCHEMA, real paths); "" for nothing."""
+    keys = _keys(table, root, names)
+    _refuse_duplicates(table, keys, table.columns[column][:, None])
+    label = _labels_of(table, keys, slices)
+    said: NDArray[np.str_] = np.where(label >= 0, table.columns[column][label], "").astype(np.str_)
+    return said
+
+
+def patients_of(table: LabelTable, slices: pa.Table, root: Path, names: Names) -> Texts:
+    """Return (m,) each slice's patient pseudonym, by the label table before the header, or None.
+
+    Raises LabelError where the two group slices differently.
+    """
+    label = _labels_of(table, _keys(table, root, names), slices)
+    paths, headers, series, study = (
+        _column(slices, name) for name in ("path", "patient", "series", "study")
+    )
+    status = np.zeros(len(paths), np.uint8)
+    every = _Joined(slices["row"].to_numpy(), paths, headers, series, study, status, label)
+    on = label >= 0
+    found = headers.copy()
+    found[on] = _patients(table, every.at(on), names)
+    called = {h: n for h, n in zip(headers[on], found[on], strict=True) if h and n}
+    found[~on] = [called.get(header, header) for header in headers[~on]]
+    return found
+
+
+def _labels_of(table: LabelTable, keys: Sequence[str], slices: pa.Table) -> NDArray[np.int64]:
+    """Return (m,) the label row of each slice, or -1."""
+    where, by = {key: i for i, key in enumerate(keys) if key}, table.settings.by
+    return _match(_joined_by(slices, by), where, climb=by == "path")
+
+
 def _usable(
     joined: _Joined, called: Texts, settled: Settled, task: Task, tally: Tally
 ) -> tuple[NDArray[np.bool_], Tally]:

@@ -1,0 +1,301 @@
+"""FLOW 2, segmentation: masks + split + cached patch tokens -> head -> scores. Runs no backbone.
+
+An answer is a file named by all it depends on, as those of `evaluate` are: the head and its
+settings, the masks by content, the split, the store's fingerprint. What a head predicts on the test
+units is filed beside it, so that pictures and files of it need no second fit.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from pipeline.config import Config, Segment
+from pipeline.questions import Part, PartCount, Provenance, Score, Segmented, Units
+from pipeline.segmentation.asked import CONTRACT, Asked, native
+from pipeline.segmentation.sources import Unit, native_mask
+from pipeline.tasks.splits import PARTS
+from pipeline.types import Recipe
+from stores._disk import write_checked
+from stores.errors import ConfigError, OccupiedError
+
+if TYPE_CHECKING:
+    from pipeline.segmentation.contracts import Fitted, Parts
+
+log = logging.getLogger(__name__)
+
+LIBRARIES = ("radprobe", "numpy", "torch", "monai")
+
+Progress = Callable[[str, int, int], None]
+Labels2D = NDArray[np.uint8]
+
+
+def segment(config: Config, *, progress: Progress | None = None) -> list[Segmented]:
+    """Answer for all masks of a config by every head, from `segmentations/` where nothing changed.
+
+    Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
+    """
+    if not config.segment or not config.masks:
+        raise ConfigError(
+            "There is nothing to segment: the config must have `masks` (a name for what is to be "
+            "segmented, with where its masks are) and `segment` (a name for each head)."
+        )
+    answers: list[Segmented] = []
+    for task in config.masks:
+        asked = Asked.of(config, task)
+        for head in config.segment:
+            if progress:
+                progress(f"{task}: {head}", len(answers), len(config.masks) * len(config.segment))
+            answers.append(_answer(asked, head))
+    return answers
+
+
+def write_predictions(config: Config, out: Path) -> list[Path]:
+    """Write what each head predicted on the test units, answered before, under `out`.
+
+    Raises OccupiedError where `out` holds anything, ConfigError, LabelError.
+    """
+    from pipeline.segmentation.exporting import write_pictures, write_units
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OccupiedError(f"{str(out)!r} is not empty. Name a folder that is, or a new one.")
+    written: list[Path] = []
+    for task in config.masks:
+        asked = Asked.of(config, task)
+        for head in config.segment:
+            predicted = read_predicted(asked, head)
+            written += write_units(asked, predicted, out / task / head)
+            written += write_pictures(asked, predicted, out / "pictures" / task, head)
+    return written
+
+
+def _answer(asked: Asked, head: str) -> Segmented:
+    """Return the answer that is on file, or find it and file it."""
+    turns = asked.cases.turns  # may add new patients to the split, and so change the key
+    path = asked.path(head)
+    try:
+        found = Segmented.model_validate_json(path.read_bytes())
+        return found.model_copy(update={"cached": True})
+    except FileNotFoundError:
+        pass
+    except ValidationError as error:
+        log.warning("%s is no answer and is found anew: %s", path, error)
+    started = time.perf_counter()
+    asked.source.tokens(asked.cases.units.rows[:1])  # there are tokens: said before hours of work
+    trials = list(_trials(asked, asked.config.segment[head], turns))
+    scores = tuple(trial.score for trial in trials)
+    answer = Segmented(
+        task=asked.cases.name,
+        head=head,
+        method=asked.config.segment[head].method,
+        classes=asked.kept.classes,
+        level="volume" if asked.cases.task.level == "series" else "image",
+        settings=asked.config.segment[head].model_dump(mode="json"),
+        counts=_counts(asked, turns),
+        tally=asked.cases.units.tally,
+        scores=scores,
+        notes=tuple(dict.fromkeys(note for trial in trials for note in trial.notes)),
+        provenance=_provenance(asked, head),
+        fit_seconds=sum(trial.fit_seconds for trial in trials),
+        seconds=time.perf_counter() - started,
+    )
+    path.parent.mkdir(exist_ok=True)
+    _write_table(path.with_suffix(".masks.parquet"), trials[-1].predicted)
+    _write_table(path.with_suffix(".units.parquet"), pa.concat_tables([t.units for t in trials]))
+    write_checked(path, answer.model_dump_json(indent=1).encode())
+    return answer
+
+
+# --- one head ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What one setting of a head gave: its score, and tables of its units and predictions."""
+
+    score: Score
+    units: pa.Table
+    predicted: pa.Table
+    notes: list[str]
+    fit_seconds: float
+
+
+def _trials(asked: Asked, settings: Segment, turns: Sequence[Parts]) -> Iterator[_Trial]:
+    """Yield a trial for each number of training patients asked, and one with all of them."""
+    few = settings.model_copy(update={"refit": "none"})
+    for shots in settings.shots:
+        yield _trial(asked, few, [_few(asked, turn, shots) for turn in turns], shots)
+    yield _trial(asked, settings, turns, None)
+
+
+def _few(asked: Asked, turn: Parts, shots: int) -> Parts:
+    """Return a turn with the units of `shots` training patients, drawn as the split's seed says."""
+    groups = asked.cases.units.groups[turn["train"]]
+    patients, first = np.unique(groups, return_index=True)
+    patients = patients[np.argsort(first)]  # by their order, not by their names
+    drawn = np.random.default_rng(asked.config.split.seed).permutation(len(patients))[:shots]
+    return {**turn, "train": turn["train"][np.isin(groups, patients[drawn])]}
+
+
+def _trial(asked: Asked, settings: Segment, turns: Sequence[Parts], shots: int | None) -> _Trial:
+    from pipeline.segmentation import heads
+    from pipeline.segmentation.scores import Measured, summarise
+
+    marks: list[tuple[int, Any]] = []
+    drawn: list[tuple[int, Labels2D]] = []
+    notes: list[str] = []
+    setting: dict[str, float] = {}
+    seconds = 0.0
+    for i, turn in enumerate(turns):
+        parts: Parts = {part: asked.rows_of(which) for part, which in turn.items()}
+        fitted = heads.fit(asked.source, {"train": parts["train"], "val": parts["val"]}, settings)
+        said = f"fold {i}: " if len(turns) > 1 else ""
+        said = said if shots is None else f"{said}{shots} patients to learn from: "
+        notes += [f"{said}{note}" for note in fitted.notes]
+        setting = dict(fitted.setting) if len(turns) == 1 else {}
+        seconds += fitted.seconds
+        for unit, labels in _by_unit(asked, turn["test"], fitted):
+            marks.append((unit, _marks(asked, asked.units[unit], labels)))
+            drawn += zip(asked.units[unit].rows, labels, strict=True)
+    order = np.array([unit for unit, _ in marks])
+    measured = Measured.of([mark for _, mark in marks])
+    groups = asked.cases.units.groups[order]
+    joint, labels_ = summarise(measured, groups, asked.kept.classes)
+    said_of = {"patients": float(shots)} if shots is not None else {}
+    score = Score(setting=said_of | setting, metrics=joint, labels=labels_)
+    return _Trial(
+        score,
+        _unit_table(asked, order, measured, score.setting),
+        _label_table(drawn),
+        notes + _undefined(measured),
+        seconds,
+    )
+
+
+def _by_unit(
+    asked: Asked, which: NDArray[np.int64], fitted: Fitted
+) -> Iterator[tuple[int, list[Labels2D]]]:
+    """Yield each test unit with the label values (S, S) of its slices, once all are there."""
+    units = asked.cases.units
+    rows = asked.rows_of(which)
+    unit_of = dict(zip(units.rows.tolist(), units.unit.tolist(), strict=True))
+    open_: dict[int, dict[int, Labels2D]] = {}
+    for row, labels in fitted.predict(asked.source, rows):
+        unit = unit_of[int(row)]
+        got = open_.setdefault(unit, {})
+        got[int(row)] = labels
+        if len(got) == len(asked.units[unit].rows):
+            yield unit, [got[each] for each in asked.units[unit].rows]
+            del open_[unit]
+
+
+def _marks(
+    asked: Asked, unit: Unit, predicted: Sequence[Labels2D]
+) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
+    """Return a unit's metrics, and its confusion at the size of the input."""
+    from pipeline.segmentation import scores
+
+    c, mask = len(asked.kept.classes), native_mask(asked.kept, unit)
+    at_input = [asked.kept.at_input(row, asked.source.image_size) for row in unit.rows]
+    tolerance = asked.masks.tolerance
+    found = scores.measure(native(asked.kept, unit, predicted), mask, c, unit.spacing, tolerance)
+    found[scores.CEILING] = scores.dice(native(asked.kept, unit, at_input), mask, c)
+    counts = sum(scores.confusion(p, m, c) for p, m in zip(predicted, at_input, strict=True))
+    return found, np.asarray(counts)
+
+
+def _undefined(measured: Any) -> list[str]:
+    """Return a note where a structure was missed, so that its distance is not defined."""
+    missed = int((np.isnan(measured.values["hd95"]) & ~np.isnan(measured.values["dice"])).sum())
+    if not missed:
+        return []
+    return [f"{missed} times only the mask or only the head had a structure: no HD95 of these"]
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def _unit_table(asked: Asked, order: NDArray[np.int64], measured: Any, setting: Any) -> pa.Table:
+    units: Units = asked.cases.units
+    n, structures = len(order), asked.kept.classes[1:]
+    tables = []
+    for j, structure in enumerate(structures):
+        columns = {
+            "unit": units.ids[order],
+            "patient": units.groups[order],
+            "setting": [json.dumps(setting)] * n,
+            "structure": [structure] * n,
+        }
+        columns |= {name: values[:, j] for name, values in measured.values.items()}
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
+
+
+def _label_table(drawn: Sequence[tuple[int, Labels2D]]) -> pa.Table:
+    return pa.table(
+        {
+            "row": pa.array([row for row, _ in drawn], pa.int64()),
+            "size": pa.array([len(labels) for _, labels in drawn], pa.int32()),
+            "labels": pa.array(
+                [zlib.compress(np.ascontiguousarray(labels).tobytes(), 1) for _, labels in drawn],
+                pa.binary(),
+            ),
+        }
+    )
+
+
+def read_predicted(asked: Asked, head: str) -> dict[int, Labels2D]:
+    """Return the label values (S, S) that a head predicted for each row of the test units."""
+    table = pq.read_table(asked.path(head).with_suffix(".masks.parquet"))
+    return {
+        row["row"]: np.frombuffer(zlib.decompress(row["labels"]), np.uint8).reshape(
+            row["size"], row["size"]
+        )
+        for row in table.to_pylist()
+    }
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_checked(path, sink.getvalue().to_pybytes())
+
+
+def _counts(asked: Asked, turns: Sequence[Parts]) -> dict[Part, PartCount]:
+    sides = {**turns[0], "test": np.concatenate([turn["test"] for turn in turns])}
+    units, found = asked.cases.units, {}
+    for part in PARTS:
+        own = units.at(sides[part])
+        positives = dict(zip(units.classes, own.indicator.sum(axis=0).tolist(), strict=True))
+        found[part] = PartCount(
+            units=len(sides[part]), patients=len(np.unique(own.groups)), positives=positives
+        )
+    return found
+
+
+def _provenance(asked: Asked, head: str) -> Provenance:
+    recipe = Recipe.model_validate_json(asked.store.recipe_text)
+    return Provenance(
+        key=asked.key(head),
+        contract=CONTRACT,
+        recipe=recipe.digest,
+        weights=recipe.weights,
+        random=recipe.random,
+        store=asked.cases.fingerprint,
+        labels=asked.kept.digest,
+        split=asked.cases.split.digest,
+        versions={library: version(library) for library in LIBRARIES},
+    )

@@ -1,0 +1,105 @@
+"""What heads are asked: some masks of a config over its store, as units with a split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import Config, Labels, Masks
+from pipeline.questions import Task
+from pipeline.segmentation.geometry import to_slice
+from pipeline.segmentation.masks import Kept, settle
+from pipeline.segmentation.sources import StoreSource, Unit, units_of
+from pipeline.tasks.cases import Cases
+from pipeline.tasks.label_file import LabelTable
+from pipeline.tasks.labels import read_labels
+from stores.errors import ConfigError
+from stores.features import FeatureStore
+
+# Raised whenever the same question is answered otherwise: older answers are then not found.
+CONTRACT = 1
+FOLDER = "segmentations"
+Labels2D = NDArray[np.uint8]
+
+
+@dataclass
+class Asked:
+    """What all heads of a config are asked about: a store, some masks, units and their split."""
+
+    config: Config
+    masks: Masks
+    store: FeatureStore
+    kept: Kept
+    cases: Cases
+    units: list[Unit]
+
+    @classmethod
+    def of(cls, config: Config, task: str) -> Asked:
+        """Bring the masks up to date and join them. Raises ConfigError, LabelError."""
+        store, masks = FeatureStore.open(config.store), config.masks[task]
+        kept = settle(config, store, masks)
+        table = None
+        if config.labels is not None:
+            column = config.split.column
+            table = read_labels(config.labels, [], [column] if column else [])
+        elif config.split.column:
+            raise ConfigError(
+                f"A split of kind {config.split.kind!r} needs `labels`: the file that has the "
+                f"column {config.split.column!r}."
+            )
+        found, units = units_of(config, store, kept, table)
+        level: Any = "series" if any(unit.volume for unit in units) else "image"
+        question = Task(labels=kept.classes[1:], level=level)
+        table = table or LabelTable(Labels(file=Path()), {})
+        cases = Cases(config, store, table, store.fingerprint(), task, question)
+        cases.units = found
+        return cls(config, masks, store, kept, cases, units)
+
+    @cached_property
+    def source(self) -> StoreSource:
+        """Tokens, masks and images by row."""
+        return StoreSource(self.config, self.store, self.kept)
+
+    def rows_of(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows of some units, ascending."""
+        units = self.cases.units
+        return units.rows[np.isin(units.unit, which)]
+
+    def path(self, head: str) -> Path:
+        """Return where the answer of a head is filed."""
+        name = re.sub(r"[^\w.-]", "_", f"{self.cases.name}-{head}")
+        return self.store.path / FOLDER / f"{name}-{self.key(head)[:16]}.json"
+
+    def key(self, head: str) -> str:
+        """Return the sha256 of all that the answer of a head depends on."""
+        asked = {
+            "contract": CONTRACT,
+            "task": self.cases.name,
+            "head": head,
+            "settings": self.config.segment[head].model_dump(mode="json"),
+            "masks": self.kept.digest,
+            "tolerance": self.masks.tolerance,
+            "patients": hashlib.sha256("\0".join(self.cases.units.groups).encode()).hexdigest(),
+            "split": self.cases.split.digest,
+            "rules": self.config.split.model_dump(mode="json", include={"new", "allow"}),
+            "store": self.cases.fingerprint,
+        }
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def native(kept: Kept, unit: Unit, labels: Sequence[Labels2D]) -> Labels2D:
+    """Return label values (S, S) of a unit's slices at native size: (z, H, W), or (H, W)."""
+    planes = [
+        to_slice(each, kept.shows(row), kept.labels(row).shape)
+        for row, each in zip(unit.rows, labels, strict=True)
+    ]
+    return np.stack(planes) if unit.volume else planes[0]

@@ -1,0 +1,80 @@
+"""What a head predicted, as files in the images' own space, and as pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.names import Names
+from pipeline.segmentation import pictures
+from pipeline.segmentation.asked import Asked, native
+from pipeline.segmentation.out import write_unit
+from pipeline.types import Recipe
+from stores.errors import UnreadableError
+
+log = logging.getLogger(__name__)
+
+# Most units that have a picture, and slices whose tokens are shown.
+MOST_PICTURES, MOST_TOKENS = 12, 6
+Predicted = Mapping[int, NDArray[np.uint8]]
+
+
+def write_units(asked: Asked, predicted: Predicted, out: Path) -> list[Path]:
+    """Write each predicted unit in the space of its file; return the files.
+
+    An image that can no longer be read is told in the log and left out.
+    """
+    config = asked.config
+    slices = Names(asked.store.path, config.data.paths).revealed(asked.store.slices())
+    numbers = slices["row"].to_numpy()
+    written: list[Path] = []
+    for unit in asked.units:
+        if unit.rows[0] not in predicted:
+            continue
+        own = slices.take(pa.array(np.searchsorted(numbers, unit.rows))).to_pylist()
+        labels = native(asked.kept, unit, [predicted[row] for row in unit.rows])
+        planes = list(labels) if unit.volume else [labels]
+        plane, classes = config.preprocess.plane, asked.kept.classes
+        try:
+            written += write_unit(config.data.root, own, planes, plane, classes, out)
+        except (UnreadableError, OSError, ValueError, AttributeError) as error:
+            log.warning("Row %d is not written: %s", unit.rows[0], type(error).__name__)
+    return written
+
+
+def write_pictures(asked: Asked, predicted: Predicted, out: Path, head: str) -> list[Path]:
+    """Write overlays of the first units, and the tokens of their slices as colours.
+
+    Each unit is shown by the slice with most of the mask. Files are named by row, and no picture
+    has a name on it.
+    """
+    recipe = Recipe.model_validate_json(asked.store.recipe_text)
+    note = "RANDOM WEIGHTS" if recipe.random else ""
+    rows = [_telling(asked, unit.rows) for unit in asked.units if unit.rows[0] in predicted]
+    rows, written = rows[:MOST_PICTURES], []
+    images = asked.source.images(np.array(rows))
+    masks = asked.source.masks(np.array(rows))
+    for row, image, mask in zip(rows, images, masks, strict=True):
+        picture = pictures.overlay(pictures.grey_of(image), mask, predicted[row])
+        written.append(out / f"{head}-row{row}.png")
+        pictures.write_png(written[-1], picture, note)
+    few = np.array(rows[:MOST_TOKENS])
+    tokens: NDArray[Any] = asked.source.tokens(few)[:, -1].astype(np.float32)
+    colours = pictures.components(tokens, asked.source.image_size)
+    pairs = [
+        pictures.beside([np.repeat(pictures.grey_of(image)[..., None], 3, axis=2), colour])
+        for image, colour in zip(images, colours, strict=False)
+    ]
+    pictures.write_png(out / "tokens.png", pictures.below(pairs), note)
+    return [*written, out / "tokens.png"]
+
+
+def _telling(asked: Asked, rows: tuple[int, ...]) -> int:
+    """Return the row of a unit's slice that has most of the mask."""
+    return max(rows, key=lambda row: int((asked.kept.labels(row) > 0).sum()))
