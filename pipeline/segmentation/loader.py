@@ -90,7 +90,8 @@ class Loader:
         self._needs = needs
         self._batch_size = batch_size
         self._seed = seed
-        self._chunks = _chunks(np.sort(rows), source.chunk_rows)
+        chunk_rows = source.chunk_rows if "tokens" in needs else 1
+        self._chunks = _chunks(np.sort(rows), chunk_rows)
         row_bytes = read(source, self._chunks[0][:1], needs, masks=True).nbytes
         self._pool_rows = max(batch_size, pool_bytes // row_bytes)
         self.batches = -(-len(rows) // batch_size)

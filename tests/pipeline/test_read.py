@@ -862,7 +862,9 @@ def test_the_end_of_a_file_wakes_readers_that_wait_for_room(tmp_path, monkeypatc
 
 
 def test_a_slice_that_fails_behind_its_decoder_is_a_failed_slice(tmp_path, monkeypatch):
-    def fails_once(pixels, seen=[]):
+    seen = []
+
+    def fails_once(pixels):
         seen.append(pixels)
         if len(seen) == 2:
             raise MemoryError

@@ -76,6 +76,14 @@ def test_rows_that_fit_are_read_once() -> None:
     assert len(source.reads) == 1
 
 
+def test_images_alone_need_no_tokens() -> None:
+    source = Planted(16)
+    source.chunk_rows = 0  # as of a store without them: a division by it would say so
+    batches = list(Loader(source, np.arange(16), frozenset({"images"}), 4, 0).epoch(0))
+    assert source.reads == []
+    np.testing.assert_array_equal(batches[0].images, source.all_images[batches[0].rows])
+
+
 class Endless(Planted):
     """As many rows as asked for, of 1 MB each, made when they are read."""
 
