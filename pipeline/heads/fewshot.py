@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 # The units' features (..., d), of length 1, of unit numbers (...)
 Features = Callable[[Rows], Floats]
-PATIENTS_AT_ONCE = 16384
+PATIENTS_AT_ONCE = 256
 # float32 values of gathered queries at once: 256 MB
 GATHERED = 2**26
 # Collections drawn anew from the patients, for the interval, and episodes in each.
@@ -32,10 +32,10 @@ PER_REDRAW = 10
 
 @dataclass(frozen=True)
 class _Class:
-    """The patients of one class: a prototype each for support, their units each for queries."""
+    """The patients of one class: p for support, of train and val, and p' for queries, of test."""
 
-    prototypes: Floats  # (p, d)
-    asked: _ByPatient  # p' test patients
+    known: _ByPatient
+    asked: _ByPatient
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,12 @@ def score(
 
     scores, notes = [], []
     problems = {
-        name: _classes(unit_length, units, support, parts["test"], members)
-        for name, members in _problems(units)
+        name: _classes(units, support, parts["test"], members) for name, members in _problems(units)
     }
     for k in settings.shots:
         results, resampled = {}, {}
         for name, classes in problems.items():
-            if min(len(c.prototypes) for c in classes) < k or not all(
-                len(c.asked) for c in classes
-            ):
+            if min(len(c.known) for c in classes) < k or not all(len(c.asked) for c in classes):
                 notes.append(f"{k} shots of {name} left out: a class has too few patients")
             else:
                 results[name] = _episodes(unit_length, classes, k, settings)
@@ -105,17 +102,13 @@ def _unit_length(values: Floats) -> Floats:
     return np.asarray(values / np.maximum(norm, np.finfo(np.float32).tiny))
 
 
-def _classes(
-    features: Features, units: Units, support: Rows, test: Rows, members: NDArray[np.bool_]
-) -> list[_Class]:
-    """Return each class's support prototypes and query units; members (n, c)."""
+def _classes(units: Units, support: Rows, test: Rows, members: NDArray[np.bool_]) -> list[_Class]:
+    """Return each class's patients for support and for queries; members (n, c)."""
     patient = np.unique(units.groups, return_inverse=True)[1]
-    classes = []
-    for j in range(members.shape[1]):
-        known = _by_patient(support[members[support, j]], patient)
-        asked = _by_patient(test[members[test, j]], patient)
-        classes.append(_Class(_means(features, known), asked))
-    return classes
+    return [
+        _Class(*(_by_patient(rows[own[rows]], patient) for rows in (support, test)))
+        for own in members.T
+    ]
 
 
 def _by_patient(rows: Rows, patient: Rows) -> _ByPatient:
@@ -125,15 +118,18 @@ def _by_patient(rows: Rows, patient: Rows) -> _ByPatient:
     return _ByPatient(rows, first, sizes)
 
 
-def _means(features: Features, known: _ByPatient) -> Floats:
-    """Return (p, d) the mean of each patient's units, some patients at a time."""
-    means = [features(known.rows[:0])]
-    for start in range(0, len(known), PATIENTS_AT_ONCE):
-        first, sizes = (a[start : start + PATIENTS_AT_ONCE] for a in (known.first, known.sizes))
-        values = features(known.rows[first[0] : first[-1] + sizes[-1]])
-        sums = np.add.reduceat(values, first - first[0], axis=0)
+def _prototypes(features: Features, known: _ByPatient, patients: Rows) -> Floats:
+    """Return (e, k, d) the mean of each drawn patient's units, some patients (e, k) at a time."""
+    drawn, place = np.unique(patients, return_inverse=True)
+    means = []
+    for start in range(0, len(drawn), PATIENTS_AT_ONCE):
+        each = drawn[start : start + PATIENTS_AT_ONCE]
+        sizes = known.sizes[each]
+        ends = np.cumsum(sizes)
+        at = np.repeat(known.first[each] - ends + sizes, sizes) + np.arange(ends[-1])
+        sums = np.add.reduceat(features(known.rows[at]), ends - sizes, axis=0)
         means.append(np.asarray(sums / sizes[:, None], np.float32))
-    return np.concatenate(means)
+    return np.concatenate(means)[place.reshape(patients.shape)]
 
 
 def _episodes(
@@ -146,11 +142,11 @@ def _episodes(
     """
     rng = np.random.default_rng([settings.seed, k, redraws])
     total = redraws * PER_REDRAW or settings.episodes
-    wide = classes[0].prototypes.shape[1]
+    wide = features(classes[0].known.rows[:1]).shape[1]
     gathered = sum(k + min(settings.queries, len(each.asked)) for each in classes) * wide
     at_once = max(1, GATHERED // gathered)
     pools = [
-        [rng.integers(0, n, (redraws, n)) for n in (len(each.prototypes), len(each.asked))]
+        [rng.integers(0, n, (redraws, n)) for n in (len(each.known), len(each.asked))]
         for each in classes
     ]
     results = []
@@ -159,12 +155,12 @@ def _episodes(
         collection = (start + np.arange(e)) // PER_REDRAW
         supports, queries = [], []
         for each, (known, asked) in zip(classes, pools, strict=True):
-            shots = draw(rng, len(each.prototypes), k, e)
+            shots = draw(rng, len(each.known), k, e)
             patients = draw(rng, len(each.asked), min(settings.queries, len(each.asked)), e)
             if redraws:
                 shots = np.take_along_axis(known[collection], shots, 1)
                 patients = np.take_along_axis(asked[collection], patients, 1)
-            supports.append(each.prototypes[shots])
+            supports.append(_prototypes(features, each.known, shots))
             queries.append(features(_of_patients(rng, each.asked, patients)))
         results.append(_score_episodes(_similarity(supports, queries, settings)))
     return np.concatenate(results)

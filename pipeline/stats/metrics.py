@@ -31,7 +31,7 @@ from pipeline.stats.weighted import (
 )
 
 DRAWS = 2000
-BIASED = ("ece",)
+INFLATED = ("ece",)
 SEED = 0
 # weights at once: 32 MB
 AT_ONCE = 2**22
@@ -52,15 +52,15 @@ def score(
     proba (n, c): of the units of `truth`; fold (n,): the model that scored each, where there are
     several: a metric is then its mean over folds, since scores of two models do not compare. The
     interval is the 2.5th to 97.5th percentile over 2,000 seeded draws of patients with
-    replacement; a draw without both sides of a label counts for the others only. For ece, which few
-    units a bin push up, and a draw's copies push up again, it is turned round the value (the basic
-    interval of Davison and Hinkley, 1997), and may lie below it. With permutations, each AUROC has
-    its p. A metric that the units leave undefined (a label of one value) is not there.
+    replacement; a draw without both sides of a label counts for the others only. ece is above the
+    truth where bins hold few units; its interval is corrected for that, and may lie below it. With
+    permutations, each AUROC has its p. A metric that the units leave undefined (a label of one
+    value) is not there.
     """
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
     of = truth.groups, proba.shape[1]
-    found = bootstrap(lambda w: _over_folds(truth, proba, fold, w), *of, mirrored=BIASED)
+    found = bootstrap(lambda w: _over_folds(truth, proba, fold, w), *of, inflated=INFLATED)
     p = _null_p(truth, proba, fold, permutations) if permutations else {}
     for (name, label), metric in found.items():
         if name == "auroc" and label in p:
@@ -167,12 +167,12 @@ def bootstrap(
     statistic: Callable[[Floats], Values],
     groups: NDArray[np.str_],
     c: int,
-    mirrored: Container[str] = (),
+    inflated: Container[str] = (),
 ) -> dict[tuple[str, str], Metric]:
     """Return each value under weights of one, where defined, with its interval over the draws.
 
-    The draws of a metric that is `mirrored` are as far above its value as the value is above the
-    truth: its interval is theirs turned round the value, and not below 0.
+    Of a metric that is `inflated`, a sum of absolute deviations, chance adds to the square: once to
+    the value's, and once more to the draws', whose squares are lowered by both.
     """
     values = statistic(np.ones((len(groups), 1)))
     chunks = [statistic(drawn) for drawn in draws(groups, DRAWS, c)]
@@ -181,8 +181,9 @@ def bootstrap(
         if not np.isnan(value[0]):
             drawn = np.concatenate([chunk[key] for chunk in chunks])
             low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
-            if key[0] in mirrored:
-                low, high = (max(0.0, 2 * float(value[0]) - side) for side in (high, low))
+            if key[0] in inflated:
+                above = 2 * (float(np.nanmean(drawn**2)) - float(value[0]) ** 2)
+                low, high = (max(0.0, side**2 - above) ** 0.5 for side in (low, high))
             metrics[key] = Metric(value=float(value[0]), low=low, high=high)
     return metrics
 

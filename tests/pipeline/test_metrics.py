@@ -169,6 +169,22 @@ def test_calibration_error_is_guos_sum_over_bins() -> None:
     assert overall["ece"].value == pytest.approx(expected)
 
 
+def test_the_interval_of_ece_keeps_the_calibrated_and_leaves_out_the_overconfident() -> None:
+    rng = np.random.default_rng(19)
+    kept = left_out = 0
+    for _ in range(40):
+        sure = rng.random(150)
+        y = rng.random(150) < sure  # calibrated: the truth is 0, which no plain interval reaches
+        overall, _ = metrics.score(truth_of(y), two(sure))
+        kept += interval(overall["ece"])[0] == 0
+        bold = np.where(sure > 0.5, 0.99, 0.01)  # off by 0.24 on either side
+        overall, _ = metrics.score(truth_of(y), two(bold))
+        low, high = interval(overall["ece"])
+        left_out += 0 < low <= 0.24 <= high
+    assert kept >= 36
+    assert left_out >= 33
+
+
 def covariance_as_written(
     positive: NDArray[Any], values: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
