@@ -184,6 +184,16 @@ def test_nothing_of_segmentation_can_reach_a_backbone() -> None:
     assert not reached & {"pipeline.backbones", "pipeline.embed", "pipeline.embedding.forward"}
 
 
+def test_help_imports_no_more_than_its_words() -> None:
+    code = (
+        "import sys, pipeline.cli\n"
+        "heavy = {'numpy', 'pydantic', 'pyarrow', 'yaml', 'torch'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("module", ["pipeline.extract", "pipeline.evaluate", "pipeline.cli"])
 def test_starting_a_flow_imports_nothing_heavy(module: str) -> None:
     code = (

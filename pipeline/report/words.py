@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from pipeline.questions import Metric
+if TYPE_CHECKING:
+    from pipeline.questions import Metric
 
 RANDOM = "RANDOM WEIGHTS"
 METHODS = {

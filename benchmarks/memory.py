@@ -1,0 +1,107 @@
+"""Peak memory of an extraction by the number of slices, with a network that costs next to nothing.
+
+    .venv/bin/python -m benchmarks.memory --slices 1000 10000 50000
+
+`rss` is the highest sum of resident memory over the run's process and its readers, by /proc, 20
+times a second; `own` that of the run's process alone. Each size runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from tests.pipeline.models import write_tiny_folder
+
+RUN = """
+import sys
+from pathlib import Path
+from pipeline.config import load_config
+from pipeline.embed import Speed
+from pipeline.extract import extract
+summary = extract(load_config(Path(sys.argv[1])), Speed(device="cpu"))
+assert summary.embedded == int(sys.argv[2]), summary
+"""
+SIDE = 128
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--slices", nargs="+", type=int, default=[1000, 10_000, 50_000])
+    args = options.parse_args()
+    print(f"{'slices':>8}{'rss MiB':>10}{'own MiB':>10}{'seconds':>10}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_tiny_folder(folder / "tiny", depth=1)
+        for slices in args.slices:
+            config = write_collection(folder / str(slices), slices, folder / "tiny")
+            began = time.perf_counter()
+            run = subprocess.Popen([sys.executable, "-c", RUN, str(config), str(slices)])
+            whole, own = peak(run)
+            seconds = time.perf_counter() - began
+            assert run.returncode == 0
+            print(f"{slices:>8}{whole:>10.0f}{own:>10.0f}{seconds:>10.1f}", flush=True)
+
+
+def write_collection(folder: Path, slices: int, network: Path) -> Path:
+    """Write pictures, each its own, and the config that embeds them."""
+    rng = np.random.default_rng(0)
+    root = folder / "images"
+    base = rng.integers(0, 256, (SIDE, SIDE), np.uint8)
+    for i in range(slices):
+        pixels = base.copy()
+        pixels[0, :4] = np.frombuffer(np.uint32(i).tobytes(), np.uint8)
+        path = root / f"{i // 1000:03d}" / f"{i:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path, compress_level=1)
+    content = {
+        "data": {"root": str(root), "modality": {"**": "DX"}},
+        "backbone": {"name": f"hf:{network}", "image_size": 56},
+        "outputs": {"blocks": 1, "part_rows": 1024},
+        "store": str(folder / "store"),
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def peak(run: subprocess.Popen[bytes]) -> tuple[float, float]:
+    """Return the peak MiB of a process with its children, and of itself alone."""
+    whole = own = 0.0
+    while run.poll() is None:
+        sizes = [resident(pid) for pid in (run.pid, *children(run.pid))]
+        whole, own = max(whole, sum(sizes)), max(own, sizes[0])
+        time.sleep(0.05)
+    return whole / 1024, own / 1024
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that one started."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += map(int, task.read_text().split())
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+def resident(pid: int) -> float:
+    """Return the resident KiB of a process."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((float(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Benchmarks that need hardware which is rarely there: tried on the CPU, so that they run on it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+from pipeline.weights import BACKBONES
+from tests.pipeline.models import write_tiny_folder
+
+
+def test_the_benchmark_of_gpus_runs_to_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = f"hf:{write_tiny_folder(tmp_path / 'tiny')}"
+    asked = [
+        "--names",
+        network,
+        "--sizes",
+        "56",
+        "--batches",
+        "1",
+        "2",
+        "--slices",
+        "4",
+        "--least",
+        "0.05",
+    ]
+    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", *asked])
+    gpu.main()
+    cells = capsys.readouterr().out.splitlines()[-1].removeprefix(network).split()
+    size, batch, bare, whole, ratio = map(float, cells[:5])
+    assert size == 56
+    assert batch in (1, 2)
+    assert ratio == pytest.approx(whole / bare, abs=0.01)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_without_a_gpu_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    gpu.main()
+    assert capsys.readouterr().out.startswith("No GPU here")
+
+
+def test_the_work_of_a_forward_pass_is_counted_as_published() -> None:
+    """ViT-B of 16 x 16 tokens: 2 x 23 GFLOP by the parameters that see each token."""
+    base = BACKBONES["dinov2_vitb14"].architecture
+    tokens = 16 * 16 + 1
+    matrices = 2 * tokens * 12 * 12 * base.dim**2  # qkv, out and mlp: 12 d^2 a block
+    attention = 12 * 4 * tokens**2 * base.dim
+    patches = 2 * 256 * 3 * 14**2 * base.dim
+    assert gpu.flops_a_slice(base, 224) == pytest.approx(matrices + attention + patches)
