@@ -31,7 +31,7 @@ import yaml
 from benchmarks.recheck import embed as commit_made_up
 from pipeline import scale
 from pipeline.clusters import Processes
-from pipeline.embed import BadLimit, Progress, Speed, _slices_by_part
+from pipeline.embed import BadLimit, Progress, Speed, _Slices
 from pipeline.work import Outcome, Work
 from stores import ArraySpec, FeatureStore
 from stores.duplicates import Originals
@@ -218,7 +218,7 @@ def tables(folder: Path, slices: int) -> None:
     before, again = memory(), FeatureStore.open(store.path)
     timed("read the slice table", again.slices)
     print(f"{'its memory':<44} {memory() - before:>8.0f} MiB")
-    timed("slices of 64 parts", lambda: _slices_by_part(again, again.layout.parts(64 * rows)))
+    timed("slices of 64 parts", lambda: _Slices.of_parts(again, again.layout.parts(64 * rows)))
     timed("which parts are missing", again.missing)
     timed("status of every row", again.status)
     timed("known pixels (once a task)", lambda: Originals(again, lambda modality: 0))

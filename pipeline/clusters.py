@@ -105,7 +105,7 @@ def _local(count: int, device: str) -> Any:
         workers[number] = {"cls": Nanny, "options": options}
     scheduler = {
         "cls": DaskScheduler,
-        "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": None},
+        "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
     return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
 
@@ -145,7 +145,9 @@ def job_queue(choice: JobQueue, device: str) -> Any:
     settled = {"cores": 1, "job_name": "radprobe", **options, "processes": 1}
     try:
         return kinds[choice.kind](
-            **settled, worker_extra_args=extra, scheduler_options={"dashboard": False}
+            **settled,
+            worker_extra_args=extra,
+            scheduler_options={"dashboard": False, "dashboard_address": ":0"},
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"scale.options: dask-jobqueue refuses them: {error}") from None

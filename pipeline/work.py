@@ -262,7 +262,7 @@ def note_failure(store: Path, index: int, reason: str) -> None:
 def noted_failures(store: Path) -> dict[int, str]:
     """Return the parts that failed in earlier runs, with why; some may have been done since."""
     found = {}
-    for path in sorted((store / RUNS).glob(f"*{_FAILED}")):
+    for path in sorted((store / RUNS).glob(f"[0-9]*{_FAILED}")):
         note = json.loads(path.read_text(encoding="utf-8"))
         found[int(note["part"])] = f"{note['reason']} ({note['host']})"
     return found
@@ -270,6 +270,6 @@ def noted_failures(store: Path) -> dict[int, str]:
 
 def forget_failures(store: FeatureStore) -> None:
     """Drop the word of failures of parts that have been done since."""
-    for path in (store.path / RUNS).glob(f"*{_FAILED}"):
+    for path in (store.path / RUNS).glob(f"[0-9]*{_FAILED}"):
         if store.receipt(int(path.name.removesuffix(_FAILED))) is not None:
             path.unlink(missing_ok=True)

@@ -424,7 +424,7 @@ class FeatureStore:
         """
         digest = hashlib.sha256(self.digest.encode())
         digest.update(manifest.digests(self.path)["slices.parquet"].encode())
-        for path in sorted((self.path / "parts").glob("*.json")):
+        for path in sorted((self.path / "parts").glob("[0-9]*.json")):
             receipt = self.receipt(int(path.stem))
             chunks = receipt["chunks"] if receipt else None
             digest.update(json.dumps([path.stem, chunks], sort_keys=True).encode())

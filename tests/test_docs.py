@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,25 @@ def test_the_tutorial(tmp_path: Path, network: Path) -> None:
         assert said in printed
     assert (tmp_path / "features.h5").stat().st_size > 0
     assert "xray/a.png" in (tmp_path / "slices.csv").read_text()
+
+
+def test_many_machines(tmp_path: Path, network: Path) -> None:
+    for i in range(20):
+        picture(tmp_path / f"studies/{i}.png", i)
+    settings = {"data": {"root": "studies"}, "store": "store", "outputs": {"part_rows": 4}}
+    (tmp_path / "my.yaml").write_text(with_network(yaml.safe_dump(settings), network))
+    shards, *others = blocks("scale.md", "sh")
+    at_once = " & ".join(shards.splitlines())
+    code = shlex.join(RADPROBE)
+    script = f'set -e; radprobe() {{ {code} "$@"; }}; {at_once} & wait\n' + "".join(others)
+    environment = {**os.environ, "PYTHONPATH": str(DOCS.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "20 of 20 slices done, in 5 of 5 parts." in done.stdout
+    assert '"parts_done": 5' in done.stdout
+    assert (tmp_path / "my.sbatch").read_text().startswith("#!/bin/bash")
 
 
 def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:

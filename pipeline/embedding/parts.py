@@ -179,11 +179,13 @@ class Filler:
     def _link(self, rows: list[int]) -> None:
         """Give rows the features of their originals, of this part or of committed ones."""
         part, links = self.job.part, self.job.links
+        if not rows:
+            return
         far = [row for row in rows if not self._here(links[row])]
+        originals = np.array([links[row] for row in far], np.int64)
         for name in self.run.forward.recipe.arrays:
-            for row, value in zip(
-                far, self.run.store.read(name, [links[row] for row in far]), strict=True
-            ):
+            # Not `store.read`, which looks at every part: that those are committed is known.
+            for row, value in zip(far, self.run.store.array(name).gather(originals), strict=True):
                 self.job.put(row, status=OK, **{name: value})
             for row in rows:
                 if self._here(links[row]):
