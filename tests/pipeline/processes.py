@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from stores import FeatureStore
 ROOT = Path(__file__).parents[2]
 SLOW = "tests.pipeline.slow"
 _CODE = "import tests.pipeline.slow; from pipeline.cli import main; main()"
+_started: list[subprocess.Popen[str]] = []
 PATIENCE_S = 240.0  # on a machine that is busy with much else
 
 
@@ -40,11 +42,22 @@ def extraction(
 ) -> subprocess.Popen[str]:
     """Start `radprobe extract` on the CPU into a store."""
     arguments = ["extract", str(config), "--store", str(store), "--device", "cpu", "--json"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", _CODE, *arguments, "--batch-size", "4", "--workers", "1", *options],
         env=environment(cost_s), cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    _started.append(process)
+    return process
+
+
+@atexit.register
+def kill_all() -> None:
+    """Kill the extractions that still run: those of a test or benchmark that failed."""
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.communicate()
 
 
 def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:

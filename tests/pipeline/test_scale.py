@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,19 @@ from tests.pipeline.processes import (
     committed,
     ended,
     extraction,
+    kill_all,
     kill_one,
     opened,
     until,
 )
 
 PARTS = 12
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on_running() -> Iterator[None]:
+    yield
+    kill_all()
 
 
 @pytest.fixture(scope="module")
