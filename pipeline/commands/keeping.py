@@ -115,6 +115,31 @@ def import_(
         out.print(f"{rows} rows are in {made.path}.", highlight=False, soft_wrap=True)
 
 
+@app.command(epilog="Example: radprobe copy demo/store s3://bucket/features/vits")
+def copy(
+    source: Annotated[str, typer.Argument(help="The folder of a store, or a URL with one.")],
+    target: Annotated[str, typer.Argument(help="A URL, or a new folder.")],
+    as_json: JsonOpt = False,
+) -> None:
+    """Send a store to object storage or fetch it from there, every byte checked; not its key."""
+    from stores import remote
+    from stores.errors import ConfigError
+
+    if ("://" in source) == ("://" in target):
+        raise ConfigError(
+            f"One of both must be a URL such as s3://bucket/store. Got {source!r} and {target!r}."
+        )
+    if "://" in target:
+        copied = remote.push(Path(source), target)
+    else:
+        copied = remote.fetch(source, Path(target))
+    if as_json:
+        print(json.dumps(asdict(copied)))
+    else:
+        said = f"{copied.objects} objects, {copied.bytes / 1e6:.1f} MB, are now in {target}."
+        out.print(said, highlight=False, soft_wrap=True)
+
+
 @app.command(epilog="Example: radprobe withdraw demo/store --patient RP-0042 --purge")
 def withdraw(
     store: StorePath,
