@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -65,6 +66,21 @@ def test_a_notebook_does_as_it_says(demo: FeatureStore) -> None:
     exec(compile(code, "README.md", "exec"), seen)
     assert seen["x"].shape == (17, 4 * 48)
     assert len(seen["lazy"]) == len(seen["slices"]) == 17
+    assert [result.task for result in seen["results"]] == ["bright"]
+
+
+def test_the_notebook_of_a_store(demo: FeatureStore) -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    notebook = json.loads((ROOT / "docs/store.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert len(cells) == 4
+    seen: dict[str, Any] = {}
+    for cell in cells:
+        exec(compile(cell, "store.ipynb", "exec"), seen)
+    assert seen["nearest"][0] == 0
+    assert seen["plane"].shape == (17, 2)
     assert [result.task for result in seen["results"]] == ["bright"]
 
 
