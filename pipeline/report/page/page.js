@@ -117,12 +117,12 @@
       probe.style.color = `var(${name})`;
       return getComputedStyle(probe).color;
     };
-    const place = (i) => {
-      return [
-        wide / 2 + (layout.x[i] / 65535 - view.x) * wide * MARGIN * view.zoom,
-        high / 2 - (layout.y[i] / 65535 - view.y) * high * MARGIN * view.zoom,
-      ];
+    // A point lies at (left + x * across, top - y * up).
+    const frame = () => {
+      const across = wide * MARGIN * view.zoom, up = high * MARGIN * view.zoom;
+      return { left: wide / 2 - view.x * across, across: across / 65535, top: high / 2 + view.y * up, up: up / 65535 };
     };
+    const place = (i, { left, across, top, up } = frame()) => [left + layout.x[i] * across, top - layout.y[i] * up];
     const draw = () => {
       const ratio = devicePixelRatio || 1;
       [wide, high] = [canvas.clientWidth, canvas.clientHeight];
@@ -133,28 +133,26 @@
       pen.setTransform(ratio, 0, 0, ratio, 0, 0);
       pen.clearRect(0, 0, wide, high);
       const dot = Math.max(1.5, Math.min(6, 90 / Math.sqrt(n)) * Math.sqrt(view.zoom));
+      const { left, across, top, up } = frame(), { x: xs, y: ys } = layout, { codes } = shade;
       const steps = shade.numeric ? 255 : shade.values.length;
       const buckets = Array.from({ length: 256 }, () => []);
-      for (let i = 0; i < n; i++) buckets[shade.codes[i]].push(i);
-      const order = [255, ...Array(steps).keys()];
-      for (const code of order) {
+      for (let i = 0; i < n; i++) buckets[codes[i]].push(i);
+      pen.globalAlpha = n > 5000 ? 0.6 : 0.85;
+      for (const code of [255, ...Array(steps).keys()]) {
         if (!buckets[code].length || hidden.has(code)) continue;
         pen.fillStyle = code === 255 ? colour("--rule") : shade.numeric ? ramp(code / 254) : colour(`--c${code}`);
-        pen.globalAlpha = n > 5000 ? 0.6 : 0.85;
-        if (dot < 3) {
-          for (const i of buckets[code]) {
-            const [x, y] = place(i);
+        pen.beginPath();
+        for (const i of buckets[code]) {
+          const x = left + xs[i] * across, y = top - ys[i] * up;
+          if (x < 0 || y < 0 || x > wide || y > high) continue;
+          if (dot < 3) {
             pen.fillRect(x - dot / 2, y - dot / 2, dot, dot);
-          }
-        } else {
-          pen.beginPath();
-          for (const i of buckets[code]) {
-            const [x, y] = place(i);
+          } else {
             pen.moveTo(x + dot / 2, y);
             pen.arc(x, y, dot / 2, 0, 7);
           }
-          pen.fill();
         }
+        pen.fill();
       }
       pen.globalAlpha = 1;
       if (selected < 0) return;
@@ -208,10 +206,11 @@
     };
     const visible = (i) => !hidden.has(shade.codes[i]);
     const at = (x, y, limit) => {
+      const now = frame();
       let best = -1, least = limit * limit;
       for (let i = 0; i < n; i++) {
         if (!visible(i)) continue;
-        const [px, py] = place(i), far = (px - x) ** 2 + (py - y) ** 2;
+        const [px, py] = place(i, now), far = (px - x) ** 2 + (py - y) ** 2;
         if (far < least) [best, least] = [i, far];
       }
       return best;
@@ -222,11 +221,11 @@
         if (first >= 0) select(first);
         return;
       }
-      const [x, y] = place(selected);
+      const now = frame(), [x, y] = place(selected, now);
       let best = -1, least = Infinity;
       for (let i = 0; i < n; i++) {
         if (i === selected || !visible(i)) continue;
-        const [px, py] = place(i), along = (px - x) * dx + (py - y) * dy;
+        const [px, py] = place(i, now), along = (px - x) * dx + (py - y) * dy;
         const across = Math.abs((px - x) * dy) + Math.abs((py - y) * dx);
         if (along <= 0.5 || across > along * 1.5) continue;
         const far = along + 2 * across;
