@@ -82,7 +82,7 @@ def receipts(store: Path) -> list[dict[str, Any]]:
 
 
 def claims(store: Path) -> list[Path]:
-    return list((store / "parts").glob("*.claim.*"))
+    return list((store / "claims").glob("*.claim.*"))
 
 
 # --- the writer's thread -------------------------------------------------------------------------
