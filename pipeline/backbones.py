@@ -29,7 +29,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pipeline.types import Architecture, Features, Precision
+from pipeline.families import Tower, family_model, family_options, family_state
+from pipeline.types import Architecture, Features, Precision, Treatment
 from pipeline.weights import locate
 from stores.errors import WeightsError
 
@@ -139,15 +140,16 @@ def load_backbone(
     precision: Precision = "float32",
     patch_blocks: int = 1,
     compiled: bool = False,
+    treatment: Treatment = "own",
 ) -> Backbone:
     """Load a backbone by name (see `pipeline.weights.locate`) for square images of one size.
 
     image_size: pixels, a multiple of the patch size; blocks, patch_blocks: CLS and patch tokens of
     the last l blocks; dtype: of the weights; precision: see Backbone; compiled: by torch.compile,
-    at the first batch.
+    at the first batch; treatment: see `pipeline.types.Treatment`.
     Raises WeightsError naming every missing, unexpected or misshapen key.
     """
-    found = locate(name, None if weights is None else str(weights))
+    found = locate(name, None if weights is None else str(weights), treatment=treatment)
     architecture = found.architecture
     if image_size % architecture.patch:
         raise ValueError(
@@ -155,12 +157,17 @@ def load_backbone(
         )
     if found.file is None:
         model = _random_model(architecture, image_size, int(found.identity.removeprefix("random:")))
+    elif architecture.family != "dinov2":
+        state = family_state(read_state(found.file), architecture, image_size, found.file)
+        model = _strictly_loaded(architecture, image_size, state, found.file)
     else:
         state = hub_state(read_state(found.file), found.file)
         grid = image_size // architecture.patch
         antialias = architecture.registers > 0
         state[POSITIONS] = resample_positions(state[POSITIONS], grid, antialias=antialias)
         model = _strictly_loaded(architecture, image_size, state, found.file)
+    if architecture.family != "dinov2":
+        model = Tower(model, architecture)
     model.eval().requires_grad_(False)
     model = model.to(device=device, dtype=dtype)
     return Backbone(model, architecture, image_size, blocks, precision, patch_blocks, compiled)
@@ -251,6 +258,8 @@ def _stripped(key: str) -> str:
 
 def _model(architecture: Architecture, image_size: int) -> tuple[type[Any], Any]:
     """Return the transformers class and config of an architecture."""
+    if architecture.family != "dinov2":
+        return family_model(architecture, image_size)
     shape = {
         "hidden_size": architecture.dim,
         "num_hidden_layers": architecture.depth,
@@ -283,6 +292,7 @@ def _strictly_loaded(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
+            **family_options(architecture),
         )
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -305,11 +315,13 @@ def _random_model(architecture: Architecture, image_size: int, seed: int) -> tor
     cls, config = _model(architecture, image_size)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # the library draws initial values; ours follow
-        model: torch.nn.Module = cls(config)
+        model: torch.nn.Module = cls(config, **family_options(architecture))
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if parameter.ndim > 1:
-                std = RANDOM_POSITION_STD if name == POSITIONS else RANDOM_STD
+                std = RANDOM_POSITION_STD if "position_embedding" in name else RANDOM_STD
+                if parameter.ndim == 4 and architecture.family == "resnet":
+                    std = parameter[0].numel() ** -0.5  # many layers and no norm that is fitted
                 parameter.normal_(0.0, std, generator=generator)
             elif "lambda" in name:
                 parameter.fill_(RANDOM_LAYER_SCALE)

@@ -61,12 +61,12 @@ def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
     if config.demo is not None and weights is None and _has_random_weights(config.store):
         weights = DEMO_WEIGHTS
     try:
-        found = locate(choice.name, weights)
+        found = locate(choice.name, weights, treatment=choice.treatment)
     except WeightsError as error:
         if config.demo is None or weights is not None:
             raise
         log.warning("RANDOM WEIGHTS: the demo goes on with an untrained network. %s", error)
-        found = locate(choice.name, DEMO_WEIGHTS)
+        found = locate(choice.name, DEMO_WEIGHTS, treatment=choice.treatment)
     try:
         recipe = Recipe(
             architecture=found.architecture,

@@ -16,7 +16,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.questions import FeatureSet, Missing, Scaling, Task, Uncertain
-from pipeline.types import Frozen, Output, PatchTokens, Precision, Preprocess
+from pipeline.types import Frozen, Output, PatchTokens, Precision, Preprocess, Treatment
 from stores.errors import ConfigError
 
 
@@ -69,12 +69,14 @@ class BackboneChoice(Frozen):
     weights: a file or folder; `random:<seed>` asks for untrained weights by name; unset means the
     local cache, then the hub. precision: what the network computes in; the lower ones are several
     times faster on a GPU and change features beyond rounding (`doctor --drift` tells by how much).
+    treatment: `paper` gives comparators what the code of arXiv 2312.02366 gives them.
     """
 
     name: str = "dinov2_vits14"
     weights: str | None = None
     image_size: int = 224
     precision: Precision = "float32"
+    treatment: Treatment = "own"
 
 
 class Outputs(Frozen):

@@ -318,4 +318,5 @@ def load_network(name: str, weights: Path | str, recipe: Recipe, speed: Speed) -
         device=speed.device,
         precision=recipe.precision,
         compiled=speed.compiled,
+        treatment=recipe.architecture.treatment,
     )

@@ -284,9 +284,22 @@ def intensity_kind(modality: str) -> IntensityKind:
 # --- the recipe ----------------------------------------------------------------------------
 
 
-class Architecture(Frozen):
-    """The shape of a DINOv2 network and its input's mean and std: what the weights do not say."""
+# Which of transformers' model types a network is (`comparators`); DINOv2's two are one here.
+FamilyName = Literal["dinov2", "vit", "vit_mae", "vit_msn", "clip", "sam", "resnet", "dinov3_vit"]
+# A network's own mean, std and final norm; or as the code of arXiv 2312.02366 treats comparators:
+# ImageNet's mean and std, tokens before the final norm (DINOv2's keep theirs).
+Treatment = Literal["own", "paper"]
 
+
+class Architecture(Frozen):
+    """The shape of a network and its input's mean and std: what the weights do not say.
+
+    settings: what the config of a family other than DINOv2's says beside.
+    """
+
+    family: FamilyName = "dinov2"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    treatment: Treatment = "own"
     dim: int
     depth: int
     heads: int
@@ -336,6 +349,12 @@ class Recipe(Frozen):
             raise ValueError(
                 f"image_size must be a multiple of the patch size {patch}. Got {self.image_size} "
                 f"instead; the nearest are {below} and {below + patch}."
+            )
+        own = self.architecture.settings.get("image_size", self.image_size)
+        if own != self.image_size:
+            raise ValueError(
+                f"image_size must be {own}, the only one that this network takes. "
+                f"Got {self.image_size} instead."
             )
         if self.blocks > depth:
             raise ValueError(
@@ -390,6 +409,10 @@ class Recipe(Frozen):
             del content["precision"]
         if self.patch == PatchTokens():  # so here
             del content["patch"]
+        network = content["architecture"]
+        for name, plain in (("family", "dinov2"), ("settings", {}), ("treatment", "own")):
+            if network[name] == plain:
+                del network[name]
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @property

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.types import Architecture
+from pipeline.comparators import COMPARATORS, FAMILIES, Comparator, read_shape
+from pipeline.types import Architecture, Treatment
 from stores.errors import WeightsError
 
 HUB_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
@@ -63,24 +65,36 @@ class Weights:
     architecture: Architecture
 
 
-def locate(name: str, weights: str | None, *, hub: bool = True) -> Weights:
+def locate(
+    name: str, weights: str | None, *, hub: bool = True, treatment: Treatment = "own"
+) -> Weights:
     """Find a backbone's weights and say which they are, without loading them.
 
-    name: one of BACKBONES, or `hf:<folder or owner/name>`. weights: a file or Hugging Face folder,
-    or `random:<seed>`, or None to search caches and, with `hub`, Hugging Face.
-    Raises WeightsError with the three ways to get them.
+    name: one of BACKBONES or COMPARATORS, or `hf:<folder or owner/name>`. weights: a file or
+    Hugging Face folder, or `random:<seed>`, or None to search caches and, with `hub`, Hugging Face.
+    treatment: see `pipeline.types.Treatment`.
+    Raises WeightsError with the ways to get them.
     """
+    found = _found(name, weights, hub=hub)
+    if treatment == "own":
+        return found
+    plain = Architecture.model_fields
+    change = {name: plain[name].default for name in ("mean", "std")} | {"treatment": treatment}
+    return replace(found, architecture=found.architecture.model_copy(update=change))
+
+
+def _found(name: str, weights: str | None, *, hub: bool) -> Weights:
     if name.startswith("hf:"):
         folder = _hub_folder(name.removeprefix("hf:"), hub=hub)
         architecture = _read_architecture(folder)
         if weights is not None and weights.startswith("random:"):
             return _random(weights, architecture)
         return _identified(_in_folder(folder) if weights is None else Path(weights), architecture)
-    published = BACKBONES.get(name)
+    published = BACKBONES.get(name) or COMPARATORS.get(name)
     if published is None:
         raise WeightsError(
             f"There is no backbone {name!r}. "
-            f"Known: {', '.join(BACKBONES)}, or hf:<folder or owner/name>."
+            f"Known: {', '.join((*BACKBONES, *COMPARATORS))}, or hf:<folder or owner/name>."
         )
     if weights is not None and weights.startswith("random:"):
         return _random(weights, published.architecture)
@@ -122,7 +136,9 @@ def weights_folder() -> Path:
     return Path(os.environ.get("RADPROBE_WEIGHTS", Path.home() / ".cache/radprobe/weights"))
 
 
-def _search(name: str, published: Published, *, hub: bool) -> Path:
+def _search(name: str, published: Published | Comparator, *, hub: bool) -> Path:
+    if isinstance(published, Comparator):
+        return _search_hub(name, published, hub=hub)
     own = weights_folder()
     torch_home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache/torch"))
     added = own / f"{name}.safetensors"
@@ -142,7 +158,21 @@ def _search(name: str, published: Published, *, hub: bool) -> Path:
         ) from None
 
 
-def _hub_folder(repository: str, *, hub: bool) -> Path:
+def _search_hub(name: str, comparator: Comparator, *, hub: bool) -> Path:
+    repository = comparator.repository
+    try:
+        folder = _hub_folder(repository, hub=hub, files=(*HUB_FILES, "pytorch_model.bin"))
+        return _in_folder(folder)
+    except WeightsError as error:
+        raise WeightsError(
+            f"The weights of {name} are not here. {error} Two ways to get them:\n"
+            "  1. set backbone.weights to a folder or file of them in the config;\n"
+            f"  2. on a machine with a network: huggingface-cli download {repository}, "
+            "then copy ~/.cache/huggingface here."
+        ) from None
+
+
+def _hub_folder(repository: str, *, hub: bool, files: Sequence[str] = HUB_FILES) -> Path:
     """Return a local folder, or the cached or downloaded snapshot of a Hugging Face repository."""
     if Path(repository).expanduser().is_dir():
         return Path(repository).expanduser()
@@ -154,7 +184,7 @@ def _hub_folder(repository: str, *, hub: bool) -> Path:
         try:
             return Path(
                 snapshot_download(
-                    repository, allow_patterns=list(HUB_FILES), local_files_only=local_only
+                    repository, allow_patterns=list(files), local_files_only=local_only
                 )
             )
         except HFValidationError:
@@ -170,13 +200,26 @@ def _hub_folder(repository: str, *, hub: bool) -> Path:
 def _read_architecture(folder: Path) -> Architecture:
     """Read the shape from a Hugging Face folder's config.json (and mean and std beside it)."""
     config = _read_json(folder / "config.json")
-    if config.get("model_type") not in ("dinov2", "dinov2_with_registers"):
+    kind = config.get("model_type")
+    known = ("dinov2", "dinov2_with_registers", *FAMILIES, "clip_vision_model")
+    if kind not in known:
         raise WeightsError(
-            f"{folder / 'config.json'}: model_type must be dinov2 or dinov2_with_registers. "
-            f"Got {config.get('model_type')!r} instead."
+            f"{folder / 'config.json'}: model_type must be one of {', '.join(known)}. "
+            f"Got {kind!r} instead."
         )
+    try:
+        shape = _dinov2_shape(config) if str(kind).startswith("dinov2") else read_shape(config)
+    except KeyError as error:
+        raise WeightsError(f"{folder / 'config.json'} does not say {error}.") from None
+    if (folder / "preprocessor_config.json").is_file():
+        image = _read_json(folder / "preprocessor_config.json")
+        shape |= {"mean": tuple(image["image_mean"]), "std": tuple(image["image_std"])}
+    return Architecture(**shape)
+
+
+def _dinov2_shape(config: dict[str, Any]) -> dict[str, Any]:
     with_registers = config["model_type"] == "dinov2_with_registers"
-    shape: dict[str, Any] = {
+    return {
         "dim": config["hidden_size"],
         "depth": config["num_hidden_layers"],
         "heads": config["num_attention_heads"],
@@ -186,10 +229,6 @@ def _read_architecture(folder: Path) -> Architecture:
         "mlp_ratio": config.get("mlp_ratio", 4),
         "eps": config.get("layer_norm_eps", 1e-6),
     }
-    if (folder / "preprocessor_config.json").is_file():
-        image = _read_json(folder / "preprocessor_config.json")
-        shape |= {"mean": tuple(image["image_mean"]), "std": tuple(image["image_std"])}
-    return Architecture(**shape)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

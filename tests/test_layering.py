@@ -44,12 +44,13 @@ LEVELS = [
     {"discover", "demo", "heads", "tasks", "registry"},
     {"walk"},
     {"volumes", "preprocess", "backbones", "stats", "phantoms"},
+    {"families"},
     {"intensity"},
     {"read"},
     {"reading"},
     {"formats"},
     {"names", "weights", "config"},
-    {"questions"},
+    {"questions", "comparators"},
     {"types"},
 ]
 # Imports that point up, each for a reason: `read` is one door for its callers, and the processes
@@ -63,6 +64,7 @@ DOORS = {
 HOMES = {
     "torch": {
         "pipeline.backbones",
+        "pipeline.families",
         "pipeline.preprocess",
         "pipeline.intensity",
         "pipeline.embedding.forward",
@@ -75,7 +77,7 @@ HOMES = {
         "pipeline.heads.probe",
     },
     "monai": {"pipeline.segmentation"},
-    "transformers": {"pipeline.backbones"},
+    "transformers": {"pipeline.backbones", "pipeline.families"},
     "safetensors": {"pipeline.backbones"},
     "huggingface_hub": {"pipeline.weights"},
     "faiss": {

@@ -105,6 +105,7 @@ def _features(
         blocks=recipe.blocks,
         device=device,
         precision=precision,
+        treatment=recipe.architecture.treatment,
     )
     forward, found = Forward(network, recipe, batch_size), list[Values]()
     for start in range(0, len(sample.items), batch_size):

@@ -72,8 +72,11 @@ def test_wrong_names_are_said(name: str, weights: str | None, says: str) -> None
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(WeightsError, match="must be one of dinov2, .* Got 'bert'"):
+        locate(f"hf:{tmp_path}", None)
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(WeightsError, match="must be dinov2 .* Got 'vit'"):
+    with pytest.raises(WeightsError, match="config.json does not say 'hidden_size'"):
         locate(f"hf:{tmp_path}", None)
 
 

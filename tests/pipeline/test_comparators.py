@@ -1,0 +1,282 @@
+"""Every network beside DINOv2: tiny ones of the same classes, saved as Hugging Face saves them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.backbones import load_backbone
+from pipeline.comparators import COMPARATORS, FAMILIES
+from pipeline.families import family_model, family_options
+from pipeline.types import Recipe
+from stores import FeatureStore
+from stores.errors import WeightsError
+from tests.pipeline.test_backbones import picture
+
+ROOT = Path(__file__).parents[2]
+SIZE = 64
+SHAPE: dict[str, Any] = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+    "image_size": SIZE,
+    "patch_size": 16,
+}
+_SAM = {k: v for k, v in SHAPE.items() if k != "intermediate_size"} | {
+    "mlp_dim": 96,
+    "window_size": 2,
+    "global_attn_indexes": [2],
+    "output_channels": 32,
+}
+_TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 50,
+}
+_STAGES = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 48], "depths": [1, 1, 2, 1]}
+_DECODER = {f"decoder_{name}": value for name, value in _TEXT.items() if name != "vocab_size"}
+
+
+def _mae(model: Any, x: Tensor) -> Tensor:
+    model.vit.config.mask_ratio = 0.0
+    noise = torch.arange(16.0).expand(len(x), -1)
+    return model.vit(x, noise=noise).last_hidden_state
+
+
+def _clip(model: Any, x: Tensor) -> Tensor:
+    return model.vision_model.post_layernorm(model.vision_model(x).last_hidden_state)
+
+
+def _sam(model: Any, x: Tensor) -> Tensor:
+    hidden = model.vision_encoder(x, output_hidden_states=True).hidden_states[-1].flatten(1, 2)
+    return torch.cat([hidden.mean(dim=1, keepdim=True), hidden], dim=1)
+
+
+def _resnet(model: Any, x: Tensor) -> Tensor:
+    output = model.resnet(x)
+    pooled, grid = output.pooler_output.flatten(1), output.last_hidden_state.flatten(2)
+    return torch.cat([pooled[:, None], grid.transpose(1, 2)], dim=1)
+
+
+# family -> a whole model as it is published, and the tokens that its library gives
+MADE: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor]]] = {
+    "vit": (
+        lambda: hf.ViTForImageClassification(hf.ViTConfig(**SHAPE)),
+        lambda model, x: model.vit(x).last_hidden_state,
+    ),
+    "vit_mae": (lambda: hf.ViTMAEForPreTraining(hf.ViTMAEConfig(**SHAPE, **_DECODER)), _mae),
+    "vit_msn": (
+        lambda: hf.ViTMSNModel(hf.ViTMSNConfig(**SHAPE)),
+        lambda model, x: model(x).last_hidden_state,
+    ),
+    "clip": (
+        lambda: hf.CLIPModel(hf.CLIPConfig(vision_config=SHAPE, text_config=_TEXT)),
+        _clip,
+    ),
+    "sam": (lambda: hf.SamModel(hf.SamConfig(vision_config=_SAM)), _sam),
+    "resnet": (lambda: hf.ResNetForImageClassification(hf.ResNetConfig(**_STAGES)), _resnet),
+    "dinov3_vit": (
+        lambda: hf.DINOv3ViTModel(hf.DINOv3ViTConfig(**SHAPE, num_register_tokens=4)),
+        lambda model, x: model(x).last_hidden_state,
+    ),
+}
+
+
+def saved(family: str, folder: Path) -> tuple[Path, Any]:
+    """Save a tiny model of a family, its weights far from their initial values."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MADE[family][0]().eval()
+        for name, parameter in model.named_parameters():
+            if "decoder_pos_embed" not in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.25, 0.3]})
+    )
+    return folder, model
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_features_equal_the_librarys_own_pass(family: str, tmp_path: Path) -> None:
+    folder, model = saved(family, tmp_path)
+    x = picture(SIZE, count=3)
+    with torch.inference_mode():
+        theirs = MADE[family][1](model, x)
+    blocks = 1 if family == "resnet" else 2
+    backbone = load_backbone(f"hf:{folder}", image_size=SIZE, blocks=blocks)
+    got = backbone(x)
+    side, registers = SIZE // backbone.architecture.patch, backbone.architecture.registers
+    assert got.cls.shape == (3, blocks, 48)
+    assert got.patch.shape == (3, side, side, 48)
+    assert torch.allclose(got.cls[:, -1], theirs[:, 0], atol=1e-5)
+    patches = theirs[:, 1 + registers :]
+    assert torch.allclose(got.patch.flatten(1, 2), patches, atol=1e-5)
+    assert torch.allclose(got.mean, patches.mean(dim=1), atol=1e-5)
+    assert backbone.architecture.mean == (0.4, 0.5, 0.6)
+    assert torch.equal(got.cls, backbone(x).cls)
+    alone = backbone(x[1:2])
+    assert torch.allclose(alone.cls[0], got.cls[1], atol=1e-5)
+    assert torch.allclose(alone.patch[0], got.patch[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["vit", "vit_mae", "vit_msn", "clip"])
+def test_positions_are_resampled_as_the_library_does(family: str, tmp_path: Path) -> None:
+    folder, model = saved(family, tmp_path)
+    tower: Any = {"vit": "vit", "vit_mae": "vit", "clip": "vision_model"}.get(family)
+    tower = getattr(model, tower) if tower else model
+    tower.config.mask_ratio = 0.0
+    extra = {"noise": torch.arange(36.0)[None]} if family == "vit_mae" else {}
+    x = picture(96)
+    with torch.inference_mode():
+        theirs = tower(x, interpolate_pos_encoding=True, **extra).last_hidden_state
+        if family == "clip":
+            theirs = tower.post_layernorm(theirs)
+    got = load_backbone(f"hf:{folder}", image_size=96, blocks=1)(x)
+    assert torch.allclose(got.patch.flatten(1, 2), theirs[:, 1:], atol=1e-5)
+    assert torch.allclose(got.cls[:, 0], theirs[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_a_key_too_few_or_too_many_is_named(family: str, tmp_path: Path) -> None:
+    folder, _ = saved(family, tmp_path)
+    file = folder / "model.safetensors"
+    state = load_file(file)
+    ends = {
+        "sam": "vision_encoder.layers.0.attn.qkv.bias",
+        "resnet": "embedder.embedder.normalization.bias",
+        "dinov3_vit": "norm.bias",
+        "clip": "post_layernorm.bias",
+    }
+    known = next(key for key in state if key.endswith(ends.get(family, "layernorm.bias")))
+    lacking = {key: value for key, value in state.items() if key != known}
+    save_file(lacking | {"stray.weight": torch.zeros(1)}, file, metadata={"format": "pt"})
+    blocks = 1 if family == "resnet" else 2
+    with pytest.raises(WeightsError, match=r"missing: .*bias; unexpected: stray\.weight"):
+        load_backbone(f"hf:{folder}", image_size=SIZE, blocks=blocks)
+
+
+def test_sam_takes_its_own_size_alone(tmp_path: Path) -> None:
+    folder, _ = saved("sam", tmp_path)
+    with pytest.raises(ValueError, match="must be 64: .* Got 96"):
+        load_backbone(f"hf:{folder}", image_size=96)
+    shape = load_backbone(f"hf:{folder}", image_size=SIZE).architecture
+    with pytest.raises(ValueError, match="must be 64, the only one"):
+        Recipe(architecture=shape, weights="random:0", image_size=96, blocks=1)
+
+
+def test_as_the_paper_means_imagenet_and_no_final_norm(tmp_path: Path) -> None:
+    folder, model = saved("vit", tmp_path)
+    x = picture(SIZE)
+    with torch.inference_mode():
+        before = model.vit(x, output_hidden_states=True).hidden_states[-1]
+    paper = load_backbone(f"hf:{folder}", image_size=SIZE, blocks=1, treatment="paper")
+    assert torch.allclose(paper(x).cls[:, 0], before[:, 0], atol=1e-5)
+    assert paper.architecture.mean == (0.485, 0.456, 0.406)
+    own = load_backbone(f"hf:{folder}", image_size=SIZE, blocks=1)
+    digests = {
+        Recipe(architecture=each.architecture, weights="random:0", image_size=SIZE, blocks=1).digest
+        for each in (own, paper)
+    }
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("name", sorted(COMPARATORS))
+def test_every_name_gives_a_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each entry, made narrow and shallow, with random weights."""
+    entry = COMPARATORS[name]
+    sizes = {"mlp_dim": 96, "intermediate_size": 96, "image_size": 64, "window_size": 2}
+    sizes |= {"hidden_sizes": [8, 16, 24, 48], "depths": [1, 1, 1, 1], "embedding_size": 8}
+    sizes |= {"global_attn_indexes": [1]}
+    shape = entry.architecture
+    size = 4 * shape.patch if shape.family == "dinov2" else 64
+    narrow: dict[str, Any] = {"dim": 48, "depth": min(2, shape.depth), "heads": min(3, shape.heads)}
+    narrow["settings"] = {k: sizes.get(k, v) for k, v in shape.settings.items()}
+    if shape.patch == 14:
+        size = 56
+    small = replace(entry, architecture=shape.model_copy(update=narrow))
+    monkeypatch.setitem(COMPARATORS, name, small)
+    x = picture(size, count=2)
+    one, again, other = (
+        load_backbone(name, f"random:{seed}", image_size=size, blocks=1)(x) for seed in (1, 1, 2)
+    )
+    side = size // shape.patch
+    assert one.patch.shape == (2, side, side, 48)
+    assert torch.equal(one.cls, again.cls)
+    assert torch.isfinite(one.cls).all()
+    assert not torch.allclose(one.cls, other.cls)
+    assert not torch.allclose(one.cls[0], one.cls[1], atol=1e-3)
+
+
+# Millions of parameters of the towers, as published (heads left out).
+PUBLISHED = {
+    "vit_large_in21k": 303,
+    "mae_large": 303,
+    "msn_large": 303,
+    "clip_large": 303,
+    "openclip_huge": 631,
+    "sam_large": 308,
+    "resnet_152": 58,
+    "dinov3_vits16": 21.6,
+    "dinov3_vitb16": 85.7,
+    "dinov3_vitl16": 303,
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_the_table_has_the_published_sizes(name: str) -> None:
+    entry = COMPARATORS[name]
+    cls, config = family_model(entry.architecture, entry.image_size)
+    with torch.device("meta"):
+        made = cls(config, **family_options(entry.architecture))
+        count = sum(parameter.numel() for parameter in made.parameters())
+    assert count / 1e6 == pytest.approx(PUBLISHED[name], rel=0.005)
+
+
+def test_a_comparator_goes_through_extract_and_store(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    from pipeline.config import load_config
+    from pipeline.extract import extract
+
+    network, _ = saved("clip", tmp_path / "network")
+    (tmp_path / "data").mkdir()
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        pixels = rng.integers(0, 255, (80, 80), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / f"{name}.png")
+    (tmp_path / "c.yaml").write_text(
+        "data: {root: data}\nstore: store\noutputs: {blocks: 2, keep: [cls, mean, patch]}\n"
+        f'backbone: {{name: "hf:{network}", image_size: {SIZE}}}\n'
+    )
+    extract(load_config(tmp_path / "c.yaml"))
+    store = FeatureStore.open(tmp_path / "store")
+    recipe = Recipe.model_validate_json(store.recipe_text)
+    assert recipe.architecture.family == "clip"
+    assert recipe.architecture.std == (0.2, 0.25, 0.3)
+
+
+def test_the_documented_table_is_the_codes() -> None:
+    text = (ROOT / "docs/backbones.md").read_text(encoding="utf-8")
+    for name, entry in COMPARATORS.items():
+        a = entry.architecture
+        cells = (f"`{name}`", entry.repository, a.dim, a.patch, entry.image_size)
+        row = " | ".join(map(str, (*cells, entry.feature, _short(a.mean), _short(a.std))))
+        assert f"| {row} | {entry.licence} |" in text, row
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in dict.fromkeys(round(v, 4) for v in values))
