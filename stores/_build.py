@@ -61,7 +61,10 @@ def _create_array(
 
 
 def _dimensions(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Return the names of an array's dimensions, by which xarray opens the group as it is."""
+    """Return the names of an array's dimensions, by which xarray opens the group as it is.
+
+    Those of an array of another name or shape are named after it.
+    """
     tokens = ("block", "y", "x")
     names = {
         "cls": ("block", "d"),
@@ -69,5 +72,7 @@ def _dimensions(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
         "patch": (*tokens, "d"),
         "patch_scale": tokens,
     }
-    known = names.get(name, ("byte",))  # the digests have bytes
+    known = names.get(name, ("byte",) if name.endswith("_digest") else ())
+    if len(known) < len(row_shape):
+        known = tuple(f"{name}_{axis}" for axis in range(len(row_shape)))
     return ("row", *known[len(known) - len(row_shape) :])

@@ -271,3 +271,9 @@ def test_two_writers_share_the_parts_and_corrupt_none(tmp_path: Path) -> None:
     assert store.missing() == []
     assert np.array_equal(store.read("mean", range(n))[:, 0], np.arange(n) // 2)
     assert not list(store.claims.iterdir())
+
+
+def test_arrays_of_any_name_and_shape(tmp_path: Path) -> None:
+    arrays = {"x": ArraySpec((2, 3, 4), "float16"), "cls": ArraySpec((2, 3, 4), "float16")}
+    store = FeatureStore.create(tmp_path / "any", "{}", arrays, 8)
+    assert store.array("x").row_shape == store.array("cls").row_shape == (2, 3, 4)
