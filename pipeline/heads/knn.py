@@ -234,7 +234,7 @@ def _index(
     lists = min(n, 4 * int(n**0.5))
     coarse = faiss.IndexFlatIP(d)
     index = faiss.IndexIVFFlat(coarse, d, lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.spherical, index.cp.min_points_per_centroid = True, 1
+    index.cp.spherical, index.cp.min_points_per_centroid, index.cp.niter = True, 1, 10
     rng = np.random.default_rng(SEED)
     learnt = rng.choice(reference, min(n, POINTS_A_LIST * lists), replace=False)
     index.train(unit_length(x[learnt]))
