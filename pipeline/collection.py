@@ -6,6 +6,7 @@ look for all three, so that a plan cannot say another thing than a run then does
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -136,7 +137,11 @@ def part_rows_of(config: Config, recipe: Recipe) -> int:
 
 def differences(store: FeatureStore, recipe: Recipe) -> list[Difference]:
     """Return each field in which a store's recipe is another one."""
-    return list(_leaves(json.loads(store.recipe_text), json.loads(recipe.canonical())))
+    have = json.loads(store.recipe_text)
+    with contextlib.suppress(ValidationError):  # of other fields, as another version makes it
+        # What a recipe leaves out at its default is named with that default.
+        have = Recipe.model_validate(have).model_dump(mode="json")
+    return list(_leaves(have, recipe.model_dump(mode="json")))
 
 
 def _leaves(have: Any, want: Any, name: str = "") -> Iterator[Difference]:

@@ -2,7 +2,8 @@
 
 Each worker reads one file at a time and sends its slices one by one. What ends a worker (its timer,
 a crash of a decoder) fails the slices of that file that had not come, and a new worker takes its
-place. Answers come out in the order of the tasks. A thread listens to the workers while the caller
+place; where it was killed from outside, as when memory runs out, the new one goes on with the file
+once. Answers come out in the order of the tasks. A thread listens to the workers while the caller
 is busy; once so many bytes wait for the caller, it listens to nobody but the one whose slices are
 next, when those are wanted: neither long files nor many workers fill the memory.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import signal
 import socket
 import sys
 import threading
@@ -104,6 +106,7 @@ class _Pool:
         self.done: queue.SimpleQueue[FrameRead | Job | BaseException] = queue.SimpleQueue()
         self.given: deque[Job] = deque()  # not begun yet
         self.begun: deque[Job] = deque()  # in order; what comes of the first is handed out
+        self.orphans: deque[Job] = deque()  # of these, those whose worker was killed
         self.workers: list[Worker] = []
         self.held_files = 0
         self.held_bytes = 0
@@ -161,9 +164,12 @@ class _Pool:
 
     def _feed(self) -> None:
         """Give idle workers their next files."""
-        while self.given and (worker := self._idle()) is not None:
-            job = self.given.popleft()
-            self.begun.append(job)
+        while (self.orphans or self.given) and (worker := self._idle()) is not None:
+            if self.orphans:
+                job = self.orphans.popleft()
+            else:
+                job = self.given.popleft()
+                self.begun.append(job)
             worker.start(self.root, job, self.plane, self.time_limit_s)
 
     def _idle(self) -> Worker | None:
@@ -220,7 +226,7 @@ class _Pool:
             self.done.put(self.begun.popleft())
 
     def _bury(self, worker: Worker) -> None:
-        """Fail what a worker left unread, and let a new worker take its place."""
+        """Replace a dead worker; what it left unread fails, or is begun again by another."""
         code = worker.process.wait()
         if not worker.ready:
             raise RuntimeError(
@@ -228,7 +234,10 @@ class _Pool:
                 f"`{sys.executable} -m pipeline.reading.worker` must be able to start."
             )
         job = worker.job
-        if job is not None:
+        if job is not None and code == -signal.SIGKILL and not job.again:
+            job.again = True
+            self.orphans.append(job)
+        elif job is not None:
             reason, detail = cause_of_death(code, self.time_limit_s)
             missing = (job.frames or ())[job.count :]
             job.reads += [FrameRead(Failure(frame, reason, detail)) for frame in missing]

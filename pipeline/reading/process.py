@@ -31,7 +31,8 @@ _ENVIRONMENT = {
 class Job:
     """One file to read: `frames` None asks for headers only, and the values of `tags`.
 
-    reads: what came and waits for the jobs before; count: how many came in all.
+    reads: what came and waits for the jobs before; count: how many came in all. again: whether its
+    process was killed once, and another goes on with what had not come.
     """
 
     path: str
@@ -39,6 +40,7 @@ class Job:
     tags: tuple[str, ...] = ()
     reads: deque[FrameRead] = field(default_factory=deque)
     count: int = 0
+    again: bool = False
     end: dict[str, Any] | None = None
 
 
@@ -63,11 +65,11 @@ class Worker:
         self.job: Job | None = None
 
     def start(self, root: Path, job: Job, plane: Plane, time_limit_s: float) -> None:
-        """Hand the process its next file."""
+        """Hand the process its next file, from the first frame that has not come."""
         path = os.fsencode(root / unescape_path(job.path)).hex()
         task = {
             "path": path,
-            "frames": job.frames,
+            "frames": None if job.frames is None else job.frames[job.count :],
             "tags": job.tags,
             "plane": plane,
             "limit": time_limit_s,

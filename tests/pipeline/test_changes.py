@@ -308,6 +308,14 @@ def other_weights(case: Case) -> Config:
             lambda case: case.config(outputs__keep=["cls"]),
             "outputs", "['cls', 'mean']", "['cls']", id="outputs",
         ),
+        pytest.param(
+            lambda case: case.config(backbone__precision="bfloat16"),
+            "precision", "'float32'", "'bfloat16'", id="precision",
+        ),
+        pytest.param(
+            lambda case: case.config(backbone__treatment="paper"),
+            "architecture.treatment", "'own'", "'paper'", id="treatment",
+        ),
     ],
 )  # fmt: skip
 def test_another_recipe_is_refused_naming_field_and_values(

@@ -794,23 +794,29 @@ def test_a_file_that_crashes_its_worker_is_one_failed_file(mixed):
     assert all(item.reason == "corrupt" for item in failed)
 
 
-def test_a_worker_that_is_killed_within_a_file_fails_what_was_left_of_it(tmp_path):
-    """What had come stands: it was decoded and hashed; nothing shifts."""
-    voxels = np.random.default_rng(0).integers(0, 3000, (400, 512, 512), np.int16)
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_worker_killed_within_a_file_is_replaced_once(tmp_path, monkeypatch, kills):
+    """What had come stands, another goes on with the rest, and nothing shifts."""
+    monkeypatch.setattr("pipeline.reading.pool._AHEAD_BYTES", 2**21)
+    voxels = np.random.default_rng(0).integers(0, 3000, (120, 512, 512), np.int16)
     np.save(tmp_path / "long.npy", voxels)
     phantoms.write_png(tmp_path / "a.png", GREY)
-    requests = [Request("long.npy", tuple(range(400))), Request("a.png", (0,))]
+    requests = [Request("long.npy", tuple(range(120))), Request("a.png", (0,))]
+    items, killed = [], set()
     with closing(read_files(tmp_path, requests, workers=1)) as reads:
-        items = [next(reads).item]
-        for pid in _reading_children():
-            os.kill(pid, signal.SIGKILL)
-        items += [read.item for read in reads]
-    assert [item.frame for item in items] == [*range(400), 0]
+        for k, read in enumerate(reads):
+            items.append(read.item)
+            if k in (1, 40)[:kills]:
+                killed |= (alive := _reading_children())
+                for pid in alive:
+                    os.kill(pid, signal.SIGKILL)
+    assert len(killed) == kills
+    assert [item.frame for item in items] == [*range(120), 0]
     bad = [item for item in items if isinstance(item, Failure)]
-    assert 0 < len(bad) < 400
-    assert {item.reason for item in bad} == {"too-large"}
-    assert isinstance(items[400], Slice)
-    for item in items[: 400 - len(bad)]:
+    assert len(bad) == 0 if kills == 1 else 40 < len(bad) < 80
+    assert {item.reason for item in bad} <= {"too-large"}
+    assert isinstance(items[120], Slice)
+    for item in items[: 120 - len(bad)]:
         np.testing.assert_array_equal(item.pixels, voxels[item.frame])
 
 
