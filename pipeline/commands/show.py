@@ -8,23 +8,15 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from pipeline.report.words import setting_text
+from pipeline.report.words import METHODS, setting_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.questions import Difference, Method, Metric, Result, Score, Segmented
+    from pipeline.questions import Difference, Metric, Result, Score, Segmented
     from pipeline.search import Hit
 
 RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
-TITLES: dict[Method, str] = {
-    "knn": "kNN",
-    "probe": "Linear probe",
-    "fewshot": "Few-shot",
-    "linear": "Linear heads by SGD",
-    "attention": "Attention over slices",
-    "efficiency": "Label efficiency",
-}
 # The metrics a table shows; a result's file holds the others too.
 HEADLINES = {
     "accuracy": "accuracy",
@@ -65,7 +57,7 @@ def show_results(out: Console, results: Sequence[Result]) -> None:
         stamp = ", RANDOM WEIGHTS" if answers[0].provenance.random else ""
         scores = [(result, score) for result in answers for score in result.scores]
         shown = [name for name in HEADLINES if any(name in score.metrics for _, score in scores)]
-        title = f"{TITLES[method]} on {features}{stamp}"
+        title = f"{METHODS[method]} on {features}{stamp}"
         table = _table(title, ("task", "tested on", "setting"), [HEADLINES[n] for n in shown])
         for result, score in scores:
             table.add_row(result.task, _tested_on(result), *_score(score, shown))
@@ -114,11 +106,16 @@ def _show_origin(out: Console, results: Sequence[Result]) -> None:
         if left:
             each = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items())
             out.print(f"{task}: left out {each}.", highlight=False)
-    cached = sum(result.cached for result in results)
-    spent = sum(result.seconds for result in results if not result.cached)
+    _show_filed(out, results)
+
+
+def _show_filed(out: Console, answers: Sequence[Result] | Sequence[Segmented]) -> None:
+    """Say how many answers were there already, and what the others took."""
+    cached = sum(answer.cached for answer in answers)
+    spent = sum(answer.seconds for answer in answers if not answer.cached)
     out.print(
-        f"{cached} of {len(results)} answers were on file; "
-        f"{len(results) - cached} computed in {spent:.1f} s.",
+        f"{cached} of {len(answers)} answers were on file; "
+        f"{len(answers) - cached} computed in {spent:.1f} s.",
         highlight=False,
     )
 
@@ -144,13 +141,7 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
         for note in dict.fromkeys(note for answer in own for note in answer.notes):
             out.print(f"{task}: {note}.", highlight=False)
         _show_left_out(out, task, own[0])
-    cached = sum(answer.cached for answer in answers)
-    spent = sum(answer.seconds for answer in answers if not answer.cached)
-    out.print(
-        f"{cached} of {len(answers)} answers were on file; "
-        f"{len(answers) - cached} computed in {spent:.1f} s.",
-        highlight=False,
-    )
+    _show_filed(out, answers)
 
 
 def _segmented_on(answer: Segmented) -> str:
