@@ -34,7 +34,7 @@ from pipeline.embedding.watch import Progress as Progress
 from pipeline.embedding.writer import Writer
 from pipeline.read import FrameRead, Request, read_files
 from pipeline.types import Recipe
-from pipeline.volumes import Volumes
+from pipeline.volumes import Kept, Volumes
 from stores import FeatureStore, PartRange
 from stores._process import me, name_of
 from stores.duplicates import Originals
@@ -94,7 +94,7 @@ def embed_missing(
     speed = speed.chosen(pick_device(speed.device), recipe)
     slices = _Slices.of_parts(store, missing)
     progress.plan(sum(slices.count(part) for part in missing))
-    volumes = Volumes(recipe.preprocess, slices.all())
+    volumes = Volumes(recipe.preprocess, slices.all(), functools.partial(_ranges, store))
     flow = _Flow(store, recipe, speed, progress, limit, volumes)
     reads = read_files(
         root,
@@ -204,6 +204,7 @@ class _Flow:
         notes = {
             "failures": job.failures,
             "left_out": job.left_out,
+            "ranges": [[row, *ends] for row, ends in job.ranges.items()],
             "links": sorted(job.links.items()),
             "seconds": {name: round(value, 3) for name, value in job.seconds.items()},
             "device": self.speed.device,
@@ -227,6 +228,15 @@ class _Flow:
 
 def _without_receipt(store: FeatureStore, parts: Iterable[PartRange]) -> list[PartRange]:
     return [part for part in parts if store.receipt(part.index) is None]
+
+
+def _ranges(store: FeatureStore, rows: Iterable[int]) -> Kept:
+    """Return the ranges of volumes that the receipts of some rows' parts tell."""
+    found: Kept = {}
+    for index in sorted({row // store.layout.part_rows for row in rows}):
+        receipt = store.receipt(index) or {}
+        found |= {row: (low, high) for row, low, high in receipt.get("ranges", ())}
+    return found
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,16 @@ A volume's range is found in one pass over its slices, before the first of them 
 are counted after their float32 is cut to 14 significant bits: exact for integers to 16,384, and
 within 1/8,192 of any other. Counts need 32 MB whatever the volume's size, and are whole numbers,
 so that the same volume gives the same bits in whatever order it is read.
+
+A range is kept in the receipt of every part that was scaled by it, under the volume's first row,
+and later parts of that volume take it from there: what could be read then may not be readable now.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -34,6 +37,7 @@ _ZERO = 2 ** (31 - _DROPPED)  # where the value zero is counted; negative values
 Row = dict[str, Any]  # of the slice table
 Name = tuple[str, str]  # of a volume: series, modality
 Ends = tuple[float, float]
+Kept = dict[int, Ends]  # first row of a volume -> its range
 
 
 class Histogram:
@@ -84,20 +88,40 @@ def _percentile(values: NDArray[np.float64], upto: NDArray[np.int64], percent: f
 class Volumes:
     """The volumes that scale their slices, and their ranges once they were surveyed."""
 
-    def __init__(self, preprocess: Preprocess, slices: Iterable[Row]) -> None:
-        """slices: all live ones of the store, by row."""
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        slices: Iterable[Row],
+        kept: Callable[[Iterable[int]], Kept],
+    ) -> None:
+        """slices: all live ones of the store, by row; kept: rows -> ranges their parts tell."""
         self._preprocess = preprocess
+        self._kept = kept
         self._unsurveyed: defaultdict[Name, list[Row]] = defaultdict(list)
+        self._first: dict[Name, int] = {}
         self._ends: dict[Name, Ends | None] = {}
         for slice_ in slices:
             name = self._name(slice_)
             if name is not None:
                 self._unsurveyed[name].append(slice_)
+                self._first.setdefault(name, slice_["row"])
 
     def take(self, slices: Iterable[Row]) -> dict[Name, list[Row]]:
-        """Return the volumes that are met here first, with all their slices: to be surveyed."""
-        names = filter(None, map(self._name, slices))
-        return {name: self._unsurveyed.pop(name) for name in names if name in self._unsurveyed}
+        """Return the volumes to be surveyed, with all their slices.
+
+        Those are the ones met here first, of which no committed part tells the range.
+        """
+        surveyed: dict[Name, list[Row]] = {}
+        for name in filter(None, map(self._name, slices)):
+            if name not in self._unsurveyed:
+                continue
+            volume = self._unsurveyed.pop(name)
+            kept = self._kept(slice_["row"] for slice_ in volume)
+            if self._first[name] in kept:
+                self._ends[name] = kept[self._first[name]]
+            else:
+                surveyed[name] = volume
+        return surveyed
 
     def survey(
         self, name: Name, slices: Iterable[Row], items: Iterator[Slice | Failure]
@@ -115,6 +139,12 @@ class Volumes:
                 left_out.append(slice_["row"])
         self._ends[name] = histogram.ends(self._preprocess.rule(name[1]))
         return left_out
+
+    def ranges(self, slices: Iterable[Row]) -> Kept:
+        """Return the ranges that scale some slices, to be kept in their part's receipt."""
+        names = set(filter(None, map(self._name, slices)))
+        ends = ((self._first[name], self._ends[name]) for name in names)
+        return {row: end for row, end in sorted(ends) if end is not None}
 
     def ranged(self, slice_: Row, item: Slice) -> Slice:
         """Return a slice with the range of its volume, where that scales it.

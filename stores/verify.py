@@ -163,6 +163,7 @@ def _parts(store: FeatureStore, report: Report) -> None:
         report.findings += found
         report.parts += 1
     report.findings += _suspicious(norms)
+    report.findings += _ranges(store)
     report.rows = len(live)
 
 
@@ -230,6 +231,16 @@ def _values(
                     f"{wrong.sum()} rows of {name} {what} (first: {first})",
                     part.index,
                 )
+
+
+def _ranges(store: FeatureStore) -> Iterator[Finding]:
+    """Check that all parts of one volume were scaled by one range."""
+    told: dict[int, list[float]] = {}
+    for part in store.layout.parts(store.arrays["status"].n):
+        for row, *ends in (store.receipt(part.index) or {}).get("ranges", ()):
+            if told.setdefault(row, ends) != ends:
+                detail = f"scales the volume of row {row} by {ends}; earlier parts by {told[row]}"
+                yield Finding("values", f"part {part.index}", detail, part.index)
 
 
 def _norms(

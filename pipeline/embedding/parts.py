@@ -23,7 +23,7 @@ from pipeline.types import (
     intensity_kind,
     of_volume,
 )
-from pipeline.volumes import Name, Volumes
+from pipeline.volumes import Kept, Name, Volumes
 from stores import FeatureStore, PartRange
 from stores.claims import Claim
 from stores.duplicates import Originals
@@ -39,6 +39,7 @@ class Job:
     """One claimed part: its slices in row order, its arrays as they fill.
 
     survey: the volumes whose ranges are to be found first. left_out: the rows that those lack.
+    ranges: those that scale slices of this part.
     arrays: none until the part is begun, since parts are claimed ahead. links: row -> the row with
     the same pixels. most: how many slices the network took at once.
     """
@@ -49,6 +50,7 @@ class Job:
     survey: dict[Name, list[dict[str, Any]]]
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
+    ranges: Kept = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
     links: dict[int, int] = field(default_factory=dict)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -108,6 +110,7 @@ class Filler:
             with clock(job.seconds, "survey"):
                 job.left_out += run.volumes.survey(name, slices, (read.item for read in reads))
             yield
+        job.ranges = run.volumes.ranges(job.slices)
         for slice_ in job.slices:
             with clock(job.seconds, "wait"):
                 read = next(reads)

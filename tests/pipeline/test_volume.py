@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipeline.config import Config, load_config
-from pipeline.embed import Speed
+from pipeline.embed import Progress, Speed
 from pipeline.extract import extract
 from pipeline.plan import explain, plan
 from pipeline.preprocess import prepare
@@ -20,6 +20,7 @@ from pipeline.read import read_slices
 from pipeline.types import Percentiles, Preprocess, Recipe, Slice, ZScore
 from pipeline.volumes import Histogram
 from stores import FeatureStore
+from stores.verify import verify
 from tests.phantoms import volume, write_jpeg_12, write_series
 from tests.pipeline.models import write_tiny_folder
 
@@ -188,6 +189,34 @@ def test_a_slice_that_cannot_be_read_is_left_out_and_noted(
     assert_true(config, network, "a", left_out="a/bad")
     receipts = [json.loads(store.receipts.path(part).read_text()) for part in range(4)]
     assert [receipt["left_out"] for receipt in receipts] == [[live(store)["a/bad"]], [], [], []]
+
+
+def test_parts_of_one_volume_keep_one_range_whatever_can_be_read_later(config: Config) -> None:
+    one = sorted((config.data.root / "a").iterdir())[8]
+    gone = config.data.root.parent / "gone"
+
+    def lose(slices: int) -> None:  # found, and away while the range of its volume is sought
+        one.rename(gone)
+
+    def regain(slices: int) -> None:
+        if gone.exists():
+            gone.rename(one)
+
+    store = FeatureStore.open(extract(config, HERE, Progress(lose, regain)).store)
+    row = live(store)[f"a/{one.name}"]
+    receipts = [store.receipt(part) or {} for part in range(4)]
+    assert [receipt["left_out"] for receipt in receipts] == [[row], [], [], []]
+    want = store.read("cls")
+    for part in (1, 2):
+        store.receipts.path(part).unlink()
+    assert extract(config, HERE).embedded == 8
+    assert store.read("cls").tobytes() == want.tobytes()
+    assert verify(store.path).sound
+    # Two hosts at once, of which one could not read a slice.
+    receipt = store.receipt(1) or {}
+    ((first, low, high),) = receipt["ranges"]
+    store.receipts.write(1, receipt | {"ranges": [[first, low, high + 1]]})
+    assert [(f.kind, f.part) for f in verify(store.path).findings] == [("values", 1)]
 
 
 def test_z_scores_by_volume(tmp_path: Path, config: Config) -> None:
