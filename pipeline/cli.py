@@ -18,6 +18,7 @@ import typer
 
 from pipeline.commands import (
     answering,
+    datasets,
     demo,
     doctoring,
     extracting,
@@ -39,7 +40,17 @@ app = typer.Typer(
     epilog="Every command has --help with an example. --debug, anywhere on the line, shows where "
     "an error came from. --install-completion makes the shell complete commands and options.",
 )
-for group in (extracting, scaling, answering, reporting, keeping, weights, demo, doctoring):
+for group in (
+    extracting,
+    scaling,
+    answering,
+    reporting,
+    keeping,
+    weights,
+    datasets,
+    demo,
+    doctoring,
+):
     app.add_typer(group.app)
 
 

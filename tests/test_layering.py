@@ -33,6 +33,7 @@ LEVELS = [
         "failures",
         "segment",
         "status",
+        "datasets",
     },
     {"shards", "scale"},
     {"collection", "scoring", "deal", "segmentation.asked", "segmentation.exporting"},

@@ -1,0 +1,99 @@
+"""What the description of a public data set is made of, and what looking into its folder gives.
+
+A description is data and one function, `find`, which reads tables and names of files and no pixels,
+unless masks or images are packed together with something else: what it unpacks it writes under
+`out`. `writing` makes a config of what was found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.questions import Part
+from stores.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image, a volume or a folder of slices.
+
+    path: relative to `Found.root`; patient: as the set names them; part: of the official split, or
+    None; mask: relative to `Found.masks`; labels: column -> text.
+    """
+
+    path: str
+    patient: str
+    part: Part | None = None
+    mask: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in a folder. counts: what is there of what `DataSet.published` counts.
+
+    masks: the folder of the masks, where it is another than root. published, tasks: where they
+    depend on which of several sets the folder holds. notes: what the user should know.
+    """
+
+    root: Path
+    items: Sequence[Item]
+    counts: Mapping[str, int]
+    masks: Path | None = None
+    published: Mapping[str, int] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A public data set.
+
+    layout: the files that a download leaves; published: what is counted -> how many there are;
+    data, labels, split, tasks, values: as the blocks of a config have them; split also without an
+    official one; values: of the masks. unverified: what could not be held against a source.
+    """
+
+    title: str
+    source: str
+    layout: str
+    find: Callable[[Path, Path], Found]
+    data: Mapping[str, Any]
+    published: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    split: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    values: str | Mapping[int, str] | None = None
+    unverified: str = ""
+
+
+def below(folder: Path, *names: str) -> Path:
+    """Return `folder`, or the one folder at most two levels below it, that holds all of `names`.
+
+    Archives are often unpacked into a folder of their own name. Raises ConfigError where there is
+    none, or several.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"There is no folder {str(folder)!r}. Name the unpacked download.")
+    for depth in ("", "*/", "*/*/"):
+        found = [
+            path.parent
+            for path in sorted(folder.glob(f"{depth}{names[0]}"))
+            if all((path.parent / name).exists() for name in names)
+        ]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ConfigError(
+                f"{str(folder)!r} holds {' and '.join(names)} more than once, in "
+                f"{', '.join(str(path) for path in found[:3])}. Name one of these."
+            )
+    raise ConfigError(f"{str(folder)!r} does not hold {' and '.join(names)}.")
+
+
+def files_of(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder by name, without those that macOS leaves in archives."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("._"))

@@ -1,0 +1,25 @@
+"""The public data sets by name."""
+
+from __future__ import annotations
+
+from pipeline.datasets.contracts import DataSet
+from pipeline.datasets.lungs import MONTGOMERY, SHENZHEN
+from pipeline.datasets.medmnist import MEDMNIST
+from pipeline.datasets.slices import BRAIN_TUMOUR, SARS
+from pipeline.datasets.volumes import AMOS, BTCV, MSD_HEART, MSD_HIPPOCAMPUS, MSD_SPLEEN
+from pipeline.datasets.xrays import CHEXPERT, NIH
+
+DATASETS: dict[str, DataSet] = {
+    "nih": NIH,
+    "chexpert": CHEXPERT,
+    "montgomery": MONTGOMERY,
+    "shenzhen": SHENZHEN,
+    "sars": SARS,
+    "brain-tumour": BRAIN_TUMOUR,
+    "amos": AMOS,
+    "msd-heart": MSD_HEART,
+    "msd-hippocampus": MSD_HIPPOCAMPUS,
+    "msd-spleen": MSD_SPLEEN,
+    "btcv": BTCV,
+    "medmnist": MEDMNIST,
+}

@@ -1,0 +1,145 @@
+"""MedMNIST: one .npz a set, its images and labels as arrays of train, val and test.
+
+The images are unpacked one by one, so that each is a file with a row of its own: a PNG, or a .npy
+of a volume. Memory does not grow with the set.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.datasets.contracts import DataSet, Found, Item
+from pipeline.formats.limits import as_unreadable, check_size
+from pipeline.tasks.splits import PARTS
+from stores.errors import ConfigError
+
+CHEST = (
+    "atelectasis",
+    "cardiomegaly",
+    "effusion",
+    "infiltration",
+    "mass",
+    "nodule",
+    "pneumonia",
+    "pneumothorax",
+    "consolidation",
+    "edema",
+    "emphysema",
+    "fibrosis",
+    "pleural",
+    "hernia",
+)
+# Of version 2.1, train, val, test; later versions dropped a few copies from the organ sets.
+PUBLISHED = {
+    "chestmnist": (78_468, 11_219, 22_433),
+    "pneumoniamnist": (4_708, 524, 624),
+    "breastmnist": (546, 78, 156),
+    "octmnist": (97_477, 10_832, 1_000),
+    "organamnist": (34_581, 6_491, 17_778),
+    "organcmnist": (13_000, 2_392, 8_268),
+    "organsmnist": (13_940, 2_452, 8_829),
+}
+
+
+def _find(folder: Path, out: Path) -> Found:
+    path = _archive(folder)
+    name = path.stem.partition("_")[0]
+    try:
+        items = [item for part in PARTS for item in _unpacked(path, part, out / "images")]
+    except Exception as error:
+        known = as_unreadable(error, "unpacking")
+        raise ConfigError(f"{path} is no archive of MedMNIST: {known.detail}.") from error
+    counts = {f"{part} images": sum(item.part == part for item in items) for part in PARTS}
+    given = PUBLISHED.get(name)
+    published = {} if given is None else dict(zip(counts, given, strict=True))
+    columns = list(items[0].labels)
+    volumes = items[0].path.endswith(".npy")
+    task = {"labels": columns} | ({"level": "series"} if volumes else {})
+    notes = [
+        f"the images are unpacked under {out / 'images'}",
+        "the set names no patients: each image counts as its own",
+    ]
+    if given is None:
+        notes.append(f"no published counts of {name!r} are known here")
+    return Found(
+        out / "images", items, counts, published=published, tasks={name: task}, notes=notes
+    )
+
+
+def _archive(folder: Path) -> Path:
+    found = [folder] if folder.is_file() else sorted(folder.glob("*mnist*.npz"))
+    if len(found) != 1:
+        raise ConfigError(
+            f"{str(folder)!r} must be an .npz of MedMNIST, or a folder of one. Got {len(found)} "
+            f"({', '.join(path.name for path in found[:3])}); name one file."
+        )
+    return found[0]
+
+
+def _unpacked(path: Path, part: Any, into: Path) -> Iterator[Item]:
+    """Write the images of a part; yield each with its labels."""
+    images = _rows(path, f"{part}_images")
+    for i, (image, values) in enumerate(zip(images, _labels(path, part), strict=True)):
+        name = f"{part}/{i:06d}{'.npy' if _is_volume(image) else '.png'}"
+        _write(image, into / name)
+        yield Item(name, f"{part} {i}", part, labels=values)
+
+
+def _labels(path: Path, part: str) -> Iterator[dict[str, str]]:
+    """Yield the labels of each image by column: one class, or findings."""
+    for row in _rows(path, f"{part}_labels"):
+        values = [str(value) for value in row.ravel().tolist()]
+        names = CHEST if len(values) == len(CHEST) else [f"label {j}" for j in range(len(values))]
+        yield dict(zip(["label"] if len(values) == 1 else names, values, strict=True))
+
+
+def _is_volume(image: NDArray[Any]) -> bool:
+    return image.ndim == 3 and image.shape[-1] != 3
+
+
+def _write(image: NDArray[Any], into: Path) -> None:
+    from PIL import Image
+
+    into.parent.mkdir(parents=True, exist_ok=True)
+    if _is_volume(image):
+        np.save(into, image)
+    else:
+        Image.fromarray(image).save(into)
+
+
+def _rows(path: Path, name: str) -> Iterator[NDArray[Any]]:
+    """Yield the rows of one array of an .npz, read one after the other; nothing is unpickled."""
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(file)
+        if fortran or dtype.kind not in "iufb" or len(shape) < 1:
+            raise ValueError("an array in an order or of a type that the set does not have")
+        inside = [int(size) for size in shape[1:]]
+        row_bytes = math.prod(inside) * dtype.itemsize
+        check_size(1, max(row_bytes, 1), 1, 1, 0, coded=False)
+        for _ in range(shape[0]):
+            data = file.read(row_bytes)
+            if len(data) < row_bytes:
+                raise EOFError("the array ends early")
+            yield np.frombuffer(data, dtype).reshape(inside)
+
+
+MEDMNIST = DataSet(
+    title="MedMNIST",
+    source="medmnist.com",
+    layout="pneumoniamnist.npz, or chestmnist_224.npz, ...: {train,val,test}_{images,labels}",
+    find=_find,
+    # Pictures, not HU: taken by minimum and maximum.
+    data={"modality": {"**": "OT"}},
+    unverified="counts of the 3D sets",
+)

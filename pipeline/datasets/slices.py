@@ -1,0 +1,153 @@
+"""SARS-CoV-2 CT and the brain tumours of figshare: slices, with a class a patient or a slice."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.datasets.contracts import DataSet, Found, Item, below, files_of
+from pipeline.formats.limits import as_unreadable, check_size
+from pipeline.questions import Part
+from stores.errors import ConfigError
+
+_GROUPS = {"covid": "1", "healthy": "0", "others": "0"}
+TUMOURS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
+
+
+def _find_sars(folder: Path, out: Path) -> Found:
+    root = below(folder, "Healthy", "Others")
+    items, counts = [], {"patients": 0, "slices": 0, "patients with COVID-19": 0}
+    for group in sorted(path for path in root.iterdir() if path.name.lower() in _GROUPS):
+        name = group.name.lower()
+        for patient in sorted(path for path in group.iterdir() if path.is_dir()):
+            labels = {"covid": _GROUPS[name], "group": name}
+            path = patient.relative_to(root).as_posix()
+            items.append(Item(path, f"{name} {patient.name}", labels=labels))
+            counts["slices"] += len(files_of(patient, "*.png"))
+    counts["patients"] = len(items)
+    counts["patients with COVID-19"] = sum(item.labels["covid"] == "1" for item in items)
+    return Found(root, items, counts)
+
+
+# --- figshare -----------------------------------------------------------------------------------
+
+
+def _find_tumours(folder: Path, out: Path) -> Found:
+    if not folder.is_dir():
+        raise ConfigError(f"There is no folder {str(folder)!r}. Name the unpacked download.")
+    every = [path for path in folder.rglob("*.mat") if path.stem.isdecimal()]
+    if not every:
+        raise ConfigError(f"{str(folder)!r} holds no 1.mat, 2.mat, ...: unpack the archives in it.")
+    every.sort(key=lambda path: int(path.stem))
+    folds = _folds(folder)
+    items = [_tumour(path, folder, out, folds.get(int(path.stem))) for path in every]
+    items, notes = _without_torn(items)
+    if not folds:
+        notes.append("cvind.mat is not there: the official folds are not used")
+    notes.append(f"the masks of the tumours are unpacked under {out / 'masks'}")
+    counts = {"slices": len(items), "patients": len({item.patient for item in items})}
+    for name in TUMOURS.values():
+        counts[name] = sum(item.labels["tumour"] == name for item in items)
+    return Found(folder, items, counts, masks=out / "masks", notes=notes)
+
+
+def _tumour(path: Path, root: Path, out: Path, part: Part | None) -> Item:
+    from PIL import Image
+
+    try:
+        label, patient, mask = _read_struct(path)
+    except Exception as error:
+        known = as_unreadable(error, "reading the struct cjdata")
+        raise ConfigError(f"{path} is no file of this set: {known.detail}.") from error
+    into = out / "masks" / f"{path.stem}.png"
+    into.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask).save(into)
+    shown = path.relative_to(root).as_posix()
+    return Item(shown, patient, part, into.name, {"tumour": TUMOURS[label]})
+
+
+def _read_struct(path: Path) -> tuple[int, str, NDArray[np.uint8]]:
+    """Return label, patient and mask (H, W) of a v7.3 file, whose axes are MATLAB's reversed."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        label = int(_small(file["cjdata/label"]).ravel()[0])
+        patient = "".join(chr(int(code)) for code in _small(file["cjdata/PID"]).ravel()[:64])
+        mask = file["cjdata/tumorMask"]
+        height, width = mask.shape
+        check_size(height, width, 1, mask.dtype.itemsize, path.stat().st_size, coded=True)
+        values = _own(mask).T
+    return label, patient, np.ascontiguousarray(values != 0, dtype=np.uint8)
+
+
+def _small(dataset: Any) -> NDArray[Any]:
+    if math.prod(dataset.shape) > 10_000:
+        raise ValueError("a label or id of a size that none has")
+    return _own(dataset)
+
+
+def _own(dataset: Any) -> NDArray[Any]:
+    if dataset.is_virtual or dataset.external:
+        raise ValueError("the array lies in another file")
+    return np.asarray(dataset)
+
+
+def _folds(folder: Path) -> dict[int, Part]:
+    """Return the part of each file's number by cvind.mat: fold 1 tests, fold 2 validates."""
+    import h5py
+
+    try:
+        path = below(folder, "cvind.mat") / "cvind.mat"
+    except ConfigError:
+        return {}
+    with h5py.File(path, "r") as file:
+        fold = _small(file["cvind"]).ravel().astype(int).tolist()
+    parts: dict[int, Part] = {1: "test", 2: "val"}
+    return {i + 1: parts.get(number, "train") for i, number in enumerate(fold)}
+
+
+def _without_torn(items: list[Item]) -> tuple[list[Item], list[str]]:
+    """Return the items without official parts, where these tear a patient apart, and a note."""
+    parts: dict[str, set[Part | None]] = defaultdict(set)
+    for item in items:
+        parts[item.patient].add(item.part)
+    torn = sum(len(each) > 1 for each in parts.values())
+    if not torn:
+        return items, []
+    alone = [Item(item.path, item.patient, None, item.mask, item.labels) for item in items]
+    return alone, [f"cvind.mat puts {torn} patients on two sides, so patients are dealt anew"]
+
+
+SARS = DataSet(
+    title="SARS-CoV-2 CT (COVID multiclass)",
+    source="kaggle.com/plameneduardo/a-covid-multiclass-dataset-of-ct-scans",
+    layout="New_Data_CoV2: Covid/, Healthy/, Others/, in each a folder of PNG slices a patient",
+    find=_find_sars,
+    # Pictures, not HU: taken by minimum and maximum.
+    data={"include": ["*/*/*.png"], "modality": {"**": "OT"}},
+    published={"patients": 210, "slices": 4173, "patients with COVID-19": 80},
+    tasks={"covid": {"labels": ["covid"], "level": "patient"}},
+    unverified="80 patients with COVID-19",
+)
+BRAIN_TUMOUR = DataSet(
+    title="figshare brain tumours",
+    source="figshare.com/articles/dataset/brain_tumor_dataset/1512427",
+    layout="1.mat to 3064.mat (v7.3, struct cjdata), in folders or not; cvind.mat",
+    find=_find_tumours,
+    data={"include": ["**/[0-9]*.mat"], "modality": {"**": "MR"}},
+    published={
+        "slices": 3064,
+        "patients": 233,
+        "meningioma": 708,
+        "glioma": 1426,
+        "pituitary": 930,
+    },
+    tasks={"tumour": {"labels": ["tumour"]}},
+    values="tumour",
+    unverified="the layout of cvind.mat",
+)

@@ -1,0 +1,121 @@
+"""NIH ChestX-ray14 and CheXpert: findings on chest X-rays."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.datasets.contracts import DataSet, Found, Item, below
+from pipeline.questions import Part
+
+NIH_FINDINGS = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+CHEXPERT_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+
+
+def _find_nih(folder: Path, out: Path) -> Found:
+    root = below(folder, "Data_Entry_2017.csv", "test_list.txt")
+    here = {path.name: path.relative_to(root).as_posix() for path in root.glob("images*/**/*.png")}
+    test = set((root / "test_list.txt").read_text().split())
+    rows = [row for row in _rows(root / "Data_Entry_2017.csv") if row["Image Index"] in here]
+    items = [_nih(row, here[row["Image Index"]], test) for row in rows]
+    counts = {
+        "images": len(items),
+        "patients": len({item.patient for item in items}),
+        "test images": sum(item.part == "test" for item in items),
+    }
+    notes = ["the paper's code counts No Finding as a 15th label: its column is in labels.csv"]
+    if len(here) > len(items):
+        notes.append(f"{len(here) - len(items)} images are in no row of Data_Entry_2017.csv")
+    return Found(root, items, counts, notes=notes)
+
+
+def _nih(row: dict[str, str], path: str, test: set[str]) -> Item:
+    said = row["Finding Labels"].split("|")
+    labels = {name: str(int(name in said)) for name in (*NIH_FINDINGS, "No Finding")}
+    labels |= {"sex": row["Patient Gender"], "view": row["View Position"]}
+    part: Part = "test" if row["Image Index"] in test else "train"
+    return Item(path, row["Patient ID"], part, labels=labels)
+
+
+def _find_chexpert(folder: Path, out: Path) -> Found:
+    root = below(folder, "train.csv", "valid.csv")
+    # The 500 patients of the test came later; without them the validation set tests.
+    has_test = (root / "test.csv").is_file()
+    parts: dict[str, Part] = {"train": "train", "valid": "val" if has_test else "test"}
+    parts |= {"test": "test"} if has_test else {}
+    items: list[Item] = []
+    counts: dict[str, int] = {}
+    absent = 0
+    for name, part in parts.items():
+        frontal = [row for row in _rows(root / f"{name}.csv") if "frontal" in row["Path"]]
+        own = [item for row in frontal if (item := _chexpert(row, part, root)) is not None]
+        absent += len(frontal) - len(own)
+        counts[f"frontal images of {name}.csv"] = len(own)
+        items += own
+    notes = ["frontal images alone, as the paper; an uncertain finding counts as none (U-Zeros)"]
+    if not has_test:
+        notes.append("there is no test.csv: valid.csv tests, and patients of train.csv validate")
+    if absent:
+        notes.append(f"{absent} frontal images of the tables are not there")
+    published = {key: PUBLISHED_CHEXPERT[key] for key in counts}
+    return Found(root, items, counts, published=published, notes=notes)
+
+
+def _chexpert(row: dict[str, str], part: Part, root: Path) -> Item | None:
+    path = row["Path"].partition("/")[2]  # without the name of the download's own folder
+    if not (root / path).is_file():
+        return None
+    labels = {name: row[name] for name in CHEXPERT_FINDINGS}
+    labels |= {"sex": row.get("Sex", ""), "view": row.get("AP/PA", "")}
+    return Item(path, path.split("/")[1], part, labels=labels)
+
+
+def _rows(file: Path) -> Iterator[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        yield from csv.DictReader(lines)
+
+
+PUBLISHED_CHEXPERT = {
+    "frontal images of train.csv": 191_027,
+    "frontal images of valid.csv": 202,
+    "frontal images of test.csv": 518,
+}
+
+NIH = DataSet(
+    title="NIH ChestX-ray14",
+    source="nihcc.app.box.com/v/ChestXray-NIHCC",
+    layout="Data_Entry_2017.csv, test_list.txt, images*/**/*.png",
+    find=_find_nih,
+    data={"include": ["images*/**/*.png"], "modality": {"**": "DX"}},
+    published={"images": 112_120, "patients": 30_805, "test images": 25_596},
+    split={"folds": 9},  # of train_val a ninth validates, about the paper's 10,002 images
+    tasks={"findings": {"labels": list(NIH_FINDINGS)}},
+)
+CHEXPERT = DataSet(
+    title="CheXpert",
+    source="stanfordmlgroup.github.io/competitions/chexpert",
+    layout="train.csv, valid.csv (and test.csv), train/, valid/ (and test/) as unpacked",
+    find=_find_chexpert,
+    data={"include": ["*/**/*frontal.jpg"], "modality": {"**": "DX"}},
+    published=PUBLISHED_CHEXPERT,
+    labels={"uncertain": "zero", "missing": "zero"},
+    split={"folds": 20},
+    tasks={"findings": {"labels": list(CHEXPERT_FINDINGS)}},
+    unverified="the columns of test.csv",
+)

@@ -1,0 +1,191 @@
+"""Public data sets as their archives unpack, made up: a few small images of the exact layouts.
+
+Pictures show a bright disc or two, whose place and size go with the labels: heads can learn them.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+SIZE = 40
+
+
+def disc(y: float, x: float, radius: float, size: int = SIZE) -> NDArray[np.bool_]:
+    """Return a disc (size, size)."""
+    rows, columns = np.mgrid[:size, :size]
+    return np.asarray((rows - y) ** 2 + (columns - x) ** 2 <= radius**2)
+
+
+def noisy(marked: NDArray[np.bool_], seed: int, light: int = 150) -> NDArray[np.uint8]:
+    """Return a picture that is bright where marked."""
+    noise = np.random.default_rng(seed).integers(0, 60, marked.shape)
+    return np.asarray(noise + light * marked, np.uint8)
+
+
+def save(path: Path, pixels: NDArray[np.uint8], **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+
+
+def write_rows(path: Path, rows: list[list[Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def nih(root: Path, patients: int = 30) -> None:
+    """Two visits a patient; the last third of the patients is the official test."""
+    head = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age"]
+    rows: list[list[Any]] = [[*head, "Patient Gender", "View Position"]]
+    test = []
+    for patient in range(1, patients + 1):
+        for visit in range(2):
+            name = f"{patient:08d}_{visit:03d}.png"
+            ill = (patient + visit) % 2
+            marked = disc(12 + 8 * ill, 20, 8)
+            save(root / f"images_{patient % 3 + 1:03d}/images/{name}", noisy(marked, len(rows)))
+            said = "Effusion|Pleural_Thickening" if ill else "No Finding"
+            rows.append([name, said, visit, patient, 50, "MF"[patient % 2], "PA"])
+            test += [name] if patient > patients * 2 // 3 else []
+    write_rows(root / "Data_Entry_2017.csv", rows)
+    (root / "test_list.txt").write_text("\n".join(test) + "\n")
+
+
+def chexpert(root: Path, train: int = 24, valid: int = 8, test: int = 0) -> None:
+    """Each patient with a frontal and a lateral view; uncertain findings in training alone."""
+    findings = ["Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion"]
+    head = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", "No Finding", *findings]
+    first = 1
+    for name, number in (("train", train), ("valid", valid), ("test", test)):
+        rows: list[list[Any]] = [head]
+        for patient in range(first, first + number):
+            for view in ("frontal", "lateral"):
+                path = f"{name}/patient{patient:05d}/study1/view1_{view}.jpg"
+                ill = patient % 2
+                seed = 2 * patient + (view == "lateral")
+                save(root / path, noisy(disc(12 + 8 * ill, 20, 8), seed), quality=95)
+                marks = [ill, 1 - ill, "-1.0" if name == "train" else 0, "", ill]
+                about = ["Male", 60, view.capitalize(), "AP" if view == "frontal" else ""]
+                rows.append([f"CheXpert-v1.0-small/{path}", *about, "", *marks])
+        first += number
+        if number:
+            write_rows(root / f"{name}.csv", rows)
+
+
+def montgomery(root: Path, images: int = 24) -> None:
+    for i in range(images):
+        name = f"MCUCXR_{i + 1:04d}_{i % 2}.png"
+        left, right = disc(20, 28, 6 + i % 2), disc(20, 10, 6 + i % 2)
+        save(root / "CXR_png" / name, noisy(left | right, i))
+        save(root / "ManualMask/leftMask" / name, np.uint8(255) * left)
+        save(root / "ManualMask/rightMask" / name, np.uint8(255) * right)
+    (root / "ClinicalReadings").mkdir()
+
+
+def shenzhen(root: Path, images: int = 20) -> None:
+    for i in range(images):
+        stem = f"CHNCXR_{i + 1:04d}_{i % 2}"
+        lungs = disc(20, 28, 6 + i % 2) | disc(20, 10, 6 + i % 2)
+        save(root / "CXR_png" / f"{stem}.png", noisy(lungs, i))
+        if i:  # as in the set, some have none
+            save(root / "mask" / f"{stem}_mask.png", np.uint8(255) * lungs)
+
+
+def sars(root: Path, patients: int = 8) -> None:
+    """So many patients a group, three slices each."""
+    for group in ("Covid", "Healthy", "Others"):
+        for patient in range(1, patients + 1):
+            for i in range(3):
+                marked = disc(20, 12 if group == "Covid" else 26, 7)
+                seed = 100 * patient + 10 * len(group) + i
+                save(root / group / f"Patient ({patient})" / f"{i + 1}.png", noisy(marked, seed))
+
+
+def brain_tumour(root: Path, files: int = 30, *, torn: bool = False) -> None:
+    """Two slices a patient, MATLAB v7.3 files behind their 512 bytes, in the archives' folders."""
+    fold = []
+    for i in range(files):
+        patient, label = i // 2, i // 2 % 3 + 1
+        fold.append((i if torn else patient) % 5 + 1)
+        place = root / ("brainTumorDataPublic_1-766" if i < 20 else "brainTumorDataPublic_767-1532")
+        place.mkdir(parents=True, exist_ok=True)
+        mask = disc(10 + 6 * label, 15, 4 + label)
+        with h5py.File(place / f"{i + 1}.mat", "w", userblock_size=512) as file:
+            struct = file.create_group("cjdata")
+            struct["image"] = (noisy(mask, i).astype(np.int16) * 10).T
+            struct["tumorMask"] = mask.astype(np.uint8).T
+            struct["label"] = np.array([[float(label)]])
+            codes = [ord(letter) for letter in f"{100360 + patient}"]
+            struct["PID"] = np.array(codes, np.uint16)[:, None]
+            struct["tumorBorder"] = np.zeros((8, 1))
+    with h5py.File(root / "cvind.mat", "w", userblock_size=512) as file:
+        file["cvind"] = np.array(fold, float)[None]
+
+
+def volume(path: Path, seed: int, values: int, *, mask: Path | None = None) -> None:
+    """Write a CT or MR volume (24, 20, 4) with one organ a value, side by side."""
+    shape = (24, 20, 4)
+    labels = np.zeros(shape, np.int16)
+    start = seed % 3
+    for value in range(1, values + 1):
+        width = max(1, 18 // values)
+        labels[4:20, start + (value - 1) * width : start + value * width, 1:] = value
+    noise = np.random.default_rng(seed).normal(0, 10, shape)
+    voxels = (labels * (400 // values) - 100 * (labels == 0) + noise).astype(np.int16)
+    affine = np.diag([0.8, 0.8, 2.5, 1.0])
+    for array, into in ((voxels, path), (labels, mask)):
+        if into is not None:
+            into.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, affine), into)
+
+
+def amos(root: Path, train: int = 5, val: int = 3) -> None:
+    """CT below 501, one MR volume in each folder, a test volume without a mask."""
+    for suffix, first, number in (("Tr", 1, train), ("Va", 200, val)):
+        for case in (*range(first, first + number), 507 + first // 10):
+            name = f"amos_{case:04d}.nii.gz"
+            volume(root / f"images{suffix}" / name, case, 15, mask=root / f"labels{suffix}" / name)
+    volume(root / "imagesTs/amos_0500.nii.gz", 500, 15)
+    (root / "dataset.json").write_text("{}")
+
+
+def decathlon(root: Path, prefix: str, values: int, volumes: int = 6) -> None:
+    for i in range(volumes):
+        name = f"{prefix}_{2 * i + 1}.nii.gz"
+        volume(root / "imagesTr" / name, i, values, mask=root / "labelsTr" / name)
+        (root / "imagesTr" / f"._{name}").write_bytes(b"\0\5\x16\7Mac OS X")
+    volume(root / "imagesTs" / f"{prefix}_90.nii.gz", 90, values)
+    (root / "dataset.json").write_text("{}")
+
+
+def btcv(root: Path, volumes: int = 6) -> None:
+    training = root / "RawData/Training"
+    for i in range(1, volumes + 1):
+        mask = training / f"label/label{i:04d}.nii.gz"
+        volume(training / f"img/img{i:04d}.nii.gz", i, 13, mask=mask)
+    volume(root / "RawData/Testing/img/img0061.nii.gz", 61, 13)
+
+
+def medmnist(path: Path, sizes: tuple[int, int, int] = (30, 10, 12), *, deep: bool = False) -> None:
+    """Two classes of pictures of 28 pixels, or of volumes."""
+    arrays: dict[str, NDArray[Any]] = {}
+    seed = 0
+    for part, n in zip(("train", "val", "test"), sizes, strict=True):
+        labels = np.arange(n) % 2
+        images = []
+        for label in labels:
+            seed += 1
+            flat = noisy(disc(10 + 8 * label, 14, 6, 28), seed)
+            images.append(np.repeat(flat[None], 28, axis=0) if deep else flat)
+        arrays[f"{part}_images"] = np.stack(images)
+        arrays[f"{part}_labels"] = labels[:, None].astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **arrays)
