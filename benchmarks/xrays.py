@@ -4,8 +4,9 @@
 
 DIR/cxr holds images and labels.csv (image, patient_id, label, view, sex). Without --weights the
 network is untrained, and every table says so: the run then shows that the machinery works on real
-files, and nothing of DINOv2. The set holds some images twice, under other patients' ids; the later
-copy of each is left out, and named.
+files, and nothing of DINOv2. The set holds images twice under other patients' ids, some of them
+encoded again: what the check of leakage refuses is shown, then the later copy of each is left out
+by name.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ from pipeline.embed import Speed
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.names import Names
+from pipeline.tasks.cases import Cases
+from pipeline.tasks.labels import read_labels
+from pipeline.tasks.leakage import near_copies
+from pipeline.tasks.pooling import read_features
+from stores.duplicates import group_equal
+from stores.errors import LabelError
 from stores.features import FeatureStore
 
 
@@ -56,19 +63,26 @@ def write_labels(root: Path, path: Path, left_out: set[str]) -> None:
                 out.writerow([row["image"], row["patient_id"], covid, row["view"], row["sex"]])
 
 
-def copies(root: Path, store: FeatureStore) -> dict[str, str]:
-    """Return the images whose pixels an earlier image of another patient has: copy -> first."""
-    with (root / "labels.csv").open(newline="") as file:
-        patient = {row["image"]: row["patient_id"] for row in csv.DictReader(file)}
-    rows = store.slices()["row"].to_numpy()
-    names = Names(store.path, "hide").revealed(store.slices())["path"].to_pylist()
-    digests = store.read("pixel_digest", rows)
-    first: dict[bytes, str] = {}
+def copies(config: Config) -> dict[str, str]:
+    """Return the images that the check of leakage finds again: copy -> first, and how near."""
+    store = FeatureStore.open(config.store)
+    table = read_labels(config.labels, config.tasks.values())
+    split = config.split.model_copy(update={"allow": ("duplicates", "near-duplicates")})
+    allowed = config.model_copy(update={"split": split})
+    cases = Cases(allowed, store, table, store.fingerprint(), "covid", config.tasks["covid"])
+    units, names = cases.units, Names(store.path, "hide").revealed(store.slices())["path"]
+    path = np.array(names.to_pylist())[units.rows]
+    digests = store.read("pixel_digest", units.rows)
+    patient = np.unique(units.groups, return_inverse=True)[1]  # whatever the split: each a side
     found = {}
-    for name, digest in zip(names, map(bytes, digests), strict=True):
-        earlier = first.setdefault(digest, name)
-        if patient[earlier] != patient[name]:
-            found[name] = earlier
+    for group in group_equal(digests):
+        for copy in group[1:]:
+            if patient[copy] != patient[group[0]]:
+                found[path[copy]] = f"the pixels of {path[group[0]]}"
+    near = near_copies([read_features(store, units, "cls")], digests, units, patient)
+    for each in near:
+        first, copy = sorted((each.first, each.second))
+        found[path[copy]] = f"all but {path[first]}, {each.share:.3f} of the usual distance"
     return found
 
 
@@ -85,9 +99,17 @@ def main() -> None:
     started = time.perf_counter()
     extract(config, Speed())
     print(f"extracted in {time.perf_counter() - started:.1f} s, store {config.store}")
-    twice = copies(root, FeatureStore.open(config.store))
-    for copy, earlier in twice.items():
-        print(f"left out {copy}: the pixels of {earlier}, under another patient's id")
+    write_labels(root, work / "labels.csv", set())
+    twice = copies(config)
+    for copy, why in twice.items():
+        print(f"left out {copy}: {why}, under another patient's id")
+    equal = {copy for copy, why in twice.items() if why.startswith("the pixels")}
+    for left_out in (set(), equal):
+        write_labels(root, work / "labels.csv", left_out)
+        try:
+            evaluate(config, ["knn"])
+        except LabelError as error:
+            print(f"with {len(left_out)} left out: {error}")
     write_labels(root, work / "labels.csv", set(twice))
     results = evaluate(config, given.methods)
     show_results(Console(width=160), results)

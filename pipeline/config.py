@@ -125,7 +125,7 @@ class SplitChoice(Frozen):
     file: Path | None = None
     column: str | None = None
     new: Literal["refuse", "deal", "leave-out"] = "refuse"
-    allow: tuple[Literal["duplicates"], ...] = ()
+    allow: tuple[Literal["duplicates", "near-duplicates"], ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> SplitChoice:
@@ -158,18 +158,14 @@ class Knn(Head):
 
     multilabel: how neighbours vote on multi-label tasks: as on any other (DINOv2's soft vote), or
     by ML-kNN; "mlknn-paper" counts a training image among its own neighbours, as the code of
-    arXiv 2312.02366 does. near_duplicate: the cosine about the mean of the references from which on
-    a test unit and a reference of another patient are reported, or refused as leakage, as
-    near_duplicates says. exact_up_to: how many references
-    are all looked at; where there are more, an inverted file is asked, so many of its lists that
-    the share `recall` of the true neighbours is found. Unset, all are always looked at.
+    arXiv 2312.02366 does. exact_up_to: how many references are all looked at; where there are more,
+    an inverted file is asked, so many of its lists that the share `recall` of the true neighbours
+    is found. Unset, all are always looked at.
     """
 
     k: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20, 50, 100, 200)
     temperature: Annotated[float, Field(gt=0)] = 0.07
     multilabel: Literal["soft", "mlknn", "mlknn-paper"] = "soft"
-    near_duplicate: Annotated[float, Field(gt=0, le=1)] = 0.999
-    near_duplicates: Literal["report", "refuse"] = "report"
     exact_up_to: Annotated[int, Field(ge=1)] | None = None
     recall: Annotated[float, Field(gt=0, le=1)] = 0.99
 

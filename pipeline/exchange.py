@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
-from pipeline.heads.knn import unit_length
 from pipeline.names import Names
+from pipeline.neighbours import unit_length
 from pipeline.types import Recipe
 from stores import FeatureStore
 from stores.errors import ConfigError, StoreError

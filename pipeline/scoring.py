@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import Head
 from pipeline.heads.fixed_draw import fixed_draw
@@ -52,9 +53,22 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     units, turns, settings = cases.units, cases.turns, getattr(cases.config, method)
     head = importlib.import_module(f"pipeline.heads.{method}")
     seen = cases.slices if method == "attention" else cases.features
-    answers = [head.predict(seen(settings, t), units, t, settings, **speed) for t in turns]
+    answers, notes = [], []
+    for turn in turns:
+        x = seen(settings, turn)
+        answers.append(head.predict(x, units, turn, settings, **speed))
+        notes = _held(x)
+        del x  # before the next are read
     tested = together(answers, [turn["test"] for turn in turns])
+    tested.notes.extend(notes)
     return _scores(cases, tested), tested
+
+
+def _held(x: NDArray[Any]) -> list[str]:
+    """Return what there is to say of where features (n, d) are held."""
+    if not isinstance(x, np.memmap):
+        return []
+    return [f"features of {x.nbytes / 2**30:.1f} GiB were held in a scratch file, not in memory"]
 
 
 def _open_array_api() -> None:
@@ -73,6 +87,7 @@ def _few(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
     x = cases.features(settings, parts)
     predictions: list[Prediction] = []
     notes = ["only the first fold is asked"] if len(cases.turns) > 1 else []
+    notes += _held(x)
     if settings.draw == "paper":
         from pipeline.heads import probe
 
@@ -100,7 +115,9 @@ def _efficiency(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
 
     settings, units, parts = cases.config.efficiency, cases.units, cases.turns[0]
     notes = ["only the first fold is asked"] if len(cases.turns) > 1 else []
-    curve = efficiency.points(cases.features(settings, parts), units, parts, settings, device)
+    x = cases.features(settings, parts)
+    notes += _held(x)
+    curve = efficiency.points(x, units, parts, settings, device)
     scores: list[Score] = []
     for point in curve:
         number, q = len(point.predictions), len(parts["test"])

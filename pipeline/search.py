@@ -9,8 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import Config
-from pipeline.heads import knn
 from pipeline.names import Names
+from pipeline.neighbours import neighbours
 from pipeline.questions import Level, Tally, Units
 from pipeline.tasks.pooling import read_features, scaled
 from pipeline.types import Recipe
@@ -61,7 +61,7 @@ def search(config: Config, query: str, *, k: int = 10, level: Level = "series") 
     known = np.arange(len(ids))
     x = read_features(store, units, config.knn.features)
     x = scaled(x, known, config.knn.scaling, config.knn.components)
-    cosine, nearest = knn.neighbours(x, known, np.array([len(ids)]), min(k, len(ids)))
+    cosine, nearest = neighbours(x, known, np.array([len(ids)]), min(k, len(ids)))
     sizes = np.bincount(unit)
     found = slices.take(pa.array(others[first[nearest[0]]])).to_pylist()
     return [

@@ -44,7 +44,8 @@ LEVELS = [
     {"segmentation"},
     {"discover", "demo", "heads", "tasks", "registry"},
     {"walk"},
-    {"volumes", "preprocess", "backbones", "stats", "phantoms"},
+    {"volumes", "preprocess", "backbones", "stats", "phantoms", "neighbours"},
+    {"holding"},
     {"families"},
     {"intensity"},
     {"read"},
@@ -82,7 +83,7 @@ HOMES = {
     "safetensors": {"pipeline.backbones"},
     "huggingface_hub": {"pipeline.weights"},
     "faiss": {
-        "pipeline.heads.knn",
+        "pipeline.neighbours",
         "pipeline.exchange",
         "pipeline.doctor",
         "pipeline.segmentation.knn",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import platform
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.embedding.speed import cores
+from pipeline.holding import memory_bytes
 from pipeline.weights import BACKBONES, locate
 from stores.errors import WeightsError
 
@@ -182,18 +182,6 @@ def limits() -> Iterator[Check]:
         )
     else:
         yield Check("cores", "ok", str(cores()))
-
-
-def memory_bytes() -> int | None:
-    """Return the memory this process may use: the machine's, or its container's; None unknown."""
-    found = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        text = _read(Path("/sys/fs/cgroup", name))
-        if text.isdigit():
-            found.append(int(text))
-    return min(found, default=None)
 
 
 def _cpu_share() -> float | None:

@@ -18,7 +18,7 @@ from pipeline.collection import make_recipe
 from pipeline.config import Config
 from pipeline.doctor.sample import Sample, take_sample
 from pipeline.embedding.forward import Forward, Values, pick_device
-from pipeline.heads.knn import neighbours
+from pipeline.neighbours import neighbours
 from pipeline.types import Precision
 from stores.errors import ConfigError
 

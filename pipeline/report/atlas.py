@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads import knn
+from pipeline.neighbours import neighbours
 from pipeline.report.sources import Source
 from pipeline.tasks.labels import texts_of
 from stores.errors import ConfigError
@@ -145,7 +145,7 @@ def _nearest(x: Floats, pictured: Rows, source: Source) -> tuple[Rows, Floats]:
     k = min(K, others)
     if k < 1:
         return np.zeros((len(x), 0), np.int64), np.zeros((len(x), 0), np.float32)
-    cosine, nearest = knn.neighbours(x, pictured, np.arange(len(x)), k, patient)
+    cosine, nearest = neighbours(x, pictured, np.arange(len(x)), k, patient)
     return nearest, cosine
 
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.compare import compare_stores
-from pipeline.heads import knn
+from pipeline.neighbours import neighbours
 from pipeline.questions import Difference, Metric, Result
 from pipeline.report.figures import forest, headline
 from pipeline.report.sources import Source
@@ -163,7 +163,7 @@ def mutual_overlap(x: Floats, y: Floats, k: int) -> float:
 
 def _neighbours(x: Floats, k: int) -> NDArray[np.int64]:
     every = np.arange(len(x))
-    return knn.neighbours(x, every, every, k, every)[1]
+    return neighbours(x, every, every, k, every)[1]
 
 
 def linear_cka(x: Floats, y: Floats) -> float:

@@ -57,10 +57,10 @@ def _leakage(source: Source) -> Iterator[Finding]:
         yield Finding("leakage", "note", text)
     else:
         yield _copies(source, across)
-    near = [(r, n) for r in source.results.values() for n in r.notes if "near-duplicates" in n]
+    near = [(r, n) for r in source.results.values() for n in r.notes if "all but copies" in n]
     if near:
         each = "; ".join(f"{_asked(result)}: {note}" for result, note in near)
-        yield Finding("leakage", "note", f"{each}.")
+        yield Finding("leakage", "warn", f"{each}.")
 
 
 def _copies(source: Source, across: list[list[str]]) -> Finding:

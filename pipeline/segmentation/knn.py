@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from pipeline.config import Segment
-from pipeline.heads.knn import soft_vote, unit_length
+from pipeline.heads.knn import soft_vote
+from pipeline.neighbours import unit_length
 from pipeline.segmentation.choice import Overlap, check_parts, chosen_note, learned_rows
 from pipeline.segmentation.contracts import Parts, Source
 from pipeline.segmentation.loader import Batch, Need, Rows, in_order

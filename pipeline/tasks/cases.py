@@ -18,8 +18,8 @@ from pipeline.config import Config, Head, Labels
 from pipeline.names import Names
 from pipeline.questions import FeatureSet, Part, Task, Units
 from pipeline.tasks.labels import LabelTable, label_units, read_labels, texts_of
-from pipeline.tasks.leakage import refuse_duplicates
-from pipeline.tasks.pooling import read_features, scaled
+from pipeline.tasks.leakage import near_copies, refuse_duplicates, refuse_near, said_of
+from pipeline.tasks.pooling import pooled_features, read_features, scaled
 from pipeline.tasks.splits import (
     PARTS,
     Split,
@@ -51,7 +51,8 @@ class Cases:
     task: Task
     # The task that this one is asked beside, on the same split.
     beside: Cases | None = None
-    _features: dict[FeatureSet, Floats] = field(default_factory=dict, init=False)
+    notes: list[str] = field(default_factory=list, init=False)  # copies that are allowed
+    _seen: tuple[FeatureSet, Floats] | None = field(default=None, init=False)
 
     @cached_property
     def units(self) -> Units:
@@ -107,7 +108,7 @@ class Cases:
     def turns(self) -> list[Parts]:
         """Unit numbers of train, val and test: once, or for each fold that tests in turn.
 
-        Raises LabelError where a copy of an image stands on two sides.
+        Raises LabelError where a copy of an image stands on two sides, or what is all but one.
         """
         choice = self.config.split
         addition = None
@@ -117,10 +118,24 @@ class Cases:
             path = split_path(self.store.path, self.name, self.task, choice)
             write_checked(path, extended_text(path.read_text("utf-8"), addition).encode())
             self.split = joined(self.split, addition)
-        if "duplicates" not in choice.allow:
-            digests = self.store.read("pixel_digest", self.units.rows)
-            refuse_duplicates(digests, self.units, self.split.sides_of(self.units.groups))
+        self._check_copies()
         return self.split.parts_of(self.units.groups)
+
+    def _check_copies(self) -> None:
+        """Refuse copies on two sides, or note those that are allowed."""
+        units, allow = self.units, self.config.split.allow
+        digests, side = (
+            self.store.read("pixel_digest", units.rows),
+            self.split.sides_of(units.groups),
+        )
+        if "duplicates" not in allow:
+            refuse_duplicates(digests, units, side)
+        features = pooled_features(self.store, units, "cls", self.task.pool)
+        near = near_copies(features, digests, units, side)
+        if "near-duplicates" not in allow:
+            refuse_near(near, units)
+        elif near:
+            self.notes.append(said_of(near, units))
 
     @cached_property
     def labels_digest(self) -> str:
@@ -128,15 +143,21 @@ class Cases:
         return self.table.digest(self.task)
 
     def features(self, head: Head, parts: Parts) -> Floats:
-        """Return (n, d) the units' features as a head sees them."""
-        which = head.features
-        if which not in self._features:
-            self._features[which] = read_features(self.store, self.units, which, self.task.pool)
-        return scaled(self._features[which], parts["train"], head.scaling, head.components)
+        """Return (n, d) the units' features as a head sees them.
+
+        The last ones read are kept, and no others, nor those of the task this is asked beside.
+        """
+        if self.beside is not None:
+            self.beside._seen = None
+        if self._seen is None or self._seen[0] != head.features:
+            self._seen = None
+            x = read_features(self.store, self.units, head.features, self.task.pool)
+            self._seen = head.features, x
+        return scaled(self._seen[1], parts["train"], head.scaling, head.components)
 
     def slices(self, head: Head, parts: Parts) -> Floats:
         """Return (m, d) the features of every slice of the units, as a head sees them."""
-        m = len(self.units.rows)
+        self._seen, m = None, len(self.units.rows)
         alone = replace(self.units, unit=np.arange(m), ids=self.units.rows.astype(np.str_))
         fit = np.flatnonzero(np.isin(self.units.unit, parts["train"]))
         x = read_features(self.store, alone, head.features)

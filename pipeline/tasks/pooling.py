@@ -8,12 +8,12 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.holding import ROWS_AT_ONCE, batches, beside, room
 from pipeline.questions import FeatureSet, Pool, Scaling, Units
 from pipeline.types import Recipe
 from stores.errors import ConfigError
 from stores.features import FeatureStore
 
-ROWS_AT_ONCE = 16384
 TOP = 5
 # Directions with less variance than this share of the greatest are float16's rounding.
 NOISE = 1e-6
@@ -25,14 +25,24 @@ Rows = NDArray[np.int64]
 def read_features(
     store: FeatureStore, units: Units, which: FeatureSet, pool: Pool = "mean"
 ) -> Floats:
-    """Return (n, d) float32: each unit's slices pooled.
+    """Return (n, d) float32: each unit's slices pooled; in a scratch file where they are many.
 
     Raises ConfigError where the store does not hold what the feature set needs.
     """
-    blocks, d = _needs(store, which)
+    x, first = room(len(units.ids), _needs(store, which)[1], store.path), 0
+    for pooled in pooled_features(store, units, which, pool):
+        x[first : first + len(pooled)] = pooled
+        first += len(pooled)
+    return x
+
+
+def pooled_features(
+    store: FeatureStore, units: Units, which: FeatureSet, pool: Pool = "mean"
+) -> Iterator[Floats]:
+    """Yield (b, d) float32, some units after others: what `read_features` returns, of any size."""
+    blocks, _ = _needs(store, which)
     order = np.argsort(units.unit, kind="stable")
     ends = np.cumsum(np.bincount(units.unit, minlength=len(units.ids)))
-    x = np.empty((len(units.ids), d), np.float32)
     for first, stop in _batches(ends):
         start = ends[first - 1] if first else 0
         rows = units.rows[order[start : ends[stop - 1]]]
@@ -40,8 +50,7 @@ def read_features(
         if "mean" in which:
             read.append(store.read("mean", rows))
         starts = np.concatenate([[start], ends[first : stop - 1]]) - start
-        x[first:stop] = _pooled(np.concatenate(read, axis=1).astype(np.float32), starts, pool)
-    return x
+        yield _pooled(np.concatenate(read, axis=1).astype(np.float32), starts, pool)
 
 
 def _needs(store: FeatureStore, which: FeatureSet) -> tuple[int, int]:
@@ -124,10 +133,10 @@ def scaled(x: Floats, fit: Rows, scaling: Scaling, components: int) -> Floats:
 
 
 def _by_rows(x: Floats, d: int, of: Callable[[Floats], NDArray[np.float64] | Floats]) -> Floats:
-    """Return (n, d) float32: `of` of x, some rows at a time: nothing else is of x's size."""
-    out = np.empty((len(x), d), np.float32)
-    for start in range(0, len(x), ROWS_AT_ONCE):
-        out[start : start + ROWS_AT_ONCE] = of(x[start : start + ROWS_AT_ONCE])
+    """Return (n, d) float32: `of` of x, some rows at a time, held as x is."""
+    out = beside(x, len(x), d)
+    for now in batches(len(x)):
+        out[now] = of(x[now])
     return out
 
 
@@ -139,8 +148,8 @@ def _above_zero(rows: Floats) -> Floats:
 
 def _fitted(x: Floats, fit: Rows) -> Iterator[NDArray[np.float64]]:
     """Yield the rows `fit` of x in float64, some at a time."""
-    for start in range(0, len(fit), ROWS_AT_ONCE):
-        yield x[fit[start : start + ROWS_AT_ONCE]].astype(np.float64)
+    for now in batches(len(fit)):
+        yield x[fit[now]].astype(np.float64)
 
 
 def _moments(x: Floats, fit: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Knn
 from pipeline.heads import knn
-from stores.errors import LabelError
+from pipeline.neighbours import found, inverted, neighbours
 from tests.pipeline.collection import thirds, units_of
 
 RNG = np.random.default_rng(0)
@@ -21,8 +21,8 @@ def vote(
     reference: NDArray[Any], targets: NDArray[Any], queries: NDArray[Any], ks: list[int]
 ) -> knn.Votes:
     x, n = np.concatenate([reference, queries]), len(reference)
-    found = knn.neighbours(x, np.arange(n), np.arange(n, len(x)), max(ks))
-    return knn.soft_vote(*found, targets, ks, 0.07)
+    near = neighbours(x, np.arange(n), np.arange(n, len(x)), max(ks))
+    return knn.soft_vote(*near, targets, ks, 0.07)
 
 
 def dinov2_rule(
@@ -75,24 +75,8 @@ def test_train_and_val_are_the_reference_and_a_larger_k_is_said() -> None:
     predictions, notes = knn.predict(x, units, thirds(8), Knn(k=(1, 6, 7)))
     assert [p.setting for p in predictions] == [{"k": 1}, {"k": 6}]
     np.testing.assert_allclose(predictions[0].proba, [[0, 1], [0, 1]])
-    assert notes == [
-        "k = 7 left out: only 6 reference units",
-        "1 of 2 test units are near-duplicates (cosine about the mean >= 0.999) of another "
-        "patient's reference, for example 6 of 0",
-    ]
+    assert notes == ["k = 7 left out: only 6 reference units"]
     assert knn.predict(x, units, thirds(8), Knn(k=(7,)))[0] == []
-
-
-def test_what_all_features_share_makes_no_near_duplicates() -> None:
-    x = (RNG.standard_normal((80, 6)) + 100).astype(np.float32)  # every cosine is above 0.999
-    units, parts = units_of(np.arange(80) % 2), thirds(80)
-    assert knn.predict(x, units, parts, Knn(k=(5,)))[1] == []
-    x[70] = x[3] + 0.001
-    (note,) = knn.predict(x, units, parts, Knn(k=(5,)))[1]
-    assert note.startswith("1 of 20 test units are near-duplicates")
-    assert note.endswith("for example 70 of 3")
-    with pytest.raises(LabelError, match="70 of 3: scores would be leaked"):
-        knn.predict(x, units, parts, Knn(k=(5,), near_duplicates="refuse"))
 
 
 def test_above_a_stated_size_an_inverted_file_finds_what_it_says() -> None:
@@ -102,7 +86,7 @@ def test_above_a_stated_size_an_inverted_file_finds_what_it_says() -> None:
     exact, none = knn.predict(x, units, parts, Knn(k=(5, 10), exact_up_to=3000))
     assert none == []
     reference = np.concatenate([parts["train"], parts["val"]])
-    true = knn.neighbours(x, reference, parts["test"], 10)[1]
+    true = neighbours(x, reference, parts["test"], 10)[1]
     probed = []
     for least in (0.5, 0.95, 1.0):
         settings = Knn(k=(5, 10), exact_up_to=2999, recall=least)
@@ -112,27 +96,12 @@ def test_above_a_stated_size_an_inverted_file_finds_what_it_says() -> None:
         )[0]
         assert (lists, sample) == (str(4 * 54), "256")
         assert float(recall) >= least
-        index, _ = knn._index(x, reference, parts["test"], 10, settings)
-        found = knn.neighbours(x, reference, parts["test"], 10, index=index)[1]
-        assert knn._recall(found, true) == pytest.approx(float(recall), abs=0.02)
+        index = inverted(x, reference, parts["test"], 10, least)
+        nearest = neighbours(x, reference, parts["test"], 10, index=index)[1]
+        assert found(nearest, true) == pytest.approx(float(recall), abs=0.04)
         probed.append(int(searched))
     assert probed[0] < probed[1] <= probed[2] <= 216
     assert (near[1].proba == exact[1].proba).all(axis=1).mean() > 0.99
-
-
-def test_lists_that_hold_too_few_are_not_the_last_word() -> None:
-    x = RNG.standard_normal((300, 4)).astype(np.float32)
-    units, reference, test = units_of(np.arange(300) % 2), np.arange(200), np.arange(200, 300)
-    settings = Knn(exact_up_to=1, recall=0.01)
-    index, _ = knn._index(x, reference, test, 60, settings)
-    cosine, nearest = knn.neighbours(x, reference, test, 60, index=index)
-    assert (nearest >= 0).all()
-    assert (np.diff(cosine, axis=1) <= 0).all()
-    assert len(knn.predict(x, units, thirds(300), Knn(k=(60,), exact_up_to=1))[0]) == 1
-
-
-def test_a_zero_feature_is_near_to_nothing_and_breaks_nothing() -> None:
-    np.testing.assert_array_equal(knn.unit_length(np.zeros((1, 4), np.float32)), np.zeros((1, 4)))
 
 
 def ml_knn_as_written(
@@ -158,8 +127,8 @@ def ml_knn_as_written(
         for i in range(m):
             delta = carried[near[i]].sum()
             (c if carried[i] else c_not)[delta] += 1
-        for t, neighbours in enumerate(asked):
-            j = carried[neighbours].sum()
+        for t, nearest in enumerate(asked):
+            j = carried[nearest].sum()
             yes = prior * (1 + c[j]) / (k + 1 + c.sum())
             no = (1 - prior) * (1 + c_not[j]) / (k + 1 + c_not.sum())
             out[t, label] = yes / (yes + no)
@@ -173,8 +142,8 @@ def test_ml_knn_is_the_formulas_and_no_patient_is_its_own_neighbour() -> None:
     patient = RNG.integers(0, 40, 90)
     x, rows = np.concatenate([reference, queries]), np.arange(90)
     whose = np.concatenate([patient, np.full(15, 99)])
-    outside = knn.neighbours(x, rows, np.arange(90, 105), 7, whose)[1]
-    inside, itself = (knn.neighbours(x, rows, rows, 7, own)[1] for own in (whose, None))
+    outside = neighbours(x, rows, np.arange(90, 105), 7, whose)[1]
+    inside, itself = (neighbours(x, rows, rows, 7, own)[1] for own in (whose, None))
     ours = knn.ml_knn(inside, outside, targets, [3, 7])
     paper = knn.ml_knn(itself, outside, targets, [3, 7])
     for k in (3, 7):
@@ -217,16 +186,6 @@ def test_an_unknown_label_is_as_if_the_unit_were_not_there_for_that_label(multil
     np.testing.assert_allclose(ours[:, [0, 2]], whole[:, [0, 2]])
     np.testing.assert_allclose(ours[:, 1], without[:, 1])
     assert not np.allclose(whole[:, 1], without[:, 1])
-
-
-def test_nobody_is_the_neighbour_of_the_same_patient() -> None:
-    x = RNG.standard_normal((60, 4)).astype(np.float32)
-    patient = np.arange(60) // 5
-    cosine, nearest = knn.neighbours(x, np.arange(60), np.arange(60), 7, patient)
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    plain = np.where(patient[:, None] == patient, -2, unit @ unit.T)
-    np.testing.assert_allclose(cosine, -np.sort(-plain, axis=1)[:, :7], atol=1e-6)
-    assert (patient[nearest] != patient[:, None]).all()
 
 
 def test_a_number_is_the_weighted_mean_of_the_neighbours() -> None:
