@@ -19,7 +19,7 @@ from pipeline.names import Names
 from pipeline.questions import FeatureSet, Part, Task, Units
 from pipeline.tasks.labels import LabelTable, label_units, read_labels, texts_of
 from pipeline.tasks.leakage import near_copies, refuse_duplicates, refuse_near, said_of
-from pipeline.tasks.pooling import pooled_features, read_features, scaled
+from pipeline.tasks.pooling import looks, read_features, scaled
 from pipeline.tasks.splits import (
     PARTS,
     Split,
@@ -130,8 +130,7 @@ class Cases:
         )
         if "duplicates" not in allow:
             refuse_duplicates(digests, units, side)
-        features = pooled_features(self.store, units, "cls", self.task.pool)
-        near = near_copies(features, digests, units, side)
+        near = near_copies(looks(self.store, units, self.task.pool), digests, units, side)
         if "near-duplicates" not in allow:
             refuse_near(near, units)
         elif near:

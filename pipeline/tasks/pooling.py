@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from pipeline.holding import ROWS_AT_ONCE, batches, beside, room
 from pipeline.questions import FeatureSet, Pool, Scaling, Units
 from pipeline.types import Recipe
+from stores.codes import read_patch
 from stores.errors import ConfigError
 from stores.features import FeatureStore
 
 TOP = 5
+# Slices whose patch tokens are read at once.
+IMAGES_AT_ONCE = 256
 # Directions with less variance than this share of the greatest are float16's rounding.
 NOISE = 1e-6
 
@@ -41,16 +44,45 @@ def pooled_features(
 ) -> Iterator[Floats]:
     """Yield (b, d) float32, some units after others: what `read_features` returns, of any size."""
     blocks, _ = _needs(store, which)
+
+    def read(rows: Rows) -> Floats:
+        found = [store.read("cls", rows)[:, -blocks:].reshape(len(rows), -1)]
+        if "mean" in which:
+            found.append(store.read("mean", rows))
+        return np.concatenate(found, axis=1).astype(np.float32)
+
+    yield from _by_units(units, read, pool)
+
+
+def looks(store: FeatureStore, units: Units, pool: Pool = "mean") -> Iterator[Floats]:
+    """Yield (b, d) float32, some units after others: what tells images apart in any store.
+
+    CLS of the last block, or where it is not stored the mean patch token, or the mean of the last
+    block's patch tokens.
+    """
+    have = store.arrays.keys()
+    if "cls" in have:
+        return pooled_features(store, units, "cls", pool)
+
+    def read(rows: Rows) -> Floats:
+        if "mean" in have:
+            return np.asarray(store.read("mean", rows), np.float32)
+        some = (read_patch(store, rows[now]) for now in batches(len(rows), IMAGES_AT_ONCE))
+        last = (tokens[:, -1] if tokens.ndim == 5 else tokens for tokens in some)
+        return np.concatenate([tokens.mean(axis=(1, 2), dtype=np.float32) for tokens in last])
+
+    return _by_units(units, read, pool)
+
+
+def _by_units(units: Units, read: Callable[[Rows], Floats], pool: Pool) -> Iterator[Floats]:
+    """Yield the pooled features of some units after others; read: of slices, by row."""
     order = np.argsort(units.unit, kind="stable")
     ends = np.cumsum(np.bincount(units.unit, minlength=len(units.ids)))
     for first, stop in _batches(ends):
         start = ends[first - 1] if first else 0
         rows = units.rows[order[start : ends[stop - 1]]]
-        read = [store.read("cls", rows)[:, -blocks:].reshape(len(rows), -1)]
-        if "mean" in which:
-            read.append(store.read("mean", rows))
         starts = np.concatenate([[start], ends[first : stop - 1]]) - start
-        yield _pooled(np.concatenate(read, axis=1).astype(np.float32), starts, pool)
+        yield _pooled(read(rows), starts, pool)
 
 
 def _needs(store: FeatureStore, which: FeatureSet) -> tuple[int, int]:
