@@ -221,8 +221,7 @@ def tables(folder: Path, slices: int) -> None:
     timed("slices of 64 parts", lambda: _Slices.of_parts(again, again.layout.parts(64 * rows)))
     timed("which parts are missing", again.missing)
     timed("status of every row", again.status)
-    timed("known pixels (once a task)", lambda: Originals(again, lambda modality: 0))
-    timed("known pixels, again", lambda: Originals(again, lambda modality: 0))
+    timed("known pixels (once a process)", lambda: Originals(again, lambda modality: 0))
 
 
 def timed(what: str, call: object) -> None:

@@ -179,7 +179,8 @@ class _Flow:
             forward.flush()
             self._writer.settle()
 
-        originals = Originals(self.store, functools.partial(rule_number, self.recipe.preprocess))
+        originals = _known_pixels(self.store)
+        originals.forget()  # what a run that failed had begun
         batch_size, progress, limit = self.speed.batch_size or 1, self.progress, self.limit
         return Run(
             self.store, forward, batch_size, progress, limit, originals, self.volumes, settle
@@ -224,6 +225,13 @@ class _Flow:
             self.seconds["write"] += time.perf_counter() - began
         self.held.remove(job)
         job.claim.release()
+
+
+@functools.lru_cache(maxsize=1)
+def _known_pixels(store: FeatureStore) -> Originals:
+    """Return which rows first held which pixels: read once, since that costs a look at each part."""
+    preprocess = Recipe.model_validate_json(store.recipe_text).preprocess
+    return Originals(store, functools.partial(rule_number, preprocess))
 
 
 def _without_receipt(store: FeatureStore, parts: Iterable[PartRange]) -> list[PartRange]:

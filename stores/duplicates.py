@@ -53,12 +53,13 @@ class Originals:
 
     A row stands for another where the pixels and the intensity rule are equal: then the network
     sees the same numbers. Keys are 15 bytes of the digest and one for the rule, 24 bytes a row in
-    all. Rows of the part at work are kept apart until it is committed.
+    all. Rows of the part at work are kept apart until it is committed. They are read from the store
+    once: what other processes commit later is not known, and `holds` tells what became of a row.
     """
 
     def __init__(self, store: FeatureStore, rule_of: Callable[[str], int | None]) -> None:
         """rule_of: modality -> a number below 256; None where equal pixels are not enough."""
-        self._rule_of = rule_of
+        self._store, self._rule_of = store, rule_of
         self._keys, self._rows = np.empty(0, "S16"), np.empty(0, np.int64)
         self._part: dict[bytes, int] = {}
         ok, slices = store.status() == OK, store.slices()
@@ -83,11 +84,24 @@ class Originals:
         first = self._part.setdefault(key, row)
         return None if first == row else first
 
-    def commit(self, *, written: bool = True) -> None:
-        """Take the rows of the part at work over, or forget them where it was not written."""
-        if written and self._part:
+    def holds(self, row: int, digest: bytes) -> bool:
+        """Return whether a row is committed and has features of these pixels now, on disk."""
+        store, place = self._store, np.array([row])
+        if store.receipts.believed(row // store.layout.part_rows) is None:
+            return False
+        if store.array("status").gather(place)[0] != OK:  # purged since
+            return False
+        return bytes(store.array("pixel_digest").gather(place)[0]) == digest
+
+    def commit(self) -> None:
+        """Take the rows of the part at work over."""
+        if self._part:
             keys = np.array(list(self._part), "S16")
             self._insert(keys, np.array(list(self._part.values()), np.int64))
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the rows of the part at work."""
         self._part.clear()
 
     def _insert(self, keys: NDArray[np.bytes_], rows: NDArray[np.int64]) -> None:

@@ -145,17 +145,22 @@ class Filler:
             self.run.progress.advance(1)
 
     def _find_original(self, row: int, pixels: str, modality: str) -> None:
-        """Link a row to an earlier one with the same pixels, where that has features."""
-        original = self.run.originals.find(bytes.fromhex(pixels), modality, row)
-        if original is None:
+        """Link a row to an earlier one with the same pixels, where that has features.
+
+        What is remembered may be of a part that was lost before its commit, or changed since.
+        """
+        digest, known = bytes.fromhex(pixels), self.run.originals
+        original = known.find(digest, modality, row)
+        if original is None or original == row:
             return
-        if not self._here(original):
-            store, index = self.run.store, original // self.run.store.layout.part_rows
-            if store.receipts.believed(index) is None:
-                self.run.settle()
-                # Still not: another process took that part over, and may be at it.
-                if store.receipts.believed(index) is None:
-                    return
+        if self._here(original):
+            here = self.job.arrays["pixel_digest"][original - self.job.part.start]
+            if bytes(here) != digest:
+                return
+        elif not known.holds(original, digest):
+            self.run.settle()
+            if not known.holds(original, digest):
+                return
         self.job.links[row] = original
 
     def _here(self, row: int) -> bool:
