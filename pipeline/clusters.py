@@ -1,4 +1,4 @@
-"""Dask clusters: worker processes here, a scheduler somewhere, or jobs of a batch system.
+"""Dask clusters: a scheduler somewhere, or jobs of a batch system.
 
 With `pipeline.scale` the home of dask. A worker is one process of one thread.
 """
@@ -6,13 +6,9 @@ With `pipeline.scale` the home of dask. A worker is one process of one thread.
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import JobQueue
@@ -26,20 +22,13 @@ PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True)
-class Processes:
-    """Worker processes of this machine, started for the run; its GPUs are dealt out to them."""
-
-    count: int
-
-
-@dataclass(frozen=True)
 class Scheduler:
     """A dask scheduler that runs already, by its address, with the workers that it has."""
 
     address: str
 
 
-Cluster = Processes | Scheduler | JobQueue
+Cluster = Scheduler | JobQueue
 
 
 @contextlib.contextmanager
@@ -51,13 +40,9 @@ def connections(cluster: Cluster, device: str) -> Iterator[Callable[[], Client]]
     if isinstance(cluster, Scheduler):
         yield lambda: _reach(cluster.address)
         return
-    if isinstance(cluster, Processes):
-        own = _local(cluster.count, device)
-    else:
-        own = job_queue(cluster, device)
+    with job_queue(cluster, device) as own:
         # A job that is lost (preempted, out of time, its node down) is submitted again.
         own.adapt(minimum_jobs=cluster.workers, maximum_jobs=cluster.workers)
-    with own:
         yield lambda: Client(own, set_as_default=False)
 
 
@@ -87,36 +72,6 @@ def _reach(address: str) -> Client:
             time.sleep(1)
         except ValueError as error:
             raise ConfigError(f"A scheduler is named as tcp://host:8786. {error}") from None
-
-
-def _local(count: int, device: str) -> Any:
-    """Start worker processes here; with CUDA, each sees one GPU, in turn."""
-    from distributed import Nanny, SpecCluster
-    from distributed import Scheduler as DaskScheduler
-    from distributed.system import MEMORY_LIMIT
-
-    gpus = [] if device == "cpu" else visible_gpus()
-    workers = {}
-    for number in range(count):
-        options: dict[str, Any] = {"nthreads": 1, "memory_limit": MEMORY_LIMIT // count}
-        if gpus:
-            options["env"] = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]}
-            options["resources"] = {"GPU": 1}
-        workers[number] = {"cls": Nanny, "options": options}
-    scheduler = {
-        "cls": DaskScheduler,
-        "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"},
-    }
-    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
-
-
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [each for each in named.split(",") if each]
-    found = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
-    return sorted((match[1] for match in found if match), key=int)
 
 
 def job_queue(choice: JobQueue, device: str) -> Any:

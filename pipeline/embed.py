@@ -229,7 +229,7 @@ class _Flow:
 
 @functools.lru_cache(maxsize=1)
 def _known_pixels(store: FeatureStore) -> Originals:
-    """Return which rows first held which pixels: read once, since that costs a look at each part."""
+    """Return which rows first held which pixels; read once, by a look at every part."""
     preprocess = Recipe.model_validate_json(store.recipe_text).preprocess
     return Originals(store, functools.partial(rule_number, preprocess))
 

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.clusters import Cluster, Processes, Scheduler
+from pipeline.clusters import Cluster, Scheduler
 from pipeline.collection import make_recipe, open_store, settle
 from pipeline.config import Config
 from pipeline.discover import IDENTIFIER_IN_PATH
 from pipeline.embed import BadLimit, Embedded, Progress, Speed
 from pipeline.embedding.speed import cores
+from pipeline.fleet import Processes, embed_by
 from pipeline.shards import Looks, Shard, embed_ring, look_once, rules_of
-from pipeline.work import Work, add, embed_here, forget_failures
+from pipeline.work import Work, add, forget_failures
 from stores import FeatureStore
 from stores.errors import ConfigError
 
@@ -70,7 +71,7 @@ def extract(
     *,
     max_bad: float = 1.0,
     rehash: bool = False,
-    where: Shard | Cluster | None = None,
+    where: Shard | Processes | Cluster = Processes(),  # noqa: B008 (frozen)
 ) -> Summary:
     """Embed whatever of the collection is not in the store yet.
 
@@ -78,7 +79,7 @@ def extract(
     files) above which the run stops. Raises TooManyBadError then, RecipeMismatchError where the
     store was made by another recipe, WeightsError where the weights are not to be had, and
     ClusterError. What was committed before is kept. rehash: open every file, whatever its size and
-    time say. where: None for this process alone; one shard of several; the workers of a cluster.
+    time say. where: the devices of this machine; one shard of several; the workers of a cluster.
     """
     started = time.perf_counter()
     recipe, weights_file = make_recipe(config)
@@ -119,7 +120,7 @@ def extract(
 
 def placed(
     config: Config, shard: str | None, processes: int | None, scheduler: str | None
-) -> Shard | Cluster | None:
+) -> Shard | Processes | Cluster:
     """Return where to embed: as the one option given says (`I/N`, ...), or else the config.
 
     Raises ConfigError for more than one.
@@ -131,7 +132,9 @@ def placed(
         return Shard.parse(shard)
     if processes is not None:
         return Processes(processes)
-    return config.scale if scheduler is None else Scheduler(scheduler)
+    if scheduler is not None:
+        return Scheduler(scheduler)
+    return config.scale or Processes()
 
 
 @dataclass
@@ -147,8 +150,8 @@ class _Run:
     look_s: float = 0.0
     embed_s: float = 0.0
 
-    def alone(self, cluster: Cluster | None) -> tuple[dict[str, int], Embedded, dict[int, str]]:
-        """Look, then embed in this process or on a cluster: what was found, added, and failed."""
+    def alone(self, where: Processes | Cluster) -> tuple[dict[str, int], Embedded, dict[int, str]]:
+        """Look, then embed on this machine or on a cluster: what was found, added, and failed."""
         with self._clock("look_s"):
             self._write_demo()
             self.store.sweep()
@@ -156,17 +159,16 @@ class _Run:
                 self.config, self.store, rehash=self.rehash, workers=self._header_workers()
             )
         with self._clock("embed_s"):
-            missing, limit = self.store.missing(), self._limit()
-            if cluster is None or not missing:
-                return settled.found.counts, *embed_here(
-                    self.work, self.store, missing, self.progress, limit
-                )
+            missing = self.store.missing()
+            if not missing:
+                return settled.found.counts, Embedded(), {}
+            asked = self.work, self.store, missing, self.progress, self._limit()
+            if isinstance(where, Processes):
+                return settled.found.counts, *embed_by(where, *asked)
             # Imported where it is asked for: dask costs a second.
             from pipeline.scale import embed_on
 
-            return settled.found.counts, *embed_on(
-                cluster, self.work, self.store, missing, self.progress, limit
-            )
+            return settled.found.counts, *embed_on(where, *asked)
 
     def as_shard(self, shard: Shard) -> tuple[dict[str, int], Embedded, dict[int, str]]:
         """Embed beside others, after one look for all of them."""

@@ -14,14 +14,12 @@ import queue
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.clusters import PATIENCE_S, Cluster, Processes, connections
+from pipeline.clusters import PATIENCE_S, Cluster, connections
 from pipeline.config import JobQueue
 from pipeline.deal import WINDOW, Deal, Task
 from pipeline.embed import BadLimit, Embedded, Progress
-from pipeline.embedding.speed import cores
 from pipeline.work import (
     HOPELESS,
     EndingError,
@@ -63,9 +61,6 @@ def embed_on(
     kept.
     """
     patience_s = float("inf") if isinstance(cluster, JobQueue) else PATIENCE_S
-    if isinstance(cluster, Processes) and work.speed.workers is None:
-        readers = max(1, (cores() - 1) // cluster.count)
-        work = replace(work, speed=replace(work.speed, workers=readers))
     with connections(cluster, work.speed.device) as connect:
         run = _Run(connect, work, store, progress, limit, patience_s)
         return run.embed([part.index for part in parts])

@@ -21,7 +21,7 @@ MODULES = {
 LEVELS = [
     {"cli"},
     {"commands", "api"},
-    {"fleet", "report"},
+    {"report"},
     {
         "extract",
         "evaluate",
@@ -35,7 +35,8 @@ LEVELS = [
         "status",
         "datasets",
     },
-    {"shards", "scale"},
+    {"fleet", "scale"},
+    {"shards"},
     {"collection", "scoring", "deal", "segmentation.asked", "segmentation.exporting"},
     {"work", "clusters", "slurm"},
     {"tasks.cases"},

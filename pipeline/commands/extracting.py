@@ -53,7 +53,7 @@ def extract(
         typer.Option(metavar="I/N", help="One of N processes that share the store: 1/8 to 8/8."),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Embed in so many worker processes of this machine.")
+        int | None, typer.Option(min=1, help="Embed in so many processes of this machine.")
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Embed on a dask cluster: tcp://host:8786.")
@@ -64,18 +64,12 @@ def extract(
     from pipeline.config import load_config
     from pipeline.embed import Speed
     from pipeline.extract import extract, placed
-    from pipeline.fleet import extract_on_all
 
     settings = load_config(config, store)
     speed = Speed(device, batch_size, workers, compiled=compiled, trace=profile)
     where = placed(settings, shard, processes, scheduler)
     with _progress() as progress:
-        if where is None:
-            summary = extract_on_all(settings, speed, progress, max_bad=max_bad, rehash=rehash)
-        else:
-            summary = extract(
-                settings, speed, progress, max_bad=max_bad, rehash=rehash, where=where
-            )
+        summary = extract(settings, speed, progress, max_bad=max_bad, rehash=rehash, where=where)
     if as_json:
         print(json.dumps(asdict(summary) | {"clean": summary.clean}, indent=1))
     else:

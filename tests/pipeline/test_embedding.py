@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import shutil
 import threading
 import time
@@ -25,7 +26,6 @@ from pipeline.embedding.pace import Forward as Way
 from pipeline.embedding.pace import Pace, Reading, load_pace, measured_batch, save_pace
 from pipeline.embedding.writer import Writer
 from pipeline.extract import extract
-from pipeline.fleet import extract_on_all
 from pipeline.names import load_key, reveal_path
 from pipeline.plan import plan
 from pipeline.types import Architecture, Recipe, Slice
@@ -374,30 +374,42 @@ def test_what_was_measured_gives_batch_size_and_hours(
 # --- several devices -----------------------------------------------------------------------------
 
 
-def wait_for(monkeypatch: pytest.MonkeyPatch, there: Callable[[], bool]) -> None:
-    """Let this process's network wait for the other's work, at most a minute."""
-    plain = Backbone.__call__
-
-    def waiting(self: Backbone, x: torch.Tensor) -> Any:
-        deadline = time.monotonic() + 60
-        while not there() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return plain(self, x)
-
-    monkeypatch.setattr(Backbone, "__call__", waiting)
+# A process that embeds once each of the two holds a part, or has committed one.
+WAITS = """
+import json, time
+from pathlib import Path
+from pipeline.backbones import Backbone
+plain = Backbone.__call__
+def waiting(self, x):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not list(Path("store/parts").glob("*.json")):
+        claims = Path("store/claims").glob("*.claim.*")
+        if len({json.loads(claim.read_text())["pid"] for claim in claims}) == 2:
+            break
+        time.sleep(0.02)
+    return plain(self, x)
+Backbone.__call__ = waiting
+from pipeline.fleet import child
+child()
+"""
 
 
 def test_two_devices_share_a_run_from_any_folder(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(config.parent)
+    monkeypatch.setattr("pipeline.fleet._CHILD", WAITS)
     settings = load_config(Path("config.yaml"))  # whose paths are relative then
-    store = config.with_name("store")
-    with monkeypatch.context() as patch:
-        wait_for(patch, lambda: bool(receipts(store)))
-        summary = extract_on_all(settings, dataclasses.replace(HERE, device="cpu,cpu"))
+    told: list[int] = []
+    summary = extract(
+        settings, dataclasses.replace(HERE, device="cpu,cpu"), Progress(told.append, told.append)
+    )
     assert (summary.embedded, summary.clean) == (ROWS, True)
-    assert len({receipt["by"] for receipt in receipts(store)}) == 2
+    assert (told[0], sum(told[1:])) == (ROWS, ROWS)
+    store = config.with_name("store")
+    by = {receipt["by"] for receipt in receipts(store)}
+    assert len(by) == 2
+    assert not any(name.endswith(f":{os.getpid()}") for name in by)
     assert not claims(store)
     extract(in_store(config, "undisturbed"), HERE)
     assert_same(store, config.with_name("undisturbed"))
@@ -405,10 +417,8 @@ def test_two_devices_share_a_run_from_any_folder(
 
 DIES = """
 import os, signal
-from pathlib import Path
 import pipeline.backbones
 def dying(self, x):
-    Path("dies").touch()
     os.kill(os.getpid(), signal.SIGKILL)
 pipeline.backbones.Backbone.__call__ = dying
 from pipeline.fleet import child
@@ -422,9 +432,8 @@ def test_what_a_process_leaves_that_is_killed_is_done_at_the_end(
     monkeypatch.chdir(config.parent)
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.fleet._CHILD", DIES)
-        wait_for(patch, Path("dies").exists)
         two = dataclasses.replace(HERE, device="cpu,cpu")
-        summary = extract_on_all(in_store(config, "store"), two)
+        summary = extract(in_store(config, "store"), two)
     assert (summary.embedded, summary.clean) == (ROWS, True)
     assert "exit code -9" in caplog.text
     assert not claims(config.with_name("store"))
