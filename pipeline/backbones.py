@@ -99,9 +99,18 @@ class Backbone:
         """Return the device the network is on."""
         return next(self._model.parameters()).device
 
+    @property
+    def network(self) -> torch.nn.Module:
+        """Return what is called, to be trained."""
+        return self._model
+
     @torch.inference_mode()
     def __call__(self, x: Tensor) -> Features:
         """Return the features of a batch; refuses any shape but (b, 3, S, S)."""
+        return self.forward(x)
+
+    def forward(self, x: Tensor) -> Features:
+        """Return the features of a batch, which gradients can be taken of."""
         size = self.image_size
         if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
             raise ValueError(f"x must be (b, 3, {size}, {size}). Got {tuple(x.shape)} instead.")

@@ -7,6 +7,7 @@ answer is either found, without opening an array or importing a head, or it is c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline.config import Config
+from pipeline.config import Config, Tuning
 from pipeline.questions import (
     Method,
     PartCount,
@@ -28,6 +29,7 @@ from pipeline.questions import (
     Result,
     Score,
     Task,
+    Tuned,
     Units,
 )
 from pipeline.scoring import heads_of, run
@@ -53,11 +55,18 @@ CONTRACT: dict[Method, int] = {
     "linear": 3,
     "attention": 3,
     "efficiency": 3,
+    "finetune": 1,
+    "lora": 1,
+    "bitfit": 1,
+    "norm": 1,
 }
 LIBRARIES = ("radprobe", "numpy", "scikit-learn", "faiss-cpu", "torch")
+LIBRARIES_OF_TUNING = ("transformers", "peft")
 
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
+# computes an answer: scores, the predictions behind them, and what was tuned for it
+Run = Callable[[], tuple[list[Score], Tested, tuple[Tuned, ...]]]
 
 
 def evaluate(
@@ -72,6 +81,31 @@ def evaluate(
     device: of torch's, such as "cuda", where probes and trained heads are fitted; unset, the CPU.
     Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
     """
+    tasks = config.tasks.values()
+    shortcuts = sum(len(task.shortcuts) for task in tasks) if "probe" in methods else 0
+    number = len(tasks) * len(methods) + shortcuts
+    results: list[Result] = []
+    for cases in cases_of(config):
+        for each, method in _asked(cases, methods):
+            if progress:
+                progress(f"{each.name}: {method}", len(results), number)
+            results.append(answer(each, method, functools.partial(_run, each, method, device)))
+    if not all(result.cached for result in results):
+        write_tidy(config.store, results)
+    return results
+
+
+def _run(
+    cases: Cases, method: Method, device: str | None
+) -> tuple[list[Score], Tested, tuple[Tuned, ...]]:
+    return (*run(cases, method, device), ())
+
+
+def cases_of(config: Config) -> Iterator[Cases]:
+    """Yield each task of the config over its store; one at a time, since they hold their features.
+
+    Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
+    """
     if config.labels is None or not config.tasks:
         raise ConfigError(
             "There is nothing to evaluate: the config must have `labels` (a file) and `tasks` (a "
@@ -83,19 +117,8 @@ def evaluate(
     extra += [config.split.column] if config.split.column else []
     table = read_labels(config.labels, tasks.values(), extra)
     fingerprint = store.fingerprint()
-    shortcuts = sum(len(task.shortcuts) for task in tasks.values()) if "probe" in methods else 0
-    number = len(tasks) * len(methods) + shortcuts
-    results: list[Result] = []
     for name, task in tasks.items():
-        # Cases hold their features: those of one task at a time.
-        cases = Cases(config, store, table, fingerprint, name, task)
-        for each, method in _asked(cases, methods):
-            if progress:
-                progress(f"{each.name}: {method}", len(results), number)
-            results.append(_answer(each, method, device))
-    if not all(result.cached for result in results):
-        write_tidy(store.path, results)
-    return results
+        yield Cases(config, store, table, fingerprint, name, task)
 
 
 def _asked(cases: Cases, methods: Sequence[Method]) -> Iterator[tuple[Cases, Method]]:
@@ -124,18 +147,19 @@ def _settled(config: Config) -> dict[str, Task]:
     }
 
 
-def _answer(cases: Cases, method: Method, device: str | None) -> Result:
+def answer(cases: Cases, method: Method, compute: Run) -> Result:
     """Return the result that is on file, or compute it and file it."""
-    found = _filed(_path(cases, method))
+    found = _filed(result_path(cases, method))
     if found is None:
         cases.turns  # noqa: B018  may add new patients to the split, and so change the key
-        found = _filed(_path(cases, method))
+        found = _filed(result_path(cases, method))
     if found is not None:
         return found.model_copy(update={"cached": True})
     started = time.perf_counter()
-    scores, tested = run(cases, method, device)
+    scores, tested, tuned = compute()
     result = _result(cases, method, scores, tested, time.perf_counter() - started)
-    path = _path(cases, method)
+    result = result.model_copy(update={"tuned": tuned})
+    path = result_path(cases, method)
     path.parent.mkdir(exist_ok=True)
     if tested.predictions:
         write_predictions(path.with_suffix(".parquet"), cases.units, tested)
@@ -143,7 +167,8 @@ def _answer(cases: Cases, method: Method, device: str | None) -> Result:
     return result
 
 
-def _path(cases: Cases, method: Method) -> Path:
+def result_path(cases: Cases, method: Method) -> Path:
+    """Return where an answer is filed, by all that it depends on."""
     return cases.store.path / "results" / f"{method}-{_key(cases, method)[:16]}.json"
 
 
@@ -183,6 +208,7 @@ def _result(
     units, settings = cases.units, getattr(cases.config, method)
     recipe = Recipe.model_validate_json(cases.store.recipe_text)
     sides = {**cases.turns[0], "test": tested.rows}
+    libraries = LIBRARIES + (LIBRARIES_OF_TUNING if isinstance(settings, Tuning) else ())
     return Result(
         task=cases.name,
         question=cases.task,
@@ -205,7 +231,7 @@ def _result(
             store=cases.fingerprint,
             labels=cases.labels_digest,
             split=cases.split.digest,
-            versions={name: version(name) for name in LIBRARIES},
+            versions={name: version(name) for name in libraries},
         ),
         seconds=seconds,
     )

@@ -17,7 +17,10 @@ FeatureSet = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
 Level = Literal["image", "series", "study", "patient"]
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 Part = Literal["train", "val", "test"]
-Method = Literal["knn", "probe", "fewshot", "linear", "attention", "efficiency"]
+Method = Literal[
+    "knn", "probe", "fewshot", "linear", "attention", "efficiency",
+    "finetune", "lora", "bitfit", "norm",
+]  # fmt: skip
 # How the features of a unit's slices become one.
 Pool = Literal["mean", "max", "gem3", "top5"]
 # What is done to the features before a head sees them, as the train units alone say.
@@ -226,8 +229,36 @@ class Provenance(Frozen):
     versions: dict[str, str]
 
 
+class Tuned(Frozen):
+    """What tuning made of a network, in one fold.
+
+    weights: the folder of the tuned network, under the store, as `backbone.weights` takes it;
+    identity: the sha256 of its file, as recipes have it. trained: numbers that were trained in the
+    network, of how many; head: those of the head. moved: the parameters of the network that are not
+    as they were. history: the AUROC on val of each epoch (none where it is not defined), of which
+    `epoch` (from 1) is kept. resumed: how often the run went on after it had been stopped.
+    peak_bytes: most memory, of the GPU, or of the process on a CPU.
+    """
+
+    weights: str
+    identity: str
+    trained: int
+    parameters: int
+    head: int
+    moved: tuple[str, ...]
+    history: tuple[float | None, ...]
+    epoch: int
+    resumed: int
+    device: str
+    peak_bytes: int
+    seconds: float
+
+
 class Result(Frozen):
-    """One task answered by one method. `notes` says what was left out, and why."""
+    """One task answered by one method. `notes` says what was left out, and why.
+
+    tuned: of methods that train the network, what each fold made.
+    """
 
     task: str
     question: Task
@@ -244,6 +275,7 @@ class Result(Frozen):
     provenance: Provenance
     seconds: float
     cached: bool = False
+    tuned: tuple[Tuned, ...] = ()
 
 
 class Segmented(Frozen):

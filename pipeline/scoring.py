@@ -48,6 +48,8 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
             speed = {}
         case "probe" | "linear" | "attention":
             speed = {"device": device}
+        case "finetune" | "lora" | "bitfit" | "norm":
+            raise ConfigError(f"{method} trains the network: ask for it by `radprobe tune`.")
         case _:
             assert_never(method)
     units, turns, settings = cases.units, cases.turns, getattr(cases.config, method)
@@ -61,7 +63,7 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
         del x  # before the next are read
     tested = together(answers, [turn["test"] for turn in turns])
     tested.notes.extend(notes)
-    return _scores(cases, tested), tested
+    return scores_of(cases, tested), tested
 
 
 def _held(x: NDArray[Any]) -> list[str]:
@@ -99,7 +101,7 @@ def _few(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
             predictions += [Prediction({"shots": shots} | p.setting, p.proba) for p in found]
             notes += [f"{shots} shots: {note}" for note in said]
         tested = Tested(predictions, parts["test"], None, notes)
-        return _scores(cases, tested), tested
+        return scores_of(cases, tested), tested
     from pipeline.heads import fewshot
 
     scores, said = fewshot.score(x, units, parts, settings)
@@ -128,11 +130,12 @@ def _efficiency(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
                 np.concatenate(point.predictions),
             )
             fold = np.repeat(np.arange(number), q) if number > 1 else None
-            scores += _scores(cases, Tested([joined], np.tile(parts["test"], number), fold, []))
+            scores += scores_of(cases, Tested([joined], np.tile(parts["test"], number), fold, []))
     return scores, Tested([], parts["test"], None, notes)
 
 
-def _scores(cases: Cases, tested: Tested) -> list[Score]:
+def scores_of(cases: Cases, tested: Tested) -> list[Score]:
+    """Return what predictions score, by label and subgroup too; adds to the notes of `tested`."""
     from pipeline.stats import metrics
 
     truth = cases.units.at(tested.rows)

@@ -89,7 +89,8 @@ def _found(name: str, weights: str | None, *, hub: bool) -> Weights:
         architecture = _read_architecture(folder)
         if weights is not None and weights.startswith("random:"):
             return _random(weights, architecture)
-        return _identified(_in_folder(folder) if weights is None else Path(weights), architecture)
+        named = folder if weights is None else Path(weights)
+        return _identified(_in_folder(named) if named.is_dir() else named, architecture)
     published = BACKBONES.get(name) or COMPARATORS.get(name)
     if published is None:
         raise WeightsError(

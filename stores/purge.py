@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stores.errors import StaleTablesError
-from stores.features import WITHDRAWN, FeatureStore
+from stores.features import RUNS, WITHDRAWN, FeatureStore
 from stores.layout import PartRange
 from stores.slices import SLICE_SCHEMA, Tables
 
@@ -44,8 +45,8 @@ def readmit(store: FeatureStore, patient: str) -> None:
 def purge(store: FeatureStore, patient: str) -> int:
     """Remove the numbers, digests and table entries of a withdrawn patient; return how many rows.
 
-    The row numbers stay, void. Results and masks are dropped: they are of the patient too. A purge
-    that was interrupted is finished by the same call.
+    The row numbers stay, void. Results, masks and tuned networks are dropped: they are of the
+    patient too. A purge that was interrupted is finished by the same call.
     """
     slices = store.slices()
     rows = slices["row"].filter(pc.equal(slices["patient"], patient)).to_numpy()
@@ -54,6 +55,9 @@ def purge(store: FeatureStore, patient: str) -> int:
     for folder in ("results", "segmentations", "masks"):
         for path in (store.path / folder).glob("*"):
             path.unlink(missing_ok=True)
+    for folder in ("tuned", RUNS):  # networks that learned from the patient
+        for path in (store.path / folder).glob("*/"):
+            shutil.rmtree(path)
     _blank(store, set(rows.tolist()))
     return len(rows)
 

@@ -29,7 +29,7 @@ Notice = Literal["zero", "outlier", "duplicate", "pending", "uncommitted", "orph
 NOTICES: frozenset[str] = frozenset(Notice.__args__)  # type: ignore[attr-defined]
 # A norm is an outlier so many robust standard deviations from the median of the logarithms.
 OUTLIER = 10.0
-_DERIVED = ("results", "splits", "masks", "segmentations")
+_DERIVED = ("results", "splits", "masks", "segmentations", "tuned")
 
 
 @dataclass(frozen=True, slots=True)

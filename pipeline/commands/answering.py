@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
 
 import typer
 
-from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, StorePath, out
-from pipeline.commands.show import show_differences, show_hits, show_results, show_segmented
+from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, StorePath, err, out
+from pipeline.commands.show import (
+    show_differences,
+    show_hits,
+    show_results,
+    show_segmented,
+    show_tuned,
+)
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,6 +80,59 @@ def efficiency(
 ) -> None:
     """Fit the probe on ever more patients, from one a class to all: the label-efficiency curve."""
     _answer(config, store, ("efficiency",), as_json, device)
+
+
+@app.command(epilog="Example: radprobe tune my.yaml --method lora --device cuda")
+def tune(
+    config: ConfigArg,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="finetune, lora, bitfit, norm; by default all the config has."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:1, mps: one device.")] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read files; by the machine if not given."),
+    ] = None,
+    checkpoint_s: Annotated[
+        float, typer.Option(min=0, help="Seconds between two checkpoints.")
+    ] = 300.0,
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Train the network itself on each task: all of it, or LoRA, biases, norms; save it, score it.
+
+    Stopped at any moment, it goes on from its last checkpoint.
+    """
+    from pipeline.config import load_config
+    from pipeline.tune import METHODS, tune
+
+    asked = None if not method else [_one_of(METHODS, "--method", name) for name in method]
+    settings = load_config(config, store)
+    with _steps() as progress:
+        results = tune(
+            settings, asked, device=device, workers=workers, checkpoint_s=checkpoint_s,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
+    else:
+        show_results(out, results)
+        show_tuned(out, results, settings.store)
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Show steps and time left while a network is tuned; silent where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
+        bar = bars.add_task("tune", total=None)
+        yield lambda said, done, total: bars.update(
+            bar, description=said, completed=done, total=total
+        )
 
 
 @app.command(epilog="Example: radprobe segment configs/demo_segment.yaml --out predictions")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,8 @@ from rich.table import Table
 from pipeline.report.words import METHODS, setting_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from pipeline.questions import Difference, Metric, Result, Score, Segmented
@@ -107,6 +111,37 @@ def _show_origin(out: Console, results: Sequence[Result]) -> None:
             each = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items())
             out.print(f"{task}: left out {each}.", highlight=False)
     _show_filed(out, results)
+
+
+def show_tuned(out: Console, results: Sequence[Result], store: Path) -> None:
+    """Print what of each network was trained and moved, what that took, and where it is now."""
+    words, numbers = ("task", "method"), ("trained", "head", "moved", "epoch", "seconds", "peak")
+    table = _table("Tuned networks", words, numbers)
+    for result in results:
+        for each in result.tuned:
+            table.add_row(
+                result.task,
+                METHODS[result.method],
+                f"{each.trained:,} of {each.parameters:,}",
+                f"{each.head:,}",
+                str(len(each.moved)),
+                f"{each.epoch} of {len(each.history)}",
+                f"{each.seconds:.1f}",
+                f"{each.peak_bytes / 2**20:,.0f} MiB",
+            )
+    out.print(table)
+    for result in results:
+        for each in result.tuned:
+            lines = (f"  {name}: {n}" for name, n in _by_kind(each.moved).items())
+            said = f"{result.task}, {result.method}: moved, of how many blocks each:"
+            saved = f"  saved as {store / each.weights}: backbone.weights takes it."
+            for line in (said, *lines, saved):
+                out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _by_kind(names: Sequence[str]) -> Counter[str]:
+    """Count parameters by their names without the numbers of blocks."""
+    return Counter(re.sub(r"\.\d+\.", ".*.", name) for name in names)
 
 
 def _show_filed(out: Console, answers: Sequence[Result] | Sequence[Segmented]) -> None:

@@ -120,6 +120,39 @@ def probabilities(
     return proba, stopped
 
 
+def linear_head(
+    x: Floats, units: Units, parts: Mapping[Part, Rows], settings: Probe, left_out: list[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Fit on train with the C that is best on val; return weight (o, d), bias (o,) and C.
+
+    o: one output for two classes, else one a class or label; zeros for those `left_out`.
+    """
+    train, val = parts["train"], parts["val"]
+    grid = 10 ** np.linspace(settings.low, settings.high, settings.steps)
+    on_val, _ = probabilities(x, units, train, val, grid.tolist(), left_out)
+    c, _ = _choose(np.array([macro_auroc(units.at(val), p) for p in on_val]), grid)
+    truth = units.at(train)
+    centre = x[train].mean(axis=0)
+    inside = x[train] - centre
+    o = 1 if units.kind == "binary" else len(units.classes)
+    weight, bias = np.zeros((o, x.shape[1])), np.zeros(o)
+    model = LogisticRegression(C=c, max_iter=MAX_ITER)
+    if units.kind == "multilabel":
+        for j, name in enumerate(units.classes):
+            if name not in left_out:
+                known = truth.known[:, j]
+                _fit(lambda j=j, known=known: model.fit(inside[known], truth.y[known, j]))  # type: ignore[misc]
+                weight[j], bias[j] = model.coef_[0], model.intercept_[0]
+    else:
+        _fit(lambda: model.fit(inside, truth.y))
+        fitted, shift = model.coef_, model.intercept_
+        if o > 1 and len(model.classes_) == 2:  # train has two of more
+            fitted, shift = np.concatenate([-fitted, fitted]) / 2, np.repeat(shift, 2) * [-0.5, 0.5]
+        there = [0] if o == 1 else model.classes_
+        weight[there], bias[there] = fitted, shift
+    return weight, bias - weight @ centre, c
+
+
 def _path(
     x: Floats, y: Rows, queries: Floats, grid: list[float], c: int, device: str | None
 ) -> tuple[list[Proba], int]:

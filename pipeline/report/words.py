@@ -16,6 +16,10 @@ METHODS = {
     "linear": "Linear heads by SGD",
     "attention": "Attention over slices",
     "efficiency": "Label efficiency",
+    "finetune": "Fine-tuning",
+    "lora": "LoRA",
+    "bitfit": "BitFit",
+    "norm": "Norms alone",
 }
 # In the order of the table's columns; those that no result has are left out.
 METRICS = {

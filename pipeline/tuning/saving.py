@@ -1,0 +1,53 @@
+"""A tuned network as files: a folder as Hugging Face saves it, which `backbone.weights` takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from pipeline.families import Tower
+from pipeline.tuning.checkpoint import put
+from pipeline.types import Architecture
+from stores._disk import CHECKSUM, file_sha256, sync, sync_folder, temporary_name, write_new
+
+WEIGHTS, HEAD = "model.safetensors", "head.safetensors"
+
+
+def save_network(body: nn.Module, head: nn.Linear, architecture: Architecture, to: Path) -> str:
+    """Save a network, LoRA's updates added in, and its head; return its weights' identity.
+
+    The folder is there whole or not at all; each file has its checksum beside it.
+    """
+    model = body.model if isinstance(body, Tower) else body
+    temporary = to.with_name(temporary_name(to.name))
+    transformers_logging.disable_progress_bar()
+    model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]
+    image = {"image_mean": architecture.mean, "image_std": architecture.std}
+    (temporary / "preprocessor_config.json").write_text(json.dumps(image, indent=1))
+    put(temporary / HEAD, {"weight": head.weight, "bias": head.bias}, {})
+    for path in sorted(temporary.iterdir()):
+        sync(path)
+        line = f"{file_sha256(path)}  {path.name}\n"
+        write_new(path.with_name(path.name + CHECKSUM), line.encode())
+    sync_folder(temporary)
+    if to.exists():  # of a run that was killed before its answer was filed
+        shutil.rmtree(to)
+    os.replace(temporary, to)
+    sync_folder(to.parent)
+    return f"sha256:{file_sha256(to / WEIGHTS)}"
+
+
+def moved(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
+    """Return the parameters that are not as they were, by name."""
+    old = dict(before.named_parameters())
+    return tuple(
+        name
+        for name, parameter in after.named_parameters()
+        if not torch.equal(parameter.detach().cpu(), old[name].detach().cpu())
+    )

@@ -1,0 +1,386 @@
+"""Networks tuned on images: what is trained, what moves, what comes of a kill, and the way back."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from pipeline.backbones import load_backbone
+from pipeline.config import BitFit, Config, FineTune, Lora, NormTune, Tuning, load_config
+from pipeline.embed import Speed
+from pipeline.evaluate import cases_of, evaluate
+from pipeline.extract import extract
+from pipeline.heads.probe import predict
+from pipeline.questions import Result
+from pipeline.tables import read_predictions
+from pipeline.tune import tune
+from pipeline.tuning.network import Network, groups, opened
+from stores import FeatureStore
+from stores.errors import ConfigError, RecipeMismatchError
+from stores.purge import purge, withdraw
+from stores.verify import verify
+from tests.pipeline.models import write_tiny_folder
+from tests.pipeline.processes import ROOT, environment, until
+
+SIZE = 56
+QUICK: dict[str, Any] = {
+    "epochs": 2,
+    "batch": 8,
+    "at_once": 4,
+    "patience": 2,
+    "features": "cls+mean",
+}
+EACH = {
+    "finetune": FineTune(**QUICK),
+    "lora": Lora(**QUICK, rank=4),
+    "bitfit": BitFit(**QUICK),
+    "norm": NormTune(**QUICK),
+}
+
+
+def write_collection(folder: Path, patients: int = 24) -> Path:
+    """Write noise with the signs of sickness, labels and a config; return that.
+
+    Two images a patient. `a`: stripes; `b`: a bright lower half; `c`: one of three, without a sign.
+    """
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    rows = []
+    for i in range(patients):
+        for j in range(2):
+            pixels = rng.integers(0, 60, (60, 64)).astype(np.uint8)
+            a, b = i % 2, i // 2 % 2
+            pixels[:, np.arange(64) % 8 < 4] += np.uint8(90 * a)
+            pixels[30:] += np.uint8(90 * b)
+            Image.fromarray(pixels).save(folder / f"images/{i:02}_{j}.png")
+            rows.append([f"images/{i:02}_{j}.png", f"p{i}", a, b, "xyz"[i % 3]])
+    with (folder / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "patient", "a", "b", "c"], *rows])
+    write_tiny_folder(folder / "network", depth=4)
+    block = {name: value for name, value in QUICK.items() if name != "features"}
+    config = {
+        "data": {"root": ".", "include": ["images/**"], "modality": {"**": "DX"}},
+        "backbone": {"name": "hf:network", "image_size": SIZE},
+        "store": "store",
+        "labels": {"file": "labels.csv", "patient": "patient"},
+        "tasks": {"a": {"labels": ["a"]}},
+        "probe": {"steps": 5},
+        "finetune": block,
+        "lora": {**block, "rank": 4},
+        "bitfit": block,
+        "norm": block,
+    }
+    config["backbone"]["name"] = f"hf:{folder / 'network'}"
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder / "config.yaml"
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config whose collection is embedded."""
+    path = write_collection(tmp_path_factory.mktemp("tune"))
+    extract(load_config(path), Speed(workers=0))
+    return path
+
+
+def config_of(path: Path, **changes: Any) -> Config:
+    """Return the config with other blocks; `store` of its own keeps answers apart."""
+    content = yaml.safe_load(path.read_text()) | changes
+    altered = path.with_name(f"altered-{os.getpid()}.yaml")
+    altered.write_text(yaml.safe_dump(content))
+    return load_config(altered)
+
+
+def network_of(path: Path, settings: Tuning) -> Network:
+    config = load_config(path)
+    torch.manual_seed(0)
+    backbone = load_backbone(config.backbone.name, image_size=SIZE, blocks=1)
+    return Network(backbone, nn.Linear(96, 1), settings.features)
+
+
+# --- what is trained -----------------------------------------------------------------------
+
+# Of each method, the parameters of a block and those outside that are to be trained; those of the
+# network itself that are then to move are the same, but for LoRA's.
+NORMS = {"norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"}
+LINEAR = {f"attention.{x}_proj" for x in "qkvo"} | {"mlp.fc1", "mlp.fc2"}
+BIASES = {f"{name}.bias" for name in LINEAR} | {"norm1.bias", "norm2.bias"}
+WEIGHTS = {f"{name}.weight" for name in LINEAR}
+EMBEDDINGS = {f"patch_embeddings.projection.{x}" for x in ("weight", "bias")}
+FINAL = {"layernorm.weight", "layernorm.bias"}
+LAYERS = {"attention.q_proj", "attention.k_proj", "attention.v_proj", "mlp.fc1", "mlp.fc2"}
+INTENDED: dict[str, tuple[set[str], set[str]]] = {
+    "finetune": (
+        WEIGHTS | BIASES | NORMS | {"layer_scale1.lambda1", "layer_scale2.lambda1"},
+        FINAL
+        | {f"embeddings.{x}" for x in EMBEDDINGS | {"cls_token", "position_embeddings"}},
+    ),
+    "lora": (
+        {f"{name}.lora_{x}.default.weight" for name in LAYERS for x in "AB"},
+        set(),
+    ),
+    "bitfit": (BIASES, {"layernorm.bias", "embeddings.patch_embeddings.projection.bias"}),
+    "norm": (NORMS, FINAL),
+}  # fmt: skip
+
+
+def everywhere(block: set[str], outside: set[str], depth: int = 4) -> set[str]:
+    return outside | {f"encoder.layer.{i}.{name}" for i in range(depth) for name in block}
+
+
+@pytest.mark.parametrize("method", EACH)
+def test_gradients_reach_what_is_meant_and_nothing_else(collection: Path, method: str) -> None:
+    network = network_of(collection, EACH[method])
+    opened(network, EACH[method])
+    meant = {f"body.{name}" for name in everywhere(*INTENDED[method])}
+    meant |= {"head.weight", "head.bias"}
+    assert set(network.trained()) == meant
+    x = torch.randn((3, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
+    network.learning(True)
+    for parameter in network.parameters():
+        if parameter.requires_grad and not parameter.any():  # LoRA's B and the head's bias
+            nn.init.normal_(parameter)
+    network(x, torch.eye(3)).square().sum().backward()
+    reached = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+    # A bias of the keys shifts all of a query's scores alike, which softmax takes out again.
+    assert meant - reached <= {n for n in meant if n.endswith("k_proj.bias")}
+    assert reached <= meant
+    listed = [p for group in groups(network, EACH[method]) for p in group["params"]]
+    assert {id(p) for p in listed} == {id(p) for p in network.trained().values()}
+
+
+def test_rates_fall_from_the_last_block_to_the_first_and_norms_do_not_decay(
+    collection: Path,
+) -> None:
+    settings = FineTune(rate=1.0, layer_decay=0.5, weight_decay=0.1, head_rate=7.0)
+    network = network_of(collection, settings)
+    opened(network, settings)
+    names = {id(p): name for name, p in network.named_parameters()}
+    found = {
+        names[id(p)]: (group["lr"], group["weight_decay"])
+        for group in groups(network, settings)
+        for p in group["params"]
+    }
+    assert found["body.encoder.layer.3.mlp.fc1.weight"] == (1.0, 0.1)
+    assert found["body.encoder.layer.0.mlp.fc1.weight"] == (0.125, 0.1)
+    assert found["body.encoder.layer.0.mlp.fc1.bias"] == (0.125, 0.0)
+    assert found["body.embeddings.cls_token"] == (0.0625, 0.0)
+    assert found["body.layernorm.weight"] == (1.0, 0.0)
+    assert found["head.weight"] == (7.0, 0.1)
+
+
+def test_the_papers_settings_by_name_and_what_is_given_beside_them() -> None:
+    lora = Lora.model_validate({"protocol": "paper", "epochs": 3})
+    assert (lora.rank, lora.alpha, lora.dropout, lora.optimizer) == (48, 16, 0.1, "sgd")
+    assert (lora.rate, lora.weight_decay, lora.epochs) == (1e-5, 0, 3)
+    assert FineTune.model_validate({"protocol": "paper"}).layer_decay == 1
+    assert Lora().rank == 16
+    with pytest.raises(ValueError, match="as they are"):
+        Lora(scaling="l2")
+
+
+def test_lora_has_as_many_numbers_as_its_formula(collection: Path) -> None:
+    settings = Lora(rank=5, dropout=0)
+    network = network_of(collection, settings)
+    opened(network, settings)
+    body = sum(p.numel() for n, p in network.trained().items() if n.startswith("body."))
+    assert body == 4 * 5 * (3 * (48 + 48) + 2 * (48 + 4 * 48))
+
+
+def test_lora_merged_says_what_it_said_unmerged(collection: Path) -> None:
+    settings = Lora(rank=4)
+    network = network_of(collection, settings)
+    adapters = opened(network, settings)
+    assert adapters is not None
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "lora_" in name:
+                nn.init.normal_(parameter, std=0.3)
+    x = torch.randn((4, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
+    plain = network_of(collection, settings).features(x)
+    network.learning(False)
+    apart = network.features(x)
+    adapters.merge_and_unload()
+    together = network.features(x)
+    assert not any("lora_" in name for name, _ in network.named_parameters())
+    scale = apart.norm()
+    assert (apart - plain).norm() > 0.05 * scale  # the updates do something
+    assert (apart - together).norm() < 1e-5 * scale
+
+
+# --- the whole way -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answers(collection: Path) -> list[Result]:
+    return tune(load_config(collection), device="cpu", workers=0)
+
+
+def test_each_method_moves_what_it_says_and_scores_as_the_probe_does(
+    collection: Path, answers: list[Result]
+) -> None:
+    (probe,) = evaluate(load_config(collection), ["probe"])
+    assert [result.method for result in answers] == list(EACH)
+    for result in answers:
+        (tuned,) = result.tuned
+        block, outside = INTENDED[result.method]
+        if result.method == "lora":
+            block = {f"{name}.weight" for name in LAYERS}
+        still = {n for n in everywhere(block, outside) if n.endswith("k_proj.bias")}
+        assert everywhere(block, outside) - still <= set(tuned.moved)
+        assert set(tuned.moved) <= everywhere(block, outside)
+        assert result.counts == probe.counts
+        assert result.provenance.split == probe.provenance.split
+        assert result.provenance.labels == probe.provenance.labels
+        metric = result.scores[0].metrics["auroc"]
+        assert metric.low is not None
+        assert len(tuned.history) == 2
+        assert tuned.head == 97
+    again = tune(load_config(collection), device="cpu", workers=0)
+    assert all(result.cached for result in again)
+    assert not list((load_config(collection).store / "runs").glob("*/"))
+    assert not verify(load_config(collection).store).findings
+
+
+def test_a_tuned_network_is_a_backbone_whose_features_are_what_was_scored(
+    collection: Path, answers: list[Result]
+) -> None:
+    """Extract by the saved network; its head on those features gives the answer's predictions."""
+    base = load_config(collection)
+    for result in answers[:2]:
+        (tuned,) = result.tuned
+        folder = base.store / tuned.weights
+        content = yaml.safe_load(collection.read_text())
+        config = config_of(
+            collection,
+            backbone={**content["backbone"], "weights": str(folder)},
+            store=f"store-{result.method}",
+            outputs={"dtype": "float32"},
+        )
+        summary = extract(config, Speed(workers=0))
+        assert summary.weights == tuned.identity
+        store = FeatureStore.open(config.store)
+        rows = store.slices()["row"].to_numpy()
+        x = np.concatenate([store.read("cls", rows)[:, -1], store.read("mean", rows)], axis=1)
+        head = load_file(folder / "head.safetensors")
+        logits = torch.from_numpy(x) @ head["weight"].T + head["bias"]
+        name = f"{result.method}-{result.provenance.key[:16]}.parquet"
+        said = pq.read_table(base.store / "results" / name).to_pydict()
+        # Both stores number the slices alike; ids of images are their rows.
+        at = [int(np.flatnonzero(rows == int(unit))[0]) for unit in said["unit"]]
+        np.testing.assert_allclose(torch.sigmoid(logits[at, 0]).numpy(), said["proba:1"], atol=1e-4)
+        assert evaluate(config, ["probe"])[0].scores
+        # As a network of its own, with nothing else named.
+        alone = load_backbone(f"hf:{folder}", image_size=SIZE)
+        assert alone.architecture == load_backbone(base.backbone.name).architecture
+
+
+@pytest.mark.parametrize(
+    ("task", "block"),
+    [
+        ({"labels": ["a"]}, {"finetune": {}}),
+        ({"labels": ["a", "b"]}, {"lora": {"rate": 1e-2, "head_rate": 3e-2}}),
+        ({"labels": ["a"]}, {"bitfit": {"rate": 5e-3, "start": "probe"}}),
+        ({"labels": ["a"], "level": "patient"}, {"norm": {"rate": 1e-2, "slices": 1}}),
+    ],
+)
+def test_it_learns(collection: Path, task: dict[str, Any], block: dict[str, Any]) -> None:
+    (method,) = block
+    settings = {"epochs": 12, "batch": 8, "at_once": 8, "augment": "none", "patience": 12}
+    rates = {"rate": 1e-3, "head_rate": 1e-2}
+    plain: dict[str, Any] = dict.fromkeys(EACH)
+    config = config_of(
+        collection, tasks={"planted": task}, **plain | {method: settings | rates | block[method]}
+    )
+    (result,) = tune(config, device="cpu", workers=0)
+    (score,) = result.scores
+    assert score.labels.get("a", score.metrics)["auroc"].value > 0.9, result.tuned[0].history
+
+
+def test_the_probes_head_is_where_lp_ft_begins(collection: Path) -> None:
+    """With steps too small to matter, the answer is the probe's of the same features."""
+    content = {"start": "probe", "epochs": 1, "rate": 1e-12, "head_rate": 1e-12}
+    plain: dict[str, Any] = dict.fromkeys(EACH)
+    for task in ({"labels": ["a"]}, {"labels": ["c"]}, {"labels": ["a", "b"]}):
+        config = config_of(collection, tasks={"t": task}, **plain | {"bitfit": content})
+        (result,) = tune(config, device="cpu", workers=0)
+        (cases,) = cases_of(config)
+        (parts,) = cases.turns
+        x = cases.features(config.probe, parts)
+        ((expected,), _) = predict(x, cases.units, parts, config.probe, refit_on=("train",))
+        _, proba, _ = read_predictions(config.store, result, 0)
+        np.testing.assert_allclose(proba, expected.proba, atol=2e-2)
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    path = write_collection(tmp_path, patients=14)
+    config = load_config(path)
+    extract(config, Speed(workers=0))
+    options = ["--method", "lora", "--device", "cpu", "--workers", "0", "--checkpoint-s", "0"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from pipeline.cli import main; main()", "tune", path, *options],
+        cwd=ROOT,
+        env=environment(0),
+    )
+    until(lambda: list((config.store / "runs").glob("lora-*/all/checkpoint.safetensors")))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list((config.store / "results").glob("*"))
+    (resumed,) = tune(config, ["lora"], device="cpu", workers=0)
+    assert resumed.tuned[0].resumed == 1
+    for file in (config.store / "results").glob("*"):
+        file.unlink()
+    (straight,) = tune(config, ["lora"], device="cpu", workers=0)
+    assert straight.tuned[0].resumed == 0
+    assert straight.tuned[0].identity == resumed.tuned[0].identity
+    assert straight.scores == resumed.scores
+
+
+def test_what_cannot_be_read_any_more_is_left_out_and_told(tmp_path: Path) -> None:
+    path = write_collection(tmp_path, patients=14)
+    config = load_config(path)
+    extract(config, Speed(workers=0))
+    (tmp_path / "images/00_0.png").write_bytes(b"")
+    Image.fromarray(np.zeros((60, 64), np.uint8)).save(tmp_path / "images/01_0.png")
+    (result,) = tune(config, ["norm"], device="cpu", workers=0)
+    assert "1 slices were left out: changed since it was embedded" in result.notes
+    assert "1 slices were left out: empty" in result.notes
+    tested = len(set(result.notes) & {"1 test units are not scored: none of their slices"})
+    assert result.counts["test"].units + tested in (6, 4, 5)
+
+
+def test_what_does_not_fit_is_refused(collection: Path) -> None:
+    plain: dict[str, Any] = dict.fromkeys(EACH)
+    with pytest.raises(ConfigError, match="It lacks any"):
+        tune(config_of(collection, **plain))
+    with pytest.raises(ConfigError, match="It lacks lora"):
+        tune(config_of(collection, **plain | {"norm": {}}), ["lora"])
+    with pytest.raises(RecipeMismatchError, match="preprocess.aspect"):
+        tune(config_of(collection, preprocess={"aspect": "pad"}, norm={"seed": 9}), ["norm"])
+
+
+def test_a_purged_patient_takes_tuned_networks_along(tmp_path: Path) -> None:
+    path = write_collection(tmp_path, patients=14)
+    config = load_config(path)
+    extract(config, Speed(workers=0))
+    tune(config, ["norm"], device="cpu", workers=0)
+    assert list((config.store / "tuned").glob("*"))
+    store = FeatureStore.open(config.store)
+    patient = store.slices()["patient"][0].as_py() or ""
+    withdraw(store, patient)
+    purge(store, patient)
+    assert not list((config.store / "tuned").glob("*"))
