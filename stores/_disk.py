@@ -76,14 +76,18 @@ def write_checked(path: Path, data: bytes) -> None:
     write_atomic(path, data)
 
 
-def write_new(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write a file that is not there yet and force it to disk; nothing is left if that fails."""
+def write_new(path: Path, *pieces: bytes | memoryview, force: bool = True) -> None:
+    """Write a file that is not there yet; nothing is left if that fails.
+
+    force: onto the disk, before this returns.
+    """
     try:
         with open(path, "xb") as file:
             for piece in pieces:
                 file.write(piece)
             file.flush()
-            os.fsync(file.fileno())
+            if force:
+                os.fsync(file.fileno())
     except BaseException:
         with contextlib.suppress(OSError):  # the first error tells more
             path.unlink()
@@ -161,9 +165,12 @@ def unseal(path: Path) -> dict[str, Any]:
     return document
 
 
-def sha256(data: bytes) -> str:
-    """Return the sha256 of bytes, as hex."""
-    return hashlib.sha256(data).hexdigest()
+def sha256(*pieces: bytes | memoryview) -> str:
+    """Return the sha256 of bytes, one piece after the other, as hex."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def file_sha256(path: Path) -> str:

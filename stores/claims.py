@@ -70,7 +70,8 @@ def try_claim(folder: Path, stem: str) -> Claim | None:
     temporary = folder / temporary_name("claim")
     with writing(path):
         folder.mkdir(exist_ok=True)
-        write_new(temporary, json.dumps({**me(), "time": time.time()}).encode())
+        # Not forced to disk: whatever loses the file loses its owner too.
+        write_new(temporary, json.dumps({**me(), "time": time.time()}).encode(), force=False)
         try:
             os.link(temporary, path)
         except FileExistsError:

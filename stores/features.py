@@ -27,7 +27,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,11 +44,12 @@ from stores._disk import (
     TEMPORARY,
     sha256,
     sweep_temporaries,
+    sync,
     sync_folder,
     temporary_name,
     writing,
 )
-from stores.arrays import Chunk, StoredArray
+from stores.arrays import Chunk, StoredArray, row_crcs
 from stores.claims import CLAIMS, Claim, Holder, exclusive, holders, owner, try_claim
 from stores.errors import (
     ClaimedError,
@@ -89,6 +90,7 @@ class FeatureStore:
         self.layout = layout
         self._kept: dict[str, tuple[str, Any]] = {}  # name -> sha256, what was parsed from it
         self._status: dict[int, tuple[Stamp, NDArray[np.uint8]]] = {}
+        self._row_crcs: dict[int, tuple[Stamp | None, dict[str, NDArray[np.uint32] | None]]] = {}
 
     # --- open and create -------------------------------------------------------------------
 
@@ -355,6 +357,9 @@ class FeatureStore:
                     rows = values[chunk.start - part.start : chunk.stop - part.start]
                     temporary, entries[chunk.name] = array.stage(chunk, rows)
                     staged[temporary] = array.root / chunk.name
+            with writing(self.path):  # together: the first of them brings most of the rest along
+                for temporary in staged:
+                    sync(temporary)
             _check_held(claim, part)
             for temporary, path in staged.items():
                 temporary.replace(path)
@@ -378,8 +383,12 @@ class FeatureStore:
 
     def status(self) -> NDArray[np.uint8]:
         """Return (n,) what each row holds: 0 void, 1 ok, 2 unreadable, 3 withdrawn."""
+        return self._status_in(self.layout.parts(self.arrays["status"].n))
+
+    def _status_in(self, parts: Iterable[PartRange]) -> NDArray[np.uint8]:
+        """Return (n,) the status of the rows of some parts; that of all others is 0 or 3."""
         status: NDArray[np.uint8] = np.zeros(self.arrays["status"].n, np.uint8)
-        for part in self.layout.parts(len(status)):
+        for part in parts:
             committed = self._committed(part)
             if committed is not None:
                 status[part.start : part.stop] = committed
@@ -399,15 +408,27 @@ class FeatureStore:
         if rows is None:
             return self._read_whole(array)
         wanted = np.asarray(rows, dtype=np.int64)
-        status = self.status()
-        outside = wanted[(wanted < 0) | (wanted >= len(status))]
+        outside = wanted[(wanted < 0) | (wanted >= array.n)]
+        touched = np.unique(wanted // self.layout.part_rows).tolist() if not outside.size else []
+        status = self._status_in(map(self.layout.part, touched))
         absent = outside if outside.size else wanted[status[wanted] != OK]
         if absent.size:
             raise MissingRowsError(
                 f"{absent.size} of the {wanted.size} rows asked for hold no features "
                 f"(first: {absent[:5].tolist()}). Extract them, or leave them out by status()."
             )
-        return array.gather(wanted)
+        return array.gather(wanted, self.row_crcs)
+
+    def row_crcs(self, chunk: Chunk) -> NDArray[np.uint32] | None:
+        """Return the crc32c of each row of a committed chunk; None where its receipt has none."""
+        index = chunk.start // self.layout.part_rows
+        stamp = self.receipts.believed(index)
+        known = self._row_crcs.get(index)
+        if known is None or known[0] != stamp:
+            entries = (self.receipt(index) or {"chunks": {}})["chunks"]
+            found = {name: row_crcs(entry) for name, entry in entries.items()}
+            known = self._row_crcs[index] = (stamp, found)
+        return known[1].get(chunk.name)
 
     def read_part(self, part: PartRange) -> dict[str, NDArray[Any]]:
         """Return every array of a committed part as it is on disk."""
@@ -431,7 +452,7 @@ class FeatureStore:
         return digest.hexdigest()
 
     def _read_whole(self, array: StoredArray) -> NDArray[Any]:
-        out = np.empty((array.n, *array.row_shape), array.dtype)
+        out = array.aligned(array.n)
         chunks: list[Chunk] = []
         for part in self.layout.parts(array.n):
             if self.receipts.believed(part.index) is None:

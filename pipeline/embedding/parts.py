@@ -193,7 +193,11 @@ class Filler:
         originals = np.array([links[row] for row in far], np.int64)
         for name in self.run.forward.recipe.arrays:
             # Not `store.read`, which looks at every part: that those are committed is known.
-            for row, value in zip(far, self.run.store.array(name).gather(originals), strict=True):
+            for row, value in zip(
+                far,
+                self.run.store.array(name).gather(originals, self.run.store.row_crcs),
+                strict=True,
+            ):
                 self.job.put(row, status=OK, **{name: value})
             for row in rows:
                 if self._here(links[row]):

@@ -119,6 +119,52 @@ def test_a_flipped_bit_in_a_chunk_is_noticed_on_reading(store: FeatureStore) -> 
         store.read("cls", [0])
 
 
+@pytest.fixture
+def wide(tmp_path: Path) -> FeatureStore:
+    """Return a store of 16 rows of 128 kB in one chunk: rows that pay to be read alone."""
+    arrays = {"patch": ArraySpec((256, 256), "float16")}
+    store = FeatureStore.create(tmp_path / "wide", "{}", arrays, 16)
+    table = slice_table([(i, f"f{i}") for i in range(16)])
+    store.write_tables(table, FILE_SCHEMA.empty_table())
+    part, claim = store.layout.part(0), store.claim(store.layout.part(0))
+    assert claim is not None
+    values = store.empty_part()
+    values["patch"][:] = np.random.default_rng(0).standard_normal(values["patch"].shape)
+    values["status"][:] = 1
+    store.write(part, claim, values, {})
+    return store
+
+
+def test_a_few_rows_of_a_chunk_are_read_alone_and_held_against_their_checksums(
+    wide: FeatureStore,
+) -> None:
+    whole, wanted = wide.read("patch"), [9, 3, 3]
+    np.testing.assert_array_equal(wide.read("patch", wanted), whole[wanted])
+    chunk = wide.array("patch").chunk_of(0)
+    path, bytes_a_row = wide.path / "features.zarr" / chunk.name, wide.array("patch").row_bytes
+    with path.open("r+b") as file:  # a bit of row 5
+        file.seek(5 * bytes_a_row + 77)
+        flipped = bytes([file.read(1)[0] ^ 4])
+        file.seek(5 * bytes_a_row + 77)
+        file.write(flipped)
+    np.testing.assert_array_equal(wide.read("patch", wanted), whole[wanted])  # 5 was not read
+    with pytest.raises(CorruptStoreError, match="bits flipped"):
+        wide.read("patch", [3, 5])
+    with pytest.raises(CorruptStoreError, match="bits flipped"):
+        wide.read("patch", range(16))
+
+
+def test_rows_of_a_receipt_without_their_checksums_are_read_by_the_chunk(
+    wide: FeatureStore,
+) -> None:
+    whole, receipt = wide.read("patch"), wide.receipt(0)
+    assert receipt is not None
+    for entry in receipt["chunks"].values():
+        entry.pop("row_crc32c", None)
+    wide.receipts.write(0, receipt)
+    np.testing.assert_array_equal(FeatureStore.open(wide.path).read("patch", [7, 1]), whole[[7, 1]])
+
+
 @pytest.mark.parametrize("rows", [7, 9, 16])
 def test_anything_but_one_part_is_refused(store: FeatureStore, rows: int) -> None:
     part = store.layout.part(0)
