@@ -156,11 +156,13 @@ class StoredArray:
                 pass  # an error of a thread is raised here
 
     def gather(
-        self, rows: NDArray[np.int64], crcs: Callable[[Chunk], NDArray[np.uint32] | None]
+        self,
+        rows: NDArray[np.int64],
+        crcs: Callable[[Chunk], NDArray[np.uint32] | None] = lambda chunk: None,
     ) -> NDArray[Any]:
         """Return (len(rows), *row_shape) in the order of rows, each chunk opened once.
 
-        crcs: the checksums of a chunk's rows, None where its receipt has none.
+        crcs: the checksums of a chunk's rows, without which the chunk is read whole.
         """
         out = self.aligned(len(rows))
         order = np.argsort(rows, kind="stable")
