@@ -30,7 +30,7 @@ import yaml
 
 from benchmarks.recheck import embed as commit_made_up
 from pipeline import scale
-from pipeline.clusters import Processes
+from pipeline.clusters import Scheduler, connections
 from pipeline.embed import BadLimit, Progress, Speed, _Slices
 from pipeline.work import Outcome, Work
 from stores import ArraySpec, FeatureStore
@@ -136,12 +136,16 @@ def scheduling(folder: Path, parts: Sequence[int]) -> None:
 
 
 def scheduled(store: FeatureStore, parts: int) -> float:
-    """Return the seconds from when the cluster stands until all parts are back."""
+    """Return the seconds from when the first part is back until all are."""
     work = Work(str(store.path), "", "", "", Speed(device="cpu", workers=0))
     back: list[float] = []
     progress = Progress(advance=lambda slices: back.append(time.perf_counter()))
     ranges = [store.layout.part(i) for i in range(parts)]
-    scale.embed_on(Processes(2), work, store, ranges, progress, BadLimit(1, 1.0))
+    with (
+        Dask(store.path.parent, 2) as cluster,
+        connections(Scheduler(cluster.address), "cpu") as connect,
+    ):
+        scale.embed_on(connect, work, store, ranges, progress, BadLimit(1, 1.0))
     return back[-1] - back[0]
 
 

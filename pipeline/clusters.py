@@ -6,6 +6,7 @@ With `pipeline.scale` the home of dask. A worker is one process of one thread.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,17 +34,25 @@ Cluster = Scheduler | JobQueue
 
 @contextlib.contextmanager
 def connections(cluster: Cluster, device: str) -> Iterator[Callable[[], Client]]:
-    """Give what connects to a cluster, which is started first if it is ours to start."""
-    _quieten()
-    from distributed import Client
+    """Give what connects to a cluster; one that is ours to start is started at the first call."""
+    with contextlib.ExitStack() as stack:
 
-    if isinstance(cluster, Scheduler):
-        yield lambda: _reach(cluster.address)
-        return
-    with job_queue(cluster, device) as own:
-        # A job that is lost (preempted, out of time, its node down) is submitted again.
-        own.adapt(minimum_jobs=cluster.workers, maximum_jobs=cluster.workers)
-        yield lambda: Client(own, set_as_default=False)
+        @functools.cache
+        def started(choice: JobQueue) -> Any:
+            own = stack.enter_context(job_queue(choice, device))
+            # A job that is lost (preempted, out of time, its node down) is submitted again.
+            own.adapt(minimum_jobs=choice.workers, maximum_jobs=choice.workers)
+            return own
+
+        def connect() -> Client:
+            _quieten()
+            from distributed import Client
+
+            if isinstance(cluster, Scheduler):
+                return _reach(cluster.address)
+            return Client(started(cluster), set_as_default=False)
+
+        yield connect
 
 
 def _quieten() -> None:

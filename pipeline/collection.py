@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.config import Config
-from pipeline.discover import READER_VERSION, Discovery, discover
+from pipeline.discover import READER_VERSION, Discovery, Open, discover
 from pipeline.names import hide_path, load_key, pseudonym, relabelled, reveal_path
 from pipeline.read import unescape_path
 from pipeline.types import Recipe, of_volume
@@ -190,16 +190,23 @@ def look(config: Config, store: FeatureStore | None, *, rehash: bool = False) ->
     return _look(config, store, rehash)[0]
 
 
-def settle(config: Config, store: FeatureStore, *, rehash: bool = False, workers: int = 1) -> Look:
+def settle(
+    config: Config,
+    store: FeatureStore,
+    *,
+    rehash: bool = False,
+    workers: int = 1,
+    elsewhere: Open | None = None,
+) -> Look:
     """Look at the collection and bring the store's tables up to it.
 
-    workers: processes that open files, 0 for none.
+    workers: processes that open files, 0 for none; elsewhere: what opens them instead.
 
     Where another process does the same at the same moment, one of the two looks again, so that
     rows are numbered once.
     """
     while True:
-        found, seen = _look(config, store, rehash, workers)
+        found, seen = _look(config, store, rehash, workers, elsewhere)
         try:
             if not found.settled:
                 store.write_tables(found.slices, found.files, seen=seen)
@@ -208,7 +215,13 @@ def settle(config: Config, store: FeatureStore, *, rehash: bool = False, workers
             log.info("Another process has brought %s up to date; looking again.", store.path)
 
 
-def _look(config: Config, store: FeatureStore, rehash: bool, workers: int = 1) -> tuple[Look, str]:
+def _look(
+    config: Config,
+    store: FeatureStore,
+    rehash: bool,
+    workers: int = 1,
+    elsewhere: Open | None = None,
+) -> tuple[Look, str]:
     """Return what was found, and the moment of the tables it was held against."""
     data, plane, tables = config.data, config.preprocess.plane, store.tables()
     key = load_key(store.path)
@@ -219,7 +232,7 @@ def _look(config: Config, store: FeatureStore, rehash: bool, workers: int = 1) -
     before = None
     if not rehash and (tables.files.schema.metadata or {}).get(b"rules") == rules.encode():
         before = Discovery(seen_files, stored.filter(pc.invert(stored["withdrawn"])))
-    discovery = discover(data, key, known=before, plane=plane, workers=workers)
+    discovery = discover(data, key, known=before, plane=plane, workers=workers, elsewhere=elsewhere)
     slices = discovery.slices
     if tables.patients:
         patients = pa.array(sorted(tables.patients))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -59,6 +59,8 @@ _IMAGE_SUFFIXES = (
 )
 
 Row = dict[str, Any]
+# Paths -> the headers of each file, or why it has none, in order.
+Open = Callable[[Sequence[str]], Iterator[list[Header] | UnreadableError]]
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,13 @@ def discover(
     plane: Plane = "axial",
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
+    elsewhere: Open | None = None,
 ) -> Discovery:
     """Return what `data.root` holds.
 
     known: an earlier discovery by the same key, plane and `data`. workers: processes that open
-    files, 0 for none. progress: called with the number of files opened so far. Raises ConfigError
-    where the root is no folder.
+    files, 0 for none; elsewhere: what opens them instead. progress: called with the number of files
+    opened so far. Raises ConfigError where the root is no folder.
     """
     if not data.root.is_dir():
         raise ConfigError(
@@ -90,7 +93,7 @@ def discover(
         )
     files = {row["path"]: row for row in sorted(walk(data), key=lambda r: r["path"].split("/"))}
     kept = _unchanged(files, known)
-    opener = _Opener(data, plane, workers, progress)
+    opener = _Opener(data, elsewhere or opened_by(data, plane, workers), progress)
     fresh = [path for path in files if path not in kept and not files[path]["reason"]]
     places = opener.open(fresh)
     # A series that has gained, lost or changed a file is settled anew, from all its headers.
@@ -140,20 +143,19 @@ def _rows_of(known: Discovery | None) -> list[Row]:
 class _Opener:
     """Opens files for their headers and keeps those it could not: path -> why."""
 
-    def __init__(
-        self, data: Data, plane: Plane, workers: int, progress: Callable[[int], None] | None
-    ) -> None:
-        self.data, self.plane, self.workers = data, plane, workers
+    def __init__(self, data: Data, headers: Open, progress: Callable[[int], None] | None) -> None:
+        self.data, self.headers = data, headers
         self.progress = progress or (lambda count: None)
         self.opened = 0
         self.refused: dict[str, UnreadableError] = {}
 
     def open(self, paths: list[str]) -> list[Place]:
         """Return the slices of the files, in order."""
-        if paths:
-            check_tags(self.data.tags)
+        if not paths:
+            return []
+        check_tags(self.data.tags)
         places = []
-        for path, headers in zip(paths, self._headers(paths), strict=True):
+        for path, headers in zip(paths, self.headers(paths), strict=True):
             self.opened += 1
             self.progress(self.opened)
             if isinstance(headers, UnreadableError):
@@ -162,18 +164,21 @@ class _Opener:
                 places += [Place(path, header) for header in headers]
         return places
 
-    def _headers(self, paths: list[str]) -> Iterator[list[Header] | UnreadableError]:
-        if self.workers and paths:
-            return headers_in_workers(
-                self.data.root, paths, self.plane, self.data.tags, self.workers, _TIME_LIMIT_S
-            )
-        return (self._headers_here(path) for path in paths)
 
-    def _headers_here(self, path: str) -> list[Header] | UnreadableError:
+def opened_by(data: Data, plane: Plane, workers: int) -> Open:
+    """Return what opens files by so many processes of this machine; 0: in this one."""
+
+    def headers_here(path: str) -> list[Header] | UnreadableError:
         try:
-            return read_headers(self.data.root / unescape_path(path), self.plane, self.data.tags)
+            return read_headers(data.root / unescape_path(path), plane, data.tags)
         except Exception as error:
             return as_unreadable(error, "reading the header")
+
+    if workers == 0:
+        return lambda paths: map(headers_here, paths)
+    return lambda paths: headers_in_workers(
+        data.root, paths, plane, data.tags, workers, _TIME_LIMIT_S
+    )
 
 
 def _settle(places: list[Place], data: Data, key: bytes) -> list[Row]:

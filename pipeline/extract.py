@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.clusters import Cluster, Scheduler
+from pipeline.clusters import PATIENCE_S, Cluster, Scheduler, connections
 from pipeline.collection import make_recipe, open_store, settle
-from pipeline.config import Config
-from pipeline.discover import IDENTIFIER_IN_PATH
+from pipeline.config import Config, JobQueue
+from pipeline.discover import IDENTIFIER_IN_PATH, Open, opened_by
 from pipeline.embed import BadLimit, Embedded, Progress, Speed
 from pipeline.embedding.speed import cores
 from pipeline.fleet import Processes, embed_by
@@ -93,7 +93,13 @@ def extract(
         speed=speed,
     )
     run = _Run(config, store, work, progress, max_bad, rehash)
-    found, done, failed = run.as_shard(where) if isinstance(where, Shard) else run.alone(where)
+    match where:
+        case Shard():
+            found, done, failed = run.as_shard(where)
+        case Processes():
+            found, done, failed = run.here(where)
+        case _:
+            found, done, failed = run.on(where)
     forget_failures(store)
     live, reasons = _live(store), _set_aside(store)
     return Summary(
@@ -137,6 +143,10 @@ def placed(
     return config.scale or Processes()
 
 
+# What was found, what was added, and the parts that failed with why.
+Done = tuple[dict[str, int], Embedded, dict[int, str]]
+
+
 @dataclass
 class _Run:
     """One run: a look at the collection, and what is missing then."""
@@ -150,27 +160,45 @@ class _Run:
     look_s: float = 0.0
     embed_s: float = 0.0
 
-    def alone(self, where: Processes | Cluster) -> tuple[dict[str, int], Embedded, dict[int, str]]:
-        """Look, then embed on this machine or on a cluster: what was found, added, and failed."""
-        with self._clock("look_s"):
-            self._write_demo()
-            self.store.sweep()
-            settled = settle(
-                self.config, self.store, rehash=self.rehash, workers=self._header_workers()
-            )
+    def here(self, where: Processes) -> Done:
+        """Look, then embed on this machine: what was found, added, and failed."""
+        found = self._look(None)
         with self._clock("embed_s"):
             missing = self.store.missing()
             if not missing:
-                return settled.found.counts, Embedded(), {}
-            asked = self.work, self.store, missing, self.progress, self._limit()
-            if isinstance(where, Processes):
-                return settled.found.counts, *embed_by(where, *asked)
-            # Imported where it is asked for: dask costs a second.
-            from pipeline.scale import embed_on
+                return found, Embedded(), {}
+            limit = self._limit()
+            return found, *embed_by(where, self.work, self.store, missing, self.progress, limit)
 
-            return settled.found.counts, *embed_on(where, *asked)
+    def on(self, cluster: Cluster) -> Done:
+        """Look and embed on a cluster, which is connected to where there is something to do."""
+        # Imported where it is asked for: dask costs a second.
+        from pipeline.opening import opened_on
+        from pipeline.scale import embed_on
 
-    def as_shard(self, shard: Shard) -> tuple[dict[str, int], Embedded, dict[int, str]]:
+        data, plane = self.config.data, self.config.preprocess.plane
+        patience_s = float("inf") if isinstance(cluster, JobQueue) else PATIENCE_S
+        with connections(cluster, self.work.speed.device) as connect:
+            here = opened_by(data, plane, self._header_workers())
+            found = self._look(opened_on(connect, data, plane, here))
+            with self._clock("embed_s"):
+                missing = self.store.missing()
+                if not missing:
+                    return found, Embedded(), {}
+                asked = connect, self.work, self.store, missing, self.progress, self._limit()
+                return found, *embed_on(*asked, patience_s)
+
+    def _look(self, elsewhere: Open | None) -> dict[str, int]:
+        with self._clock("look_s"):
+            self._write_demo()
+            self.store.sweep()
+            workers = self._header_workers()
+            found = settle(
+                self.config, self.store, rehash=self.rehash, workers=workers, elsewhere=elsewhere
+            )
+        return found.found.counts
+
+    def as_shard(self, shard: Shard) -> Done:
         """Embed beside others, after one look for all of them."""
         before, done, failed = Looks.read(self.store), Embedded(), dict[int, str]()
         # What the tables know comes first: a look at a large collection takes long, and GPUs wait.

@@ -1,4 +1,4 @@
-"""Parts over the workers of a dask cluster: started by `pipeline.clusters`.
+"""Parts over the workers of a dask cluster, to which `pipeline.clusters` connects.
 
 The scheduler carries the tasks, the store's receipts say what is done: a task is a stretch of
 parts, as addresses; it may be lost, or run twice at once, and nothing is counted twice. A bounded
@@ -16,8 +16,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.clusters import PATIENCE_S, Cluster, connections
-from pipeline.config import JobQueue
+from pipeline.clusters import PATIENCE_S
 from pipeline.deal import WINDOW, Deal, Task
 from pipeline.embed import BadLimit, Embedded, Progress
 from pipeline.work import (
@@ -47,23 +46,22 @@ _ANSWER_S = 30.0
 
 
 def embed_on(
-    cluster: Cluster,
+    connect: Callable[[], Client],
     work: Work,
     store: FeatureStore,
     parts: Sequence[PartRange],
     progress: Progress,
     limit: BadLimit,
+    patience_s: float = PATIENCE_S,
 ) -> tuple[Embedded, dict[int, str]]:
     """Embed the parts on a cluster's workers, who see the store and the collection as folders.
 
-    Returns what was added meanwhile (by the receipts), and the parts that failed with why. Raises
-    ClusterError where the cluster cannot be reached, or is lost for long; what was committed is
-    kept.
+    patience_s: how long a first worker is waited for. Returns what was added meanwhile (by the
+    receipts), and the parts that failed with why. Raises ClusterError where the cluster cannot be
+    reached, or is lost for long; what was committed is kept.
     """
-    patience_s = float("inf") if isinstance(cluster, JobQueue) else PATIENCE_S
-    with connections(cluster, work.speed.device) as connect:
-        run = _Run(connect, work, store, progress, limit, patience_s)
-        return run.embed([part.index for part in parts])
+    run = _Run(connect, work, store, progress, limit, patience_s)
+    return run.embed([part.index for part in parts])
 
 
 def at_worker(work: Work, parts: Sequence[int]) -> tuple[str, Outcome]:

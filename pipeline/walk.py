@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +16,57 @@ from pipeline.read import escape_path
 
 Row = dict[str, Any]
 
+# Folders that are listed at a time.
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What a folder holds: `place` tells it from others; rows of its files, and folders below."""
+
+    place: tuple[int, int] | None
+    rows: list[Row]
+    below: list[str]
+
 
 def walk(data: Data) -> Iterator[Row]:
-    """Yield a FILE_SCHEMA row for each wanted file, and for each folder that cannot be listed."""
+    """Yield a FILE_SCHEMA row for each wanted file, and for each folder that cannot be listed.
+
+    Folders are listed ahead by threads, since a disk elsewhere takes its time for each question.
+    """
     wanted = _wanted(data)
     seen: set[tuple[int, int]] = set()
-    stack = [""]
-    while stack:
-        folder = stack.pop()
-        try:
-            about = os.stat(data.root / folder)
-            if (about.st_dev, about.st_ino) in seen:
-                continue  # a link back to a folder already walked
-            seen.add((about.st_dev, about.st_ino))
-            entries = sorted(
-                os.scandir(data.root / folder), key=lambda entry: os.fsencode(entry.name)
-            )
-        except OSError as error:
-            known = as_unreadable(error, "listing the folder")
-            yield _file_row(folder, None, known.reason, known.detail)
-            continue
-        below = []
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            if _is_folder(entry):
-                below.append(path)
-            elif wanted(path):
-                yield _stat(data.root, path)
-        stack.extend(reversed(below))
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="radprobe-walk")
+    try:
+        stack = [threads.submit(_list, data.root, "", wanted)]
+        while stack:
+            found = stack.pop().result()
+            if found.place is not None:
+                if found.place in seen:
+                    continue  # a link back to a folder already walked
+                seen.add(found.place)
+            yield from found.rows
+            below = (threads.submit(_list, data.root, path, wanted) for path in found.below)
+            stack.extend(reversed(list(below)))
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _list(root: Path, folder: str, wanted: Callable[[str], bool]) -> _Listing:
+    try:
+        about = os.stat(root / folder)
+        entries = sorted(os.scandir(root / folder), key=lambda entry: os.fsencode(entry.name))
+    except OSError as error:
+        known = as_unreadable(error, "listing the folder")
+        return _Listing(None, [_file_row(folder, None, known.reason, known.detail)], [])
+    rows, below = [], []
+    for entry in entries:
+        path = f"{folder}/{entry.name}" if folder else entry.name
+        if _is_folder(entry):
+            below.append(path)
+        elif wanted(path):
+            rows.append(_stat(f"{root}/{path}", path))
+    return _Listing((about.st_dev, about.st_ino), rows, below)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -51,9 +76,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _stat(root: Path, path: str) -> Row:
+def _stat(file: str, path: str) -> Row:
     try:
-        return _file_row(path, os.stat(root / path))
+        return _file_row(path, os.stat(file))
     except OSError as error:
         known = as_unreadable(error, "looking at the file")
         return _file_row(path, None, known.reason, known.detail)

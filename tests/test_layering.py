@@ -35,7 +35,7 @@ LEVELS = [
         "status",
         "datasets",
     },
-    {"fleet", "scale"},
+    {"fleet", "scale", "opening"},
     {"shards"},
     {"collection", "scoring", "deal", "segmentation.asked", "segmentation.exporting"},
     {"work", "clusters", "slurm"},
