@@ -27,6 +27,7 @@ from pipeline.backbones import Backbone, load_backbone
 from pipeline.config import Config
 from pipeline.doctor.bench import forward_rate
 from pipeline.embed import Speed
+from pipeline.embedding.forward import out_of_memory
 from pipeline.extract import extract
 from pipeline.types import Architecture
 
@@ -101,7 +102,9 @@ def fastest(network: Backbone, batches: tuple[int, ...], least_s: float) -> tupl
     for batch in batches:
         try:
             rates[batch] = forward_rate(network, batch, least_s)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             torch.cuda.empty_cache()
             break
     best = max(rates, key=lambda batch: rates[batch])

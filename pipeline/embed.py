@@ -42,7 +42,6 @@ from stores.errors import ClaimedError
 
 if TYPE_CHECKING:
     from pipeline.backbones import Backbone
-    from pipeline.embedding.forward import Forward
 
 log = logging.getLogger(__name__)
 
@@ -95,16 +94,17 @@ def embed_missing(
     slices = _Slices.of_parts(store, missing)
     progress.plan(sum(slices.count(part) for part in missing))
     volumes = Volumes(recipe.preprocess, slices.all(), functools.partial(_ranges, store))
-    flow = _Flow(store, recipe, speed, progress, limit, volumes)
+    network = functools.partial(load or load_network, backbone, weights, recipe, speed)
+    flow = _Flow(store, recipe, speed, progress, limit, volumes, network)
     reads = read_files(
         root,
-        _requests(_jobs(store, missing, slices, volumes), flow, reveal),
+        _begun(_requests(_jobs(store, missing, slices, volumes), flow, reveal), flow),
         plane=recipe.preprocess.plane,
         workers=speed.workers or 0,
         time_limit_s=speed.time_limit_s,
     )
     with flow, contextlib.closing(reads):
-        flow.embed(reads, functools.partial(load or load_network, backbone, weights, recipe, speed))
+        flow.embed(reads)
     left = _without_receipt(store, missing)
     elsewhere = [f"part {part.index}: {store.owner(part)}" for part in left]
     seconds = {name: round(value, 3) for name, value in flow.seconds.items()}
@@ -116,8 +116,8 @@ def embed_missing(
 class _Flow:
     """The parts of one run, from their claim to their commit; a context that ends with the run.
 
-    waiting: claimed and asked of the readers, in order; held: these, and all that are not committed
-    yet. rows, linked, seconds: of what was committed.
+    load: gives the network. waiting: claimed and asked of the readers, in order; held: these, and
+    all that are not committed yet. rows, linked, seconds: of what was committed.
     """
 
     store: FeatureStore
@@ -126,6 +126,7 @@ class _Flow:
     progress: Progress
     limit: BadLimit
     volumes: Volumes
+    load: Callable[[], Backbone]
     waiting: deque[Job] = field(default_factory=deque)
     held: list[Job] = field(default_factory=list)
     rows: int = 0
@@ -147,10 +148,8 @@ class _Flow:
         self.held.append(job)
         self.waiting.append(job)
 
-    def embed(self, reads: Iterator[FrameRead], load: Callable[[], Backbone]) -> None:
+    def embed(self, reads: Iterator[FrameRead]) -> None:
         """Fill part after part from what is read, and commit them."""
-        from pipeline.embedding.forward import Forward
-
         run: Run | None = None
         with tracing(self.speed.trace) as step:
             while True:
@@ -158,13 +157,9 @@ class _Flow:
                 first = next(reads, None)
                 if first is None:
                     break
-                job, waited = self.waiting.popleft(), time.perf_counter() - began
+                waited = time.perf_counter() - began - self.waiting[0].seconds["load"]
+                run, job = self.run, self.waiting.popleft()
                 job.seconds["wait"] += waited
-                if run is None:
-                    # Loaded once there is something to embed: others may hold every part.
-                    with clock(job.seconds, "load"):
-                        forward = Forward(load(), self.recipe, self.speed.batch_size or 1)
-                        run = self._run(forward)
                 for _ in Filler(job, run).fill(itertools.chain([first], reads)):
                     self._beat()
                     step()
@@ -174,7 +169,14 @@ class _Flow:
             if run is not None:
                 run.settle()
 
-    def _run(self, forward: Forward) -> Run:
+    @functools.cached_property
+    def run(self) -> Run:
+        """What all parts share; made, and the network loaded, once there is a part to embed."""
+        from pipeline.embedding.forward import Forward
+
+        with clock(self.waiting[0].seconds, "load"):
+            forward = Forward(self.load(), self.recipe, self.speed.batch_size or 1)
+
         def settle() -> None:
             forward.flush()
             self._writer.settle()
@@ -321,6 +323,17 @@ def _requests(
         for slices in ([s for volume in job.survey.values() for s in volume], job.slices):
             for path, group in itertools.groupby(slices, key=lambda slice_: slice_["path"]):
                 yield Request(reveal(path), tuple(slice_["frame"] for slice_ in group))
+
+
+def _begun(requests: Iterator[Request | None], flow: _Flow) -> Iterator[Request | None]:
+    """Pass requests on; the network is loaded while the readers start and read their first files.
+
+    And not before: others may hold every part.
+    """
+    for asked, request in enumerate(requests, 1):
+        yield request
+        if asked == flow.speed.workers:
+            flow.run  # noqa: B018 (made once)
 
 
 def load_network(name: str, weights: Path | str, recipe: Recipe, speed: Speed) -> Backbone:

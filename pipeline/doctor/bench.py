@@ -20,7 +20,7 @@ from pipeline.backbones import Backbone, load_backbone
 from pipeline.collection import feature_arrays, make_recipe, part_rows_of
 from pipeline.config import Config
 from pipeline.doctor.sample import take_sample
-from pipeline.embedding.forward import keep_memory, pick_device
+from pipeline.embedding.forward import keep_memory, out_of_memory, pick_device
 from pipeline.embedding.pace import Forward, Pace, Reading, save_pace
 from pipeline.embedding.speed import cores
 from pipeline.types import Precision, Recipe
@@ -115,9 +115,11 @@ def _load(
         weights,
         image_size=recipe.image_size,
         blocks=recipe.blocks,
+        patch_blocks=recipe.patch.blocks,
         device=device,
         precision=precision,
         compiled=compiled,
+        treatment=recipe.architecture.treatment,
     )
 
 
@@ -127,7 +129,9 @@ def _batches(network: Backbone, precision: Precision, least_s: float) -> Iterato
     while size <= _MOST_BATCH and worse < 2:
         try:
             rate = forward_rate(network, size, least_s)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             torch.cuda.empty_cache()
             return
         yield Forward(precision=precision, compiled=False, batch_size=size, slices_per_s=rate)

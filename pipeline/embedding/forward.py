@@ -29,6 +29,19 @@ from stores.errors import DeviceError
 log = logging.getLogger(__name__)
 
 Values = dict[str, NDArray[Any]]  # output -> (b, ...) in the recipe's dtype
+# How libraries below torch's allocator say that there is no memory left.
+_NO_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # as its first handle says it
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "MPS backend out of memory",
+)
 # Batches that a GPU has before it when a further one is handed in.
 _IN_FLIGHT = 1
 
@@ -86,11 +99,14 @@ class Forward:
             try:
                 compute(items, modalities, flight)
                 break
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 if min(self.most, len(items)) == 1:
                     raise DeviceError(
-                        f"One slice alone is too much for the memory of {self.network.device}. "
-                        "Take a smaller network or image_size, or --device cpu."
+                        f"One slice alone is too much for the memory of {self.network.device} "
+                        f"({str(error).splitlines()[0]}). Take a smaller network or image_size, or "
+                        "--device cpu; or see what else uses that memory."
                     ) from None
             # Behind the handler, whose error still holds what was computed.
             self._halve(len(items))
@@ -199,6 +215,18 @@ class _Streams:
     def marks(self) -> list[torch.cuda.Event]:
         """Return marks that tell when work came past them."""
         return [torch.cuda.Event(enable_timing=True) for _ in range(5)]  # type: ignore[no-untyped-call]
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a device's memory ran out, whichever of its libraries says so.
+
+    torch's allocator has an error of its own. cuBLAS, cuDNN and cuSOLVER, which allocate beside it,
+    give their status, and CUDA its words; a CPU's allocator has words alone.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return any(words in said for words in _NO_MEMORY)
 
 
 def coded(tokens: Tensor, how: PatchTokens, dtype: torch.dtype) -> dict[str, Tensor]:

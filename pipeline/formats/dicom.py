@@ -26,7 +26,7 @@ from pydicom import config as pydicom_config
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.filereader import read_partial
+from pydicom.filereader import read_dataset, read_partial
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
@@ -99,8 +99,7 @@ def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
     """Yield the asked frames in order, float32 (H, W). Raises UnreadableError."""
     with _quiet():
         try:
-            _check(*_read_until_pixels(path), path)
-            dataset = pydicom.dcmread(path, force=True)
+            dataset = _read_whole(path)
             tiles = mosaic.tiles(dataset)
             count = tiles.count if tiles else _frame_count(dataset)
         except Exception as error:
@@ -160,12 +159,31 @@ def _read_until_pixels(path: Path) -> tuple[Dataset, _PixelElement | None]:
         dataset = read_partial(file, stop_when=stop, force=True)
         if found:
             return dataset, _PixelElement(file.tell(), None if found[0] == _UNDEFINED else found[0])
-    meta = getattr(dataset, "file_meta", Dataset())
     # A deflated file is read from memory, where its elements' places say nothing of the file.
-    deflated = meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian
+    deflated = _syntax(dataset) == uid.DeflatedExplicitVRLittleEndian
     if (cut and not deflated) or not len(dataset):
         raise UnreadableError("truncated", "ends before its pixels, within an element")
     return dataset, None
+
+
+def _read_whole(path: Path) -> Dataset:
+    """Return a file's dataset: its header first, and its pixels once that can be believed."""
+    dataset, pixels = _read_until_pixels(path)
+    _check(dataset, pixels, path)
+    assert pixels is not None
+    if _syntax(dataset) == uid.DeflatedExplicitVRLittleEndian:
+        return pydicom.dcmread(path, force=True)
+    implicit, little = dataset.original_encoding
+    with path.open("rb") as file:
+        file.seek(pixels.offset)
+        dataset.update(read_dataset(file, bool(implicit), bool(little)))
+    return dataset
+
+
+def _syntax(dataset: Dataset) -> uid.UID:
+    """Return a file's transfer syntax; a file that does not say is implicit little endian."""
+    meta = getattr(dataset, "file_meta", Dataset())
+    return uid.UID(meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
 
 
 def _check_deflated(path: Path) -> None:
@@ -197,7 +215,7 @@ def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
     rows, columns, frames = int(dataset.Rows), int(dataset.Columns), _frame_count(dataset)
     samples, bits = int(dataset.get("SamplesPerPixel") or 1), int(dataset.BitsAllocated)
     stored = path.stat().st_size
-    syntax = uid.UID(meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
+    syntax = _syntax(dataset)
     if syntax.is_encapsulated and syntax not in DECODERS:
         raise UnreadableError("unsupported", f"no decoder for {syntax.name}")
     coded = pixels.length is None or syntax == uid.DeflatedExplicitVRLittleEndian

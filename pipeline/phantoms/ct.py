@@ -1,6 +1,6 @@
 """Draw axial CT slices of a chest in Hounsfield units, with and without a mass.
 
-- Arrays in, arrays out: no file, no header, no label; `pipeline.demo` writes what is drawn here.
+- Arrays in, arrays out: no file, no header, no label; `collection` writes what is drawn here.
 - Coordinates are in mm from the middle of the slice, x to the patient's left, y to the back.
 - A level is the height in the chest: 0 at the base of the lungs, 1 at their apex.
 """

@@ -1,6 +1,6 @@
 """Draw T1-weighted-looking MR volumes of a head, with and without a tumour.
 
-- Arrays in, arrays out: no file, no header, no label; `pipeline.demo` writes what is drawn here.
+- Arrays in, arrays out: no file, no header, no label; `collection` writes what is drawn here.
 - Coordinates are in mm, x to the patient's right, y to the front, z to the top of the head.
 - Tissue levels are in percent of white matter, until a scanner's arbitrary scale is put on.
 """

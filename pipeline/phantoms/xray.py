@@ -1,6 +1,6 @@
 """Draw frontal chest X-rays, with and without findings, as sums of shadows along the beam.
 
-- Arrays in, arrays out: no file, no header, no label; `pipeline.demo` writes what is drawn here.
+- Arrays in, arrays out: no file, no header, no label; `collection` writes what is drawn here.
 - Coordinates have the half-width of the thorax as their unit, x to image right, y downwards.
 """
 

@@ -210,20 +210,30 @@ def test_a_part_whose_slices_are_all_withdrawn_meanwhile_shifts_nothing(config: 
 # --- memory of the card --------------------------------------------------------------------------
 
 
+def no_memory(card: str = "") -> None:
+    """Do what fails for want of memory: an allocation here, or what a card's libraries raise."""
+    if card == "torch":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if card:
+        raise RuntimeError(card)
+    torch.empty(2**50, dtype=torch.uint8)
+
+
 class Scarce(Backbone):
     """A network on a card that has room for so many slices at once."""
 
     room = 1
+    card = ""
 
     def __call__(self, x: torch.Tensor) -> Any:
         if len(x) > self.room:
-            raise torch.OutOfMemoryError(f"no room for {len(x)}")
+            no_memory(self.card)
         return super().__call__(x)
 
 
-def scarce(room: int, network: Backbone) -> Backbone:
+def scarce(room: int, network: Backbone, card: str = "") -> Backbone:
     small = Scarce(network._model, network.architecture, network.image_size, network.blocks)
-    small.room = room
+    small.room, small.card = room, card
     return small
 
 
@@ -244,6 +254,33 @@ def test_a_batch_too_large_for_the_card_is_halved_and_nothing_is_lost(
         np.testing.assert_allclose(got[name][:ROWS], want[name][:ROWS], atol=2e-3)
     at_once = {1: 1, 3: 2}[room]
     assert [r["batch_size"] for r in receipts(store.path)] == [{"asked": 8, "at_once": at_once}] * 3
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "torch",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously",
+    ],
+)
+def test_whichever_library_of_a_card_lacks_memory_the_batch_is_halved(
+    card: str, config: Path
+) -> None:
+    speed = dataclasses.replace(HERE, batch_size=8)
+    wrap = functools.partial(scarce, 4, card=card)
+    store, done = embed_with(in_store(config, "store"), speed, wrap)
+    assert done.rows == ROWS
+    assert {r["batch_size"]["at_once"] for r in receipts(store.path)} == {4}
+
+
+def test_another_error_of_the_network_is_raised_and_halves_nothing(config: Path) -> None:
+    wrap = functools.partial(scarce, 4, card="CUDA error: device-side assert triggered")
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        embed_with(in_store(config, "store"), dataclasses.replace(HERE, batch_size=8), wrap)
 
 
 def test_one_slice_too_large_for_the_card_ends_the_run_in_words(config: Path) -> None:
