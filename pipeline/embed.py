@@ -157,7 +157,7 @@ class _Flow:
                 first = next(reads, None)
                 if first is None:
                     break
-                waited = time.perf_counter() - began - self.waiting[0].seconds["load"]
+                waited = time.perf_counter() - began - self.waiting[0].seconds.get("load", 0.0)
                 run, job = self.run, self.waiting.popleft()
                 job.seconds["wait"] += waited
                 for _ in Filler(job, run).fill(itertools.chain([first], reads)):
