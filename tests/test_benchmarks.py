@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, tune
 from pipeline.weights import BACKBONES
 from tests.pipeline.models import write_tiny_folder
 
@@ -37,6 +37,20 @@ def test_the_benchmark_of_gpus_runs_to_its_table(
     assert size == 56
     assert batch in (1, 2)
     assert ratio == pytest.approx(whole / bare, abs=0.01)
+
+
+def test_the_benchmark_of_tuning_runs_to_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = f"hf:{write_tiny_folder(tmp_path / 'tiny')}"
+    asked = ["--names", network, "--methods", "lora", "--size", "28", "--precision", "float32"]
+    small = ["--at-once", "2", "--steps", "3", "--workers", "0", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["tune", "pace", *asked, *small])
+    tune.main()
+    cells = capsys.readouterr().out.splitlines()[-1].split()
+    assert cells[1:3] == ["lora", "2"]
+    bare, ours, ratio = map(float, cells[3:6])
+    assert ratio == pytest.approx(ours / bare, rel=0.1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")

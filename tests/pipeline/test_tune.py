@@ -28,13 +28,18 @@ from pipeline.heads.probe import predict
 from pipeline.questions import Result
 from pipeline.tables import read_predictions
 from pipeline.tune import tune
+from pipeline.tuning.augment import augmented
 from pipeline.tuning.network import Network, groups, opened
+from pipeline.tuning.saving import save_network
+from pipeline.tuning.training import pace
+from pipeline.weights import BACKBONES, locate
 from stores import FeatureStore
 from stores.errors import ConfigError, RecipeMismatchError
 from stores.purge import purge, withdraw
 from stores.verify import verify
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import ROOT, environment, until
+from tests.pipeline.test_comparators import saved
 
 SIZE = 56
 QUICK: dict[str, Any] = {
@@ -222,6 +227,68 @@ def test_lora_merged_says_what_it_said_unmerged(collection: Path) -> None:
     assert (apart - together).norm() < 1e-5 * scale
 
 
+@pytest.mark.parametrize("family", ["vit", "clip", "sam", "resnet", "dinov3_vit"])
+def test_other_networks_are_tuned_saved_and_loaded_again(family: str, tmp_path: Path) -> None:
+    folder, _ = saved(family, tmp_path / "network")
+    name = "" if family == "resnet" else "lora"
+    for method in ("finetune", name, "bitfit", "norm"):
+        if not method:
+            continue
+        backbone = load_backbone(f"hf:{folder}", image_size=64, blocks=1)
+        settings = EACH[method].model_copy(update={"features": "cls"})
+        network = Network(backbone, nn.Linear(48, 2), "cls")
+        adapters = opened(network, settings)
+        assert len(groups(network, settings)) > 1
+        with torch.no_grad():
+            for parameter in network.trained().values():
+                parameter += 0.05
+        if adapters is not None:
+            adapters.merge_and_unload()
+        architecture = backbone.architecture
+        to = tmp_path / method
+        identity = save_network(network.body, network.head, architecture, to)
+        found = locate(f"hf:{folder}", str(to))
+        assert found.identity == identity
+        x = torch.randn((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+        again = load_backbone(f"hf:{folder}", to, image_size=64, blocks=1)
+        assert torch.equal(again(x).cls, backbone(x).cls)
+        assert not torch.allclose(again(x).cls, load_backbone(f"hf:{folder}", image_size=64)(x).cls)
+
+
+def test_lora_says_where_a_network_has_no_such_layers(tmp_path: Path) -> None:
+    folder, _ = saved("resnet", tmp_path / "network")
+    backbone = load_backbone(f"hf:{folder}", image_size=64, blocks=1)
+    with pytest.raises(ConfigError, match="no linear layers"):
+        opened(Network(backbone, nn.Linear(48, 2), "cls"), EACH["lora"])
+
+
+def test_augmentation_is_what_its_draws_say() -> None:
+    architecture = BACKBONES["dinov2_vits14"].architecture
+    grey = torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(0)).expand(2, 3, 8, 8)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (architecture.mean, architecture.std))
+    x = (grey - mean) / std
+    middle = np.full((2, 6), 0.5)
+    for kind, draws in (("mild", middle), ("none", middle)):
+        torch.testing.assert_close(augmented(x, kind, draws, architecture), x, atol=1e-5, rtol=0)
+    whole = np.tile([1.0, 0.5, 0.5, 0.5, 0.9, 0], (2, 1))  # the whole area, square
+    torch.testing.assert_close(augmented(x, "paper", whole, architecture), x, atol=1e-5, rtol=0)
+    whole[:, 4] = 0.1
+    flipped = augmented(x, "paper", whole, architecture)
+    torch.testing.assert_close(flipped, x.flip(-1), atol=1e-5, rtol=0)
+    for kind in ("mild", "paper"):
+        draws = np.random.default_rng(0).random((2, 6))
+        one = augmented(x, kind, draws, architecture)
+        alone = augmented(x[1:], kind, draws[1:], architecture)
+        torch.testing.assert_close(one[1:], alone)
+        assert not torch.allclose(one[0], one[1])
+
+
+def test_rates_rise_and_fall() -> None:
+    assert [pace(step, 10, 0.2) for step in (0, 1, 2)] == [0.5, 1, 1]
+    assert pace(6, 10, 0.2) == pytest.approx(0.5)
+    assert pace(0, 10, 0) == 1
+
+
 # --- the whole way -------------------------------------------------------------------------
 
 
@@ -348,6 +415,30 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert straight.tuned[0].resumed == 0
     assert straight.tuned[0].identity == resumed.tuned[0].identity
     assert straight.scores == resumed.scores
+
+
+def test_gradients_add_up_to_the_batch_and_folds_test_every_unit(collection: Path) -> None:
+    """Images at once change rounding alone; of k folds each makes a network of its own."""
+    block = {"epochs": 1, "batch": 16, "augment": "none", "rate": 0.1, "optimizer": "sgd"}
+    plain: dict[str, Any] = dict.fromkeys(EACH)
+    found = []
+    for at_once in (16, 3):
+        config = config_of(
+            collection,
+            split={"kind": "kfold", "folds": 3},
+            **plain | {"bitfit": block | {"at_once": at_once}},
+        )
+        (result,) = tune(config, device="cpu", workers=0)
+        assert result.counts["test"].units == 48
+        assert len({each.identity for each in result.tuned}) == 3
+        found.append((config.store, result))
+    one, other = (
+        [load_file(store / each.weights / "model.safetensors") for each in result.tuned]
+        for store, result in found
+    )
+    for a, b in zip(one, other, strict=True):
+        for name, value in a.items():
+            torch.testing.assert_close(value, b[name], atol=1e-4, rtol=0)
 
 
 def test_what_cannot_be_read_any_more_is_left_out_and_told(tmp_path: Path) -> None:
