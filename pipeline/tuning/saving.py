@@ -14,7 +14,16 @@ from transformers.utils import logging as transformers_logging
 from pipeline.families import Tower
 from pipeline.tuning.checkpoint import put
 from pipeline.types import Architecture
-from stores._disk import CHECKSUM, file_sha256, sync, sync_folder, temporary_name, write_new
+from stores._disk import (
+    CHECKSUM,
+    TEMPORARY,
+    file_sha256,
+    sweep_temporaries,
+    sync,
+    sync_folder,
+    temporary_name,
+    write_new,
+)
 
 WEIGHTS, HEAD = "model.safetensors", "head.safetensors"
 
@@ -25,6 +34,7 @@ def save_network(body: nn.Module, head: nn.Linear, architecture: Architecture, t
     The folder is there whole or not at all; each file has its checksum beside it.
     """
     model = body.model if isinstance(body, Tower) else body
+    sweep_temporaries(to.parent.glob(f"{TEMPORARY}*"))  # of runs that were killed here
     temporary = to.with_name(temporary_name(to.name))
     transformers_logging.disable_progress_bar()
     model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]
