@@ -237,7 +237,7 @@ def _known_pixels(store: FeatureStore) -> Originals:
 
 
 def _without_receipt(store: FeatureStore, parts: Iterable[PartRange]) -> list[PartRange]:
-    return [part for part in parts if store.receipt(part.index) is None]
+    return [part for part in parts if store.receipts.believed(part.index) is None]
 
 
 def _ranges(store: FeatureStore, rows: Iterable[int]) -> Kept:
@@ -296,7 +296,7 @@ def _jobs(
     for part in missing:
         # Looked at first: where many share a store, most parts are done when their turn comes. And
         # a part may have lost all its slices since it was given out: nothing would be read for it.
-        if not slices.count(part) or store.receipt(part.index) is not None:
+        if not slices.count(part) or store.receipts.believed(part.index) is not None:
             continue
         claim = store.claim(part)
         if claim is not None:

@@ -162,8 +162,8 @@ def live_slices(store: FeatureStore) -> Counter[int]:
 
 
 def without_receipt(store: FeatureStore, parts: Iterable[PartRange]) -> list[PartRange]:
-    """Return those of the parts that are not committed."""
-    return [part for part in parts if store.receipt(part.index) is None]
+    """Return those of the parts that are not committed; what was seen once is believed."""
+    return [part for part in parts if store.receipts.believed(part.index) is None]
 
 
 def _of_the_whole(error: Exception) -> bool:

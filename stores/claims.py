@@ -32,6 +32,11 @@ class Claim:
 
     path: Path
 
+    @property
+    def inherited(self) -> bool:
+        """Whether another process held the part, and died."""
+        return _split(self.path)[1] > 0
+
     def beat(self) -> None:
         """Say that the owner is alive, for readers on other hosts."""
         with contextlib.suppress(FileNotFoundError):  # taken over: `held` will say so
@@ -145,7 +150,12 @@ def _read(path: Path) -> dict[str, object] | None:
 
 
 def _claims(folder: Path, stem: str) -> list[Path]:
-    return sorted(folder.glob(f"{stem}.claim.*"), key=lambda path: _split(path)[1])
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    found = (folder / name for name in names if name.startswith(f"{stem}.claim."))
+    return sorted(found, key=lambda path: _split(path)[1])
 
 
 def _latest(folder: Path, stem: str) -> Path | None:

@@ -142,11 +142,11 @@ class FeatureStore:
         """Return every array of the store, as it is now."""
         root = self.path / "features.zarr"
         found = {}
-        for kept in manifest.digests(self.path):
+        for kept, digest in manifest.digests(self.path).items():
             folder, _, name = kept.removesuffix("/zarr.json").partition("/")
             if folder == "features.zarr" and name:
                 parse = functools.partial(StoredArray.parse, root, name)
-                found[name] = self._parsed(kept, parse)
+                found[name] = self._parsed(kept, parse, digest)
         return found
 
     def array(self, name: str) -> StoredArray:
@@ -218,10 +218,13 @@ class FeatureStore:
                 grown[kept] = json.dumps(about, indent=2).encode()
         return grown
 
-    def _parsed(self, name: str, parse: Callable[[bytes], Any]) -> Any:
-        """Return what `parse` makes of a file of the manifest, remembered until it changes."""
+    def _parsed(self, name: str, parse: Callable[[bytes], Any], digest: str | None = None) -> Any:
+        """Return what `parse` makes of a file of the manifest, remembered until it changes.
+
+        digest: its sha256, where the manifest was asked for it just now.
+        """
         known = self._kept.get(name)
-        if known is None or known[0] != manifest.digests(self.path).get(name):
+        if known is None or known[0] != (digest or manifest.digests(self.path).get(name)):
             data = manifest.load(self.path, name)
             known = self._kept[name] = (sha256(data), parse(data))
         return known[1]
@@ -349,10 +352,10 @@ class FeatureStore:
     ) -> dict[str, dict[str, Any]]:
         """Write a part's chunks aside, then rename them all; return the receipt's entries."""
         staged: dict[Path, Path] = {}
-        entries = {}
+        entries, arrays = {}, self.arrays
         try:
             for name, values in ready.items():
-                array = self.arrays[name]
+                array = arrays[name]
                 for chunk in array.chunks(part):
                     rows = values[chunk.start - part.start : chunk.stop - part.start]
                     temporary, entries[chunk.name] = array.stage(chunk, rows)
@@ -361,13 +364,18 @@ class FeatureStore:
                 for temporary in staged:
                     sync(temporary)
             _check_held(claim, part)
-            for temporary, path in staged.items():
-                temporary.replace(path)
+            folders = {path.parent for path in staged.values()}
+            for temporary in list(staged):
+                temporary.replace(staged[temporary])
+                del staged[temporary]
         finally:
             for temporary in staged:
                 temporary.unlink(missing_ok=True)
-        for folder in {path.parent for path in staged.values()}:
+        for folder in folders:
             sync_folder(folder)
+        if claim.inherited:  # its owner died, perhaps while it wrote
+            for folder in (*folders, self.path / "parts"):
+                sweep_temporaries(folder.glob(f"{TEMPORARY}*"))
         return entries
 
     def sweep(self) -> list[Path]:

@@ -95,3 +95,14 @@ def test_a_claim_linked_beside_a_living_one_steps_back(tmp_path: Path) -> None:
         patch.setattr("stores.claims.dead", lambda path: next(before, False))
         assert try_claim(tmp_path, "p") is None
     assert [path.name for path in tmp_path.iterdir()] == ["p.claim.0"]
+
+
+def test_a_claim_knows_whether_it_was_inherited(tmp_path: Path) -> None:
+    first = try_claim(tmp_path, "p")
+    assert first is not None
+    assert not first.inherited
+    holder = json.loads(first.path.read_text())
+    first.path.write_text(json.dumps(holder | {"born": "1"}))
+    heir = try_claim(tmp_path, "p")
+    assert heir is not None
+    assert heir.inherited

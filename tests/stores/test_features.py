@@ -5,6 +5,9 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -323,3 +326,26 @@ def test_arrays_of_any_name_and_shape(tmp_path: Path) -> None:
     arrays = {"x": ArraySpec((2, 3, 4), "float16"), "cls": ArraySpec((2, 3, 4), "float16")}
     store = FeatureStore.create(tmp_path / "any", "{}", arrays, 8)
     assert store.array("x").row_shape == store.array("cls").row_shape == (2, 3, 4)
+
+
+def test_what_a_dead_writer_left_goes_when_its_part_is_taken_over(store: FeatureStore) -> None:
+    code = (
+        "import os, sys, signal\n"
+        "from stores import FeatureStore\n"
+        "from stores._disk import temporary_name\n"
+        "store = FeatureStore.open(sys.argv[1])\n"
+        "part = store.layout.part(1)\n"
+        "assert store.claim(part)\n"
+        "for array in store.arrays.values():\n"
+        "    for chunk in array.chunks(part):\n"
+        "        path = array.root / chunk.name\n"
+        "        path.parent.mkdir(parents=True, exist_ok=True)\n"
+        "        path.with_name(temporary_name(path.name)).touch()\n"
+        "store.receipts.path(1).with_name(temporary_name('1')).touch()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(store.path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list(store.path.rglob(".tmp-*"))
+    fill(store, 1)
+    assert not list(store.path.rglob(".tmp-*"))
