@@ -1,6 +1,7 @@
 """Seconds and peak memory of the heads and statistics, beside the obvious alternative.
 
     python benchmarks/evaluate.py [N] [D] [--only NAME ...] [--folder DIR] [--queries Q]
+                                  [--memory GB]
 
 By default 10,000 x 768. Features are generated into a real store (float16, in DIR, kept for the
 next run) and read from it into one float32 array, so that 1,000,000 x 1,024 takes 2 GB of disk and
@@ -8,15 +9,22 @@ next run) and read from it into one float32 array, so that 1,000,000 x 1,024 tak
 have, and labels that lean to every direction. Each number is of a process of its own, whose peak
 memory includes the features. Alternatives that would take minutes run on a share of the work and
 are scaled up; the table says which share.
+
+With --memory, ours alone, twice: with the features in memory, and as on a machine of so many GB, a
+quarter of which is less than the features, so that they lie in a scratch file. Peak memory is then
+what belongs to the process (RssAnon), without the pages of the file, which the system takes back
+when it needs them; what both runs said is compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -29,6 +37,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
+from pipeline import holding
 from pipeline.config import FewShot, Knn, Probe
 from pipeline.heads import fewshot, knn, probe
 from pipeline.questions import Tally, Units
@@ -99,7 +108,7 @@ def read(store: FeatureStore, n: int, queries: int) -> Data:
     w = np.random.default_rng(3).standard_normal(x.shape[1]).astype(np.float32) / spectrum(
         x.shape[1]
     )
-    logits = np.concatenate([x[i : i + 16384] @ w for i in range(0, n, 16384)])
+    logits = np.concatenate([x[now] @ w for now in holding.batches(n)])
     logits = 3 * (logits - logits.mean()) / logits.std()
     y[:] = np.random.default_rng(4).random(n) < 1 / (1 + np.exp(-logits))
     parts = {"test": rows[:queries], "val": rows[queries : n // 4], "train": rows[n // 4 :]}
@@ -109,8 +118,8 @@ def read(store: FeatureStore, n: int, queries: int) -> Data:
 # --- the work: what is ours, what is the alternative, and which share of it is run ----------
 
 
-def knn_ours(data: Data) -> None:
-    knn.predict(data.x, data.units, data.parts, Knn(k=KS))
+def knn_ours(data: Data) -> Array:
+    return knn.predict(data.x, data.units, data.parts, Knn(k=KS))[0][-1].proba
 
 
 def knn_other(data: Data) -> float:
@@ -124,9 +133,11 @@ def knn_other(data: Data) -> float:
     return share
 
 
-def ivf_ours(data: Data) -> None:
-    notes = knn.predict(data.x, data.units, data.parts, Knn(k=KS, exact_up_to=1, recall=0.95))[1]
+def ivf_ours(data: Data) -> Array:
+    settings = Knn(k=KS, exact_up_to=1, recall=0.95)
+    found, notes = knn.predict(data.x, data.units, data.parts, settings)
     print("#", *(note for note in notes if "inverted" in note))
+    return found[-1].proba
 
 
 def ivf_other(data: Data) -> float:
@@ -135,17 +146,22 @@ def ivf_other(data: Data) -> float:
 
 
 def grid(data: Data) -> Probe:
-    return Probe() if data.x.size <= 10**7 else Probe(low=-6, high=2, steps=9)
+    if data.x.size <= 10**7:
+        return Probe()
+    return (
+        Probe(low=-6, high=2, steps=9) if data.x.size <= 10**8 else Probe(low=-5, high=-1, steps=5)
+    )
 
 
-def probe_ours(data: Data) -> None:
+def probe_ours(data: Data) -> Array:
     (found,), notes = probe.predict(data.x, data.units, data.parts, grid(data))
     print("#", grid(data).steps, "values of C,", *found.setting.items(), *notes)
+    return found.proba
 
 
 def probe_other(data: Data) -> float:
     settings, (train, val) = grid(data), (data.parts["train"], data.parts["val"])
-    share = 1 if data.x.size <= 10**8 else 3
+    share = 1 if data.x.size <= 10**8 else 5
     values = (10 ** np.linspace(settings.low, settings.high, settings.steps))[share // 2 :: share]
     y, x, best = data.units.y, data.x[train], (0.0, 1.0)
     for c in values:
@@ -158,8 +174,10 @@ def probe_other(data: Data) -> float:
     return share
 
 
-def fewshot_ours(data: Data) -> None:
-    fewshot.score(data.x, data.units, data.parts, FewShot(shots=(SHOTS,), episodes=600))
+def fewshot_ours(data: Data) -> Array:
+    settings = FewShot(shots=(SHOTS,), episodes=600)
+    ((score,), _) = fewshot.score(data.x, data.units, data.parts, settings)
+    return np.array([metric.value for metric in score.metrics.values()])
 
 
 def fewshot_other(data: Data) -> float:
@@ -184,8 +202,8 @@ def scored(data: Data) -> tuple[Units, Array]:
     return data.units.at(np.arange(n)), np.stack([1 - sure, sure], axis=1)
 
 
-def bootstrap_ours(data: Data) -> None:
-    metrics.score(*scored(data))
+def bootstrap_ours(data: Data) -> Array:
+    return np.array([metric.low for metric in metrics.score(*scored(data))[0].values()])
 
 
 def bootstrap_other(data: Data) -> float:
@@ -199,7 +217,7 @@ def bootstrap_other(data: Data) -> float:
     return share
 
 
-WORK: dict[str, tuple[str, Callable[[Data], None], Callable[[Data], float]]] = {
+WORK: dict[str, tuple[str, Callable[[Data], Array], Callable[[Data], float]]] = {
     "knn": ("exact kNN, k 5 10 20 / 3 KNeighborsClassifier", knn_ours, knn_other),
     "ivf": ("inverted file, recall 0.95 / exact", ivf_ours, ivf_other),
     "probe": ("probe path, refit / cold C grid", probe_ours, probe_other),
@@ -211,28 +229,70 @@ WORK: dict[str, tuple[str, Callable[[Data], None], Callable[[Data], float]]] = {
 # --- measuring -----------------------------------------------------------------------------
 
 
+class Watch(threading.Thread):
+    """Looks at what memory belongs to this process, again and again: peak MB."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        while True:
+            found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+            self.peak = max(self.peak, int(found[1]) / 1024 if found else 0.0)
+            time.sleep(0.02)
+
+
 def measured(store: Path, n: int, queries: int, name: str, side: str) -> None:
-    """Print seconds (of all the work, if a share was run), the share, peak MB, seconds to read."""
+    """Print seconds (of all the work, if a share was run), the share, peak MB, seconds to read.
+
+    side: ours, other, or a file to keep what ours said in, of whose memory the own is told.
+    """
     warnings.simplefilter("ignore")
+    watch = Watch()
+    watch.start()
     started = time.perf_counter()
     data = read(FeatureStore.open(store), n, queries)
     reading = time.perf_counter() - started
     _, ours, other = WORK[name]
-    started = time.perf_counter()
-    share = other(data) if side == "other" else (ours(data), 1)[1]
+    started, share = time.perf_counter(), 1.0
+    if side == "other":
+        share = other(data)
+    else:
+        said = ours(data)
+        if side != "ours":
+            np.save(side, said)
     took = (time.perf_counter() - started) * share
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(took, share, peak, reading)
+    print(took, share, peak if side in ("ours", "other") else watch.peak, reading)
 
 
-def run(store: Path, n: int, queries: int, name: str, side: str) -> list[float]:
+def run(
+    store: Path, n: int, queries: int, name: str, side: str, memory: float | None = None
+) -> list[float]:
     command = [sys.executable, __file__, str(n), "--one", name, side]
     command += ["--folder", str(store), "--queries", str(queries)]
+    command += ["--memory", str(memory)] if memory else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     *notes, numbers = done.stdout.splitlines()
     for note in notes:
         print(f"  {note}")
     return [float(word) for word in numbers.split()]
+
+
+def bounded(store: Path, n: int, d: int, queries: int, name: str, memory: float) -> None:
+    """Print one head with the features in memory and in a scratch file, and how they differ."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/{side}.npy" for side in ("memory", "scratch")]
+        seconds, _, peak, _ = run(store, n, queries, name, files[0], 1e6)
+        mapped, _, own, _ = run(store, n, queries, name, files[1], memory)
+        one, two = map(np.load, files)
+    print(
+        f"{name:10} features {4 * n * d / 2**20:6.0f} MB: in memory {seconds:7.2f} s, peak "
+        f"{peak:6.0f} MB; in a scratch file {mapped:7.2f} s, {own:6.0f} MB; largest difference "
+        f"{abs(one - two).max():.1e}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -242,8 +302,11 @@ def main() -> None:
     words.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
     words.add_argument("--folder", type=Path)
     words.add_argument("--queries", type=int, default=2000)
+    words.add_argument("--memory", type=float)
     words.add_argument("--one", nargs=2)
     given = words.parse_args()
+    if given.memory:
+        holding.memory_bytes = lambda: int(given.memory * 2**30)
     if given.one:
         measured(given.folder, given.n, given.queries, *given.one)
         return
@@ -252,6 +315,9 @@ def main() -> None:
     make_store(store, given.n, given.d)
     print(f"{given.n:,} x {given.d}, {given.queries} queries")
     for name in given.only:
+        if given.memory:
+            bounded(store, given.n, given.d, given.queries, name, given.memory)
+            continue
         ours, _, peak, reading = run(store, given.n, given.queries, name, "ours")
         other, share, other_peak, _ = run(store, given.n, given.queries, name, "other")
         part = f" (1/{share:.0f} run)" if share > 1 else ""

@@ -73,7 +73,7 @@ def copies(config: Config) -> dict[str, str]:
     units, names = cases.units, Names(store.path, "hide").revealed(store.slices())["path"]
     path = np.array(names.to_pylist())[units.rows]
     digests = store.read("pixel_digest", units.rows)
-    patient = np.unique(units.groups, return_inverse=True)[1]  # whatever the split: each a side
+    patient = units.patient  # whatever the split: each a side
     found = {}
     for group in group_equal(digests):
         for copy in group[1:]:

@@ -2,7 +2,7 @@
 
 Exact search takes the references some at a time and keeps the best, so that it needs no index and
 no memory but a block's. An inverted file (Jegou et al., TPAMI 33(1), 2011) holds the references;
-of features in a scratch file it holds codes of a byte for four numbers (product quantisation,
+of features in a scratch file it holds codes of a byte for eight numbers (product quantisation,
 TPAMI 33(1), 2011), and what the codes find is put in order by the features themselves.
 Dims: n references, q queries, d, k neighbours.
 """
@@ -23,11 +23,12 @@ Rows = NDArray[np.int64]
 # Numbers of a block of references, and of its queries: 256 MB, and what a cache holds well
 BLOCK, QUERIES = 2**26, 4096
 TILE = 1024  # FAISS multiplies so many references at a time
-# An inverted file: references a list that it learns from, queries that recall is measured on
-POINTS_A_LIST = 64
+# An inverted file: references a list that it learns from, in so many rounds, and queries that
+# recall is measured on
+POINTS_A_LIST, LEARNT_IN = 32, 5
 SAMPLED = 256
 # What the codes find is asked for so many times over; queries whose finds are read at once.
-OVER, READ_AT_ONCE = 2, 64
+OVER, READ_AT_ONCE = 4, 64
 SEED = 0
 
 
@@ -140,20 +141,24 @@ class Inverted:
 def inverted(x: Floats, reference: Rows, queries: Rows, k: int, recall: float) -> Inverted:
     """Return an inverted file of 4 sqrt(n) lists, learnt from a sample and filled in passes.
 
-    Lists to be searched are doubled until the share of the k nearest that is found, on a sample of
-    the queries, is `recall`, or until there are no more.
+    To learn the lists costs what exact search of 16 * POINTS_A_LIST * LEARNT_IN = 2,560 queries
+    does, to fill them that of 4 sqrt(n): it pays from about the sum on. Lists to be searched are
+    doubled until the share of the k nearest that is found, on a sample of the queries, is `recall`,
+    or until there are no more.
     """
     n, d = len(reference), x.shape[1]
     lists = min(n, 4 * int(n**0.5))
     coarse, rng = faiss.IndexFlatIP(d), np.random.default_rng(SEED)
     index: Any
     if isinstance(x, np.memmap):
-        codes = next(m for m in range(max(1, d // 4), 0, -1) if d % m == 0)
+        codes = next(m for m in range(max(1, d // 8), 0, -1) if d % m == 0)
         bits = min(8, int(np.log2(n)))
         index = faiss.IndexIVFPQ(coarse, d, lists, codes, bits, faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.niter, index.pq.cp.max_points_per_centroid = LEARNT_IN, POINTS_A_LIST
+        index.pq.cp.min_points_per_centroid = 1
     else:
         index = faiss.IndexIVFFlat(coarse, d, lists, faiss.METRIC_INNER_PRODUCT)
-    index.cp.spherical, index.cp.min_points_per_centroid, index.cp.niter = True, 1, 10
+    index.cp.spherical, index.cp.min_points_per_centroid, index.cp.niter = True, 1, LEARNT_IN
     learnt = rng.choice(reference, min(n, POINTS_A_LIST * lists, 4 * BLOCK // d), replace=False)
     index.train(unit_length(x[np.sort(learnt)]))
     for now in batches(n):
@@ -179,7 +184,7 @@ def found(nearest: Rows, true: Rows) -> float:
 # --- distances -----------------------------------------------------------------------------
 
 # Pairs that are all looked at; of more, those in the lists of an inverted file that are nearest.
-PAIRS, PROBED, ROUNDS = 2**33, 8, 4
+PAIRS, PROBED = 2**33, 8
 
 
 def closest(x: Floats, reference: Rows, queries: Rows, k: int) -> tuple[Floats, Rows]:
@@ -193,7 +198,7 @@ def closest(x: Floats, reference: Rows, queries: Rows, k: int) -> tuple[Floats, 
     else:
         lists = 4 * int(len(reference) ** 0.5)
         index = faiss.IndexIVFFlat(faiss.IndexFlatL2(x.shape[1]), x.shape[1], lists)
-        index.cp.min_points_per_centroid, index.cp.niter = 1, ROUNDS
+        index.cp.min_points_per_centroid, index.cp.niter = 1, LEARNT_IN
         rng = np.random.default_rng(SEED)
         learnt = min(len(reference), POINTS_A_LIST * lists)
         index.train(among[rng.choice(len(reference), learnt, replace=False)])

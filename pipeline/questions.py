@@ -106,6 +106,23 @@ class Truth:
         return np.asarray(self.y[:, None] == np.arange(len(self.classes)))
 
     @property
+    def strata(self) -> NDArray[np.bool_]:
+        """Return (n, c): the classes or labels each unit carries, or of a number its quarter."""
+        if self.kind != "regression":
+            return self.indicator
+        quarter = np.searchsorted(np.quantile(self.y, [0.25, 0.5, 0.75]), self.y)
+        return np.asarray(quarter[:, None] == np.arange(4))
+
+    @property
+    def patient(self) -> NDArray[np.int64]:
+        """Return (n,) the number of each unit's patient, who count in the order of first units.
+
+        So what is drawn by it does not depend on pseudonyms, which differ from store to store.
+        """
+        _, first, patient = np.unique(self.groups, return_index=True, return_inverse=True)
+        return np.asarray(np.argsort(np.argsort(first))[patient])
+
+    @property
     def known(self) -> NDArray[np.bool_]:
         """Return (n, c): of which classes or labels a unit is known to carry them or not."""
         if self.kind == "multilabel":

@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.config import Attention
-from pipeline.heads.modelled import modelled
-from pipeline.heads.objective import NUMBERS, outputs, probabilities, targets
+from pipeline.heads.objective import Objective
 from pipeline.questions import Part, Prediction, Units
-from pipeline.stats.metrics import macro_auroc
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -76,41 +74,45 @@ def predict(
     x (m, d): of every slice, in the order of units.rows. Returns the prediction, and notes: labels
     without a model, and units of one slice each, which nothing can be weighed of.
     """
-    if units.kind == "regression":
-        return [], [f"attention {NUMBERS}"]
     if len(units.rows) == len(units.ids):
         return [], ["attention needs units of several slices: each has one; ask the probe"]
-    fit = modelled(units, parts["train"])
-    if not fit.enough:
-        return [], fit.notes
+    learnt = Objective.of(units, parts["train"])
+    if not learnt.enough:
+        return [], learnt.notes
     bags = _Bags(x, np.argsort(units.unit, kind="stable"), np.cumsum(np.bincount(units.unit)))
-    where, of_val, aurocs = torch.device(device or "cpu"), units.at(parts["val"]), []
-    model = _Training(bags, units, parts["train"], settings, where)
+    where, of_val, qualities = torch.device(device or "cpu"), units.at(parts["val"]), []
+    model = _Training(bags, units, parts["train"], learnt, settings, where)
     for _ in range(settings.epochs):
         model.epoch()
-        aurocs.append(macro_auroc(of_val, model.say(parts["val"], fit.left_out)))
-    if np.isnan(aurocs).all():
-        return [], [*fit.notes, "epochs were not chosen: all val units have the same labels"]
-    best = int(np.nanargmax(aurocs)) + 1
+        qualities.append(learnt.quality(of_val, model.say(parts["val"])))
+    if np.isnan(qualities).all():
+        return [], [*learnt.notes, "epochs were not chosen: all val units have the same labels"]
+    best = int(np.nanargmax(qualities)) + 1
     both = np.concatenate([parts["train"], parts["val"]])
-    again = _Training(bags, units, both, settings, where)
+    again = _Training(bags, units, both, learnt, settings, where)
     for _ in range(best):
         again.epoch()
-    return [Prediction({"epochs": best}, again.say(parts["test"], fit.left_out))], fit.notes
+    return [Prediction({"epochs": best}, again.say(parts["test"]))], learnt.notes
 
 
 class _Training:
     """A network, its optimiser, and the units it learns from."""
 
     def __init__(
-        self, bags: _Bags, units: Units, rows: Rows, settings: Attention, device: torch.device
+        self,
+        bags: _Bags,
+        units: Units,
+        rows: Rows,
+        objective: Objective,
+        settings: Attention,
+        device: torch.device,
     ) -> None:
-        self.bags, self.units, self.rows, self.settings = bags, units, rows, settings
+        self.bags, self.rows, self.objective, self.settings = bags, rows, objective, settings
         self.chance, self.device = torch.Generator().manual_seed(settings.seed), device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            network = GatedAttention(bags.x.shape[1], settings.hidden, outputs(units))
-        self.network, self.learnt = network.to(device), targets(units.at(rows))
+            network = GatedAttention(bags.x.shape[1], settings.hidden, objective.outputs)
+        self.network, self.learnt = network.to(device), objective.targets(units.at(rows))
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=settings.rate, weight_decay=settings.decay
         )
@@ -127,10 +129,10 @@ class _Training:
             self.optimizer.step()
 
     @torch.inference_mode()
-    def say(self, rows: Rows, left_out: list[str]) -> NDArray[np.float64]:
-        """Return the probabilities (q, c) of the units `rows`."""
+    def say(self, rows: Rows) -> NDArray[np.float64]:
+        """Return what is said of the units `rows` (q, c)."""
         each = [
             self.network(*self.bags(rows[start : start + self.settings.batch], self.device))
             for start in range(0, len(rows), self.settings.batch)
         ]
-        return probabilities(torch.cat(each), self.units, left_out)
+        return self.objective.said(torch.cat(each))

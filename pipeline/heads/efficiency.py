@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Efficiency
 from pipeline.heads import probe
-from pipeline.questions import Part, Units
+from pipeline.questions import Part, Truth, Units
 
 Rows = NDArray[np.int64]
 LEAST_DRAWS = 3
@@ -38,13 +38,12 @@ def points(
 ) -> Iterator[Point]:
     """Yield a point for each number of patients a class, the last with all of train; x (n, d).
 
-    A draw takes all units of its patients. C is chosen on the whole of val, and val is not fitted,
+    Of a number, the patients are drawn of each quarter of its values. A draw takes all units of its
+    patients. C, or the penalty, is chosen on the whole of val, and val is not fitted,
     so that points differ by the patients of train alone.
     """
-    if units.kind == "regression":
-        yield Point(0, 0, [], ["label efficiency needs classes: a number has none"])
-        return
-    carriers = _carriers(units, parts["train"])
+    patient = units.patient
+    carriers = _carriers(units.at(parts["train"]), patient[parts["train"]])
     everyone = max(map(len, carriers))
     for shots in _numbers(settings.shots, everyone):
         draws = 1 if shots == everyone else settings.draws
@@ -54,21 +53,19 @@ def points(
         for i in range(draws):
             rng = np.random.default_rng([settings.seed, shots, i])
             taken = [rng.permutation(own)[:shots] for own in carriers]
-            patients = np.unique(np.concatenate(taken))
-            drawn = parts["train"][np.isin(units.groups[parts["train"]], patients)]
+            drawn = parts["train"][np.isin(patient[parts["train"]], np.concatenate(taken))]
             fit = {**parts, "train": drawn if shots < everyone else parts["train"]}
             found, _ = probe.predict(x, units, fit, settings, refit_on=("train",), device=device)
             predictions += [each.proba for each in found]
             failed += not found
-            seen.append(len(np.unique(units.groups[fit["train"]])))
+            seen.append(len(np.unique(patient[fit["train"]])))
         notes = [f"{shots} shots: {failed} of {draws} draws had one class only"] if failed else []
         yield Point(shots, float(np.mean(seen)), predictions, notes)
 
 
-def _carriers(units: Units, train: Rows) -> list[NDArray[np.str_]]:
-    """Return the patients of train that carry each class or label, where any does."""
-    carried, groups = units.indicator[train], units.groups[train]
-    each = [np.unique(groups[carried[:, j]]) for j in range(carried.shape[1])]
+def _carriers(truth: Truth, patient: Rows) -> list[Rows]:
+    """Return the patients that carry each class, label or quarter, where any does."""
+    each = [np.unique(patient[carried]) for carried in truth.strata.T]
     return [own for own in each if len(own)]
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import FewShot
 from pipeline.heads.logistic import fit_logistic
+from pipeline.holding import mean
 from pipeline.questions import Metric, Part, Score, Units
 
 Floats = NDArray[np.float32]
@@ -65,7 +66,7 @@ def score(
     support = np.concatenate([parts["train"], parts["val"]])
     centre = np.zeros(x.shape[1], np.float32)
     if settings.head == "simpleshot":  # CL2N of Wang et al., arXiv 1911.04623
-        centre = x[support].mean(axis=0)
+        centre = mean(x, support).astype(np.float32)
 
     def unit_length(rows: Rows) -> Floats:
         return _unit_length(x[rows] - centre)
@@ -104,7 +105,7 @@ def _unit_length(values: Floats) -> Floats:
 
 def _classes(units: Units, support: Rows, test: Rows, members: NDArray[np.bool_]) -> list[_Class]:
     """Return each class's patients for support and for queries; members (n, c)."""
-    patient = np.unique(units.groups, return_inverse=True)[1]
+    patient = units.patient
     return [
         _Class(*(_by_patient(rows[own[rows]], patient) for rows in (support, test)))
         for own in members.T
@@ -145,21 +146,18 @@ def _episodes(
     wide = features(classes[0].known.rows[:1]).shape[1]
     gathered = sum(k + min(settings.queries, len(each.asked)) for each in classes) * wide
     at_once = max(1, GATHERED // gathered)
-    pools = [
-        [rng.integers(0, n, (redraws, n)) for n in (len(each.known), len(each.asked))]
-        for each in classes
-    ]
+    seeds = rng.integers(0, 2**63, (len(classes), 2), np.uint64)
     results = []
     for start in range(0, total, at_once):
         e = min(at_once, total - start)
         collection = (start + np.arange(e)) // PER_REDRAW
         supports, queries = [], []
-        for each, (known, asked) in zip(classes, pools, strict=True):
+        for each, (of_known, of_asked) in zip(classes, seeds, strict=True):
             shots = draw(rng, len(each.known), k, e)
             patients = draw(rng, len(each.asked), min(settings.queries, len(each.asked)), e)
             if redraws:
-                shots = np.take_along_axis(known[collection], shots, 1)
-                patients = np.take_along_axis(asked[collection], patients, 1)
+                shots = redrawn(of_known, collection, shots, len(each.known))
+                patients = redrawn(of_asked, collection, patients, len(each.asked))
             supports.append(_prototypes(features, each.known, shots))
             queries.append(features(_of_patients(rng, each.asked, patients)))
         results.append(_score_episodes(_similarity(supports, queries, settings)))
@@ -189,6 +187,21 @@ def draw(rng: np.random.Generator, n: int, k: int, e: int) -> Rows:
         taken = (chosen[:, :i] == number[:, None]).any(axis=1)
         chosen[:, i] = np.where(taken, top, number)
     return chosen
+
+
+def redrawn(seed: np.uint64, collection: Rows, places: Rows, n: int) -> Rows:
+    """Return (e, k) which of n patients stands at each place of a collection redrawn from them.
+
+    Drawn with replacement, one place by itself: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) of
+    collection (e,) and place (e, k), so that nothing is made for the places nobody looks at.
+    """
+    with np.errstate(over="ignore"):
+        z = (collection[:, None] * 2**40 + places).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z += seed
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return ((z >> np.uint64(11)).astype(np.float64) * 2.0**-53 * n).astype(np.int64)
 
 
 def _of_patients(rng: np.random.Generator, asked: _ByPatient, patients: Rows) -> Rows:

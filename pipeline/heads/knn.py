@@ -31,7 +31,7 @@ def predict(
     """
     reference, test = np.concatenate([parts["train"], parts["val"]]), parts["test"]
     known = units.known[reference]
-    patient = np.unique(units.groups, return_inverse=True)[1]
+    patient = units.patient
     others = patient if units.kind == "multilabel" and settings.multilabel == "mlknn" else None
     most = int(known.sum(axis=0).min())
     most -= 0 if others is None else int(np.bincount(patient[reference]).max())

@@ -3,8 +3,9 @@
 As eval/linear.py of facebookresearch/dinov2 does, on cached features and so without augmentation:
 CLS of the last block or of the last four, with or without the mean patch token, times learning
 rates; one linear layer each, weights of N(0, 0.01); SGD with momentum 0.9 and no decay, the rate
-falling to 0 along a cosine. The head with the greatest AUROC on val is trained again on train and
-val, never chosen on test. Several classes pass through softmax (the paper's code takes a sigmoid).
+falling to 0 along a cosine. The head with the greatest AUROC on val, or for a number the least
+squared error, is trained again on train and val, never chosen on test. Several classes pass through
+softmax (the paper's code takes a sigmoid).
 """
 
 from __future__ import annotations
@@ -18,14 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import Linear
-from pipeline.heads.modelled import modelled
-from pipeline.heads.objective import NUMBERS, outputs, probabilities, targets
+from pipeline.heads.objective import Objective
+from pipeline.holding import batches
 from pipeline.questions import Part, Prediction, Units
-from pipeline.stats.metrics import macro_auroc
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
-SCORED_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
@@ -55,26 +54,24 @@ def predict(
     x (n, d): as settings.features says, of which the grid takes every part that begins with the
     last block. Notes say which labels have no model, and where the choice stands.
     """
-    if units.kind == "regression":
-        return [], [f"the linear grid {NUMBERS}"]
-    fit = modelled(units, parts["train"])
-    if not fit.enough:
-        return [], fit.notes
+    learnt = Objective.of(units, parts["train"])
+    if not learnt.enough:
+        return [], learnt.notes
     grid, where = _grid(settings, x.shape[1]), torch.device(device or "cpu")
-    trained = _train(x, units, parts["train"], grid, settings, where)
+    trained = _train(x, units, parts["train"], grid, learnt, settings, where)
     of_val = units.at(parts["val"])
-    aurocs = np.array(
-        [macro_auroc(of_val, p) for p in _say(x, units, parts["val"], trained, fit.left_out)]
+    qualities = np.array(
+        [learnt.quality(of_val, said) for said in _say(x, parts["val"], trained, learnt)]
     )
-    if np.isnan(aurocs).all():
-        return [], [*fit.notes, "no head was chosen: all val units have the same labels"]
-    best = grid[int(np.nanargmax(aurocs))]
+    if np.isnan(qualities).all():
+        return [], [*learnt.notes, "no head was chosen: all val units have the same labels"]
+    best = grid[int(np.nanargmax(qualities))]
     both = np.concatenate([parts["train"], parts["val"]])
-    again = _train(x, units, both, [best], settings, where)
-    (proba,) = _say(x, units, parts["test"], again, fit.left_out)
+    again = _train(x, units, both, [best], learnt, settings, where)
+    (said,) = _say(x, parts["test"], again, learnt)
     edge = len(settings.rates) > 1 and best.rate in (min(settings.rates), max(settings.rates))
     notes = [f"lr = {best.rate:.3g} is at the edge of the grid"] if edge else []
-    return [Prediction(best.setting, proba)], fit.notes + notes
+    return [Prediction(best.setting, said)], learnt.notes + notes
 
 
 def _grid(settings: Linear, width: int) -> list[_Head]:
@@ -100,20 +97,22 @@ def _train(
     units: Units,
     rows: Rows,
     grid: list[_Head],
+    objective: Objective,
     settings: Linear,
     device: torch.device,
 ) -> Trained:
     """Return the heads of the grid, trained together on the units `rows`."""
     chance = torch.Generator().manual_seed(settings.seed)
-    heads = [(head, _layer(head, outputs(units), chance).to(device)) for head in grid]
+    heads = [(head, _layer(head, objective.outputs, chance).to(device)) for head in grid]
     groups = [{"params": list(layer.parameters()), "lr": head.rate} for head, layer in heads]
     steps = settings.epochs * -(-len(rows) // settings.batch)
     optimizer = torch.optim.SGD(groups, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    learnt, features, at = targets(units.at(rows)), torch.from_numpy(x), torch.from_numpy(rows)
-    batches = _batches(len(rows), settings.batch, chance)
+    learnt, at = objective.targets(units.at(rows)), torch.from_numpy(rows)
+    features = torch.from_numpy(x)
+    places = _batches(len(rows), settings.batch, chance)
     for _ in range(steps):
-        batch = next(batches)
+        batch = next(places)
         seen = features[at[batch]].to(device)
         logits = torch.cat([layer(seen[:, head.columns]) for head, layer in heads])
         # The sum over heads, which do not touch each other, of each one's mean over the batch.
@@ -143,13 +142,11 @@ def _batches(n: int, b: int, chance: torch.Generator) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def _say(
-    x: Floats, units: Units, rows: Rows, heads: Trained, left_out: list[str]
-) -> list[NDArray[np.float64]]:
+def _say(x: Floats, rows: Rows, heads: Trained, learnt: Objective) -> list[NDArray[np.float64]]:
     """Return what each head says of the units `rows`: (q, c) a head."""
     said: list[list[Tensor]] = [[] for _ in heads]
-    for start in range(0, len(rows), SCORED_AT_ONCE):
-        seen = torch.from_numpy(x[rows[start : start + SCORED_AT_ONCE]])
+    for now in batches(len(rows)):
+        seen = torch.from_numpy(x[rows[now]])
         for into, (head, layer) in zip(said, heads, strict=True):
             into.append(layer(seen[:, head.columns].to(layer.weight.device)))
-    return [probabilities(torch.cat(logits), units, left_out) for logits in said]
+    return [learnt.said(torch.cat(outputs)) for outputs in said]

@@ -26,7 +26,12 @@ class Modelled:
 
 
 def modelled(units: Units, train: NDArray[np.int64]) -> Modelled:
-    """Return which labels, or of exclusive classes at least two, the train units can teach."""
+    """Return which labels, or of exclusive classes at least two, the train units can teach.
+
+    A number they always can.
+    """
+    if units.kind == "regression":
+        return Modelled([], True)
     left_out = one_sided(units.at(train))
     least = 1 if units.kind == "multilabel" else 2
     return Modelled(left_out, len(units.classes) - len(left_out) >= least)

@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from pipeline.config import Probe
 from pipeline.heads.modelled import modelled
 from pipeline.heads.ridge import ridge
+from pipeline.holding import mean, taken
 from pipeline.questions import Part, Prediction, Units
 from pipeline.stats.metrics import macro_auroc
 
@@ -66,11 +67,11 @@ def _number(
 ) -> tuple[list[Prediction], list[str]]:
     """Predict a number by ridge; the penalty alpha has the least squared error on val."""
     train, val, test = parts["train"], parts["val"], parts["test"]
-    error = ((ridge(x[train], y[train], x[val], grid) - y[val]) ** 2).mean(axis=1)
+    error = ((ridge(x, y, train, val, grid) - y[val]) ** 2).mean(axis=1)
     best = int(error.argmin())
     alpha, edge = grid[best], len(grid) > 1 and best in (0, len(grid) - 1)
     refit = np.concatenate([parts[part] for part in refit_on])
-    said = ridge(x[refit], y[refit], x[test], grid[best : best + 1])
+    said = ridge(x, y, refit, test, grid[best : best + 1])
     notes = [f"alpha = {alpha:.3g} is at the edge of the grid"] if edge else []
     return [Prediction({"alpha": float(alpha)}, said.T)], notes
 
@@ -101,10 +102,8 @@ def probabilities(
     starts from the one before. Also returns how many fits stopped before they converged.
     """
     truth = units.at(fit)
-    inside = x[fit]
-    centre = inside.mean(axis=0)
-    inside -= centre  # in place: features may be most of the memory
-    outside = x[score] - centre
+    centre = mean(x, fit)
+    inside, outside = taken(x, fit, centre), taken(x, score, centre)
     if units.kind != "multilabel":
         return _path(inside, truth.y, outside, grid, len(units.classes), device)
     proba = [np.full((len(score), len(units.classes)), np.nan) for _ in grid]
@@ -112,7 +111,7 @@ def probabilities(
     for j, name in enumerate(units.classes):
         if name not in left_out:
             known = truth.known[:, j]
-            own = inside if known.all() else inside[known]
+            own = inside if known.all() else taken(inside, np.flatnonzero(known))
             each, n = _path(own, truth.y[known, j].astype(np.int64), outside, grid, 2, device)
             stopped += n
             for joint, alone in zip(proba, each, strict=True):

@@ -8,6 +8,7 @@ draws are a few matrix products. Dims: n units, c classes, b draws, p patients.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from pipeline.stats.weighted import (
 
 DRAWS = 2000
 INFLATED = ("ece",)
+BIASED = ("average_precision", "average_precision_micro")
 SEED = 0
 # weights at once: 32 MB
 AT_ONCE = 2**22
@@ -53,14 +55,15 @@ def score(
     several: a metric is then its mean over folds, since scores of two models do not compare. The
     interval is the 2.5th to 97.5th percentile over 2,000 seeded draws of patients with
     replacement; a draw without both sides of a label counts for the others only. ece is above the
-    truth where bins hold few units; its interval is corrected for that, and may lie below it. With
-    permutations, each AUROC has its p. A metric that the units leave undefined (a label of one
-    value) is not there.
+    truth where bins hold few units, and average precision where few units are positive; their
+    intervals are corrected for that, and may lie below them. With permutations, each AUROC has its
+    p. A metric that the units leave undefined (a label of one value) is not there.
     """
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
     of = truth.groups, proba.shape[1]
-    found = bootstrap(lambda w: _over_folds(truth, proba, fold, w), *of, inflated=INFLATED)
+    values = partial(_over_folds, truth, proba, fold)
+    found = bootstrap(values, *of, inflated=INFLATED, biased=BIASED)
     p = _null_p(truth, proba, fold, permutations) if permutations else {}
     for (name, label), metric in found.items():
         if name == "auroc" and label in p:
@@ -74,7 +77,7 @@ def _null_p(truth: Truth, proba: Floats, fold: Folds | None, number: int) -> dic
     """Return for each label, and "" for their mean, the p of its AUROC among permuted ones."""
     if truth.kind == "regression":
         return {}
-    patient = np.unique(truth.groups, return_inverse=True)[1]
+    patient = truth.patient
     fold = np.zeros(len(patient), np.int64) if fold is None else fold
     indicator, known = truth.indicator, truth.known
     nulls: dict[str, Floats] = {}
@@ -150,7 +153,7 @@ def _delong_p(
     truth: Truth, first: Floats, second: Floats, defined: Container[tuple[str, str]]
 ) -> dict[tuple[str, str], float]:
     """Return DeLong's p of each AUROC of two sides."""
-    patient = np.unique(truth.groups, return_inverse=True)[1]
+    patient = truth.patient
     tested = {"": 1} if truth.kind == "binary" else {n: j for j, n in enumerate(truth.classes)}
     p: dict[tuple[str, str], float] = {}
     for label, j in tested.items():
@@ -168,11 +171,13 @@ def bootstrap(
     groups: NDArray[np.str_],
     c: int,
     inflated: Container[str] = (),
+    biased: Container[str] = (),
 ) -> dict[tuple[str, str], Metric]:
     """Return each value under weights of one, where defined, with its interval over the draws.
 
-    Of a metric that is `inflated`, a sum of absolute deviations, chance adds to the square: once to
-    the value's, and once more to the draws', whose squares are lowered by both.
+    Of a metric that is `biased`, chance adds to the value, and as much once more to the draws,
+    whose percentiles are lowered by both (Efron and Tibshirani 1993, ch. 10). Of one that is
+    `inflated`, a sum of absolute deviations, it adds to the squares.
     """
     values = statistic(np.ones((len(groups), 1)))
     chunks = [statistic(drawn) for drawn in draws(groups, DRAWS, c)]
@@ -184,6 +189,9 @@ def bootstrap(
             if key[0] in inflated:
                 above = 2 * (float(np.nanmean(drawn**2)) - float(value[0]) ** 2)
                 low, high = (max(0.0, side**2 - above) ** 0.5 for side in (low, high))
+            elif key[0] in biased:
+                above = 2 * (float(np.nanmean(drawn)) - float(value[0]))
+                low, high = (min(1.0, max(0.0, side - above)) for side in (low, high))
             metrics[key] = Metric(value=float(value[0]), low=low, high=high)
     return metrics
 

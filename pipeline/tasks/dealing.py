@@ -39,13 +39,9 @@ def by_label(units: Truth, folds: int, seed: int, first: int = -1) -> tuple[Name
 def _carried(units: Truth) -> tuple[Names, NDArray[np.bool_]]:
     """Return the patients and, (p, c), which classes, labels or quarters of y they carry."""
     patients, first, patient = np.unique(units.groups, return_index=True, return_inverse=True)
-    if units.kind == "regression":
-        quarter = np.searchsorted(np.quantile(units.y, [0.25, 0.5, 0.75]), units.y)
-        indicator = quarter[:, None] == np.arange(4)
-    else:
-        indicator = units.indicator
-    carries = np.zeros((len(patients), indicator.shape[1]), bool)
-    np.logical_or.at(carries, patient, indicator)
+    strata = units.strata
+    carries = np.zeros((len(patients), strata.shape[1]), bool)
+    np.logical_or.at(carries, patient, strata)
     order = np.argsort(first)
     return patients[order], carries[order]
 

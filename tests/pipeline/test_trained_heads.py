@@ -18,6 +18,7 @@ from sklearn.metrics import roc_auc_score
 from pipeline.config import Attention, Efficiency, Linear, Probe
 from pipeline.evaluate import evaluate
 from pipeline.heads import attention, efficiency, linear, probe
+from pipeline.heads.objective import Objective
 from pipeline.questions import Units
 from stores.errors import ConfigError, LabelError
 from tests.pipeline.collection import config_of, make_store, thirds, units_of, write_csv
@@ -52,8 +53,8 @@ def test_a_head_of_the_grid_is_sgd_written_out() -> None:
     y = np.random.default_rng(1).integers(0, 2, 200)
     x, units, rows = planted(y, 30), units_of(y), np.arange(150)
     settings = Linear(rates=(0.01, 0.05), epochs=3, batch=32, features="cls4+mean")
-    grid = linear._grid(settings, 30)
-    trained = linear._train(x, units, rows, grid, settings, torch.device("cpu"))
+    grid, learnt = linear._grid(settings, 30), Objective.of(units, rows)
+    trained = linear._train(x, units, rows, grid, learnt, settings, torch.device("cpu"))
 
     chance = torch.Generator().manual_seed(settings.seed)
     start = [linear._layer(head, 1, chance) for head in grid]
@@ -151,13 +152,51 @@ def test_what_cannot_be_trained_is_said() -> None:
     x, units, parts = planted(y, 10), units_of(y), thirds(80)
     said = attention.predict(x, units, parts, Attention())
     assert said == ([], ["attention needs units of several slices: each has one; ask the probe"])
-    age = replace(units, y=np.arange(80.0), kind="regression", classes=("age",))
-    for head, settings in ((linear, Linear()), (attention, Attention())):
-        predictions, (note,) = head.predict(x, age, parts, settings)
-        assert predictions == []
-        assert "needs classes: a number has none" in note
     one = units_of(np.where(np.arange(80) < 60, 0, y))
     assert linear.predict(x, one, parts, Linear(features="cls"))[0] == []
+
+
+def test_a_number_is_predicted_in_its_own_units() -> None:
+    rng = np.random.default_rng(7)
+    age = 50 + 10 * rng.standard_normal(400)
+    x = rng.standard_normal((400, 12)) + 3  # off the origin, as features are
+    x[:, 2] += (age - 50) / 10
+    units = replace(units_of(np.arange(400) % 2), y=age, kind="regression", classes=("age",))
+    parts, x = thirds(400), x.astype(np.float32)
+    settings = Linear(features="cls", rates=(1e-4, 0.05, 10.0), epochs=30)
+    ((chosen,), _) = linear.predict(x, units, parts, settings)
+    assert chosen.setting["lr"] == 0.05  # by the error on val; the others have not learnt
+    truth = units.y[parts["test"]]
+    assert chosen.proba.shape == (len(truth), 1)
+    (ridge,), _ = probe.predict(x, units, parts, Probe(steps=9))
+    error, least, most = (
+        np.abs(said - truth).mean() for said in (chosen.proba[:, 0], ridge.proba[:, 0], age.mean())
+    )
+    assert least <= error < least + 0.2 * (most - least)
+    once = linear.predict(x, replace(units, y=100 * age), parts, settings)[0][0].proba
+    np.testing.assert_allclose(once, 100 * chosen.proba, rtol=1e-4)
+
+
+def test_attention_finds_the_slice_that_tells_a_number() -> None:
+    rng = np.random.default_rng(8)
+    age = 50 + 10 * rng.standard_normal(120)
+    x = rng.standard_normal((120, 6, 8))
+    told = rng.integers(0, 6, 120)
+    x[np.arange(120), told, 0] = 4  # which slice, and what it says
+    x[np.arange(120), told, 1] = (age - 50) / 5
+    units = replace(
+        units_of(np.arange(120) % 2), y=age, kind="regression", classes=("age",),
+        rows=np.arange(720), unit=np.arange(720) // 6,
+    )  # fmt: skip
+    parts, flat = thirds(120), x.reshape(720, 8).astype(np.float32)
+    settings = Attention(hidden=16, epochs=60, rate=1e-2)
+    ((weighed,), _) = attention.predict(flat, units, parts, settings)
+    truth = units.y[parts["test"]]
+    pooled = x.mean(axis=1).astype(np.float32)
+    alone = replace(units, rows=np.arange(120), unit=np.arange(120))
+    (mean,), _ = probe.predict(pooled, alone, parts, Probe(steps=9))
+    errors = [np.abs(said.proba[:, 0] - truth).mean() for said in (weighed, mean)]
+    assert errors[0] < 0.7 * errors[1]
 
 
 # --- label efficiency ----------------------------------------------------------------------
@@ -181,6 +220,26 @@ def test_the_curve_goes_from_the_shots_asked_for_to_all_patients() -> None:
     assert means[-1] > means[0] + 0.05
     (whole,), _ = probe.predict(x, units, parts, settings, refit_on=("train",))
     np.testing.assert_array_equal(points[-1].predictions[0], whole.proba)
+
+
+def test_the_curve_of_a_number_draws_from_every_quarter() -> None:
+    rng = np.random.default_rng(9)
+    age = 50 + 10 * rng.standard_normal(200)
+    x = rng.standard_normal((200, 10)).astype(np.float32)
+    x[:, 0] += (age - 50) / 5
+    units = replace(units_of(np.arange(200) % 2), y=age, kind="regression", classes=("age",))
+    parts = thirds(200)
+    settings = Efficiency(shots=(1, 4), steps=9, features="cls")
+    points = list(efficiency.points(x, units, parts, settings))
+    assert [(point.shots, point.patients) for point in points] == [
+        (1, 4), (4, 16), (8, 32), (16, 64), (25, 100),
+    ]  # fmt: skip
+    truth = units.y[parts["test"]]
+    errors = [
+        np.mean([np.abs(said[:, 0] - truth).mean() for said in point.predictions])
+        for point in points
+    ]
+    assert errors[-1] < 0.8 * errors[0]
 
 
 # --- on a device, and end to end -----------------------------------------------------------
