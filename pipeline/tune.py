@@ -157,14 +157,13 @@ def _fold(
     import torch
 
     from pipeline.backbones import load_backbone
-    from pipeline.heads.modelled import modelled
-    from pipeline.heads.objective import outputs
+    from pipeline.heads.objective import Objective
     from pipeline.tuning.network import Network, blocks_of, opened
     from pipeline.tuning.saving import moved, save_network
     from pipeline.tuning.training import Training
 
     units = cases.units
-    fit = modelled(units, parts["train"])
+    fit = Objective.of(units, parts["train"])
     if not fit.enough or not len(parts["val"]):
         notes = fit.notes if len(parts["val"]) else ["tuning needs val, to say when to end"]
         return [], notes, parts["test"], None
@@ -184,7 +183,7 @@ def _fold(
     backbone = load(device=device)
     parameters = sum(p.numel() for p in backbone.network.parameters())
     width = recipe.architecture.dim * (blocks_of(settings.features) + ("mean" in settings.features))
-    head = torch.nn.Linear(width, outputs(units))
+    head = torch.nn.Linear(width, fit.outputs)
     torch.nn.init.normal_(head.weight, std=0.01)
     torch.nn.init.zeros_(head.bias)
     notes = list(fit.notes)
@@ -194,7 +193,7 @@ def _fold(
     adapters = opened(network, settings)
     counts = {name: p.numel() for name, p in network.trained().items()}
     training = Training(
-        network, images, units, parts["train"], parts["val"], settings, fit.left_out, place[1],
+        network, images, units, parts["train"], parts["val"], settings, fit, place[1],
         checkpoint_s, beat,
     )  # fmt: skip
     run = training.run()

@@ -131,8 +131,8 @@ def linear_head(
     on_val, _ = probabilities(x, units, train, val, grid.tolist(), left_out)
     c, _ = _choose(np.array([macro_auroc(units.at(val), p) for p in on_val]), grid)
     truth = units.at(train)
-    centre = x[train].mean(axis=0)
-    inside = x[train] - centre
+    centre = mean(x, train)
+    inside = taken(x, train, centre)
     o = 1 if units.kind == "binary" else len(units.classes)
     weight, bias = np.zeros((o, x.shape[1])), np.zeros(o)
     model = LogisticRegression(C=c, max_iter=MAX_ITER)

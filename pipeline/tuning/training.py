@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Tuning
-from pipeline.heads.objective import Targets, probabilities, targets
+from pipeline.heads.objective import Objective, Targets
 from pipeline.questions import Units
-from pipeline.stats.metrics import macro_auroc
 from pipeline.tuning import checkpoint
 from pipeline.tuning.augment import augmented
 from pipeline.tuning.images import Ask, Images
@@ -64,7 +63,7 @@ class Training:
     train: Rows
     val: Rows
     settings: Tuning
-    left_out: list[str]
+    objective: Objective
     folder: Path
     every_s: float
     beat: Beat
@@ -72,7 +71,7 @@ class Training:
     def __post_init__(self) -> None:
         settings = self.settings
         self.bags = Bags.of(self.units)
-        self.learnt: Targets = targets(self.units)
+        self.learnt: Targets = self.objective.targets(self.units)
         self.per_epoch = -(-len(self.train) // settings.batch)
         self.steps = settings.epochs * self.per_epoch
         peaks = groups(self.network, settings)
@@ -218,12 +217,12 @@ class Training:
         pooled.index_add_(0, at, features)
         counts = torch.bincount(at, minlength=n)
         logits = self.network.head(pooled / counts.clamp_min(1)[:, None])
-        return probabilities(logits, self.units, self.left_out), (counts > 0).cpu().numpy()
+        return self.objective.said(logits), (counts > 0).cpu().numpy()
 
     def _look(self, run: checkpoint.Run, seen: list[tuple[Ask, Tensor, Rows]]) -> None:
         """Hold the network against val; keep it where it is the best so far."""
         proba, there = self._said(seen)
-        value = macro_auroc(self.units.at(self.val[there]), proba[there])
+        value = self.objective.quality(self.units.at(self.val[there]), proba[there])
         run.history.append(None if math.isnan(value) else value)
         best = run.history[run.best - 1] if run.best else None
         if math.isnan(value) or best is None or value > best:
