@@ -4,10 +4,12 @@
 
 Real DICOM (512 x 512, a file a slice). `bytes` reads the files and nothing else; `pydicom` is a
 bare loop of dcmread and pixel_array, on one core; `read` is `read_files` with so many workers,
-which gives HU and digests besides, and has the start of its processes in it; `whole` is all that
-`extract` does after its look at the folder, with a network that returns zeros: read, window, resize
-to 224, commit. Slices and MB of files a second; a core: by the processor time of all processes.
-Medians of rounds; the files are in the page cache.
+which gives HU and digests besides; `whole` is all that `extract` does after its look at the folder,
+with a network that returns zeros: read, window, resize to 224, commit. The first table has slices
+and MB of files a second as the clock saw them, then processor seconds of all processes: those of a
+run over a few files, which is the start, and what each further slice costs. The second follows one
+slice through its stages in one process, ms of a processor each. Medians of rounds; the files are in
+the page cache.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import torch
 
@@ -29,9 +33,16 @@ from pipeline.backbones import Backbone
 from pipeline.collection import make_recipe, open_store, settle
 from pipeline.config import Config
 from pipeline.embed import BadLimit, Progress, Speed, embed_missing
+from pipeline.embedding.forward import keep_memory
 from pipeline.names import load_key, reveal_path
-from pipeline.read import Request, read_files
-from pipeline.types import Features, Recipe
+from pipeline.preprocess import prepare_batch
+from pipeline.read import Request, file_digest, narrow, pixel_digest, read_files, read_slices
+from pipeline.types import Features, Recipe, Slice
+from stores import FeatureStore
+from stores.features import OK
+
+FEW = 8  # slices of a run that is nearly all start
+BATCH = 8
 
 
 class Nothing(Backbone):
@@ -54,45 +65,71 @@ def main() -> None:
     options.add_argument("--slices", type=int, default=512)
     options.add_argument("--rounds", type=int, default=5)
     args = options.parse_args()
+    keep_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = write_images(folder / "images", "dicom", args.slices)
-        size = sum(path.stat().st_size for path in root.iterdir()) / 1e6
-        ways: dict[str, Callable[[int], float]] = {
-            "bytes": lambda _: timed(functools.partial(read_bytes, root)),
-            "pydicom": lambda _: timed(functools.partial(read_bare, root)),
-            "read, 1 worker": lambda _: timed(functools.partial(read_ours, root, 1)),
-            "read, 2 workers": lambda _: timed(functools.partial(read_ours, root, 2)),
-            "whole, 1 worker": lambda i: whole(root, folder / f"one{i}", args.slices, 1),
-            "whole, 2 workers": lambda i: whole(root, folder / f"two{i}", args.slices, 2),
+        few = write_images(folder / "few", "dicom", FEW)
+        size = sum(path.stat().st_size for path in root.iterdir()) / 1e6 / args.slices
+        ways: dict[str, Callable[[Path], float]] = {
+            "bytes": functools.partial(timed, read_bytes),
+            "pydicom": functools.partial(timed, read_bare),
+            "read, 1 worker": functools.partial(timed, functools.partial(read_ours, 1)),
+            "read, 2 workers": functools.partial(timed, functools.partial(read_ours, 2)),
+            "whole, 1 worker": functools.partial(whole, folder / "store", 1),
+            "whole, 2 workers": functools.partial(whole, folder / "store", 2),
         }
-        rates: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
-        for i in range(args.rounds):
-            for way, run in ways.items():
-                before = processor_s()
-                seconds = run(i)
-                rates[way].append((args.slices / seconds, args.slices / (processor_s() - before)))
-    print(f"{'':<18}{'slices/s':>10}{'MB/s':>8}{'a core':>10}{'of pydicom':>12}")
-    for way, each in rates.items():
-        rate, a_core = (statistics.median(values) for values in zip(*each, strict=True))
-        share = statistics.median(
-            r / p for (r, _), (p, _) in zip(each, rates["pydicom"], strict=True)
-        )
-        print(
-            f"{way:<18}{rate:>10.1f}{rate * size / args.slices:>8.1f}{a_core:>10.1f}{share:>12.2f}"
-        )
+        for run in ways.values():  # imports, and files into the page cache
+            run(few)
+        rounds = [
+            {way: (spent(run, few), spent(run, root)) for way, run in ways.items()}
+            for _ in range(args.rounds)
+        ]
+        tell_ways(rounds, args.slices, size)
+        print()
+        tell_stages([stages(root, folder / "store") for _ in range(args.rounds)])
 
 
-def timed(run: Callable[[], None]) -> float:
+Spent = tuple[float, float]  # seconds by the clock, of processors
+
+
+def tell_ways(rounds: list[dict[str, tuple[Spent, Spent]]], slices: int, size: float) -> None:
+    """Print the first table; size: MB a slice."""
+    print(f"{'':<18}{'slices/s':>10}{'MB/s':>8}{'start s':>9}{'ms/slice':>10}{'of pydicom':>12}")
+    cost = {
+        way: [
+            max(0.0, each[way][1][1] - each[way][0][1]) / (slices - FEW) * 1000 for each in rounds
+        ]
+        for way in rounds[0]
+    }
+    for way in rounds[0]:
+        rate = statistics.median(slices / each[way][1][0] for each in rounds)
+        start = statistics.median(each[way][0][1] for each in rounds)
+        times = statistics.median(
+            c / p for c, p in zip(cost[way], cost["pydicom"], strict=True) if p
+        )
+        ms = statistics.median(cost[way])
+        print(f"{way:<18}{rate:>10.1f}{rate * size:>8.1f}{start:>9.2f}{ms:>10.2f}{times:>11.1f}x")
+
+
+def spent(run: Callable[[Path], float], root: Path) -> Spent:
+    before = processor_s()
+    return run(root), processor_s() - before
+
+
+def timed(run: Callable[[Path], None], root: Path) -> float:
     began = time.perf_counter()
-    run()
+    run(root)
     return time.perf_counter() - began
 
 
 def processor_s() -> float:
     """Return the processor time of this process and of its children that have ended."""
-    spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
+
+
+# --- the ways ------------------------------------------------------------------------------------
 
 
 def read_bytes(root: Path) -> None:
@@ -105,14 +142,15 @@ def read_bare(root: Path) -> None:
         assert pydicom.dcmread(path).pixel_array.size
 
 
-def read_ours(root: Path, workers: int) -> None:
+def read_ours(workers: int, root: Path) -> None:
     requests = [Request(path.name, (0,)) for path in sorted(root.iterdir())]
     for read in read_files(root, requests, workers=workers):
         assert read.pixel_digest is not None, read.item
 
 
-def whole(root: Path, path: Path, slices: int, workers: int) -> float:
-    """Return the seconds of an extraction without its look at the folder."""
+def prepared(root: Path, path: Path) -> tuple[Config, Recipe, FeatureStore]:
+    """Return a new store at `path` that knows all slices, its config and recipe."""
+    shutil.rmtree(path, ignore_errors=True)
     config = Config.model_validate(
         {
             "data": {"root": root, "modality": {"**": "CT"}},
@@ -122,7 +160,14 @@ def whole(root: Path, path: Path, slices: int, workers: int) -> float:
     )
     recipe, _ = make_recipe(config)
     store = open_store(config, recipe)
-    settle(config, store)
+    settle(config, store, workers=0)
+    return config, recipe, store
+
+
+def whole(path: Path, workers: int, root: Path) -> float:
+    """Return the seconds of an extraction without its look at the folder."""
+    config, recipe, store = prepared(root, path)
+    slices = len(store.slices())
     began = time.perf_counter()
     done = embed_missing(
         store,
@@ -138,6 +183,55 @@ def whole(root: Path, path: Path, slices: int, workers: int) -> float:
     )
     assert done.rows == slices, done
     return time.perf_counter() - began
+
+
+# --- one slice through its stages --------------------------------------------------------------
+
+
+def stages(root: Path, place: Path) -> dict[str, float]:
+    """Return processor ms a slice of each stage, one after the other in this process."""
+    _, recipe, store = prepared(root, place)
+    paths = sorted(root.iterdir())
+    found: dict[str, float] = {}
+
+    def clock(name: str, work: Iterable[object]) -> list[object]:
+        began = time.process_time()
+        results = list(work)
+        found[name] = (time.process_time() - began) / len(paths) * 1000
+        return results
+
+    clock("pydicom alone", (pydicom.dcmread(path).pixel_array.size for path in paths))
+    clock("sha256 of the file", map(file_digest, paths))
+    items = clock("file to HU", (next(iter(read_slices(path, (0,)))) for path in paths))
+    slices = [item for item in items if isinstance(item, Slice)]
+    clock("sha256 of the pixels", (pixel_digest(item.pixels) for item in slices))
+    narrowed = clock("narrowest dtype", (narrow(item.pixels) for item in slices))
+    few = [Slice(0, pixels) for pixels in narrowed if isinstance(pixels, np.ndarray)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that none waits for another at its processor's cost
+    batches = (few[start : start + BATCH] for start in range(0, len(few), BATCH))
+    clock("window, resize", (prepare_batch(some, ["CT"] * len(some), recipe) for some in batches))
+    torch.set_num_threads(before)
+    clock("commit", commits(store))
+    return found
+
+
+def commits(store: FeatureStore) -> Iterable[None]:
+    """Write the parts of a store, full of zeros."""
+    for part in store.missing():
+        claim = store.claim(part)
+        assert claim is not None
+        arrays = {name: np.zeros_like(values) for name, values in store.empty_part().items()}
+        arrays["status"][...] = OK
+        store.write(part, claim, arrays, {})
+        claim.release()
+        yield
+
+
+def tell_stages(rounds: list[dict[str, float]]) -> None:
+    print("one slice, ms of a processor")
+    for name in rounds[0]:
+        print(f"  {name:<24}{statistics.median(each[name] for each in rounds):>8.3f}")
 
 
 if __name__ == "__main__":

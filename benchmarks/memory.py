@@ -3,7 +3,9 @@
     .venv/bin/python -m benchmarks.memory --slices 1000 10000 50000
 
 `rss` is the highest sum of resident memory over the run's process and its readers, by /proc, 20
-times a second; `own` that of the run's process alone. Each size runs in a process of its own.
+times a second; `own` that of the run's process alone; `KiB more` what rss grew by, a slice, over
+the smallest size. Each size runs in a process of its own. The slices are small pictures, a file
+each, so that what grows is not hidden behind their pixels.
 """
 
 from __future__ import annotations
@@ -27,17 +29,18 @@ from pathlib import Path
 from pipeline.config import load_config
 from pipeline.embed import Speed
 from pipeline.extract import extract
-summary = extract(load_config(Path(sys.argv[1])), Speed(device="cpu"))
+summary = extract(load_config(Path(sys.argv[1])), Speed(device="cpu", batch_size=32))
 assert summary.embedded == int(sys.argv[2]), summary
 """
-SIDE = 128
+SIDE = 64
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--slices", nargs="+", type=int, default=[1000, 10_000, 50_000])
     args = options.parse_args()
-    print(f"{'slices':>8}{'rss MiB':>10}{'own MiB':>10}{'seconds':>10}")
+    print(f"{'slices':>8}{'rss MiB':>10}{'own MiB':>10}{'KiB more':>10}{'seconds':>10}")
+    first: tuple[int, float] | None = None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiny_folder(folder / "tiny", depth=1)
@@ -48,7 +51,9 @@ def main() -> None:
             whole, own = peak(run)
             seconds = time.perf_counter() - began
             assert run.returncode == 0
-            print(f"{slices:>8}{whole:>10.0f}{own:>10.0f}{seconds:>10.1f}", flush=True)
+            first = first or (slices, whole)
+            more = (whole - first[1]) * 1024 / max(1, slices - first[0])
+            print(f"{slices:>8}{whole:>10.0f}{own:>10.0f}{more:>10.2f}{seconds:>10.1f}", flush=True)
 
 
 def write_collection(folder: Path, slices: int, network: Path) -> Path:

@@ -7,14 +7,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import Data
 from pipeline.formats.limits import as_unreadable
@@ -103,8 +106,13 @@ def discover(
     places += opener.open(again)
     for path in again:
         del kept[path]
-    found = _settle(places, data, key) + [row for row in _rows_of(known) if row["path"] in kept]
-    return _tables(files, found, opener.refused, known)
+    slices = _as_table(_settle(places, data, key))
+    del places  # before the tables are put in order: of a large collection, they are most of it
+    if known is not None:
+        live = known.slices.filter(pc.invert(known.slices["withdrawn"]))
+        still = pc.is_in(live["path"], value_set=pa.array(list(kept), pa.string()))
+        slices = pa.concat_tables([slices, live.filter(still).cast(SLICE_SCHEMA)])
+    return _tables(files, slices, opener.refused, known)
 
 
 # --- what is known ----------------------------------------------------------------------------
@@ -181,19 +189,24 @@ def opened_by(data: Data, plane: Plane, workers: int) -> Open:
     )
 
 
-def _settle(places: list[Place], data: Data, key: bytes) -> list[Row]:
-    """Return SLICE_SCHEMA rows: series by series, volume by volume, along the normal."""
+def _as_table(rows: Iterator[Row]) -> pa.Table:
+    """Return SLICE_SCHEMA rows as a table, some at a time: Python's take ten times the room."""
+    pieces = iter(lambda: list(itertools.islice(rows, 4096)), [])
+    batches = [pa.RecordBatch.from_pylist(some, schema=SLICE_SCHEMA) for some in pieces]
+    return pa.Table.from_batches(batches, schema=SLICE_SCHEMA)
+
+
+def _settle(places: list[Place], data: Data, key: bytes) -> Iterator[Row]:
+    """Yield SLICE_SCHEMA rows: series by series, volume by volume, along the normal."""
     series: dict[str, list[Place]] = defaultdict(list)
     for place in places:
         series[_series_of(place)].append(place)
     fill = _Filler(data)
-    rows = []
     for raw, members in series.items():
         name = pseudonym(key, "series", raw)
         for number, volume in enumerate(volumes(members), start=1):
             label = name if number == 1 else f"{name}.{number}"
-            rows += [_slice_row(place, label, fill, key) for place in volume]
-    return rows
+            yield from (_slice_row(place, label, fill, key) for place in volume)
 
 
 def _series_of(place: Place) -> str:
@@ -262,28 +275,30 @@ def _slice_row(place: Place, series: str, fill: _Filler, key: bytes) -> Row:
 
 def _tables(
     files: dict[str, Row],
-    rows: list[Row],
+    slices: pa.Table,
     refused: dict[str, UnreadableError],
     known: Discovery | None,
 ) -> Discovery:
     """Return both tables; series come in the order of their first files."""
-    order = {path: i for i, path in enumerate(files)}
-    first: dict[str, int] = {}
-    for row in rows:
-        base = row["series"].partition(".")[0]
-        first[base] = min(first.get(base, len(order)), order[row["path"]])
-    rows = sorted(rows, key=lambda row: first[row["series"].partition(".")[0]])
-    counts = Counter(row["path"] for row in rows)
+    paths = pa.array(list(files), pa.string())
+    of_file = pc.index_in(slices["path"], value_set=paths).to_numpy()
+    bases = pc.list_element(pc.split_pattern(slices["series"], ".", max_splits=1), 0)
+    series = bases.combine_chunks().dictionary_encode()
+    which, first = series.indices.to_numpy(), np.full(len(series.dictionary), len(files))
+    np.minimum.at(first, which, of_file)
+    counts = np.bincount(of_file, minlength=len(files)).tolist()
     before = {row["path"]: row for row in known.files.to_pylist()} if known else {}
-    for path, row in files.items():
-        row["slices"] = counts[path]
+    for (path, row), count in zip(files.items(), counts, strict=True):
+        row["slices"] = count
         if path in refused:
             row["reason"], row["detail"] = _told(path, refused[path])
-        elif not counts[path] and not row["reason"]:  # as it was: set aside then, set aside now
+        elif not count and not row["reason"]:  # as it was: set aside then, set aside now
             row["reason"], row["detail"] = before[path]["reason"], before[path]["detail"]
+    place, unnumbered = SLICE_SCHEMA.get_field_index("row"), pa.nulls(len(slices), pa.int64())
+    ordered = slices.take(np.argsort(first[which], kind="stable"))
     return Discovery(
         files=pa.Table.from_pylist(list(files.values()), schema=FILE_SCHEMA),
-        slices=pa.Table.from_pylist([{**row, "row": None} for row in rows], schema=SLICE_SCHEMA),
+        slices=ordered.set_column(place, SLICE_SCHEMA.field("row"), unnumbered),
     )
 
 

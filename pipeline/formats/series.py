@@ -29,7 +29,7 @@ _UNEQUAL = 0.05
 _TILT = 0.0175
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """A header and the file it stands in."""
 
