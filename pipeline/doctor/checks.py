@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from pipeline.comparators import COMPARATORS
 from pipeline.embedding.speed import cores
 from pipeline.holding import memory_bytes
 from pipeline.weights import BACKBONES, locate
@@ -142,7 +143,7 @@ def weights(name: str | None, path: str | None) -> Iterator[Check]:
             yield Check("weights", "ok", f"{name}: {found.file} ({found.identity[:19]}...)")
         return
     here, remedies = [], []
-    for each in BACKBONES:
+    for each in (*BACKBONES, *COMPARATORS):
         try:
             here.append(f"{each} ({locate(each, None, hub=False).identity[:19]}...)")
         except WeightsError as error:
@@ -150,7 +151,7 @@ def weights(name: str | None, path: str | None) -> Iterator[Check]:
     if here:
         yield Check("weights", "ok", ", ".join(here))
     else:
-        yield Check("weights", "warning", "of no DINOv2 network", remedies[0])
+        yield Check("weights", "warning", "of no network that is known by name", remedies[0])
 
 
 def limits() -> Iterator[Check]:

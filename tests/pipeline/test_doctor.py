@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.collection import make_recipe
+from pipeline.comparators import COMPARATORS
 from pipeline.config import Config, load_config
 from pipeline.doctor import checks
-from pipeline.doctor.bench import bench
+from pipeline.doctor.bench import _load, bench
 from pipeline.doctor.disk import disk
 from pipeline.doctor.drift import drift
 from pipeline.doctor.examine import examine
@@ -153,6 +154,36 @@ def test_bench_measures_what_plan_and_extract_use(config: Path) -> None:
     assert planned.hours_by == "bench"
     assert planned.hours is not None
     assert not list(settings.store.parent.glob(".radprobe-bench-*"))
+
+
+def test_bench_runs_the_network_of_the_recipe(config: Path) -> None:
+    paper = {"backbone": {"treatment": "paper"}, "outputs": {"keep": ["cls", "patch"]}}
+    content = load_config(config).model_dump(mode="json")
+    content["backbone"] |= paper["backbone"]
+    content["outputs"] |= {**paper["outputs"], "patch": {"blocks": 2}}
+    settings = Config.model_validate(content)
+    recipe, file = make_recipe(settings)
+    assert file is not None
+    network = _load(settings, file, recipe, "cpu", "float32")
+    assert network.architecture == recipe.architecture
+    assert network.architecture.treatment == "paper"
+    assert network.patch_blocks == 2
+
+
+def test_the_weights_of_comparators_are_looked_for_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, comparator = next(iter(COMPARATORS.items()))
+    cached = tmp_path / f"models--{comparator.repository.replace('/', '--')}"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text("0" * 40)
+    snapshot = cached / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    [check] = checks.weights(None, None)
+    assert check.level == "ok"
+    assert f"{name} (sha256:" in check.found
 
 
 def test_drift_compares_every_way_with_float32(config: Path) -> None:
