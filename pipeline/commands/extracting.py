@@ -74,6 +74,12 @@ def extract(
         print(json.dumps(asdict(summary) | {"clean": summary.clean}, indent=1))
     else:
         _print_summary(summary)
+    if profile is not None:
+        told = f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev."
+        nothing = "Nothing was embedded, so there is no trace."
+        err.print(
+            told if summary.embedded else nothing, highlight=False, markup=False, soft_wrap=True
+        )
     if not summary.slices:
         err.print(
             f"No image was found in {settings.data.root}: check data.root, include and exclude.",

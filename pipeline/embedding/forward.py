@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.profiler import record_function
 
 from pipeline.backbones import Backbone
 from pipeline.embedding.telemetry import Seconds, clock
@@ -151,9 +152,10 @@ class Forward:
         device = self.network.device
         found = []
         for some, of in self._pieces(items, modalities):
-            with clock(flight.seconds, "preprocess"):  # on the CPU: other devices lack float64
+            # On the CPU: other devices lack float64.
+            with clock(flight.seconds, "preprocess"), record_function("preprocess"):
                 x = prepare_batch(some, of, self.recipe)
-            with clock(flight.seconds, "forward"):
+            with clock(flight.seconds, "forward"), record_function("forward"):
                 found.append({k: v.cpu() for k, v in self._features(x.to(device)).items()})
         flight.outputs = _joined(found)
 
@@ -166,16 +168,18 @@ class Forward:
         began, prepared, entered, left, back = streams.marks()
         with torch.cuda.stream(streams.to):
             began.record()
-            xs = [
-                prepare_batch(some, of, self.recipe, self.network.device)
-                for some, of in self._pieces(items, modalities)
-            ]
+            with record_function("preprocess"):
+                xs = [
+                    prepare_batch(some, of, self.recipe, self.network.device)
+                    for some, of in self._pieces(items, modalities)
+                ]
             prepared.record()
         streams.main.wait_event(prepared)
         entered.record(streams.main)
         for x in xs:
             x.record_stream(streams.main)
-        found = _joined([self._features(x) for x in xs])
+        with record_function("forward"):
+            found = _joined([self._features(x) for x in xs])
         left.record(streams.main)
         with torch.cuda.stream(streams.back):
             streams.back.wait_event(left)

@@ -374,6 +374,7 @@ def test_a_trace_of_the_first_batches_is_written(config: Path, tmp_path: Path) -
     trace = tmp_path / "traces/first.json"
     extract(in_store(config, "store"), dataclasses.replace(HERE, trace=trace))
     names = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert {"preprocess", "forward"} <= names
     assert any("scaled_dot_product" in str(name) for name in names)
 
 
