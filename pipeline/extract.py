@@ -213,8 +213,10 @@ class _Run:
                 rehash=self.rehash,
                 workers=self._header_workers(),
             )
+        found = settled.found.counts if settled else {}
+        del settled  # which knows every slice
         more, lost = self._ring(shard)
-        return settled.found.counts if settled else {}, add(done, more), failed | lost
+        return found, add(done, more), failed | lost
 
     def _ring(self, shard: Shard) -> tuple[Embedded, dict[int, str]]:
         with self._clock("embed_s"):
