@@ -41,6 +41,8 @@ from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import ROOT, Dask, committed, ended, environment, extraction
 
 PART = 8  # slices a part, where they are embedded
+# Each process reads for itself: so many more would take the cores of this machine for their start.
+HERE = ("--workers", "0")
 
 
 def main() -> None:
@@ -48,7 +50,7 @@ def main() -> None:
     options.add_argument("show", choices=["efficiency", "scheduling", "metadata", "tables"])
     options.add_argument("--workers", type=int, nargs="*", default=[1, 2, 4, 8, 16])
     options.add_argument("--cost", type=float, default=0.25, help="seconds a slice")
-    options.add_argument("--each", type=int, default=16, help="parts a worker")
+    options.add_argument("--each", type=int, default=12, help="parts a worker")
     options.add_argument("--parts", type=int, nargs="*", default=[10, 1000, 100_000])
     options.add_argument("--slices", type=int, default=1_000_000)
     args = options.parse_args()
@@ -77,14 +79,14 @@ def efficiency(folder: Path, workers: Sequence[int], cost_s: float, each: int) -
             store = config.parent / how
             if how == "shards":
                 runs = [
-                    extraction(config, store, "--shard", f"{i}/{count}", cost_s=cost_s)
+                    extraction(config, store, *HERE, "--shard", f"{i}/{count}", cost_s=cost_s)
                     for i in range(1, count + 1)
                 ]
                 for run in runs:
                     ended(run)
             else:
                 with Dask(config.parent, count, cost_s) as cluster:
-                    ended(extraction(config, store, "--scheduler", cluster.address))
+                    ended(extraction(config, store, *HERE, "--scheduler", cluster.address))
             rate, parts = steady(FeatureStore.open(store), count)
             share = rate * cost_s / count
             print(f"{count:>7} {how:<6} {parts:>5} {rate:>8.2f} {share:>8.0%}", flush=True)

@@ -125,7 +125,7 @@ class _Run:
         """Give out tasks, as many as the window has room for."""
         workers = self._count_workers()
         while len(self.out) < WINDOW * workers and (task := self.deal.next(workers)) is not None:
-            others = [address for address in self.workers if address not in task.tried]
+            others = [each for each in self.workers if each not in task.tried] if task.tried else []
             future = self.client.submit(
                 at_worker,
                 self.work,
@@ -133,7 +133,8 @@ class _Run:
                 key=f"{self.name}-{next(self.count)}",
                 pure=False,
                 resources={"GPU": 1} if self.work.speed.device.startswith("cuda") else None,
-                workers=others if task.tried and others else None,
+                workers=others or None,
+                allow_other_workers=bool(others),  # they may have died when its turn comes
             )
             self.out[future.key] = task, future
             future.add_done_callback(self.back.put)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from distributed import LocalCluster
 
 from stores import FeatureStore
 
@@ -108,6 +109,19 @@ def bit_equal(a: FeatureStore, b: FeatureStore) -> bool:
     return same and all(
         np.array_equal(a.read(name), b.read(name), equal_nan=array.dtype.kind == "f")
         for name, array in a.arrays.items()
+    )
+
+
+def cluster_of(workers: int) -> LocalCluster:
+    """Return a cluster in this process, of so many workers of one thread."""
+    return LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        scheduler_kwargs={"dashboard": False},
     )
 
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from pipeline import opening
 from pipeline.config import Data
 from pipeline.discover import discover, opened_by
 from tests.phantoms import volume, write_series
+from tests.pipeline.processes import cluster_of
 
 KEY = bytes(32)
 
@@ -23,18 +24,6 @@ def data(tmp_path: Path) -> Data:
     write_series(tmp_path / "b", volume(4, 12, 12))
     (tmp_path / "b/broken.dcm").write_bytes(b"no image at all")
     return Data(root=tmp_path)
-
-
-def cluster_of(workers: int) -> LocalCluster:
-    return LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=False,
-        protocol="tcp",
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        scheduler_kwargs={"dashboard": False},
-    )
 
 
 def far(data: Data, connect: Callable[[], Client]) -> opening.Open:

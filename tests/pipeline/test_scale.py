@@ -11,9 +11,13 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from distributed import Client
 
+from pipeline import scale
 from pipeline.clusters import job_queue
 from pipeline.config import JobQueue
+from pipeline.embed import BadLimit, Progress, Speed
+from pipeline.work import Outcome, Work
 from stores import FeatureStore
 from stores.verify import verify
 from tests.phantoms import write_png
@@ -21,6 +25,7 @@ from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import (
     Dask,
     bit_equal,
+    cluster_of,
     committed,
     ended,
     extraction,
@@ -135,6 +140,34 @@ def test_a_cluster_whose_scheduler_is_lost_and_a_part_that_nobody_can_write(
     again = ended(extraction(config, path))
     assert (again["embedded"], again["parts_failed"]) == (4, [])
     is_as_if_nothing_had_been(store, alone)
+
+
+def test_a_part_is_not_kept_for_workers_that_have_died(
+    alone: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed on one, and the others it was meant for were gone when its turn came."""
+    tried = tmp_path / "tried"
+
+    def at_worker(work: Work, parts: tuple[int, ...]) -> tuple[str, Outcome]:
+        if tried.exists():
+            return "tcp://127.0.0.1:2", Outcome()
+        tried.touch()
+        return "tcp://127.0.0.1:1", Outcome(undone=parts, error="ValueError: no")
+
+    def stale(run: scale._Run) -> int:
+        run.workers = ["tcp://127.0.0.1:1", "tcp://127.0.0.1:2"]
+        return 1
+
+    monkeypatch.setattr(scale, "at_worker", at_worker)
+    monkeypatch.setattr(scale._Run, "_count_workers", stale)
+    work = Work(str(alone.path), "", "", "", Speed(device="cpu"))
+    with cluster_of(1) as cluster:
+        _, failed = scale.embed_on(
+            lambda: Client(cluster, set_as_default=False),
+            work, alone, [alone.layout.part(3)], Progress(), BadLimit(1, 1.0),
+        )  # fmt: skip
+    assert tried.exists()
+    assert failed == {}
 
 
 # --- jobs ---------------------------------------------------------------------------------------
