@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +105,7 @@ class Features:
     slices: pa.Table
 
     def __init__(self, store: AnyPath, array: str = "cls", blocks: int = 1) -> None:
-        opened, which = FeatureStore.open(Path(store)), Selection(array, blocks)
+        opened, which = FeatureStore.open(fspath(store)), Selection(array, blocks)
         which.row_shape(opened)  # raises for what is not there
         names, slices = Names(opened.path), live_slices(opened)
         object.__setattr__(self, "store", opened)

@@ -98,7 +98,7 @@ def open_store(config: Config, recipe: Recipe) -> FeatureStore:
     found = differences(store, recipe)
     if found:
         raise RecipeMismatchError(
-            f"The store {store.path} was made by another recipe:\n"
+            f"The store {store.place} was made by another recipe:\n"
             + "\n".join(
                 f"  {name}: the store has {a!r}, the config asks {b!r}" for name, a, b in found
             )

@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pipeline.questions import FeatureSet, Missing, Scaling, Task, Uncertain
 from pipeline.types import Frozen, Output, PatchTokens, Precision, Preprocess, Treatment
 from stores.errors import ConfigError
+from stores.mirror import located, url_of
 
 
 class Data(Frozen):
@@ -533,13 +534,18 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
     return config.model_copy(
         update={
             "data": config.data.model_copy(update={"root": _under(base, config.data.root)}),
-            "store": store if store is not None else _under(base, config.store),
+            "store": _store(base, config.store) if store is None else located(store),
             "backbone": config.backbone.model_copy(update={"weights": weights}),
             "labels": labels,
             "split": split,
             "masks": masks,
         }
     )
+
+
+def _store(base: Path, store: Path) -> Path:
+    """Return the folder of a config's store; of one at a URL, its mirror here."""
+    return located(store) if url_of(store) else _under(base, store)
 
 
 def _under(base: Path, path: Path) -> Path:

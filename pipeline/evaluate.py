@@ -92,6 +92,7 @@ def evaluate(
             results.append(answer(each, method, functools.partial(_run, each, method, device)))
     if not all(result.cached for result in results):
         write_tidy(config.store, results)
+        FeatureStore.open(config.store).publish()
     return results
 
 

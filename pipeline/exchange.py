@@ -63,7 +63,7 @@ def export_faiss(store: FeatureStore, out: Path, which: Selection) -> int:
         index.add_with_ids(flat, rows[done : done + len(batch)])
         done += len(batch)
     if index is None:
-        raise ConfigError(f"The store {store.path} holds no features. Run `radprobe extract`.")
+        raise ConfigError(f"The store {store.place} holds no features. Run `radprobe extract`.")
     with aside(out) as path:
         faiss.write_index(index, str(path))
     return len(rows)
@@ -76,7 +76,8 @@ def export_slices(path: Path, out: Path) -> int:
     """
     from pyarrow import csv
 
-    slices = Names(path).revealed(FeatureStore.open(path).slices())
+    store = FeatureStore.open(path)
+    slices = Names(store.path).revealed(store.slices())
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"A slice table is written as .csv or .parquet. Got {out.name!r}.")
     with aside(out) as temporary:

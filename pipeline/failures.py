@@ -28,7 +28,7 @@ def failures(path: Path) -> list[Lost]:
     Raises StoreNotFoundError, and ConfigError without the key that reveals paths.
     """
     store = FeatureStore.open(path)
-    names = Names(path)
+    names = Names(store.path)
     files = names.revealed(store.files()).to_pylist()
     aside = [Lost(f["path"], None, f["reason"], f["detail"] or "") for f in files if f["reason"]]
     unreadable = np.flatnonzero(store.status() == UNREADABLE)

@@ -24,6 +24,7 @@ from pipeline.types import Recipe
 from stores import FeatureStore, Layout
 from stores.errors import ConfigError, StoreNotFoundError
 from stores.features import LEDGER
+from stores.mirror import place_of
 from stores.reconcile import Change
 
 
@@ -85,7 +86,7 @@ def plan(config: Config, *, rehash: bool = False) -> Plan:
     size = len(parts) * part_bytes
     hours, source = _hours(config, store, recipe, embed, size)
     return Plan(
-        store=str(config.store),
+        store=place_of(config.store),
         new=store is None,
         weights=recipe.weights,
         slices=len(live),
@@ -106,10 +107,10 @@ def explain(config: Config, *, rehash: bool = False) -> Explanation:
     store = FeatureStore.open(config.store)
     fields = differences(store, recipe)
     if fields:  # another recipe makes every slice stale: there is no more to say
-        return Explanation(str(store.path), fields, [], [])
+        return Explanation(store.place, fields, [], [])
     changes = list(_look(config, store, rehash).found.changes)
     parts = [(part.index, store.receipts.doubt(part.index) or "") for part in store.missing()]
-    return Explanation(str(store.path), [], changes, parts)
+    return Explanation(store.place, [], changes, parts)
 
 
 def _existing(config: Config) -> FeatureStore | None:

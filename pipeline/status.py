@@ -58,7 +58,7 @@ def status(path: Path) -> Status:
     done = sum(slices[index] for index in committed)
     rate = _rate(committed, slices, time.time()) if len(committed) < len(slices) else None
     return Status(
-        store=str(store.path),
+        store=store.place,
         slices=slices.total(),
         slices_done=done,
         parts=len(slices),

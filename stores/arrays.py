@@ -53,7 +53,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array (n, *row_shape) in the Zarr group at `root`."""
+    """An array (n, *row_shape) in the Zarr group at `root`.
+
+    bring: what makes a chunk's file be there, where chunks are elsewhere.
+    """
 
     root: Path
     name: str
@@ -61,6 +64,7 @@ class StoredArray:
     row_shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunk_rows: int
+    bring: Callable[[Chunk], None] | None = None
 
     @classmethod
     def parse(cls, root: Path, name: str, metadata: bytes) -> StoredArray:
@@ -136,6 +140,8 @@ class StoredArray:
     def _opened(self, chunk: Chunk) -> Iterator[int]:
         path = f"{self.root}/{chunk.name}"
         try:
+            if self.bring is not None and not os.path.exists(path):
+                self.bring(chunk)
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise CorruptStoreError(f"{path} is missing. {_REPAIR}") from None

@@ -20,6 +20,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import glob
@@ -27,9 +28,9 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ from stores import manifest
 from stores._build import build
 from stores._disk import (
     TEMPORARY,
+    seal,
     sha256,
     sweep_temporaries,
     sync,
@@ -59,6 +61,7 @@ from stores.errors import (
     StoreNotFoundError,
 )
 from stores.layout import Layout, PartRange
+from stores.mirror import Mirror, located
 from stores.receipts import Receipts, Stamp
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, Tables, parse_table, table_bytes
 
@@ -84,8 +87,11 @@ class ArraySpec:
 class FeatureStore:
     """A feature store on disk; see the module's docstring for its rules."""
 
-    def __init__(self, path: Path, recipe_text: str, layout: Layout) -> None:
+    def __init__(
+        self, path: Path, recipe_text: str, layout: Layout, mirror: Mirror | None = None
+    ) -> None:
         self.path = path
+        self.mirror = mirror  # where the store is at a URL, and `path` has some of it
         self.recipe_text = recipe_text
         self.layout = layout
         self._kept: dict[str, tuple[str, Any]] = {}  # name -> sha256, what was parsed from it
@@ -113,6 +119,9 @@ class FeatureStore:
                 sweep_temporaries(path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"))
                 build(aside, recipe_text, specs, layout)
                 _claim_place(aside, path)
+            mirror = Mirror.of(path)
+            if mirror is not None:
+                mirror.found(path)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -121,16 +130,27 @@ class FeatureStore:
 
     @classmethod
     def open(cls, path: Path | str) -> FeatureStore:
-        """Open a store. Raises StoreNotFoundError, or CorruptStoreError naming what is missing."""
-        path = Path(path)
+        """Open a store, in a folder or at a URL (see `stores.mirror`).
+
+        Raises StoreNotFoundError, CorruptStoreError naming what is missing, ConfigError for a URL
+        that cannot be reached.
+        """
+        path = located(path)
+        mirror = Mirror.of(path)
         if not (path / manifest.MANIFEST).is_file() and not (path / "recipe.json").is_file():
             raise StoreNotFoundError(
-                f"There is no feature store at {str(path)!r} (no recipe.json). "
+                f"There is no feature store at {mirror.url if mirror else str(path)!r} (no "
+                "recipe.json). "
                 "Run `radprobe extract` first, or check the path."
             )
         recipe = manifest.load(path, "recipe.json").decode()
         group = json.loads(manifest.load(path, "features.zarr/zarr.json"))
-        return cls(path, recipe, Layout(int(group["attributes"]["part_rows"])))
+        return cls(path, recipe, Layout(int(group["attributes"]["part_rows"])), mirror)
+
+    @property
+    def place(self) -> str:
+        """Return where the store is, as people are told: a folder, or a URL."""
+        return self.mirror.url if self.mirror else str(self.path)
 
     @cached_property
     def digest(self) -> str:
@@ -146,7 +166,8 @@ class FeatureStore:
             folder, _, name = kept.removesuffix("/zarr.json").partition("/")
             if folder == "features.zarr" and name:
                 parse = functools.partial(StoredArray.parse, root, name)
-                found[name] = self._parsed(kept, parse, digest)
+                array = self._parsed(kept, parse, digest)
+                found[name] = replace(array, bring=self._bring) if self.mirror else array
         return found
 
     def array(self, name: str) -> StoredArray:
@@ -200,12 +221,16 @@ class FeatureStore:
         }
         if patients is not None:
             new["withdrawn.json"] = json.dumps({"patients": sorted(patients)}).encode()
+        self._check_writable()
         with exclusive(self.claims, "tables"):
             manifest.settle(self.path)  # what a crash left half done
             if seen is not None and seen != manifest.version(self.path):
                 raise StaleTablesError(f"The tables of {self.path} were replaced meanwhile.")
             grown = self._grown(self.layout.next_boundary(int(rows[-1]) + 1 if rows.size else 0))
-            manifest.replace(self.path, new | grown)
+            if self.mirror is not None:
+                self.mirror.replace(new | grown)
+            else:
+                manifest.replace(self.path, new | grown)
 
     def _grown(self, n: int) -> dict[str, bytes]:
         """Return the zarr.json of each array that has fewer than n rows, with n."""
@@ -241,7 +266,7 @@ class FeatureStore:
     @cached_property
     def receipts(self) -> Receipts:
         """The receipts of the parts."""
-        return Receipts(self.path, self.digest)
+        return Receipts(self.path, self.digest, self.mirror)
 
     def receipt(self, index: int) -> dict[str, Any] | None:
         """Return a part's receipt where it can be believed, else None."""
@@ -277,6 +302,7 @@ class FeatureStore:
 
     def claim(self, part: PartRange) -> Claim | None:
         """Claim a part for writing; None where it is committed or another live process has it."""
+        self._check_writable()
         claim = try_claim(self.claims, _stem(part.index))
         if claim is not None and self.receipt(part.index) is not None:
             claim.release()  # committed between the look and the claim
@@ -285,6 +311,7 @@ class FeatureStore:
 
     def own(self, part: PartRange) -> AbstractContextManager[Claim]:
         """Hold a part, committed or not, to mend it. Raises ClaimedError if it stays taken."""
+        self._check_writable()
         return exclusive(self.claims, _stem(part.index))
 
     def empty_part(self) -> dict[str, NDArray[Any]]:
@@ -344,8 +371,57 @@ class FeatureStore:
             "counts": {str(s): int(c) for s, c in zip(status, counts, strict=True)},
         }
         _check_held(claim, part)
+        if self.mirror is not None:
+            self._send(part, receipt)
         self.receipts.write(part.index, receipt)
         return receipt
+
+    def _send(self, part: PartRange, receipt: Mapping[str, Any]) -> None:
+        """Commit a part to where the store is; its features are not kept here."""
+        assert self.mirror is not None
+        name = self.receipts.path(part.index).relative_to(self.path).as_posix()
+        self.mirror.withdraw([name])  # one that was not believed
+        chunks = {f"features.zarr/{n}": entry["sha256"] for n, entry in receipt["chunks"].items()}
+        self.mirror.commit(name, seal(receipt), chunks)
+        for chunk in receipt["chunks"]:
+            if chunk.partition("/")[0] not in LEDGER:
+                (self.path / "features.zarr" / chunk).unlink(missing_ok=True)
+
+    def _bring(self, chunk: Chunk) -> None:
+        """Fetch a chunk from where the store is, held against its receipt."""
+        assert self.mirror is not None
+        receipt = self.receipt(chunk.start // self.layout.part_rows)
+        digest = receipt["chunks"][chunk.name]["sha256"] if receipt else ""
+        self.mirror.bring(f"features.zarr/{chunk.name}", digest)
+
+    def _check_writable(self) -> None:
+        if self.mirror is not None:
+            self.mirror.check_held()
+
+    @contextlib.contextmanager
+    def at_hand(self, part: PartRange) -> Iterator[None]:
+        """Have a part's chunk files in the folder as they are, sound or not, for a while."""
+        chunks = [chunk for array in self.arrays.values() for chunk in array.chunks(part)]
+        if self.mirror is None:
+            yield
+            return
+        self.mirror.bring_all(f"features.zarr/{chunk.name}" for chunk in chunks)
+        try:
+            yield
+        finally:
+            for chunk in chunks:
+                (self.path / "features.zarr" / chunk.name).unlink(missing_ok=True)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file of the store, wherever that is."""
+        if self.mirror is not None:
+            self.mirror.withdraw([path.relative_to(self.path).as_posix()])
+        path.unlink(missing_ok=True)
+
+    def publish(self) -> None:
+        """Send results and splits that were made here to where the store is."""
+        if self.mirror is not None:
+            self.mirror.publish()
 
     def _put(
         self, part: PartRange, claim: Claim, ready: Mapping[str, NDArray[Any]]

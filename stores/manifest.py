@@ -65,14 +65,14 @@ def begin(root: Path, names: Mapping[str, bytes]) -> None:
     """Give a new store its manifest and copies; `names` are files that are already there."""
     (root / COPIES).mkdir()
     _copy(root, names)
-    write_atomic(root / MANIFEST, _text({name: sha256(data) for name, data in names.items()}))
+    write_atomic(root / MANIFEST, text({name: sha256(data) for name, data in names.items()}))
 
 
 def replace(root: Path, new: Mapping[str, bytes]) -> None:
     """Replace kept files, all or none. One process at a time may do this."""
     files = digests(root) | {name: sha256(data) for name, data in new.items()}
     _copy(root, new)
-    write_atomic(root / MANIFEST, _text(files))
+    write_atomic(root / MANIFEST, text(files))
     settle(root)
 
 
@@ -107,7 +107,7 @@ def rebuild(root: Path) -> None:
             f"{root / MANIFEST} is lost, and so are the copies of {', '.join(unproven)}: nothing "
             "says any more what they should hold. Take them from a backup."
         )
-    write_atomic(root / MANIFEST, _text(files))
+    write_atomic(root / MANIFEST, text(files))
 
 
 def _copy(root: Path, new: Mapping[str, bytes]) -> None:
@@ -121,5 +121,6 @@ def _is(path: Path, expected: str) -> bool:
     return path.is_file() and file_sha256(path) == expected
 
 
-def _text(files: Mapping[str, str]) -> bytes:
+def text(files: Mapping[str, str]) -> bytes:
+    """Return the manifest of files (name -> sha256)."""
     return seal({"files": dict(files)})

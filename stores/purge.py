@@ -54,7 +54,7 @@ def purge(store: FeatureStore, patient: str) -> int:
         _void(store, store.layout.part(int(index)), rows)
     for folder in ("results", "segmentations", "masks"):
         for path in (store.path / folder).glob("*"):
-            path.unlink(missing_ok=True)
+            store.remove(path)
     for folder in ("tuned", RUNS):  # networks that learned from the patient
         for path in (store.path / folder).glob("*/"):
             shutil.rmtree(path)
@@ -69,7 +69,7 @@ def _void(store: FeatureStore, part: PartRange, rows: Any) -> None:
         if receipt is None:  # whatever lies there is no part: it goes altogether
             for array in store.arrays.values():
                 for chunk in array.chunks(part):
-                    (array.root / chunk.name).unlink(missing_ok=True)
+                    store.remove(array.root / chunk.name)
             return
         arrays = store.read_part(part)
         inside = rows[(rows >= part.start) & (rows < part.stop)] - part.start

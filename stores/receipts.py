@@ -10,16 +10,21 @@ from typing import Any
 
 from stores._disk import seal, unseal, write_atomic
 from stores.errors import CorruptStoreError
+from stores.mirror import Mirror
 
 Stamp = tuple[int, int, int]  # time, inode and size of a receipt
 
 
 @dataclass(frozen=True)
 class Receipts:
-    """The receipts of the store at `root`, whose recipe has the digest `recipe`."""
+    """The receipts of the store at `root`, whose recipe has the digest `recipe`.
+
+    mirror: of a store at a URL: what it lists counts, not what is here of it.
+    """
 
     root: Path
     recipe: str
+    mirror: Mirror | None = None
     _stamps: dict[int, Stamp] = field(default_factory=dict)
 
     def path(self, index: int) -> Path:
@@ -67,7 +72,7 @@ class Receipts:
             if receipt["recipe"] != self.recipe or receipt["part"] != index:
                 return "its receipt is of another recipe or part"
             for name, entry in receipt["chunks"].items():
-                if _size(f"{self.root}/features.zarr/{name}") != entry["bytes"]:
+                if self._size(f"features.zarr/{name}") != entry["bytes"]:
                     return f"{name} is missing or has another size"
         except FileNotFoundError:
             return "it was never embedded, or is to be embedded again"
@@ -75,9 +80,11 @@ class Receipts:
             return "its receipt is damaged"
         return receipt
 
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return -1
+    def _size(self, name: str) -> int:
+        if self.mirror is not None:
+            there = self.mirror.objects.get(name)
+            return -1 if there is None else there.size
+        try:
+            return os.stat(f"{self.root}/{name}").st_size
+        except FileNotFoundError:
+            return -1

@@ -10,21 +10,20 @@ lies beside a store and never travels.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stores import manifest
 from stores._disk import TEMPORARY, sha256, temporary_name, writing
-from stores.errors import ConfigError, CorruptStoreError, OccupiedError, StoreNotFoundError
+from stores.bucket import Bucket
+from stores.errors import CorruptStoreError, OccupiedError, StoreNotFoundError
 from stores.features import FeatureStore
+from stores.mirror import DERIVED, FILES, FOLDERS
 from stores.verify import verify
 
 RECIPE = "recipe.json"
-_TOP = (manifest.MANIFEST, RECIPE, "slices.parquet", "files.parquet", "withdrawn.json")
-# What a copy has beside the kept files, whole folders of it: nothing else is sent or removed.
-_FOLDERS = ("parts", "features.zarr", manifest.COPIES, "results", "splits")
 
 
 @dataclass(frozen=True)
@@ -33,55 +32,6 @@ class Copied:
 
     objects: int
     bytes: int
-
-
-class Bucket:
-    """Objects below one URL, by their names within a store."""
-
-    def __init__(self, url: str) -> None:
-        """Raises ConfigError where the URL's file system is not installed or not known."""
-        import fsspec
-
-        try:
-            self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(
-                f"{url!r} cannot be reached: {error}. For s3:// install radprobe[s3]."
-            ) from None
-        self._root = str(root).rstrip("/")
-
-    def names(self) -> set[str]:
-        """Return the names of all objects."""
-        found = self._fs.find(self._root)
-        return {path.removeprefix(self._root + "/") for path in found}
-
-    def create(self, name: str, data: bytes) -> bool:
-        """Put an object that is not there yet; False where it is, whoever was quicker."""
-        try:
-            self._fs.pipe_file(self._path(name), data, mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-    def put(self, objects: Mapping[str, bytes]) -> None:
-        """Put objects, each whole."""
-        if objects:
-            self._fs.pipe({self._path(name): data for name, data in objects.items()})
-
-    def get(self, names: Iterable[str]) -> dict[str, bytes]:
-        """Return objects' bytes. Raises FileNotFoundError."""
-        paths = {self._path(name): name for name in names}
-        found: dict[str, bytes] = self._fs.cat(list(paths)) if paths else {}
-        return {paths[path]: data for path, data in found.items()}
-
-    def remove(self, names: Iterable[str]) -> None:
-        """Remove objects."""
-        paths = [self._path(name) for name in names]
-        if paths:
-            self._fs.rm(paths)
-
-    def _path(self, name: str) -> str:
-        return f"{self._root}/{name}"
 
 
 def push(source: Path, url: str) -> Copied:
@@ -103,7 +53,7 @@ def push(source: Path, url: str) -> Copied:
     files = {name: manifest.load(source, name) for name in kept}
     sent.put({f"{manifest.COPIES}/{sha256(data)}": data for data in files.values()})
     sent.put({name: data for name, data in files.items() if name != RECIPE})
-    derived = [path for folder in ("results", "splits") for path in (source / folder).rglob("*")]
+    derived = [path for folder in DERIVED for path in (source / folder).rglob("*")]
     sent.put(
         {
             path.relative_to(source).as_posix(): path.read_bytes()
@@ -120,7 +70,7 @@ def push(source: Path, url: str) -> Copied:
         *(f"{manifest.COPIES}/{digest}" for digest in kept.values()),
     }
     valid |= {f"features.zarr/{c}" for receipt, _ in ours.values() for c in receipt["chunks"]}
-    bucket.remove(name for name in bucket.names() - valid if name.partition("/")[0] in _FOLDERS)
+    bucket.remove(name for name in bucket.names() - valid if name.partition("/")[0] in FOLDERS)
     return Copied(sent.objects, sent.bytes)
 
 
@@ -136,7 +86,7 @@ def fetch(url: str, target: Path) -> Copied:
         raise StoreNotFoundError(f"There is no whole store at {url!r} (no {manifest.MANIFEST}).")
     if target.exists() and any(target.iterdir()):
         raise OccupiedError(f"{target} is not empty. Fetch into a new folder.")
-    wanted = sorted(n for n in names if n in _TOP or n.partition("/")[0] in _FOLDERS)
+    wanted = sorted(n for n in names if n in FILES or n.partition("/")[0] in FOLDERS)
     aside, size = target.with_name(temporary_name(target.name)), 0
     try:
         with writing(target):
@@ -146,7 +96,7 @@ def fetch(url: str, target: Path) -> Copied:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
                 size += len(data)
-            for folder in _FOLDERS:
+            for folder in FOLDERS:
                 (aside / folder).mkdir(exist_ok=True)
         damage = [finding for finding in verify(aside).findings if finding.damage]
         if damage:

@@ -21,6 +21,7 @@ from stores.duplicates import find_twins
 from stores.errors import CorruptStoreError
 from stores.features import OK, RUNS, VOID, WITHDRAWN, FeatureStore
 from stores.layout import PartRange
+from stores.mirror import Mirror, located, occupied
 
 Damage = Literal[
     "manifest", "kept-file", "receipt", "checksum", "status", "values", "table", "result"
@@ -65,7 +66,10 @@ class Report:
 
 def verify(path: Path | str) -> Report:
     """Check every byte of a store that radprobe wrote. Raises StoreNotFoundError."""
-    path, report = Path(path), Report()
+    path, report = located(path), Report()
+    mirror = Mirror.of(path)
+    if mirror is not None:
+        mirror.refresh(anew=True)
     try:
         store = FeatureStore.open(path)
         report.findings += _kept(path)
@@ -87,7 +91,12 @@ def repair(path: Path | str) -> Report:
     Kept files come back from their copies; a damaged part loses its receipt, so that the next
     extract embeds it again; damaged results are removed, to be computed again.
     """
-    path = Path(path)
+    path = located(path)
+    with occupied(path):
+        return _repair(path)
+
+
+def _repair(path: Path) -> Report:
     mended: list[str] = []
     with exclusive(path / CLAIMS, "tables"):
         try:
@@ -95,17 +104,21 @@ def repair(path: Path | str) -> Report:
         except CorruptStoreError:
             manifest.rebuild(path)
             mended.append(f"{manifest.MANIFEST}: written anew from the copies")
-        mended += [f"{name}: restored from its copy" for name in manifest.settle(path)]
-    store = FeatureStore.open(path)
+        restored = manifest.settle(path)
+        mended += [f"{name}: restored from its copy" for name in restored]
+    mirror = Mirror.of(path)
+    if mirror is not None and mended:
+        mirror.restore([*restored, manifest.MANIFEST])
     report = verify(path)
+    store = FeatureStore.open(path)
     for index in sorted({f.part for f in report.findings if f.damage and f.part is not None}):
         with store.own(store.layout.part(index)):
-            store.receipts.path(index).unlink(missing_ok=True)
+            store.remove(store.receipts.path(index))
         mended.append(f"part {index}: queued again, run `radprobe extract`")
     for finding in report.findings:
         if finding.kind == "result":
-            (path / finding.where).unlink(missing_ok=True)
-            (path / f"{finding.where}{CHECKSUM}").unlink(missing_ok=True)
+            store.remove(path / finding.where)
+            store.remove(path / f"{finding.where}{CHECKSUM}")
             mended.append(f"{finding.where}: removed, run `radprobe evaluate`")
     mended += [f"{left.relative_to(path)}: orphan removed" for left in store.sweep()]
     report.mended = mended
@@ -154,17 +167,30 @@ def _parts(store: FeatureStore, report: Report) -> None:
         if not path.stem.isdigit():
             continue  # listed as foreign
         part = store.layout.part(int(path.stem))
+        report.findings += _part(store, part, report, rows, live, norms)
+        report.parts += 1
+    report.findings += _suspicious(norms)
+    report.findings += _ranges(store)
+    report.rows = len(live)
+
+
+def _part(
+    store: FeatureStore,
+    part: PartRange,
+    report: Report,
+    rows: NDArray[np.int64],
+    live: NDArray[np.int64],
+    norms: list[tuple[NDArray[np.int64], NDArray[np.float64]]],
+) -> list[Finding]:
+    """Check one part; its norms are added to `norms` where it is whole."""
+    with store.at_hand(part):
         found = list(_receipt(store, part, report))
         if not found:
             arrays = store.read_part(part)
             inside = (rows >= part.start) & (rows < part.stop)
             found = list(_values(part, arrays, rows[inside], live))
             norms.append(_norms(part, arrays))
-        report.findings += found
-        report.parts += 1
-    report.findings += _suspicious(norms)
-    report.findings += _ranges(store)
-    report.rows = len(live)
+    return found
 
 
 def _receipt(store: FeatureStore, part: PartRange, report: Report) -> Iterator[Finding]:
@@ -288,10 +314,11 @@ def _files(store: FeatureStore) -> Iterator[Finding]:
             part = store.layout.part(int(path.stem))
             for array in store.arrays.values():
                 known |= {f"features.zarr/{chunk.name}" for chunk in array.chunks(part)}
-    for path in sorted(store.path.rglob("*")):
-        where = path.relative_to(store.path).as_posix()
-        if path.is_file() and where not in known:
-            yield from _unaccounted(store, path, where)
+    here = {p.relative_to(store.path).as_posix() for p in store.path.rglob("*") if p.is_file()}
+    if store.mirror is not None:
+        here |= {name for name in store.mirror.objects if not name.startswith(f"{CLAIMS}/")}
+    for where in sorted(here - known):
+        yield from _unaccounted(store, store.path / where, where)
 
 
 def _unaccounted(store: FeatureStore, path: Path, where: str) -> Iterator[Finding]:

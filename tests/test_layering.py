@@ -95,7 +95,7 @@ HOMES = {
     "sklearn": {"pipeline.heads.probe"},
     "zarr": {"stores._build"},
     "highdicom": {"pipeline.segmentation.out"},
-    "fsspec": {"stores.remote"},
+    "fsspec": {"stores.bucket"},
     "cryptography": {"pipeline.names"},
     "distributed": {"pipeline.scale", "pipeline.clusters"},
     "dask_jobqueue": {"pipeline.clusters"},

@@ -14,9 +14,11 @@ out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
 
 ConfigArg = Annotated[Path, typer.Argument(help="The YAML file that names data, store and tasks.")]
-StorePath = Annotated[Path, typer.Argument(help="The folder of a store.")]
+StorePath = Annotated[Path, typer.Argument(help="The folder of a store, or its URL.")]
 RehashOpt = Annotated[
     bool, typer.Option("--rehash", help="Open every file, whatever its size and time say.")
 ]
-StoreOpt = Annotated[Path | None, typer.Option(help="Use this store instead of the config's.")]
+StoreOpt = Annotated[
+    Path | None, typer.Option(help="Use this store, a folder or a URL, instead of the config's.")
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

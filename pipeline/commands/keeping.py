@@ -154,15 +154,18 @@ def withdraw(
     from pipeline.collection import name_patient
     from stores import FeatureStore
     from stores import purge as taking
+    from stores.mirror import located, occupied
 
-    name, opened = name_patient(store, patient), FeatureStore.open(store)
-    if undo:
-        taking.readmit(opened, name)
-    done = {
-        "patient": name,
-        "withdrawn": 0 if undo else taking.withdraw(opened, name),
-        "purged": taking.purge(opened, name) if purge and not undo else 0,
-    }
+    folder = located(store)
+    with occupied(folder):
+        name, opened = name_patient(folder, patient), FeatureStore.open(folder)
+        if undo:
+            taking.readmit(opened, name)
+        done = {
+            "patient": name,
+            "withdrawn": 0 if undo else taking.withdraw(opened, name),
+            "purged": taking.purge(opened, name) if purge and not undo else 0,
+        }
     if as_json:
         print(json.dumps(done))
     elif undo:

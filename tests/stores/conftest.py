@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import logging
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -46,3 +50,35 @@ def store(tmp_path: Path) -> FeatureStore:
     store = FeatureStore.create(tmp_path / "store", '{"made": "by hand"}', ARRAYS, 8)
     store.write_tables(slice_table([(i, f"f{i}") for i in range(20)]), FILE_SCHEMA.empty_table())
     return store
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    """Run a real server of the S3 protocol on the loopback; return its address."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").disabled = True
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def url(
+    server: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """Return the URL of a place in a fresh bucket, with what boto reads of the environment."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "RADPROBE_MIRRORS": str(tmp_path_factory.mktemp("mirrors")),
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"b{uuid.uuid4().hex[:20]}"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # the environment is another
+    fsspec.filesystem("s3").mkdir(bucket)
+    return f"s3://{bucket}/features/vits"

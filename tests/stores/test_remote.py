@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -18,33 +15,6 @@ from stores.purge import purge, withdraw
 from stores.slices import FILE_SCHEMA
 from stores.verify import verify
 from tests.stores.conftest import ARRAYS, fill, slice_table
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").disabled = True
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def url(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the URL of a place in a fresh bucket, with what boto reads of the environment."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"b{abs(hash(tmp_path)):x}"
-    fsspec.filesystem("s3").mkdir(bucket)
-    return f"s3://{bucket}/features/vits"
 
 
 @pytest.fixture

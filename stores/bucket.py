@@ -1,0 +1,94 @@
+"""Objects below one URL, by fsspec: listed, created, put, read, removed; whole or not at all.
+
+No two writers create the same object: `create` is a conditional put.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stores.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Object:
+    """What a listing tells of an object: its bytes, and what differs once it was replaced."""
+
+    size: int
+    stamp: str
+
+
+class Bucket:
+    """Objects below one URL, by their names within a store."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ConfigError where the URL's file system is not installed or not known."""
+        import fsspec
+
+        self.url = url
+        try:
+            self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"{url!r} cannot be reached: {error}. For s3:// install radprobe[s3]."
+            ) from None
+        self._root = str(root).rstrip("/")
+
+    def listing(self, folder: str = "") -> dict[str, Object]:
+        """Return all objects, or those below a folder, by name.
+
+        Raises ConfigError where the place cannot be looked at.
+        """
+        try:
+            found = self._fs.find(self._path(folder).rstrip("/"), detail=True)
+        except FileNotFoundError:
+            return {}
+        except Exception as error:  # every file system has its own errors of the network
+            raise ConfigError(
+                f"{self.url} cannot be looked at: {error}. Check the network, the credentials and "
+                "the endpoint (for s3://: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+                "AWS_ENDPOINT_URL)."
+            ) from error
+        return {
+            path.removeprefix(self._root + "/"): Object(int(about["size"] or 0), _stamp(about))
+            for path, about in found.items()
+        }
+
+    def names(self) -> set[str]:
+        """Return the names of all objects."""
+        return set(self.listing())
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put an object that is not there yet; False where it is, whoever was quicker."""
+        try:
+            self._fs.pipe_file(self._path(name), data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def put(self, objects: Mapping[str, bytes]) -> None:
+        """Put objects, each whole."""
+        if objects:
+            self._fs.pipe({self._path(name): data for name, data in objects.items()})
+
+    def get(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return objects' bytes. Raises FileNotFoundError."""
+        paths = {self._path(name): name for name in names}
+        found: dict[str, bytes] = self._fs.cat(list(paths)) if paths else {}
+        return {paths[path]: data for path, data in found.items()}
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects."""
+        paths = [self._path(name) for name in names]
+        if paths:
+            self._fs.rm(paths)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def _stamp(about: Mapping[str, Any]) -> str:
+    marks = (about.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "created"))
+    return " ".join(str(mark) for mark in marks if mark is not None)

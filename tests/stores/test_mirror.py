@@ -1,0 +1,275 @@
+"""Stores used at their URLs, against a real server of the S3 protocol."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.api import features
+from pipeline.config import load_config
+from pipeline.evaluate import evaluate
+from pipeline.exchange import export_store
+from pipeline.extract import Speed, extract
+from pipeline.fleet import Processes
+from pipeline.names import load_key
+from pipeline.plan import plan
+from pipeline.status import status
+from stores import FeatureStore, mirror, remote
+from stores.bucket import Bucket
+from stores.errors import (
+    ClaimedError,
+    ConfigError,
+    CorruptStoreError,
+    StoreNotFoundError,
+    UnwritableError,
+)
+from stores.purge import purge, withdraw
+from stores.slices import FILE_SCHEMA
+from stores.verify import repair, verify
+from tests.phantoms import write_png
+from tests.pipeline.models import write_tiny_folder
+from tests.pipeline.processes import extraction
+from tests.stores.conftest import fill, slice_table
+
+HERE = Speed(device="cpu", batch_size=4, workers=0)
+PICTURES = 24
+
+
+@pytest.fixture
+def sent(store: FeatureStore, url: str) -> FeatureStore:
+    """Return a store of three parts that was copied to the URL."""
+    for index in range(3):
+        fill(store, index)
+    remote.push(store.path, url)
+    return store
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Return the config of 24 pictures in three parts, with labels."""
+    rng = np.random.default_rng(0)
+    for i in range(PICTURES):
+        picture = rng.integers(0, 256, (60, 60), dtype=np.uint8)
+        write_png(tmp_path / "data" / f"{i:02}.png", picture)
+    lines = [f"{i:02}.png,{i % 2},p{i}" for i in range(PICTURES)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,sick,patient", *lines]) + "\n")
+    content = {
+        "data": {"root": "data", "modality": {"**/*.png": "DX"}},
+        "backbone": {"name": f"hf:{write_tiny_folder(tmp_path / 'network')}", "image_size": 56},
+        "store": "store",
+        "outputs": {"part_rows": 8},
+        "labels": {"file": "labels.csv", "key": "path", "patient": "patient"},
+        "tasks": {"sick": {"labels": ["sick"], "level": "image"}},
+        "knn": {"k": [3]},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> Path:
+    """Go on as on a machine with an empty disk, to which the key alone was brought."""
+    here = mirror.located(url)
+    monkeypatch.setenv(mirror.PLACE, str(folder))
+    there = mirror.located(url)
+    shutil.copy(here.with_name(here.name + ".key"), there.with_name(there.name + ".key"))
+    return there
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+def test_a_store_at_a_url_is_read_in_its_place(
+    sent: FeatureStore, url: str, tmp_path: Path
+) -> None:
+    there = FeatureStore.open(url)
+    assert (there.place, there.fingerprint()) == (url, sent.fingerprint())
+    np.testing.assert_array_equal(there.read("cls", [17, 2]), sent.read("cls", [17, 2]))
+    chunks = {p.parts[-4] for p in there.path.rglob("c/*/*") if p.is_file()}
+    assert "mean" not in chunks, "what was not asked for was fetched"
+    np.testing.assert_array_equal(features(url, "mean")[0], sent.read("mean", range(20)))
+    assert status(Path(url)).slices_done == 20  # a Path has one slash of the two
+    assert export_store(Path(url), tmp_path / "x.npy", "npy", "cls", 1) == 20
+    assert verify(url).findings == []
+
+
+def test_what_was_added_and_taken_there_is_seen_when_opened_again(
+    store: FeatureStore, url: str
+) -> None:
+    fill(store, 0)
+    remote.push(store.path, url)
+    assert len(FeatureStore.open(url).missing()) == 2
+    fill(store, 1)
+    remote.push(store.path, url)
+    assert len(FeatureStore.open(url).missing()) == 1
+    Bucket(url).remove(["parts/0000000.json"])
+    assert len(FeatureStore.open(url).missing()) == 2
+
+
+def test_a_corrupted_object_is_refused_found_and_queued_again(sent: FeatureStore, url: str) -> None:
+    bucket, chunk = Bucket(url), "features.zarr/mean/c/1/0"
+    data = bucket.get([chunk])[chunk]
+    bucket.put({chunk: data[:9] + bytes([data[9] ^ 1]) + data[10:]})
+    with pytest.raises(CorruptStoreError, match=r"s3://.*mean/c/1.*bits flipped"):
+        FeatureStore.open(url).read("mean")
+    report = verify(url)
+    assert [(f.kind, f.part) for f in report.findings] == [("checksum", 1)]
+    assert repair(url).mended
+    assert verify(url).sound
+    assert [part.index for part in FeatureStore.open(url).missing()] == [1]
+    remote.push(sent.path, url)  # whoever has the part sends it again
+    assert verify(url).findings == []
+
+
+def test_a_corrupted_table_is_read_from_its_copy_and_mended(sent: FeatureStore, url: str) -> None:
+    bucket = Bucket(url)
+    good = bucket.get(["slices.parquet"])
+    bucket.put({"slices.parquet": b"PAR1 and nothing"})
+    assert FeatureStore.open(url).slices().equals(sent.slices())
+    assert [f.where for f in verify(url).findings] == ["slices.parquet"]
+    repair(url)
+    assert bucket.get(["slices.parquet"]) == good
+    assert verify(url).findings == []
+
+
+def test_a_patient_is_withdrawn_and_purged_there(sent: FeatureStore, url: str) -> None:
+    table = slice_table([(i, f"f{i}") for i in range(20)])
+    place = table.schema.get_field_index("patient")
+    sent.write_tables(
+        table.set_column(place, "patient", [["p"] * 3 + ["q"] * 17]), FILE_SCHEMA.empty_table()
+    )
+    remote.push(sent.path, url)
+    with pytest.raises(UnwritableError, match="object storage"):
+        withdraw(FeatureStore.open(url), "p")  # not the writer
+    with mirror.occupied(mirror.located(url)):
+        there = FeatureStore.open(url)
+        assert (withdraw(there, "p"), purge(there, "p")) == (3, 3)
+    there = FeatureStore.open(url)
+    assert there.status()[:4].tolist() == [3, 3, 3, 1]
+    assert np.isnan(there.read("cls")[:3]).all()
+    assert verify(url).sound
+
+
+def test_places_that_cannot_be_used_are_told(
+    url: str, monkeypatch: pytest.MonkeyPatch, config: Path
+) -> None:
+    with pytest.raises(StoreNotFoundError, match=url):
+        FeatureStore.open(url)
+    with pytest.raises(ConfigError, match="one process writes"):
+        extract(load_config(config, Path(url)), HERE, where=Processes(2))
+    with pytest.raises(ConfigError, match="nowhere://x/y' cannot be reached"):
+        FeatureStore.open("nowhere://x/y")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(ConfigError, match="Check the network"):
+        FeatureStore.open(url)
+
+
+# --- extracting ------------------------------------------------------------------------------
+
+
+def test_extraction_into_a_url_is_that_into_a_folder(
+    config: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_config(config, Path(url))
+    load_key(settings.store)  # both stores name alike
+    shutil.copy(settings.store.with_name("vits.key"), tmp_path / "store.key")
+    whole = FeatureStore.open(extract(load_config(config), HERE).store)
+    assert plan(settings).embed == PICTURES
+    summary = extract(settings, HERE)
+    assert (summary.store, summary.embedded) == (url, PICTURES)
+    there = FeatureStore.open(url)
+    for name in ("cls", "mean", "status", "file_digest", "pixel_digest"):
+        np.testing.assert_array_equal(there.read(name), whole.read(name))
+    assert verify(url).findings == []
+    assert extract(load_config(config, Path(url)), HERE).embedded == 0
+    answers = evaluate(load_config(config, Path(url)), ["knn"])
+    another_machine(monkeypatch, tmp_path / "elsewhere", url)
+    again = load_config(config, Path(url))
+    assert [result.cached for result in evaluate(again, ["knn"])] == [True] * len(answers)
+    # A picture more, from the other machine: its part alone is sent.
+    picture = np.random.default_rng(9).integers(0, 256, (60, 60), dtype=np.uint8)
+    write_png(tmp_path / "data" / "99.png", picture)
+    assert extract(again, HERE).embedded == 1
+    assert verify(url).findings == []
+
+
+def test_killed_at_any_moment_another_machine_goes_on(
+    config: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = Bucket(url)
+    whole = FeatureStore.open(extract(load_config(config), HERE).store)
+    mirror.located(url)
+    here = load_config(config, Path(url)).store
+    shutil.copy(tmp_path / "store.key", here.with_name("vits.key"))
+    process = extraction(config, Path(url), cost_s=0.3)
+    _until(lambda: any(n.startswith("features.zarr/status/c/") for n in bucket.names()), process)
+    process.kill()
+    process.communicate()
+    assert any(n.startswith("claims/writer.claim.") for n in bucket.names())
+    # What an upload cut short leaves: chunks, and no receipt.
+    bucket.put({"features.zarr/cls/c/2/0/0": b"half"})
+    another_machine(monkeypatch, tmp_path / "elsewhere", url)
+    assert FeatureStore.open(url).missing()
+    assert extract(load_config(config, Path(url)), HERE).clean
+    there = FeatureStore.open(url)
+    for name in ("cls", "mean", "status"):
+        np.testing.assert_array_equal(there.read(name), whole.read(name))
+    assert verify(url).findings == []
+    assert not any(n.startswith("claims/") for n in bucket.names())
+
+
+def test_a_second_writer_is_refused_and_changes_nothing(
+    config: Path, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = load_config(config, Path(url))
+    load_key(settings.store)
+    process = extraction(config, Path(url), cost_s=0.5)
+    _until(lambda: any(n.startswith("parts/") for n in Bucket(url).names()), process)
+    with pytest.raises(ClaimedError, match=rf":{process.pid} writes to {url}"):
+        extract(load_config(config, Path(url)), HERE)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert not any(n.startswith("claims/") for n in Bucket(url).names()), (
+        "the claim was not given back"
+    )
+    assert extract(load_config(config, Path(url)), HERE).clean
+    assert verify(url).findings == []
+
+
+def test_a_writer_that_was_taken_over_commits_nothing(store: FeatureStore, url: str) -> None:
+    fill(store, 0)
+    remote.push(store.path, url)
+    folder = mirror.located(url)
+    bucket = Bucket(url)
+    other = {"host": "other", "pid": 1, "born": "", "place": ""}
+    with mirror.occupied(folder):
+        there = FeatureStore.open(url)
+        told = json.dumps({**other, "time": time.time()})
+        bucket.put({"claims/writer.claim.1": told.encode()})
+        with pytest.raises(ClaimedError, match="taken over"):
+            fill(there, 1)
+    assert "parts/0000001.json" not in bucket.names()
+    silent = json.dumps({**other, "time": 0})
+    bucket.put({"claims/writer.claim.1": silent.encode()})
+    with mirror.occupied(folder):  # silent for too long: taken over
+        fill(FeatureStore.open(url), 1)
+    assert [part.index for part in FeatureStore.open(url).missing()] == [2]
+    assert verify(url).sound
+
+
+def _until(happened: object, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not happened():  # type: ignore[operator]
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
