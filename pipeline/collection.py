@@ -39,6 +39,7 @@ from stores.errors import (
     WeightsError,
 )
 from stores.layout import default_part_rows
+from stores.mirror import place_of
 from stores.purge import patients_on
 from stores.reconcile import Known, Reconciled, reconcile
 from stores.slices import SLICE_SCHEMA
@@ -302,6 +303,6 @@ def name_patient(path: Path, patient: str) -> str:
         if name in known:
             return name
     raise ConfigError(
-        f"No slice of the store {str(path)!r} is of patient {patient!r}. Give the id as the images "
-        "or the config's `patient` rule have it, or the pseudonym of the slice table."
+        f"No slice of the store {place_of(path)!r} is of patient {patient!r}. Give the id as the "
+        "images or the config's `patient` rule have it, or the pseudonym of the slice table."
     )

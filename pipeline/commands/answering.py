@@ -198,9 +198,10 @@ def compare(
     With --heads the second method above the first; the stores may then be the same.
     """
     from pipeline.compare import compare_stores
+    from stores.mirror import located
 
     methods = None if heads is None else (_method(heads[0]), _method(heads[1]))
-    found = compare_stores(first, second, methods)
+    found = compare_stores(located(first), located(second), methods)
     if as_json:
         rows = [
             {"task": result.task, "method": result.method, **difference.model_dump(mode="json")}
