@@ -61,9 +61,14 @@ class Tables:
 
 
 def parse_table(data: bytes) -> pa.Table:
-    """Return the table of a Parquet file's bytes. Raises CorruptStoreError."""
+    """Return the table of a Parquet file's bytes. Raises CorruptStoreError.
+
+    Without Arrow's threads: a process that ends soon after may be aborted by them (apache/arrow
+    #34314).
+    """
     try:
-        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        return file.read(use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise CorruptStoreError(f"A table of the store cannot be read: {error}.") from None
 
