@@ -168,8 +168,7 @@ def test_places_that_cannot_be_used_are_told(
         extract(load_config(config, Path(url)), HERE, where=Processes(2))
     with pytest.raises(ConfigError, match="nowhere://x/y' cannot be reached"):
         FeatureStore.open("nowhere://x/y")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://127.0.0.1:9"})
     with pytest.raises(ConfigError, match="Check the network"):
         FeatureStore.open(url)
 
