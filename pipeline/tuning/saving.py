@@ -41,7 +41,9 @@ def save_network(body: nn.Module, head: nn.Linear, architecture: Architecture, t
     image = {"image_mean": architecture.mean, "image_std": architecture.std}
     (temporary / "preprocessor_config.json").write_text(json.dumps(image, indent=1))
     put(temporary / HEAD, {"weight": head.weight, "bias": head.bias}, {})
+    readers = (temporary / "preprocessor_config.json").stat().st_mode
     for path in sorted(temporary.iterdir()):
+        path.chmod(readers)  # safetensors leaves files to their owner alone
         sync(path)
         line = f"{file_sha256(path)}  {path.name}\n"
         write_new(path.with_name(path.name + CHECKSUM), line.encode())

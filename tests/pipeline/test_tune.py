@@ -340,6 +340,7 @@ def test_a_tuned_network_is_a_backbone_whose_features_are_what_was_scored(
         )
         summary = extract(config, Speed(workers=0))
         assert summary.weights == tuned.identity
+        assert len({file.stat().st_mode for file in folder.iterdir()}) == 1
         store = FeatureStore.open(config.store)
         rows = store.slices()["row"].to_numpy()
         x = np.concatenate([store.read("cls", rows)[:, -1], store.read("mean", rows)], axis=1)
