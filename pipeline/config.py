@@ -387,15 +387,16 @@ class Masks(Frozen):
     {name} and {stem} stand for the image's path, its folder, its file name and that without
     suffix; the first glob that matches wins. column: of the table, with paths under root. values:
     value in the mask, or label of a DICOM segment -> name of the structure, "background" for what
-    is none; or one name, for whatever is not 0. tolerance: of the surface Dice, in mm, or pixels
-    where an image has no spacing.
+    is none; or one name, for whatever is not 0; or several, each of a file of its own: paths in
+    files, or column, are then as many and in the same order. tolerance: of the surface Dice, in mm,
+    or pixels where an image has no spacing.
     """
 
     by: Literal["path", "table", "uid"] = "path"
     root: Path | None = None
-    files: dict[str, str] = Field(default_factory=dict)
-    column: str | None = None
-    values: str | dict[int | str, str]
+    files: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    column: str | tuple[str, ...] | None = None
+    values: str | tuple[str, ...] | dict[int | str, str]
     tolerance: Annotated[float, Field(gt=0)] = 2.0
 
     @model_validator(mode="after")
@@ -404,6 +405,18 @@ class Masks(Frozen):
             if bool(getattr(self, name)) != (self.by == by):
                 verb = "need" if self.by == by else "take no"
                 raise ValueError(f"Masks joined by {self.by} {verb} `{name}`.")
+        for named in (*self.files.values(), *([self.column] if self.column else [])):
+            if self.apart != isinstance(named, tuple) or len(self.each(named)) != self.count:
+                raise ValueError(
+                    f"values and {'files' if self.files else 'column'} must both be lists of equal "
+                    f"length where each structure has a file of its own. Got {self.values!r} and "
+                    f"{named!r}."
+                )
+        if self.apart and (self.by == "uid" or "background" in self.values):
+            raise ValueError(
+                "Structures in files of their own are joined by path or table, and the background "
+                f"has no file. Got by {self.by!r} and {self.values!r}."
+            )
         if not 2 <= len(self.classes) <= 256:
             raise ValueError(
                 f"Masks must have 1 to 255 structures beside the background. Got {self.values!r}."
@@ -413,8 +426,23 @@ class Masks(Frozen):
     @property
     def classes(self) -> tuple[str, ...]:
         """The names by label value as heads see it: background, then structures as listed."""
-        named = [self.values] if isinstance(self.values, str) else self.values.values()
+        named = self.values.values() if isinstance(self.values, dict) else self.each(self.values)
         return tuple(dict.fromkeys(["background", *named]))
+
+    @property
+    def apart(self) -> bool:
+        """Whether each structure has a file of its own."""
+        return isinstance(self.values, tuple)
+
+    @property
+    def count(self) -> int:
+        """How many files a mask is of."""
+        return len(self.values) if isinstance(self.values, tuple) else 1
+
+    @staticmethod
+    def each(named: str | tuple[str, ...]) -> tuple[str, ...]:
+        """Return what is one or several as several."""
+        return (named,) if isinstance(named, str) else named
 
 
 # A head on the last block's tokens: a 1x1 convolution, with batch norm before it (DINOv2's BNHead),
@@ -434,7 +462,8 @@ class Segment(Frozen):
     what was chosen is trained again on train and val, as there. knn takes from it refit and seed,
     and k (one is chosen on val), temperature, and references: how many patches it keeps at most.
     size: of a network from scratch; `small` is for tests and for trying out without a GPU.
-    shots: numbers of training patients to be asked beside all of them, never trained again on val.
+    shots: numbers of training patients to be asked beside all of them, never trained again on val;
+    each is drawn `draws` times.
     """
 
     method: SegmentMethod = "linear"
@@ -457,6 +486,7 @@ class Segment(Frozen):
     size: Literal["full", "small"] = "full"
     seed: int = 0
     shots: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    draws: Annotated[int, Field(ge=1)] = 5
 
 
 class Config(Frozen):

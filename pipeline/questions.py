@@ -300,8 +300,8 @@ class Segmented(Frozen):
 
     task, head: by their names in the config; scores: one for each number of training patients
     asked, the last of all of them. `dice_ceiling` among the metrics is what the masks themselves
-    score after they went through the size of the network's input and back. fit_seconds: of learning
-    alone.
+    score after they went through the size of the network's input and back; `fit_seconds` the time
+    of learning alone.
     """
 
     task: str
@@ -315,6 +315,5 @@ class Segmented(Frozen):
     scores: tuple[Score, ...]
     notes: tuple[str, ...]
     provenance: Provenance
-    fit_seconds: float
     seconds: float
     cached: bool = False

@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.config import Config, Segment
-from pipeline.questions import Part, PartCount, Provenance, Score, Segmented, Units
+from pipeline.questions import Metric, Part, PartCount, Provenance, Score, Segmented, Units
 from pipeline.segmentation.asked import CONTRACT, Asked, native
 from pipeline.segmentation.sources import Unit, native_mask
+from pipeline.tables import write_tidy
 from pipeline.tasks.splits import PARTS
 from pipeline.types import Recipe
 from stores._disk import write_checked
@@ -34,6 +35,8 @@ from stores.errors import ConfigError, OccupiedError
 
 if TYPE_CHECKING:
     from pipeline.segmentation.contracts import Fitted, Parts
+    from pipeline.segmentation.exporting import Unwritten
+    from pipeline.segmentation.scores import Measured
 
 log = logging.getLogger(__name__)
 
@@ -60,26 +63,33 @@ def segment(config: Config, *, progress: Progress | None = None) -> list[Segment
             if progress:
                 progress(f"{task}: {head}", len(answers), len(config.masks) * len(config.segment))
             answers.append(_answer(asked, head))
+    if not all(answer.cached for answer in answers):
+        write_tidy(config.store, answers)
     return answers
 
 
-def write_predictions(config: Config, out: Path) -> list[Path]:
+def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwritten]]:
     """Write what each head predicted on the test units, answered before, under `out`.
 
-    Raises OccupiedError where `out` holds anything, ConfigError, LabelError.
+    Return the files, and the units that could not be written. Raises OccupiedError where `out`
+    holds anything, ConfigError, LabelError.
     """
     from pipeline.segmentation.exporting import write_pictures, write_units
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OccupiedError(f"{str(out)!r} is not empty. Name a folder that is, or a new one.")
     written: list[Path] = []
+    failed: list[Unwritten] = []
     for task in config.masks:
         asked = Asked.of(config, task)
         for head in config.segment:
             predicted = read_predicted(asked, head)
-            written += write_units(asked, predicted, out / task / head)
-            written += write_pictures(asked, predicted, out / "pictures" / task, head)
-    return written
+            files, unwritten = write_units(asked, predicted, out / task / head)
+            written, failed = written + files, failed + unwritten
+            gone = {each.row for each in unwritten}
+            seen = {row: labels for row, labels in predicted.items() if row not in gone}
+            written += write_pictures(asked, seen, out / "pictures" / task, head)
+    return written, failed
 
 
 def _answer(asked: Asked, head: str) -> Segmented:
@@ -109,7 +119,6 @@ def _answer(asked: Asked, head: str) -> Segmented:
         scores=scores,
         notes=tuple(dict.fromkeys(note for trial in trials for note in trial.notes)),
         provenance=_provenance(asked, head),
-        fit_seconds=sum(trial.fit_seconds for trial in trials),
         seconds=time.perf_counter() - started,
     )
     path.parent.mkdir(exist_ok=True)
@@ -130,29 +139,75 @@ class _Trial:
     units: pa.Table
     predicted: pa.Table
     notes: list[str]
-    fit_seconds: float
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What one fit predicted on the test units of all turns, and how well.
+
+    order (n,): the units; setting: what it chose, where there is one turn.
+    """
+
+    order: NDArray[np.int64]
+    measured: Measured
+    drawn: list[tuple[int, Labels2D]]
+    setting: dict[str, float]
+    notes: list[str]
+    seconds: float
 
 
 def _trials(asked: Asked, settings: Segment, turns: Sequence[Parts]) -> Iterator[_Trial]:
     """Yield a trial for each number of training patients asked, and one with all of them."""
     few = settings.model_copy(update={"refit": "none"})
-    for shots in settings.shots:
-        yield _trial(asked, few, [_few(asked, turn, shots) for turn in turns], shots)
-    yield _trial(asked, settings, turns, None)
+    groups = asked.cases.units.groups
+    most = min(len(np.unique(groups[turn["train"]])) for turn in turns)
+    for shots in (shots for shots in settings.shots if shots < most):
+        draws = [[_few(asked, turn, shots, i) for turn in turns] for i in range(settings.draws)]
+        said = {"patients": float(shots), "draws": float(settings.draws)}
+        yield _trial(asked, few, draws, said)
+    yield _trial(asked, settings, [turns], {})
 
 
-def _few(asked: Asked, turn: Parts, shots: int) -> Parts:
-    """Return a turn with the units of `shots` training patients, drawn as the split's seed says."""
+def _few(asked: Asked, turn: Parts, shots: int, draw: int) -> Parts:
+    """Return a turn with the units of `shots` training patients.
+
+    A draw is an order of patients, whose first few are taken: more are those and others.
+    """
     groups = asked.cases.units.groups[turn["train"]]
     patients, first = np.unique(groups, return_index=True)
     patients = patients[np.argsort(first)]  # by their order, not by their names
-    drawn = np.random.default_rng(asked.config.split.seed).permutation(len(patients))[:shots]
-    return {**turn, "train": turn["train"][np.isin(groups, patients[drawn])]}
+    order = np.random.default_rng((asked.config.split.seed, draw)).permutation(len(patients))
+    return {**turn, "train": turn["train"][np.isin(groups, patients[order[:shots]])]}
 
 
-def _trial(asked: Asked, settings: Segment, turns: Sequence[Parts], shots: int | None) -> _Trial:
+def _trial(
+    asked: Asked, settings: Segment, draws: Sequence[Sequence[Parts]], said: dict[str, float]
+) -> _Trial:
+    """Fit once for each draw of training patients, and score all fits together."""
+    from pipeline.segmentation.scores import SECONDS, Measured, summarise
+
+    fits = [_fit(asked, settings, turns) for turns in draws]
+    measured = Measured.joined([fit.measured for fit in fits])
+    order = np.concatenate([fit.order for fit in fits])
+    of = np.repeat(np.arange(len(fits)), [len(fit.order) for fit in fits])
+    groups = asked.cases.units.groups[order]
+    joint, labels = summarise(measured, groups, asked.kept.classes, of if len(fits) > 1 else None)
+    joint[SECONDS] = Metric(value=float(np.mean([fit.seconds for fit in fits])))
+    setting = said | (fits[0].setting if len(fits) == 1 else {})
+    few = f"{said['patients']:.0f} patients to learn from: " if said else ""
+    notes = [] if said else [*fits[0].notes]
+    return _Trial(
+        Score(setting=setting, metrics=joint, labels=labels),
+        _unit_table(asked, order, of, measured, setting),
+        _label_table(fits[0].drawn),
+        notes + [f"{few}{note}" for note in _undefined(measured)],
+    )
+
+
+def _fit(asked: Asked, settings: Segment, turns: Sequence[Parts]) -> _Fit:
+    """Fit and score one head for each turn of a split."""
     from pipeline.segmentation import heads
-    from pipeline.segmentation.scores import Measured, summarise
+    from pipeline.segmentation.scores import Measured
 
     marks: list[tuple[int, Any]] = []
     drawn: list[tuple[int, Labels2D]] = []
@@ -163,26 +218,14 @@ def _trial(asked: Asked, settings: Segment, turns: Sequence[Parts], shots: int |
         parts: Parts = {part: asked.rows_of(which) for part, which in turn.items()}
         fitted = heads.fit(asked.source, {"train": parts["train"], "val": parts["val"]}, settings)
         said = f"fold {i}: " if len(turns) > 1 else ""
-        said = said if shots is None else f"{said}{shots} patients to learn from: "
         notes += [f"{said}{note}" for note in fitted.notes]
         setting = dict(fitted.setting) if len(turns) == 1 else {}
         seconds += fitted.seconds
         for unit, labels in _by_unit(asked, turn["test"], fitted):
             marks.append((unit, _marks(asked, asked.units[unit], labels)))
             drawn += zip(asked.units[unit].rows, labels, strict=True)
-    order = np.array([unit for unit, _ in marks])
-    measured = Measured.of([mark for _, mark in marks])
-    groups = asked.cases.units.groups[order]
-    joint, labels_ = summarise(measured, groups, asked.kept.classes)
-    said_of = {"patients": float(shots)} if shots is not None else {}
-    score = Score(setting=said_of | setting, metrics=joint, labels=labels_)
-    return _Trial(
-        score,
-        _unit_table(asked, order, measured, score.setting),
-        _label_table(drawn),
-        notes + _undefined(measured),
-        seconds,
-    )
+    order = np.array([unit for unit, _ in marks], np.int64)
+    return _Fit(order, Measured.of([mark for _, mark in marks]), drawn, setting, notes, seconds)
 
 
 def _by_unit(
@@ -217,7 +260,7 @@ def _marks(
     return found, np.asarray(counts)
 
 
-def _undefined(measured: Any) -> list[str]:
+def _undefined(measured: Measured) -> list[str]:
     """Return a note where a structure was missed, so that its distance is not defined."""
     missed = int((np.isnan(measured.values["hd95"]) & ~np.isnan(measured.values["dice"])).sum())
     if not missed:
@@ -228,7 +271,13 @@ def _undefined(measured: Any) -> list[str]:
 # --- tables ------------------------------------------------------------------------------------
 
 
-def _unit_table(asked: Asked, order: NDArray[np.int64], measured: Any, setting: Any) -> pa.Table:
+def _unit_table(
+    asked: Asked,
+    order: NDArray[np.int64],
+    draw: NDArray[np.int64],
+    measured: Measured,
+    setting: dict[str, float],
+) -> pa.Table:
     units: Units = asked.cases.units
     n, structures = len(order), asked.kept.classes[1:]
     tables = []
@@ -237,6 +286,7 @@ def _unit_table(asked: Asked, order: NDArray[np.int64], measured: Any, setting: 
             "unit": units.ids[order],
             "patient": units.groups[order],
             "setting": [json.dumps(setting)] * n,
+            "draw": draw,
             "structure": [structure] * n,
         }
         columns |= {name: values[:, j] for name, values in measured.values.items()}

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,15 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline.questions import Result, Truth, Units
+from pipeline.questions import Result, Segmented, Truth, Units
 from pipeline.tasks.folds import Tested
 from stores._disk import write_checked
 
 log = logging.getLogger(__name__)
+
+SEGMENTATION = "segmentation"  # what a tidy row calls such an answer
+SEGMENTATIONS = "segmentations"  # the folder of a store
+Answer = TypeVar("Answer", Result, Segmented)
 
 TIDY = pa.schema(
     [(name, pa.string()) for name in ("task", "method", "features", "kind", "level", "setting")]
@@ -30,12 +34,19 @@ TIDY = pa.schema(
 )
 
 
-def tidy(results: Sequence[Result]) -> pa.Table:
-    """Return one row a number: what it is, its interval, and what it was computed from."""
+# What segmentation heads see; a network from scratch sees images alone.
+SEEN = {"image-decoder": "patch+image", "unet": "image", "transunet": "image"}
+
+
+def tidy(results: Sequence[Result | Segmented]) -> pa.Table:
+    """Return one row a number: what it is, its interval, and what it was computed from.
+
+    A segmentation is of kind `segmentation`, its method the head's name in the config.
+    """
     rows: list[dict[str, Any]] = []
     for result in results:
         origin = result.provenance.model_dump(exclude={"store", "versions"})
-        origin |= result.model_dump(include={"task", "method", "features", "kind", "level"})
+        origin |= _question(result)
         for score in result.scores:
             setting = _setting_text(score.setting)
             parts = [("", "", score.metrics)]
@@ -56,19 +67,38 @@ def tidy(results: Sequence[Result]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TIDY)
 
 
-def write_tidy(store: Path, results: Sequence[Result]) -> None:
+def _question(result: Result | Segmented) -> dict[str, str]:
+    if isinstance(result, Result):
+        return result.model_dump(include={"task", "method", "features", "kind", "level"})
+    return {
+        "task": result.task,
+        "method": result.head,
+        "features": SEEN.get(result.method, "patch"),
+        "kind": SEGMENTATION,
+        "level": result.level,
+    }
+
+
+def write_tidy(store: Path, results: Sequence[Result | Segmented]) -> None:
     """Write results/results.parquet, and .jsonl: these, and those of other tasks and methods."""
     path, new = store / "results" / "results.parquet", tidy(results)
-    answered = {(result.task, result.method) for result in results}
+    answered = set(zip(*_asked(new), strict=True))
     if path.is_file():
         old = pq.read_table(path)
         if old.schema.equals(TIDY):
-            asked = zip(old["task"].to_pylist(), old["method"].to_pylist(), strict=True)
-            kept = old.filter(pa.array([each not in answered for each in asked]))
-            new = pa.concat_tables([kept, new])
+            kept = [each not in answered for each in zip(*_asked(old), strict=True)]
+            new = pa.concat_tables([old.filter(pa.array(kept, pa.bool_())), new])
+    path.parent.mkdir(exist_ok=True)
     _write_table(path, new)
     lines = "".join(json.dumps(row) + "\n" for row in new.to_pylist())
     write_checked(path.with_suffix(".jsonl"), lines.encode())
+
+
+def _asked(table: pa.Table) -> Iterator[list[Any]]:
+    """Yield the columns that tell questions apart: a task and masks may share a name."""
+    yield table["task"].to_pylist()
+    yield table["method"].to_pylist()
+    yield pa.compute.equal(table["kind"], SEGMENTATION).to_pylist()
 
 
 def write_predictions(path: Path, units: Units, tested: Tested) -> None:
@@ -106,10 +136,18 @@ def filed(store: Path) -> Iterator[tuple[Path, Result]]:
 
     What is there and is no answer of this version is skipped: `evaluate` computes it anew.
     """
-    files = (store / "results").glob("*.json")
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+    yield from _filed(store / "results", Result)
+
+
+def filed_segmentations(store: Path) -> Iterator[tuple[Path, Segmented]]:
+    """Yield the answers in segmentations/ and their files, as `filed` does."""
+    yield from _filed(store / SEGMENTATIONS, Segmented)
+
+
+def _filed(folder: Path, kind: type[Answer]) -> Iterator[tuple[Path, Answer]]:
+    for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
         try:
-            yield path, Result.model_validate_json(path.read_bytes())
+            yield path, kind.model_validate_json(path.read_bytes())
         except ValidationError as error:
             log.warning("%s is not an answer of this version: %d faults", path, error.error_count())
 

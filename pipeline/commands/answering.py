@@ -151,14 +151,16 @@ def segment(
 
     settings = load_config(config, store)
     answers = segment(settings)
-    written = write_predictions(settings, out_to) if out_to else []
+    written, failed = write_predictions(settings, out_to) if out_to else ([], [])
     if as_json:
         print(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=1))
     else:
         show_segmented(out, answers)
         if out_to:
             out.print(f"{len(written)} files written under {out_to}.", highlight=False)
-    if any(answer.tally.unmatched_labels for answer in answers):
+        for each in failed:
+            out.print(f"Not written: {each.source}: {each.detail}.", highlight=False)
+    if failed or any(answer.tally.unmatched_labels for answer in answers):
         raise typer.Exit(1)
 
 

@@ -39,6 +39,7 @@ SEGMENTATION = {
     "dice_ceiling": "ceiling",
     "paper_dice": "paper's Dice",
     "paper_jaccard": "Jaccard",
+    "fit_seconds": "fit, s",
 }
 
 
@@ -164,14 +165,13 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
         stamp = ", RANDOM WEIGHTS" if own[0].provenance.random else ""
         title = f"{task}: {_segmented_on(own[0])}{stamp}"
         words = ("head", "setting", "structure")
-        table = _table(title, words, [*SEGMENTATION.values(), "fit"])
+        table = _table(title, words, list(SEGMENTATION.values()))
         for answer in own:
             for score in answer.scores:
                 setting = ", ".join(f"{key} = {value:.3g}" for key, value in score.setting.items())
-                last = f"{answer.fit_seconds:.1f} s" if score is answer.scores[-1] else ""
-                table.add_row(answer.head, setting, "all", *_marks(score.metrics), last)
+                table.add_row(answer.head, setting, "all", *_marks(score.metrics))
                 for structure, metrics in score.labels.items():
-                    table.add_row("", "", structure, *_marks(metrics), "")
+                    table.add_row("", "", structure, *_marks(metrics))
         out.print(table)
         for note in dict.fromkeys(note for answer in own for note in answer.notes):
             out.print(f"{task}: {note}.", highlight=False)
@@ -193,7 +193,9 @@ def _marks(metrics: Mapping[str, Metric]) -> Iterator[str]:
         elif name == "dice":
             yield _number(metric)
         else:
-            yield f"{metric.value:.1f}" if name == "hd95" else f"{metric.value:.3f}"
+            yield (
+                f"{metric.value:.1f}" if name in ("hd95", "fit_seconds") else f"{metric.value:.3f}"
+            )
 
 
 def _show_left_out(out: Console, task: str, answer: Segmented) -> None:

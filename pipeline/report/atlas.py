@@ -78,11 +78,10 @@ class Atlas:
 
 
 def draw_map(source: Source) -> Atlas | None:
-    """Lay out the slices of a store; None where it has fewer than three."""
-    n = len(source.rows)
-    if n < 3:
+    """Lay out the slices of a store; None where it has fewer than three, or patch tokens alone."""
+    n, which = len(source.rows), whole_slice(source)
+    if n < 3 or which is None:
         return None
-    which = Selection("cls" if "cls" in source.recipe.outputs else "mean")
     x = np.concatenate(
         [
             b.reshape(len(b), -1).astype(np.float32)
@@ -103,6 +102,11 @@ def draw_map(source: Source) -> Atlas | None:
         nearest=nearest,
         cosine=cosine,
     )
+
+
+def whole_slice(source: Source) -> Selection | None:
+    """Return which features speak for a slice as a whole, where the store has any."""
+    return next((Selection(a) for a in ("cls", "mean") if a in source.recipe.outputs), None)
 
 
 # --- places --------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from pipeline.compare import compare_stores
 from pipeline.neighbours import neighbours
 from pipeline.questions import Difference, Metric, Result
+from pipeline.report.atlas import whole_slice
 from pipeline.report.figures import forest, headline
 from pipeline.report.sources import Source
 from pipeline.report.words import HEADLINE, METHODS, METRICS
 from stores.errors import LabelError, StoreNotFoundError
-from stores.export import Selection
 
 Floats = NDArray[np.float32]
 # Shared slices that features are held against each other on.
@@ -113,13 +113,13 @@ def _pair(one: Source, two: Source) -> Pair:
     except (LabelError, StoreNotFoundError) as error:
         unable = str(error)
     x, y = _shared(one, two)
-    enough = len(x) > K + 1
+    enough = min(len(x), len(y)) > K + 1
     return Pair(
         first=one.name,
         second=two.name,
         differences=tuple(differences),
         unable=unable,
-        shared=len(x),
+        shared=max(len(x), len(y)),
         overlap=mutual_overlap(x, y, K) if enough else None,
         cka=linear_cka(x, y) if enough else None,
     )
@@ -143,7 +143,9 @@ def _shared(one: Source, two: Source) -> tuple[Floats, Floats]:
 
 
 def _features(source: Source, rows: NDArray[np.int64]) -> Floats:
-    which = Selection("cls" if "cls" in source.recipe.outputs else "mean")
+    which = whole_slice(source)
+    if which is None:  # patch tokens alone
+        return np.empty((0, 0), np.float32)
     order = np.argsort(rows)  # reads go by chunk
     x = np.empty((len(rows), *which.row_shape(source.store)), np.float32)
     if len(rows):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.questions import Result
+from pipeline.questions import Result, Segmented
 from pipeline.report.figures import headline
 from pipeline.report.sources import Inventory, Source
 from pipeline.report.words import METHODS, count, interval, spread
@@ -118,7 +118,8 @@ def _shortcuts(source: Source) -> Iterator[Finding]:
 
 def _answers(source: Source) -> Iterator[Finding]:
     asked = [r for r in source.results.values() if "/" not in r.task and r.scores]
-    stale = [_asked(r) for r in asked if r.provenance.store != source.fingerprint]
+    every: list[Result | Segmented] = [*asked, *source.segmented.values()]
+    stale = [_asked(r) for r in every if r.provenance.store != source.fingerprint]
     if stale:
         text = f"Computed before the store last changed: {'; '.join(stale)}. Evaluate again."
         yield Finding("stale", "warn", text)
@@ -127,7 +128,7 @@ def _answers(source: Source) -> Iterator[Finding]:
         each = "; ".join(f"{_asked(r)} {interval(metric)}" for r, metric in vague)
         text = f"{len(vague)} of {len(asked)} AUROCs cannot be told from chance: {each}."
         yield Finding("chance", "note", text)
-    few = {r.task: r.counts["test"].patients for r in asked}
+    few = {r.task: r.counts["test"].patients for r in every}
     few = {task: n for task, n in few.items() if n < FEW_PATIENTS}
     if few:
         each = ", ".join(f"{task} {n}" for task, n in few.items())
@@ -141,8 +142,9 @@ def _vague(result: Result) -> bool:
     return ends is not None and ends[0] <= CHANCE <= ends[1]
 
 
-def _asked(result: Result) -> str:
-    return f"{result.task} by {METHODS[result.method]}"
+def _asked(result: Result | Segmented) -> str:
+    by = result.head if isinstance(result, Segmented) else METHODS[result.method]
+    return f"{result.task} by {by}"
 
 
 def _data(stock: Inventory) -> Iterator[Finding]:

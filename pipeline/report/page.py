@@ -21,6 +21,7 @@ from pipeline.report.beside import Comparison, compare_sources
 from pipeline.report.figures import Drawn, overview, task_figures
 from pipeline.report.findings import Finding, findings
 from pipeline.report.pictures import pictures
+from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
 from pipeline.report.style import inline_svg, save
 from pipeline.report.words import METHODS, METRICS, count, interval
@@ -106,6 +107,10 @@ def _chapter(source: Source, progress: Progress) -> Chapter:
         task: list(task_figures(source, task))
         for task in dict.fromkeys(task for task, _ in source.results)
         if "/" not in task  # a shortcut: its finding and its line in the table say all
+    }
+    tasks |= {
+        f"{task}, segmented": list(segmentation_figures(source, task))
+        for task in dict.fromkeys(task for task, _ in source.segmented)
     }
     progress(f"{source.name}: map and pictures")
     atlas = draw_map(source)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config, load_config
 from pipeline.names import Names
-from pipeline.questions import Method, Result, Task, Units
-from pipeline.tables import filed
+from pipeline.questions import Method, Result, Segmented, Task, Units
+from pipeline.tables import filed, filed_segmentations
 from pipeline.tasks.labels import LabelTable, label_units, read_labels
 from pipeline.types import Recipe
 from stores.errors import ConfigError, LabelError
@@ -55,6 +55,16 @@ class Source:
     def results(self) -> dict[tuple[str, Method], Result]:
         """The newest answer to each task by each method."""
         return {(result.task, result.method): result for _, result in filed(self.store.path)}
+
+    @cached_property
+    def segmented(self) -> dict[tuple[str, str], Segmented]:
+        """The newest answer for each name of masks by each head."""
+        return {(a.task, a.head): a for _, a in filed_segmentations(self.store.path)}
+
+    @property
+    def answers(self) -> list[Result | Segmented]:
+        """All answers, segmentations last."""
+        return [*self.results.values(), *self.segmented.values()]
 
     @cached_property
     def fingerprint(self) -> str:

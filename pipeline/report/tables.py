@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.questions import Metric, Result
+from pipeline.questions import Metric, Result, Segmented
 from pipeline.report.sources import Source
 from pipeline.report.words import METHODS, METRICS, RANDOM, count, interval, setting_text, spread
 
@@ -18,7 +18,6 @@ class Line:
     task: str
     label: str
     method: str
-    features: str
     setting: str
     tested: str
     metrics: dict[str, Metric]
@@ -31,20 +30,19 @@ def lines_of(sources: Sequence[Source]) -> list[Line]:
             source.name,
             result.task,
             label,
-            METHODS[result.method],
-            result.features,
+            result.head if isinstance(result, Segmented) else METHODS[result.method],
             setting_text(score.setting),
             _tested(result),
             metrics,
         )
         for source in sources
-        for result in source.results.values()
+        for result in source.answers
         for score in result.scores
         for label, metrics in {"": score.metrics, **score.labels}.items()
     ]
 
 
-def _tested(result: Result) -> str:
+def _tested(result: Result | Segmented) -> str:
     test = result.counts["test"]
     if result.level == "patient":
         return count(test.units, "patient")

@@ -33,6 +33,14 @@ METRICS = {
     "quadratic_kappa": "Quadratic kappa",
     "r2": "R²",
     "mae": "MAE",
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95, mm",
+    "nsd": "NSD",
+    "dice_ceiling": "Dice ceiling",
+    "paper_dice": "Paper's Dice",
+    "paper_jaccard": "Paper's Jaccard",
+    "fit_seconds": "Training, s",
 }
 # The one number that stands for an answer: the first of these that it has.
 HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")

@@ -19,6 +19,7 @@ from pipeline.questions import Task
 from pipeline.segmentation.geometry import to_slice
 from pipeline.segmentation.masks import Kept, settle
 from pipeline.segmentation.sources import StoreSource, Unit, units_of
+from pipeline.tables import SEGMENTATIONS
 from pipeline.tasks.cases import Cases
 from pipeline.tasks.label_file import LabelTable
 from pipeline.tasks.labels import read_labels
@@ -26,8 +27,7 @@ from stores.errors import ConfigError
 from stores.features import FeatureStore
 
 # Raised whenever the same question is answered otherwise: older answers are then not found.
-CONTRACT = 1
-FOLDER = "segmentations"
+CONTRACT = 2
 Labels2D = NDArray[np.uint8]
 
 
@@ -77,7 +77,7 @@ class Asked:
     def path(self, head: str) -> Path:
         """Return where the answer of a head is filed."""
         name = re.sub(r"[^\w.-]", "_", f"{self.cases.name}-{head}")
-        return self.store.path / FOLDER / f"{name}-{self.key(head)[:16]}.json"
+        return self.store.path / SEGMENTATIONS / f"{name}-{self.key(head)[:16]}.json"
 
     def key(self, head: str) -> str:
         """Return the sha256 of all that the answer of a head depends on."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,33 @@ from pipeline.segmentation.out import write_unit
 from pipeline.types import Recipe
 from stores.errors import UnreadableError
 
-log = logging.getLogger(__name__)
-
 # Most units that have a picture, and slices whose tokens are shown.
 MOST_PICTURES, MOST_TOKENS = 12, 6
 Predicted = Mapping[int, NDArray[np.uint8]]
 
 
-def write_units(asked: Asked, predicted: Predicted, out: Path) -> list[Path]:
-    """Write each predicted unit in the space of its file; return the files.
+@dataclass(frozen=True)
+class Unwritten:
+    """A unit that could not be written: its first row, its file as the store names it, and why."""
 
-    An image that can no longer be read is told in the log and left out.
+    row: int
+    source: str
+    detail: str
+
+
+def write_units(
+    asked: Asked, predicted: Predicted, out: Path
+) -> tuple[list[Path], list[Unwritten]]:
+    """Write each predicted unit in the space of its file; return the files, and what failed.
+
+    That is a unit whose images can no longer be read, or lack what its format must have.
     """
     config = asked.config
-    slices = Names(asked.store.path, config.data.paths).revealed(asked.store.slices())
+    names = Names(asked.store.path, config.data.paths)
+    slices = names.revealed(asked.store.slices())
     numbers = slices["row"].to_numpy()
     written: list[Path] = []
+    failed: list[Unwritten] = []
     for unit in asked.units:
         if unit.rows[0] not in predicted:
             continue
@@ -44,8 +55,10 @@ def write_units(asked: Asked, predicted: Predicted, out: Path) -> list[Path]:
         try:
             written += write_unit(config.data.root, own, planes, plane, classes, out)
         except (UnreadableError, OSError, ValueError, AttributeError) as error:
-            log.warning("Row %d is not written: %s", unit.rows[0], type(error).__name__)
-    return written
+            # a library's words may quote a header: its kind alone is told
+            detail = str(error) if isinstance(error, UnreadableError) else type(error).__name__
+            failed.append(Unwritten(unit.rows[0], names.shown(own[0]["path"]), detail))
+    return written, failed
 
 
 def write_pictures(asked: Asked, predicted: Predicted, out: Path, head: str) -> list[Path]:
@@ -56,8 +69,10 @@ def write_pictures(asked: Asked, predicted: Predicted, out: Path, head: str) -> 
     """
     recipe = Recipe.model_validate_json(asked.store.recipe_text)
     note = "RANDOM WEIGHTS" if recipe.random else ""
-    rows = [_telling(asked, unit.rows) for unit in asked.units if unit.rows[0] in predicted]
+    rows = [telling(asked, unit.rows) for unit in asked.units if unit.rows[0] in predicted]
     rows, written = rows[:MOST_PICTURES], []
+    if not rows:
+        return []
     images = asked.source.images(np.array(rows))
     masks = asked.source.masks(np.array(rows))
     for row, image, mask in zip(rows, images, masks, strict=True):
@@ -75,6 +90,6 @@ def write_pictures(asked: Asked, predicted: Predicted, out: Path, head: str) -> 
     return [*written, out / "tokens.png"]
 
 
-def _telling(asked: Asked, rows: tuple[int, ...]) -> int:
+def telling(asked: Asked, rows: tuple[int, ...]) -> int:
     """Return the row of a unit's slice that has most of the mask."""
     return max(rows, key=lambda row: int((asked.kept.labels(row) > 0).sum()))

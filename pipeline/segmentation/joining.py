@@ -34,16 +34,20 @@ _PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 
 @dataclass(frozen=True)
 class Slices:
-    """Live slices of one series that share a mask file: numbers (m,) into the slice table."""
+    """Live slices of one series that share their mask files: numbers (m,) into the slice table.
 
-    source: str  # the mask's path under the masks' root
+    sources: the masks' paths under their root; one, or one a structure.
+    """
+
+    sources: tuple[str, ...]
     numbers: tuple[int, ...]
 
 
 def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[Slices]:
-    """Return which slices (SLICE_SCHEMA, real paths) have which mask file, in the table's order.
+    """Return which slices (SLICE_SCHEMA, real paths) have which mask files, in the table's order.
 
-    A file that is named and is not there is named all the same. Raises ConfigError, LabelError.
+    A file that a table names, or whose image has another structure's, need not be there. Raises
+    ConfigError, LabelError.
     """
     root = masks.root or config.data.root
     match masks.by:
@@ -52,8 +56,8 @@ def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[S
         case "table":
             sources = _by_table(config, masks, slices, names)
         case "uid":
-            sources = _by_uid(root, slices, names)
-    groups: dict[tuple[str, str], list[int]] = {}
+            sources = [(path,) if path else () for path in _by_uid(root, slices, names)]
+    groups: dict[tuple[tuple[str, ...], str], list[int]] = {}
     for number, (source, series, gone) in enumerate(
         zip(sources, *(slices[name].to_pylist() for name in ("series", "withdrawn")), strict=True)
     ):
@@ -62,33 +66,38 @@ def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[S
     return [Slices(source, tuple(numbers)) for (source, _), numbers in groups.items()]
 
 
-def _by_path(masks: Masks, root: Path, slices: pa.Table) -> list[str]:
-    rules = [(matcher([glob]), pattern) for glob, pattern in masks.files.items()]
-    known: dict[str, str] = {}
+def _by_path(masks: Masks, root: Path, slices: pa.Table) -> list[tuple[str, ...]]:
+    rules = [(matcher([glob]), masks.each(named)) for glob, named in masks.files.items()]
+    known: dict[str, tuple[str, ...]] = {}
     for path in dict.fromkeys(slices["path"].to_pylist()):
         image = PurePosixPath(path)
         folder = "" if str(image.parent) == "." else str(image.parent)
         stem = image.name.removesuffix(".gz")
         stem = stem.rpartition(".")[0] or stem
         parts = {"path": path, "folder": folder, "name": image.name, "stem": stem}
-        found = next((pattern for fits, pattern in rules if fits(path)), "")
+        found = next((patterns for fits, patterns in rules if fits(path)), ())
         try:
-            named = found.format(**parts)
+            named = tuple(pattern.format(**parts) for pattern in found)
         except (KeyError, IndexError, ValueError):
             raise ConfigError(
                 f"masks.files: {found!r} must name a path by {{path}}, {{folder}}, {{name}} or "
                 "{stem}."
             ) from None
-        known[path] = named if named and (root / unescape_path(named)).exists() else ""
+        there = any((root / unescape_path(each)).exists() for each in named)
+        known[path] = named if there else ()
     return [known[path] for path in slices["path"].to_pylist()]
 
 
-def _by_table(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[str]:
+def _by_table(
+    config: Config, masks: Masks, slices: pa.Table, names: Names
+) -> list[tuple[str, ...]]:
     if config.labels is None:
         raise ConfigError("Masks joined by table need `labels`: the file that has the column.")
     assert masks.column is not None
-    table = read_labels(config.labels, [], [masks.column])
-    return list(column_of(table, masks.column, slices, config.data.root, names))
+    columns = masks.each(masks.column)
+    table = read_labels(config.labels, [], columns)
+    cells = [column_of(table, each, slices, config.data.root, names) for each in columns]
+    return [named if any(named) else () for named in zip(*cells, strict=True)]
 
 
 def _by_uid(root: Path, slices: pa.Table, names: Names) -> list[str]:

@@ -44,9 +44,10 @@ _PACK_BYTES = 2**26
 _SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
-        ("source", pa.string()),  # of the mask, under masks.root; hidden as the images' paths are
-        ("size", pa.int64()),
-        ("mtime_ns", pa.int64()),
+        # of the mask's files, under masks.root; hidden as the images' paths are
+        ("source", pa.list_(pa.string())),
+        ("size", pa.list_(pa.int64())),
+        ("mtime_ns", pa.list_(pa.int64())),
         ("reason", pa.string()),  # null where the labels can be used
         ("detail", pa.string()),
         ("height", pa.int32()),
@@ -60,6 +61,7 @@ _SCHEMA = pa.schema(
     ]
 )
 Row = dict[str, Any]
+Sources = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Kept:
         """The mask files that cannot be used."""
         found: dict[tuple[str, str, str], int] = {}
         for row in self._table.filter(pa.compute.is_valid(self._table["reason"])).to_pylist():
-            key = (row["source"], row["reason"], row["detail"])
+            key = (", ".join(row["source"]), row["reason"], row["detail"])
             found[key] = found.get(key, 0) + 1
         return [Bad(*key, slices) for key, slices in found.items()]
 
@@ -194,8 +196,8 @@ def _asked(config: Config, masks: Masks) -> str:
     return sha256(json.dumps(asked, sort_keys=True).encode())
 
 
-def _read_index(index: Path, folder: Path) -> dict[str, list[Row]]:
-    """Return what is kept, by mask file; of packs that are gone, nothing."""
+def _read_index(index: Path, folder: Path) -> dict[Sources, list[Row]]:
+    """Return what is kept, by mask files; of packs that are gone, nothing."""
     if not index.is_file():
         return {}
     try:
@@ -205,7 +207,7 @@ def _read_index(index: Path, folder: Path) -> dict[str, list[Row]]:
         return {}
     if not table.schema.equals(_SCHEMA):
         return {}
-    found: dict[str, list[Row]] = {}
+    found: dict[Sources, list[Row]] = {}
     sizes: dict[str, int] = {}
     for row in table.to_pylist():
         pack = row["pack"]
@@ -213,7 +215,7 @@ def _read_index(index: Path, folder: Path) -> dict[str, list[Row]]:
             path = folder / f"{pack}.pack"
             sizes[pack] = path.stat().st_size if path.is_file() else 0
         if pack is None or row["offset"] + row["length"] <= sizes[pack]:
-            found.setdefault(row["source"], []).append(row)
+            found.setdefault(tuple(row["source"]), []).append(row)
     return found
 
 
@@ -228,7 +230,7 @@ class _Builder:
         index: Path,
         names: Names,
         slices: pa.Table,
-        before: dict[str, list[Row]],
+        before: dict[Sources, list[Row]],
     ) -> None:
         self._config, self._masks, self._root = config, masks, masks.root or config.data.root
         self._folder, self._index, self._names = folder, index, names
@@ -241,22 +243,22 @@ class _Builder:
     def add(self, group: Slices) -> None:
         """Keep or read the mask of the slices of one series."""
         rows = self._slices.take(pa.array(group.numbers)).to_pylist()
-        source = self._names.shown(group.source)
-        path = self._root / unescape_path(group.source)
-        try:
-            about = path.stat()
-            stamp: Row = {"size": about.st_size, "mtime_ns": about.st_mtime_ns}
-        except OSError:
-            stamp = {"size": None, "mtime_ns": None}
+        source = tuple(self._names.shown(each) if each else "" for each in group.sources)
+        paths = [self._root / unescape_path(each) for each in group.sources]
+        about = [path.stat() if path.is_file() else None for path in paths]
+        stamp: Row = {
+            "size": [each and each.st_size for each in about],
+            "mtime_ns": [each and each.st_mtime_ns for each in about],
+        }
         own = {row["row"] for row in rows}
         kept = [row for row in self._before.get(source, ()) if row["row"] in own]
         if len(kept) == len(rows) and all(stamp.items() <= row.items() for row in kept):
             self._done += kept
             return
         self._changed = True
-        base = dict.fromkeys(_SCHEMA.names) | {"source": source, **stamp}
+        base = dict.fromkeys(_SCHEMA.names) | {"source": list(source), **stamp}
         try:
-            read = list(self._read(path, rows))
+            read = list(self._read(paths, rows))
         except UnreadableError as error:
             fault = {"reason": error.reason, "detail": error.detail}
             self._done += [{**base, "row": row["row"], **fault} for row in rows]
@@ -264,15 +266,25 @@ class _Builder:
         for row, labels, shows in read:
             self._put({**base, "row": row["row"]}, labels, shows)
 
-    def _read(self, path: Path, rows: Sequence[Row]) -> Iterator[tuple[Row, Labels, Shown]]:
+    def _read(
+        self, paths: Sequence[Path], rows: Sequence[Row]
+    ) -> Iterator[tuple[Row, Labels, Shown]]:
         """Yield each slice with its labels and what the input shows of it."""
-        if not path.is_file():
-            raise UnreadableError("vanished", "there is no such file")
-        matched = match(path, rows, self._config, self._names)
-        stack = _encoded(path, matched, self._masks)
-        for row, number in zip(rows, matched.planes, strict=True):
-            labels = np.zeros((row["height"], row["width"]), np.uint8)
-            yield row, labels if number is None else stack[number], self._shows(row)
+        found = [np.zeros((row["height"], row["width"]), np.uint8) for row in rows]
+        for i, path in enumerate(paths):
+            if not path.is_file():
+                raise UnreadableError(
+                    "vanished", f"there is no such file ({i + 1} of {len(paths)})"
+                )
+            matched = match(path, rows, self._config, self._names)
+            stack = _encoded(path, matched, self._masks, i)
+            for labels, number in zip(found, matched.planes, strict=True):
+                if number is not None:
+                    if ((labels > 0) & (stack[number] > 0)).any():
+                        raise UnreadableError("unsupported", "its structures overlap")
+                    labels += stack[number]
+        for row, labels in zip(rows, found, strict=True):
+            yield row, labels, self._shows(row)
 
     def _shows(self, row: Row) -> Shown:
         preprocess, body = self._config.preprocess, None
@@ -333,11 +345,11 @@ class _Builder:
 # --- values ------------------------------------------------------------------------------------
 
 
-def _encoded(path: Path, matched: Matched, masks: Masks) -> dict[int, Labels]:
-    """Return the wanted planes of a mask file as label values. Raises UnreadableError."""
+def _encoded(path: Path, matched: Matched, masks: Masks, file: int) -> dict[int, Labels]:
+    """Return the wanted planes of a mask's file as label values. Raises UnreadableError."""
     wanted = {number for number in matched.planes if number is not None}
     segments = inspect(path, matched.plane).segments
-    code = _Code(masks, segments)
+    code = _Code(masks, segments, file + 1)
     return {
         number: code.encode(values)
         for number, values in enumerate(planes(path, matched.plane))
@@ -346,10 +358,11 @@ def _encoded(path: Path, matched: Matched, masks: Masks) -> dict[int, Labels]:
 
 
 class _Code:
-    """What the values of one mask file mean."""
+    """What the values of one mask file mean; only: the label value of a single structure."""
 
-    def __init__(self, masks: Masks, segments: dict[int, str]) -> None:
+    def __init__(self, masks: Masks, segments: dict[int, str], only: int) -> None:
         self._only: int | None = None
+        self._label = only
         self._named = isinstance(masks.values, dict)
         self._known = {0: 0}
         if isinstance(masks.values, dict):
@@ -378,4 +391,4 @@ class _Code:
                 f"holds the values {self._only} and {value}, but `values` names one structure",
             )
         self._only = value or self._only
-        return int(value != 0)
+        return self._label if value else 0

@@ -24,6 +24,8 @@ Labels = NDArray[np.uint8]
 METRICS = ("dice", "iou", "hd95", "nsd")
 # The paper's, named, and what resizing alone leaves of Dice.
 PAPER_DICE, PAPER_JACCARD, CEILING = "paper_dice", "paper_jaccard", "dice_ceiling"
+# How long a head learned for, its choice included: the mean of several fits.
+SECONDS = "fit_seconds"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,14 @@ class Measured:
             for name in (units[0][0] if units else ())
         }
         return cls(values, np.stack([counts for _, counts in units]))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Measured]) -> Measured:
+        """Return the units of all parts, one after the other."""
+        values = {
+            name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values
+        }
+        return cls(values, np.concatenate([part.confusion for part in parts]))
 
 
 def measure(
@@ -127,13 +137,18 @@ def confusion(predicted: Labels, mask: Labels, c: int) -> NDArray[np.int64]:
 
 
 def summarise(
-    measured: Measured, groups: NDArray[np.str_], classes: Sequence[str]
+    measured: Measured,
+    groups: NDArray[np.str_],
+    classes: Sequence[str],
+    fits: NDArray[np.int64] | None = None,
 ) -> tuple[dict[str, Metric], dict[str, dict[str, Metric]]]:
     """Return the metrics over all structures, and by structure, each with its 95 % interval.
 
-    groups (n,): the patients, who are drawn with replacement. A metric of a structure is its mean
-    over the units that define it; over all, the mean of those. `paper_dice` and `paper_jaccard`
-    are of all pixels of all units together, at the size of the input (see `of_the_paper`).
+    groups (n,): the patients, who are drawn with replacement; fits (n,): of several fits, the one
+    that scored each unit: a unit then counts once a fit, and fits are drawn as well. A metric of a
+    structure is its mean over the units that define it; over all, the mean of those. `paper_dice`
+    and `paper_jaccard` are of all pixels of all units together, at the size of the input (see
+    `of_the_paper`).
     """
     structures = list(classes)[1:]
 
@@ -153,7 +168,8 @@ def summarise(
 
     overall: dict[str, Metric] = {}
     labels: dict[str, dict[str, Metric]] = {}
-    for (name, label), metric in bootstrap(statistic, groups, len(classes) ** 2).items():
+    metrics = bootstrap(statistic, groups, len(classes) ** 2, fits=fits)
+    for (name, label), metric in metrics.items():
         into = labels.setdefault(label, {}) if label else overall
         into[name] = metric
     return overall, labels

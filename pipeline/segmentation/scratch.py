@@ -1,6 +1,7 @@
 """Networks trained from scratch on images (b, 3, S, S), for comparison: U-Net and TransUNet.
 
-A GPU is recommended: at full size an epoch on a CPU takes hours. `small` is of the same build.
+A GPU is recommended: at full size an epoch on a CPU takes hours. `small` is of the same build, with
+an eighth of the channels; its U-Net works at half the image's side.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from monai.networks.nets.basic_unet import BasicUNet
 from monai.networks.nets.resnet import ResNet, ResNetBottleneck
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
 from pipeline.segmentation.token_heads import convolution
 
@@ -23,18 +24,32 @@ UNET_WIDTHS = {
 }
 
 
-def unet(classes: int, size: Size) -> nn.Module:
-    """Return the U-Net of Ronneberger et al. (arXiv 1505.04597) with batch norm and ReLU."""
-    net: nn.Module = BasicUNet(
-        spatial_dims=2,
-        in_channels=3,
-        out_channels=classes,
-        features=UNET_WIDTHS[size],
-        act=("relu", {"inplace": True}),
-        norm="batch",
-        upsample="deconv",
-    )
-    return net
+class UNet(nn.Module):
+    """The U-Net of Ronneberger et al. (arXiv 1505.04597) with batch norm and ReLU.
+
+    Images lie channels last, which a CPU works through a third faster.
+    """
+
+    def __init__(self, classes: int, size: Size) -> None:
+        super().__init__()
+        self.halved = size == "small"
+        self.net = BasicUNet(
+            spatial_dims=2,
+            in_channels=3,
+            out_channels=classes,
+            features=UNET_WIDTHS[size],
+            act=("relu", {"inplace": True}),
+            norm="batch",
+            upsample="deconv",
+        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return logits (b, c, S, S)."""
+        x = avg_pool2d(image, 2, ceil_mode=True) if self.halved else image
+        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last))
+        if not self.halved:
+            return logits
+        return interpolate(logits, image.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class TransUNet(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +19,12 @@ from pipeline.segmentation.masks import Kept
 from pipeline.segmentation.tokens import Tokens
 from pipeline.tasks.label_file import LabelTable
 from pipeline.tasks.labels import patients_of
-from pipeline.types import Failure, Recipe, Slice, intensity_kind, of_volume
+from pipeline.types import Failure, Recipe, Slice, of_volume
 from stores.errors import ConfigError, LabelError, UnreadableError
 from stores.features import OK, UNREADABLE, VOID, FeatureStore
 
 Row = dict[str, Any]
+_VOLUME = ("series", "modality")  # what names a volume that scales its slices
 
 
 class StoreSource:
@@ -67,8 +68,8 @@ class StoreSource:
     def images(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return (b, 3, S, S) as the network saw them, read from their files.
 
-        Raises UnreadableError where a file is gone or was damaged, ConfigError for a recipe that
-        scales slices by their volume.
+        A slice that its volume scaled is scaled by the same range. Raises UnreadableError where a
+        file is gone or was damaged, ConfigError where the store does not tell such a range.
         """
         from pipeline.preprocess import prepare_batch
 
@@ -80,11 +81,6 @@ class StoreSource:
         preprocess = self._recipe.preprocess
         wanted: defaultdict[str, list[int]] = defaultdict(list)
         for i, row in enumerate(about):
-            if of_volume(preprocess.rule(row["modality"])):
-                raise ConfigError(
-                    f"Heads that see images need a rule of scope slice. Got scope volume for "
-                    f"{intensity_kind(row['modality'])} instead; ask for heads on tokens alone."
-                )
             wanted[row["path"]].append(i)
         found: dict[int, Slice] = {}
         for path, places in wanted.items():
@@ -94,8 +90,22 @@ class StoreSource:
                 item = read.item
                 if isinstance(item, Failure):
                     raise UnreadableError(item.reason, f"row {about[i]['row']}: {item.detail}")
-                found[i] = item
+                by_volume = of_volume(preprocess.rule(about[i]["modality"]))
+                found[i] = replace(item, ends=self._range(about[i])) if by_volume else item
         return [found[i] for i in range(len(about))]
+
+    def _range(self, row: Row) -> tuple[float, float]:
+        """Return the range of a slice's volume, which the receipt of its part tells."""
+        receipt = self._store.receipt(row["row"] // self._store.layout.part_rows) or {}
+        for first, low, high in receipt.get("ranges", ()):
+            place = int(np.searchsorted(self._numbers, first))
+            if all(self._slices[name][place].as_py() == row[name] for name in _VOLUME):
+                return low, high
+        raise ConfigError(
+            f"Row {row['row']} was scaled by the range of its volume, which the store does not "
+            "tell: it was extracted by an earlier version. Extract a new store for heads that see "
+            "images, or ask heads on tokens alone."
+        )
 
 
 # --- units -------------------------------------------------------------------------------------

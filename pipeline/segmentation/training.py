@@ -22,7 +22,7 @@ from pipeline.config import Segment
 from pipeline.segmentation.choice import Overlap, check_parts, chosen_note, learned_rows
 from pipeline.segmentation.contracts import Parts, Source
 from pipeline.segmentation.loader import Batch, Loader, Need, Rows, in_order
-from pipeline.segmentation.scratch import TransUNet, unet
+from pipeline.segmentation.scratch import TransUNet, UNet
 from pipeline.segmentation.token_heads import Decoder, ImageDecoder, Linear
 from stores.errors import ConfigError
 
@@ -134,7 +134,7 @@ def build(source: Source, rows: Rows, settings: Segment) -> nn.Module:
         torch.manual_seed(settings.seed)
         match settings.method:
             case "unet":
-                return unet(classes, settings.size)
+                return UNet(classes, settings.size)
             case "transunet":
                 return TransUNet(classes, size, settings.size)
         _, blocks, *_, dim = source.tokens(rows[:1]).shape

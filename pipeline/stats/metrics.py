@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,15 +173,17 @@ def bootstrap(
     c: int,
     inflated: Container[str] = (),
     biased: Container[str] = (),
+    fits: NDArray[np.int64] | None = None,
 ) -> dict[tuple[str, str], Metric]:
     """Return each value under weights of one, where defined, with its interval over the draws.
 
-    Of a metric that is `biased`, chance adds to the value, and as much once more to the draws,
-    whose percentiles are lowered by both (Efron and Tibshirani 1993, ch. 10). Of one that is
-    `inflated`, a sum of absolute deviations, it adds to the squares.
+    fits (n,): which of several fits, each of other training patients, scored a unit; the interval
+    is then also of other fits. Of a metric that is `biased`, chance adds to the value, and as much
+    once more to the draws, whose percentiles are lowered by both (Efron and Tibshirani 1993, ch.
+    10). Of one that is `inflated`, a sum of absolute deviations, it adds to the squares.
     """
     values = statistic(np.ones((len(groups), 1)))
-    chunks = [statistic(drawn) for drawn in draws(groups, DRAWS, c)]
+    chunks = [statistic(drawn) for drawn in draws(groups, DRAWS, c, fits)]
     metrics = {}
     for key, value in values.items():
         if not np.isnan(value[0]):
@@ -196,20 +199,31 @@ def bootstrap(
     return metrics
 
 
-def draws(groups: NDArray[np.str_], number: int, c: int = 1) -> Iterator[Floats]:
+def draws(
+    groups: NDArray[np.str_], number: int, c: int = 1, fits: NDArray[np.int64] | None = None
+) -> Iterator[Floats]:
     """Yield weights (n, b) until `number` are made: how often each draw took a unit's patient.
 
-    Fewer at once for more classes c, whose weights the micro averages hold side by side.
+    With fits (n,), times how often it took the unit's fit: the pigeonhole bootstrap of Owen
+    (arXiv 0712.1111). Fewer at once for more classes c, whose weights the micro averages hold side
+    by side.
     """
-    patients, first, patient = np.unique(groups, return_index=True, return_inverse=True)
-    place = np.argsort(np.argsort(first))[patient]  # names must not matter, only order
-    p, rng = len(patients), np.random.default_rng(SEED)
+    rng = np.random.default_rng(SEED)
     at_once = max(1, AT_ONCE // (len(groups) * c))
     for start in range(0, number, at_once):
         b = min(at_once, number - start)
-        drawn = rng.integers(0, p, (b, p)) + np.arange(b)[:, None] * p
-        counts = np.bincount(drawn.ravel(), minlength=b * p).reshape(b, p)
-        yield counts.T.astype(np.float64)[place]
+        weights = _taken(groups, b, rng)
+        yield weights if fits is None else weights * _taken(fits, b, rng)
+
+
+def _taken(labels: NDArray[Any], b: int, rng: np.random.Generator) -> Floats:
+    """Return (n, b): how often each of b draws with replacement took each unit's label."""
+    found, first, of = np.unique(labels, return_index=True, return_inverse=True)
+    place = np.argsort(np.argsort(first))[of]  # names must not matter, only order
+    p = len(found)
+    drawn = rng.integers(0, p, (b, p)) + np.arange(b)[:, None] * p
+    counts = np.bincount(drawn.ravel(), minlength=b * p).reshape(b, p)
+    return counts.T.astype(np.float64)[place]
 
 
 def statistics(truth: Truth, proba: Floats, weights: Floats) -> Values:

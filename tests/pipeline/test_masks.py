@@ -26,6 +26,7 @@ from stores.errors import CorruptStoreError, LabelError
 from stores.purge import purge, withdraw
 from stores.verify import verify
 from tests.phantoms import volume, write_nifti_of_series, write_png, write_series
+from tests.pipeline.collection import write_csv
 from tests.pipeline.tokens import config_of, token_store
 
 FRAME = {"FrameOfReferenceUID": "1.2.826.0.1.3680043.8.498.3333"}
@@ -84,6 +85,70 @@ def test_what_the_input_does_not_show_comes_back_as_background() -> None:
     back = to_slice(to_input(labels, shows, 64), shows, (20, 40))
     assert back[5:15, 10:30].all()
     assert back.sum() == 10 * 20
+
+
+# --- files of one structure ----------------------------------------------------------------
+
+
+def write_halves(root: Path) -> NDArray[np.uint8]:
+    """Write an X-ray, its left and its right lung in files of their own; return both as labels."""
+    write_xray(root, "p1.png")
+    both = np.zeros((40, 30), np.uint8)
+    both[5:20, 3:12], both[8:25, 16:28] = 1, 2
+    for value, name in ((1, "left"), (2, "right")):
+        (root / "masks" / name).mkdir(exist_ok=True)
+        write_png(root / "masks" / name / "p1.png", (both == value).astype(np.uint8) * 255)
+    return both
+
+
+APART = {"files": {"**": ["left/{name}", "right/{name}"]}, "values": ["left lung", "right lung"]}
+
+
+def test_structures_in_files_of_their_own_become_one_mask(tmp_path: Path) -> None:
+    both = write_halves(tmp_path)
+    kept = kept_of(tmp_path, APART)
+    assert kept.classes == ("background", "left lung", "right lung")
+    assert np.array_equal(kept.labels(0), both)
+    again = kept_of(tmp_path, APART)
+    assert again.digest == kept.digest
+    write_png(tmp_path / "masks/right/p1.png", np.zeros((40, 30), np.uint8))  # one of both changes
+    assert np.array_equal(kept_of(tmp_path, APART).labels(0), np.where(both == 2, 0, both))
+
+
+def test_structures_by_columns_of_a_table(tmp_path: Path) -> None:
+    both = write_halves(tmp_path)
+    table = write_csv(tmp_path / "t.csv", path=["p1.png"], l=["left/p1.png"], r=["right/p1.png"])
+    by = {"by": "table", "column": ["l", "r"], "values": APART["values"]}
+    kept = kept_of(tmp_path, by, labels={"file": table})
+    assert np.array_equal(kept.labels(0), both)
+
+
+def test_half_a_mask_is_no_mask(tmp_path: Path) -> None:
+    write_halves(tmp_path)
+    (tmp_path / "masks/right/p1.png").unlink()
+    with pytest.raises(LabelError, match="no such file of right lung"):
+        kept_of(tmp_path, APART)
+    shutil.copy(tmp_path / "masks/left/p1.png", tmp_path / "masks/right/p1.png")
+    with pytest.raises(LabelError, match="its structures overlap"):
+        kept_of(tmp_path, APART)
+    (tmp_path / "masks/left/p1.png").unlink()
+    (tmp_path / "masks/right/p1.png").unlink()
+    with pytest.raises(LabelError, match="No slice"):
+        kept_of(tmp_path, APART)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"values": "lung"}, "lists of equal length"),
+        ({"values": ["left lung"]}, "lists of equal length"),
+        ({"files": {"**": "both/{name}"}}, "lists of equal length"),
+        ({"values": ["left lung", "background"]}, "the background has no file"),
+    ],
+)
+def test_as_many_files_as_structures(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        Masks.model_validate(APART | changes)
 
 
 # --- files of one image --------------------------------------------------------------------

@@ -28,12 +28,16 @@ from pipeline.report.atlas import coded, draw_map
 from pipeline.report.beside import compare_sources, linear_cka, mutual_overlap
 from pipeline.report.findings import findings
 from pipeline.report.page import Written, write_report
+from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import open_sources, take_stock
 from pipeline.report.tables import latex, lines_of, markdown
+from pipeline.segment import segment
 from pipeline.stats.metrics import score
 from stores.errors import ConfigError, StoreNotFoundError
 from tests.phantoms import write_png
 from tests.pipeline.collection import make_store, write_csv
+from tests.pipeline.test_segment import write_volumes
+from tests.pipeline.tokens import token_store
 
 PATIENTS, EACH = 50, 2
 N = PATIENTS * EACH
@@ -339,6 +343,47 @@ def test_what_cannot_be_reported(config: Path, tmp_path: Path) -> None:
         write_report([tmp_path / "bad"])
 
 
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Write the report of volumes that two heads segmented, in a store of patch tokens alone."""
+    root = tmp_path_factory.mktemp("segmented")
+    config = write_volumes(root)
+    told = config.model_dump(mode="json", exclude_unset=True)
+    told["segment"]["line"] = {"method": "linear", "learning_rates": [1.0], "epochs": 2}
+    (root / "my.yaml").write_text(yaml.safe_dump(told))
+    token_store(config)
+    segment(load_config(root / "my.yaml"))
+    return write_report([root / "my.yaml"], root / "page.html", root / "figures")
+
+
+def test_segmentations_are_reported_as_other_answers_are(segmented: Written) -> None:
+    read = Reader(segmented.page.read_text("utf-8"))
+    for word in ("organ, segmented", "Few shots", "Overlays", "Training, s", "Paper's Jaccard"):
+        assert word in read.text
+    assert [x for x in read.loads if not x.startswith(("#", "data:"))] == []
+    stems = {path.stem for path in segmented.figures if path.suffix == ".svg"}
+    parts = ("structures", "patients", "overlays")
+    assert stems == {f"organ-segmented-{part}" for part in parts}
+    (source,) = open_sources([segmented.page.with_name("my.yaml")])
+    lines = lines_of([source])
+    assert {(line.method, line.setting) for line in lines} >= {("near", "patients = 1, draws = 3")}
+    text = markdown(lines, random=True)
+    assert all(
+        f"{a.scores[-1].metrics['dice'].value:.3f}" in text for a in source.segmented.values()
+    )
+    changed = dataclasses.replace(source)
+    changed.__dict__["fingerprint"] = "another"
+    said = [f.text for f in findings(changed, take_stock(changed)) if f.kind == "stale"]
+    assert "organ by near" in said[0]
+
+
+def test_segmentations_without_their_images_have_no_overlays(segmented: Written) -> None:
+    store = segmented.page.with_name("store")
+    (source,) = open_sources([store])
+    keys = [drawn.key for drawn in segmentation_figures(source, "organ")]
+    assert keys == ["organ-segmented-structures", "organ-segmented-patients"]
+
+
 def radprobe(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     code = "from pipeline.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
@@ -365,6 +410,10 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def opened(browser: Any, written: Written) -> Iterator[Any]:
     """Yield the report, open; afterwards, no fault was on the console and nothing was loaded."""
+    yield from tab_of(browser, written)
+
+
+def tab_of(browser: Any, written: Written) -> Iterator[Any]:
     tab = browser.new_page(viewport={"width": 1280, "height": 900})
     faults: list[str] = []
     asked: list[str] = []
@@ -497,3 +546,21 @@ def test_dark_is_dark(opened: Any) -> None:
     assert light == "rgb(253, 252, 250)"
     assert dark == "rgb(23, 22, 20)"
     assert opened.inner_text("#theme") == "Light"
+
+
+def test_segmentations_in_a_browser(browser: Any, segmented: Written) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    for tab in tab_of(browser, segmented):
+        figures = tab.locator(".task figure")
+        assert figures.locator("h3").all_inner_texts() == ["By structure", "Few shots", "Overlays"]
+        pictures = figures.last.locator("svg image")
+        assert pictures.count() == 2 * (2 + 2)  # two volumes; image, mask and two heads
+        box = pictures.first.bounding_box()
+        assert min(box["width"], box["height"]) > 100
+        head = tab.locator("#scores thead th", has_text="Training")
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == "descending"
+        tab.fill("#search", "near patients")
+        assert tab.locator("#scores tbody tr:visible").count() == 1
+        found = axe.Axe().run(tab).response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.meandice import compute_dice
+from monai.metrics.meaniou import compute_iou
+from monai.metrics.surface_dice import compute_surface_dice
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from pipeline.config import Config, load_config
-from pipeline.segment import segment, write_predictions
+from pipeline.names import Names
+from pipeline.questions import Segmented
+from pipeline.segment import read_predicted, segment, write_predictions
+from pipeline.segmentation.asked import Asked
 from pipeline.segmentation.scores import (
     PAPER_DICE,
     PAPER_JACCARD,
@@ -22,6 +33,7 @@ from pipeline.segmentation.scores import (
     of_the_paper,
     summarise,
 )
+from pipeline.tables import write_tidy
 from stores.errors import ConfigError, LabelError, OccupiedError
 from tests.pipeline.tokens import config_of, token_store
 
@@ -51,6 +63,57 @@ def test_distances_are_in_millimetres() -> None:
     assert found["hd95"][0] == pytest.approx(3.0)
     assert found["nsd"][0] < 1
     assert measure(moved, mask, 2, (3.0, 1.0, 1.0), 3.0)["nsd"][0] == pytest.approx(1.0)
+
+
+def surface_distances(
+    one: NDArray[np.bool_], two: NDArray[np.bool_], spacing: tuple[float, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return how far the surface of each lies from the other's, said once more by SciPy.
+
+    A surface is what is set and touches by a side what is not; beyond the array nothing is.
+    """
+    edges = [each & ~ndimage.binary_erosion(each) for each in (one, two)]
+    away = [ndimage.distance_transform_edt(~edge, sampling=spacing) for edge in edges]
+    return away[1][edges[0]], away[0][edges[1]]
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.7, 0.4), (2.5, 0.8, 0.6), (1.0, 3.0, 1.5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_distances_equal_a_direct_statement(spacing: tuple[float, ...], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (24, 30) if len(spacing) == 2 else (10, 24, 20)
+    predicted, mask = (
+        np.digitize(ndimage.gaussian_filter(rng.normal(size=shape), 1.5), [-0.05, 0.05])
+        for _ in "ab"
+    )
+    tolerance = 1.1
+    found = measure(predicted.astype(np.uint8), mask.astype(np.uint8), 3, spacing, tolerance)
+    for i in (1, 2):
+        there, back = surface_distances(predicted == i, mask == i, spacing)
+        hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
+        near = (there <= tolerance).sum() + (back <= tolerance).sum()
+        assert found["hd95"][i - 1] == pytest.approx(hd95, rel=1e-5)
+        assert found["nsd"][i - 1] == pytest.approx(near / (len(there) + len(back)), rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of MONAI at calls of its own
+@pytest.mark.parametrize("spacing", [(0.7, 0.4), (2.5, 0.8, 0.6)])
+def test_scores_are_those_monai_gives_for_whole_arrays(spacing: tuple[float, ...]) -> None:
+    shape = (24, 30) if len(spacing) == 2 else (10, 24, 20)
+    predicted, mask = random_labels(shape, 5), random_labels(shape, 6)
+    found = measure(predicted, mask, C, spacing, 1.0)
+    y_pred, y = (
+        torch.from_numpy(np.eye(C, dtype=bool)[each]).movedim(-1, 0)[None]
+        for each in (predicted, mask)
+    )
+    own: dict[str, Any] = {"include_background": False}
+    for name, value in {
+        "dice": compute_dice(y_pred, y, **own),
+        "iou": compute_iou(y_pred, y, **own),
+        "hd95": compute_hausdorff_distance(y_pred, y, percentile=95, spacing=list(spacing), **own),
+        "nsd": compute_surface_dice(y_pred, y, [1.0] * (C - 1), spacing=list(spacing), **own),
+    }.items():
+        np.testing.assert_allclose(found[name], value[0].numpy(), rtol=1e-5, err_msg=name)
 
 
 def test_a_structure_that_is_nowhere_is_not_scored_and_a_missed_one_scores_0() -> None:
@@ -96,6 +159,20 @@ def test_a_summary_is_the_mean_of_structures_and_its_interval_holds_it() -> None
     assert joint["dice"].low < joint["dice"].value < joint["dice"].high
 
 
+def test_fits_widen_an_interval_and_leave_the_value() -> None:
+    rng = np.random.default_rng(0)
+    patients, fits = np.repeat(np.arange(20), 4), np.tile(np.arange(4), 20)
+    dice = 0.5 + 0.1 * fits + 0.01 * rng.normal(size=80)
+    measured = Measured({"dice": dice[:, None]}, np.ones((80, 2, 2), np.int64))
+    groups, classes = patients.astype(str), ("background", "x")
+    (alone, _), (both, _) = (summarise(measured, groups, classes, of) for of in (None, fits))
+    assert alone["dice"].value == both["dice"].value == pytest.approx(dice.mean())
+    wide, narrow = (m["dice"].high - m["dice"].low for m in (both, alone))  # type: ignore[operator]
+    assert wide > 5 * narrow
+    # of four fits that differ by 0.1 each, the mean of four draws has a deviation of 0.056
+    assert wide == pytest.approx(2 * 1.96 * 0.056, rel=0.2)
+
+
 # --- the flow ------------------------------------------------------------------------------
 
 
@@ -113,7 +190,7 @@ def write_volumes(root: Path) -> Config:
         nib.save(nib.Nifti1Image(voxels, affine), root / "images" / f"p{i}.nii.gz")
         nib.save(nib.Nifti1Image(mask, affine), root / "masks" / f"p{i}.nii.gz")
     organ: dict[str, Any] = {"files": {"**": "{name}"}, "values": "organ"}
-    heads = {"near": {"method": "knn", "k": [1], "shots": [1]}}
+    heads = {"near": {"method": "knn", "k": [1], "shots": [1, 99], "draws": 3}}
     return config_of(root, masks={"organ": organ}, segment=heads)
 
 
@@ -122,14 +199,17 @@ def test_volumes_are_segmented_filed_and_written_in_their_own_space(tmp_path: Pa
     token_store(config)
     (answer,) = segment(config)
     few, whole = answer.scores
-    assert few.setting["patients"] == 1
+    assert few.setting == {"patients": 1, "draws": 3}
+    assert whole.metrics["fit_seconds"].value > 0
+    check_tables(config, answer)
     assert answer.level == "volume"
     assert answer.counts["test"].patients == 2
     assert whole.metrics["dice"].value > 0.5  # eight patches a side know the organ that well
     assert whole.metrics["dice_ceiling"].value == 1  # the input is larger than the slices
     assert answer.provenance.random
     assert segment(config)[0].cached
-    written = write_predictions(config, tmp_path / "out")
+    written, failed = write_predictions(config, tmp_path / "out")
+    assert failed == []
     volumes = [path for path in written if path.name.endswith(".nii.gz")]
     assert len(volumes) == 2
     for path in volumes:
@@ -142,6 +222,51 @@ def test_volumes_are_segmented_filed_and_written_in_their_own_space(tmp_path: Pa
         assert picture.size[0] > config.backbone.image_size
     with pytest.raises(OccupiedError):
         write_predictions(config, tmp_path / "out")
+
+
+def check_tables(config: Config, answer: Segmented) -> None:
+    """Hold the tidy table and that of the units against an answer."""
+    rows = pq.read_table(config.store / "results/results.parquet").to_pylist()
+    assert {(r["task"], r["method"], r["kind"], r["features"], r["level"]) for r in rows} == {
+        ("organ", "near", "segmentation", "patch", "volume")
+    }
+    told = {(r["setting"], r["metric"]): (r["value"], r["low"]) for r in rows}
+    for score in answer.scores:
+        for name, metric in score.metrics.items():
+            assert told[json.dumps(score.setting), name] == (metric.value, metric.low)
+    (path,) = (config.store / "segmentations").glob("*.units.parquet")
+    units = pq.read_table(path).to_pandas()
+    few = units[units.setting == json.dumps(answer.scores[0].setting)]
+    assert len(few) == 3 * answer.counts["test"].units
+    assert few.groupby("draw").dice.mean().nunique() > 1  # other patients, another head
+    assert few.dice.mean() == pytest.approx(answer.scores[0].metrics["dice"].value)
+
+
+def test_what_cannot_be_written_is_counted_and_named(tmp_path: Path) -> None:
+    config = write_volumes(tmp_path)
+    token_store(config)
+    (answer,) = segment(config)
+    asked = Asked.of(config, "organ")
+    rows = sorted(read_predicted(asked, "near"))
+    gone = next(unit for unit in asked.units if unit.rows[0] in rows)
+    paths = Names(config.store, "hide").revealed(asked.store.slices())["path"].to_pylist()
+    (tmp_path / "images" / paths[gone.rows[0]]).write_bytes(b"no volume any more")
+    written, failed = write_predictions(config, tmp_path / "out")
+    assert [each.row for each in failed] == [gone.rows[0]]
+    assert paths[gone.rows[0]] not in failed[0].source  # paths are hidden
+    assert sum(path.name.endswith(".nii.gz") for path in written) == answer.counts["test"].units - 1
+
+
+def test_heads_stand_side_by_side_in_the_tidy_table(tmp_path: Path) -> None:
+    config = write_volumes(tmp_path)
+    token_store(config)
+    (answer,) = segment(config)
+    other = answer.model_copy(update={"head": "another"})
+    write_tidy(config.store, [other])
+    write_tidy(config.store, [answer])
+    rows = pq.read_table(config.store / "results/results.parquet").to_pylist()
+    number = sum(len(score.metrics) for score in answer.scores)
+    assert [r["method"] for r in rows] == ["another"] * number + ["near"] * number
 
 
 def test_a_changed_mask_is_answered_anew(tmp_path: Path) -> None:

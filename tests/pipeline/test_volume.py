@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from pipeline.extract import extract
 from pipeline.plan import explain, plan
 from pipeline.preprocess import prepare
 from pipeline.read import read_slices
+from pipeline.segmentation.sources import StoreSource
 from pipeline.types import Percentiles, Preprocess, Recipe, Slice, ZScore
 from pipeline.volumes import Histogram
 from stores import FeatureStore
+from stores.errors import ConfigError
 from stores.verify import verify
 from tests.phantoms import volume, write_jpeg_12, write_series
 from tests.pipeline.models import write_tiny_folder
@@ -140,6 +143,25 @@ def test_slices_are_scaled_by_the_volume_even_across_parts(config: Config, netwo
     for folder in "ab":
         assert_true(config, network, folder)
     assert plan(config).embed == 0
+
+
+def test_images_are_shown_again_as_the_network_saw_them(config: Config) -> None:
+    store = FeatureStore.open(extract(config, HERE).store)
+    rows = live(store, "a")
+    kept = SimpleNamespace(classes=("background", "x"))
+    source = StoreSource(config, store, kept)  # type: ignore[arg-type]
+    seen = source.images(np.array(sorted(rows.values()))[::-1])
+    recipe = Recipe.model_validate_json(store.recipe_text)
+    items = {r: next(iter(read_slices(config.data.root / p, [0]))) for p, r in rows.items()}
+    ends = np.percentile([item.pixels for item in items.values()], [2, 90])
+    for image, row in zip(seen, sorted(rows.values(), reverse=True), strict=True):
+        want = prepare(replace(items[row], ends=tuple(ends)), "MR", recipe)
+        np.testing.assert_allclose(image, want, atol=1e-4)
+    receipt = store.receipts.path(0)
+    told = json.loads(receipt.read_text())
+    receipt.write_text(json.dumps(told | {"ranges": []}))
+    with pytest.raises(ConfigError, match="extracted by an earlier version"):
+        StoreSource(config, FeatureStore.open(store.path), kept).images(np.array([0]))  # type: ignore[arg-type]
 
 
 def test_runs_that_stopped_and_reading_processes_give_the_same_bits(config: Config) -> None:

@@ -208,10 +208,10 @@ def test_networks_from_scratch_take_any_image_size(classes: int) -> None:
 
 
 def test_full_networks_have_their_papers_size() -> None:
-    from pipeline.segmentation.scratch import TransUNet, unet
+    from pipeline.segmentation.scratch import TransUNet, UNet
 
     with torch.device("meta"):
-        networks = unet(2, "full"), TransUNet(2, 224, "full")
+        networks = UNet(2, "full"), TransUNet(2, 224, "full")
     millions = [sum(p.numel() for p in n.parameters()) / 1e6 for n in networks]
     assert millions[0] == pytest.approx(31.1, abs=0.1)  # 64 to 1024 channels
     assert millions[1] == pytest.approx(105, rel=0.03)  # R50-ViT-B/16

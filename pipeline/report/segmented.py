@@ -1,0 +1,204 @@
+"""Segmentations as figures: structures, what more patients bring, and predictions over images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.parquet as pq
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from numpy.typing import NDArray
+
+from pipeline.questions import Metric, Score, Segmented
+from pipeline.report.figures import Drawn, forest
+from pipeline.report.sources import Source
+from pipeline.report.style import LINES, MARKS, SERIES, WIDTH, grid, legend, style
+from pipeline.report.words import METRICS, spread
+from pipeline.segment import read_predicted
+from pipeline.segmentation import pictures
+from pipeline.segmentation.asked import Asked
+from pipeline.segmentation.exporting import telling
+from stores.errors import ConfigError, LabelError, UnreadableError
+
+log = logging.getLogger(__name__)
+
+# Pixels of an overlay's side.
+SIDE = 160
+SHOWN = {1: ("only",), 2: ("worst", "best"), 3: ("worst", "median", "best")}
+Labels = NDArray[np.uint8]
+
+
+def segmentation_figures(source: Source, task: str) -> Iterator[Drawn]:
+    """Yield the figures of the masks of one name: structures, few-shot curves, overlays."""
+    answers = [answer for (name, _), answer in source.segmented.items() if name == task]
+    key = "".join(c if c.isalnum() else "-" for c in task) + "-segmented"
+    yield Drawn(
+        f"{key}-structures",
+        "By structure",
+        f"Dice of each test {answers[0].level} at its own resolution, all training patients; "
+        "beside each head, the time it trained for. Intervals: 95 %, other test patients.",
+        _structures(answers),
+    )
+    few = [answer for answer in answers if len(answer.scores) > 1]
+    if few:
+        yield Drawn(
+            f"{key}-patients",
+            "Few shots",
+            "Dice by the number of training patients, over several draws of them; the last mark is "
+            "all of them. Bands: 95 %, other draws and other test patients.",
+            _few_shots(few),
+        )
+    drawn = _overlays(source, task)
+    if drawn is not None:
+        yield Drawn(
+            f"{key}-overlays",
+            "Overlays",
+            f"The {answers[0].level}s of worst, median and best Dice over all heads, by the slice "
+            "with most of the mask; below each, the Dice of the whole. Names may be burned into "
+            "the pixels.",
+            drawn,
+        )
+
+
+def _by_structure(answer: Segmented, score: Score) -> dict[str, dict[str, Metric]]:
+    """Return the metrics by structure, also where there is a single one."""
+    return score.labels or {answer.classes[1]: score.metrics}
+
+
+def _structures(answers: Sequence[Segmented]) -> Figure:
+    lines: dict[str, list[tuple[int, Metric]]] = {}
+    for i, answer in enumerate(answers):
+        for structure, metrics in _by_structure(answer, answer.scores[-1]).items():
+            if "dice" in metrics:
+                lines.setdefault(structure, []).append((i, metrics["dice"]))
+    names = [f"{a.head}, {a.scores[-1].metrics['fit_seconds'].value:.0f} s" for a in answers]
+    return forest(list(lines.items()), names, METRICS["dice"])
+
+
+# --- few shots -----------------------------------------------------------------------------------
+
+
+def _few_shots(answers: Sequence[Segmented]) -> Figure:
+    """Draw a panel of the mean over structures, and one of each structure where there are more."""
+    panels = ["", *answers[0].scores[-1].labels]
+    with style():
+        figure, axes = grid(len(panels))
+        for axis, structure in zip(axes, panels, strict=True):
+            for i, answer in enumerate(answers):
+                _draw_line(axis, answer, structure, i)
+            ticks = sorted({_patients(answer, s) for answer in answers for s in answer.scores})
+            axis.set(title=structure or "all", xlabel="training patients", xscale="log")
+            axis.set_xticks(ticks, [f"{at:g}" for at in ticks])
+            axis.minorticks_off()
+            axis.set_ylabel(METRICS["dice"])
+            axis.set_box_aspect(1)
+        handles = [
+            Line2D([], [], color=SERIES[i % 8], ls=LINES[i % 4], marker=MARKS[i % 8], ms=4)
+            for i in range(len(answers))
+        ]
+        legend(figure, handles, [answer.head for answer in answers])
+    return figure
+
+
+def _draw_line(axis: Axes, answer: Segmented, structure: str, i: int) -> None:
+    points = [
+        (_patients(answer, score), metrics["dice"])
+        for score in answer.scores
+        if "dice" in (metrics := score.labels[structure] if structure else score.metrics)
+    ]
+    x = [at for at, _ in points]
+    ends = np.array([spread(metric) or (metric.value, metric.value) for _, metric in points])
+    colour = SERIES[i % 8]
+    axis.fill_between(x, ends[:, 0], ends[:, 1], color=colour, alpha=0.13, lw=0)
+    values = [metric.value for _, metric in points]
+    axis.plot(x, values, color=colour, ls=LINES[i % 4], marker=MARKS[i % 8], ms=3.5)
+
+
+def _patients(answer: Segmented, score: Score) -> float:
+    """Return how many patients a score's head learned from before val was added to them."""
+    return score.setting.get("patients", float(answer.counts["train"].patients))
+
+
+# --- overlays ------------------------------------------------------------------------------------
+
+
+def _overlays(source: Source, task: str) -> Figure | None:
+    """Draw three test units by every head; None where the config, files or answers are not here."""
+    config = source.config
+    if config is None or task not in config.masks:
+        return None
+    try:
+        asked = Asked.of(config, task)
+        heads = [head for head in config.segment if asked.path(head).is_file()]
+        if not heads:
+            return None
+        dice = {head: _dice_of(asked, head) for head in heads}
+        units = _telling_units(dice)
+        rows = np.array([telling(asked, asked.units[unit].rows) for unit in units])
+        images = asked.source.images(rows)
+    except (LabelError, ConfigError, UnreadableError) as error:  # the rest of the page stands
+        log.warning("%s has no overlays: %s", task, error)
+        return None
+    predicted = {head: read_predicted(asked, head) for head in heads}
+    lines: list[tuple[str, list[tuple[str, Any]]]] = []
+    for word, unit, row, image in zip(SHOWN[len(units)], units, rows.tolist(), images, strict=True):
+        grey = pictures.grey_of(image)
+        mask = asked.kept.at_input(row, asked.source.image_size)
+        cells = [("", pictures.painted(grey, np.zeros_like(mask)))]
+        cells += [("", pictures.painted(grey, mask))]
+        cells += [
+            (f"{dice[h][unit]:.3f}", pictures.painted(grey, predicted[h][row])) for h in heads
+        ]
+        lines.append((f"{word}\nrow {row}", cells))
+    return _pictures(lines, ["image", "mask", *heads], asked.kept.classes[1:])
+
+
+def _dice_of(asked: Asked, head: str) -> dict[int, float]:
+    """Return the mean Dice over structures of each test unit, with all training patients."""
+    table = pq.read_table(asked.path(head).with_suffix(".units.parquet"))
+    table = table.filter(pa.compute.equal(table["setting"], table["setting"][-1]))
+    number = {unit: i for i, unit in enumerate(asked.cases.units.ids.tolist())}
+    found: dict[int, list[float]] = {}
+    for unit, dice in zip(table["unit"].to_pylist(), table["dice"].to_pylist(), strict=True):
+        if dice == dice:
+            found.setdefault(number[unit], []).append(dice)
+    return {unit: float(np.mean(each)) for unit, each in found.items()}
+
+
+def _telling_units(dice: dict[str, dict[int, float]]) -> list[int]:
+    """Return the units of worst, median and best mean Dice over the heads that all scored them."""
+    shared = set.intersection(*(set(own) for own in dice.values()))
+    if not shared:
+        raise LabelError("no test unit was scored by every head")
+    ranked = sorted(shared, key=lambda unit: sum(own[unit] for own in dice.values()))
+    places = np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), max(SHOWN))).astype(int))
+    return [ranked[i] for i in places]
+
+
+def _pictures(
+    lines: Sequence[tuple[str, list[tuple[str, Any]]]], heads: Sequence[str], classes: Sequence[str]
+) -> Figure:
+    """Draw rows of pictures (S, S, 3) under the heads' names."""
+    with style():
+        side = WIDTH / max(len(heads), 5)
+        figure = Figure(figsize=(WIDTH, side * 1.2 * len(lines) + 0.4), layout="constrained")
+        axes = figure.subplots(len(lines), len(heads), squeeze=False)
+        for (name, cells), row in zip(lines, axes, strict=True):
+            row[0].set_ylabel(name)
+            for (below, picture), axis in zip(cells, row, strict=True):
+                step = max(1, len(picture) // SIDE)
+                axis.imshow(picture[::step, ::step], interpolation="none")
+                axis.set(xticks=[], yticks=[], xlabel=below)
+                axis.spines[:].set_visible(False)
+        for name, axis in zip(heads, axes[0], strict=True):
+            axis.set_title(name)
+        colours = pictures.COLOURS[np.arange(len(classes)) % len(pictures.COLOURS)] / 255
+        legend(figure, [Patch(color=tuple(colour)) for colour in colours], list(classes))
+    return figure
