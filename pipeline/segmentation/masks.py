@@ -273,9 +273,8 @@ class _Builder:
         found = [np.zeros((row["height"], row["width"]), np.uint8) for row in rows]
         for i, path in enumerate(paths):
             if not path.is_file():
-                raise UnreadableError(
-                    "vanished", f"there is no such file ({i + 1} of {len(paths)})"
-                )
+                of = f" of {self._masks.classes[i + 1]}" if self._masks.apart else ""
+                raise UnreadableError("vanished", f"there is no such file{of}")
             matched = match(path, rows, self._config, self._names)
             stack = _encoded(path, matched, self._masks, i)
             for labels, number in zip(found, matched.planes, strict=True):

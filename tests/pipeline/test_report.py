@@ -366,7 +366,7 @@ def test_segmentations_are_reported_as_other_answers_are(segmented: Written) -> 
     assert stems == {f"organ-segmented-{part}" for part in parts}
     (source,) = open_sources([segmented.page.with_name("my.yaml")])
     lines = lines_of([source])
-    assert {(line.method, line.setting) for line in lines} >= {("near", "patients = 1, draws = 3")}
+    assert {(line.method, line.setting) for line in lines} >= {("near", "patients = 1, draws = 6")}
     text = markdown(lines, random=True)
     assert all(
         f"{a.scores[-1].metrics['dice'].value:.3f}" in text for a in source.segmented.values()
@@ -560,7 +560,7 @@ def test_segmentations_in_a_browser(browser: Any, segmented: Written) -> None:
         head = tab.locator("#scores thead th", has_text="Training")
         head.locator("button").click()
         assert head.get_attribute("aria-sort") == "descending"
-        tab.fill("#search", "near patients")
+        tab.fill("#search", "near draws")
         assert tab.locator("#scores tbody tr:visible").count() == 1
         found = axe.Axe().run(tab).response["violations"]
         assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []

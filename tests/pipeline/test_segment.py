@@ -190,7 +190,7 @@ def write_volumes(root: Path) -> Config:
         nib.save(nib.Nifti1Image(voxels, affine), root / "images" / f"p{i}.nii.gz")
         nib.save(nib.Nifti1Image(mask, affine), root / "masks" / f"p{i}.nii.gz")
     organ: dict[str, Any] = {"files": {"**": "{name}"}, "values": "organ"}
-    heads = {"near": {"method": "knn", "k": [1], "shots": [1, 99], "draws": 3}}
+    heads = {"near": {"method": "knn", "k": [1], "shots": [1, 99], "draws": 6}}
     return config_of(root, masks={"organ": organ}, segment=heads)
 
 
@@ -199,7 +199,7 @@ def test_volumes_are_segmented_filed_and_written_in_their_own_space(tmp_path: Pa
     token_store(config)
     (answer,) = segment(config)
     few, whole = answer.scores
-    assert few.setting == {"patients": 1, "draws": 3}
+    assert few.setting == {"patients": 1, "draws": 6}
     assert whole.metrics["fit_seconds"].value > 0
     check_tables(config, answer)
     assert answer.level == "volume"
@@ -237,7 +237,7 @@ def check_tables(config: Config, answer: Segmented) -> None:
     (path,) = (config.store / "segmentations").glob("*.units.parquet")
     units = pq.read_table(path).to_pandas()
     few = units[units.setting == json.dumps(answer.scores[0].setting)]
-    assert len(few) == 3 * answer.counts["test"].units
+    assert len(few) == 6 * answer.counts["test"].units
     assert few.groupby("draw").dice.mean().nunique() > 1  # other patients, another head
     assert few.dice.mean() == pytest.approx(answer.scores[0].metrics["dice"].value)
 
