@@ -117,7 +117,7 @@ def _answer(asked: Asked, head: str) -> Segmented:
         counts=_counts(asked, turns),
         tally=asked.cases.units.tally,
         scores=scores,
-        notes=tuple(dict.fromkeys(note for trial in trials for note in trial.notes)),
+        notes=tuple(dict.fromkeys(asked.cases.notes + [n for t in trials for n in t.notes])),
         provenance=_provenance(asked, head),
         seconds=time.perf_counter() - started,
     )
