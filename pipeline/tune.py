@@ -200,7 +200,7 @@ def _fold(
     if adapters is not None:
         adapters.merge_and_unload()
     place[0].parent.mkdir(parents=True, exist_ok=True)
-    identity = save_network(network.body, head, recipe.architecture, place[0])
+    identity = save_network(network.body, head, recipe.architecture, recipe.weights, place[0])
     proba, tested = training.say(parts["test"])
     notes += _said_of(images, len(parts["test"]) - len(tested))
     if all(value is None for value in run.history):

@@ -327,12 +327,15 @@ class PatchTokens(Frozen):
 class Recipe(Frozen):
     """All that changes feature values, and nothing else.
 
-    `weights` is `sha256:<hex of the weights file>`, or `random:<seed>` for weights nobody trained.
+    `weights` is `sha256:<hex of the weights file>`, or `random:<seed>` for weights nobody trained,
+    or both, with a plus, for what was tuned from those on a few labels.
     """
 
     format: Literal[1] = FORMAT_VERSION
     architecture: Architecture
-    weights: Annotated[str, Field(pattern=r"^(sha256:[0-9a-f]{64}|random:\d+)$")]
+    weights: Annotated[
+        str, Field(pattern=r"^(sha256:[0-9a-f]{64}|random:\d+(\+sha256:[0-9a-f]{64})?)$")
+    ]
     image_size: Annotated[int, Field(gt=0)] = 224
     blocks: Annotated[int, Field(ge=1)] = 4
     outputs: tuple[Output, ...] = ("cls", "mean")

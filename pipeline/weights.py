@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from pipeline.comparators import COMPARATORS, FAMILIES, Comparator, read_shape
 from pipeline.types import Architecture, Treatment
 from stores.errors import WeightsError
 
+# In a safetensors file's metadata: the random weights that a network was tuned from.
+BEGAN = "radprobe_began"
 HUB_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
 
 
@@ -117,9 +120,26 @@ def _random(weights: str, architecture: Architecture) -> Weights:
 def _identified(file: Path, architecture: Architecture) -> Weights:
     if not file.is_file():
         raise WeightsError(f"There is no weights file {str(file)!r}. Check backbone.weights.")
+    return Weights(file, identity_of(file), architecture)
+
+
+def identity_of(file: Path) -> str:
+    """Return what a `Recipe` calls the weights in a file: by content, and random where they began.
+
+    Raises WeightsError for a damaged safetensors file.
+    """
     with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Weights(file, f"sha256:{digest}", architecture)
+        identity = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    if file.suffix != ".safetensors":
+        return identity
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as content:
+            began = (content.metadata() or {}).get(BEGAN, "")
+    except SafetensorError as error:
+        raise WeightsError(f"{str(file)!r} is no safetensors file ({error}).") from None
+    return f"{began}+{identity}" if re.fullmatch(r"random:\d+", began) else identity
 
 
 def _in_folder(folder: Path) -> Path:

@@ -83,7 +83,7 @@ HOMES = {
     },
     "monai": {"pipeline.segmentation"},
     "transformers": {"pipeline.backbones", "pipeline.families", "pipeline.tuning"},
-    "safetensors": {"pipeline.backbones", "pipeline.tuning"},
+    "safetensors": {"pipeline.backbones", "pipeline.tuning", "pipeline.weights"},
     "peft": {"pipeline.tuning"},
     "huggingface_hub": {"pipeline.weights"},
     "faiss": {

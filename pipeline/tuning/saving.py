@@ -8,12 +8,14 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from pipeline.families import Tower
 from pipeline.tuning.checkpoint import put
 from pipeline.types import Architecture
+from pipeline.weights import BEGAN, identity_of
 from stores._disk import (
     CHECKSUM,
     TEMPORARY,
@@ -28,16 +30,22 @@ from stores._disk import (
 WEIGHTS, HEAD = "model.safetensors", "head.safetensors"
 
 
-def save_network(body: nn.Module, head: nn.Linear, architecture: Architecture, to: Path) -> str:
+def save_network(
+    body: nn.Module, head: nn.Linear, architecture: Architecture, began: str, to: Path
+) -> str:
     """Save a network, LoRA's updates added in, and its head; return its weights' identity.
 
-    The folder is there whole or not at all; each file has its checksum beside it.
+    began: the identity of the weights it was tuned from; that they were random stays said. The
+    folder is there whole or not at all; each file has its checksum beside it.
     """
     model = body.model if isinstance(body, Tower) else body
     sweep_temporaries(to.parent.glob(f"{TEMPORARY}*"))  # of runs that were killed here
     temporary = to.with_name(temporary_name(to.name))
     transformers_logging.disable_progress_bar()
     model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]
+    if began.startswith("random:"):
+        mark = {"format": "pt", BEGAN: began.partition("+")[0]}
+        put(temporary / WEIGHTS, load_file(temporary / WEIGHTS), mark)
     image = {"image_mean": architecture.mean, "image_std": architecture.std}
     (temporary / "preprocessor_config.json").write_text(json.dumps(image, indent=1))
     put(temporary / HEAD, {"weight": head.weight, "bias": head.bias}, {})
@@ -52,7 +60,7 @@ def save_network(body: nn.Module, head: nn.Linear, architecture: Architecture, t
         shutil.rmtree(to)
     os.replace(temporary, to)
     sync_folder(to.parent)
-    return f"sha256:{file_sha256(to / WEIGHTS)}"
+    return identity_of(to / WEIGHTS)
 
 
 def moved(before: nn.Module, after: nn.Module) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ from pipeline.tuning.augment import augmented
 from pipeline.tuning.network import Network, groups, opened
 from pipeline.tuning.saving import save_network
 from pipeline.tuning.training import pace
+from pipeline.types import Recipe
 from pipeline.weights import BACKBONES, locate
 from stores import FeatureStore
 from stores.errors import ConfigError, RecipeMismatchError
@@ -246,7 +247,14 @@ def test_other_networks_are_tuned_saved_and_loaded_again(family: str, tmp_path: 
             adapters.merge_and_unload()
         architecture = backbone.architecture
         to = tmp_path / method
-        identity = save_network(network.body, network.head, architecture, to)
+        # What random weights became stays said to be random, through a second tuning too.
+        began = {"lora": "random:3", "norm": f"random:3+sha256:{'0' * 64}"}.get(
+            method, f"sha256:{'0' * 64}"
+        )
+        identity = save_network(network.body, network.head, architecture, began, to)
+        assert identity.startswith("random:3+" if "random" in began else "sha256:")
+        recipe = Recipe(architecture=architecture, weights=identity, image_size=64, blocks=1)
+        assert recipe.random == ("random" in began)
         found = locate(f"hf:{folder}", str(to))
         assert found.identity == identity
         x = torch.randn((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
