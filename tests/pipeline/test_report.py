@@ -241,7 +241,7 @@ def test_findings_say_what_may_undo_a_result(config: Path) -> None:
     said = {(f.kind, f.weight): f.text for f in findings(source, take_stock(source))}
     assert "RANDOM WEIGHTS" in said["weights", "warn"]
     leak = " ".join(text for (kind, _), text in said.items() if kind == "leakage")
-    assert "1 picture exist" in leak
+    assert "1 picture exists" in leak
     assert "on two sides of the split of sick" in leak
     assert "The features tell view with an AUROC of" in said["shortcut", "warn"]
 
