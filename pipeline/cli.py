@@ -18,6 +18,7 @@ import typer
 
 from pipeline.commands import (
     answering,
+    benchmarking,
     datasets,
     demo,
     doctoring,
@@ -48,6 +49,7 @@ for group in (
     keeping,
     weights,
     datasets,
+    benchmarking,
     demo,
     doctoring,
 ):

@@ -130,7 +130,8 @@ def read_shape(config: Mapping[str, Any]) -> dict[str, Any]:
 class Comparator:
     """A network by name: its shape, its Hugging Face repository, the size it was trained at.
 
-    licence: as its model card names it; feature: what is taken as its CLS token.
+    licence: as its model card names it; feature: what is taken as its CLS token; millions: of
+    parameters of the image tower; unchecked: what could not be held against the published files.
     """
 
     architecture: Architecture
@@ -138,6 +139,8 @@ class Comparator:
     image_size: int
     feature: str
     licence: str
+    millions: float
+    unchecked: str = ""
 
 
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -150,7 +153,7 @@ _GELU = {"intermediate_size": 4096, "hidden_act": "gelu", "qkv_bias": True}
 _NORMED = "CLS after the final norm"
 
 
-def _dinov3(letter: str, dim: int, depth: int, heads: int) -> Comparator:
+def _dinov3(letter: str, dim: int, depth: int, heads: int, millions: float) -> Comparator:
     settings = {"intermediate_size": 4 * dim, "hidden_act": "gelu", "key_bias": False}
     architecture = Architecture(
         family="dinov3_vit",
@@ -163,7 +166,15 @@ def _dinov3(letter: str, dim: int, depth: int, heads: int) -> Comparator:
         eps=1e-5,
     )
     repository = f"facebook/dinov3-vit{letter}16-pretrain-lvd1689m"
-    return Comparator(architecture, repository, 224, _NORMED, "DINOv3 License, gated")
+    return Comparator(
+        architecture,
+        repository,
+        224,
+        _NORMED,
+        "DINOv3 License, gated",
+        millions,
+        "shape, mean, std",
+    )
 
 
 COMPARATORS: dict[str, Comparator] = {
@@ -173,6 +184,7 @@ COMPARATORS: dict[str, Comparator] = {
         224,
         _NORMED,
         "Apache-2.0",
+        303,
     ),
     "mae_large": Comparator(
         Architecture(family="vit_mae", settings=_GELU, eps=1e-12, **_LARGE),
@@ -180,6 +192,8 @@ COMPARATORS: dict[str, Comparator] = {
         224,
         _NORMED + ", nothing masked",
         "Apache-2.0",
+        303,
+        "shape",
     ),
     "msn_large": Comparator(
         Architecture(family="vit_msn", settings=_GELU, **_LARGE),
@@ -187,6 +201,8 @@ COMPARATORS: dict[str, Comparator] = {
         224,
         _NORMED,
         "Apache-2.0",
+        303,
+        "mean, std",
     ),
     "clip_large": Comparator(
         Architecture(
@@ -200,6 +216,8 @@ COMPARATORS: dict[str, Comparator] = {
         224,
         "CLS after post_layernorm, before the projection",
         "see its card",
+        303,
+        "mean, std, licence",
     ),
     "openclip_huge": Comparator(
         Architecture(
@@ -215,6 +233,8 @@ COMPARATORS: dict[str, Comparator] = {
         224,
         "CLS after post_layernorm, before the projection",
         "MIT",
+        631,
+        "mean, std",
     ),
     "sam_large": Comparator(
         Architecture(
@@ -235,6 +255,8 @@ COMPARATORS: dict[str, Comparator] = {
         1024,
         "mean of the grid before the neck",
         "Apache-2.0",
+        308,
+        "licence",
     ),
     "resnet_152": Comparator(
         Architecture(
@@ -256,6 +278,8 @@ COMPARATORS: dict[str, Comparator] = {
         224,
         "mean of the last stage; `blocks: 1`",
         "Apache-2.0",
+        58,
+        "mean, std",
     ),
     "rad_dino": Comparator(
         Architecture(
@@ -264,9 +288,11 @@ COMPARATORS: dict[str, Comparator] = {
         "microsoft/rad-dino",
         518,
         _NORMED,
-        "see its card",
+        "MIT",
+        86.6,
+        "mean, std",
     ),
-    "dinov3_vits16": _dinov3("s", 384, 12, 6),
-    "dinov3_vitb16": _dinov3("b", 768, 12, 12),
-    "dinov3_vitl16": _dinov3("l", 1024, 24, 16),
+    "dinov3_vits16": _dinov3("s", 384, 12, 6, 21.6),
+    "dinov3_vitb16": _dinov3("b", 768, 12, 12, 85.7),
+    "dinov3_vitl16": _dinov3("l", 1024, 24, 16, 303),
 }

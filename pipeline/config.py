@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -19,6 +19,8 @@ from pipeline.questions import FeatureSet, Missing, Scaling, Task, Uncertain
 from pipeline.types import Frozen, Output, PatchTokens, Precision, Preprocess, Treatment
 from stores.errors import ConfigError
 from stores.mirror import located, url_of
+
+Settings = TypeVar("Settings", bound=Frozen)
 
 
 class Data(Frozen):
@@ -521,7 +523,12 @@ class Config(Frozen):
 
 
 def load_config(path: Path, store: Path | None = None) -> Config:
-    """Read and validate a config file; `store` overrides the one it names.
+    """Read and validate a config file; `store` overrides the one it names. Raises ConfigError."""
+    return _anchored(read_settings(path, Config), path.parent, store)
+
+
+def read_settings(path: Path, model: type[Settings]) -> Settings:
+    """Read a YAML file as settings of some kind.
 
     Raises ConfigError with one line a fault: what, got, expected, what to do.
     """
@@ -538,32 +545,31 @@ def load_config(path: Path, store: Path | None = None) -> Config:
     if not isinstance(data, dict):
         raise ConfigError(f"The config file {str(path)!r} must hold keys and values.")
     try:
-        config = Config.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         raise ConfigError(
-            f"{path}: " + "\n".join(_fault(fault) for fault in error.errors())
+            f"{path}: " + "\n".join(_fault(fault, model) for fault in error.errors())
         ) from None
-    return _anchored(config, path.parent, store)
 
 
 def _anchored(config: Config, base: Path, store: Path | None) -> Config:
     """Return the config with its relative paths taken from the folder of the file."""
     weights = config.backbone.weights
     if weights is not None and not weights.startswith("random:"):
-        weights = str(_under(base, Path(weights)))
+        weights = str(anchored(base, Path(weights)))
     labels = config.labels and config.labels.model_copy(
-        update={"file": _under(base, config.labels.file)}
+        update={"file": anchored(base, config.labels.file)}
     )
     masks = {
-        name: own.model_copy(update={"root": _under(base, own.root or config.data.root)})
+        name: own.model_copy(update={"root": anchored(base, own.root or config.data.root)})
         for name, own in config.masks.items()
     }
     split = config.split
     if split.file is not None:
-        split = split.model_copy(update={"file": _under(base, split.file)})
+        split = split.model_copy(update={"file": anchored(base, split.file)})
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"root": _under(base, config.data.root)}),
+            "data": config.data.model_copy(update={"root": anchored(base, config.data.root)}),
             "store": _store(base, config.store) if store is None else located(store),
             "backbone": config.backbone.model_copy(update={"weights": weights}),
             "labels": labels,
@@ -575,28 +581,28 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
 
 def _store(base: Path, store: Path) -> Path:
     """Return the folder of a config's store; of one at a URL, its mirror here."""
-    return located(store) if url_of(store) else _under(base, store)
+    return located(store) if url_of(store) else anchored(base, store)
 
 
-def _under(base: Path, path: Path) -> Path:
-    """Return a path of the config, from the folder of the file, without detours by `..`."""
+def anchored(base: Path, path: Path) -> Path:
+    """Return a path of settings, from the folder of their file, without detours by `..`."""
     return Path(os.path.normpath(base / path.expanduser()))
 
 
-def _fault(fault: Any) -> str:
+def _fault(fault: Any, model: type[Frozen]) -> str:
     """Return one pydantic fault as one sentence; an unknown key comes with the nearest known."""
     where = ".".join(str(step) for step in fault["loc"])
     if fault["type"] != "extra_forbidden":
         return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
-    known = _known_keys(fault["loc"][:-1])
+    known = _known_keys(fault["loc"][:-1], model)
     near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}."
     return f"{where}: unknown key. {hint}"
 
 
-def _known_keys(steps: tuple[int | str, ...]) -> list[str]:
-    """Return the keys known at a place in the config, walking down its models."""
-    models: list[Any] = [Config]
+def _known_keys(steps: tuple[int | str, ...], top: type[Frozen]) -> list[str]:
+    """Return the keys known at a place in the settings, walking down their models."""
+    models: list[Any] = [top]
     for step in steps:
         below: list[Any] = []
         for model in models:

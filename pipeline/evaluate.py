@@ -96,6 +96,16 @@ def evaluate(
     return results
 
 
+def on_file(config: Config, methods: Sequence[Method] = METHODS) -> list[Result]:
+    """Return those answers that `evaluate` or `tune` would find; computes none, writes nothing.
+
+    Raises as `evaluate` does.
+    """
+    every = [asked for cases in cases_of(config) for asked in _asked(cases, methods)]
+    found = [_filed(result_path(*asked)) for asked in every if asked[0].is_split]
+    return [result.model_copy(update={"cached": True}) for result in found if result is not None]
+
+
 def _run(
     cases: Cases, method: Method, device: str | None
 ) -> tuple[list[Score], Tested, tuple[Tuned, ...]]:

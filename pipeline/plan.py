@@ -155,11 +155,11 @@ def _hours(
         seconds = pace.seconds(slices, size / 1e6, recipe.precision, config.data.root)
         if seconds is not None:
             return seconds / 3600, "bench"
-    a_slice = _seconds_a_slice(store)
+    a_slice = seconds_a_slice(store)
     return (None, "nothing") if a_slice is None else (slices * a_slice / 3600, "store")
 
 
-def _seconds_a_slice(store: FeatureStore | None) -> float | None:
+def seconds_a_slice(store: FeatureStore | None) -> float | None:
     """Return the seconds a slice took so far, without loading the network, by the receipts."""
     seconds, slices = 0.0, 0
     for part in store.layout.parts(store.arrays["status"].n) if store is not None else []:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.comparators import COMPARATORS, Comparator
 from pipeline.types import Architecture
 from pipeline.weights import BACKBONES, Weights, locate, weights_folder
 from stores._disk import writing
@@ -31,7 +32,10 @@ _BLOCK = re.compile(r"encoder\.layer\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Known:
-    """One backbone: its shape, and the file that was found here, if any."""
+    """One backbone: its shape, and the file that was found here, if any.
+
+    parameters: of a comparator, to three figures.
+    """
 
     name: str
     dim: int
@@ -56,26 +60,36 @@ class Checked:
 
 
 def known() -> list[Known]:
-    """Return every backbone with an official file, and where its weights are here."""
-    found = []
-    for name, published in BACKBONES.items():
-        shape, here = published.architecture, _here(name)
-        parameters = count_parameters(shape)
-        found.append(
-            Known(
-                name=name,
-                dim=shape.dim,
-                depth=shape.depth,
-                registers=shape.registers,
-                parameters=parameters,
-                megabytes=round(parameters * 4 / 1e6),  # float32
-                licence=LICENCE,
-                sha256=SHA256,
-                url=published.url,
-                file=None if here is None else str(here.file),
-            )
-        )
-    return found
+    """Return every backbone by name, DINOv2's first, and where its weights are here."""
+    own = {
+        name: (each.architecture, count_parameters(each.architecture), LICENCE, each.url)
+        for name, each in BACKBONES.items()
+    }
+    others = {
+        name: (each.architecture, round(each.millions * 1e6), each.licence, _page(each))
+        for name, each in COMPARATORS.items()
+    }
+    return [_known(name, *about) for name, about in (own | others).items()]
+
+
+def _known(name: str, shape: Architecture, parameters: int, licence: str, url: str) -> Known:
+    here = _here(name)
+    return Known(
+        name=name,
+        dim=shape.dim,
+        depth=shape.depth,
+        registers=shape.registers,
+        parameters=parameters,
+        megabytes=round(parameters * 4 / 1e6),  # float32
+        licence=licence,
+        sha256=SHA256,
+        url=url,
+        file=None if here is None else str(here.file),
+    )
+
+
+def _page(comparator: Comparator) -> str:
+    return f"https://huggingface.co/{comparator.repository}"
 
 
 def count_parameters(shape: Architecture, grid: int = 37) -> int:
@@ -161,8 +175,11 @@ def fetch(name: str, url: str | None = None) -> Checked:
 
     Raises WeightsError where there is no such backbone, no network, or the file is another.
     """
+    if name in COMPARATORS:
+        return _fetch_from_hub(name, url)
     if name not in BACKBONES:
-        raise WeightsError(f"There is no backbone {name!r}. Known: {', '.join(BACKBONES)}.")
+        known = ", ".join((*BACKBONES, *COMPARATORS))
+        raise WeightsError(f"There is no backbone {name!r}. Known: {known}.")
     address, folder = url or BACKBONES[name].url, weights_folder()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -182,13 +199,30 @@ def fetch(name: str, url: str | None = None) -> Checked:
         return add(file)
 
 
+def _fetch_from_hub(name: str, url: str | None) -> Checked:
+    """Bring a comparator into Hugging Face's cache, and check that it loads."""
+    if url is not None:
+        raise WeightsError(
+            f"{name} comes from {_page(COMPARATORS[name])} alone. Leave --from out; a folder of it "
+            "that is here is named in the config: backbone.weights."
+        )
+    weights = locate(name, None)
+    assert weights.file is not None
+    digest = weights.identity.removeprefix("sha256:")
+    fault = _fault(name, weights.file, digest)
+    if fault:
+        raise WeightsError(f"{str(weights.file)!r} is not {name}: {fault}")
+    return Checked(name, str(weights.file), digest, "")
+
+
 def check(names: list[str]) -> Iterator[Checked]:
     """Yield for each backbone with weights here whether they load and are what was added.
 
     names: which must be here; none for all that are. Raises WeightsError for one that is not.
     """
-    found = [locate(n, None, hub=False) for n in names] if names else map(_here, BACKBONES)
-    for name, weights in zip(names or BACKBONES, found, strict=True):
+    every = names or [*BACKBONES, *COMPARATORS]
+    found = [locate(n, None, hub=False) for n in names] if names else map(_here, every)
+    for name, weights in zip(every, found, strict=True):
         if weights is not None and weights.file is not None:
             digest = weights.identity.removeprefix("sha256:")
             yield Checked(name, str(weights.file), digest, _fault(name, weights.file, digest))
@@ -201,7 +235,10 @@ def _fault(name: str, file: Path, digest: str) -> str:
     from pipeline.backbones import load_backbone
 
     try:
-        load_backbone(name, file, image_size=BACKBONES[name].architecture.patch)
+        if name in BACKBONES:
+            load_backbone(name, file, image_size=BACKBONES[name].architecture.patch)
+        else:
+            load_backbone(name, file, image_size=COMPARATORS[name].image_size, blocks=1)
     except WeightsError as error:
         return str(error)
     return ""

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from pipeline.config import Config, Segment
 from pipeline.questions import Metric, Part, PartCount, Provenance, Score, Segmented, Units
-from pipeline.segmentation.asked import CONTRACT, Asked, native
+from pipeline.segmentation.asked import CONTRACT, FOLDER, Asked, native
 from pipeline.segmentation.sources import Unit, native_mask
 from pipeline.tables import write_tidy
 from pipeline.tasks.splits import PARTS
@@ -68,6 +68,18 @@ def segment(config: Config, *, progress: Progress | None = None) -> list[Segment
     return answers
 
 
+def on_file(config: Config) -> list[Segmented]:
+    """Return those answers that `segment` would find; computes none. Raises as `segment` does."""
+    found: list[Segmented | None] = []
+    # To know an answer's name, masks are looked at: not where there is none to be named.
+    if any((config.store / FOLDER).glob("*.json")):
+        for task in config.masks:
+            asked = Asked.of(config, task)
+            if asked.cases.is_split:
+                found += [_filed(asked, head) for head in config.segment]
+    return [answer for answer in found if answer is not None]
+
+
 def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwritten]]:
     """Write what each head predicted on the test units, answered before, under `out`.
 
@@ -95,14 +107,10 @@ def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwri
 def _answer(asked: Asked, head: str) -> Segmented:
     """Return the answer that is on file, or find it and file it."""
     turns = asked.cases.turns  # may add new patients to the split, and so change the key
+    found = _filed(asked, head)
+    if found is not None:
+        return found
     path = asked.path(head)
-    try:
-        found = Segmented.model_validate_json(path.read_bytes())
-        return found.model_copy(update={"cached": True})
-    except FileNotFoundError:
-        pass
-    except ValidationError as error:
-        log.warning("%s is no answer and is found anew: %s", path, error)
     started = time.perf_counter()
     asked.source.tokens(asked.cases.units.rows[:1])  # there are tokens: said before hours of work
     trials = list(_trials(asked, asked.config.segment[head], turns))
@@ -126,6 +134,19 @@ def _answer(asked: Asked, head: str) -> Segmented:
     _write_table(path.with_suffix(".units.parquet"), pa.concat_tables([t.units for t in trials]))
     write_checked(path, answer.model_dump_json(indent=1).encode())
     return answer
+
+
+def _filed(asked: Asked, head: str) -> Segmented | None:
+    """Return the answer on file, if there is one that can be read."""
+    path = asked.path(head)
+    try:
+        found = Segmented.model_validate_json(path.read_bytes())
+        return found.model_copy(update={"cached": True})
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        log.warning("%s is no answer and is found anew: %s", path, error)
+        return None
 
 
 # --- one head ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ MODULES = {
 LEVELS = [
     {"cli"},
     {"commands", "api"},
+    {"benchmark"},
     {"report", "tune"},
     {
         "extract",
@@ -100,8 +101,8 @@ HOMES = {
     "distributed": {"pipeline.scale", "pipeline.clusters"},
     "dask_jobqueue": {"pipeline.clusters"},
     "typer": {"pipeline.cli", "pipeline.commands"},
-    "matplotlib": {"pipeline.report"},
-    "jinja2": {"pipeline.report.page"},
+    "matplotlib": {"pipeline.report", "pipeline.benchmark.figures"},
+    "jinja2": {"pipeline.report.page", "pipeline.benchmark.page"},
     "rich": {"pipeline.commands"},
 }
 

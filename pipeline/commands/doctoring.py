@@ -39,9 +39,13 @@ def doctor(
         bool,
         typer.Option("--drift", help="Tell how features move by batch, precision and device."),
     ] = False,
-    device: Annotated[
-        str, typer.Option(help="For --bench and --drift: auto, cpu, cuda:1.")
-    ] = "auto",
+    stability: Annotated[
+        bool,
+        typer.Option(
+            "--stability", help="Tell how features move by noise, turns, JPEG: their ICC."
+        ),
+    ] = False,
+    device: Annotated[str, typer.Option(help="For what is measured: auto, cpu, cuda:1.")] = "auto",
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Whether --bench tries torch.compile.")
     ] = True,
@@ -54,13 +58,18 @@ def doctor(
     from stores.errors import ConfigError
 
     settings = None if config is None else load_config(config, store)
-    if (bench or drift) and settings is None:
-        raise ConfigError("--bench and --drift need a CONFIG: the network and images to measure.")
-    if settings is not None and (bench or drift):
+    measured = bench or drift or stability
+    if measured and settings is None:
+        raise ConfigError(
+            "--bench, --drift and --stability need a CONFIG: the network and images to measure."
+        )
+    if settings is not None and measured:
         if bench:
             _bench(settings, device, compiled, as_json)
         if drift:
             _drift(settings, device, as_json)
+        if stability:
+            _stability(settings, device, as_json)
         return
     checks = []
     for check in examine(settings):
@@ -108,6 +117,25 @@ def _drift(config: Config, device: str, as_json: bool) -> None:
             out.print(
                 f"{one.device:<8}{one.precision:<11}{one.batch_size:>6}{one.cosine_min:>11.7f}"
                 f"{one.cosine_mean:>11.7f}{one.moved:>8.1%}  of the {one.k} nearest",
+                highlight=False,
+            )
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+
+
+def _stability(config: Config, device: str, as_json: bool) -> None:
+    from pipeline.doctor.stability import stability
+
+    found = []
+    if not as_json:
+        out.print("Against the slices as they are: ICC(A,1) of the numbers of CLS tokens, cosine.")
+        out.print(f"{'view':<28}{'median ICC':>11}{'5th pct':>9}{'cosine':>9}{'moved':>8}")
+    for one in stability(config, device=device):
+        found.append(one)
+        if not as_json:
+            out.print(
+                f"{one.view:<28}{one.icc:>11.3f}{one.icc_low:>9.3f}{one.cosine_mean:>9.4f}"
+                f"{one.moved:>8.1%}  of the {one.k} nearest",
                 highlight=False,
             )
     if as_json:

@@ -22,7 +22,7 @@ from pipeline.neighbours import neighbours
 from pipeline.types import Precision
 from stores.errors import ConfigError
 
-_K = 5
+K = 5
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,12 @@ def drift(config: Config, slices: int = 64, device: str = "auto") -> Iterator[Dr
     Raises ConfigError where the collection has too few slices for neighbours.
     """
     sample = take_sample(config, slices)
-    if len(sample.items) <= _K:
+    if len(sample.items) <= K:
         raise ConfigError(
-            f"Drift needs more than {_K} slices. Got {len(sample.items)} in "
+            f"Drift needs more than {K} slices. Got {len(sample.items)} in "
             f"{str(config.data.root)!r} instead."
         )
-    want = _features(config, sample, "cpu", "float32", 1)
-    near = _near(want)
+    want = features_of(config, sample, "cpu", "float32", 1)
     devices = list(dict.fromkeys(["cpu", pick_device(device)]))
     for where in devices:
         lower: tuple[Precision, ...] = ("bfloat16",) if where == "cpu" else ("bfloat16", "float16")
@@ -61,18 +60,19 @@ def drift(config: Config, slices: int = 64, device: str = "auto") -> Iterator[Dr
             for size in (1, 8, 32):
                 if (where, precision, size) == ("cpu", "float32", 1):
                     continue
-                got = _features(config, sample, where, precision, size)
-                yield _held(where, precision, size, want, near, got)
+                got = features_of(config, sample, where, precision, size)
+                yield held(where, precision, size, want, got)
 
 
-def _held(
+def held(
     device: str,
     precision: Precision,
     size: int,
     want: NDArray[np.float32],
-    near: NDArray[np.int64],
     got: NDArray[np.float32],
 ) -> Drift:
+    """Return how far features (n, d) are off those that are wanted."""
+    near = _near(want)
     cosine = (want * got).sum(1, dtype=np.float64)
     cosine /= np.linalg.norm(want.astype(np.float64), axis=1)
     cosine /= np.linalg.norm(got.astype(np.float64), axis=1)
@@ -86,11 +86,11 @@ def _held(
 def _near(x: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return (n, k): the nearest other slices of each."""
     rows = np.arange(len(x))
-    _, found = neighbours(x, rows, rows, _K, patient=rows)  # each its own patient: not itself
+    _, found = neighbours(x, rows, rows, K, patient=rows)  # each its own patient: not itself
     return found
 
 
-def _features(
+def features_of(
     config: Config, sample: Sample, device: str, precision: Precision, batch_size: int
 ) -> NDArray[np.float32]:
     """Return the last CLS token of each slice (n, d), in float32."""

@@ -72,6 +72,13 @@ class Cases:
         """Return (n,) what a label column says of each unit; "" where nothing, or several."""
         return texts_of(self.table, name, self.units, self._slices, *self._joining)
 
+    @property
+    def is_split(self) -> bool:
+        """Whether the split is on file."""
+        if self.beside is not None:
+            return self.beside.is_split
+        return split_path(self.store.path, self.name, self.task, self.config.split).is_file()
+
     @cached_property
     def split(self) -> Split:
         """The split on file, or one made now and filed."""

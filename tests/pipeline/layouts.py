@@ -24,9 +24,9 @@ def disc(y: float, x: float, radius: float, size: int = SIZE) -> NDArray[np.bool
     return np.asarray((rows - y) ** 2 + (columns - x) ** 2 <= radius**2)
 
 
-def noisy(marked: NDArray[np.bool_], seed: int, light: int = 150) -> NDArray[np.uint8]:
+def noisy(marked: NDArray[np.bool_], seed: int, light: int = 60) -> NDArray[np.uint8]:
     """Return a picture that is bright where marked."""
-    noise = np.random.default_rng(seed).integers(0, 60, marked.shape)
+    noise = np.random.default_rng(seed).integers(0, 140, marked.shape)
     return np.asarray(noise + light * marked, np.uint8)
 
 
@@ -83,7 +83,7 @@ def chexpert(root: Path, train: int = 24, valid: int = 8, test: int = 0) -> None
 def montgomery(root: Path, images: int = 24) -> None:
     for i in range(images):
         name = f"MCUCXR_{i + 1:04d}_{i % 2}.png"
-        left, right = disc(20, 28, 6 + i % 2), disc(20, 10, 6 + i % 2)
+        left, right = (disc(16 + 3 * (i % 4), x, 8 + i % 2) for x in (29, 10))
         save(root / "CXR_png" / name, noisy(left | right, i))
         save(root / "ManualMask/leftMask" / name, np.uint8(255) * left)
         save(root / "ManualMask/rightMask" / name, np.uint8(255) * right)
@@ -93,7 +93,7 @@ def montgomery(root: Path, images: int = 24) -> None:
 def shenzhen(root: Path, images: int = 20) -> None:
     for i in range(images):
         stem = f"CHNCXR_{i + 1:04d}_{i % 2}"
-        lungs = disc(20, 28, 6 + i % 2) | disc(20, 10, 6 + i % 2)
+        lungs = disc(16 + 3 * (i % 4), 29, 8) | disc(20, 10, 8 + i % 2)
         save(root / "CXR_png" / f"{stem}.png", noisy(lungs, i))
         if i:  # as in the set, some have none
             save(root / "mask" / f"{stem}_mask.png", np.uint8(255) * lungs)
@@ -132,14 +132,15 @@ def brain_tumour(root: Path, files: int = 30, *, torn: bool = False) -> None:
 
 def volume(path: Path, seed: int, values: int, *, mask: Path | None = None) -> None:
     """Write a CT or MR volume (24, 20, 4) with one organ a value, side by side."""
-    shape = (24, 20, 4)
+    shape, rng = (24, 20, 4), np.random.default_rng(seed)
     labels = np.zeros(shape, np.int16)
-    start = seed % 3
+    start, top, bottom = rng.integers(0, 3), rng.integers(1, 9), rng.integers(14, 23)
     for value in range(1, values + 1):
         width = max(1, 18 // values)
-        labels[4:20, start + (value - 1) * width : start + value * width, 1:] = value
-    noise = np.random.default_rng(seed).normal(0, 10, shape)
-    voxels = (labels * (400 // values) - 100 * (labels == 0) + noise).astype(np.int16)
+        labels[top:bottom, start + (value - 1) * width : start + value * width, 1:] = value
+    x, y, _ = np.meshgrid(*map(np.arange, shape), indexing="ij")
+    ground = 150 * np.sin(rng.uniform(0.1, 0.6) * x + rng.uniform(0.1, 0.6) * y + seed)
+    voxels = (labels * (400 // values) + ground + rng.normal(0, 40, shape)).astype(np.int16)
     affine = np.diag([0.8, 0.8, 2.5, 1.0])
     for array, into in ((voxels, path), (labels, mask)):
         if into is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.backbones import load_backbone
 from pipeline.comparators import COMPARATORS, FAMILIES
 from pipeline.families import family_model, family_options
+from pipeline.registry import count_parameters, fetch, known
 from pipeline.types import Recipe
 from stores import FeatureStore
 from stores.errors import WeightsError
@@ -220,29 +221,34 @@ def test_every_name_gives_a_network(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert not torch.allclose(one.cls[0], one.cls[1], atol=1e-3)
 
 
-# Millions of parameters of the towers, as published (heads left out).
-PUBLISHED = {
-    "vit_large_in21k": 303,
-    "mae_large": 303,
-    "msn_large": 303,
-    "clip_large": 303,
-    "openclip_huge": 631,
-    "sam_large": 308,
-    "resnet_152": 58,
-    "dinov3_vits16": 21.6,
-    "dinov3_vitb16": 85.7,
-    "dinov3_vitl16": 303,
-}
-
-
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", sorted(n for n in COMPARATORS if n != "rad_dino"))
 def test_the_table_has_the_published_sizes(name: str) -> None:
     entry = COMPARATORS[name]
     cls, config = family_model(entry.architecture, entry.image_size)
     with torch.device("meta"):
         made = cls(config, **family_options(entry.architecture))
         count = sum(parameter.numel() for parameter in made.parameters())
-    assert count / 1e6 == pytest.approx(PUBLISHED[name], rel=0.005)
+    assert count / 1e6 == pytest.approx(entry.millions, rel=0.005)
+
+
+def test_rad_dino_is_as_large_as_dinov2s_base() -> None:
+    shape = COMPARATORS["rad_dino"].architecture
+    assert count_parameters(shape) / 1e6 == pytest.approx(COMPARATORS["rad_dino"].millions, 1e-3)
+
+
+def test_the_folder_of_weights_knows_comparators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    about = {each.name: each for each in known()}
+    assert about.keys() > COMPARATORS.keys()
+    assert about["rad_dino"].licence == "MIT"
+    assert about["openclip_huge"].url.endswith("laion/CLIP-ViT-H-14-laion2B-s32B-b79K")
+    with pytest.raises(WeightsError, match="huggingface-cli download facebook/vit-mae-large"):
+        fetch("mae_large")
+    with pytest.raises(WeightsError, match="Leave --from out"):
+        fetch("mae_large", "http://mirror")
 
 
 def test_a_comparator_goes_through_extract_and_store(tmp_path: Path) -> None:
@@ -275,7 +281,7 @@ def test_the_documented_table_is_the_codes() -> None:
         a = entry.architecture
         cells = (f"`{name}`", entry.repository, a.dim, a.patch, entry.image_size)
         row = " | ".join(map(str, (*cells, entry.feature, _short(a.mean), _short(a.std))))
-        assert f"| {row} | {entry.licence} |" in text, row
+        assert f"| {row} | {entry.licence} | {entry.unchecked} |" in text, row
 
 
 def _short(values: tuple[float, ...]) -> str:

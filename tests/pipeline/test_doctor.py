@@ -18,13 +18,16 @@ from pipeline.collection import make_recipe
 from pipeline.comparators import COMPARATORS
 from pipeline.config import Config, load_config
 from pipeline.doctor import checks
+from pipeline.doctor import stability as views
 from pipeline.doctor.bench import _load, bench
 from pipeline.doctor.disk import disk
 from pipeline.doctor.drift import drift
 from pipeline.doctor.examine import examine
 from pipeline.doctor.sample import take_sample
+from pipeline.doctor.stability import stability
 from pipeline.embedding.pace import load_pace
 from pipeline.plan import plan
+from pipeline.stats.agreement import icc
 from tests.phantoms import volume, write_nifti_of_series, write_png, write_series
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.test_extract import write_config
@@ -195,6 +198,30 @@ def test_drift_compares_every_way_with_float32(config: Path) -> None:
         assert one.cosine_min > (1 - 1e-6 if exact else 0.999)
         assert one.cosine_min <= one.cosine_mean <= 1 + 1e-9
         assert 0 <= one.moved <= (0 if exact else 0.5)
+
+
+def test_stability_tells_how_far_views_move_features(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {one.view: one for one in stability(load_config(config), slices=18, device="cpu")}
+    assert found.keys() == views.VIEWS.keys()
+    for one in found.values():
+        assert one.icc_low <= one.icc < 1
+        assert 0 <= one.moved <= 1
+    monkeypatch.setattr(views, "VIEWS", {"as it is": lambda pixels, rng: pixels})
+    (same,) = stability(load_config(config), slices=18, device="cpu")
+    assert same.icc == pytest.approx(1, abs=1e-6)
+    assert same.moved == 0
+
+
+def test_icc_is_that_of_shrout_and_fleiss() -> None:
+    """Psychological Bulletin 86 (1979), tables 2 and 4: six targets, four judges."""
+    judged = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
+    flat = np.zeros((6, 4, 1))
+    values = np.concatenate([np.array(judged, float)[..., None], flat], axis=2)
+    found = icc(values)
+    assert found[0] == pytest.approx(0.29, abs=0.005)
+    assert np.isnan(found[1])
 
 
 def test_bench_without_a_config_is_refused_in_words(capfd: pytest.CaptureFixture[str]) -> None:

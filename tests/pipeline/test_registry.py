@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_known_fits_the_official_files() -> None:
     every = {each.name: each for each in known()}
-    assert every.keys() == BACKBONES.keys()
+    assert list(every)[: len(BACKBONES)] == list(BACKBONES)
     for name, arguments in {
         NAME: (384, 12),
         "dinov2_vitl14": (1024, 24),

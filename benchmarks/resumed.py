@@ -1,0 +1,154 @@
+"""A benchmark killed and resumed: made-up folders of official layouts by three tiny networks.
+
+    python -m benchmarks.resumed [FOLDER] [--kills 2]
+
+Writes Montgomery, figshare's brain tumours and MSD's spleen as their archives unpack, three tiny
+untrained networks, and runs kNN, probe, few-shot, fine-tuning and segmentation on all. The process
+is killed by SIGKILL after so many answers, twice, and resumed. Every answer and every committed
+part must then be the file that was written first; run once more, nothing is computed or embedded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.datasets.describing import describe
+from tests.pipeline import layouts
+from tests.pipeline.models import write_tiny_folder
+
+SIZE = 56
+SETS: dict[str, Callable[[Path], None]] = {
+    "montgomery": layouts.montgomery,
+    "brain-tumour": layouts.brain_tumour,
+    "msd-spleen": lambda root: layouts.decathlon(root, "spleen", 1, 10),
+}
+SETTINGS: dict[str, Any] = {
+    "kNN": {"method": "knn", "options": {"k": [1, 5], "features": "cls+mean"}},
+    "probe": {"method": "probe", "options": {"steps": 5}},
+    "few-shot": {"method": "fewshot", "options": {"shots": [1, 2], "queries": 2, "episodes": 20}},
+    "fine-tuning": {
+        "method": "finetune",
+        "options": {"epochs": 2, "augment": "none", "slices": 2, "batch": 8},
+    },
+    "segmentation": {"method": "segment", "options": {"method": "knn", "k": [1, 5]}},
+}
+
+
+def prepare(
+    root: Path, sets: Mapping[str, Callable[[Path], None]] = SETS, seeds: tuple[int, ...] = (0,)
+) -> Path:
+    """Write data sets, networks and the benchmark file; return that."""
+    for name, write in sets.items():
+        write(root / "downloads" / name)
+        describe(name, root / "downloads" / name, root / "sets" / name)
+    networks = {
+        "tiny": write_tiny_folder(root / "networks/tiny", 1),
+        "registers": write_tiny_folder(root / "networks/registers", 2, registers=4),
+        "shallow": write_tiny_folder(root / "networks/shallow", 3, depth=4),
+    }
+    asked = {
+        "out": "out",
+        "datasets": {name: f"sets/{name}/config.yaml" for name in sets},
+        "backbones": {
+            name: {"name": f"hf:{folder}", "image_size": SIZE} for name, folder in networks.items()
+        },
+        "settings": SETTINGS,
+        "seeds": list(seeds),
+    }
+    (root / "benchmark.yaml").write_text(yaml.safe_dump(asked, sort_keys=False))
+    return root / "benchmark.yaml"
+
+
+def start(file: Path, *options: str) -> subprocess.Popen[str]:
+    """Start `radprobe benchmark` in a process group of its own."""
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "benchmark"]
+    return subprocess.Popen(
+        [*command, str(file), "--json", "--device", "cpu", "--workers", "0", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(file: Path, *options: str) -> dict[str, Any]:
+    """Run it to its end; return what it said."""
+    process = start(file, *options)
+    said, complained = process.communicate()
+    assert process.returncode == 0, complained[-4000:]
+    return dict(json.loads(said))
+
+
+def done(out: Path) -> dict[str, tuple[int, int]]:
+    """Return answers and receipts on file: path -> inode, time; a file written again is another."""
+    patterns = ("stores/*/*/results/*-*.json", "stores/*/*/segmentations/*.json")
+    patterns += ("stores/*/*/parts/*.json",)
+    return {
+        str(path.relative_to(out)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for pattern in patterns
+        for path in out.glob(pattern)
+        if not path.name.startswith(".")  # temporary
+    }
+
+
+def answers_of(paths: Mapping[str, Any]) -> list[str]:
+    """Return the paths of answers among these."""
+    return [path for path in paths if "/parts/" not in path]
+
+
+def kill_after(file: Path, out: Path, answers: int) -> dict[str, tuple[int, int]]:
+    """Start it, kill its group once so many answers are on file; return what is there then."""
+    process = start(file)
+    while process.poll() is None and len(answers_of(done(out))) < answers:
+        time.sleep(0.01)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return done(out)
+
+
+def scores(out: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the scores of every answer on file, by its name."""
+    return {path: json.loads((out / path).read_text())["scores"] for path in answers_of(done(out))}
+
+
+def main() -> None:
+    """Print what was killed, what was kept, and what was computed twice."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--kills", type=int, default=2)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        root = asked.folder or Path(temporary)
+        file, out, kept = prepare(root), root / "out", []
+        for number in range(1, asked.kills + 1):
+            kept.append(kill_after(file, out, 9 * number - 2))
+            print(f"kill {number}: {len(answers_of(kept[-1]))} answers and "
+                  f"{len(kept[-1]) - len(answers_of(kept[-1]))} parts on file")  # fmt: skip
+        before = len(answers_of(kept[-1])) if kept else 0
+        last = finish(file)
+        computed = sum(cell["computed"] for cell in last["cells"])
+        now = done(out)
+        again = [path for each in kept for path, stamp in each.items() if now.get(path) != stamp]
+        print(f"resumed: {computed} answers computed, {len(answers_of(now))} on file now")
+        print(f"before + computed = {before + computed} (wanted {len(answers_of(now))})")
+        print(f"written twice: {len(again)} (wanted 0) {again}")
+        third = finish(file)
+        more, embedded = (sum(c[key] for c in third["cells"]) for key in ("computed", "embedded"))
+        print(f"once more: {more} computed, {embedded} embedded (wanted 0, 0)")
+        print(f"page: {last['page']}" if asked.folder else "page: name a FOLDER to keep it")
+
+
+if __name__ == "__main__":
+    main()

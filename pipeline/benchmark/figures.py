@@ -1,0 +1,64 @@
+"""A benchmark's two figures: critical differences of ranks, and cost against score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from matplotlib.figure import Figure
+
+from pipeline.report.style import INK, MARKS, RULE, SERIES, SOFT, WIDTH, legend, style
+from pipeline.stats.ranking import Ranking
+
+
+def critical_differences(found: Ranking) -> Figure | None:
+    """Draw mean ranks on a line, bars over those that Nemenyi's test does not tell apart."""
+    if found.critical is None:
+        return None
+    s = len(found.names)
+    with style():
+        figure = Figure(figsize=(WIDTH, 1.1 + 0.22 * s), layout="constrained")
+        axis = figure.add_subplot()
+        half = (s + 1) // 2
+        depth = [1.0 + i for i in range(half)] + [1.0 + i for i in reversed(range(s - half))]
+        for i, (name, rank) in enumerate(zip(found.names, found.mean_ranks, strict=True)):
+            left = i < half
+            edge = 0.6 if left else s + 0.4
+            axis.plot([rank, rank, edge], [0, depth[i], depth[i]], color=SOFT, lw=0.8)
+            axis.plot(rank, 0, color=SERIES[i % len(SERIES)], marker="o", ms=5)
+            said = f"{name}  {rank:.2f} " if left else f" {rank:.2f}  {name}"
+            axis.text(edge, depth[i], said, ha="right" if left else "left", va="center", color=INK)
+        for number, (first, last) in enumerate(found.alike):
+            ends = [found.mean_ranks[first] - 0.03, found.mean_ranks[last] + 0.03]
+            height = 0.25 + 0.18 * number
+            axis.plot(ends, [height, height], color=INK, lw=3, solid_capstyle="butt")
+        axis.plot([1, 1 + found.critical], [-1.1, -1.1], color=INK, lw=1.2, marker="|", ms=7)
+        said = f"critical difference {found.critical:.2f}"
+        axis.text(1.08 + found.critical, -1.1, said, va="center", color=INK)
+        axis.set(xlim=(-0.6, s + 1.6), ylim=(max(depth) + 0.6, -1.6))
+        axis.plot([1, s], [0, 0], color=INK, lw=0.8)
+        for tick in range(1, s + 1):
+            axis.plot([tick, tick], [-0.12, 0], color=INK, lw=0.8)
+            axis.text(tick, -0.25, str(tick), ha="center", va="bottom", color=SOFT)
+        axis.set_axis_off()
+    return figure
+
+
+def cost_against_score(points: Mapping[str, tuple[float, float]], metric: str) -> Figure | None:
+    """Draw backbones by milliseconds a slice and mean score: name -> (seconds, score)."""
+    if not points:
+        return None
+    with style():
+        figure = Figure(figsize=(WIDTH * 0.62, 3.2), layout="constrained")
+        axis = figure.add_subplot()
+        handles = []
+        for i, (seconds, score) in enumerate(points.values()):
+            colour, mark = SERIES[i % len(SERIES)], MARKS[i % len(MARKS)]
+            handles += axis.plot(1000 * seconds, score, color=colour, marker=mark, ms=7, ls="")
+        spent = [seconds for seconds, _ in points.values()]
+        if max(spent) > 5 * min(spent):  # decades, where there are any
+            axis.set_xscale("log")
+        axis.set(xlabel="ms a slice to embed, on the machine that did", ylabel=metric)
+        axis.grid(color=RULE, lw=0.5)
+        axis.margins(0.25)
+        legend(figure, handles, list(points))
+    return figure

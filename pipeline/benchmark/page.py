@@ -1,0 +1,214 @@
+"""A benchmark written down: one tidy table, its tables as Markdown and LaTeX, and one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from pyarrow import csv
+
+from pipeline.benchmark.asked import Benchmark, absent
+from pipeline.benchmark.figures import cost_against_score, critical_differences
+from pipeline.benchmark.gathering import Entry, Gathered, Question, gather
+from pipeline.benchmark.running import Outcome, cost
+from pipeline.report.style import inline_svg, save
+from pipeline.report.words import METRICS, RANDOM, count, interval
+from stores._disk import write_atomic, writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAMES = METRICS | {"dice": "Dice"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table as the paper lays it out: a line a backbone, a column a question of one setting.
+
+    cells: a line's entries, None where there is no answer.
+    """
+
+    setting: str
+    questions: tuple[Question, ...]
+    lines: tuple[tuple[str, tuple[Entry | None, ...]], ...]
+
+    def best(self, column: int) -> float:
+        """Return the greatest value of a column."""
+        known = [own[column] for _, own in self.lines]
+        return max(entry.metric.value for entry in known if entry is not None)
+
+    @property
+    def has_published(self) -> bool:
+        """Whether a published figure stands beside any entry."""
+        return any(entry and entry.published for _, own in self.lines for entry in own)
+
+
+def write_benchmark(asked: Benchmark, outcomes: Sequence[Outcome]) -> tuple[Gathered, Path]:
+    """Write what the answers say under `asked.out`; return it, and the page."""
+    found = gather(outcomes)
+    layouts = _layouts(found)
+    drawn = {
+        "ranks": critical_differences(found.ranking),
+        "cost": _costs(found, outcomes),
+    }
+    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    with writing(asked.out):
+        asked.out.mkdir(parents=True, exist_ok=True)
+        _write_tidy(asked.out, found.tidy)
+        for name, figure in figures.items():
+            for suffix in (".svg", ".png"):
+                save(figure, asked.out / f"{name}{suffix}")
+    stamp = found.random
+    write_atomic(asked.out / "results.md", _markdown(layouts, random=stamp).encode())
+    write_atomic(asked.out / "results.tex", _latex(layouts, random=stamp).encode())
+    text = _render(asked, found, outcomes, layouts, figures)
+    write_atomic(asked.out / "benchmark.html", text.encode())
+    return found, asked.out / "benchmark.html"
+
+
+def _write_tidy(out: Path, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_atomic(out / "results.parquet", sink.getvalue().to_pybytes())
+    sink = pa.BufferOutputStream()
+    csv.write_csv(table, sink)
+    write_atomic(out / "results.csv", sink.getvalue().to_pybytes())
+
+
+def _layouts(found: Gathered) -> list[Layout]:
+    layouts = []
+    for setting in dict.fromkeys(question.setting for question in found.scores):
+        questions = tuple(question for question in found.scores if question.setting == setting)
+        lines = tuple(
+            (name, tuple(found.scores[question].get(name) for question in questions))
+            for name in found.backbones
+        )
+        layouts.append(Layout(setting, questions, lines))
+    return layouts
+
+
+def _costs(found: Gathered, outcomes: Sequence[Outcome]) -> Figure | None:
+    """Draw each backbone's cost against its mean score over what all backbones answered."""
+    shared = [
+        own for q, own in found.scores.items() if q.ranked and own.keys() == {*found.backbones}
+    ]
+    points: dict[str, tuple[float, float]] = {}
+    stores = {(o.cell.backbone, o.cell.config.store) for o in outcomes if o.answers}
+    for name in found.backbones:
+        spent = [seconds for b, store in stores if b == name and (seconds := cost(store))]
+        if spent and shared:
+            score = float(np.mean([own[name].metric.value for own in shared]))
+            points[name] = (float(np.mean(spent)), score)
+    return cost_against_score(points, "mean score")
+
+
+# --- words -------------------------------------------------------------------------------------
+
+
+def column_name(question: Question) -> str:
+    """Return what a column is called."""
+    task = "" if question.task == question.dataset else f" {question.task}"
+    shots = "" if question.shots is None else f", {count(question.shots, 'patient')}"
+    return f"{question.dataset}{task}{shots}"
+
+
+def entry_text(entry: Entry | None) -> str:
+    """Return an entry with its interval, and what was published."""
+    if entry is None:
+        return ""
+    seen = f" (published {entry.published.value:.3f})" if entry.published else ""
+    return interval(entry.metric) + seen
+
+
+def _grid(layout: Layout) -> list[list[str]]:
+    head = [f"{column_name(q)}, {NAMES.get(q.metric, q.metric)}" for q in layout.questions]
+    lines = [[name, *map(entry_text, own)] for name, own in layout.lines]
+    return [[layout.setting, *head], *lines]
+
+
+def _markdown(layouts: Sequence[Layout], *, random: bool) -> str:
+    tables = []
+    for layout in layouts:
+        head, *lines = _grid(layout)
+        rows = [head, ["---"] * len(head), *lines]
+        tables.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    stamp = f"**{RANDOM}**: untrained networks made these numbers.\n\n" if random else ""
+    return stamp + "\n\n".join(tables) + "\n"
+
+
+def _latex(layouts: Sequence[Layout], *, random: bool) -> str:
+    stamp = f"{RANDOM}: untrained networks made these numbers. " if random else ""
+    out = ["% needs \\usepackage{booktabs}"]
+    for layout in layouts:
+        head, *lines = [[_tex(cell) for cell in row] for row in _grid(layout)]
+        out += [
+            "\\begin{table}\n\\centering",
+            f"\\caption{{{stamp}{head[0]}, with 95\\,\\% intervals over patients.}}",
+            f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule",
+            " & ".join(["", *head[1:]]) + " \\\\\n\\midrule",
+            *(" & ".join(line) + r" \\" for line in lines),
+            "\\bottomrule\n\\end{tabular}\n\\end{table}",
+        ]
+    return "\n".join(out) + "\n"
+
+
+def _tex(text: str) -> str:
+    for sign in "&%#_$":
+        text = text.replace(sign, f"\\{sign}")
+    return text.replace("²", "$^2$")
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def _render(
+    asked: Benchmark,
+    found: Gathered,
+    outcomes: Sequence[Outcome],
+    layouts: Sequence[Layout],
+    figures: dict[str, Figure],
+) -> str:
+    environment = Environment(
+        loader=PackageLoader("pipeline.benchmark", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (resources.files("pipeline.report") / "page" / "page.css").read_text("utf-8")
+    script = (resources.files("pipeline.benchmark") / "page" / "benchmark.js").read_text("utf-8")
+    notes = dict.fromkeys(
+        f"{o.cell.dataset}, {o.cell.backbone}, {o.cell.setting}: {note}"
+        for o in outcomes
+        for answer in o.answers
+        for note in answer.notes
+    )
+    return environment.get_template("benchmark.html").render(
+        asked=asked,
+        found=found,
+        layouts=layouts,
+        overall=dict(zip(found.ranking.names, found.ranking.mean_ranks, strict=False)),
+        failed=[outcome for outcome in outcomes if outcome.fault],
+        absent=absent(asked),
+        missing=[o for o in outcomes if not o.fault and not o.answers],
+        answered=sum(bool(outcome.answers) for outcome in outcomes),
+        cells=len(outcomes),
+        notes=list(notes),
+        seen=sorted({e.published for own in found.scores.values() for e in own.values()
+                     if e.published}, key=lambda p: (p.dataset, p.backbone, p.shots or 10**9)),
+        NAMES=NAMES,
+        column_name=column_name,
+        count=count,
+        svg=lambda key, label: Markup(inline_svg(figures[key], key, label)),
+        figures=figures,
+        style=Markup(style),
+        script=Markup(script),
+    )  # fmt: skip
