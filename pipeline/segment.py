@@ -25,9 +25,9 @@ from pydantic import ValidationError
 
 from pipeline.config import Config, Segment
 from pipeline.questions import Metric, Part, PartCount, Provenance, Score, Segmented, Units
-from pipeline.segmentation.asked import CONTRACT, FOLDER, Asked, native
+from pipeline.segmentation.asked import CONTRACT, Asked, native
 from pipeline.segmentation.sources import Unit, native_mask
-from pipeline.tables import write_tidy
+from pipeline.tables import SEGMENTATIONS, write_tidy
 from pipeline.tasks.splits import PARTS
 from pipeline.types import Recipe
 from stores._disk import write_checked
@@ -72,7 +72,7 @@ def on_file(config: Config) -> list[Segmented]:
     """Return those answers that `segment` would find; computes none. Raises as `segment` does."""
     found: list[Segmented | None] = []
     # To know an answer's name, masks are looked at: not where there is none to be named.
-    if any((config.store / FOLDER).glob("*.json")):
+    if any((config.store / SEGMENTATIONS).glob("*.json")):
         for task in config.masks:
             asked = Asked.of(config, task)
             if asked.cases.is_split:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.benchmark.asked import Cell
 from pipeline.compare import compare
 from pipeline.questions import Metric, Result, Segmented
-from pipeline.segmentation.asked import FOLDER
+from pipeline.tables import SEGMENTATIONS
 from stores.errors import LabelError
 
 
@@ -61,7 +61,7 @@ def _predictions(cell: Cell, result: Result) -> Path:
 
 def _dice(cell: Cell, answer: Segmented) -> NDArray[np.float64]:
     """Return each test patient's mean Dice (p,), in the order of the test units."""
-    folder = cell.config.store / FOLDER
+    folder = cell.config.store / SEGMENTATIONS
     (path,) = folder.glob(f"*-{answer.provenance.key[:16]}.units.parquet")
     table = pq.read_table(path).to_pylist()
     patients: dict[str, list[float]] = {}
