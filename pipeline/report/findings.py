@@ -53,7 +53,8 @@ def _leakage(source: Source) -> Iterator[Finding]:
     if not twins:
         yield Finding("leakage", "clear", "No two slices have exactly the same pixels.")
     elif not across:
-        text = f"{count(len(twins), 'picture exists', 'pictures exist')} more than once, each within one patient."
+        exist = count(len(twins), "picture exists", "pictures exist")
+        text = f"{exist} more than once, each within one patient."
         yield Finding("leakage", "note", text)
     else:
         yield _copies(source, across)
@@ -82,8 +83,9 @@ def _copies(source: Source, across: list[list[str]]) -> Finding:
         )
     else:
         where = "no split on file has one on two sides"
+    exist = count(len(across), "picture exists", "pictures exist")
     text = (
-        f"{count(len(across), 'picture exists', 'pictures exist')} under more than one patient: copies leak from "
+        f"{exist} under more than one patient: copies leak from "
         f"train to test however patients are divided. Checked: {where}."
     )
     return Finding("leakage", "warn" if torn or nameless else "note", text)
