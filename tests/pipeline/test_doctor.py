@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -182,7 +183,7 @@ def test_the_weights_of_comparators_are_looked_for_too(
     (cached / "refs/main").write_text("0" * 40)
     snapshot = cached / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
-    (snapshot / "model.safetensors").write_bytes(b"weights")
+    save_file({"weight": np.zeros(1, np.float32)}, snapshot / "model.safetensors")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     [check] = checks.weights(None, None)
     assert check.level == "ok"
