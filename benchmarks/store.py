@@ -4,8 +4,8 @@
 
 `cls` is read whole (as the heads do) and by random rows; `patch` whole and by a twentieth of its
 rows. Cold: the files were dropped from the page cache (posix_fadvise); warm: they were just read.
-The best of `--repeats` (the least disturbed); the ratio is to npy. The store checks every byte it
-reads against its checksum.
+Every way once a round, in turn: the median of the rounds' speeds, and of their ratios to npy. The
+store checks every byte it reads against its checksum.
 """
 
 from __future__ import annotations
@@ -57,57 +57,51 @@ def main() -> None:
 
 
 def compare(name: str, values: Values, rows: NDArray[np.int64], repeats: int) -> None:
-    """Time every way on the same values and print a line each."""
+    """Time every way on the same values, each once a round, and print a line each."""
     print(f"\n{name} {values.shape} float16, {values.nbytes / 1e6:.0f} MB; MB/s (ratio to npy)")
-    head = ("files", "write", "whole cold", "whole warm", "5 % rows cold", "5 % rows warm")
-    print(f"{'':<12}" + "".join(f"{title:>17}" for title in head))
-    base: list[float] = []
-    for label, way in WAYS.items():
-        with tempfile.TemporaryDirectory(dir=".") as folder:
-            files, speeds = measure(way, Path(folder), values, rows, repeats)
-        base = base or speeds
-        cells = [f"{v:.0f} ({v / b:.2f})" for v, b in zip(speeds, base, strict=True)]
-        print(f"{label:<12}{files:>17}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
+    acts = ("write", "whole cold", "whole warm", "5 % rows cold", "5 % rows warm")
+    print(f"{'':<12}" + "".join(f"{title:>17}" for title in ("files", *acts)))
+    part = values[:1].nbytes * len(rows)
+    sizes = np.array([values.nbytes] * 3 + [part] * 2)
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        homes = {label: Path(folder) / label for label in WAYS}
+        rounds = [
+            [measure(WAYS[label], home, values, rows) for label, home in homes.items()]
+            for _ in range(repeats)
+        ]
+        files = [sum(p.is_file() for p in home.rglob("*")) for home in homes.values()]
+    seconds = np.array(rounds)  # (rounds, ways, acts)
+    speeds = sizes / np.median(seconds, 0) / 1e6
+    ratios = np.median(seconds[:, :1] / seconds, 0)
+    for label, count, speed, ratio in zip(WAYS, files, speeds, ratios, strict=True):
+        cells = [f"{v:.0f} ({r:.2f})" for v, r in zip(speed, ratio, strict=True)]
+        print(f"{label:<12}{count:>17}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
 
 
-def measure(
-    way: Way, folder: Path, values: Values, rows: NDArray[np.int64], repeats: int
-) -> tuple[int, list[float]]:
-    """Return the number of files and MB/s: write, whole cold and warm, rows cold and warm."""
-    path = folder / "x"
+def measure(way: Way, home: Path, values: Values, rows: NDArray[np.int64]) -> list[float]:
+    """Return the seconds of a round: write, whole cold and warm, rows cold and warm."""
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir()
+    path = home / "x"
 
     def write() -> None:
         way.write(path, values)
-        sync(folder)
+        sync(home)
 
-    def clear() -> None:
-        shutil.rmtree(path, ignore_errors=True)
-        path.unlink(missing_ok=True)
-
-    times = [timed(write, values.nbytes, repeats, clear)]
-    files = sum(1 for p in folder.rglob("*") if p.is_file())
+    times = [timed(write)]
     assert np.array_equal(way.whole(path)[rows], values[rows])
     assert np.array_equal(way.rows(path, rows), values[rows])
-    part = values[:1].nbytes * len(rows)
-    for read, size in (
-        (lambda: way.whole(path), values.nbytes),
-        (lambda: way.rows(path, rows), part),
-    ):
-        times.append(timed(read, size, repeats, lambda: drop(folder)))
-        read()
-        times.append(timed(read, size, repeats, lambda: None))
-    return files, times
+    for read in (lambda: way.whole(path), lambda: way.rows(path, rows)):
+        drop(home)
+        times += [timed(read), timed(read)]
+    return times
 
 
-def timed(act: Callable[[], Any], size: int, repeats: int, before: Callable[[], None]) -> float:
-    """Return the best MB/s of an act."""
-    seconds = []
-    for _ in range(repeats):
-        before()
-        started = time.perf_counter()
-        act()
-        seconds.append(time.perf_counter() - started)
-    return size / min(seconds) / 1e6
+def timed(act: Callable[[], Any]) -> float:
+    """Return the seconds of an act."""
+    started = time.perf_counter()
+    act()
+    return time.perf_counter() - started
 
 
 def sync(folder: Path) -> None:
