@@ -65,12 +65,11 @@ def compare(name: str, values: Values, rows: NDArray[np.int64], repeats: int) ->
     sizes = np.array([values.nbytes] * 3 + [part] * 2)
     with tempfile.TemporaryDirectory(dir=".") as folder:
         homes = {label: Path(folder) / label for label in WAYS}
-        rounds = [
-            [measure(WAYS[label], home, values, rows) for label, home in homes.items()]
-            for _ in range(repeats)
-        ]
+        written = [[write(w, homes[k], values) for k, w in WAYS.items()] for _ in range(repeats)]
+        check(homes, values, rows)
+        read = [[reads(w, homes[k], rows) for k, w in WAYS.items()] for _ in range(repeats)]
         files = [sum(p.is_file() for p in home.rglob("*")) for home in homes.values()]
-    seconds = np.array(rounds)  # (rounds, ways, acts)
+    seconds = np.concatenate([np.array(written)[..., None], read], 2)  # (rounds, ways, acts)
     speeds = sizes / np.median(seconds, 0) / 1e6
     ratios = np.median(seconds[:, :1] / seconds, 0)
     for label, count, speed, ratio in zip(WAYS, files, speeds, ratios, strict=True):
@@ -78,20 +77,29 @@ def compare(name: str, values: Values, rows: NDArray[np.int64], repeats: int) ->
         print(f"{label:<12}{count:>17}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
 
 
-def measure(way: Way, home: Path, values: Values, rows: NDArray[np.int64]) -> list[float]:
-    """Return the seconds of a round: write, whole cold and warm, rows cold and warm."""
+def write(way: Way, home: Path, values: Values) -> float:
+    """Return the seconds of writing values anew."""
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
-    path = home / "x"
 
-    def write() -> None:
-        way.write(path, values)
+    def act() -> None:
+        way.write(home / "x", values)
         sync(home)
 
-    times = [timed(write)]
-    assert np.array_equal(way.whole(path)[rows], values[rows])
-    assert np.array_equal(way.rows(path, rows), values[rows])
-    for read in (lambda: way.whole(path), lambda: way.rows(path, rows)):
+    return timed(act)
+
+
+def check(homes: dict[str, Path], values: Values, rows: NDArray[np.int64]) -> None:
+    """Assert that every way gives back what it was given."""
+    for label, home in homes.items():
+        assert np.array_equal(WAYS[label].whole(home / "x")[rows], values[rows])
+        assert np.array_equal(WAYS[label].rows(home / "x", rows), values[rows])
+
+
+def reads(way: Way, home: Path, rows: NDArray[np.int64]) -> list[float]:
+    """Return the seconds of a round: whole cold and warm, rows cold and warm."""
+    times: list[float] = []
+    for read in (lambda: way.whole(home / "x"), lambda: way.rows(home / "x", rows)):
         drop(home)
         times += [timed(read), timed(read)]
     return times
