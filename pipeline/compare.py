@@ -29,7 +29,7 @@ def compare(first: Answered, second: Answered, *, setting: int = -1) -> list[Dif
     )
     if not (
         np.array_equal(truth.y, other.y)
-        and _same_grouping(truth.groups, other.groups)
+        and same_grouping(truth.groups, other.groups)
         and _same_folds(fold, other_fold)
     ):
         raise LabelError(
@@ -40,7 +40,7 @@ def compare(first: Answered, second: Answered, *, setting: int = -1) -> list[Dif
     return metrics.compare(truth, one, two, fold)
 
 
-def _same_grouping(first: NDArray[np.str_], second: NDArray[np.str_]) -> bool:
+def same_grouping(first: NDArray[np.str_], second: NDArray[np.str_]) -> bool:
     """Return whether two namings, by other keys, tell the same patients apart."""
     pairs = set(zip(first.tolist(), second.tolist(), strict=True))
     return len(pairs) == len(set(first.tolist())) == len(set(second.tolist()))

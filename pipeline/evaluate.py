@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from pipeline.config import Config, Tuning
 from pipeline.questions import (
@@ -33,8 +31,8 @@ from pipeline.questions import (
     Units,
 )
 from pipeline.scoring import heads_of, run
+from pipeline.tables import answer_in, write_predictions, write_tidy
 from pipeline.tables import tidy as tidy
-from pipeline.tables import write_predictions, write_tidy
 from pipeline.tasks.cases import Cases
 from pipeline.tasks.folds import Tested
 from pipeline.tasks.labels import read_labels
@@ -43,8 +41,6 @@ from pipeline.types import Recipe
 from stores._disk import write_checked
 from stores.errors import ConfigError
 from stores.features import FeatureStore
-
-log = logging.getLogger(__name__)
 
 METHODS: tuple[Method, ...] = ("knn", "probe", "fewshot")  # unless others are asked for by name
 # Raised whenever a method answers the same question otherwise: older results are then not found.
@@ -102,8 +98,8 @@ def on_file(config: Config, methods: Sequence[Method] = METHODS) -> list[Result]
     Raises as `evaluate` does.
     """
     every = [asked for cases in cases_of(config) for asked in _asked(cases, methods)]
-    found = [_filed(result_path(*asked)) for asked in every if asked[0].is_split]
-    return [result.model_copy(update={"cached": True}) for result in found if result is not None]
+    found = [answer_in(result_path(*asked), Result) for asked in every if asked[0].is_split]
+    return [result for result in found if result is not None]
 
 
 def _run(
@@ -160,12 +156,12 @@ def _settled(config: Config) -> dict[str, Task]:
 
 def answer(cases: Cases, method: Method, compute: Run) -> Result:
     """Return the result that is on file, or compute it and file it."""
-    found = _filed(result_path(cases, method))
+    found = answer_in(result_path(cases, method), Result)
     if found is None:
         cases.turns  # noqa: B018  may add new patients to the split, and so change the key
-        found = _filed(result_path(cases, method))
+        found = answer_in(result_path(cases, method), Result)
     if found is not None:
-        return found.model_copy(update={"cached": True})
+        return found
     started = time.perf_counter()
     scores, tested, tuned = compute()
     result = _result(cases, method, scores, tested, time.perf_counter() - started)
@@ -181,17 +177,6 @@ def answer(cases: Cases, method: Method, compute: Run) -> Result:
 def result_path(cases: Cases, method: Method) -> Path:
     """Return where an answer is filed, by all that it depends on."""
     return cases.store.path / "results" / f"{method}-{_key(cases, method)[:16]}.json"
-
-
-def _filed(path: Path) -> Result | None:
-    """Return the result on file, if there is one that can be read."""
-    try:
-        return Result.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        log.warning("%s is not a result and is computed anew: %s", path, error)
-        return None
 
 
 def _key(cases: Cases, method: Method) -> str:

@@ -8,7 +8,6 @@ units is filed beside it, so that pictures and files of it need no second fit.
 from __future__ import annotations
 
 import json
-import logging
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from pipeline.config import Config, Segment
 from pipeline.questions import Metric, Part, PartCount, Provenance, Score, Segmented, Units
 from pipeline.segmentation.asked import CONTRACT, Asked, native
 from pipeline.segmentation.sources import Unit, native_mask
-from pipeline.tables import SEGMENTATIONS, write_tidy
+from pipeline.tables import SEGMENTATIONS, answer_in, write_table, write_tidy
 from pipeline.tasks.splits import PARTS
 from pipeline.types import Recipe
 from stores._disk import write_checked
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
     from pipeline.segmentation.contracts import Fitted, Parts
     from pipeline.segmentation.exporting import Unwritten
     from pipeline.segmentation.scores import Measured
-
-log = logging.getLogger(__name__)
 
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
 
@@ -76,7 +72,7 @@ def on_file(config: Config) -> list[Segmented]:
         for task in config.masks:
             asked = Asked.of(config, task)
             if asked.cases.is_split:
-                found += [_filed(asked, head) for head in config.segment]
+                found += [answer_in(asked.path(head), Segmented) for head in config.segment]
     return [answer for answer in found if answer is not None]
 
 
@@ -107,10 +103,10 @@ def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwri
 def _answer(asked: Asked, head: str) -> Segmented:
     """Return the answer that is on file, or find it and file it."""
     turns = asked.cases.turns  # may add new patients to the split, and so change the key
-    found = _filed(asked, head)
+    path = asked.path(head)
+    found = answer_in(path, Segmented)
     if found is not None:
         return found
-    path = asked.path(head)
     started = time.perf_counter()
     asked.source.tokens(asked.cases.units.rows[:1])  # there are tokens: said before hours of work
     trials = list(_trials(asked, asked.config.segment[head], turns))
@@ -130,23 +126,10 @@ def _answer(asked: Asked, head: str) -> Segmented:
         seconds=time.perf_counter() - started,
     )
     path.parent.mkdir(exist_ok=True)
-    _write_table(path.with_suffix(".masks.parquet"), trials[-1].predicted)
-    _write_table(path.with_suffix(".units.parquet"), pa.concat_tables([t.units for t in trials]))
+    write_table(path.with_suffix(".masks.parquet"), trials[-1].predicted)
+    write_table(path.with_suffix(".units.parquet"), pa.concat_tables([t.units for t in trials]))
     write_checked(path, answer.model_dump_json(indent=1).encode())
     return answer
-
-
-def _filed(asked: Asked, head: str) -> Segmented | None:
-    """Return the answer on file, if there is one that can be read."""
-    path = asked.path(head)
-    try:
-        found = Segmented.model_validate_json(path.read_bytes())
-        return found.model_copy(update={"cached": True})
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        log.warning("%s is no answer and is found anew: %s", path, error)
-        return None
 
 
 # --- one head ----------------------------------------------------------------------------------
@@ -337,12 +320,6 @@ def read_predicted(asked: Asked, head: str) -> dict[int, Labels2D]:
         )
         for row in table.to_pylist()
     }
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_checked(path, sink.getvalue().to_pybytes())
 
 
 def _counts(asked: Asked, turns: Sequence[Parts]) -> dict[Part, PartCount]:

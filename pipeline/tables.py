@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,7 +90,7 @@ def write_tidy(store: Path, results: Sequence[Result | Segmented]) -> None:
             kept = [each not in answered for each in zip(*_asked(old), strict=True)]
             new = pa.concat_tables([old.filter(pa.array(kept, pa.bool_())), new])
     path.parent.mkdir(exist_ok=True)
-    _write_table(path, new)
+    write_table(path, new)
     lines = "".join(json.dumps(row) + "\n" for row in new.to_pylist())
     write_checked(path.with_suffix(".jsonl"), lines.encode())
 
@@ -99,6 +100,18 @@ def _asked(table: pa.Table) -> Iterator[list[Any]]:
     yield table["task"].to_pylist()
     yield table["method"].to_pylist()
     yield pa.compute.equal(table["kind"], SEGMENTATION).to_pylist()
+
+
+def segmentation_path(store: Path, task: str, head: str, key: str) -> Path:
+    """Return where the answer of a head for some masks is filed; key: of all it depends on."""
+    name = re.sub(r"[^\w.-]", "_", f"{task}-{head}")
+    return store / SEGMENTATIONS / f"{name}-{key[:16]}.json"
+
+
+def read_units(answer: Path) -> pa.Table:
+    """Return a row a test unit and structure of a filed segmentation, of all training patients."""
+    table = pq.read_table(answer.with_suffix(".units.parquet"))
+    return table.filter(pa.compute.equal(table["setting"], table["setting"][-1]))
 
 
 def write_predictions(path: Path, units: Units, tested: Tested) -> None:
@@ -118,10 +131,11 @@ def write_predictions(path: Path, units: Units, tested: Tested) -> None:
             )
             columns[f"proba:{name}"] = each.proba[:, j]
         tables.append(pa.table(columns))
-    _write_table(path, pa.concat_tables(tables))
+    write_table(path, pa.concat_tables(tables))
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file and its checksum. Raises UnwritableError."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     write_checked(path, sink.getvalue().to_pybytes())
@@ -129,6 +143,18 @@ def _write_table(path: Path, table: pa.Table) -> None:
 
 def _setting_text(setting: Mapping[str, float]) -> str:
     return json.dumps({name: float(value) for name, value in setting.items()})
+
+
+def answer_in(path: Path, kind: type[Answer]) -> Answer | None:
+    """Return the answer in a file, as found and not computed; None where none can be read."""
+    try:
+        found = kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        log.warning("%s is no answer and is found anew: %s", path, error)
+        return None
+    return found.model_copy(update={"cached": True})
 
 
 def filed(store: Path) -> Iterator[tuple[Path, Result]]:
@@ -152,12 +178,16 @@ def _filed(folder: Path, kind: type[Answer]) -> Iterator[tuple[Path, Answer]]:
             log.warning("%s is not an answer of this version: %d faults", path, error.error_count())
 
 
+def predictions_path(store: Path, result: Result) -> Path:
+    """Return where the predictions behind a result are, where it has any."""
+    return store / "results" / f"{result.method}-{result.provenance.key[:16]}.parquet"
+
+
 def read_predictions(
     store: Path, result: Result, setting: int
 ) -> tuple[Truth, NDArray[np.float64], NDArray[np.int64] | None]:
     """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result."""
-    name = f"{result.method}-{result.provenance.key[:16]}.parquet"
-    table = pq.read_table(store / "results" / name)
+    table = pq.read_table(predictions_path(store, result))
     wanted = _setting_text(result.scores[setting].setting)
     table = table.filter(pa.compute.equal(table["setting"], wanted))
     proba = np.stack([table[f"proba:{c}"].to_numpy() for c in result.classes], axis=1)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.benchmark.asked import Cell
-from pipeline.compare import compare
+from pipeline.compare import compare, same_grouping
 from pipeline.questions import Metric, Result, Segmented
-from pipeline.tables import SEGMENTATIONS
+from pipeline.tables import predictions_path, read_units, segmentation_path
 from stores.errors import LabelError
 
 
@@ -35,12 +34,13 @@ def pair(
     Dice, its bootstrap and Wilcoxon's signed ranks. Raises LabelError for other test units.
     """
     if isinstance(first, Segmented) and isinstance(second, Segmented):
-        return _segmented(_dice(one, first), _dice(two, second))
+        return _segmented(*(read_units(_path(*each)) for each in ((one, first), (two, second))))
     if not isinstance(first, Result) or not isinstance(second, Result):
         raise LabelError("One backbone was asked for a class, the other for a segmentation.")
-    if not all(_predictions(cell, each).is_file() for cell, each in ((one, first), (two, second))):
+    answered = (one.config.store, first), (two.config.store, second)
+    if not all(predictions_path(*each).is_file() for each in answered):
         return None
-    found = compare((one.config.store, first), (two.config.store, second))
+    found = compare(*answered)
     d = next((d for d in found if d.metric == metric and not d.label), None)
     if d is None:
         return None
@@ -54,34 +54,42 @@ def _only_p(every: list[float | None]) -> float | None:
     return known[0] if len(known) == 1 else None
 
 
-def _predictions(cell: Cell, result: Result) -> Path:
-    name = f"{result.method}-{result.provenance.key[:16]}.parquet"
-    return cell.config.store / "results" / name
+def _path(cell: Cell, answer: Segmented) -> Path:
+    key = answer.provenance.key
+    return segmentation_path(cell.config.store, answer.task, answer.head, key)
 
 
-def _dice(cell: Cell, answer: Segmented) -> NDArray[np.float64]:
-    """Return each test patient's mean Dice (p,), in the order of the test units."""
-    folder = cell.config.store / SEGMENTATIONS
-    (path,) = folder.glob(f"*-{answer.provenance.key[:16]}.units.parquet")
-    table = pq.read_table(path).to_pylist()
-    patients: dict[str, list[float]] = {}
-    last = table[-1]["setting"]  # of all training patients
-    for row in table:
-        if row["setting"] == last and row["dice"] is not None and not np.isnan(row["dice"]):
-            patients.setdefault(row["patient"], []).append(row["dice"])
-    return np.array([np.mean(values) for values in patients.values()])
+def _segmented(one: pa.Table, two: pa.Table) -> Paired:
+    """Pair the patients of two tables of the same test units; one undefined in either is left out.
 
-
-def _segmented(one: NDArray[np.float64], two: NDArray[np.float64]) -> Paired:
-    if len(one) != len(two):
+    By the units' order: each store has names of its own for patients.
+    """
+    tables = one, two
+    first, second = (t["patient"].to_numpy(zero_copy_only=False).astype(np.str_) for t in tables)
+    if len(first) != len(second) or not same_grouping(first, second):
         raise LabelError(
-            f"Two backbones segmented other test patients: {len(one)} and {len(two)}. Embed the "
-            "same collection with both."
+            f"Two backbones segmented other test patients: {len({*first})} and {len({*second})}. "
+            "Embed the same collection with both."
         )
     from scipy import stats
 
-    apart: Any = two - one
+    _, seen, of = np.unique(first, return_index=True, return_inverse=True)
+    of = np.argsort(np.argsort(seen))[of]  # in the order of the units, not of names
+    mine, theirs = (_means(t["dice"].to_numpy(zero_copy_only=False), of) for t in tables)
+    apart = (theirs - mine)[np.isfinite(theirs - mine)]
+    if not len(apart):
+        raise LabelError("No test patient has a Dice by both backbones.")
     draws = np.random.default_rng(0).integers(0, len(apart), (2000, len(apart)))
     low, high = np.quantile(apart[draws].mean(axis=1), [0.025, 0.975]).tolist()
     p = float(stats.wilcoxon(apart).pvalue) if np.any(apart) else 1.0
     return Paired(Metric(value=float(apart.mean()), low=low, high=high), p, "Wilcoxon")
+
+
+def _means(dice: NDArray[np.float64], of: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return each patient's mean of the Dice that is defined, NaN where none is."""
+    known = np.isfinite(dice)
+    counts = np.bincount(of, weights=known)
+    sums = np.bincount(of, weights=np.where(known, dice, 0))
+    means: NDArray[np.float64] = np.full(len(counts), np.nan)
+    np.divide(sums, counts, out=means, where=counts > 0)
+    return means

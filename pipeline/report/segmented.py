@@ -7,9 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,6 +22,7 @@ from pipeline.segment import read_predicted
 from pipeline.segmentation import pictures
 from pipeline.segmentation.asked import Asked
 from pipeline.segmentation.exporting import telling
+from pipeline.tables import read_units
 from stores.errors import ConfigError, LabelError, UnreadableError
 
 log = logging.getLogger(__name__)
@@ -162,8 +160,7 @@ def _overlays(source: Source, task: str) -> Figure | None:
 
 def _dice_of(asked: Asked, head: str) -> dict[int, float]:
     """Return the mean Dice over structures of each test unit, with all training patients."""
-    table = pq.read_table(asked.path(head).with_suffix(".units.parquet"))
-    table = table.filter(pa.compute.equal(table["setting"], table["setting"][-1]))
+    table = read_units(asked.path(head))
     number = {unit: i for i, unit in enumerate(asked.cases.units.ids.tolist())}
     found: dict[int, list[float]] = {}
     for unit, dice in zip(table["unit"].to_pylist(), table["dice"].to_pylist(), strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from pipeline.questions import Task
 from pipeline.segmentation.geometry import to_slice
 from pipeline.segmentation.masks import Kept, settle
 from pipeline.segmentation.sources import StoreSource, Unit, units_of
-from pipeline.tables import SEGMENTATIONS
+from pipeline.tables import segmentation_path
 from pipeline.tasks.cases import Cases
 from pipeline.tasks.label_file import LabelTable
 from pipeline.tasks.labels import read_labels
@@ -76,8 +75,7 @@ class Asked:
 
     def path(self, head: str) -> Path:
         """Return where the answer of a head is filed."""
-        name = re.sub(r"[^\w.-]", "_", f"{self.cases.name}-{head}")
-        return self.store.path / SEGMENTATIONS / f"{name}-{self.key(head)[:16]}.json"
+        return segmentation_path(self.store.path, self.cases.name, head, self.key(head))
 
     def key(self, head: str) -> str:
         """Return the sha256 of all that the answer of a head depends on."""

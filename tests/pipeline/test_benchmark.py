@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -14,11 +15,12 @@ from benchmarks import resumed
 from pipeline.benchmark.asked import cells_of, load_benchmark
 from pipeline.benchmark.gathering import gather
 from pipeline.benchmark.page import write_benchmark
+from pipeline.benchmark.paired import _segmented
 from pipeline.benchmark.published import PUBLISHED, published
 from pipeline.benchmark.running import on_file, plan_of, run
 from pipeline.embed import Speed
 from pipeline.stats.ranking import critical_difference, ranking
-from stores.errors import ConfigError
+from stores.errors import ConfigError, LabelError
 from tests.pipeline import layouts
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +115,21 @@ def test_pairs_ranks_and_page(finished: Path) -> None:
     assert "published" not in text.partition("<main")[2].partition("How it was made")[0]
     for name in ("results.md", "results.tex", "results.csv", "cost.png", "ranks.svg"):
         assert (page.parent / name).stat().st_size > 100
+
+
+def test_patients_are_paired_by_the_test_units_whatever_they_are_called() -> None:
+    def units(patients: str, dice: list[float]) -> pa.Table:
+        return pa.table({"patient": list(patients), "dice": pa.array(dice, pa.float64())})
+
+    nan = float("nan")
+    one, two = units("dbbca", [0.1, 0.2, 0.4, nan, 0.9]), units("wxxyz", [0.2, 0.3, 0.5, 0.0, nan])
+    # c is undefined in the first, and z in the second: by order alone, others would be paired.
+    assert _segmented(one, two).difference.value == pytest.approx(0.1)
+    assert _segmented(one, one).p == 1
+    with pytest.raises(LabelError, match="other test patients"):
+        _segmented(one, units("wxyyz", [0.2, 0.3, 0.5, 0.0, nan]))
+    with pytest.raises(LabelError, match="by both"):
+        _segmented(units("a", [nan]), units("b", [0.5]))
 
 
 def test_a_cell_that_fails_is_named_and_the_rest_goes_on(finished: Path, tmp_path: Path) -> None:
