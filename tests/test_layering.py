@@ -102,7 +102,7 @@ HOMES = {
     "dask_jobqueue": {"pipeline.clusters"},
     "typer": {"pipeline.cli", "pipeline.commands"},
     "matplotlib": {"pipeline.report", "pipeline.benchmark.figures"},
-    "jinja2": {"pipeline.report.page", "pipeline.benchmark.page"},
+    "jinja2": {"pipeline.report.page"},
     "rich": {"pipeline.commands"},
 }
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from pyarrow import csv
 
@@ -19,7 +17,9 @@ from pipeline.benchmark.asked import Benchmark, absent
 from pipeline.benchmark.figures import cost_against_score, critical_differences
 from pipeline.benchmark.gathering import Entry, Gathered, Question, gather
 from pipeline.benchmark.running import Outcome, cost
+from pipeline.report.page import asset, template
 from pipeline.report.style import inline_svg, save
+from pipeline.report.tables import markdown_table, tex
 from pipeline.report.words import METRICS, RANDOM, count, interval
 from stores._disk import write_atomic, writing
 
@@ -135,11 +135,8 @@ def _grid(layout: Layout) -> list[list[str]]:
 
 
 def _markdown(layouts: Sequence[Layout], *, random: bool) -> str:
-    tables = []
-    for layout in layouts:
-        head, *lines = _grid(layout)
-        rows = [head, ["---"] * len(head), *lines]
-        tables.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
+    grids = [_grid(layout) for layout in layouts]
+    tables = [markdown_table(head, lines) for head, *lines in grids]
     stamp = f"**{RANDOM}**: untrained networks made these numbers.\n\n" if random else ""
     return stamp + "\n\n".join(tables) + "\n"
 
@@ -148,7 +145,7 @@ def _latex(layouts: Sequence[Layout], *, random: bool) -> str:
     stamp = f"{RANDOM}: untrained networks made these numbers. " if random else ""
     out = ["% needs \\usepackage{booktabs}"]
     for layout in layouts:
-        head, *lines = [[_tex(cell) for cell in row] for row in _grid(layout)]
+        head, *lines = [[tex(cell) for cell in row] for row in _grid(layout)]
         out += [
             "\\begin{table}\n\\centering",
             f"\\caption{{{stamp}{head[0]}, with 95\\,\\% intervals over patients.}}",
@@ -158,12 +155,6 @@ def _latex(layouts: Sequence[Layout], *, random: bool) -> str:
             "\\bottomrule\n\\end{tabular}\n\\end{table}",
         ]
     return "\n".join(out) + "\n"
-
-
-def _tex(text: str) -> str:
-    for sign in "&%#_$":
-        text = text.replace(sign, f"\\{sign}")
-    return text.replace("²", "$^2$")
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -176,22 +167,13 @@ def _render(
     layouts: Sequence[Layout],
     figures: dict[str, Figure],
 ) -> str:
-    environment = Environment(
-        loader=PackageLoader("pipeline.benchmark", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = (resources.files("pipeline.report") / "page" / "page.css").read_text("utf-8")
-    script = (resources.files("pipeline.benchmark") / "page" / "benchmark.js").read_text("utf-8")
     notes = dict.fromkeys(
         f"{o.cell.dataset}, {o.cell.backbone}, {o.cell.setting}: {note}"
         for o in outcomes
         for answer in o.answers
         for note in answer.notes
     )
-    return environment.get_template("benchmark.html").render(
+    return template("pipeline.benchmark", "benchmark.html").render(
         asked=asked,
         found=found,
         layouts=layouts,
@@ -209,6 +191,6 @@ def _render(
         count=count,
         svg=lambda key, label: Markup(inline_svg(figures[key], key, label)),
         figures=figures,
-        style=Markup(style),
-        script=Markup(script),
+        style=Markup(asset("pipeline.report", "page.css")),
+        script=Markup(asset("pipeline.benchmark", "benchmark.js")),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -123,16 +123,9 @@ def _chapter(source: Source, progress: Progress) -> Chapter:
 
 def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
     """Return the page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     lines = tables.lines_of([chapter.source for chapter in chapters])
     random = any(chapter.source.recipe.random for chapter in chapters)
-    return environment.get_template("page.html").render(
+    return template("pipeline.report", "page.html").render(
         chapters=chapters,
         comparison=comparison,
         lines=lines,
@@ -148,14 +141,27 @@ def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
             inline_svg(drawn.figure, f"{prefix}-{drawn.key}", f"{drawn.title}. {drawn.about}")
         ),
         inline=lambda figure, key, label: Markup(inline_svg(figure, key, label)),
-        style=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")),
+        style=Markup(asset("pipeline.report", "page.css")),
+        script=Markup(asset("pipeline.report", "page.js")),
         data=lambda chapter: Markup(_json(map_data(chapter))),
     )
 
 
-def _asset(name: str) -> str:
-    return (resources.files("pipeline.report") / "page" / name).read_text("utf-8")
+def template(package: str, name: str) -> Template:
+    """Return a template of the folder page/ of a package, which escapes what it is given."""
+    environment = Environment(
+        loader=PackageLoader(package, "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def asset(package: str, name: str) -> str:
+    """Return the text of a file of the folder page/ of a package."""
+    return (resources.files(package) / "page" / name).read_text("utf-8")
 
 
 def _json(data: Any) -> str:

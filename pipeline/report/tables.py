@@ -57,9 +57,14 @@ def columns_of(lines: Sequence[Line]) -> list[str]:
 def markdown(lines: Sequence[Line], *, random: bool) -> str:
     """Return the lines as a Markdown table."""
     head, rows = _cells(lines)
-    table = [head, ["---"] * len(head), *rows]
-    text = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in table)
-    return f"{f'**{RANDOM}**: not of DINOv2.' + chr(10) * 2 if random else ''}{text}\n"
+    stamp = f"**{RANDOM}**: not of DINOv2.\n\n" if random else ""
+    return f"{stamp}{markdown_table(head, rows)}\n"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return cells as a Markdown table, without a last line break."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines)
 
 
 _TEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"}
@@ -77,15 +82,16 @@ def latex(lines: Sequence[Line], *, random: bool) -> str:
         "\\begin{table}\n\\centering",
         f"\\caption{{{stamp}Scores with 95\\,\\% intervals by a bootstrap over patients.}}",
         f"\\begin{{tabular}}{{{'l' * (len(head) - len(shown))}{'r' * len(shown)}}}\n\\toprule",
-        " & ".join(map(_tex, head)) + r" \\" + "\n\\midrule",
+        " & ".join(map(tex, head)) + r" \\" + "\n\\midrule",
     ]
     for line in lines:
         numbers = [_tex_number(line.metrics.get(name)) for name in shown]
-        out.append(" & ".join([*map(_tex, _words(line, several)), *numbers]) + r" \\")
+        out.append(" & ".join([*map(tex, _words(line, several)), *numbers]) + r" \\")
     return "\n".join([*out, "\\bottomrule\n\\end{tabular}\n\\end{table}"]) + "\n"
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
+    """Return words as LaTeX shows them."""
     return "".join(_TEX.get(c, c) for c in text)
 
 
