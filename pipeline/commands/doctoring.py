@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -107,36 +108,45 @@ def _bench(config: Config, device: str, compiled: bool, as_json: bool) -> None:
 def _drift(config: Config, device: str, as_json: bool) -> None:
     from pipeline.doctor.drift import drift
 
-    found = []
-    if not as_json:
-        out.print("Against float32, batch 1, cpu: cosine of CLS tokens, nearest neighbours.")
-        out.print(f"{'device':<8}{'precision':<11}{'batch':>6}{'min':>11}{'mean':>11}{'moved':>8}")
-    for one in drift(config, device=device):
-        found.append(one)
-        if not as_json:
-            out.print(
-                f"{one.device:<8}{one.precision:<11}{one.batch_size:>6}{one.cosine_min:>11.7f}"
-                f"{one.cosine_mean:>11.7f}{one.moved:>8.1%}  of the {one.k} nearest",
-                highlight=False,
-            )
-    if as_json:
-        print(json.dumps([asdict(one) for one in found], indent=1))
+    head = (
+        "Against float32, batch 1, cpu: cosine of CLS tokens, nearest neighbours.",
+        f"{'device':<8}{'precision':<11}{'batch':>6}{'min':>11}{'mean':>11}{'moved':>8}",
+    )
+    lines = (
+        (
+            one,
+            f"{one.device:<8}{one.precision:<11}{one.batch_size:>6}{one.cosine_min:>11.7f}"
+            f"{one.cosine_mean:>11.7f}{one.moved:>8.1%}  of the {one.k} nearest",
+        )
+        for one in drift(config, device=device)
+    )
+    _print_measured(head, lines, as_json)
 
 
 def _stability(config: Config, device: str, as_json: bool) -> None:
     from pipeline.doctor.stability import stability
 
-    found = []
-    if not as_json:
-        out.print("Against the slices as they are: ICC(A,1) of the numbers of CLS tokens, cosine.")
-        out.print(f"{'view':<28}{'median ICC':>11}{'5th pct':>9}{'cosine':>9}{'moved':>8}")
-    for one in stability(config, device=device):
-        found.append(one)
-        if not as_json:
-            out.print(
-                f"{one.view:<28}{one.icc:>11.3f}{one.icc_low:>9.3f}{one.cosine_mean:>9.4f}"
-                f"{one.moved:>8.1%}  of the {one.k} nearest",
-                highlight=False,
-            )
+    head = (
+        "Against the slices as they are: ICC(A,1) of the numbers of CLS tokens, cosine.",
+        f"{'view':<28}{'median ICC':>11}{'5th pct':>9}{'cosine':>9}{'moved':>8}",
+    )
+    lines = (
+        (
+            one,
+            f"{one.view:<28}{one.icc:>11.3f}{one.icc_low:>9.3f}{one.cosine_mean:>9.4f}"
+            f"{one.moved:>8.1%}  of the {one.k} nearest",
+        )
+        for one in stability(config, device=device)
+    )
+    _print_measured(head, lines, as_json)
+
+
+def _print_measured(head: tuple[str, ...], lines: Iterable[tuple[Any, str]], as_json: bool) -> None:
+    """Print measurements, each as soon as it is there, or all of them as one JSON document."""
     if as_json:
-        print(json.dumps([asdict(one) for one in found], indent=1))
+        print(json.dumps([asdict(one) for one, _ in lines], indent=1))
+        return
+    for line in head:
+        out.print(line)
+    for _, line in lines:
+        out.print(line, highlight=False)

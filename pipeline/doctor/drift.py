@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.backbones import load_backbone
+from pipeline.backbones import Backbone, load_backbone
 from pipeline.collection import make_recipe
 from pipeline.config import Config
 from pipeline.doctor.sample import Sample, take_sample
 from pipeline.embedding.forward import Forward, Values, pick_device
 from pipeline.neighbours import neighbours
-from pipeline.types import Precision
+from pipeline.types import Precision, Recipe
 from stores.errors import ConfigError
 
 K = 5
@@ -46,41 +46,45 @@ def drift(config: Config, slices: int = 64, device: str = "auto") -> Iterator[Dr
 
     Raises ConfigError where the collection has too few slices for neighbours.
     """
-    sample = take_sample(config, slices)
-    if len(sample.items) <= K:
-        raise ConfigError(
-            f"Drift needs more than {K} slices. Got {len(sample.items)} in "
-            f"{str(config.data.root)!r} instead."
-        )
-    want = features_of(config, sample, "cpu", "float32", 1)
-    devices = list(dict.fromkeys(["cpu", pick_device(device)]))
-    for where in devices:
+    sample = sample_of(config, slices, "Drift")
+    want = features_of(network_of(config, "cpu", "float32"), sample, 1)
+    for where in dict.fromkeys(["cpu", pick_device(device)]):
         lower: tuple[Precision, ...] = ("bfloat16",) if where == "cpu" else ("bfloat16", "float16")
         for precision in ("float32", *lower):
+            network = network_of(config, where, precision)
             for size in (1, 8, 32):
                 if (where, precision, size) == ("cpu", "float32", 1):
                     continue
-                got = features_of(config, sample, where, precision, size)
-                yield held(where, precision, size, want, got)
+                cosine, moved = held(want, features_of(network, sample, size))
+                least, mean = float(cosine.min()), float(cosine.mean())
+                yield Drift(where, precision, size, least, mean, moved, K)
+            del network  # before the next is loaded
+            if where.startswith("cuda"):
+                torch.cuda.empty_cache()
 
 
-def held(
-    device: str,
-    precision: Precision,
-    size: int,
-    want: NDArray[np.float32],
-    got: NDArray[np.float32],
-) -> Drift:
-    """Return how far features (n, d) are off those that are wanted."""
+def sample_of(config: Config, slices: int, what: str) -> Sample:
+    """Return some slices. Raises ConfigError where they are too few for neighbours."""
+    sample = take_sample(config, slices)
+    if len(sample.items) <= K:
+        raise ConfigError(
+            f"{what} needs more than {K} slices. Got {len(sample.items)} in "
+            f"{str(config.data.root)!r} instead."
+        )
+    return sample
+
+
+def held(want: NDArray[np.float32], got: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
+    """Return the cosine (n,) of features (n, d) with those wanted, and the share that moved.
+
+    Of the K nearest neighbours of all slices, that is: those that are others then.
+    """
     near = _near(want)
     cosine = (want * got).sum(1, dtype=np.float64)
     cosine /= np.linalg.norm(want.astype(np.float64), axis=1)
     cosine /= np.linalg.norm(got.astype(np.float64), axis=1)
     kept = [len(np.intersect1d(a, b)) for a, b in zip(near, _near(got), strict=True)]
-    moved = 1 - sum(kept) / near.size
-    return Drift(
-        device, precision, size, float(cosine.min()), float(cosine.mean()), moved, near.shape[1]
-    )
+    return cosine, 1 - sum(kept) / near.size
 
 
 def _near(x: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -90,15 +94,21 @@ def _near(x: NDArray[np.float32]) -> NDArray[np.int64]:
     return found
 
 
-def features_of(
-    config: Config, sample: Sample, device: str, precision: Precision, batch_size: int
-) -> NDArray[np.float32]:
-    """Return the last CLS token of each slice (n, d), in float32."""
+@dataclass(frozen=True)
+class Network:
+    """A network on a device, and the recipe of what is asked of it: CLS tokens in float32."""
+
+    backbone: Backbone
+    recipe: Recipe
+
+
+def network_of(config: Config, device: str, precision: Precision) -> Network:
+    """Load the network of a config. Raises WeightsError."""
     recipe, file = make_recipe(config)
     recipe = recipe.model_copy(
         update={"precision": precision, "dtype": "float32", "outputs": ("cls",)}
     )
-    network = load_backbone(
+    backbone = load_backbone(
         config.backbone.name,
         file or recipe.weights,
         image_size=recipe.image_size,
@@ -107,13 +117,16 @@ def features_of(
         precision=precision,
         treatment=recipe.architecture.treatment,
     )
-    forward, found = Forward(network, recipe, batch_size), list[Values]()
+    return Network(backbone, recipe)
+
+
+def features_of(network: Network, sample: Sample, batch_size: int) -> NDArray[np.float32]:
+    """Return the last CLS token of each slice (n, d), in float32."""
+    forward = Forward(network.backbone, network.recipe, batch_size)
+    found: list[Values] = []
     for start in range(0, len(sample.items), batch_size):
         some = slice(start, start + batch_size)
         seconds = dict.fromkeys(("preprocess", "forward"), 0.0)
         forward.run(sample.items[some], sample.modalities[some], found.append, seconds)
     forward.flush()
-    del network, forward
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
     return np.concatenate([values["cls"][:, -1] for values in found])

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import Config
-from pipeline.doctor.drift import K, features_of, held
-from pipeline.doctor.sample import take_sample
+from pipeline.doctor.drift import K, features_of, held, network_of, sample_of
 from pipeline.stats.agreement import icc
-from stores.errors import ConfigError
 
+BATCH = 8
 Pixels = NDArray[np.float32]
 
 
@@ -46,23 +45,19 @@ def stability(config: Config, slices: int = 64, device: str = "auto") -> Iterato
     """
     from pipeline.embedding.forward import pick_device
 
-    sample, where = take_sample(config, slices), pick_device(device)
-    if len(sample.items) <= K:
-        raise ConfigError(
-            f"Stability needs more than {K} slices. Got {len(sample.items)} in "
-            f"{str(config.data.root)!r} instead."
-        )
-    want = features_of(config, sample, where, "float32", 8)
+    sample = sample_of(config, slices, "Stability")
+    network = network_of(config, pick_device(device), "float32")
+    want = features_of(network, sample, BATCH)
     for name, view in VIEWS.items():
         items = [
             replace(item, pixels=view(_filled(item.pixels), np.random.default_rng(i)))
             for i, item in enumerate(sample.items)
         ]
-        got = features_of(config, replace(sample, items=items), where, "float32", 8)
+        got = features_of(network, replace(sample, items=items), BATCH)
         found = icc(np.stack([want, got], axis=1))
         low, middle = np.nanquantile(found, [0.05, 0.5]).tolist()
-        as_drift = held(where, "float32", 8, want, got)
-        yield Stability(name, middle, low, as_drift.cosine_mean, as_drift.moved, K)
+        cosine, moved = held(want, got)
+        yield Stability(name, middle, low, float(cosine.mean()), moved, K)
 
 
 # --- views ---------------------------------------------------------------------------------------
