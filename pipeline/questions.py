@@ -147,6 +147,26 @@ class Units(Truth):
     unit: NDArray[np.int64]
     tally: Tally
 
+    def bags(self) -> Bags:
+        """Return which slices belong to each unit."""
+        counts = np.bincount(self.unit, minlength=len(self.ids))
+        first = np.concatenate([[0], np.cumsum(counts)])
+        return Bags(np.argsort(self.unit, kind="stable"), first)
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The slices of n units: places in `Units.rows`, ascending, of any unit by its number.
+
+    order (m,): all places, unit by unit; first (n + 1,): where those of each unit begin in it.
+    """
+
+    order: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+    def __getitem__(self, unit: int) -> NDArray[np.int64]:
+        return self.order[self.first[unit] : self.first[unit + 1]]
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -26,6 +26,7 @@ from pipeline.scoring import scores_of
 from pipeline.tables import write_tidy
 from pipeline.tasks.cases import Cases, Parts
 from pipeline.tasks.folds import Tested, together
+from pipeline.weights import SAFETENSORS
 from stores.errors import ConfigError, DeviceError, LabelError, RecipeMismatchError
 from stores.features import RUNS
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 METHODS: tuple[Method, ...] = ("finetune", "lora", "bitfit", "norm")
 FOLDER = "tuned"  # in the store
-WEIGHTS = "model.safetensors"
 CHECKPOINT_S = 300.0
 
 # what is being tuned, steps done, of how many at most
@@ -73,7 +73,9 @@ def tune(
                 _tuned, cases, method, device, workers, checkpoint_s, said or (lambda *_: None)
             )
             result = answer(cases, method, compute)
-            if any(not (config.store / each.weights / WEIGHTS).is_file() for each in result.tuned):
+            if any(
+                not (config.store / each.weights / SAFETENSORS).is_file() for each in result.tuned
+            ):
                 result_path(cases, method).unlink()  # a network was removed: it is made again
                 result = answer(cases, method, compute)
             results.append(result)

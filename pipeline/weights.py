@@ -22,7 +22,8 @@ from stores.errors import WeightsError
 
 # In a safetensors file's metadata: the random weights that a network was tuned from.
 BEGAN = "radprobe_began"
-HUB_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+SAFETENSORS = "model.safetensors"  # in a folder as Hugging Face saves it
+HUB_FILES = ("config.json", "preprocessor_config.json", SAFETENSORS)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def identity_of(file: Path) -> str:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in (SAFETENSORS, "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(

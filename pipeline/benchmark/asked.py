@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -51,7 +51,6 @@ BLOCKS: dict[str, type[Frozen]] = {
     "norm": NormTune,
     "segment": Segment,
 }
-METHODS: tuple[Method, ...] = get_args(Method)
 
 
 class Backbone(BackboneChoice):
@@ -118,7 +117,7 @@ class Cell:
     setting: str
     seed: int
     config: Config
-    method: str
+    method: Method | Literal["segment"]
 
     @property
     def name(self) -> str:

@@ -124,10 +124,9 @@ def gather(outcomes: Sequence[Outcome]) -> Gathered:
 
 def _ranks(values: Sequence[float]) -> np.ndarray[Any, Any]:
     """Return ranks (s,) of values, 1 the greatest; ties share their mean rank."""
-    numbers = np.array(values)
-    above = (numbers[None] > numbers[:, None]).sum(axis=1)
-    ties = (numbers[None] == numbers[:, None]).sum(axis=1)
-    ranks: np.ndarray[Any, Any] = above + (ties + 1) / 2
+    from scipy.stats import rankdata
+
+    ranks: np.ndarray[Any, Any] = rankdata(-np.array(values))
     return ranks
 
 

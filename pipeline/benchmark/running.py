@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import evaluate, segment, tune
-from pipeline.benchmark.asked import METHODS, Cell
+from pipeline.benchmark.asked import Cell
 from pipeline.embed import Speed
 from pipeline.extract import extract
 from pipeline.plan import plan, seconds_a_slice
-from pipeline.questions import Method, Result, Segmented
+from pipeline.questions import Result, Segmented
 from stores import FeatureStore
 from stores.errors import RadprobeError, StoreNotFoundError
 
@@ -104,10 +104,10 @@ def answer(cell: Cell, speed: Speed) -> Answers:
     """Return the cell's answers, from file or computed."""
     if cell.method == "segment":
         return tuple(segment.segment(cell.config))
-    method = _method(cell)
-    if method in tune.METHODS:
-        return tuple(tune.tune(cell.config, [method], device=speed.device, workers=speed.workers))
-    return tuple(evaluate.evaluate(cell.config, [method]))
+    asked = [cell.method]
+    if cell.method in tune.METHODS:
+        return tuple(tune.tune(cell.config, asked, device=speed.device, workers=speed.workers))
+    return tuple(evaluate.evaluate(cell.config, asked))
 
 
 def on_file(cell: Cell) -> Answers:
@@ -115,14 +115,10 @@ def on_file(cell: Cell) -> Answers:
     try:
         if cell.method == "segment":
             return tuple(segment.on_file(cell.config))
-        return tuple(evaluate.on_file(cell.config, [_method(cell)]))
+        return tuple(evaluate.on_file(cell.config, [cell.method]))
     except RadprobeError as error:
         log.debug("%s: %s", cell.name, error)
         return ()
-
-
-def _method(cell: Cell) -> Method:
-    return next(method for method in METHODS if method == cell.method)
 
 
 # --- the plan ------------------------------------------------------------------------------------

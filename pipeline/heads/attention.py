@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.config import Attention
 from pipeline.heads.objective import Objective
-from pipeline.questions import Part, Prediction, Units
+from pipeline.questions import Bags, Part, Prediction, Units
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -46,16 +46,14 @@ class GatedAttention(nn.Module):
 
 @dataclass(frozen=True)
 class _Bags:
-    """The slices of each unit: x (m, d), of which unit i has the places order[first[i]:...]."""
+    """The slices of each unit: x (m, d), of which unit i has the places at[i]."""
 
     x: Floats
-    order: Rows
-    ends: Rows
+    at: Bags
 
     def __call__(self, rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the slices of the units `rows`, padded (b, s, d), and which are there (b, s)."""
-        starts = np.concatenate([[0], self.ends])
-        bags = [torch.from_numpy(self.x[self.order[starts[i] : starts[i + 1]]]) for i in rows]
+        bags = [torch.from_numpy(self.x[self.at[i]]) for i in rows]
         sizes = torch.tensor([len(bag) for bag in bags])
         there = torch.arange(int(sizes.max())) < sizes[:, None]
         return pad_sequence(bags, batch_first=True).to(device), there.to(device)
@@ -79,7 +77,7 @@ def predict(
     learnt = Objective.of(units, parts["train"])
     if not learnt.enough:
         return [], learnt.notes
-    bags = _Bags(x, np.argsort(units.unit, kind="stable"), np.cumsum(np.bincount(units.unit)))
+    bags = _Bags(x, units.bags())
     where, of_val, qualities = torch.device(device or "cpu"), units.at(parts["val"]), []
     model = _Training(bags, units, parts["train"], learnt, settings, where)
     for _ in range(settings.epochs):

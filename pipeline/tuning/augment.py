@@ -31,7 +31,8 @@ def augmented(
     """
     if kind == "none" or not len(x):
         return x
-    mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in _spread(architecture))
+    spread = architecture.mean, architecture.std
+    mean, std = (torch.tensor(each, device=x.device)[:, None, None] for each in spread)
     theta = _mild(draws) if kind == "mild" else _paper(draws)
     at = functional.affine_grid(
         torch.from_numpy(theta.astype(np.float32)).to(x.device), list(x.shape), align_corners=False
@@ -43,10 +44,6 @@ def augmented(
         middle = grey.mean(dim=(1, 2, 3), keepdim=True)
         grey = (grey - middle) * contrast + middle + BRIGHTNESS * (2 * change[:, 1:] - 1)
     return (grey.clamp(0, 1) - mean) / std
-
-
-def _spread(architecture: Architecture) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return architecture.mean, architecture.std
 
 
 def _mild(u: NDArray[np.float64]) -> NDArray[np.float64]:

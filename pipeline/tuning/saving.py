@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from pipeline.families import Tower
 from pipeline.tuning.checkpoint import put
 from pipeline.types import Architecture
-from pipeline.weights import BEGAN, identity_of
+from pipeline.weights import BEGAN, SAFETENSORS, identity_of
 from stores._disk import (
     CHECKSUM,
     TEMPORARY,
@@ -27,7 +27,7 @@ from stores._disk import (
     write_new,
 )
 
-WEIGHTS, HEAD = "model.safetensors", "head.safetensors"
+HEAD = "head.safetensors"
 
 
 def save_network(
@@ -45,7 +45,7 @@ def save_network(
     model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]
     if began.startswith("random:"):
         mark = {"format": "pt", BEGAN: began.partition("+")[0]}
-        put(temporary / WEIGHTS, load_file(temporary / WEIGHTS), mark)
+        put(temporary / SAFETENSORS, load_file(temporary / SAFETENSORS), mark)
     image = {"image_mean": architecture.mean, "image_std": architecture.std}
     (temporary / "preprocessor_config.json").write_text(json.dumps(image, indent=1))
     put(temporary / HEAD, {"weight": head.weight, "bias": head.bias}, {})
@@ -60,7 +60,7 @@ def save_network(
         shutil.rmtree(to)
     os.replace(temporary, to)
     sync_folder(to.parent)
-    return identity_of(to / WEIGHTS)
+    return identity_of(to / SAFETENSORS)
 
 
 def moved(before: nn.Module, after: nn.Module) -> tuple[str, ...]:

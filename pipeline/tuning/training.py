@@ -32,24 +32,6 @@ _ORDER, _SLICES, _AUGMENT, _DROPOUT = range(4)
 Beat = Callable[[int, int], None]  # steps done, of how many at most
 
 
-@dataclass(frozen=True)
-class Bags:
-    """Which slices belong to each unit: unit i has the rows order[first[i]:first[i + 1]]."""
-
-    rows: Rows
-    first: Rows
-
-    @classmethod
-    def of(cls, units: Units) -> Bags:
-        """Return those of all units."""
-        order = np.argsort(units.unit, kind="stable")
-        counts = np.bincount(units.unit, minlength=len(units.ids))
-        return cls(units.rows[order], np.concatenate([[0], np.cumsum(counts)]))
-
-    def __getitem__(self, unit: int) -> Rows:
-        return self.rows[self.first[unit] : self.first[unit + 1]]
-
-
 @dataclass
 class Training:
     """A network, what it learns from, and where its state is kept.
@@ -70,7 +52,7 @@ class Training:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.bags = Bags.of(self.units)
+        self.bags = self.units.bags()
         self.learnt: Targets = self.objective.targets(self.units)
         self.per_epoch = -(-len(self.train) // settings.batch)
         self.steps = settings.epochs * self.per_epoch
@@ -145,7 +127,7 @@ class Training:
         order = self._chance(_ORDER, epoch).permutation(self.train)
         chosen = order[place * self.settings.batch : (place + 1) * self.settings.batch]
         rng, most = self._chance(_SLICES, step), self.settings.slices
-        bags = [self.bags[unit] for unit in chosen]
+        bags = [self._slices(unit) for unit in chosen]
         bags = [np.sort(rng.permutation(bag)[:most]) if len(bag) > most else bag for bag in bags]
         first = start = 0
         for stop in _fits([len(bag) for bag in bags], self.settings.at_once):
@@ -158,12 +140,15 @@ class Training:
 
     def all_of(self, units: Rows, stage: Literal["val", "test"], number: int = 0) -> Iterator[Ask]:
         """Yield all slices of some units, `at_once` together."""
-        rows = np.concatenate([self.bags[unit] for unit in units])
+        rows = np.concatenate([self._slices(unit) for unit in units])
         own = np.repeat(np.arange(len(units)), [len(self.bags[unit]) for unit in units])
         size = self.settings.at_once
         for start in range(0, len(rows), size):
             some, places = rows[start : start + size], own[start : start + size]
             yield Ask(stage, number, units, some, places, last=start + size >= len(rows))
+
+    def _slices(self, unit: int) -> Rows:
+        return self.units.rows[self.bags[unit]]
 
     def _chance(self, what: int, number: int) -> np.random.Generator:
         return np.random.default_rng((self.settings.seed, what, number))
