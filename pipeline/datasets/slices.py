@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets.contracts import DataSet, Found, Item, below, files_of
+from pipeline.formats.arrays import hdf5_text, hdf5_values
 from pipeline.formats.limits import as_unreadable, check_size
 from pipeline.questions import Part
 from stores.errors import ConfigError
@@ -76,25 +75,13 @@ def _read_struct(path: Path) -> tuple[int, str, NDArray[np.uint8]]:
     import h5py
 
     with h5py.File(path, "r") as file:
-        label = int(_small(file["cjdata/label"]).ravel()[0])
-        patient = "".join(chr(int(code)) for code in _small(file["cjdata/PID"]).ravel()[:64])
+        label = int(hdf5_values(file["cjdata/label"], most=10_000).ravel()[0])
+        patient = hdf5_text(file["cjdata/PID"])
         mask = file["cjdata/tumorMask"]
         height, width = mask.shape
         check_size(height, width, 1, mask.dtype.itemsize, path.stat().st_size, coded=True)
-        values = _own(mask).T
+        values = hdf5_values(mask).T
     return label, patient, np.ascontiguousarray(values != 0, dtype=np.uint8)
-
-
-def _small(dataset: Any) -> NDArray[Any]:
-    if math.prod(dataset.shape) > 10_000:
-        raise ValueError("a label or id of a size that none has")
-    return _own(dataset)
-
-
-def _own(dataset: Any) -> NDArray[Any]:
-    if dataset.is_virtual or dataset.external:
-        raise ValueError("the array lies in another file")
-    return np.asarray(dataset)
 
 
 def _folds(folder: Path) -> dict[int, Part]:
@@ -106,7 +93,7 @@ def _folds(folder: Path) -> dict[int, Part]:
     except ConfigError:
         return {}
     with h5py.File(path, "r") as file:
-        fold = _small(file["cvind"]).ravel().astype(int).tolist()
+        fold = hdf5_values(file["cvind"], most=10_000).ravel().astype(int).tolist()
     parts: dict[int, Part] = {1: "test", 2: "val"}
     return {i + 1: parts.get(number, "train") for i, number in enumerate(fold)}
 

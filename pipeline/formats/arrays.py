@@ -22,6 +22,8 @@ from pipeline.formats.limits import as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Slice
 from stores.errors import UnreadableError
 
+# Characters of a text, at the most.
+_LONGEST = 10_000
 _MATLAB_NUMBERS = frozenset(
     {"double", "single", "logical"} | {f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)}
 )
@@ -66,15 +68,28 @@ def _open_mat73(path: Path) -> tuple[NDArray[Any], str | None]:
     with h5py.File(path, "r") as file:
         found = [name for name in ("cjdata/image", "image") if name in file]
         name = found[0] if found else _largest(_datasets(file))
-        dataset = file[name]
-        if dataset.is_virtual or dataset.external:
-            raise UnreadableError("unsupported", "the array lies in another file")
-        check_size(1, 1, 1, math.prod(dataset.shape) * dataset.dtype.itemsize, 0, coded=False)
-        patient = None
-        if "cjdata/PID" in file:
-            codes = np.asarray(file["cjdata/PID"]).ravel()[:64]
-            patient = "".join(chr(int(code)) for code in codes)
-        return _stack(np.asarray(dataset).T, slices=-1), patient
+        patient = hdf5_text(file["cjdata/PID"]) if "cjdata/PID" in file else None
+        return _stack(hdf5_values(file[name]).T, slices=-1), patient
+
+
+def hdf5_values(dataset: Any, most: int | None = None) -> NDArray[Any]:
+    """Return all values of an HDF5 dataset, as its shape says.
+
+    most: how many values it may have. Raises UnreadableError, where they lie in another file too.
+    """
+    if dataset.is_virtual or dataset.external:
+        raise UnreadableError("unsupported", "the array lies in another file")
+    values = math.prod(dataset.shape)
+    if most is not None and values > most:
+        raise UnreadableError("unsupported", f"{values} values where at most {most} are expected")
+    check_size(1, 1, 1, values * dataset.dtype.itemsize, 0, coded=False)
+    return np.asarray(dataset)
+
+
+def hdf5_text(dataset: Any) -> str:
+    """Return what MATLAB wrote as text: a number a character. Raises UnreadableError."""
+    codes = hdf5_values(dataset, _LONGEST).ravel()
+    return "".join(chr(int(code)) for code in codes[:64])
 
 
 def _datasets(file: Any) -> dict[str, int]:

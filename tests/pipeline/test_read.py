@@ -617,6 +617,23 @@ def test_matlab_of_both_makings(tmp_path):
     assert read_headers(tmp_path / "t5.mat")[0].patient == "1007"
 
 
+@pytest.mark.parametrize(
+    "pid",
+    [
+        {"shape": (10**9,), "chunks": (1024,)},  # 2 GB, by its header
+        {"shape": (4,), "external": [("other.bin", 0, 8)]},
+    ],
+)
+def test_a_patient_id_in_matlab_is_not_trusted(tmp_path, pid):
+    (tmp_path / "other.bin").write_bytes(b"s\0e\0c\0r\0")
+    with h5py.File(tmp_path / "t.mat", "w", userblock_size=512) as file:
+        file["cjdata/image"] = phantoms.volume()[0]
+        file.create_dataset("cjdata/PID", dtype=np.uint16, **pid)
+    with pytest.raises(UnreadableError) as refused:
+        read_headers(tmp_path / "t.mat")
+    assert refused.value.reason == "unsupported"
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
