@@ -1,4 +1,4 @@
-"""Loaded into a process, makes the network take COST_S seconds more for each slice."""
+"""Loaded into a process, makes the network take COST_S more a slice, and the disk SYNC_S a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.backbones import Backbone, Features
 
-_plain = Backbone.__call__
+_plain, _sync = Backbone.__call__, os.fsync
 
 
 def _slowly(self: Backbone, x: Tensor) -> Features:
@@ -17,4 +17,10 @@ def _slowly(self: Backbone, x: Tensor) -> Features:
     return _plain(self, x)
 
 
+def _sync_slowly(descriptor: int) -> None:
+    time.sleep(float(os.environ["SYNC_S"]))
+    _sync(descriptor)
+
+
 Backbone.__call__ = _slowly  # type: ignore[method-assign]
+os.fsync = _sync_slowly

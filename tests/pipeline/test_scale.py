@@ -24,6 +24,7 @@ from tests.phantoms import write_png
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import (
     Dask,
+    at_work,
     bit_equal,
     cluster_of,
     committed,
@@ -75,6 +76,22 @@ def is_as_if_nothing_had_been(store: FeatureStore, alone: FeatureStore) -> None:
     assert not list(store.claims.iterdir())
 
 
+def unwritable(alone: FeatureStore, part: int, folder: Path) -> Path:
+    """Return a copy of a store with nothing committed, a folder in place of a part's chunk."""
+    path = folder / "store"
+    shutil.copytree(alone.path, path)
+    shutil.copy(alone.path.with_name("alone.key"), path.with_name("store.key"))
+    for receipt in (path / "parts").glob("*.json"):
+        receipt.unlink()
+    chunk_of(path, part).unlink()
+    chunk_of(path, part).mkdir()
+    return path
+
+
+def chunk_of(store: Path, part: int) -> Path:
+    return store / f"features.zarr/mean/c/{part}/0"
+
+
 def test_shards_take_over_what_a_killed_one_left(
     config: Path, alone: FeatureStore, tmp_path: Path
 ) -> None:
@@ -92,6 +109,33 @@ def test_shards_take_over_what_a_killed_one_left(
         not name.endswith(f":{victim}") for name in by
     )
     assert all(summary["clean"] for summary in done)
+
+
+def test_what_a_slow_disk_still_writes_is_waited_for_and_not_done_twice(
+    config: Path, alone: FeatureStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "store"
+    slow = extraction(config, path, "--shard", "1/2", sync_s=0.1)
+    until(lambda: at_work(opened(path)))
+    fast = extraction(config, path, "--shard", "2/2")
+    done = [ended(fast), ended(slow)]
+    store = FeatureStore.open(path)
+    is_as_if_nothing_had_been(store, alone)
+    assert sum(summary["embedded"] for summary in done) == 4 * PARTS
+    assert [summary["clean"] for summary in done] == [True, True]
+    by = [receipt["by"].rpartition(":")[2] for receipt in committed(store).values()]
+    assert set(by) == {str(slow.pid), str(fast.pid)}
+
+
+def test_a_part_that_no_process_can_write_is_named_and_the_rest_is_done(
+    config: Path, alone: FeatureStore, tmp_path: Path
+) -> None:
+    path = unwritable(alone, 7, tmp_path)
+    said = ended(extraction(config, path, "--processes", "2"), 1)
+    (failed,) = said["parts_failed"]
+    assert failed.startswith("part 7: IsADirectoryError")
+    assert sorted(committed(FeatureStore.open(path))) == [i for i in range(PARTS) if i != 7]
+    assert said["embedded"] == 4 * (PARTS - 1)
 
 
 def test_worker_processes_are_ended_and_killed_and_the_work_goes_on(
@@ -119,15 +163,8 @@ def test_worker_processes_are_ended_and_killed_and_the_work_goes_on(
 def test_a_cluster_whose_scheduler_is_lost_and_a_part_that_nobody_can_write(
     config: Path, alone: FeatureStore, tmp_path: Path
 ) -> None:
-    path = tmp_path / "store"
-    shutil.copytree(alone.path, path)
-    shutil.copy(alone.path.with_name("alone.key"), path.with_name("store.key"))
+    path = unwritable(alone, 7, tmp_path)
     store = FeatureStore.open(path)
-    for receipt in (path / "parts").glob("*.json"):
-        receipt.unlink()
-    chunk = path / "features.zarr/mean/c/7/0"
-    chunk.unlink()
-    chunk.mkdir()
     with Dask(tmp_path, workers=2, cost_s=0.1) as cluster:
         run = extraction(config, path, "--scheduler", cluster.address)
         until(lambda: len(committed(store)) >= 2)
@@ -136,7 +173,7 @@ def test_a_cluster_whose_scheduler_is_lost_and_a_part_that_nobody_can_write(
         (failed,) = ended(run, 1)["parts_failed"]
         assert failed.startswith("part 7: IsADirectoryError")
         assert sorted(committed(store)) == [i for i in range(PARTS) if i != 7]
-    chunk.rmdir()
+    chunk_of(path, 7).rmdir()
     again = ended(extraction(config, path))
     assert (again["embedded"], again["parts_failed"]) == (4, [])
     is_as_if_nothing_had_been(store, alone)
