@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-# Parts at work that are listed; the others are counted.
+# Processes at work that are listed; the others are counted.
 _SHOWN = 20
 
 
@@ -52,13 +52,16 @@ def _print_status(found: Status) -> None:
     if found.slices_per_s is not None and found.seconds_left is not None:
         left = _told(found.seconds_left)
         lines.append(f"{found.slices_per_s:.1f} slices/s of late: about {left} left.")
-    for each in found.running[:_SHOWN]:
+    by = sorted({each.by for each in found.running})
+    for name in by[:_SHOWN]:
+        held = [each for each in found.running if each.by == name]
+        parts = ", ".join(str(each.part) for each in held)
         lines.append(
-            f"part {each.part}: {each.by} is at it for {_told(each.for_s)}, last sign of life "
-            f"{_told(each.silent_s)} ago"
+            f"{name}: at part {parts} for {_told(max(each.for_s for each in held))}, "
+            f"last sign of life {_told(min(each.silent_s for each in held))} ago"
         )
-    if len(found.running) > _SHOWN:
-        lines.append(f"and {len(found.running) - _SHOWN} more parts at work")
+    if len(by) > _SHOWN:
+        lines.append(f"and {len(by) - _SHOWN} more processes at work")
     if found.parts_done < found.parts and not found.running:
         lines.append("Nobody is at it: `radprobe extract` goes on.")
     lines += [f"part {each.part} failed: {each.reason}" for each in found.failed]

@@ -79,6 +79,11 @@ def test_it_is_said_in_words_and_as_json(store: FeatureStore) -> None:
     assert "Nobody is at it" in words
     found = json.loads(said("status", str(store.path), "--json"))
     assert (found["parts_done"], found["running"], found["failed"][0]["part"]) == (1, [], 2)
+    claims = [store.claim(store.layout.part(index)) for index in (3, 4)]
+    assert f":{os.getpid()}: at part 3, 4 for " in said("status", str(store.path))
+    for claim in claims:
+        assert claim is not None
+        claim.release()
     assert Failed(**found["failed"][0]).reason.startswith("ValueError: no")
 
 
