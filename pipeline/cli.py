@@ -8,6 +8,7 @@ anywhere on the line, shows where an error came from.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -58,6 +59,8 @@ for group in (
 
 def main() -> NoReturn:
     """Run the command line; an error becomes one message, and with --debug a traceback too."""
+    # Or pydantic opens every installed package's metadata in search of plugins.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)

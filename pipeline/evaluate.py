@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +200,8 @@ def _key(cases: Cases, method: Method) -> str:
 def _result(
     cases: Cases, method: Method, scores: list[Score], tested: Tested, seconds: float
 ) -> Result:
+    from importlib.metadata import version
+
     units, settings = cases.units, getattr(cases.config, method)
     recipe = Recipe.model_validate_json(cases.store.recipe_text)
     sides = {**cases.turns[0], "test": tested.rows}

@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
@@ -85,7 +83,7 @@ def write_tidy(store: Path, results: Sequence[Result | Segmented]) -> None:
     path, new = store / "results" / "results.parquet", tidy(results)
     answered = set(zip(*_asked(new), strict=True))
     if path.is_file():
-        old = pq.read_table(path)
+        old = _read(path)
         if old.schema.equals(TIDY):
             kept = [each not in answered for each in zip(*_asked(old), strict=True)]
             new = pa.concat_tables([old.filter(pa.array(kept, pa.bool_())), new])
@@ -99,7 +97,7 @@ def _asked(table: pa.Table) -> Iterator[list[Any]]:
     """Yield the columns that tell questions apart: a task and masks may share a name."""
     yield table["task"].to_pylist()
     yield table["method"].to_pylist()
-    yield pa.compute.equal(table["kind"], SEGMENTATION).to_pylist()
+    yield [kind == SEGMENTATION for kind in table["kind"].to_pylist()]
 
 
 def segmentation_path(store: Path, task: str, head: str, key: str) -> Path:
@@ -110,8 +108,8 @@ def segmentation_path(store: Path, task: str, head: str, key: str) -> Path:
 
 def read_units(answer: Path) -> pa.Table:
     """Return a row a test unit and structure of a filed segmentation, of all training patients."""
-    table = pq.read_table(answer.with_suffix(".units.parquet"))
-    return table.filter(pa.compute.equal(table["setting"], table["setting"][-1]))
+    table = _read(answer.with_suffix(".units.parquet"))
+    return _of_setting(table, table["setting"][-1].as_py())
 
 
 def write_predictions(path: Path, units: Units, tested: Tested) -> None:
@@ -136,9 +134,23 @@ def write_predictions(path: Path, units: Units, tested: Tested) -> None:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file and its checksum. Raises UnwritableError."""
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     write_checked(path, sink.getvalue().to_pybytes())
+
+
+def _read(path: Path) -> pa.Table:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path)
+
+
+def _of_setting(table: pa.Table, setting: str) -> pa.Table:
+    import pyarrow.compute as pc
+
+    return table.filter(pc.equal(table["setting"], setting))
 
 
 def _setting_text(setting: Mapping[str, float]) -> str:
@@ -187,9 +199,8 @@ def read_predictions(
     store: Path, result: Result, setting: int
 ) -> tuple[Truth, NDArray[np.float64], NDArray[np.int64] | None]:
     """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result."""
-    table = pq.read_table(predictions_path(store, result))
-    wanted = _setting_text(result.scores[setting].setting)
-    table = table.filter(pa.compute.equal(table["setting"], wanted))
+    table = _read(predictions_path(store, result))
+    table = _of_setting(table, _setting_text(result.scores[setting].setting))
     proba = np.stack([table[f"proba:{c}"].to_numpy() for c in result.classes], axis=1)
     fold = table["fold"].to_numpy() if "fold" in table.column_names else None
     groups = table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stores.errors import CorruptStoreError
 
@@ -66,6 +65,8 @@ def parse_table(data: bytes) -> pa.Table:
     Without Arrow's threads: a process that ends soon after may be aborted by them (apache/arrow
     #34314).
     """
+    import pyarrow.parquet as pq  # where a table is read: an answer on file needs none
+
     try:
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
         return file.read(use_threads=False)
@@ -75,6 +76,8 @@ def parse_table(data: bytes) -> pa.Table:
 
 def table_bytes(table: pa.Table) -> bytes:
     """Return a table as the bytes of a Parquet file, with checksums."""
+    import pyarrow.parquet as pq
+
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, write_page_checksum=True, compression="zstd")
     data: bytes = sink.getvalue().to_pybytes()

@@ -229,14 +229,15 @@ def _taken(labels: NDArray[Any], b: int, rng: np.random.Generator) -> Floats:
 def statistics(truth: Truth, proba: Floats, weights: Floats) -> Values:
     """Return every metric under each column of weights (n, b).
 
-    What needs a decision takes the likeliest class, or for multi-label 0.5, and is averaged over
-    classes or labels; the f1 of two classes, and so of a label, is the positive's. What ranks
-    (auroc, average precision, sensitivity at a specificity of 0.9) is of one class against the
-    rest, and their mean; for binary, of the positive alone; `_micro` ranks all (unit, class) pairs
-    together. brier is half the squared distance (binary and multi-label: the plain square); ece is
-    of the positive, or for multi-class of the likeliest class. A label that is not known of a unit
-    leaves the unit out for that label; one whose column is NaN has no model and stays out of every
-    mean, and one that all units carry, or none, has nothing said of it alone.
+    What needs a decision takes the likeliest class, the first of equals, or for multi-label what is
+    above 0.5 (so 0.5 itself is a no in both), and is averaged over classes or labels; the f1 of two
+    classes, and so of a label, is the positive's. What ranks (auroc, average precision, sensitivity
+    at a specificity of 0.9) is of one class against the rest, and their mean; for binary, of the
+    positive alone; `_micro` ranks all (unit, class) pairs together. brier is half the squared
+    distance (binary and multi-label: the plain square); ece is of the positive, or for multi-class
+    of the likeliest class. A label that is not known of a unit leaves the unit out for that label;
+    one whose column is NaN has no model and stays out of every mean, and one that all units carry,
+    or none, has nothing said of it alone.
     """
     if truth.kind == "regression":
         found = regression(truth.y, proba[:, 0], weights)

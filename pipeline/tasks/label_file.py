@@ -88,8 +88,9 @@ def _require(path: Path, wanted: Sequence[str], names: Sequence[str]) -> None:
 
 def _texts(column: Any) -> Texts:
     """Return a pyarrow column as an array of stripped text; a whole number loses its ".0"."""
-    values = column.cast(pa.string()).fill_null("").to_pylist()
-    return np.array([_text(value) for value in values], dtype=object)
+    if column.type != pa.string():  # a cast imports all of Arrow's functions
+        column = column.cast(pa.string())
+    return np.array([_text(value or "") for value in column.to_pylist()], dtype=object)
 
 
 def _text(value: str) -> str:

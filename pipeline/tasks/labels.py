@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.names import Names
@@ -258,6 +257,8 @@ def _joined_by(slices: pa.Table, by: str) -> Texts:
 
 def _tag(slices: pa.Table, keyword: str) -> Texts:
     """Return the pseudonym of a DICOM tag's value in each slice, or None."""
+    import pyarrow.compute as pc
+
     values = pc.map_lookup(slices["tags"], pa.scalar(keyword), "first")
     if values.null_count == len(values):
         raise LabelError(

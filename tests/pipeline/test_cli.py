@@ -73,6 +73,26 @@ def test_extract_then_evaluate_then_from_the_file(extracted: Path) -> None:
     assert probe["scores"][0]["metrics"]["auroc"]["value"] == 1.0
 
 
+@pytest.mark.parametrize("command", ["extract", "evaluate"])
+def test_what_is_done_already_imports_little(extracted: Path, command: str) -> None:
+    radprobe(command, extracted / "config.yaml")
+    heavy = {"torch", "transformers", "sklearn", "scipy", "faiss", "zarr"}
+    heavy |= {"pydicom", "nibabel", "PIL", "pyarrow.dataset", "matplotlib"}
+    if command == "evaluate":
+        heavy |= {"pandas", "pyarrow.compute", "pyarrow.parquet", "cryptography"}
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('imported', *sorted({heavy!r} & set(sys.modules))))\n"
+        "from pipeline.cli import main; main()"
+    )
+    again = [sys.executable, "-c", code, command, str(extracted / "config.yaml")]
+    done = subprocess.run(again, capture_output=True, text=True, check=True)
+    assert {"extract": "0 embedded", "evaluate": "3 of 3 answers were on file"}[command] in (
+        done.stdout
+    )
+    assert done.stdout.splitlines()[-1].split() == ["imported"]
+
+
 def test_one_method_alone(extracted: Path) -> None:
     results = json.loads(radprobe("knn", extracted / "config.yaml", "--json").stdout)
     assert [r["method"] for r in results] == ["knn"]

@@ -129,6 +129,7 @@ def imported(config: Config) -> list[str]:
         "from pipeline.evaluate import evaluate\n"
         "print(all(r.cached for r in evaluate(Config.model_validate_json(sys.argv[1]))))\n"
         "heavy = {'torch', 'transformers', 'sklearn', 'faiss', 'zarr', 'scipy', 'pydicom'}\n"
+        "heavy |= {'pandas', 'pyarrow.compute', 'pyarrow.parquet', 'cryptography'}\n"
         "print(*sorted(heavy & set(sys.modules)))"
     )
     command = [sys.executable, "-W", "error", "-c", code, config.model_dump_json()]
