@@ -460,8 +460,9 @@ class Segment(Frozen):
     """How a segmentation head, or a network from scratch, is trained and chosen.
 
     learning_rates: all are trained at once, and one is chosen by the Dice on val; the defaults are
-    those of arXiv 2312.02366, whose batches are of 128. loss: MONAI's, softmax. refit: whether
-    what was chosen is trained again on train and val, as there. knn takes from it refit and seed,
+    those of arXiv 2312.02366, whose batches are of 128. epochs: at most; patience: epochs without a
+    better Dice on val before it ends; the best epoch is kept. loss: MONAI's, softmax. refit:
+    whether what was chosen is trained again on train and val, as there, for as many epochs. knn takes from it refit and seed,
     and k (one is chosen on val), temperature, and references: how many patches it keeps at most.
     size: of a network from scratch; `small` is for tests and for trying out without a GPU.
     shots: numbers of training patients to be asked beside all of them, never trained again on val;
@@ -479,6 +480,7 @@ class Segment(Frozen):
         1e-1,
     )
     epochs: Annotated[int, Field(ge=1)] = 10
+    patience: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=1)] = 16
     loss: Literal["dice", "dice-ce"] = "dice"
     refit: Literal["train+val", "none"] = "train+val"

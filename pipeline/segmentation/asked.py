@@ -26,7 +26,7 @@ from stores.errors import ConfigError
 from stores.features import FeatureStore
 
 # Raised whenever the same question is answered otherwise: older answers are then not found.
-CONTRACT = 2
+CONTRACT = 3
 Labels2D = NDArray[np.uint8]
 
 

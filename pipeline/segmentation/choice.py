@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,31 @@ class Overlap:
             return np.zeros(len(both))
         dice: NDArray[np.float64] = (2 * hits[:, present] / both[:, present]).mean(axis=1)
         return dice
+
+
+@dataclass
+class Course:
+    """How one candidate does on val, epoch after epoch: when it is at its best, and has ended.
+
+    As long as it draws nothing that is true, its latest epoch is its best.
+    """
+
+    patience: int
+    seen: int = 0
+    best: int = 0
+    dice: float = 0.0
+
+    def add(self, dice: float) -> bool:
+        """Take the Dice of one more epoch; return whether it is the best so far."""
+        self.seen += 1
+        if dice > self.dice or not self.dice:
+            self.best, self.dice = self.seen, dice
+        return self.best == self.seen
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has not become better for `patience` epochs."""
+        return self.seen - self.best >= self.patience
 
 
 def check_parts(parts: Parts, name: str, candidates: Sequence[float]) -> None:

@@ -2,7 +2,8 @@
 
 As arXiv 2312.02366 does it: SGD with momentum 0.9, a cosine to 0 over all steps, MONAI's Dice loss.
 The networks share no parameter, and each is stepped by the gradient of its own loss: trained
-together, they become what each would become alone.
+together, they become what each would become alone. Each ends by itself once val says so, and is
+then what it was at its best.
 """
 
 from __future__ import annotations
@@ -19,7 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config import Segment
-from pipeline.segmentation.choice import Overlap, check_parts, chosen_note, learned_rows
+from pipeline.segmentation.choice import (
+    Course,
+    Overlap,
+    check_parts,
+    chosen_note,
+    learned_rows,
+)
 from pipeline.segmentation.contracts import Parts, Source
 from pipeline.segmentation.loader import Batch, Loader, Need, Rows, in_order
 from pipeline.segmentation.scratch import TransUNet, UNet
@@ -27,6 +34,7 @@ from pipeline.segmentation.token_heads import Decoder, ImageDecoder, Linear
 from stores.errors import ConfigError
 
 MOMENTUM = 0.9
+NOTHING: Rows = np.empty(0, np.int64)
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 # What each network is given, in the order of its arguments.
@@ -38,6 +46,11 @@ NEEDS: dict[str, tuple[Need, ...]] = {
     "unet": ("images",),
     "transunet": ("images",),
 }
+
+
+def needs_of(settings: Segment) -> frozenset[Need]:
+    """Return what a method's network is given."""
+    return frozenset(NEEDS[settings.method])
 
 
 @dataclass(frozen=True)
@@ -63,38 +76,65 @@ class Trained:
 
 
 def fit(source: Source, parts: Parts, settings: Segment, *, device: str = "auto") -> Trained:
-    """Train a network for each learning rate, keep the one with the best Dice on val.
+    """Train a network for each learning rate, keep the one with the best Dice on val, at its best.
 
     Raises ConfigError where there is nothing to learn from or to choose by, or where the store
     lacks the tokens.
     """
     started = time.perf_counter()
-    rates = settings.learning_rates
+    rates, val = settings.learning_rates, parts["val"]
     check_parts(parts, "learning_rates", rates)
     on = pick(device)
     if on.type == "cuda":
         torch.cuda.reset_peak_memory_stats(on)
-    networks = train(source, parts["train"], settings, rates, on)
-    best, notes = 0, []
-    if len(rates) > 1:
-        dice = validate(networks, source, parts["val"], settings, on)
-        best = int(dice.argmax())
-        notes.append(chosen_note("learning rate", rates, dice))
-    network = networks[best]
-    if settings.refit == "train+val" and len(parts["val"]):
-        rows = learned_rows(parts, settings)
-        (network,) = train(source, rows, settings, rates[best : best + 1], on)
+    runs = train(source, parts["train"], settings, rates, on, val=val)
+    dice = np.array([run.course.dice for run in runs])
+    best = int(dice.argmax())
+    run = runs[best]
+    notes = [chosen_note("learning rate", rates, dice)] if len(rates) > 1 else []
+    notes.append(_epochs_note(run.course, settings, len(val)))
+    if settings.refit == "train+val" and len(val):
+        rows, epochs = learned_rows(parts, settings), run.course.best
+        (run,) = train(source, rows, settings, rates[best : best + 1], on, epochs=epochs)
         notes.append("trained again on train and val with what was chosen")
     notes.append(f"peak memory {_peak_megabytes(on):.0f} MB on {on.type}")
     return Trained(
-        network,
-        frozenset(NEEDS[settings.method]),
+        run.network,
+        needs_of(settings),
         settings,
         on,
-        {"lr": rates[best]},
+        {"lr": rates[best], "epochs": float(run.course.best)},
         tuple(notes),
         time.perf_counter() - started,
     )
+
+
+def _epochs_note(course: Course, settings: Segment, val: int) -> str:
+    """Return after how many epochs a network was taken, and why."""
+    if not val:
+        return f"trained for all {settings.epochs} epochs: val has no slice to end it by"
+    seen = f"the best Dice on val came after epoch {course.best} of {course.seen}"
+    if course.seen < settings.epochs:
+        return f"{seen}, where it ended (patience {settings.patience}, {settings.epochs} at most)"
+    return f"{seen} (patience {settings.patience})"
+
+
+@dataclass
+class Run:
+    """A network in training, and how it does; once trained, it is what it was at its best."""
+
+    network: nn.Module
+    course: Course
+
+    def judge(self, dice: float) -> None:
+        """Take the Dice on val of one more epoch: keep the weights, or go back to the best."""
+        if self.course.add(dice):
+            self._state = {k: v.clone() for k, v in self.network.state_dict().items()}
+
+    def finish(self) -> None:
+        """Go back to the best weights."""
+        if self.course.best < self.course.seen:
+            self.network.load_state_dict(self._state)
 
 
 def train(
@@ -103,28 +143,47 @@ def train(
     settings: Segment,
     rates: Sequence[float],
     device: torch.device,
-) -> list[nn.Module]:
-    """Return a network for each learning rate, all trained on the same batches of rows."""
-    needs = frozenset(NEEDS[settings.method])
-    loader = Loader(source, rows, needs, settings.batch_size, settings.seed)
-    networks = [build(source, rows, settings).to(device).train() for _ in rates]
+    *,
+    val: Rows = NOTHING,
+    epochs: int | None = None,
+) -> list[Run]:
+    """Return a network for each learning rate, all trained on the same batches of rows.
+
+    val: rows that say when a network is at its best, and when it has ended; without them all train
+    to the last epoch. epochs: how many of `settings.epochs` are gone through, whose cosine it is.
+    """
+    loader = Loader(source, rows, needs_of(settings), settings.batch_size, settings.seed)
+    runs = [Run(build(source, rows, settings).to(device), Course(settings.patience)) for _ in rates]
     optimiser = torch.optim.SGD(
-        [{"params": list(n.parameters()), "lr": r} for n, r in zip(networks, rates, strict=True)],
+        [
+            {"params": list(run.network.parameters()), "lr": rate}
+            for run, rate in zip(runs, rates, strict=True)
+        ],
         momentum=MOMENTUM,
     )
     steps = settings.epochs * loader.batches
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
-    loss_of = loss(settings)
-    for epoch in range(settings.epochs):
+    loss_of, active = loss(settings), runs
+    for epoch in range(epochs or settings.epochs):
+        for run in active:
+            run.network.train()
         for batch in loader.epoch(epoch):
             inputs, masks = inputs_of(batch, device), torch.from_numpy(batch.masks)
             masks = masks[:, None].to(device)
-            for network in networks:
-                torch.autograd.backward(loss_of(network(*inputs), masks))
-            optimiser.step()
+            for run in active:
+                torch.autograd.backward(loss_of(run.network(*inputs), masks))
+            optimiser.step()  # what has no gradient, since it has ended, stays
             optimiser.zero_grad()
             schedule.step()
-    return networks
+        dice = validate([run.network for run in active], source, val, settings, device)
+        for run, score in zip(active, dice, strict=True):
+            run.judge(float(score))
+        active = [run for run in active if not run.course.ended]
+        if not active:
+            break
+    for run in runs:
+        run.finish()
+    return runs
 
 
 def build(source: Source, rows: Rows, settings: Segment) -> nn.Module:
@@ -166,10 +225,9 @@ def validate(
     settings: Segment,
     device: torch.device,
 ) -> NDArray[np.float64]:
-    """Return the Dice of each network on rows (see `Overlap.dice`)."""
+    """Return the Dice of each network on rows (see `Overlap.dice`); zeros where there are none."""
     overlap = Overlap(len(networks), len(source.classes))
-    needs = frozenset(NEEDS[settings.method])
-    for batch in in_order(source, rows, needs, settings.batch_size, masks=True):
+    for batch in in_order(source, rows, needs_of(settings), settings.batch_size, masks=True):
         assert batch.masks is not None
         for i, network in enumerate(networks):
             overlap.add(i, batch.masks, _labels(network, batch, device))

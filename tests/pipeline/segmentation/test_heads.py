@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Segment
 from pipeline.segmentation import training
-from pipeline.segmentation.choice import Overlap
+from pipeline.segmentation.choice import Course, Overlap
 from pipeline.segmentation.contracts import Fitted, Source
 from pipeline.segmentation.heads import fit
 from pipeline.segmentation.knn import class_shares, gather
@@ -27,7 +27,13 @@ LEARNING: dict[str, dict[str, Any]] = {
     "image-decoder": {"learning_rates": RATES, "epochs": 8},
     "knn": {"k": (1, 5)},
     "unet": {"learning_rates": RATES, "epochs": 8, "size": "small"},
-    "transunet": {"learning_rates": (0.1,), "epochs": 40, "loss": "dice-ce", "size": "small"},
+    "transunet": {
+        "learning_rates": (0.1,),
+        "epochs": 40,
+        "patience": 40,  # it learns by leaps
+        "loss": "dice-ce",
+        "size": "small",
+    },
 }
 
 
@@ -94,12 +100,14 @@ def test_trained_together_is_trained_alone(method: str) -> None:
     asked = settings(method, learning_rates=(*rates, 1e6), epochs=2)
     device = torch.device("cpu")
     together = training.train(source, source.parts["train"], asked, (*rates, 1e6), device)
-    for rate, network in zip(rates, together, strict=False):
+    for rate, run in zip(rates, together, strict=False):
         (alone,) = training.train(source, source.parts["train"], asked, (rate,), device)
-        for name, value in alone.state_dict().items():
-            torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+        for name, value in alone.network.state_dict().items():
+            found = run.network.state_dict()[name]
+            torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
     differ = [
-        torch.equal(a, b) for a, b in zip(*(n.parameters() for n in together[:2]), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(*(run.network.parameters() for run in together[:2]), strict=True)
     ]
     assert not all(differ)
 
@@ -108,14 +116,42 @@ def test_the_learning_rate_is_chosen_on_val_and_test_is_not_looked_at() -> None:
     source = Planted(32)
     parts = source.parts
     head = fit(source, parts, settings("linear", learning_rates=(1e-6, 10.0), refit="none"))
-    assert head.setting == {"lr": 10.0}
+    assert head.setting["lr"] == 10.0
     assert "learning rate chosen by the Dice on val (1e-06: " in head.notes[0]
     assert not np.isin(np.concatenate(source.reads), parts["test"]).any()
     # Where val says the contrary of train, the head that learned nothing is the better one.
     wrong = Planted(32)
     wrong.all_masks[parts["val"]] = np.array([0, 2, 1], np.uint8)[wrong.all_masks[parts["val"]]]
     contrary = fit(wrong, parts, settings("linear", learning_rates=(1e-6, 10.0), refit="none"))
-    assert contrary.setting == {"lr": 1e-6}
+    assert contrary.setting["lr"] == 1e-6
+
+
+def test_a_network_ends_once_val_says_so_and_is_what_it_was_at_its_best() -> None:
+    source = Planted(32)
+    parts = source.parts
+    # What is learned of `left` is worse and worse on val, where `right` is what looks like it.
+    source.all_masks[parts["val"]] = np.array([0, 2, 1], np.uint8)[source.all_masks[parts["val"]]]
+    asked = settings("linear-bn", learning_rates=(0.1,), epochs=40, patience=3, refit="none")
+    head, again = (fit(source, parts, asked) for _ in range(2))
+    best = int(head.setting["epochs"])
+    assert f"epoch {best} of {best + 3}, where it ended (patience 3, 40 at most)" in head.notes[0]
+    # The weights are those of so many epochs of the same training.
+    device, rates = torch.device("cpu"), asked.learning_rates
+    (told,) = training.train(source, parts["train"], asked, rates, device, epochs=best)
+    for name, value in told.network.state_dict().items():
+        torch.testing.assert_close(head.network.state_dict()[name], value)  # type: ignore[attr-defined]
+        assert torch.equal(head.network.state_dict()[name], again.network.state_dict()[name])  # type: ignore[attr-defined]
+    # Without val nothing ends it.
+    alone = fit(source, parts | {"val": np.empty(0, np.int64)}, asked)
+    assert alone.setting["epochs"] == 40
+
+
+def test_what_draws_nothing_yet_is_not_given_up() -> None:
+    course = Course(patience=2)
+    assert [course.add(dice) for dice in (0, 0, 0, 0, 0.5, 0.4)] == [True] * 5 + [False]
+    assert not course.ended
+    course.add(0.5)
+    assert (course.ended, course.best) == (True, 5)
 
 
 def test_refit_learns_from_val_too() -> None:
