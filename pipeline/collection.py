@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from pipeline.config import Config
 from pipeline.discover import READER_VERSION, Discovery, Open, discover
-from pipeline.names import hide_path, load_key, pseudonym, relabelled, reveal_path
+from pipeline.names import Names, hide_path, load_key, pseudonym, relabelled, reveal_path
 from pipeline.read import unescape_path
 from pipeline.types import Recipe, of_volume
 from pipeline.weights import locate
@@ -32,6 +32,7 @@ from stores import ArraySpec, FeatureStore
 from stores._disk import writing
 from stores.errors import (
     ConfigError,
+    LabelError,
     OccupiedError,
     RecipeMismatchError,
     StaleTablesError,
@@ -168,13 +169,19 @@ class Look:
     """What was found, and what becomes of it: what is to be stored, and the changes.
 
     slices, files (SLICE_SCHEMA, FILE_SCHEMA): with paths as the store is to have them; those of
-    `found` are the real ones.
+    `found` are the real ones. unmasked: how many slices were left out, as `data.only` asks.
     """
 
     found: Reconciled
     slices: pa.Table
     files: pa.Table
     settled: bool  # the store's tables say so already
+    unmasked: int
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many slices came into the table which way, and how many were left out."""
+        return self.found.counts | ({"unmasked": self.unmasked} if self.unmasked else {})
 
 
 def look(config: Config, store: FeatureStore | None, *, rehash: bool = False) -> Look:
@@ -184,10 +191,12 @@ def look(config: Config, store: FeatureStore | None, *, rehash: bool = False) ->
     """
     if store is None:
         # The order of slices does not depend on the key, and nobody sees these pseudonyms.
-        fresh = discover(config.data, bytes(32), plane=config.preprocess.plane)
+        key, stored = bytes(32), SLICE_SCHEMA.empty_table()
+        fresh = discover(config.data, key, plane=config.preprocess.plane)
         known = Known(set(), lambda row: None, lambda path: None, boundary=0)
-        found = reconcile(SLICE_SCHEMA.empty_table(), fresh.slices, known)
-        return Look(found, found.slices, fresh.files, False)
+        slices = _selected(config, fresh.slices, stored, key)
+        found = reconcile(stored, slices, known)
+        return Look(found, found.slices, fresh.files, False, len(fresh.slices) - len(slices))
     return _look(config, store, rehash)[0]
 
 
@@ -238,6 +247,8 @@ def _look(
     if tables.patients:
         patients = pa.array(sorted(tables.patients))
         slices = slices.filter(pc.invert(pc.is_in(slices["patient"], patients)))
+    of_all, slices = len(slices), _selected(config, slices, stored, key)
+    unmasked = of_all - len(slices)
     known = Known(
         opened=_opened(discovery, None if rehash else seen_files),
         digest_of=_FileDigests(store).of,
@@ -253,7 +264,36 @@ def _look(
     slices, files = relabelled(found.slices, label), relabelled(discovery.files, label)
     files = files.replace_schema_metadata({b"rules": rules.encode()})
     settled = slices.equals(tables.slices) and files.equals(tables.files, check_metadata=True)
-    return Look(found, slices, files, settled), tables.seen
+    return Look(found, slices, files, settled, unmasked), tables.seen
+
+
+def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) -> pa.Table:
+    """Return the slices found (real paths) that `data.only` wants, and those stored before.
+
+    A mask that is gone withdraws nothing. A series that is scaled as a volume is wanted as a whole,
+    so that its features are those of a store of all. Raises ConfigError, and LabelError where there
+    is nothing to embed.
+    """
+    if config.data.only == "all":
+        return slices
+    from pipeline.segmentation.joining import join
+
+    names = Names(config.store, config.data.paths, key)
+    wanted = np.zeros(len(slices), bool)
+    for masks in config.masks.values():
+        for group in join(config, masks, slices, names):
+            wanted[list(group.numbers)] = True
+    live = stored.filter(pc.invert(stored["withdrawn"]))
+    wanted |= pc.is_in(slices["path"], value_set=live["path"].combine_chunks()).to_numpy()
+    series = slices["series"].to_numpy(zero_copy_only=False)
+    by_volume = [of_volume(config.preprocess.rule(each)) for each in slices["modality"].to_pylist()]
+    wanted |= np.array(by_volume, bool) & np.isin(series, series[wanted])
+    if len(slices) and not wanted.any():
+        raise LabelError(
+            f"None of the {len(slices)} slices has a mask, and data.only is masked: correct where "
+            "`masks` says they are, or leave data.only out."
+        )
+    return slices.filter(pa.array(wanted))
 
 
 def _opened(discovery: Discovery, known: pa.Table | None) -> set[str]:

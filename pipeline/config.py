@@ -30,7 +30,8 @@ class Data(Frozen):
     files that carry none (NIfTI, PNG); the first glob that matches wins. patient: a regular
     expression whose first group, searched in the relative path, names the patient of such a file.
     tags: DICOM keywords, such as AccessionNumber, whose values labels are keyed by. paths: whether
-    the store hides the names of folders and files, which may name patients, or keeps them.
+    the store hides the names of folders and files, which may name patients, or keeps them. only:
+    "masked" embeds those slices alone that have a mask file (see `Masks`), of a volume all.
     """
 
     root: Path
@@ -40,6 +41,7 @@ class Data(Frozen):
     patient: str | None = None
     tags: tuple[str, ...] = ()
     paths: Literal["hide", "keep"] = "hide"
+    only: Literal["all", "masked"] = "all"
 
     @field_validator("patient")
     @classmethod
@@ -462,11 +464,11 @@ class Segment(Frozen):
     learning_rates: all are trained at once, and one is chosen by the Dice on val; the defaults are
     those of arXiv 2312.02366, whose batches are of 128. epochs: at most; patience: epochs without a
     better Dice on val before it ends; the best epoch is kept. loss: MONAI's, softmax. refit:
-    whether what was chosen is trained again on train and val, as there, for as many epochs. knn takes from it refit and seed,
-    and k (one is chosen on val), temperature, and references: how many patches it keeps at most.
-    size: of a network from scratch; `small` is for tests and for trying out without a GPU.
-    shots: numbers of training patients to be asked beside all of them, never trained again on val;
-    each is drawn `draws` times.
+    whether what was chosen is trained again on train and val, as there, for as many epochs. knn
+    takes from it refit and seed, and k (one is chosen on val), temperature, and references: how
+    many patches it keeps at most. size: of a network from scratch; `small` is for tests and for
+    trying out without a GPU. shots: numbers of training patients to be asked beside all of them,
+    never trained again on val; each is drawn `draws` times.
     """
 
     method: SegmentMethod = "linear"
@@ -522,6 +524,12 @@ class Config(Frozen):
     lora: Lora | None = None
     bitfit: BitFit | None = None
     norm: NormTune | None = None
+
+    @model_validator(mode="after")
+    def _masks_for_masked(self) -> Config:
+        if self.data.only == "masked" and not self.masks:
+            raise ValueError("data.only: masked needs `masks`, which say where the masks are.")
+        return self
 
 
 def load_config(path: Path, store: Path | None = None) -> Config:

@@ -216,7 +216,7 @@ class _Run:
             found = settle(
                 self.config, self.store, rehash=self.rehash, workers=workers, elsewhere=elsewhere
             )
-        return found.found.counts
+        return found.counts
 
     def as_shard(self, shard: Shard) -> Done:
         """Embed beside others, after one look for all of them."""
@@ -233,7 +233,7 @@ class _Run:
                 rehash=self.rehash,
                 workers=self._header_workers(),
             )
-        found = settled.found.counts if settled else {}
+        found = settled.counts if settled else {}
         del settled  # which knows every slice
         more, lost = self._ring(shard)
         return found, add(done, more), failed | lost

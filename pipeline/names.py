@@ -43,15 +43,16 @@ def pseudonym(key: bytes, kind: str, raw: str) -> str:
 class Names:
     """What a store calls patients, studies, series, tags and paths; its key is read at first use.
 
-    paths: whether it hides paths or keeps them (`data.paths`).
+    paths: whether it hides paths or keeps them (`data.paths`). key: of a store that is not there.
     """
 
     store: Path
     paths: Literal["hide", "keep"] = "hide"
+    key: bytes | None = None
 
     @cached_property
     def _key(self) -> bytes:
-        return load_key(self.store)
+        return self.key or load_key(self.store)
 
     @property
     def has_key(self) -> bool:

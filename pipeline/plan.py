@@ -32,10 +32,10 @@ from stores.reconcile import Change
 class Plan:
     """What `extract` would do now.
 
-    found: how many slices came which way; embed: slices that the network would see (of those, some
-    may turn out to have known pixels); parts, bytes, files: what would be written; hours: by what
-    `hours_by` names, None where nothing is known: what this machine measured of the network, or
-    else the pace of what the store holds.
+    found: how many slices came which way, or were left out as unmasked; embed: slices that the
+    network would see (of those, some may turn out to have known pixels); parts, bytes, files: what
+    would be written; hours: by what `hours_by` names, None where nothing is known: what this
+    machine measured of the network, or else the pace of what the store holds.
     """
 
     store: str
@@ -90,7 +90,7 @@ def plan(config: Config, *, rehash: bool = False) -> Plan:
         new=store is None,
         weights=recipe.weights,
         slices=len(live),
-        found=seen.found.counts,
+        found=seen.counts,
         files_set_aside=dict(Counter(r for r in seen.files["reason"].to_pylist() if r)),
         embed=embed,
         parts=len(parts),
