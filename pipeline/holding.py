@@ -58,11 +58,12 @@ def beside(x: NDArray[Any], n: int, d: int) -> Floats:
     return np.empty((n, d), x.dtype)
 
 
-def taken(x: NDArray[Any], rows: Rows, less: NDArray[Any] | float = 0) -> Floats:
-    """Return x[rows], a copy, less a row of numbers (d,); held as x is."""
+def taken(x: NDArray[Any], rows: Rows, less: NDArray[Any] | float = 0, over: float = 1) -> Floats:
+    """Return (x[rows] - less) / over, a copy, held as x is; less: a row of numbers (d,)."""
     out = beside(x, len(rows), x.shape[1])
     for now in batches(len(rows)):
         np.subtract(x[rows[now]], less, out=out[now], casting="same_kind")
+        out[now] /= over
     return out
 
 
@@ -72,6 +73,17 @@ def mean(x: NDArray[Any], rows: Rows) -> NDArray[np.float64]:
     for now in batches(len(rows)):
         total += x[rows[now]].sum(axis=0, dtype=np.float64)
     return total / len(rows)
+
+
+def moments(x: NDArray[Any], rows: Rows) -> tuple[NDArray[np.float64], float]:
+    """Return the mean (d,) of the rows `rows` of x, and their spread about it: 1 where all agree.
+
+    The spread is one for all columns: the root of the mean of their variances.
+    """
+    middle, total = mean(x, rows), 0.0
+    for now in batches(len(rows)):
+        total += float(((x[rows[now]] - middle) ** 2).sum())
+    return middle, (total / (len(rows) * x.shape[1])) ** 0.5 or 1.0
 
 
 def batches(n: int, at_once: int = ROWS_AT_ONCE) -> Iterator[slice]:

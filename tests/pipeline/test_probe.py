@@ -48,6 +48,20 @@ def test_it_is_scikit_learns_model_at_the_c_that_is_best_on_val(c: int) -> None:
     assert all("edge of the grid" in note for note in notes)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.01])
+def test_a_fit_goes_on_far_enough_whatever_the_scale_of_the_features(scale: float) -> None:
+    y = np.random.default_rng(7).integers(0, 2, 600)
+    x = scale * (planted(600, y, 60) * np.geomspace(1, 0.02, 60)).astype(np.float32)
+    parts, c = thirds(600), 1e3 / scale**2
+    (found,), _ = probe.predict(
+        x, units_of(y), parts, Probe(low=np.log10(c), high=np.log10(c), steps=1)
+    )
+    both, wide = np.concatenate([parts["train"], parts["val"]]), x.astype(np.float64) / scale
+    model = LogisticRegression(C=1e3, max_iter=100_000, tol=1e-10).fit(wide[both], y[both])
+    expected = model.predict_proba(wide[parts["test"]])
+    assert abs(found.proba - expected).mean() < 5e-3
+
+
 def test_of_equals_the_smaller_c_is_chosen_and_an_edge_is_said() -> None:
     y = np.arange(80) % 2
     x = (y[:, None] * 10 + np.zeros((80, 3))).astype(np.float32)  # every C ranks perfectly
