@@ -193,7 +193,7 @@ def look(config: Config, store: FeatureStore | None, *, rehash: bool = False) ->
         # The order of slices does not depend on the key, and nobody sees these pseudonyms.
         key, stored = bytes(32), SLICE_SCHEMA.empty_table()
         fresh = discover(config.data, key, plane=config.preprocess.plane)
-        known = Known(set(), lambda row: None, lambda path: None, boundary=0)
+        known = Known(pa.array([], pa.string()), lambda row: None, lambda path: None, boundary=0)
         slices = _selected(config, fresh.slices, stored, key)
         found = reconcile(stored, slices, known)
         return Look(found, found.slices, fresh.files, False, len(fresh.slices) - len(slices))
@@ -250,7 +250,7 @@ def _look(
     of_all, slices = len(slices), _selected(config, slices, stored, key)
     unmasked = of_all - len(slices)
     known = Known(
-        opened=_opened(discovery, None if rehash else seen_files),
+        opened=_opened(discovery.files, seen_files.slice(0, 0) if rehash else seen_files),
         digest_of=_FileDigests(store).of,
         hash_file=lambda path: _sha256(data.root / unescape_path(path)),
         boundary=store.layout.next_boundary(stored["row"][-1].as_py() + 1 if len(stored) else 0),
@@ -285,9 +285,11 @@ def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) ->
             wanted[list(group.numbers)] = True
     live = stored.filter(pc.invert(stored["withdrawn"]))
     wanted |= pc.is_in(slices["path"], value_set=live["path"].combine_chunks()).to_numpy()
-    series = slices["series"].to_numpy(zero_copy_only=False)
-    by_volume = [of_volume(config.preprocess.rule(each)) for each in slices["modality"].to_pylist()]
-    wanted |= np.array(by_volume, bool) & np.isin(series, series[wanted])
+    modalities = pc.unique(slices["modality"]).to_pylist()
+    scaled = [each for each in modalities if of_volume(config.preprocess.rule(each))]
+    by_volume = pc.is_in(slices["modality"], pa.array(scaled, pa.string())).to_numpy()
+    series = slices["series"].filter(pa.array(wanted)).combine_chunks()
+    wanted |= by_volume & pc.is_in(slices["series"], series).to_numpy()
     if len(slices) and not wanted.any():
         raise LabelError(
             f"None of the {len(slices)} slices has a mask, and data.only is masked: correct where "
@@ -296,15 +298,13 @@ def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) ->
     return slices.filter(pa.array(wanted))
 
 
-def _opened(discovery: Discovery, known: pa.Table | None) -> set[str]:
-    """Return the paths whose size or time are not those in `known`, the files as last seen."""
-
-    def stamps(files: Any) -> set[tuple[Any, ...]]:
-        columns = (files[name].to_pylist() for name in ("path", "size", "mtime_ns"))
-        return set(zip(*columns, strict=True))
-
-    before = stamps(known) if known is not None else set()
-    return {path for path, *_ in stamps(discovery.files) - before}
+def _opened(files: pa.Table, before: pa.Table) -> pa.Array:
+    """Return the paths of the files whose size or time are not those they were last seen with."""
+    names = ["size", "mtime_ns"]
+    places = pc.index_in(files["path"], before["path"].combine_chunks())
+    then = before.select(names).take(places)
+    same = (pc.fill_null(pc.equal(files[name], then[name]), False) for name in names)
+    return files["path"].filter(pc.invert(functools.reduce(pc.and_, same))).combine_chunks()
 
 
 class _FileDigests:

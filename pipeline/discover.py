@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -34,7 +34,7 @@ from pipeline.reading.pool import headers_in_workers
 from pipeline.types import Header, Plane
 from pipeline.walk import matcher, walk
 from stores.errors import ConfigError, UnreadableError
-from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, as_table
 
 # Goes up when the reader sees other slices in the same file: `known` of another is no guide.
 READER_VERSION = 3
@@ -62,6 +62,22 @@ _IMAGE_SUFFIXES = (
 )
 
 Row = dict[str, Any]
+# A slice as its file tells of it, before its series is known: SLICE_SCHEMA with the series' own
+# name and the file's own flags, and what tells its volume and its place there.
+_PLACE_SCHEMA = pa.schema(
+    [
+        *SLICE_SCHEMA,
+        ("telling", pa.list_(pa.string())),
+        ("volume", pa.string()),
+        ("order", pa.list_(pa.float64())),
+        ("offset_mm", pa.list_(pa.float64())),
+    ]
+)
+# Reasons that can pass by themselves: such files are opened again.
+_PASSING = ("no-permission", "vanished", "time-limit")
+# Files whose paths Python holds at once.
+_FILES_AT_ONCE = 2**16
+
 # Paths -> the headers of each file, or why it has none, in order.
 Open = Callable[[Sequence[str]], Iterator[list[Header] | UnreadableError]]
 
@@ -94,55 +110,63 @@ def discover(
         raise ConfigError(
             f"data.root must be a folder that exists. Got {str(data.root)!r} instead."
         )
-    files = {row["path"]: row for row in sorted(walk(data), key=lambda r: r["path"].split("/"))}
-    kept = _unchanged(files, known)
-    opener = _Opener(data, elsewhere or opened_by(data, plane, workers), progress)
-    fresh = [path for path in files if path not in kept and not files[path]["reason"]]
-    places = opener.open(fresh)
+    files = _in_order(pa.concat_tables([FILE_SCHEMA.empty_table(), *walk(data)]))
+    known = known or Discovery(FILE_SCHEMA.empty_table(), SLICE_SCHEMA.empty_table())
+    live = known.slices.filter(pc.invert(known.slices["withdrawn"]))
+    kept = _unchanged(files, known.files, live["path"])
+    opener = _Opener(data, key, elsewhere or opened_by(data, plane, workers), progress)
+    fresh = pc.and_(pc.is_null(files["reason"]), pc.invert(kept))
+    places = opener.open(files["path"].filter(fresh))
     # A series that has gained, lost or changed a file is settled anew, from all its headers.
-    touched = {pseudonym(key, "series", _series_of(place)) for place in places}
-    touched |= _bases(row for row in _rows_of(known) if row["path"] not in kept)
-    again = [path for path, rows in kept.items() if touched & _bases(rows)]
-    places += opener.open(again)
-    for path in again:
-        del kept[path]
-    slices = _as_table(_settle(places, data, key))
+    stays = pc.is_in(live["path"], _one(files["path"].filter(kept)))
+    touched = pc.is_in(
+        _bases(live),
+        pa.concat_arrays([_one(places["series"]), _one(_bases(live).filter(pc.invert(stays)))]),
+    )
+    again = pc.unique(live["path"].filter(pc.and_(stays, touched)))
+    places = pa.concat_tables([places, opener.open(again)])
+    slices = as_table(_settle(places), SLICE_SCHEMA)
     del places  # before the tables are put in order: of a large collection, they are most of it
-    if known is not None:
-        live = known.slices.filter(pc.invert(known.slices["withdrawn"]))
-        still = pc.is_in(live["path"], value_set=pa.array(list(kept), pa.string()))
-        slices = pa.concat_tables([slices, live.filter(still).cast(SLICE_SCHEMA)])
-    return _tables(files, slices, opener.refused, known)
+    still = live.filter(pc.and_(stays, pc.invert(touched))).cast(SLICE_SCHEMA)
+    return _tables(files, pa.concat_tables([slices, still]), opener.refused, known.files)
 
 
 # --- what is known ----------------------------------------------------------------------------
 
 
-def _unchanged(files: dict[str, Row], known: Discovery | None) -> dict[str, list[Row]]:
-    """Return the slices of the files that are as they were: path -> rows (none if set aside)."""
-    if known is None:
-        return {}
-    rows: dict[str, list[Row]] = defaultdict(list)
-    for row in _rows_of(known):
-        rows[row["path"]].append(row)
-    kept = {}
-    for before in known.files.to_pylist():
-        now, path = files.get(before["path"]), before["path"]
-        if now is None or now["reason"] or before["size"] is None:
-            continue
-        same = (now["size"], now["mtime_ns"]) == (before["size"], before["mtime_ns"])
-        # Whether a file may be opened, and what was lost to a time limit, can change by itself.
-        settled = before["reason"] not in ("no-permission", "vanished", "time-limit")
-        if same and settled and before["slices"] == len(rows[path]):
-            kept[path] = rows[path]
-    return kept
+def _in_order(files: pa.Table) -> pa.Table:
+    """Return files in the order of their paths, folder by folder: a slash stands before all."""
+    keys = pc.replace_substring(files["path"], "/", "\0")
+    return files.take(pc.sort_indices(keys))
 
 
-def _rows_of(known: Discovery | None) -> list[Row]:
-    if known is None:
-        return []
-    rows: list[Row] = known.slices.to_pylist()
-    return [row for row in rows if not row["withdrawn"]]
+def _unchanged(files: pa.Table, before: pa.Table, of_slices: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return which files are as they were before, and have all their slices: bool, one a file.
+
+    of_slices: the path of each slice there was.
+    """
+    then = before.take(pc.index_in(files["path"], _one(before["path"])))  # nulls where new
+    same = [pc.equal(files[name], then[name]) for name in ("size", "mtime_ns")]
+    same.append(pc.equal(then["slices"], _counts(files, of_slices)))
+    # Whether a file may be opened, and what was lost to a time limit, can change by itself.
+    same.append(pc.invert(pc.is_in(then["reason"], pa.array(_PASSING))))
+    same.append(pc.is_null(files["reason"]))
+    return pc.fill_null(functools.reduce(pc.and_, same), False)
+
+
+def _counts(files: pa.Table, of_slices: pa.ChunkedArray) -> pa.Array:
+    """Return how many slices each file has."""
+    found = pc.index_in(of_slices, _one(files["path"])).drop_null().to_numpy()
+    return pa.array(np.bincount(found, minlength=len(files)), pa.int32())
+
+
+def _bases(slices: pa.Table) -> pa.ChunkedArray:
+    """Return the pseudonyms of the slices' series, without the numbers of their volumes."""
+    return pc.list_element(pc.split_pattern(slices["series"], ".", max_splits=1), 0)
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 # --- the slices --------------------------------------------------------------------------------
@@ -151,26 +175,30 @@ def _rows_of(known: Discovery | None) -> list[Row]:
 class _Opener:
     """Opens files for their headers and keeps those it could not: path -> why."""
 
-    def __init__(self, data: Data, headers: Open, progress: Callable[[int], None] | None) -> None:
-        self.data, self.headers = data, headers
+    def __init__(
+        self, data: Data, key: bytes, headers: Open, progress: Callable[[int], None] | None
+    ) -> None:
+        self.fill, self.key, self.tags, self.headers = _Filler(data), key, data.tags, headers
         self.progress = progress or (lambda count: None)
         self.opened = 0
         self.refused: dict[str, UnreadableError] = {}
 
-    def open(self, paths: list[str]) -> list[Place]:
-        """Return the slices of the files, in order."""
-        if not paths:
-            return []
-        check_tags(self.data.tags)
-        places = []
-        for path, headers in zip(paths, self.headers(paths), strict=True):
-            self.opened += 1
-            self.progress(self.opened)
-            if isinstance(headers, UnreadableError):
-                self.refused[path] = headers
-            else:
-                places += [Place(path, header) for header in headers]
-        return places
+    def open(self, paths: pa.ChunkedArray | pa.Array) -> pa.Table:
+        """Return the slices of the files (_PLACE_SCHEMA), in order."""
+        if len(paths):
+            check_tags(self.tags)
+        return as_table(self._places(paths), _PLACE_SCHEMA)
+
+    def _places(self, paths: pa.ChunkedArray | pa.Array) -> Iterator[Row]:
+        for start in range(0, len(paths), _FILES_AT_ONCE):
+            some = paths.slice(start, _FILES_AT_ONCE).to_pylist()
+            for path, headers in zip(some, self.headers(some), strict=True):
+                self.opened += 1
+                self.progress(self.opened)
+                if isinstance(headers, UnreadableError):
+                    self.refused[path] = headers
+                else:
+                    yield from (_place(path, header, self.fill, self.key) for header in headers)
 
 
 def opened_by(data: Data, plane: Plane, workers: int) -> Open:
@@ -189,34 +217,38 @@ def opened_by(data: Data, plane: Plane, workers: int) -> Open:
     )
 
 
-def _as_table(rows: Iterator[Row]) -> pa.Table:
-    """Return SLICE_SCHEMA rows as a table, some at a time: Python's take ten times the room."""
-    pieces = iter(lambda: list(itertools.islice(rows, 4096)), [])
-    batches = [pa.RecordBatch.from_pylist(some, schema=SLICE_SCHEMA) for some in pieces]
-    return pa.Table.from_batches(batches, schema=SLICE_SCHEMA)
-
-
-def _settle(places: list[Place], data: Data, key: bytes) -> Iterator[Row]:
+def _settle(places: pa.Table) -> Iterator[Row]:
     """Yield SLICE_SCHEMA rows: series by series, volume by volume, along the normal."""
-    series: dict[str, list[Place]] = defaultdict(list)
-    for place in places:
-        series[_series_of(place)].append(place)
-    fill = _Filler(data)
-    for raw, members in series.items():
-        name = pseudonym(key, "series", raw)
-        for number, volume in enumerate(volumes(members), start=1):
+    which = places["series"].combine_chunks().dictionary_encode().indices.to_numpy()
+    if (np.diff(which) < 0).any():  # series that lie among each other
+        places = places.take(np.argsort(which, kind="stable"))
+    rows = itertools.chain.from_iterable(
+        batch.to_pylist() for batch in places.to_batches(max_chunksize=4096)
+    )
+    for name, group in itertools.groupby(rows, key=lambda row: row["series"]):
+        members = {(row["path"], row["frame"]): row for row in group}
+        headers = [Place(row["path"], _header(row)) for row in members.values()]
+        for number, volume in enumerate(volumes(headers), start=1):
             label = name if number == 1 else f"{name}.{number}"
-            yield from (_slice_row(place, label, fill, key) for place in volume)
+            for place in volume:
+                row = members[place.path, place.header.frame]
+                flags = [*place.header.flags, *row["telling"]]
+                yield {**row, "series": label, "flags": flags}
 
 
-def _series_of(place: Place) -> str:
-    """Return the series' own identifier; a file that names none is a series by itself."""
-    return place.header.series or place.path
-
-
-def _bases(rows: Iterable[Row]) -> set[str]:
-    """Return the pseudonyms of the rows' series, without the numbers of their volumes."""
-    return {row["series"].partition(".")[0] for row in rows}
+def _header(row: Row) -> Header:
+    """Return what `volumes` asks of a place."""
+    return Header(
+        frame=row["frame"],
+        modality=None,
+        height=row["height"],
+        width=row["width"],
+        volume=row["volume"],
+        order=tuple(row["order"]),
+        position_mm=row["position_mm"],
+        offset_mm=row["offset_mm"],
+        flags=tuple(row["flags"]),
+    )
 
 
 class _Filler:
@@ -247,19 +279,23 @@ def _telling(path: str, header: Header) -> list[str]:
     return [IDENTIFIER_IN_PATH] if named else []
 
 
-def _slice_row(place: Place, series: str, fill: _Filler, key: bytes) -> Row:
-    header, path = place.header, unescape_path(place.path)
+def _place(stored: str, header: Header, fill: _Filler, key: bytes) -> Row:
+    """Return a slice as its file tells of it, by pseudonyms alone (_PLACE_SCHEMA).
+
+    A file that names no series is one by itself.
+    """
+    path = unescape_path(stored)
 
     def hidden(kind: str, raw: str | None) -> str | None:
         return pseudonym(key, kind, raw) if raw else None
 
     return {
         "row": None,
-        "path": place.path,
+        "path": stored,
         "frame": header.frame,
         "patient": hidden("patient", header.patient or fill.patient(path)),
         "study": hidden("study", header.study),
-        "series": series,
+        "series": pseudonym(key, "series", header.series or stored),
         "instance": hidden("instance", header.instance),
         "position_mm": header.position_mm,
         "modality": header.modality or fill.modality(path),
@@ -267,39 +303,55 @@ def _slice_row(place: Place, series: str, fill: _Filler, key: bytes) -> Row:
         "width": header.width,
         "spacing_y_mm": header.spacing_mm[0] if header.spacing_mm else None,
         "spacing_x_mm": header.spacing_mm[1] if header.spacing_mm else None,
-        "flags": [*header.flags, *_telling(path, header)],
+        "flags": header.flags,
         "tags": [(tag, hidden(f"tag:{tag}", raw)) for tag, raw in header.tags.items()] or None,
         "withdrawn": False,
+        "telling": _telling(path, header),
+        "volume": header.volume,
+        "order": header.order,
+        "offset_mm": header.offset_mm,
     }
 
 
 def _tables(
-    files: dict[str, Row],
-    slices: pa.Table,
-    refused: dict[str, UnreadableError],
-    known: Discovery | None,
+    files: pa.Table, slices: pa.Table, refused: dict[str, UnreadableError], before: pa.Table
 ) -> Discovery:
     """Return both tables; series come in the order of their first files."""
-    paths = pa.array(list(files), pa.string())
-    of_file = pc.index_in(slices["path"], value_set=paths).to_numpy()
-    bases = pc.list_element(pc.split_pattern(slices["series"], ".", max_splits=1), 0)
-    series = bases.combine_chunks().dictionary_encode()
+    paths = _one(files["path"])
+    of_file = pc.index_in(slices["path"], paths).to_numpy()
+    series = _one(_bases(slices)).dictionary_encode()
     which, first = series.indices.to_numpy(), np.full(len(series.dictionary), len(files))
     np.minimum.at(first, which, of_file)
-    counts = np.bincount(of_file, minlength=len(files)).tolist()
-    before = {row["path"]: row for row in known.files.to_pylist()} if known else {}
-    for (path, row), count in zip(files.items(), counts, strict=True):
-        row["slices"] = count
-        if path in refused:
-            row["reason"], row["detail"] = _told(path, refused[path])
-        elif not count and not row["reason"]:  # as it was: set aside then, set aside now
-            row["reason"], row["detail"] = before[path]["reason"], before[path]["detail"]
-    place, unnumbered = SLICE_SCHEMA.get_field_index("row"), pa.nulls(len(slices), pa.int64())
-    ordered = slices.take(np.argsort(first[which], kind="stable"))
-    return Discovery(
-        files=pa.Table.from_pylist(list(files.values()), schema=FILE_SCHEMA),
-        slices=ordered.set_column(place, SLICE_SCHEMA.field("row"), unnumbered),
+    counts = _counts(files, slices["path"])
+    told = {path: _told(path, error) for path, error in refused.items()}
+    new = pa.table(
+        {
+            "path": pa.array(told, pa.string()),
+            "reason": pa.array([reason for reason, _ in told.values()], pa.string()),
+            "detail": pa.array([detail for _, detail in told.values()], pa.string()),
+        }
     )
+    # As it was: set aside then, set aside now.
+    aside = before.filter(pc.is_valid(before["reason"])).select(new.column_names)
+    aside = aside.filter(pc.invert(pc.is_in(aside["path"], _one(new["path"]))))
+    said = pa.concat_tables([new, aside])
+    said = said.take(pc.if_else(pc.equal(counts, 0), pc.index_in(paths, _one(said["path"])), None))
+    listed = pc.is_null(files["reason"])
+    for name in ("reason", "detail"):
+        files = _with(files, name, pc.if_else(listed, said[name], files[name]))
+    order = np.argsort(first[which], kind="stable")
+    if (np.diff(order) != 1).any():
+        slices = slices.take(order)
+    return Discovery(
+        files=_with(files, "slices", counts),
+        slices=_with(slices, "row", pa.nulls(len(slices), pa.int64())),
+    )
+
+
+def _with(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Return a table with other values in one of its columns."""
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(place), values)
 
 
 def _told(path: str, error: UnreadableError) -> tuple[str, str]:

@@ -93,7 +93,7 @@ def embed_missing(
     speed = speed.chosen(pick_device(speed.device), recipe)
     slices = _Slices.of_parts(store, missing)
     progress.plan(sum(slices.count(part) for part in missing))
-    volumes = Volumes(recipe.preprocess, slices.all(), functools.partial(_ranges, store))
+    volumes = Volumes(recipe.preprocess, slices.table, functools.partial(_ranges, store))
     network = functools.partial(load or load_network, backbone, weights, recipe, speed)
     flow = _Flow(store, recipe, speed, progress, limit, volumes, network)
     reads = read_files(
@@ -279,11 +279,6 @@ class _Slices:
         """Return how many slices a part has."""
         first, last = np.searchsorted(self.rows, (part.start, part.stop))
         return int(last - first)
-
-    def all(self) -> Iterator[dict[str, Any]]:
-        """Yield every slice, some at a time."""
-        for some in self.table.to_batches(max_chunksize=4096):
-            yield from some.to_pylist()
 
 
 def _jobs(

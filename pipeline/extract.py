@@ -216,7 +216,10 @@ class _Run:
             found = settle(
                 self.config, self.store, rehash=self.rehash, workers=workers, elsewhere=elsewhere
             )
-        return found.counts
+        counts = found.counts
+        del found
+        pa.default_memory_pool().release_unused()  # a look takes more than what comes of it
+        return counts
 
     def as_shard(self, shard: Shard) -> Done:
         """Embed beside others, after one look for all of them."""
@@ -235,6 +238,7 @@ class _Run:
             )
         found = settled.counts if settled else {}
         del settled  # which knows every slice
+        pa.default_memory_pool().release_unused()
         more, lost = self._ring(shard)
         return found, add(done, more), failed | lost
 
@@ -271,7 +275,8 @@ def _live(store: FeatureStore) -> pa.Table:
 
 def _set_aside(store: FeatureStore) -> Counter[str]:
     """Count the files that were set aside by reason."""
-    return Counter(r for r in store.files()["reason"].to_pylist() if r is not None)
+    counts = pc.value_counts(store.files()["reason"].drop_null()).to_pylist()
+    return Counter({each["values"]: each["counts"] for each in counts})
 
 
 def _flagged(live: pa.Table, flag: str) -> int:
@@ -281,7 +286,7 @@ def _flagged(live: pa.Table, flag: str) -> int:
 
 def _unreadable(store: FeatureStore) -> Counter[str]:
     """Count the store's unreadable live slices by reason, from the receipts."""
-    slices = store.slices()
-    withdrawn = slices["withdrawn"].to_numpy(zero_copy_only=False)
-    live = set(slices["row"].to_numpy()[~withdrawn].tolist())
-    return Counter(reason for row, reason in store.failures().items() if row in live)
+    failures, slices = store.failures(), store.slices()
+    named = slices.filter(pc.is_in(slices["row"], pa.array(failures, pa.int64())))
+    live = named["row"].filter(pc.invert(named["withdrawn"])).to_pylist()
+    return Counter(failures[row] for row in live)

@@ -27,6 +27,8 @@ from stores.mirror import place_of
 
 # Stands before each hidden folder or file name.
 HIDDEN = "~"
+# Names of folders and files that are met again and again, one folder after the other.
+_REMEMBERED = 2**12
 _ENCODING = ("utf-8", "surrogatepass")
 
 
@@ -91,12 +93,16 @@ def reveal_path(key: bytes, path: str) -> str:
 def relabelled(table: pa.Table, label: Callable[[str], str]) -> pa.Table:
     """Return a slice or file table with label(path) for each path."""
     paths = table["path"].combine_chunks().dictionary_encode()
-    names = pa.array([label(path) for path in paths.dictionary.to_pylist()], pa.string())
+    known = paths.dictionary
+    # Some at a time: Python's take ten times the room.
+    some = (known.slice(start, 4096).to_pylist() for start in range(0, len(known), 4096))
+    labels = [pa.array([label(path) for path in few], pa.string()) for few in some]
+    names = pa.chunked_array(labels, pa.string()).combine_chunks()
     place = table.schema.get_field_index("path")
     return table.set_column(place, table.schema.field(place), names.take(paths.indices))
 
 
-@functools.lru_cache(maxsize=2**17)
+@functools.lru_cache(maxsize=_REMEMBERED)
 def _hidden(key: bytes, name: str) -> str:
     if _revealed(key, name) != name:
         return name
@@ -104,7 +110,7 @@ def _hidden(key: bytes, name: str) -> str:
     return HIDDEN + base64.urlsafe_b64encode(sealed).decode("ascii").rstrip("=")
 
 
-@functools.lru_cache(maxsize=2**17)
+@functools.lru_cache(maxsize=_REMEMBERED)
 def _revealed(key: bytes, name: str) -> str:
     if not name.startswith(HIDDEN):
         return name

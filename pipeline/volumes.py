@@ -11,13 +11,15 @@ and later parts of that volume take it from there: what could be read then may n
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.types import (
@@ -91,20 +93,22 @@ class Volumes:
     def __init__(
         self,
         preprocess: Preprocess,
-        slices: Iterable[Row],
+        slices: pa.Table,
         kept: Callable[[Iterable[int]], Kept],
     ) -> None:
         """slices: all live ones of the store, by row; kept: rows -> ranges their parts tell."""
         self._preprocess = preprocess
         self._kept = kept
-        self._unsurveyed: defaultdict[Name, list[Row]] = defaultdict(list)
-        self._first: dict[Name, int] = {}
+        self._first: dict[Name, int] = {}  # of the volumes met so far
         self._ends: dict[Name, Ends | None] = {}
-        for slice_ in slices:
-            name = self._name(slice_)
-            if name is not None:
-                self._unsurveyed[name].append(slice_)
-                self._first.setdefault(name, slice_["row"])
+        codes = filter(self._scales, pc.unique(slices["modality"]).to_pylist())
+        scaled = slices.filter(pc.is_in(slices["modality"], pa.array(codes, pa.string())))
+        series = scaled["series"].combine_chunks().dictionary_encode()
+        which = series.indices.to_numpy()
+        self._slices = scaled.take(np.argsort(which, kind="stable"))
+        bounds = np.searchsorted(np.sort(which), np.arange(len(series.dictionary) + 1)).tolist()
+        places = itertools.pairwise(bounds)
+        self._places = dict(zip(series.dictionary.to_pylist(), places, strict=True))
 
     def take(self, slices: Iterable[Row]) -> dict[Name, list[Row]]:
         """Return the volumes to be surveyed, with all their slices.
@@ -113,15 +117,21 @@ class Volumes:
         """
         surveyed: dict[Name, list[Row]] = {}
         for name in filter(None, map(self._name, slices)):
-            if name not in self._unsurveyed:
+            if name in self._first:
                 continue
-            volume = self._unsurveyed.pop(name)
+            volume = self._volume(*name)
+            self._first[name] = volume[0]["row"]
             kept = self._kept(slice_["row"] for slice_ in volume)
             if self._first[name] in kept:
                 self._ends[name] = kept[self._first[name]]
             else:
                 surveyed[name] = volume
         return surveyed
+
+    def _volume(self, series: str, modality: str) -> list[Row]:
+        start, stop = self._places[series]
+        rows = self._slices.slice(start, stop - start).to_pylist()
+        return [row for row in rows if row["modality"] == modality]
 
     def survey(
         self, name: Name, slices: Iterable[Row], items: Iterator[Slice | Failure]
@@ -161,6 +171,9 @@ class Volumes:
 
     def _name(self, slice_: Row) -> Name | None:
         """Return which volume scales a slice; None where it does so itself."""
-        if of_volume(self._preprocess.rule(slice_["modality"])):
+        if self._scales(slice_["modality"]):
             return slice_["series"], slice_["modality"]
         return None
+
+    def _scales(self, modality: str) -> bool:
+        return of_volume(self._preprocess.rule(modality))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.config import Data
 from pipeline.formats.limits import as_unreadable
 from pipeline.read import escape_path
+from stores.slices import FILE_SCHEMA, as_table
 
 Row = dict[str, Any]
 
@@ -22,51 +25,60 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class _Listing:
-    """What a folder holds: `place` tells it from others; rows of its files, and folders below."""
+    """What a folder holds: `place` tells it from others; its files, and the folders below."""
 
     place: tuple[int, int] | None
-    rows: list[Row]
+    files: pa.Table
     below: list[str]
 
 
-def walk(data: Data) -> Iterator[Row]:
-    """Yield a FILE_SCHEMA row for each wanted file, and for each folder that cannot be listed.
+def walk(data: Data) -> Iterator[pa.Table]:
+    """Yield tables (FILE_SCHEMA) of the wanted files, a folder each, or why it cannot be listed.
 
-    Folders are listed ahead by threads, since a disk elsewhere takes its time for each question.
+    A few folders are listed ahead by threads, since a disk elsewhere takes its time for each
+    question.
     """
     wanted = _wanted(data)
     seen: set[tuple[int, int]] = set()
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="radprobe-walk")
+    begun: dict[str, Future[_Listing]] = {}
     try:
-        stack = [threads.submit(_list, data.root, "", wanted)]
+        stack = [""]
         while stack:
-            found = stack.pop().result()
+            for path in reversed(stack[-_THREADS:]):
+                if path not in begun:
+                    begun[path] = threads.submit(_list, data.root, path, wanted)
+            found = begun.pop(stack.pop()).result()
             if found.place is not None:
                 if found.place in seen:
                     continue  # a link back to a folder already walked
                 seen.add(found.place)
-            yield from found.rows
-            below = (threads.submit(_list, data.root, path, wanted) for path in found.below)
-            stack.extend(reversed(list(below)))
+            yield found.files
+            stack.extend(reversed(found.below))
     finally:
         threads.shutdown(cancel_futures=True)
 
 
 def _list(root: Path, folder: str, wanted: Callable[[str], bool]) -> _Listing:
+    below: list[str] = []
+
+    def rows() -> Iterator[Row]:
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if _is_folder(entry):
+                    below.append(path)
+                elif wanted(path):
+                    yield _stat(f"{root}/{path}", path)
+
     try:
         about = os.stat(root / folder)
-        entries = sorted(os.scandir(root / folder), key=lambda entry: os.fsencode(entry.name))
+        files = as_table(rows(), FILE_SCHEMA)
     except OSError as error:
         known = as_unreadable(error, "listing the folder")
-        return _Listing(None, [_file_row(folder, None, known.reason, known.detail)], [])
-    rows, below = [], []
-    for entry in entries:
-        path = f"{folder}/{entry.name}" if folder else entry.name
-        if _is_folder(entry):
-            below.append(path)
-        elif wanted(path):
-            rows.append(_stat(f"{root}/{path}", path))
-    return _Listing((about.st_dev, about.st_ino), rows, below)
+        lost = _file_row(folder, None, known.reason, known.detail)
+        return _Listing(None, as_table([lost], FILE_SCHEMA), [])
+    return _Listing((about.st_dev, about.st_ino), files, sorted(below, key=os.fsencode))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -6,6 +6,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from pipeline.config import Config
 from pipeline.discover import modality_of
 from pipeline.preprocess import check
@@ -65,7 +68,8 @@ def take_sample(config: Config, slices: int) -> Sample:
 
 def _spread(config: Config) -> Iterator[str]:
     """Yield the files of a collection in an order that soon has been everywhere."""
-    paths = sorted(row["path"] for row in walk(config.data) if not row["reason"])
+    files = pa.concat_tables(walk(config.data))
+    paths = sorted(files["path"].filter(pc.is_null(files["reason"])).to_pylist())
     step = max(1, len(paths) // 64)
     for start in range(step):
         yield from paths[start::step]

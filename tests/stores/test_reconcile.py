@@ -25,7 +25,7 @@ def settle(
 ) -> Reconciled:
     """Reconcile with every found file opened, as after a touch of the whole folder."""
     known = Known(
-        opened=set(now) if opened is None else opened,
+        opened=pa.array(set(now) if opened is None else opened, pa.string()),
         digest_of=content.get,
         hash_file=now.get,
         boundary=boundary,
