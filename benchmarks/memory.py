@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.memory --slices 1000 10000 50000
 
-`all` is the highest sum of memory over the run's process and its readers, by /proc (pss: a page that
-several share counts once), 20 times a second; `own` that of the run's process alone; `KiB more` what
-`all` grew by, a slice, over the smallest size. Each size runs in a process of its own. The slices are small pictures, a file
-each, so that what grows is not hidden behind their pixels.
+`all` is the highest sum of memory over the run's process and its readers, by /proc (pss: a page
+that several share counts once), 20 times a second; `own` that of the run's process alone; `KiB
+more` what `all` grew by, a slice, over the smallest size. Each size runs in a process of its own.
+The slices are small pictures, a file each, so that what grows is not hidden behind their pixels.
 """
 
 from __future__ import annotations

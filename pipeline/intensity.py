@@ -26,6 +26,9 @@ from pipeline.types import (
 )
 
 Bound = float | Tensor
+# Values that are scaled at once on a CPU: they stay in its caches from step to step (1024 px slices
+# in half the time, measured).
+_BLOCK = 2**17
 
 
 def apply_intensity(stored: Tensor, rule: Intensity, items: Sequence[Slice]) -> Tensor:
@@ -35,36 +38,49 @@ def apply_intensity(stored: Tensor, rule: Intensity, items: Sequence[Slice]) -> 
     The items bring their files' windows, all of one kind, and the ends of their volumes, which a
     rule of scope `volume` must have. Raises ValueError.
     """
-    pixels = stored.float()
     match rule:
         case Percentiles(scope="volume") | ZScore(scope="volume"):
-            return ramp(pixels, *_ends(items, rule, pixels.device))[:, None]
+            return ramp(stored, *_ends(items, rule, stored.device))[:, None]
         case Windows():
             windows = rule.red, rule.green, rule.blue
-            return torch.stack([ramp(pixels, window.low, window.high) for window in windows], 1)
+            return torch.stack([ramp(stored, window.low, window.high) for window in windows], 1)
         case Window():
-            return ramp(pixels, rule.low, rule.high)[:, None]
+            return ramp(stored, rule.low, rule.high)[:, None]
         case FileWindow() if items[0].voi is not None:
-            return _apply_vois(pixels, [item.voi for item in items if item.voi])[:, None]
+            return _apply_vois(stored, [item.voi for item in items if item.voi])[:, None]
         case FileWindow() | MinMax():
-            return ramp(pixels, *extremes(stored))[:, None]
+            return ramp(stored, *extremes(stored))[:, None]
         case Percentiles():
-            return ramp(pixels, *percentiles(stored, (rule.low, rule.high)))[:, None]
+            return ramp(stored, *percentiles(stored, (rule.low, rule.high)))[:, None]
         case ZScore():
             mean, std = mean_and_std(stored)
-            return ramp(pixels, mean - rule.clip * std, mean + rule.clip * std)[:, None]
+            return ramp(stored, mean - rule.clip * std, mean + rule.clip * std)[:, None]
 
 
-def ramp(pixels: Tensor, low: Bound, high: Bound) -> Tensor:
-    """Return pixels with low -> 0 and high -> 1, clipped; zeros where low is not below high."""
+def ramp(stored: Tensor, low: Bound, high: Bound) -> Tensor:
+    """Return pixels (b, H, W) with low -> 0 and high -> 1, clipped; zeros where low is not below.
+
+    On a CPU some rows after the others go through all steps, as many as its caches hold.
+    """
     # Quarters, which are exact: the difference of two float32 may lie beyond float32.
     start, span = low / 4, high / 4 - low / 4
-    if isinstance(start, Tensor) and isinstance(span, Tensor):
-        start, span = start.float(), span.float()
-    grey = (pixels * 0.25).sub_(start).div_(span)
-    grey = grey.clamp_(0.0, 1.0).nan_to_num_(0.0)
+    grey = torch.empty(stored.shape, device=stored.device)
+    rows, out = stored.flatten(0, 1), grey.flatten(0, 1)
+    most = len(rows) if stored.is_cuda else max(1, _BLOCK // stored.shape[2])
+    for first in range(0, len(rows), most):
+        at = slice(first, first + most)
+        some = out[at].copy_(rows[at]).mul_(0.25)
+        some.sub_(_of_rows(start, stored, at)).div_(_of_rows(span, stored, at))
+        some.clamp_(0.0, 1.0).nan_to_num_(0.0)
     rising = high > low
     return torch.where(rising, grey, 0.0) if isinstance(rising, Tensor) else grey
+
+
+def _of_rows(bound: Bound, stored: Tensor, rows: slice) -> Bound:
+    """Return a bound of each slice (b, 1, 1) for some rows of all slices, (n, 1) float32."""
+    if not isinstance(bound, Tensor):
+        return bound
+    return bound.float().expand(*stored.shape[:2], 1).flatten(0, 1)[rows]
 
 
 def extremes(stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,12 +153,13 @@ def _ends(items: Sequence[Slice], rule: Intensity, device: torch.device) -> tupl
     return _column([low for low, _ in ends], device), _column([high for _, high in ends], device)
 
 
-def _apply_vois(pixels: Tensor, vois: Sequence[Voi]) -> Tensor:
+def _apply_vois(stored: Tensor, vois: Sequence[Voi]) -> Tensor:
     """Return pixels through their files' own windows or tables (PS3.3 C.11.2)."""
-    low = _column([voi.low for voi in vois], pixels.device)
-    high = _column([voi.high for voi in vois], pixels.device)
+    low = _column([voi.low for voi in vois], stored.device)
+    high = _column([voi.high for voi in vois], stored.device)
     if vois[0].shape == "linear":
-        return ramp(pixels, low, high)
+        return ramp(stored, low, high)
+    pixels = stored.float()
     if vois[0].shape == "sigmoid":
         middle, width = (low + high) / 2, high - low
         grey = torch.sigmoid(4.0 * (pixels.double() - middle) / width).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
 from pathlib import Path
@@ -57,6 +58,19 @@ def test_series_is_ordered_by_position_and_not_by_name(tmp_path):
     assert set(found.slices["series"].to_pylist()) == {pseudonym(KEY, "series", SERIES)}
     assert flags(found) == set()
     assert found.slices["row"].null_count == 9
+
+
+def test_files_stand_folder_by_folder_however_many_and_series_by_their_first_file(tmp_path):
+    for k in range(40):
+        phantoms.save(phantoms.dicom(DOT, SeriesInstanceUID=f"1.{k % 3}"), tmp_path / f"a/{k:02}/x")
+    for uid, name in (("2", "a-b/x"), ("3", "a/00/y"), ("4", "a.dcm")):
+        phantoms.save(phantoms.dicom(DOT, SeriesInstanceUID=uid), tmp_path / name)
+    found = look(tmp_path)
+    many = [f"a/{k:02}/x" for k in range(40)]
+    assert found.files["path"].to_pylist() == [many[0], "a/00/y", *many[1:], "a-b/x", "a.dcm"]
+    series = [name for name, _ in itertools.groupby(found.slices["series"].to_pylist())]
+    raw = ("1.0", "3", "1.1", "1.2", "2", "4")
+    assert series == [pseudonym(KEY, "series", uid) for uid in raw]
 
 
 def test_time_points_become_volumes(tmp_path):
