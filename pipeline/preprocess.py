@@ -7,6 +7,7 @@ whatever lies beside it; a rule of scope `volume` makes them depend on its volum
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,17 @@ def scale(item: Slice, modality: str, preprocess: Preprocess) -> Tensor:
     if preprocess.crop == "body":
         grey = _cropped(grey, item, modality)
     return fit_aspect(grey, preprocess.aspect)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: over single slices, others wait for work on the readers' cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _pieces(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.preprocess import scale
+from pipeline.preprocess import one_thread, scale
 from pipeline.read import Request, read_files
 from pipeline.report.sources import Source
 from pipeline.types import Preprocess, Slice, of_volume
@@ -39,7 +39,8 @@ def pictures(source: Source, places: NDArray[np.int64]) -> dict[int, bytes]:
     ]
     root = source.config.data.root
     found: dict[int, bytes] = {}
-    with closing(read_files(root, requests, plane=rules.plane, time_limit_s=TIME_LIMIT)) as reads:
+    reading = read_files(root, requests, plane=rules.plane, time_limit_s=TIME_LIMIT)
+    with one_thread(), closing(reading) as reads:
         for read, place, described in zip(reads, places.tolist(), slices, strict=True):
             if isinstance(read.item, Slice):
                 found |= _picture(read.item, described["modality"], rules, place)
