@@ -22,7 +22,6 @@ from pipeline.config import Config, Tuning
 from pipeline.questions import (
     Method,
     PartCount,
-    Provenance,
     Result,
     Score,
     Task,
@@ -36,7 +35,6 @@ from pipeline.tasks.cases import Cases
 from pipeline.tasks.folds import Tested
 from pipeline.tasks.labels import read_labels
 from pipeline.tasks.splits import PARTS
-from pipeline.types import Recipe
 from stores._disk import write_checked
 from stores.errors import ConfigError
 from stores.features import FeatureStore
@@ -200,10 +198,8 @@ def _key(cases: Cases, method: Method) -> str:
 def _result(
     cases: Cases, method: Method, scores: list[Score], tested: Tested, seconds: float
 ) -> Result:
-    from importlib.metadata import version
 
     units, settings = cases.units, getattr(cases.config, method)
-    recipe = Recipe.model_validate_json(cases.store.recipe_text)
     sides = {**cases.turns[0], "test": tested.rows}
     libraries = LIBRARIES + (LIBRARIES_OF_TUNING if isinstance(settings, Tuning) else ())
     return Result(
@@ -219,16 +215,8 @@ def _result(
         tally=units.tally,
         scores=tuple(scores),
         notes=(*cases.notes, *tested.notes),
-        provenance=Provenance(
-            key=_key(cases, method),
-            contract=CONTRACT[method],
-            recipe=recipe.digest,
-            weights=recipe.weights,
-            random=recipe.random,
-            store=cases.fingerprint,
-            labels=cases.labels_digest,
-            split=cases.split.digest,
-            versions={name: version(name) for name in libraries},
+        provenance=cases.provenance(
+            _key(cases, method), CONTRACT[method], cases.labels_digest, libraries
         ),
         seconds=seconds,
     )

@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +21,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import Config, Segment
-from pipeline.questions import Metric, Part, PartCount, Provenance, Score, Segmented, Units
+from pipeline.questions import Metric, Part, PartCount, Score, Segmented, Units
 from pipeline.segmentation.asked import CONTRACT, Asked, native
 from pipeline.segmentation.sources import Unit, native_mask
 from pipeline.tables import SEGMENTATIONS, answer_in, write_table, write_tidy
 from pipeline.tasks.splits import PARTS
-from pipeline.types import Recipe
 from stores._disk import write_checked
 from stores.errors import ConfigError, OccupiedError
 
@@ -121,8 +119,12 @@ def _answer(asked: Asked, head: str) -> Segmented:
         counts=_counts(asked, turns),
         tally=asked.cases.units.tally,
         scores=scores,
-        notes=tuple(dict.fromkeys(asked.cases.notes + [n for t in trials for n in t.notes])),
-        provenance=_provenance(asked, head),
+        notes=tuple(
+            dict.fromkeys(
+                [*asked.cases.notes, *_distances(asked), *(n for t in trials for n in t.notes)]
+            )
+        ),
+        provenance=asked.cases.provenance(asked.key(head), CONTRACT, asked.kept.digest, LIBRARIES),
         seconds=time.perf_counter() - started,
     )
     path.parent.mkdir(exist_ok=True)
@@ -204,7 +206,7 @@ def _trial(
         Score(setting=setting, metrics=joint, labels=labels),
         _unit_table(asked, order, of, measured, setting),
         _label_table(fits[0].drawn),
-        notes + [f"{few}{note}" for note in _undefined(measured)],
+        notes + [f"{few}{note}" for note in _undefined(measured, asked.kept.classes)],
     )
 
 
@@ -264,12 +266,32 @@ def _marks(
     return found, np.asarray(counts)
 
 
-def _undefined(measured: Measured) -> list[str]:
-    """Return a note where a structure was missed, so that its distance is not defined."""
-    missed = int((np.isnan(measured.values["hd95"]) & ~np.isnan(measured.values["dice"])).sum())
-    if not missed:
+def _undefined(measured: Measured, classes: Sequence[str]) -> list[str]:
+    """Return a note for each structure that some scores are not defined of, and how often."""
+    notes = []
+    for i, structure in enumerate(classes[1:]):
+        dice, hd95 = measured.values["dice"][:, i], measured.values["hd95"][:, i]
+        nowhere, missed = np.isnan(dice), np.isnan(hd95) & ~np.isnan(dice)
+        if missed.any():
+            notes.append(
+                f"{structure}: {missed.sum()} of {len(dice)} times only the mask or only the head "
+                "had it, which counts 0 in Dice, IoU and NSD and is left out of HD95"
+            )
+        if nowhere.any():
+            notes.append(
+                f"{structure}: {nowhere.sum()} of {len(dice)} times neither the mask nor the head "
+                "had it, which is not scored"
+            )
+    return notes
+
+
+def _distances(asked: Asked) -> list[str]:
+    """Return a note where HD95 and the tolerance of NSD are no millimetres."""
+    pixels = sum(not unit.in_mm for unit in asked.units)
+    if not pixels:
         return []
-    return [f"{missed} times only the mask or only the head had a structure: no HD95 of these"]
+    some = "" if pixels == len(asked.units) else f" of {pixels} of {len(asked.units)} units"
+    return [f"HD95 and the tolerance of NSD{some} are in pixels: the images name no spacing"]
 
 
 # --- tables ------------------------------------------------------------------------------------
@@ -332,18 +354,3 @@ def _counts(asked: Asked, turns: Sequence[Parts]) -> dict[Part, PartCount]:
             units=len(sides[part]), patients=len(np.unique(own.groups)), positives=positives
         )
     return found
-
-
-def _provenance(asked: Asked, head: str) -> Provenance:
-    recipe = Recipe.model_validate_json(asked.store.recipe_text)
-    return Provenance(
-        key=asked.key(head),
-        contract=CONTRACT,
-        recipe=recipe.digest,
-        weights=recipe.weights,
-        random=recipe.random,
-        store=asked.cases.fingerprint,
-        labels=asked.kept.digest,
-        split=asked.cases.split.digest,
-        versions={library: version(library) for library in LIBRARIES},
-    )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.common import JsonOpt, StoreOpt, err, out
+from pipeline.commands.show import RANDOM
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -46,6 +47,13 @@ def doctor(
             "--stability", help="Tell how features move by noise, turns, JPEG: their ICC."
         ),
     ] = False,
+    fidelity: Annotated[
+        bool,
+        typer.Option(
+            "--fidelity",
+            help="Tell what patch tokens lose as float16, int8 or pooled: cosine, Dice.",
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="For what is measured: auto, cpu, cuda:1.")] = "auto",
     compiled: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Whether --bench tries torch.compile.")
@@ -59,10 +67,11 @@ def doctor(
     from stores.errors import ConfigError
 
     settings = None if config is None else load_config(config, store)
-    measured = bench or drift or stability
+    measured = bench or drift or stability or fidelity
     if measured and settings is None:
         raise ConfigError(
-            "--bench, --drift and --stability need a CONFIG: the network and images to measure."
+            "--bench, --drift, --stability and --fidelity need a CONFIG: the network and images "
+            "to measure."
         )
     if settings is not None and measured:
         if bench:
@@ -71,6 +80,8 @@ def doctor(
             _drift(settings, device, as_json)
         if stability:
             _stability(settings, device, as_json)
+        if fidelity:
+            _fidelity(settings, device, as_json)
         return
     checks = []
     for check in examine(settings):
@@ -137,6 +148,28 @@ def _stability(config: Config, device: str, as_json: bool) -> None:
             f"{one.moved:>8.1%}  of the {one.k} nearest",
         )
         for one in stability(config, device=device)
+    )
+    _print_measured(head, lines, as_json)
+
+
+def _fidelity(config: Config, device: str, as_json: bool) -> None:
+    from pipeline.collection import make_recipe
+    from pipeline.doctor.fidelity import fidelity
+
+    head: tuple[str, ...] = (
+        "Against float32: cosine of patch tokens; Dice of a linear head on them, and what it lost.",
+        f"{'kept as':<18}{'bytes a slice':>14}{'cosine':>10}{'least':>10}"
+        + "".join(f"{task:>18}" for task in config.masks),
+    )
+    if make_recipe(config)[0].random:
+        head = (RANDOM, *head)
+    lines = (
+        (
+            one,
+            f"{one.way:<18}{one.bytes:>14,}{one.cosine_mean:>10.5f}{one.cosine_least:>10.5f}"
+            + "".join(f"{one.dice[task]:>10.4f} {one.lost[task]:>+7.4f}" for task in config.masks),
+        )
+        for one in fidelity(config, device=device)
     )
     _print_measured(head, lines, as_json)
 

@@ -30,11 +30,11 @@ HEADLINES = {
     "mae": "MAE",
 }
 
-# What a table of segmentations shows, beside which a result's file has IoU. A ceiling is what
-# resizing alone leaves of Dice.
+# What a table of segmentations shows, beside which a result's file has IoU. Where images name no
+# spacing, a note says that HD95 is in pixels. A ceiling is what resizing alone leaves of Dice.
 SEGMENTATION = {
     "dice": "Dice",
-    "hd95": "HD95",
+    "hd95": "HD95, mm",
     "nsd": "NSD",
     "dice_ceiling": "ceiling",
     "paper_dice": "paper's Dice",

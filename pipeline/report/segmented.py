@@ -109,7 +109,7 @@ def _draw_line(axis: Axes, answer: Segmented, structure: str, i: int) -> None:
     points = [
         (_patients(answer, score), metrics["dice"])
         for score in answer.scores
-        if "dice" in (metrics := score.labels[structure] if structure else score.metrics)
+        if "dice" in (metrics := score.labels.get(structure, {}) if structure else score.metrics)
     ]
     x = [at for at, _ in points]
     ends = np.array([spread(metric) or (metric.value, metric.value) for _, metric in points])

@@ -115,11 +115,12 @@ class StoreSource:
 class Unit:
     """A volume or an image: the rows of its slices in order, and mm a voxel (z, y, x) or (y, x).
 
-    spacing: ones where the files name none.
+    spacing: ones where the files name none; in_mm: whether they name all of it.
     """
 
     rows: tuple[int, ...]
     spacing: tuple[float, ...]
+    in_mm: bool
 
     @property
     def volume(self) -> bool:
@@ -188,12 +189,14 @@ def units_of(
 
 
 def _unit(rows: list[Row]) -> Unit:
-    inside = [row[name] or 1.0 for row in rows[:1] for name in ("spacing_y_mm", "spacing_x_mm")]
+    named = [rows[0][name] for name in ("spacing_y_mm", "spacing_x_mm")]
+    inside = [each or 1.0 for each in named]
     if len(rows) == 1:
-        return Unit((rows[0]["row"],), tuple(inside))
+        return Unit((rows[0]["row"],), tuple(inside), all(named))
     at = np.array([np.nan if row["position_mm"] is None else row["position_mm"] for row in rows])
     step = float(np.median(np.abs(np.diff(at)))) if np.isfinite(at).all() else 1.0
-    return Unit(tuple(row["row"] for row in rows), (step or 1.0, *inside))
+    in_mm = all(named) and bool(np.isfinite(at).all())
+    return Unit(tuple(row["row"] for row in rows), (step or 1.0, *inside), in_mm)
 
 
 def _refuse_unknown(patients: NDArray[Any], slices: pa.Table, names: Names) -> None:

@@ -6,8 +6,10 @@ opens no array.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config, Head, Labels
 from pipeline.names import Names
-from pipeline.questions import FeatureSet, Part, Task, Units
+from pipeline.questions import FeatureSet, Part, Provenance, Task, Units
 from pipeline.tasks.labels import LabelTable, label_units, read_labels, texts_of
 from pipeline.tasks.leakage import near_copies, refuse_duplicates, refuse_near, said_of
 from pipeline.tasks.pooling import looks, read_features, scaled
@@ -31,6 +33,7 @@ from pipeline.tasks.splits import (
     split_text,
     with_new,
 )
+from pipeline.types import Recipe
 from stores._disk import write_checked
 from stores.errors import LabelError
 from stores.features import FeatureStore
@@ -147,6 +150,23 @@ class Cases:
     def labels_digest(self) -> str:
         """The sha256 of the label columns that the task reads."""
         return self.table.digest(self.task)
+
+    def provenance(
+        self, key: str, contract: int, labels: str, libraries: Sequence[str]
+    ) -> Provenance:
+        """Return what an answer under a key came from; labels: their digest, or that of masks."""
+        recipe = Recipe.model_validate_json(self.store.recipe_text)
+        return Provenance(
+            key=key,
+            contract=contract,
+            recipe=recipe.digest,
+            weights=recipe.weights,
+            random=recipe.random,
+            store=self.fingerprint,
+            labels=labels,
+            split=self.split.digest,
+            versions={name: version(name) for name in libraries},
+        )
 
     def features(self, head: Head, parts: Parts) -> Floats:
         """Return (n, d) the units' features as a head sees them.

@@ -24,6 +24,7 @@ from pipeline.doctor.bench import _load, bench
 from pipeline.doctor.disk import disk
 from pipeline.doctor.drift import drift
 from pipeline.doctor.examine import examine
+from pipeline.doctor.fidelity import WAYS, fidelity
 from pipeline.doctor.sample import take_sample
 from pipeline.doctor.stability import stability
 from pipeline.embedding.pace import load_pace
@@ -213,6 +214,60 @@ def test_stability_tells_how_far_views_move_features(
     (same,) = stability(load_config(config), slices=18, device="cpu")
     assert same.icc == pytest.approx(1, abs=1e-6)
     assert same.moved == 0
+
+
+def write_lungs(tmp_path: Path) -> Config:
+    """Write twelve pictures, bright where their masks are, and a volume that has none."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        mask = np.zeros((56, 56), np.uint8)
+        x, y = rng.integers(0, 28, 2)
+        mask[y : y + 28, x : x + 28] = 1
+        write_png(
+            tmp_path / f"data/p{i:02}.png",
+            (150 * mask + rng.integers(0, 60, mask.shape)).astype(np.uint8),
+        )
+        write_png(tmp_path / f"masks/p{i:02}.png", mask)
+    write_nifti_of_series(tmp_path / "data/mr.nii.gz", 2 * volume(12, 40, 44))
+    network = write_tiny_folder(tmp_path / "tiny")
+    masks = {"root": "masks", "files": {"*.png": "{name}"}, "values": "square"}
+    return load_config(
+        write_config(
+            tmp_path,
+            tmp_path / "data",
+            network,
+            data={"root": "data", "modality": {"**": "DX"}, "patient": r"(p\d+)"},
+            outputs={"keep": ["patch"], "patch": {"blocks": 5}},
+            masks={"square": masks},
+        )
+    )
+
+
+def test_fidelity_tells_what_tokens_lose(tmp_path: Path) -> None:
+    config = write_lungs(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    found = {one.way: one for one in fidelity(config, slices=12, device="cpu")}
+    assert sorted(tmp_path.rglob("*")) == before
+    whole, half, eighth, pooled = (
+        found[way] for way in ("float32", "float16", "int8", "float16, pool 2")
+    )
+    # 4 x 4 tokens of 48 numbers, and a scale each
+    assert [one.bytes for one in (whole, half, eighth, pooled)] == [3072, 1536, 832, 384]
+    assert whole.cosine_least == pytest.approx(1, abs=1e-6)
+    assert whole.lost == {"square": 0}
+    assert whole.cosine_mean >= half.cosine_mean > eighth.cosine_mean > pooled.cosine_mean
+    assert eighth.cosine_least > 0.9999
+    assert all(0 <= one.dice["square"] <= 1 for one in found.values())
+    assert half.lost["square"] == pytest.approx(whole.dice["square"] - half.dice["square"])
+
+
+def test_fidelity_without_masks_is_the_cosine_alone(config: Path) -> None:
+    run = CliRunner().invoke(
+        app, ["doctor", str(config), "--fidelity", "--json", "--device", "cpu"]
+    )
+    found = json.loads(run.stdout)
+    assert [one["way"] for one in found] == [*WAYS]
+    assert all(one["dice"] == {} for one in found)
 
 
 def test_icc_is_that_of_shrout_and_fleiss() -> None:

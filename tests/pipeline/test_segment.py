@@ -224,6 +224,58 @@ def test_volumes_are_segmented_filed_and_written_in_their_own_space(tmp_path: Pa
         write_predictions(config, tmp_path / "out")
 
 
+def test_what_is_not_defined_is_said(tmp_path: Path) -> None:
+    config = write_volumes(tmp_path)
+    for i in range(6):  # a speck that no neighbour draws, and a structure that nobody has
+        path = tmp_path / "masks" / f"p{i}.nii.gz"
+        image = nib.load(path)
+        mask = np.asarray(image.dataobj).copy()
+        mask[0, 0, 0] = 2
+        nib.save(nib.Nifti1Image(mask, image.affine), path)
+    organ = config.masks["organ"].model_copy(update={"values": {1: "organ", 2: "speck", 3: "none"}})
+    config = config.model_copy(update={"masks": {"organ": organ}})
+    token_store(config)
+    (answer,) = segment(config)
+    assert (
+        "speck: 2 of 2 times only the mask or only the head had it, which counts 0 in Dice, IoU "
+        "and NSD and is left out of HD95"
+    ) in answer.notes
+    assert (
+        "none: 2 of 2 times neither the mask nor the head had it, which is not scored"
+        in answer.notes
+    )
+    assert not any(note.startswith("organ") or "pixels" in note for note in answer.notes)
+    labels = answer.scores[-1].labels
+    assert labels["speck"]["dice"].value == labels["speck"]["nsd"].value == 0
+    assert "hd95" not in labels["speck"]
+    assert "none" not in labels
+    # over all structures: of those that are defined
+    assert answer.scores[-1].metrics["hd95"].value == labels["organ"]["hd95"].value
+    assert answer.scores[-1].metrics["dice"].value == labels["organ"]["dice"].value / 2
+
+
+def test_distances_of_images_without_spacing_are_said_to_be_in_pixels(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        mask = np.zeros((40, 48), np.uint8)
+        mask[10:30, 4 + 3 * i : 30] = 1
+        grey = (150 * mask + rng.integers(0, 60, mask.shape)).astype(np.uint8)
+        for name, pixels in (("images", grey), ("masks", mask)):
+            Image.fromarray(pixels).save(tmp_path / name / f"p{i}.png")
+    config = config_of(
+        tmp_path,
+        masks={"organ": {"files": {"**": "{name}"}, "values": "organ"}},
+        segment={"near": {"method": "knn", "k": [1]}},
+        split={"folds": 3, "allow": ["near-duplicates"]},
+    )
+    token_store(config)
+    (answer,) = segment(config)
+    said = "HD95 and the tolerance of NSD are in pixels: the images name no spacing"
+    assert said in answer.notes
+
+
 def check_tables(config: Config, answer: Segmented) -> None:
     """Hold the tidy table and that of the units against an answer."""
     rows = pq.read_table(config.store / "results/results.parquet").to_pylist()
