@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config, Segment
 from pipeline.questions import Metric, Part, PartCount, Score, Segmented, Units
-from pipeline.segmentation.asked import CONTRACT, Asked, native
+from pipeline.segmentation.asked import CONTRACT, Asked, Progress, native
 from pipeline.segmentation.sources import Unit, native_mask
 from pipeline.tables import SEGMENTATIONS, answer_in, write_table, write_tidy
 from pipeline.tasks.splits import PARTS
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
 
-Progress = Callable[[str, int, int], None]
 Labels2D = NDArray[np.uint8]
 
 
@@ -52,7 +51,7 @@ def segment(config: Config, *, progress: Progress | None = None) -> list[Segment
         )
     answers: list[Segmented] = []
     for task in config.masks:
-        asked = Asked.of(config, task)
+        asked = Asked.of(config, task, progress)
         for head in config.segment:
             if progress:
                 progress(f"{task}: {head}", len(answers), len(config.masks) * len(config.segment))
@@ -74,6 +73,12 @@ def on_file(config: Config) -> list[Segmented]:
     return [answer for answer in found if answer is not None]
 
 
+def check_empty(out: Path) -> None:
+    """Raise OccupiedError where `out` holds anything."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OccupiedError(f"{str(out)!r} is not empty. Name a folder that is, or a new one.")
+
+
 def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwritten]]:
     """Write what each head predicted on the test units, answered before, under `out`.
 
@@ -82,8 +87,7 @@ def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwri
     """
     from pipeline.segmentation.exporting import write_pictures, write_units
 
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OccupiedError(f"{str(out)!r} is not empty. Name a folder that is, or a new one.")
+    check_empty(out)
     written: list[Path] = []
     failed: list[Unwritten] = []
     for task in config.masks:

@@ -109,7 +109,7 @@ def tune(
 
     asked = None if not method else [_one_of(METHODS, "--method", name) for name in method]
     settings = load_config(config, store)
-    with _steps() as progress:
+    with _steps("tune") as progress:
         results = tune(
             settings, asked, device=device, workers=workers, checkpoint_s=checkpoint_s,
             progress=progress,
@@ -122,14 +122,14 @@ def tune(
 
 
 @contextmanager
-def _steps() -> Iterator[Callable[[str, int, int], None]]:
-    """Show steps and time left while a network is tuned; silent where stderr is no terminal."""
+def _steps(said: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show steps and time left of what takes long; silent where stderr is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
-        bar = bars.add_task("tune", total=None)
+        bar = bars.add_task(said, total=None)
         yield lambda said, done, total: bars.update(
             bar, description=said, completed=done, total=total
         )
@@ -147,10 +147,13 @@ def segment(
 ) -> None:
     """Train each head of the config on cached patch tokens and score it against the masks."""
     from pipeline.config import load_config
-    from pipeline.segment import segment, write_predictions
+    from pipeline.segment import check_empty, segment, write_predictions
 
     settings = load_config(config, store)
-    answers = segment(settings)
+    if out_to:
+        check_empty(out_to)  # before hours of work
+    with _steps("segment") as progress:
+        answers = segment(settings, progress=progress)
     written, failed = write_predictions(settings, out_to) if out_to else ([], [])
     if as_json:
         print(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=1))

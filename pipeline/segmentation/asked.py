@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from stores.features import FeatureStore
 # Raised whenever the same question is answered otherwise: older answers are then not found.
 CONTRACT = 3
 Labels2D = NDArray[np.uint8]
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -42,10 +44,15 @@ class Asked:
     units: list[Unit]
 
     @classmethod
-    def of(cls, config: Config, task: str) -> Asked:
-        """Bring the masks up to date and join them. Raises ConfigError, LabelError."""
+    def of(cls, config: Config, task: str, progress: Progress | None = None) -> Asked:
+        """Bring the masks up to date and join them.
+
+        progress: called with what is done, how many mask files were looked at, of how many. Raises
+        ConfigError, LabelError.
+        """
         store, masks = FeatureStore.open(config.store), config.masks[task]
-        kept = settle(config, store, masks)
+        tell = functools.partial(progress, f"{task}: masks") if progress else None
+        kept = settle(config, store, masks, tell)
         table = None
         if config.labels is not None:
             column = config.split.column

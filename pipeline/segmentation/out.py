@@ -32,6 +32,8 @@ _MAY_BE_EMPTY = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
+# How far a slice may lie from its place among evenly spaced ones, as a part of their distance.
+_EVEN = 0.05
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -46,8 +48,8 @@ def write_unit(
     """Write the labels (H, W) of the slices of one volume or image under `out`; return the files.
 
     slices: rows of the slice table, with real paths under root. What came from NIfTI becomes NIfTI
-    in the space of its file; DICOM becomes a DICOM segmentation, and NIfTI where the slices lie in
-    space; other images become PNG of label values.
+    in the space of its file; DICOM becomes a DICOM segmentation, and NIfTI where the slices lie
+    evenly in space; other images become PNG of label values.
     """
     files = [root / unescape_path(row["path"]) for row in slices]
     kind = sniff(files[0])
@@ -94,7 +96,8 @@ def _write_dicom(
 ) -> list[Path]:
     import pydicom
 
-    datasets = [pydicom.dcmread(file) for file in files]
+    opened = {file: pydicom.dcmread(file) for file in dict.fromkeys(files)}
+    datasets = [opened[file] for file in files]
     frames = [int(row["frame"]) for row in slices]
     written = []
     affine = affine_of(datasets, frames, planes[0].shape)
@@ -106,7 +109,7 @@ def _write_dicom(
         image = nib.Nifti1Image(voxels, affine)
         image.header.set_xyzt_units("mm")
         nib.save(image, written[-1])
-    if len({id(each) for each in datasets}) == len(slices) and not any(frames):
+    if len(opened) == len(slices) and not any(frames):
         written.append(_place(out, name, ".seg.dcm"))
         segmentation(datasets, planes, classes).save_as(written[-1])
     return written
@@ -115,7 +118,10 @@ def _write_dicom(
 def affine_of(
     datasets: Sequence[Any], frames: Sequence[int], shape: tuple[int, ...]
 ) -> NDArray[np.float64] | None:
-    """Return voxel (x, y, z) of the shown slices -> mm (RAS); None where they lie nowhere."""
+    """Return voxel (x, y, z) of the shown slices -> mm (RAS).
+
+    None where they lie nowhere, or not evenly, as where one between them cannot be read.
+    """
     corners, axes, spacing = [], None, None
     for dataset, frame in zip(datasets, frames, strict=True):
         stored, spacing = orientation(dataset, frame), pixel_spacing(dataset, frame)
@@ -132,6 +138,9 @@ def affine_of(
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = axes[0] * spacing[1], axes[1] * spacing[0]
     apart = len(corners) - 1
+    even = np.linspace(corners[0], corners[-1], len(corners))
+    if np.abs(corners - even).max() > _EVEN * np.linalg.norm(even[-1] - even[0]) / max(apart, 1):
+        return None
     affine[:3, 2] = (corners[-1] - corners[0]) / apart if apart else axes[2]
     affine[:3, 3] = corners[0]
     placed: NDArray[np.float64] = _TO_RAS @ affine

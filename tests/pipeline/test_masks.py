@@ -21,7 +21,7 @@ from pipeline.config import Masks
 from pipeline.preprocess import fit_aspect
 from pipeline.segmentation.geometry import shown, to_input, to_slice
 from pipeline.segmentation.masks import Kept, settle
-from pipeline.segmentation.out import segmentation
+from pipeline.segmentation.out import segmentation, write_unit
 from stores.errors import CorruptStoreError, LabelError
 from stores.purge import purge, withdraw
 from stores.verify import verify
@@ -306,6 +306,18 @@ def test_a_dicom_segmentation_joins_by_what_it_says_it_is_of(tmp_path: Path, by:
     if by == "path":
         how["files"] = {"**": "any.dcm"}
     assert np.array_equal(planes_of(kept_of(tmp_path, how)), labels)
+
+
+def test_slices_that_do_not_lie_evenly_become_no_nifti(tmp_path: Path) -> None:
+    files, labels = write_ct(tmp_path)
+    gap = [i for i in range(len(files)) if i != 2]
+    for name, which in (("whole", [*range(len(files))]), ("gap", gap)):
+        slices = [{"path": f"p1/{files[i].name}", "frame": 0} for i in which]
+        planes, out = [labels[i] for i in which], tmp_path / name
+        classes = ("background", "liver", "spleen")
+        written = write_unit(tmp_path / "images", slices, planes, "axial", classes, out)
+        kinds = sorted("".join(path.suffixes) for path in written)
+        assert kinds == ([".nii.gz", ".seg.dcm"] if name == "whole" else [".seg.dcm"])
 
 
 # --- kept beside the store -----------------------------------------------------------------
