@@ -148,9 +148,9 @@ def ivf_other(data: Data) -> float:
 def grid(data: Data) -> Probe:
     if data.x.size <= 10**7:
         return Probe()
-    return (
-        Probe(low=-6, high=2, steps=9) if data.x.size <= 10**8 else Probe(low=-5, high=-1, steps=5)
-    )
+    if data.x.size <= 2 * 10**8:
+        return Probe(low=-6, high=2, steps=9)
+    return Probe(low=-5, high=-3, steps=3)
 
 
 def probe_ours(data: Data) -> Array:
@@ -161,7 +161,7 @@ def probe_ours(data: Data) -> Array:
 
 def probe_other(data: Data) -> float:
     settings, (train, val) = grid(data), (data.parts["train"], data.parts["val"])
-    share = 1 if data.x.size <= 10**8 else 5
+    share = 1 if data.x.size <= 10**7 else 3  # the middle of every three C, and no refit
     values = (10 ** np.linspace(settings.low, settings.high, settings.steps))[share // 2 :: share]
     y, x, best = data.units.y, data.x[train], (0.0, 1.0)
     for c in values:

@@ -7,7 +7,7 @@ draws are a few matrix products. Dims: n units, c classes, b draws, p patients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,8 @@ from pipeline.stats.weighted import (
 DRAWS = 2000
 INFLATED = ("ece",)
 BIASED = ("average_precision", "average_precision_micro")
+# Metrics that every unit counts in alike; in the others the rarer side of a label weighs most.
+EVEN = ("accuracy", "brier", "ece", "mcc", "f1_micro", "auroc_micro", "average_precision_micro")
 SEED = 0
 # weights at once: 32 MB
 AT_ONCE = 2**22
@@ -54,17 +56,19 @@ def score(
 
     proba (n, c): of the units of `truth`; fold (n,): the model that scored each, where there are
     several: a metric is then its mean over folds, since scores of two models do not compare. The
-    interval is the 2.5th to 97.5th percentile over 2,000 seeded draws of patients with
-    replacement; a draw without both sides of a label counts for the others only. ece is above the
-    truth where bins hold few units, and average precision where few units are positive; their
-    intervals are corrected for that, and may lie below them. With permutations, each AUROC has its
-    p. A metric that the units leave undefined (a label of one value) is not there.
+    interval is of percentiles over 2,000 seeded draws of patients with replacement: the 2.5th to
+    97.5th for very many patients, wider ones for few (`outermost`), on the rarer side of a label
+    where a metric has sides. A draw without both sides of a label counts for the others only. ece
+    is above the truth where bins hold few units, and average precision where few units are
+    positive; their intervals are corrected for that, and may lie below them. With permutations,
+    each AUROC has its p. A metric that the units leave undefined (a label of one value) is not
+    there.
     """
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
     of = truth.groups, proba.shape[1]
     values = partial(_over_folds, truth, proba, fold)
-    found = bootstrap(values, *of, inflated=INFLATED, biased=BIASED)
+    found = bootstrap(values, *of, inflated=INFLATED, biased=BIASED, few=fewest(truth))
     p = _null_p(truth, proba, fold, permutations) if permutations else {}
     for (name, label), metric in found.items():
         if name == "auroc" and label in p:
@@ -139,7 +143,7 @@ def compare(
         one, two = (_over_folds(truth, p, fold, weights) for p in (first, second))
         return {key: two[key] - one[key] for key in two if key in one}
 
-    differences = bootstrap(less, truth.groups, first.shape[1])
+    differences = bootstrap(less, truth.groups, first.shape[1], few=fewest(truth))
     p = {} if fold is not None else _delong_p(truth, first, second, differences)
     adjusted = dict(zip(p, holm(list(p.values())), strict=True))
     return [
@@ -174,21 +178,26 @@ def bootstrap(
     inflated: Container[str] = (),
     biased: Container[str] = (),
     fits: NDArray[np.int64] | None = None,
+    few: Mapping[str, float] | None = None,
 ) -> dict[tuple[str, str], Metric]:
     """Return each value under weights of one, where defined, with its interval over the draws.
 
     fits (n,): which of several fits, each of other training patients, scored a unit; the interval
     is then also of other fits. Of a metric that is `biased`, chance adds to the value, and as much
     once more to the draws, whose percentiles are lowered by both (Efron and Tibshirani 1993, ch.
-    10). Of one that is `inflated`, a sum of absolute deviations, it adds to the squares.
+    10). Of one that is `inflated`, a sum of absolute deviations, it adds to the squares. few:
+    how many patients a label's metrics hang on, as `fewest` says; without, very many.
     """
     values = statistic(np.ones((len(groups), 1)))
     chunks = [statistic(drawn) for drawn in draws(groups, DRAWS, c, fits)]
-    metrics = {}
+    metrics, everyone = {}, float(len(np.unique(groups)))
     for key, value in values.items():
         if not np.isnan(value[0]):
             drawn = np.concatenate([chunk[key] for chunk in chunks])
-            low, high = np.nanpercentile(drawn, [2.5, 97.5]).tolist()
+            least = 2.5
+            if few is not None:
+                least = outermost(everyone if key[0] in EVEN else few.get(key[1], everyone))
+            low, high = np.nanpercentile(drawn, [least, 100 - least]).tolist()
             if key[0] in inflated:
                 above = 2 * (float(np.nanmean(drawn**2)) - float(value[0]) ** 2)
                 low, high = (max(0.0, side**2 - above) ** 0.5 for side in (low, high))
@@ -197,6 +206,36 @@ def bootstrap(
                 low, high = (min(1.0, max(0.0, side - above)) for side in (low, high))
             metrics[key] = Metric(value=float(value[0]), low=low, high=high)
     return metrics
+
+
+def fewest(truth: Truth) -> dict[str, float]:
+    """Return how many patients stand on the rarer side of each class or label that has two.
+
+    Under "" for all together: their harmonic mean, since the variance of a mean over labels is a
+    mean of theirs, and each in proportion to one over its number. Of a number nothing is rare.
+    """
+    if truth.kind == "regression":
+        return {}
+    sides = {}
+    for j, name in enumerate(truth.classes):
+        carried, known = truth.indicator[:, j], truth.known[:, j]
+        both = (truth.groups[known & (carried == side)] for side in (True, False))
+        sides[name] = float(min(len(np.unique(side)) for side in both))
+    found = {name: number for name, number in sides.items() if number}
+    return found | {"": len(found) / sum(1 / number for number in found.values())} if found else {}
+
+
+def outermost(patients: float) -> float:
+    """Return the lowest percentile of the draws that an interval of so many patients takes in.
+
+    A bootstrap of few is too narrow, by the root of (n - 1) / n and by the normal's tail in the
+    place of Student's, which this gives back (Hesterberg, Am. Stat. 69(4), 2015, sec. 5.3).
+    """
+    from scipy.special import ndtr, stdtrit
+
+    if patients <= 1:
+        return 0.0
+    return 100 * float(ndtr(-stdtrit(patients - 1, 0.975) * (patients / (patients - 1)) ** 0.5))
 
 
 def draws(

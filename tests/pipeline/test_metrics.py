@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.stats import norm, t
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -127,8 +128,33 @@ def test_the_interval_is_a_plain_bootstrap_over_patients() -> None:
         take = np.concatenate([units_of[i] for i in rng.integers(0, len(units_of), len(units_of))])
         drawn.append(roc_auc_score(y[take], values[take]))
     got = interval(overall["auroc"])
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    rarer = min(len(np.unique(patient[y == side])) for side in (True, False))
+    # The standard error of a mean of n is too small by this, and a normal's tail by Student's
+    wider = t.ppf(0.975, rarer - 1) * np.sqrt(rarer / (rarer - 1))
+    low, high = np.percentile(drawn, [100 * norm.cdf(-wider), 100 * norm.cdf(wider)])
     assert got == pytest.approx((low, high), abs=0.01)
+
+
+def test_an_interval_of_few_patients_covers_as_one_of_many() -> None:
+    rng = np.random.default_rng(21)
+    truth = 0.76024994  # of N(1, 1) above N(0, 1): Phi(1 / sqrt 2)
+    covered, narrow = 0, 0
+    y = np.arange(60) < 6
+    for _ in range(150):
+        values = rng.standard_normal(60) + y
+        overall, _ = metrics.score(truth_of(y), two(values))
+        low, high = interval(overall["auroc"])
+        covered += low <= truth <= high
+        low, high = np.nanpercentile(_aurocs(y, values), [2.5, 97.5])
+        narrow += low <= truth <= high
+    assert narrow < covered
+    assert covered >= 135
+
+
+def _aurocs(y: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+    """Return the AUROC of 2,000 draws of units with replacement."""
+    weights = np.concatenate([*metrics.draws(np.arange(len(y)).astype(str), 2000)], axis=1)
+    return weighted.ranking(y, values, weights)[0]
 
 
 def test_repeating_a_patients_images_does_not_narrow_the_interval() -> None:
