@@ -7,8 +7,10 @@ ViT-S/14 at 224 px, in float32, in rounds that run each way once, one after the 
 network alone on tensors that lie ready, at its fastest batch size: the limit. `ours` is `extract`,
 without the time it takes to load the network; `whole` has that and the look at the folder in it,
 which a long run does not feel. `loop` is pydicom, nibabel or Pillow, the transformers processor and
-model, and np.save, slice by slice. Medians over the rounds; ratios are taken within a round, so
-that what else the machine does falls on both.
+model, and np.save, slice by slice. `limit` is what ours/bare could be at most: the network, and
+pydicom, nibabel or Pillow decoding the same files and nothing else, shared evenly by the same
+cores. Medians over the rounds; ratios are taken within a round, so that what else the machine does
+falls on both.
 """
 
 from __future__ import annotations
@@ -45,12 +47,18 @@ LOW, HIGH = -1024.0, 600.0
 
 @dataclass
 class Round:
-    """Slices a second of one round."""
+    """Slices a second of one round; decode: seconds of a core that decoding one slice takes."""
 
     bare: float
     ours: float
     whole: float
     loop: float
+    decode: float
+
+    @property
+    def limit(self) -> float:
+        """Return the share of the bare pass that decoding on the same cores leaves."""
+        return 1 / (1 + self.bare * self.decode / torch.get_num_threads())
 
 
 def main() -> None:
@@ -65,7 +73,7 @@ def main() -> None:
     network = load_backbone(NAME, WEIGHTS, image_size=SIZE)
     batch = max((1, 4, 8, 16, 32), key=lambda b: bare(network, b, 64))
     print(f"{torch.get_num_threads()} threads, {args.slices} slices, bare at batches of {batch}")
-    head = ("bare", "ours", "ours/bare", "wanted", "whole", "loop", "ours/loop")
+    head = ("bare", "ours", "ours/bare", "wanted", "limit", "whole", "loop", "ours/loop")
     print(f"{'slices/s':<10}" + "".join(f"{title:>11}" for title in head) + "   ours/bare by round")
     for kind in args.kinds:
         with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +93,7 @@ def report(kind: str, rounds: list[Round]) -> None:
         f"{statistics.median(r.ours for r in rounds):.1f}",
         f"{statistics.median(shares):.3f}",
         f"{WANTED[kind]:.2f}",
+        f"{statistics.median(r.limit for r in rounds):.3f}",
         f"{statistics.median(r.whole for r in rounds):.1f}",
         f"{statistics.median(r.loop for r in rounds):.1f}",
         f"{statistics.median(r.ours / r.loop for r in rounds):.2f}",
@@ -116,7 +125,11 @@ def one_round(
     assert loop(network, kind, root, store.with_name("loop")) == args.slices
     theirs = time.perf_counter() - began
     return Round(
-        2 / (1 / before + 1 / after), args.slices / ours, args.slices / whole, args.slices / theirs
+        2 / (1 / before + 1 / after),
+        args.slices / ours,
+        args.slices / whole,
+        args.slices / theirs,
+        decode(kind, root) / args.slices,
     )
 
 
@@ -129,6 +142,19 @@ def bare(network: Backbone, batch: int, slices: int) -> float:
     for _ in range(times):
         network(x)
     return times * batch / (time.perf_counter() - began)
+
+
+def decode(kind: str, root: Path) -> float:
+    """Return the processor seconds in which a kind's own library decodes a folder."""
+    began = time.process_time()
+    for path in sorted(root.iterdir()):
+        if kind == "dicom":
+            assert pydicom.dcmread(path).pixel_array.size
+        elif kind == "nifti.gz":
+            assert np.asarray(nib.load(path).dataobj.get_unscaled()).size
+        else:
+            assert np.asarray(Image.open(path)).size
+    return time.process_time() - began
 
 
 def loop(network: Backbone, kind: str, root: Path, out: Path) -> int:
