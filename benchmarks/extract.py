@@ -4,7 +4,8 @@
 
 Real DICOM (512 x 512, a file a slice), gzipped NIfTI and PNG (1024 x 1024) are embedded with
 ViT-S/14 at 224 px, in float32, in rounds that run each way once, one after the other. `bare` is the
-network alone on tensors that lie ready, at its fastest batch size: the limit. `ours` is `extract`,
+network alone on tensors that lie ready, at its fastest batch size, in a process of its own whose
+threads wait as torch has them wait: the limit. `ours` is `extract`,
 without the time it takes to load the network; `whole` has that and the look at the folder in it,
 which a long run does not feel. `loop` is pydicom, nibabel or Pillow, the transformers processor and
 model, and np.save, slice by slice. `limit` is what ours/bare could be at most: the network, and
@@ -17,7 +18,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -37,11 +41,13 @@ from pipeline.backbones import Backbone, load_backbone
 from pipeline.config import Config
 from pipeline.embed import Speed
 from pipeline.embedding.forward import keep_memory
+from pipeline.embedding.speed import sleep_while_waiting
 from pipeline.extract import extract
 
 KINDS = ("dicom", "nifti.gz", "png")
 WANTED = {"dicom": 0.95, "nifti.gz": 0.90, "png": 0.95}
 NAME, WEIGHTS, SIZE = "dinov2_vits14", "random:0", 224
+POLICY = "OMP_WAIT_POLICY"
 LOW, HIGH = -1024.0, 600.0
 
 
@@ -67,11 +73,16 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     options.add_argument("--workers", type=int)
+    options.add_argument("--bare", action="store_true", help="be the process of the bare pass")
     args = options.parse_args()
     logging.disable(logging.WARNING)  # of random weights
     keep_memory()
     network = load_backbone(NAME, WEIGHTS, image_size=SIZE)
-    batch = max((1, 4, 8, 16, 32), key=lambda b: bare(network, b, 64))
+    if args.bare:
+        serve(network)
+        return
+    limit = Bare()
+    batch = max((1, 4, 8, 16, 32), key=lambda b: limit.rate(b, 64))
     print(f"{torch.get_num_threads()} threads, {args.slices} slices, bare at batches of {batch}")
     head = ("bare", "ours", "ours/bare", "wanted", "limit", "whole", "loop", "ours/loop")
     print(f"{'slices/s':<10}" + "".join(f"{title:>11}" for title in head) + "   ours/bare by round")
@@ -81,7 +92,7 @@ def main() -> None:
             rounds = []
             for number in range(args.rounds):
                 store = Path(folder) / f"store{number}"
-                rounds.append(one_round(network, batch, kind, root, store, args))
+                rounds.append(one_round(network, limit, batch, kind, root, store, args))
         report(kind, rounds)
 
 
@@ -103,11 +114,17 @@ def report(kind: str, rounds: list[Round]) -> None:
 
 
 def one_round(
-    network: Backbone, batch: int, kind: str, root: Path, store: Path, args: argparse.Namespace
+    network: Backbone,
+    limit: Bare,
+    batch: int,
+    kind: str,
+    root: Path,
+    store: Path,
+    args: argparse.Namespace,
 ) -> Round:
     """Run each way once; the bare pass half before and half after ours."""
     half = args.slices // 2
-    before = bare(network, batch, half)
+    before = limit.rate(batch, half)
     config = Config.model_validate(
         {
             "data": {"root": root, "modality": {"**": "CT"}},
@@ -120,7 +137,7 @@ def one_round(
     whole = time.perf_counter() - began
     assert summary.embedded == args.slices, summary
     ours = summary.seconds["embed"] - summary.seconds["load"]
-    after = bare(network, batch, half)
+    after = limit.rate(batch, half)
     began = time.perf_counter()
     assert loop(network, kind, root, store.with_name("loop")) == args.slices
     theirs = time.perf_counter() - began
@@ -133,15 +150,35 @@ def one_round(
     )
 
 
-def bare(network: Backbone, batch: int, slices: int) -> float:
-    """Return slices a second of the network alone."""
-    x = torch.randn(batch, 3, SIZE, SIZE)
-    network(x)
-    times = max(1, slices // batch)
-    began = time.perf_counter()
-    for _ in range(times):
+class Bare:
+    """The network alone, in a process of its own."""
+
+    def __init__(self) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != POLICY}
+        command = [sys.executable, "-m", "benchmarks.extract", "--bare"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def rate(self, batch: int, slices: int) -> float:
+        """Return slices a second."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(batch, slices, file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+
+def serve(network: Backbone) -> None:
+    """Answer each batch size and number of slices with slices a second, until nobody asks."""
+    for line in sys.stdin:
+        batch, slices = map(int, line.split())
+        x = torch.randn(batch, 3, SIZE, SIZE)
         network(x)
-    return times * batch / (time.perf_counter() - began)
+        times = max(1, slices // batch)
+        began = time.perf_counter()
+        for _ in range(times):
+            network(x)
+        print(times * batch / (time.perf_counter() - began), flush=True)
 
 
 def decode(kind: str, root: Path) -> float:
@@ -194,4 +231,7 @@ def pictures(kind: str, root: Path) -> Iterator[NDArray[np.float64]]:
 
 
 if __name__ == "__main__":
+    if "--bare" not in sys.argv and POLICY not in os.environ:
+        sleep_while_waiting()  # as `radprobe extract` does; torch, above, has been imported before
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.extract", *sys.argv[1:]])
     main()

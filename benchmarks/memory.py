@@ -2,10 +2,10 @@
 
     .venv/bin/python -m benchmarks.memory --slices 1000 10000 50000
 
-`all` is the highest sum of memory over the run's process and its readers, by /proc (pss: a page
-that several share counts once), 20 times a second; `own` that of the run's process alone; `KiB
-more` what `all` grew by, a slice, over the smallest size. Each size runs in a process of its own.
-The slices are small pictures, a file each, so that what grows is not hidden behind their pixels.
+`rss` is the highest sum of resident memory over the run's process and its readers, by /proc, 20
+times a second; `own` that of the run's process alone; `KiB more` what rss grew by, a slice, over
+the smallest size. Each size runs in a process of its own. The slices are small pictures, a file
+each, so that what grows is not hidden behind their pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--slices", nargs="+", type=int, default=[1000, 10_000, 50_000])
     args = options.parse_args()
-    print(f"{'slices':>8}{'all MiB':>10}{'own MiB':>10}{'KiB more':>10}{'seconds':>10}")
+    print(f"{'slices':>8}{'rss MiB':>10}{'own MiB':>10}{'KiB more':>10}{'seconds':>10}")
     first: tuple[int, float] | None = None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -89,23 +89,31 @@ def peak(run: subprocess.Popen[bytes]) -> tuple[float, float]:
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that one started."""
+    """Return the processes that one started, but for those that are its own image still."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             found += map(int, task.read_text().split())
         except OSError:  # it ended meanwhile
             continue
-    return found
+    return [child for child in found if command(child) != command(pid)]
+
+
+def command(pid: int) -> bytes:
+    """Return what a process was started with; nothing of one that ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def resident(pid: int) -> float:
-    """Return the KiB of memory of a process."""
+    """Return the resident KiB of a process."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:  # it ended meanwhile
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
         return 0.0
-    return next((float(line.split()[1]) for line in lines if line.startswith("Pss:")), 0.0)
+    return next((float(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0.0)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from pipeline.embedding.parts import Filler, Job, Run, rule_number
 from pipeline.embedding.speed import Speed as Speed
+from pipeline.embedding.speed import sleep_while_waiting
 from pipeline.embedding.telemetry import bottleneck, clock, tracing
 from pipeline.embedding.watch import BadLimit as BadLimit
 from pipeline.embedding.watch import Progress as Progress
@@ -88,6 +89,7 @@ def embed_missing(
     missing = store.missing() if parts is None else _without_receipt(store, parts)
     if not missing:
         return Embedded()
+    sleep_while_waiting()
     from pipeline.embedding.forward import pick_device
 
     speed = speed.chosen(pick_device(speed.device), recipe)

@@ -104,6 +104,9 @@ def _print_check(check: Check) -> None:
 
 
 def _bench(config: Config, device: str, compiled: bool, as_json: bool) -> None:
+    from pipeline.embedding.speed import sleep_while_waiting
+
+    sleep_while_waiting()  # before torch is imported
     from pipeline.doctor.bench import bench
 
     def tell(line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ from tests.phantoms import write_png
 from tests.pipeline.models import write_tiny_folder
 
 
-def radprobe(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def radprobe(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     code = "from pipeline.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    known = os.environ | environment
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=known)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,15 @@ def extracted(project: Path) -> Path:
     assert "24 embedded" in done.stdout
     assert done.stderr == ""  # no progress bar where nobody watches
     return project
+
+
+def test_threads_of_the_network_leave_their_cores_to_the_readers_while_they_wait(
+    project: Path, tmp_path: Path
+) -> None:
+    run = "extract", project / "config.yaml", "--store", tmp_path / "store", "--device", "cpu"
+    done = radprobe(*run, OMP_DISPLAY_ENV="TRUE")  # OpenMP then tells how it was started
+    assert done.returncode == 0, done.stderr
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr
 
 
 def test_extract_then_evaluate_then_from_the_file(extracted: Path) -> None:
