@@ -4,8 +4,13 @@
 
 `cls` is read whole (as the heads do) and by random rows; `patch` whole and by a twentieth of its
 rows. Cold: the files were dropped from the page cache (posix_fadvise); warm: they were just read.
-Every way once a round, in turn: the median of the rounds' speeds, and of their ratios to npy. The
-store checks every byte it reads against its checksum.
+Every way once a round, in turn: the median of the rounds' speeds, and the median and quartiles of
+their ratios to npy in the same round; then the same by processor time, which other work on the
+machine disturbs less, but which counts both of the store's threads. The store checks every byte it
+reads against its checksum.
+
+"npy, synced" is what the store's promise costs without the store: a part is a file, with as many
+small files beside it (status, two digests, a receipt), each forced to disk before the next part.
 """
 
 from __future__ import annotations
@@ -58,9 +63,6 @@ def main() -> None:
 
 def compare(name: str, values: Values, rows: NDArray[np.int64], repeats: int) -> None:
     """Time every way on the same values, each once a round, and print a line each."""
-    print(f"\n{name} {values.shape} float16, {values.nbytes / 1e6:.0f} MB; MB/s (ratio to npy)")
-    acts = ("write", "whole cold", "whole warm", "5 % rows cold", "5 % rows warm")
-    print(f"{'':<12}" + "".join(f"{title:>17}" for title in ("files", *acts)))
     part = values[:1].nbytes * len(rows)
     sizes = np.array([values.nbytes] * 3 + [part] * 2)
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -69,16 +71,29 @@ def compare(name: str, values: Values, rows: NDArray[np.int64], repeats: int) ->
         check(homes, values, rows)
         read = [[reads(w, homes[k], rows) for k, w in WAYS.items()] for _ in range(repeats)]
         files = [sum(p.is_file() for p in home.rglob("*")) for home in homes.values()]
-    seconds = np.concatenate([np.array(written)[..., None], read], 2)  # (rounds, ways, acts)
+    seconds = np.concatenate([np.array(written)[:, :, None], read], 2)  # (rounds, ways, acts, 2)
+    print(f"\n{name} {values.shape} float16, {values.nbytes / 1e6:.0f} MB")
+    for clock, title in enumerate(("MB/s", "MB a processor second")):
+        show(f"{title} (ratio to npy, quartiles)", files, sizes, seconds[..., clock])
+
+
+def show(title: str, files: list[int], sizes: Values, seconds: Values) -> None:
+    """Print a line a way of speeds and ratios; seconds is (rounds, ways, acts)."""
+    print(title)
+    acts = ("write", "whole cold", "whole warm", "5 % rows cold", "5 % rows warm")
+    print(f"{'':<12}{'files':>6}" + "".join(f"{act:>24}" for act in acts))
     speeds = sizes / np.median(seconds, 0) / 1e6
-    ratios = np.median(seconds[:, :1] / seconds, 0)
-    for label, count, speed, ratio in zip(WAYS, files, speeds, ratios, strict=True):
-        cells = [f"{v:.0f} ({r:.2f})" for v, r in zip(speed, ratio, strict=True)]
-        print(f"{label:<12}{count:>17}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
+    low, middle, high = np.quantile(seconds[:, :1] / seconds, (0.25, 0.5, 0.75), axis=0)
+    for i, (label, count) in enumerate(zip(WAYS, files, strict=True)):
+        cells = [
+            f"{speed:.0f} ({ratio:.2f}, {a:.2f}-{b:.2f})"
+            for speed, ratio, a, b in zip(speeds[i], middle[i], low[i], high[i], strict=True)
+        ]
+        print(f"{label:<12}{count:>6}" + "".join(f"{cell:>24}" for cell in cells), flush=True)
 
 
-def write(way: Way, home: Path, values: Values) -> float:
-    """Return the seconds of writing values anew."""
+def write(way: Way, home: Path, values: Values) -> tuple[float, float]:
+    """Return the seconds of writing values anew, and those of the processor."""
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
 
@@ -96,20 +111,22 @@ def check(homes: dict[str, Path], values: Values, rows: NDArray[np.int64]) -> No
         assert np.array_equal(WAYS[label].rows(home / "x", rows), values[rows])
 
 
-def reads(way: Way, home: Path, rows: NDArray[np.int64]) -> list[float]:
+def reads(way: Way, home: Path, rows: NDArray[np.int64]) -> list[tuple[float, float]]:
     """Return the seconds of a round: whole cold and warm, rows cold and warm."""
-    times: list[float] = []
+    times: list[tuple[float, float]] = []
     for read in (lambda: way.whole(home / "x"), lambda: way.rows(home / "x", rows)):
         drop(home)
         times += [timed(read), timed(read)]
     return times
 
 
-def timed(act: Callable[[], Any]) -> float:
-    """Return the seconds of an act."""
-    started = time.perf_counter()
-    act()
-    return time.perf_counter() - started
+def timed(act: Callable[[], Any]) -> tuple[float, float]:
+    """Return the seconds of an act, and those of the processor; what it returns is freed later."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    kept = act()
+    seconds = time.perf_counter() - began, time.process_time() - began_cpu
+    del kept
+    return seconds
 
 
 def sync(folder: Path) -> None:
@@ -177,10 +194,35 @@ def write_npy(path: Path, values: Values) -> None:
         np.save(file, values)
 
 
+def write_synced(path: Path, values: Values) -> None:
+    path.mkdir()
+    step = default_part_rows(values[:1].nbytes)
+    small = {"status": 1, "file_digest": 32, "pixel_digest": 32, "receipt": 8}
+    for part, start in enumerate(range(0, len(values), step)):
+        own = {"x": values[start : start + step]}
+        own |= {name: np.zeros((step, n), np.uint8) for name, n in small.items()}
+        for name, array in own.items():
+            with (path / f"{name}-{part:05}.npy").open("xb") as file:
+                np.save(file, array)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def read_synced(path: Path, rows: NDArray[np.int64] | None = None) -> Values:
+    parts = [np.load(p, mmap_mode="r") for p in sorted(path.glob("x-*.npy"))]
+    ends = np.cumsum([len(part) for part in parts])
+    out = np.empty((ends[-1] if rows is None else len(rows), *parts[0].shape[1:]), parts[0].dtype)
+    starts = ends if rows is None else np.searchsorted(rows, ends)
+    for part, first, a, b in zip(parts, [0, *ends], [0, *starts], starts, strict=False):
+        out[a:b] = part if rows is None else part[rows[a:b] - first]
+    return out
+
+
 WAYS = {
     "npy": Way(
         write_npy, np.load, lambda path, rows: np.asarray(np.load(path, mmap_mode="r")[rows])
     ),
+    "npy, synced": Way(write_synced, read_synced, read_synced),
     "HDF5": Way(write_hdf5, read_hdf5, read_hdf5),
     "plain zarr": Way(write_zarr, read_zarr, read_zarr),
     "store": Way(

@@ -537,13 +537,15 @@ class FeatureStore:
 
     def _read_whole(self, array: StoredArray) -> NDArray[Any]:
         out = array.aligned(array.n)
-        chunks: list[Chunk] = []
-        for part in self.layout.parts(array.n):
-            if self.receipts.believed(part.index) is None:
-                out[part.start : part.stop] = array.void
-            else:
-                chunks += array.chunks(part)
-        array.read_chunks(chunks, out)
+
+        def chunks() -> Iterator[Chunk]:  # receipts are examined while chunks are read
+            for part in self.layout.parts(array.n):
+                if self.receipts.believed(part.index) is None:
+                    out[part.start : part.stop] = array.void
+                else:
+                    yield from array.chunks(part)
+
+        array.read_chunks(chunks(), out)
         return out
 
     def _committed(self, part: PartRange) -> NDArray[np.uint8] | None:
