@@ -86,7 +86,7 @@ def embed_missing(
     TooManyBadError at the limit, DeviceError.
     """
     limit.check()
-    missing = store.missing() if parts is None else _without_receipt(store, parts)
+    missing = store.missing() if parts is None else store.without_receipt(parts)
     if not missing:
         return Embedded()
     sleep_while_waiting()
@@ -107,7 +107,7 @@ def embed_missing(
     )
     with flow, contextlib.closing(reads):
         flow.embed(reads)
-    left = _without_receipt(store, missing)
+    left = store.without_receipt(missing)
     elsewhere = [f"part {part.index}: {store.owner(part)}" for part in left]
     seconds = {name: round(value, 3) for name, value in flow.seconds.items()}
     said = bottleneck(seconds, flow.rows, speed, recipe)
@@ -236,10 +236,6 @@ def _known_pixels(store: FeatureStore) -> Originals:
     """Return which rows first held which pixels; read once, by a look at every part."""
     preprocess = Recipe.model_validate_json(store.recipe_text).preprocess
     return Originals(store, functools.partial(rule_number, preprocess))
-
-
-def _without_receipt(store: FeatureStore, parts: Iterable[PartRange]) -> list[PartRange]:
-    return [part for part in parts if store.receipts.believed(part.index) is None]
 
 
 def _ranges(store: FeatureStore, rows: Iterable[int]) -> Kept:

@@ -29,7 +29,7 @@ from pipeline.questions import (
     Units,
 )
 from pipeline.scoring import heads_of, run
-from pipeline.tables import answer_in, write_predictions, write_tidy
+from pipeline.tables import answer_in, publish, write_predictions
 from pipeline.tables import tidy as tidy
 from pipeline.tasks.cases import Cases
 from pipeline.tasks.folds import Tested
@@ -83,9 +83,7 @@ def evaluate(
             if progress:
                 progress(f"{each.name}: {method}", len(results), number)
             results.append(answer(each, method, functools.partial(_run, each, method, device)))
-    if not all(result.cached for result in results):
-        write_tidy(config.store, results)
-        FeatureStore.open(config.store).publish()
+    publish(config.store, results)
     return results
 
 

@@ -26,7 +26,7 @@ from pipeline.shards import Looks, Shard, embed_ring, look_once, rules_of
 from pipeline.work import Work, add, forget_failures
 from stores import FeatureStore
 from stores.errors import ConfigError
-from stores.mirror import Mirror, occupied, place_of
+from stores.mirror import Mirror, check_shareable, occupied
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,9 @@ def extract(
     ClusterError. What was committed before is kept. rehash: open every file, whatever its size and
     time say. where: the devices of this machine; one shard of several; the workers of a cluster.
     """
+    if not isinstance(where, Processes) or (where.count or 1) > 1:
+        check_shareable(config.store)
     if Mirror.of(config.store) is not None:
-        if not isinstance(where, Processes) or (where.count or 1) > 1:
-            raise ConfigError(
-                f"{place_of(config.store)} is in object storage, where one process writes. Share "
-                "the work on a store in a folder, and send it with `radprobe copy`."
-            )
         where = Processes(1)
     with occupied(config.store):
         return _extract(config, speed, progress, max_bad, rehash, where)

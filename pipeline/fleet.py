@@ -23,7 +23,7 @@ from typing import Any
 from pipeline.embed import BadLimit, Embedded, Progress
 from pipeline.embedding.speed import Speed, cores
 from pipeline.shards import Shard, embed_ring
-from pipeline.work import Work, add, embed_here, live_slices, tally, told, without_receipt
+from pipeline.work import Work, add, embed_here, live_slices, tally, told
 from stores import FeatureStore, PartRange
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def embed_by(
             bottleneck = bottleneck or message.get("bottleneck", "")
     done, _ = tally(store, [part.index for part in parts])
     done = replace(done, bottleneck=bottleneck)
-    left = [part for part in without_receipt(store, parts) if part.index not in failed]
+    left = [part for part in store.without_receipt(parts) if part.index not in failed]
     if left:
         more, lost = embed_here(works[0], store, left, progress, limit)
         done, failed = add(done, more), failed | lost

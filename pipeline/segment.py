@@ -24,7 +24,7 @@ from pipeline.config import Config, Segment
 from pipeline.questions import Metric, Part, PartCount, Score, Segmented, Units
 from pipeline.segmentation.asked import CONTRACT, Asked, Progress, native
 from pipeline.segmentation.sources import Unit, native_mask
-from pipeline.tables import SEGMENTATIONS, answer_in, write_table, write_tidy
+from pipeline.tables import SEGMENTATIONS, answer_in, publish, write_table
 from pipeline.tasks.splits import PARTS
 from stores._disk import write_checked
 from stores.errors import ConfigError, OccupiedError
@@ -56,8 +56,7 @@ def segment(config: Config, *, progress: Progress | None = None) -> list[Segment
             if progress:
                 progress(f"{task}: {head}", len(answers), len(config.masks) * len(config.segment))
             answers.append(_answer(asked, head))
-    if not all(answer.cached for answer in answers):
-        write_tidy(config.store, answers)
+    publish(config.store, answers)
     return answers
 
 

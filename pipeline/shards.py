@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pipeline.collection import Look, settle
 from pipeline.config import Config
 from pipeline.embed import BadLimit, Embedded, Progress
-from pipeline.work import Work, add, embed_here, without_receipt
+from pipeline.work import Work, add, embed_here
 from stores import FeatureStore, PartRange
 from stores._disk import write_atomic
 from stores.claims import STALE_AFTER_S, Claim, try_claim
@@ -169,7 +169,7 @@ def embed_ring(
         else:
             time.sleep(_WAIT_S)
         before = left
-        left = [part for part in without_receipt(store, left) if part.index not in failed]
+        left = [part for part in store.without_receipt(left) if part.index not in failed]
         if len(left) < len(before):
             since = time.monotonic()
     elsewhere = [f"part {part.index}: {store.owner(part)}" for part in left]

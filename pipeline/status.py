@@ -25,6 +25,15 @@ class Running:
 
 
 @dataclass(frozen=True)
+class Writing:
+    """The one writer of a store at a URL (`host:pid`): for how long, how long since a sign."""
+
+    by: str
+    for_s: float
+    silent_s: float
+
+
+@dataclass(frozen=True)
 class Failed:
     """A part that failed in the last run that tried it, and why."""
 
@@ -34,7 +43,11 @@ class Failed:
 
 @dataclass(frozen=True)
 class Status:
-    """How far a store is. slices_per_s: of late, by all that are at it; None where nobody is."""
+    """How far a store is.
+
+    writer: of a store at a URL, where one is at it. slices_per_s: of late, by all that are at it;
+    None where nobody is, and at a URL, where the times of commits are not kept.
+    """
 
     store: str
     slices: int
@@ -42,6 +55,7 @@ class Status:
     parts: int
     parts_done: int
     running: list[Running]
+    writer: Writing | None
     failed: list[Failed]
     slices_per_s: float | None
     seconds_left: float | None
@@ -56,7 +70,8 @@ def status(path: Path) -> Status:
     stamps = {index: store.receipts.believed(index) for index in sorted(slices)}
     committed = {index: stamp[0] / 1e9 for index, stamp in stamps.items() if stamp is not None}
     done = sum(slices[index] for index in committed)
-    rate = _rate(committed, slices, time.time()) if len(committed) < len(slices) else None
+    unfinished = len(committed) < len(slices) and store.mirror is None
+    rate = _rate(committed, slices, time.time()) if unfinished else None
     return Status(
         store=store.place,
         slices=slices.total(),
@@ -64,6 +79,7 @@ def status(path: Path) -> Status:
         parts=len(slices),
         parts_done=len(committed),
         running=[_running(i, held[i]) for i in sorted(held) if i in slices and i not in committed],
+        writer=_writing(store),
         failed=[
             Failed(index, reason)
             for index, reason in noted_failures(store.path).items()
@@ -76,6 +92,13 @@ def status(path: Path) -> Status:
 
 def _running(part: int, holder: Holder) -> Running:
     return Running(part, holder.name, round(holder.for_s, 1), round(holder.silent_s, 1))
+
+
+def _writing(store: FeatureStore) -> Writing | None:
+    holder = store.mirror.writer() if store.mirror else None
+    if holder is None:
+        return None
+    return Writing(holder.name, round(holder.for_s, 1), round(holder.silent_s, 1))
 
 
 def _rate(committed: dict[int, float], slices: dict[int, int], now: float) -> float | None:

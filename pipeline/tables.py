@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from pipeline.questions import Result, Segmented, Truth, Units
 from pipeline.tasks.folds import Tested
+from stores import FeatureStore
 from stores._disk import write_checked
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,16 @@ def _question(result: Result | Segmented) -> dict[str, str]:
         "kind": SEGMENTATION,
         "level": result.level,
     }
+
+
+def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
+    """Bring the tidy table up to date, and send what is new to where the store is, if elsewhere.
+
+    Every flow ends here; what an earlier run could not send goes along.
+    """
+    if not all(answer.cached for answer in answers):
+        write_tidy(store, answers)
+    FeatureStore.open(store).publish()
 
 
 def write_tidy(store: Path, results: Sequence[Result | Segmented]) -> None:

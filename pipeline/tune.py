@@ -23,7 +23,7 @@ from pipeline.config import Config, Tuning
 from pipeline.evaluate import answer, cases_of, result_path
 from pipeline.questions import Method, Prediction, Result, Score, Tuned
 from pipeline.scoring import scores_of
-from pipeline.tables import write_tidy
+from pipeline.tables import publish
 from pipeline.tasks.cases import Cases, Parts
 from pipeline.tasks.folds import Tested, together
 from pipeline.weights import SAFETENSORS
@@ -73,6 +73,8 @@ def tune(
                 _tuned, cases, method, device, workers, checkpoint_s, said or (lambda *_: None)
             )
             result = answer(cases, method, compute)
+            for each in result.tuned:
+                cases.store.bring(each.weights)
             if any(
                 not (config.store / each.weights / SAFETENSORS).is_file() for each in result.tuned
             ):
@@ -80,8 +82,7 @@ def tune(
                 result = answer(cases, method, compute)
             results.append(result)
             _drop(cases, method)
-    if not all(result.cached for result in results):
-        write_tidy(config.store, results)
+    publish(config.store, results)
     return results
 
 

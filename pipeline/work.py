@@ -113,7 +113,7 @@ def embed_here(
             if _of_the_whole(error):
                 raise
             log.info("Looking for the part that fails: %s", told(error, work.root))
-        before, left = left, without_receipt(store, left)
+        before, left = left, store.without_receipt(left)
         if len(left) < len(before):
             fails = 0
             news = {part.index for part in before} - {part.index for part in left}
@@ -161,11 +161,6 @@ def live_slices(store: FeatureStore) -> Counter[int]:
     return Counter((live // store.layout.part_rows).tolist())
 
 
-def without_receipt(store: FeatureStore, parts: Iterable[PartRange]) -> list[PartRange]:
-    """Return those of the parts that are not committed; what was seen once is believed."""
-    return [part for part in parts if store.receipts.believed(part.index) is None]
-
-
 def _of_the_whole(error: Exception) -> bool:
     """Return whether an error would meet every part alike."""
     return isinstance(error, RadprobeError) and not isinstance(error, CorruptStoreError)
@@ -211,7 +206,7 @@ def embed_parts(work: Work, indices: Sequence[int], progress: Progress) -> Outco
                 log.info("Ending: %s", work.store)
             except Exception as failure:
                 error = told(failure, work.root)
-            left = without_receipt(store, parts)
+            left = store.without_receipt(parts)
             held = tuple(index for index in store.held() if index in {p.index for p in left})
     except Exception as failure:  # the store cannot be seen from here
         return Outcome(undone=tuple(indices), error=told(failure, work.root))

@@ -263,6 +263,10 @@ class FeatureStore:
         needed = np.unique(live // self.layout.part_rows)
         return [self.layout.part(int(i)) for i in needed if self.receipt(int(i)) is None]
 
+    def without_receipt(self, parts: Iterable[PartRange]) -> list[PartRange]:
+        """Return those of the parts that are not committed; a receipt seen once is believed."""
+        return [part for part in parts if self.receipts.believed(part.index) is None]
+
     @cached_property
     def receipts(self) -> Receipts:
         """The receipts of the parts."""
@@ -418,10 +422,25 @@ class FeatureStore:
             self.mirror.withdraw([path.relative_to(self.path).as_posix()])
         path.unlink(missing_ok=True)
 
+    def clear(self, folder: str) -> None:
+        """Remove all that is in a folder of the store, wherever that is."""
+        if self.mirror is not None:
+            self.mirror.withdraw([n for n in self.mirror.objects if n.startswith(f"{folder}/")])
+        for path in (self.path / folder).glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
     def publish(self) -> None:
-        """Send results and splits that were made here to where the store is."""
+        """Send what was computed from the store to where that is."""
         if self.mirror is not None:
             self.mirror.publish()
+
+    def bring(self, folder: str) -> None:
+        """Have the files of a folder of derived ones here, such as a tuned network."""
+        if self.mirror is not None:
+            self.mirror.bring_below(folder)
 
     def _put(
         self, part: PartRange, claim: Claim, ready: Mapping[str, NDArray[Any]]

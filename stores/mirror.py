@@ -24,16 +24,24 @@ from pathlib import Path
 from typing import Any
 
 from stores import manifest
-from stores._disk import sha256, temporary_name, write_new
+from stores._disk import TEMPORARY, sha256, temporary_name, write_new
 from stores._process import gone, me, name_of
 from stores.bucket import Bucket, Object
-from stores.errors import ClaimedError, CorruptStoreError, OccupiedError, UnwritableError
+from stores.claims import Holder
+from stores.errors import (
+    ClaimedError,
+    ConfigError,
+    CorruptStoreError,
+    OccupiedError,
+    UnwritableError,
+)
 
 log = logging.getLogger(__name__)
 
 # Where mirrors are; the variable names another folder.
 PLACE = "RADPROBE_MIRRORS"
-DERIVED = ("results", "splits")
+# What is computed from a store and goes where it is; networks are fetched when asked for.
+DERIVED = ("results", "splits", "segmentations", "tuned")
 # The folders of a store that are in a bucket, and the files beside them.
 FOLDERS = ("parts", "features.zarr", manifest.COPIES, *DERIVED)
 FILES = (manifest.MANIFEST, "recipe.json", "slices.parquet", "files.parquet", "withdrawn.json")
@@ -79,6 +87,13 @@ def occupied(folder: Path) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if mirror is None else mirror.occupied()
 
 
+def check_shareable(folder: Path) -> None:
+    """Raise ConfigError where the store of a folder is at a URL: one process writes there."""
+    mirror = Mirror.of(folder)
+    if mirror is not None:
+        raise ConfigError(f"{mirror.url} is in object storage, where one process writes. {_SHARE}")
+
+
 class Mirror:
     """The folder of a store at a URL."""
 
@@ -116,6 +131,10 @@ class Mirror:
             except FileNotFoundError:  # replaced since it was listed
                 if not left:
                     raise
+        self._note()
+
+    def _note(self) -> None:
+        """Keep which objects were seen last."""
         objects = {name: [each.size, each.stamp] for name, each in self.objects.items()}
         _replace(_record(self.folder), json.dumps({"url": self.url, "objects": objects}).encode())
 
@@ -192,8 +211,16 @@ class Mirror:
         while True:
             numbers = self._claims()
             number = numbers[-1] + 1 if numbers else 0
-            if numbers and not self._dead(numbers[-1]):
-                continue  # given back since it was listed
+            if numbers:
+                holder, dead = self._holder(numbers[-1])
+                if holder is None:
+                    continue  # given back since it was listed
+                if not dead:
+                    raise ClaimedError(
+                        f"{holder.name} writes to {self.url} (last sign of life "
+                        f"{holder.silent_s:.0f} s ago). Wait for it; if it is dead, its claim "
+                        f"lapses {SILENT_S / 60:g} minutes after that. {_SHARE}"
+                    )
             if self.bucket.create(f"{_CLAIM}{number}", _self_told()):
                 self.bucket.remove([f"{_CLAIM}{old}" for old in numbers])
                 return number
@@ -202,29 +229,30 @@ class Mirror:
         names = self.bucket.listing("claims")
         return sorted(int(n.removeprefix(_CLAIM)) for n in names if n.startswith(_CLAIM))
 
-    def _dead(self, number: int) -> bool:
-        """Return whether a claim's owner is dead; raises ClaimedError where it lives."""
+    def writer(self) -> Holder | None:
+        """Return the living process that writes to the store, if any does."""
+        numbers = self._claims()
+        holder, dead = self._holder(numbers[-1]) if numbers else (None, True)
+        return None if dead else holder
+
+    def _holder(self, number: int) -> tuple[Holder | None, bool]:
+        """Return who made a claim, None where it was given back, and whether that one is dead."""
         name = f"{_CLAIM}{number}"
         try:
-            holder = json.loads(self.bucket.get([name])[name])
+            told = json.loads(self.bucket.get([name])[name])
         except FileNotFoundError:
-            return False
-        verdict, silent = gone(holder), time.time() - float(holder["time"])
-        if verdict is None:
-            verdict = silent > SILENT_S
-        if not verdict:
-            raise ClaimedError(
-                f"{name_of(holder)} writes to {self.url} (last sign of life {silent:.0f} s ago). "
-                f"Wait for it; if it is dead, its claim lapses {SILENT_S / 60:g} minutes after "
-                "that. Several processes share the work on a store in a folder: extract there, and "
-                "`radprobe copy` it."
-            )
-        return True
+            return None, False
+        now = time.time()
+        silent = now - float(told["time"])
+        holder = Holder(name_of(told), now - float(told.get("since", told["time"])), silent)
+        verdict = gone(told)
+        return holder, silent > SILENT_S if verdict is None else verdict
 
     def _beat(self, number: int, ended: threading.Event) -> None:
+        since = time.time()
         while not ended.wait(BEAT_S):
             try:
-                self.bucket.put({f"{_CLAIM}{number}": _self_told()})
+                self.bucket.put({f"{_CLAIM}{number}": _self_told(since)})
             except Exception as error:  # the next beat may come through; the writer finds out
                 log.info("No sign of life could be sent to %s: %s", self.url, error)
 
@@ -296,17 +324,32 @@ class Mirror:
             (self.folder / name).unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Send results and splits that were made here; where that is forbidden, they stay here."""
+        """Send what was computed here; where that is forbidden, it stays here.
+
+        Answers go last, so that none is there without its tables and networks.
+        """
         paths = [path for each in DERIVED for path in (self.folder / each).rglob("*")]
-        names = {p.relative_to(self.folder).as_posix(): p for p in paths if p.is_file()}
-        news = {name: path.read_bytes() for name, path in names.items() if self._is_news(name)}
+        names = (p.relative_to(self.folder).as_posix() for p in paths if is_derived(p))
+        news = [name for name in names if self._is_news(name)]
+        lots = [[name] for name in news if is_large(name)]
+        lots.append([name for name in news if not is_large(name) and not name.endswith(".json")])
+        lots.append([name for name in news if name.endswith(".json")])
         try:
-            self.bucket.put(news)
+            for lot in lots:
+                self.bucket.put({name: (self.folder / name).read_bytes() for name in lot})
         except PermissionError as error:
-            log.warning("Results stay in %s: %s takes none (%s).", self.folder, self.url, error)
+            log.warning("Answers stay in %s: %s takes none (%s).", self.folder, self.url, error)
             return
         if news:
-            self.refresh()
+            there = self.bucket.listing()
+            self.objects |= {name: there[name] for name in news if name in there}
+            self._note()
+
+    def bring_below(self, folder: str) -> None:
+        """Fetch those objects below a folder that are not here."""
+        for name in self.objects:
+            if name.startswith(f"{folder}/") and not (self.folder / name).is_file():
+                self.bring_all([name])
 
     def _is_news(self, name: str) -> bool:
         path, there = self.folder / name, self.objects.get(name)
@@ -314,6 +357,10 @@ class Mirror:
         return there is None or path.stat().st_mtime_ns > seen
 
 
+_SHARE = (
+    "Several processes share the work on a store in a folder that all of them see: extract there, "
+    "then `radprobe copy FOLDER URL`."
+)
 _REPAIR = "Run `radprobe verify --repair` on the store, then `radprobe extract`."
 
 
@@ -328,11 +375,20 @@ def _record(folder: Path) -> Path:
 
 
 def _small(name: str) -> bool:
-    """Return whether an object is fetched when a store is opened: all of a store but its chunks."""
+    """Return whether an object is fetched when a store is opened: all but chunks and networks."""
     folder, _, rest = name.partition("/")
-    return name in FILES or (
-        folder in FOLDERS and not (folder == "features.zarr" and "/c/" in rest)
-    )
+    chunk = folder == "features.zarr" and "/c/" in rest
+    return name in FILES or (folder in FOLDERS and not chunk and not is_large(name))
+
+
+def is_derived(path: Path) -> bool:
+    """Return whether a path in a folder of DERIVED is a file to be sent: no half-written one."""
+    return path.is_file() and not any(part.startswith(TEMPORARY) for part in path.parts)
+
+
+def is_large(name: str) -> bool:
+    """Return whether a derived file is a network, which is moved by itself and when asked for."""
+    return name.endswith(".safetensors")
 
 
 def _order(name: str) -> int:
@@ -354,6 +410,7 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _self_told() -> bytes:
-    told: dict[str, Any] = {**me(), "time": time.time()}
+def _self_told(since: float | None = None) -> bytes:
+    now = time.time()
+    told: dict[str, Any] = {**me(), "time": now, "since": since or now}
     return json.dumps(told).encode()

@@ -52,12 +52,10 @@ def purge(store: FeatureStore, patient: str) -> int:
     rows = slices["row"].filter(pc.equal(slices["patient"], patient)).to_numpy()
     for index in np.unique(rows // store.layout.part_rows):
         _void(store, store.layout.part(int(index)), rows)
-    for folder in ("results", "segmentations", "masks"):
-        for path in (store.path / folder).glob("*"):
-            store.remove(path)
-    for folder in ("tuned", RUNS):  # networks that learned from the patient
-        for path in (store.path / folder).glob("*/"):
-            shutil.rmtree(path)
+    for folder in ("results", "segmentations", "masks", "tuned"):
+        store.clear(folder)
+    for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
+        shutil.rmtree(path)
     _blank(store, set(rows.tolist()))
     return len(rows)
 

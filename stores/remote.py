@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from stores import manifest
-from stores._disk import TEMPORARY, sha256, temporary_name, writing
+from stores._disk import sha256, temporary_name, writing
 from stores.bucket import Bucket
 from stores.errors import CorruptStoreError, OccupiedError, StoreNotFoundError
 from stores.features import FeatureStore
-from stores.mirror import DERIVED, FILES, FOLDERS
+from stores.mirror import DERIVED, FILES, FOLDERS, is_derived, is_large
 from stores.verify import verify
 
 RECIPE = "recipe.json"
@@ -53,14 +53,11 @@ def push(source: Path, url: str) -> Copied:
     files = {name: manifest.load(source, name) for name in kept}
     sent.put({f"{manifest.COPIES}/{sha256(data)}": data for data in files.values()})
     sent.put({name: data for name, data in files.items() if name != RECIPE})
-    derived = [path for folder in DERIVED for path in (source / folder).rglob("*")]
-    sent.put(
-        {
-            path.relative_to(source).as_posix(): path.read_bytes()
-            for path in derived
-            if path.is_file() and not path.name.startswith(TEMPORARY)
-        }
-    )
+    paths = filter(is_derived, (p for folder in DERIVED for p in (source / folder).rglob("*")))
+    derived = {path.relative_to(source).as_posix(): path for path in paths}
+    sent.put({name: path.read_bytes() for name, path in derived.items() if not is_large(name)})
+    for name in filter(is_large, derived):
+        sent.put({name: derived[name].read_bytes()})
     sent.put({manifest.MANIFEST: (source / manifest.MANIFEST).read_bytes()})
     sent.put({name: data for name, (_, data) in ours.items() if name not in there})
     valid = {

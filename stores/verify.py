@@ -333,7 +333,7 @@ def _unaccounted(store: FeatureStore, path: Path, where: str) -> Iterator[Findin
         if dead(path):
             yield Finding("orphan", where, "is the claim of a writer that is dead")
     elif folder in _DERIVED:
-        yield from _derived(path, where)
+        yield from _derived(store, path, where)
     elif (
         folder == "features.zarr" and array[:1] and array[0] in store.arrays and array[1:] == ["c"]
     ):
@@ -342,8 +342,13 @@ def _unaccounted(store: FeatureStore, path: Path, where: str) -> Iterator[Findin
         yield Finding("foreign", where, "is not a file of radprobe's; it is left alone")
 
 
-def _derived(path: Path, where: str) -> Iterator[Finding]:
-    """Check a result or a split against the checksum beside it."""
+def _derived(store: FeatureStore, path: Path, where: str) -> Iterator[Finding]:
+    """Check a result, a split or a network against the checksum beside it."""
+    if store.mirror is not None and not path.is_file():  # a network: not kept here
+        store.mirror.bring_all([where])
+        yield from _derived(store, path, where)
+        path.unlink()
+        return
     if path.name.endswith(CHECKSUM):
         if not path.with_name(path.name.removesuffix(CHECKSUM)).is_file():
             yield Finding("orphan", where, "is the checksum of a file that is gone")

@@ -27,8 +27,9 @@ def slurm(
     """Print a SLURM array script that extracts in shards, to be edited and given to sbatch."""
     from pipeline.config import load_config
     from pipeline.slurm import array_script
+    from stores.mirror import check_shareable
 
-    load_config(config)  # an error in it is told here, not by each task
+    check_shareable(load_config(config).store)  # an error is told here, not by each task
     print(array_script(config, tasks), end="")
 
 
@@ -62,7 +63,12 @@ def _print_status(found: Status) -> None:
         )
     if len(by) > _SHOWN:
         lines.append(f"and {len(by) - _SHOWN} more processes at work")
-    if found.parts_done < found.parts and not found.running:
+    if found.writer is not None:
+        lines.append(
+            f"{found.writer.by} writes there for {_told(found.writer.for_s)}, last sign of life "
+            f"{_told(found.writer.silent_s)} ago"
+        )
+    if found.parts_done < found.parts and not (found.running or found.writer):
         lines.append("Nobody is at it: `radprobe extract` goes on.")
     lines += [f"part {each.part} failed: {each.reason}" for each in found.failed]
     for line in lines:

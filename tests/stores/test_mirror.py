@@ -15,14 +15,18 @@ import pytest
 import yaml
 
 from pipeline.api import features
-from pipeline.config import load_config
+from pipeline.commands.scaling import slurm
+from pipeline.config import Config, load_config
 from pipeline.evaluate import evaluate
 from pipeline.exchange import export_store
 from pipeline.extract import Speed, extract
 from pipeline.fleet import Processes
 from pipeline.names import load_key
 from pipeline.plan import plan
+from pipeline.segment import segment, write_predictions
 from pipeline.status import status
+from pipeline.tune import tune
+from pipeline.weights import identity_of
 from stores import FeatureStore, mirror, remote
 from stores.bucket import Bucket
 from stores.errors import (
@@ -38,6 +42,9 @@ from stores.verify import repair, verify
 from tests.phantoms import write_png
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import extraction
+from tests.pipeline.test_segment import write_volumes
+from tests.pipeline.test_tune import write_collection
+from tests.pipeline.tokens import token_store
 from tests.stores.conftest import fill, slice_table
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
@@ -166,11 +173,69 @@ def test_places_that_cannot_be_used_are_told(
         FeatureStore.open(url)
     with pytest.raises(ConfigError, match="one process writes"):
         extract(load_config(config, Path(url)), HERE, where=Processes(2))
+    at_url = config.with_name("at_url.yaml")
+    at_url.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"store": url}))
+    with pytest.raises(ConfigError, match="`radprobe copy FOLDER URL`"):
+        slurm(at_url)
     with pytest.raises(ConfigError, match="nowhere://x/y' cannot be reached"):
         FeatureStore.open("nowhere://x/y")
     monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": "http://127.0.0.1:9"})
     with pytest.raises(ConfigError, match="Check the network"):
         FeatureStore.open(url)
+
+
+# --- answers ---------------------------------------------------------------------------------
+
+
+def at(config: Config, url: str) -> Config:
+    """Return a config whose store, made in a folder, was sent to a URL with its key; there."""
+    remote.push(config.store, url)
+    folder = mirror.located(url)
+    shutil.copy(config.store.with_name(config.store.name + ".key"), f"{folder}.key")
+    return config.model_copy(update={"store": folder})
+
+
+def test_segmentations_are_answers_on_another_machine_too(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_volumes(tmp_path)
+    token_store(config)
+    config = at(config, url)
+    (answer,) = segment(config)
+    elsewhere = another_machine(monkeypatch, tmp_path / "elsewhere", url)
+    there = config.model_copy(update={"store": elsewhere})
+    (again,) = segment(there)
+    assert (again.cached, again.scores) == (True, answer.scores)
+    assert write_predictions(there, tmp_path / "out")[0]
+    assert [f.kind for f in verify(url).findings] == ["duplicate"]  # there are no pixel digests
+    remote.fetch(url, tmp_path / "fetched")  # and they travel with a copy
+    assert list((tmp_path / "fetched" / "segmentations").glob("*.json"))
+
+
+def test_tuned_networks_go_there_and_come_when_asked_for(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(write_collection(tmp_path, patients=14))
+    extract(config, HERE)
+    config = at(config, url)
+    (answer,) = tune(config, ["bitfit"], device="cpu", workers=0)
+    weights = f"{answer.tuned[0].weights}/model.safetensors"
+    elsewhere = another_machine(monkeypatch, tmp_path / "elsewhere", url)
+    assert not (elsewhere / weights).exists(), "a network came that nobody asked for"
+    assert verify(url).findings == []
+    assert not (elsewhere / weights).exists(), "verify keeps what it looked at"
+    there = config.model_copy(update={"store": elsewhere})
+    (again,) = tune(there, ["bitfit"], device="cpu", workers=0)
+    assert again.cached
+    assert identity_of(elsewhere / weights) == answer.tuned[0].identity
+    patient = FeatureStore.open(url).slices()["patient"][0].as_py()
+    with mirror.occupied(elsewhere):
+        store = FeatureStore.open(url)
+        withdraw(store, patient)
+        purge(store, patient)
+    assert not [n for n in Bucket(url).names() if n.startswith(("tuned/", "results/"))]
+    assert not (elsewhere / weights).exists()
+    assert verify(url).findings == []
 
 
 # --- extracting ------------------------------------------------------------------------------
@@ -236,8 +301,14 @@ def test_a_second_writer_is_refused_and_changes_nothing(
     _until(lambda: any(n.startswith("parts/") for n in Bucket(url).names()), process)
     with pytest.raises(ClaimedError, match=rf":{process.pid} writes to {url}"):
         extract(load_config(config, Path(url)), HERE)
+    found = status(Path(url))
+    assert found.writer is not None
+    assert found.writer.by.endswith(f":{process.pid}")
+    assert 0 <= found.writer.silent_s <= found.writer.for_s + 0.1
+    assert found.slices_per_s is None
     process.send_signal(signal.SIGTERM)
     process.communicate()
+    assert status(Path(url)).writer is None
     assert not any(n.startswith("claims/") for n in Bucket(url).names()), (
         "the claim was not given back"
     )
