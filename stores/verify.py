@@ -349,8 +349,10 @@ def _derived(store: FeatureStore, path: Path, where: str) -> Iterator[Finding]:
         yield from _derived(store, path, where)
         path.unlink()
         return
+    there = store.mirror.objects if store.mirror else {}
     if path.name.endswith(CHECKSUM):
-        if not path.with_name(path.name.removesuffix(CHECKSUM)).is_file():
+        of = path.with_name(path.name.removesuffix(CHECKSUM))
+        if not of.is_file() and where.removesuffix(CHECKSUM) not in there:
             yield Finding("orphan", where, "is the checksum of a file that is gone")
         return
     checksum = path.with_name(path.name + CHECKSUM)
