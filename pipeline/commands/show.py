@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
+from rich.measure import Measurement
 from rich.table import Table
 
 from pipeline.report.words import METHODS, setting_text
@@ -52,12 +53,22 @@ def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
     return table
 
 
+def _print(out: Console, table: Table) -> None:
+    """Print a table with all its cells whole, also where that is wider than the console."""
+    wanted = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
+    table.width = wanted if wanted > out.width else None
+    out.print(table, crop=False)
+
+
 def show_results(out: Console, results: Sequence[Result]) -> None:
-    """Print a table a method: a line a task and setting, with 95 % intervals."""
+    """Print a table a method, classes and numbers apart: a line a task and setting, with intervals.
+
+    The intervals are of 95 %.
+    """
     if any(result.provenance.random for result in results):
         out.print(RANDOM, style="bold yellow")
-    for method in dict.fromkeys(result.method for result in results):
-        answers = [result for result in results if result.method == method]
+    for method, is_number in dict.fromkeys((r.method, r.kind == "regression") for r in results):
+        answers = [r for r in results if (r.method, r.kind == "regression") == (method, is_number)]
         features = ", ".join(dict.fromkeys(map(_features, answers)))
         stamp = ", RANDOM WEIGHTS" if answers[0].provenance.random else ""
         scores = [(result, score) for result in answers for score in result.scores]
@@ -66,7 +77,7 @@ def show_results(out: Console, results: Sequence[Result]) -> None:
         table = _table(title, ("task", "tested on", "setting"), [HEADLINES[n] for n in shown])
         for result, score in scores:
             table.add_row(result.task, _tested_on(result), *_score(score, shown))
-        out.print(table)
+        _print(out, table)
     for result in results:
         for note in result.notes:
             out.print(f"{result.task}, {result.method}: {note}.", highlight=False)
@@ -130,7 +141,7 @@ def show_tuned(out: Console, results: Sequence[Result], store: Path) -> None:
                 f"{each.seconds:.1f}",
                 f"{each.peak_bytes / 2**20:,.0f} MiB",
             )
-    out.print(table)
+    _print(out, table)
     for result in results:
         for each in result.tuned:
             lines = (f"  {name}: {n}" for name, n in _by_kind(each.moved).items())
@@ -172,7 +183,7 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
                 table.add_row(answer.head, setting, "all", *_marks(score.metrics))
                 for structure, metrics in score.labels.items():
                     table.add_row("", "", structure, *_marks(metrics))
-        out.print(table)
+        _print(out, table)
         for note in dict.fromkeys(note for answer in own for note in answer.notes):
             out.print(f"{task}: {note}.", highlight=False)
         _show_left_out(out, task, own[0])
@@ -217,7 +228,7 @@ def show_hits(out: Console, hits: Sequence[Hit], random: bool) -> None:
     for hit in hits:
         row, slices, cosine = str(hit.row), str(hit.slices), f"{hit.cosine:.4f}"
         table.add_row(hit.path, hit.modality, hit.patient or "", row, slices, cosine)
-    out.print(table)
+    _print(out, table)
 
 
 def show_differences(out: Console, found: Sequence[tuple[Result, list[Difference]]]) -> None:
@@ -232,4 +243,4 @@ def show_differences(out: Console, found: Sequence[tuple[Result, list[Difference
                 p = ["" if value is None else f"{value:.3g}" for value in (d.p, d.p_holm)]
                 name, number = HEADLINES[d.metric], _number(d.difference, "+")
                 table.add_row(result.task, result.method, d.label, name, number, *p)
-    out.print(table)
+    _print(out, table)

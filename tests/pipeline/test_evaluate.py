@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
+from pipeline.commands.show import show_results
 from pipeline.compare import compare, compare_stores
 from pipeline.config import Config
 from pipeline.evaluate import evaluate, tidy
@@ -171,6 +174,23 @@ def test_files_name_patients_by_pseudonym_only(root: Path) -> None:
         if path.suffix == ".parquet":
             text = str(pq.read_table(path).to_pydict()).encode()
         assert b"SECRET" not in text
+
+
+def test_tables_keep_every_number_whole_and_numbers_apart_from_classes(root: Path) -> None:
+    ages = np.random.default_rng(1).integers(20, 80, N)
+    lines = (root / "labels.csv").read_text().splitlines()
+    aged = [f"{line},{age}" for line, age in zip(lines[1:], ages, strict=True)]
+    (root / "labels.csv").write_text("\n".join([lines[0] + ",age", *aged]) + "\n")
+    name = "the-signal-of-a-task-with-a-long-name"
+    tasks = {name: {"labels": ["signal"]}, "age": {"labels": ["age"], "values": "number"}}
+    results = evaluate(config_of(root, tasks=tasks), ["probe"])
+    into = io.StringIO()
+    show_results(Console(file=into, width=60), results)
+    said = into.getvalue()
+    assert "…" not in said
+    assert said.count("Linear probe on cls") == 2
+    for metric in (results[0].scores[0].metrics["auroc"], results[1].scores[0].metrics["mae"]):
+        assert f"{metric.value:.3f} [{metric.low:.2f}, {metric.high:.2f}]" in said
 
 
 def test_predictions_give_the_score_back(root: Path) -> None:
