@@ -37,17 +37,16 @@ from PIL import Image
 from transformers import BitImageProcessor
 
 from benchmarks.images import write_images
+from benchmarks.waiting import POLICY, start_asleep
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.config import Config
 from pipeline.embed import Speed
 from pipeline.embedding.forward import keep_memory
-from pipeline.embedding.speed import sleep_while_waiting
 from pipeline.extract import extract
 
 KINDS = ("dicom", "nifti.gz", "png")
 WANTED = {"dicom": 0.95, "nifti.gz": 0.90, "png": 0.95}
 NAME, WEIGHTS, SIZE = "dinov2_vits14", "random:0", 224
-POLICY = "OMP_WAIT_POLICY"
 LOW, HIGH = -1024.0, 600.0
 
 
@@ -231,7 +230,6 @@ def pictures(kind: str, root: Path) -> Iterator[NDArray[np.float64]]:
 
 
 if __name__ == "__main__":
-    if "--bare" not in sys.argv and POLICY not in os.environ:
-        sleep_while_waiting()  # as `radprobe extract` does; torch, above, has been imported before
-        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.extract", *sys.argv[1:]])
+    if "--bare" not in sys.argv:
+        start_asleep("benchmarks.extract")
     main()

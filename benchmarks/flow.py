@@ -29,6 +29,7 @@ import pydicom
 import torch
 
 from benchmarks.images import write_images
+from benchmarks.waiting import start_asleep
 from pipeline.backbones import Backbone
 from pipeline.collection import make_recipe, open_store, settle
 from pipeline.config import Config
@@ -235,4 +236,5 @@ def tell_stages(rounds: list[dict[str, float]]) -> None:
 
 
 if __name__ == "__main__":
+    start_asleep("benchmarks.flow")
     main()
