@@ -96,6 +96,7 @@ def embed_missing(
     slices = _Slices.of_parts(store, missing)
     progress.plan(sum(slices.count(part) for part in missing))
     volumes = Volumes(recipe.preprocess, slices.table, functools.partial(_ranges, store))
+    pa.default_memory_pool().release_unused()  # a look takes more than what comes of it
     network = functools.partial(load or load_network, backbone, weights, recipe, speed)
     flow = _Flow(store, recipe, speed, progress, limit, volumes, network)
     reads = read_files(

@@ -213,10 +213,7 @@ class _Run:
             found = settle(
                 self.config, self.store, rehash=self.rehash, workers=workers, elsewhere=elsewhere
             )
-        counts = found.counts
-        del found
-        pa.default_memory_pool().release_unused()  # a look takes more than what comes of it
-        return counts
+        return found.counts
 
     def as_shard(self, shard: Shard) -> Done:
         """Embed beside others, after one look for all of them."""
@@ -235,7 +232,6 @@ class _Run:
             )
         found = settled.counts if settled else {}
         del settled  # which knows every slice
-        pa.default_memory_pool().release_unused()
         more, lost = self._ring(shard)
         return found, add(done, more), failed | lost
 
@@ -266,7 +262,7 @@ class _Run:
 
 
 def _live(store: FeatureStore) -> pa.Table:
-    slices = store.slices()
+    slices = store.slices().select(["flags", "withdrawn"])
     return slices.filter(pc.invert(slices["withdrawn"]))
 
 
