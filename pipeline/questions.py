@@ -206,7 +206,7 @@ class Bin(Frozen):
 class Subgroup(Frozen):
     """The metrics of the test units with one value of a column; positives: units a class or label.
 
-    An interval of few units or of one patient's positives says less than its width.
+    Where one patient alone stands on a side, what ranks the sides has no interval.
     """
 
     units: int

@@ -58,11 +58,11 @@ def score(
     several: a metric is then its mean over folds, since scores of two models do not compare. The
     interval is of percentiles over 2,000 seeded draws of patients with replacement: the 2.5th to
     97.5th for very many patients, wider ones for few (`outermost`), on the rarer side of a label
-    where a metric has sides. A draw without both sides of a label counts for the others only. ece
-    is above the truth where bins hold few units, and average precision where few units are
-    positive; their intervals are corrected for that, and may lie below them. With permutations,
-    each AUROC has its p. A metric that the units leave undefined (a label of one value) is not
-    there.
+    where a metric has sides; one patient has none. A draw without both sides of a label counts for
+    the others only. ece is above the truth where bins hold few units, and average precision where
+    few units are positive; their intervals are corrected for that, and may lie below them. With
+    permutations, each AUROC has its p. A metric that the units leave undefined (a label of one
+    value) is not there.
     """
     overall: dict[str, Metric] = {}
     by_label: dict[str, dict[str, Metric]] = {}
@@ -196,7 +196,11 @@ def bootstrap(
             drawn = np.concatenate([chunk[key] for chunk in chunks])
             least = 2.5
             if few is not None:
-                least = outermost(everyone if key[0] in EVEN else few.get(key[1], everyone))
+                patients = everyone if key[0] in EVEN else few.get(key[1], everyone)
+                if patients <= 1:  # one says nothing of others, and every draw of one is the same
+                    metrics[key] = Metric(value=float(value[0]))
+                    continue
+                least = outermost(patients)
             low, high = np.nanpercentile(drawn, [least, 100 - least]).tolist()
             if key[0] in inflated:
                 above = 2 * (float(np.nanmean(drawn**2)) - float(value[0]) ** 2)
@@ -230,11 +234,10 @@ def outermost(patients: float) -> float:
 
     A bootstrap of few is too narrow, by the root of (n - 1) / n and by the normal's tail in the
     place of Student's, which this gives back (Hesterberg, Am. Stat. 69(4), 2015, sec. 5.3).
+    patients: more than one.
     """
     from scipy.special import ndtr, stdtrit
 
-    if patients <= 1:
-        return 0.0
     return 100 * float(ndtr(-stdtrit(patients - 1, 0.975) * (patients / (patients - 1)) ** 0.5))
 
 

@@ -151,6 +151,14 @@ def test_an_interval_of_few_patients_covers_as_one_of_many() -> None:
     assert covered >= 135
 
 
+def test_one_patient_on_a_side_has_no_interval_of_what_ranks() -> None:
+    values = np.linspace(0, 1, 40)
+    overall, _ = metrics.score(truth_of(values > 0.99), two(values))
+    assert overall["auroc"].value == 1
+    assert overall["auroc"].low is None
+    assert overall["accuracy"].low is not None
+
+
 def _aurocs(y: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     """Return the AUROC of 2,000 draws of units with replacement."""
     weights = np.concatenate([*metrics.draws(np.arange(len(y)).astype(str), 2000)], axis=1)
