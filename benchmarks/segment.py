@@ -185,7 +185,7 @@ def loader(
     print(
         f"loader  {method} on {coding}: {1 / min(seconds):.0f} slices/s handed over "
         f"({store.array('patch').row_bytes / min(seconds) / MEGABYTE:.0f} MB/s of the store), "
-        f"{1 / head:.0f} learned from: {head / min(seconds):.1f} times"
+        f"{1 / head:.1f} learned from: {head / min(seconds):.1f} times"
     )
 
 

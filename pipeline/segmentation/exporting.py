@@ -79,6 +79,9 @@ def write_pictures(asked: Asked, predicted: Predicted, out: Path, head: str) -> 
         picture = pictures.overlay(pictures.grey_of(image), mask, predicted[row])
         written.append(out / f"{head}-row{row}.png")
         pictures.write_png(written[-1], picture, note)
+    shown = out / "tokens.png"
+    if shown.exists():  # by another head, of the same units
+        return written
     few = np.array(rows[:MOST_TOKENS])
     tokens: NDArray[Any] = asked.source.tokens(few)[:, -1].astype(np.float32)
     colours = pictures.components(tokens, asked.source.image_size)
@@ -86,8 +89,8 @@ def write_pictures(asked: Asked, predicted: Predicted, out: Path, head: str) -> 
         pictures.beside([np.repeat(pictures.grey_of(image)[..., None], 3, axis=2), colour])
         for image, colour in zip(images, colours, strict=False)
     ]
-    pictures.write_png(out / "tokens.png", pictures.below(pairs), note)
-    return [*written, out / "tokens.png"]
+    pictures.write_png(shown, pictures.below(pairs), note)
+    return [*written, shown]
 
 
 def telling(asked: Asked, rows: tuple[int, ...]) -> int:
