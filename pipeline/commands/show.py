@@ -168,21 +168,20 @@ def _show_filed(out: Console, answers: Sequence[Result] | Sequence[Segmented]) -
 
 
 def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
-    """Print a table a task: a line a head and number of patients, then one a structure."""
+    """Print a table a task: a line a head and number of patients, below it one a structure."""
     if any(answer.provenance.random for answer in answers):
         out.print(RANDOM, style="bold yellow")
     for task in dict.fromkeys(answer.task for answer in answers):
         own = [answer for answer in answers if answer.task == task]
         stamp = ", RANDOM WEIGHTS" if own[0].provenance.random else ""
         title = f"{task}: {_segmented_on(own[0])}{stamp}"
-        words = ("head", "setting", "structure")
-        table = _table(title, words, list(SEGMENTATION.values()))
+        table = _table(title, ("head", "setting"), list(SEGMENTATION.values()))
         for answer in own:
             for score in answer.scores:
                 setting = ", ".join(f"{key} = {value:.3g}" for key, value in score.setting.items())
-                table.add_row(answer.head, setting, "all", *_marks(score.metrics))
+                table.add_row(answer.head, setting, *_marks(score.metrics))
                 for structure, metrics in score.labels.items():
-                    table.add_row("", "", structure, *_marks(metrics))
+                    table.add_row("", f"  {structure}", *_marks(metrics))
         _print(out, table)
         for note in dict.fromkeys(note for answer in own for note in answer.notes):
             out.print(f"{task}: {note}.", highlight=False)
