@@ -284,11 +284,13 @@ class Tuning(Head):
     for its grid of heads. rate: of the network's own parameters, at its last block; layer_decay:
     what a block's rate is of the next one's; head_rate: of the head; warmup: the share of all steps
     in which rates rise to theirs, before they fall along a cosine. patience: epochs without a
-    better AUROC on val before it ends; the best epoch is kept. batch: units a step, of which
-    `at_once` images pass through the network together, gradients added up; slices: how many of a
-    unit's are drawn each time, tested on all. augment: `mild` turns, shifts and scales by a little
-    and changes contrast, `paper` crops and flips. start: the head from noise, or from the probe on
-    the cached features (LP-FT, arXiv 2202.10054).
+    better AUROC (or Dice, or squared error) on val before it ends; the best epoch is kept. batch:
+    units a step (of masks, slices), of which `at_once` images pass through the network together,
+    gradients added up; slices: how many of a unit's are drawn each time, tested on all. masks are
+    drawn from the last block's patch tokens, whatever `features` are. augment: `mild` turns, shifts
+    and scales by a little and changes contrast, `paper` crops and flips. start: the head from
+    noise, or from the probe on the cached features (LP-FT, arXiv 2202.10054), for masks the linear
+    head on cached tokens.
     """
 
     features: FeatureSet = "cls+mean"
@@ -524,6 +526,17 @@ class Config(Frozen):
     lora: Lora | None = None
     bitfit: BitFit | None = None
     norm: NormTune | None = None
+
+    @field_validator("segment")
+    @classmethod
+    def _own_names(cls, value: dict[str, Segment]) -> dict[str, Segment]:
+        taken = sorted({"finetune", "lora", "bitfit", "norm"} & value.keys())
+        if taken:
+            raise ValueError(
+                f"A head must have a name of its own. Got {taken[0]!r}, which `radprobe tune` "
+                "calls its answers by."
+            )
+        return value
 
     @model_validator(mode="after")
     def _masks_for_masked(self) -> Config:

@@ -272,8 +272,9 @@ class Tuned(Frozen):
     weights: the folder of the tuned network, under the store, as `backbone.weights` takes it;
     identity: the sha256 of its file, as recipes have it. trained: numbers that were trained in the
     network, of how many; head: those of the head. moved: the parameters of the network that are not
-    as they were. history: the AUROC on val of each epoch (none where it is not defined), of which
-    `epoch` (from 1) is kept. resumed: how often the run went on after it had been stopped.
+    as they were. history: the AUROC on val of each epoch, or of masks the Dice, of a number less
+    the squared error (none where it is not defined), of which `epoch` (from 1) is kept. resumed:
+    how often the run went on after it had been stopped.
     peak_bytes: most memory, of the GPU, or of the process on a CPU.
     """
 
@@ -321,7 +322,7 @@ class Segmented(Frozen):
     task, head: by their names in the config; scores: one for each number of training patients
     asked, the last of all of them. `dice_ceiling` among the metrics is what the masks themselves
     score after they went through the size of the network's input and back; `fit_seconds` the time
-    of learning alone.
+    of learning alone. tuned: as `Result` has it.
     """
 
     task: str
@@ -337,3 +338,4 @@ class Segmented(Frozen):
     provenance: Provenance
     seconds: float
     cached: bool = False
+    tuned: tuple[Tuned, ...] = ()

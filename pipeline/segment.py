@@ -7,10 +7,11 @@ units is filed beside it, so that pictures and files of it need no second fit.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.config import Config, Segment
-from pipeline.questions import Metric, Part, PartCount, Score, Segmented, Units
+from pipeline.questions import Metric, Part, PartCount, Score, Segmented, Tuned, Units
 from pipeline.segmentation.asked import CONTRACT, Asked, Progress, native
 from pipeline.segmentation.sources import Unit, native_mask
 from pipeline.tables import SEGMENTATIONS, answer_in, publish, write_table
 from pipeline.tasks.splits import PARTS
 from stores._disk import write_checked
-from stores.errors import ConfigError, OccupiedError
+from stores.errors import ConfigError, LabelError, OccupiedError
 
 if TYPE_CHECKING:
     from pipeline.segmentation.contracts import Fitted, Parts
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
 
 Labels2D = NDArray[np.uint8]
+# Fits a head on train and val of a turn (rows), by the turn's number.
+Fit = Callable[[int, "Parts"], "Fitted"]
 
 
 def segment(config: Config, *, progress: Progress | None = None) -> list[Segmented]:
@@ -55,20 +58,24 @@ def segment(config: Config, *, progress: Progress | None = None) -> list[Segment
         for head in config.segment:
             if progress:
                 progress(f"{task}: {head}", len(answers), len(config.masks) * len(config.segment))
-            answers.append(_answer(asked, head))
+            answers.append(answer(asked, head, functools.partial(_heads, asked, head)))
     publish(config.store, answers)
     return answers
 
 
-def on_file(config: Config) -> list[Segmented]:
-    """Return those answers that `segment` would find; computes none. Raises as `segment` does."""
+def on_file(config: Config, heads: Iterable[str] | None = None) -> list[Segmented]:
+    """Return those answers that `segment` would find; computes none. Raises as `segment` does.
+
+    heads: by name, those of the config if not given; or methods that tune the network.
+    """
+    wanted = config.segment if heads is None else heads
     found: list[Segmented | None] = []
     # To know an answer's name, masks are looked at: not where there is none to be named.
     if any((config.store / SEGMENTATIONS).glob("*.json")):
         for task in config.masks:
             asked = Asked.of(config, task)
             if asked.cases.is_split:
-                found += [answer_in(asked.path(head), Segmented) for head in config.segment]
+                found += [answer_in(asked.path(head), Segmented) for head in wanted]
     return [answer for answer in found if answer is not None]
 
 
@@ -79,10 +86,10 @@ def check_empty(out: Path) -> None:
 
 
 def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwritten]]:
-    """Write what each head predicted on the test units, answered before, under `out`.
+    """Write what each head, or tuned network, predicted on the test units, under `out`.
 
-    Return the files, and the units that could not be written. Raises OccupiedError where `out`
-    holds anything, ConfigError, LabelError.
+    Of answers on file. Return the files, and the units that could not be written. Raises
+    OccupiedError where `out` holds anything, ConfigError, LabelError.
     """
     from pipeline.segmentation.exporting import write_pictures, write_units
 
@@ -91,7 +98,7 @@ def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwri
     failed: list[Unwritten] = []
     for task in config.masks:
         asked = Asked.of(config, task)
-        for head in config.segment:
+        for head in asked.filed:
             predicted = read_predicted(asked, head)
             files, unwritten = write_units(asked, predicted, out / task / head)
             written, failed = written + files, failed + unwritten
@@ -101,24 +108,31 @@ def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwri
     return written, failed
 
 
-def _answer(asked: Asked, head: str) -> Segmented:
-    """Return the answer that is on file, or find it and file it."""
+def answer(
+    asked: Asked,
+    head: str,
+    compute: Callable[[Sequence[Parts]], tuple[list[Trial], tuple[Tuned, ...]]],
+) -> Segmented:
+    """Return the answer that is on file, or compute it and file it.
+
+    compute: turns of the split -> trials, and what was tuned for them.
+    """
     turns = asked.cases.turns  # may add new patients to the split, and so change the key
     path = asked.path(head)
     found = answer_in(path, Segmented)
     if found is not None:
         return found
     started = time.perf_counter()
-    asked.source.tokens(asked.cases.units.rows[:1])  # there are tokens: said before hours of work
-    trials = list(_trials(asked, asked.config.segment[head], turns))
+    trials, tuned = compute(turns)
     scores = tuple(trial.score for trial in trials)
-    answer = Segmented(
+    settings = asked.settings(head)
+    found = Segmented(
         task=asked.cases.name,
         head=head,
-        method=asked.config.segment[head].method,
+        method=settings.method if isinstance(settings, Segment) else head,
         classes=asked.kept.classes,
         level="volume" if asked.cases.task.level == "series" else "image",
-        settings=asked.config.segment[head].model_dump(mode="json"),
+        settings=settings.model_dump(mode="json"),
         counts=_counts(asked, turns),
         tally=asked.cases.units.tally,
         scores=scores,
@@ -129,19 +143,20 @@ def _answer(asked: Asked, head: str) -> Segmented:
         ),
         provenance=asked.cases.provenance(asked.key(head), CONTRACT, asked.kept.digest, LIBRARIES),
         seconds=time.perf_counter() - started,
+        tuned=tuned,
     )
     path.parent.mkdir(exist_ok=True)
     write_table(path.with_suffix(".masks.parquet"), trials[-1].predicted)
     write_table(path.with_suffix(".units.parquet"), pa.concat_tables([t.units for t in trials]))
-    write_checked(path, answer.model_dump_json(indent=1).encode())
-    return answer
+    write_checked(path, found.model_dump_json(indent=1).encode())
+    return found
 
 
 # --- one head ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Trial:
+class Trial:
     """What one setting of a head gave: its score, and tables of its units and predictions."""
 
     score: Score
@@ -151,7 +166,7 @@ class _Trial:
 
 
 @dataclass(frozen=True)
-class _Fit:
+class _Fits:
     """What one fit predicted on the test units of all turns, and how well.
 
     order (n,): the units; setting: what it chose, where there is one turn.
@@ -165,16 +180,28 @@ class _Fit:
     seconds: float
 
 
-def _trials(asked: Asked, settings: Segment, turns: Sequence[Parts]) -> Iterator[_Trial]:
+def _heads(
+    asked: Asked, head: str, turns: Sequence[Parts]
+) -> tuple[list[Trial], tuple[Tuned, ...]]:
+    asked.source.tokens(asked.cases.units.rows[:1])  # there are tokens: said before hours of work
+    return list(_trials(asked, asked.config.segment[head], turns)), ()
+
+
+def _trials(asked: Asked, settings: Segment, turns: Sequence[Parts]) -> Iterator[Trial]:
     """Yield a trial for each number of training patients asked, and one with all of them."""
+    from pipeline.segmentation import heads
+
+    def fit(own: Segment, _: int, parts: Parts) -> Fitted:
+        return heads.fit(asked.source, parts, own)
+
     few = settings.model_copy(update={"refit": "none"})
     groups = asked.cases.units.groups
     most = min(len(np.unique(groups[turn["train"]])) for turn in turns)
     for shots in (shots for shots in settings.shots if shots < most):
         draws = [[_few(asked, turn, shots, i) for turn in turns] for i in range(settings.draws)]
         said = {"patients": float(shots), "draws": float(settings.draws)}
-        yield _trial(asked, few, draws, said)
-    yield _trial(asked, settings, [turns], {})
+        yield trial(asked, functools.partial(fit, few), draws, said)
+    yield trial(asked, functools.partial(fit, settings), [turns])
 
 
 def _few(asked: Asked, turn: Parts, shots: int, draw: int) -> Parts:
@@ -189,13 +216,17 @@ def _few(asked: Asked, turn: Parts, shots: int, draw: int) -> Parts:
     return {**turn, "train": turn["train"][np.isin(groups, patients[order[:shots]])]}
 
 
-def _trial(
-    asked: Asked, settings: Segment, draws: Sequence[Sequence[Parts]], said: dict[str, float]
-) -> _Trial:
+def trial(
+    asked: Asked,
+    fit: Fit,
+    draws: Sequence[Sequence[Parts]],
+    said: dict[str, float] | None = None,
+) -> Trial:
     """Fit once for each draw of training patients, and score all fits together."""
     from pipeline.segmentation.scores import SECONDS, Measured, summarise
 
-    fits = [_fit(asked, settings, turns) for turns in draws]
+    said = said or {}
+    fits = [_fitted(asked, fit, turns) for turns in draws]
     measured = Measured.joined([fit.measured for fit in fits])
     order = np.concatenate([fit.order for fit in fits])
     of = np.repeat(np.arange(len(fits)), [len(fit.order) for fit in fits])
@@ -205,7 +236,7 @@ def _trial(
     setting = said | (fits[0].setting if len(fits) == 1 else {})
     few = f"{said['patients']:.0f} patients to learn from: " if said else ""
     notes = [] if said else [*fits[0].notes]
-    return _Trial(
+    return Trial(
         Score(setting=setting, metrics=joint, labels=labels),
         _unit_table(asked, order, of, measured, setting),
         _label_table(fits[0].drawn),
@@ -213,9 +244,8 @@ def _trial(
     )
 
 
-def _fit(asked: Asked, settings: Segment, turns: Sequence[Parts]) -> _Fit:
+def _fitted(asked: Asked, fit: Fit, turns: Sequence[Parts]) -> _Fits:
     """Fit and score one head for each turn of a split."""
-    from pipeline.segmentation import heads
     from pipeline.segmentation.scores import Measured
 
     marks: list[tuple[int, Any]] = []
@@ -225,7 +255,7 @@ def _fit(asked: Asked, settings: Segment, turns: Sequence[Parts]) -> _Fit:
     seconds = 0.0
     for i, turn in enumerate(turns):
         parts: Parts = {part: asked.rows_of(which) for part, which in turn.items()}
-        fitted = heads.fit(asked.source, {"train": parts["train"], "val": parts["val"]}, settings)
+        fitted = fit(i, {"train": parts["train"], "val": parts["val"]})
         said = f"fold {i}: " if len(turns) > 1 else ""
         notes += [f"{said}{note}" for note in fitted.notes]
         setting = dict(fitted.setting) if len(turns) == 1 else {}
@@ -233,8 +263,10 @@ def _fit(asked: Asked, settings: Segment, turns: Sequence[Parts]) -> _Fit:
         for unit, labels in _by_unit(asked, turn["test"], fitted):
             marks.append((unit, _marks(asked, asked.units[unit], labels)))
             drawn += zip(asked.units[unit].rows, labels, strict=True)
+    if not marks:
+        raise LabelError(f"No test unit of {asked.cases.name!r} can be read any more.")
     order = np.array([unit for unit, _ in marks], np.int64)
-    return _Fit(order, Measured.of([mark for _, mark in marks]), drawn, setting, notes, seconds)
+    return _Fits(order, Measured.of([mark for _, mark in marks]), drawn, setting, notes, seconds)
 
 
 def _by_unit(

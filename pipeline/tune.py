@@ -1,37 +1,41 @@
-"""FLOW 3: labels + split + images -> network trained further -> scores, and its weights.
+"""FLOW 3: labels or masks + split + images -> network trained further -> scores, and its weights.
 
-On the slices, labels, splits and metrics of `evaluate`, so that an answer stands beside those of
-frozen features. The tuned network is saved as a folder that `backbone.weights` takes: a backbone
-with its own digest, of which `extract` makes another store.
+On the slices, labels, masks, splits and metrics of `evaluate` and `segment`, so that an answer
+stands beside those of frozen features. The tuned network is saved as a folder that
+`backbone.weights` takes: a backbone with its own digest, of which `extract` makes another store.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
-import sys
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import segment
 from pipeline.collection import differences, make_recipe
-from pipeline.config import Config, Tuning
+from pipeline.config import Config, Segment, Tuning
 from pipeline.evaluate import answer, cases_of, result_path
-from pipeline.questions import Method, Prediction, Result, Score, Tuned
+from pipeline.questions import Method, Prediction, Result, Score, Segmented, Tuned, Units
 from pipeline.scoring import scores_of
-from pipeline.tables import publish
+from pipeline.segmentation.asked import Asked
+from pipeline.tables import Answer, publish
 from pipeline.tasks.cases import Cases, Parts
 from pipeline.tasks.folds import Tested, together
 from pipeline.weights import SAFETENSORS
 from stores.errors import ConfigError, DeviceError, LabelError, RecipeMismatchError
-from stores.features import RUNS
+from stores.features import RUNS, FeatureStore
 
 if TYPE_CHECKING:
-    from pipeline.tuning.images import Images
+    from pipeline.heads.objective import Objective
+    from pipeline.segmentation.contracts import Source
+    from pipeline.tuning.making import Job, Made
 
 METHODS: tuple[Method, ...] = ("finetune", "lora", "bitfit", "norm")
 FOLDER = "tuned"  # in the store
@@ -39,6 +43,20 @@ CHECKPOINT_S = 300.0
 
 # what is being tuned, steps done, of how many at most
 Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class How:
+    """Where and how networks are tuned: nothing of it is of an answer."""
+
+    device: str
+    workers: int | None
+    checkpoint_s: float
+    progress: Progress | None
+
+    def beat(self, said: str) -> Callable[[int, int], None]:
+        """Return what is called with steps done and steps at most."""
+        return functools.partial(self.progress, said) if self.progress else lambda *_: None
 
 
 def tune(
@@ -57,6 +75,47 @@ def tune(
     was killed goes on from its last checkpoint, at most checkpoint_s seconds or an epoch before.
     Raises ConfigError where there is nothing to tune, RecipeMismatchError, LabelError, DeviceError.
     """
+    asked, how = _asked(config, methods), How(device, workers, checkpoint_s, progress)
+    results: list[Result] = []
+    for cases in cases_of(config):
+        for method in asked:
+            path = functools.partial(result_path, cases, method)  # a new split changes it
+            compute = functools.partial(_classes, cases, method, path, how)
+            answered = functools.partial(answer, cases, method, compute)
+            results.append(_whole(cases.store, answered, path))
+    publish(config.store, results)
+    return results
+
+
+def tune_masks(
+    config: Config,
+    methods: Sequence[Method] | None = None,
+    *,
+    device: str = "auto",
+    workers: int | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
+    progress: Progress | None = None,
+) -> list[Segmented]:
+    """Tune a network, with a linear head on its patch tokens, on the masks of a config.
+
+    As `tune` on its tasks; the answers are filed and scored as those of `segment`.
+    """
+    asked, how = _asked(config, methods), How(device, workers, checkpoint_s, progress)
+    if not config.masks:
+        raise ConfigError("There are no masks to tune on: the config must have `masks`.")
+    found: list[Segmented] = []
+    for task in config.masks:
+        question = Asked.of(config, task)
+        for method in asked:
+            path = functools.partial(question.path, method)
+            compute = functools.partial(_masks, question, method, path, how)
+            answered = functools.partial(segment.answer, question, method, compute)
+            found.append(_whole(question.store, answered, path))
+    publish(config.store, found)
+    return found
+
+
+def _asked(config: Config, methods: Sequence[Method] | None) -> Sequence[Method]:
     given = [name for name in METHODS if getattr(config, name) is not None]
     asked = given if methods is None else methods
     if not asked or set(asked) - set(given):
@@ -65,207 +124,235 @@ def tune(
             f"The config must have a block of each method that is to tune: {', '.join(METHODS)}. "
             f"It lacks {lacks}; `lora: {{}}` takes the defaults."
         )
-    results: list[Result] = []
-    for cases in cases_of(config):
-        for method in asked:
-            said = functools.partial(progress, f"{cases.name}: {method}") if progress else None
-            compute = functools.partial(
-                _tuned, cases, method, device, workers, checkpoint_s, said or (lambda *_: None)
-            )
-            result = answer(cases, method, compute)
-            for each in result.tuned:
-                cases.store.bring(each.weights)
-            if any(
-                not (config.store / each.weights / SAFETENSORS).is_file() for each in result.tuned
-            ):
-                result_path(cases, method).unlink()  # a network was removed: it is made again
-                result = answer(cases, method, compute)
-            results.append(result)
-            _drop(cases, method)
-    publish(config.store, results)
-    return results
+    return asked
 
 
-def _tuned(
-    cases: Cases,
-    method: Method,
-    device: str,
-    workers: int | None,
-    checkpoint_s: float,
-    beat: Callable[[int, int], None],
-) -> tuple[list[Score], Tested, tuple[Tuned, ...]]:
-    """Tune in each fold; score what the networks say of their test units together."""
+def _whole(store: FeatureStore, answered: Callable[[], Answer], path: Callable[[], Path]) -> Answer:
+    """Return an answer whose networks are there, and drop the state of its runs."""
+    found = answered()
+    for each in found.tuned:
+        store.bring(each.weights)
+    if any(not (store.path / each.weights / SAFETENSORS).is_file() for each in found.tuned):
+        path().unlink()  # a network was removed: it is made again
+        found = answered()
+    shutil.rmtree(store.path / RUNS / path().stem, ignore_errors=True)
+    return found
+
+
+@contextlib.contextmanager
+def _job(
+    config: Config, store: FeatureStore, method: Method, name: str, how: How, said: str
+) -> Iterator[Job]:
+    """Give what the folds of an answer share; name: of the answer's file.
+
+    Raises RecipeMismatchError where the store is not of the network to be tuned, DeviceError.
+    """
+    recipe, weights = make_recipe(config)
+    found = differences(store, recipe)
+    if found:
+        fields = "; ".join(f"{name}: {a!r}, {b!r}" for name, a, b in found)
+        raise RecipeMismatchError(
+            f"The store {store.path} is not of the network and preprocessing that the config "
+            f"asks to tune (store's, config's): {fields}. Run `radprobe extract` first."
+        )
+    import torch
+
     from pipeline.embedding.forward import pick_device
     from pipeline.embedding.speed import Speed
+    from pipeline.tuning.making import Job
 
-    if cases.units.kind == "regression":
-        note = "tuning needs classes: a number has none; the probe predicts it"
-        return [], Tested([], cases.turns[0]["test"], None, [note]), ()
-    settings: Tuning = getattr(cases.config, method)
+    settings: Tuning = getattr(config, method)
+    where = pick_device(how.device)
+    workers = Speed(workers=how.workers).chosen(where, recipe).workers or 0
+    with torch.random.fork_rng():
+        try:
+            yield Job(
+                config, store, recipe, weights, settings, torch.device(where), workers,
+                store.path / FOLDER / name, store.path / RUNS / name, how.checkpoint_s,
+                how.beat(said),
+            )  # fmt: skip
+        except torch.OutOfMemoryError:
+            raise DeviceError(
+                f"{settings.at_once} images at once do not fit into the memory of {where}. "
+                f"Set {method}.at_once to fewer: gradients add up to the same batch."
+            ) from None
+
+
+def _fold(i: int, turns: Sequence[Any]) -> str:
+    return f"fold-{i}" if len(turns) > 1 else "all"
+
+
+# --- classes and numbers -------------------------------------------------------------------------
+
+
+def _classes(
+    cases: Cases, method: Method, path: Callable[[], Path], how: How
+) -> tuple[list[Score], Tested, tuple[Tuned, ...]]:
+    """Tune in each fold; score what the networks say of their test units together."""
     if cases.task.pool != "mean" and len(cases.units.rows) > len(cases.units.ids):
         raise LabelError(
             f"A network is tuned on the mean of a unit's slices. Got pool: {cases.task.pool} in "
             f"the task {cases.name!r} instead; take mean, or level: image."
         )
-    recipe, weights = make_recipe(cases.config)
-    found = differences(cases.store, recipe)
-    if found:
-        fields = "; ".join(f"{name}: {a!r}, {b!r}" for name, a, b in found)
-        raise RecipeMismatchError(
-            f"The store {cases.store.path} is not of the network and preprocessing that the config "
-            f"asks to tune (store's, config's): {fields}. Run `radprobe extract` first."
-        )
-    import torch
-
-    from pipeline.tuning.images import Images
-
-    where = pick_device(device)
-    speed = Speed(workers=workers).chosen(where, recipe)
-    made = []
-    for i, parts in enumerate(cases.turns):
-        images = Images(cases.config, cases.store, recipe, torch.device(where), speed.workers or 0)
-        fold = f"fold-{i}" if len(cases.turns) > 1 else "all"
-        with torch.random.fork_rng():
-            try:
-                made.append(
-                    _fold(cases, parts, settings, images, weights, _place(cases, method, fold),
-                          checkpoint_s, beat)
-                )  # fmt: skip
-            except torch.OutOfMemoryError:
-                raise DeviceError(
-                    f"{settings.at_once} images at once do not fit into the memory of {where}. "
-                    f"Set {method}.at_once to fewer: gradients add up to the same batch."
-                ) from None
+    said = f"{cases.name}: {method}"
+    with _job(cases.config, cases.store, method, path().stem, how, said) as job:
+        made = [
+            _learnt(job, cases, parts, _fold(i, cases.turns)) for i, parts in enumerate(cases.turns)
+        ]
     tests = [rows for _, _, rows, _ in made]
     tested = together([(predictions, notes) for predictions, notes, _, _ in made], tests)
     tuned = tuple(each for _, _, _, each in made if each is not None)
     return (scores_of(cases, tested) if tested.predictions else []), tested, tuned
 
 
-def _fold(
-    cases: Cases,
-    parts: Parts,
-    settings: Tuning,
-    images: Images,
-    weights: Path | None,
-    place: tuple[Path, Path],
-    checkpoint_s: float,
-    beat: Callable[[int, int], None],
+def _learnt(
+    job: Job, cases: Cases, parts: Parts, fold: str
 ) -> tuple[list[Prediction], list[str], NDArray[np.int64], Tuned | None]:
-    """Tune on train until val says so, save the network, and let it say what test is.
+    """Tune on train, and let the network say what test is.
 
-    Returns predictions, notes, the test units that could be read, and what was made. place: where
-    the network is saved, and its run's state.
+    Returns predictions, notes, the test units that could be read, and what was made.
     """
     import torch
 
-    from pipeline.backbones import load_backbone
     from pipeline.heads.objective import Objective
-    from pipeline.tuning.network import Network, blocks_of, opened
-    from pipeline.tuning.saving import moved, save_network
-    from pipeline.tuning.training import Training
+    from pipeline.tuning.goals import Labels
+    from pipeline.tuning.making import Made
+    from pipeline.tuning.network import Network, blocks_of
 
-    units = cases.units
+    units, settings = cases.units, job.settings
     fit = Objective.of(units, parts["train"])
     if not fit.enough or not len(parts["val"]):
         notes = fit.notes if len(parts["val"]) else ["tuning needs val, to say when to end"]
         return [], notes, parts["test"], None
-    recipe, device = images.recipe, images.device
-    load = functools.partial(
-        load_backbone,
-        cases.config.backbone.name,
-        weights or recipe.weights,
-        image_size=recipe.image_size,
-        blocks=blocks_of(settings.features),
-        precision=settings.precision,
-        treatment=recipe.architecture.treatment,
-    )
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    torch.manual_seed(settings.seed)
-    backbone = load(device=device)
-    parameters = sum(p.numel() for p in backbone.network.parameters())
-    width = recipe.architecture.dim * (blocks_of(settings.features) + ("mean" in settings.features))
+    backbone, shape = job.begin(), job.recipe.architecture
+    width = shape.dim * (blocks_of(settings.features) + ("mean" in settings.features))
     head = torch.nn.Linear(width, fit.outputs)
     torch.nn.init.normal_(head.weight, std=0.01)
     torch.nn.init.zeros_(head.bias)
     notes = list(fit.notes)
     if settings.start == "probe":
-        notes.append(_from_probe(head, cases, parts, settings, fit.left_out))
-    network = Network(backbone, head.to(device), settings.features)
-    adapters = opened(network, settings)
-    counts = {name: p.numel() for name, p in network.trained().items()}
-    training = Training(
-        network, images, units, parts["train"], parts["val"], settings, fit, place[1],
-        checkpoint_s, beat,
-    )  # fmt: skip
-    run = training.run()
-    if adapters is not None:
-        adapters.merge_and_unload()
-    place[0].parent.mkdir(parents=True, exist_ok=True)
-    identity = save_network(network.body, head, recipe.architecture, recipe.weights, place[0])
-    proba, tested = training.say(parts["test"])
-    notes += _said_of(images, len(parts["test"]) - len(tested))
-    if all(value is None for value in run.history):
+        notes.append(_from_probe(head, cases, parts, settings, fit))
+    network = Network(backbone, head.to(job.device), settings.features)
+    goal = Labels(units, parts["val"], fit, settings, shape)
+    made = Made.by(job, network, head, units, (parts["train"], parts["val"]), goal, fold)
+    for each in made.training.looks(parts["test"]):
+        goal.see(network, *each)
+    proba, there = goal.said()
+    notes += made.notes
+    if not there.all():
+        notes.append(f"{(~there).sum()} test units are not scored: none of their slices")
+    if all(value is None for value in made.tuned.history):
         notes.append("the last epoch is kept: all val units have the same labels")
-    tuned = Tuned(
-        weights=place[0].relative_to(cases.store.path).as_posix(),
-        identity=identity,
-        trained=sum(n for name, n in counts.items() if name.startswith("body.")),
-        parameters=parameters,
-        head=sum(n for name, n in counts.items() if name.startswith("head.")),
-        moved=moved(load().network, network.body),
-        history=tuple(run.history),
-        epoch=run.best,
-        resumed=run.resumed,
-        device=str(device),
-        peak_bytes=_peak_bytes(device),
-        seconds=run.seconds,
-    )
-    return [Prediction({"epoch": run.best}, proba)], notes, tested, tuned
+    found = [Prediction({"epoch": made.tuned.epoch}, proba)]
+    return found, notes, parts["test"][there], made.tuned
 
 
-def _from_probe(
-    head: Any, cases: Cases, parts: Parts, settings: Tuning, left_out: list[str]
-) -> str:
+def _from_probe(head: Any, cases: Cases, parts: Parts, settings: Tuning, fit: Objective) -> str:
     """Let the head be the probe of the cached features; return what was chosen for it."""
     import torch
 
     from pipeline.heads.probe import linear_head
 
     x = cases.features(settings, parts)
-    weight, bias, c = linear_head(x, cases.units, parts, cases.config.probe, left_out)
+    weight, bias, c = linear_head(x, cases.units, parts, cases.config.probe, fit.left_out)
     with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias))
+        head.weight.copy_(torch.from_numpy(weight / fit.spread))
+        head.bias.copy_(torch.from_numpy((bias - fit.middle) / fit.spread))
     return f"the head began as the probe of C = {c:.3g}"
 
 
-def _said_of(images: Images, lost: int) -> list[str]:
-    """Return notes on slices that could not be used, and on test units that none was left of."""
-    reasons = sorted(Counter(images.bad.values()).items())
-    notes = [f"{n} slices were left out: {why}" for why, n in reasons]
-    return notes + ([f"{lost} test units are not scored: none of their slices"] if lost else [])
+# --- masks ---------------------------------------------------------------------------------------
 
 
-def _peak_bytes(device: Any) -> int:
-    if device.type == "cuda":
-        import torch
+@dataclass(frozen=True)
+class _Drawing:
+    """A tuned network as a head; see `segmentation.contracts.Fitted`.
 
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
+    slices: each a unit of its own.
+    """
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    made: Made
+    slices: Units
+    notes: tuple[str, ...]
+
+    @property
+    def setting(self) -> dict[str, float]:
+        """The epoch that is kept."""
+        return {"epoch": float(self.made.tuned.epoch)}
+
+    @property
+    def seconds(self) -> float:
+        """Time of training."""
+        return self.made.tuned.seconds
+
+    def predict(
+        self, source: Source, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield each row whose image can be read with its label values (S, S)."""
+        from pipeline.tuning.goals import drawn
+
+        places = np.searchsorted(self.slices.rows, rows)
+        for ask, x, kept in self.made.training.looks(places):
+            yield from drawn(self.made.training.network, ask.rows[kept], x)
 
 
-def _place(cases: Cases, method: Method, fold: str) -> tuple[Path, Path]:
-    """Return where a fold's network is saved, and where its run keeps its state."""
-    name, root = result_path(cases, method).stem, cases.store.path
-    return root / FOLDER / name / fold, root / RUNS / name / fold
+def _masks(
+    asked: Asked, method: Method, path: Callable[[], Path], how: How, turns: Sequence[Parts]
+) -> tuple[list[segment.Trial], tuple[Tuned, ...]]:
+    """Tune in each fold, and score what the networks draw on their test units together."""
+    made: list[Made] = []
+    units = asked.cases.units
+    m = len(units.rows)
+    slices = replace(units, unit=np.arange(m), ids=units.rows.astype(np.str_))
+    said = f"{asked.cases.name}: {method}"
+    with _job(asked.config, asked.store, method, path().stem, how, said) as job:
+
+        def fit(i: int, parts: Parts) -> _Drawing:
+            each, notes = _outlined(job, asked, parts, slices, _fold(i, turns))
+            made.append(each)
+            return _Drawing(each, slices, tuple(notes))
+
+        trial = segment.trial(asked, fit, [turns])
+    notes = [*trial.notes, *(note for each in made for note in each.notes)]
+    bad = np.isin(units.rows, [row for each in made for row in each.training.images.bad])
+    tests = np.concatenate([turn["test"] for turn in turns])
+    if lost := len(np.intersect1d(units.unit[bad], tests)):
+        notes.append(f"{lost} test units are not scored: not all of their slices can be used")
+    return [replace(trial, notes=notes)], tuple(each.tuned for each in made)
 
 
-def _drop(cases: Cases, method: Method) -> None:
-    """Remove the state of runs whose answer is filed."""
-    folder = cases.store.path / RUNS / result_path(cases, method).stem
-    shutil.rmtree(folder, ignore_errors=True)
+def _outlined(
+    job: Job,
+    asked: Asked,
+    parts: Parts,
+    slices: Units,
+    fold: str,
+) -> tuple[Made, list[str]]:
+    """Tune on the masks of the rows of train; slices: each a unit. Raises ConfigError."""
+    from pipeline.segmentation import heads
+    from pipeline.segmentation.token_heads import Linear
+    from pipeline.segmentation.training import Trained
+    from pipeline.tuning.goals import Outlines
+    from pipeline.tuning.making import Made
+    from pipeline.tuning.network import Network
+
+    for part in ("train", "val"):
+        if not len(parts[part]):
+            raise ConfigError(
+                f"Masks are learnt on train, and val says when to end. There is none in {part}."
+            )
+    backbone, source, shape = job.begin(), asked.source, job.recipe.architecture
+    head = Linear(shape.dim, len(source.classes), source.image_size, norm=False)
+    notes = []
+    if job.settings.start == "probe":
+        linear = [each for each in job.config.segment.values() if each.method == "linear"]
+        own = (linear or [Segment()])[0].model_copy(update={"refit": "none"})
+        fitted = heads.fit(source, parts, own, device=str(job.device))
+        assert isinstance(fitted, Trained)
+        head.load_state_dict(fitted.network.state_dict())
+        chosen = ", ".join(f"{name} = {value:.3g}" for name, value in fitted.setting.items())
+        notes.append(f"the head began as the linear one on cached tokens, {chosen}")
+    network = Network(backbone, head.to(job.device), "patch")
+    goal = Outlines(source, job.settings, shape)
+    sides = np.searchsorted(slices.rows, parts["train"]), np.searchsorted(slices.rows, parts["val"])
+    return Made.by(job, network, head.classify, slices, sides, goal, fold), notes

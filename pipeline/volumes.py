@@ -1,4 +1,4 @@
-"""Grey ranges of whole volumes, for rules of scope `volume`. Private to `embed`.
+"""Grey ranges of whole volumes, for rules of scope `volume`: found once, then told by receipts.
 
 A volume's range is found in one pass over its slices, before the first of them is embedded. Values
 are counted after their float32 is cut to 14 significant bits: exact for integers to 16,384, and
@@ -31,7 +31,8 @@ from pipeline.types import (
     ZScore,
     of_volume,
 )
-from stores.errors import UnreadableError
+from stores.errors import ConfigError, UnreadableError
+from stores.features import FeatureStore
 
 _DROPPED = 10  # of the 23 bits behind the point of a float32
 _ZERO = 2 ** (31 - _DROPPED)  # where the value zero is counted; negative values stand below
@@ -40,6 +41,7 @@ Row = dict[str, Any]  # of the slice table
 Name = tuple[str, str]  # of a volume: series, modality
 Ends = tuple[float, float]
 Kept = dict[int, Ends]  # first row of a volume -> its range
+_NAMED = ("series", "modality")  # the columns of a volume's name
 
 
 class Histogram:
@@ -177,3 +179,22 @@ class Volumes:
 
     def _scales(self, modality: str) -> bool:
         return of_volume(self._preprocess.rule(modality))
+
+
+def told(store: FeatureStore, slices: pa.Table, preprocess: Preprocess, row: Row) -> Ends | None:
+    """Return the range that a slice was scaled by; None where it was scaled by itself.
+
+    slices: the store's table, by row. Raises ConfigError where its part's receipt does not tell it.
+    """
+    if not of_volume(preprocess.rule(row["modality"])):
+        return None
+    receipt = store.receipt(row["row"] // store.layout.part_rows) or {}
+    for first, low, high in receipt.get("ranges", ()):
+        place = int(np.searchsorted(slices["row"].to_numpy(), first))
+        if all(slices[name][place].as_py() == row[name] for name in _NAMED):
+            return low, high
+    raise ConfigError(
+        f"Row {row['row']} was scaled by the range of its volume, which the store does not "
+        "tell: it was extracted by an earlier version. Extract a new store for what sees images, "
+        "or ask heads on features alone."
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -22,7 +22,7 @@ from pipeline.commands.show import (
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.questions import Level, Method
+    from pipeline.questions import Level, Method, Result, Segmented
 
 Name = TypeVar("Name", bound=str)
 
@@ -100,25 +100,33 @@ def tune(
     store: StoreOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Train the network itself on each task: all of it, or LoRA, biases, norms; save it, score it.
+    """Train the network itself on tasks and masks: all of it, or LoRA, biases, norms; save, score.
 
     Stopped at any moment, it goes on from its last checkpoint.
     """
     from pipeline.config import load_config
-    from pipeline.tune import METHODS, tune
+    from pipeline.tune import METHODS, tune, tune_masks
 
     asked = None if not method else [_one_of(METHODS, "--method", name) for name in method]
     settings = load_config(config, store)
+    results: list[Result] = []
+    outlined: list[Segmented] = []
     with _steps("tune") as progress:
-        results = tune(
-            settings, asked, device=device, workers=workers, checkpoint_s=checkpoint_s,
-            progress=progress,
-        )  # fmt: skip
+        how: dict[str, Any] = {"device": device, "workers": workers, "progress": progress}
+        how["checkpoint_s"] = checkpoint_s
+        if settings.tasks or not settings.masks:
+            results = tune(settings, asked, **how)
+        if settings.masks:
+            outlined = tune_masks(settings, asked, **how)
     if as_json:
-        print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
-    else:
+        told = [each.model_dump(mode="json") for each in (*results, *outlined)]
+        print(json.dumps(told, indent=1))
+        return
+    if results:
         show_results(out, results)
-        show_tuned(out, results, settings.store)
+    if outlined:
+        show_segmented(out, outlined)
+    show_tuned(out, [*results, *outlined], settings.store)
 
 
 @contextmanager

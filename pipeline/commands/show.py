@@ -125,7 +125,7 @@ def _show_origin(out: Console, results: Sequence[Result]) -> None:
     _show_filed(out, results)
 
 
-def show_tuned(out: Console, results: Sequence[Result], store: Path) -> None:
+def show_tuned(out: Console, results: Sequence[Result | Segmented], store: Path) -> None:
     """Print what of each network was trained and moved, what that took, and where it is now."""
     words, numbers = ("task", "method"), ("trained", "head", "moved", "epoch", "seconds", "peak")
     table = _table("Tuned networks", words, numbers)

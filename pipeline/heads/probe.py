@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
 from pipeline.config import Probe
 from pipeline.heads.modelled import modelled
@@ -130,10 +130,13 @@ def linear_head(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Fit on train with the C that is best on val; return weight (o, d), bias (o,) and C.
 
-    o: one output for two classes, else one a class or label; zeros for those `left_out`.
+    o: one output for two classes or a number, else one a class or label; zeros for those
+    `left_out`.
     """
     train, val = parts["train"], parts["val"]
     grid = 10 ** np.linspace(settings.low, settings.high, settings.steps)
+    if units.kind == "regression":
+        return _number_head(x, units.y, train, val, grid)
     on_val, _ = probabilities(x, units, train, val, grid.tolist(), left_out)
     c, _ = _choose(np.array([macro_auroc(units.at(val), p) for p in on_val]), grid)
     truth = units.at(train)
@@ -157,6 +160,17 @@ def linear_head(
         weight[there], bias[there] = fitted, shift
     weight /= spread
     return weight, bias - weight @ centre, c
+
+
+def _number_head(
+    x: Floats, y: NDArray[np.float64], train: Rows, val: Rows, grid: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    errors = ((ridge(x, y, train, val, 1 / grid) - y[val]) ** 2).mean(axis=1)
+    c = float(grid[errors.argmin()])
+    centre = mean(x, train)
+    model = Ridge(alpha=1 / c).fit(taken(x, train, centre), y[train])
+    weight = np.asarray(model.coef_, np.float64)[None]
+    return weight, model.intercept_ - weight @ centre, c
 
 
 def _path(

@@ -134,7 +134,7 @@ def _overlays(source: Source, task: str) -> Figure | None:
         return None
     try:
         asked = Asked.of(config, task)
-        heads = [head for head in config.segment if asked.path(head).is_file()]
+        heads = asked.filed
         if not heads:
             return None
         dice = {head: _dice_of(asked, head) for head in heads}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Config, Labels, Masks
+from pipeline.config import Config, Labels, Masks, Segment, Tuning
 from pipeline.questions import Task
 from pipeline.segmentation.geometry import to_slice
 from pipeline.segmentation.masks import Kept, settle
@@ -28,6 +28,7 @@ from stores.features import FeatureStore
 
 # Raised whenever the same question is answered otherwise: older answers are then not found.
 CONTRACT = 3
+TUNED = ("finetune", "lora", "bitfit", "norm")  # what `radprobe tune` answers, by method
 Labels2D = NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]
 
@@ -80,6 +81,17 @@ class Asked:
         units = self.cases.units
         return units.rows[np.isin(units.unit, which)]
 
+    @property
+    def filed(self) -> list[str]:
+        """The heads, and methods that tune the network, whose answers are on file."""
+        every = [*self.config.segment, *TUNED]
+        return [name for name in every if self.settings(name) and self.path(name).is_file()]
+
+    def settings(self, head: str) -> Segment | Tuning:
+        """Return the settings of a head, or of a method that tunes the network."""
+        own: Segment | Tuning = self.config.segment.get(head) or getattr(self.config, head)
+        return own
+
     def path(self, head: str) -> Path:
         """Return where the answer of a head is filed."""
         return segmentation_path(self.store.path, self.cases.name, head, self.key(head))
@@ -90,7 +102,7 @@ class Asked:
             "contract": CONTRACT,
             "task": self.cases.name,
             "head": head,
-            "settings": self.config.segment[head].model_dump(mode="json"),
+            "settings": self.settings(head).model_dump(mode="json"),
             "masks": self.kept.digest,
             "tolerance": self.masks.tolerance,
             "patients": hashlib.sha256("\0".join(self.cases.units.groups).encode()).hexdigest(),

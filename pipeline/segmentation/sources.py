@@ -19,12 +19,12 @@ from pipeline.segmentation.masks import Kept
 from pipeline.segmentation.tokens import Tokens
 from pipeline.tasks.label_file import LabelTable
 from pipeline.tasks.labels import patients_of
-from pipeline.types import Failure, Recipe, Slice, of_volume
-from stores.errors import ConfigError, LabelError, UnreadableError
+from pipeline.types import Failure, Recipe, Slice
+from pipeline.volumes import told
+from stores.errors import LabelError, UnreadableError
 from stores.features import OK, UNREADABLE, VOID, FeatureStore
 
 Row = dict[str, Any]
-_VOLUME = ("series", "modality")  # what names a volume that scales its slices
 
 
 class StoreSource:
@@ -90,22 +90,9 @@ class StoreSource:
                 item = read.item
                 if isinstance(item, Failure):
                     raise UnreadableError(item.reason, f"row {about[i]['row']}: {item.detail}")
-                by_volume = of_volume(preprocess.rule(about[i]["modality"]))
-                found[i] = replace(item, ends=self._range(about[i])) if by_volume else item
+                ends = told(self._store, self._slices, preprocess, about[i])
+                found[i] = item if ends is None else replace(item, ends=ends)
         return [found[i] for i in range(len(about))]
-
-    def _range(self, row: Row) -> tuple[float, float]:
-        """Return the range of a slice's volume, which the receipt of its part tells."""
-        receipt = self._store.receipt(row["row"] // self._store.layout.part_rows) or {}
-        for first, low, high in receipt.get("ranges", ()):
-            place = int(np.searchsorted(self._numbers, first))
-            if all(self._slices[name][place].as_py() == row[name] for name in _VOLUME):
-                return low, high
-        raise ConfigError(
-            f"Row {row['row']} was scaled by the range of its volume, which the store does not "
-            "tell: it was extracted by an earlier version. Extract a new store for heads that see "
-            "images, or ask heads on tokens alone."
-        )
 
 
 # --- units -------------------------------------------------------------------------------------

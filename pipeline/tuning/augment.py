@@ -16,11 +16,12 @@ from pipeline.types import Architecture
 TURN, SCALE, SHIFT, CONTRAST, BRIGHTNESS = 10.0, (0.9, 1.1), 0.05, (0.8, 1.2), 0.1
 # As the code of arXiv 2312.02366: share of the area that a crop keeps, its width to its height.
 AREA, RATIO = (0.75, 1.0), (3 / 4, 4 / 3)
+Kind = Literal["none", "mild", "paper"]
 
 
 def augmented(
     x: Tensor,
-    kind: Literal["none", "mild", "paper"],
+    kind: Kind,
     draws: NDArray[np.float64],
     architecture: Architecture,
 ) -> Tensor:
@@ -33,10 +34,7 @@ def augmented(
         return x
     spread = architecture.mean, architecture.std
     mean, std = (torch.tensor(each, device=x.device)[:, None, None] for each in spread)
-    theta = _mild(draws) if kind == "mild" else _paper(draws)
-    at = functional.affine_grid(
-        torch.from_numpy(theta.astype(np.float32)).to(x.device), list(x.shape), align_corners=False
-    )
+    at = _places(x, kind, draws)
     grey = functional.grid_sample(x * std + mean, at, mode="bicubic", align_corners=False)
     if kind == "mild":
         change = torch.from_numpy(draws[:, 4:].astype(np.float32)).to(x.device)[..., None, None]
@@ -44,6 +42,24 @@ def augmented(
         middle = grey.mean(dim=(1, 2, 3), keepdim=True)
         grey = (grey - middle) * contrast + middle + BRIGHTNESS * (2 * change[:, 1:] - 1)
     return (grey.clamp(0, 1) - mean) / std
+
+
+def moved_along(masks: Tensor, kind: Kind, draws: NDArray[np.float64]) -> Tensor:
+    """Return label values (b, S, S) moved as `augmented` moves images; outside is background."""
+    if kind == "none" or not len(masks):
+        return masks
+    values = masks[:, None].float()
+    at = _places(values, kind, draws)
+    moved = functional.grid_sample(values, at, mode="nearest", align_corners=False)
+    return moved[:, 0].to(masks.dtype)
+
+
+def _places(x: Tensor, kind: Kind, draws: NDArray[np.float64]) -> Tensor:
+    """Return (b, S, S, 2): where each pixel of (b, C, S, S) comes from."""
+    theta = _mild(draws) if kind == "mild" else _paper(draws)
+    return functional.affine_grid(
+        torch.from_numpy(theta.astype(np.float32)).to(x.device), list(x.shape), align_corners=False
+    )
 
 
 def _mild(u: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -29,7 +29,7 @@ _NOTE, _MODEL, _OPTIMIZER = "note", "model/", "optimizer/"
 
 @dataclass
 class Run:
-    """How far training is. step: steps done; history: the AUROC on val of each epoch.
+    """How far training is. step: steps done; history: how good each epoch was on val.
 
     best: the epoch that is kept, from 1; 0 before the first. resumed: how often it went on. bad:
     row -> why it could not be used. seconds: spent in all.

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,8 +24,8 @@ from pipeline.config import Config
 from pipeline.names import Names
 from pipeline.preprocess import prepare_batch
 from pipeline.read import FrameRead, Request, read_files
-from pipeline.types import Failure, Recipe, Slice, intensity_kind, of_volume
-from stores.errors import ConfigError
+from pipeline.types import Failure, Recipe, Slice
+from pipeline.volumes import told
 from stores.features import FeatureStore
 
 Rows = NDArray[np.int64]
@@ -54,7 +54,10 @@ class Ask:
 
 @dataclass
 class Images:
-    """The images of a store's slices, for a device. bad: row -> why it could not be used."""
+    """The images of a store's slices, for a device. bad: row -> why it could not be used.
+
+    A slice that its volume scaled is scaled by the same range.
+    """
 
     config: Config
     store: FeatureStore
@@ -68,12 +71,6 @@ class Images:
         names = Names(self.store.path, self.config.data.paths)
         self._slices = names.revealed(self.store.slices())
         self._numbers: Rows = self._slices["row"].to_numpy()
-        for modality in self._slices["modality"].unique().to_pylist():
-            if of_volume(self.recipe.preprocess.rule(modality)):
-                raise ConfigError(
-                    "A network is tuned on slices that are scaled alone: a rule of scope slice. "
-                    f"Got scope volume for {intensity_kind(modality)} instead."
-                )
 
     def batches(self, asks: Iterable[Ask]) -> Generator[tuple[Ask, Tensor, Rows]]:
         """Yield each ask with its images (m, 3, S, S), and which of its slices (m,) they are.
@@ -116,7 +113,8 @@ class Images:
         for i, (read, digest) in enumerate(zip(reads, digests, strict=True)):
             why = _unusable(read, bytes(digest))
             if why is None and isinstance(read.item, Slice):
-                items.append(read.item)
+                ends = told(self.store, self._slices, self.recipe.preprocess, about[i])
+                items.append(read.item if ends is None else replace(read.item, ends=ends))
                 kept.append(i)
             else:
                 self.bad[int(ask.rows[i])] = str(why)

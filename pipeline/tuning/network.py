@@ -1,4 +1,4 @@
-"""A backbone with a linear head, and which of its parameters a method trains.
+"""A backbone with a head, and which of its parameters a method trains.
 
 The names of parameters are those of transformers, whatever the weights file calls them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, LoraModel
@@ -32,16 +32,23 @@ _TOKENS = re.compile(r"token|position|pos_embed|class_embedding")
 
 
 class Network(nn.Module):
-    """A backbone, called `body`, and a linear head on the features of its images."""
+    """A backbone, called `body`, and a head on the features, or patch tokens, of its images."""
 
-    def __init__(self, backbone: Backbone, head: nn.Linear, features: FeatureSet) -> None:
+    def __init__(
+        self, backbone: Backbone, head: nn.Module, features: FeatureSet | Literal["patch"]
+    ) -> None:
         super().__init__()
         self.body, self.head = backbone.network, head
         self.backbone, self.which = backbone, features
 
     def features(self, x: Tensor) -> Tensor:
-        """Return (m, d) as `tasks.pooling` has them: blocks, oldest first, then the mean token."""
+        """Return (m, d) as `tasks.pooling` has them: blocks, oldest first, then the mean token.
+
+        Or the last block's patch tokens (m, 1, h, w, d).
+        """
         found = self.backbone.forward(x)
+        if self.which == "patch":
+            return found.patch[:, None]
         cls = found.cls[:, -blocks_of(self.which) :].flatten(1)
         return torch.cat([cls, found.mean], dim=1) if "mean" in self.which else cls
 
@@ -62,7 +69,7 @@ class Network(nn.Module):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
 
-def blocks_of(features: FeatureSet) -> int:
+def blocks_of(features: str) -> int:
     """Return how many blocks' CLS tokens a feature set has."""
     return 4 if features.startswith("cls4") else 1
 
@@ -131,7 +138,7 @@ def _close_unreached(network: Network) -> None:
     size, device = network.backbone.image_size, network.backbone.device
     network.learning(False)
     x = torch.zeros((1, 3, size, size), device=device)
-    network(x, torch.ones((1, 1), device=device)).sum().backward()
+    network.head(network.features(x)).sum().backward()
     for parameter in network.parameters():
         if parameter.requires_grad and parameter.grad is None:
             parameter.requires_grad_(False)

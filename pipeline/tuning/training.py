@@ -1,14 +1,14 @@
 """Training, step after step, and after each epoch a look at val.
 
 One stream of images runs through the whole of it, so that files are read ahead of every step and
-every look at val. Dims: m slices, b units, o outputs.
+every look at val. Dims: m slices, b units.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Tuning
-from pipeline.heads.objective import Objective, Targets
 from pipeline.questions import Units
 from pipeline.tuning import checkpoint
-from pipeline.tuning.augment import augmented
+from pipeline.tuning.goals import Goal
 from pipeline.tuning.images import Ask, Images
 from pipeline.tuning.network import Network, groups
 
@@ -45,7 +44,7 @@ class Training:
     train: Rows
     val: Rows
     settings: Tuning
-    objective: Objective
+    goal: Goal
     folder: Path
     every_s: float
     beat: Beat
@@ -53,7 +52,6 @@ class Training:
     def __post_init__(self) -> None:
         settings = self.settings
         self.bags = self.units.bags()
-        self.learnt: Targets = self.objective.targets(self.units)
         self.per_epoch = -(-len(self.train) // settings.batch)
         self.steps = settings.epochs * self.per_epoch
         peaks = groups(self.network, settings)
@@ -65,14 +63,13 @@ class Training:
     def run(self) -> checkpoint.Run:
         """Train to the end, from where a killed run stopped; the network is then of its best epoch.
 
-        An epoch is better than another by its AUROC on val; where that is not defined, the last is
-        kept.
+        An epoch is better than another by the goal's quality on val; as long as that is not
+        defined, the last is kept.
         """
         began = time.perf_counter()
         run = checkpoint.load(self.folder, self.network, self.optimizer)
         before, saved = run.seconds, time.perf_counter()
         self.images.bad.update(run.bad)
-        seen: list[tuple[Ask, Tensor, Rows]] = []
 
         def keep() -> None:
             run.bad, run.seconds = self.images.bad, before + time.perf_counter() - began
@@ -91,10 +88,10 @@ class Training:
                     keep()
                     saved = time.perf_counter()
                 continue
-            seen.append((ask, self._features(x), kept))
+            self.network.learning(False)
+            self.goal.see(self.network, ask, x, kept)
             if ask.last:
-                self._look(run, seen)
-                seen.clear()
+                self._look(run)
                 keep()
                 saved = time.perf_counter()
                 if self._over(run):
@@ -158,20 +155,15 @@ class Training:
     def _learn(self, ask: Ask, x: Tensor, kept: Rows) -> None:
         """Add the gradients of some units, whose share in the step's loss is that of their number.
 
-        A unit counts by the mean of its slices; one none of whose slices can be used is left out.
+        One none of whose slices can be used is left out.
         """
-        weights = _means(ask.own[kept], len(ask.units))
-        there = weights.any(axis=1)
-        if not there.any():
+        if not len(kept):
             return
         draws = self._chance(_AUGMENT, ask.step).random((ask.first + len(ask.rows), 6))
-        architecture = self.images.recipe.architecture
-        x = augmented(x, self.settings.augment, draws[ask.first :][kept], architecture)
         self.network.learning(True)
         torch.manual_seed(int(self._chance(_DROPOUT, ask.step).integers(2**32)) + ask.first)
-        logits = self.network(x, torch.from_numpy(weights[there]).to(x.device))
-        loss = self.learnt.loss(logits, torch.from_numpy(ask.units[there]))
-        (loss * (ask.share * there.mean())).backward()
+        loss = self.goal.loss(self.network, ask, x, kept, draws[ask.first :][kept])
+        torch.autograd.backward(loss * ask.share)
 
     def _step(self, step: int) -> None:
         factor = pace(step, self.steps, self.settings.warmup)
@@ -182,46 +174,19 @@ class Training:
 
     # --- looking -------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def _features(self, x: Tensor) -> Tensor:
-        self.network.learning(False)
-        d = self.network.head.in_features
-        return self.network.features(x) if len(x) else torch.empty((0, d), device=x.device)
-
-    @torch.no_grad()
-    def _said(
-        self, seen: list[tuple[Ask, Tensor, Rows]]
-    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return the probabilities (b, c) of the units of a look, and which have a slice at all."""
-        own = np.concatenate([ask.own[kept] for ask, _, kept in seen])
-        features = torch.cat([features for _, features, _ in seen])
-        n = len(seen[0][0].units)
-        at = torch.from_numpy(own).to(features.device)
-        # Slices of a unit follow each other: summed in their order, whatever the batches are.
-        pooled = torch.zeros((n, features.shape[1]), device=features.device)
-        pooled.index_add_(0, at, features)
-        counts = torch.bincount(at, minlength=n)
-        logits = self.network.head(pooled / counts.clamp_min(1)[:, None])
-        return self.objective.said(logits), (counts > 0).cpu().numpy()
-
-    def _look(self, run: checkpoint.Run, seen: list[tuple[Ask, Tensor, Rows]]) -> None:
-        """Hold the network against val; keep it where it is the best so far."""
-        proba, there = self._said(seen)
-        value = self.objective.quality(self.units.at(self.val[there]), proba[there])
-        run.history.append(None if math.isnan(value) else value)
+    def _look(self, run: checkpoint.Run) -> None:
+        """Take what the goal says of val; keep the network where it is the best so far."""
+        value = self.goal.quality()
         best = run.history[run.best - 1] if run.best else None
-        if math.isnan(value) or best is None or value > best:
+        run.history.append(None if math.isnan(value) else value)
+        if best is None or value > best:
             run.best = len(run.history)
             checkpoint.save_best(self.folder, self.network)
 
-    def say(self, units: Rows) -> tuple[NDArray[np.float64], Rows]:
-        """Return the probabilities (q, c) of those of some units that have a slice, and which."""
-        seen = [
-            (ask, self._features(x), kept)
-            for ask, x, kept in self.images.batches(self.all_of(units, "test"))
-        ]
-        proba, there = self._said(seen)
-        return proba[there], units[there]
+    def looks(self, units: Rows) -> Generator[tuple[Ask, Tensor, Rows]]:
+        """Yield the images of all slices of some units, as `Images.batches` does, to be tested."""
+        self.network.learning(False)
+        yield from self.images.batches(self.all_of(units, "test"))
 
 
 def pace(step: int, steps: int, warmup: float) -> float:
@@ -244,10 +209,3 @@ def _fits(sizes: list[int], most: int) -> Iterator[int]:
             held = 0
         held += size
     yield len(sizes)
-
-
-def _means(own: Rows, units: int) -> NDArray[np.float32]:
-    """Return (b, m): what each slice counts in its unit; a row of zeros where it has none."""
-    member = own[None, :] == np.arange(units)[:, None]
-    counts = np.maximum(member.sum(axis=1, keepdims=True), 1)
-    return np.asarray(member / counts, np.float32)
