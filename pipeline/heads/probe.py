@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from pipeline.config import Probe
 from pipeline.heads.modelled import modelled
 from pipeline.heads.ridge import ridge
-from pipeline.holding import moments, taken
+from pipeline.holding import mean, moments, taken
 from pipeline.questions import Part, Prediction, Units
 from pipeline.stats.metrics import macro_auroc
 
