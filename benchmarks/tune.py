@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import signal
@@ -202,7 +203,8 @@ def write_config(root: Path, work: Path, args: argparse.Namespace) -> Path:
             for row in rows
             if row["image"] not in left_out
         ]
-        csv.writer(file).writerows([["path", "patient", "covid"], *kept])
+        some = _few(kept, args.patients)
+        csv.writer(file).writerows([["path", "patient", "covid"], *some])
     block = {"epochs": args.epochs, "batch": 16, "at_once": 8, "patience": args.epochs}
     content = {
         "data": {
@@ -219,6 +221,14 @@ def write_config(root: Path, work: Path, args: argparse.Namespace) -> Path:
     }
     (work / "config.yaml").write_text(yaml.safe_dump(content))
     return work / "config.yaml"
+
+
+def _few(rows: list[list[str]], patients: int | None) -> list[list[str]]:
+    """Return the rows of so many patients, the first of either kind in turn; all if None."""
+    kinds = [dict.fromkeys(r[1] for r in rows if r[2] == kind) for kind in ("covid", "rest")]
+    turns = [name for pair in itertools.zip_longest(*kinds) for name in pair if name]
+    wanted = set(list(dict.fromkeys(turns))[:patients])
+    return [row for row in rows if row[1] in wanted]
 
 
 def killed(config: Path, args: argparse.Namespace, straight: dict[str, Any]) -> None:
@@ -277,6 +287,7 @@ def main() -> None:
     shown.add_argument("--weights", default="random:0")
     shown.add_argument("--size", type=int, default=84)
     shown.add_argument("--epochs", type=int, default=5)
+    shown.add_argument("--patients", type=int, help="so many, of either kind in turn; else all")
     shown.add_argument("--methods", nargs="+", default=list(METHODS))
     shown.add_argument("--device", default="cpu")
     shown.add_argument("--work", type=Path)
