@@ -22,10 +22,13 @@ from PIL import Image
 from pipeline.backbones import load_backbone
 from pipeline.config import Config, load_config
 from pipeline.embed import Speed
+from pipeline.evaluate import cases_of
 from pipeline.extract import extract
+from pipeline.heads.probe import predict
 from pipeline.segment import segment, write_predictions
 from pipeline.segmentation.asked import Asked
 from pipeline.segmentation.token_heads import Linear
+from pipeline.tables import read_predictions
 from pipeline.tune import tune, tune_masks
 from pipeline.tuning.augment import augmented, moved_along
 from pipeline.tuning.goals import Outlines
@@ -158,7 +161,7 @@ def test_a_network_learns_masks_and_stands_beside_heads_on_its_tokens(collection
     assert {row["method"] for row in told} == {"cached", "lora"}
     written, failed = write_predictions(config, collection.parent / "out")
     assert not failed
-    assert {path.parent.name for path in written} >= {"cached", "lora"}
+    assert {part for path in written for part in path.parts} >= {"cached", "lora"}
     # A backbone as any other: its tokens, drawn from by heads.
     base = yaml.safe_load(collection.read_text())
     network = {**base["backbone"], "weights": str(config.store / tuned.weights)}
@@ -206,19 +209,20 @@ def test_a_killed_run_on_masks_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert not list((config.store / "runs").glob("*/"))
 
 
-def test_a_number_is_learnt_and_may_begin_as_its_probe(collection: Path) -> None:
+def test_a_number_begins_as_its_probe(collection: Path) -> None:
+    """With steps too small to matter, the answer is ridge regression's of the same features."""
     tasks = {"light": {"labels": ["light"], "values": "number"}}
-    quick = {**BLOCK, "augment": "none", "features": "cls+mean"}
-    learning = {**quick, "epochs": 15, "patience": 15, "batch": 2, "rate": 1e-3, "rank": 4}
-    still = {**quick, "epochs": 1, "rate": 1e-12, "head_rate": 1e-12, "start": "probe"}
-    config = config_of(collection, tasks=tasks, lora=learning, bitfit=still)
-    lora, bitfit = tune(config, device="cpu", workers=0)
-    assert lora.kind == "regression"
-    history = [value for value in lora.tuned[0].history if value is not None]
-    assert max(history) > 0.8 * history[0], history  # less the squared error
-    assert lora.scores[0].metrics["mae"].value < 60
-    assert any("began as the probe" in note for note in bitfit.notes)
-    assert bitfit.scores[0].metrics["mae"].value < 60
+    still = {"epochs": 1, "rate": 1e-12, "head_rate": 1e-12, "start": "probe"}
+    config = config_of(collection, tasks=tasks, lora=None, bitfit=still)
+    (result,) = tune(config, device="cpu", workers=0)
+    assert result.kind == "regression"
+    assert result.tuned[0].history[0] is not None
+    (cases,) = cases_of(config)
+    (parts,) = cases.turns
+    x = cases.features(config.probe, parts)
+    ((expected,), _) = predict(x, cases.units, parts, config.probe, refit_on=("train",))
+    _, said, _ = read_predictions(config.store, result, 0)
+    np.testing.assert_allclose(said, expected.proba, atol=1.0)
 
 
 def test_masks_to_tune_on_are_asked_for(collection: Path) -> None:
