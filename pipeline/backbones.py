@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from pipeline.families import Tower, family_model, family_options, family_state
+from pipeline.families import Tower, family_model, family_options, family_state, renamed
 from pipeline.types import Architecture, Features, Precision, Treatment
 from pipeline.weights import locate
 from stores.errors import WeightsError
@@ -236,25 +236,16 @@ def read_state(file: Path) -> dict[str, Tensor]:
 
 def hub_state(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
     """Return a state dict under the names of the Hugging Face format, prefixes stripped."""
-    renamed: dict[str, Tensor] = {}
-    for key, value in state.items():
-        name = _stripped(key)
-        if _FOREIGN.match(name):
-            continue
-        for pattern, replacement in _NAMES:
-            name = re.sub(pattern, replacement, name)
-        if ".attn.qkv." in name:
-            parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
-            for part, third in parts:
-                renamed[name.replace(".attn.qkv.", f".attention.attention.{part}.")] = third
-        else:
-            renamed[name] = value
-    if POSITIONS not in renamed:
+    own = {
+        name: value for key, value in state.items() if not _FOREIGN.match(name := _stripped(key))
+    }
+    found = renamed(own, _NAMES)
+    if POSITIONS not in found:
         raise WeightsError(
             f"{str(file)!r} holds no position embeddings: it is not a DINOv2 backbone. "
             f"Its first keys: {', '.join(list(state)[:5])}."
         )
-    return renamed
+    return found
 
 
 def _stripped(key: str) -> str:
@@ -329,7 +320,7 @@ def _random_model(architecture: Architecture, image_size: int, seed: int) -> tor
         for name, parameter in sorted(model.named_parameters()):
             if parameter.ndim > 1:
                 std = RANDOM_POSITION_STD if "position_embedding" in name else RANDOM_STD
-                if parameter.ndim == 4 and architecture.family == "resnet":
+                if parameter.ndim == 4 and architecture.family in ("resnet", "timm_wrapper"):
                     std = parameter[0].numel() ** -0.5  # many layers and no norm that is fitted
                 parameter.normal_(0.0, std, generator=generator)
             elif "lambda" in name:

@@ -6,6 +6,7 @@ Torch-free. Each is taken as its authors meant it: its own mean, std, final norm
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +19,13 @@ class Family:
     """How the files of one of transformers' model types are read.
 
     settings: what its config says beside width, depth, heads and patch; eps: of its norms, where
-    the config does not say; section: the part of the config that holds the image tower; prefix: of
-    the tower's tensors in files that hold more; beside: what such files hold that is left out;
+    the config does not say; section: the part of the config that holds the image tower; prefixes:
+    of the tower's tensors in files that hold more; beside: what such files hold that is left out;
     positions: the learned positions, which are resampled to other image sizes.
     """
 
     settings: tuple[str, ...]
-    prefix: str = ""
+    prefixes: tuple[str, ...] = ()
     beside: tuple[str, ...] = ()
     positions: str | None = None
     eps: float = 1e-6
@@ -34,12 +35,19 @@ class Family:
 _MLP = ("intermediate_size", "hidden_act", "qkv_bias")
 _TABLE = "embeddings.position_embeddings"
 FAMILIES: dict[str, Family] = {
-    "vit": Family(_MLP, "vit.", ("classifier.", "pooler."), _TABLE, 1e-12),
-    "vit_mae": Family(_MLP, "vit.", ("decoder.",), _TABLE, 1e-12),
-    "vit_msn": Family(_MLP, "vit.", ("classifier.",), _TABLE),
+    # visual.trunk: of a tower of timm's in an open_clip file
+    "vit": Family(
+        _MLP,
+        ("vit.", "visual.trunk."),
+        ("classifier.", "pooler.", "head.", "visual.head.", "text.", "logit_"),
+        _TABLE,
+        1e-12,
+    ),
+    "vit_mae": Family(_MLP, ("vit.",), ("decoder.",), _TABLE, 1e-12),
+    "vit_msn": Family(_MLP, ("vit.",), ("classifier.",), _TABLE),
     "clip": Family(
         ("intermediate_size", "hidden_act"),
-        "vision_model.",
+        ("vision_model.",),
         (
             "text_model.",
             "text_projection.",
@@ -62,7 +70,7 @@ FAMILIES: dict[str, Family] = {
             "use_abs_pos",
             "use_rel_pos",
         ),
-        "vision_encoder.",
+        ("vision_encoder.",),
         ("neck.", "prompt_encoder.", "mask_decoder.", "shared_image_embedding."),
         section="vision_config",
     ),
@@ -76,9 +84,10 @@ FAMILIES: dict[str, Family] = {
             "downsample_in_first_stage",
             "downsample_in_bottleneck",
         ),
-        "resnet.",
+        ("resnet.",),
         ("classifier.",),
     ),
+    "timm_wrapper": Family(("architecture",), beside=("classifier.", "fc.", "head.fc.")),
     "dinov3_vit": Family(
         (
             "intermediate_size",
@@ -94,6 +103,39 @@ FAMILIES: dict[str, Family] = {
         eps=1e-5,
     ),
 }
+
+
+# Of timm's networks: its ViTs, which transformers has too, and convolutional ones of 1/32 the side.
+_TIMM_VIT = re.compile(r"vit_(tiny|small|base|large|huge)_patch(\d+)_\d+")
+_TIMM_SIZES = {"tiny": 12, "small": 12, "base": 12, "large": 24, "huge": 32}
+_TIMM_GRIDS = re.compile(r"(densenet|resnet|vgg)\d")
+VGG_DIM = 512  # of its last grid; its config has that of the layers behind
+
+
+def read_timm_shape(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what an Architecture is made of, from the config of a file of timm's.
+
+    None for a network of another kind. Raises KeyError naming what the config lacks.
+    """
+    name, dim, about = config["architecture"], config["num_features"], config["pretrained_cfg"]
+    spread = {"mean": tuple(about["mean"]), "std": tuple(about["std"])}
+    if vit := _TIMM_VIT.fullmatch(name):
+        settings = {"intermediate_size": 4 * dim, "hidden_act": "gelu", "qkv_bias": True}
+        shape = {"depth": _TIMM_SIZES[vit[1]], "heads": dim // (80 if vit[1] == "huge" else 64)}
+        return (
+            {"family": "vit", "settings": settings, "dim": dim, "patch": int(vit[2])}
+            | shape
+            | spread
+        )
+    if not _TIMM_GRIDS.match(name):
+        return None
+    return _timm_grid(name, VGG_DIM if name.startswith("vgg") else dim) | spread
+
+
+def _timm_grid(name: str, dim: int) -> dict[str, Any]:
+    settings = {"architecture": name}
+    grid = {"dim": dim, "depth": 1, "heads": 1, "patch": 32}
+    return {"family": "timm_wrapper", "settings": settings} | grid
 
 
 def read_shape(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,6 +192,7 @@ _CLIP = {
 }
 _LARGE: dict[str, Any] = {"dim": 1024, "depth": 24, "heads": 16, "patch": 16}
 _GELU = {"intermediate_size": 4096, "hidden_act": "gelu", "qkv_bias": True}
+_GRID = "mean of the last grid; `blocks: 1`; extra `timm`"
 _NORMED = "CLS after the final norm"
 
 
@@ -280,6 +323,41 @@ COMPARATORS: dict[str, Comparator] = {
         "Apache-2.0",
         58,
         "mean, std",
+    ),
+    "densenet_201": Comparator(
+        Architecture(**_timm_grid("densenet201", 1920)),
+        "timm/densenet201.tv_in1k",
+        224,
+        _GRID,
+        "see its card",
+        18.1,
+        "mean, std, licence",
+    ),
+    "vgg_19": Comparator(
+        Architecture(**_timm_grid("vgg19", VGG_DIM)),
+        "timm/vgg19.tv_in1k",
+        224,
+        _GRID,
+        "see its card",
+        139.6,
+        "mean, std, licence",
+    ),
+    "biomedclip_base": Comparator(
+        Architecture(
+            family="vit",
+            settings={"intermediate_size": 3072, "hidden_act": "gelu", "qkv_bias": True},
+            dim=768,
+            depth=12,
+            heads=12,
+            patch=16,
+            **_CLIP,
+        ),
+        "microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224",
+        224,
+        "CLS after the final norm, before the projection",
+        "see its card",
+        85.8,
+        "tensors' names, mean, std, licence",
     ),
     "rad_dino": Comparator(
         Architecture(

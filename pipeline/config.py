@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from pipeline.questions import FeatureSet, Missing, Scaling, Task, Uncertain
+from pipeline.questions import FeatureSet, Method, Missing, Scaling, Task, Uncertain
 from pipeline.types import Frozen, Output, PatchTokens, Precision, Preprocess, Treatment
 from stores.errors import ConfigError
 from stores.mirror import located, url_of
@@ -372,6 +372,9 @@ class NormTune(Tuning):
     """The scales and biases of the network's norms are trained."""
 
 
+TUNED: tuple[Method, ...] = ("finetune", "lora", "bitfit", "norm")  # the methods that tune
+
+
 class JobQueue(Frozen):
     """Jobs of a batch system that embed: `workers` jobs of one process each, by dask-jobqueue.
 
@@ -500,12 +503,15 @@ class Segment(Frozen):
 class Config(Frozen):
     """One config file.
 
+    fit_on: a store of the same collection by the same network, whose features heads are fitted on
+    in place of this one's, which are tested alone: how answers hold where the images are others.
     masks: what is to be segmented, each by a name of its own; segment: the heads that are asked to,
     each by a name of its own. finetune, lora, bitfit, norm: how the network is tuned, where it is.
     """
 
     data: Data
     store: Path
+    fit_on: Path | None = None
     demo: Demo | None = None
     backbone: BackboneChoice = BackboneChoice()
     preprocess: Preprocess = Preprocess()
@@ -530,7 +536,7 @@ class Config(Frozen):
     @field_validator("segment")
     @classmethod
     def _own_names(cls, value: dict[str, Segment]) -> dict[str, Segment]:
-        taken = sorted({"finetune", "lora", "bitfit", "norm"} & value.keys())
+        taken = sorted({*TUNED} & value.keys())
         if taken:
             raise ValueError(
                 f"A head must have a name of its own. Got {taken[0]!r}, which `radprobe tune` "
@@ -594,6 +600,7 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
         update={
             "data": config.data.model_copy(update={"root": anchored(base, config.data.root)}),
             "store": _store(base, config.store) if store is None else located(store),
+            "fit_on": config.fit_on and _store(base, config.fit_on),
             "backbone": config.backbone.model_copy(update={"weights": weights}),
             "labels": labels,
             "split": split,

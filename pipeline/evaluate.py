@@ -190,6 +190,8 @@ def _key(cases: Cases, method: Method) -> str:
         "rules": cases.config.split.model_dump(mode="json", include={"new", "allow"}),
         "store": cases.fingerprint,
     }
+    if cases.fitted is not None:
+        asked["fit_on"] = cases.fitted.store.fingerprint()
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -217,6 +219,7 @@ def _result(
             _key(cases, method), CONTRACT[method], cases.labels_digest, libraries
         ),
         seconds=seconds,
+        agreement=cases.agreement,
     )
 
 

@@ -1,13 +1,15 @@
 """The networks of `comparators`, each made to hand out tokens as DINOv2 does. Part of `backbones`.
 
-transformers holds the architectures. `Tower` lays their tokens out as CLS, registers, patches row
-by row, of every block, before the final norm.
+transformers holds the architectures, and wraps those of timm. `Tower` lays their tokens out as CLS,
+registers, patches row by row, of every block, before the final norm.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from transformers import (
     ResNetConfig,
     ResNetModel,
     SamVisionConfig,
+    TimmWrapperConfig,
+    TimmWrapperModel,
     ViTConfig,
     ViTMAEConfig,
     ViTMAEModel,
@@ -54,7 +58,21 @@ _CLASSES: dict[str, tuple[type[Any], type[Any], str | None]] = {
     "sam": (SamVisionConfig, _Sam, None),
     "resnet": (ResNetConfig, ResNetModel, None),
     "dinov3_vit": (DINOv3ViTConfig, DINOv3ViTModel, "norm"),
+    "timm_wrapper": (TimmWrapperConfig, TimmWrapperModel, None),
 }
+# timm's name for a tensor of a ViT -> that in files of transformers' ViT
+_TIMM_NAMES = (
+    (r"^cls_token$", "embeddings.cls_token"),
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^norm\.", "layernorm."),
+    (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
+    (r"\.norm1\.", ".layernorm_before."),
+    (r"\.norm2\.", ".layernorm_after."),
+    (r"\.attn\.proj\.", ".attention.output.dense."),
+    (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
 
 
 class Tower(nn.Module):
@@ -74,8 +92,13 @@ class Tower(nn.Module):
 
     def forward(self, x: Tensor, output_hidden_states: bool = True) -> BaseModelOutput:
         """Return every block's tokens, (b, 1 + registers + h w, d)."""
-        extra: dict[str, Tensor] = {}
+        extra: dict[str, Any] = {}
         family = self.architecture.family
+        if family == "timm_wrapper":
+            grid = self.model(x, do_pooling=False).last_hidden_state.permute(0, 2, 3, 1)
+            return BaseModelOutput(
+                last_hidden_state=_with_cls(grid), hidden_states=(_with_cls(grid),)
+            )
         if family == "vit_mae":  # it sorts its patches by this noise
             count = (x.shape[-1] // self.architecture.patch) ** 2
             extra["noise"] = torch.arange(float(count), device=x.device).expand(len(x), -1)
@@ -99,11 +122,17 @@ def _with_cls(grid: Tensor) -> Tensor:
 def family_model(architecture: Architecture, image_size: int) -> tuple[type[Any], Any]:
     """Return the transformers class and config of an architecture of `comparators`.
 
-    Raises ValueError where the network takes no images of that size.
+    Raises ValueError where the network takes no images of that size, WeightsError where timm is
+    needed and not installed.
     """
     settings = architecture.settings
     config, cls, _ = _CLASSES[architecture.family]
-    if architecture.family == "resnet":
+    if architecture.family == "timm_wrapper" and importlib.util.find_spec("timm") is None:
+        raise WeightsError(
+            f"{settings['architecture']} is one of timm's networks, and timm is not installed. "
+            "Install the extra: pip install 'radprobe[timm]' (it brings torchvision)."
+        )
+    if architecture.family in ("resnet", "timm_wrapper"):
         return cls, config(**settings)
     own = settings.get("image_size", image_size)
     if own != image_size:
@@ -139,9 +168,12 @@ def family_state(
     family = FAMILIES[architecture.family]
     kept = {}
     for key, value in state.items():
-        name = key.removeprefix(family.prefix)
+        prefix = next((each for each in family.prefixes if key.startswith(each)), "")
+        name = key.removeprefix(prefix)
         if not name.startswith(family.beside):
             kept[name] = value
+    if architecture.family == "vit" and "pos_embed" in kept:
+        kept = renamed(kept, _TIMM_NAMES)
     if family.positions is not None:
         if family.positions not in kept:
             raise WeightsError(
@@ -151,6 +183,22 @@ def family_state(
         table = kept[family.positions]
         kept[family.positions] = _resampled(table, image_size // architecture.patch)
     return kept
+
+
+def renamed(state: Mapping[str, Tensor], names: Iterable[tuple[str, str]]) -> dict[str, Tensor]:
+    """Return a state dict under other names, (pattern, replacement); a joint qkv as its thirds."""
+    found: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key
+        for pattern, replacement in names:
+            name = re.sub(pattern, replacement, name)
+        if ".attn.qkv." in name:
+            parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
+            for part, third in parts:
+                found[name.replace(".attn.qkv.", f".attention.attention.{part}.")] = third
+        else:
+            found[name] = value
+    return found
 
 
 def _resampled(positions: Tensor, grid: int) -> Tensor:

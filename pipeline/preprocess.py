@@ -1,8 +1,9 @@
 """Pixels to what a network sees: pure functions, one a step.
 
-intensity -> [0, 1] -> crop to the body -> aspect -> bicubic resize -> clamp -> three channels ->
-mean and std. The numbers of a slice depend on that slice alone, so that what is cached stays true
-whatever lies beside it; a rule of scope `volume` makes them depend on its volume, and no further.
+(another view ->) intensity -> [0, 1] -> crop to the body -> aspect -> bicubic resize -> clamp ->
+three channels -> mean and std. The numbers of a slice depend on that slice alone, so that what is
+cached stays true whatever lies beside it; a rule of scope `volume` makes them depend on its volume,
+and no further.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.nn import functional
 
 from pipeline.intensity import apply_intensity
 from pipeline.types import Architecture, FileWindow, Preprocess, Recipe, Slice
+from pipeline.views import viewed
 from stores.errors import UnreadableError
 
 # What is body and what is air round it: HU for CT, else a part of the slice's own range.
@@ -52,6 +54,7 @@ def prepare_batch(
     done.
     """
     size, device = recipe.image_size, torch.device(device)
+    items = [viewed(item, recipe.preprocess.view) for item in items]
     out = torch.empty((len(items), 3, size, size), device=device)
     for piece in _pieces(items, modalities, recipe.preprocess):
         alike, modality = items[piece], modalities[piece.start]
@@ -79,6 +82,7 @@ def scale(item: Slice, modality: str, preprocess: Preprocess) -> Tensor:
     all other pixels, and differently for each image size. Raises UnreadableError (`not-finite`).
     """
     check(item)
+    item = viewed(item, preprocess.view)
     grey = _grey([item], modality, preprocess, torch.device("cpu"))[0]
     if preprocess.crop == "body":
         grey = _cropped(grey, item, modality)

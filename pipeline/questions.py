@@ -295,7 +295,9 @@ class Tuned(Frozen):
 class Result(Frozen):
     """One task answered by one method. `notes` says what was left out, and why.
 
-    tuned: of methods that train the network, what each fold made.
+    tuned: of methods that train the network, what each fold made. agreement: where heads were
+    fitted on another store's features, how far those of the test units agree with them there (the
+    median over the numbers of a feature of ICC(A,1)).
     """
 
     task: str
@@ -314,6 +316,7 @@ class Result(Frozen):
     seconds: float
     cached: bool = False
     tuned: tuple[Tuned, ...] = ()
+    agreement: float | None = None
 
 
 class Segmented(Frozen):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline import segment
 from pipeline.collection import differences, make_recipe
-from pipeline.config import Config, Segment, Tuning
+from pipeline.config import TUNED, Config, Segment, Tuning
 from pipeline.evaluate import answer, cases_of, result_path
 from pipeline.questions import Method, Prediction, Result, Score, Segmented, Tuned, Units
 from pipeline.scoring import scores_of
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from pipeline.segmentation.contracts import Source
     from pipeline.tuning.making import Job, Made
 
-METHODS: tuple[Method, ...] = ("finetune", "lora", "bitfit", "norm")
 FOLDER = "tuned"  # in the store
 CHECKPOINT_S = 300.0
 
@@ -70,7 +69,7 @@ def tune(
 ) -> list[Result]:
     """Tune a network on each task by each method, or find the answer on file.
 
-    methods: of METHODS, each a block of the config; all that are there if not given. device: of
+    methods: of TUNED, each a block of the config; all that are there if not given. device: of
     torch's; auto, the first GPU where there is one. workers: processes that read files. A run that
     was killed goes on from its last checkpoint, at most checkpoint_s seconds or an epoch before.
     Raises ConfigError where there is nothing to tune, RecipeMismatchError, LabelError, DeviceError.
@@ -116,12 +115,17 @@ def tune_masks(
 
 
 def _asked(config: Config, methods: Sequence[Method] | None) -> Sequence[Method]:
-    given = [name for name in METHODS if getattr(config, name) is not None]
+    if config.fit_on is not None:
+        raise ConfigError(
+            "A network is tuned on images, not on the features of a store. The config has "
+            "`fit_on`: leave it out, or ask for knn, probe, linear or fewshot."
+        )
+    given = [name for name in TUNED if getattr(config, name) is not None]
     asked = given if methods is None else methods
     if not asked or set(asked) - set(given):
         lacks = ", ".join(sorted(set(asked) - set(given))) or "any"
         raise ConfigError(
-            f"The config must have a block of each method that is to tune: {', '.join(METHODS)}. "
+            f"The config must have a block of each method that is to tune: {', '.join(TUNED)}. "
             f"It lacks {lacks}; `lora: {{}}` takes the defaults."
         )
     return asked

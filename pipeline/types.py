@@ -246,13 +246,17 @@ Intensity = Annotated[
 ShortIntensity = Annotated[Intensity, BeforeValidator(_intensity)]
 
 
+# What a slice is changed to before all else, to see whether features mind (`views`).
+ViewName = Literal["none", "noise", "shift", "turn", "jpeg"]
+
+
 class Preprocess(Frozen):
     """How pixels become numbers in [0, 1], one rule for each kind of image, and which pixels.
 
     The defaults follow arXiv 2312.02366: HU clamped to [-1024, 600], X-rays by minimum and
     maximum, the whole image squeezed to a square; MR by percentiles of the slice. aspect: `pad`
     adds black to make the square, `crop` cuts its middle out. crop: `body` cuts to the box of the
-    body first.
+    body first. view: what the slice is changed to before all that, to ask how steady answers are.
     """
 
     ct: ShortIntensity = Window(low=-1024, high=600)
@@ -262,6 +266,7 @@ class Preprocess(Frozen):
     plane: Plane = "axial"
     aspect: Literal["square", "pad", "crop"] = "square"
     crop: Literal["none", "body"] = "none"
+    view: ViewName = "none"
 
     def rule(self, modality: str) -> Intensity:
         """Return the rule that scales slices of a modality."""
@@ -285,7 +290,9 @@ def intensity_kind(modality: str) -> IntensityKind:
 
 
 # Which of transformers' model types a network is (`comparators`); DINOv2's two are one here.
-FamilyName = Literal["dinov2", "vit", "vit_mae", "vit_msn", "clip", "sam", "resnet", "dinov3_vit"]
+FamilyName = Literal[
+    "dinov2", "vit", "vit_mae", "vit_msn", "clip", "sam", "resnet", "dinov3_vit", "timm_wrapper"
+]
 # A network's own mean, std and final norm; or as the code of arXiv 2312.02366 treats comparators:
 # ImageNet's mean and std, tokens before the final norm (DINOv2's keep theirs).
 Treatment = Literal["own", "paper"]
@@ -412,6 +419,8 @@ class Recipe(Frozen):
             del content["precision"]
         if self.patch == PatchTokens():  # so here
             del content["patch"]
+        if self.preprocess.view == "none":
+            del content["preprocess"]["view"]
         network = content["architecture"]
         for name, plain in (("family", "dinov2"), ("settings", {}), ("treatment", "own")):
             if network[name] == plain:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.comparators import COMPARATORS, FAMILIES, Comparator, read_shape
+from pipeline.comparators import COMPARATORS, FAMILIES, Comparator, read_shape, read_timm_shape
 from pipeline.types import Architecture, Treatment
 from stores.errors import WeightsError
 
@@ -24,6 +24,8 @@ from stores.errors import WeightsError
 BEGAN = "radprobe_began"
 SAFETENSORS = "model.safetensors"  # in a folder as Hugging Face saves it
 HUB_FILES = ("config.json", "preprocessor_config.json", SAFETENSORS)
+# What else a folder may hold weights as; the last is open_clip's.
+BINARIES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def locate(
 ) -> Weights:
     """Find a backbone's weights and say which they are, without loading them.
 
-    name: one of BACKBONES or COMPARATORS, or `hf:<folder or owner/name>`. weights: a file or
+    name: one of BACKBONES or COMPARATORS, or `hf:<folder or owner/name>`, or `timm:<name>`, which
+    is hf:timm/<name>. weights: a file or
     Hugging Face folder, or `random:<seed>`, or None to search caches and, with `hub`, Hugging Face.
     treatment: see `pipeline.types.Treatment`.
     Raises WeightsError with the ways to get them.
@@ -88,6 +91,7 @@ def locate(
 
 
 def _found(name: str, weights: str | None, *, hub: bool) -> Weights:
+    name = re.sub("^timm:", "hf:timm/", name)
     if name.startswith("hf:"):
         folder = _hub_folder(name.removeprefix("hf:"), hub=hub)
         architecture = _read_architecture(folder)
@@ -98,8 +102,8 @@ def _found(name: str, weights: str | None, *, hub: bool) -> Weights:
     published = BACKBONES.get(name) or COMPARATORS.get(name)
     if published is None:
         raise WeightsError(
-            f"There is no backbone {name!r}. "
-            f"Known: {', '.join((*BACKBONES, *COMPARATORS))}, or hf:<folder or owner/name>."
+            f"There is no backbone {name!r}. Known: {', '.join((*BACKBONES, *COMPARATORS))}, "
+            "hf:<folder or owner/name>, timm:<name>."
         )
     if weights is not None and weights.startswith("random:"):
         return _random(weights, published.architecture)
@@ -144,7 +148,7 @@ def identity_of(file: Path) -> str:
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in (SAFETENSORS, "pytorch_model.bin"):
+    for name in (SAFETENSORS, *BINARIES):
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(
@@ -183,7 +187,7 @@ def _search(name: str, published: Published | Comparator, *, hub: bool) -> Path:
 def _search_hub(name: str, comparator: Comparator, *, hub: bool) -> Path:
     repository = comparator.repository
     try:
-        folder = _hub_folder(repository, hub=hub, files=(*HUB_FILES, "pytorch_model.bin"))
+        folder = _hub_folder(repository, hub=hub, files=(*HUB_FILES, *BINARIES))
         return _in_folder(folder)
     except WeightsError as error:
         raise WeightsError(
@@ -222,8 +226,11 @@ def _hub_folder(repository: str, *, hub: bool, files: Sequence[str] = HUB_FILES)
 def _read_architecture(folder: Path) -> Architecture:
     """Read the shape from a Hugging Face folder's config.json (and mean and std beside it)."""
     config = _read_json(folder / "config.json")
+    if "pretrained_cfg" in config:
+        return _read_timm(folder, config)
     kind = config.get("model_type")
-    known = ("dinov2", "dinov2_with_registers", *FAMILIES, "clip_vision_model")
+    own = (family for family in FAMILIES if family != "timm_wrapper")
+    known = ("dinov2", "dinov2_with_registers", *own, "clip_vision_model")
     if kind not in known:
         raise WeightsError(
             f"{folder / 'config.json'}: model_type must be one of {', '.join(known)}. "
@@ -236,6 +243,19 @@ def _read_architecture(folder: Path) -> Architecture:
     if (folder / "preprocessor_config.json").is_file():
         image = _read_json(folder / "preprocessor_config.json")
         shape |= {"mean": tuple(image["image_mean"]), "std": tuple(image["image_std"])}
+    return Architecture(**shape)
+
+
+def _read_timm(folder: Path, config: dict[str, Any]) -> Architecture:
+    try:
+        shape = read_timm_shape(config)
+    except KeyError as error:
+        raise WeightsError(f"{folder / 'config.json'} does not say {error}.") from None
+    if shape is None:
+        raise WeightsError(
+            f"{folder / 'config.json'}: of timm's networks, vit_<size>_patch<p>_<side>, densenet, "
+            f"resnet and vgg are known. Got {config['architecture']!r} instead."
+        )
     return Architecture(**shape)
 
 

@@ -50,7 +50,7 @@ LEVELS = [
     {"volumes", "preprocess", "backbones", "stats", "phantoms", "neighbours"},
     {"holding"},
     {"families"},
-    {"intensity"},
+    {"intensity", "views"},
     {"read"},
     {"reading"},
     {"formats"},

@@ -32,7 +32,7 @@ from pipeline.config import (
     read_settings,
 )
 from pipeline.questions import Method
-from pipeline.types import Frozen, PatchTokens
+from pipeline.types import Frozen, PatchTokens, ViewName
 from pipeline.walk import matcher
 from stores.errors import ConfigError
 
@@ -51,6 +51,12 @@ BLOCKS: dict[str, type[Frozen]] = {
     "norm": NormTune,
     "segment": Segment,
 }
+
+
+# The methods whose heads can be tested on another store than they are fitted on, and answer with
+# predictions that can be held against each other.
+STEADY: tuple[Method, ...] = ("knn", "probe", "linear", "attention")
+SeenAs = Literal["noise", "shift", "turn", "jpeg"]
 
 
 class Backbone(BackboneChoice):
@@ -89,7 +95,9 @@ class Benchmark(Frozen):
 
     out: the folder of stores and results. datasets: name -> config file, such as `radprobe dataset`
     writes; its data, preprocessing, labels, split, tasks and masks count. seeds: of splits that
-    are dealt, and of heads that draw. tokens: how patch tokens are kept, for segmentation.
+    are dealt, and of heads that draw. views: what else the slices are seen as, for each of which
+    the heads of STEADY are tested on features of the view that were fitted on the slices as they
+    are. tokens: how patch tokens are kept, for segmentation.
     """
 
     out: Path
@@ -97,6 +105,7 @@ class Benchmark(Frozen):
     backbones: Annotated[dict[str, Backbone], Field(min_length=1)]
     settings: Annotated[dict[str, Setting], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    views: tuple[SeenAs, ...] = ()
     tokens: PatchTokens = PatchTokens()
 
     @field_validator("datasets", "backbones", "settings")
@@ -110,7 +119,10 @@ class Benchmark(Frozen):
 
 @dataclass(frozen=True)
 class Cell:
-    """One data set, by one backbone, in one setting, with one seed; config: all of that."""
+    """One data set, by one backbone, in one setting, with one seed; config: all of that.
+
+    view: what its test images are seen as; needs: the configs whose stores it reads.
+    """
 
     dataset: str
     backbone: str
@@ -118,11 +130,14 @@ class Cell:
     seed: int
     config: Config
     method: Method | Literal["segment"]
+    view: ViewName
+    needs: tuple[Config, ...]
 
     @property
     def name(self) -> str:
         """What it is called on the command line and in tables."""
-        return f"{self.dataset}/{self.backbone}/{self.setting}/{self.seed}"
+        seen = "" if self.view == "none" else f"+{self.view}"
+        return f"{self.dataset}/{self.backbone}/{self.setting}{seen}/{self.seed}"
 
 
 def load_benchmark(path: Path) -> Benchmark:
@@ -178,8 +193,19 @@ def _cells(asked: Benchmark) -> Iterator[Cell]:
                 if not (base.masks if what.method == "segment" else base.tasks):
                     continue
                 for seed in asked.seeds:
-                    config = _config(asked, base, dataset, backbone, setting, seed)
-                    yield Cell(dataset, backbone, setting, seed, config, what.method)
+                    plain = _config(asked, base, dataset, backbone, setting, seed)
+                    about = dataset, backbone, setting, seed
+                    yield Cell(*about, plain, what.method, "none", (plain,))
+                    for view in asked.views if what.method in STEADY else ():
+                        seen = _seen_as(view, plain)
+                        yield Cell(*about, seen, what.method, view, (plain, seen))
+
+
+def _seen_as(view: ViewName, plain: Config) -> Config:
+    """Return a config whose heads are fitted on its store, and tested on a view of its slices."""
+    store = plain.store.with_name(f"{plain.store.name}-{view}")
+    changed = plain.preprocess.model_copy(update={"view": view})
+    return plain.model_copy(update={"store": store, "fit_on": plain.store, "preprocess": changed})
 
 
 def _config(

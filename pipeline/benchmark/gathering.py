@@ -14,18 +14,19 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.benchmark.asked import Cell
-from pipeline.benchmark.paired import Paired, pair
+from pipeline.benchmark.paired import Paired, held_against, pair
 from pipeline.benchmark.published import Published, method_of, published
 from pipeline.benchmark.running import Outcome
 from pipeline.questions import Metric, Result, Score, Segmented
 from pipeline.report.words import HEADLINE
 from pipeline.stats.paired import holm
 from pipeline.stats.ranking import Ranking, ranking
+from pipeline.types import ViewName
 from stores.errors import LabelError
 
 Answer = Result | Segmented
 TIDY = pa.schema(
-    [(name, pa.string()) for name in ("dataset", "task", "backbone", "setting", "method")]
+    [(name, pa.string()) for name in ("dataset", "task", "backbone", "setting", "view", "method")]
     + [("seed", pa.int64()), ("patients", pa.int64())]
     + [(name, pa.string()) for name in ("at", "metric", "label")]
     + [(name, pa.float64()) for name in ("value", "low", "high", "p", "published", "seconds")]
@@ -75,18 +76,38 @@ class Test:
 
 
 @dataclass(frozen=True)
+class Steady:
+    """How an answer holds where the test images are seen otherwise: of the first seed.
+
+    plain, seen: its metric on the images as they are, and on the view; difference: the second less
+    the first, on the same test units. icc_scores: ICC(A,1) of the predictions, the mean over
+    classes; icc_features: see `questions.Result.agreement`.
+    """
+
+    question: Question
+    backbone: str
+    view: ViewName
+    plain: Metric
+    seen: Metric
+    difference: Metric
+    icc_scores: float
+    icc_features: float | None
+
+
+@dataclass(frozen=True)
 class Gathered:
     """All that a benchmark's answers say.
 
-    scores: question -> backbone -> entry. mean_ranks: setting -> backbone -> mean rank over the
-    questions that every backbone answered. unpaired: why two backbones could not be held against
-    each other.
+    scores: question -> backbone -> entry, of the images as they are. mean_ranks: setting ->
+    backbone -> mean rank over the questions that every backbone answered. unpaired: why two
+    backbones could not be held against each other.
     """
 
     backbones: tuple[str, ...]
     tidy: pa.Table
     scores: dict[Question, dict[str, Entry]]
     tests: tuple[Test, ...]
+    steady: tuple[Steady, ...]
     unpaired: tuple[str, ...]
     mean_ranks: dict[str, dict[str, float]]
     ranking: Ranking
@@ -95,8 +116,9 @@ class Gathered:
 
 def gather(outcomes: Sequence[Outcome]) -> Gathered:
     """Return what the answers say, of cells that have any."""
-    held = [(outcome.cell, answer) for outcome in outcomes for answer in outcome.answers]
-    held = [(cell, answer) for cell, answer in held if "/" not in answer.task]  # no shortcuts
+    every = [(outcome.cell, answer) for outcome in outcomes for answer in outcome.answers]
+    every = [(cell, answer) for cell, answer in every if "/" not in answer.task]  # no shortcuts
+    held = [(cell, answer) for cell, answer in every if cell.view == "none"]
     backbones = tuple(dict.fromkeys(outcome.cell.backbone for outcome in outcomes))
     scores = _scores(held)
     tests, unpaired = _tests(held)
@@ -112,9 +134,10 @@ def gather(outcomes: Sequence[Outcome]) -> Gathered:
         blocks.setdefault((question.dataset, question.task), []).append(rank)
     return Gathered(
         backbones=backbones,
-        tidy=tidy(held),
+        tidy=tidy(every),
         scores=scores,
         tests=tests,
+        steady=tuple(_steady(every)),
         unpaired=unpaired,
         mean_ranks=mean_ranks,
         ranking=ranking(backbones, np.array([np.mean(own, axis=0) for own in blocks.values()])),
@@ -205,6 +228,7 @@ def _about(cell: Cell, answer: Answer) -> dict[str, Any]:
         "task": answer.task,
         "backbone": cell.backbone,
         "setting": cell.setting,
+        "view": cell.view,
         "method": answer.method,
         "seed": cell.seed,
         "seconds": answer.seconds,
@@ -226,6 +250,39 @@ def _at(cell: Cell, answer: Answer, score: Score) -> dict[str, Any]:
 
 def _published(cell: Cell, answer: Answer, shots: int | None) -> Published | None:
     return published(cell.dataset, cell.config.backbone.name, method_of(answer), shots)
+
+
+# --- views -----------------------------------------------------------------------------------
+
+
+def _steady(every: Sequence[tuple[Cell, Answer]]) -> Iterator[Steady]:
+    """Yield each answer on a view against that on the images as they are, of the first seed."""
+    plain: dict[Question, dict[str, tuple[Cell, Result]]] = {}
+    done: set[tuple[Question, str, str]] = set()
+    for cell, answer in sorted(every, key=lambda each: each[0].view != "none"):
+        if not isinstance(answer, Result):
+            continue
+        metric = headline(answer)
+        asked = Question(cell.dataset, answer.task, cell.setting, None, True, metric)
+        if cell.view == "none":
+            plain.setdefault(asked, {}).setdefault(cell.backbone, (cell, answer))
+            continue
+        cell_there, there = plain.get(asked, {}).get(cell.backbone, (cell, None))
+        if there is None or cell_there.seed != cell.seed:
+            continue
+        found = held_against((cell_there, there), (cell, answer), metric)
+        if (asked, cell.backbone, cell.view) not in done and found is not None:
+            done.add((asked, cell.backbone, cell.view))
+            yield Steady(
+                question=asked,
+                backbone=cell.backbone,
+                view=cell.view,
+                plain=there.scores[-1].metrics[metric],
+                seen=answer.scores[-1].metrics[metric],
+                difference=found[0],
+                icc_scores=found[1],
+                icc_features=answer.agreement,
+            )
 
 
 # --- paired tests ----------------------------------------------------------------------------

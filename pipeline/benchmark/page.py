@@ -21,6 +21,7 @@ from pipeline.report.page import asset, template
 from pipeline.report.style import inline_svg, save
 from pipeline.report.tables import markdown_table, tex
 from pipeline.report.words import METRICS, RANDOM, count, interval
+from pipeline.views import VIEWS
 from stores._disk import write_atomic, writing
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def write_benchmark(asked: Benchmark, outcomes: Sequence[Outcome]) -> tuple[Gath
             for suffix in (".svg", ".png"):
                 save(figure, asked.out / f"{name}{suffix}")
     stamp = found.random
-    write_atomic(asked.out / "results.md", _markdown(layouts, random=stamp).encode())
+    text = _markdown(layouts, random=stamp) + _steady(found)
+    write_atomic(asked.out / "results.md", text.encode())
     write_atomic(asked.out / "results.tex", _latex(layouts, random=stamp).encode())
     text = _render(asked, found, outcomes, layouts, figures)
     write_atomic(asked.out / "benchmark.html", text.encode())
@@ -141,6 +143,29 @@ def _markdown(layouts: Sequence[Layout], *, random: bool) -> str:
     return stamp + "\n\n".join(tables) + "\n"
 
 
+def _steady(found: Gathered) -> str:
+    if not found.steady:
+        return ""
+    head = ["seen as", "setting", "backbone", "task", "metric"]
+    head += ["as it is", "seen so", "difference", "ICC of predictions", "ICC of features"]
+    lines = [
+        [
+            VIEWS[each.view],
+            each.question.setting,
+            each.backbone,
+            column_name(each.question),
+            NAMES.get(each.question.metric, each.question.metric),
+            interval(each.plain),
+            interval(each.seen),
+            interval(each.difference),
+            f"{each.icc_scores:.3f}",
+            "" if each.icc_features is None else f"{each.icc_features:.3f}",
+        ]
+        for each in found.steady
+    ]
+    return "\n" + markdown_table(head, lines) + "\n"
+
+
 def _latex(layouts: Sequence[Layout], *, random: bool) -> str:
     stamp = f"{RANDOM}: untrained networks made these numbers. " if random else ""
     out = ["% needs \\usepackage{booktabs}"]
@@ -187,6 +212,7 @@ def _render(
         seen=sorted({e.published for own in found.scores.values() for e in own.values()
                      if e.published}, key=lambda p: (p.dataset, p.backbone, p.shots or 10**9)),
         NAMES=NAMES,
+        VIEWS=VIEWS,
         column_name=column_name,
         count=count,
         svg=lambda key, label: Markup(inline_svg(figures[key], key, label)),

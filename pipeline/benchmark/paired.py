@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pipeline.benchmark.asked import Cell
 from pipeline.compare import compare, same_grouping
 from pipeline.questions import Metric, Result, Segmented
-from pipeline.tables import predictions_path, read_units, segmentation_path
+from pipeline.stats.agreement import icc
+from pipeline.tables import predictions_path, read_predictions, read_units, segmentation_path
 from stores.errors import LabelError
 
 
@@ -47,6 +48,25 @@ def pair(
     # DeLong's p is of a label; of several labels, the joint difference has its interval alone.
     p = d.p if d.p is not None else _only_p([x.p for x in found if x.metric == metric])
     return Paired(d.difference, p, "" if p is None else "DeLong")
+
+
+def held_against(
+    one: tuple[Cell, Result], two: tuple[Cell, Result], metric: str
+) -> tuple[Metric, float] | None:
+    """Return the second's score less the first's, and how far their predictions agree.
+
+    That is ICC(A,1), the mean over the classes that vary. None where they have no predictions.
+    Raises LabelError for other test units.
+    """
+    answered = [(cell.config.store, answer) for cell, answer in (one, two)]
+    if not all(predictions_path(*each).is_file() for each in answered):
+        return None
+    found = compare(answered[0], answered[1])
+    difference = next((d.difference for d in found if d.metric == metric and not d.label), None)
+    if difference is None:
+        return None
+    said = [read_predictions(*each, -1)[1] for each in answered]
+    return difference, float(np.nanmean(icc(np.stack(said, axis=1))))
 
 
 def _only_p(every: list[float | None]) -> float | None:

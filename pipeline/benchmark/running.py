@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline import evaluate, segment, tune
 from pipeline.benchmark.asked import Cell
+from pipeline.config import TUNED, Config
 from pipeline.embed import Speed
 from pipeline.extract import extract
 from pipeline.plan import plan, seconds_a_slice
@@ -47,13 +48,14 @@ def run(cells: Sequence[Cell], speed: Speed, tell: Callable[[str], None]) -> lis
     found = []
     for number, cell in enumerate(cells, start=1):
         started, embedded = time.perf_counter(), 0
-        path = cell.config.store
-        if path not in stores:
-            tell(f"[{number}/{len(cells)}] {cell.dataset} by {cell.backbone}: {path.name}")
-            stores[path] = _embed(cell, speed)
-            embedded = _count(stores[path])
-        done = stores[path]
-        outcome = Outcome(cell, fault=done) if isinstance(done, str) else _answered(cell, speed)
+        for config in cell.needs:
+            path = config.store
+            if path not in stores:
+                tell(f"[{number}/{len(cells)}] {cell.dataset} by {cell.backbone}: {path.name}")
+                stores[path] = _embed(cell.name, config, speed)
+                embedded += _count(stores[path])
+        faults = [done for each in cell.needs if isinstance(done := stores[each.store], str)]
+        outcome = Outcome(cell, fault=faults[0]) if faults else _answered(cell, speed)
         spent = time.perf_counter() - started
         found.append(replace(outcome, seconds=spent, embedded=embedded))
         tell(f"[{number}/{len(cells)}] {cell.name}: {said(found[-1])}")
@@ -74,14 +76,14 @@ def _count(done: int | str) -> int:
     return 0 if isinstance(done, str) else done
 
 
-def _embed(cell: Cell, speed: Speed) -> int | str:
+def _embed(name: str, config: Config, speed: Speed) -> int | str:
     """Return how many slices were embedded, or why they could not be."""
     try:
-        summary = extract(cell.config, speed)
+        summary = extract(config, speed)
     except Exception as error:  # a cell's fault is data; the others are still to run
-        return _fault(cell, error)
+        return _fault(name, error)
     if not summary.slices:
-        return f"no image was found in {cell.config.data.root}"
+        return f"no image was found in {config.data.root}"
     return summary.embedded
 
 
@@ -89,14 +91,14 @@ def _answered(cell: Cell, speed: Speed) -> Outcome:
     try:
         answers = answer(cell, speed)
     except Exception as error:  # as above
-        return Outcome(cell, fault=_fault(cell, error))
+        return Outcome(cell, fault=_fault(cell.name, error))
     return Outcome(cell, answers, computed=sum(not each.cached for each in answers))
 
 
-def _fault(cell: Cell, error: Exception) -> str:
+def _fault(name: str, error: Exception) -> str:
     if isinstance(error, RadprobeError):
         return str(error)
-    log.debug("%s", cell.name, exc_info=error)
+    log.debug("%s", name, exc_info=error)
     return f"{type(error).__name__}: {error}"
 
 
@@ -105,7 +107,7 @@ def answer(cell: Cell, speed: Speed) -> Answers:
     if cell.method == "segment":
         return tuple(segment.segment(cell.config))
     asked = [cell.method]
-    if cell.method in tune.METHODS:
+    if cell.method in TUNED:
         return tuple(tune.tune(cell.config, asked, device=speed.device, workers=speed.workers))
     return tuple(evaluate.evaluate(cell.config, asked))
 

@@ -104,10 +104,10 @@ def tune(
 
     Stopped at any moment, it goes on from its last checkpoint.
     """
-    from pipeline.config import load_config
-    from pipeline.tune import METHODS, tune, tune_masks
+    from pipeline.config import TUNED, load_config
+    from pipeline.tune import tune, tune_masks
 
-    asked = None if not method else [_one_of(METHODS, "--method", name) for name in method]
+    asked = None if not method else [_one_of(TUNED, "--method", name) for name in method]
     settings = load_config(config, store)
     results: list[Result] = []
     outlined: list[Segmented] = []

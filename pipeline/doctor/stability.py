@@ -6,20 +6,17 @@ moves features that a second scan of the same patient would move as well.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.config import Config
 from pipeline.doctor.drift import K, features_of, held, network_of, sample_of
 from pipeline.stats.agreement import icc
+from pipeline.views import VIEWS, viewed
 
 BATCH = 8
-Pixels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -48,63 +45,10 @@ def stability(config: Config, slices: int = 64, device: str = "auto") -> Iterato
     sample = sample_of(config, slices, "Stability")
     network = network_of(config, pick_device(device), "float32")
     want = features_of(network, sample, BATCH)
-    for name, view in VIEWS.items():
-        items = [
-            replace(item, pixels=view(_filled(item.pixels), np.random.default_rng(i)))
-            for i, item in enumerate(sample.items)
-        ]
+    for view, said in VIEWS.items():
+        items = [viewed(item, view) for item in sample.items]
         got = features_of(network, replace(sample, items=items), BATCH)
         found = icc(np.stack([want, got], axis=1))
         low, middle = np.nanquantile(found, [0.05, 0.5]).tolist()
         cosine, moved = held(want, got)
-        yield Stability(name, middle, low, float(cosine.mean()), moved, K)
-
-
-# --- views ---------------------------------------------------------------------------------------
-
-
-def _filled(pixels: Pixels) -> Pixels:
-    """Return pixels with padding at the darkest value."""
-    pixels = pixels.astype(np.float32)
-    return np.where(np.isnan(pixels), np.nanmin(pixels), pixels)
-
-
-def _range(pixels: Pixels) -> float:
-    """Return how far apart the 1st and the 99th percentile are."""
-    low, high = np.quantile(pixels, [0.01, 0.99])
-    return float(high - low) or float(np.ptp(pixels)) or 1.0
-
-
-def _noise(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    noise = rng.normal(0, 0.02 * _range(pixels), pixels.shape)
-    return (pixels + noise).astype(np.float32)
-
-
-def _shift(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    return pixels + np.float32(0.05 * _range(pixels))
-
-
-def _turn(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    from scipy import ndimage
-
-    turned: Pixels = ndimage.rotate(pixels, 5, reshape=False, order=1, mode="nearest")
-    return turned
-
-
-def _jpeg(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    low, high = float(pixels.min()), float(pixels.max())
-    scale = (high - low) / 255 or 1.0
-    sink = io.BytesIO()
-    Image.fromarray(((pixels - low) / scale).round().astype(np.uint8)).save(
-        sink, "JPEG", quality=50
-    )
-    with Image.open(sink, formats=("JPEG",)) as image:
-        return (np.asarray(image, np.float32) * scale + low).astype(np.float32)
-
-
-VIEWS: dict[str, Callable[[Pixels, np.random.Generator], Pixels]] = {
-    "noise of 2 % of the range": _noise,
-    "shift by 5 % of the range": _shift,
-    "turn by 5 degrees": _turn,
-    "JPEG of quality 50": _jpeg,
-}
+        yield Stability(said, middle, low, float(cosine.mean()), moved, K)

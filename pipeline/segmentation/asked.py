@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Config, Labels, Masks, Segment, Tuning
+from pipeline.config import TUNED, Config, Labels, Masks, Segment, Tuning
 from pipeline.questions import Task
 from pipeline.segmentation.geometry import to_slice
 from pipeline.segmentation.masks import Kept, settle
@@ -28,7 +28,6 @@ from stores.features import FeatureStore
 
 # Raised whenever the same question is answered otherwise: older answers are then not found.
 CONTRACT = 3
-TUNED = ("finetune", "lora", "bitfit", "norm")  # what `radprobe tune` answers, by method
 Labels2D = NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]
 
@@ -51,6 +50,11 @@ class Asked:
         progress: called with what is done, how many mask files were looked at, of how many. Raises
         ConfigError, LabelError.
         """
+        if config.fit_on is not None:
+            raise ConfigError(
+                "Segmentation heads are fitted and tested on the tokens of one store. The config "
+                "has `fit_on`: leave it out."
+            )
         store, masks = FeatureStore.open(config.store), config.masks[task]
         tell = functools.partial(progress, f"{task}: masks") if progress else None
         kept = settle(config, store, masks, tell)

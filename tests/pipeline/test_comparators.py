@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.backbones import load_backbone
-from pipeline.comparators import COMPARATORS, FAMILIES
+from pipeline.comparators import COMPARATORS, read_shape
 from pipeline.families import family_model, family_options
 from pipeline.registry import count_parameters, fetch, known
 from pipeline.types import Recipe
@@ -24,6 +25,7 @@ from stores.errors import WeightsError
 from tests.pipeline.test_backbones import picture
 
 ROOT = Path(__file__).parents[2]
+TIMM = importlib.util.find_spec("timm") is not None
 SIZE = 64
 SHAPE: dict[str, Any] = {
     "hidden_size": 48,
@@ -110,7 +112,7 @@ def saved(family: str, folder: Path) -> tuple[Path, Any]:
     return folder, model
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(MADE))
 def test_features_equal_the_librarys_own_pass(family: str, tmp_path: Path) -> None:
     folder, model = saved(family, tmp_path)
     x = picture(SIZE, count=3)
@@ -150,7 +152,7 @@ def test_positions_are_resampled_as_the_library_does(family: str, tmp_path: Path
     assert torch.allclose(got.cls[:, 0], theirs[:, 0], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(MADE))
 def test_a_key_too_few_or_too_many_is_named(family: str, tmp_path: Path) -> None:
     folder, _ = saved(family, tmp_path)
     file = folder / "model.safetensors"
@@ -167,6 +169,125 @@ def test_a_key_too_few_or_too_many_is_named(family: str, tmp_path: Path) -> None
     blocks = 1 if family == "resnet" else 2
     with pytest.raises(WeightsError, match=r"missing: .*bias; unexpected: stray\.weight"):
         load_backbone(f"hf:{folder}", image_size=SIZE, blocks=blocks)
+
+
+def in_timms_words(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a ViT of transformers under the names of timm's."""
+    plain = {
+        "cls_token": "embeddings.cls_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    found = {theirs: state[f"vit.{ours}"] for theirs, ours in plain.items()}
+    for end in ("weight", "bias"):
+        found[f"patch_embed.proj.{end}"] = state[
+            f"vit.embeddings.patch_embeddings.projection.{end}"
+        ]
+        for i in range(SHAPE["num_hidden_layers"]):
+            block, layer = f"blocks.{i}", f"vit.encoder.layer.{i}"
+            found[f"{block}.attn.qkv.{end}"] = torch.cat(
+                [state[f"{layer}.attention.attention.{k}.{end}"] for k in ("query", "key", "value")]
+            )
+            for theirs, ours in (
+                ("norm1", "layernorm_before"),
+                ("attn.proj", "attention.output.dense"),
+                ("norm2", "layernorm_after"),
+                ("mlp.fc1", "intermediate.dense"),
+                ("mlp.fc2", "output.dense"),
+            ):
+                found[f"{block}.{theirs}.{end}"] = state[f"{layer}.{ours}.{end}"]
+    return found
+
+
+def test_biomedclip_is_read_from_an_open_clip_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = saved("vit", tmp_path / "vit")
+    own = in_timms_words(load_file(folder / "model.safetensors"))
+    other = {"visual.head.proj.weight": torch.zeros(8, 48), "logit_scale": torch.ones(())}
+    other |= {"text.transformer.embeddings.word_embeddings.weight": torch.zeros(9, 8)}
+    held = {f"visual.trunk.{name}": value for name, value in own.items()} | other
+    theirs = tmp_path / "biomedclip"
+    theirs.mkdir()
+    torch.save(held, theirs / "open_clip_pytorch_model.bin")
+    entry = COMPARATORS["biomedclip_base"]
+    small = read_shape_of(folder) | {"mean": entry.architecture.mean}
+    shape = entry.architecture.model_copy(update=small)
+    monkeypatch.setitem(COMPARATORS, "biomedclip_base", replace(entry, architecture=shape))
+    x = picture(SIZE, count=2)
+    with torch.inference_mode():
+        expected = model.vit(x).last_hidden_state
+    got = load_backbone("biomedclip_base", theirs, image_size=SIZE, blocks=1)(x)
+    assert torch.allclose(got.cls[:, 0], expected[:, 0], atol=1e-5)
+    assert torch.allclose(got.patch.flatten(1, 2), expected[:, 1:], atol=1e-5)
+    lacking = {k: v for k, v in held.items() if k != "visual.trunk.norm.bias"}
+    torch.save(lacking, theirs / "open_clip_pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"missing: layernorm\.bias"):
+        load_backbone("biomedclip_base", theirs, image_size=SIZE, blocks=1)
+
+
+def read_shape_of(folder: Path) -> dict[str, Any]:
+    """Return the shape of a saved ViT, with the eps that it has."""
+    shape = read_shape(json.loads((folder / "config.json").read_text()))
+    return {k: v for k, v in shape.items() if k in ("dim", "depth", "heads", "settings", "eps")}
+
+
+def as_timm_saves(name: str, folder: Path, **options: Any) -> Any:
+    """Make a network of timm's, its weights far from their initial values, and save it."""
+    timm = pytest.importorskip("timm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=5, **options).eval()
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                torch.nn.init.normal_(parameter, mean=0.5, std=0.1)
+    folder.mkdir()
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    about = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]}
+    config = {"architecture": name, "num_features": model.num_features, "pretrained_cfg": about}
+    (folder / "config.json").write_text(json.dumps(config))
+    return model
+
+
+@pytest.mark.parametrize("name", ["densenet201", "vgg19", "resnet18"])
+def test_a_grid_of_timms_equals_its_own_pass(name: str, tmp_path: Path) -> None:
+    model = as_timm_saves(name, tmp_path / "network")
+    x = picture(SIZE, count=3)
+    with torch.inference_mode():
+        grid = model.forward_features(x)
+    backbone = load_backbone(f"hf:{tmp_path / 'network'}", image_size=SIZE, blocks=1)
+    got = backbone(x)
+    scale = float(grid.abs().max())
+    assert got.patch.shape == (3, 2, 2, grid.shape[1])
+    assert torch.allclose(got.patch, grid.permute(0, 2, 3, 1), atol=1e-5 * scale)
+    assert torch.allclose(got.cls[:, 0], grid.mean(dim=(2, 3)), atol=1e-5 * scale)
+    assert torch.allclose(backbone(x[1:2]).cls[0], got.cls[1], atol=1e-5 * scale)
+    assert backbone.architecture.std == (0.2, 0.25, 0.3)
+
+
+def test_a_vit_of_timms_equals_its_own_pass(tmp_path: Path) -> None:
+    model = as_timm_saves("vit_tiny_patch16_224", tmp_path / "network", img_size=SIZE)
+    x = picture(SIZE, count=2)
+    with torch.inference_mode():
+        tokens = model.forward_features(x)
+    got = load_backbone(f"hf:{tmp_path / 'network'}", image_size=SIZE, blocks=1)(x)
+    assert torch.allclose(got.cls[:, 0], tokens[:, 0], atol=1e-4)
+    assert torch.allclose(got.patch.flatten(1, 2), tokens[:, 1:], atol=1e-4)
+
+
+@pytest.mark.skipif(TIMM, reason="timm is installed")
+def test_where_timm_is_not_installed_the_extra_is_named() -> None:
+    with pytest.raises(WeightsError, match=r"densenet201 .*pip install 'radprobe\[timm\]'"):
+        load_backbone("densenet_201", "random:0", blocks=1)
+
+
+def test_a_network_of_timms_of_another_kind_is_named(tmp_path: Path) -> None:
+    config = {"architecture": "swin_tiny", "num_features": 768}
+    about = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"pretrained_cfg": about}))
+    with pytest.raises(WeightsError, match="Got 'swin_tiny' instead"):
+        load_backbone(f"hf:{tmp_path}")
 
 
 def test_sam_takes_its_own_size_alone(tmp_path: Path) -> None:
@@ -202,8 +323,12 @@ def test_every_name_gives_a_network(name: str, monkeypatch: pytest.MonkeyPatch) 
     sizes |= {"hidden_sizes": [8, 16, 24, 48], "depths": [1, 1, 1, 1], "embedding_size": 8}
     sizes |= {"global_attn_indexes": [1]}
     shape = entry.architecture
+    if shape.family == "timm_wrapper" and not TIMM:
+        pytest.skip("timm is not installed")
     size = 4 * shape.patch if shape.family == "dinov2" else 64
-    narrow: dict[str, Any] = {"dim": 48, "depth": min(2, shape.depth), "heads": min(3, shape.heads)}
+    narrow: dict[str, Any] = {"depth": min(2, shape.depth), "heads": min(3, shape.heads)}
+    if shape.family != "timm_wrapper":
+        narrow["dim"] = 48
     narrow["settings"] = {k: sizes.get(k, v) for k, v in shape.settings.items()}
     if shape.patch == 14:
         size = 56
@@ -214,7 +339,7 @@ def test_every_name_gives_a_network(name: str, monkeypatch: pytest.MonkeyPatch) 
         load_backbone(name, f"random:{seed}", image_size=size, blocks=1)(x) for seed in (1, 1, 2)
     )
     side = size // shape.patch
-    assert one.patch.shape == (2, side, side, 48)
+    assert one.patch.shape == (2, side, side, small.architecture.dim)
     assert torch.equal(one.cls, again.cls)
     assert torch.isfinite(one.cls).all()
     assert not torch.allclose(one.cls, other.cls)
@@ -224,6 +349,8 @@ def test_every_name_gives_a_network(name: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", sorted(n for n in COMPARATORS if n != "rad_dino"))
 def test_the_table_has_the_published_sizes(name: str) -> None:
     entry = COMPARATORS[name]
+    if entry.architecture.family == "timm_wrapper" and not TIMM:
+        pytest.skip("timm is not installed")
     cls, config = family_model(entry.architecture, entry.image_size)
     with torch.device("meta"):
         made = cls(config, **family_options(entry.architecture))
