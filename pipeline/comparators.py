@@ -357,7 +357,7 @@ COMPARATORS: dict[str, Comparator] = {
         "CLS after the final norm, before the projection",
         "see its card",
         85.8,
-        "tensors' names, mean, std, licence",
+        "mean, std, licence",
     ),
     "rad_dino": Comparator(
         Architecture(

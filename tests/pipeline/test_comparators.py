@@ -17,8 +17,11 @@ from torch import Tensor
 
 from pipeline.backbones import load_backbone
 from pipeline.comparators import COMPARATORS, read_shape
+from pipeline.config import NormTune
 from pipeline.families import family_model, family_options
 from pipeline.registry import count_parameters, fetch, known
+from pipeline.tuning.network import Network, opened
+from pipeline.tuning.saving import save_network
 from pipeline.types import Recipe
 from stores import FeatureStore
 from stores.errors import WeightsError
@@ -264,6 +267,21 @@ def test_a_grid_of_timms_equals_its_own_pass(name: str, tmp_path: Path) -> None:
     assert torch.allclose(got.cls[:, 0], grid.mean(dim=(2, 3)), atol=1e-5 * scale)
     assert torch.allclose(backbone(x[1:2]).cls[0], got.cls[1], atol=1e-5 * scale)
     assert backbone.architecture.std == (0.2, 0.25, 0.3)
+
+
+def test_a_grid_of_timms_is_trained_saved_and_read_back(tmp_path: Path) -> None:
+    as_timm_saves("densenet121", tmp_path / "network")
+    backbone = load_backbone(f"hf:{tmp_path / 'network'}", image_size=SIZE, blocks=1)
+    network = Network(backbone, torch.nn.Linear(1024, 1), "cls")
+    opened(network, NormTune())
+    for parameter in network.trained().values():
+        parameter.data += 0.1
+    to = tmp_path / "tuned"
+    save_network(network.body, network.head, backbone.architecture, "sha256:" + 64 * "0", to)
+    (tmp_path / "network/model.safetensors").unlink()
+    again = load_backbone(f"hf:{tmp_path / 'network'}", to, image_size=SIZE, blocks=1)
+    x = picture(SIZE, count=2)
+    assert torch.equal(again(x).patch, backbone(x).patch)
 
 
 def test_a_vit_of_timms_equals_its_own_pass(tmp_path: Path) -> None:
