@@ -34,10 +34,10 @@ from torch import nn
 
 from benchmarks.images import write_images
 from pipeline.backbones import load_backbone
-from pipeline.config import Config, FineTune, Lora, Tuning
+from pipeline.config import TUNED, Config, FineTune, Lora, Tuning
 from pipeline.embed import Speed
 from pipeline.extract import extract
-from pipeline.tune import METHODS, tune
+from pipeline.tune import tune
 from pipeline.tuning.network import Network, groups, opened
 
 RADPROBE = [sys.executable, "-c", "from pipeline.cli import main; main()"]
@@ -288,7 +288,7 @@ def main() -> None:
     shown.add_argument("--size", type=int, default=84)
     shown.add_argument("--epochs", type=int, default=5)
     shown.add_argument("--patients", type=int, help="so many, of either kind in turn; else all")
-    shown.add_argument("--methods", nargs="+", default=list(METHODS))
+    shown.add_argument("--methods", nargs="+", default=list(TUNED))
     shown.add_argument("--device", default="cpu")
     shown.add_argument("--work", type=Path)
     shown.set_defaults(do=xrays)
