@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from pipeline.comparators import GRIDS
 from pipeline.families import Tower, family_model, family_options, family_state, renamed
 from pipeline.types import Architecture, Features, Precision, Treatment
 from pipeline.weights import locate
@@ -320,7 +321,7 @@ def _random_model(architecture: Architecture, image_size: int, seed: int) -> tor
         for name, parameter in sorted(model.named_parameters()):
             if parameter.ndim > 1:
                 std = RANDOM_POSITION_STD if "position_embedding" in name else RANDOM_STD
-                if parameter.ndim == 4 and architecture.family in ("resnet", "timm_wrapper"):
+                if parameter.ndim == 4 and architecture.family in GRIDS:
                     std = parameter[0].numel() ** -0.5  # many layers and no norm that is fitted
                 parameter.normal_(0.0, std, generator=generator)
             elif "lambda" in name:

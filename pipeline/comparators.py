@@ -105,30 +105,32 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+# Networks whose stages differ in width: the last grid alone is kept.
+GRIDS = ("resnet", "timm_wrapper")
 # Of timm's networks: its ViTs, which transformers has too, and convolutional ones of 1/32 the side.
 _TIMM_VIT = re.compile(r"vit_(tiny|small|base|large|huge)_patch(\d+)_\d+")
-_TIMM_SIZES = {"tiny": 12, "small": 12, "base": 12, "large": 24, "huge": 32}
+_TIMM_DEPTHS = {"tiny": 12, "small": 12, "base": 12, "large": 24, "huge": 32}
 _TIMM_GRIDS = re.compile(r"(densenet|resnet|vgg)\d")
 VGG_DIM = 512  # of its last grid; its config has that of the layers behind
 
 
-def read_timm_shape(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what an Architecture is made of, from the config of a file of timm's.
+def knows_of_timm(name: str) -> bool:
+    """Return whether a network of timm's, by the name of its architecture, is of a known kind."""
+    return bool(_TIMM_VIT.fullmatch(name) or _TIMM_GRIDS.match(name))
 
-    None for a network of another kind. Raises KeyError naming what the config lacks.
+
+def read_timm_shape(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an Architecture is made of, from the config of a file of timm's that is known.
+
+    Raises KeyError naming what the config lacks.
     """
     name, dim, about = config["architecture"], config["num_features"], config["pretrained_cfg"]
     spread = {"mean": tuple(about["mean"]), "std": tuple(about["std"])}
     if vit := _TIMM_VIT.fullmatch(name):
         settings = {"intermediate_size": 4 * dim, "hidden_act": "gelu", "qkv_bias": True}
-        shape = {"depth": _TIMM_SIZES[vit[1]], "heads": dim // (80 if vit[1] == "huge" else 64)}
-        return (
-            {"family": "vit", "settings": settings, "dim": dim, "patch": int(vit[2])}
-            | shape
-            | spread
-        )
-    if not _TIMM_GRIDS.match(name):
-        return None
+        heads = dim // (80 if vit[1] == "huge" else 64)
+        shape = {"dim": dim, "depth": _TIMM_DEPTHS[vit[1]], "heads": heads, "patch": int(vit[2])}
+        return {"family": "vit", "settings": settings} | shape | spread
     return _timm_grid(name, VGG_DIM if name.startswith("vgg") else dim) | spread
 
 

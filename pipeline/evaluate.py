@@ -32,9 +32,11 @@ from pipeline.scoring import heads_of, run
 from pipeline.tables import answer_in, publish, write_predictions
 from pipeline.tables import tidy as tidy
 from pipeline.tasks.cases import Cases
+from pipeline.tasks.fitted import Fitted
 from pipeline.tasks.folds import Tested
 from pipeline.tasks.labels import read_labels
 from pipeline.tasks.splits import PARTS
+from pipeline.types import Recipe
 from stores._disk import write_checked
 from stores.errors import ConfigError
 from stores.features import FeatureStore
@@ -119,8 +121,9 @@ def cases_of(config: Config) -> Iterator[Cases]:
     extra += [config.split.column] if config.split.column else []
     table = read_labels(config.labels, tasks.values(), extra)
     fingerprint = store.fingerprint()
+    fitted = None if config.fit_on is None else Fitted.of(config.fit_on, store)
     for name, task in tasks.items():
-        yield Cases(config, store, table, fingerprint, name, task)
+        yield Cases(config, store, table, fingerprint, name, task, fitted=fitted)
 
 
 def _asked(cases: Cases, methods: Sequence[Method]) -> Iterator[tuple[Cases, Method]]:
@@ -191,7 +194,7 @@ def _key(cases: Cases, method: Method) -> str:
         "store": cases.fingerprint,
     }
     if cases.fitted is not None:
-        asked["fit_on"] = cases.fitted.store.fingerprint()
+        asked["fit_on"] = cases.fitted.fingerprint
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -214,13 +217,26 @@ def _result(
         counts={part: _count(units, sides[part]) for part in PARTS},
         tally=units.tally,
         scores=tuple(scores),
-        notes=(*cases.notes, *tested.notes),
+        notes=(*_elsewhere(cases), *cases.notes, *tested.notes),
         provenance=cases.provenance(
             _key(cases, method), CONTRACT[method], cases.labels_digest, libraries
         ),
         seconds=seconds,
         agreement=cases.agreement,
     )
+
+
+def _elsewhere(cases: Cases) -> list[str]:
+    """Return what must be said of an answer whose heads were fitted on another store."""
+    if cases.fitted is None:
+        return []
+    recipe = Recipe.model_validate_json(cases.fitted.store.recipe_text).digest[:12]
+    agreed = (
+        ""
+        if cases.agreement is None
+        else f", with which those tested agree by ICC {cases.agreement:.3f}"
+    )
+    return [f"heads were fitted on the features of another store (recipe {recipe}){agreed}"]
 
 
 def _count(units: Units, rows: NDArray[np.int64]) -> PartCount:

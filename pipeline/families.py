@@ -36,7 +36,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.sam.modeling_sam import SamVisionEncoder
 
-from pipeline.comparators import FAMILIES
+from pipeline.comparators import FAMILIES, GRIDS
 from pipeline.types import Architecture
 from stores.errors import WeightsError
 
@@ -95,17 +95,15 @@ class Tower(nn.Module):
         extra: dict[str, Any] = {}
         family = self.architecture.family
         if family == "timm_wrapper":
-            grid = self.model(x, do_pooling=False).last_hidden_state.permute(0, 2, 3, 1)
-            return BaseModelOutput(
-                last_hidden_state=_with_cls(grid), hidden_states=(_with_cls(grid),)
-            )
+            extra["do_pooling"] = False
         if family == "vit_mae":  # it sorts its patches by this noise
             count = (x.shape[-1] // self.architecture.patch) ** 2
             extra["noise"] = torch.arange(float(count), device=x.device).expand(len(x), -1)
-        output = self.model(x, output_hidden_states=output_hidden_states, **extra)
+        alone = family in GRIDS
+        output = self.model(x, output_hidden_states=output_hidden_states and not alone, **extra)
         grids = output.hidden_states
-        if family == "resnet":
-            grids = [output.last_hidden_state.permute(0, 2, 3, 1)]  # stages differ in width
+        if alone:
+            grids = [output.last_hidden_state.permute(0, 2, 3, 1)]
         hidden = tuple(_with_cls(grid) if grid.ndim == 4 else grid for grid in grids)
         return BaseModelOutput(
             last_hidden_state=self.layernorm(hidden[-1]),
@@ -132,7 +130,7 @@ def family_model(architecture: Architecture, image_size: int) -> tuple[type[Any]
             f"{settings['architecture']} is one of timm's networks, and timm is not installed. "
             "Install the extra: pip install 'radprobe[timm]' (it brings torchvision)."
         )
-    if architecture.family in ("resnet", "timm_wrapper"):
+    if architecture.family in GRIDS:
         return cls, config(**settings)
     own = settings.get("image_size", image_size)
     if own != image_size:

@@ -247,7 +247,8 @@ ShortIntensity = Annotated[Intensity, BeforeValidator(_intensity)]
 
 
 # What a slice is changed to before all else, to see whether features mind (`views`).
-ViewName = Literal["none", "noise", "shift", "turn", "jpeg"]
+SeenAs = Literal["noise", "shift", "turn", "jpeg"]
+ViewName = Literal["none", SeenAs]
 
 
 class Preprocess(Frozen):

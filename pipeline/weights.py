@@ -11,12 +11,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.comparators import COMPARATORS, FAMILIES, Comparator, read_shape, read_timm_shape
+from pipeline.comparators import (
+    COMPARATORS,
+    FAMILIES,
+    Comparator,
+    knows_of_timm,
+    read_shape,
+    read_timm_shape,
+)
 from pipeline.types import Architecture, Treatment
 from stores.errors import WeightsError
 
@@ -76,9 +83,9 @@ def locate(
 ) -> Weights:
     """Find a backbone's weights and say which they are, without loading them.
 
-    name: one of BACKBONES or COMPARATORS, or `hf:<folder or owner/name>`, or `timm:<name>`, which
-    is hf:timm/<name>. weights: a file or
-    Hugging Face folder, or `random:<seed>`, or None to search caches and, with `hub`, Hugging Face.
+    name: one of BACKBONES or COMPARATORS, `hf:<folder or owner/name>`, or `timm:<name>`, which is
+    hf:timm/<name>. weights: a file or Hugging Face folder, or `random:<seed>`, or None to search
+    caches and, with `hub`, Hugging Face.
     treatment: see `pipeline.types.Treatment`.
     Raises WeightsError with the ways to get them.
     """
@@ -225,38 +232,37 @@ def _hub_folder(repository: str, *, hub: bool, files: Sequence[str] = HUB_FILES)
 
 def _read_architecture(folder: Path) -> Architecture:
     """Read the shape from a Hugging Face folder's config.json (and mean and std beside it)."""
-    config = _read_json(folder / "config.json")
-    if "pretrained_cfg" in config:
-        return _read_timm(folder, config)
-    kind = config.get("model_type")
-    own = (family for family in FAMILIES if family != "timm_wrapper")
-    known = ("dinov2", "dinov2_with_registers", *own, "clip_vision_model")
-    if kind not in known:
-        raise WeightsError(
-            f"{folder / 'config.json'}: model_type must be one of {', '.join(known)}. "
-            f"Got {kind!r} instead."
-        )
+    file = folder / "config.json"
+    config = _read_json(file)
+    read = _reader(file, config)
     try:
-        shape = _dinov2_shape(config) if str(kind).startswith("dinov2") else read_shape(config)
+        shape = read(config)
     except KeyError as error:
-        raise WeightsError(f"{folder / 'config.json'} does not say {error}.") from None
+        raise WeightsError(f"{file} does not say {error}.") from None
     if (folder / "preprocessor_config.json").is_file():
         image = _read_json(folder / "preprocessor_config.json")
         shape |= {"mean": tuple(image["image_mean"]), "std": tuple(image["image_std"])}
     return Architecture(**shape)
 
 
-def _read_timm(folder: Path, config: dict[str, Any]) -> Architecture:
-    try:
-        shape = read_timm_shape(config)
-    except KeyError as error:
-        raise WeightsError(f"{folder / 'config.json'} does not say {error}.") from None
-    if shape is None:
+def _reader(file: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what reads a shape from a config of its kind. Raises WeightsError for another."""
+    if "pretrained_cfg" in config:
+        name = str(config.get("architecture"))
+        if not knows_of_timm(name):
+            raise WeightsError(
+                f"{file}: of timm's networks, vit_<size>_patch<p>_<side>, densenet, resnet and vgg "
+                f"are known. Got {name!r} instead."
+            )
+        return read_timm_shape
+    kind = config.get("model_type")
+    own = (family for family in FAMILIES if family != "timm_wrapper")
+    known = ("dinov2", "dinov2_with_registers", *own, "clip_vision_model")
+    if kind not in known:
         raise WeightsError(
-            f"{folder / 'config.json'}: of timm's networks, vit_<size>_patch<p>_<side>, densenet, "
-            f"resnet and vgg are known. Got {config['architecture']!r} instead."
+            f"{file}: model_type must be one of {', '.join(known)}. Got {kind!r} instead."
         )
-    return Architecture(**shape)
+    return _dinov2_shape if str(kind).startswith("dinov2") else read_shape
 
 
 def _dinov2_shape(config: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from pipeline.config import (
     read_settings,
 )
 from pipeline.questions import Method
-from pipeline.types import Frozen, PatchTokens, ViewName
+from pipeline.types import Frozen, PatchTokens, SeenAs, ViewName
 from pipeline.walk import matcher
 from stores.errors import ConfigError
 
@@ -56,7 +56,6 @@ BLOCKS: dict[str, type[Frozen]] = {
 # The methods whose heads can be tested on another store than they are fitted on, and answer with
 # predictions that can be held against each other.
 STEADY: tuple[Method, ...] = ("knn", "probe", "linear", "attention")
-SeenAs = Literal["noise", "shift", "turn", "jpeg"]
 
 
 class Backbone(BackboneChoice):
@@ -95,9 +94,9 @@ class Benchmark(Frozen):
 
     out: the folder of stores and results. datasets: name -> config file, such as `radprobe dataset`
     writes; its data, preprocessing, labels, split, tasks and masks count. seeds: of splits that
-    are dealt, and of heads that draw. views: what else the slices are seen as, for each of which
-    the heads of STEADY are tested on features of the view that were fitted on the slices as they
-    are. tokens: how patch tokens are kept, for segmentation.
+    are dealt, and of heads that draw. views: what else the test images are seen as, by heads (of
+    STEADY) that were fitted on the images as they are. tokens: how patch tokens are kept, for
+    segmentation.
     """
 
     out: Path
@@ -201,7 +200,7 @@ def _cells(asked: Benchmark) -> Iterator[Cell]:
                         yield Cell(*about, seen, what.method, view, (plain, seen))
 
 
-def _seen_as(view: ViewName, plain: Config) -> Config:
+def _seen_as(view: SeenAs, plain: Config) -> Config:
     """Return a config whose heads are fitted on its store, and tested on a view of its slices."""
     store = plain.store.with_name(f"{plain.store.name}-{view}")
     changed = plain.preprocess.model_copy(update={"view": view})
@@ -227,6 +226,7 @@ def _config(
     return base.model_copy(
         update={
             "store": store,
+            "fit_on": None,
             "backbone": choice,
             "outputs": base.outputs.model_copy(update={**keep, "blocks": network.blocks}),
             "split": base.split.model_copy(update={"seed": seed}),

@@ -100,7 +100,7 @@ class Gathered:
 
     scores: question -> backbone -> entry, of the images as they are. mean_ranks: setting ->
     backbone -> mean rank over the questions that every backbone answered. unpaired: why two
-    backbones could not be held against each other.
+    answers could not be held against each other.
     """
 
     backbones: tuple[str, ...]
@@ -122,6 +122,7 @@ def gather(outcomes: Sequence[Outcome]) -> Gathered:
     backbones = tuple(dict.fromkeys(outcome.cell.backbone for outcome in outcomes))
     scores = _scores(held)
     tests, unpaired = _tests(held)
+    steady, unsteady = _steady(every)
     ranked = {q: own for q, own in scores.items() if q.ranked and own.keys() == {*backbones}}
     ranks = {q: _ranks([own[b].metric.value for b in backbones]) for q, own in ranked.items()}
     mean_ranks = {
@@ -137,8 +138,8 @@ def gather(outcomes: Sequence[Outcome]) -> Gathered:
         tidy=tidy(every),
         scores=scores,
         tests=tests,
-        steady=tuple(_steady(every)),
-        unpaired=unpaired,
+        steady=tuple(steady),
+        unpaired=(*unpaired, *unsteady),
         mean_ranks=mean_ranks,
         ranking=ranking(backbones, np.array([np.mean(own, axis=0) for own in blocks.values()])),
         random=any(answer.provenance.random for _, answer in held),
@@ -255,34 +256,34 @@ def _published(cell: Cell, answer: Answer, shots: int | None) -> Published | Non
 # --- views -----------------------------------------------------------------------------------
 
 
-def _steady(every: Sequence[tuple[Cell, Answer]]) -> Iterator[Steady]:
-    """Yield each answer on a view against that on the images as they are, of the first seed."""
-    plain: dict[Question, dict[str, tuple[Cell, Result]]] = {}
-    done: set[tuple[Question, str, str]] = set()
+def _steady(every: Sequence[tuple[Cell, Answer]]) -> tuple[list[Steady], list[str]]:
+    """Return each answer on a view against that on the images as they are, of the first seed.
+
+    And why two could not be held against each other.
+    """
+    plain: dict[tuple[Question, str], tuple[Cell, Result]] = {}
+    found: list[Steady] = []
+    unpaired: list[str] = []
     for cell, answer in sorted(every, key=lambda each: each[0].view != "none"):
         if not isinstance(answer, Result):
             continue
         metric = headline(answer)
         asked = Question(cell.dataset, answer.task, cell.setting, None, True, metric)
         if cell.view == "none":
-            plain.setdefault(asked, {}).setdefault(cell.backbone, (cell, answer))
+            plain.setdefault((asked, cell.backbone), (cell, answer))
             continue
-        cell_there, there = plain.get(asked, {}).get(cell.backbone, (cell, None))
-        if there is None or cell_there.seed != cell.seed:
+        there = plain.get((asked, cell.backbone))
+        if there is None or there[0].seed != cell.seed:
             continue
-        found = held_against((cell_there, there), (cell, answer), metric)
-        if (asked, cell.backbone, cell.view) not in done and found is not None:
-            done.add((asked, cell.backbone, cell.view))
-            yield Steady(
-                question=asked,
-                backbone=cell.backbone,
-                view=cell.view,
-                plain=there.scores[-1].metrics[metric],
-                seen=answer.scores[-1].metrics[metric],
-                difference=found[0],
-                icc_scores=found[1],
-                icc_features=answer.agreement,
-            )
+        try:
+            held = held_against(there, (cell, answer), metric)
+        except LabelError as error:
+            unpaired.append(f"{cell.name}: {error}")
+            continue
+        if held is not None:
+            ends = there[1].scores[-1].metrics[metric], answer.scores[-1].metrics[metric]
+            found.append(Steady(asked, cell.backbone, cell.view, *ends, *held, answer.agreement))
+    return found, unpaired
 
 
 # --- paired tests ----------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.benchmark.asked import Cell
 from pipeline.compare import compare, same_grouping
-from pipeline.questions import Metric, Result, Segmented
+from pipeline.questions import Difference, Metric, Result, Segmented
 from pipeline.stats.agreement import icc
 from pipeline.tables import predictions_path, read_predictions, read_units, segmentation_path
 from stores.errors import LabelError
@@ -38,10 +38,7 @@ def pair(
         return _segmented(*(read_units(_path(*each)) for each in ((one, first), (two, second))))
     if not isinstance(first, Result) or not isinstance(second, Result):
         raise LabelError("One backbone was asked for a class, the other for a segmentation.")
-    answered = (one.config.store, first), (two.config.store, second)
-    if not all(predictions_path(*each).is_file() for each in answered):
-        return None
-    found = compare(*answered)
+    found = _compared((one, first), (two, second))
     d = next((d for d in found if d.metric == metric and not d.label), None)
     if d is None:
         return None
@@ -58,15 +55,20 @@ def held_against(
     That is ICC(A,1), the mean over the classes that vary. None where they have no predictions.
     Raises LabelError for other test units.
     """
-    answered = [(cell.config.store, answer) for cell, answer in (one, two)]
-    if not all(predictions_path(*each).is_file() for each in answered):
+    found = _compared(one, two)
+    d = next((d for d in found if d.metric == metric and not d.label), None)
+    if d is None:
         return None
-    found = compare(answered[0], answered[1])
-    difference = next((d.difference for d in found if d.metric == metric and not d.label), None)
-    if difference is None:
-        return None
-    said = [read_predictions(*each, -1)[1] for each in answered]
-    return difference, float(np.nanmean(icc(np.stack(said, axis=1))))
+    said = [read_predictions(cell.config.store, answer, -1)[1] for cell, answer in (one, two)]
+    return d.difference, float(np.nanmean(icc(np.stack(said, axis=1))))
+
+
+def _compared(one: tuple[Cell, Result], two: tuple[Cell, Result]) -> list[Difference]:
+    """Return what the second scores above the first; nothing where they have no predictions."""
+    first, second = ((cell.config.store, answer) for cell, answer in (one, two))
+    if not all(predictions_path(*each).is_file() for each in (first, second)):
+        return []
+    return compare(first, second)
 
 
 def _only_p(every: list[float | None]) -> float | None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +20,7 @@ from pipeline.config import Config, Head, Labels
 from pipeline.names import Names
 from pipeline.questions import FeatureSet, Part, Pool, Provenance, Task, Units
 from pipeline.stats.agreement import icc
+from pipeline.tasks.fitted import Fitted
 from pipeline.tasks.labels import LabelTable, label_units, read_labels, texts_of
 from pipeline.tasks.leakage import near_copies, refuse_duplicates, refuse_near, said_of
 from pipeline.tasks.pooling import looks, pooled_features, read_features, scaled
@@ -37,8 +37,8 @@ from pipeline.tasks.splits import (
 )
 from pipeline.types import Recipe
 from stores._disk import write_checked
-from stores.errors import LabelError, RecipeMismatchError
-from stores.features import OK, FeatureStore
+from stores.errors import LabelError
+from stores.features import FeatureStore
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -59,6 +59,8 @@ class Cases:
     task: Task
     # The task that this one is asked beside, on the same split.
     beside: Cases | None = None
+    # Where heads are fitted on the features of another store.
+    fitted: Fitted | None = None
     notes: list[str] = field(default_factory=list, init=False)  # copies that are allowed
     # How far the test units' features agree with those in the store that heads are fitted on.
     agreement: float | None = field(default=None, init=False)
@@ -154,11 +156,6 @@ class Cases:
             self.notes.append(said_of(near, units))
 
     @cached_property
-    def fitted(self) -> Fitted | None:
-        """The store whose features heads are fitted on, where it is another."""
-        return None if self.config.fit_on is None else Fitted.of(self.config.fit_on, self.store)
-
-    @cached_property
     def labels_digest(self) -> str:
         """The sha256 of the label columns that the task reads."""
         return self.table.digest(self.task)
@@ -189,7 +186,7 @@ class Cases:
             self.beside._seen = None
         if self.fitted is not None:
             x = read_features(self.store, self.units, head.features, self.task.pool)
-            self._refit(x, self.units, parts["test"], head.features, self.task.pool)
+            self._refit(self.fitted, x, self.units, parts["test"], head.features, self.task.pool)
             return scaled(x, parts["train"], head.scaling, head.components)
         if self._seen is None or self._seen[0] != head.features:
             self._seen = None
@@ -205,22 +202,29 @@ class Cases:
         x = read_features(self.store, alone, head.features)
         if self.fitted is not None:
             tested = np.flatnonzero(np.isin(self.units.unit, parts["test"]))
-            self._refit(x, alone, tested, head.features, "mean")
+            self._refit(self.fitted, x, alone, tested, head.features, "mean")
         return scaled(x, fit, head.scaling, head.components)
 
-    def _refit(self, x: Floats, units: Units, tested: Rows, which: FeatureSet, pool: Pool) -> None:
+    def _refit(
+        self,
+        fitted: Fitted,
+        x: Floats,
+        units: Units,
+        tested: Rows,
+        which: FeatureSet,
+        pool: Pool,
+    ) -> None:
         """Put features of the other store in the place of x (n, d), but for the units tested.
 
         Of those, it is told how far they agree with the other store's: the median over the numbers
         of a feature of ICC(A,1), on MOST_AGREED units at most.
         """
-        assert self.fitted is not None
         kept: NDArray[np.bool_] = np.zeros(len(x), np.bool_)
         kept[tested] = True
         chosen = tested[np.linspace(0, len(tested) - 1, min(len(tested), MOST_AGREED)).astype(int)]
         other, first = np.empty((len(chosen), x.shape[1]), np.float32), 0
-        there = replace(units, rows=self.fitted.rows_of(units.rows))
-        for found in pooled_features(self.fitted.store, there, which, pool):
+        there = replace(units, rows=fitted.rows_of(units.rows))
+        for found in pooled_features(fitted.store, there, which, pool):
             now = slice(first, first + len(found))
             own = (chosen >= now.start) & (chosen < now.stop)
             other[own] = found[chosen[own] - first]
@@ -228,59 +232,3 @@ class Cases:
             first = now.stop
         if len(chosen) > 1:
             self.agreement = float(np.nanmedian(icc(np.stack([x[chosen], other], axis=1))))
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A store that heads are fitted on, and where it has the slices of another.
-
-    here, there: row numbers of the same slices in the other store and in this one, by row here.
-    """
-
-    store: FeatureStore
-    here: Rows
-    there: Rows
-
-    @classmethod
-    def of(cls, path: Path, tested: FeatureStore) -> Fitted:
-        """Open a store, and find the slices of one that is tested, by their pixels.
-
-        Raises StoreNotFoundError, and RecipeMismatchError where it is by another network.
-        """
-        store = FeatureStore.open(path)
-        one, two = (Recipe.model_validate_json(each.recipe_text) for each in (store, tested))
-        wide = two.model_copy(update={"preprocess": one.preprocess})
-        if other := [
-            name for name in Recipe.model_fields if getattr(one, name) != getattr(wide, name)
-        ]:
-            raise RecipeMismatchError(
-                f"Heads can be fitted on one store and tested on another only where both are by "
-                f"one network. {path} and {tested.path} differ in {', '.join(other)}; only "
-                "`preprocess` may be another."
-            )
-        rows, digests = _pixels(tested)
-        places = {digest.tobytes(): row for row, digest in zip(*_pixels(store), strict=True)}
-        found = np.array([places.get(digest.tobytes(), -1) for digest in digests], np.int64)
-        return cls(store, rows[found >= 0], found[found >= 0])
-
-    def rows_of(self, rows: Rows) -> Rows:
-        """Return this store's rows of the slices that the other has in `rows`.
-
-        Raises LabelError where it lacks any.
-        """
-        at = np.minimum(np.searchsorted(self.here, rows), max(len(self.here) - 1, 0))
-        lacking = np.ones(len(rows), np.bool_)
-        if len(self.here):
-            lacking = self.here[at] != rows
-        if lacking.any():
-            raise LabelError(
-                f"{self.store.path} lacks {lacking.sum()} of the {len(rows)} slices that heads are "
-                "to be fitted or tested on. Run `radprobe extract` of the same folder into it."
-            )
-        return self.there[at]
-
-
-def _pixels(store: FeatureStore) -> tuple[Rows, NDArray[Any]]:
-    """Return the rows (m,) that hold features and the digests of their slices' pixels (m, ...)."""
-    rows = np.flatnonzero(store.status() == OK)
-    return rows, store.read("pixel_digest", rows)

@@ -26,6 +26,7 @@ from pipeline.tables import read_predictions
 from pipeline.tune import tune
 from pipeline.types import Architecture, Preprocess, Recipe, Slice, ViewName
 from pipeline.views import VIEWS, viewed
+from stores import FeatureStore
 from stores.errors import ConfigError, LabelError, RecipeMismatchError
 from tests.pipeline import layouts
 from tests.pipeline.collection import config_of, make_store, write_csv
@@ -134,7 +135,11 @@ def test_train_is_taken_from_the_one_store_and_test_from_the_other(
         assert three.agreement is None
         assert not one.cached
         assert one.provenance.key != three.provenance.key
-    again = evaluate(config, methods)
+        assert f"agree by ICC {one.agreement:.3f}" in one.notes[0]
+        assert not any("another store" in note for note in three.notes)
+    with pytest.MonkeyPatch.context() as patch:  # what is on file is found without an array
+        patch.setattr(FeatureStore, "array", lambda *_: pytest.fail("an array was opened"))
+        again = evaluate(config, methods)
     assert all(result.cached for result in again)
     assert [a.agreement for a in again] == [a.agreement for a in fitted]
 
@@ -174,9 +179,7 @@ def test_a_benchmark_tells_how_answers_hold(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(asked))
     loaded = load_benchmark(file)
     cells = cells_of(loaded)
-    assert len(cells) == 2 * (
-        3 + 1
-    )  # backbones; kNN as it is and on two views, episodes as they are
+    assert len(cells) == 8  # by two backbones: kNN as it is and on two views, episodes as it is
     speed = Speed(device="cpu", workers=0)
     alone = cells_of(loaded, only=("*/tiny/kNN+noise/*",))
     (outcome,) = run(alone, speed, print)
