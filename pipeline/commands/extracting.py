@@ -186,7 +186,7 @@ def _print_summary(summary: Summary) -> None:
         if counts:
             each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
             out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
-    if not summary.clean:
+    if summary.unreadable or summary.files_set_aside:
         out.print(f"`radprobe failures {summary.store}` lists them.", soft_wrap=True)
     if summary.bottleneck:
         out.print(summary.bottleneck, highlight=False, soft_wrap=True)

@@ -77,7 +77,8 @@ def show_results(out: Console, results: Sequence[Result]) -> None:
         table = _table(title, ("task", "tested on", "setting"), [HEADLINES[n] for n in shown])
         for result, score in scores:
             table.add_row(result.task, _tested_on(result), *_score(score, shown))
-        _print(out, table)
+        if scores:  # else the notes say why there are none
+            _print(out, table)
     for result in results:
         for note in result.notes:
             out.print(f"{result.task}, {result.method}: {note}.", highlight=False)

@@ -199,7 +199,6 @@ def _draw_curves(
         axis.fill_between(curves.GRID, curve.low, curve.high, color=answer.colour, alpha=0.13, lw=0)
         axis.plot(curve.x, curve.y, color=answer.colour, ls=answer.line)
     axis.set(xlabel=names[0], ylabel=names[1], **UNIT)
-    axis.set_box_aspect(1)
 
 
 # --- reliability, confusion --------------------------------------------------------------------
@@ -224,7 +223,6 @@ def _draw_reliability(axis: Axes, answers: Sequence[Answer], label: str) -> None
         size = [6 + 34 * b.units / most for b in bins]
         axis.scatter(x, y, size, color=answer.colour, marker=answer.mark, lw=0)
     axis.set(xlabel="predicted", ylabel="came true", **UNIT)
-    axis.set_box_aspect(1)
 
 
 def _confusion(answers: Sequence[Answer]) -> Iterator[Panel]:
@@ -257,7 +255,6 @@ def _draw_matrix(axis: Axes, counts: NDArray[np.int64], classes: Sequence[str]) 
     axis.set_yticks(range(c), names)
     axis.set(xlim=(-0.5, c - 0.5), ylim=(c - 0.5, -0.5), xlabel="said", ylabel="true")
     axis.tick_params(length=0)
-    axis.set_box_aspect(1)
     axis.spines[:].set_visible(False)
 
 
@@ -281,7 +278,6 @@ def _settings(results: Sequence[Result]) -> Figure | None:
             axis.set(title=METHODS[result.method], xlabel=_AXES[key], xscale="log")
             axis.set_xticks(x, [f"{at:g}" for at in x])
             axis.minorticks_off()
-            axis.set_box_aspect(1)
             axis.set_ylabel(METRICS.get(name, name))
     return figure
 
@@ -324,7 +320,7 @@ def _subgroups(results: Sequence[Result]) -> Figure | None:
 def overview(source: Source) -> Figure | None:
     """Draw every task's main metric by every method, with intervals."""
     lines: dict[str, list[tuple[int, Metric]]] = {}
-    methods = list(dict.fromkeys(method for _, method in source.results))
+    methods = list(dict.fromkeys(method for (_, method), r in source.results.items() if r.scores))
     for (task, method), result in source.results.items():
         name = headline(result)
         if name == HEADLINE[0] and result.scores and name in result.scores[-1].metrics:

@@ -96,7 +96,6 @@ def _few_shots(answers: Sequence[Segmented]) -> Figure:
             axis.set_xticks(ticks, [f"{at:g}" for at in ticks])
             axis.minorticks_off()
             axis.set_ylabel(METRICS["dice"])
-            axis.set_box_aspect(1)
         handles = [
             Line2D([], [], color=SERIES[i % 8], ls=LINES[i % 4], marker=MARKS[i % 8], ms=4)
             for i in range(len(answers))

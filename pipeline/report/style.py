@@ -21,8 +21,9 @@ INK, SOFT, RULE = "#1f1e1c", "#6f6a61", "#dad6cd"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a900", "#7a7a7a")
 LINES = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
-# Inches.
-WIDTH, SQUARE, COLUMNS = 9.4, 2.75, 4
+# Inches: of a figure, of a square plot, and of what stands below and above one.
+WIDTH, SQUARE, BELOW, ABOVE = 9.4, 1.6, 0.8, 0.3
+COLUMNS = 4
 _VARIABLES = {INK: "--ink", SOFT: "--soft", RULE: "--rule"}
 _VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(SERIES)}
 
@@ -58,19 +59,23 @@ def style() -> Any:
 
 
 def grid(count: int) -> tuple[Figure, list[Axes]]:
-    """Return a figure and `count` axes on a grid of COLUMNS: every figure's squares are alike."""
-    rows = -(-count // COLUMNS)
-    figure = Figure(figsize=(WIDTH, SQUARE * rows), layout="constrained")
-    spec = figure.add_gridspec(rows, COLUMNS)
-    return figure, [figure.add_subplot(spec[divmod(i, COLUMNS)]) for i in range(count)]
+    """Return a figure and `count` square axes, COLUMNS a row: alike in every figure."""
+    rows, height = -(-count // COLUMNS), BELOW + SQUARE + ABOVE
+    figure = Figure(figsize=(WIDTH, height * rows))
+    axes = []
+    for i in range(count):
+        row, column = divmod(i, COLUMNS)
+        corner = (column + 1) * WIDTH / COLUMNS - SQUARE, (rows - row - 1) * height + BELOW
+        place = (corner[0] / WIDTH, corner[1] / (height * rows), SQUARE / WIDTH)
+        axes.append(figure.add_axes((*place, SQUARE / (height * rows))))
+    return figure, axes
 
 
 def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
-    """Put one legend above all panels."""
+    """Put one legend above the figure."""
     if len(handles):
-        figure.legend(
-            handles, names, loc="outside upper left", ncols=min(len(names), 6), handlelength=2.6
-        )
+        place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+        figure.legend(handles, names, **place, ncols=min(len(names), 6), handlelength=2.6)
 
 
 def inline_svg(figure: Figure, key: str, label: str) -> str:
@@ -90,7 +95,9 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     text = text.replace("#000000", "var(--ink)")
-    width = figure.get_figwidth() * 96
+    size = re.search(r' width="([\d.]+)pt"', text)
+    assert size is not None
+    width = float(size[1]) * 96 / 72
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
     safe = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     head = f'<svg role="img" aria-label="{safe}" style="max-width:{width:.0f}px" '
@@ -103,8 +110,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _saved(figure: Figure, form: str, **more: Any) -> bytes:
+    """Return a figure with all that is drawn, also beyond its edges, and no margin."""
     sink = io.BytesIO()
     metadata = {"Date": None} if form == "svg" else None
     with style():
-        figure.savefig(sink, format=form, metadata=metadata, **more)
+        figure.savefig(
+            sink, format=form, metadata=metadata, bbox_inches="tight", pad_inches=0.04, **more
+        )
     return sink.getvalue()

@@ -35,7 +35,7 @@ METRICS = {
     "mae": "MAE",
     "dice": "Dice",
     "iou": "IoU",
-    "hd95": "HD95 (mm; pixels without spacing)",
+    "hd95": "HD95, mm (or pixels)",
     "nsd": "NSD",
     "dice_ceiling": "Dice ceiling",
     "paper_dice": "Paper's Dice",

@@ -157,7 +157,7 @@ def compare(
 def _delong_p(
     truth: Truth, first: Floats, second: Floats, defined: Container[tuple[str, str]]
 ) -> dict[tuple[str, str], float]:
-    """Return DeLong's p of each AUROC of two sides."""
+    """Return DeLong's p of each AUROC of two sides, where it has one."""
     patient = truth.patient
     tested = {"": 1} if truth.kind == "binary" else {n: j for j, n in enumerate(truth.classes)}
     p: dict[tuple[str, str], float] = {}
@@ -167,7 +167,9 @@ def _delong_p(
             values = np.stack([first[known, j], second[known, j]])
             aurocs, covariance = delong(truth.indicator[known, j], values, patient[known])
             variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
-            p["auroc", label] = two_sided_p(float(aurocs[1] - aurocs[0]), float(variance))
+            own = two_sided_p(float(aurocs[1] - aurocs[0]), float(variance))
+            if own is not None:
+                p["auroc", label] = own
     return p
 
 

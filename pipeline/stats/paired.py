@@ -53,11 +53,14 @@ def _unbiased(clusters: int) -> float:
     return clusters / (clusters - 1) if clusters > 1 else math.nan
 
 
-def two_sided_p(difference: float, variance: float) -> float:
-    """Return the p value of a normal difference; 1 where nothing differs and nothing varies."""
+def two_sided_p(difference: float, variance: float) -> float | None:
+    """Return the p value of a normal difference, 1 where nothing differs.
+
+    None where its variance is 0 or not known, as where one patient alone stands on a side.
+    """
     if difference == 0:
         return 1.0
-    return math.erfc(abs(difference) / math.sqrt(2 * variance)) if variance > 0 else 0.0
+    return math.erfc(abs(difference) / math.sqrt(2 * variance)) if variance > 0 else None
 
 
 def holm(p: list[float]) -> list[float]:

@@ -224,9 +224,12 @@ def _join(
     lost = paths[asked & (label < 0)]
     named = [keys[i] if by == "path" else f"data row {i + 1}" for i in spare[:EXAMPLES]]
     if not found.any():
+        files = {key.rpartition("/")[2] for key in keys}
+        alike = [path for path in lost if path.rpartition("/")[2] in files]
         raise LabelError(
             f"No row of {str(table.settings.file)!r} joins a slice by {by}: column "
-            f"{table.settings.key!r} has {named}, the store has {lost[:EXAMPLES].tolist()}. Set "
+            f"{table.settings.key!r} has {named}, the store has "
+            f"{(alike or lost.tolist())[:EXAMPLES]}. Set "
             "labels.key and labels.by; paths are relative to data.root."
         )
     tally = Tally(

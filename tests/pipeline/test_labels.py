@@ -279,6 +279,9 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     write_csv(file, path=["q"], sick=[0])
     with pytest.raises(LabelError, match=r"No row of .* has \['q'\], the store has \['f0.png'\]"):
         ask(file, slices({}))
+    write_csv(file, path=["images/f1.png"], sick=[0])  # the file that is meant is shown
+    with pytest.raises(LabelError, match=r"has \['images/f1.png'\], the store has \['f1.png'\]"):
+        ask(file, slices({}, {}))
     write_csv(file, path=["f0.png"], sick=[0])
     with pytest.raises(LabelError, match="1 of them await extraction"):
         ask(file, slices({}), status=[0])

@@ -258,6 +258,17 @@ def test_holm_is_the_worked_example() -> None:
     assert paired.two_sided_p(1.959964, 1.0) == pytest.approx(0.05, abs=1e-6)
 
 
+def test_one_patient_alone_on_a_side_has_no_p() -> None:
+    y = np.array([True, False, False, False, False])
+    values = np.array([[0.5, 0.4, 0.6, 0.7, 0.8], [0.9, 0.1, 0.2, 0.3, 0.4]])
+    aurocs, c = paired.delong(y, values, np.arange(5))
+    assert aurocs.tolist() == [0.25, 1.0]
+    assert paired.two_sided_p(0.75, c[0, 0] + c[1, 1] - 2 * c[0, 1]) is None
+    truth = truth_of(y[:, None], np.arange(5).astype(str))
+    found = {d.metric: d for d in metrics.compare(truth, *values[:, :, None])}
+    assert (found["auroc"].difference.value, found["auroc"].p) == (0.75, None)
+
+
 def test_a_better_score_is_told_from_its_equal() -> None:
     rng = np.random.default_rng(10)
     y = rng.random((300, 2)) < 0.4
@@ -282,6 +293,7 @@ def test_delongs_p_is_uniform_where_nothing_differs() -> None:
         values = rng.standard_normal((2, 100)) + rng.standard_normal(100) + y
         aurocs, c = paired.delong(y, values, np.arange(100))
         p = paired.two_sided_p(aurocs[1] - aurocs[0], c[0, 0] + c[1, 1] - 2 * c[0, 1])
+        assert p is not None
         low += p < 0.05
     assert 3 <= low <= 19
 
