@@ -3,7 +3,7 @@
     python -m benchmarks.resumed [FOLDER] [--kills 2]
 
 Writes Montgomery, figshare's brain tumours and MSD's spleen as their archives unpack, three tiny
-untrained networks, and runs kNN, probe, few-shot, fine-tuning and segmentation on all. The process
+untrained networks, and runs kNN, probe, few-shot, fine-tuning, segmentation and LoRA on all. It
 is killed by SIGKILL after so many answers, twice, and resumed. Every answer and every committed
 part must then be the file that was written first; run once more, nothing is computed or embedded.
 """
@@ -43,6 +43,11 @@ SETTINGS: dict[str, Any] = {
         "options": {"epochs": 2, "augment": "none", "slices": 2, "batch": 8},
     },
     "segmentation": {"method": "segment", "options": {"method": "knn", "k": [1, 5]}},
+    "LoRA, masks": {
+        "method": "lora",
+        "of": "masks",
+        "options": {"epochs": 1, "augment": "none", "batch": 8, "rank": 4},
+    },
 }
 
 

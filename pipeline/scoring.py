@@ -13,7 +13,7 @@ from typing import Any, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Head
+from pipeline.config import Head, Tuning
 from pipeline.heads.fixed_draw import fixed_draw
 from pipeline.questions import Method, Prediction, Score, Subgroup
 from pipeline.tasks.cases import Cases
@@ -27,9 +27,11 @@ MOST_SUBGROUPS = 20
 def heads_of(cases: Cases, method: Method) -> list[Head]:
     """Return the settings that an answer depends on, the method's own first."""
     config = cases.config
-    if method == "fewshot" and config.fewshot.draw == "paper":
-        return [config.fewshot, config.probe]
-    return [getattr(config, method)]
+    own: Head = getattr(config, method)
+    by_probe = isinstance(own, Tuning) and own.start == "probe"
+    if by_probe or (method == "fewshot" and config.fewshot.draw == "paper"):
+        return [own, config.probe]
+    return [own]
 
 
 def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[Score], Tested]:

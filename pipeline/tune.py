@@ -312,7 +312,8 @@ def _masks(
     with _job(asked.config, asked.store, method, path().stem, how, said) as job:
 
         def fit(i: int, parts: Parts) -> _Drawing:
-            each, notes = _outlined(job, asked, parts, slices, _fold(i, turns))
+            begun = asked.begun_as(method)
+            each, notes = _outlined(job, asked, parts, slices, begun, _fold(i, turns))
             made.append(each)
             return _Drawing(each, slices, tuple(notes))
 
@@ -330,9 +331,13 @@ def _outlined(
     asked: Asked,
     parts: Parts,
     slices: Units,
+    begun: Segment | None,
     fold: str,
 ) -> tuple[Made, list[str]]:
-    """Tune on the masks of the rows of train; slices: each a unit. Raises ConfigError."""
+    """Tune on the masks of the rows of train; slices: each a unit. Raises ConfigError.
+
+    begun: the head on cached tokens that the network's begins as.
+    """
     from pipeline.segmentation import heads
     from pipeline.segmentation.token_heads import Linear
     from pipeline.segmentation.training import Trained
@@ -348,10 +353,8 @@ def _outlined(
     backbone, source, shape = job.begin(), asked.source, job.recipe.architecture
     head = Linear(shape.dim, len(source.classes), source.image_size, norm=False)
     notes = []
-    if job.settings.start == "probe":
-        linear = [each for each in job.config.segment.values() if each.method == "linear"]
-        own = (linear or [Segment()])[0].model_copy(update={"refit": "none"})
-        fitted = heads.fit(source, parts, own, device=str(job.device))
+    if begun is not None:
+        fitted = heads.fit(source, parts, begun, device=str(job.device))
         assert isinstance(fitted, Trained)
         head.load_state_dict(fitted.network.state_dict())
         chosen = ", ".join(f"{name} = {value:.3g}" for name, value in fitted.setting.items())

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.config import (
+    TUNED,
     Attention,
     BackboneChoice,
     BitFit,
@@ -36,8 +37,7 @@ from pipeline.types import Frozen, PatchTokens, SeenAs, ViewName
 from pipeline.walk import matcher
 from stores.errors import ConfigError
 
-# method -> the block of a config that it takes its settings from. `segment` asks for the masks of
-# a data set, the others for its tasks.
+# method -> the block of a config that it takes its settings from.
 BLOCKS: dict[str, type[Frozen]] = {
     "knn": Knn,
     "probe": Probe,
@@ -67,13 +67,32 @@ class Backbone(BackboneChoice):
 class Setting(Frozen):
     """What is done with the features: a method, and its block's options.
 
-    image_size: where it is another than the backbone's. options: instead of those in a data set's
-    own config.
+    of: the masks of a data set, or its tasks; where it is not given, those for `segment` and these
+    for the others. Networks alone are tuned on either. image_size: where it is another than the
+    backbone's. options: instead of those in a data set's own config.
     """
 
     method: Method | Literal["segment"]
+    of: Literal["tasks", "masks"] = "tasks"
     image_size: int | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_its_kind(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("method") == "segment":
+            return {"of": "masks", **data}
+        return data
+
+    @model_validator(mode="after")
+    def _askable(self) -> Setting:
+        can = {"segment": ("masks",)} | dict.fromkeys(TUNED, ("tasks", "masks"))
+        if self.of not in can.get(self.method, ("tasks",)):
+            raise ValueError(
+                f"{self.method} is not asked of {self.of}: segment is of masks; "
+                f"{', '.join(TUNED)} are of tasks or masks; all else is of tasks."
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_options(self) -> Setting:
@@ -120,7 +139,8 @@ class Benchmark(Frozen):
 class Cell:
     """One data set, by one backbone, in one setting, with one seed; config: all of that.
 
-    view: what its test images are seen as; needs: the configs whose stores it reads.
+    of: whether its tasks or its masks are asked; view: what its test images are seen as; needs: the
+    configs whose stores it reads.
     """
 
     dataset: str
@@ -129,6 +149,7 @@ class Cell:
     seed: int
     config: Config
     method: Method | Literal["segment"]
+    of: Literal["tasks", "masks"]
     view: ViewName
     needs: tuple[Config, ...]
 
@@ -172,7 +193,8 @@ def cells_of(asked: Benchmark, only: tuple[str, ...] = ("**",)) -> list[Cell]:
     if not found:
         raise ConfigError(
             f"No cell of the benchmark fits {', '.join(only)}. A cell is called "
-            "dataset/backbone/setting/seed; a data set needs `tasks`, or `masks` for `segment`."
+            "dataset/backbone/setting/seed; a data set needs the `tasks` or `masks` that a "
+            "setting is of."
         )
     return found
 
@@ -189,15 +211,15 @@ def _cells(asked: Benchmark) -> Iterator[Cell]:
         base = load_config(file)
         for backbone in asked.backbones:
             for setting, what in asked.settings.items():
-                if not (base.masks if what.method == "segment" else base.tasks):
+                if not getattr(base, what.of):
                     continue
                 for seed in asked.seeds:
                     plain = _config(asked, base, dataset, backbone, setting, seed)
                     about = dataset, backbone, setting, seed
-                    yield Cell(*about, plain, what.method, "none", (plain,))
+                    yield Cell(*about, plain, what.method, what.of, "none", (plain,))
                     for view in asked.views if what.method in STEADY else ():
                         seen = _seen_as(view, plain)
-                        yield Cell(*about, seen, what.method, view, (plain, seen))
+                        yield Cell(*about, seen, what.method, what.of, view, (plain, seen))
 
 
 def _seen_as(view: SeenAs, plain: Config) -> Config:
@@ -212,13 +234,13 @@ def _config(
 ) -> Config:
     """Return a data set's config, asked by one backbone in one setting with one seed."""
     network, what = asked.backbones[backbone], asked.settings[setting]
-    size, on_tokens = what.image_size or network.image_size, what.method == "segment"
+    size, on_tokens = what.image_size or network.image_size, what.of == "masks"
     # Tokens have a store of their own, so that a setting more never asks for another recipe.
     store = asked.out / "stores" / dataset / f"{backbone}-{size}{'-tokens' if on_tokens else ''}"
     choice = BackboneChoice(**network.model_dump(exclude={"blocks"}) | {"image_size": size})
     keep = {"keep": ("patch",) if on_tokens else ("cls", "mean"), "patch": asked.tokens}
     block = BLOCKS[what.method]
-    given = None if on_tokens else getattr(base, what.method)
+    given = None if what.method == "segment" else getattr(base, what.method)
     own = (given.model_dump(exclude_unset=True) if given else {}) | what.options
     if "seed" in block.model_fields:
         own["seed"] = seed
@@ -230,6 +252,6 @@ def _config(
             "backbone": choice,
             "outputs": base.outputs.model_copy(update={**keep, "blocks": network.blocks}),
             "split": base.split.model_copy(update={"seed": seed}),
-            **({"segment": {setting: head}} if on_tokens else {what.method: head}),
+            **({"segment": {setting: head}} if what.method == "segment" else {what.method: head}),
         }
     )

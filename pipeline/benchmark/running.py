@@ -108,7 +108,8 @@ def answer(cell: Cell, speed: Speed) -> Answers:
         return tuple(segment.segment(cell.config))
     asked = [cell.method]
     if cell.method in TUNED:
-        return tuple(tune.tune(cell.config, asked, device=speed.device, workers=speed.workers))
+        by = tune.tune_masks if cell.of == "masks" else tune.tune
+        return tuple(by(cell.config, asked, device=speed.device, workers=speed.workers))
     return tuple(evaluate.evaluate(cell.config, asked))
 
 
@@ -117,6 +118,8 @@ def on_file(cell: Cell) -> Answers:
     try:
         if cell.method == "segment":
             return tuple(segment.on_file(cell.config))
+        if cell.of == "masks":
+            return tuple(segment.on_file(cell.config, [cell.method]))
         return tuple(evaluate.on_file(cell.config, [cell.method]))
     except RadprobeError as error:
         log.debug("%s: %s", cell.name, error)

@@ -96,6 +96,17 @@ class Asked:
         own: Segment | Tuning = self.config.segment.get(head) or getattr(self.config, head)
         return own
 
+    def begun_as(self, head: str) -> Segment | None:
+        """Return the head on cached tokens that a tuned network's begins as; None for noise.
+
+        The first linear one of the config, or one of the defaults.
+        """
+        own = self.settings(head)
+        if not isinstance(own, Tuning) or own.start == "noise":
+            return None
+        linear = [each for each in self.config.segment.values() if each.method == "linear"]
+        return (linear or [Segment()])[0].model_copy(update={"refit": "none"})
+
     def path(self, head: str) -> Path:
         """Return where the answer of a head is filed."""
         return segmentation_path(self.store.path, self.cases.name, head, self.key(head))
@@ -114,6 +125,9 @@ class Asked:
             "rules": self.config.split.model_dump(mode="json", include={"new", "allow"}),
             "store": self.cases.fingerprint,
         }
+        begun = self.begun_as(head)
+        if begun is not None:
+            asked["begun_as"] = begun.model_dump(mode="json")
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

@@ -400,6 +400,10 @@ def test_the_probes_head_is_where_lp_ft_begins(collection: Path) -> None:
         ((expected,), _) = predict(x, cases.units, parts, config.probe, refit_on=("train",))
         _, proba, _ = read_predictions(config.store, result, 0)
         np.testing.assert_allclose(proba, expected.proba, atol=2e-2)
+    other = {"probe": {"steps": 3}, "bitfit": content}
+    config = config_of(collection, tasks={"t": task}, **plain | other)
+    (again,) = tune(config, device="cpu", workers=0)
+    assert not again.cached  # another probe is another beginning
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:

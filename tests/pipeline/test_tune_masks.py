@@ -179,6 +179,13 @@ def test_the_cached_head_is_where_masks_begin(collection: Path) -> None:
     mine, theirs = (each.scores[-1].metrics["dice"].value for each in (answer, cached))
     assert mine == pytest.approx(theirs, abs=0.01)  # the cache holds float16
     assert any("began as the linear one" in note for note in answer.notes)
+    (again,) = tune_masks(config, device="cpu", workers=0)
+    assert again.cached
+    shorter = {"cached": linear | {"epochs": 1}}
+    config = config_of(collection, segment=shorter, lora=None, bitfit=still)
+    (other,) = tune_masks(config, device="cpu", workers=0)
+    assert not other.cached
+    assert other.provenance.key != answer.provenance.key
 
 
 def test_a_killed_run_on_masks_goes_on_to_the_same_bits(tmp_path: Path) -> None:
