@@ -35,7 +35,7 @@ from stores.features import RUNS, FeatureStore
 if TYPE_CHECKING:
     from pipeline.heads.objective import Objective
     from pipeline.segmentation.contracts import Source
-    from pipeline.tuning.making import Job, Made
+    from pipeline.tuning.making import Fold, Job, Made
 
 FOLDER = "tuned"  # in the store
 CHECKPOINT_S = 300.0
@@ -49,6 +49,7 @@ class How:
     """Where and how networks are tuned: nothing of it is of an answer."""
 
     device: str
+    processes: int
     workers: int | None
     checkpoint_s: float
     progress: Progress | None
@@ -63,6 +64,7 @@ def tune(
     methods: Sequence[Method] | None = None,
     *,
     device: str = "auto",
+    processes: int = 1,
     workers: int | None = None,
     checkpoint_s: float = CHECKPOINT_S,
     progress: Progress | None = None,
@@ -70,11 +72,12 @@ def tune(
     """Tune a network on each task by each method, or find the answer on file.
 
     methods: of TUNED, each a block of the config; all that are there if not given. device: of
-    torch's; auto, the first GPU where there is one. workers: processes that read files. A run that
-    was killed goes on from its last checkpoint, at most checkpoint_s seconds or an epoch before.
+    torch's; auto, the first GPU where there is one. processes: that share every step, each with a
+    GPU of its own, or all with the CPU. workers: processes that read files. A run that was killed
+    goes on from its last checkpoint, at most checkpoint_s seconds or an epoch before.
     Raises ConfigError where there is nothing to tune, RecipeMismatchError, LabelError, DeviceError.
     """
-    asked, how = _asked(config, methods), How(device, workers, checkpoint_s, progress)
+    asked, how = _asked(config, methods), How(device, processes, workers, checkpoint_s, progress)
     results: list[Result] = []
     for cases in cases_of(config):
         for method in asked:
@@ -91,6 +94,7 @@ def tune_masks(
     methods: Sequence[Method] | None = None,
     *,
     device: str = "auto",
+    processes: int = 1,
     workers: int | None = None,
     checkpoint_s: float = CHECKPOINT_S,
     progress: Progress | None = None,
@@ -99,7 +103,7 @@ def tune_masks(
 
     As `tune` on its tasks; the answers are filed and scored as those of `segment`.
     """
-    asked, how = _asked(config, methods), How(device, workers, checkpoint_s, progress)
+    asked, how = _asked(config, methods), How(device, processes, workers, checkpoint_s, progress)
     if not config.masks:
         raise ConfigError("There are no masks to tune on: the config must have `masks`.")
     found: list[Segmented] = []
@@ -161,25 +165,52 @@ def _job(
         )
     import torch
 
-    from pipeline.embedding.forward import pick_device
     from pipeline.embedding.speed import Speed
     from pipeline.tuning.making import Job
 
     settings: Tuning = getattr(config, method)
-    where = pick_device(how.device)
-    workers = Speed(workers=how.workers).chosen(where, recipe).workers or 0
+    names = _devices(how)
+    devices = tuple(map(torch.device, names))
+    workers = Speed(workers=how.workers).chosen(names[0], recipe).workers or 0
     with torch.random.fork_rng():
         try:
             yield Job(
-                config, store, recipe, weights, settings, torch.device(where), workers,
+                config, store, recipe, weights, settings, devices, workers,
                 store.path / FOLDER / name, store.path / RUNS / name, how.checkpoint_s,
                 how.beat(said),
             )  # fmt: skip
         except torch.OutOfMemoryError:
             raise DeviceError(
-                f"{settings.at_once} images at once do not fit into the memory of {where}. "
+                f"{settings.at_once} images at once do not fit into the memory of {names[0]}. "
                 f"Set {method}.at_once to fewer: gradients add up to the same batch."
             ) from None
+
+
+def _devices(how: How) -> list[str]:
+    """Return the device of each process. Raises DeviceError where there are too few."""
+    from pipeline.embedding.forward import gpus, pick_device
+
+    first = pick_device(how.device)
+    if first == "cpu" or how.processes == 1:
+        return [first] * how.processes
+    found = gpus() if how.device in ("auto", "cuda") else [first]
+    if len(found) < how.processes:
+        raise DeviceError(
+            f"{how.processes} processes need a GPU each. There are {len(found)} of --device "
+            f"{how.device}: {', '.join(found)}. Take fewer --processes, or --device cuda for all."
+        )
+    return found[: how.processes]
+
+
+def _made(fold: Fold) -> Made:
+    """Train a fold's network, by one process or by several, and save it."""
+    from pipeline.tuning.making import Made
+
+    if len(fold.job.devices) == 1:
+        return Made.of(fold)
+    from pipeline.tuning.together import train_together
+
+    return Made.of(fold, train_together(fold))
 
 
 def _fold(i: int, turns: Sequence[Any]) -> str:
@@ -220,27 +251,30 @@ def _learnt(
 
     from pipeline.heads.objective import Objective
     from pipeline.tuning.goals import Labels
-    from pipeline.tuning.making import Made
-    from pipeline.tuning.network import Network, blocks_of
+    from pipeline.tuning.making import Fold
+    from pipeline.tuning.network import blocks_of
 
     units, settings = cases.units, job.settings
     fit = Objective.of(units, parts["train"])
     if not fit.enough or not len(parts["val"]):
         notes = fit.notes if len(parts["val"]) else ["tuning needs val, to say when to end"]
         return [], notes, parts["test"], None
-    backbone, shape = job.begin(), job.recipe.architecture
+    shape = job.recipe.architecture
     width = shape.dim * (blocks_of(settings.features) + ("mean" in settings.features))
+    torch.manual_seed(settings.seed)
     head = torch.nn.Linear(width, fit.outputs)
     torch.nn.init.normal_(head.weight, std=0.01)
     torch.nn.init.zeros_(head.bias)
     notes = list(fit.notes)
     if settings.start == "probe":
         notes.append(_from_probe(head, cases, parts, settings, fit))
-    network = Network(backbone, head.to(job.device), settings.features)
-    goal = Labels(units, parts["val"], fit, settings, shape)
-    made = Made.by(job, network, head, units, (parts["train"], parts["val"]), goal, fold)
+    labels = functools.partial(Labels, units, parts["val"], fit, settings, shape)
+    sides = parts["train"], parts["val"]
+    made = _made(Fold(job, head, settings.features, units, *sides, labels, fold))
+    goal = made.training.goal
+    assert isinstance(goal, Labels)
     for each in made.training.looks(parts["test"]):
-        goal.see(network, *each)
+        goal.see(made.training.network, *each)
     proba, there = goal.said()
     notes += made.notes
     if not there.all():
@@ -338,19 +372,21 @@ def _outlined(
 
     begun: the head on cached tokens that the network's begins as.
     """
+    import torch
+
     from pipeline.segmentation import heads
     from pipeline.segmentation.token_heads import Linear
     from pipeline.segmentation.training import Trained
     from pipeline.tuning.goals import Outlines
-    from pipeline.tuning.making import Made
-    from pipeline.tuning.network import Network
+    from pipeline.tuning.making import Fold
 
     for part in ("train", "val"):
         if not len(parts[part]):
             raise ConfigError(
                 f"Masks are learnt on train, and val says when to end. There is none in {part}."
             )
-    backbone, source, shape = job.begin(), asked.source, job.recipe.architecture
+    source, shape = asked.source, job.recipe.architecture
+    torch.manual_seed(job.settings.seed)
     head = Linear(shape.dim, len(source.classes), source.image_size, norm=False)
     notes = []
     if begun is not None:
@@ -359,7 +395,6 @@ def _outlined(
         head.load_state_dict(fitted.network.state_dict())
         chosen = ", ".join(f"{name} = {value:.3g}" for name, value in fitted.setting.items())
         notes.append(f"the head began as the linear one on cached tokens, {chosen}")
-    network = Network(backbone, head.to(job.device), "patch")
-    goal = Outlines(source, job.settings, shape)
+    outlines = functools.partial(Outlines, source, job.settings, shape)
     sides = np.searchsorted(slices.rows, parts["train"]), np.searchsorted(slices.rows, parts["val"])
-    return Made.by(job, network, head.classify, slices, sides, goal, fold), notes
+    return _made(Fold(job, head, "patch", slices, *sides, outlines, fold)), notes

@@ -89,7 +89,12 @@ def tune(
         list[str] | None,
         typer.Option(help="finetune, lora, bitfit, norm; by default all the config has."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:1, mps: one device.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda:1, mps; with --processes, cuda is every GPU.")
+    ] = "auto",
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share every step, each with its own GPU.")
+    ] = 1,
     workers: Annotated[
         int | None,
         typer.Option(min=0, help="Processes that read files; by the machine if not given."),
@@ -112,8 +117,8 @@ def tune(
     results: list[Result] = []
     outlined: list[Segmented] = []
     with _steps("tune") as progress:
-        how: dict[str, Any] = {"device": device, "workers": workers, "progress": progress}
-        how["checkpoint_s"] = checkpoint_s
+        how: dict[str, Any] = {"device": device, "processes": processes, "workers": workers}
+        how |= {"checkpoint_s": checkpoint_s, "progress": progress}
         if settings.tasks or not settings.masks:
             results = tune(settings, asked, **how)
         if settings.masks:

@@ -32,7 +32,8 @@ class Run:
     """How far training is. step: steps done; history: how good each epoch was on val.
 
     best: the epoch that is kept, from 1; 0 before the first. resumed: how often it went on. bad:
-    row -> why it could not be used. seconds: spent in all.
+    row -> why it could not be used. seconds: spent in all. peak_bytes: most memory, of the GPU, or
+    of the process on a CPU.
     """
 
     step: int = 0
@@ -41,6 +42,7 @@ class Run:
     resumed: int = 0
     bad: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0
+    peak_bytes: int = 0
 
 
 def save(folder: Path, network: Network, optimizer: torch.optim.Optimizer, run: Run) -> None:

@@ -64,6 +64,13 @@ class Network(nn.Module):
             if isinstance(module, LoraLayer):
                 module.lora_dropout.train(on)
 
+    @property
+    def linear(self) -> nn.Linear:
+        """The linear part of the head."""
+        linear = self.head.classify if self.which == "patch" else self.head
+        assert isinstance(linear, nn.Linear)
+        return linear
+
     def trained(self) -> dict[str, nn.Parameter]:
         """Return what is trained, head included, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
