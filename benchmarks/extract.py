@@ -4,8 +4,9 @@
 
 Real DICOM (512 x 512, a file a slice), gzipped NIfTI and PNG (1024 x 1024) are embedded with
 ViT-S/14 at 224 px, in float32, in rounds that run each way once, one after the other. `bare` is the
-network alone on tensors that lie ready, at its fastest batch size, in a process of its own whose
-threads wait as torch has them wait: the limit. `ours` is `extract`,
+network alone on tensors that lie ready, in a process of its own whose threads wait as torch has
+them wait, at its fastest batch size and with all cores at one batch or each at its own, whichever
+is the faster: the limit. `ours` is `extract`,
 without the time it takes to load the network; `whole` has that and the look at the folder in it,
 which a long run does not feel. `loop` is pydicom, nibabel or Pillow, the transformers processor and
 model, and np.save, slice by slice. `limit` is what ours/bare could be at most: the network, and
@@ -17,16 +18,19 @@ falls on both.
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -81,8 +85,9 @@ def main() -> None:
         serve(network)
         return
     limit = Bare()
-    batch = max((1, 4, 8, 16, 32), key=lambda b: limit.rate(b, 64))
-    print(f"{torch.get_num_threads()} threads, {args.slices} slices, bare at batches of {batch}")
+    way = max(itertools.product((1, 4, 8, 16, 32), (0, 1)), key=lambda way: limit.rate(*way, 64))
+    said = f"batches of {way[0]}, {'a batch a core' if way[1] else 'all cores at one'}"
+    print(f"{torch.get_num_threads()} threads, {args.slices} slices, bare at {said}")
     head = ("bare", "ours", "ours/bare", "wanted", "limit", "whole", "loop", "ours/loop")
     print(f"{'slices/s':<10}" + "".join(f"{title:>11}" for title in head) + "   ours/bare by round")
     for kind in args.kinds:
@@ -91,7 +96,7 @@ def main() -> None:
             rounds = []
             for number in range(args.rounds):
                 store = Path(folder) / f"store{number}"
-                rounds.append(one_round(network, limit, batch, kind, root, store, args))
+                rounds.append(one_round(network, limit, way, kind, root, store, args))
         report(kind, rounds)
 
 
@@ -115,7 +120,7 @@ def report(kind: str, rounds: list[Round]) -> None:
 def one_round(
     network: Backbone,
     limit: Bare,
-    batch: int,
+    way: tuple[int, int],
     kind: str,
     root: Path,
     store: Path,
@@ -123,7 +128,7 @@ def one_round(
 ) -> Round:
     """Run each way once; the bare pass half before and half after ours."""
     half = args.slices // 2
-    before = limit.rate(batch, half)
+    before = limit.rate(*way, half)
     config = Config.model_validate(
         {
             "data": {"root": root, "modality": {"**": "CT"}},
@@ -136,7 +141,7 @@ def one_round(
     whole = time.perf_counter() - began
     assert summary.embedded == args.slices, summary
     ours = summary.seconds["embed"] - summary.seconds["load"]
-    after = limit.rate(batch, half)
+    after = limit.rate(*way, half)
     began = time.perf_counter()
     assert loop(network, kind, root, store.with_name("loop")) == args.slices
     theirs = time.perf_counter() - began
@@ -159,25 +164,40 @@ class Bare:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def rate(self, batch: int, slices: int) -> float:
-        """Return slices a second."""
+    def rate(self, batch: int, apart: int, slices: int) -> float:
+        """Return slices a second. apart: 1 where each core has a batch of its own."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(batch, slices, file=self._process.stdin, flush=True)
+        print(batch, apart, slices, file=self._process.stdin, flush=True)
         return float(self._process.stdout.readline())
 
 
 def serve(network: Backbone) -> None:
-    """Answer each batch size and number of slices with slices a second, until nobody asks."""
+    """Answer each batch size, way and number of slices with slices a second, until nobody asks."""
+    cores = torch.get_num_threads()
     for line in sys.stdin:
-        batch, slices = map(int, line.split())
-        x = torch.randn(batch, 3, SIZE, SIZE)
-        network(x)
-        times = max(1, slices // batch)
-        began = time.perf_counter()
-        for _ in range(times):
+        batch, apart, slices = map(int, line.split())
+        threads, each = (cores, 1) if apart else (1, cores)
+        times = max(1, slices // (batch * threads))
+        ready = threading.Barrier(threads + 1)
+
+        def work(size: int = batch, own: int = each, n: int = times, go: Any = ready) -> None:
+            torch.set_num_threads(own)
+            x = torch.randn(size, 3, SIZE, SIZE)
             network(x)
-        print(times * batch / (time.perf_counter() - began), flush=True)
+            go.wait()
+            for _ in range(n):
+                network(x)
+
+        started = [threading.Thread(target=work) for _ in range(threads)]
+        for thread in started:
+            thread.start()
+        ready.wait()
+        began = time.perf_counter()
+        for thread in started:
+            thread.join()
+        print(times * batch * threads / (time.perf_counter() - began), flush=True)
+        torch.set_num_threads(cores)
 
 
 def decode(kind: str, root: Path) -> float:

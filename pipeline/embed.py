@@ -120,7 +120,8 @@ class _Flow:
     """The parts of one run, from their claim to their commit; a context that ends with the run.
 
     load: gives the network. waiting: claimed and asked of the readers, in order; held: these, and
-    all that are not committed yet. rows, linked, seconds: of what was committed.
+    all that are not committed yet. since: when the part before was filled. rows, linked, seconds:
+    of what was committed.
     """
 
     store: FeatureStore
@@ -132,6 +133,7 @@ class _Flow:
     load: Callable[[], Backbone]
     waiting: deque[Job] = field(default_factory=deque)
     held: list[Job] = field(default_factory=list)
+    since: float = 0.0
     rows: int = 0
     linked: int = 0
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -145,6 +147,8 @@ class _Flow:
         self._writer.close()
         for job in self.held:
             job.claim.release()
+        if "run" in self.__dict__:
+            self.run.forward.close()
 
     def take_on(self, job: Job) -> None:
         """Note a part that was claimed and whose files are being asked for."""
@@ -154,6 +158,7 @@ class _Flow:
     def embed(self, reads: Iterator[FrameRead]) -> None:
         """Fill part after part from what is read, and commit them."""
         run: Run | None = None
+        self.since = time.perf_counter()
         with tracing(self.speed.trace) as step:
             while True:
                 began = time.perf_counter()
@@ -166,7 +171,6 @@ class _Flow:
                 for _ in Filler(job, run).fill(itertools.chain([first], reads)):
                     self._beat()
                     step()
-                job.seconds["all"] += time.perf_counter() - began
                 run.originals.commit()
                 run.forward.pass_by(functools.partial(self._hand_over, job))
             if run is not None:
@@ -178,7 +182,9 @@ class _Flow:
         from pipeline.embedding.forward import Forward
 
         with clock(self.waiting[0].seconds, "load"):
-            forward = Forward(self.load(), self.recipe, self.speed.batch_size or 1)
+            lanes = self.speed.trace is None  # a trace is of one thread
+            network, size = self.load(), self.speed.batch_size or 1
+            forward = Forward(network, self.recipe, size, lanes=lanes)
 
         def settle() -> None:
             forward.flush()
@@ -198,6 +204,9 @@ class _Flow:
 
     def _hand_over(self, job: Job, _: object) -> None:
         """Give a filled part to the writer."""
+        job.most = min(self.run.forward.most, self.run.batch_size)
+        now = time.perf_counter()
+        job.seconds["all"], self.since = now - self.since, now
         with clock(self.seconds, "stall"):
             self._writer.put(job, self._beat)
 

@@ -218,6 +218,14 @@ def read_predictions(
     return Truth(_y(table, result), groups, result.classes, result.kind), proba, fold
 
 
+def predicted_units(store: Path, result: Result, setting: int) -> NDArray[np.str_]:
+    """Return the ids (n,) of the units that `read_predictions` tells of."""
+    table = _read(predictions_path(store, result))
+    table = _of_setting(table, _setting_text(result.scores[setting].setting))
+    units: NDArray[np.str_] = table["unit"].to_numpy(zero_copy_only=False).astype(np.str_)
+    return units
+
+
 def _y(table: pa.Table, result: Result) -> NDArray[Any]:
     """Return the truth as `Truth.y` has it."""
     columns = [table[f"truth:{name}"] for name in result.classes]

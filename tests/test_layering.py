@@ -22,7 +22,7 @@ LEVELS = [
     {"cli"},
     {"commands", "api"},
     {"benchmark"},
-    {"report", "tune"},
+    {"report", "tune", "retest"},
     {
         "extract",
         "evaluate",
@@ -73,6 +73,7 @@ HOMES = {
         "pipeline.preprocess",
         "pipeline.intensity",
         "pipeline.embedding.forward",
+        "pipeline.embedding.lanes",
         "pipeline.embedding.telemetry",
         "pipeline.doctor",
         "pipeline.segmentation",

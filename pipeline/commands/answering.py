@@ -13,6 +13,7 @@ import typer
 
 from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, StorePath, err, out
 from pipeline.commands.show import (
+    show_agreements,
     show_differences,
     show_hits,
     show_results,
@@ -199,6 +200,28 @@ def search(
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
     else:
         show_hits(out, hits, is_random(settings))
+
+
+@app.command(epilog="Example: radprobe retest my.yaml pairs.csv")
+def retest(
+    config: ConfigArg,
+    pairs: Annotated[
+        Path, typer.Argument(help="Table with the columns first and second: files or folders.")
+    ],
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say how far repeated scans agree: in their features, and in what answers on file say."""
+    from pipeline.config import load_config
+    from pipeline.retest import retest
+    from pipeline.search import is_random
+
+    settings = load_config(config, store)
+    found = retest(settings, pairs)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+    else:
+        show_agreements(out, found, is_random(settings))
 
 
 @app.command(epilog="Example: radprobe compare stores/vits14 stores/vitb14")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from pipeline.questions import Difference, Metric, Result, Score, Segmented
+    from pipeline.retest import Agreement
     from pipeline.search import Hit
 
 RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
@@ -243,4 +244,16 @@ def show_differences(out: Console, found: Sequence[tuple[Result, list[Difference
                 p = ["" if value is None else f"{value:.3g}" for value in (d.p, d.p_holm)]
                 name, number = HEADLINES[d.metric], _number(d.difference, "+")
                 table.add_row(result.task, result.method, d.label, name, number, *p)
+    _print(out, table)
+
+
+def show_agreements(out: Console, found: Sequence[Agreement], random: bool) -> None:
+    """Print how far pairs of scans agree."""
+    if random:
+        out.print(RANDOM, style="bold yellow")
+    table = _table("Repeated scans", ("of",), ("pairs", "ICC", "5th pct", "cosine", "nearest"))
+    for one in found:
+        shown = ((one.icc, ".3f"), (one.icc_low, ".3f"), (one.cosine, ".4f"), (one.nearest, ".0%"))
+        numbers = ("" if value is None else format(value, form) for value, form in shown)
+        table.add_row(one.what, str(one.pairs), *numbers)
     _print(out, table)

@@ -7,6 +7,7 @@ a nearest neighbour becomes another.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,11 +123,11 @@ def network_of(config: Config, device: str, precision: Precision) -> Network:
 
 def features_of(network: Network, sample: Sample, batch_size: int) -> NDArray[np.float32]:
     """Return the last CLS token of each slice (n, d), in float32."""
-    forward = Forward(network.backbone, network.recipe, batch_size)
     found: list[Values] = []
-    for start in range(0, len(sample.items), batch_size):
-        some = slice(start, start + batch_size)
-        seconds = dict.fromkeys(("preprocess", "forward"), 0.0)
-        forward.run(sample.items[some], sample.modalities[some], found.append, seconds)
-    forward.flush()
+    with closing(Forward(network.backbone, network.recipe, batch_size)) as forward:
+        for start in range(0, len(sample.items), batch_size):
+            some = slice(start, start + batch_size)
+            seconds = dict.fromkeys(("preprocess", "forward"), 0.0)
+            forward.run(sample.items[some], sample.modalities[some], found.append, seconds)
+        forward.flush()
     return np.concatenate([values["cls"][:, -1] for values in found])

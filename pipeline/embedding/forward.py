@@ -1,18 +1,22 @@
 """Batches through preprocessing and the network, handed over in order.
 
-On a CPU each batch is done when `run` returns. On a GPU `run` returns while the card works: pixels
-go there from pinned memory and are preprocessed in one stream, the network runs in another, the
-features come back in a third, and what was computed is handed over one batch later. So the card
-computes a batch while this process reads and stacks the next.
+On a CPU batches are computed side by side (see `lanes`), and handed over once those before them
+are. On a GPU `run` returns while the card works: pixels go there from pinned memory and are
+preprocessed in one stream, the network runs in another, the features come back in a third, and
+what was computed is handed over one batch later. So the card computes a batch while this process
+reads and stacks the next.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
-from collections import deque
+import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +26,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from pipeline.backbones import Backbone
+from pipeline.embedding.lanes import Lanes
 from pipeline.embedding.telemetry import Seconds, clock
 from pipeline.preprocess import prepare_batch
 from pipeline.types import PatchTokens, Recipe, Slice
@@ -54,6 +59,9 @@ class _Flight:
     deliver: Callable[[Values], None]
     seconds: Seconds
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    # On a CPU: what a lane makes of it, and the seconds it takes.
+    lane: Future[tuple[dict[str, Tensor], Seconds]] | None = None
+    lanes: int = 1
     # On a GPU: preprocessing began and ended, the network began and ended, all is back.
     marks: Sequence[torch.cuda.Event] = ()
 
@@ -64,23 +72,33 @@ class _Flight:
             back.synchronize()
             self.seconds["preprocess"] += began.elapsed_time(prepared) / 1000
             self.seconds["forward"] += entered.elapsed_time(left) / 1000
+        if self.lane is not None:
+            self.outputs, spent = self.lane.result()
+            for stage, seconds in spent.items():
+                self.seconds[stage] += seconds / self.lanes
         self.deliver({name: value.numpy() for name, value in self.outputs.items()})
 
 
 class Forward:
     """A network, and the batches that are on their way through it.
 
-    A batch that does not fit into the card's memory is run in halves, and so are all that follow:
-    `most` is how many slices are run at once.
+    A batch that does not fit into the device's memory is run in halves, and so are all that follow:
+    `most` is how many slices are run at once. lanes: whether a CPU computes batches side by side;
+    a compiled network never does. To be closed, on a CPU.
     """
 
-    def __init__(self, network: Backbone, recipe: Recipe, batch_size: int) -> None:
+    def __init__(
+        self, network: Backbone, recipe: Recipe, batch_size: int, *, lanes: bool = True
+    ) -> None:
         keep_memory()
         self.network, self.recipe = network, recipe
         self.most = batch_size
         self._flights: deque[_Flight] = deque()
-        cuda = network.device.type == "cuda"
-        self._streams = _Streams(network.device) if cuda else None
+        self._lock = threading.Lock()  # of `most`
+        device = network.device
+        self._streams = _Streams(device) if device.type == "cuda" else None
+        aside = lanes and device.type == "cpu" and not network.compiled
+        self._lanes = Lanes() if aside else None
 
     def run(
         self,
@@ -95,23 +113,38 @@ class Forward:
         much for the device.
         """
         flight = _Flight(deliver, seconds)
-        compute = self._compute_here if self._streams is None else self._compute_there
+        if self._lanes is not None:
+            work = functools.partial(self._compute_aside, items, modalities)
+            flight.lane, flight.lanes = self._lanes.start(work), self._lanes.number
+        else:
+            compute = self._compute_here if self._streams is None else self._compute_there
+            self._fitting(compute, items, modalities, flight)
+        self._hand_over(flight)
+
+    def _fitting(
+        self,
+        compute: Callable[[Sequence[Slice], Sequence[str], _Flight], None],
+        items: Sequence[Slice],
+        modalities: Sequence[str],
+        flight: _Flight,
+    ) -> None:
+        """Compute a batch, in halves where memory runs out."""
         while True:
+            most = self.most
             try:
                 compute(items, modalities, flight)
-                break
+                return
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                if min(self.most, len(items)) == 1:
+                if min(most, len(items)) == 1:
                     raise DeviceError(
                         f"One slice alone is too much for the memory of {self.network.device} "
                         f"({str(error).splitlines()[0]}). Take a smaller network or image_size, or "
                         "--device cpu; or see what else uses that memory."
                     ) from None
             # Behind the handler, whose error still holds what was computed.
-            self._halve(len(items))
-        self._hand_over(flight)
+            self._halve(most, len(items))
 
     def pass_by(self, deliver: Callable[[Values], None]) -> None:
         """Call `deliver` without features, once all batches before are handed over."""
@@ -125,18 +158,29 @@ class Forward:
     def _hand_over(self, flight: _Flight) -> None:
         self._flights.append(flight)
         allowed = 0 if self._streams is None else _IN_FLIGHT
+        if self._lanes is not None:
+            allowed = self._lanes.number  # and one that waits for the first lane to be free
         while len(self._flights) > allowed:
             self._flights.popleft().land()
 
-    def _halve(self, batch: int) -> None:
-        self.most = max(1, min(self.most, batch) // 2)
+    def close(self) -> None:
+        """End the lanes; what is on its way is lost."""
+        if self._lanes is not None:
+            self._lanes.close()
+
+    def _halve(self, most: int, batch: int) -> None:
+        """Take fewer slices at once than `most` were of a batch, unless another lane has."""
+        with self._lock:
+            if self.most != most:
+                return
+            self.most = max(1, min(most, batch) // 2)
         log.warning(
             "A batch did not fit into the memory of %s: %d slices at once from now on.",
             self.network.device,
             self.most,
         )
-        self.flush()
         if self._streams is not None:
+            self.flush()
             torch.cuda.empty_cache()
 
     def _pieces(
@@ -145,6 +189,14 @@ class Forward:
         for start in range(0, len(items), self.most):
             stop = start + self.most
             yield items[start:stop], modalities[start:stop]
+
+    def _compute_aside(
+        self, items: Sequence[Slice], modalities: Sequence[str]
+    ) -> tuple[dict[str, Tensor], Seconds]:
+        """Compute a batch in a lane; return its features, and the seconds it took."""
+        own = _Flight(lambda _: None, defaultdict(float))
+        self._fitting(self._compute_here, items, modalities, own)
+        return own.outputs, own.seconds
 
     def _compute_here(
         self, items: Sequence[Slice], modalities: Sequence[str], flight: _Flight
@@ -288,7 +340,7 @@ def keep_memory() -> None:
     """Let glibc keep the memory of activations from batch to batch.
 
     By default it gives blocks above 32 MB back to the kernel at once and asks for them anew: those
-    page faults cost a sixth of ViT-S's time at batches of 32 (measured: benchmarks/forward.py).
+    page faults cost a sixth of ViT-S's time at batches of 32 (measured).
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)

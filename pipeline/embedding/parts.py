@@ -121,7 +121,6 @@ class Filler:
         if self.batch:
             self._embed()
             yield
-        job.most = min(run.forward.most, run.batch_size)
 
     def _take(self, slice_: dict[str, Any], read: FrameRead) -> None:
         """Put a slice into the batch, or why it cannot be read into the part."""

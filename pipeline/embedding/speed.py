@@ -9,8 +9,8 @@ from pathlib import Path
 from pipeline.embedding.pace import measured_batch
 from pipeline.types import Recipe
 
-# Slices a forward pass where nothing was measured. On a CPU, as many as stay in its caches (ViT-S:
-# 8 and 16 are the fastest, benchmarks/forward.py); elsewhere, so many tokens as keep a card busy.
+# Slices a forward pass where nothing was measured. On a CPU a few a lane (4, 8 and 16 of ViT-S are
+# as fast, measured); elsewhere, so many tokens as keep a card busy.
 _CPU_BATCH = 8
 _TOKENS = 2**15
 

@@ -101,7 +101,7 @@ def texts_of(
     _refuse_duplicates(table, keys, table.columns[column][:, None])
     where, by = {key: i for i, key in enumerate(keys) if key}, table.settings.by
     place = np.searchsorted(slices["row"].to_numpy(), units.rows)
-    label = _match(_joined_by(slices, by)[place], where, climb=by == "path")
+    label = matched(_joined_by(slices, by)[place], where, climb=by == "path")
     texts = np.where(label >= 0, table.columns[column][label], "").astype(np.str_)
     first = np.unique(units.unit, return_index=True)[1]
     torn = units.unit[texts != texts[first][units.unit]]
@@ -143,7 +143,7 @@ def patients_of(table: LabelTable, slices: pa.Table, root: Path, names: Names) -
 def _labels_of(table: LabelTable, keys: Sequence[str], slices: pa.Table) -> NDArray[np.int64]:
     """Return (m,) the label row of each slice, or -1."""
     where, by = {key: i for i, key in enumerate(keys) if key}, table.settings.by
-    return _match(_joined_by(slices, by), where, climb=by == "path")
+    return matched(_joined_by(slices, by), where, climb=by == "path")
 
 
 def _usable(
@@ -213,7 +213,7 @@ def _join(
     """Return the slices of the task's modalities that a label row names, and what did not join."""
     where = {key: i for i, key in enumerate(keys) if key}
     by = table.settings.by
-    label = _match(_joined_by(slices, by), where, climb=by == "path")
+    label = matched(_joined_by(slices, by), where, climb=by == "path")
     rows = slices["row"].to_numpy()
     live = status[rows] != WITHDRAWN
     asked = live & _has_modality(slices, task)
@@ -271,7 +271,7 @@ def _tag(slices: pa.Table, keyword: str) -> Texts:
     return np.array(values.to_pylist(), dtype=object)
 
 
-def _match(names: Texts, where: dict[str, int], climb: bool) -> NDArray[np.int64]:
+def matched(names: Texts, where: dict[str, int], climb: bool) -> NDArray[np.int64]:
     """Return for each name the label row it belongs to, or -1; with climb, through its folders."""
     known: dict[str | None, int] = {None: -1}
     for name in set(names) - {None}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -293,7 +294,9 @@ def test_one_slice_too_large_for_the_card_ends_the_run_in_words(config: Path) ->
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def through(network: Path, slices: int, *, compiled: bool = False, **recipe: Any) -> list[Values]:
+def through(
+    network: Path, slices: int, *, compiled: bool = False, lanes: bool = True, **recipe: Any
+) -> list[Values]:
     """Return the features of seeded slices, in batches of 4, through `Forward`."""
     shape = Architecture(dim=48, depth=5, heads=3)
     wanted = Recipe(
@@ -302,17 +305,34 @@ def through(network: Path, slices: int, *, compiled: bool = False, **recipe: Any
     backbone = load_backbone(
         f"hf:{network}", image_size=56, precision=wanted.precision, compiled=compiled
     )
-    forward, found = Forward(backbone, wanted, 4), list[Values]()
+    found = list[Values]()
     rng = np.random.default_rng(0)
     items = [Slice(0, rng.integers(-1000, 400, (40, 44)).astype(np.int16)) for _ in range(slices)]
-    for start in range(0, slices, 4):
-        some = items[start : start + 4]
-        forward.run(some, ["CT"] * len(some), found.append, dict.fromkeys(STAGES, 0.0))
-    forward.flush()
+    with contextlib.closing(Forward(backbone, wanted, 4, lanes=lanes)) as forward:
+        for start in range(0, slices, 4):
+            some = items[start : start + 4]
+            forward.run(some, ["CT"] * len(some), found.append, dict.fromkeys(STAGES, 0.0))
+        forward.flush()
     return found
 
 
 STAGES = ("preprocess", "forward")
+
+
+@pytest.mark.parametrize("cores", [1, 3, 8])
+def test_bits_and_order_are_the_same_on_however_many_cores(cores: int, network: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = through(network, 30, lanes=False)
+        torch.set_num_threads(cores)
+        beside = through(network, 30)
+        assert torch.get_num_threads() == cores
+    finally:
+        torch.set_num_threads(before)
+    assert len(alone) == len(beside) == 8
+    for want, got in zip(alone, beside, strict=True):
+        assert all(want[name].tobytes() == got[name].tobytes() for name in want)
 
 
 @pytest.mark.parametrize(("precision", "most"), [("bfloat16", 1e-2), ("float16", 2e-3)])
@@ -361,10 +381,12 @@ def test_receipts_tell_where_the_time_went(config: Path) -> None:
         spent = receipt["seconds"]
         assert {"wait", "read", "preprocess", "forward", "all"} <= spent.keys()
         assert all(0 < spent[name] < whole for name in ("read", "forward", "all"))
-        assert spent["preprocess"] + spent["forward"] + spent["wait"] <= spent["all"] + 0.01
         assert 0 < receipt["write_s"] < whole
         assert receipt["batch_size"] == {"asked": 4, "at_once": 4}
         assert receipt["device"] == "cpu"
+    # Of all parts together: a lane may be at the next part before the last is handed over.
+    total = {name: sum(receipt["seconds"][name] for receipt in parts) for name in (*STAGES, "all")}
+    assert total["preprocess"] + total["forward"] <= total["all"] + 0.01
     assert sum("load" in receipt["seconds"] for receipt in parts) == 1
     assert summary.seconds["all"] <= whole
     assert plan(in_store(config, "store")).hours_by == "store"
