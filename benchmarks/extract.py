@@ -72,7 +72,7 @@ class Round:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--slices", type=int, default=192)
+    options.add_argument("--slices", type=int, default=384)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
     options.add_argument("--workers", type=int)

@@ -9,9 +9,9 @@ from pathlib import Path
 from pipeline.embedding.pace import measured_batch
 from pipeline.types import Recipe
 
-# Slices a forward pass where nothing was measured. On a CPU a few a lane (4, 8 and 16 of ViT-S are
+# Slices a forward pass where nothing was measured. On a CPU few, a lane each (2 to 32 of ViT-S are
 # as fast, measured); elsewhere, so many tokens as keep a card busy.
-_CPU_BATCH = 8
+_CPU_BATCH = 4
 _TOKENS = 2**15
 
 
