@@ -26,7 +26,7 @@ from pipeline.config import Config
 from pipeline.discover import READER_VERSION, Discovery, Open, discover
 from pipeline.names import Names, hide_path, load_key, pseudonym, relabelled, reveal_path
 from pipeline.read import unescape_path
-from pipeline.types import Recipe, of_volume
+from pipeline.types import Recipe
 from pipeline.weights import locate
 from stores import ArraySpec, FeatureStore
 from stores._disk import writing
@@ -257,7 +257,7 @@ def _look(
         failed=store.failures(),
         spent=store.spent(),
         withdrawn=tables.patients,
-        joined=lambda modality: of_volume(config.preprocess.rule(modality)),
+        joined=config.preprocess.by_volume,
     )
     found = reconcile(stored, slices, known)
     label = functools.partial(hide_path, key) if data.paths == "hide" else reveal
@@ -270,7 +270,7 @@ def _look(
 def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) -> pa.Table:
     """Return the slices found (real paths) that `data.only` wants, and those stored before.
 
-    A mask that is gone withdraws nothing. A series that is scaled as a volume is wanted as a whole,
+    A mask that is gone withdraws nothing. A series that is seen as a volume is wanted as a whole,
     so that its features are those of a store of all. Raises ConfigError, and LabelError where there
     is nothing to embed.
     """
@@ -286,8 +286,8 @@ def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) ->
     live = stored.filter(pc.invert(stored["withdrawn"]))
     wanted |= pc.is_in(slices["path"], value_set=live["path"].combine_chunks()).to_numpy()
     modalities = pc.unique(slices["modality"]).to_pylist()
-    scaled = [each for each in modalities if of_volume(config.preprocess.rule(each))]
-    by_volume = pc.is_in(slices["modality"], pa.array(scaled, pa.string())).to_numpy()
+    whole = [each for each in modalities if config.preprocess.by_volume(each)]
+    by_volume = pc.is_in(slices["modality"], pa.array(whole, pa.string())).to_numpy()
     series = slices["series"].filter(pa.array(wanted)).combine_chunks()
     wanted |= by_volume & pc.is_in(slices["series"], series).to_numpy()
     if len(slices) and not wanted.any():

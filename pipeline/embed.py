@@ -99,9 +99,10 @@ def embed_missing(
     pa.default_memory_pool().release_unused()  # a look takes more than what comes of it
     network = functools.partial(load or load_network, backbone, weights, recipe, speed)
     flow = _Flow(store, recipe, speed, progress, limit, volumes, network)
+    jobs = _jobs(store, missing, slices, volumes, recipe.preprocess.thickens)
     reads = read_files(
         root,
-        _begun(_requests(_jobs(store, missing, slices, volumes), flow, reveal), flow),
+        _begun(_requests(jobs, flow, reveal), flow),
         plane=recipe.preprocess.plane,
         workers=speed.workers or 0,
         time_limit_s=speed.time_limit_s,
@@ -283,6 +284,34 @@ class _Slices:
         found: list[dict[str, Any]] = self.table.slice(first, self.count(part)).to_pylist()
         return found
 
+    def beside(
+        self, slices: Iterable[dict[str, Any]], thickens: Callable[[str], bool]
+    ) -> dict[int, list[dict[str, Any]]]:
+        """Return the neighbours in their series of those slices that are seen thicker, by row.
+
+        The rows of a series are in the order of its slices.
+        """
+        found: dict[int, list[dict[str, Any]]] = {}
+        for slice_ in slices:
+            if thickens(slice_["modality"]):
+                rows = self._series[slice_["series"]]
+                at = int(np.searchsorted(rows, slice_["row"]))
+                near = [*rows[max(0, at - 1) : at], *rows[at + 1 : at + 2]]
+                places = np.searchsorted(self.rows, near)
+                found[slice_["row"]] = self.table.take(pa.array(places)).to_pylist()
+        return found
+
+    @functools.cached_property
+    def _series(self) -> dict[str, NDArray[np.int64]]:
+        """The rows of each series, ascending."""
+        series = self.table["series"].combine_chunks().dictionary_encode()
+        which = series.indices.to_numpy()
+        order = np.argsort(which, kind="stable")
+        cuts = np.searchsorted(which[order], np.arange(1, len(series.dictionary)))
+        return dict(
+            zip(series.dictionary.to_pylist(), np.split(self.rows[order], cuts), strict=True)
+        )
+
     def count(self, part: PartRange) -> int:
         """Return how many slices a part has."""
         first, last = np.searchsorted(self.rows, (part.start, part.stop))
@@ -294,6 +323,7 @@ def _jobs(
     missing: Sequence[PartRange],
     slices: _Slices,
     volumes: Volumes,
+    thickens: Callable[[str], bool],
 ) -> Iterator[Job]:
     """Claim the missing parts one after the other; those another process holds are passed over."""
     for part in missing:
@@ -304,7 +334,7 @@ def _jobs(
         claim = store.claim(part)
         if claim is not None:
             mine = slices.of(part)
-            yield Job(part, claim, mine, volumes.take(mine))
+            yield Job(part, claim, mine, volumes.take(mine), slices.beside(mine, thickens))
 
 
 def _requests(
@@ -323,7 +353,8 @@ def _requests(
         if job is None:
             return
         flow.take_on(job)
-        for slices in ([s for volume in job.survey.values() for s in volume], job.slices):
+        own = [each for s in job.slices for each in (s, *job.beside.get(s["row"], ()))]
+        for slices in ([s for volume in job.survey.values() for s in volume], own):
             for path, group in itertools.groupby(slices, key=lambda slice_: slice_["path"]):
                 yield Request(reveal(path), tuple(slice_["frame"] for slice_ in group))
 

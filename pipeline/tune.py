@@ -163,6 +163,11 @@ def _job(
             f"The store {store.path} is not of the network and preprocessing that the config "
             f"asks to tune (store's, config's): {fields}. Run `radprobe extract` first."
         )
+    if recipe.preprocess.view == "thick":
+        raise ConfigError(
+            "A network is tuned on slices, each read by itself. The config has preprocess.view: "
+            "thick, which needs their neighbours: take another view, or none."
+        )
     import torch
 
     from pipeline.embedding.speed import Speed

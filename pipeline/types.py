@@ -246,8 +246,9 @@ Intensity = Annotated[
 ShortIntensity = Annotated[Intensity, BeforeValidator(_intensity)]
 
 
-# What a slice is changed to before all else, to see whether features mind (`views`).
-SeenAs = Literal["noise", "shift", "turn", "jpeg"]
+# What a slice is changed to before all else, to see whether features mind (`views`); `thick` is
+# made of its neighbours in the volume too.
+SeenAs = Literal["noise", "shift", "turn", "jpeg", "thick"]
 ViewName = Literal["none", SeenAs]
 
 
@@ -273,6 +274,14 @@ class Preprocess(Frozen):
         """Return the rule that scales slices of a modality."""
         rule: Intensity = getattr(self, intensity_kind(modality))
         return rule
+
+    def by_volume(self, modality: str) -> bool:
+        """Return whether what is made of a slice of a modality depends on its volume as well."""
+        return self.thickens(modality) or of_volume(self.rule(modality))
+
+    def thickens(self, modality: str) -> bool:
+        """Return whether slices of a modality are seen thicker; X-rays have no neighbours."""
+        return self.view == "thick" and intensity_kind(modality) != "xray"
 
 
 def of_volume(rule: Intensity) -> bool:

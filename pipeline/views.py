@@ -1,18 +1,17 @@
 """The same slice seen otherwise: what another scan, viewer or archive might have made of it.
 
-Pure functions on pixels (H, W), each a function of the slice alone.
+Pure functions on pixels (H, W), each of the slice alone, but for a thicker one.
 """
 
 from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.types import Slice, ViewName
 
@@ -27,14 +26,27 @@ QUALITY = 50
 def viewed(item: Slice, view: ViewName) -> Slice:
     """Return a slice with its pixels as a view has them, float32, padding at the darkest value.
 
-    The slice has a finite pixel.
+    The slice has a finite pixel. One that is to be thicker is already (see `thickened`).
     """
-    if view == "none":
+    if view in ("none", "thick"):
         return item
     pixels = np.asarray(item.pixels, np.float32)
     known = np.isfinite(pixels)
     filled = np.where(known, pixels, pixels[known].min())
     return replace(item, pixels=_CHANGES[view](filled))
+
+
+def thickened(item: Slice, neighbours: Sequence[Slice]) -> Slice:
+    """Return a slice as one of its own thickness and its neighbours' would show: the mean, float32.
+
+    Of the pixels that are no padding, and of neighbours of its shape.
+    """
+    pixels = [item.pixels, *(n.pixels for n in neighbours if n.pixels.shape == item.pixels.shape)]
+    stack = np.stack([np.asarray(each, np.float32) for each in pixels])
+    known = np.isfinite(stack)
+    sums = np.where(known, stack, 0).sum(axis=0, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return replace(item, pixels=(sums / known.sum(axis=0)).astype(np.float32))
 
 
 def _range(pixels: Pixels) -> float:
@@ -61,6 +73,8 @@ def _turn(pixels: Pixels) -> Pixels:
 
 
 def _jpeg(pixels: Pixels) -> Pixels:
+    from PIL import Image
+
     low, high = float(pixels.min()), float(pixels.max())
     scale = (high - low) / 255 or 1.0
     grey = ((pixels - low) / scale).round().astype(np.uint8)
@@ -76,10 +90,11 @@ _CHANGES: dict[ViewName, Callable[[Pixels], Pixels]] = {
     "turn": _turn,
     "jpeg": _jpeg,
 }
-# What each is, in words.
-VIEWS: dict[ViewName, str] = {
+# What each is, in words: of a slice alone, and of all.
+OF_A_SLICE: dict[ViewName, str] = {
     "noise": f"noise of {100 * NOISE:.0f} % of the range",
     "shift": f"shift by {100 * SHIFT:.0f} % of the range",
     "turn": f"turn by {DEGREES} degrees",
     "jpeg": f"JPEG of quality {QUALITY}",
 }
+VIEWS = OF_A_SLICE | {"thick": "three slices as one"}

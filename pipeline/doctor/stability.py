@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.config import Config
 from pipeline.doctor.drift import K, features_of, held, network_of, sample_of
 from pipeline.stats.agreement import icc
-from pipeline.views import VIEWS, viewed
+from pipeline.views import OF_A_SLICE, viewed
 
 BATCH = 8
 
@@ -45,7 +45,7 @@ def stability(config: Config, slices: int = 64, device: str = "auto") -> Iterato
     sample = sample_of(config, slices, "Stability")
     network = network_of(config, pick_device(device), "float32")
     want = features_of(network, sample, BATCH)
-    for view, said in VIEWS.items():
+    for view, said in OF_A_SLICE.items():
         items = [viewed(item, view) for item in sample.items]
         got = features_of(network, replace(sample, items=items), BATCH)
         found = icc(np.stack([want, got], axis=1))

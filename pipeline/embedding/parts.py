@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -21,8 +21,8 @@ from pipeline.types import (
     Preprocess,
     Slice,
     intensity_kind,
-    of_volume,
 )
+from pipeline.views import thickened
 from pipeline.volumes import Kept, Name, Volumes
 from stores import FeatureStore, PartRange
 from stores.claims import Claim
@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 class Job:
     """One claimed part: its slices in row order, its arrays as they fill.
 
-    survey: the volumes whose ranges are to be found first. left_out: the rows that those lack.
-    ranges: those that scale slices of this part.
+    survey: the volumes whose ranges are to be found first. beside: row -> its neighbours in the
+    volume, where it is seen thicker. left_out: the rows that either lacks. ranges: those that scale
+    slices of this part.
     arrays: none until the part is begun, since parts are claimed ahead. links: row -> the row with
     the same pixels. most: how many slices the network took at once.
     """
@@ -48,6 +49,7 @@ class Job:
     claim: Claim
     slices: list[dict[str, Any]]
     survey: dict[Name, list[dict[str, Any]]]
+    beside: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
     ranges: Kept = field(default_factory=dict)
@@ -114,6 +116,8 @@ class Filler:
         for slice_ in job.slices:
             with clock(job.seconds, "wait"):
                 read = next(reads)
+                beside = job.beside.get(slice_["row"], ())
+                read = self._thickened(read, [(each["row"], next(reads)) for each in beside])
             self._take(slice_, read)
             if len(self.batch) == run.batch_size:
                 self._embed()
@@ -121,6 +125,14 @@ class Filler:
         if self.batch:
             self._embed()
             yield
+
+    def _thickened(self, read: FrameRead, beside: list[tuple[int, FrameRead]]) -> FrameRead:
+        """Return what was read with the pixels of its neighbours in it; of those that can be."""
+        if not beside or isinstance(read.item, Failure):
+            return read
+        items = [other.item for _, other in beside if isinstance(other.item, Slice)]
+        self.job.left_out += [row for row, other in beside if isinstance(other.item, Failure)]
+        return replace(read, item=thickened(read.item, items))
 
     def _take(self, slice_: dict[str, Any], read: FrameRead) -> None:
         """Put a slice into the batch, or why it cannot be read into the part."""
@@ -210,7 +222,7 @@ def rule_number(preprocess: Preprocess, modality: str) -> int | None:
     None where the file or the volume has a say too: equal pixels may then look different.
     """
     rule = preprocess.rule(modality)
-    if isinstance(rule, FileWindow) or of_volume(rule):
+    if isinstance(rule, FileWindow) or preprocess.by_volume(modality):
         return None
     return get_args(IntensityKind).index(intensity_kind(modality))
 

@@ -21,7 +21,7 @@ from pipeline.tasks.label_file import LabelTable
 from pipeline.tasks.labels import patients_of
 from pipeline.types import Failure, Recipe, Slice
 from pipeline.volumes import told
-from stores.errors import LabelError, UnreadableError
+from stores.errors import ConfigError, LabelError, UnreadableError
 from stores.features import OK, UNREADABLE, VOID, FeatureStore
 
 Row = dict[str, Any]
@@ -73,6 +73,11 @@ class StoreSource:
         """
         from pipeline.preprocess import prepare_batch
 
+        if self._recipe.preprocess.view == "thick":
+            raise ConfigError(
+                "Images of a store with preprocess.view: thick are not read again: each would need "
+                "its neighbours. Take a head that sees tokens alone."
+            )
         about = self._slices.take(pa.array(np.searchsorted(self._numbers, rows))).to_pylist()
         items = self._read(about)
         return prepare_batch(items, [row["modality"] for row in about], self._recipe).numpy()

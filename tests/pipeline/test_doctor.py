@@ -206,11 +206,11 @@ def test_stability_tells_how_far_views_move_features(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {one.view: one for one in stability(load_config(config), slices=18, device="cpu")}
-    assert found.keys() == {*views.VIEWS.values()}
+    assert found.keys() == {*views.OF_A_SLICE.values()}
     for one in found.values():
         assert one.icc_low <= one.icc < 1
         assert 0 <= one.moved <= 1
-    monkeypatch.setattr(views, "VIEWS", {"none": "as it is"})
+    monkeypatch.setattr(views, "OF_A_SLICE", {"none": "as it is"})
     (same,) = stability(load_config(config), slices=18, device="cpu")
     assert same.icc == pytest.approx(1, abs=1e-6)
     assert same.moved == 0

@@ -216,6 +216,31 @@ def test_a_killed_run_on_masks_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert not list((config.store / "runs").glob("*/"))
 
 
+def test_a_network_learns_a_number(collection: Path) -> None:
+    """How bright the thing is, where one window shows all images."""
+    config = config_of(
+        collection,
+        data={"root": ".", "include": ["images/**"], "modality": {"**": "CT"}},
+        preprocess={"ct": {"low": 0, "high": 255}},
+        store="windowed",
+        tasks={"light": {"labels": ["light"], "values": "number"}},
+        lora=None,
+        finetune={
+            "epochs": 40,
+            "batch": 2,
+            "augment": "none",
+            "rate": 3e-3,
+            "head_rate": 3e-2,
+            "layer_decay": 1.0,
+        },
+    )
+    extract(config, Speed(workers=0))
+    (result,) = tune(config, device="cpu", workers=0)
+    errors = [-(value or 0.0) for value in result.tuned[0].history]
+    assert min(errors) < errors[0] / 3
+    assert result.scores[-1].metrics["r2"].value > 0.5
+
+
 def test_a_number_begins_as_its_probe(collection: Path) -> None:
     """With steps too small to matter, the answer is ridge regression's of the same features."""
     tasks = {"light": {"labels": ["light"], "values": "number"}}

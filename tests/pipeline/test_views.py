@@ -25,7 +25,7 @@ from pipeline.stats.agreement import icc
 from pipeline.tables import read_predictions
 from pipeline.tune import tune
 from pipeline.types import Architecture, Preprocess, Recipe, Slice, ViewName
-from pipeline.views import VIEWS, viewed
+from pipeline.views import OF_A_SLICE, viewed
 from stores import FeatureStore
 from stores.errors import ConfigError, LabelError, RecipeMismatchError
 from tests.pipeline import layouts
@@ -45,7 +45,7 @@ def picture(seed: int) -> NDArray[np.float32]:
     return pixels
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", OF_A_SLICE)
 def test_a_view_is_of_the_slice_alone_and_another(view: ViewName) -> None:
     item = Slice(0, picture(0))
     seen = viewed(item, view)
@@ -66,7 +66,7 @@ def test_views_change_what_the_network_sees_and_the_recipe() -> None:
     digests, items = {plain.digest}, [Slice(0, picture(i)) for i in range(2)]
     assert "view" not in plain.canonical()
     grey = prepare(items[0], "CT", plain)
-    for view in VIEWS:
+    for view in OF_A_SLICE:
         recipe = plain.model_copy(update={"preprocess": Preprocess(view=view)})
         digests.add(recipe.digest)
         assert Recipe.model_validate_json(recipe.canonical()) == recipe
@@ -74,7 +74,7 @@ def test_views_change_what_the_network_sees_and_the_recipe() -> None:
         assert float((seen - grey).abs().max()) > 0.05
         both = prepare_batch(items, ["CT", "CT"], recipe)
         assert float((both[0] - seen).abs().max()) < 1e-5
-    assert len(digests) == 1 + len(VIEWS)
+    assert len(digests) == 1 + len(OF_A_SLICE)
 
 
 # --- fitted here, tested there -------------------------------------------------------------------
