@@ -131,9 +131,8 @@ def test_what_reads_single_slices_refuses(config: Config, tmp_path: Path) -> Non
     paths = sorted(live(store))
     sick = [i % 2 for i in range(len(paths))]
     who = [f"p{i}" for i in range(len(paths))]
-    labels = Labels(
-        file=write_csv(tmp_path / "l.csv", path=paths, sick=sick, who=who), patient="who"
-    )
+    file = write_csv(tmp_path / "l.csv", path=paths, sick=sick, who=who)
+    labels = Labels(file=file, patient="who", headers="ignore")
     asked = {"labels": labels, "tasks": {"t": Task(labels=("sick",), level="image")}}
     with pytest.raises(ConfigError, match="each read by itself"):
         tune(config.model_copy(update=asked | {"finetune": FineTune()}), device="cpu")
