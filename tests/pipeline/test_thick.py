@@ -133,6 +133,8 @@ def test_what_reads_single_slices_refuses(config: Config, tmp_path: Path) -> Non
     who = [f"p{i}" for i in range(len(paths))]
     file = write_csv(tmp_path / "l.csv", path=paths, sick=sick, who=who)
     labels = Labels(file=file, patient="who", headers="ignore")
-    asked = {"labels": labels, "tasks": {"t": Task(labels=("sick",), level="image")}}
+    split = config.split.model_copy(update={"allow": ("duplicates", "near-duplicates")})
+    task = Task(labels=("sick",), level="image")
+    asked = {"labels": labels, "tasks": {"t": task}, "split": split}
     with pytest.raises(ConfigError, match="each read by itself"):
         tune(config.model_copy(update=asked | {"finetune": FineTune()}), device="cpu")
