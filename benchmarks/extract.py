@@ -18,6 +18,8 @@ falls on both.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -25,12 +27,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -46,12 +46,15 @@ from pipeline.backbones import Backbone, load_backbone
 from pipeline.config import Config
 from pipeline.embed import Speed
 from pipeline.embedding.forward import keep_memory
+from pipeline.embedding.lanes import Lanes
 from pipeline.extract import extract
 
 KINDS = ("dicom", "nifti.gz", "png")
 WANTED = {"dicom": 0.95, "nifti.gz": 0.90, "png": 0.95}
 NAME, WEIGHTS, SIZE = "dinov2_vits14", "random:0", 224
 LOW, HIGH = -1024.0, 600.0
+
+Run = Callable[[Sequence[Callable[[], None]]], None]
 
 
 @dataclass
@@ -174,30 +177,35 @@ class Bare:
 
 def serve(network: Backbone) -> None:
     """Answer each batch size, way and number of slices with slices a second, until nobody asks."""
-    cores = torch.get_num_threads()
     for line in sys.stdin:
         batch, apart, slices = map(int, line.split())
-        threads, each = (cores, 1) if apart else (1, cores)
-        times = max(1, slices // (batch * threads))
-        ready = threading.Barrier(threads + 1)
+        if apart:
+            with contextlib.closing(Lanes()) as lanes:
+                found = rate(network, batch, slices, lanes.number, functools.partial(beside, lanes))
+        else:
+            found = rate(network, batch, slices, 1, lambda works: works[0]())
+        print(found, flush=True)
 
-        def work(size: int = batch, own: int = each, n: int = times, go: Any = ready) -> None:
-            torch.set_num_threads(own)
-            x = torch.randn(size, 3, SIZE, SIZE)
-            network(x)
-            go.wait()
-            for _ in range(n):
-                network(x)
 
-        started = [threading.Thread(target=work) for _ in range(threads)]
-        for thread in started:
-            thread.start()
-        ready.wait()
-        began = time.perf_counter()
-        for thread in started:
-            thread.join()
-        print(times * batch * threads / (time.perf_counter() - began), flush=True)
-        torch.set_num_threads(cores)
+def rate(network: Backbone, batch: int, slices: int, width: int, run: Run) -> float:
+    """Return slices a second of `width` batches at once, as `run` does their work."""
+    times = max(1, slices // (batch * width))
+    xs = [torch.randn(batch, 3, SIZE, SIZE) for _ in range(width)]
+    run([functools.partial(passes, network, x, 1) for x in xs])
+    began = time.perf_counter()
+    run([functools.partial(passes, network, x, times) for x in xs])
+    return times * batch * width / (time.perf_counter() - began)
+
+
+def passes(network: Backbone, x: torch.Tensor, times: int) -> None:
+    for _ in range(times):
+        network(x)
+
+
+def beside(lanes: Lanes, works: Sequence[Callable[[], None]]) -> None:
+    """Let each lane do one piece of work, and wait for all."""
+    for each in [lanes.start(work) for work in works]:
+        each.result()
 
 
 def decode(kind: str, root: Path) -> float:

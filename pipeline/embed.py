@@ -35,7 +35,7 @@ from pipeline.embedding.watch import Progress as Progress
 from pipeline.embedding.writer import Writer
 from pipeline.read import FrameRead, Request, read_files
 from pipeline.types import Recipe
-from pipeline.volumes import Kept, Volumes
+from pipeline.volumes import Kept, Volumes, by_series
 from stores import FeatureStore, PartRange
 from stores._process import me, name_of
 from stores.duplicates import Originals
@@ -121,8 +121,8 @@ class _Flow:
     """The parts of one run, from their claim to their commit; a context that ends with the run.
 
     load: gives the network. waiting: claimed and asked of the readers, in order; held: these, and
-    all that are not committed yet. since: when the part before was filled. rows, linked, seconds:
-    of what was committed.
+    all that are not committed yet. since: when a part's time was last counted. rows, linked,
+    seconds: of what was committed.
     """
 
     store: FeatureStore
@@ -172,6 +172,7 @@ class _Flow:
                 for _ in Filler(job, run).fill(itertools.chain([first], reads)):
                     self._beat()
                     step()
+                self._count(job)
                 run.originals.commit()
                 run.forward.pass_by(functools.partial(self._hand_over, job))
             if run is not None:
@@ -203,11 +204,16 @@ class _Flow:
         for job in list(self.held):  # the writer's thread takes parts out
             job.claim.beat()
 
+    def _count(self, job: Job) -> None:
+        """Add the time since another part was counted: all parts together take all of it."""
+        now = time.perf_counter()
+        job.seconds["all"] += now - self.since
+        self.since = now
+
     def _hand_over(self, job: Job, _: object) -> None:
         """Give a filled part to the writer."""
         job.most = min(self.run.forward.most, self.run.batch_size)
-        now = time.perf_counter()
-        job.seconds["all"], self.since = now - self.since, now
+        self._count(job)
         with clock(self.seconds, "stall"):
             self._writer.put(job, self._beat)
 
@@ -294,23 +300,15 @@ class _Slices:
         found: dict[int, list[dict[str, Any]]] = {}
         for slice_ in slices:
             if thickens(slice_["modality"]):
-                rows = self._series[slice_["series"]]
-                at = int(np.searchsorted(rows, slice_["row"]))
-                near = [*rows[max(0, at - 1) : at], *rows[at + 1 : at + 2]]
-                places = np.searchsorted(self.rows, near)
-                found[slice_["row"]] = self.table.take(pa.array(places)).to_pylist()
+                places = self._series[slice_["series"]]
+                at = int(np.searchsorted(self.rows[places], slice_["row"]))
+                near = [*places[max(0, at - 1) : at], *places[at + 1 : at + 2]]
+                found[slice_["row"]] = self.table.take(pa.array(near, pa.int64())).to_pylist()
         return found
 
     @functools.cached_property
     def _series(self) -> dict[str, NDArray[np.int64]]:
-        """The rows of each series, ascending."""
-        series = self.table["series"].combine_chunks().dictionary_encode()
-        which = series.indices.to_numpy()
-        order = np.argsort(which, kind="stable")
-        cuts = np.searchsorted(which[order], np.arange(1, len(series.dictionary)))
-        return dict(
-            zip(series.dictionary.to_pylist(), np.split(self.rows[order], cuts), strict=True)
-        )
+        return by_series(self.table)
 
     def count(self, part: PartRange) -> int:
         """Return how many slices a part has."""

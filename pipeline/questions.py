@@ -147,6 +147,22 @@ class Units(Truth):
     unit: NDArray[np.int64]
     tally: Tally
 
+    @classmethod
+    def unlabelled(
+        cls, ids: NDArray[np.str_], rows: NDArray[np.int64], unit: NDArray[np.int64]
+    ) -> Units:
+        """Return units that are asked for their features alone, each a group of its own."""
+        return cls(
+            y=np.zeros(len(ids)),
+            groups=ids,
+            classes=("",),
+            kind="regression",
+            ids=ids,
+            rows=rows,
+            unit=unit,
+            tally=Tally(),
+        )
+
     def bags(self) -> Bags:
         """Return which slices belong to each unit."""
         counts = np.bincount(self.unit, minlength=len(self.ids))

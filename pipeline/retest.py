@@ -13,7 +13,7 @@ from pipeline.compare import newest
 from pipeline.config import Config, Labels
 from pipeline.evaluate import cases_of
 from pipeline.names import Names
-from pipeline.questions import Result, Tally, Units
+from pipeline.questions import Result, Units
 from pipeline.stats.agreement import icc
 from pipeline.tables import predicted_units, read_predictions
 from pipeline.tasks.cases import Cases
@@ -63,25 +63,15 @@ def retest(config: Config, file: Path) -> list[Agreement]:
     store = FeatureStore.open(config.store)
     scans = _scans(config, store, file)
     which = config.knn.features
-    there = np.unique(scans.pairs)
-    number = np.full(int(scans.pairs.max()) + 1, -1)
-    number[there] = np.arange(len(there))
+    there, pairs = np.unique(scans.pairs, return_inverse=True)
     here = np.isin(scans.scan, there)
-    units = Units(
-        y=np.zeros(len(there)),
-        groups=there.astype(np.str_),
-        classes=("",),
-        kind="regression",
-        ids=there.astype(np.str_),
-        rows=scans.rows[here],
-        unit=number[scans.scan[here]],
-        tally=Tally(),
-    )
-    x = read_features(store, units, which)[number[scans.pairs]]
+    unit = np.searchsorted(there, scans.scan[here])
+    units = Units.unlabelled(there.astype(np.str_), scans.rows[here], unit)
+    x = read_features(store, units, which)[pairs.reshape(-1, 2)]
     found = icc(x)
     low, middle = np.nanquantile(found, [0.05, 0.5]).tolist()
-    unit = x / np.linalg.norm(x, axis=2, keepdims=True)
-    cosine = unit[:, 0] @ unit[:, 1].T
+    length = np.linalg.norm(x, axis=2, keepdims=True)
+    cosine = (x[:, 0] / length[:, 0]) @ (x[:, 1] / length[:, 1]).T
     own = float((cosine.argmax(axis=1) == np.arange(len(cosine))).mean())
     mean = float(cosine.diagonal().mean())
     features = Agreement(f"features ({which})", len(x), middle, low, mean, own)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.config import Config
 from pipeline.names import Names
 from pipeline.neighbours import neighbours
-from pipeline.questions import Level, Tally, Units
+from pipeline.questions import Level, Units
 from pipeline.tasks.pooling import read_features, scaled
 from pipeline.types import Recipe
 from stores.errors import ConfigError
@@ -48,15 +48,10 @@ def search(config: Config, query: str, *, k: int = 10, level: Level = "series") 
         raise ConfigError(f"All slices of the store are of the patient of {query!r}.")
     ids, first, unit = np.unique(names[others], return_index=True, return_inverse=True)
     rows = slices["row"].to_numpy()
-    units = Units(
-        y=np.zeros(len(ids) + 1),
-        groups=np.append(ids, "query"),
-        classes=("",),
-        kind="regression",
-        ids=np.append(ids, "query"),
-        rows=rows[np.concatenate([others, asked])],
-        unit=np.concatenate([unit, np.full(len(asked), len(ids))]),
-        tally=Tally(),
+    units = Units.unlabelled(
+        np.append(ids, "query"),
+        rows[np.concatenate([others, asked])],
+        np.concatenate([unit, np.full(len(asked), len(ids))]),
     )
     known = np.arange(len(ids))
     x = read_features(store, units, config.knn.features)

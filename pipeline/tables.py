@@ -210,8 +210,7 @@ def read_predictions(
     store: Path, result: Result, setting: int
 ) -> tuple[Truth, NDArray[np.float64], NDArray[np.int64] | None]:
     """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result."""
-    table = _read(predictions_path(store, result))
-    table = _of_setting(table, _setting_text(result.scores[setting].setting))
+    table = _predictions(store, result, setting)
     proba = np.stack([table[f"proba:{c}"].to_numpy() for c in result.classes], axis=1)
     fold = table["fold"].to_numpy() if "fold" in table.column_names else None
     groups = table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)
@@ -220,10 +219,14 @@ def read_predictions(
 
 def predicted_units(store: Path, result: Result, setting: int) -> NDArray[np.str_]:
     """Return the ids (n,) of the units that `read_predictions` tells of."""
-    table = _read(predictions_path(store, result))
-    table = _of_setting(table, _setting_text(result.scores[setting].setting))
+    table = _predictions(store, result, setting)
     units: NDArray[np.str_] = table["unit"].to_numpy(zero_copy_only=False).astype(np.str_)
     return units
+
+
+def _predictions(store: Path, result: Result, setting: int) -> pa.Table:
+    table = _read(predictions_path(store, result))
+    return _of_setting(table, _setting_text(result.scores[setting].setting))
 
 
 def _y(table: pa.Table, result: Result) -> NDArray[Any]:

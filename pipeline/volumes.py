@@ -89,6 +89,20 @@ def _percentile(values: NDArray[np.float64], upto: NDArray[np.int64], percent: f
     return float(values[below] + (values[above] - values[below]) * (place % 1))
 
 
+def by_series(slices: pa.Table) -> dict[str, NDArray[np.int64]]:
+    """Return the places in a table of the slices of each series, ascending."""
+    series = slices["series"].combine_chunks().dictionary_encode()
+    which = series.indices.to_numpy()
+    order = np.argsort(which, kind="stable")
+    bounds = np.searchsorted(which[order], np.arange(len(series.dictionary) + 1))
+    return {
+        name: order[start:stop]
+        for name, (start, stop) in zip(
+            series.dictionary.to_pylist(), itertools.pairwise(bounds.tolist()), strict=True
+        )
+    }
+
+
 class Volumes:
     """The volumes that scale their slices, and their ranges once they were surveyed."""
 
@@ -105,12 +119,7 @@ class Volumes:
         self._ends: dict[Name, Ends | None] = {}
         codes = filter(self._scales, pc.unique(slices["modality"]).to_pylist())
         scaled = slices.filter(pc.is_in(slices["modality"], pa.array(codes, pa.string())))
-        series = scaled["series"].combine_chunks().dictionary_encode()
-        which = series.indices.to_numpy()
-        self._slices = scaled.take(np.argsort(which, kind="stable"))
-        bounds = np.searchsorted(np.sort(which), np.arange(len(series.dictionary) + 1)).tolist()
-        places = itertools.pairwise(bounds)
-        self._places = dict(zip(series.dictionary.to_pylist(), places, strict=True))
+        self._slices, self._places = scaled, by_series(scaled)
 
     def take(self, slices: Iterable[Row]) -> dict[Name, list[Row]]:
         """Return the volumes to be surveyed, with all their slices.
@@ -131,8 +140,7 @@ class Volumes:
         return surveyed
 
     def _volume(self, series: str, modality: str) -> list[Row]:
-        start, stop = self._places[series]
-        rows = self._slices.slice(start, stop - start).to_pylist()
+        rows = self._slices.take(pa.array(self._places[series])).to_pylist()
         return [row for row in rows if row["modality"] == modality]
 
     def survey(

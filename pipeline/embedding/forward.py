@@ -59,8 +59,9 @@ class _Flight:
     deliver: Callable[[Values], None]
     seconds: Seconds
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    # On a CPU: what a lane makes of it, and the seconds it takes.
-    lane: Future[tuple[dict[str, Tensor], Seconds]] | None = None
+    # What it took where it was computed; in a lane, beside so many others.
+    spent: Seconds = field(default_factory=lambda: defaultdict(float))
+    lane: Future[None] | None = None
     lanes: int = 1
     # On a GPU: preprocessing began and ended, the network began and ended, all is back.
     marks: Sequence[torch.cuda.Event] = ()
@@ -73,9 +74,9 @@ class _Flight:
             self.seconds["preprocess"] += began.elapsed_time(prepared) / 1000
             self.seconds["forward"] += entered.elapsed_time(left) / 1000
         if self.lane is not None:
-            self.outputs, spent = self.lane.result()
-            for stage, seconds in spent.items():
-                self.seconds[stage] += seconds / self.lanes
+            self.lane.result()
+        for stage, spent in self.spent.items():
+            self.seconds[stage] += spent / self.lanes
         self.deliver({name: value.numpy() for name, value in self.outputs.items()})
 
 
@@ -113,12 +114,12 @@ class Forward:
         much for the device.
         """
         flight = _Flight(deliver, seconds)
-        if self._lanes is not None:
-            work = functools.partial(self._compute_aside, items, modalities)
-            flight.lane, flight.lanes = self._lanes.start(work), self._lanes.number
+        compute = self._compute_here if self._streams is None else self._compute_there
+        work = functools.partial(self._fitting, compute, items, modalities, flight)
+        if self._lanes is None:
+            work()
         else:
-            compute = self._compute_here if self._streams is None else self._compute_there
-            self._fitting(compute, items, modalities, flight)
+            flight.lane, flight.lanes = self._lanes.start(work), self._lanes.number
         self._hand_over(flight)
 
     def _fitting(
@@ -190,14 +191,6 @@ class Forward:
             stop = start + self.most
             yield items[start:stop], modalities[start:stop]
 
-    def _compute_aside(
-        self, items: Sequence[Slice], modalities: Sequence[str]
-    ) -> tuple[dict[str, Tensor], Seconds]:
-        """Compute a batch in a lane; return its features, and the seconds it took."""
-        own = _Flight(lambda _: None, defaultdict(float))
-        self._fitting(self._compute_here, items, modalities, own)
-        return own.outputs, own.seconds
-
     def _compute_here(
         self, items: Sequence[Slice], modalities: Sequence[str], flight: _Flight
     ) -> None:
@@ -205,9 +198,9 @@ class Forward:
         found = []
         for some, of in self._pieces(items, modalities):
             # On the CPU: other devices lack float64.
-            with clock(flight.seconds, "preprocess"), record_function("preprocess"):
+            with clock(flight.spent, "preprocess"), record_function("preprocess"):
                 x = prepare_batch(some, of, self.recipe)
-            with clock(flight.seconds, "forward"), record_function("forward"):
+            with clock(flight.spent, "forward"), record_function("forward"):
                 found.append({k: v.cpu() for k, v in self._features(x.to(device)).items()})
         flight.outputs = _joined(found)
 

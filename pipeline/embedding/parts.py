@@ -40,9 +40,8 @@ class Job:
 
     survey: the volumes whose ranges are to be found first. beside: row -> its neighbours in the
     volume, where it is seen thicker. left_out: the rows that either lacks. ranges: those that scale
-    slices of this part.
-    arrays: none until the part is begun, since parts are claimed ahead. links: row -> the row with
-    the same pixels. most: how many slices the network took at once.
+    slices of this part. arrays: none until the part is begun, since parts are claimed ahead. links:
+    row -> the row with the same pixels. most: how many slices the network took at once.
     """
 
     part: PartRange
@@ -117,8 +116,8 @@ class Filler:
             with clock(job.seconds, "wait"):
                 read = next(reads)
                 beside = job.beside.get(slice_["row"], ())
-                read = self._thickened(read, [(each["row"], next(reads)) for each in beside])
-            self._take(slice_, read)
+                others = [(each["row"], next(reads)) for each in beside]
+            self._take(slice_, self._thickened(read, others))
             if len(self.batch) == run.batch_size:
                 self._embed()
                 yield
