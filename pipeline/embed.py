@@ -228,7 +228,7 @@ class _Flow:
             "left_out": job.left_out,
             "ranges": [[row, *ends] for row, ends in job.ranges.items()],
             "links": sorted(job.links.items()),
-            "seconds": {name: round(value, 3) for name, value in job.seconds.items()},
+            "seconds": {name: round(value, 6) for name, value in job.seconds.items()},
             "device": self.speed.device,
             "by": name_of(me()),
             "batch_size": {"asked": self.speed.batch_size, "at_once": job.most},

@@ -380,7 +380,7 @@ def test_receipts_tell_where_the_time_went(config: Path) -> None:
     for receipt in parts:
         spent = receipt["seconds"]
         assert {"wait", "read", "preprocess", "forward", "all"} <= spent.keys()
-        assert all(0 < spent[name] < whole for name in ("read", "forward", "all"))
+        assert all(0 < spent[name] < whole for name in ("read", "forward", "all")), (spent, whole)
         assert 0 < receipt["write_s"] < whole
         assert receipt["batch_size"] == {"asked": 4, "at_once": 4}
         assert receipt["device"] == "cpu"
