@@ -19,14 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from pipeline.embedding.parts import Filler, Job, Run, rule_number
+from pipeline.embedding.slices import PartSlices
 from pipeline.embedding.speed import Speed as Speed
 from pipeline.embedding.speed import sleep_while_waiting
 from pipeline.embedding.telemetry import bottleneck, clock, tracing
@@ -35,7 +31,7 @@ from pipeline.embedding.watch import Progress as Progress
 from pipeline.embedding.writer import Writer
 from pipeline.read import FrameRead, Request, read_files
 from pipeline.types import Recipe
-from pipeline.volumes import Kept, Volumes, by_series
+from pipeline.volumes import Kept, Volumes
 from stores import FeatureStore, PartRange
 from stores._process import me, name_of
 from stores.duplicates import Originals
@@ -93,10 +89,9 @@ def embed_missing(
     from pipeline.embedding.forward import pick_device
 
     speed = speed.chosen(pick_device(speed.device), recipe)
-    slices = _Slices.of_parts(store, missing)
-    progress.plan(sum(slices.count(part) for part in missing))
-    volumes = Volumes(recipe.preprocess, slices.table, functools.partial(_ranges, store))
-    pa.default_memory_pool().release_unused()  # a look takes more than what comes of it
+    slices = PartSlices(store, missing, recipe.preprocess.by_volume)
+    progress.plan(slices.counts.total())
+    volumes = Volumes(recipe.preprocess, slices.joined, functools.partial(_ranges, store))
     network = functools.partial(load or load_network, backbone, weights, recipe, speed)
     flow = _Flow(store, recipe, speed, progress, limit, volumes, network)
     jobs = _jobs(store, missing, slices, volumes, recipe.preprocess.thickens)
@@ -264,62 +259,10 @@ def _ranges(store: FeatureStore, rows: Iterable[int]) -> Kept:
     return found
 
 
-@dataclass(frozen=True)
-class _Slices:
-    """The live slices of the parts wanted, and the others of their series, in row order.
-
-    As a table, of which a part becomes Python's when its turn comes: those take ten times the room.
-    """
-
-    table: pa.Table
-    rows: NDArray[np.int64]
-
-    @classmethod
-    def of_parts(cls, store: FeatureStore, wanted: Iterable[PartRange]) -> _Slices:
-        """Return those of some parts of a store."""
-        table = store.slices().select(["row", "path", "frame", "series", "modality", "withdrawn"])
-        table = table.filter(pc.invert(table["withdrawn"]))
-        index = table["row"].to_numpy() // store.layout.part_rows
-        inside = table.filter(pa.array(np.isin(index, [part.index for part in wanted])))
-        table = table.filter(pc.is_in(table["series"], pc.unique(inside["series"])))
-        return cls(table, table["row"].to_numpy())
-
-    def of(self, part: PartRange) -> list[dict[str, Any]]:
-        """Return the slices of one part."""
-        first = int(np.searchsorted(self.rows, part.start))
-        found: list[dict[str, Any]] = self.table.slice(first, self.count(part)).to_pylist()
-        return found
-
-    def beside(
-        self, slices: Iterable[dict[str, Any]], thickens: Callable[[str], bool]
-    ) -> dict[int, list[dict[str, Any]]]:
-        """Return the neighbours in their series of those slices that are seen thicker, by row.
-
-        The rows of a series are in the order of its slices.
-        """
-        found: dict[int, list[dict[str, Any]]] = {}
-        for slice_ in slices:
-            if thickens(slice_["modality"]):
-                places = self._series[slice_["series"]]
-                at = int(np.searchsorted(self.rows[places], slice_["row"]))
-                near = [*places[max(0, at - 1) : at], *places[at + 1 : at + 2]]
-                found[slice_["row"]] = self.table.take(pa.array(near, pa.int64())).to_pylist()
-        return found
-
-    @functools.cached_property
-    def _series(self) -> dict[str, NDArray[np.int64]]:
-        return by_series(self.table)
-
-    def count(self, part: PartRange) -> int:
-        """Return how many slices a part has."""
-        first, last = np.searchsorted(self.rows, (part.start, part.stop))
-        return int(last - first)
-
-
 def _jobs(
     store: FeatureStore,
     missing: Sequence[PartRange],
-    slices: _Slices,
+    slices: PartSlices,
     volumes: Volumes,
     thickens: Callable[[str], bool],
 ) -> Iterator[Job]:
@@ -327,7 +270,7 @@ def _jobs(
     for part in missing:
         # Looked at first: where many share a store, most parts are done when their turn comes. And
         # a part may have lost all its slices since it was given out: nothing would be read for it.
-        if not slices.count(part) or store.receipts.believed(part.index) is not None:
+        if not slices.counts[part.index] or store.receipts.believed(part.index) is not None:
             continue
         claim = store.claim(part)
         if claim is not None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.compute as pc
 
 from pipeline.clusters import PATIENCE_S, Cluster, Scheduler, connections
@@ -118,14 +118,14 @@ def _extract(
         case _:
             found, done, failed = run.on(where)
     forget_failures(store)
-    live, reasons = _live(store), _set_aside(store)
+    reasons = _set_aside(store)
     return Summary(
         store=store.place,
         weights=recipe.weights,
-        slices=len(live),
+        slices=len(store.live_rows()),
         embedded=done.rows,
         linked=done.linked,
-        telling=_flagged(live, IDENTIFIER_IN_PATH) if config.data.paths == "keep" else 0,
+        telling=_flagged(store, IDENTIFIER_IN_PATH) if config.data.paths == "keep" else 0,
         found=found,
         unreadable=dict(_unreadable(store)),
         files_set_aside=dict(reasons),
@@ -252,7 +252,7 @@ class _Run:
     def _limit(self) -> BadLimit:
         reasons = _set_aside(self.store)
         bad = reasons.total() - reasons["other"]
-        return BadLimit(seen=len(_live(self.store)) + bad, fraction=self.max_bad, bad=bad)
+        return BadLimit(seen=len(self.store.live_rows()) + bad, fraction=self.max_bad, bad=bad)
 
     @contextlib.contextmanager
     def _clock(self, name: str) -> Iterator[None]:
@@ -261,25 +261,21 @@ class _Run:
         setattr(self, name, getattr(self, name) + time.perf_counter() - began)
 
 
-def _live(store: FeatureStore) -> pa.Table:
-    slices = store.slices().select(["flags", "withdrawn"])
-    return slices.filter(pc.invert(slices["withdrawn"]))
-
-
 def _set_aside(store: FeatureStore) -> Counter[str]:
     """Count the files that were set aside by reason."""
-    counts = pc.value_counts(store.files()["reason"].drop_null()).to_pylist()
+    counts = pc.value_counts(store.files(["reason"])["reason"].drop_null()).to_pylist()
     return Counter({each["values"]: each["counts"] for each in counts})
 
 
-def _flagged(live: pa.Table, flag: str) -> int:
-    """Count the slices that carry a flag."""
-    return int(pc.sum(pc.equal(pc.list_flatten(live["flags"]), flag)).as_py() or 0)
+def _flagged(store: FeatureStore, flag: str) -> int:
+    """Count the live slices that carry a flag."""
+    slices = store.slices(["flags", "withdrawn"])
+    live = slices["flags"].filter(pc.invert(slices["withdrawn"]))
+    return int(pc.sum(pc.equal(pc.list_flatten(live), flag)).as_py() or 0)
 
 
 def _unreadable(store: FeatureStore) -> Counter[str]:
     """Count the store's unreadable live slices by reason, from the receipts."""
-    failures, slices = store.failures(), store.slices()
-    named = slices.filter(pc.is_in(slices["row"], pa.array(failures, pa.int64())))
-    live = named["row"].filter(pc.invert(named["withdrawn"])).to_pylist()
-    return Counter(failures[row] for row in live)
+    failures = store.failures()
+    lost = np.array(list(failures), np.int64)
+    return Counter(failures[row] for row in lost[np.isin(lost, store.live_rows())].tolist())

@@ -112,7 +112,7 @@ class Volumes:
         slices: pa.Table,
         kept: Callable[[Iterable[int]], Kept],
     ) -> None:
-        """slices: all live ones of the store, by row; kept: rows -> ranges their parts tell."""
+        """slices: live ones by row, whole volumes; kept: rows -> ranges their parts tell."""
         self._preprocess = preprocess
         self._kept = kept
         self._first: dict[Name, int] = {}  # of the volumes met so far

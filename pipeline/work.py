@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.embed import BadLimit, Embedded, Load, Progress, Speed, embed_missing, load_network
 from pipeline.names import load_key, reveal_path
 from pipeline.types import Recipe
@@ -156,9 +158,8 @@ def tally(
 
 def live_slices(store: FeatureStore) -> Counter[int]:
     """Return how many live slices each part has that has any."""
-    slices = store.slices()
-    live = slices["row"].to_numpy()[~slices["withdrawn"].to_numpy(zero_copy_only=False)]
-    return Counter((live // store.layout.part_rows).tolist())
+    parts, counts = np.unique(store.live_rows() // store.layout.part_rows, return_counts=True)
+    return Counter(dict(zip(parts.tolist(), counts.tolist(), strict=True)))
 
 
 def _of_the_whole(error: Exception) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from stores.features import OK, FeatureStore
@@ -26,7 +28,7 @@ def find_twins(store: FeatureStore) -> list[Twins]:
     """Return the groups of live embedded rows with equal pixels, by their first rows."""
     rows = np.flatnonzero(store.status() == OK)
     groups = group_equal(store.read("pixel_digest")[rows])
-    slices = store.slices()
+    slices = store.slices(["row", "patient"])
     patient = dict(zip(slices["row"].to_pylist(), slices["patient"].to_pylist(), strict=True))
     found = []
     for group in groups:
@@ -62,12 +64,13 @@ class Originals:
         self._store, self._rule_of = store, rule_of
         self._keys, self._rows = np.empty(0, "S16"), np.empty(0, np.int64)
         self._part: dict[bytes, int] = {}
-        ok, slices = store.status() == OK, store.slices()
-        rows, modalities = slices["row"].to_numpy(), slices["modality"].to_numpy()
-        digests = store.read("pixel_digest")
-        for modality in set(modalities[ok[rows]].tolist()):
-            rule, here = rule_of(modality), rows[ok[rows] & (modalities == modality)]
+        ok, slices = store.status() == OK, store.slices(["row", "modality"])
+        slices = slices.filter(pa.array(ok[slices["row"].to_numpy()]))
+        digests = store.read("pixel_digest") if len(slices) else np.empty((0, 32), np.uint8)
+        for modality in pc.unique(slices["modality"]).to_pylist():
+            rule = rule_of(modality)
             if rule is not None:
+                here = slices["row"].filter(pc.equal(slices["modality"], modality)).to_numpy()
                 keys = np.full((len(here), 16), rule, np.uint8)
                 keys[:, :15] = digests[here, :15]
                 self._insert(keys.view("S16").ravel(), here)

@@ -28,7 +28,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -63,7 +63,7 @@ from stores.errors import (
 from stores.layout import Layout, PartRange
 from stores.mirror import Mirror, located
 from stores.receipts import Receipts, Stamp
-from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, Tables, parse_table, table_bytes
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, TableFile, Tables, table_bytes
 
 VOID, OK, UNREADABLE, WITHDRAWN = 0, 1, 2, 3
 # What runs leave for each other and for `status`. No result depends on it.
@@ -180,20 +180,36 @@ class FeatureStore:
 
     # --- tables ----------------------------------------------------------------------------
 
-    def slices(self) -> pa.Table:
-        """Return the slice table (SLICE_SCHEMA), rows ascending, withdrawn ones included."""
-        return self._parsed("slices.parquet", parse_table)
+    def slices(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the slice table (SLICE_SCHEMA), rows ascending, withdrawn ones included.
 
-    def files(self) -> pa.Table:
-        """Return the file table (FILE_SCHEMA), set-aside files included."""
-        return self._parsed("files.parquet", parse_table)
+        It is kept in memory, unless some columns alone are asked for.
+        """
+        file = self.slice_file
+        return file.whole if columns is None else file.read(columns)
+
+    @property
+    def slice_file(self) -> TableFile:
+        """The slice table of this moment, to be read piece by piece."""
+        found: TableFile = self._parsed("slices.parquet", TableFile)
+        return found
+
+    def files(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the file table (FILE_SCHEMA), set-aside files included, or some columns of it."""
+        return self._parsed("files.parquet", TableFile).read(columns)
+
+    def live_rows(self) -> NDArray[np.int64]:
+        """Return the rows of the slices that are not withdrawn."""
+        slices = self.slices(["row", "withdrawn"])
+        live = ~slices["withdrawn"].to_numpy(zero_copy_only=False)
+        return np.asarray(slices["row"].to_numpy()[live])
 
     def tables(self) -> Tables:
-        """Return both tables and the withdrawn patients, of one moment."""
+        """Return both tables and the withdrawn patients, of one moment; nothing is kept."""
         while True:
             seen = manifest.version(self.path)
             patients = frozenset(self._parsed("withdrawn.json", json.loads)["patients"])
-            tables = Tables(self.slices(), self.files(), patients, seen)
+            tables = Tables(self.slice_file.read(), self.files(), patients, seen)
             if manifest.version(self.path) == seen:
                 return tables
 
@@ -258,9 +274,7 @@ class FeatureStore:
 
     def missing(self) -> list[PartRange]:
         """Return the parts that hold live slices and have no valid receipt, in order."""
-        slices = self.slices()
-        live = slices["row"].to_numpy()[~slices["withdrawn"].to_numpy(zero_copy_only=False)]
-        needed = np.unique(live // self.layout.part_rows)
+        needed = np.unique(self.live_rows() // self.layout.part_rows)
         return [self.layout.part(int(i)) for i in needed if self.receipt(int(i)) is None]
 
     def without_receipt(self, parts: Iterable[PartRange]) -> list[PartRange]:
@@ -291,7 +305,7 @@ class FeatureStore:
 
         They were withdrawn before their part was embedded, or purged.
         """
-        rows = self.slices()["row"].to_numpy()
+        rows = self.slices(["row"])["row"].to_numpy()
         held = np.ones(self.arrays["status"].n, bool)
         for part in self.layout.parts(len(held)):
             status = self._committed(part)
@@ -495,7 +509,7 @@ class FeatureStore:
             committed = self._committed(part)
             if committed is not None:
                 status[part.start : part.stop] = committed
-        slices = self.slices()
+        slices = self.slices(["row", "withdrawn"])
         withdrawn = slices["withdrawn"].to_numpy(zero_copy_only=False)
         status[slices["row"].to_numpy()[withdrawn]] = WITHDRAWN
         return status

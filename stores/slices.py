@@ -6,14 +6,25 @@ meaning: a slice that is gone is withdrawn, its row stays.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from stores.errors import CorruptStoreError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+# Rows that are decoded at a time, where a table is not read as a whole.
+_GROUP_ROWS = 2**14
 
 SLICE_SCHEMA = pa.schema(
     [
@@ -70,17 +81,70 @@ def as_table(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_batches(batches, schema=schema)
 
 
-def parse_table(data: bytes) -> pa.Table:
-    """Return the table of a Parquet file's bytes. Raises CorruptStoreError.
+def where(table: pa.Table, mask: pa.ChunkedArray | pa.Array) -> pa.Table:
+    """Return the rows that a mask keeps: where it keeps all, the table itself and no copy."""
+    return table if pc.all(mask, min_count=0).as_py() else table.filter(mask)
 
-    Without Arrow's threads: a process that ends soon after may be aborted by them (apache/arrow
-    #34314).
+
+class TableFile:
+    """A table as the bytes of its Parquet file, of which as much is decoded as is asked for.
+
+    Decoded, a slice takes some hundred bytes; in the file, some ten.
     """
-    import pyarrow.parquet as pq  # where a table is read: an answer on file needs none
 
+    def __init__(self, data: bytes) -> None:
+        """Raises CorruptStoreError where the bytes are no Parquet file."""
+        self._data = pa.py_buffer(data)
+        self._about: pq.FileMetaData | None = None
+        with _readable():
+            self._about = self._file().metadata
+
+    @cached_property
+    def whole(self) -> pa.Table:
+        """The table, kept once it was asked for."""
+        return self.read()
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return some columns of the table, or all; nothing is kept."""
+        with _readable():
+            return self._file().read(columns, use_threads=False)
+
+    def between(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yield the rows of a slice table numbered from start to before stop, piece by piece.
+
+        columns: those to read, `row` among them.
+        """
+        for group in range(int(np.searchsorted(self._last, start)), len(self._last)):
+            with _readable():
+                piece = self._file().read_row_group(group, columns, use_threads=False)
+            rows = piece["row"].to_numpy()
+            if rows[0] >= stop:
+                return
+            first, last = np.searchsorted(rows, (start, stop))
+            yield piece.slice(first, last - first)
+
+    @cached_property
+    def _last(self) -> NDArray[np.int64]:
+        """The last row of each group of rows, which ascend."""
+        assert self._about is not None
+        groups = map(self._about.row_group, range(self._about.num_row_groups))
+        column = SLICE_SCHEMA.get_field_index("row")
+        last = [group.column(column).statistics.max for group in groups if group.num_rows]
+        return np.array(last, np.int64)
+
+    def _file(self) -> pq.ParquetFile:
+        # Without Arrow's threads, here and above: a process that ends soon after may be aborted by
+        # them (apache/arrow #34314).
+        import pyarrow.parquet as pq  # where a table is read: an answer on file needs none
+
+        reader = pa.BufferReader(self._data)
+        return pq.ParquetFile(reader, metadata=self._about, page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
     try:
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        return file.read(use_threads=False)
+        yield
     except (pa.ArrowException, OSError) as error:
         raise CorruptStoreError(f"A table of the store cannot be read: {error}.") from None
 
@@ -90,6 +154,8 @@ def table_bytes(table: pa.Table) -> bytes:
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, write_page_checksum=True, compression="zstd")
+    pq.write_table(
+        table, sink, row_group_size=_GROUP_ROWS, write_page_checksum=True, compression="zstd"
+    )
     data: bytes = sink.getvalue().to_pybytes()
     return data

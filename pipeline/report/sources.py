@@ -182,7 +182,7 @@ def take_stock(source: Source) -> Inventory:
 
 
 def _files_lost(store: FeatureStore) -> list[Loss]:
-    lost = [f for f in store.files().select(["reason", "detail"]).to_pylist() if f["reason"]]
+    lost = [f for f in store.files(["reason", "detail"]).to_pylist() if f["reason"]]
     return _by_reason("file", [(f["reason"], f["detail"] or "") for f in lost])
 
 
