@@ -4,8 +4,9 @@
 
 `rss` is the highest sum of resident memory over the run's process and its readers, by /proc, 20
 times a second; `own` that of the run's process alone; `KiB more` what rss grew by, a slice, over
-the smallest size. Each size runs in a process of its own. The slices are small pictures, a file
-each, so that what grows is not hidden behind their pixels.
+the smallest size. `again` is the same of a second run, which looks at the collection and has
+nothing to embed. Each run has a process of its own. The slices are small pictures, a file each, so
+that what grows is not hidden behind their pixels.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipeline.config import load_config
 from pipeline.embed import Speed
 from pipeline.extract import extract
 summary = extract(load_config(Path(sys.argv[1])), Speed(device="cpu", batch_size=32))
-assert summary.embedded == int(sys.argv[2]), summary
+assert (summary.slices, summary.embedded) == tuple(map(int, sys.argv[2:])), summary
 """
 SIDE = 64
 
@@ -39,21 +40,36 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--slices", nargs="+", type=int, default=[1000, 10_000, 50_000])
     args = options.parse_args()
-    print(f"{'slices':>8}{'rss MiB':>10}{'own MiB':>10}{'KiB more':>10}{'seconds':>10}")
-    first: tuple[int, float] | None = None
+    names = ("slices", "rss MiB", "own MiB", "KiB more", "seconds", "again MiB", "KiB more")
+    print("".join(f"{name:>10}" for name in names))
+    first: tuple[int, float, float] | None = None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiny_folder(folder / "tiny", depth=1)
         for slices in args.slices:
             config = write_collection(folder / str(slices), slices, folder / "tiny")
             began = time.perf_counter()
-            run = subprocess.Popen([sys.executable, "-c", RUN, str(config), str(slices)])
-            whole, own = peak(run)
+            whole, own = peak_of_run(config, slices, slices)
             seconds = time.perf_counter() - began
-            assert run.returncode == 0
-            first = first or (slices, whole)
-            more = (whole - first[1]) * 1024 / max(1, slices - first[0])
-            print(f"{slices:>8}{whole:>10.0f}{own:>10.0f}{more:>10.2f}{seconds:>10.1f}", flush=True)
+            again, _ = peak_of_run(config, slices, 0)
+            first = first or (slices, whole, again)
+            more, more_again = (
+                (now - before) * 1024 / max(1, slices - first[0])
+                for now, before in ((whole, first[1]), (again, first[2]))
+            )
+            print(
+                f"{slices:>10}{whole:>10.0f}{own:>10.0f}{more:>10.2f}{seconds:>10.1f}{again:>10.0f}"
+                f"{more_again:>10.2f}",
+                flush=True,
+            )
+
+
+def peak_of_run(config: Path, slices: int, embedded: int) -> tuple[float, float]:
+    """Extract, which must find and embed so many slices; return the peaks of it."""
+    run = subprocess.Popen([sys.executable, "-c", RUN, str(config), str(slices), str(embedded)])
+    whole, own = peak(run)
+    assert run.returncode == 0
+    return whole, own
 
 
 def write_collection(folder: Path, slices: int, network: Path) -> Path:

@@ -43,7 +43,7 @@ from stores.layout import default_part_rows
 from stores.mirror import place_of
 from stores.purge import patients_on
 from stores.reconcile import Known, Reconciled, reconcile
-from stores.slices import SLICE_SCHEMA
+from stores.slices import SLICE_SCHEMA, where
 
 log = logging.getLogger(__name__)
 
@@ -241,12 +241,12 @@ def _look(
     stored, seen_files = (relabelled(table, reveal) for table in (tables.slices, tables.files))
     before = None
     if not rehash and (tables.files.schema.metadata or {}).get(b"rules") == rules.encode():
-        before = Discovery(seen_files, stored.filter(pc.invert(stored["withdrawn"])))
+        before = Discovery(seen_files, stored)
     discovery = discover(data, key, known=before, plane=plane, workers=workers, elsewhere=elsewhere)
     slices = discovery.slices
     if tables.patients:
         patients = pa.array(sorted(tables.patients))
-        slices = slices.filter(pc.invert(pc.is_in(slices["patient"], patients)))
+        slices = where(slices, pc.invert(pc.is_in(slices["patient"], patients)))
     of_all, slices = len(slices), _selected(config, slices, stored, key)
     unmasked = of_all - len(slices)
     known = Known(

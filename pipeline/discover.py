@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -34,7 +34,7 @@ from pipeline.reading.pool import headers_in_workers
 from pipeline.types import Header, Plane
 from pipeline.walk import matcher, walk
 from stores.errors import ConfigError, UnreadableError
-from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, as_table
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, as_table, where
 
 # Goes up when the reader sees other slices in the same file: `known` of another is no guide.
 READER_VERSION = 3
@@ -75,11 +75,11 @@ _PLACE_SCHEMA = pa.schema(
 )
 # Reasons that can pass by themselves: such files are opened again.
 _PASSING = ("no-permission", "vanished", "time-limit")
-# Files whose paths Python holds at once.
-_FILES_AT_ONCE = 2**16
+# Files and slices that Python holds at once: there they take ten times the room of a table.
+_AT_ONCE = 2**10
 
 # Paths -> the headers of each file, or why it has none, in order.
-Open = Callable[[Sequence[str]], Iterator[list[Header] | UnreadableError]]
+Open = Callable[[Iterable[str]], Iterator[list[Header] | UnreadableError]]
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,9 @@ def discover(
         )
     files = _in_order(pa.concat_tables([FILE_SCHEMA.empty_table(), *walk(data)]))
     known = known or Discovery(FILE_SCHEMA.empty_table(), SLICE_SCHEMA.empty_table())
-    live = known.slices.filter(pc.invert(known.slices["withdrawn"]))
-    kept = _unchanged(files, known.files, live["path"])
+    live = where(known.slices, pc.invert(known.slices["withdrawn"]))
+    before = known.files
+    kept = _unchanged(files, before, live["path"])
     opener = _Opener(data, key, elsewhere or opened_by(data, plane, workers), progress)
     fresh = pc.and_(pc.is_null(files["reason"]), pc.invert(kept))
     places = opener.open(files["path"].filter(fresh))
@@ -124,11 +125,12 @@ def discover(
         pa.concat_arrays([_one(places["series"]), _one(_bases(live).filter(pc.invert(stays)))]),
     )
     again = pc.unique(live["path"].filter(pc.and_(stays, touched)))
+    still = where(live, pc.and_(stays, pc.invert(touched))).cast(SLICE_SCHEMA)
+    del known, live  # of a large collection, these tables are all there is in memory
     places = pa.concat_tables([places, opener.open(again)])
     slices = as_table(_settle(places), SLICE_SCHEMA)
-    del places  # before the tables are put in order: of a large collection, they are most of it
-    still = live.filter(pc.and_(stays, pc.invert(touched))).cast(SLICE_SCHEMA)
-    return _tables(files, pa.concat_tables([slices, still]), opener.refused, known.files)
+    del places
+    return _tables(files, pa.concat_tables([slices, still]), opener.refused, before)
 
 
 # --- what is known ----------------------------------------------------------------------------
@@ -185,20 +187,22 @@ class _Opener:
 
     def open(self, paths: pa.ChunkedArray | pa.Array) -> pa.Table:
         """Return the slices of the files (_PLACE_SCHEMA), in order."""
-        if len(paths):
-            check_tags(self.tags)
+        if not len(paths):
+            return _PLACE_SCHEMA.empty_table()
+        check_tags(self.tags)
         return as_table(self._places(paths), _PLACE_SCHEMA)
 
     def _places(self, paths: pa.ChunkedArray | pa.Array) -> Iterator[Row]:
-        for start in range(0, len(paths), _FILES_AT_ONCE):
-            some = paths.slice(start, _FILES_AT_ONCE).to_pylist()
-            for path, headers in zip(some, self.headers(some), strict=True):
-                self.opened += 1
-                self.progress(self.opened)
-                if isinstance(headers, UnreadableError):
-                    self.refused[path] = headers
-                else:
-                    yield from (_place(path, header, self.fill, self.key) for header in headers)
+        some = (paths.slice(start, _AT_ONCE) for start in range(0, len(paths), _AT_ONCE))
+        # Headers are read ahead of the paths they belong to, by a bounded number of files.
+        asked, told = itertools.tee(path for few in some for path in few.to_pylist())
+        for path, headers in zip(told, self.headers(asked), strict=True):
+            self.opened += 1
+            self.progress(self.opened)
+            if isinstance(headers, UnreadableError):
+                self.refused[path] = headers
+            else:
+                yield from (_place(path, header, self.fill, self.key) for header in headers)
 
 
 def opened_by(data: Data, plane: Plane, workers: int) -> Open:
@@ -223,7 +227,7 @@ def _settle(places: pa.Table) -> Iterator[Row]:
     if (np.diff(which) < 0).any():  # series that lie among each other
         places = places.take(np.argsort(which, kind="stable"))
     rows = itertools.chain.from_iterable(
-        batch.to_pylist() for batch in places.to_batches(max_chunksize=4096)
+        batch.to_pylist() for batch in places.to_batches(max_chunksize=_AT_ONCE)
     )
     for name, group in itertools.groupby(rows, key=lambda row: row["series"]):
         members = {(row["path"], row["frame"]): row for row in group}

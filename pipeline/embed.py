@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from pipeline.embedding.parts import Filler, Job, Run, rule_number
 from pipeline.embedding.slices import PartSlices
 from pipeline.embedding.speed import Speed as Speed
@@ -85,6 +87,7 @@ def embed_missing(
     missing = store.missing() if parts is None else store.without_receipt(parts)
     if not missing:
         return Embedded()
+    pa.default_memory_pool().release_unused()  # a look takes more than what comes of it
     sleep_while_waiting()
     from pipeline.embedding.forward import pick_device
 

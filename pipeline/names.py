@@ -95,7 +95,7 @@ def relabelled(table: pa.Table, label: Callable[[str], str]) -> pa.Table:
     paths = table["path"].combine_chunks().dictionary_encode()
     known = paths.dictionary
     # Some at a time: Python's take ten times the room.
-    some = (known.slice(start, 4096).to_pylist() for start in range(0, len(known), 4096))
+    some = (known.slice(start, 1024).to_pylist() for start in range(0, len(known), 1024))
     labels = [pa.array([label(path) for path in few], pa.string()) for few in some]
     names = pa.chunked_array(labels, pa.string()).combine_chunks()
     place = table.schema.get_field_index("path")

@@ -5,9 +5,10 @@ What a cluster does not answer is opened here: a first look asks nothing of it b
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.config import Data
@@ -33,7 +34,7 @@ def opened_on(connect: Callable[[], Client], data: Data, plane: Plane, here: Ope
     """
     absolute = data.model_copy(update={"root": data.root.absolute()})
 
-    def headers(paths: Sequence[str]) -> Iterator[Headers]:
+    def headers(paths: Iterable[str]) -> Iterator[Headers]:
         with connect() as client:
             for some, task in _tasks(client, absolute, plane, paths):
                 yield from here(some) if task is None else _answer(task, some, here)
@@ -41,7 +42,7 @@ def opened_on(connect: Callable[[], Client], data: Data, plane: Plane, here: Ope
     return headers
 
 
-def at_worker(data: Data, plane: Plane, paths: Sequence[str]) -> list[Headers]:
+def at_worker(data: Data, plane: Plane, paths: list[str]) -> list[Headers]:
     """Return the headers of files, in a worker of a cluster. Raises where it sees none of them."""
     if not data.root.is_dir():  # which would set every file aside as vanished
         raise FileNotFoundError("the collection's folder")
@@ -49,12 +50,12 @@ def at_worker(data: Data, plane: Plane, paths: Sequence[str]) -> list[Headers]:
 
 
 def _tasks(
-    client: Client, data: Data, plane: Plane, paths: Sequence[str]
-) -> Iterator[tuple[Sequence[str], Future | None]]:
+    client: Client, data: Data, plane: Plane, paths: Iterable[str]
+) -> Iterator[tuple[list[str], Future | None]]:
     """Yield some paths after the others with their tasks, of which a bounded number is out."""
-    out: deque[tuple[Sequence[str], Future | None]] = deque()
-    for start in range(0, len(paths), _FILES):
-        some = paths[start : start + _FILES]
+    out: deque[tuple[list[str], Future | None]] = deque()
+    left = iter(paths)
+    while some := list(itertools.islice(left, _FILES)):
         workers = len(client.nthreads())
         task = client.submit(at_worker, data, plane, some, pure=False) if workers else None
         out.append((some, task))
@@ -63,7 +64,7 @@ def _tasks(
     yield from out
 
 
-def _answer(task: Future, paths: Sequence[str], here: Open) -> Iterator[Headers]:
+def _answer(task: Future, paths: list[str], here: Open) -> Iterator[Headers]:
     try:
         found: list[Headers] = task.result()
     except Exception as error:  # its workers died, or the scheduler

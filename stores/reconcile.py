@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stores.slices import SLICE_SCHEMA
+from stores.slices import SLICE_SCHEMA, where
 
 Kind = Literal["moved", "added", "changed", "retried", "withdrawn"]
 KINDS: tuple[Kind, ...] = ("moved", "added", "changed", "retried", "withdrawn")
@@ -101,8 +101,8 @@ def reconcile(stored: pa.Table, found: pa.Table, known: Known) -> Reconciled:
         rows = np.arange(known.boundary, known.boundary + found.num_rows)
         return Reconciled(_numbered(found, rows), 0, all_new=True)
     live = pc.invert(stored["withdrawn"]).to_numpy()
-    same, row = _as_before(stored.filter(live), found, known)
-    kept, rest = _numbered(found.filter(same), row[same]), found.filter(~same)
+    same, row = _as_before(where(stored, pa.array(live)), found, known)
+    kept, rest = _numbered(where(found, pa.array(same)), row[same]), found.filter(~same)
     stands = np.isin(stored["row"].to_numpy(), row[same])
     if len(rest) or (live & ~stands).any():
         # As Python's, which take ten times the room: of a collection that grows, a few.
@@ -110,7 +110,9 @@ def reconcile(stored: pa.Table, found: pa.Table, known: Known) -> Reconciled:
     else:
         settled = Reconciled(stored.filter(~stands), 0)
     slices = pa.concat_tables([kept, settled.slices])
-    slices = slices.take(np.argsort(slices["row"].to_numpy()))
+    rows = slices["row"].to_numpy()
+    if (np.diff(rows) < 0).any():
+        slices = slices.take(np.argsort(rows))
     return Reconciled(slices, len(kept) + settled.same, settled.told)
 
 

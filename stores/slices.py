@@ -76,7 +76,7 @@ class Tables:
 def as_table(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Return rows as a table, taken some at a time: Python's take ten times the room."""
     left = iter(rows)
-    pieces = iter(lambda: list(itertools.islice(left, 4096)), [])
+    pieces = iter(lambda: list(itertools.islice(left, 1024)), [])
     batches = [pa.RecordBatch.from_pylist(some, schema=schema) for some in pieces]
     return pa.Table.from_batches(batches, schema=schema)
 

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from stores import slices
+from stores.errors import CorruptStoreError
+from stores.slices import SLICE_SCHEMA, TableFile, table_bytes, where
+from tests.stores.conftest import slice_table
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> pa.Table:
+    """A table of rows with gaps, in a file of many groups."""
+    monkeypatch.setattr(slices, "_GROUP_ROWS", 4)
+    rows = np.flatnonzero(np.random.default_rng(0).random(60) < 0.5)
+    return slice_table([(int(row), f"{row}.dcm") for row in rows])
+
+
+def test_rows_between_two_are_those_of_the_table(table: pa.Table) -> None:
+    file, rows = TableFile(table_bytes(table)), table["row"].to_numpy()
+    for start in range(-1, 62):
+        for stop in range(start, 63):
+            pieces = file.between(start, stop, ["row", "path"])
+            found = [row for piece in pieces for row in piece["path"].to_pylist()]
+            assert found == [f"{row}.dcm" for row in rows[(rows >= start) & (rows < stop)]]
+    assert len(list(file.between(0, 60, ["row"]))) == -(-len(rows) // 4)
+
+
+def test_a_table_is_read_whole_or_by_columns(table: pa.Table) -> None:
+    file = TableFile(table_bytes(table))
+    assert file.read() == file.whole == table
+    assert file.whole is file.whole
+    assert file.read(["modality", "row"]) == table.select(["modality", "row"])
+
+
+def test_an_empty_table_has_nothing_between() -> None:
+    file = TableFile(table_bytes(SLICE_SCHEMA.empty_table()))
+    assert list(file.between(0, 100, ["row"])) == []
+    assert file.read() == SLICE_SCHEMA.empty_table()
+
+
+def test_damage_is_told_wherever_it_is_met(table: pa.Table) -> None:
+    data = bytearray(table_bytes(table))
+    with pytest.raises(CorruptStoreError, match="cannot be read"):
+        TableFile(bytes(data[:-1]))
+    data[len(data) // 4] ^= 1  # within the pages: the end of the file is sound
+    file = TableFile(bytes(data))
+    with pytest.raises(CorruptStoreError, match="cannot be read"):
+        file.read()
+    with pytest.raises(CorruptStoreError, match="cannot be read"):
+        list(file.between(0, 60, SLICE_SCHEMA.names))
+
+
+def test_a_mask_that_keeps_all_copies_nothing(table: pa.Table) -> None:
+    rows = table["row"].to_numpy()
+    assert where(table, pa.array(rows >= 0)) is table
+    assert where(table, pa.array(rows > 20))["row"].to_pylist() == rows[rows > 20].tolist()
+    assert where(table.slice(0, 0), pa.array([], pa.bool_())).num_rows == 0
