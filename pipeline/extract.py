@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.clusters import PATIENCE_S, Cluster, Scheduler, connections
@@ -86,7 +87,7 @@ def extract(
         check_shareable(config.store)
     if Mirror.of(config.store) is not None:
         where = Processes(1)
-    with occupied(config.store):
+    with occupied(config.store), _frugal():
         return _extract(config, speed, progress, max_bad, rehash, where)
 
 
@@ -162,6 +163,20 @@ def placed(
 
 # What was found, what was added, and the parts that failed with why.
 Done = tuple[dict[str, int], Embedded, dict[int, str]]
+
+
+@contextlib.contextmanager
+def _frugal() -> Iterator[None]:
+    """Have Arrow take its memory from the system, where what a look is through with goes back to.
+
+    Its own pool keeps twice what the tables need.
+    """
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 @dataclass

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 # Rows that are decoded at a time, where a table is not read as a whole.
-_GROUP_ROWS = 2**14
+_GROUP_ROWS = 2**13
 
 SLICE_SCHEMA = pa.schema(
     [

@@ -4,6 +4,7 @@
   the frame where it has its own -> padding to NaN -> MONOCHROME1 inverted -> colour to luma; then
   rows and columns are laid as the plane is usually shown.
 - Each transfer syntax has one decoder, so that values do not depend on what else is installed.
+- Frames are read one by one where they lie in the file, which is never in memory as a whole.
 - A Siemens mosaic is one frame a tile. Objects that are no pictures of the patient (segmentations,
   dose, presentation states, reports) are refused with a reason.
 - Values of the file never reach an error, a warning or a log.
@@ -14,10 +15,11 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
@@ -26,9 +28,10 @@ from pydicom import config as pydicom_config
 from pydicom import uid
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
-from pydicom.filereader import read_dataset, read_partial
+from pydicom.filereader import read_partial
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.formats import mosaic
 from pipeline.formats.dicom_geometry import Layout, floats, frame_header, macro, orientation
@@ -37,7 +40,11 @@ from pipeline.formats.limits import DEFLATE_RATIO, MAX_FILE_BYTES, as_unreadable
 from pipeline.types import Failure, Header, Slice, Voi
 from stores.errors import UnreadableError
 
-_PIXELS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
+_PIXELS = {
+    0x7FE00008: "FloatPixelData",
+    0x7FE00009: "DoubleFloatPixelData",
+    0x7FE00010: "PixelData",
+}
 _UNDEFINED = 0xFFFFFFFF
 # All with permissive licences; pylibjpeg-libjpeg (GPL) is never used.
 DECODERS = {
@@ -72,10 +79,24 @@ _NO_PICTURE = {
 
 @dataclass(frozen=True)
 class _PixelElement:
-    """Where a file's pixel data element begins and how long it says it is (None: encapsulated)."""
+    """A file's pixel data element: its keyword, its VR (None: implicit), where its value begins.
 
+    length: how long it says it is; None: encapsulated.
+    """
+
+    keyword: str
+    vr: str | None
     offset: int
     length: int | None
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A file's header, checked, and its pixels: a stream at their beginning, and what they are."""
+
+    dataset: Dataset
+    pixels: BinaryIO
+    about: dict[str, Any]
 
 
 def read_headers(path: Path, tags: Sequence[str] = ()) -> list[Header]:
@@ -97,31 +118,32 @@ def read_headers(path: Path, tags: Sequence[str] = ()) -> list[Header]:
 
 def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
     """Yield the asked frames in order, float32 (H, W). Raises UnreadableError."""
-    with _quiet():
-        try:
-            dataset = _read_whole(path)
-            tiles = mosaic.tiles(dataset)
-            count = tiles.count if tiles else _frame_count(dataset)
-        except Exception as error:
-            raise as_unreadable(error, "reading the DICOM file") from error
-    whole: NDArray[np.float32] | None = None
-    for frame in frames:
-        if not 0 <= frame < count:
-            yield Failure(frame, "corrupt", f"the file has no frame {frame}")
-            continue
+    with ExitStack() as stack:
         try:
             with _quiet():
-                if tiles is None:
-                    item = _read_frame(dataset, frame)
-                else:
-                    whole = _read_frame(dataset, 0).pixels if whole is None else whole
-                    item = Slice(frame, mosaic.tile(whole, tiles, frame))
-                item = _shown(item, dataset)
+                picture = _open(path, stack)
+                tiles = mosaic.tiles(picture.dataset)
+                count = tiles.count if tiles else _frame_count(picture.dataset)
         except Exception as error:
-            known = as_unreadable(error, "decoding the pixels")
-            yield Failure(frame, known.reason, known.detail)
-        else:
-            yield item
+            raise as_unreadable(error, "reading the DICOM file") from error
+        whole: NDArray[np.float32] | None = None
+        for frame in frames:
+            if not 0 <= frame < count:
+                yield Failure(frame, "corrupt", f"the file has no frame {frame}")
+                continue
+            try:
+                with _quiet():
+                    if tiles is None:
+                        item = _read_frame(picture, frame)
+                    else:
+                        whole = _read_frame(picture, 0).pixels if whole is None else whole
+                        item = Slice(frame, mosaic.tile(whole, tiles, frame))
+                    item = _shown(item, picture.dataset)
+            except Exception as error:
+                known = as_unreadable(error, "decoding the pixels")
+                yield Failure(frame, known.reason, known.detail)
+            else:
+                yield item
 
 
 @contextmanager
@@ -144,12 +166,13 @@ def _read_until_pixels(path: Path) -> tuple[Dataset, _PixelElement | None]:
     """Return all that stands before the pixels, and where they begin. Raises UnreadableError."""
     _check_deflated(path)
     stored = path.stat().st_size
-    found: list[int] = []
+    found: list[_PixelElement] = []
     cut: list[int] = []
 
     def at_element(tag: Any, vr: str | None, length: int) -> bool:
         if tag in _PIXELS:
-            found.append(length)
+            known = None if length == _UNDEFINED else length
+            found.append(_PixelElement(_PIXELS[tag], vr, file.tell(), known))
         elif length != _UNDEFINED and file.tell() + length > stored:
             cut.append(length)
         return bool(found)
@@ -158,7 +181,7 @@ def _read_until_pixels(path: Path) -> tuple[Dataset, _PixelElement | None]:
         stop: Callable[..., bool] = at_element
         dataset = read_partial(file, stop_when=stop, force=True)
         if found:
-            return dataset, _PixelElement(file.tell(), None if found[0] == _UNDEFINED else found[0])
+            return dataset, found[0]
     # A deflated file is read from memory, where its elements' places say nothing of the file.
     deflated = _syntax(dataset) == uid.DeflatedExplicitVRLittleEndian
     if (cut and not deflated) or not len(dataset):
@@ -166,18 +189,24 @@ def _read_until_pixels(path: Path) -> tuple[Dataset, _PixelElement | None]:
     return dataset, None
 
 
-def _read_whole(path: Path) -> Dataset:
-    """Return a file's dataset: its header first, and its pixels once that can be believed."""
+def _open(path: Path, stack: ExitStack) -> _Picture:
+    """Return a file's header and the stream of its pixels, once that can be believed.
+
+    stack: closes the file.
+    """
     dataset, pixels = _read_until_pixels(path)
     _check(dataset, pixels, path)
     assert pixels is not None
+    stream: BinaryIO = stack.enter_context(path.open("rb"))
     if _syntax(dataset) == uid.DeflatedExplicitVRLittleEndian:
-        return pydicom.dcmread(path, force=True)
-    implicit, little = dataset.original_encoding
-    with path.open("rb") as file:
-        file.seek(pixels.offset)
-        dataset.update(read_dataset(file, bool(implicit), bool(little)))
-    return dataset
+        whole = pydicom.dcmread(stream, force=True)
+        stream = BytesIO(whole[pixels.keyword].value)
+    else:
+        stream.seek(pixels.offset)
+    about = as_pixel_options(dataset, pixel_keyword=pixels.keyword)
+    if pixels.vr is not None:
+        about["pixel_vr"] = pixels.vr
+    return _Picture(dataset, stream, about)
 
 
 def _syntax(dataset: Dataset) -> uid.UID:
@@ -218,6 +247,8 @@ def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
     syntax = _syntax(dataset)
     if syntax.is_encapsulated and syntax not in DECODERS:
         raise UnreadableError("unsupported", f"no decoder for {syntax.name}")
+    if pixels.length is None and not syntax.is_encapsulated:
+        raise UnreadableError("corrupt", f"its pixels are in pieces, which {syntax.name} has not")
     coded = pixels.length is None or syntax == uid.DeflatedExplicitVRLittleEndian
     need = check_size(rows, columns, frames, samples * bits / 8, stored, coded=coded)
     if pixels.length == 0:
@@ -225,6 +256,8 @@ def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
     if coded and frames * 8 > stored:
         raise UnreadableError("truncated", f"declares {frames} frames in {stored} bytes")
     if str(dataset.get("PhotometricInterpretation", "")).startswith("YBR_FULL_422"):
+        if pixels.length is not None and not syntax.is_encapsulated and pixels.length >= need:
+            raise UnreadableError("corrupt", "its colour is of three values a pixel, not of two")
         need = need * 2 // 3
     held = min(stored - pixels.offset, pixels.length or stored)
     if not coded and held < need:
@@ -232,9 +265,9 @@ def _check(dataset: Dataset, pixels: _PixelElement | None, path: Path) -> int:
     return frames
 
 
-def _read_frame(dataset: Dataset, frame: int) -> Slice:
+def _read_frame(picture: _Picture, frame: int) -> Slice:
     """Return one frame's pixels as the modality's values, with the file's own window."""
-    stored = _decode(dataset, frame)
+    dataset, stored = picture.dataset, _decode(picture, frame)
     photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
         stored = apply_color_lut(stored, dataset)
@@ -259,26 +292,32 @@ def _shown(item: Slice, dataset: Dataset) -> Slice:
     return item if axes is None else replace(item, pixels=Layout.of(axes).apply(item.pixels))
 
 
-def _decode(dataset: Dataset, frame: int) -> NDArray[Any]:
+def _decode(picture: _Picture, frame: int) -> NDArray[Any]:
     """Return stored values (H, W), or RGB (H, W, 3)."""
+    dataset, begin = picture.dataset, picture.pixels.tell()
     meta = getattr(dataset, "file_meta", None)
     syntax = meta.get("TransferSyntaxUID") if meta else None
     if syntax is None:
         little = dataset.original_encoding[1] is not False
         syntax = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
-    if syntax == uid.JPEGExtended12Bit and int(dataset.get("BitsStored") or 0) > 8:
-        return _decode_jpeg_12(dataset, frame)
-    array, _ = get_decoder(syntax).as_array(
-        dataset, index=frame, decoding_plugin=DECODERS.get(uid.UID(syntax), "")
-    )
-    return np.asarray(array)
+    try:
+        if syntax == uid.JPEGExtended12Bit and int(dataset.get("BitsStored") or 0) > 8:
+            return _decode_jpeg_12(picture, frame)
+        plugin = DECODERS.get(uid.UID(syntax), "")
+        array, _ = get_decoder(syntax).as_array(
+            picture.pixels, index=frame, decoding_plugin=plugin, **picture.about
+        )
+        return np.asarray(array)
+    finally:
+        picture.pixels.seek(begin)
 
 
-def _decode_jpeg_12(dataset: Dataset, frame: int) -> NDArray[Any]:
+def _decode_jpeg_12(picture: _Picture, frame: int) -> NDArray[Any]:
     """Return stored values (H, W) of a lossy JPEG of 12 bits, which `gdcm` cannot decode."""
     from imagecodecs import jpeg8_decode
 
-    stream = get_frame(dataset.PixelData, frame, number_of_frames=_frame_count(dataset))
+    dataset = picture.dataset
+    stream = get_frame(picture.pixels, frame, number_of_frames=_frame_count(dataset))
     if not stream.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # the decoder would make up the rest
         raise UnreadableError("truncated", "a JPEG stream without its end")
     stored = np.empty((int(dataset.Rows), int(dataset.Columns)), np.uint16)

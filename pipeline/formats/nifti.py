@@ -6,22 +6,26 @@
   superior, rows running to posterior and columns to the patient's left; coronal from anterior to
   posterior and sagittal from left to right, rows running to inferior.
 - frame = time point * slices + slice.
-- A gzipped volume is decompressed once, and no further than the asked time points.
+- A gzipped file is never held as a whole: it is checked in one pass, so that nothing of a damaged
+  file is taken for an image, and read in a second, a slice at a time where the slices follow each
+  other in the file, else a time point.
 """
 
 from __future__ import annotations
 
-import gzip
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
+from isal import igzip
 from nibabel.affines import obliquity
 from numpy.typing import NDArray
 
-from pipeline.formats.limits import DEFLATE_RATIO, as_unreadable, check_size, luma
+from pipeline.formats.limits import DEFLATE_RATIO, MAX_FILE_BYTES, as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
@@ -30,6 +34,8 @@ _AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 # Beyond this angle between volume and patient axes (radians, 1 degree) a volume is oblique.
 _OBLIQUE = 0.0175
 _FREE_BYTES = 2**20
+# Bytes that are decompressed at a time.
+_BLOCK = 2**20
 
 
 class _Volume:
@@ -56,7 +62,7 @@ class _Volume:
 
     def _stream(self) -> BinaryIO:
         if self.zipped:
-            return cast(BinaryIO, gzip.open(self.path, "rb"))
+            return cast(BinaryIO, igzip.open(self.path, "rb"))  # type: ignore[no-untyped-call]
         return self.path.open("rb")
 
     def _check(self) -> None:
@@ -77,29 +83,57 @@ class _Volume:
                 "truncated", f"declares {total} bytes of voxels; the file has {self.stored} bytes"
             )
 
-    def voxels(self, times: int) -> NDArray[Any]:
-        """Return the first `times` time points as stored, (X, Y, Z, times), RAS, unscaled."""
-        shape = (*self.shape[:3], times)
-        array: NDArray[Any]
-        if self.zipped:
-            array = np.empty(shape, self.dtype, order="F")
-            self._inflate_into(array.reshape(-1, order="F").view(np.uint8))
-        else:
-            array = np.memmap(self.path, self.dtype, "r", self.offset, shape, order="F")
-        return cast(NDArray[Any], nib.orientations.apply_orientation(array, self.turn))
+    def pictures(self, frames: Sequence[int], plane: Plane) -> Iterator[NDArray[Any]]:
+        """Yield the asked slices (H, W) in order, laid as they are shown, unscaled."""
+        shape, _ = self.canonical()
+        count = shape[_AXIS[plane]]
+        times, places = [f // count for f in frames], [f % count for f in frames]
+        pieces: Iterator[NDArray[Any]]
+        if not self.zipped:
+            stored = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order="F")
+            pieces = (stored[..., time] for time in times)
+        elif int(self.turn[2, 0]) != _AXIS[plane]:
+            pieces = self._inflated(times, self.shape[:3])
+        else:  # a slice's voxels lie together
+            if (self.turn[2, 1] < 0) != (plane == "coronal"):
+                places = [count - 1 - place for place in places]
+            numbers = [time * count + place for time, place in zip(times, places, strict=True)]
+            pieces, places = self._inflated(numbers, (*self.shape[:2], 1)), [0] * len(frames)
+        for piece, place in zip(pieces, places, strict=True):
+            turned = nib.orientations.apply_orientation(piece, self.turn)
+            yield _cut(cast(NDArray[Any], turned), plane, place)
 
-    def _inflate_into(self, flat: NDArray[np.uint8]) -> None:
-        """Fill bytes with the voxels of a gzipped file, and decompress nothing behind them."""
-        with gzip.open(self.path) as stream:
-            stream.seek(self.offset)
-            done = 0
-            while done < len(flat):
-                count = stream.readinto(flat[done : done + 2**24].data)
-                if not count:
-                    raise UnreadableError(
-                        "truncated", f"ends after {done} of {len(flat)} bytes of voxels"
-                    )
+    def _inflated(self, numbers: Sequence[int], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+        """Yield the pieces of a gzipped file's voxels that have these numbers, in their order.
+
+        Of what the file has before it is asked for, that which will be is kept until then.
+        """
+        self._check_whole()
+        size = math.prod(shape) * self.dtype.itemsize
+        left = Counter(numbers)
+        upcoming, kept = iter(sorted(left)), dict[int, NDArray[Any]]()
+        with self._stream() as stream:
+            for number in numbers:
+                while number not in kept:
+                    following = next(upcoming)
+                    stream.seek(self.offset + following * size)
+                    kept[following] = _fill(np.empty(shape, self.dtype, order="F"), stream)
+                yield kept[number]
+                left[number] -= 1
+                if not left[number]:
+                    del kept[number]
+
+    def _check_whole(self) -> None:
+        """Raise what is wrong with a gzipped file: decompressing tells, and the sum at its end."""
+        room, done = memoryview(bytearray(_BLOCK)), 0
+        with self._stream() as stream:
+            while count := _into(stream, room):
                 done += count
+                if done > MAX_FILE_BYTES + _FREE_BYTES:
+                    raise UnreadableError("too-large", f"holds more than {MAX_FILE_BYTES} bytes")
+        voxels = math.prod(self.shape) * self.dtype.itemsize
+        if done < self.offset + voxels:
+            raise UnreadableError("truncated", f"ends after {done} of {self.offset + voxels} bytes")
 
     def canonical(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
         """Return the shape (X, Y, Z) and the affine of the volume once turned to RAS."""
@@ -141,21 +175,24 @@ def read_headers(path: Path, plane: Plane) -> list[Header]:
 
 
 def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:
-    """Yield the asked slices in order, float32 (H, W), scaled. Raises UnreadableError."""
+    """Yield the asked slices in order, float32 (H, W), scaled. Raises UnreadableError.
+
+    A file that ends too early has the slices before its end.
+    """
     volume = _open(path)
     shape, _ = volume.canonical()
     count = shape[_AXIS[plane]]
     inside = [frame for frame in frames if 0 <= frame < count * volume.shape[3]]
-    try:
-        voxels = volume.voxels(1 + max(inside) // count) if inside else None
-    except Exception as error:
-        raise as_unreadable(error, "reading the voxels") from error
+    pictures = volume.pictures(inside, plane)
     slope, inter = volume.header.get_slope_inter()
     for frame in frames:
-        if voxels is None or not 0 <= frame < count * volume.shape[3]:
+        if not 0 <= frame < count * volume.shape[3]:
             yield Failure(frame, "corrupt", f"the file has no frame {frame}")
             continue
-        picture = _cut(voxels[..., frame // count], plane, frame % count)
+        try:
+            picture = next(pictures)
+        except Exception as error:
+            raise as_unreadable(error, "reading the voxels") from error
         yield Slice(frame, _scaled(picture, slope, inter))
 
 
@@ -183,6 +220,22 @@ def _open(path: Path) -> _Volume:
         return _Volume(path)
     except Exception as error:
         raise as_unreadable(error, "reading the NIfTI header") from error
+
+
+def _fill(array: NDArray[Any], stream: BinaryIO) -> NDArray[Any]:
+    """Return an array filled from a stream, in the order of the file. Raises UnreadableError."""
+    left = memoryview(array.reshape(-1, order="F").view(np.uint8).data)
+    while left:
+        count = _into(stream, left[:_BLOCK])
+        if not count:
+            raise UnreadableError("truncated", "ended sooner than when it was checked")
+        left = left[count:]
+    return array
+
+
+def _into(stream: BinaryIO, room: memoryview) -> int:
+    """Fill some bytes from a stream; return how many, none at its end."""
+    return int(stream.readinto(room))  # type: ignore[attr-defined]
 
 
 def _read_header(stream: BinaryIO) -> Any:

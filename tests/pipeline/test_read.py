@@ -24,6 +24,7 @@ import pytest
 import scipy.io
 from PIL import Image
 from pydicom import uid
+from pydicom.encaps import encapsulate, generate_frames
 
 from pipeline.formats.dicom_geometry import Layout, orientation
 from pipeline.formats.limits import check_size
@@ -300,6 +301,38 @@ def test_ultrasound_multiframe_and_frames_beyond_the_end(tmp_path):
     np.testing.assert_array_equal(items[2].pixels, clip[0])
 
 
+def test_a_frame_that_cannot_be_decoded_costs_no_other(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 4096, (5, 30, 40)).astype(np.uint16)
+    plain = phantoms.save(phantoms.dicom(frames), tmp_path / "plain.dcm")
+    coded = phantoms.transcode(plain, tmp_path / "coded.dcm", uid.RLELossless)
+    ds = pydicom.dcmread(coded)
+    streams = list(generate_frames(ds.PixelData, number_of_frames=5))
+    streams[2] = b"\0" * len(streams[2])
+    ds.PixelData = encapsulate(streams)
+    ds.save_as(coded)
+    order = [4, 2, 0, 2, 3, 1]
+    items = list(read_slices(coded, order))
+    assert [item.frame for item in items] == order
+    for item in items:
+        if item.frame == 2:
+            assert isinstance(item, Failure)
+        else:
+            np.testing.assert_array_equal(item.pixels, frames[item.frame].astype(np.float32))
+    for item in read_slices(plain, order):
+        np.testing.assert_array_equal(item.pixels, frames[item.frame].astype(np.float32))
+
+
+def test_pixels_that_are_not_as_the_header_says_are_refused(tmp_path):
+    colour = np.random.default_rng(0).integers(0, 255, (20, 24, 3)).astype(np.uint8)
+    ds = phantoms.dicom(colour, PhotometricInterpretation="YBR_FULL_422")
+    assert whole_file_reason(phantoms.save(ds, tmp_path / "three.dcm")) == "corrupt"
+    plain = phantoms.save(phantoms.dicom(GREY), tmp_path / "plain.dcm")
+    coded = phantoms.transcode(plain, tmp_path / "coded.dcm", uid.RLELossless)
+    raw = coded.read_bytes().replace(uid.RLELossless.encode(), b"1.2.840.10008.1.2.1")
+    (tmp_path / "pieces.dcm").write_bytes(raw)
+    assert whole_file_reason(tmp_path / "pieces.dcm") == "corrupt"
+
+
 def test_enhanced_multiframe_has_rescale_position_and_window_of_each_frame(tmp_path):
     voxels = phantoms.volume(4)
     slopes = [1.0, 2.0, 0.5, 3.0]
@@ -511,19 +544,69 @@ def test_oblique_and_unplaced_volumes_are_flagged(tmp_path):
     assert read_headers(tmp_path / "u.nii")[0].flags == ("no-orientation",)
 
 
-def test_gzipped_volume_is_decompressed_once(tmp_path, monkeypatch):
-    nib.save(nib.Nifti1Image(phantoms.volume(30, 40, 40), np.eye(4)), tmp_path / "v.nii.gz")
-    read = []
-    inflate = gzip.GzipFile.readinto
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "RAI", "PIR", "SLA"])
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_gzipped_slices_are_those_of_the_plain_file_in_any_order(tmp_path, axes, plane):
+    voxels = np.random.default_rng(0).integers(-9, 999, (5, 6, 7, 3)).astype(np.int16)
+    turn = nib.orientations.axcodes2ornt(axes)
+    affine = nib.orientations.inv_ornt_aff(turn, voxels.shape[:3])
+    for name in ("v.nii", "v.nii.gz"):
+        nib.save(nib.Nifti1Image(voxels, affine), tmp_path / name)
+    order = np.random.default_rng(1).permutation(len(read_headers(tmp_path / "v.nii", plane)))
+    frames = [*order.tolist(), 1, 1, -1, 0]
+    plain, zipped = (
+        list(read_slices(tmp_path / name, frames, plane)) for name in ("v.nii", "v.nii.gz")
+    )
+    assert [item.frame for item in zipped] == frames
+    assert [type(item) for item in zipped].count(Failure) == 1
+    for one, other in zip(plain, zipped, strict=True):
+        if isinstance(one, Slice):
+            np.testing.assert_array_equal(one.pixels, other.pixels)
 
-    def counted(self, buffer):
-        count = inflate(self, buffer)
-        read.append(count)
-        return count
 
-    monkeypatch.setattr(gzip.GzipFile, "readinto", counted)
-    assert len(list(read_slices(tmp_path / "v.nii.gz", range(30)))) == 30
-    assert sum(read) <= 30 * 40 * 40 * 2 + 2**14
+def test_no_more_of_a_large_file_is_in_memory_than_a_slice_or_a_time_point(tmp_path):
+    rng = np.random.default_rng(0)
+    voxels = rng.integers(0, 9, (64, 64, 64, 40)).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "long.nii.gz")
+    frames = rng.integers(0, 4096, (900, 100, 100)).astype(np.uint16)
+    plain = phantoms.save(phantoms.dicom(frames), tmp_path / "frames.dcm")
+    coded = phantoms.transcode(plain, tmp_path / "coded.dcm", uid.RLELossless)
+    for path, plane in (
+        (tmp_path / "long.nii.gz", "axial"),
+        (tmp_path / "long.nii.gz", "coronal"),
+        (plain, "axial"),
+        (coded, "axial"),
+    ):
+        headers = read_headers(path, plane)
+        assert sum(header.height * header.width * 2 for header in headers) > 2**24
+        asked = [header.frame for header in headers]
+        del headers
+        tracemalloc.start()
+        for item in read_slices(path, asked, plane):
+            assert isinstance(item, Slice)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**22, (path.name, plane)
+
+
+def test_nothing_of_a_damaged_gzip_is_read(tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 99, (64, 64, 20)).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "v.nii.gz")
+    data = (tmp_path / "v.nii.gz").read_bytes()
+
+    def reason(damaged: bytes) -> str:
+        (tmp_path / "bad.nii.gz").write_bytes(damaged)
+        with pytest.raises(UnreadableError) as caught:
+            next(read_slices(tmp_path / "bad.nii.gz", [0]))
+        return caught.value.reason
+
+    for place in (len(data) // 2, len(data) - 1000, len(data) - 6):  # the last within its checksum
+        flipped = bytearray(data)
+        flipped[place] ^= 4
+        assert reason(bytes(flipped)) == "corrupt", place
+    assert reason(data[:-1]) == "truncated"
+    short = nib.Nifti1Image(voxels, np.eye(4)).to_bytes()[:-1]
+    assert reason(gzip.compress(short)) == "truncated"
 
 
 # --- rasters and arrays --------------------------------------------------------------------------
