@@ -5,8 +5,9 @@
 `rss` is the highest sum of resident memory over the run's process and its readers, by /proc, 20
 times a second; `own` that of the run's process alone; `KiB more` what rss grew by, a slice, over
 the smallest size. `again` is the same of a second run, which looks at the collection and has
-nothing to embed. Each run has a process of its own. The slices are small pictures, a file each, so
-that what grows is not hidden behind their pixels.
+nothing to embed. Each run has a process of its own. The slices are small pictures, so that what
+grows is not hidden behind their pixels: `files` has a file each, `volume` has all in one gzipped
+NIfTI.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import yaml
 from PIL import Image
@@ -41,27 +43,30 @@ def main() -> None:
     options.add_argument("--slices", nargs="+", type=int, default=[1000, 10_000, 50_000])
     args = options.parse_args()
     names = ("slices", "rss MiB", "own MiB", "KiB more", "seconds", "again MiB", "KiB more")
-    print("".join(f"{name:>10}" for name in names))
-    first: tuple[int, float, float] | None = None
+    print(f"{'':>8}" + "".join(f"{name:>10}" for name in names))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tiny_folder(folder / "tiny", depth=1)
-        for slices in args.slices:
-            config = write_collection(folder / str(slices), slices, folder / "tiny")
-            began = time.perf_counter()
-            whole, own = peak_of_run(config, slices, slices)
-            seconds = time.perf_counter() - began
-            again, _ = peak_of_run(config, slices, 0)
-            first = first or (slices, whole, again)
-            more, more_again = (
-                (now - before) * 1024 / max(1, slices - first[0])
-                for now, before in ((whole, first[1]), (again, first[2]))
-            )
-            print(
-                f"{slices:>10}{whole:>10.0f}{own:>10.0f}{more:>10.2f}{seconds:>10.1f}{again:>10.0f}"
-                f"{more_again:>10.2f}",
-                flush=True,
-            )
+        for kind, write in (("files", write_files), ("volume", write_volume)):
+            first: tuple[int, float, float] | None = None
+            for slices in args.slices:
+                place = folder / kind / str(slices)
+                write(place / "images", slices)
+                config = write_config(place, folder / "tiny")
+                began = time.perf_counter()
+                whole, own = peak_of_run(config, slices, slices)
+                seconds = time.perf_counter() - began
+                again, _ = peak_of_run(config, slices, 0)
+                first = first or (slices, whole, again)
+                more, more_again = (
+                    (now - before) * 1024 / max(1, slices - first[0])
+                    for now, before in ((whole, first[1]), (again, first[2]))
+                )
+                print(
+                    f"{kind:>8}{slices:>10}{whole:>10.0f}{own:>10.0f}{more:>10.2f}{seconds:>10.1f}"
+                    f"{again:>10.0f}{more_again:>10.2f}",
+                    flush=True,
+                )
 
 
 def peak_of_run(config: Path, slices: int, embedded: int) -> tuple[float, float]:
@@ -72,10 +77,9 @@ def peak_of_run(config: Path, slices: int, embedded: int) -> tuple[float, float]
     return whole, own
 
 
-def write_collection(folder: Path, slices: int, network: Path) -> Path:
-    """Write pictures, each its own, and the config that embeds them."""
+def write_files(root: Path, slices: int) -> None:
+    """Write pictures, each its own, a thousand a folder."""
     rng = np.random.default_rng(0)
-    root = folder / "images"
     base = rng.integers(0, 256, (SIDE, SIDE), np.uint8)
     for i in range(slices):
         pixels = base.copy()
@@ -83,8 +87,19 @@ def write_collection(folder: Path, slices: int, network: Path) -> Path:
         path = root / f"{i // 1000:03d}" / f"{i:06d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path, compress_level=1)
+
+
+def write_volume(root: Path, slices: int) -> None:
+    """Write pictures, each its own, as one volume of fifty slices at many times."""
+    voxels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 50, slices // 50), np.uint8)
+    root.mkdir(parents=True)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), root / "volume.nii.gz")
+
+
+def write_config(folder: Path, network: Path) -> Path:
+    """Write the config that embeds the pictures of a folder."""
     content = {
-        "data": {"root": str(root), "modality": {"**": "DX"}},
+        "data": {"root": str(folder / "images"), "modality": {"**": "DX"}},
         "backbone": {"name": f"hf:{network}", "image_size": 56},
         "outputs": {"blocks": 1, "part_rows": 1024},
         "store": str(folder / "store"),

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from pydicom import config as pydicom_config
 from pydicom import uid
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
 from pydicom.filereader import read_partial
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
@@ -206,7 +207,33 @@ def _open(path: Path, stack: ExitStack) -> _Picture:
     about = as_pixel_options(dataset, pixel_keyword=pixels.keyword)
     if pixels.vr is not None:
         about["pixel_vr"] = pixels.vr
+    if pixels.length is None and "extended_offsets" not in about:
+        about |= _places(stream, _frame_count(dataset))
     return _Picture(dataset, stream, about)
+
+
+def _places(stream: BinaryIO, frames: int) -> dict[str, Any]:
+    """Return where each of several encapsulated frames lies, in pydicom's terms.
+
+    Nothing where the file says so itself or it cannot be told: pydicom then looks, for each frame
+    anew.
+    """
+    begin = stream.tell()
+    try:
+        if frames == 1 or parse_basic_offsets(stream):
+            return {}
+        first = stream.tell()
+        _, items = parse_fragments(stream)
+        if len(items) != frames:
+            return {}
+        stream.seek(items[-1] + 4)
+        end = items[-1] + 8 + int.from_bytes(stream.read(4), "little")
+        lengths = [after - at - 8 for at, after in itertools.pairwise([*items, end])]
+        return {"extended_offsets": ([at - first for at in items], lengths)}
+    except ValueError:
+        return {}
+    finally:
+        stream.seek(begin)
 
 
 def _syntax(dataset: Dataset) -> uid.UID:
@@ -317,7 +344,12 @@ def _decode_jpeg_12(picture: _Picture, frame: int) -> NDArray[Any]:
     from imagecodecs import jpeg8_decode
 
     dataset = picture.dataset
-    stream = get_frame(picture.pixels, frame, number_of_frames=_frame_count(dataset))
+    stream = get_frame(
+        picture.pixels,
+        frame,
+        number_of_frames=_frame_count(dataset),
+        extended_offsets=picture.about.get("extended_offsets"),
+    )
     if not stream.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # the decoder would make up the rest
         raise UnreadableError("truncated", "a JPEG stream without its end")
     stored = np.empty((int(dataset.Rows), int(dataset.Columns)), np.uint16)
