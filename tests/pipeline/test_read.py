@@ -26,6 +26,7 @@ from PIL import Image
 from pydicom import uid
 from pydicom.encaps import encapsulate, generate_frames
 
+from pipeline.formats import nifti
 from pipeline.formats.dicom_geometry import Layout, orientation
 from pipeline.formats.limits import check_size
 from pipeline.read import (
@@ -562,6 +563,18 @@ def test_gzipped_slices_are_those_of_the_plain_file_in_any_order(tmp_path, axes,
     for one, other in zip(plain, zipped, strict=True):
         if isinstance(one, Slice):
             np.testing.assert_array_equal(one.pixels, other.pixels)
+
+
+def test_a_gzipped_volume_is_decompressed_twice_and_no_more(tmp_path, monkeypatch):
+    nib.save(nib.Nifti1Image(phantoms.volume(30, 40, 40), np.eye(4)), tmp_path / "v.nii.gz")
+    read = []
+    into = nifti._into
+    monkeypatch.setattr(nifti, "_into", lambda *args: read.append(into(*args)) or read[-1])
+    for plane in ("axial", "sagittal"):
+        read.clear()
+        count = len(read_headers(tmp_path / "v.nii.gz", plane))
+        assert len(list(read_slices(tmp_path / "v.nii.gz", range(count), plane))) == count
+        assert 30 * 40 * 40 * 2 * 2 <= sum(read) <= 30 * 40 * 40 * 2 * 2 + 2**10
 
 
 def test_no_more_of_a_large_file_is_in_memory_than_a_slice_or_a_time_point(tmp_path):
