@@ -29,6 +29,8 @@ from stores.mirror import place_of
 HIDDEN = "~"
 # Names of folders and files that are met again and again, one folder after the other.
 _REMEMBERED = 2**12
+# Paths that Python holds at a time.
+_AT_ONCE = 2**12
 _ENCODING = ("utf-8", "surrogatepass")
 
 
@@ -92,14 +94,20 @@ def reveal_path(key: bytes, path: str) -> str:
 
 def relabelled(table: pa.Table, label: Callable[[str], str]) -> pa.Table:
     """Return a slice or file table with label(path) for each path."""
-    paths = table["path"].combine_chunks().dictionary_encode()
-    known = paths.dictionary
-    # Some at a time: Python's take ten times the room.
-    some = (known.slice(start, 1024).to_pylist() for start in range(0, len(known), 1024))
-    labels = [pa.array([label(path) for path in few], pa.string()) for few in some]
-    names = pa.chunked_array(labels, pa.string()).combine_chunks()
     place = table.schema.get_field_index("path")
-    return table.set_column(place, table.schema.field(place), names.take(paths.indices))
+    paths = table.column(place)
+    # Some at a time: Python's take ten times the room.
+    some = (paths.slice(start, _AT_ONCE) for start in range(0, len(paths), _AT_ONCE))
+    names = pa.chunked_array(
+        [_relabelled(few.combine_chunks(), label) for few in some], pa.string()
+    )
+    return table.set_column(place, table.schema.field(place), names)
+
+
+def _relabelled(paths: pa.Array, label: Callable[[str], str]) -> pa.Array:
+    encoded = paths.dictionary_encode()  # the frames of a file have one
+    names = pa.array(map(label, encoded.dictionary.to_pylist()), pa.string())
+    return names.take(encoded.indices)
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
