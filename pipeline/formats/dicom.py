@@ -47,6 +47,7 @@ _PIXELS = {
     0x7FE00010: "PixelData",
 }
 _UNDEFINED = 0xFFFFFFFF
+_DELIMITER = b"\xfe\xff\xdd\xe0"  # behind the last item of encapsulated pixels
 # All with permissive licences; pylibjpeg-libjpeg (GPL) is never used.
 DECODERS = {
     uid.JPEGBaseline8Bit: "gdcm",
@@ -207,33 +208,34 @@ def _open(path: Path, stack: ExitStack) -> _Picture:
     about = as_pixel_options(dataset, pixel_keyword=pixels.keyword)
     if pixels.vr is not None:
         about["pixel_vr"] = pixels.vr
-    if pixels.length is None and "extended_offsets" not in about:
-        about |= _places(stream, _frame_count(dataset))
+    if pixels.length is None:
+        about = _places(stream, _frame_count(dataset)) | about
     return _Picture(dataset, stream, about)
 
 
 def _places(stream: BinaryIO, frames: int) -> dict[str, Any]:
     """Return where each of several encapsulated frames lies, in pydicom's terms.
 
-    Nothing where the file says so itself or it cannot be told: pydicom then looks, for each frame
-    anew.
+    Nothing where the file says so itself or a frame is in pieces: pydicom then looks, for each
+    frame anew. Raises UnreadableError where the pixels do not end as they should: decoders make up
+    what is missing, or search for it without end.
     """
     begin = stream.tell()
-    try:
-        if frames == 1 or parse_basic_offsets(stream):
-            return {}
-        first = stream.tell()
-        _, items = parse_fragments(stream)
-        if len(items) != frames:
-            return {}
-        stream.seek(items[-1] + 4)
-        end = items[-1] + 8 + int.from_bytes(stream.read(4), "little")
-        lengths = [after - at - 8 for at, after in itertools.pairwise([*items, end])]
-        return {"extended_offsets": ([at - first for at in items], lengths)}
-    except ValueError:
+    told = parse_basic_offsets(stream)
+    first = stream.tell()
+    _, items = parse_fragments(stream)
+    end = items[-1] if items else first
+    if items:
+        stream.seek(end + 4)
+        end += 8 + int.from_bytes(stream.read(4), "little")
+    stream.seek(end)
+    if stream.read(4) != _DELIMITER:
+        raise UnreadableError("truncated", "its encapsulated pixels have no end")
+    stream.seek(begin)
+    if told or len(items) != frames:
         return {}
-    finally:
-        stream.seek(begin)
+    lengths = [after - at - 8 for at, after in itertools.pairwise([*items, end])]
+    return {"extended_offsets": ([at - first for at in items], lengths)}
 
 
 def _syntax(dataset: Dataset) -> uid.UID:

@@ -323,6 +323,18 @@ def test_a_frame_that_cannot_be_decoded_costs_no_other(tmp_path):
         np.testing.assert_array_equal(item.pixels, frames[item.frame].astype(np.float32))
 
 
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.JPEGBaseline8Bit, uid.JPEGLSLossless])
+@pytest.mark.parametrize("count", [1, 3])
+def test_encapsulated_pixels_without_their_end_are_refused(tmp_path, syntax, count):
+    frames = np.add.outer(np.arange(count), GREY // 4).astype(np.uint8)
+    plain = phantoms.save(phantoms.dicom(frames[0] if count == 1 else frames), tmp_path / "p.dcm")
+    data = phantoms.transcode(plain, tmp_path / "whole.dcm", syntax).read_bytes()
+    assert whole_file_reason(tmp_path / "whole.dcm") is None
+    for cut in (5, 8, 9, 30):
+        (tmp_path / "cut.dcm").write_bytes(data[:-cut])
+        assert whole_file_reason(tmp_path / "cut.dcm") == "truncated", cut
+
+
 def test_pixels_that_are_not_as_the_header_says_are_refused(tmp_path):
     colour = np.random.default_rng(0).integers(0, 255, (20, 24, 3)).astype(np.uint8)
     ds = phantoms.dicom(colour, PhotometricInterpretation="YBR_FULL_422")
