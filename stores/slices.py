@@ -84,7 +84,7 @@ def where(table: pa.Table, mask: pa.ChunkedArray | pa.Array) -> pa.Table:
     """Return the rows that a mask keeps: where it keeps all, the table itself and no copy."""
     import pyarrow.compute as pc  # an answer on file needs none
 
-    return table if pc.all(mask, min_count=0).as_py() else table.filter(mask)
+    return table if pc.all(mask, skip_nulls=False, min_count=0).as_py() else table.filter(mask)
 
 
 class TableFile:

@@ -57,4 +57,6 @@ def test_a_mask_that_keeps_all_copies_nothing(table: pa.Table) -> None:
     rows = table["row"].to_numpy()
     assert where(table, pa.array(rows >= 0)) is table
     assert where(table, pa.array(rows > 20))["row"].to_pylist() == rows[rows > 20].tolist()
+    unknown = pa.array([True] * (len(rows) - 1) + [None], pa.bool_())
+    assert where(table, unknown)["row"].to_pylist() == rows[:-1].tolist()
     assert where(table.slice(0, 0), pa.array([], pa.bool_())).num_rows == 0
