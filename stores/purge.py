@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from stores.errors import StaleTablesError
 from stores.features import RUNS, WITHDRAWN, FeatureStore
 from stores.layout import PartRange
-from stores.slices import SLICE_SCHEMA, Tables
+from stores.slices import SLICE_SCHEMA, Tables, as_table
 
 
 def withdraw(store: FeatureStore, patient: str) -> int:
@@ -56,7 +57,7 @@ def purge(store: FeatureStore, patient: str) -> int:
         store.clear(folder)
     for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
         shutil.rmtree(path)
-    _blank(store, set(rows.tolist()))
+    _blank(store, rows)
     return len(rows)
 
 
@@ -81,16 +82,14 @@ def _void(store: FeatureStore, part: PartRange, rows: Any) -> None:
         store.overwrite(part, claim, arrays, receipt)
 
 
-def _blank(store: FeatureStore, rows: set[int]) -> None:
+def _blank(store: FeatureStore, rows: NDArray[np.int64]) -> None:
     """Empty the slice table's entries of some rows but for the row numbers."""
     nothing = {"path": "", "frame": 0, "flags": [], "withdrawn": True}
+    empty = as_table(({"row": row, **nothing} for row in rows.tolist()), SLICE_SCHEMA)
 
     def change(tables: Tables) -> tuple[pa.Table, frozenset[str]]:
-        table = [
-            {"row": row["row"], **nothing} if row["row"] in rows else row
-            for row in tables.slices.to_pylist()
-        ]
-        return pa.Table.from_pylist(table, schema=SLICE_SCHEMA), tables.patients
+        others = tables.slices.filter(~np.isin(tables.slices["row"].to_numpy(), rows))
+        return pa.concat_tables([others, empty]).sort_by("row"), tables.patients
 
     _change(store, change)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +22,8 @@ KINDS: tuple[Kind, ...] = ("moved", "added", "changed", "retried", "withdrawn")
 TRANSIENT = frozenset({"no-permission", "vanished", "time-limit"})
 RETRIES = 2
 _NEW = "it is new"
+# Digests of files that are kept while a collection is reconciled.
+_REMEMBERED = 2**16
 
 Row = dict[str, Any]
 Name = tuple[str, int]  # path and frame
@@ -43,27 +44,27 @@ class Change:
 class Reconciled:
     """A new slice table, and what changed on the way to it.
 
-    all_new: every slice is new. That is then not told one by one: Python's take ten times room.
+    added: slices that are new and nothing else, as a table: Python's take ten times the room.
     """
 
     slices: pa.Table
     same: int
+    added: pa.Table
     told: tuple[Change, ...] = ()
-    all_new: bool = False
 
     @property
     def changes(self) -> Iterator[Change]:
         """Yield what changed."""
         yield from self.told
-        for batch in self.slices.to_batches(max_chunksize=4096) if self.all_new else ():
-            for row in batch.select(["path", "frame", "row"]).to_pylist():
+        for batch in self.added.select(["path", "frame", "row"]).to_batches(max_chunksize=1024):
+            for row in batch.to_pylist():
                 yield Change("added", **row, why=_NEW)
 
     @property
     def counts(self) -> dict[str, int]:
         """Return how many slices came into the table which way."""
         counts = Counter(change.kind for change in self.told)
-        counts["added"] += self.slices.num_rows if self.all_new else 0
+        counts["added"] += self.added.num_rows
         return {"same": self.same} | {kind: counts[kind] for kind in KINDS}
 
 
@@ -97,23 +98,24 @@ def reconcile(stored: pa.Table, found: pa.Table, known: Known) -> Reconciled:
     one no longer found is withdrawn; one whose reading failed for a passing reason is tried again.
     A joined series of which a slice came, went or changed is appended anew as a whole.
     """
-    if not stored.num_rows:
-        rows = np.arange(known.boundary, known.boundary + found.num_rows)
-        return Reconciled(_numbered(found, rows), 0, all_new=True)
+    known = replace(known, hash_file=functools.lru_cache(_REMEMBERED)(known.hash_file))
     live = pc.invert(stored["withdrawn"]).to_numpy()
     same, row = _as_before(where(stored, pa.array(live)), found, known)
-    kept, rest = _numbered(where(found, pa.array(same)), row[same]), found.filter(~same)
-    stands = np.isin(stored["row"].to_numpy(), row[same])
-    if len(rest) or (live & ~stands).any():
-        # As Python's, which take ten times the room: of a collection that grows, a few.
-        settled = _Settling(stored.filter(~stands).to_pylist(), known).settle(rest.to_pylist())
-    else:
-        settled = Reconciled(stored.filter(~stands), 0)
-    slices = pa.concat_tables([kept, settled.slices])
+    kept, rest = _numbered(where(found, pa.array(same)), row[same]), where(found, pa.array(~same))
+    left = stored.filter(~np.isin(stored["row"].to_numpy(), row[same]))
+    new = _merely_new(left, rest, known)
+    # The others as Python's, which take ten times the room: of most collections, a few.
+    settling, others = _Settling(left.to_pylist(), known), rest.filter(~new).to_pylist()
+    fresh = new.copy()
+    fresh[~new] = settling.settle(others)
+    numbers = known.boundary - 1 + np.cumsum(fresh)
+    added = _numbered(where(rest, pa.array(new)), numbers[new])
+    slices = pa.concat_tables([kept, settling.table(others, iter(numbers[fresh & ~new])), added])
     rows = slices["row"].to_numpy()
     if (np.diff(rows) < 0).any():
         slices = slices.take(np.argsort(rows))
-    return Reconciled(slices, len(kept) + settled.same, settled.told)
+    same_rows = len(kept) + len(others) - len(settling.verdicts)
+    return Reconciled(slices, same_rows, added, tuple(settling.changes))
 
 
 def _numbered(found: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
@@ -139,15 +141,42 @@ def _as_before(
     rows, before = live["row"].to_numpy()[at], live.select(["modality", "series"]).take(at)
     same = ours[at] == theirs
     same &= pc.equal(found["modality"], before["modality"]).to_numpy()
-    same &= ~pc.is_in(found["path"], known.opened).to_numpy()
     failed = [row for row, reason in known.failed.items() if reason in TRANSIENT]
     same &= ~np.isin(rows, [*known.spent, *failed])
-    joined = pa.array(filter(known.joined, pc.unique(found["modality"]).to_pylist()), pa.string())
-    if len(joined):
+    of_joined = _of_joined(found, known)
+    opened = pc.is_in(found["path"], known.opened).to_numpy()
+    for place in np.flatnonzero(same & opened):
+        row = int(rows[place])
+        made_from = known.digest_of(row)
+        if made_from is None:  # never embedded, and so as it is now; or it could not be read
+            same[place] = row not in known.failed and not of_joined[place]
+        else:
+            same[place] = made_from == known.hash_file(found["path"][place].as_py())
+    if of_joined.any():
         same &= pc.equal(found["series"], before["series"]).to_numpy()
-        of_joined = pc.is_in(found["modality"], joined).to_numpy()
         same &= ~of_joined | _in_whole_series(live, found, same)
     return same, rows
+
+
+def _merely_new(left: pa.Table, rest: pa.Table, known: Known) -> NDArray[np.bool_]:
+    """Return which of the slices left over have to do with none of the rows left over.
+
+    Neither by name nor by content, nor by a joined series.
+    """
+    paths = pc.unique(left["path"])
+    new = ~np.isin(_codes(rest, paths), _codes(left, paths))
+    contents = set(filter(None, map(known.digest_of, left["row"].to_numpy().tolist())))
+    for place in np.flatnonzero(new) if contents else ():
+        new[place] = known.hash_file(rest["path"][place].as_py()) not in contents
+    met = pa.concat_tables([some.select(["series"]) for some in (left, rest.filter(~new))])
+    joined = pc.is_in(rest["series"], pc.unique(met["series"])).to_numpy() & _of_joined(rest, known)
+    return np.asarray(new & ~joined)
+
+
+def _of_joined(slices: pa.Table, known: Known) -> NDArray[np.bool_]:
+    """Return which slices are of a series that stands or falls as a whole."""
+    joined = filter(known.joined, pc.unique(slices["modality"]).to_pylist())
+    return np.asarray(pc.is_in(slices["modality"], pa.array(joined, pa.string())).to_numpy())
 
 
 def _codes(slices: pa.Table, paths: pa.Array) -> NDArray[np.int64]:
@@ -174,14 +203,13 @@ class _Settling:
         self.stored = sorted(stored, key=lambda row: not row["withdrawn"])  # live rows win
         self.known = known
         self.opened = set(known.opened.to_pylist())
-        self.hash_file = functools.cache(known.hash_file)
         self.by_name: dict[Name, Row] = {_name(row): row for row in self.stored}
         self.rows: dict[Name, int] = {}  # of the found slices that keep one
         self.verdicts: dict[Name, tuple[Kind, str]] = {}  # of those that are not as they were
         self.changes: list[Change] = []
 
-    def settle(self, found: list[Row]) -> Reconciled:
-        """Settle every found slice, then what is left over."""
+    def settle(self, found: list[Row]) -> list[bool]:
+        """Settle which rows slices keep; return which of them need a fresh one."""
         for slice_ in found:
             row = self.by_name.get(_name(slice_))
             verdict = self._differs(slice_, row) if row else ("added", _NEW)
@@ -191,14 +219,16 @@ class _Settling:
                 self.rows[_name(slice_)] = row["row"]
         self._follow(found)
         self._tear(found)
-        table = self._number(found)
+        return [_name(slice_) not in self.rows for slice_ in found]
+
+    def table(self, found: list[Row], fresh: Iterator[int]) -> pa.Table:
+        """Return the slices with their rows, those of `fresh` in order, and what is left over."""
+        table = self._number(found, fresh)
         gone = [row for row in self.stored if row["row"] not in table]
         self._withdraw(row for row in gone if not row["withdrawn"])
         table |= {row["row"]: {**row, "withdrawn": True} for row in gone}
         rows = sorted(table.values(), key=lambda row: row["row"])
-        same = len(found) - len(self.verdicts)
-        slices = pa.Table.from_pylist(rows, schema=SLICE_SCHEMA)
-        return Reconciled(slices, same, tuple(self.changes))
+        return pa.Table.from_pylist(rows, schema=SLICE_SCHEMA)
 
     def _differs(self, slice_: Row, row: Row | None) -> tuple[Kind, str] | None:
         """Return why a found slice is not what the row of its name was made from; None if it is."""
@@ -217,7 +247,7 @@ class _Settling:
         unread = made_from is None and reason is None
         if unread and not self.known.joined(slice_["modality"]):  # never embedded: as it is now
             return None
-        if made_from is not None and made_from == self.hash_file(slice_["path"]):
+        if made_from is not None and made_from == self.known.hash_file(slice_["path"]):
             return None
         return "changed", "the content of its file changed"
 
@@ -241,7 +271,7 @@ class _Settling:
         for slice_ in found if by_content else ():
             if _name(slice_) in self.rows:
                 continue
-            content = self.hash_file(slice_["path"])
+            content = self.known.hash_file(slice_["path"])
             same = by_content.get((content, slice_["frame"], slice_["modality"]))
             if same:
                 row = same.pop()
@@ -265,13 +295,12 @@ class _Settling:
                 if self.rows.pop(name, None) is not None:
                     self.verdicts[name] = "changed", "a slice of its series came, went or changed"
 
-    def _number(self, found: list[Row]) -> dict[int, Row]:
+    def _number(self, found: list[Row], fresh: Iterator[int]) -> dict[int, Row]:
         """Return the live rows: those that slices keep, and fresh ones for the others."""
-        fresh = itertools.count(self.known.boundary)
         table = {}
         for slice_ in found:
             name = _name(slice_)
-            row = self.rows[name] if name in self.rows else next(fresh)
+            row = self.rows[name] if name in self.rows else int(next(fresh))
             table[row] = {**slice_, "row": row, "withdrawn": False}
             if name in self.verdicts:
                 kind, why = self.verdicts[name]

@@ -4,8 +4,9 @@ from collections.abc import Set
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
-from stores.reconcile import Known, Reconciled, reconcile
+from stores.reconcile import Known, Reconciled, _Settling, reconcile
 from tests.stores.conftest import slice_table
 
 STORED = slice_table([(0, "a"), (1, "b"), (2, "c")])
@@ -53,6 +54,26 @@ def test_a_touched_but_equal_collection_changes_nothing() -> None:
     result = settle(found("a", "b", "c"), {"a": "A", "b": "B", "c": "C"})
     assert result.slices.equals(STORED)
     assert counts(result) == {"same": 3}
+
+
+def test_what_is_new_or_merely_touched_is_not_settled_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    settle_all = _Settling.settle
+    monkeypatch.setattr(
+        _Settling, "settle", lambda self, found: asked.extend(found) or settle_all(self, found)
+    )
+    result = settle(found("a", "aa", "b", "c", "d"), {"a": "A", "b": "B", "c": "C"})
+    assert asked == []
+    assert counts(result) == {"same": 3, "added": 2}
+    assert result.added["row"].to_pylist() == [8, 9]
+    assert [(c.kind, c.path, c.row) for c in result.changes] == [
+        ("added", "aa", 8),
+        ("added", "d", 9),
+    ]
+    settle(found("a", "b", "e"), {"a": "A", "b": "other", "e": "E"})
+    assert [row["path"] for row in asked] == ["b"]
 
 
 def test_files_that_were_not_opened_are_not_hashed() -> None:
@@ -152,9 +173,9 @@ def test_each_change_says_why() -> None:
     assert [(c.kind, c.path, c.why) for c in result.changes] == [
         ("moved", "z", "it was 'a'"),
         ("changed", "b", "the content of its file changed"),
-        ("added", "d", "it is new"),
         ("withdrawn", "b", "row 8 takes its place"),
         ("withdrawn", "c", "it is no longer found"),
+        ("added", "d", "it is new"),
     ]
 
 
