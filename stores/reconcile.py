@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -22,6 +22,8 @@ KINDS: tuple[Kind, ...] = ("moved", "added", "changed", "retried", "withdrawn")
 TRANSIENT = frozenset({"no-permission", "vanished", "time-limit"})
 RETRIES = 2
 _NEW = "it is new"
+# What is asked of a slice that was found, to settle which row it has.
+_ASKED = ["path", "frame", "series", "modality"]
 # Digests of files that are kept while a collection is reconciled.
 _REMEMBERED = 2**16
 
@@ -104,24 +106,36 @@ def reconcile(stored: pa.Table, found: pa.Table, known: Known) -> Reconciled:
     kept, rest = _numbered(where(found, pa.array(same)), row[same]), where(found, pa.array(~same))
     left = stored.filter(~np.isin(stored["row"].to_numpy(), row[same]))
     new = _merely_new(left, rest, known)
-    # The others as Python's, which take ten times the room: of most collections, a few.
-    settling, others = _Settling(left.to_pylist(), known), rest.filter(~new).to_pylist()
-    fresh = new.copy()
-    fresh[~new] = settling.settle(others)
+    # The others one by one, as Python's, which take ten times the room: of most collections, a few.
+    asked = rest.filter(~new).select(_ASKED)
+    asked = asked.append_column("opened", pc.is_in(asked["path"], known.opened))
+    settling, others = _Settling(left, known), asked.to_pylist()
+    fresh, keep = new.copy(), settling.settle(others)
+    fresh[~new] = [row is None for row in keep]
     numbers = known.boundary - 1 + np.cumsum(fresh)
-    added = _numbered(where(rest, pa.array(new)), numbers[new])
-    slices = pa.concat_tables([kept, settling.table(others, iter(numbers[fresh & ~new])), added])
+    numbers[~fresh] = [row for row in keep if row is not None]
+    rest = _numbered(rest, numbers)
+    gone = _withdrawn(left.filter(~np.isin(left["row"].to_numpy(), numbers)))
+    slices = pa.concat_tables([kept, rest, gone])
     rows = slices["row"].to_numpy()
     if (np.diff(rows) < 0).any():
         slices = slices.take(np.argsort(rows))
+    changes = settling.changes(others, numbers[~new].tolist())
     same_rows = len(kept) + len(others) - len(settling.verdicts)
-    return Reconciled(slices, same_rows, added, tuple(settling.changes))
+    return Reconciled(slices, same_rows, rest.filter(new), changes)
 
 
 def _numbered(found: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     """Return found slices with their rows."""
     place = found.schema.get_field_index("row")
     return found.set_column(place, SLICE_SCHEMA.field("row"), pa.array(rows))
+
+
+def _withdrawn(slices: pa.Table) -> pa.Table:
+    """Return slices as withdrawn."""
+    place = slices.schema.get_field_index("withdrawn")
+    gone = pa.array(np.ones(slices.num_rows, bool))
+    return slices.set_column(place, SLICE_SCHEMA.field("withdrawn"), gone)
 
 
 def _as_before(
@@ -199,17 +213,16 @@ def _in_whole_series(live: pa.Table, found: pa.Table, same: NDArray[np.bool_]) -
 class _Settling:
     """The rows that stand, against the slices that are found; see `reconcile`."""
 
-    def __init__(self, stored: list[Row], known: Known) -> None:
-        self.stored = sorted(stored, key=lambda row: not row["withdrawn"])  # live rows win
+    def __init__(self, stored: pa.Table, known: Known) -> None:
+        rows = stored.select([*_ASKED, "row", "patient", "withdrawn"]).to_pylist()
+        self.stored: list[Row] = sorted(rows, key=lambda row: not row["withdrawn"])  # live ones win
         self.known = known
-        self.opened = set(known.opened.to_pylist())
         self.by_name: dict[Name, Row] = {_name(row): row for row in self.stored}
         self.rows: dict[Name, int] = {}  # of the found slices that keep one
         self.verdicts: dict[Name, tuple[Kind, str]] = {}  # of those that are not as they were
-        self.changes: list[Change] = []
 
-    def settle(self, found: list[Row]) -> list[bool]:
-        """Settle which rows slices keep; return which of them need a fresh one."""
+    def settle(self, found: list[Row]) -> list[int | None]:
+        """Return which row each slice keeps; None where it needs a fresh one."""
         for slice_ in found:
             row = self.by_name.get(_name(slice_))
             verdict = self._differs(slice_, row) if row else ("added", _NEW)
@@ -219,22 +232,31 @@ class _Settling:
                 self.rows[_name(slice_)] = row["row"]
         self._follow(found)
         self._tear(found)
-        return [_name(slice_) not in self.rows for slice_ in found]
+        return [self.rows.get(_name(slice_)) for slice_ in found]
 
-    def table(self, found: list[Row], fresh: Iterator[int]) -> pa.Table:
-        """Return the slices with their rows, those of `fresh` in order, and what is left over."""
-        table = self._number(found, fresh)
-        gone = [row for row in self.stored if row["row"] not in table]
-        self._withdraw(row for row in gone if not row["withdrawn"])
-        table |= {row["row"]: {**row, "withdrawn": True} for row in gone}
-        rows = sorted(table.values(), key=lambda row: row["row"])
-        return pa.Table.from_pylist(rows, schema=SLICE_SCHEMA)
+    def changes(self, found: list[Row], rows: list[int]) -> tuple[Change, ...]:
+        """Return what became of the slices, now that all have rows, and of the rows left over."""
+        now = {_name(slice_): row for slice_, row in zip(found, rows, strict=True)}
+        verdicts = ((name, self.verdicts.get(name)) for name in now)
+        told = [Change(said[0], *name, now[name], said[1]) for name, said in verdicts if said]
+        replaced = {(c.path, c.frame): c.row for c in told if c.kind != "moved"}
+        held = set(rows)
+        for row in self.stored:
+            if row["withdrawn"] or row["row"] in held:
+                continue
+            why = "it is no longer found"
+            if row["patient"] in self.known.withdrawn:
+                why = "its patient was withdrawn"
+            elif _name(row) in replaced:
+                why = f"row {replaced[_name(row)]} takes its place"
+            told.append(Change("withdrawn", *_name(row), row["row"], why))
+        return tuple(told)
 
     def _differs(self, slice_: Row, row: Row | None) -> tuple[Kind, str] | None:
         """Return why a found slice is not what the row of its name was made from; None if it is."""
         if row is None:
             return "added", _NEW
-        number, opened = row["row"], slice_["path"] in self.opened
+        number, opened = row["row"], slice_["opened"]
         if slice_["modality"] != row["modality"]:  # its intensities are read by another rule now
             return "changed", f"its modality was {row['modality']}, now {slice_['modality']}"
         if number in self.known.spent:
@@ -294,31 +316,6 @@ class _Settling:
             for name in names:
                 if self.rows.pop(name, None) is not None:
                     self.verdicts[name] = "changed", "a slice of its series came, went or changed"
-
-    def _number(self, found: list[Row], fresh: Iterator[int]) -> dict[int, Row]:
-        """Return the live rows: those that slices keep, and fresh ones for the others."""
-        table = {}
-        for slice_ in found:
-            name = _name(slice_)
-            row = self.rows[name] if name in self.rows else int(next(fresh))
-            table[row] = {**slice_, "row": row, "withdrawn": False}
-            if name in self.verdicts:
-                kind, why = self.verdicts[name]
-                self._tell(kind, slice_, row, why)
-        return table
-
-    def _withdraw(self, gone: Iterable[Row]) -> None:
-        replaced = {(c.path, c.frame): c.row for c in self.changes if c.kind != "moved"}
-        for row in gone:
-            why = "it is no longer found"
-            if row["patient"] in self.known.withdrawn:
-                why = "its patient was withdrawn"
-            elif _name(row) in replaced:
-                why = f"row {replaced[_name(row)]} takes its place"
-            self._tell("withdrawn", row, row["row"], why)
-
-    def _tell(self, kind: Kind, slice_: Row, row: int, why: str) -> None:
-        self.changes.append(Change(kind, slice_["path"], slice_["frame"], row, why))
 
 
 def _name(row: Row) -> Name:
