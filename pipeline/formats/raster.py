@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ _WHITE_IS_ZERO = 0
 def read_headers(path: Path) -> list[Header]:
     """Return one header a page. Raises UnreadableError."""
     headers = []
-    with _opened(path) as image:
+    with _pillow(), Image.open(path, formats=_FORMATS) as image:
         for frame in range(_pages(image, path)):
             image.seek(frame)
             width, height = image.size
@@ -43,11 +43,14 @@ def read_headers(path: Path) -> list[Header]:
 
 def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
     """Yield the asked pages in order, float32 (H, W). Raises UnreadableError."""
-    with _opened(path) as image:
-        pages = _pages(image, path)
-        # All of them before the first is yielded: the warning filters are the process's own.
-        items = [_read_page(image, path, frame, pages) for frame in frames]
-    yield from items
+    with ExitStack() as stack:
+        with _pillow():
+            image = stack.enter_context(Image.open(path, formats=_FORMATS))
+            pages = _pages(image, path)
+        for frame in frames:
+            with _pillow():
+                item = _read_page(image, path, frame, pages)
+            yield item
 
 
 def _read_page(image: Image.Image, path: Path, frame: int, pages: int) -> Slice | Failure:
@@ -66,14 +69,16 @@ def _read_page(image: Image.Image, path: Path, frame: int, pages: int) -> Slice 
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture with Pillow's size warning as an error and its other warnings silent."""
+def _pillow() -> Iterator[None]:
+    """Have Pillow's size warning as an error, its other warnings silent, its errors as ours.
+
+    The filters are the process's own: nothing is yielded to a caller meanwhile.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(path, formats=_FORMATS) as image:
-                yield image
+            yield
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise UnreadableError("too-large", "declares more pixels than the limit") from None
         except Exception as error:

@@ -596,7 +596,10 @@ def test_no_more_of_a_large_file_is_in_memory_than_a_slice_or_a_time_point(tmp_p
     frames = rng.integers(0, 4096, (900, 100, 100)).astype(np.uint16)
     plain = phantoms.save(phantoms.dicom(frames), tmp_path / "frames.dcm")
     coded = phantoms.transcode(plain, tmp_path / "coded.dcm", uid.RLELossless)
+    pages = [Image.fromarray(page) for page in frames]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
     for path, plane in (
+        (tmp_path / "pages.tif", "axial"),
         (tmp_path / "long.nii.gz", "axial"),
         (tmp_path / "long.nii.gz", "coronal"),
         (plain, "axial"),
