@@ -18,13 +18,19 @@ from PIL import Image
 
 from tests.phantoms import dicom, save
 
-PNG_SIDE = 1024  # as NIH ChestX-ray14 has them
+LARGE = 1024  # as NIH ChestX-ray14 has them
 
 
 def write_images(folder: Path, kind: str, slices: int) -> Path:
-    """Write so many slices of a kind ("dicom", "nifti.gz", "png"); return the folder."""
+    """Write so many slices of a kind; return the folder.
+
+    kind: "dicom", "nifti.gz", "png" (X-rays of about 512 px, as they are) or "png-1024" (enlarged).
+    """
     folder.mkdir(parents=True)
-    {"dicom": _write_dicom, "nifti.gz": _write_nifti, "png": _write_png}[kind](folder, slices)
+    if kind.startswith("png"):
+        _write_png(folder, slices, large=kind == "png-1024")
+    else:
+        {"dicom": _write_dicom, "nifti.gz": _write_nifti}[kind](folder, slices)
     return folder
 
 
@@ -75,8 +81,10 @@ def _write_nifti(folder: Path, slices: int, depth: int = 96) -> None:
         nib.save(image, folder / f"{start:06d}.nii.gz")
 
 
-def _write_png(folder: Path, slices: int) -> None:
+def _write_png(folder: Path, slices: int, *, large: bool) -> None:
     pictures = _xrays()
+    if large:
+        pictures = [one.resize((LARGE, LARGE), Image.Resampling.BICUBIC) for one in pictures]
     for k in range(slices):
         again, which = divmod(k, len(pictures))
         pixels = np.asarray(pictures[which]).copy()
@@ -88,8 +96,6 @@ def _write_png(folder: Path, slices: int) -> None:
 def _xrays(count: int = 16) -> list[Image.Image]:
     if (real := _real()) is not None:
         files = sorted((real / "cxr/images").iterdir())[:count]
-        pictures = [Image.open(path).convert("L") for path in files]
-    else:
-        grey = np.clip((_ct()[:count].astype(np.int32) + 1024) // 8, 0, 255).astype(np.uint8)
-        pictures = [Image.fromarray(one) for one in grey]
-    return [picture.resize((PNG_SIDE, PNG_SIDE), Image.Resampling.BICUBIC) for picture in pictures]
+        return [Image.open(path).convert("L") for path in files]
+    grey = np.clip((_ct()[:count].astype(np.int32) + 1024) // 8, 0, 255).astype(np.uint8)
+    return [Image.fromarray(one) for one in grey]
