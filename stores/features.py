@@ -199,7 +199,7 @@ class FeatureStore:
         return self._parsed("files.parquet", TableFile).read(columns)
 
     def live_rows(self) -> NDArray[np.int64]:
-        """Return the rows of the slices that are not withdrawn."""
+        """Return (n,) the rows of the slices that are not withdrawn, ascending."""
         slices = self.slices(["row", "withdrawn"])
         live = ~slices["withdrawn"].to_numpy(zero_copy_only=False)
         return np.asarray(slices["row"].to_numpy()[live])

@@ -160,16 +160,20 @@ def _as_before(
     of_joined = _of_joined(found, known)
     opened = pc.is_in(found["path"], known.opened).to_numpy()
     for place in np.flatnonzero(same & opened):
-        row = int(rows[place])
-        made_from = known.digest_of(row)
-        if made_from is None:  # never embedded, and so as it is now; or it could not be read
-            same[place] = row not in known.failed and not of_joined[place]
-        else:
-            same[place] = made_from == known.hash_file(found["path"][place].as_py())
+        path = found["path"][place].as_py()
+        same[place] = _is_as_made(int(rows[place]), path, known, joined=bool(of_joined[place]))
     if of_joined.any():
         same &= pc.equal(found["series"], before["series"]).to_numpy()
         same &= ~of_joined | _in_whole_series(live, found, same)
     return same, rows
+
+
+def _is_as_made(row: int, path: str, known: Known, *, joined: bool) -> bool:
+    """Return whether a file that was opened is what a row was made from, or what it will be."""
+    made_from = known.digest_of(row)
+    if made_from is None:  # never embedded, and so as it is now; or it could not be read
+        return row not in known.failed and not joined
+    return made_from == known.hash_file(path)
 
 
 def _merely_new(left: pa.Table, rest: pa.Table, known: Known) -> NDArray[np.bool_]:
@@ -261,15 +265,11 @@ class _Settling:
             return "changed", f"its modality was {row['modality']}, now {slice_['modality']}"
         if number in self.known.spent:
             return "added", f"its row {number} was withdrawn before it was embedded, or purged"
-        reason, made_from = self.known.failed.get(number), self.known.digest_of(number)
+        reason, path = self.known.failed.get(number), slice_["path"]
         if reason in TRANSIENT and (opened or self._tries(_name(row)) <= RETRIES):
             return "retried", f"it could not be read before ({reason})"
-        if not opened:
-            return None
-        unread = made_from is None and reason is None
-        if unread and not self.known.joined(slice_["modality"]):  # never embedded: as it is now
-            return None
-        if made_from is not None and made_from == self.known.hash_file(slice_["path"]):
+        joined = self.known.joined(slice_["modality"])
+        if not opened or _is_as_made(number, path, self.known, joined=joined):
             return None
         return "changed", "the content of its file changed"
 

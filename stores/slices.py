@@ -90,7 +90,8 @@ def where(table: pa.Table, mask: pa.ChunkedArray | pa.Array) -> pa.Table:
 class TableFile:
     """A table as the bytes of its Parquet file, of which as much is decoded as is asked for.
 
-    Decoded, a slice takes some hundred bytes; in the file, some ten.
+    Decoded, a slice takes some hundred bytes; in the file, some forty. Whatever decodes raises
+    CorruptStoreError where it cannot.
     """
 
     def __init__(self, data: bytes) -> None:
