@@ -43,7 +43,7 @@ from stores.layout import default_part_rows
 from stores.mirror import place_of
 from stores.purge import patients_on
 from stores.reconcile import Known, Reconciled, reconcile
-from stores.slices import SLICE_SCHEMA, where
+from stores.slices import SLICE_SCHEMA, of_modalities, where
 
 log = logging.getLogger(__name__)
 
@@ -285,9 +285,7 @@ def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) ->
             wanted[list(group.numbers)] = True
     live = stored.filter(pc.invert(stored["withdrawn"]))
     wanted |= pc.is_in(slices["path"], value_set=live["path"].combine_chunks()).to_numpy()
-    modalities = pc.unique(slices["modality"]).to_pylist()
-    whole = [each for each in modalities if config.preprocess.by_volume(each)]
-    by_volume = pc.is_in(slices["modality"], pa.array(whole, pa.string())).to_numpy()
+    by_volume = of_modalities(slices, config.preprocess.by_volume).to_numpy()
     series = slices["series"].filter(pa.array(wanted)).combine_chunks()
     wanted |= by_volume & pc.is_in(slices["series"], series).to_numpy()
     if len(slices) and not wanted.any():

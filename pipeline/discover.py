@@ -34,7 +34,7 @@ from pipeline.reading.pool import headers_in_workers
 from pipeline.types import Header, Plane
 from pipeline.walk import matcher, walk
 from stores.errors import ConfigError, UnreadableError
-from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, as_table, where
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, as_table, where, with_column
 
 # Goes up when the reader sees other slices in the same file: `known` of another is no guide.
 READER_VERSION = 3
@@ -342,20 +342,14 @@ def _tables(
     said = said.take(pc.if_else(pc.equal(counts, 0), pc.index_in(paths, _one(said["path"])), None))
     listed = pc.is_null(files["reason"])
     for name in ("reason", "detail"):
-        files = _with(files, name, pc.if_else(listed, said[name], files[name]))
+        files = with_column(files, name, pc.if_else(listed, said[name], files[name]))
     order = np.argsort(first[which], kind="stable")
     if (np.diff(order) != 1).any():
         slices = slices.take(order)
     return Discovery(
-        files=_with(files, "slices", counts),
-        slices=_with(slices, "row", pa.nulls(len(slices), pa.int64())),
+        files=with_column(files, "slices", counts),
+        slices=with_column(slices, "row", pa.nulls(len(slices), pa.int64())),
     )
-
-
-def _with(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """Return a table with other values in one of its columns."""
-    place = table.schema.get_field_index(name)
-    return table.set_column(place, table.schema.field(place), values)
 
 
 def _told(path: str, error: UnreadableError) -> tuple[str, str]:

@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from stores.errors import ConfigError
 from stores.mirror import place_of
+from stores.slices import with_column
 
 # Stands before each hidden folder or file name.
 HIDDEN = "~"
@@ -94,14 +95,13 @@ def reveal_path(key: bytes, path: str) -> str:
 
 def relabelled(table: pa.Table, label: Callable[[str], str]) -> pa.Table:
     """Return a slice or file table with label(path) for each path."""
-    place = table.schema.get_field_index("path")
-    paths = table.column(place)
+    paths = table["path"]
     # Some at a time: Python's take ten times the room.
     some = (paths.slice(start, _AT_ONCE) for start in range(0, len(paths), _AT_ONCE))
     names = pa.chunked_array(
         [_relabelled(few.combine_chunks(), label) for few in some], pa.string()
     )
-    return table.set_column(place, table.schema.field(place), names)
+    return with_column(table, "path", names)
 
 
 def _relabelled(paths: pa.Array, label: Callable[[str], str]) -> pa.Array:

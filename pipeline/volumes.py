@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.types import (
@@ -33,6 +32,7 @@ from pipeline.types import (
 )
 from stores.errors import ConfigError, UnreadableError
 from stores.features import FeatureStore
+from stores.slices import of_modalities
 
 _DROPPED = 10  # of the 23 bits behind the point of a float32
 _ZERO = 2 ** (31 - _DROPPED)  # where the value zero is counted; negative values stand below
@@ -117,8 +117,7 @@ class Volumes:
         self._kept = kept
         self._first: dict[Name, int] = {}  # of the volumes met so far
         self._ends: dict[Name, Ends | None] = {}
-        codes = filter(self._scales, pc.unique(slices["modality"]).to_pylist())
-        scaled = slices.filter(pc.is_in(slices["modality"], pa.array(codes, pa.string())))
+        scaled = slices.filter(of_modalities(slices, self._scales))
         self._slices, self._places = scaled, by_series(scaled)
 
     def take(self, slices: Iterable[Row]) -> dict[Name, list[Row]]:

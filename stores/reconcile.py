@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stores.slices import SLICE_SCHEMA, where
+from stores.slices import of_modalities, where, with_column
 
 Kind = Literal["moved", "added", "changed", "retried", "withdrawn"]
 KINDS: tuple[Kind, ...] = ("moved", "added", "changed", "retried", "withdrawn")
@@ -115,7 +115,8 @@ def reconcile(stored: pa.Table, found: pa.Table, known: Known) -> Reconciled:
     numbers = known.boundary - 1 + np.cumsum(fresh)
     numbers[~fresh] = [row for row in keep if row is not None]
     rest = _numbered(rest, numbers)
-    gone = _withdrawn(left.filter(~np.isin(left["row"].to_numpy(), numbers)))
+    gone = left.filter(~np.isin(left["row"].to_numpy(), numbers))
+    gone = with_column(gone, "withdrawn", pa.array(np.ones(len(gone), bool)))
     slices = pa.concat_tables([kept, rest, gone])
     rows = slices["row"].to_numpy()
     if (np.diff(rows) < 0).any():
@@ -127,15 +128,7 @@ def reconcile(stored: pa.Table, found: pa.Table, known: Known) -> Reconciled:
 
 def _numbered(found: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     """Return found slices with their rows."""
-    place = found.schema.get_field_index("row")
-    return found.set_column(place, SLICE_SCHEMA.field("row"), pa.array(rows))
-
-
-def _withdrawn(slices: pa.Table) -> pa.Table:
-    """Return slices as withdrawn."""
-    place = slices.schema.get_field_index("withdrawn")
-    gone = pa.array(np.ones(slices.num_rows, bool))
-    return slices.set_column(place, SLICE_SCHEMA.field("withdrawn"), gone)
+    return with_column(found, "row", pa.array(rows))
 
 
 def _as_before(
@@ -157,7 +150,7 @@ def _as_before(
     same &= pc.equal(found["modality"], before["modality"]).to_numpy()
     failed = [row for row, reason in known.failed.items() if reason in TRANSIENT]
     same &= ~np.isin(rows, [*known.spent, *failed])
-    of_joined = _of_joined(found, known)
+    of_joined = of_modalities(found, known.joined).to_numpy()
     opened = pc.is_in(found["path"], known.opened).to_numpy()
     for place in np.flatnonzero(same & opened):
         path = found["path"][place].as_py()
@@ -187,14 +180,10 @@ def _merely_new(left: pa.Table, rest: pa.Table, known: Known) -> NDArray[np.bool
     for place in np.flatnonzero(new) if contents else ():
         new[place] = known.hash_file(rest["path"][place].as_py()) not in contents
     met = pa.concat_tables([some.select(["series"]) for some in (left, rest.filter(~new))])
-    joined = pc.is_in(rest["series"], pc.unique(met["series"])).to_numpy() & _of_joined(rest, known)
-    return np.asarray(new & ~joined)
-
-
-def _of_joined(slices: pa.Table, known: Known) -> NDArray[np.bool_]:
-    """Return which slices are of a series that stands or falls as a whole."""
-    joined = filter(known.joined, pc.unique(slices["modality"]).to_pylist())
-    return np.asarray(pc.is_in(slices["modality"], pa.array(joined, pa.string())).to_numpy())
+    joined = pc.and_(
+        pc.is_in(rest["series"], pc.unique(met["series"])), of_modalities(rest, known.joined)
+    )
+    return np.asarray(new & ~joined.to_numpy())
 
 
 def _codes(slices: pa.Table, paths: pa.Array) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,20 @@ def where(table: pa.Table, mask: pa.ChunkedArray | pa.Array) -> pa.Table:
     import pyarrow.compute as pc  # an answer on file needs none
 
     return table if pc.all(mask, skip_nulls=False, min_count=0).as_py() else table.filter(mask)
+
+
+def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
+    """Return a table with other values in one of its columns, one a row."""
+    place = table.schema.get_field_index(name)
+    return table.set_column(place, table.schema.field(place), values)
+
+
+def of_modalities(slices: pa.Table, wanted: Callable[[str], bool]) -> pa.ChunkedArray:
+    """Return which slices are of a modality that is wanted: bool, one a slice."""
+    import pyarrow.compute as pc  # an answer on file needs none
+
+    names = filter(wanted, pc.unique(slices["modality"]).to_pylist())
+    return pc.is_in(slices["modality"], pa.array(names, pa.string()))
 
 
 class TableFile:

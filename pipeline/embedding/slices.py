@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.volumes import by_series
 from stores import FeatureStore, PartRange
-from stores.slices import SLICE_SCHEMA
+from stores.slices import SLICE_SCHEMA, of_modalities
 
 Row = dict[str, Any]  # of the slice table
 _COLUMNS = ["row", "path", "frame", "series", "modality", "withdrawn"]
@@ -84,5 +84,4 @@ def _live(slices: pa.Table) -> pa.Table:
 
 
 def _dependent(slices: pa.Table, depends: Callable[[str], bool]) -> pa.Table:
-    modalities = filter(depends, pc.unique(slices["modality"]).to_pylist())
-    return slices.filter(pc.is_in(slices["modality"], pa.array(modalities, pa.string())))
+    return slices.filter(of_modalities(slices, depends))
