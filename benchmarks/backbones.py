@@ -2,7 +2,7 @@
 
     python -m benchmarks.backbones
 
-Runs tests/pipeline/test_comparators.py (tiny random networks of the same classes) and prints a line
+Runs tests/pipeline/backbones/test_models.py (tiny random networks of the same classes) and prints a line
 a network: its family's features against its library's own forward pass, positions resampled as
 there, a file with a tensor too few or too many refused, the name's own test (shapes, determinism,
 batches), the number of parameters as published.
@@ -17,9 +17,9 @@ import tempfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from pipeline.comparators import COMPARATORS
+from pipeline.backbones.models import COMPARATORS
 
-TESTS = "tests/pipeline/test_comparators.py"
+TESTS = "tests/pipeline/backbones/test_models.py"
 OWN, OF_TIMM = (
     "test_features_equal_the_librarys_own_pass",
     "test_a_grid_of_timms_equals_its_own_pass",
@@ -70,7 +70,7 @@ def main() -> None:
         f"{len(found)} tests, {len(bad)} failed. -: no such test (rad_dino is a DINOv2: its forward"
     )
     print(
-        "pass is held against the official outputs in tests/pipeline/test_backbones.py). Skipped:"
+        "pass is held against the official outputs in tests/pipeline/backbones/test_backbones.py). Skipped:"
     )
     print("timm is not installed. The names in BiomedCLIP's file have a test of their own.")
     sys.exit(1 if bad else 0)

@@ -37,13 +37,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
-from pipeline import holding
-from pipeline.config import FewShot, Knn, Probe
-from pipeline.heads import fewshot, knn, probe
-from pipeline.questions import Tally, Units
-from pipeline.stats import metrics
-from pipeline.tasks.pooling import read_features
-from pipeline.types import Architecture, Recipe
+from pipeline.annotations.units import Units
+from pipeline.config.heads import FewShot, Knn, Probe
+from pipeline.evaluation.heads import fewshot, knn, probe
+from pipeline.evaluation.metrics import metrics
+from pipeline.evaluation.pooling import read_features
+from pipeline.recipe import Architecture, Recipe
+from pipeline.results import Tally
+from pipeline.shared import arrays
 from stores import ArraySpec, FeatureStore
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
@@ -108,7 +109,7 @@ def read(store: FeatureStore, n: int, queries: int) -> Data:
     w = np.random.default_rng(3).standard_normal(x.shape[1]).astype(np.float32) / spectrum(
         x.shape[1]
     )
-    logits = np.concatenate([x[now] @ w for now in holding.batches(n)])
+    logits = np.concatenate([x[now] @ w for now in arrays.batches(n)])
     logits = 3 * (logits - logits.mean()) / logits.std()
     y[:] = np.random.default_rng(4).random(n) < 1 / (1 + np.exp(-logits))
     parts = {"test": rows[:queries], "val": rows[queries : n // 4], "train": rows[n // 4 :]}
@@ -306,7 +307,7 @@ def main() -> None:
     words.add_argument("--one", nargs=2)
     given = words.parse_args()
     if given.memory:
-        holding.memory_bytes = lambda: int(given.memory * 2**30)
+        arrays.memory_bytes = lambda: int(given.memory * 2**30)
     if given.one:
         measured(given.folder, given.n, given.queries, *given.one)
         return

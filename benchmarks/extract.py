@@ -42,12 +42,12 @@ from transformers import BitImageProcessor
 
 from benchmarks.images import write_images
 from benchmarks.waiting import POLICY, start_asleep
-from pipeline.backbones import Backbone, load_backbone
-from pipeline.config import Config
-from pipeline.embed import Speed
-from pipeline.embedding.forward import keep_memory
-from pipeline.embedding.lanes import Lanes
+from pipeline.backbones.load import Backbone, load_backbone
+from pipeline.config.root import Config
 from pipeline.extract import extract
+from pipeline.extraction.embed import Speed
+from pipeline.inference.forward import keep_memory
+from pipeline.inference.lanes import Lanes
 
 KINDS = ("dicom", "nifti.gz", "png", "png-1024")
 WANTED = {"dicom": 0.95, "nifti.gz": 0.90, "png": 0.95, "png-1024": 0.95}

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.tiny import write_setup
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
 from pipeline.extract import Speed, extract
 from stores import FeatureStore
 from stores.verify import repair, verify

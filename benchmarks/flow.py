@@ -30,15 +30,19 @@ import torch
 
 from benchmarks.images import write_images
 from benchmarks.waiting import start_asleep
-from pipeline.backbones import Backbone
-from pipeline.collection import make_recipe, open_store, settle
-from pipeline.config import Config
-from pipeline.embed import BadLimit, Progress, Speed, embed_missing
-from pipeline.embedding.forward import keep_memory
-from pipeline.names import load_key, reveal_path
-from pipeline.preprocess import prepare_batch
-from pipeline.read import Request, file_digest, narrow, pixel_digest, read_files, read_slices
-from pipeline.types import Features, Recipe, Slice
+from pipeline.backbones.load import Backbone
+from pipeline.config.root import Config
+from pipeline.extraction.embed import BadLimit, Progress, Speed, embed_missing
+from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.inference.forward import keep_memory
+from pipeline.io.decode import read_slices
+from pipeline.io.digests import file_digest, narrow, pixel_digest
+from pipeline.io.reader import read_files
+from pipeline.io.types import Request
+from pipeline.preprocessing.prepare import prepare_batch
+from pipeline.recipe import Features, Recipe
+from pipeline.shared.pseudonyms import load_key, reveal_path
+from pipeline.types import Slice
 from stores import FeatureStore
 from stores.features import OK
 

@@ -23,13 +23,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.images import write_images
-from pipeline.backbones import Backbone, load_backbone
-from pipeline.config import Config
-from pipeline.doctor.bench import forward_rate
-from pipeline.embed import Speed
-from pipeline.embedding.forward import out_of_memory
+from pipeline.backbones.load import Backbone, load_backbone
+from pipeline.config.root import Config
 from pipeline.extract import extract
-from pipeline.types import Architecture
+from pipeline.extraction.embed import Speed
+from pipeline.inference.forward import out_of_memory
+from pipeline.recipe import Architecture
+from pipeline.studies.speed import forward_rate
 
 NAMES = tuple(f"dinov2_vit{size}14" for size in "sblg")
 SIZES = (224, 518)

@@ -45,7 +45,7 @@ def _ct() -> NDArray[np.int16]:
     if (real := _real()) is not None:
         files = sorted(path for path in (real / "dicom_ct_philips").rglob("*") if path.is_file())
         return np.stack([pydicom.dcmread(path).pixel_array for path in files]).astype(np.int16)
-    from pipeline.phantoms.ct import draw_chest_ct
+    from pipeline.datasets.phantoms.ct import draw_chest_ct
 
     return np.stack(list(draw_chest_ct(np.random.default_rng(0), mass=True).hounsfield))
 

@@ -29,8 +29,8 @@ from tests.pipeline.models import write_tiny_folder
 RUN = """
 import sys
 from pathlib import Path
-from pipeline.config import load_config
-from pipeline.embed import Speed
+from pipeline.config.root import load_config
+from pipeline.extraction.embed import Speed
 from pipeline.extract import extract
 summary = extract(load_config(Path(sys.argv[1])), Speed(device="cpu", batch_size=32))
 assert (summary.slices, summary.embedded) == tuple(map(int, sys.argv[2:])), summary

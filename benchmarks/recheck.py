@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.tiny import write_setup
-from pipeline.collection import look, make_recipe, open_store, settle
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
+from pipeline.extraction.sync import look, make_recipe, open_store, settle
 from stores import FeatureStore
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 

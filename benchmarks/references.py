@@ -21,11 +21,12 @@ from sklearn import metrics as reference
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from pipeline.config import Knn, Probe
-from pipeline.heads import knn, probe
-from pipeline.heads.ridge import ridge
-from pipeline.questions import Tally, Units
-from pipeline.stats import metrics, null, paired
+from pipeline.annotations.units import Units
+from pipeline.config.heads import Knn, Probe
+from pipeline.evaluation.heads import knn, probe
+from pipeline.evaluation.heads.ridge import ridge
+from pipeline.evaluation.metrics import metrics, null, paired
+from pipeline.results import Tally
 
 Array = np.ndarray
 SHIFT = 3.0  # features of a ViT lie far from the origin

@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import yaml
 
-from pipeline.names import load_key
-from pipeline.types import Architecture, Recipe
+from pipeline.recipe import Architecture, Recipe
+from pipeline.shared.pseudonyms import load_key
 from stores import ArraySpec, FeatureStore
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 

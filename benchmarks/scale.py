@@ -29,10 +29,10 @@ import pyarrow as pa
 import yaml
 
 from benchmarks.recheck import embed as commit_made_up
-from pipeline import scale
-from pipeline.clusters import Scheduler, connections
-from pipeline.embed import BadLimit, Progress, Speed, _Slices
-from pipeline.work import Outcome, Work
+from pipeline.extraction.distributed import dask_run
+from pipeline.extraction.distributed.clusters import Scheduler, connections
+from pipeline.extraction.distributed.tasks import Outcome, Work
+from pipeline.extraction.embed import BadLimit, Progress, Speed, _Slices
 from stores import ArraySpec, FeatureStore
 from stores.duplicates import Originals
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
@@ -129,7 +129,7 @@ def no_work(work: Work, parts: Sequence[int]) -> tuple[str, Outcome]:
 
 def scheduling(folder: Path, parts: Sequence[int]) -> None:
     """Print what the scheduler, the deal and the client cost a part, two workers doing nothing."""
-    scale.at_worker = no_work
+    dask_run.at_worker = no_work
     print(f"{'parts':>7} {'s':>7} {'ms a part':>9}  peak memory of the run (MiB)")
     for count in parts:
         seconds = scheduled(empty_store(folder / f"{count}", count, 1), count)
@@ -147,7 +147,7 @@ def scheduled(store: FeatureStore, parts: int) -> float:
         Dask(store.path.parent, 2) as cluster,
         connections(Scheduler(cluster.address), "cpu") as connect,
     ):
-        scale.embed_on(connect, work, store, ranges, progress, BadLimit(1, 1.0))
+        dask_run.embed_on(connect, work, store, ranges, progress, BadLimit(1, 1.0))
     return back[-1] - back[0]
 
 

@@ -31,13 +31,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.backbones import Backbone, load_backbone
-from pipeline.config import Segment
+from pipeline.backbones.load import Backbone, load_backbone
+from pipeline.backbones.weights import locate
+from pipeline.config.segmentation import Segment
+from pipeline.recipe import PatchTokens, Recipe
 from pipeline.segmentation import training
 from pipeline.segmentation.loader import Batch, Loader
 from pipeline.segmentation.tokens import Tokens
-from pipeline.types import PatchTokens, Recipe
-from pipeline.weights import locate
 from stores import ArraySpec, FeatureStore
 from stores.layout import default_part_rows
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.demo import write_demo
+from pipeline.datasets.demo import write_demo
 from tests.pipeline.models import write_tiny_folder
 
 

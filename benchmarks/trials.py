@@ -19,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config import Config, Probe
+from pipeline.annotations.units import Units
+from pipeline.config.heads import Probe
+from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
-from pipeline.heads import probe
-from pipeline.questions import Tally, Units
-from pipeline.stats import metrics
+from pipeline.evaluation.heads import probe
+from pipeline.evaluation.metrics import metrics
+from pipeline.results import Tally
 from stores.errors import LabelError
 from tests.pipeline.collection import make_store
 

@@ -33,10 +33,11 @@ import yaml
 from torch import nn
 
 from benchmarks.images import write_images
-from pipeline.backbones import load_backbone
-from pipeline.config import TUNED, Config, FineTune, Lora, Tuning
-from pipeline.embed import Speed
+from pipeline.backbones.load import load_backbone
+from pipeline.config.root import Config
+from pipeline.config.tuning import TUNED, FineTune, Lora, Tuning
 from pipeline.extract import extract
+from pipeline.extraction.embed import Speed
 from pipeline.tune import tune
 from pipeline.tuning.network import Network, groups, opened
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pipeline.embedding.speed import sleep_while_waiting
+from pipeline.inference.speed import sleep_while_waiting
 
 POLICY = "OMP_WAIT_POLICY"
 

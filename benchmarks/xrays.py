@@ -21,16 +21,16 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from pipeline.commands.show import show_results
-from pipeline.config import Config
-from pipeline.embed import Speed
+from pipeline.annotations.labels import read_labels
+from pipeline.commands.printing import show_results
+from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
+from pipeline.evaluation.cases import Cases
+from pipeline.evaluation.leakage import near_copies
+from pipeline.evaluation.pooling import read_features
 from pipeline.extract import extract
-from pipeline.names import Names
-from pipeline.tasks.cases import Cases
-from pipeline.tasks.labels import read_labels
-from pipeline.tasks.leakage import near_copies
-from pipeline.tasks.pooling import read_features
+from pipeline.extraction.embed import Speed
+from pipeline.shared.pseudonyms import Names
 from stores.duplicates import group_equal
 from stores.errors import LabelError
 from stores.features import FeatureStore

@@ -10,12 +10,13 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
-from pipeline.config import load_config
-from pipeline.heads.knn import unit_length
-from pipeline.names import Names
-from pipeline.preprocess import scale
-from pipeline.read import read_slices
-from pipeline.types import Recipe, Slice
+from pipeline.config.loading import load_config
+from pipeline.evaluation.heads.knn import unit_length
+from pipeline.io.decode import read_slices
+from pipeline.preprocessing.prepare import scale
+from pipeline.recipe import Recipe
+from pipeline.shared.pseudonyms import Names
+from pipeline.types import Slice
 from stores import FeatureStore
 
 ROOT = Path(__file__).parents[1]

@@ -22,13 +22,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import config as _config
 from pipeline import evaluate as _evaluate
 from pipeline import extract as _extract
-from pipeline.config import Config
-from pipeline.embed import Speed
-from pipeline.names import Names
-from pipeline.questions import Method, Result
+from pipeline.config import root as _config
+from pipeline.config.root import Config
+from pipeline.config.tasks import Method
+from pipeline.extraction.embed import Speed
+from pipeline.results import Result
+from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
 from stores.export import Selection, live_slices
 
@@ -63,8 +64,8 @@ def discover(root: AnyPath, **data: Any) -> tuple[pa.Table, pa.Table]:
     """
     import secrets
 
-    from pipeline.config import Data
-    from pipeline.discover import discover
+    from pipeline.config.data import Data
+    from pipeline.extraction.discover import discover
 
     found = discover(Data(root=Path(root), **data), secrets.token_bytes(32))
     return found.slices, found.files

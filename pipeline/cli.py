@@ -18,15 +18,15 @@ from typing import NoReturn
 import typer
 
 from pipeline.commands import (
-    answering,
-    benchmarking,
+    benchmark,
+    cluster,
     datasets,
     demo,
-    doctoring,
-    extracting,
-    keeping,
-    reporting,
-    scaling,
+    doctor,
+    evaluation,
+    extract,
+    report,
+    store,
     weights,
 )
 from pipeline.commands.common import err
@@ -43,16 +43,16 @@ app = typer.Typer(
     "an error came from. --install-completion makes the shell complete commands and options.",
 )
 for group in (
-    extracting,
-    scaling,
-    answering,
-    reporting,
-    keeping,
+    extract,
+    cluster,
+    evaluation,
+    report,
+    store,
     weights,
     datasets,
-    benchmarking,
+    benchmark,
     demo,
-    doctoring,
+    doctor,
 ):
     app.add_typer(group.app)
 

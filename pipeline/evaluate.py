@@ -8,53 +8,34 @@ answer is either found, without opening an array or importing a head, or it is c
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Config, Tuning
-from pipeline.questions import (
-    Method,
-    PartCount,
-    Result,
-    Score,
-    Task,
-    Tuned,
-    Units,
+from pipeline.annotations.units import Units
+from pipeline.config.root import Config
+from pipeline.config.tasks import Method, Task
+from pipeline.config.tuning import Tuning
+from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.result_files import (
+    CONTRACT,
+    _key,
+    answer_in,
+    publish,
+    result_path,
+    write_predictions,
 )
-from pipeline.scoring import heads_of, run
-from pipeline.tables import answer_in, publish, write_predictions
-from pipeline.tables import tidy as tidy
-from pipeline.tasks.cases import Cases
-from pipeline.tasks.fitted import Fitted
-from pipeline.tasks.folds import Tested
-from pipeline.tasks.labels import read_labels
-from pipeline.tasks.splits import PARTS
-from pipeline.types import Recipe
+from pipeline.evaluation.result_files import tidy as tidy
+from pipeline.evaluation.scoring import run
+from pipeline.evaluation.splits import PARTS, Tested
+from pipeline.recipe import Recipe
+from pipeline.results import PartCount, Result, Score, Tuned
 from stores._disk import write_checked
-from stores.errors import ConfigError
-from stores.features import FeatureStore
 
 METHODS: tuple[Method, ...] = ("knn", "probe", "fewshot")  # unless others are asked for by name
-# Raised whenever a method answers the same question otherwise: older results are then not found.
-CONTRACT: dict[Method, int] = {
-    "knn": 7,
-    "probe": 8,
-    "fewshot": 7,
-    "linear": 5,
-    "attention": 5,
-    "efficiency": 6,
-    "finetune": 4,
-    "lora": 4,
-    "bitfit": 4,
-    "norm": 4,
-}
 LIBRARIES = ("radprobe", "numpy", "scikit-learn", "faiss-cpu", "torch")
 LIBRARIES_OF_TUNING = ("transformers", "peft")
 
@@ -105,27 +86,6 @@ def _run(
     return (*run(cases, method, device), ())
 
 
-def cases_of(config: Config) -> Iterator[Cases]:
-    """Yield each task of the config over its store; one at a time, since they hold their features.
-
-    Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
-    """
-    if config.labels is None or not config.tasks:
-        raise ConfigError(
-            "There is nothing to evaluate: the config must have `labels` (a file) and `tasks` (a "
-            "name with its label columns)."
-        )
-    store = FeatureStore.open(config.store)
-    tasks = _settled(config)
-    extra = [name for task in tasks.values() for name in task.shortcuts]
-    extra += [config.split.column] if config.split.column else []
-    table = read_labels(config.labels, tasks.values(), extra)
-    fingerprint = store.fingerprint()
-    fitted = None if config.fit_on is None else Fitted.of(config.fit_on, store)
-    for name, task in tasks.items():
-        yield Cases(config, store, table, fingerprint, name, task, fitted=fitted)
-
-
 def _asked(cases: Cases, methods: Sequence[Method]) -> Iterator[tuple[Cases, Method]]:
     """Yield what is asked of a task: every method, then a probe of each shortcut."""
     yield from ((cases, method) for method in methods)
@@ -138,18 +98,6 @@ def _shortcut(cases: Cases, column: str) -> Cases:
     kept = cases.task.model_dump(include={"level", "modality", "pool", "uncertain", "missing"})
     task = Task(labels=(column,), **kept)
     return replace(cases, name=f"{cases.name}/{column}", task=task, beside=cases)
-
-
-def _settled(config: Config) -> dict[str, Task]:
-    """Return the tasks with the labels' policies where they state none themselves."""
-    assert config.labels is not None
-    policies = {name: getattr(config.labels, name) for name in ("uncertain", "missing")}
-    return {
-        name: task.model_copy(
-            update={key: getattr(task, key) or value for key, value in policies.items()}
-        )
-        for name, task in config.tasks.items()
-    }
 
 
 def answer(cases: Cases, method: Method, compute: Run) -> Result:
@@ -170,32 +118,6 @@ def answer(cases: Cases, method: Method, compute: Run) -> Result:
         write_predictions(path.with_suffix(".parquet"), cases.units, tested)
     write_checked(path, result.model_dump_json(indent=1).encode())
     return result
-
-
-def result_path(cases: Cases, method: Method) -> Path:
-    """Return where an answer is filed, by all that it depends on."""
-    return cases.store.path / "results" / f"{method}-{_key(cases, method)[:16]}.json"
-
-
-def _key(cases: Cases, method: Method) -> str:
-    """Return the sha256 of all that the answer depends on."""
-    asked = {
-        "method": method,
-        "contract": CONTRACT[method],
-        "settings": [head.model_dump(mode="json") for head in heads_of(cases, method)],
-        "name": cases.name,
-        "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
-        "join": cases.table.settings.model_dump(
-            mode="json", exclude={"file", "uncertain", "missing"}
-        ),
-        "labels": cases.labels_digest,
-        "split": cases.split.digest,
-        "rules": cases.config.split.model_dump(mode="json", include={"new", "allow"}),
-        "store": cases.fingerprint,
-    }
-    if cases.fitted is not None:
-        asked["fit_on"] = cases.fitted.fingerprint
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _result(

@@ -1,7 +1,7 @@
 """FLOW 1: discover, read, preprocess, embed, write. The only place that runs a backbone.
 
 Everything that can be known without a network is done first, so that a finished store costs a
-look at the folder and no import of torch. `pipeline.embed` does the rest.
+look at the folder and no import of torch. `pipeline.extraction.embed` does the rest.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.clusters import PATIENCE_S, Cluster, Scheduler, connections
-from pipeline.collection import make_recipe, open_store, settle
-from pipeline.config import Config, JobQueue
-from pipeline.discover import IDENTIFIER_IN_PATH, Open, opened_by
-from pipeline.embed import BadLimit, Embedded, Progress, Speed
-from pipeline.embedding.speed import cores
-from pipeline.fleet import Processes, embed_by
-from pipeline.shards import Looks, Shard, embed_ring, look_once, rules_of
-from pipeline.work import Work, add, forget_failures
+from pipeline.config.data import JobQueue
+from pipeline.config.root import Config
+from pipeline.extraction.discover import IDENTIFIER_IN_PATH, Open, opened_by
+from pipeline.extraction.distributed.clusters import PATIENCE_S, Cluster, Scheduler, connections
+from pipeline.extraction.distributed.processes import Processes, embed_by
+from pipeline.extraction.distributed.shards import Looks, Shard, embed_ring, look_once, rules_of
+from pipeline.extraction.distributed.tasks import Work, add, forget_failures
+from pipeline.extraction.embed import BadLimit, Embedded, Progress, Speed
+from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.inference.speed import cores
 from stores import FeatureStore
 from stores.errors import ConfigError
 from stores.mirror import Mirror, check_shareable, occupied
@@ -205,8 +206,8 @@ class _Run:
     def on(self, cluster: Cluster) -> Done:
         """Look and embed on a cluster, which is connected to where there is something to do."""
         # Imported where it is asked for: dask costs a second.
-        from pipeline.opening import opened_on
-        from pipeline.scale import embed_on
+        from pipeline.extraction.distributed.dask_headers import opened_on
+        from pipeline.extraction.distributed.dask_run import embed_on
 
         data, plane = self.config.data, self.config.preprocess.plane
         patience_s = float("inf") if isinstance(cluster, JobQueue) else PATIENCE_S
@@ -256,7 +257,7 @@ class _Run:
 
     def _write_demo(self) -> None:
         if self.config.demo is not None:
-            from pipeline.demo import write_demo
+            from pipeline.datasets.demo import write_demo
 
             write_demo(self.config.data.root, self.config.demo.patients, self.config.demo.seed)
 

@@ -8,36 +8,30 @@ units is filed beside it, so that pictures and files of it need no second fit.
 from __future__ import annotations
 
 import functools
-import json
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.config import Config, Segment
-from pipeline.questions import Metric, Part, PartCount, Score, Segmented, Tuned, Units
-from pipeline.segmentation.asked import CONTRACT, Asked, Progress, native
+from pipeline.config.root import Config
+from pipeline.config.segmentation import Segment
+from pipeline.evaluation.result_files import SEGMENTATIONS, answer_in, publish, write_table
+from pipeline.results import Metric, Score, Segmented, Tuned
+from pipeline.segmentation.cases import CONTRACT, Asked, Progress, native
 from pipeline.segmentation.sources import Unit, native_mask
-from pipeline.tables import SEGMENTATIONS, answer_in, publish, write_table
-from pipeline.tasks.splits import PARTS
 from stores._disk import write_checked
-from stores.errors import ConfigError, LabelError, OccupiedError
+from stores.errors import ConfigError, LabelError
 
 if TYPE_CHECKING:
     from pipeline.segmentation.contracts import Fitted, Parts
-    from pipeline.segmentation.exporting import Unwritten
     from pipeline.segmentation.scores import Measured
+from pipeline.segmentation.predictions import Labels2D, _counts, _label_table, _unit_table
 
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
-
-Labels2D = NDArray[np.uint8]
 # Fits a head on train and val of a turn (rows), by the turn's number.
 Fit = Callable[[int, "Parts"], "Fitted"]
 
@@ -77,35 +71,6 @@ def on_file(config: Config, heads: Iterable[str] | None = None) -> list[Segmente
             if asked.cases.is_split:
                 found += [answer_in(asked.path(head), Segmented) for head in wanted]
     return [answer for answer in found if answer is not None]
-
-
-def check_empty(out: Path) -> None:
-    """Raise OccupiedError where `out` holds anything."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OccupiedError(f"{str(out)!r} is not empty. Name a folder that is, or a new one.")
-
-
-def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwritten]]:
-    """Write what each head, or tuned network, predicted on the test units, under `out`.
-
-    Of answers on file. Return the files, and the units that could not be written. Raises
-    OccupiedError where `out` holds anything, ConfigError, LabelError.
-    """
-    from pipeline.segmentation.exporting import write_pictures, write_units
-
-    check_empty(out)
-    written: list[Path] = []
-    failed: list[Unwritten] = []
-    for task in config.masks:
-        asked = Asked.of(config, task)
-        for head in asked.filed:
-            predicted = read_predicted(asked, head)
-            files, unwritten = write_units(asked, predicted, out / task / head)
-            written, failed = written + files, failed + unwritten
-            gone = {each.row for each in unwritten}
-            seen = {row: labels for row, labels in predicted.items() if row not in gone}
-            written += write_pictures(asked, seen, out / "pictures" / task, head)
-    return written, failed
 
 
 def answer(
@@ -150,9 +115,6 @@ def answer(
     write_table(path.with_suffix(".units.parquet"), pa.concat_tables([t.units for t in trials]))
     write_checked(path, found.model_dump_json(indent=1).encode())
     return found
-
-
-# --- one head ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -327,65 +289,3 @@ def _distances(asked: Asked) -> list[str]:
         return []
     some = "" if pixels == len(asked.units) else f" of {pixels} of {len(asked.units)} units"
     return [f"HD95 and the tolerance of NSD{some} are in pixels: the images name no spacing"]
-
-
-# --- tables ------------------------------------------------------------------------------------
-
-
-def _unit_table(
-    asked: Asked,
-    order: NDArray[np.int64],
-    draw: NDArray[np.int64],
-    measured: Measured,
-    setting: dict[str, float],
-) -> pa.Table:
-    units: Units = asked.cases.units
-    n, structures = len(order), asked.kept.classes[1:]
-    tables = []
-    for j, structure in enumerate(structures):
-        columns = {
-            "unit": units.ids[order],
-            "patient": units.groups[order],
-            "setting": [json.dumps(setting)] * n,
-            "draw": draw,
-            "structure": [structure] * n,
-        }
-        columns |= {name: values[:, j] for name, values in measured.values.items()}
-        tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
-
-
-def _label_table(drawn: Sequence[tuple[int, Labels2D]]) -> pa.Table:
-    return pa.table(
-        {
-            "row": pa.array([row for row, _ in drawn], pa.int64()),
-            "size": pa.array([len(labels) for _, labels in drawn], pa.int32()),
-            "labels": pa.array(
-                [zlib.compress(np.ascontiguousarray(labels).tobytes(), 1) for _, labels in drawn],
-                pa.binary(),
-            ),
-        }
-    )
-
-
-def read_predicted(asked: Asked, head: str) -> dict[int, Labels2D]:
-    """Return the label values (S, S) that a head predicted for each row of the test units."""
-    table = pq.read_table(asked.path(head).with_suffix(".masks.parquet"))
-    return {
-        row["row"]: np.frombuffer(zlib.decompress(row["labels"]), np.uint8).reshape(
-            row["size"], row["size"]
-        )
-        for row in table.to_pylist()
-    }
-
-
-def _counts(asked: Asked, turns: Sequence[Parts]) -> dict[Part, PartCount]:
-    sides = {**turns[0], "test": np.concatenate([turn["test"] for turn in turns])}
-    units, found = asked.cases.units, {}
-    for part in PARTS:
-        own = units.at(sides[part])
-        positives = dict(zip(units.classes, own.indicator.sum(axis=0).tolist(), strict=True))
-        found[part] = PartCount(
-            units=len(sides[part]), patients=len(np.unique(own.groups)), positives=positives
-        )
-    return found

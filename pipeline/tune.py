@@ -19,23 +19,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import segment
-from pipeline.collection import differences, make_recipe
-from pipeline.config import TUNED, Config, Segment, Tuning
-from pipeline.evaluate import answer, cases_of, result_path
-from pipeline.questions import Method, Prediction, Result, Score, Segmented, Tuned, Units
-from pipeline.scoring import scores_of
-from pipeline.segmentation.asked import Asked
-from pipeline.tables import Answer, publish
-from pipeline.tasks.cases import Cases, Parts
-from pipeline.tasks.folds import Tested, together
-from pipeline.weights import SAFETENSORS
+from pipeline.annotations.units import Prediction, Units
+from pipeline.backbones.weights import SAFETENSORS
+from pipeline.config.root import Config
+from pipeline.config.segmentation import Segment
+from pipeline.config.tasks import Method
+from pipeline.config.tuning import TUNED, Tuning
+from pipeline.evaluate import answer
+from pipeline.evaluation.cases import Cases, Parts, cases_of
+from pipeline.evaluation.result_files import Answer, publish, result_path
+from pipeline.evaluation.scoring import scores_of
+from pipeline.evaluation.splits import Tested, together
+from pipeline.extraction.sync import differences, make_recipe
+from pipeline.results import Result, Score, Segmented, Tuned
+from pipeline.segmentation.cases import Asked
 from stores.errors import ConfigError, DeviceError, LabelError, RecipeMismatchError
 from stores.features import RUNS, FeatureStore
 
 if TYPE_CHECKING:
-    from pipeline.heads.objective import Objective
+    from pipeline.evaluation.heads.objective import Objective
     from pipeline.segmentation.contracts import Source
-    from pipeline.tuning.making import Fold, Job, Made
+    from pipeline.tuning.fold import Fold, Job, Made
 
 FOLDER = "tuned"  # in the store
 CHECKPOINT_S = 300.0
@@ -170,8 +174,8 @@ def _job(
         )
     import torch
 
-    from pipeline.embedding.speed import Speed
-    from pipeline.tuning.making import Job
+    from pipeline.inference.speed import Speed
+    from pipeline.tuning.fold import Job
 
     settings: Tuning = getattr(config, method)
     names = _devices(how)
@@ -193,7 +197,7 @@ def _job(
 
 def _devices(how: How) -> list[str]:
     """Return the device of each process. Raises DeviceError where there are too few."""
-    from pipeline.embedding.forward import gpus, pick_device
+    from pipeline.inference.forward import gpus, pick_device
 
     first = pick_device(how.device)
     if first == "cpu" or how.processes == 1:
@@ -209,11 +213,11 @@ def _devices(how: How) -> list[str]:
 
 def _made(fold: Fold) -> Made:
     """Train a fold's network, by one process or by several, and save it."""
-    from pipeline.tuning.making import Made
+    from pipeline.tuning.fold import Made
 
     if len(fold.job.devices) == 1:
         return Made.of(fold)
-    from pipeline.tuning.together import train_together
+    from pipeline.tuning.launch import train_together
 
     return Made.of(fold, train_together(fold))
 
@@ -254,9 +258,9 @@ def _learnt(
     """
     import torch
 
-    from pipeline.heads.objective import Objective
+    from pipeline.evaluation.heads.objective import Objective
+    from pipeline.tuning.fold import Fold
     from pipeline.tuning.goals import Labels
-    from pipeline.tuning.making import Fold
     from pipeline.tuning.network import blocks_of
 
     units, settings = cases.units, job.settings
@@ -294,7 +298,7 @@ def _from_probe(head: Any, cases: Cases, parts: Parts, settings: Tuning, fit: Ob
     """Let the head be the probe of the cached features; return what was chosen for it."""
     import torch
 
-    from pipeline.heads.probe import linear_head
+    from pipeline.evaluation.heads.probe import linear_head
 
     x = cases.features(settings, parts)
     weight, bias, c = linear_head(x, cases.units, parts, cases.config.probe, fit.left_out)
@@ -382,8 +386,8 @@ def _outlined(
     from pipeline.segmentation import heads
     from pipeline.segmentation.token_heads import Linear
     from pipeline.segmentation.training import Trained
+    from pipeline.tuning.fold import Fold
     from pipeline.tuning.goals import Outlines
-    from pipeline.tuning.making import Fold
 
     for part in ("train", "val"):
         if not len(parts[part]):

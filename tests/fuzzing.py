@@ -12,9 +12,10 @@ import numpy as np
 import scipy.io
 from pydicom import uid
 
-from pipeline.config import Data
-from pipeline.discover import discover
-from pipeline.read import Request, read_files
+from pipeline.config.data import Data
+from pipeline.extraction.discover import discover
+from pipeline.io.reader import read_files
+from pipeline.io.types import Request
 from pipeline.types import Failure, Slice
 
 from . import phantoms

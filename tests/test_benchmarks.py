@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, tune
-from pipeline.weights import BACKBONES
+from pipeline.backbones.weights import BACKBONES
 from tests.pipeline.models import write_tiny_folder
 
 

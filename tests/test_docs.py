@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
+from pipeline.config.tasks import Method
 from pipeline.datasets.describing import describe
-from pipeline.embed import Speed
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
-from pipeline.questions import Method
+from pipeline.extraction.embed import Speed
 from tests.phantoms import volume, write_png, write_series
 from tests.pipeline.models import write_tiny_folder
 

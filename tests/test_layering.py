@@ -61,47 +61,50 @@ LEVELS = [
 # Imports that point up, each for a reason: `read` is one door for its callers, and the processes
 # behind it read through the same door.
 DOORS = {
-    ("pipeline.reading.pool", "pipeline.read"),
-    ("pipeline.reading.process", "pipeline.read"),
-    ("pipeline.reading.worker", "pipeline.read"),
+    ("pipeline.io.pool", "pipeline.io.decode"),
+    ("pipeline.io.process", "pipeline.io.decode"),
+    ("pipeline.io.worker", "pipeline.io.decode"),
 }
 # Heavy libraries and the only modules that may import them.
 HOMES = {
     "torch": {
-        "pipeline.backbones",
-        "pipeline.families",
-        "pipeline.preprocess",
-        "pipeline.intensity",
-        "pipeline.embedding.forward",
-        "pipeline.embedding.lanes",
-        "pipeline.embedding.telemetry",
+        "pipeline.backbones.load",
+        "pipeline.backbones.towers",
+        "pipeline.preprocessing.prepare",
+        "pipeline.preprocessing.intensity",
+        "pipeline.inference.forward",
+        "pipeline.inference.lanes",
+        "pipeline.inference.telemetry",
         "pipeline.doctor",
         "pipeline.segmentation",
         "pipeline.tune",
         "pipeline.tuning",
-        "pipeline.heads.attention",
-        "pipeline.heads.linear",
-        "pipeline.heads.objective",
-        "pipeline.heads.probe",
+        "pipeline.evaluation.heads.attention",
+        "pipeline.evaluation.heads.linear",
+        "pipeline.evaluation.heads.objective",
+        "pipeline.evaluation.heads.probe",
     },
     "monai": {"pipeline.segmentation"},
-    "transformers": {"pipeline.backbones", "pipeline.families", "pipeline.tuning"},
-    "safetensors": {"pipeline.backbones", "pipeline.tuning", "pipeline.weights"},
+    "transformers": {"pipeline.backbones.load", "pipeline.backbones.towers", "pipeline.tuning"},
+    "safetensors": {"pipeline.backbones.load", "pipeline.tuning", "pipeline.backbones.weights"},
     "peft": {"pipeline.tuning"},
-    "huggingface_hub": {"pipeline.weights"},
+    "huggingface_hub": {"pipeline.backbones.weights"},
     "faiss": {
-        "pipeline.neighbours",
-        "pipeline.exchange",
+        "pipeline.evaluation.neighbours",
+        "pipeline.extraction.exchange",
         "pipeline.doctor",
         "pipeline.segmentation.knn",
     },
-    "sklearn": {"pipeline.heads.probe"},
+    "sklearn": {"pipeline.evaluation.heads.probe"},
     "zarr": {"stores._build"},
-    "highdicom": {"pipeline.segmentation.out"},
+    "highdicom": {"pipeline.segmentation.mask_writer"},
     "fsspec": {"stores.bucket"},
-    "cryptography": {"pipeline.names"},
-    "distributed": {"pipeline.scale", "pipeline.clusters"},
-    "dask_jobqueue": {"pipeline.clusters"},
+    "cryptography": {"pipeline.shared.pseudonyms"},
+    "distributed": {
+        "pipeline.extraction.distributed.dask_run",
+        "pipeline.extraction.distributed.clusters",
+    },
+    "dask_jobqueue": {"pipeline.extraction.distributed.clusters"},
     "typer": {"pipeline.cli", "pipeline.commands"},
     "matplotlib": {"pipeline.report", "pipeline.benchmark.figures"},
     "jinja2": {"pipeline.report.page"},
@@ -194,7 +197,11 @@ def test_nothing_of_segmentation_can_reach_a_backbone() -> None:
         reached |= found
         waiting += found
     assert "pipeline.types" in reached
-    assert not reached & {"pipeline.backbones", "pipeline.embed", "pipeline.embedding.forward"}
+    assert not reached & {
+        "pipeline.backbones.load",
+        "pipeline.extraction.embed",
+        "pipeline.inference.forward",
+    }
 
 
 def test_help_imports_no_more_than_its_words() -> None:
@@ -208,7 +215,7 @@ def test_help_imports_no_more_than_its_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.extract", "pipeline.evaluate", "pipeline.cli", "pipeline.demo"]
+    "module", ["pipeline.extract", "pipeline.evaluate", "pipeline.cli", "pipeline.datasets.demo"]
 )
 def test_starting_a_flow_imports_nothing_heavy(module: str) -> None:
     code = (

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import typer
 
-from pipeline.config import load_config
-from pipeline.embed import Speed
+from pipeline.config.loading import load_config
 from pipeline.extract import extract
-from pipeline.types import Recipe
+from pipeline.extraction.embed import Speed
+from pipeline.recipe import Recipe
 from stores import FeatureStore
 from tests.phantoms import volume, write_png, write_series
 from tests.pipeline.models import write_tiny_folder

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
+from pipeline.evaluation.metrics.ranking import Ranking
 from pipeline.report.style import INK, MARKS, RULE, SERIES, SOFT, WIDTH, legend, style
-from pipeline.stats.ranking import Ranking
 
 
 def critical_differences(found: Ranking) -> Figure | None:

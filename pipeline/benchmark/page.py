@@ -13,15 +13,15 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 from pyarrow import csv
 
-from pipeline.benchmark.asked import Benchmark, absent
+from pipeline.benchmark.collect import Entry, Gathered, Question, gather
 from pipeline.benchmark.figures import cost_against_score, critical_differences
-from pipeline.benchmark.gathering import Entry, Gathered, Question, gather
-from pipeline.benchmark.running import Outcome, cost
+from pipeline.benchmark.run import Outcome, cost
+from pipeline.benchmark.settings import Benchmark, absent
+from pipeline.preprocessing.perturb import VIEWS
 from pipeline.report.page import asset, template
 from pipeline.report.style import inline_svg, save
 from pipeline.report.tables import markdown_table, tex
-from pipeline.report.words import METRICS, RANDOM, count, interval
-from pipeline.views import VIEWS
+from pipeline.report.wording import METRICS, RANDOM, count, interval
 from stores._disk import write_atomic, writing
 
 if TYPE_CHECKING:

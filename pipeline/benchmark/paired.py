@@ -9,11 +9,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.benchmark.asked import Cell
-from pipeline.compare import compare, same_grouping
-from pipeline.questions import Difference, Metric, Result, Segmented
-from pipeline.stats.agreement import icc
-from pipeline.tables import predictions_path, read_predictions, read_units, segmentation_path
+from pipeline.benchmark.settings import Cell
+from pipeline.evaluation.compare import compare, same_grouping
+from pipeline.evaluation.metrics.agreement import icc
+from pipeline.evaluation.result_files import (
+    predictions_path,
+    read_predictions,
+    read_units,
+    segmentation_path,
+)
+from pipeline.results import Difference, Metric, Result, Segmented
 from stores.errors import LabelError
 
 

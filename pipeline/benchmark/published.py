@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.questions import Result, Segmented
+from pipeline.results import Result, Segmented
 
 SHOTS = (1, 2, 4, 8, 16)
 

@@ -19,7 +19,7 @@ def demo_data(
     seed: Annotated[int, typer.Option(help="Equal seeds write equal files.")] = 0,
 ) -> None:
     """Write a synthetic collection of real DICOM, NIfTI and PNG files, with labels and masks."""
-    from pipeline.demo import write_demo
+    from pipeline.datasets.demo import write_demo
 
     write_demo(root, patients, seed)
     out.print(f"A synthetic collection of {patients} patients is in {root}.")

@@ -24,8 +24,8 @@ app.add_typer(weights, name="weights")
 @weights.command("list", epilog="Example: radprobe weights list")
 def list_(as_json: JsonOpt = False) -> None:
     """List the known networks, and which are here."""
-    from pipeline.registry import known
-    from pipeline.weights import weights_folder
+    from pipeline.backbones.registry import known
+    from pipeline.backbones.weights import weights_folder
 
     every = known()
     if as_json:
@@ -51,7 +51,7 @@ def fetch(
     as_json: JsonOpt = False,
 ) -> None:
     """Download a network's official file into the folder of weights, and check it."""
-    from pipeline.registry import fetch
+    from pipeline.backbones.registry import fetch
 
     _say(fetch(name, mirror), as_json)
 
@@ -62,7 +62,7 @@ def add(
     as_json: JsonOpt = False,
 ) -> None:
     """Check a file of weights strictly and take it into the folder under its official name."""
-    from pipeline.registry import add
+    from pipeline.backbones.registry import add
 
     _say(add(file), as_json)
 
@@ -73,7 +73,7 @@ def check(
     as_json: JsonOpt = False,
 ) -> None:
     """Load the weights that are here, and hold them against the checksums they came with."""
-    from pipeline.registry import check
+    from pipeline.backbones.registry import check
 
     every = list(check(names or []))
     if as_json:
@@ -89,7 +89,7 @@ def check(
 
 
 def _say(done: object, as_json: bool) -> None:
-    from pipeline.registry import Checked
+    from pipeline.backbones.registry import Checked
 
     assert isinstance(done, Checked)
     if as_json:

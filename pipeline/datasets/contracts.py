@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.questions import Part
+from pipeline.config.tasks import Part
 from stores.errors import ConfigError
 
 

@@ -46,7 +46,7 @@ def _merge(left: Path, right: Path, into: Path) -> bool:
 def _marked(path: Path) -> NDArray[np.bool_]:
     from PIL import Image
 
-    from pipeline.formats import raster
+    from pipeline.io.formats import raster
 
     raster.read_headers(path)  # held against the limits there
     with warnings.catch_warnings():

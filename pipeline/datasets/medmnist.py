@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets.contracts import DataSet, Found, Item
-from pipeline.formats.limits import as_unreadable, check_size
-from pipeline.tasks.splits import PARTS
+from pipeline.evaluation.splits import PARTS
+from pipeline.io.formats.limits import as_unreadable, check_size
 from stores.errors import ConfigError
 
 CHEST = (

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.tasks import Part
 from pipeline.datasets.contracts import DataSet, Found, Item, below, files_of
-from pipeline.formats.arrays import hdf5_text, hdf5_values
-from pipeline.formats.limits import as_unreadable, check_size
-from pipeline.questions import Part
+from pipeline.io.formats.arrays import hdf5_text, hdf5_values
+from pipeline.io.formats.limits import as_unreadable, check_size
 from stores.errors import ConfigError
 
 _GROUPS = {"covid": "1", "healthy": "0", "others": "0"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.tasks import Part
 from pipeline.datasets.contracts import DataSet, Found, Item, below, files_of
-from pipeline.questions import Part
 
 AMOS_ORGANS = (
     "spleen",

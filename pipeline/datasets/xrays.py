@@ -6,8 +6,8 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.config.tasks import Part
 from pipeline.datasets.contracts import DataSet, Found, Item, below
-from pipeline.questions import Part
 
 NIH_FINDINGS = (
     "Atelectasis",

@@ -12,10 +12,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from pipeline.comparators import COMPARATORS
-from pipeline.embedding.speed import cores
-from pipeline.holding import memory_bytes
-from pipeline.weights import BACKBONES, locate
+from pipeline.backbones.models import COMPARATORS
+from pipeline.backbones.weights import BACKBONES, locate
+from pipeline.inference.speed import cores
+from pipeline.shared.arrays import memory_bytes
 from stores.errors import WeightsError
 
 Level = Literal["ok", "warning", "failure"]
@@ -109,7 +109,7 @@ def codecs() -> Iterator[Check]:
     """Yield for each transfer syntax whether the plugin that is to decode it is there."""
     from pydicom.pixels.decoders.base import get_decoder
 
-    from pipeline.formats.dicom import DECODERS
+    from pipeline.io.formats.dicom import DECODERS
 
     for syntax, plugin in DECODERS.items():
         decoder = get_decoder(syntax)

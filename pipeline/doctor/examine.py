@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.config import Config
+from pipeline.config.root import Config
 from pipeline.doctor.checks import Check, codecs, gpu, limits, software, weights
 from pipeline.doctor.disk import disk
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.neighbours import neighbours
+from pipeline.annotations.labels import texts_of
+from pipeline.evaluation.neighbours import neighbours
 from pipeline.report.sources import Source
-from pipeline.tasks.labels import texts_of
 from stores.errors import ConfigError
 from stores.export import Selection, batches
 

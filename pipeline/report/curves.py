@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.questions import Truth
-from pipeline.stats.metrics import draws
+from pipeline.annotations.units import Truth
+from pipeline.evaluation.metrics.metrics import draws
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

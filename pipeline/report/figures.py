@@ -15,13 +15,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
-from pipeline.questions import Metric, Result, Truth
+from pipeline.annotations.units import Truth
+from pipeline.evaluation.result_files import read_predictions
 from pipeline.report import curves
 from pipeline.report.curves import Curve
 from pipeline.report.sources import Source
 from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, WIDTH, grid, legend, style
-from pipeline.report.words import HEADLINE, METHODS, METRICS, count, setting_text, spread
-from pipeline.tables import read_predictions
+from pipeline.report.wording import HEADLINE, METHODS, METRICS, count, setting_text, spread
+from pipeline.results import Metric, Result
 
 # More squares than these are too small for a number.
 MOST_NUMBERS = 12

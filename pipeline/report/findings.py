@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.questions import Result, Segmented
+from pipeline.evaluation.splits import load_split
 from pipeline.report.figures import headline
 from pipeline.report.sources import Inventory, Source
-from pipeline.report.words import METHODS, count, interval, spread
-from pipeline.tasks.splits import load_split
+from pipeline.report.wording import METHODS, count, interval, spread
+from pipeline.results import Result, Segmented
 from stores.duplicates import find_twins
 
 # From here on a column is told so well by the features that a score may rest on it.

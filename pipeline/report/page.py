@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from pipeline.report import tables
 from pipeline.report.atlas import Atlas, Scale, check_shared, draw_map
-from pipeline.report.beside import Comparison, compare_sources
+from pipeline.report.comparison import Comparison, compare_sources
 from pipeline.report.figures import Drawn, overview, task_figures
 from pipeline.report.findings import Finding, findings
 from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
 from pipeline.report.style import inline_svg, save
-from pipeline.report.words import METHODS, METRICS, count, interval
+from pipeline.report.wording import METHODS, METRICS, count, interval
 from stores._disk import temporary_name, writing
 
 # Says what is being done, such as "map of vits14".

@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.preprocess import one_thread, scale
-from pipeline.read import Request, read_files
+from pipeline.io.reader import read_files
+from pipeline.io.types import Request
+from pipeline.preprocessing.prepare import one_thread, scale
+from pipeline.recipe import Preprocess, of_volume
 from pipeline.report.sources import Source
-from pipeline.types import Preprocess, Slice, of_volume
+from pipeline.types import Slice
 from stores.errors import UnreadableError
 
 SIDE = 96

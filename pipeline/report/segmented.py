@@ -13,16 +13,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from pipeline.questions import Metric, Score, Segmented
+from pipeline.evaluation.result_files import read_units
 from pipeline.report.figures import Drawn, forest
 from pipeline.report.sources import Source
 from pipeline.report.style import LINES, MARKS, SERIES, WIDTH, grid, legend, style
-from pipeline.report.words import METRICS, spread
-from pipeline.segment import read_predicted
+from pipeline.report.wording import METRICS, spread
+from pipeline.results import Metric, Score, Segmented
 from pipeline.segmentation import pictures
-from pipeline.segmentation.asked import Asked
-from pipeline.segmentation.exporting import telling
-from pipeline.tables import read_units
+from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.export import telling
+from pipeline.segmentation.predictions import read_predicted
 from stores.errors import ConfigError, LabelError, UnreadableError
 
 log = logging.getLogger(__name__)

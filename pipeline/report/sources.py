@@ -12,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import Config, load_config
-from pipeline.names import Names
-from pipeline.questions import Method, Result, Segmented, Task, Units
-from pipeline.tables import filed, filed_segmentations
-from pipeline.tasks.labels import LabelTable, label_units, read_labels
-from pipeline.types import Recipe
+from pipeline.annotations.labels import LabelTable, label_units, read_labels
+from pipeline.annotations.units import Units
+from pipeline.config.loading import load_config
+from pipeline.config.root import Config
+from pipeline.config.tasks import Method, Task
+from pipeline.evaluation.result_files import filed, filed_segmentations
+from pipeline.recipe import Recipe
+from pipeline.results import Result, Segmented
+from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError, LabelError
 from stores.export import live_slices
 from stores.features import UNREADABLE, FeatureStore

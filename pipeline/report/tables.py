@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.questions import Metric, Result, Segmented
 from pipeline.report.sources import Source
-from pipeline.report.words import METHODS, METRICS, RANDOM, count, interval, setting_text, spread
+from pipeline.report.wording import METHODS, METRICS, RANDOM, count, interval, setting_text, spread
+from pipeline.results import Metric, Result, Segmented
 
 
 @dataclass(frozen=True)

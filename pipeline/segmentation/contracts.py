@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.questions import Part
+from pipeline.config.tasks import Part
 
 Parts = dict[Part, NDArray[np.int64]]
 

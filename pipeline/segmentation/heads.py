@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.config import Segment
+from pipeline.config.segmentation import Segment
 from pipeline.segmentation.contracts import Fitted, Parts, Source
 
 

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from pipeline.config import Segment
-from pipeline.heads.knn import soft_vote
-from pipeline.neighbours import unit_length
-from pipeline.segmentation.choice import Overlap, check_parts, chosen_note, learned_rows
+from pipeline.config.segmentation import Segment
+from pipeline.evaluation.heads.knn import soft_vote
 from pipeline.segmentation.contracts import Parts, Source
 from pipeline.segmentation.loader import Batch, Need, Rows, in_order
+from pipeline.segmentation.selection import Overlap, check_parts, chosen_note, learned_rows
+from pipeline.shared.arrays import unit_length
 
 # Slices whose patches are asked about at once.
 SLICES = 8

@@ -25,12 +25,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.config import Config, Masks
-from pipeline.names import Names
-from pipeline.read import read_slices, unescape_path
-from pipeline.segmentation.files import inspect, planes
+from pipeline.annotations.mask_files import inspect, planes
+from pipeline.annotations.mask_matching import Matched, Slices, join, match
+from pipeline.config.root import Config
+from pipeline.config.segmentation import Masks
+from pipeline.io.decode import read_slices
 from pipeline.segmentation.geometry import Labels, Shown, shown, to_input
-from pipeline.segmentation.joining import Matched, Slices, join, match
+from pipeline.shared.paths import unescape_path
+from pipeline.shared.pseudonyms import Names
 from pipeline.types import Slice
 from stores._disk import CHECKSUM, sha256, write_checked
 from stores.errors import CorruptStoreError, LabelError, UnreadableError
@@ -288,7 +290,7 @@ class _Builder:
     def _shows(self, row: Row) -> Shown:
         preprocess, body = self._config.preprocess, None
         if preprocess.crop == "body":
-            from pipeline.preprocess import body_box
+            from pipeline.preprocessing.prepare import body_box
 
             path = self._config.data.root / unescape_path(row["path"])
             item = next(iter(read_slices(path, [row["frame"]], preprocess.plane)))

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.questions import Metric
-from pipeline.stats.metrics import Values, bootstrap
-from pipeline.stats.weighted import mean, ratio
+from pipeline.evaluation.metrics.metrics import Values, bootstrap
+from pipeline.evaluation.metrics.weighted import mean, ratio
+from pipeline.results import Metric
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.uint8]

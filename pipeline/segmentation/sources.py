@@ -11,16 +11,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import Config
-from pipeline.names import Names
-from pipeline.questions import Tally, Units
-from pipeline.read import read_frames, unescape_path
+from pipeline.annotations.label_file import LabelTable
+from pipeline.annotations.labels import patients_of
+from pipeline.annotations.units import Units
+from pipeline.config.root import Config
+from pipeline.io.decode import read_frames
+from pipeline.preprocessing.volume_range import told
+from pipeline.recipe import Recipe
+from pipeline.results import Tally
 from pipeline.segmentation.masks import Kept
 from pipeline.segmentation.tokens import Tokens
-from pipeline.tasks.label_file import LabelTable
-from pipeline.tasks.labels import patients_of
-from pipeline.types import Failure, Recipe, Slice
-from pipeline.volumes import told
+from pipeline.shared.paths import unescape_path
+from pipeline.shared.pseudonyms import Names
+from pipeline.types import Failure, Slice
 from stores.errors import ConfigError, LabelError, UnreadableError
 from stores.features import OK, UNREADABLE, VOID, FeatureStore
 
@@ -71,7 +74,7 @@ class StoreSource:
         A slice that its volume scaled is scaled by the same range. Raises UnreadableError where a
         file is gone or was damaged, ConfigError where the store does not tell such a range.
         """
-        from pipeline.preprocess import prepare_batch
+        from pipeline.preprocessing.prepare import prepare_batch
 
         if self._recipe.preprocess.view == "thick":
             raise ConfigError(

@@ -19,18 +19,12 @@ from monai.losses.dice import DiceCELoss, DiceLoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import Segment
-from pipeline.segmentation.choice import (
-    Course,
-    Overlap,
-    check_parts,
-    chosen_note,
-    learned_rows,
-)
+from pipeline.config.segmentation import Segment
 from pipeline.segmentation.contracts import Parts, Source
 from pipeline.segmentation.loader import Batch, Loader, Need, Rows, in_order
-from pipeline.segmentation.scratch import TransUNet, UNet
+from pipeline.segmentation.selection import Course, Overlap, check_parts, chosen_note, learned_rows
 from pipeline.segmentation.token_heads import Decoder, ImageDecoder, Linear
+from pipeline.segmentation.unet import TransUNet, UNet
 from stores.errors import ConfigError
 
 MOMENTUM = 0.9

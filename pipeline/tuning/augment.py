@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.types import Architecture
+from pipeline.recipe import Architecture
 
 # Mild: degrees either way, scale, shift of the side, contrast about the mean, brightness.
 TURN, SCALE, SHIFT, CONTRAST, BRIGHTNESS = 10.0, (0.9, 1.1), 0.05, (0.8, 1.2), 0.1

@@ -15,16 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import Segment, Tuning
-from pipeline.heads.objective import Objective
-from pipeline.questions import Units
-from pipeline.segmentation.choice import Overlap
+from pipeline.annotations.units import Units
+from pipeline.config.segmentation import Segment
+from pipeline.config.tuning import Tuning
+from pipeline.evaluation.heads.objective import Objective
+from pipeline.recipe import Architecture
 from pipeline.segmentation.contracts import Source
+from pipeline.segmentation.selection import Overlap
 from pipeline.segmentation.training import loss
 from pipeline.tuning.augment import augmented, moved_along
 from pipeline.tuning.images import Ask
 from pipeline.tuning.network import Network
-from pipeline.types import Architecture
 
 Rows = NDArray[np.int64]
 Draws = NDArray[np.float64]

@@ -20,12 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import Config
-from pipeline.names import Names
-from pipeline.preprocess import prepare_batch
-from pipeline.read import FrameRead, Request, read_files
-from pipeline.types import Failure, Recipe, Slice
-from pipeline.volumes import told
+from pipeline.config.root import Config
+from pipeline.io.reader import read_files
+from pipeline.io.types import FrameRead, Request
+from pipeline.preprocessing.prepare import prepare_batch
+from pipeline.preprocessing.volume_range import told
+from pipeline.recipe import Recipe
+from pipeline.shared.pseudonyms import Names
+from pipeline.types import Failure, Slice
 from stores.features import FeatureStore
 
 Rows = NDArray[np.int64]

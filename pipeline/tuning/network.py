@@ -14,9 +14,9 @@ from peft import LoraConfig, LoraModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from pipeline.backbones import Backbone
-from pipeline.config import BitFit, FineTune, Lora, NormTune, Tuning
-from pipeline.questions import FeatureSet
+from pipeline.backbones.load import Backbone
+from pipeline.config.tasks import FeatureSet
+from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune, Tuning
 from stores.errors import ConfigError
 
 # What the families of `comparators` call the layers that LoRA adds to.

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from pipeline.families import Tower
+from pipeline.backbones.towers import Tower
+from pipeline.backbones.weights import BEGAN, SAFETENSORS, identity_of
+from pipeline.recipe import Architecture
 from pipeline.tuning.checkpoint import put
-from pipeline.types import Architecture
-from pipeline.weights import BEGAN, SAFETENSORS, identity_of
 from stores._disk import (
     CHECKSUM,
     TEMPORARY,

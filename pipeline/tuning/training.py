@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import Tuning
-from pipeline.questions import Units
+from pipeline.annotations.units import Units
+from pipeline.config.tuning import Tuning
 from pipeline.tuning import checkpoint
 from pipeline.tuning.goals import Goal
 from pipeline.tuning.images import Ask, Images

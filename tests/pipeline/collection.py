@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import Config
-from pipeline.names import load_key, pseudonym
-from pipeline.questions import Tally, Units
-from pipeline.types import Architecture, Recipe
+from pipeline.annotations.units import Units
+from pipeline.config.root import Config
+from pipeline.recipe import Architecture, Recipe
+from pipeline.results import Tally
+from pipeline.shared.pseudonyms import load_key, pseudonym
 from stores import ArraySpec, FeatureStore
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 

@@ -7,7 +7,7 @@ import time
 
 from torch import Tensor
 
-from pipeline.backbones import Backbone, Features
+from pipeline.backbones.load import Backbone, Features
 
 _plain, _sync = Backbone.__call__, os.fsync
 

@@ -14,14 +14,15 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from pipeline.commands.show import show_results
-from pipeline.compare import compare, compare_stores
-from pipeline.config import Config
+from pipeline.annotations.units import Units
+from pipeline.commands.printing import show_results
+from pipeline.config.root import Config
 from pipeline.evaluate import evaluate, tidy
-from pipeline.questions import Result, Tally, Units
-from pipeline.tables import read_predictions
-from pipeline.tasks.pooling import read_features
-from pipeline.tasks.splits import split_path
+from pipeline.evaluation.compare import compare, compare_stores
+from pipeline.evaluation.pooling import read_features
+from pipeline.evaluation.result_files import read_predictions
+from pipeline.evaluation.splits import split_path
+from pipeline.results import Result, Tally
 from stores.errors import ConfigError, LabelError, StoreNotFoundError
 from tests.pipeline.collection import config_of, make_store, write_csv
 
@@ -128,7 +129,7 @@ def imported(config: Config) -> list[str]:
     """Return "all found in results/" and the heavy libraries that a fresh process imports."""
     code = (
         "import sys\n"
-        "from pipeline.config import Config\n"
+        "from pipeline.config.root import Config\n"
         "from pipeline.evaluate import evaluate\n"
         "print(all(r.cached for r in evaluate(Config.model_validate_json(sys.argv[1]))))\n"
         "heavy = {'torch', 'transformers', 'sklearn', 'faiss', 'zarr', 'scipy', 'pydicom'}\n"
@@ -245,7 +246,7 @@ def test_batches_of_rows_change_nothing(root: Path, monkeypatch: pytest.MonkeyPa
         for path in (root / "store/results").iterdir():
             path.unlink()
         with monkeypatch.context() as small:
-            small.setattr("pipeline.tasks.pooling.ROWS_AT_ONCE", 7)
+            small.setattr("pipeline.evaluation.pooling.ROWS_AT_ONCE", 7)
             again = evaluate(asked, ["knn"])[0]
         assert not again.cached
         assert again.scores == whole.scores

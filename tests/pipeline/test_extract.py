@@ -17,11 +17,12 @@ import pytest
 import yaml
 from pydicom.uid import RLELossless
 
-from pipeline.config import Config, load_config
-from pipeline.embed import Progress, Speed
+from pipeline.config.loading import load_config
+from pipeline.config.root import Config
 from pipeline.extract import extract
-from pipeline.failures import failures
-from pipeline.names import Names
+from pipeline.extraction.embed import Progress, Speed
+from pipeline.extraction.failures import failures
+from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
 from stores.errors import RecipeMismatchError, TooManyBadError, WeightsError
 from tests.phantoms import (
@@ -106,10 +107,11 @@ def test_every_slice_is_embedded_once_in_volume_order(config: Path) -> None:
 
 def test_a_row_holds_the_features_of_its_own_slice(config: Path, network: Path) -> None:
     """Row by row: the stored numbers are those of reading and embedding that one slice alone."""
-    from pipeline.backbones import load_backbone
-    from pipeline.preprocess import prepare
-    from pipeline.read import read_slices
-    from pipeline.types import Recipe, Slice
+    from pipeline.backbones.load import load_backbone
+    from pipeline.io.decode import read_slices
+    from pipeline.preprocessing.prepare import prepare
+    from pipeline.recipe import Recipe
+    from pipeline.types import Slice
 
     store = FeatureStore.open(extract(load_config(config), HERE).store)
     recipe = Recipe.model_validate_json(store.recipe_text)
@@ -128,7 +130,7 @@ def test_a_finished_store_loads_no_backbone(config: Path) -> None:
     store = FeatureStore.open(extract(load_config(config), HERE).store)
     before = store.fingerprint()
     code = (
-        "import sys; from pathlib import Path; from pipeline.config import load_config\n"
+        "import sys; from pathlib import Path; from pipeline.config.root import load_config\n"
         "from pipeline.extract import extract; s = extract(load_config(Path(sys.argv[1])))\n"
         "print(s.embedded, s.found['same'], 'torch' in sys.modules)"
     )
@@ -310,7 +312,7 @@ def test_a_changed_modality_rule_embeds_anew(
 def test_tags_asked_for_later_change_the_table_and_embed_nothing(
     config: Path, tmp_path: Path, root: Path, network: Path
 ) -> None:
-    from pipeline.names import load_key, pseudonym
+    from pipeline.shared.pseudonyms import load_key, pseudonym
 
     store = FeatureStore.open(extract(load_config(config), HERE).store)
     assert store.slices()["tags"].null_count == 24
@@ -405,11 +407,11 @@ def test_random_weights_are_stamped_and_only_when_asked_for(
 SLOW = """
 import sys, time
 from pathlib import Path
-import pipeline.backbones as b
-from pipeline.config import load_config
-from pipeline.embed import Speed
+import pipeline.backbones.load as b
+from pipeline.config.root import load_config
+from pipeline.extraction.embed import Speed
 from pipeline.extract import extract
-from pipeline.names import Names
+from pipeline.shared.pseudonyms import Names
 plain = b.Backbone.__call__
 b.Backbone.__call__ = lambda self, x: (time.sleep(0.05), plain(self, x))[1]
 print("ready", flush=True)

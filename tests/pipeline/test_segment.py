@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from pipeline.config import Config, load_config
-from pipeline.names import Names
-from pipeline.questions import Segmented
-from pipeline.segment import read_predicted, segment, write_predictions
-from pipeline.segmentation.asked import Asked
+from pipeline.config.loading import load_config
+from pipeline.config.root import Config
+from pipeline.evaluation.result_files import write_tidy
+from pipeline.results import Segmented
+from pipeline.segment import segment
+from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.predictions import read_predicted, write_predictions
 from pipeline.segmentation.scores import (
     PAPER_DICE,
     PAPER_JACCARD,
@@ -33,7 +35,7 @@ from pipeline.segmentation.scores import (
     of_the_paper,
     summarise,
 )
-from pipeline.tables import write_tidy
+from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError, LabelError, OccupiedError
 from tests.pipeline.tokens import config_of, token_store
 

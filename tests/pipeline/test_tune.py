@@ -19,28 +19,31 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from pipeline.backbones import load_backbone
-from pipeline.config import BitFit, Config, FineTune, Lora, NormTune, Tuning, load_config
-from pipeline.embed import Speed
-from pipeline.evaluate import cases_of, evaluate
+from pipeline.backbones.load import load_backbone
+from pipeline.backbones.weights import BACKBONES, locate
+from pipeline.config.loading import load_config
+from pipeline.config.root import Config
+from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune, Tuning
+from pipeline.evaluate import evaluate
+from pipeline.evaluation.cases import cases_of
+from pipeline.evaluation.heads.probe import predict
+from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
-from pipeline.heads.probe import predict
-from pipeline.questions import Result
-from pipeline.tables import read_predictions
+from pipeline.extraction.embed import Speed
+from pipeline.recipe import Recipe
+from pipeline.results import Result
 from pipeline.tune import tune
 from pipeline.tuning.augment import augmented
 from pipeline.tuning.network import Network, groups, opened
 from pipeline.tuning.saving import save_network
 from pipeline.tuning.training import pace
-from pipeline.types import Recipe
-from pipeline.weights import BACKBONES, locate
 from stores import FeatureStore
 from stores.errors import ConfigError, RecipeMismatchError
 from stores.purge import purge, withdraw
 from stores.verify import verify
+from tests.pipeline.backbones.test_models import saved
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import ROOT, environment, until
-from tests.pipeline.test_comparators import saved
 
 SIZE = 56
 QUICK: dict[str, Any] = {

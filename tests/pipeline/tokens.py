@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.collection import open_store
-from pipeline.config import Config
-from pipeline.discover import discover
-from pipeline.names import Names, hide_path, load_key, relabelled
-from pipeline.preprocess import prepare_batch
-from pipeline.read import read_slices, unescape_path
-from pipeline.types import Architecture, Recipe, Slice
+from pipeline.config.root import Config
+from pipeline.extraction.discover import discover
+from pipeline.extraction.sync import open_store
+from pipeline.io.decode import read_slices
+from pipeline.preprocessing.prepare import prepare_batch
+from pipeline.recipe import Architecture, Recipe
+from pipeline.shared.paths import unescape_path
+from pipeline.shared.pseudonyms import Names, hide_path, load_key, relabelled
+from pipeline.types import Slice
 from stores import FeatureStore
 
 PATCH = 14

@@ -15,18 +15,20 @@ import pytest
 import yaml
 
 from pipeline.api import features
-from pipeline.commands.scaling import slurm
-from pipeline.config import Config, load_config
+from pipeline.backbones.weights import identity_of
+from pipeline.commands.cluster import slurm
+from pipeline.config.loading import load_config
+from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
-from pipeline.exchange import export_store
 from pipeline.extract import Speed, extract
-from pipeline.fleet import Processes
-from pipeline.names import load_key
-from pipeline.plan import plan
-from pipeline.segment import segment, write_predictions
-from pipeline.status import status
+from pipeline.extraction.distributed.processes import Processes
+from pipeline.extraction.distributed.status import status
+from pipeline.extraction.exchange import export_store
+from pipeline.extraction.plan import plan
+from pipeline.segment import segment
+from pipeline.segmentation.predictions import write_predictions
+from pipeline.shared.pseudonyms import load_key
 from pipeline.tune import tune
-from pipeline.weights import identity_of
 from stores import FeatureStore, mirror, remote
 from stores.bucket import Bucket
 from stores.errors import (

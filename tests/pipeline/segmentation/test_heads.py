@@ -9,12 +9,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import Segment
+from pipeline.config.segmentation import Segment
 from pipeline.segmentation import training
-from pipeline.segmentation.choice import Course, Overlap
 from pipeline.segmentation.contracts import Fitted, Source
 from pipeline.segmentation.heads import fit
 from pipeline.segmentation.knn import class_shares, gather
+from pipeline.segmentation.selection import Course, Overlap
 from stores.errors import ConfigError
 from tests.pipeline.segmentation.planted import GRID, Planted
 
@@ -244,7 +244,7 @@ def test_networks_from_scratch_take_any_image_size(classes: int) -> None:
 
 
 def test_full_networks_have_their_papers_size() -> None:
-    from pipeline.segmentation.scratch import TransUNet, UNet
+    from pipeline.segmentation.unet import TransUNet, UNet
 
     with torch.device("meta"):
         networks = UNet(2, "full"), TransUNet(2, 224, "full")

@@ -11,12 +11,13 @@ import torch
 import yaml
 
 from pipeline.api import features
-from pipeline.config import Config, load_config
-from pipeline.embedding.forward import coded
+from pipeline.config.loading import load_config
+from pipeline.config.root import Config
 from pipeline.extract import Speed, extract
-from pipeline.plan import plan
+from pipeline.extraction.plan import plan
+from pipeline.inference.forward import coded
+from pipeline.recipe import PatchTokens
 from pipeline.segmentation.tokens import Tokens
-from pipeline.types import PatchTokens
 from stores import FeatureStore
 from stores.errors import ConfigError, StoreError
 from tests.phantoms import write_png

@@ -1,0 +1,124 @@
+"""The units of a task: what is true of them, whose they are, which slices are theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config.tasks import Kind
+from pipeline.results import Tally
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of n units, and whose they are.
+
+    y (n,) int64 class indices; (n, c) int8 for multi-label: 1, 0, or -1 where not known; or (n,)
+    float64 for regression. groups (n,): the patients; classes: the c names in index order, of
+    which the last is the positive one where there are two; for regression the column's name.
+    """
+
+    y: NDArray[Any]
+    groups: NDArray[np.str_]
+    classes: tuple[str, ...]
+    kind: Kind
+
+    @property
+    def indicator(self) -> NDArray[np.bool_]:
+        """Return (n, c): which classes or labels each unit is known to carry."""
+        if self.kind == "multilabel":
+            return np.asarray(self.y == 1)
+        return np.asarray(self.y[:, None] == np.arange(len(self.classes)))
+
+    @property
+    def strata(self) -> NDArray[np.bool_]:
+        """Return (n, c): the classes or labels each unit carries, or of a number its quarter."""
+        if self.kind != "regression":
+            return self.indicator
+        quarter = np.searchsorted(np.quantile(self.y, [0.25, 0.5, 0.75]), self.y)
+        return np.asarray(quarter[:, None] == np.arange(4))
+
+    @property
+    def patient(self) -> NDArray[np.int64]:
+        """Return (n,) the number of each unit's patient, who count in the order of first units.
+
+        So what is drawn by it does not depend on pseudonyms, which differ from store to store.
+        """
+        _, first, patient = np.unique(self.groups, return_index=True, return_inverse=True)
+        return np.asarray(np.argsort(np.argsort(first))[patient])
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Return (n, c): of which classes or labels a unit is known to carry them or not."""
+        if self.kind == "multilabel":
+            return np.asarray(self.y >= 0)
+        return np.ones((len(self.y), len(self.classes)), bool)
+
+    def at(self, which: NDArray[Any]) -> Truth:
+        """Return the truth of some units, by number or by mask."""
+        return Truth(self.y[which], self.groups[which], self.classes, self.kind)
+
+
+@dataclass(frozen=True)
+class Units(Truth):
+    """What a task is scored on: n images, series, studies or patients, with their labels.
+
+    ids (n,): row number, or pseudonym; rows (m,) ascending: the slices; unit (m,): the unit each
+    slice belongs to, whose features are pooled over its slices.
+    """
+
+    ids: NDArray[np.str_]
+    rows: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    tally: Tally
+
+    @classmethod
+    def unlabelled(
+        cls, ids: NDArray[np.str_], rows: NDArray[np.int64], unit: NDArray[np.int64]
+    ) -> Units:
+        """Return units that are asked for their features alone, each a group of its own."""
+        return cls(
+            y=np.zeros(len(ids)),
+            groups=ids,
+            classes=("",),
+            kind="regression",
+            ids=ids,
+            rows=rows,
+            unit=unit,
+            tally=Tally(),
+        )
+
+    def bags(self) -> Bags:
+        """Return which slices belong to each unit."""
+        counts = np.bincount(self.unit, minlength=len(self.ids))
+        first = np.concatenate([[0], np.cumsum(counts)])
+        return Bags(np.argsort(self.unit, kind="stable"), first)
+
+
+@dataclass(frozen=True)
+class Bags:
+    """The slices of n units: places in `Units.rows`, ascending, of any unit by its number.
+
+    order (m,): all places, unit by unit; first (n + 1,): where those of each unit begin in it.
+    """
+
+    order: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+    def __getitem__(self, unit: int) -> NDArray[np.int64]:
+        return self.order[self.first[unit] : self.first[unit + 1]]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Probabilities (q, c) of the test units under one setting, such as {"k": 10}.
+
+    Rows sum to 1, but for multi-label, where each column stands by itself. For regression: the
+    numbers (q, 1).
+    """
+
+    setting: dict[str, float]
+    proba: NDArray[np.float64]

@@ -1,0 +1,297 @@
+"""Ask a store: scores of every task, nearest studies, stores side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
+
+import typer
+
+from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, StorePath, err, out
+from pipeline.commands.printing import (
+    show_agreements,
+    show_differences,
+    show_hits,
+    show_results,
+    show_segmented,
+    show_tuned,
+)
+from stores.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config.tasks import Level, Method
+    from pipeline.results import Result, Segmented
+
+Name = TypeVar("Name", bound=str)
+
+app = typer.Typer()
+DeviceOpt = Annotated[
+    str | None, typer.Option(help="Where to fit, such as cuda; by default the CPU.")
+]
+
+
+@app.command(epilog="Example: radprobe evaluate configs/demo.yaml --json")
+def evaluate(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Answer every task of the config from the store: kNN, logistic probe and few-shot."""
+    _answer(config, store, ("knn", "probe", "fewshot"), as_json)
+
+
+@app.command(epilog="Example: radprobe knn configs/demo.yaml")
+def knn(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Score each test case by its nearest neighbours among the training cases."""
+    _answer(config, store, ("knn",), as_json)
+
+
+@app.command(epilog="Example: radprobe probe configs/demo.yaml")
+def probe(
+    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Fit a logistic regression on the training cases and score the test cases."""
+    _answer(config, store, ("probe",), as_json, device)
+
+
+@app.command(epilog="Example: radprobe fewshot configs/demo.yaml")
+def fewshot(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Score nearest centroids of a few patients a class, over many episodes."""
+    _answer(config, store, ("fewshot",), as_json)
+
+
+@app.command(epilog="Example: radprobe linear configs/demo.yaml")
+def linear(
+    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Train the paper's grid of linear heads by SGD: blocks, mean token and rates chosen on val."""
+    _answer(config, store, ("linear",), as_json, device)
+
+
+@app.command(epilog="Example: radprobe attention configs/demo.yaml")
+def attention(
+    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Train attention over the slices of each series, study or patient, and score it."""
+    _answer(config, store, ("attention",), as_json, device)
+
+
+@app.command(epilog="Example: radprobe efficiency configs/demo.yaml")
+def efficiency(
+    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
+) -> None:
+    """Fit the probe on ever more patients, from one a class to all: the label-efficiency curve."""
+    _answer(config, store, ("efficiency",), as_json, device)
+
+
+@app.command(epilog="Example: radprobe tune my.yaml --method lora --device cuda")
+def tune(
+    config: ConfigArg,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="finetune, lora, bitfit, norm; by default all the config has."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda:1, mps; with --processes, cuda is every GPU.")
+    ] = "auto",
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share every step, each with its own GPU.")
+    ] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read files; by the machine if not given."),
+    ] = None,
+    checkpoint_s: Annotated[
+        float, typer.Option(min=0, help="Seconds between two checkpoints.")
+    ] = 300.0,
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Train the network itself on tasks and masks: all of it, or LoRA, biases, norms; save, score.
+
+    Stopped at any moment, it goes on from its last checkpoint.
+    """
+    from pipeline.config.loading import load_config
+    from pipeline.config.tuning import TUNED
+    from pipeline.tune import tune, tune_masks
+
+    asked = None if not method else [_one_of(TUNED, "--method", name) for name in method]
+    settings = load_config(config, store)
+    results: list[Result] = []
+    outlined: list[Segmented] = []
+    with _steps("tune") as progress:
+        how: dict[str, Any] = {"device": device, "processes": processes, "workers": workers}
+        how |= {"checkpoint_s": checkpoint_s, "progress": progress}
+        if settings.tasks or not settings.masks:
+            results = tune(settings, asked, **how)
+        if settings.masks:
+            outlined = tune_masks(settings, asked, **how)
+    if as_json:
+        told = [each.model_dump(mode="json") for each in (*results, *outlined)]
+        print(json.dumps(told, indent=1))
+        return
+    if results:
+        show_results(out, results)
+    if outlined:
+        show_segmented(out, outlined)
+    show_tuned(out, [*results, *outlined], settings.store)
+
+
+@contextmanager
+def _steps(said: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show steps and time left of what takes long; silent where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
+        bar = bars.add_task(said, total=None)
+        yield lambda said, done, total: bars.update(
+            bar, description=said, completed=done, total=total
+        )
+
+
+@app.command(epilog="Example: radprobe segment configs/demo_segment.yaml --out predictions")
+def segment(
+    config: ConfigArg,
+    out_to: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write predictions and pictures of them into this new folder."),
+    ] = None,
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Train each head of the config on cached patch tokens and score it against the masks."""
+    from pipeline.config.loading import load_config
+    from pipeline.segment import segment
+    from pipeline.segmentation.predictions import check_empty, write_predictions
+
+    settings = load_config(config, store)
+    if out_to:
+        check_empty(out_to)  # before hours of work
+    with _steps("segment") as progress:
+        answers = segment(settings, progress=progress)
+    written, failed = write_predictions(settings, out_to) if out_to else ([], [])
+    if as_json:
+        print(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=1))
+    else:
+        show_segmented(out, answers)
+        if out_to:
+            out.print(f"{len(written)} files written under {out_to}.", highlight=False)
+        for each in failed:
+            out.print(f"Not written: {each.source}: {each.detail}.", highlight=False)
+    if failed or any(answer.tally.unmatched_labels for answer in answers):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: radprobe search configs/demo.yaml ct/0042 --k 5")
+def search(
+    config: ConfigArg,
+    query: Annotated[str, typer.Argument(help="A row, a path of the collection, a pseudonym.")],
+    k: Annotated[int, typer.Option(min=1, help="How many neighbours.")] = 10,
+    level: Annotated[str, typer.Option(help="image, series, study or patient.")] = "series",
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Find the nearest series of a slice, file, folder or patient; its own patient is left out."""
+    from pipeline.config.loading import load_config
+    from pipeline.evaluation.search import is_random, search
+
+    settings = load_config(config, store)
+    hits = search(settings, query, k=k, level=_level(level))
+    if as_json:
+        print(json.dumps([asdict(hit) for hit in hits], indent=1))
+    else:
+        show_hits(out, hits, is_random(settings))
+
+
+@app.command(epilog="Example: radprobe retest my.yaml pairs.csv")
+def retest(
+    config: ConfigArg,
+    pairs: Annotated[
+        Path, typer.Argument(help="Table with the columns first and second: files or folders.")
+    ],
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say how far repeated scans agree: in their features, and in what answers on file say."""
+    from pipeline.config.loading import load_config
+    from pipeline.evaluation.retest import retest
+    from pipeline.evaluation.search import is_random
+
+    settings = load_config(config, store)
+    found = retest(settings, pairs)
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=1))
+    else:
+        show_agreements(out, found, is_random(settings))
+
+
+@app.command(epilog="Example: radprobe compare stores/vits14 stores/vitb14")
+def compare(
+    first: StorePath,
+    second: StorePath,
+    heads: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="A method of the first and one of the second, such as knn probe."),
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say what the second store scores above the first, on tasks that both have answered.
+
+    With --heads the second method above the first; the stores may then be the same.
+    """
+    from pipeline.evaluation.compare import compare_stores
+    from stores.mirror import located
+
+    methods = None if heads is None else (_method(heads[0]), _method(heads[1]))
+    found = compare_stores(located(first), located(second), methods)
+    if as_json:
+        rows = [
+            {"task": result.task, "method": result.method, **difference.model_dump(mode="json")}
+            for result, differences in found
+            for difference in differences
+        ]
+        print(json.dumps(rows, indent=1))
+    else:
+        show_differences(out, found)
+
+
+def _level(name: str) -> Level:
+    """Return a level by name."""
+    from pipeline.config.tasks import Level
+
+    known: tuple[Level, ...] = get_args(Level)
+    return _one_of(known, "--level", name)
+
+
+def _method(name: str) -> Method:
+    """Return a method by name."""
+    from pipeline.config.tasks import Method
+
+    known: tuple[Method, ...] = get_args(Method)
+    return _one_of(known, "--heads", name)
+
+
+def _one_of(known: tuple[Name, ...], option: str, name: str) -> Name:
+    for each in known:
+        if each == name:
+            return each
+    raise ConfigError(f"{option} must be of {', '.join(known)}. Got {name!r} instead.")
+
+
+def _answer(
+    config: Path,
+    store: Path | None,
+    methods: Sequence[Method],
+    as_json: bool,
+    device: str | None = None,
+) -> None:
+    from pipeline.config.loading import load_config
+    from pipeline.evaluate import evaluate
+
+    results = evaluate(load_config(config, store), methods, device=device)
+    if as_json:
+        print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
+    else:
+        show_results(out, results)

@@ -1,0 +1,228 @@
+"""Embed a collection, and say before what that would do."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.common import ConfigArg, JsonOpt, RehashOpt, StoreOpt, err, out
+from pipeline.commands.printing import RANDOM
+
+if TYPE_CHECKING:
+    from pipeline.extract import Summary
+    from pipeline.extraction.embed import Progress
+    from pipeline.extraction.plan import Explanation, Plan
+
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: radprobe extract configs/demo.yaml --batch-size 16")
+def extract(
+    config: ConfigArg,
+    store: StoreOpt = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Slices a forward pass; by the machine if not given.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, mps, cuda (all GPUs), cuda:1, or several: cuda:0,cuda:1")
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read files; by the machine if not given."),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network (torch.compile) first.")
+    ] = False,
+    profile: Annotated[
+        Path | None, typer.Option(help="Write a trace of the first batches, for chrome://tracing.")
+    ] = None,
+    max_bad: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop when more than this part is unreadable.")
+    ] = 1.0,
+    rehash: RehashOpt = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/N", help="One of N processes that share the store: 1/8 to 8/8."),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Embed in so many processes of this machine.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Embed on a dask cluster: tcp://host:8786.")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Embed what is not in the store yet: every slice once, resumable at any moment."""
+    from pipeline.config.loading import load_config
+    from pipeline.extract import extract, placed
+    from pipeline.extraction.embed import Speed
+
+    settings = load_config(config, store)
+    speed = Speed(device, batch_size, workers, compiled=compiled, trace=profile)
+    where = placed(settings, shard, processes, scheduler)
+    with _progress() as progress:
+        summary = extract(settings, speed, progress, max_bad=max_bad, rehash=rehash, where=where)
+    if as_json:
+        print(json.dumps(asdict(summary) | {"clean": summary.clean}, indent=1))
+    else:
+        _print_summary(summary)
+    if profile is not None:
+        told = f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev."
+        nothing = "Nothing was embedded, so there is no trace."
+        err.print(
+            told if summary.embedded else nothing, highlight=False, markup=False, soft_wrap=True
+        )
+    if not summary.slices:
+        err.print(
+            f"No image was found in {settings.data.root}: check data.root, include and exclude.",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        sys.exit(1)
+    # What a shard leaves to live ones is theirs to do.
+    if not (summary.done_here if shard else summary.clean):
+        sys.exit(1)
+
+
+@app.command(epilog="Example: radprobe plan configs/demo.yaml")
+def plan(
+    config: ConfigArg,
+    store: StoreOpt = None,
+    rehash: RehashOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say what extract would do: how many slices, bytes, files and hours. Writes nothing."""
+    from pipeline.config.loading import load_config
+    from pipeline.extraction.plan import plan
+
+    planned = plan(load_config(config, store), rehash=rehash)
+    if as_json:
+        print(json.dumps(asdict(planned), indent=1))
+    else:
+        _print_plan(planned)
+
+
+@app.command(epilog="Example: radprobe explain configs/demo.yaml --rehash")
+def explain(
+    config: ConfigArg,
+    store: StoreOpt = None,
+    rehash: RehashOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say which field, file or part makes the store stale, and why. Writes nothing."""
+    from pipeline.config.loading import load_config
+    from pipeline.extraction.plan import explain
+
+    why = explain(load_config(config, store), rehash=rehash)
+    if as_json:
+        print(json.dumps(asdict(why) | {"fresh": why.fresh}, indent=1))
+    else:
+        _print_explanation(why)
+    if not why.fresh:
+        sys.exit(1)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show slices/s and time left while a run embeds; silent where stderr is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from pipeline.extraction.embed import Progress
+
+    columns = (
+        TextColumn("embed"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
+        task = bars.add_task("embed", total=None, visible=False, rate="")
+
+        def advance(slices: int) -> None:
+            bars.advance(task, slices)
+            speed = bars.tasks[0].speed
+            bars.update(task, rate=f"{speed:.1f} slices/s" if speed else "")
+
+        yield Progress(lambda total: bars.update(task, total=total, visible=True), advance)
+
+
+def _print_summary(summary: Summary) -> None:
+    if summary.weights.startswith("random:"):
+        out.print(RANDOM, style="bold yellow")
+    found = ", ".join(f"{n} {name}" for name, n in summary.found.items() if n)
+    out.print(f"{summary.slices} slices in the collection ({found or 'none'}).", highlight=False)
+    out.print(
+        f"{summary.embedded} embedded into {summary.store} in {summary.seconds['all']:.1f} s.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if summary.linked:
+        out.print(
+            f"{summary.linked} slices have the pixels of another and share its features; "
+            "`radprobe verify` tells which: across train and test they are leakage.",
+            highlight=False,
+        )
+    if summary.telling:
+        out.print(
+            f"{summary.telling} slices have their patient's id or a UID in their path, and the "
+            "store keeps paths, as data.paths asks: set it to hide before you pass the store on.",
+            highlight=False,
+        )
+    for what, counts in (
+        ("slices unreadable", summary.unreadable),
+        ("files set aside", summary.files_set_aside),
+    ):
+        if counts:
+            each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
+            out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
+    if summary.unreadable or summary.files_set_aside:
+        out.print(f"`radprobe failures {summary.store}` lists them.", soft_wrap=True)
+    if summary.bottleneck:
+        out.print(summary.bottleneck, highlight=False, soft_wrap=True)
+    for line in summary.parts_elsewhere:
+        out.print(f"Not done here, another process holds it: {line}.", highlight=False)
+    for line in summary.parts_failed:
+        out.print(f"Failed: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_plan(plan: Plan) -> None:
+    if plan.weights.startswith("random:"):
+        out.print(RANDOM, style="bold yellow")
+    found = ", ".join(f"{n} {name}" for name, n in plan.found.items() if n)
+    state = "not there yet" if plan.new else "there"
+    pace = "time unknown (`radprobe doctor --bench CONFIG` measures it)"
+    if plan.hours is not None:
+        by = {"bench": "`radprobe doctor --bench`", "store": "what the store took so far"}
+        pace = f"about {plan.hours:.2g} hours by {by[plan.hours_by]}"
+    lines = [
+        f"{plan.slices} slices in the collection ({found or 'none'}).",
+        f"The store {plan.store} is {state}. To embed: {plan.embed} slices in {plan.parts} parts, "
+        f"{plan.bytes / 1e6:.1f} MB in {plan.files} files, {pace}.",
+    ]
+    if plan.files_set_aside:
+        each = ", ".join(f"{reason} {n}" for reason, n in sorted(plan.files_set_aside.items()))
+        lines.append(f"Files set aside: {each}.")
+    for line in lines:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_explanation(why: Explanation) -> None:
+    lines = [
+        f"recipe: {name} is {have!r} in the store, {want!r} in the config"
+        for name, have, want in why.fields
+    ]
+    lines += [f"{c.kind}: {c.path} frame {c.frame}, row {c.row}: {c.why}" for c in why.changes]
+    lines += [f"part {index}: {doubt}" for index, doubt in why.parts]
+    for line in lines or [f"Nothing is stale: {why.store} holds the whole collection."]:
+        out.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,187 @@
+"""Look after a store: check, mend, withdraw patients, pass features on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.common import JsonOpt, StorePath, out
+
+if TYPE_CHECKING:
+    from stores.verify import Report
+
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: radprobe verify demo/store --repair")
+def verify(
+    store: StorePath,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Mend what can be mended, queue bad parts again.")
+    ] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Check every byte of a store against its checksums, and every value against the tables."""
+    from stores import verify as checks
+
+    report = checks.repair(store) if repair else checks.verify(store)
+    if as_json:
+        print(json.dumps(asdict(report) | {"sound": report.sound}, indent=1))
+    else:
+        _print_report(report)
+    if not report.sound:
+        sys.exit(1)
+
+
+@app.command(epilog="Example: radprobe failures demo/store --json")
+def failures(store: StorePath, as_json: JsonOpt = False) -> None:
+    """List the files that were set aside and the slices that cannot be read, each with why."""
+    from pipeline.extraction.failures import failures
+
+    lost = failures(store)
+    if as_json:
+        print(json.dumps([asdict(each) for each in lost], indent=1))
+        return
+    for each in lost:
+        frame = "" if each.frame is None else f" frame {each.frame}"
+        line = f"{each.reason}: {each.path}{frame}: {each.detail}"
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if not lost:
+        out.print("Every file was read, and every slice has features.")
+
+
+@app.command(epilog="Example: radprobe slices demo/store slices.csv")
+def slices(
+    store: StorePath,
+    target: Annotated[Path, typer.Argument(help="The .csv or .parquet file to write.")],
+    as_json: JsonOpt = False,
+) -> None:
+    """Write the slice table with the real paths: which row is which file. Needs the store's key."""
+    from pipeline.extraction.exchange import export_slices
+
+    rows = export_slices(store, target)
+    if as_json:
+        print(json.dumps({"file": str(target), "rows": rows}))
+    else:
+        out.print(f"{rows} slices are in {target}.", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    epilog="Example: radprobe export demo/store features.h5 --to h5 --array cls --blocks 4"
+)
+def export(
+    store: StorePath,
+    target: Annotated[Path, typer.Argument(help="The file to write; with --per-study, a folder.")],
+    to: Annotated[str, typer.Option(help="h5, npy, parquet or faiss.")] = "h5",
+    array: Annotated[str, typer.Option(help="cls, mean or patch.")] = "cls",
+    blocks: Annotated[int, typer.Option(min=1, help="Last blocks of cls, side by side.")] = 1,
+    per_study: Annotated[bool, typer.Option("--per-study", help="One HDF5 a study.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Write features for other tools, with the slice table beside them."""
+    from pipeline.extraction.exchange import export_store
+
+    rows = export_store(store, target, to, array, blocks, per_study=per_study)
+    if as_json:
+        print(json.dumps({"file": str(target), "rows": rows}))
+    else:
+        out.print(f"{rows} rows of {array} are in {target}.", highlight=False, soft_wrap=True)
+
+
+@app.command("import", epilog="Example: radprobe import features.h5 my/store --recipe recipe.yaml")
+def import_(
+    source: Annotated[Path, typer.Argument(help="HDF5 with `features`, or .npy: (n, d).")],
+    store: Annotated[Path, typer.Argument(help="The store to make.")],
+    recipe: Annotated[Path, typer.Option(help="JSON or YAML: what made the features.")],
+    table: Annotated[
+        Path | None, typer.Option(help="Parquet or CSV, a row a feature: path, patient, ...")
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Make a store of features that another tool computed; its receipts say so."""
+    from pipeline.extraction.exchange import import_file
+
+    made = import_file(source, store, recipe, table)
+    rows = made.slices().num_rows
+    if as_json:
+        print(json.dumps({"store": str(made.path), "rows": rows}))
+    else:
+        out.print(f"{rows} rows are in {made.path}.", highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: radprobe copy demo/store s3://bucket/features/vits")
+def copy(
+    source: Annotated[str, typer.Argument(help="The folder of a store, or a URL with one.")],
+    target: Annotated[str, typer.Argument(help="A URL, or a new folder.")],
+    as_json: JsonOpt = False,
+) -> None:
+    """Send a store to object storage or fetch it from there, every byte checked; not its key."""
+    from stores import remote
+    from stores.errors import ConfigError
+
+    if ("://" in source) == ("://" in target):
+        raise ConfigError(
+            f"One of both must be a URL such as s3://bucket/store. Got {source!r} and {target!r}."
+        )
+    if "://" in target:
+        copied = remote.push(Path(source), target)
+    else:
+        copied = remote.fetch(source, Path(target))
+    if as_json:
+        print(json.dumps(asdict(copied)))
+    else:
+        said = f"{copied.objects} objects, {copied.bytes / 1e6:.1f} MB, are now in {target}."
+        out.print(said, highlight=False, soft_wrap=True)
+
+
+@app.command(epilog="Example: radprobe withdraw demo/store --patient RP-0042 --purge")
+def withdraw(
+    store: StorePath,
+    patient: Annotated[str, typer.Option(help="The id as in the images, or its pseudonym.")],
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove the numbers from the files too.")
+    ] = False,
+    undo: Annotated[bool, typer.Option("--undo", help="Let the patient in again.")] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Take a patient out of the store, and keep later images of the patient out."""
+    from pipeline.extraction.sync import name_patient
+    from stores import FeatureStore
+    from stores import purge as taking
+    from stores.mirror import located, occupied
+
+    folder = located(store)
+    with occupied(folder):
+        name, opened = name_patient(folder, patient), FeatureStore.open(folder)
+        if undo:
+            taking.readmit(opened, name)
+        done = {
+            "patient": name,
+            "withdrawn": 0 if undo else taking.withdraw(opened, name),
+            "purged": taking.purge(opened, name) if purge and not undo else 0,
+        }
+    if as_json:
+        print(json.dumps(done))
+    elif undo:
+        out.print(f"Patient {name} is let in again by the next extract.")
+    else:
+        out.print(f"Patient {name}: {done['withdrawn']} slices withdrawn, {done['purged']} purged.")
+
+
+def _print_report(report: Report) -> None:
+    for finding in report.findings:
+        style = "red" if finding.damage else "yellow"
+        line = f"{finding.kind}: {finding.where}: {finding.detail}"
+        out.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    for line in report.mended:
+        out.print(f"mended: {line}", highlight=False, markup=False, soft_wrap=True)
+    verdict = "Sound" if report.sound else "Was damaged" if report.mended else "DAMAGED"
+    size = f"{report.parts} parts, {report.rows} slices, {report.bytes / 1e6:.1f} MB"
+    hint = "" if report.sound or report.mended else " --repair mends it."
+    out.print(f"{verdict}: {size}.{hint}", highlight=False)

@@ -1,0 +1,149 @@
+"""Settings of the collection, its labels, its store and where it is embedded."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.config.tasks import Missing, Uncertain
+from pipeline.recipe import Output, PatchTokens, Precision, Treatment
+from pipeline.types import Frozen
+
+
+class Data(Frozen):
+    """Which files to embed, and what their headers do not say.
+
+    include, exclude: globs over paths relative to root. modality: glob -> DICOM modality code, for
+    files that carry none (NIfTI, PNG); the first glob that matches wins. patient: a regular
+    expression whose first group, searched in the relative path, names the patient of such a file.
+    tags: DICOM keywords, such as AccessionNumber, whose values labels are keyed by. paths: whether
+    the store hides the names of folders and files, which may name patients, or keeps them. only:
+    "masked" embeds those slices alone that have a mask file (see `Masks`), of a volume all.
+    """
+
+    root: Path
+    include: tuple[str, ...] = ("**",)
+    exclude: tuple[str, ...] = ()
+    modality: dict[str, str] = Field(default_factory=dict)
+    patient: str | None = None
+    tags: tuple[str, ...] = ()
+    paths: Literal["hide", "keep"] = "hide"
+    only: Literal["all", "masked"] = "all"
+
+    @field_validator("patient")
+    @classmethod
+    def _one_group(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                groups = re.compile(value).groups
+            except re.error as error:
+                raise ValueError(
+                    f"patient must be a regular expression. {value!r}: {error}."
+                ) from None
+            if groups != 1:
+                raise ValueError(f"patient must have exactly one group. Got {value!r} instead.")
+        return value
+
+
+class Demo(Frozen):
+    """A synthetic collection to be written to `data.root` on the spot.
+
+    Only a config with this block may fall back to random weights.
+    """
+
+    patients: Annotated[int, Field(ge=10)] = 60
+    seed: int = 0
+
+
+class BackboneChoice(Frozen):
+    """Which network, and where its weights are.
+
+    weights: a file or folder; `random:<seed>` asks for untrained weights by name; unset means the
+    local cache, then the hub. precision: what the network computes in; the lower ones are several
+    times faster on a GPU and change features beyond rounding (`doctor --drift` tells by how much).
+    treatment: `paper` gives comparators what the code of arXiv 2312.02366 gives them.
+    """
+
+    name: str = "dinov2_vits14"
+    weights: str | None = None
+    image_size: int = 224
+    precision: Precision = "float32"
+    treatment: Treatment = "own"
+
+
+class Outputs(Frozen):
+    """What to store of each slice. patch: how, where patch tokens are among it."""
+
+    keep: tuple[Output, ...] = ("cls", "mean")
+    patch: PatchTokens = PatchTokens()
+    blocks: int = 4
+    dtype: Literal["float16", "float32"] = "float16"
+    # Rows that are committed together, a power of two; unset, as many as a part's memory allows.
+    # Fewer lose less to a crash, more make fewer files.
+    part_rows: int | None = None
+
+
+class Labels(Frozen):
+    """Where the labels are, what joins them to the slices, and what unclear values mean.
+
+    key: the column with a file or folder path (relative to data.root), or with a patient, study or
+    series id, or with the value of a DICOM tag listed in data.tags, as `by` says
+    ("tag:AccessionNumber"). patient: the column that names each row's patient, for files whose
+    headers do not. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of
+    Irvin et al., arXiv 1901.07031); missing: what an empty cell means.
+    """
+
+    file: Path
+    key: str = "path"
+    by: Annotated[str, Field(pattern=r"^(path|patient|study|series|tag:[A-Za-z0-9]+)$")] = "path"
+    patient: str | None = None
+    headers: Literal["agree", "ignore"] = "agree"
+    uncertain: Uncertain = "refuse"
+    missing: Missing = "leave-out"
+
+
+class SplitChoice(Frozen):
+    """How patients are divided.
+
+    holdout: of `folds` parts one tests, one validates, the rest train; kfold: each part tests in
+    turn; list: as `file` says, a CSV of the columns key (as labels.by) and part; site: the label
+    column `column` stays on one side; date: its latest test. new: what becomes of patients that a
+    split on file does not know. allow: what is otherwise refused as leakage.
+    """
+
+    kind: Literal["holdout", "kfold", "list", "site", "date"] = "holdout"
+    folds: Annotated[int, Field(ge=3)] = 5
+    seed: int = 0
+    file: Path | None = None
+    column: str | None = None
+    new: Literal["refuse", "deal", "leave-out"] = "refuse"
+    allow: tuple[Literal["duplicates", "near-duplicates"], ...] = ()
+
+    @model_validator(mode="after")
+    def _complete(self) -> SplitChoice:
+        needs = {"list": "file", "site": "column", "date": "column"}.get(self.kind)
+        for name in ("file", "column"):
+            if (getattr(self, name) is not None) != (name == needs):
+                verb = "needs" if name == needs else "takes no"
+                raise ValueError(f"A split of kind {self.kind!r} {verb} `{name}`.")
+        if self.new == "deal" and self.kind not in ("holdout", "kfold"):
+            raise ValueError(
+                f"New patients cannot be dealt into a split of kind {self.kind!r}. Set new to "
+                '"refuse" or "leave-out".'
+            )
+        return self
+
+
+class JobQueue(Frozen):
+    """Jobs of a batch system that embed: `workers` jobs of one process each, by dask-jobqueue.
+
+    options: as dask-jobqueue's cluster class of that kind takes them (queue, walltime, memory,
+    job_extra_directives, ...); a job has one core for Python unless they say so.
+    """
+
+    kind: Literal["slurm", "pbs", "lsf", "sge"]
+    workers: Annotated[int, Field(ge=1)]
+    options: dict[str, Any] = Field(default_factory=dict)

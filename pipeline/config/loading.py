@@ -1,0 +1,115 @@
+"""A YAML file to a config: anchors, unknown keys, and what is wrong in plain words."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.config.base import Settings
+from pipeline.config.root import Config
+from pipeline.types import Frozen
+from stores.errors import ConfigError
+from stores.mirror import located, url_of
+
+
+def load_config(path: Path, store: Path | None = None) -> Config:
+    """Read and validate a config file; `store` overrides the one it names. Raises ConfigError."""
+    return _anchored(read_settings(path, Config), path.parent, store)
+
+
+def read_settings(path: Path, model: type[Settings]) -> Settings:
+    """Read a YAML file as settings of some kind.
+
+    Raises ConfigError with one line a fault: what, got, expected, what to do.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"There is no config file {str(path)!r}. Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The config file {str(path)!r} cannot be read: {error}.") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The config file {str(path)!r} is not YAML: {error}.") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"The config file {str(path)!r} must hold keys and values.")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path}: " + "\n".join(_fault(fault, model) for fault in error.errors())
+        ) from None
+
+
+def _anchored(config: Config, base: Path, store: Path | None) -> Config:
+    """Return the config with its relative paths taken from the folder of the file."""
+    weights = config.backbone.weights
+    if weights is not None and not weights.startswith("random:"):
+        weights = str(anchored(base, Path(weights)))
+    labels = config.labels and config.labels.model_copy(
+        update={"file": anchored(base, config.labels.file)}
+    )
+    masks = {
+        name: own.model_copy(update={"root": anchored(base, own.root or config.data.root)})
+        for name, own in config.masks.items()
+    }
+    split = config.split
+    if split.file is not None:
+        split = split.model_copy(update={"file": anchored(base, split.file)})
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"root": anchored(base, config.data.root)}),
+            "store": _store(base, config.store) if store is None else located(store),
+            "fit_on": config.fit_on and _store(base, config.fit_on),
+            "backbone": config.backbone.model_copy(update={"weights": weights}),
+            "labels": labels,
+            "split": split,
+            "masks": masks,
+        }
+    )
+
+
+def _store(base: Path, store: Path) -> Path:
+    """Return the folder of a config's store; of one at a URL, its mirror here."""
+    return located(store) if url_of(store) else anchored(base, store)
+
+
+def anchored(base: Path, path: Path) -> Path:
+    """Return a path of settings, from the folder of their file, without detours by `..`."""
+    return Path(os.path.normpath(base / path.expanduser()))
+
+
+def _fault(fault: Any, model: type[Frozen]) -> str:
+    """Return one pydantic fault as one sentence; an unknown key comes with the nearest known."""
+    where = ".".join(str(step) for step in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+    known = _known_keys(fault["loc"][:-1], model)
+    near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}."
+    return f"{where}: unknown key. {hint}"
+
+
+def _known_keys(steps: tuple[int | str, ...], top: type[Frozen]) -> list[str]:
+    """Return the keys known at a place in the settings, walking down their models."""
+    models: list[Any] = [top]
+    for step in steps:
+        below: list[Any] = []
+        for model in models:
+            field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
+            below += _models_in(field.annotation) if field else []
+        models = below or models
+    return sorted({key for model in models for key in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    """Return the settings models that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, Frozen):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models_in(inner)]

@@ -1,0 +1,123 @@
+"""Settings of masks and of segmentation heads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.types import Frozen
+
+
+class Masks(Frozen):
+    """Where the masks are, what joins them to the images, and what their values mean.
+
+    by: path, a pattern over the image's own path; table, a column of `labels.file`; uid, the images
+    that a DICOM segmentation says it is of. root: the folder of the masks, by default data.root.
+    files: glob over the images' paths -> path of the mask under root, in which {path}, {folder},
+    {name} and {stem} stand for the image's path, its folder, its file name and that without
+    suffix; the first glob that matches wins. column: of the table, with paths under root. values:
+    value in the mask, or label of a DICOM segment -> name of the structure, "background" for what
+    is none; or one name, for whatever is not 0; or several, each of a file of its own: paths in
+    files, or column, are then as many and in the same order. tolerance: of the surface Dice, in mm,
+    or pixels where an image has no spacing.
+    """
+
+    by: Literal["path", "table", "uid"] = "path"
+    root: Path | None = None
+    files: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    column: str | tuple[str, ...] | None = None
+    values: str | tuple[str, ...] | dict[int | str, str]
+    tolerance: Annotated[float, Field(gt=0)] = 2.0
+
+    @model_validator(mode="after")
+    def _complete(self) -> Masks:
+        for name, by in (("files", "path"), ("column", "table")):
+            if bool(getattr(self, name)) != (self.by == by):
+                verb = "need" if self.by == by else "take no"
+                raise ValueError(f"Masks joined by {self.by} {verb} `{name}`.")
+        for named in (*self.files.values(), *([self.column] if self.column else [])):
+            if self.apart != isinstance(named, tuple) or len(self.each(named)) != self.count:
+                raise ValueError(
+                    f"values and {'files' if self.files else 'column'} must both be lists of equal "
+                    f"length where each structure has a file of its own. Got {self.values!r} and "
+                    f"{named!r}."
+                )
+        if self.apart and (self.by == "uid" or "background" in self.values):
+            raise ValueError(
+                "Structures in files of their own are joined by path or table, and the background "
+                f"has no file. Got by {self.by!r} and {self.values!r}."
+            )
+        if not 2 <= len(self.classes) <= 256:
+            raise ValueError(
+                f"Masks must have 1 to 255 structures beside the background. Got {self.values!r}."
+            )
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names by label value as heads see it: background, then structures as listed."""
+        named = self.values.values() if isinstance(self.values, dict) else self.each(self.values)
+        return tuple(dict.fromkeys(["background", *named]))
+
+    @property
+    def apart(self) -> bool:
+        """Whether each structure has a file of its own."""
+        return isinstance(self.values, tuple)
+
+    @property
+    def count(self) -> int:
+        """How many files a mask is of."""
+        return len(self.values) if isinstance(self.values, tuple) else 1
+
+    @staticmethod
+    def each(named: str | tuple[str, ...]) -> tuple[str, ...]:
+        """Return what is one or several as several."""
+        return (named,) if isinstance(named, str) else named
+
+
+# A head on the last block's tokens: a 1x1 convolution, with batch norm before it (DINOv2's BNHead),
+# or their nearest neighbours; on the last five blocks': the decoder of arXiv 2312.02366; on the
+# last block's and the image: image-decoder. Networks trained from scratch on images: U-Net, and
+# TransUNet.
+SegmentMethod = Literal[
+    "linear", "linear-bn", "decoder", "image-decoder", "knn", "unet", "transunet"
+]
+
+
+class Segment(Frozen):
+    """How a segmentation head, or a network from scratch, is trained and chosen.
+
+    learning_rates: all are trained at once, and one is chosen by the Dice on val; the defaults are
+    those of arXiv 2312.02366, whose batches are of 128. epochs: at most; patience: epochs without a
+    better Dice on val before it ends; the best epoch is kept. loss: MONAI's, softmax. refit:
+    whether what was chosen is trained again on train and val, as there, for as many epochs. knn
+    takes from it refit and seed, and k (one is chosen on val), temperature, and references: how
+    many patches it keeps at most. size: of a network from scratch; `small` is for tests and for
+    trying out without a GPU. shots: numbers of training patients to be asked beside all of them,
+    never trained again on val; each is drawn `draws` times.
+    """
+
+    method: SegmentMethod = "linear"
+    learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
+        1e-4,
+        5e-4,
+        1e-3,
+        5e-3,
+        1e-2,
+        5e-2,
+        1e-1,
+    )
+    epochs: Annotated[int, Field(ge=1)] = 10
+    patience: Annotated[int, Field(ge=1)] = 10
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    loss: Literal["dice", "dice-ce"] = "dice"
+    refit: Literal["train+val", "none"] = "train+val"
+    k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 5, 20, 50)
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    references: Annotated[int, Field(ge=1)] = 100_000
+    size: Literal["full", "small"] = "full"
+    seed: int = 0
+    shots: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    draws: Annotated[int, Field(ge=1)] = 5

@@ -1,0 +1,122 @@
+"""Settings of networks trained further."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.heads import Head
+from pipeline.config.tasks import FeatureSet, Method
+
+# How the code of arXiv 2312.02366 trains networks; its learning rates of heads are a grid.
+_PAPER: dict[str, Any] = {
+    "optimizer": "sgd",
+    "rate": 1e-5,
+    "head_rate": 1e-2,
+    "weight_decay": 0.0,
+    "layer_decay": 1.0,
+    "warmup": 0.0,
+    "epochs": 10,
+    "patience": 10,
+    "batch": 128,
+    "augment": "paper",
+}
+
+
+class Tuning(Head):
+    """How a network is trained on a task, with a linear head on its features; val says when to end.
+
+    protocol: `paper` takes the settings of the code of arXiv 2312.02366 where none are given, but
+    for its grid of heads. rate: of the network's own parameters, at its last block; layer_decay:
+    what a block's rate is of the next one's; head_rate: of the head; warmup: the share of all steps
+    in which rates rise to theirs, before they fall along a cosine. patience: epochs without a
+    better AUROC (or Dice, or squared error) on val before it ends; the best epoch is kept. batch:
+    units a step (of masks, slices), of which `at_once` images pass through the network together,
+    gradients added up; slices: how many of a unit's are drawn each time, tested on all. masks are
+    drawn from the last block's patch tokens, whatever `features` are. augment: `mild` turns, shifts
+    and scales by a little and changes contrast, `paper` crops and flips. start: the head from
+    noise, or from the probe on the cached features (LP-FT, arXiv 2202.10054), for masks the linear
+    head on cached tokens.
+    """
+
+    features: FeatureSet = "cls+mean"
+    protocol: Literal["own", "paper"] = "own"
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    rate: Annotated[float, Field(gt=0)] = 1e-3
+    head_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    epochs: Annotated[int, Field(ge=1)] = 20
+    patience: Annotated[int, Field(ge=1)] = 5
+    batch: Annotated[int, Field(ge=1)] = 32
+    at_once: Annotated[int, Field(ge=1)] = 8
+    slices: Annotated[int, Field(ge=1)] = 8
+    augment: Literal["none", "mild", "paper"] = "mild"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    start: Literal["noise", "probe"] = "noise"
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_protocol(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("protocol") == "paper":
+            return {**cls._paper(), **data}
+        return data
+
+    @classmethod
+    def _paper(cls) -> dict[str, Any]:
+        return _PAPER
+
+    @model_validator(mode="after")
+    def _unscaled(self) -> Tuning:
+        if self.scaling != "none":
+            raise ValueError(
+                f"A network is tuned on its features as they are. Got scaling: {self.scaling} "
+                "instead; leave it out."
+            )
+        return self
+
+
+class FineTune(Tuning):
+    """Every parameter of the network is trained."""
+
+    rate: Annotated[float, Field(gt=0)] = 5e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+
+
+class Lora(Tuning):
+    """Low-rank updates of linear layers are trained (arXiv 2106.09685), in the end added to them.
+
+    targets: query, key and value; the projection behind them; the layers of the MLP, whatever a
+    network calls them. An update is alpha / rank times the product of two matrices. biases: `lora`
+    trains those of the layers that have updates too.
+    """
+
+    rate: Annotated[float, Field(gt=0)] = 5e-4
+    rank: Annotated[int, Field(ge=1)] = 16
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    targets: Annotated[tuple[Literal["qkv", "proj", "fc1", "fc2"], ...], Field(min_length=1)] = (
+        "qkv",
+        "fc1",
+        "fc2",
+    )
+    biases: Literal["none", "lora"] = "none"
+
+    @classmethod
+    def _paper(cls) -> dict[str, Any]:
+        return _PAPER | {"rank": 48, "alpha": 16.0, "dropout": 0.1, "biases": "lora"}
+
+
+class BitFit(Tuning):
+    """The biases of the network are trained (arXiv 2106.10199)."""
+
+
+class NormTune(Tuning):
+    """The scales and biases of the network's norms are trained."""
+
+
+TUNED: tuple[Method, ...] = ("finetune", "lora", "bitfit", "norm")  # the methods that tune

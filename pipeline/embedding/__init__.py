@@ -1,1 +1,0 @@
-"""The stages of `embed`: parts on their way, batches through the network, the writer."""

@@ -1,0 +1,1 @@
+"""From units and cached features to scores: splits, leakage, heads, metrics, results on file."""

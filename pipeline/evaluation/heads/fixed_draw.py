@@ -1,0 +1,30 @@
+"""The few-shot draw of arXiv 2312.02366, as its code makes it: one, without chance."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.annotations.units import Units
+
+Rows = NDArray[np.int64]
+
+
+def fixed_draw(units: Units, train: Rows, shots: int) -> Rows:
+    """Return the units of `train` to fit on.
+
+    Multi-label: for each class in turn its first `shots` patients, all of whose units carry it; one
+    whom an earlier class took is skipped and not replaced; all units of these patients. Otherwise
+    `shots` units in all, at equal distances. Patients and units count in their order in the store.
+    """
+    if units.kind != "multilabel":
+        n = len(train)
+        at = np.arange(0, n, n / min(shots, n)).round().astype(np.int64)
+        return np.asarray(train[np.unique(np.minimum(at, n - 1))])
+    names, first, patient = np.unique(units.groups[train], return_index=True, return_inverse=True)
+    always = np.ones((len(names), len(units.classes)), bool)
+    np.logical_and.at(always, patient, units.indicator[train])
+    order, taken = np.argsort(first), np.zeros(len(names), bool)
+    for j in range(len(units.classes)):
+        taken[order[always[order, j]][:shots]] = True
+    return np.asarray(train[taken[patient]])

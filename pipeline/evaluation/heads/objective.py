@@ -1,0 +1,113 @@
+"""What heads that are trained by gradient minimise, and what their outputs mean.
+
+Dims: b units, o outputs: one for two classes or a number, else one a class or label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.annotations.units import Truth, Units
+from pipeline.config.tasks import Kind
+from pipeline.evaluation.heads.modelled import modelled
+from pipeline.evaluation.metrics.metrics import macro_auroc
+
+Proba = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a head's outputs stand for, as the train units say.
+
+    left_out: classes or labels without a model; enough: whether any has one. A number is learnt in
+    units of its spread (standard deviation) about its middle (mean).
+    """
+
+    kind: Kind
+    classes: tuple[str, ...]
+    left_out: list[str]
+    enough: bool
+    notes: list[str]
+    middle: float
+    spread: float
+
+    @classmethod
+    def of(cls, units: Units, train: NDArray[np.int64]) -> Objective:
+        """Return what heads of these units learn."""
+        fit, middle, spread = modelled(units, train), 0.0, 1.0
+        if units.kind == "regression":
+            y = units.y[train]
+            middle, spread = float(y.mean()), float(y.std()) or 1.0
+        return cls(units.kind, units.classes, fit.left_out, fit.enough, fit.notes, middle, spread)
+
+    @property
+    def outputs(self) -> int:
+        """Return o."""
+        return 1 if self.kind in ("binary", "regression") else len(self.classes)
+
+    def targets(self, truth: Truth) -> Targets:
+        """Return what is to be learnt of n units."""
+        if self.kind == "regression":
+            y = torch.from_numpy((truth.y - self.middle) / self.spread).float()[:, None]
+            return Targets(y, torch.ones_like(y), self.kind)
+        first = 1 if self.kind == "binary" else 0
+        y, known = (torch.from_numpy(a[:, first:]).float() for a in (truth.indicator, truth.known))
+        return Targets(y, known, self.kind)
+
+    def said(self, outputs: Tensor) -> Proba:
+        """Return what outputs (b, o) say: the probabilities (b, c), or the number (b, 1).
+
+        NaN for the labels, zero for the classes, left out.
+        """
+        outputs = outputs.double().cpu()
+        match self.kind:
+            case "regression":
+                return np.asarray(outputs * self.spread + self.middle)
+            case "multiclass":
+                without = torch.tensor([name in self.left_out for name in self.classes])
+                return np.asarray(torch.softmax(outputs.masked_fill(without, -torch.inf), dim=1))
+            case "binary":
+                positive = torch.sigmoid(outputs).numpy()
+                return np.concatenate([1 - positive, positive], axis=1)
+            case _:
+                proba = torch.sigmoid(outputs).numpy()
+                proba[:, np.isin(self.classes, self.left_out)] = np.nan
+                return np.asarray(proba)
+
+    def quality(self, truth: Truth, said: Proba) -> float:
+        """Return what is chosen by on val: macro AUROC, or less the squared error; or NaN."""
+        if self.kind == "regression":
+            return -float(np.mean((truth.y - said[:, 0]) ** 2))
+        return macro_auroc(truth, said)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """y (n, o): 0 or 1, or a number; known (n, o): whether it counts."""
+
+    y: Tensor
+    known: Tensor
+    kind: Kind
+
+    def loss(self, outputs: Tensor, rows: Tensor) -> Tensor:
+        """Return the mean over the b units `rows`, on the device of their outputs (b, o).
+
+        The cross-entropy of exclusive classes, else the binary ones summed over outputs. Of a
+        number Huber's loss (Ann. Math. Statist. 35 (1964)): its slope is bounded as theirs is, so
+        that the same learning rates hold.
+        """
+        y, known = self.y[rows].to(outputs.device), self.known[rows].to(outputs.device)
+        match self.kind:
+            case "multiclass":
+                return functional.cross_entropy(outputs, y)
+            case "regression":
+                return functional.huber_loss(outputs, y)
+            case _:
+                each = functional.binary_cross_entropy_with_logits(outputs, y, reduction="none")
+                return (each * known).sum(dim=1).mean()

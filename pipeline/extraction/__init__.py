@@ -1,0 +1,1 @@
+"""From a folder to a store: discover, read, preprocess, embed, write."""

@@ -1,0 +1,1 @@
+"""Parts over processes, shards, dask and SLURM."""

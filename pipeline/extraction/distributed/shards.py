@@ -1,0 +1,176 @@
+"""Processes that share a store and know of each other by claims alone: shards.
+
+Any number of them, started at any time on any machine that sees the folder. One looks at the
+collection for all. Each begins at its own stretch of what is missing and goes on round the ring;
+what dead ones leave is taken over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.config.root import Config
+from pipeline.extraction.distributed.tasks import Work, add, embed_here
+from pipeline.extraction.embed import BadLimit, Embedded, Progress
+from pipeline.extraction.sync import Look, settle
+from stores import FeatureStore, PartRange
+from stores._disk import write_atomic
+from stores.claims import STALE_AFTER_S, Claim, try_claim
+from stores.errors import ConfigError
+from stores.features import RUNS
+
+log = logging.getLogger(__name__)
+
+_LOOK = "look"
+_BEAT_S = 60.0
+_POLL_S = 0.5
+_WAIT_S = 2.0
+# How long parts that others hold are waited for while none of them is done: a dead owner on another
+# host is known for dead before that.
+LOST_S = STALE_AFTER_S + 60.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `of` processes that share a store: number 1 to `of`. Raises ConfigError."""
+
+    number: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.of:
+            raise ConfigError(
+                f"A shard is I/N with I from 1 to N. Got {self.number}/{self.of} instead."
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Return the shard that `I/N` names."""
+        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if found is None:
+            raise ConfigError(f"A shard is I/N, such as 3/8. Got {text!r} instead.")
+        return cls(int(found[1]), int(found[2]))
+
+    def ring(self, parts: Sequence[PartRange]) -> list[PartRange]:
+        """Return the parts from this shard's own stretch on, round to its beginning."""
+        begin = (self.number - 1) * len(parts) // self.of
+        return [*parts[begin:], *parts[:begin]]
+
+
+# --- one look for all ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How often the collection was looked at for shards, and by which rules the last time."""
+
+    count: int = 0
+    rules: str = ""
+
+    @classmethod
+    def read(cls, store: FeatureStore) -> Looks:
+        """Return what the store's note says; nothing was looked at where there is none."""
+        try:
+            return cls(**json.loads((store.path / RUNS / "look.json").read_text("utf-8")))
+        except FileNotFoundError:
+            return cls()
+
+    def write(self, store: FeatureStore) -> None:
+        """Replace the store's note."""
+        folder = store.path / RUNS
+        folder.mkdir(exist_ok=True)
+        write_atomic(folder / "look.json", json.dumps(vars(self)).encode())
+
+
+def look_once(
+    config: Config,
+    store: FeatureStore,
+    before: Looks,
+    prepare: Callable[[], None],
+    *,
+    rehash: bool,
+    workers: int,
+) -> Look | None:
+    """Bring the store's tables up to the collection, in this process or in another.
+
+    before: the note when this process started: a later look, whoever took it, will do. prepare:
+    called before a look of this process. Returns what this process found, None where another did.
+    """
+    while Looks.read(store).count == before.count:
+        claim = try_claim(store.claims, _LOOK)
+        if claim is None:
+            time.sleep(_POLL_S)
+            continue
+        with _beating(claim):
+            if Looks.read(store).count != before.count:
+                return None
+            prepare()
+            store.sweep()
+            found = settle(config, store, rehash=rehash, workers=workers)
+            Looks(before.count + 1, rules_of(config)).write(store)
+            return found
+    return None
+
+
+def rules_of(config: Config) -> str:
+    """Return a digest of what decides which slices a collection has."""
+    text = config.data.model_dump_json() + config.preprocess.plane
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _beating(claim: Claim) -> Iterator[None]:
+    """Show signs of life while the caller is busy, then give the claim back."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(_BEAT_S):
+            claim.beat()
+
+    thread = threading.Thread(target=beat, name="radprobe-beat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        claim.release()
+
+
+# --- the ring ------------------------------------------------------------------------------------
+
+
+def embed_ring(
+    work: Work, store: FeatureStore, shard: Shard, progress: Progress, limit: BadLimit
+) -> tuple[Embedded, dict[int, str]]:
+    """Embed what is missing, from the shard's own stretch on, until all is done by somebody.
+
+    What others hold is waited for, since they may die: it is taken over then. Returns what was
+    added, with the parts of others for which nothing happened in LOST_S, and the parts that failed.
+    """
+    done, failed = Embedded(), dict[int, str]()
+    left, since = store.missing(), time.monotonic()
+    while left:
+        held = store.held()
+        free = [part for part in left if part.index not in held]
+        if free:
+            more, lost = embed_here(work, store, shard.ring(free), progress, limit)
+            done, failed = add(done, more), failed | lost
+        elif time.monotonic() - since > LOST_S:
+            break
+        else:
+            time.sleep(_WAIT_S)
+        before = left
+        left = [part for part in store.without_receipt(left) if part.index not in failed]
+        if len(left) < len(before):
+            since = time.monotonic()
+    elsewhere = [f"part {part.index}: {store.owner(part)}" for part in left]
+    return replace(done, elsewhere=elsewhere), failed

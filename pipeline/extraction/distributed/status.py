@@ -1,0 +1,110 @@
+"""How far a store is, and who is at it: told from its folder alone, so from any machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.extraction.distributed.tasks import live_slices, noted_failures
+from stores import FeatureStore
+from stores.claims import Holder
+
+# The rate is that of the parts committed in this time.
+RECENT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A part at work: who holds it (`host:pid`), for how long, how long since a sign of life."""
+
+    part: int
+    by: str
+    for_s: float
+    silent_s: float
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The one writer of a store at a URL (`host:pid`): for how long, how long since a sign."""
+
+    by: str
+    for_s: float
+    silent_s: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A part that failed in the last run that tried it, and why."""
+
+    part: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a store is.
+
+    writer: of a store at a URL, where one is at it. slices_per_s: of late, by all that are at it;
+    None where nobody is, and at a URL, where the times of commits are not kept.
+    """
+
+    store: str
+    slices: int
+    slices_done: int
+    parts: int
+    parts_done: int
+    running: list[Running]
+    writer: Writing | None
+    failed: list[Failed]
+    slices_per_s: float | None
+    seconds_left: float | None
+
+
+def status(path: Path) -> Status:
+    """Return how far a store is. Raises StoreNotFoundError."""
+    store = FeatureStore.open(path)
+    slices = live_slices(store)
+    # Claims first: a part that is committed between the two looks is done, not gone.
+    held = store.held()
+    stamps = {index: store.receipts.believed(index) for index in sorted(slices)}
+    committed = {index: stamp[0] / 1e9 for index, stamp in stamps.items() if stamp is not None}
+    done = sum(slices[index] for index in committed)
+    unfinished = len(committed) < len(slices) and store.mirror is None
+    rate = _rate(committed, slices, time.time()) if unfinished else None
+    return Status(
+        store=store.place,
+        slices=slices.total(),
+        slices_done=done,
+        parts=len(slices),
+        parts_done=len(committed),
+        running=[_running(i, held[i]) for i in sorted(held) if i in slices and i not in committed],
+        writer=_writing(store),
+        failed=[
+            Failed(index, reason)
+            for index, reason in noted_failures(store.path).items()
+            if index in slices and index not in committed
+        ],
+        slices_per_s=rate,
+        seconds_left=(slices.total() - done) / rate if rate else None,
+    )
+
+
+def _running(part: int, holder: Holder) -> Running:
+    return Running(part, holder.name, round(holder.for_s, 1), round(holder.silent_s, 1))
+
+
+def _writing(store: FeatureStore) -> Writing | None:
+    holder = store.mirror.writer() if store.mirror else None
+    if holder is None:
+        return None
+    return Writing(holder.name, round(holder.for_s, 1), round(holder.silent_s, 1))
+
+
+def _rate(committed: dict[int, float], slices: dict[int, int], now: float) -> float | None:
+    """Return slices a second since the first of the parts that were committed of late."""
+    recent = sorted((when, slices[index]) for index, when in committed.items())
+    recent = [(when, n) for when, n in recent if when > now - RECENT_S]
+    if len(recent) < 2 or now <= recent[0][0]:
+        return None
+    return sum(n for _, n in recent[1:]) / (now - recent[0][0])

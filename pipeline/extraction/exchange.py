@@ -1,0 +1,121 @@
+"""Features in and out under the user's recipe: a FAISS index, and stores made of foreign files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from pydantic import ValidationError
+
+from pipeline.recipe import Recipe
+from pipeline.shared.arrays import unit_length
+from pipeline.shared.pseudonyms import Names
+from stores import FeatureStore
+from stores.errors import ConfigError, StoreError
+from stores.export import (
+    Selection,
+    aside,
+    batches,
+    export_h5,
+    export_npy,
+    export_parquet,
+    live_slices,
+)
+from stores.imports import hide_identities, import_features, read_foreign
+
+FORMATS = ("h5", "npy", "parquet", "faiss")
+
+
+def export_store(
+    path: Path, out: Path, to: str, array: str, blocks: int, *, per_study: bool = False
+) -> int:
+    """Write a store's features as `to` says; return how many rows. Raises ConfigError."""
+    store, which = FeatureStore.open(path), Selection(array, blocks)
+    if to not in FORMATS or (per_study and to != "h5"):
+        raise ConfigError(
+            f"An export is one of {', '.join(FORMATS)}, and h5 alone goes by study. Got {to!r}."
+        )
+    try:
+        if to == "faiss":
+            return export_faiss(store, out, which)
+        if to == "h5":
+            return export_h5(store, out, which, per_study=per_study)
+        return (export_npy if to == "npy" else export_parquet)(store, out, which)
+    except StoreError:
+        raise
+    except (KeyError, ValueError) as error:
+        raise ConfigError(str(error.args[0])) from error
+
+
+def export_faiss(store: FeatureStore, out: Path, which: Selection) -> int:
+    """Write an exact cosine index (FAISS, inner product of unit vectors) whose ids are the rows."""
+    import faiss
+
+    rows = live_slices(store)["row"].to_numpy()
+    index, done = None, 0
+    for batch in batches(store, which, rows):
+        flat = unit_length(batch.reshape(len(batch), -1).astype(np.float32))
+        if index is None:
+            index = faiss.IndexIDMap2(faiss.IndexFlatIP(flat.shape[1]))
+        index.add_with_ids(flat, rows[done : done + len(batch)])
+        done += len(batch)
+    if index is None:
+        raise ConfigError(f"The store {store.place} holds no features. Run `radprobe extract`.")
+    with aside(out) as path:
+        faiss.write_index(index, str(path))
+    return len(rows)
+
+
+def export_slices(path: Path, out: Path) -> int:
+    """Write a store's slice table with the real paths, as CSV or Parquet; return how many rows.
+
+    It needs the store's key, and the file names what the store hides. Raises ConfigError.
+    """
+    from pyarrow import csv
+
+    store = FeatureStore.open(path)
+    slices = Names(store.path).revealed(store.slices())
+    if out.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"A slice table is written as .csv or .parquet. Got {out.name!r}.")
+    with aside(out) as temporary:
+        if out.suffix == ".parquet":
+            pq.write_table(slices, temporary)
+        else:
+            flags = pc.binary_join(slices["flags"], " ")
+            flat = slices.drop_columns(["tags", "flags"]).append_column("flags", flags)
+            csv.write_csv(flat, temporary)
+    return int(slices.num_rows)
+
+
+def import_file(source: Path, out: Path, recipe: Path, table: Path | None = None) -> FeatureStore:
+    """Make a store of an HDF5 or npy file of features by another tool.
+
+    recipe: a JSON or YAML file with the fields of `Recipe`; the features become `cls`, whose last
+    `blocks` stand side by side. Raises ConfigError where they do not fit it.
+    """
+    made = _read_recipe(recipe)
+    foreign = read_foreign(source, table)
+    width = made.blocks * made.architecture.dim
+    if foreign.features.shape[1] != width:
+        raise ConfigError(
+            f"{source} has features of {foreign.features.shape[1]} numbers; the recipe's "
+            f"{made.blocks} blocks of {made.architecture.dim} make {width}. Mend the recipe."
+        )
+    names = Names(out)
+
+    def hide(kind: str, raw: str) -> str:
+        return names.shown(raw) if kind == "path" else names.pseudonym(kind, raw)
+
+    foreign = hide_identities(foreign, hide)
+    return import_features(out, made.canonical(), made.blocks, made.dtype, foreign)
+
+
+def _read_recipe(path: Path) -> Recipe:
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Recipe.model_validate(fields | {"outputs": ("cls",)})
+    except (OSError, yaml.YAMLError, ValidationError, TypeError) as error:
+        raise ConfigError(f"The recipe {str(path)!r} cannot be used: {error}") from None

@@ -1,0 +1,45 @@
+"""What of a collection is not in its store, and why: files set aside, slices unreadable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.shared.pseudonyms import Names
+from stores import FeatureStore
+from stores.features import UNREADABLE
+
+
+@dataclass(frozen=True)
+class Lost:
+    """One file, or one slice (frame) of a file, that has no features. path: the real one."""
+
+    path: str
+    frame: int | None
+    reason: str
+    detail: str
+
+
+def failures(path: Path) -> list[Lost]:
+    """Return the files of a store's collection that were set aside, then the unreadable slices.
+
+    Raises StoreNotFoundError, and ConfigError without the key that reveals paths.
+    """
+    store = FeatureStore.open(path)
+    names = Names(store.path)
+    files = names.revealed(store.files()).to_pylist()
+    aside = [Lost(f["path"], None, f["reason"], f["detail"] or "") for f in files if f["reason"]]
+    unreadable = np.flatnonzero(store.status() == UNREADABLE)
+    told = {
+        failure["row"]: failure
+        for index in np.unique(unreadable // store.layout.part_rows)
+        for failure in (store.receipt(int(index)) or {}).get("failures", [])
+    }
+    slices = store.slices()
+    slices = names.revealed(slices.take(np.searchsorted(slices["row"].to_numpy(), unreadable)))
+    return aside + [
+        Lost(s["path"], s["frame"], told[s["row"]]["reason"], told[s["row"]]["detail"])
+        for s in slices.to_pylist()
+    ]

@@ -1,0 +1,171 @@
+"""What a run would do, and why: told from the same look at the collection that the run takes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline.config.root import Config
+from pipeline.extraction.sync import (
+    Difference,
+    Look,
+    differences,
+    feature_arrays,
+    look,
+    make_recipe,
+    open_store,
+    part_rows_of,
+)
+from pipeline.inference.throughput import load_pace
+from pipeline.recipe import Recipe
+from stores import FeatureStore, Layout
+from stores.errors import ConfigError, StoreNotFoundError
+from stores.features import LEDGER
+from stores.mirror import place_of
+from stores.reconcile import Change
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `extract` would do now.
+
+    found: how many slices came which way, or were left out as unmasked; embed: slices that the
+    network would see (of those, some may turn out to have known pixels); parts, bytes, files: what
+    would be written; hours: by what `hours_by` names, None where nothing is known: what this
+    machine measured of the network, or else the pace of what the store holds.
+    """
+
+    store: str
+    new: bool
+    weights: str
+    slices: int
+    found: dict[str, int]
+    files_set_aside: dict[str, int]
+    embed: int
+    parts: int
+    bytes: int
+    files: int
+    hours: float | None
+    hours_by: Literal["bench", "store", "nothing"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a store is stale: fields of the recipe, slices of the collection, parts on disk."""
+
+    store: str
+    fields: list[Difference]
+    changes: list[Change]
+    parts: list[tuple[int, str]]
+
+    @property
+    def fresh(self) -> bool:
+        """True where nothing is stale."""
+        return not (self.fields or self.changes or self.parts)
+
+
+def plan(config: Config, *, rehash: bool = False) -> Plan:
+    """Return what `extract` would do; writes nothing.
+
+    Raises RecipeMismatchError, WeightsError or ConfigError where `extract` would.
+    """
+    recipe, _ = make_recipe(config)
+    store = _existing(config)
+    if store is not None:
+        open_store(config, recipe)  # refuses another recipe in the words of `extract`
+    seen = _look(config, store, rehash)
+    layout = store.layout if store is not None else Layout(part_rows_of(config, recipe))
+    slices = seen.slices
+    live = slices["row"].to_numpy()[~slices["withdrawn"].to_numpy(zero_copy_only=False)]
+    parts = _missing(store, layout, live)
+    part_bytes, part_files = _part_size(recipe, layout)
+    embed = int(np.isin(live // layout.part_rows, parts).sum())
+    size = len(parts) * part_bytes
+    hours, source = _hours(config, store, recipe, embed, size)
+    return Plan(
+        store=place_of(config.store),
+        new=store is None,
+        weights=recipe.weights,
+        slices=len(live),
+        found=seen.counts,
+        files_set_aside=dict(Counter(r for r in seen.files["reason"].to_pylist() if r)),
+        embed=embed,
+        parts=len(parts),
+        bytes=size,
+        files=len(parts) * part_files,
+        hours=hours,
+        hours_by=source,
+    )
+
+
+def explain(config: Config, *, rehash: bool = False) -> Explanation:
+    """Return what makes a store stale; writes nothing. Raises StoreNotFoundError."""
+    recipe, _ = make_recipe(config)
+    store = FeatureStore.open(config.store)
+    fields = differences(store, recipe)
+    if fields:  # another recipe makes every slice stale: there is no more to say
+        return Explanation(store.place, fields, [], [])
+    changes = list(_look(config, store, rehash).found.changes)
+    parts = [(part.index, store.receipts.doubt(part.index) or "") for part in store.missing()]
+    return Explanation(store.place, [], changes, parts)
+
+
+def _existing(config: Config) -> FeatureStore | None:
+    try:
+        return FeatureStore.open(config.store)
+    except StoreNotFoundError:
+        return None
+
+
+def _look(config: Config, store: FeatureStore | None, rehash: bool) -> Look:
+    if config.demo is not None and not config.data.root.exists():
+        raise ConfigError(
+            f"The demo collection {str(config.data.root)!r} is not written yet: `radprobe extract` "
+            "writes it, and so does `radprobe demo-data`."
+        )
+    return look(config, store, rehash=rehash)
+
+
+def _missing(store: FeatureStore | None, layout: Layout, live: Any) -> list[int]:
+    """Return the parts of the live rows that have no receipt to be believed."""
+    needed = [int(index) for index in np.unique(live // layout.part_rows)]
+    return [index for index in needed if store is None or store.receipt(index) is None]
+
+
+def _part_size(recipe: Recipe, layout: Layout) -> tuple[int, int]:
+    """Return bytes and files of one part: its chunks, and its receipt."""
+    specs = LEDGER | {n: (s.row_shape, s.dtype) for n, s in feature_arrays(recipe).items()}
+    size, files = 0, 1
+    for row_shape, dtype in specs.values():
+        row_bytes = int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        size += row_bytes * layout.part_rows
+        files += layout.part_rows // layout.chunk_rows(row_bytes)
+    return size, files
+
+
+def _hours(
+    config: Config, store: FeatureStore | None, recipe: Recipe, slices: int, size: int
+) -> tuple[float | None, Literal["bench", "store", "nothing"]]:
+    """Return how long so many slices and bytes would take, and by what that is said."""
+    pace = load_pace(recipe)
+    if pace is not None:
+        seconds = pace.seconds(slices, size / 1e6, recipe.precision, config.data.root)
+        if seconds is not None:
+            return seconds / 3600, "bench"
+    a_slice = seconds_a_slice(store)
+    return (None, "nothing") if a_slice is None else (slices * a_slice / 3600, "store")
+
+
+def seconds_a_slice(store: FeatureStore | None) -> float | None:
+    """Return the seconds a slice took so far, without loading the network, by the receipts."""
+    seconds, slices = 0.0, 0
+    for part in store.layout.parts(store.arrays["status"].n) if store is not None else []:
+        receipt = store.receipt(part.index) if store is not None else None
+        if receipt is not None and receipt.get("seconds"):
+            spent = receipt["seconds"]
+            seconds += spent["all"] - spent.get("load", 0.0)
+            slices += sum(n for status, n in receipt["counts"].items() if status in ("1", "2"))
+    return seconds / slices if slices else None

@@ -1,0 +1,87 @@
+"""The slices of parts to embed, from the store's table: a part's when its turn comes."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.preprocessing.volume_range import by_series
+from stores import FeatureStore, PartRange
+from stores.slices import SLICE_SCHEMA, of_modalities
+
+Row = dict[str, Any]  # of the slice table
+_COLUMNS = ["row", "path", "frame", "series", "modality", "withdrawn"]
+_NOTHING = pa.schema([SLICE_SCHEMA.field(name) for name in _COLUMNS]).empty_table()
+
+
+class PartSlices:
+    """The live slices of some parts, as the table was at one moment.
+
+    counts: part -> how many slices it has. joined: a table, by row, of the slices that depend on
+    their volumes, of every series that has one in these parts: all of it that is held in memory.
+    """
+
+    def __init__(
+        self, store: FeatureStore, parts: Sequence[PartRange], depends: Callable[[str], bool]
+    ) -> None:
+        """depends: whether what is made of a slice of a modality depends on its volume as well."""
+        self._file = store.slice_file
+        self.counts = Counter[int]()
+        start, stop = min(part.start for part in parts), max(part.stop for part in parts)
+        indices = np.array([part.index for part in parts])
+        series = set[str]()
+        for piece in self._file.between(start, stop, ["row", "series", "modality", "withdrawn"]):
+            live = _live(piece)
+            part_of = live["row"].to_numpy() // store.layout.part_rows
+            here = np.isin(part_of, indices)
+            self.counts.update(part_of[here].tolist())
+            series.update(_dependent(live.filter(pa.array(here)), depends)["series"].to_pylist())
+        self.joined = self._all_of(series, depends)
+        self._rows: NDArray[np.int64] = self.joined["row"].to_numpy()
+
+    def _all_of(self, series: set[str], depends: Callable[[str], bool]) -> pa.Table:
+        names = pa.array(sorted(series), pa.string())
+        pieces = self._file.between(0, np.iinfo(np.int64).max, _COLUMNS) if series else ()
+        found = (_dependent(_live(piece), depends) for piece in pieces)
+        kept = [piece.filter(pc.is_in(piece["series"], names)) for piece in found]
+        return pa.concat_tables([_NOTHING, *kept])
+
+    def of(self, part: PartRange) -> list[Row]:
+        """Return the slices of one part, in row order."""
+        pieces = self._file.between(part.start, part.stop, _COLUMNS)
+        return [slice_ for piece in pieces for slice_ in _live(piece).to_pylist()]
+
+    def beside(
+        self, slices: Iterable[Row], thickens: Callable[[str], bool]
+    ) -> dict[int, list[Row]]:
+        """Return the neighbours in their series of those slices that are seen thicker, by row.
+
+        The rows of a series are in the order of its slices.
+        """
+        found: dict[int, list[Row]] = {}
+        for slice_ in slices:
+            if thickens(slice_["modality"]):
+                places = self._series[slice_["series"]]
+                at = int(np.searchsorted(self._rows[places], slice_["row"]))
+                near = [*places[max(0, at - 1) : at], *places[at + 1 : at + 2]]
+                found[slice_["row"]] = self.joined.take(pa.array(near, pa.int64())).to_pylist()
+        return found
+
+    @functools.cached_property
+    def _series(self) -> dict[str, NDArray[np.int64]]:
+        return by_series(self.joined)
+
+
+def _live(slices: pa.Table) -> pa.Table:
+    return slices.filter(pc.invert(slices["withdrawn"]))
+
+
+def _dependent(slices: pa.Table, depends: Callable[[str], bool]) -> pa.Table:
+    return slices.filter(of_modalities(slices, depends))

@@ -1,0 +1,345 @@
+"""Batches through preprocessing and the network, handed over in order.
+
+On a CPU batches are computed side by side (see `lanes`), and handed over once those before them
+are. On a GPU `run` returns while the card works: pixels go there from pinned memory and are
+preprocessed in one stream, the network runs in another, the features come back in a third, and
+what was computed is handed over one batch later. So the card computes a batch while this process
+reads and stacks the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import logging
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.profiler import record_function
+
+from pipeline.backbones.load import Backbone
+from pipeline.inference.lanes import Lanes
+from pipeline.inference.telemetry import Seconds, clock
+from pipeline.preprocessing.prepare import prepare_batch
+from pipeline.recipe import PatchTokens, Recipe
+from pipeline.types import Slice
+from stores.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+Values = dict[str, NDArray[Any]]  # output -> (b, ...) in the recipe's dtype
+# How libraries below torch's allocator say that there is no memory left.
+_NO_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # as its first handle says it
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "DefaultCPUAllocator: can't allocate memory",
+    "MPS backend out of memory",
+)
+# Batches that a GPU has before it when a further one is handed in.
+_IN_FLIGHT = 1
+
+
+@dataclass
+class _Flight:
+    """A batch on its way: what to do with its features, once they are there."""
+
+    deliver: Callable[[Values], None]
+    seconds: Seconds
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    # What it took where it was computed; in a lane, beside so many others.
+    spent: Seconds = field(default_factory=lambda: defaultdict(float))
+    lane: Future[None] | None = None
+    lanes: int = 1
+    # On a GPU: preprocessing began and ended, the network began and ended, all is back.
+    marks: Sequence[torch.cuda.Event] = ()
+
+    def land(self) -> None:
+        """Wait for the features and hand them over."""
+        if self.marks:
+            began, prepared, entered, left, back = self.marks
+            back.synchronize()
+            self.seconds["preprocess"] += began.elapsed_time(prepared) / 1000
+            self.seconds["forward"] += entered.elapsed_time(left) / 1000
+        if self.lane is not None:
+            self.lane.result()
+        for stage, spent in self.spent.items():
+            self.seconds[stage] += spent / self.lanes
+        self.deliver({name: value.numpy() for name, value in self.outputs.items()})
+
+
+class Forward:
+    """A network, and the batches that are on their way through it.
+
+    A batch that does not fit into the device's memory is run in halves, and so are all that follow:
+    `most` is how many slices are run at once. lanes: whether a CPU computes batches side by side;
+    a compiled network never does. To be closed, on a CPU.
+    """
+
+    def __init__(
+        self, network: Backbone, recipe: Recipe, batch_size: int, *, lanes: bool = True
+    ) -> None:
+        keep_memory()
+        self.network, self.recipe = network, recipe
+        self.most = batch_size
+        self._flights: deque[_Flight] = deque()
+        self._lock = threading.Lock()  # of `most`
+        device = network.device
+        self._streams = _Streams(device) if device.type == "cuda" else None
+        aside = lanes and device.type == "cpu" and not network.compiled
+        self._lanes = Lanes() if aside else None
+
+    def run(
+        self,
+        items: Sequence[Slice],
+        modalities: Sequence[str],
+        deliver: Callable[[Values], None],
+        seconds: Seconds,
+    ) -> None:
+        """Embed a batch; `deliver` gets its features now or in a later call, in order.
+
+        seconds: where the time it takes is added. Raises DeviceError where one slice alone is too
+        much for the device.
+        """
+        flight = _Flight(deliver, seconds)
+        compute = self._compute_here if self._streams is None else self._compute_there
+        work = functools.partial(self._fitting, compute, items, modalities, flight)
+        if self._lanes is None:
+            work()
+        else:
+            flight.lane, flight.lanes = self._lanes.start(work), self._lanes.number
+        self._hand_over(flight)
+
+    def _fitting(
+        self,
+        compute: Callable[[Sequence[Slice], Sequence[str], _Flight], None],
+        items: Sequence[Slice],
+        modalities: Sequence[str],
+        flight: _Flight,
+    ) -> None:
+        """Compute a batch, in halves where memory runs out."""
+        while True:
+            most = self.most
+            try:
+                compute(items, modalities, flight)
+                return
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                if min(most, len(items)) == 1:
+                    raise DeviceError(
+                        f"One slice alone is too much for the memory of {self.network.device} "
+                        f"({str(error).splitlines()[0]}). Take a smaller network or image_size, or "
+                        "--device cpu; or see what else uses that memory."
+                    ) from None
+            # Behind the handler, whose error still holds what was computed.
+            self._halve(most, len(items))
+
+    def pass_by(self, deliver: Callable[[Values], None]) -> None:
+        """Call `deliver` without features, once all batches before are handed over."""
+        self._hand_over(_Flight(deliver, {}))
+
+    def flush(self) -> None:
+        """Wait for all that is on its way, and hand it over."""
+        while self._flights:
+            self._flights.popleft().land()
+
+    def _hand_over(self, flight: _Flight) -> None:
+        self._flights.append(flight)
+        allowed = 0 if self._streams is None else _IN_FLIGHT
+        if self._lanes is not None:
+            allowed = self._lanes.number  # and one that waits for the first lane to be free
+        while len(self._flights) > allowed:
+            self._flights.popleft().land()
+
+    def close(self) -> None:
+        """End the lanes; what is on its way is lost."""
+        if self._lanes is not None:
+            self._lanes.close()
+
+    def _halve(self, most: int, batch: int) -> None:
+        """Take fewer slices at once than `most` were of a batch, unless another lane has."""
+        with self._lock:
+            if self.most != most:
+                return
+            self.most = max(1, min(most, batch) // 2)
+        log.warning(
+            "A batch did not fit into the memory of %s: %d slices at once from now on.",
+            self.network.device,
+            self.most,
+        )
+        if self._streams is not None:
+            self.flush()
+            torch.cuda.empty_cache()
+
+    def _pieces(
+        self, items: Sequence[Slice], modalities: Sequence[str]
+    ) -> Iterator[tuple[Sequence[Slice], Sequence[str]]]:
+        for start in range(0, len(items), self.most):
+            stop = start + self.most
+            yield items[start:stop], modalities[start:stop]
+
+    def _compute_here(
+        self, items: Sequence[Slice], modalities: Sequence[str], flight: _Flight
+    ) -> None:
+        device = self.network.device
+        found = []
+        for some, of in self._pieces(items, modalities):
+            # On the CPU: other devices lack float64.
+            with clock(flight.spent, "preprocess"), record_function("preprocess"):
+                x = prepare_batch(some, of, self.recipe)
+            with clock(flight.spent, "forward"), record_function("forward"):
+                found.append({k: v.cpu() for k, v in self._features(x.to(device)).items()})
+        flight.outputs = _joined(found)
+
+    @torch.inference_mode()
+    def _compute_there(
+        self, items: Sequence[Slice], modalities: Sequence[str], flight: _Flight
+    ) -> None:
+        assert self._streams is not None
+        streams = self._streams
+        began, prepared, entered, left, back = streams.marks()
+        with torch.cuda.stream(streams.to):
+            began.record()
+            with record_function("preprocess"):
+                xs = [
+                    prepare_batch(some, of, self.recipe, self.network.device)
+                    for some, of in self._pieces(items, modalities)
+                ]
+            prepared.record()
+        streams.main.wait_event(prepared)
+        entered.record(streams.main)
+        for x in xs:
+            x.record_stream(streams.main)
+        with record_function("forward"):
+            found = _joined([self._features(x) for x in xs])
+        left.record(streams.main)
+        with torch.cuda.stream(streams.back):
+            streams.back.wait_event(left)
+            for name, value in found.items():
+                flight.outputs[name] = _to_host(value)
+                value.record_stream(streams.back)
+            back.record()
+        flight.marks = began, prepared, entered, left, back
+
+    def _features(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the recipe's arrays of a preprocessed batch, in their dtypes, on the device.
+
+        A compiled network is given full batches alone: another size would be compiled anew, and its
+        code be taken for full batches too from then on, with other bits.
+        """
+        count, recipe = len(x), self.recipe
+        if self.network.compiled and count < self.most:
+            x = torch.cat([x, x.new_zeros((self.most - count, *x.shape[1:]))])
+        features = self.network(x)
+        found: dict[str, Tensor] = {}
+        dtype = getattr(torch, recipe.dtype)  # the store refuses what overflows it
+        for name in recipe.outputs:
+            if name == "patch":
+                found |= coded(features.patch[:count], recipe.patch, dtype)
+            else:
+                found[name] = getattr(features, name)[:count].to(dtype)
+        return found
+
+
+class _Streams:
+    """The queues of work of one GPU: pixels in, the network, features out."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.main = torch.cuda.current_stream(device)
+        self.to, self.back = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
+
+    def marks(self) -> list[torch.cuda.Event]:
+        """Return marks that tell when work came past them."""
+        return [torch.cuda.Event(enable_timing=True) for _ in range(5)]  # type: ignore[no-untyped-call]
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a device's memory ran out, whichever of its libraries says so.
+
+    torch's allocator has an error of its own. cuBLAS, cuDNN and cuSOLVER, which allocate beside it,
+    give their status, and CUDA its words; a CPU's allocator has words alone.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return any(words in said for words in _NO_MEMORY)
+
+
+def coded(tokens: Tensor, how: PatchTokens, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return patch tokens (..., h, w, d) as arrays to be kept.
+
+    int8: round(x / s) with a scale s = max |x| / 127 for each token, as `stores.codes` reads it.
+    """
+    if how.pool > 1:
+        *before, h, w, d = tokens.shape
+        p = how.pool
+        tokens = tokens.reshape(*before, h // p, p, w // p, p, d).mean(dim=(-4, -2))
+    if how.coding == "plain":
+        return {"patch": tokens.to(dtype)}
+    scale = tokens.abs().amax(dim=-1, keepdim=True) / 127
+    # Not finite stays not finite in the scale, which the store refuses.
+    whole = (tokens / scale.clamp_min(torch.finfo(scale.dtype).tiny)).round().nan_to_num()
+    return {"patch": whole.clamp(-127, 127).to(torch.int8), "patch_scale": scale[..., 0]}
+
+
+def _joined(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(found) == 1:
+        return found[0]
+    return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+
+
+def _to_host(value: Tensor) -> Tensor:
+    """Return a copy in pinned memory, which is filled once the stream comes to it."""
+    host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    return host.copy_(value, non_blocking=True)
+
+
+def pick_device(name: str) -> str:
+    """Return the torch device to use: `auto` is the first GPU where there is one.
+
+    Raises DeviceError where it is not there.
+    """
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch says both of what it lacks
+        raise DeviceError(
+            f"There is no device {name!r} here: {str(error).splitlines()[0]} Take --device cpu."
+        ) from None
+    return "cuda:0" if name == "cuda" else name
+
+
+def gpus() -> list[str]:
+    """Return the GPUs of this machine as torch names them: cuda:0, cuda:1, ..."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
+def keep_memory() -> None:
+    """Let glibc keep the memory of activations from batch to batch.
+
+    By default it gives blocks above 32 MB back to the kernel at once and asks for them anew: those
+    page faults cost a sixth of ViT-S's time at batches of 32 (measured).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h

@@ -1,0 +1,88 @@
+"""Where the time of a run went: one sentence on what held it up, and a trace for those who dig."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from pathlib import Path
+
+from pipeline.inference.speed import Speed, cores
+from pipeline.recipe import Recipe
+
+# A stage that takes less of the run than this is not worth a change, nor is a run so short.
+_WORTH = 0.1
+_SHORT_S = 5.0
+# Batches that a trace holds.
+_TRACED = 20
+
+Seconds = MutableMapping[str, float]  # stage -> how long it took
+
+
+@contextlib.contextmanager
+def clock(seconds: Seconds, stage: str) -> Iterator[None]:
+    """Add the time spent inside to a stage's seconds."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] += time.perf_counter() - started
+
+
+def bottleneck(seconds: Mapping[str, float], slices: int, speed: Speed, recipe: Recipe) -> str:
+    """Say what a run waited for most, and what to change.
+
+    seconds: wait (for slices), survey, preprocess, forward and stall (for the writer) of `all`;
+    read: of all readers together. speed: as chosen, nothing left open. Empty for a short run.
+    """
+    whole = seconds.get("all", 0.0)
+    if whole < _SHORT_S:
+        return ""
+    share = {
+        "reading": seconds.get("wait", 0.0) + seconds.get("survey", 0.0),
+        "writing": seconds.get("stall", 0.0),
+        "preprocessing": seconds.get("preprocess", 0.0) if speed.device == "cpu" else 0.0,
+    }
+    worst = max(share, key=lambda stage: share[stage])
+    said = f"{share[worst]:.1f} s of {whole:.1f} s"
+    if share[worst] < _WORTH * whole:
+        return (
+            f"The network took {100 * seconds.get('forward', 0.0) / whole:.0f} % of the time, "
+            f"{slices / whole:.1f} slices/s: {_faster(speed, recipe)}"
+        )
+    if worst == "reading":
+        rate = slices / max(seconds.get("read", 0.0), 1e-9)
+        spare = speed.workers is not None and speed.workers < cores()
+        cure = f"more --workers (now {speed.workers}; this machine has {cores()} cores)"
+        return (
+            f"Reading held the network up for {said}; a core decodes {rate:.0f} slices/s: "
+            f"{cure if spare else 'a faster disk, or a machine with more cores'} would help."
+        )
+    if worst == "writing":
+        return f"Writing held the network up for {said}: a faster disk for the store would help."
+    return f"Preprocessing took {said}: a GPU would do it in passing."
+
+
+def _faster(speed: Speed, recipe: Recipe) -> str:
+    ways = [] if speed.device.startswith("cuda") else ["a GPU"]
+    if recipe.precision == "float32":
+        ways.append("backbone.precision: bfloat16 (another recipe, so another store)")
+    ways.append("a smaller network or image_size")
+    return f"{' or '.join([', '.join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)}, no less."
+
+
+@contextlib.contextmanager
+def tracing(path: Path | None) -> Iterator[Callable[[], None]]:
+    """Write a trace of the first batches, where a path is given; yields what to call a batch."""
+    if path is None:
+        yield lambda: None
+        return
+    from torch import profiler
+
+    def write(profile: profiler.profile) -> None:
+        profile.export_chrome_trace(str(path))
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    schedule = profiler.schedule(wait=0, warmup=1, active=_TRACED, repeat=1)
+    with profiler.profile(schedule=schedule, on_trace_ready=write) as profile:
+        yield profile.step

@@ -1,0 +1,1 @@
+"""Files to slices, in processes that can be killed."""

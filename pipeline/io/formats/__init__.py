@@ -1,0 +1,1 @@
+"""What a file of each format says and holds; `pipeline.io.decode` is the one door."""

@@ -1,0 +1,143 @@
+"""NumPy .npy and MATLAB .mat (v5 and v7.3). Private to `read`.
+
+A 2D array is one slice; of a 3D .npy the first axis counts the slices, of a 3D .mat the last (each
+as its own language writes them); a last axis of three behind larger ones is colour. Of a .mat the
+largest numeric variable is taken, or the `image` of the brain tumour set's struct `cjdata`.
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import scipy.io
+from numpy.typing import NDArray
+
+from pipeline.io.formats.limits import as_unreadable, check_size, luma
+from pipeline.types import Failure, Header, Slice
+from stores.errors import UnreadableError
+
+# Characters of a text, at the most.
+_LONGEST = 10_000
+_MATLAB_NUMBERS = frozenset(
+    {"double", "single", "logical"} | {f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)}
+)
+
+
+def read_headers(path: Path) -> list[Header]:
+    """Return one header a slice. Raises UnreadableError."""
+    stack, patient = _open(path)
+    count, height, width = stack.shape
+    volume = "stack" if count > 1 else ""
+    return [
+        Header(frame, None, height, width, patient=patient, volume=volume) for frame in range(count)
+    ]
+
+
+def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
+    """Yield the asked slices in order, float32 (H, W). Raises UnreadableError."""
+    stack, _ = _open(path)
+    for frame in frames:
+        if 0 <= frame < len(stack):
+            yield Slice(frame, np.ascontiguousarray(stack[frame], dtype=np.float32))
+        else:
+            yield Failure(frame, "corrupt", f"the file has no frame {frame}")
+
+
+def _open(path: Path) -> tuple[NDArray[Any], str | None]:
+    """Return the slices (n, H, W) and the patient the file names, if any."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(6)
+        if start == b"\x93NUMPY":
+            return _stack(np.load(path, mmap_mode="r", allow_pickle=False), slices=0), None
+        if h5py.is_hdf5(path):
+            return _open_mat73(path)
+        return _open_mat5(path)
+    except Exception as error:
+        raise as_unreadable(error, "reading the array") from error
+
+
+def _open_mat73(path: Path) -> tuple[NDArray[Any], str | None]:
+    """Read a v7.3 .mat: HDF5, whose axes are MATLAB's reversed."""
+    with h5py.File(path, "r") as file:
+        found = [name for name in ("cjdata/image", "image") if name in file]
+        name = found[0] if found else _largest(_datasets(file))
+        patient = hdf5_text(file["cjdata/PID"]) if "cjdata/PID" in file else None
+        return _stack(hdf5_values(file[name]).T, slices=-1), patient
+
+
+def hdf5_values(dataset: Any, most: int | None = None) -> NDArray[Any]:
+    """Return all values of an HDF5 dataset, as its shape says.
+
+    most: how many values it may have. Raises UnreadableError, where they lie in another file too.
+    """
+    if dataset.is_virtual or dataset.external:
+        raise UnreadableError("unsupported", "the array lies in another file")
+    values = math.prod(dataset.shape)
+    if most is not None and values > most:
+        raise UnreadableError("unsupported", f"{values} values where at most {most} are expected")
+    check_size(1, 1, 1, values * dataset.dtype.itemsize, 0, coded=False)
+    return np.asarray(dataset)
+
+
+def hdf5_text(dataset: Any) -> str:
+    """Return what MATLAB wrote as text: a number a character. Raises UnreadableError."""
+    codes = hdf5_values(dataset, _LONGEST).ravel()
+    return "".join(chr(int(code)) for code in codes[:64])
+
+
+def _datasets(file: Any) -> dict[str, int]:
+    """Return the sizes of the numeric 2D and 3D datasets at the top of an HDF5 file."""
+    return {
+        name: math.prod(item.shape)
+        for name, item in file.items()
+        if isinstance(item, h5py.Dataset)
+        and item.dtype.kind in "iufb"
+        and len(item.shape) in (2, 3)
+    }
+
+
+def _open_mat5(path: Path) -> tuple[NDArray[Any], str | None]:
+    """Read a .mat of version 4 to 7."""
+    listed = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}
+    if listed.get("cjdata", ((), ""))[1] == "struct":
+        struct = scipy.io.loadmat(path, variable_names=["cjdata"])["cjdata"][0, 0]
+        patient = (
+            "".join(map(str, np.ravel(struct["PID"]))) if "PID" in struct.dtype.names else None
+        )
+        return _stack(struct["image"], slices=-1), patient
+    sizes = {
+        name: math.prod(shape)
+        for name, (shape, kind) in listed.items()
+        if kind in _MATLAB_NUMBERS and len(shape) in (2, 3)
+    }
+    name = _largest(sizes)
+    check_size(1, 1, 1, sizes[name] * 8, 0, coded=False)
+    return _stack(scipy.io.loadmat(path, variable_names=[name])[name], slices=-1), None
+
+
+def _largest(sizes: dict[str, int]) -> str:
+    if not sizes:
+        raise UnreadableError("not-an-image", "holds no numeric array of two or three dimensions")
+    return max(sizes, key=lambda name: (sizes[name], name))
+
+
+def _stack(array: NDArray[Any], slices: int) -> NDArray[Any]:
+    """Return an array as slices (n, H, W); `slices` is the axis that counts them."""
+    if array.dtype.kind not in "iufb":
+        raise UnreadableError("unsupported", f"an array of type {array.dtype}")
+    if array.ndim == 3 and array.shape[2] == 3 and min(array.shape[:2]) > 4:
+        check_size(array.shape[0], array.shape[1], 3, 4, array.nbytes, coded=False)
+        array = luma(array)
+    if array.ndim not in (2, 3):
+        raise UnreadableError("unsupported", f"an array of {array.ndim} dimensions, not 2 or 3")
+    array = array[None] if array.ndim == 2 else np.moveaxis(array, slices, 0)
+    count, height, width = array.shape
+    check_size(height, width, count, array.dtype.itemsize, array.nbytes, coded=False)
+    return array

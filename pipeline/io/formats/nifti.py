@@ -1,0 +1,301 @@
+"""NIfTI-1 and NIfTI-2, plain or gzipped: slices of the canonical orientation. Private to `read`.
+
+- The array is turned so that its axes run to the patient's right, anterior and superior (RAS);
+  nothing is interpolated, so an oblique volume keeps its obliqueness and is flagged.
+- Slices lie and follow each other as a DICOM series would show them: axial from inferior to
+  superior, rows running to posterior and columns to the patient's left; coronal from anterior to
+  posterior and sagittal from left to right, rows running to inferior.
+- frame = time point * slices + slice.
+- A gzipped file is never held as a whole: it is checked in one pass, so that nothing of a damaged
+  file is taken for an image, and read in a second, a slice at a time where the slices follow each
+  other in the file, else a time point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import nibabel as nib
+import numpy as np
+from isal import igzip
+from nibabel.affines import obliquity
+from numpy.typing import NDArray
+
+from pipeline.io.formats.limits import (
+    DEFLATE_RATIO,
+    MAX_FILE_BYTES,
+    as_unreadable,
+    check_size,
+    luma,
+)
+from pipeline.types import Failure, Header, Plane, Slice
+from stores.errors import UnreadableError
+
+# Axis of the RAS array that the slices of a plane follow, and its direction along their normal.
+_AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
+# Beyond this angle between volume and patient axes (radians, 1 degree) a volume is oblique.
+_OBLIQUE = 0.0175
+_FREE_BYTES = 2**20
+# Bytes that are decompressed at a time.
+_BLOCK = 2**20
+
+
+class _Volume:
+    """An opened file: its header, checked, and where the voxels begin."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self.zipped = file.read(2) == b"\x1f\x8b"
+        self.stored = path.stat().st_size
+        with self._stream() as stream:
+            self.header = _read_header(stream)
+        shape = tuple(int(n) for n in self.header.get_data_shape())
+        while len(shape) > 4 and shape[-1] == 1:
+            shape = shape[:-1]
+        if not 2 <= len(shape) <= 4:
+            raise UnreadableError("unsupported", f"has {len(shape)} dimensions, not 2 to 4")
+        self.shape = (*shape, *(1,) * (4 - len(shape)))
+        self.dtype = self.header.get_data_dtype()
+        self.offset = int(self.header.get_data_offset())
+        self._check()
+        self.affine, self.placed = _affine(self.header)
+        self.turn = nib.orientations.io_orientation(self.affine)
+
+    def _stream(self) -> BinaryIO:
+        if self.zipped:
+            return cast(BinaryIO, igzip.open(self.path, "rb"))  # type: ignore[no-untyped-call]
+        return self.path.open("rb")
+
+    def _check(self) -> None:
+        if self.dtype.kind not in "iufV" or self.dtype.itemsize > 8:
+            raise UnreadableError("unsupported", f"voxels of type {self.dtype}")
+        if self.dtype.kind == "V" and self.dtype.names not in (
+            ("R", "G", "B"),
+            ("R", "G", "B", "A"),
+        ):
+            raise UnreadableError("unsupported", "voxels of an unknown structure")
+        x, y, z, t = self.shape
+        for height, width in ((x, y), (y, z), (x, z)):
+            check_size(height, width, 1, self.dtype.itemsize, self.stored, coded=False)
+        total = check_size(x, y, z * t, self.dtype.itemsize, self.stored, coded=False)
+        held = self.stored * DEFLATE_RATIO + _FREE_BYTES if self.zipped else self.stored
+        if self.offset < 0 or self.offset + total > held:
+            raise UnreadableError(
+                "truncated", f"declares {total} bytes of voxels; the file has {self.stored} bytes"
+            )
+
+    def pictures(self, frames: Sequence[int], plane: Plane) -> Iterator[NDArray[Any]]:
+        """Yield the asked slices (H, W) in order, laid as they are shown, unscaled."""
+        shape, _ = self.canonical()
+        count = shape[_AXIS[plane]]
+        times, places = [f // count for f in frames], [f % count for f in frames]
+        pieces: Iterator[NDArray[Any]]
+        if not self.zipped:
+            stored = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order="F")
+            pieces = (stored[..., time] for time in times)
+        elif int(self.turn[2, 0]) != _AXIS[plane]:
+            pieces = self._inflated(times, self.shape[:3])
+        else:  # a slice's voxels lie together
+            if (self.turn[2, 1] < 0) != (plane == "coronal"):
+                places = [count - 1 - place for place in places]
+            numbers = [time * count + place for time, place in zip(times, places, strict=True)]
+            pieces, places = self._inflated(numbers, (*self.shape[:2], 1)), [0] * len(frames)
+        for piece, place in zip(pieces, places, strict=True):
+            turned = nib.orientations.apply_orientation(piece, self.turn)
+            yield _cut(cast(NDArray[Any], turned), plane, place)
+
+    def _inflated(self, numbers: Sequence[int], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+        """Yield the pieces of a gzipped file's voxels that have these numbers, in their order.
+
+        Of what the file has before it is asked for, that which will be is kept until then.
+        """
+        self._check_whole()
+        size = math.prod(shape) * self.dtype.itemsize
+        left = Counter(numbers)
+        upcoming, kept = iter(sorted(left)), dict[int, NDArray[Any]]()
+        with self._stream() as stream:
+            for number in numbers:
+                while number not in kept:
+                    following = next(upcoming)
+                    stream.seek(self.offset + following * size)
+                    kept[following] = _fill(np.empty(shape, self.dtype, order="F"), stream)
+                yield kept[number]
+                left[number] -= 1
+                if not left[number]:
+                    del kept[number]
+
+    def _check_whole(self) -> None:
+        """Raise what is wrong with a gzipped file: decompressing tells, and the sum at its end."""
+        room, done = memoryview(bytearray(_BLOCK)), 0
+        with self._stream() as stream:
+            while count := _into(stream, room):
+                done += count
+                if done > MAX_FILE_BYTES + _FREE_BYTES:
+                    raise UnreadableError("too-large", f"holds more than {MAX_FILE_BYTES} bytes")
+        voxels = math.prod(self.shape) * self.dtype.itemsize
+        if done < self.offset + voxels:
+            raise UnreadableError("truncated", f"ends after {done} of {self.offset + voxels} bytes")
+
+    def canonical(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+        """Return the shape (X, Y, Z) and the affine of the volume once turned to RAS."""
+        order = np.argsort(self.turn[:, 0])
+        shape = tuple(self.shape[int(axis)] for axis in order)
+        turned = self.affine @ nib.orientations.inv_ornt_aff(self.turn, self.shape[:3])
+        return shape, turned
+
+
+def read_headers(path: Path, plane: Plane) -> list[Header]:
+    """Return a header for each slice of each time point. Raises UnreadableError."""
+    volume = _open(path)
+    shape, affine = volume.canonical()
+    axis = _AXIS[plane]
+    count, times = shape[axis], volume.shape[3]
+    in_plane = [a for a in (2, 1, 0) if a != axis]  # rows run along the first, columns the second
+    height, width = (shape[a] for a in in_plane)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    flags = () if volume.placed else ("no-orientation",)
+    if obliquity(affine).max() > _OBLIQUE:
+        flags = (*flags, "oblique")
+    places = [_place(affine, shape, axis, in_plane, k) for k in range(count)]
+    return [
+        Header(
+            frame=t * count + k,
+            modality=None,
+            height=height,
+            width=width,
+            volume=f"time {t}",
+            order=(float(t),),
+            position_mm=places[k][0],
+            offset_mm=places[k][1],
+            spacing_mm=(float(spacing[in_plane[0]]), float(spacing[in_plane[1]])),
+            flags=flags,
+        )
+        for t in range(times)
+        for k in range(count)
+    ]
+
+
+def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:
+    """Yield the asked slices in order, float32 (H, W), scaled. Raises UnreadableError.
+
+    A file that ends too early has the slices before its end.
+    """
+    volume = _open(path)
+    shape, _ = volume.canonical()
+    count = shape[_AXIS[plane]]
+    inside = [frame for frame in frames if 0 <= frame < count * volume.shape[3]]
+    pictures = volume.pictures(inside, plane)
+    slope, inter = volume.header.get_slope_inter()
+    for frame in frames:
+        if not 0 <= frame < count * volume.shape[3]:
+            yield Failure(frame, "corrupt", f"the file has no frame {frame}")
+            continue
+        try:
+            picture = next(pictures)
+        except Exception as error:
+            raise as_unreadable(error, "reading the voxels") from error
+        yield Slice(frame, _scaled(picture, slope, inter))
+
+
+def write_like(
+    path: Path, planes: Mapping[int, NDArray[np.uint8]], plane: Plane, out: Path
+) -> None:
+    """Write label planes (frame -> (H, W)) as NIfTI, in the space of the file they are of.
+
+    The frames of one time point; voxels of others are 0. Raises UnreadableError.
+    """
+    volume = _open(path)
+    labels = np.zeros(volume.shape[:3], np.uint8)
+    shown = nib.orientations.apply_orientation(labels, volume.turn)  # a view
+    for frame, values in planes.items():
+        _cut(shown, plane, frame % volume.canonical()[0][_AXIS[plane]])[...] = values
+    image = nib.Nifti1Image(labels, volume.affine)
+    image.set_sform(volume.affine, int(volume.header["sform_code"]) or 1)
+    image.set_qform(volume.affine, int(volume.header["qform_code"]))
+    image.header.set_xyzt_units(*volume.header.get_xyzt_units())
+    nib.save(image, out)
+
+
+def _open(path: Path) -> _Volume:
+    try:
+        return _Volume(path)
+    except Exception as error:
+        raise as_unreadable(error, "reading the NIfTI header") from error
+
+
+def _fill(array: NDArray[Any], stream: BinaryIO) -> NDArray[Any]:
+    """Return an array filled from a stream, in the order of the file. Raises UnreadableError."""
+    left = memoryview(array.reshape(-1, order="F").view(np.uint8).data)
+    while left:
+        count = _into(stream, left[:_BLOCK])
+        if not count:
+            raise UnreadableError("truncated", "ended sooner than when it was checked")
+        left = left[count:]
+    return array
+
+
+def _into(stream: BinaryIO, room: memoryview) -> int:
+    """Fill some bytes from a stream; return how many, none at its end."""
+    return int(stream.readinto(room))  # type: ignore[attr-defined]
+
+
+def _read_header(stream: BinaryIO) -> Any:
+    """Return the NIfTI-1 or -2 header at the start of a stream, in either byte order."""
+    raw = stream.read(540)
+    kind = nib.Nifti2Header if raw[4:7] == b"n+2" else nib.Nifti1Header
+    size = 540 if kind is nib.Nifti2Header else 348
+    if len(raw) < size:
+        raise UnreadableError("truncated", f"has {len(raw)} bytes of a header of {size}")
+    return kind(raw[:size], check=False)
+
+
+def _affine(header: Any) -> tuple[NDArray[np.float64], bool]:
+    """Return voxel -> mm (RAS), and whether the file says how the volume lies in the patient."""
+    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    said = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
+    if usable:
+        return affine, said
+    return np.diag([-1.0, 1.0, 1.0, 1.0]), False
+
+
+def _place(
+    affine: NDArray[np.float64], shape: tuple[int, ...], axis: int, in_plane: list[int], k: int
+) -> tuple[float, tuple[float, float]]:
+    """Return where slice k's first pixel lies: along the normal, and along rows and columns (mm).
+
+    In the patient coordinates of DICOM (LPS), so that the numbers equal those of a DICOM series.
+    """
+    to_lps = np.diag([-1.0, -1.0, 1.0])
+    step = to_lps @ affine[:3, :3]
+    down, right = -step[:, in_plane[0]], -step[:, in_plane[1]]
+    down, right = down / np.linalg.norm(down), right / np.linalg.norm(right)
+    normal = np.cross(right, down)
+    index = np.array([n - 1 for n in shape], dtype=np.float64)
+    index[axis] = shape[1] - 1 - k if axis == 1 else k
+    corner = to_lps @ (affine[:3, :3] @ index + affine[:3, 3])
+    return float(corner @ normal), (float(corner @ down), float(corner @ right))
+
+
+def _cut(voxels: NDArray[Any], plane: Plane, k: int) -> NDArray[Any]:
+    """Return slice k (H, W) of a RAS volume (X, Y, Z), laid as DICOM shows it."""
+    if plane == "axial":
+        return voxels[::-1, ::-1, k].T
+    if plane == "coronal":
+        return voxels[::-1, voxels.shape[1] - 1 - k, ::-1].T
+    return voxels[k, ::-1, ::-1].T
+
+
+def _scaled(picture: NDArray[Any], slope: float | None, inter: float | None) -> NDArray[np.float32]:
+    """Return voxels as float32 with the file's scaling; colour becomes luma."""
+    if picture.dtype.names:
+        return np.ascontiguousarray(luma(np.stack([picture[c] for c in "RGB"], axis=-1)))
+    if slope is None:
+        return np.ascontiguousarray(picture, dtype=np.float32)
+    scaled = picture.astype(np.float64) * slope + (inter or 0.0)
+    return np.ascontiguousarray(scaled, dtype=np.float32)

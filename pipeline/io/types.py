@@ -1,0 +1,30 @@
+"""What is asked of a file, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.types import Failure, Slice
+
+
+@dataclass(frozen=True)
+class Request:
+    """Frames wanted of one file; `path` is relative to the root, as the slice table has it."""
+
+    path: str
+    frames: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRead:
+    """What came of one frame of a Request.
+
+    file_digest: sha256 of the file's bytes; None where they could not be read. pixel_digest: see
+    there; None for a failure. seconds: spent reading and decoding. The pixels of the item may be of
+    a narrower type (see `narrow`).
+    """
+
+    item: Slice | Failure
+    file_digest: str | None = None
+    pixel_digest: str | None = None
+    seconds: float = 0.0

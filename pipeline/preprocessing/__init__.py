@@ -1,0 +1,1 @@
+"""Pixels to what a network sees, one pure function a step."""

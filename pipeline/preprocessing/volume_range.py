@@ -1,0 +1,200 @@
+"""Grey ranges of whole volumes, for rules of scope `volume`: found once, then told by receipts.
+
+A volume's range is found in one pass over its slices, before the first of them is embedded. Values
+are counted after their float32 is cut to 14 significant bits: exact for integers to 16,384, and
+within 1/8,192 of any other. Counts need 32 MB whatever the volume's size, and are whole numbers,
+so that the same volume gives the same bits in whatever order it is read.
+
+A range is kept in the receipt of every part that was scaled by it, under the volume's first row,
+and later parts of that volume take it from there: what could be read then may not be readable now.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.recipe import Intensity, Percentiles, Preprocess, ZScore, of_volume
+from pipeline.types import Failure, Slice
+from stores.errors import ConfigError, UnreadableError
+from stores.features import FeatureStore
+from stores.slices import of_modalities
+
+_DROPPED = 10  # of the 23 bits behind the point of a float32
+_ZERO = 2 ** (31 - _DROPPED)  # where the value zero is counted; negative values stand below
+
+Row = dict[str, Any]  # of the slice table
+Name = tuple[str, str]  # of a volume: series, modality
+Ends = tuple[float, float]
+Kept = dict[int, Ends]  # first row of a volume -> its range
+_NAMED = ("series", "modality")  # the columns of a volume's name
+
+
+class Histogram:
+    """How often each value occurs in a volume."""
+
+    def __init__(self) -> None:
+        self._counts = np.zeros(2 * _ZERO, np.int64)
+
+    def add(self, pixels: NDArray[Any]) -> None:
+        """Count the finite values of a slice, float32 or integers that it can hold."""
+        bits = pixels[np.isfinite(pixels)].astype(np.float32, copy=False).view(np.int32)
+        places = (bits & 0x7FFFFFFF) >> _DROPPED
+        np.add.at(self._counts, _ZERO + np.where(bits < 0, -places, places), 1)
+
+    def ends(self, rule: Intensity) -> Ends | None:
+        """Return the values that a rule of scope `volume` makes 0 and 1; None of no values."""
+        places = np.flatnonzero(self._counts)
+        values, counts = _values(places), self._counts[places]
+        match rule:
+            case Percentiles() if len(places):
+                upto = counts.cumsum()
+                return _percentile(values, upto, rule.low), _percentile(values, upto, rule.high)
+            case ZScore() if len(places):
+                mean = float((values * counts).sum() / counts.sum())
+                variance = float(((values - mean) ** 2 * counts).sum() / counts.sum())
+                reach = rule.clip * math.sqrt(variance)
+                return mean - reach, mean + reach
+        return None
+
+
+def _values(places: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the value that is counted at each place."""
+    cut = (np.abs(places - _ZERO) << _DROPPED).astype(np.int32).view(np.float32)
+    values: NDArray[np.float64] = np.where(places < _ZERO, -cut, cut).astype(np.float64)
+    return values
+
+
+def _percentile(values: NDArray[np.float64], upto: NDArray[np.int64], percent: float) -> float:
+    """Return a percentile of ascending values, linear between neighbours as in NumPy.
+
+    upto: how many are at most each value.
+    """
+    place = percent / 100 * (int(upto[-1]) - 1)
+    below, above = np.searchsorted(upto, [math.floor(place), math.ceil(place)], side="right")
+    return float(values[below] + (values[above] - values[below]) * (place % 1))
+
+
+def by_series(slices: pa.Table) -> dict[str, NDArray[np.int64]]:
+    """Return the places in a table of the slices of each series, ascending."""
+    series = slices["series"].combine_chunks().dictionary_encode()
+    which = series.indices.to_numpy()
+    order = np.argsort(which, kind="stable")
+    bounds = np.searchsorted(which[order], np.arange(len(series.dictionary) + 1))
+    return {
+        name: order[start:stop]
+        for name, (start, stop) in zip(
+            series.dictionary.to_pylist(), itertools.pairwise(bounds.tolist()), strict=True
+        )
+    }
+
+
+class Volumes:
+    """The volumes that scale their slices, and their ranges once they were surveyed."""
+
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        slices: pa.Table,
+        kept: Callable[[Iterable[int]], Kept],
+    ) -> None:
+        """slices: live ones by row, whole volumes; kept: rows -> ranges their parts tell."""
+        self._preprocess = preprocess
+        self._kept = kept
+        self._first: dict[Name, int] = {}  # of the volumes met so far
+        self._ends: dict[Name, Ends | None] = {}
+        scaled = slices.filter(of_modalities(slices, self._scales))
+        self._slices, self._places = scaled, by_series(scaled)
+
+    def take(self, slices: Iterable[Row]) -> dict[Name, list[Row]]:
+        """Return the volumes to be surveyed, with all their slices.
+
+        Those are the ones met here first, of which no committed part tells the range.
+        """
+        surveyed: dict[Name, list[Row]] = {}
+        for name in filter(None, map(self._name, slices)):
+            if name in self._first:
+                continue
+            volume = self._volume(*name)
+            self._first[name] = volume[0]["row"]
+            kept = self._kept(slice_["row"] for slice_ in volume)
+            if self._first[name] in kept:
+                self._ends[name] = kept[self._first[name]]
+            else:
+                surveyed[name] = volume
+        return surveyed
+
+    def _volume(self, series: str, modality: str) -> list[Row]:
+        rows = self._slices.take(pa.array(self._places[series])).to_pylist()
+        return [row for row in rows if row["modality"] == modality]
+
+    def survey(
+        self, name: Name, slices: Iterable[Row], items: Iterator[Slice | Failure]
+    ) -> list[int]:
+        """Find the range of a volume from an item a slice; return the rows that are left out.
+
+        Those are the slices that cannot be read.
+        """
+        left_out, histogram = [], Histogram()
+        for slice_ in slices:
+            item = next(items)
+            if isinstance(item, Slice):
+                histogram.add(item.pixels)
+            else:
+                left_out.append(slice_["row"])
+        self._ends[name] = histogram.ends(self._preprocess.rule(name[1]))
+        return left_out
+
+    def ranges(self, slices: Iterable[Row]) -> Kept:
+        """Return the ranges that scale some slices, to be kept in their part's receipt."""
+        names = set(filter(None, map(self._name, slices)))
+        ends = ((self._first[name], self._ends[name]) for name in names)
+        return {row: end for row, end in sorted(ends) if end is not None}
+
+    def ranged(self, slice_: Row, item: Slice) -> Slice:
+        """Return a slice with the range of its volume, where that scales it.
+
+        Raises UnreadableError where a slice can be read of whose volume nothing could be before.
+        """
+        name = self._name(slice_)
+        if name is None:
+            return item
+        ends = self._ends[name]
+        if ends is None and np.isfinite(item.pixels).any():
+            raise UnreadableError("vanished", "no slice of its volume could be read for its range")
+        return replace(item, ends=ends)
+
+    def _name(self, slice_: Row) -> Name | None:
+        """Return which volume scales a slice; None where it does so itself."""
+        if self._scales(slice_["modality"]):
+            return slice_["series"], slice_["modality"]
+        return None
+
+    def _scales(self, modality: str) -> bool:
+        return of_volume(self._preprocess.rule(modality))
+
+
+def told(store: FeatureStore, slices: pa.Table, preprocess: Preprocess, row: Row) -> Ends | None:
+    """Return the range that a slice was scaled by; None where it was scaled by itself.
+
+    slices: the store's table, by row. Raises ConfigError where its part's receipt does not tell it.
+    """
+    if not of_volume(preprocess.rule(row["modality"])):
+        return None
+    receipt = store.receipt(row["row"] // store.layout.part_rows) or {}
+    for first, low, high in receipt.get("ranges", ()):
+        place = int(np.searchsorted(slices["row"].to_numpy(), first))
+        if all(slices[name][place].as_py() == row[name] for name in _NAMED):
+            return low, high
+    raise ConfigError(
+        f"Row {row['row']} was scaled by the range of its volume, which the store does not "
+        "tell: it was extracted by an earlier version. Extract a new store for what sees images, "
+        "or ask heads on features alone."
+    )

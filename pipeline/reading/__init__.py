@@ -1,1 +1,0 @@
-"""Processes that read files and can be killed."""

@@ -1,0 +1,361 @@
+"""The recipe: all that changes feature values. Frozen, canonical JSON, one digest."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+if TYPE_CHECKING:
+    import torch
+from pipeline.types import Frozen, Plane
+
+FORMAT_VERSION: Literal[1] = 1
+
+# The outputs of one forward pass that a store can hold.
+Output = Literal["cls", "mean", "patch"]
+# What the network computes in. Weights and what leaves a LayerNorm stay float32 (autocast).
+Precision = Literal["float32", "bfloat16", "float16"]
+# What a modality code (DICOM 0008,0060) means for intensities.
+IntensityKind = Literal["ct", "mr", "xray", "other"]
+XRAY_MODALITIES = frozenset({"CR", "DX", "MG", "RF", "RG", "XA", "PX", "IO", "DR"})
+
+# Customary CT windows, (centre, width) in HU, as viewers preset them; a recipe holds the numbers,
+# not the name.
+CT_WINDOWS: dict[str, tuple[float, float]] = {
+    "lung": (-600, 1500),
+    "mediastinum": (50, 350),
+    "abdomen": (40, 400),
+    "liver": (60, 160),
+    "bone": (480, 2500),
+    "brain": (40, 80),
+    "stroke": (40, 40),
+    "subdural": (75, 215),
+    "angio": (300, 600),
+}
+
+
+class Window(Frozen):
+    """Clip to [low, high] (HU for CT) and scale to [0, 1]. Also made from centre and width."""
+
+    kind: Literal["window"] = "window"
+    low: float
+    high: float
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_centre_and_width(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not {"center", "width"} & set(data):
+            return data
+        rest = {key: value for key, value in data.items() if key not in ("center", "width")}
+        if not {"center", "width"} <= set(data) or {"low", "high"} & set(data):
+            raise ValueError(
+                f"A window is either low and high, or center and width. Got {sorted(data)} instead."
+            )
+        center, width = float(data["center"]), float(data["width"])
+        return {**rest, "low": center - width / 2, "high": center + width / 2}
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Window:
+        if not self.low < self.high:
+            raise ValueError(
+                f"A window must have low < high. Got low={self.low} and high={self.high} instead; "
+                "swap them if the window was reversed."
+            )
+        return self
+
+
+class Windows(Frozen):
+    """Three windows of one slice as the red, green and blue channel."""
+
+    kind: Literal["windows"] = "windows"
+    red: Window
+    green: Window
+    blue: Window
+
+
+class FileWindow(Frozen):
+    """The file's own window or VOI LUT; a slice without one falls back to minimum and maximum."""
+
+    kind: Literal["file"] = "file"
+
+
+# Whose values make a range: the slice's own, or all of its volume's. A volume that gains, loses or
+# changes a slice is then embedded anew as a whole.
+Scope = Literal["slice", "volume"]
+
+
+class Percentiles(Frozen):
+    """Clip to the percentiles [low, high] of the slice or volume and scale to [0, 1]."""
+
+    kind: Literal["percentiles"] = "percentiles"
+    low: Annotated[float, Field(ge=0, le=100)] = 1.0
+    high: Annotated[float, Field(ge=0, le=100)] = 99.0
+    scope: Scope = "slice"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Percentiles:
+        if not self.low < self.high:
+            raise ValueError(
+                f"Percentiles must have low < high. Got {self.low} and {self.high} instead."
+            )
+        return self
+
+
+class MinMax(Frozen):
+    """Scale the slice's own minimum and maximum to [0, 1]."""
+
+    kind: Literal["minmax"] = "minmax"
+
+
+class ZScore(Frozen):
+    """Clip to `clip` standard deviations round the mean of the slice or volume; scale to [0, 1]."""
+
+    kind: Literal["zscore"] = "zscore"
+    clip: Annotated[float, Field(gt=0)] = 3.0
+    scope: Scope = "slice"
+
+
+def _intensity(value: Any) -> Any:
+    """Return the long form of a rule written short: a window's name, or three of them."""
+    if isinstance(value, (list, tuple)):
+        if len(value) != 3:
+            raise ValueError(f"Windows as channels must be three. Got {len(value)} instead.")
+        red, green, blue = map(_window, value)
+        return {"kind": "windows", "red": red, "green": green, "blue": blue}
+    if value in ("file", "minmax", "percentiles", "zscore"):
+        return {"kind": value}
+    return _window(value)
+
+
+def _window(value: Any) -> Any:
+    """Return a window's numbers for its name; anything else as it is."""
+    if isinstance(value, dict) and "kind" not in value:
+        return {"kind": "window", **value}
+    if not isinstance(value, str):
+        return value
+    if value not in CT_WINDOWS:
+        near = difflib.get_close_matches(value, CT_WINDOWS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(CT_WINDOWS)}."
+        raise ValueError(f"There is no CT window named {value!r}. {hint}")
+    center, width = CT_WINDOWS[value]
+    return {"kind": "window", "center": center, "width": width}
+
+
+Intensity = Annotated[
+    Window | Windows | FileWindow | Percentiles | MinMax | ZScore, Field(discriminator="kind")
+]
+# A rule as a config may write it: `lung`, `[lung, mediastinum, bone]`, `file`, or the long form.
+ShortIntensity = Annotated[Intensity, BeforeValidator(_intensity)]
+
+
+# What a slice is changed to before all else, to see whether features mind (`views`); `thick` is
+# made of its neighbours in the volume too.
+SeenAs = Literal["noise", "shift", "turn", "jpeg", "thick"]
+ViewName = Literal["none", SeenAs]
+
+
+class Preprocess(Frozen):
+    """How pixels become numbers in [0, 1], one rule for each kind of image, and which pixels.
+
+    The defaults follow arXiv 2312.02366: HU clamped to [-1024, 600], X-rays by minimum and
+    maximum, the whole image squeezed to a square; MR by percentiles of the slice. aspect: `pad`
+    adds black to make the square, `crop` cuts its middle out. crop: `body` cuts to the box of the
+    body first. view: what the slice is changed to before all that, to ask how steady answers are.
+    """
+
+    ct: ShortIntensity = Window(low=-1024, high=600)
+    mr: ShortIntensity = Percentiles()
+    xray: ShortIntensity = MinMax()
+    other: ShortIntensity = MinMax()
+    plane: Plane = "axial"
+    aspect: Literal["square", "pad", "crop"] = "square"
+    crop: Literal["none", "body"] = "none"
+    view: ViewName = "none"
+
+    def rule(self, modality: str) -> Intensity:
+        """Return the rule that scales slices of a modality."""
+        rule: Intensity = getattr(self, intensity_kind(modality))
+        return rule
+
+    def by_volume(self, modality: str) -> bool:
+        """Return whether what is made of a slice of a modality depends on its volume as well."""
+        return self.thickens(modality) or of_volume(self.rule(modality))
+
+    def thickens(self, modality: str) -> bool:
+        """Return whether slices of a modality are seen thicker; X-rays have no neighbours."""
+        return self.view == "thick" and intensity_kind(modality) != "xray"
+
+
+def of_volume(rule: Intensity) -> bool:
+    """Return whether a rule takes its range from the whole volume."""
+    return isinstance(rule, (Percentiles, ZScore)) and rule.scope == "volume"
+
+
+def intensity_kind(modality: str) -> IntensityKind:
+    """Return which intensity rule a DICOM modality code falls under."""
+    if modality in ("CT", "MR"):
+        return "ct" if modality == "CT" else "mr"
+    return "xray" if modality in XRAY_MODALITIES else "other"
+
+
+# Which of transformers' model types a network is (`comparators`); DINOv2's two are one here.
+FamilyName = Literal[
+    "dinov2", "vit", "vit_mae", "vit_msn", "clip", "sam", "resnet", "dinov3_vit", "timm_wrapper"
+]
+# A network's own mean, std and final norm; or as the code of arXiv 2312.02366 treats comparators:
+# ImageNet's mean and std, tokens before the final norm (DINOv2's keep theirs).
+Treatment = Literal["own", "paper"]
+
+
+class Architecture(Frozen):
+    """The shape of a network and its input's mean and std: what the weights do not say.
+
+    settings: what the config of a family other than DINOv2's says beside.
+    """
+
+    family: FamilyName = "dinov2"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    treatment: Treatment = "own"
+    dim: int
+    depth: int
+    heads: int
+    patch: int = 14
+    registers: int = 0
+    ffn: Literal["mlp", "swiglu"] = "mlp"
+    mlp_ratio: int = 4
+    eps: float = 1e-6
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class PatchTokens(Frozen):
+    """How patch tokens are kept: of the last so many blocks, each after the final LayerNorm.
+
+    coding: `plain` in the dtype of the other outputs, `int8` with a float32 scale for each token;
+    pool: the mean of so many by so many neighbours is kept in their place.
+    """
+
+    blocks: Annotated[int, Field(ge=1)] = 1
+    coding: Literal["plain", "int8"] = "plain"
+    pool: Annotated[int, Field(ge=1)] = 1
+
+
+class Recipe(Frozen):
+    """All that changes feature values, and nothing else.
+
+    `weights` is `sha256:<hex of the weights file>`, or `random:<seed>` for weights nobody trained,
+    or both, with a plus, for what was tuned from those on a few labels.
+    """
+
+    format: Literal[1] = FORMAT_VERSION
+    architecture: Architecture
+    weights: Annotated[
+        str, Field(pattern=r"^(sha256:[0-9a-f]{64}|random:\d+(\+sha256:[0-9a-f]{64})?)$")
+    ]
+    image_size: Annotated[int, Field(gt=0)] = 224
+    blocks: Annotated[int, Field(ge=1)] = 4
+    outputs: tuple[Output, ...] = ("cls", "mean")
+    dtype: Literal["float16", "float32"] = "float16"
+    precision: Precision = "float32"
+    patch: PatchTokens = PatchTokens()
+    preprocess: Preprocess = Preprocess()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        patch, depth = self.architecture.patch, self.architecture.depth
+        if self.image_size % patch:
+            below = self.image_size // patch * patch
+            raise ValueError(
+                f"image_size must be a multiple of the patch size {patch}. Got {self.image_size} "
+                f"instead; the nearest are {below} and {below + patch}."
+            )
+        own = self.architecture.settings.get("image_size", self.image_size)
+        if own != self.image_size:
+            raise ValueError(
+                f"image_size must be {own}, the only one that this network takes. "
+                f"Got {self.image_size} instead."
+            )
+        if self.blocks > depth:
+            raise ValueError(
+                f"blocks must be at most the depth {depth}. Got {self.blocks} instead."
+            )
+        if len(set(self.outputs)) != len(self.outputs) or not self.outputs:
+            raise ValueError(f"outputs must be one or more, each once. Got {self.outputs} instead.")
+        if self.patch != PatchTokens() and "patch" not in self.outputs:
+            raise ValueError(
+                f"outputs.patch says how patch tokens are kept, and outputs.keep has none. Got "
+                f"{list(self.outputs)} instead; add patch."
+            )
+        if self.patch.blocks > depth:
+            raise ValueError(
+                f"outputs.patch.blocks must be at most the depth {depth}. Got {self.patch.blocks} "
+                "instead."
+            )
+        grid = self.image_size // patch
+        if grid % self.patch.pool:
+            fit = [n for n in range(1, grid + 1) if grid % n == 0]
+            raise ValueError(
+                f"outputs.patch.pool must divide the {grid} x {grid} patches of an image of "
+                f"{self.image_size} px. Got {self.patch.pool} instead; these do: {fit}."
+            )
+        return self
+
+    @property
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Return the arrays that are filled: name -> shape of a row, dtype."""
+        dim, grid = self.architecture.dim, self.image_size // self.architecture.patch
+        side, blocks = grid // self.patch.pool, self.patch.blocks
+        # One block has no axis of its own.
+        tokens = (side, side) if blocks == 1 else (blocks, side, side)
+        shapes = {"cls": (self.blocks, dim), "mean": (dim,), "patch": (*tokens, dim)}
+        found: dict[str, tuple[tuple[int, ...], str]] = {}
+        for name in self.outputs:
+            found[name] = shapes[name], self.dtype
+        if self.patch.coding == "int8":
+            found["patch"] = shapes["patch"], "int8"
+            found["patch_scale"] = tokens, "float32"
+        return found
+
+    @property
+    def random(self) -> bool:
+        """True where the weights are seeded noise: whatever shows a number must say so."""
+        return self.weights.startswith("random:")
+
+    def canonical(self) -> str:
+        """Return the one JSON text of this recipe: sorted keys, no spaces."""
+        content = self.model_dump(mode="json")
+        if self.precision == "float32":  # as before there was a choice: the digest stays
+            del content["precision"]
+        if self.patch == PatchTokens():  # so here
+            del content["patch"]
+        if self.preprocess.view == "none":
+            del content["preprocess"]["view"]
+        network = content["architecture"]
+        for name, plain in (("family", "dinov2"), ("settings", {}), ("treatment", "own")):
+            if network[name] == plain:
+                del network[name]
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    @property
+    def digest(self) -> str:
+        """Return the sha256 of the canonical JSON, as hex."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Features:
+    """One batch's features, float32.
+
+    cls (b, l, d): CLS tokens of the last l blocks after the final LayerNorm, oldest first;
+    mean (b, d): mean of the last block's patch tokens; patch (b, h, w, d): those tokens; where
+    several blocks are asked for, (b, l, h, w, d), as cls.
+    """
+
+    cls: torch.Tensor
+    mean: torch.Tensor
+    patch: torch.Tensor

@@ -1,0 +1,179 @@
+"""Two or more stores side by side: who ranks where, by how much, and how alike their features are.
+
+Dims: n shared slices, d features of one store, k neighbours, s stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pipeline.evaluation.compare import compare_stores
+from pipeline.evaluation.neighbours import neighbours
+from pipeline.report.atlas import whole_slice
+from pipeline.report.figures import forest, headline
+from pipeline.report.sources import Source
+from pipeline.report.wording import HEADLINE, METHODS, METRICS
+from pipeline.results import Difference, Metric, Result
+from stores.errors import LabelError, StoreNotFoundError
+
+Floats = NDArray[np.float32]
+# Shared slices that features are held against each other on.
+SAMPLE = 2000
+K = 10
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One question that every store answered: its metric (s,) in the order of the stores."""
+
+    task: str
+    method: str
+    metric: str
+    values: tuple[Metric, ...]
+    ranks: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two stores: differences of the second less the first, or why there are none; likeness."""
+
+    first: str
+    second: str
+    differences: tuple[tuple[Result, Difference], ...]
+    unable: str
+    shared: int
+    overlap: float | None
+    cka: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All stores side by side. mean_ranks (s,): over the questions that all answered."""
+
+    names: tuple[str, ...]
+    ranked: tuple[Ranked, ...]
+    mean_ranks: tuple[float, ...]
+    pairs: tuple[Pair, ...]
+    forest: Figure | None
+
+
+def compare_sources(sources: Sequence[Source]) -> Comparison:
+    """Hold every pair of stores against each other."""
+    ranked = _rank(sources)
+    means = np.mean([each.ranks for each in ranked], axis=0).tolist() if ranked else []
+    return Comparison(
+        names=tuple(source.name for source in sources),
+        ranked=tuple(ranked),
+        mean_ranks=tuple(means),
+        pairs=tuple(_pair(one, two) for one, two in combinations(sources, 2)),
+        forest=_forest(sources, ranked),
+    )
+
+
+def _rank(sources: Sequence[Source]) -> list[Ranked]:
+    shared = [asked for asked in sources[0].results if all(asked in s.results for s in sources)]
+    ranked = []
+    for asked in shared:
+        results = [source.results[asked] for source in sources]
+        name = headline(results[0])
+        if not all(r.scores and name in r.scores[-1].metrics for r in results):
+            continue
+        values = tuple(r.scores[-1].metrics[name] for r in results)
+        numbers = np.array([value.value for value in values])
+        above = (numbers[None] > numbers[:, None]).sum(axis=1)
+        ties = (numbers[None] == numbers[:, None]).sum(axis=1)
+        ranks = tuple((above + (ties + 1) / 2).tolist())  # ties share their mean rank
+        ranked.append(Ranked(asked[0], asked[1], name, values, ranks))
+    return ranked
+
+
+def _forest(sources: Sequence[Source], ranked: Sequence[Ranked]) -> Figure | None:
+    rows = [
+        (f"{each.task} · {METHODS[each.method]}", list(enumerate(each.values)))
+        for each in ranked
+        if each.metric == HEADLINE[0]
+    ]
+    names = [source.name for source in sources]
+    return forest(rows, names, METRICS[HEADLINE[0]], chance=0.5) if rows else None
+
+
+def _pair(one: Source, two: Source) -> Pair:
+    differences: list[tuple[Result, Difference]] = []
+    unable = ""
+    try:
+        for result, found in compare_stores(one.store.path, two.store.path):
+            wanted = headline(result)
+            differences += [(result, d) for d in found if d.metric == wanted]
+    except (LabelError, StoreNotFoundError) as error:
+        unable = str(error)
+    x, y = _shared(one, two)
+    enough = min(len(x), len(y)) > K + 1
+    return Pair(
+        first=one.name,
+        second=two.name,
+        differences=tuple(differences),
+        unable=unable,
+        shared=max(len(x), len(y)),
+        overlap=mutual_overlap(x, y, K) if enough else None,
+        cka=linear_cka(x, y) if enough else None,
+    )
+
+
+def _shared(one: Source, two: Source) -> tuple[Floats, Floats]:
+    """Return features (n, d) and (n, d') of slices with equal pixels, at most SAMPLE of them."""
+    keys, first = [], []
+    for source in (one, two):
+        digests = np.ascontiguousarray(source.store.read("pixel_digest", source.rows))
+        key, at = np.unique(digests.view("V32").ravel(), return_index=True)
+        keys.append(key.view("S32"))  # sorts as V32 does not compare
+        first.append(source.rows[at])
+    _, here, there = np.intersect1d(keys[0], keys[1], return_indices=True)
+    kept = np.unique(np.linspace(0, max(len(here) - 1, 0), SAMPLE).astype(np.int64))
+    kept = kept if len(here) else kept[:0]
+    return tuple(  # type: ignore[return-value]
+        _features(source, rows[at[kept]])
+        for source, rows, at in zip((one, two), first, (here, there), strict=True)
+    )
+
+
+def _features(source: Source, rows: NDArray[np.int64]) -> Floats:
+    which = whole_slice(source)
+    if which is None:  # patch tokens alone
+        return np.empty((0, 0), np.float32)
+    order = np.argsort(rows)  # reads go by chunk
+    x = np.empty((len(rows), *which.row_shape(source.store)), np.float32)
+    if len(rows):
+        x[order] = which.of(source.store, rows[order])
+    return x.reshape(len(rows), int(np.prod(x.shape[1:])))
+
+
+def mutual_overlap(x: Floats, y: Floats, k: int) -> float:
+    """Return the mean share of k nearest neighbours (cosine) that two spaces have in common.
+
+    Mutual k-nearest-neighbour alignment of Huh et al., arXiv 2405.07987. x (n, d), y (n, d').
+    """
+    near = [_neighbours(each, k) for each in (x, y)]
+    common = [len(np.intersect1d(a, b)) for a, b in zip(*near, strict=True)]
+    return float(np.mean(common) / k)
+
+
+def _neighbours(x: Floats, k: int) -> NDArray[np.int64]:
+    every = np.arange(len(x))
+    return neighbours(x, every, every, k, every)[1]
+
+
+def linear_cka(x: Floats, y: Floats) -> float:
+    """Return the linear centred kernel alignment of two spaces, 0 to 1.
+
+    |Y'X|^2 / (|X'X| |Y'Y|), columns centred (Kornblith et al., arXiv 1905.00414, eq. 5 and
+    section 3). x (n, d), y (n, d').
+    """
+    x, y = (each.astype(np.float64) - each.mean(axis=0, dtype=np.float64) for each in (x, y))
+    below = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
+    return float(np.linalg.norm(y.T @ x) ** 2 / below) if below > 0 else 0.0

@@ -1,0 +1,73 @@
+"""What methods, metrics and settings are called where people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.results import Metric
+
+RANDOM = "RANDOM WEIGHTS"
+METHODS = {
+    "knn": "kNN",
+    "probe": "Linear probe",
+    "fewshot": "Few-shot",
+    "linear": "Linear heads by SGD",
+    "attention": "Attention over slices",
+    "efficiency": "Label efficiency",
+    "finetune": "Fine-tuning",
+    "lora": "LoRA",
+    "bitfit": "BitFit",
+    "norm": "Norms alone",
+}
+# In the order of the table's columns; those that no result has are left out.
+METRICS = {
+    "auroc": "AUROC",
+    "average_precision": "Avg. precision",
+    "balanced_accuracy": "Bal. accuracy",
+    "accuracy": "Accuracy",
+    "f1": "F1",
+    "brier": "Brier",
+    "ece": "ECE",
+    "quadratic_kappa": "Quadratic kappa",
+    "r2": "R²",
+    "mae": "MAE",
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95, mm (or pixels)",
+    "nsd": "NSD",
+    "dice_ceiling": "Dice ceiling",
+    "paper_dice": "Paper's Dice",
+    "paper_jaccard": "Paper's Jaccard",
+    "fit_seconds": "Training, s",
+}
+# The one number that stands for an answer: the first of these that it has.
+HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
+
+
+def setting_text(setting: Mapping[str, float]) -> str:
+    """Return a setting as people write it."""
+    return ", ".join(f"{name} = {_number(value)}" for name, value in setting.items())
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 1 and value == int(value) else f"{value:.3g}"
+
+
+def spread(metric: Metric) -> tuple[float, float] | None:
+    """Return the ends of a metric's interval, where it has one."""
+    if metric.low is None or metric.high is None:
+        return None
+    return metric.low, metric.high
+
+
+def interval(metric: Metric) -> str:
+    """Return a metric with its interval: 0.861 [0.82, 0.90]."""
+    ends = spread(metric)
+    return f"{metric.value:.3f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: 1 slice, 1,204 slices."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,42 @@
+"""Paths as they are stored, and patterns that match them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+
+
+def escape_path(path: str) -> str:
+    r"""Return a relative path as it can be stored: bytes that are not UTF-8 as `\xff`."""
+    return os.fsencode(path.replace("\\", "\\\\")).decode("utf-8", "backslashreplace")
+
+
+def unescape_path(stored: str) -> str:
+    """Return the relative path that `escape_path` stored, as the file system wants it."""
+    if "\\" not in stored:
+        return stored
+    parts = stored.split("\\\\")
+    return "\\".join(os.fsdecode(_unescape(part)) for part in parts)
+
+
+def _unescape(text: str) -> bytes:
+    head, *rest = text.split("\\x")
+    tail = (bytes.fromhex(piece[:2]) + piece[2:].encode() for piece in rest)
+    return b"".join((head.encode(), *tail))
+
+
+def matcher(globs: Iterable[str]) -> Callable[[str], bool]:
+    """Return whether a relative path matches one of the globs; `**` stands for any folders."""
+    patterns = [re.compile(_regex(glob), re.DOTALL) for glob in globs]
+    return lambda path: any(pattern.fullmatch(path) for pattern in patterns)
+
+
+def _regex(glob: str) -> str:
+    """Return a glob as a regular expression: `*` and `?` stop at a slash, `**` does not."""
+    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
+    return "".join(
+        parts.get(piece) or (piece.replace("[!", "[^") if piece[:1] == "[" else re.escape(piece))
+        for piece in pieces
+    )

@@ -1,0 +1,1 @@
+"""Studies of the features themselves: speed, precision, stability, compression."""

@@ -1,0 +1,235 @@
+"""What is lost where patch tokens are kept in fewer bytes: cosine, and the Dice of a head on them.
+
+A few slices of the collection are embedded once, in float32, in a store of their own that is gone
+afterwards. From these tokens the others are made as a store would keep them.
+"""
+
+from __future__ import annotations
+
+import glob
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipeline.config.data import Outputs
+from pipeline.config.root import Config
+from pipeline.config.segmentation import Segment
+from pipeline.extraction.distributed.tasks import Work, embed_here
+from pipeline.extraction.embed import BadLimit, Progress, Speed
+from pipeline.extraction.sync import look, make_recipe, open_store, settle
+from pipeline.inference.forward import coded
+from pipeline.recipe import PatchTokens
+from pipeline.segmentation import heads, masks
+from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.contracts import Parts
+from pipeline.segmentation.selection import Overlap
+from pipeline.segmentation.sources import StoreSource
+from pipeline.segmentation.tokens import Tokens
+from pipeline.shared.paths import unescape_path
+from stores import FeatureStore
+from stores.errors import ConfigError
+from stores.features import OK
+
+Rows = NDArray[np.int64]
+WAYS: dict[str, tuple[PatchTokens, torch.dtype]] = {
+    "float32": (PatchTokens(), torch.float32),
+    "float16": (PatchTokens(), torch.float16),
+    "int8": (PatchTokens(coding="int8"), torch.float32),
+    "float16, pool 2": (PatchTokens(pool=2), torch.float16),
+    "int8, pool 2": (PatchTokens(coding="int8", pool=2), torch.float32),
+}
+# Slices of one series that are looked at, at most.
+_OF_A_SERIES = 4
+HEAD = Segment(method="linear-bn", learning_rates=(0.05,), refit="none")
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """One way to keep the patch tokens of the last block, against float32.
+
+    bytes: of a slice; cosine_mean, cosine_least: of all tokens with what is kept of them, on a
+    pooled grid with what stands for them; dice: by masks of the config, of a linear head fitted to
+    what is kept, over all pixels of the test part; lost: by how much it is less than of float32.
+    """
+
+    way: str
+    bytes: int
+    cosine_mean: float
+    cosine_least: float
+    dice: dict[str, float]
+    lost: dict[str, float]
+
+
+def fidelity(config: Config, slices: int = 96, device: str = "auto") -> Iterator[Fidelity]:
+    """Yield what each way keeps of so many slices; with masks, of those that have one.
+
+    Raises ConfigError where there are too few slices, LabelError, WeightsError.
+    """
+    with tempfile.TemporaryDirectory(prefix="radprobe-") as folder:
+        own = _of_some(config, slices, Path(folder) / "store")
+        store, rows = _embedded(own, slices, device)
+        tokens = Tokens(store).read(rows)[:, 0]
+        asked = [_Question.of(own, task, rows) for task in own.masks]
+        whole: dict[str, float] = {}
+        for way, (how, dtype) in WAYS.items():
+            if tokens.shape[1] % how.pool:
+                continue
+            size, kept = _kept(tokens, how, dtype)
+            near = _cosine(tokens, kept.repeat(how.pool, axis=1).repeat(how.pool, axis=2))
+            dice = {each.task: each.dice(kept) for each in asked}
+            whole = whole or dice
+            lost = {task: whole[task] - found for task, found in dice.items()}
+            yield Fidelity(way, size, float(near.mean()), float(near.min()), dice, lost)
+
+
+# --- some slices -------------------------------------------------------------------------------
+
+
+def _of_some(config: Config, slices: int, store: Path) -> Config:
+    """Return the config over files that have about so many slices to look at, and another store."""
+    only = "masked" if config.masks else config.data.only
+    data = config.data.model_copy(update={"only": only})
+    found = look(config.model_copy(update={"data": data, "store": store}), None).found.slices
+    paths, chosen, have = found["path"].to_pylist(), set[str](), 0
+    series = _by_series(found)
+    for i in np.random.default_rng(0).permutation(len(series)):
+        if have >= slices:
+            break
+        chosen |= {glob.escape(unescape_path(paths[place])) for place in series[i]}
+        have += min(len(series[i]), _OF_A_SERIES)
+    if not chosen:
+        raise ConfigError(f"No image was found in {str(data.root)!r}.")
+    some = data.model_copy(update={"include": tuple(sorted(chosen)), "exclude": ()})
+    outputs = Outputs(keep=("patch",), dtype="float32", part_rows=1)
+    return config.model_copy(update={"data": some, "store": store, "outputs": outputs})
+
+
+def _by_series(slices: pa.Table) -> list[Rows]:
+    """Return the places of each series in a slice table."""
+    series = slices["series"].to_numpy(zero_copy_only=False)
+    _, first, inverse = np.unique(series, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))[inverse]
+    return [np.flatnonzero(order == i) for i in range(len(first))]
+
+
+def _embedded(config: Config, slices: int, device: str) -> tuple[FeatureStore, Rows]:
+    """Return a store of some slices, and their rows."""
+    recipe, file = make_recipe(config)
+    store = open_store(config, recipe)
+    settle(config, store)
+    rows = _telling(config, store)[:slices]
+    work = Work(
+        store=str(store.path),
+        backbone=config.backbone.name,
+        weights=str(file or recipe.weights),
+        root=str(config.data.root.absolute()),
+        speed=Speed(device),
+    )
+    parts = [store.layout.part(int(row)) for row in rows]
+    embed_here(work, store, parts, Progress(), BadLimit(len(rows), 1.0, 0))
+    rows = rows[store.status()[rows] == OK]
+    if not len(rows):
+        raise ConfigError(f"Not one slice can be read in {str(config.data.root)!r}.")
+    return store, rows
+
+
+def _telling(config: Config, store: FeatureStore) -> Rows:
+    """Return rows from every series, ascending: of those with something on a mask, if any."""
+    slices = store.slices()
+    numbers = slices["row"].to_numpy()
+    drawn = np.zeros(len(numbers), bool)
+    for each in config.masks.values():
+        kept = masks.settle(config, store, each)
+        drawn |= np.isin(numbers, kept.rows[kept.present(kept.rows)[:, 1:].any(axis=1)])
+    found = []
+    for places in _by_series(slices):
+        some = places[drawn[places]] if drawn[places].any() else places
+        spread = np.linspace(0, len(some) - 1, min(len(some), _OF_A_SERIES)).round().astype(int)
+        found.append(numbers[some[spread]])
+    return np.sort(np.concatenate(found))
+
+
+# --- what is kept ------------------------------------------------------------------------------
+
+
+def _kept(
+    tokens: NDArray[np.float32], how: PatchTokens, dtype: torch.dtype
+) -> tuple[int, NDArray[np.float32]]:
+    """Return the bytes of a slice, and tokens (n, h, w, d) as they are read again."""
+    arrays = coded(torch.from_numpy(tokens), how, dtype)
+    size = sum(each.numel() * each.element_size() for each in arrays.values()) // len(tokens)
+    kept = arrays["patch"].float().numpy()
+    return size, kept * arrays["patch_scale"].numpy()[
+        ..., None
+    ] if "patch_scale" in arrays else kept
+
+
+def _cosine(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the cosines of tokens (n, h, w, d) with others: (n, h, w)."""
+    norms = np.linalg.norm(x, axis=-1) * np.linalg.norm(y, axis=-1)
+    found: NDArray[np.float32] = (x * y).sum(axis=-1) / norms
+    return found
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Some masks, and the rows of each part of their split; rows (n,): those that have tokens."""
+
+    task: str
+    rows: Rows
+    parts: Parts
+    source: StoreSource
+
+    @classmethod
+    def of(cls, config: Config, task: str, rows: Rows) -> _Question:
+        asked = Asked.of(config, task)
+        parts: Parts = {part: asked.rows_of(own) for part, own in asked.cases.turns[0].items()}
+        if not len(parts["test"]):
+            raise ConfigError(
+                f"None of the {len(rows)} slices that are looked at is in the test part of "
+                f"{task!r}. Ask for more, or for another split."
+            )
+        return cls(task, rows, parts, asked.source)
+
+    def dice(self, kept: NDArray[np.float32]) -> float:
+        """Return the Dice of a linear head on tokens (n, h, w, d), over all pixels of test."""
+        source = _Held(self.source, self.rows, kept)
+        head = heads.fit(source, self.parts, HEAD)
+        overlap = Overlap(1, len(source.classes))
+        for row, labels in head.predict(source, self.parts["test"]):
+            overlap.add(0, source.masks(np.array([row]))[0], labels)
+        return float(overlap.dice()[0])
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The masks of a source, with tokens (n, h, w, d) of rows (n,) that lie in memory."""
+
+    source: StoreSource
+    rows: Rows
+    kept: NDArray[np.float32]
+    chunk_rows: int = 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.source.classes
+
+    @property
+    def image_size(self) -> int:
+        return self.source.image_size
+
+    def tokens(self, rows: Rows) -> NDArray[Any]:
+        return self.kept[np.searchsorted(self.rows, rows)][:, None]
+
+    def masks(self, rows: Rows) -> NDArray[np.uint8]:
+        return self.source.masks(rows)
+
+    def images(self, rows: Rows) -> NDArray[np.float32]:
+        return self.source.images(rows)

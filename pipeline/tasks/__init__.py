@@ -1,1 +1,0 @@
-"""From a label table and a store to the cases of a task: who they are, and who trains on whom."""

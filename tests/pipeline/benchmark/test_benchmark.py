@@ -1,0 +1,241 @@
+"""A benchmark of real files: killed and resumed, one table, one page; what fails is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from benchmarks import resumed
+from pipeline.benchmark.collect import gather
+from pipeline.benchmark.page import write_benchmark
+from pipeline.benchmark.paired import _segmented
+from pipeline.benchmark.published import PUBLISHED, published
+from pipeline.benchmark.run import on_file, plan_of, run
+from pipeline.benchmark.settings import cells_of, load_benchmark
+from pipeline.evaluation.metrics.ranking import critical_difference, ranking
+from pipeline.extraction.embed import Speed
+from stores.errors import ConfigError, LabelError
+from tests.pipeline import layouts
+
+ROOT = Path(__file__).parents[3]
+SPEED = Speed(device="cpu", workers=0)
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark file whose run was killed and then ended."""
+    sets = {
+        "montgomery": lambda root: layouts.montgomery(root, 16),
+        "msd-spleen": lambda root: layouts.decathlon(root, "spleen", 1),
+    }
+    root = tmp_path_factory.mktemp("benchmark")
+    file = resumed.prepare(root, sets)
+    before = resumed.kill_after(file, root / "out", 4)
+    last = resumed.finish(file)
+    (root / "told.json").write_text(json.dumps([before, last]))
+    return file
+
+
+def test_nothing_is_computed_twice(finished: Path) -> None:
+    before, last = json.loads((finished.parent / "told.json").read_text())
+    now = resumed.done(finished.parent / "out")
+    answers = resumed.answers_of(now)
+    assert len(answers) == 3 * (4 + 2 + 2)  # four settings and two of masks; masks alone
+    kept = resumed.answers_of(before)
+    assert len(kept) >= 4
+    assert len(kept) + sum(cell["computed"] for cell in last["cells"]) == len(answers)
+    assert {path: tuple(stamp) for path, stamp in before.items()}.items() <= now.items()
+    cells = cells_of(load_benchmark(finished))
+    outcomes = run(cells, SPEED, silent)
+    assert all(o.answers and not o.computed and not o.embedded and not o.fault for o in outcomes)
+    assert resumed.done(finished.parent / "out") == now
+
+
+def test_the_plan_tells_what_is_there_and_writes_nothing(finished: Path, tmp_path: Path) -> None:
+    asked = load_benchmark(finished)
+    planned = plan_of(cells_of(asked))
+    assert len(planned) == 9
+    assert all(p.answered == p.cells and p.embed == 0 and p.hours == 0 for p in planned)
+    elsewhere = asked.model_copy(update={"out": tmp_path / "out"})
+    planned = plan_of(cells_of(elsewhere))
+    assert [(p.embed, p.answered) for p in planned[:2]] == [(16, 0), (16, 0)]
+    assert {p.embed for p in planned if p.dataset == "msd-spleen"} == {24}
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_table_has_every_number_with_its_origin(finished: Path) -> None:
+    out = finished.parent / "out"
+    table = pq.read_table(out / "results.parquet").to_pylist()
+    assert {row["setting"] for row in table} == {*resumed.SETTINGS}
+    assert {row["backbone"] for row in table} == {"tiny", "registers", "shallow"}
+    for cell in cells_of(load_benchmark(finished)):
+        (answer,) = on_file(cell)
+        about = {"dataset": cell.dataset, "backbone": cell.backbone, "setting": cell.setting}
+        own = [row for row in table if about.items() <= row.items()]
+        numbers = [m.value for score in answer.scores for m in score.metrics.values()]
+        numbers += [
+            m.value for s in answer.scores for own_ in s.labels.values() for m in own_.values()
+        ]
+        assert sorted(row["value"] for row in own) == pytest.approx(sorted(numbers), nan_ok=True)
+        assert {row["key"] for row in own} == {answer.provenance.key}
+        assert all(row["published"] is None for row in own)  # of these networks there is none
+
+
+def test_pairs_ranks_and_page(finished: Path) -> None:
+    asked = load_benchmark(finished)
+    outcomes = run(cells_of(asked), SPEED, silent)
+    found = gather(outcomes)
+    assert len(found.tests) == 3 * (3 + 4)  # pairs in three settings, two of two masks; no episodes
+    for test in found.tests:
+        # Montgomery's test has one healthy patient, which DeLong's test says nothing of.
+        assert test.paired.p is not None or test.question.task == "tuberculosis"
+        assert (test.p_holm is None) == (test.paired.p is None)
+        assert (test.p_holm or 1) >= (test.paired.p or 0)
+        one, two = (
+            found.scores[test.question][name].metric.value for name in (test.first, test.second)
+        )
+        assert test.paired.difference.value == pytest.approx(two - one, abs=1e-6)
+    assert set(found.mean_ranks) == {*resumed.SETTINGS}
+    assert all(sum(own.values()) == pytest.approx(6) for own in found.mean_ranks.values())
+    assert found.ranking.blocks == 3
+    _, page = write_benchmark(asked, outcomes)
+    text = page.read_text()
+    assert "RANDOM WEIGHTS" not in text  # these networks have weights of their own
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "critical difference" in text
+    assert "published" not in text.partition("<main")[2].partition("How it was made")[0]
+    for name in ("results.md", "results.tex", "results.csv", "cost.png", "ranks.svg"):
+        assert (page.parent / name).stat().st_size > 100
+
+
+def test_patients_are_paired_by_the_test_units_whatever_they_are_called() -> None:
+    def units(patients: str, dice: list[float]) -> pa.Table:
+        return pa.table({"patient": list(patients), "dice": pa.array(dice, pa.float64())})
+
+    nan = float("nan")
+    one, two = units("dbbca", [0.1, 0.2, 0.4, nan, 0.9]), units("wxxyz", [0.2, 0.3, 0.5, 0.0, nan])
+    # c is undefined in the first, and z in the second: by order alone, others would be paired.
+    assert _segmented(one, two).difference.value == pytest.approx(0.1)
+    assert _segmented(one, one).p == 1
+    with pytest.raises(LabelError, match="other test patients"):
+        _segmented(one, units("wxyyz", [0.2, 0.3, 0.5, 0.0, nan]))
+    with pytest.raises(LabelError, match="by both"):
+        _segmented(units("a", [nan]), units("b", [0.5]))
+
+
+def test_a_cell_that_fails_is_named_and_the_rest_goes_on(finished: Path, tmp_path: Path) -> None:
+    asked = yaml.safe_load(finished.read_text())
+    root = finished.parent
+    asked["out"] = str(tmp_path / "out")
+    montgomery = str(root / "sets/montgomery/config.yaml")
+    asked["datasets"] = {"montgomery": montgomery, "nih": str(tmp_path / "nowhere.yaml")}
+    asked["backbones"] = {
+        "absent": {"name": "dinov2_vits14", "weights": str(tmp_path / "no.pth")},
+        "tiny": {"name": f"hf:{root / 'networks/tiny'}", "image_size": 56},
+    }
+    shots = {"method": "fewshot", "options": {"shots": [1], "queries": 500}}
+    asked["settings"] = {"kNN": asked["settings"]["kNN"], "too few": shots}
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(asked))
+    cells = cells_of(load_benchmark(tmp_path / "b.yaml"))
+    outcomes = {outcome.cell.name: outcome for outcome in run(cells, SPEED, silent)}
+    assert "no.pth" in outcomes["montgomery/absent/kNN/0"].fault
+    assert "no.pth" in outcomes["montgomery/absent/too few/0"].fault
+    assert outcomes["montgomery/tiny/kNN/0"].answers
+    found, page = write_benchmark(load_benchmark(tmp_path / "b.yaml"), list(outcomes.values()))
+    assert "montgomery/absent/kNN/0" in page.read_text()
+    assert "not there: nih" in page.read_text()
+    assert "answered by all" in found.ranking.unable
+
+
+def test_a_seed_that_changes_nothing_is_not_asked_twice(tmp_path: Path) -> None:
+    sets = {"medmnist": lambda root: layouts.medmnist(root / "breastmnist.npz")}
+    file = resumed.prepare(tmp_path, sets, seeds=(0, 1))
+    cells = cells_of(load_benchmark(file), only=("*/tiny/kNN/*",))
+    cells += cells_of(load_benchmark(file), only=("*/tiny/few-shot/*",))
+    outcomes = run(cells, SPEED, silent)
+    assert [outcome.computed for outcome in outcomes] == [1, 0, 1, 1]
+    seeds = {
+        question.setting: own["tiny"].seeds
+        for question, own in gather(outcomes).scores.items()
+        if question.ranked
+    }
+    assert seeds == {"kNN": 1, "few-shot": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"settings": {"a": {"method": "knn", "options": {"neighbours": 3}}}}, "no option 'neighb"),
+        ({"settings": {"a": {"method": "knn", "options": {"k": [0]}}}}, "options.k.0"),
+        ({"settings": {"a": {"method": "knn", "of": "masks"}}}, "knn is not asked of masks"),
+        (
+            {"settings": {"a": {"method": "segment", "of": "tasks"}}},
+            "segment is not asked of tasks",
+        ),
+        ({"settings": {"a/b": {"method": "knn"}}}, "one part of a path"),
+        ({"sedes": [1]}, "Did you mean 'seeds'"),
+        ({"datasets": {"nih": "nowhere.yaml"}}, "radprobe dataset"),
+    ],
+)
+def test_a_mistake_in_the_file_is_told(
+    change: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "data.yaml").write_text("data: {root: x}\nstore: s\ntasks: {a: {labels: [a]}}\n")
+    asked = {"out": "out", "datasets": {"a": "data.yaml"}, "backbones": {"b": {"name": "b"}}}
+    asked |= {"settings": {"k": {"method": "knn"}}}
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(asked | change))
+    with pytest.raises(ConfigError, match=said):
+        cells_of(load_benchmark(tmp_path / "b.yaml"))
+
+
+def test_globs_that_fit_no_cell_are_refused(finished: Path) -> None:
+    assert len(cells_of(load_benchmark(finished), only=("*/tiny/kNN/*",))) == 1
+    with pytest.raises(ConfigError, match="dataset/backbone/setting/seed"):
+        cells_of(load_benchmark(finished), only=("tiny/*",))
+
+
+def test_the_papers_file_can_be_read() -> None:
+    asked = load_benchmark(ROOT / "configs/paper.yaml")
+    assert asked.datasets.keys() >= {"nih", "amos", "msd-spleen"}
+    known = {p.backbone for p in PUBLISHED} & {b.name for b in asked.backbones.values()}
+    assert known == {"dinov2_vitl14", "dinov2_vitg14", "vit_large_in21k", "resnet_152"}
+
+
+def test_published_figures_are_those_that_were_seen() -> None:
+    assert published("nih", "dinov2_vitl14", "fewshot paper", 16).value == 0.601  # type: ignore[union-attr]
+    assert published("nih", "dinov2_vitl14", "linear", None).value == 0.763  # type: ignore[union-attr]
+    assert published("montgomery", "dinov2_vitl14", "segment decoder", 1).value == 0.929  # type: ignore[union-attr]
+    assert published("nih", "dinov2_vitl14", "fewshot episodes", 16) is None
+    assert published("nih", "dinov2_vitl14", "knn", None) is None
+    assert published("chexpert", "dinov2_vitl14", "linear", None) is None
+
+
+@pytest.mark.parametrize(("methods", "q"), [(2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)])
+def test_critical_differences_are_demsars(methods: int, q: float) -> None:
+    """Table 5a of Demsar, JMLR 7 (2006)."""
+    wanted = q * np.sqrt(methods * (methods + 1) / (6 * 12))
+    assert critical_difference(methods, 12) == pytest.approx(wanted, rel=5e-4)
+
+
+def test_ranks_that_lie_apart_are_told_apart() -> None:
+    ranks = np.array([[3.0, 1.0, 2.0, 4.0]] * 12)
+    found = ranking(("c", "a", "b", "d"), ranks)
+    assert found.names == ("a", "b", "c", "d")
+    assert found.p is not None
+    assert found.critical is not None
+    assert found.p < 1e-6
+    assert 1 < found.critical < 2
+    assert found.alike == ((0, 1), (1, 2), (2, 3))
+    tied = ranking(("a", "b", "c"), np.full((4, 3), 2.0))
+    assert tied.p == 1
+    assert tied.alike == ((0, 2),)

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.loading import load_config
+from pipeline.recipe import Architecture, PatchTokens, Preprocess, Recipe, Window
+from stores.errors import ConfigError
+
+MINIMAL = "data: {root: images}\nstore: store\n"
+VIT = Architecture(dim=384, depth=12, heads=6)
+RANDOM = "random:0"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_relative_to_the_file_and_the_store_can_be_overridden(tmp_path: Path) -> None:
+    text = MINIMAL + "labels: {file: ../labels.csv}\nbackbone: {weights: w.pth}\n"
+    config = load_config(write(tmp_path, text))
+    assert config.data.root == tmp_path / "images"
+    assert config.store == tmp_path / "store"
+    assert config.labels is not None
+    assert config.labels.file == tmp_path.parent / "labels.csv"
+    assert config.backbone.weights == str(tmp_path / "w.pth")
+    assert load_config(tmp_path / "c.yaml", Path("elsewhere")).store == Path("elsewhere")
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[3] / "configs").glob("demo*.yaml")))
+def test_shipped_configs_load(path: Path) -> None:
+    config = load_config(path)
+    assert config.tasks or config.masks
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (MINIMAL + "taks: {}", "taks: unknown key. Did you mean 'tasks'?"),
+        (
+            "data: {root: x, exlude: [a]}\nstore: s",
+            "data.exlude: unknown key. Did you mean 'exclude'?",
+        ),
+        (MINIMAL + "tasks: {a: {lables: [b]}}", "tasks.a.lables: .*Did you mean 'labels'?"),
+        (
+            MINIMAL + "backbone: {quux: 1}",
+            "backbone.quux: unknown key. Known here: image_size, name",
+        ),
+        ("data: {root: x}", "store: Field required"),
+        (MINIMAL + "preprocess: {ct: {low: 5, high: 1}}", "low < high. Got low=5.0 and high=1.0"),
+        (MINIMAL + "split: {folds: 2}", "greater than or equal to 3 .*got 2"),
+        (MINIMAL + "data: [", "not YAML"),
+        ("hello", "must hold keys and values"),
+        ("data: {root: x, patient: 'p(['}\nstore: s", "data.patient: patient must be a regular"),
+        ("data: {root: x, patient: 'p'}\nstore: s", "exactly one group. Got 'p'"),
+    ],
+)
+def test_a_wrong_config_is_said_in_one_plain_message(text: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load_config(write(tmp_path, text))
+
+
+def test_a_missing_config_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no config file .*nowhere.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+# --- the recipe -------------------------------------------------------------------------------
+
+
+def test_equal_values_have_equal_digests_however_they_were_written() -> None:
+    by_edges = Preprocess.model_validate({"ct": {"low": -160, "high": 240}})
+    by_centre = Preprocess.model_validate({"ct": {"center": 40, "width": 400}})
+    assert by_edges.ct == by_centre.ct == Window(low=-160, high=240)
+    one = Recipe(architecture=VIT, weights=RANDOM, preprocess=by_edges)
+    other = Recipe(architecture=VIT, weights=RANDOM, preprocess=by_centre)
+    assert one.digest == other.digest
+    assert Recipe.model_validate_json(one.canonical()) == one
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "random:1"},
+        {"image_size": 518},
+        {"blocks": 1},
+        {"outputs": ("cls",)},
+        {"dtype": "float32"},
+        {"preprocess": Preprocess(ct=Window(low=0, high=1))},
+        {"outputs": ("cls", "mean", "patch"), "patch": PatchTokens(blocks=5)},
+        {"architecture": Architecture(dim=384, depth=12, heads=6, mean=(0, 0, 0))},
+    ],
+)
+def test_every_field_is_in_the_digest(change: dict[str, object]) -> None:
+    plain = Recipe(architecture=VIT, weights=RANDOM)
+    assert Recipe(**{"architecture": VIT, "weights": RANDOM, **change}).digest != plain.digest
+
+
+def test_patch_tokens_as_ever_leave_the_digest_as_it_was() -> None:
+    plain = Recipe(architecture=VIT, weights=RANDOM, outputs=("patch",))
+    assert "patch" not in json.loads(plain.canonical())
+    digests = {
+        Recipe(architecture=VIT, weights=RANDOM, outputs=("patch",), patch=how).digest
+        for how in (
+            PatchTokens(),
+            PatchTokens(blocks=5),
+            PatchTokens(coding="int8"),
+            PatchTokens(pool=2),
+        )
+    }
+    assert len(digests) == 4
+    assert plain.digest in digests
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"patch": PatchTokens(pool=2)}, "outputs.keep has none. Got .*cls.* add patch"),
+        (
+            {"outputs": ("patch",), "patch": PatchTokens(blocks=13)},
+            "outputs.patch.blocks must be at most the depth 12. Got 13",
+        ),
+        (
+            {"outputs": ("patch",), "image_size": 518, "patch": PatchTokens(pool=2)},
+            r"divide the 37 x 37 patches .* 518 px. Got 2 instead; these do: \[1, 37\]",
+        ),
+        ({"image_size": 225}, "multiple of the patch size 14. Got 225 instead; .* 224 and 238"),
+        ({"blocks": 13}, "at most the depth 12. Got 13"),
+        ({"outputs": ()}, "one or more"),
+        ({"outputs": ("cls", "cls")}, "each once"),
+        ({"weights": "my-model"}, "weights"),
+    ],
+)
+def test_a_recipe_is_validated_when_made(change: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Recipe(**{"architecture": VIT, "weights": RANDOM, **change})
+
+
+def test_random_weights_are_known_as_such() -> None:
+    assert Recipe(architecture=VIT, weights=RANDOM).random
+    assert not Recipe(architecture=VIT, weights="sha256:" + "0" * 64).random

@@ -1,0 +1,200 @@
+"""Public data sets on made-up folders of their layouts: checked, described, extracted, answered."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.config.loading import load_config
+from pipeline.config.root import Config
+from pipeline.datasets.describing import describe
+from pipeline.datasets.known import DATASETS
+from pipeline.evaluate import evaluate
+from pipeline.extract import extract
+from pipeline.extraction.embed import Speed
+from pipeline.segment import segment
+from stores.errors import ConfigError
+from tests.pipeline import layouts
+from tests.pipeline.models import write_tiny_folder
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_folder(tmp_path_factory.mktemp("network") / "tiny")
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def ready(out: Path, network: Path) -> Config:
+    """Return the config that was written, with a network that can be had here."""
+    text = yaml.safe_load((out / "config.yaml").read_text())
+    text["backbone"] = {"name": f"hf:{network}", "image_size": 56}
+    if "segment" in text:
+        text["segment"] = {"knn": {"method": "knn", "k": [1]}}
+    (out / "config.yaml").write_text(yaml.safe_dump(text))
+    config = load_config(out / "config.yaml")
+    assert extract(config, Speed(device="cpu", workers=0)).clean
+    return config
+
+
+# name -> writer, slices, units labelled, masks, official parts
+WRITTEN: dict[str, tuple[Callable[[Path], None], int, int, int, dict[str, int]]] = {
+    "nih": (layouts.nih, 60, 60, 0, {"train": 40, "test": 20}),
+    "chexpert": (layouts.chexpert, 32, 32, 0, {"train": 24, "test": 8}),
+    "montgomery": (layouts.montgomery, 24, 24, 24, {}),
+    "shenzhen": (layouts.shenzhen, 20, 20, 19, {}),
+    "sars": (layouts.sars, 72, 24, 0, {}),
+    "brain-tumour": (layouts.brain_tumour, 30, 30, 30, {"train": 18, "val": 6, "test": 6}),
+    "amos": (layouts.amos, 32, 8, 8, {"train": 5, "test": 3}),
+    "msd-heart": (lambda root: layouts.decathlon(root, "la", 1), 24, 6, 6, {}),
+    "msd-hippocampus": (lambda root: layouts.decathlon(root, "hippocampus", 2), 24, 6, 6, {}),
+    "msd-spleen": (lambda root: layouts.decathlon(root, "spleen", 1), 24, 6, 6, {}),
+    "btcv": (layouts.btcv, 24, 6, 6, {}),
+    "medmnist": (
+        lambda root: layouts.medmnist(root / "pneumoniamnist.npz"),
+        52,
+        52,
+        0,
+        {"train": 30, "val": 10, "test": 12},
+    ),
+}
+
+
+def test_every_known_set_is_tested() -> None:
+    assert WRITTEN.keys() == DATASETS.keys()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_folder_as_downloaded_is_described_extracted_and_answered(
+    name: str, tmp_path: Path, network: Path
+) -> None:
+    write, slices, items, masks, parts = WRITTEN[name]
+    write(tmp_path / "download")
+    out = tmp_path / "out"
+    described = describe(name, tmp_path / "download", out)
+    assert described.images == items
+    assert not described.full  # made up: a few images of thousands
+    labels = rows_of(out / "labels.csv")
+    assert len(labels) == items
+    assert sum(bool(row.get("mask")) for row in labels) == masks
+    listed = rows_of(out / "split.csv") if parts else []
+    assert Counter(row["part"] for row in listed) == parts
+    config = ready(out, network)
+    assert bool(config.tasks) or bool(config.masks)
+    if config.tasks:
+        for result in evaluate(config, ["knn"]):
+            tally = result.tally
+            assert tally.unmatched_labels == tally.unmatched_slices == 0, tally
+            assert sum(count.units for count in result.counts.values()) == items
+            if parts:
+                assert result.counts["test"].units == parts["test"]
+    if config.masks:
+        (answer,) = segment(config)
+        assert answer.tally.unmatched_labels == 0, answer.tally
+        assert sum(count.units for count in answer.counts.values()) == masks
+        assert answer.scores[-1].metrics["dice_ceiling"].value > 0.9
+    from stores import FeatureStore
+
+    assert int((FeatureStore.open(config.store).status() == 1).sum()) == slices
+
+
+def test_montgomerys_two_masks_become_one(tmp_path: Path) -> None:
+    layouts.montgomery(tmp_path / "set/MontgomerySet", images=3)
+    describe("montgomery", tmp_path / "set", tmp_path / "out")  # a folder above is enough
+    name = "MCUCXR_0002_1.png"
+    merged = np.asarray(Image.open(tmp_path / "out/masks" / name))
+    for side, value in (("left", 1), ("right", 2)):
+        path = tmp_path / f"set/MontgomerySet/ManualMask/{side}Mask" / name
+        assert np.array_equal(merged == value, np.asarray(Image.open(path)) > 0)
+    row = next(row for row in rows_of(tmp_path / "out/labels.csv") if row["mask"] == name)
+    assert row["tuberculosis"] == "1"
+
+
+def test_chexperts_policy_views_and_test(tmp_path: Path) -> None:
+    layouts.chexpert(tmp_path / "CheXpert", train=6, valid=3, test=4)
+    described = describe("chexpert", tmp_path / "CheXpert", tmp_path / "out")
+    assert [count.got for count in described.counts] == [6, 3, 4]
+    parts = Counter(row["part"] for row in rows_of(tmp_path / "out/split.csv"))
+    assert parts == {"train": 6, "val": 3, "test": 4}
+    assert all("frontal" in row["path"] for row in rows_of(tmp_path / "out/labels.csv"))
+    config = load_config(tmp_path / "out/config.yaml")
+    assert config.labels is not None
+    assert (config.labels.uncertain, config.labels.missing) == ("zero", "zero")
+
+
+def test_a_torn_patient_is_dealt_anew(tmp_path: Path) -> None:
+    layouts.brain_tumour(tmp_path / "set", files=12, torn=True)
+    described = describe("brain-tumour", tmp_path / "set", tmp_path / "out")
+    assert any("4 patients on two sides" in note for note in described.notes)
+    assert not (tmp_path / "out/split.csv").exists()
+
+
+def test_volumes_of_medmnist_stay_volumes(tmp_path: Path, network: Path) -> None:
+    layouts.medmnist(tmp_path / "organmnist3d.npz", (8, 4, 4), deep=True)
+    described = describe("medmnist", tmp_path / "organmnist3d.npz", tmp_path / "out")
+    assert any("no published counts" in note for note in described.notes)
+    (result,) = evaluate(ready(tmp_path / "out", network), ["knn"])
+    assert result.level == "series"
+    assert result.counts["test"].units == 4
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_another_folder_is_refused_in_words(name: str, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ConfigError, match="is looked for as"):
+        describe(name, tmp_path / "set", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_false_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "chestmnist.npz").write_bytes(b"PK\3\4 no archive")
+    with pytest.raises(ConfigError, match="no archive of MedMNIST"):
+        describe("medmnist", tmp_path, tmp_path / "out")
+    objects: Any = np.array([{"a": 1}], dtype=object)
+    np.savez(tmp_path / "chestmnist.npz", train_images=objects, train_labels=objects)
+    with pytest.raises(ConfigError, match="no archive of MedMNIST"):
+        describe("medmnist", tmp_path, tmp_path / "out")
+
+
+def test_a_config_that_is_there_stays_and_tables_are_new(tmp_path: Path) -> None:
+    layouts.shenzhen(tmp_path / "set", images=4)
+    assert not describe("shenzhen", tmp_path / "set", tmp_path / "out").kept
+    (tmp_path / "out/config.yaml").write_text("data: {root: mine}\nstore: mine\n")
+    (tmp_path / "set/CXR_png/CHNCXR_0001_0.png").unlink()
+    assert describe("shenzhen", tmp_path / "set", tmp_path / "out").kept
+    assert "mine" in (tmp_path / "out/config.yaml").read_text()
+    assert len(rows_of(tmp_path / "out/labels.csv")) == 3
+
+
+def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
+    layouts.montgomery(tmp_path / "set", images=4)
+    run = [sys.executable, "-c", "from pipeline.cli import main; main()", "dataset", "montgomery"]
+    run += [str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "Not the full set: got 4 images, published 138." in done.stdout
+    told = json.loads(subprocess.run([*run, "--json"], capture_output=True, text=True).stdout)
+    assert told["counts"][0] == {"what": "images", "got": 4, "published": 138}
+
+
+def test_the_documented_table_is_the_codes() -> None:
+    text = (ROOT / "docs/datasets.md").read_text(encoding="utf-8")
+    for name, each in DATASETS.items():
+        counts = ", ".join(f"{n:,} {what}" for what, n in each.published.items()) or "by set"
+        assert f"| `{name}` | {each.title} | {counts} | {each.unverified} |" in text, name

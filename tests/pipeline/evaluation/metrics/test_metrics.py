@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import norm, t
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    cohen_kappa_score,
+    f1_score,
+    matthews_corrcoef,
+    mean_absolute_error,
+    r2_score,
+    roc_auc_score,
+    roc_curve,
+)
+
+from pipeline.annotations.units import Truth
+from pipeline.evaluation.metrics import metrics, null, paired, weighted
+from pipeline.results import Metric
+
+
+def truth_of(y: NDArray[Any], groups: NDArray[Any] | None = None, c: int = 2) -> Truth:
+    """Return the truth of classes y (n,), of labels y (n, c), or of two classes y (n,) bool."""
+    groups = np.arange(len(y)) if groups is None else groups
+    if y.ndim == 2:
+        labels = tuple("abcdefgh"[: y.shape[1]])
+        return Truth(y.astype(np.int8), groups.astype(str), labels, "multilabel")
+    classes = tuple(map(str, range(c)))
+    kind = "binary" if c == 2 else "multiclass"
+    return Truth(y.astype(np.int64), groups.astype(str), classes, kind)
+
+
+def two(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return values as the probability of the second of two classes."""
+    return np.stack([1 - values, values], axis=1)
+
+
+def interval(metric: Metric) -> tuple[float, float]:
+    assert metric.low is not None
+    assert metric.high is not None
+    return metric.low, metric.high
+
+
+def softmax(z: NDArray[Any]) -> NDArray[np.float64]:
+    odds = np.exp(z - z.max(axis=1, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("by_weight", [False, True])
+@pytest.mark.parametrize("decimals", [1, 9])
+def test_ranking_is_scikit_learns_with_ties_and_weights(by_weight: bool, decimals: int) -> None:
+    rng = np.random.default_rng(1)
+    y = rng.random(300) < 0.3
+    values = np.round(rng.random(300) + np.where(y, 0.3, 0.0), decimals)
+    weights = rng.integers(0, 4, (300, 5)).astype(float) if by_weight else np.ones((300, 1))
+    auroc, precision, sensitivity = weighted.ranking(y, values, weights)
+    for i, w in enumerate(weights.T):
+        assert auroc[i] == pytest.approx(roc_auc_score(y, values, sample_weight=w))
+        assert precision[i] == pytest.approx(average_precision_score(y, values, sample_weight=w))
+        fpr, tpr, _ = roc_curve(y, values, sample_weight=w, drop_intermediate=False)
+        assert sensitivity[i] == pytest.approx(tpr[fpr <= 0.1 + 1e-9].max())
+
+
+def test_multiclass_is_scikit_learns() -> None:
+    rng = np.random.default_rng(2)
+    y = rng.integers(0, 4, 200)
+    proba = softmax(rng.standard_normal((200, 4)) + np.eye(4)[y])
+    overall, by_class = metrics.score(truth_of(y, c=4), proba)
+    said = proba.argmax(axis=1)
+    assert overall["accuracy"].value == pytest.approx(accuracy_score(y, said))
+    assert overall["balanced_accuracy"].value == pytest.approx(balanced_accuracy_score(y, said))
+    assert overall["auroc"].value == pytest.approx(
+        roc_auc_score(y, proba, multi_class="ovr", average="macro")
+    )
+    assert overall["f1"].value == pytest.approx(f1_score(y, said, average="macro"))
+    assert overall["mcc"].value == pytest.approx(matthews_corrcoef(y, said))
+    kappa = cohen_kappa_score(y, said, weights="quadratic")
+    assert overall["quadratic_kappa"].value == pytest.approx(kappa)
+    brier = brier_score_loss(y, proba, scale_by_half=True)
+    assert overall["brier"].value == pytest.approx(brier)
+    assert by_class["2"]["auroc"].value == pytest.approx(roc_auc_score(y == 2, proba[:, 2]))
+    each = f1_score(y, said, average=None)
+    assert [by_class[name]["f1"].value for name in "0123"] == pytest.approx(each.tolist())
+
+
+def test_f1_of_two_classes_is_the_positives_and_a_label_has_what_a_task_of_two_has() -> None:
+    rng = np.random.default_rng(18)
+    y = (rng.random((200, 2)) < [0.1, 0.4]).astype(np.int8)
+    proba = np.clip(rng.random((200, 2)) * 0.7 + 0.3 * y, 0, 1)
+    overall, by_label = metrics.score(truth_of(y), proba)
+    expected = [f1_score(y[:, j], proba[:, j] > 0.5) for j in (0, 1)]
+    assert overall["f1"].value == pytest.approx(np.mean(expected))
+    for j, name in enumerate("ab"):
+        alone, _ = metrics.score(truth_of(y[:, j] == 1), two(proba[:, j]))
+        assert alone["f1"].value == pytest.approx(expected[j])
+        assert by_label[name] == alone
+
+
+def test_multilabel_leaves_out_labels_of_one_value_and_of_no_model() -> None:
+    rng = np.random.default_rng(3)
+    y = rng.random((100, 4)) < [0.5, 0.3, 0.0, 0.5]
+    proba = np.clip(0.3 * y + 0.6 * rng.random((100, 4)), 0, 1)
+    proba[:, 3] = np.nan
+    overall, by_label = metrics.score(truth_of(y), proba)
+    expected = roc_auc_score(y[:, :2], proba[:, :2], average="macro")
+    assert overall["auroc"].value == pytest.approx(expected)
+    assert set(by_label) == {"a", "b"}
+    said = proba >= 0.5
+    assert overall["accuracy"].value == pytest.approx((said == y)[:, :3].mean())
+    assert metrics.one_sided(truth_of(y)) == ["c"]
+
+
+def test_the_interval_is_a_plain_bootstrap_over_patients() -> None:
+    rng = np.random.default_rng(4)
+    n, p = 120, 30
+    patient = rng.integers(0, p, n)
+    y = rng.random(n) < 0.4
+    values = rng.random(n) + 0.4 * y
+    overall, _ = metrics.score(truth_of(y, patient), two(values))
+    drawn = []
+    units_of = [np.flatnonzero(patient == i) for i in np.unique(patient)]
+    for _ in range(2000):
+        take = np.concatenate([units_of[i] for i in rng.integers(0, len(units_of), len(units_of))])
+        drawn.append(roc_auc_score(y[take], values[take]))
+    got = interval(overall["auroc"])
+    rarer = min(len(np.unique(patient[y == side])) for side in (True, False))
+    # The standard error of a mean of n is too small by this, and a normal's tail by Student's
+    wider = t.ppf(0.975, rarer - 1) * np.sqrt(rarer / (rarer - 1))
+    low, high = np.percentile(drawn, [100 * norm.cdf(-wider), 100 * norm.cdf(wider)])
+    assert got == pytest.approx((low, high), abs=0.01)
+
+
+def test_an_interval_of_few_patients_covers_as_one_of_many() -> None:
+    rng = np.random.default_rng(21)
+    truth = 0.76024994  # of N(1, 1) above N(0, 1): Phi(1 / sqrt 2)
+    covered, narrow = 0, 0
+    y = np.arange(60) < 6
+    for _ in range(150):
+        values = rng.standard_normal(60) + y
+        overall, _ = metrics.score(truth_of(y), two(values))
+        low, high = interval(overall["auroc"])
+        covered += low <= truth <= high
+        low, high = np.nanpercentile(_aurocs(y, values), [2.5, 97.5])
+        narrow += low <= truth <= high
+    assert narrow < covered
+    assert covered >= 135
+
+
+def test_one_patient_on_a_side_has_no_interval_of_what_ranks() -> None:
+    values = np.linspace(0, 1, 40)
+    overall, _ = metrics.score(truth_of(values > 0.99), two(values))
+    assert overall["auroc"].value == 1
+    assert overall["auroc"].low is None
+    assert overall["accuracy"].low is not None
+
+
+def _aurocs(y: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
+    """Return the AUROC of 2,000 draws of units with replacement."""
+    weights = np.concatenate([*metrics.draws(np.arange(len(y)).astype(str), 2000)], axis=1)
+    return weighted.ranking(y, values, weights)[0]
+
+
+def test_repeating_a_patients_images_does_not_narrow_the_interval() -> None:
+    rng = np.random.default_rng(5)
+    y = rng.random(60) < 0.5
+    values = rng.random(60) + 0.3 * y
+    width = []
+    for times in (1, 10):
+        truth, scores = np.repeat(y, times), np.repeat(values, times)
+        overall, _ = metrics.score(truth_of(truth, np.repeat(np.arange(60), times)), two(scores))
+        got = interval(overall["auroc"])
+        width.append(got[1] - got[0])
+    assert width[1] == pytest.approx(width[0], rel=0.02)
+
+
+def test_intervals_cover_a_known_truth_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(6)
+    truth = 0.76024994  # of N(1, 1) above N(0, 1): Phi(1 / sqrt 2)
+    covered = 0
+    for _ in range(100):
+        y = np.arange(80) % 2 == 0
+        values = rng.standard_normal(80) + y
+        overall, _ = metrics.score(truth_of(y), two(values))
+        got = interval(overall["auroc"])
+        covered += got[0] <= truth <= got[1]
+    assert 90 <= covered <= 99
+
+
+def test_calibration_error_is_guos_sum_over_bins() -> None:
+    rng = np.random.default_rng(7)
+    sure = rng.random(500)
+    y = rng.random(500) < sure**2
+    expected = 0.0
+    for low in np.arange(15) / 15:
+        inside = (sure >= low) & (sure < low + 1 / 15)
+        expected += inside.mean() * abs(y[inside].mean() - sure[inside].mean())
+    overall, _ = metrics.score(truth_of(y), two(sure))
+    assert overall["ece"].value == pytest.approx(expected)
+
+
+def test_the_interval_of_ece_keeps_the_calibrated_and_leaves_out_the_overconfident() -> None:
+    rng = np.random.default_rng(19)
+    kept = left_out = 0
+    for _ in range(40):
+        sure = rng.random(150)
+        y = rng.random(150) < sure  # calibrated: the truth is 0, which no plain interval reaches
+        overall, _ = metrics.score(truth_of(y), two(sure))
+        kept += interval(overall["ece"])[0] == 0
+        bold = np.where(sure > 0.5, 0.99, 0.01)  # off by 0.24 on either side
+        overall, _ = metrics.score(truth_of(y), two(bold))
+        low, high = interval(overall["ece"])
+        left_out += 0 < low <= 0.24 <= high
+    assert kept >= 36
+    assert left_out >= 33
+
+
+def covariance_as_written(
+    positive: NDArray[Any], values: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """DeLong, DeLong and Clarke-Pearson (1988), eqs. 4 to 8, pair by pair."""
+    psi = [
+        [[(x > y) + (x == y) / 2 for y in row[~positive]] for x in row[positive]] for row in values
+    ]
+    v10, v01 = np.mean(psi, axis=2), np.mean(psi, axis=1)
+    m, n = v10.shape[1], v01.shape[1]
+    return v10.mean(axis=1), np.cov(v10) / m + np.cov(v01) / n
+
+
+def test_delong_is_the_paper_pair_by_pair() -> None:
+    rng = np.random.default_rng(8)
+    y = rng.random(80) < 0.4
+    values = np.round(rng.random((2, 80)) + np.where(y, 0.3, 0), 2)
+    aurocs, covariance = paired.delong(y, values, np.arange(80))
+    expected_aurocs, expected = covariance_as_written(y, values)
+    np.testing.assert_allclose(aurocs, expected_aurocs, atol=1e-12)
+    np.testing.assert_allclose(covariance, expected, atol=1e-12)
+
+
+def test_delong_by_patient_is_as_wide_as_the_patients_say() -> None:
+    rng = np.random.default_rng(9)
+    y = rng.random(60) < 0.5
+    values = rng.random((2, 60)) + np.where(y, 0.3, 0)
+    _, once = paired.delong(y, values, np.arange(60))
+    _, copied = paired.delong(np.repeat(y, 5), np.repeat(values, 5, 1), np.arange(300) // 5)
+    _, naive = paired.delong(np.repeat(y, 5), np.repeat(values, 5, 1), np.arange(300))
+    np.testing.assert_allclose(copied, once, rtol=1e-9)
+    assert naive[0, 0] < once[0, 0] / 3
+
+
+def test_holm_is_the_worked_example() -> None:
+    # 0.01 * 4, 0.02 * 3, 0.03 * 2, and 0.005 * 4 for the smallest of four
+    assert paired.holm([0.03, 0.005, 0.02, 0.04]) == pytest.approx([0.06, 0.02, 0.06, 0.06])
+    assert paired.two_sided_p(1.959964, 1.0) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_one_patient_alone_on_a_side_has_no_p() -> None:
+    y = np.array([True, False, False, False, False])
+    values = np.array([[0.5, 0.4, 0.6, 0.7, 0.8], [0.9, 0.1, 0.2, 0.3, 0.4]])
+    aurocs, c = paired.delong(y, values, np.arange(5))
+    assert aurocs.tolist() == [0.25, 1.0]
+    assert paired.two_sided_p(0.75, c[0, 0] + c[1, 1] - 2 * c[0, 1]) is None
+    truth = truth_of(y[:, None], np.arange(5).astype(str))
+    found = {d.metric: d for d in metrics.compare(truth, *values[:, :, None])}
+    assert (found["auroc"].difference.value, found["auroc"].p) == (0.75, None)
+
+
+def test_a_better_score_is_told_from_its_equal() -> None:
+    rng = np.random.default_rng(10)
+    y = rng.random((300, 2)) < 0.4
+    groups = (np.arange(300) // 2).astype(str)
+    first = np.clip(rng.random((300, 2)) * 0.7 + 0.2 * y, 0, 1)
+    second = np.clip(first + 0.3 * y * [1, 0], 0, 1)
+    found = {(d.metric, d.label): d for d in metrics.compare(truth_of(y, groups), first, second)}
+    better, equal = found["auroc", "a"], found["auroc", "b"]
+    assert better.difference.low is not None
+    assert better.difference.low > 0
+    assert better.p is not None
+    assert better.p_holm == pytest.approx(2 * better.p)
+    assert (equal.difference.value, equal.p) == (0, 1)
+    assert found["auroc", ""].p is None
+
+
+def test_delongs_p_is_uniform_where_nothing_differs() -> None:
+    rng = np.random.default_rng(11)
+    low = 0
+    for _ in range(200):
+        y = np.arange(100) % 2 == 0
+        values = rng.standard_normal((2, 100)) + rng.standard_normal(100) + y
+        aurocs, c = paired.delong(y, values, np.arange(100))
+        p = paired.two_sided_p(aurocs[1] - aurocs[0], c[0, 0] + c[1, 1] - 2 * c[0, 1])
+        assert p is not None
+        low += p < 0.05
+    assert 3 <= low <= 19
+
+
+def test_a_label_that_is_not_known_leaves_the_unit_out_for_that_label_alone() -> None:
+    rng = np.random.default_rng(12)
+    y = (rng.random((200, 2)) < 0.4).astype(np.int8)
+    proba = np.clip(rng.random((200, 2)) * 0.7 + 0.3 * y, 0, 1)
+    hidden = rng.random(200) < 0.3
+    masked = y.copy()
+    masked[hidden, 1] = -1
+    overall, by_label = metrics.score(truth_of(masked), proba)
+    _, of_all = metrics.score(truth_of(y), proba)
+    _, of_rest = metrics.score(truth_of(y[~hidden]), proba[~hidden])
+    assert by_label["a"] == of_all["a"]
+    for name in ("auroc", "average_precision"):
+        assert by_label["b"][name].value == pytest.approx(of_rest["b"][name].value)
+    kept = [np.ones(200, bool), ~hidden]
+    each = [((proba[k, j] >= 0.5) == y[k, j]).mean() for j, k in enumerate(kept)]
+    assert overall["accuracy"].value == pytest.approx(np.mean(each))
+    assert overall["brier"].value == pytest.approx(
+        np.mean([((proba[k, j] - y[k, j]) ** 2).mean() for j, k in enumerate(kept)])
+    )
+    pairs = [(y[k, j], proba[k, j]) for j, k in enumerate(kept)]
+    flat = [np.concatenate(side) for side in zip(*pairs, strict=True)]
+    assert overall["auroc_micro"].value == pytest.approx(roc_auc_score(*flat))
+    assert overall["average_precision_micro"].value == pytest.approx(average_precision_score(*flat))
+    assert overall["f1_micro"].value == pytest.approx(f1_score(flat[0], flat[1] >= 0.5))
+
+
+def test_several_models_are_scored_each_and_averaged() -> None:
+    rng = np.random.default_rng(13)
+    y, fold = rng.random(120) < 0.4, np.arange(120) % 3
+    values = np.clip(rng.random(120) * 0.6 + 0.2 * y + 0.1 * fold, 0, 1)
+    overall, _ = metrics.score(truth_of(y), two(values), fold)
+    each = [roc_auc_score(y[fold == i], values[fold == i]) for i in range(3)]
+    assert overall["auroc"].value == pytest.approx(np.mean(each))
+    low, high = interval(overall["auroc"])
+    assert low < np.mean(each) < high
+
+
+def test_regression_is_scikit_learns() -> None:
+    rng = np.random.default_rng(14)
+    y = rng.standard_normal(150) * 10 + 50
+    said = y + rng.standard_normal(150) * 5
+    truth = Truth(y, np.arange(150).astype(str), ("age",), "regression")
+    overall, by_label = metrics.score(truth, said[:, None])
+    assert overall["r2"].value == pytest.approx(r2_score(y, said))
+    assert overall["mae"].value == pytest.approx(mean_absolute_error(y, said))
+    assert by_label == {}
+    low, high = interval(overall["r2"])
+    assert 0.6 < low < overall["r2"].value < high < 0.9
+
+
+def test_the_reliability_curve_is_what_ece_sums() -> None:
+    rng = np.random.default_rng(15)
+    y, proba = rng.integers(0, 3, 300), softmax(rng.standard_normal((300, 3)))
+    labels = (rng.random((300, 2)) < 0.3).astype(np.int8)
+    labels[:50, 1] = -1
+    sure = rng.random((300, 2))
+    for truth, said in (
+        (truth_of(y > 0), two(proba[:, 0])),
+        (truth_of(y, c=3), proba),
+        (truth_of(labels), sure),
+    ):
+        overall, _ = metrics.score(truth, said)
+        gaps = []
+        for curve in metrics.reliability(truth, said).values():
+            n = sum(each.units for each in curve)
+            gaps.append(sum(e.units * abs(e.observed - e.predicted) for e in curve) / n)
+        assert overall["ece"].value == pytest.approx(np.mean(gaps))
+    curve = metrics.reliability(truth_of(labels), sure)["b"]
+    assert sum(each.units for each in curve) == 250
+
+
+def test_permuted_aurocs_are_those_of_a_loop_and_blocks_stay_whole() -> None:
+    rng = np.random.default_rng(16)
+    patient = np.repeat(np.arange(40), rng.integers(1, 4, 40))
+    y, values = rng.random(40)[patient] < 0.4, np.round(rng.random(len(patient)), 1)
+    orders = np.concatenate(list(null._orders(patient, 25)))
+    assert len(orders) == 25
+    for order in orders:
+        assert sorted(order) == list(range(len(patient)))
+        for p in range(40):  # a block comes from one patient of as many units
+            (source,) = set(patient[order[patient == p]])
+            assert (patient == source).sum() == (patient == p).sum()
+    found = null.permuted_aurocs(y, values, patient, 25)
+    expected = [roc_auc_score(y[order], values) for order in orders]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_the_permutation_p_is_small_for_a_signal_and_uniform_for_noise() -> None:
+    rng = np.random.default_rng(17)
+    y = rng.random((120, 2)) < 0.4
+    proba = np.clip(rng.random((120, 2)) * 0.7 + y * [0.3, 0], 0, 1)
+    overall, by_label = metrics.score(truth_of(y), proba, permutations=500)
+    assert by_label["a"]["auroc"].p == pytest.approx(1 / 501)
+    assert by_label["b"]["auroc"].p is not None
+    assert by_label["b"]["auroc"].p > 0.01
+    assert overall["auroc"].p == pytest.approx(1 / 501)
+    assert overall["average_precision"].p is None
+    patient = np.arange(120) // 3
+    low = 0
+    for _ in range(200):  # whole patients: scores and labels of one patient are alike
+        sick, values = (rng.random(40) < 0.5)[patient], rng.random(40)[patient]
+        drawn = null.permuted_aurocs(sick, values, patient, 99)
+        low += (1 + (drawn >= roc_auc_score(sick, values)).sum()) / 100 <= 0.05
+    assert 3 <= low <= 19

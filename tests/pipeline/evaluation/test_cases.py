@@ -1,0 +1,158 @@
+"""How units are divided, end to end: what is refused, what is filed, what a new patient does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pipeline.evaluate import evaluate
+from pipeline.evaluation.result_files import read_predictions
+from pipeline.results import Result
+from stores.errors import LabelError
+from tests.pipeline.collection import config_of, make_store, write_csv
+
+N = 120
+
+
+def collection(root: Path, images: Any = None, labelled: int = N) -> Path:
+    """Write a store of 60 patients, 2 images each, with a signal and columns to split by."""
+    rng = np.random.default_rng(0)
+    patient = np.arange(N) // 2
+    signal = rng.integers(0, 2, 60)[patient]
+    cls = rng.standard_normal((N, 4, 8))
+    cls[:, 3, 0] += 3 * signal
+    if not (root / "store").exists():
+        make_store(root / "store", cls, [{"patient": f"P{p}"} for p in patient], images=images)
+    write_csv(
+        root / "labels.csv",
+        path=[f"f{i}.png" for i in range(labelled)],
+        signal=signal[:labelled],
+        age=np.round(40 + 10 * cls[:labelled, 3, 1], 2),
+        site=[f"site{p % 5}" for p in patient[:labelled]],
+        date=[f"2020-{1 + p // 28:02}-{1 + p % 28:02}" for p in patient[:labelled]],
+    )
+    return root
+
+
+def ask(root: Path, *methods: Any, labels: str = "signal", **more: Any) -> list[Result]:
+    tasks = {"t": {"labels": [labels], **more.pop("task", {})}}
+    return evaluate(config_of(root, tasks=tasks, **more), methods or ["probe"])
+
+
+def copies(at: list[int], level: str = "image") -> Any:
+    images = np.arange(1, N + 1)
+    images[at] = images[at[0]]
+    return images
+
+
+def test_a_copy_on_the_other_side_is_refused_unless_allowed_by_name(tmp_path: Path) -> None:
+    root = collection(tmp_path, copies(list(range(0, N, 2))))
+    with pytest.raises(
+        LabelError, match=r"60 units have the pixels.*rows \[0, 2, 4\].*split\.allow"
+    ):
+        ask(root)
+    with pytest.raises(LabelError, match="60 units have the pixels"):
+        ask(root, split={"kind": "kfold"})
+    allowed = ask(root, split={"allow": ["duplicates"]})
+    assert not allowed[0].cached
+    with pytest.raises(LabelError):  # what was allowed once is asked again
+        ask(root)
+    # pooled, a patient is no copy for one shared slice of two
+    assert ask(root, task={"level": "patient"})[0].level == "patient"
+
+
+def test_copies_of_one_patient_and_unknown_digests_are_no_leak(tmp_path: Path) -> None:
+    images = np.arange(N) // 2
+    images[:20] = 0
+    assert ask(collection(tmp_path, images))[0].scores
+
+
+def test_every_fold_tests_and_metrics_are_means_over_folds(tmp_path: Path) -> None:
+    root = collection(tmp_path)
+    knn, probe, few = ask(root, "knn", "probe", "fewshot", split={"kind": "kfold", "folds": 4})
+    assert knn.counts["test"].units == probe.counts["test"].units == N
+    assert [score.setting for score in knn.scores] == [{"k": 3}, {"k": 5}]
+    assert few.notes[0] == "only the first fold is asked"
+    if probe.scores[0].setting == {}:
+        assert any(note.startswith("chosen by fold: C = ") for note in probe.notes)
+    truth, proba, fold = read_predictions(root / "store", probe, 0)
+    assert fold is not None
+    each = [roc_auc_score(truth.y[fold == i], proba[fold == i, 1]) for i in range(4)]
+    metric = probe.scores[0].metrics["auroc"]
+    assert metric.value == pytest.approx(np.mean(each))
+    assert metric.low is not None
+    assert metric.low > 0.7
+    whose = [set(truth.groups[fold == i]) for i in range(4)]
+    assert sum(map(len, whose)) == len(set().union(*whose)) == 60
+
+
+@pytest.mark.parametrize("kind", ["site", "date"])
+def test_a_label_column_divides(tmp_path: Path, kind: str) -> None:
+    result = ask(collection(tmp_path), split={"kind": kind, "column": kind})[0]
+    assert sum(count.patients for count in result.counts.values()) == 60
+    assert result.counts["test"].patients == 12
+
+
+def test_an_official_list_divides_by_path_and_a_wrong_part_is_named(tmp_path: Path) -> None:
+    root = collection(tmp_path)
+    parts = ["train"] * 60 + ["val"] * 20 + ["test"] * 40
+    write_csv(root / "list.csv", key=[f"./f{i}.png" for i in range(N)], part=parts)
+    split = {"kind": "list", "file": root / "list.csv"}
+    result = ask(root, split=split)[0]
+    assert [count.units for count in result.counts.values()] == [60, 20, 40]
+    write_csv(root / "list.csv", key=["f0.png"], part=["training"])
+    with pytest.raises(LabelError, match=r"train, val or test. Got \['training'\]"):
+        ask(root, split=split)
+
+
+def test_a_new_patient_has_a_way_in_that_deals_nobody_again(tmp_path: Path) -> None:
+    root = collection(tmp_path, labelled=80)
+    before = ask(root)[0]
+    collection(root)
+    with pytest.raises(LabelError, match=r"20 of the task's 60 patients.*split\.new"):
+        ask(root)
+    left = ask(root, split={"new": "leave-out"})[0]
+    assert sum(count.patients for count in left.counts.values()) == 40
+    dealt = ask(root, split={"new": "deal"})[0]
+    assert sum(count.patients for count in dealt.counts.values()) == 60
+    assert dealt.counts["test"].patients == 12
+    assert len({before.provenance.split, dealt.provenance.split}) == 2
+    assert ask(root, split={"new": "deal"})[0].cached
+    assert len(list((root / "store/splits").glob("*.json"))) == 1
+
+
+def test_a_number_is_asked_for(tmp_path: Path) -> None:
+    root = collection(tmp_path)
+    task = {"values": "number"}
+    knn, probe, few = ask(root, "knn", "probe", "fewshot", labels="age", task=task)
+    assert (probe.kind, probe.classes) == ("regression", ("age",))
+    assert probe.scores[0].metrics["r2"].value > 0.8
+    assert probe.scores[0].metrics["mae"].value < 5
+    assert knn.scores[0].metrics.keys() == {"r2", "mae"}
+    assert few.notes == ("few-shot episodes need classes: a number has none",)
+    truth, said, _ = read_predictions(root / "store", probe, 0)
+    assert np.abs(truth.y - said[:, 0]).mean() == pytest.approx(
+        probe.scores[0].metrics["mae"].value
+    )
+    text = (root / "labels.csv").read_text().replace("f0.png,0,", "f0.png,0,old-")
+    text = text.replace("f0.png,1,", "f0.png,1,old-")
+    (root / "labels.csv").write_text(text)
+    with pytest.raises(LabelError, match="must hold numbers.*'old-.*data row 1"):
+        ask(root, labels="age", task=task)
+    with pytest.raises(ValueError, match="must have one label column"):
+        ask(root, task={"values": "number", "labels": ["age", "signal"]})
+
+
+def test_scaling_and_pooling_are_named_in_the_result(tmp_path: Path) -> None:
+    root = collection(tmp_path)
+    task = {"level": "patient", "pool": "gem3"}
+    result = ask(root, task=task, probe={"scaling": "whiten", "components": 5})[0]
+    assert result.question.pool == "gem3"
+    assert (result.settings["scaling"], result.settings["components"]) == ("whiten", 5)
+    plain = ask(root, task=task)[0]
+    assert not plain.cached
+    assert plain.scores != result.scores

@@ -1,0 +1,471 @@
+"""The matrix of changes: what happens to a store when one thing changes, a test a cell.
+
+Every cell is asked three times: `plan` must foretell what `extract` then does, and `explain` must
+name the cause.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipeline.config.loading import load_config
+from pipeline.config.root import Config
+from pipeline.extract import Speed, Summary, extract
+from pipeline.extraction.plan import explain, plan
+from pipeline.extraction.sync import make_recipe, name_patient, open_store
+from pipeline.recipe import Recipe
+from pipeline.shared.pseudonyms import Names
+from stores import FeatureStore
+from stores.errors import ConfigError, RecipeMismatchError
+from stores.features import WITHDRAWN
+from stores.purge import purge, readmit, withdraw
+from stores.verify import verify
+from tests.phantoms import dicom, save, volume, write_png, write_series
+from tests.pipeline.models import write_tiny_folder
+
+HERE = Speed(device="cpu", batch_size=4, workers=0)
+BESIDE = Speed(device="cpu", batch_size=4, workers=1)
+SLICES = 14
+
+
+@dataclass(frozen=True)
+class Case:
+    """A collection, its network, its store and its config, all in one folder."""
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def store(self) -> FeatureStore:
+        return FeatureStore.open(self.folder / "store")
+
+    def config(self, **settings: Any) -> Config:
+        """Return the config; settings are dotted keys, such as `outputs__dtype`."""
+        content: dict[str, Any] = {
+            "data": {"root": "data", "modality": {"**/*.png": "DX"}},
+            "backbone": {"name": f"hf:{self.folder / 'network'}", "image_size": 56},
+            "store": "store",
+            "outputs": {"part_rows": 8},
+        }
+        for name, value in settings.items():
+            block, _, key = name.partition("__")
+            content.setdefault(block, {})[key] = value
+        path = self.folder / "config.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return load_config(path)
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Return a store of nine CT slices of one patient, one of another, and four pictures."""
+    case = Case(tmp_path_factory.mktemp("embedded"))
+    write_series(case.data / "ct", volume(9, 40, 44), PatientID="ANNA", PatientName="A")
+    save(dicom(volume(3, 40, 44)[2], PatientID="BERT", SeriesInstanceUID="1.2.3"), case.data / "b")
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        write_png(case.data / f"x{i}.png", rng.integers(0, 60_000, (40, 40 + i), np.uint16))
+    write_tiny_folder(case.folder / "network")
+    extract(case.config(), HERE)
+    return case
+
+
+@pytest.fixture
+def case(embedded: Case, tmp_path: Path) -> Case:
+    return Case(Path(shutil.copytree(embedded.folder, tmp_path / "case")))
+
+
+def run(config: Config, speed: Speed = HERE, *, rehash: bool = False) -> Summary:
+    """Extract, and hold what `plan` said before against it."""
+    planned = plan(config, rehash=rehash)
+    failed = _failures(config)
+    files = sum(1 for path in (config.store / "features.zarr").rglob("c/**/*") if path.is_file())
+    summary = extract(config, speed, rehash=rehash)
+    assert planned.found == summary.found
+    assert planned.slices == summary.slices
+    assert planned.embed == summary.embedded + summary.linked + _failures(config) - failed
+    now = sum(1 for path in (config.store / "features.zarr").rglob("c/**/*") if path.is_file())
+    assert planned.files == now - files + planned.parts  # and a receipt a part
+    assert verify(config.store).sound
+    assert explain(config).fresh
+    return summary
+
+
+def _failures(config: Config) -> int:
+    return len(FeatureStore.open(config.store).failures()) if config.store.exists() else 0
+
+
+def counts(summary: Summary) -> dict[str, int]:
+    return {name: n for name, n in summary.found.items() if n}
+
+
+# --- hits: nothing is embedded ----------------------------------------------------------------
+
+
+def rename_network(case: Case) -> Config:
+    (case.folder / "network").rename(case.folder / "renamed")
+    return case.config(backbone__name=f"hf:{case.folder / 'renamed'}")
+
+
+def touch_everything(case: Case) -> Config:
+    for path in case.data.rglob("*"):
+        os.utime(path, (1, 1))
+    return case.config()
+
+
+def copy_store(case: Case) -> Config:
+    shutil.copytree(case.folder / "store", case.folder / "elsewhere")
+    shutil.copy(case.folder / "store.key", case.folder / "elsewhere.key")
+    return case.config().model_copy(update={"store": case.folder / "elsewhere"})
+
+
+def add_labels(case: Case) -> Config:
+    (case.folder / "labels.csv").write_text("path,sick\nx0.png,1\n")
+    return case.config(labels__file="labels.csv", tasks__sick={"labels": ["sick"]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(Case.config, id="nothing"),
+        pytest.param(rename_network, id="weights-under-another-name"),
+        pytest.param(touch_everything, id="file-mtime"),
+        pytest.param(add_labels, id="labels"),
+        pytest.param(copy_store, id="store-elsewhere"),
+        pytest.param(lambda case: case.config(outputs__part_rows=32), id="part-rows"),
+        pytest.param(lambda case: case.config(data__exclude=["nothing/**"]), id="exclude-nothing"),
+    ],
+)
+def test_a_hit_embeds_nothing(case: Case, change: Callable[[Case], Config]) -> None:
+    summary = run(change(case))
+    assert (summary.embedded, counts(summary)) == (0, {"same": SLICES})
+
+
+@pytest.mark.parametrize(
+    "speed",
+    [
+        pytest.param(Speed(device="cpu", batch_size=9, workers=0), id="batch-size"),
+        pytest.param(Speed(device="cpu", batch_size=4, workers=2), id="workers"),
+    ],
+)
+def test_speed_is_no_part_of_the_key(case: Case, speed: Speed) -> None:
+    assert run(case.config(), speed).embedded == 0
+
+
+def test_a_renamed_file_keeps_its_row(case: Case) -> None:
+    before = case.store.read("cls")
+    (case.data / "deep/er").mkdir(parents=True)
+    (case.data / "x1.png").rename(case.data / "deep/er/y.png")
+    why = explain(case.config())
+    assert [(c.kind, c.path, c.why) for c in why.changes] == [
+        ("moved", "deep/er/y.png", "it was 'x1.png'")
+    ]
+    summary = run(case.config())
+    assert (summary.embedded, counts(summary)) == (0, {"same": SLICES - 1, "moved": 1})
+    assert np.array_equal(case.store.read("cls"), before, equal_nan=True)
+
+
+def test_a_stranger_reads_the_store_with_zarr_and_pyarrow_alone(case: Case) -> None:
+    """Run the script of docs/STORE.md where our packages cannot be imported."""
+    text = (Path(__file__).parents[3] / "docs/STORE.md").read_text()
+    script = text.partition("```python\n")[2].partition("```")[0]
+    block = "import sys; sys.modules['stores'] = sys.modules['pipeline'] = None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", block + script, str(case.folder / "store")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    shown = Names(case.store.path).shown
+    assert done.stdout.startswith(f"({SLICES}, 48) ['{shown('b')}', '{shown('ct')}/")
+
+
+def test_processes_that_create_a_store_at_once_share_it(case: Case) -> None:
+    config = case.config().model_copy(update={"store": case.folder / "fresh"})
+    recipe, _ = make_recipe(config)
+    context = multiprocessing.get_context("spawn")
+    start = context.Barrier(4)
+    makers = [context.Process(target=_create, args=(config, recipe, start)) for _ in range(4)]
+    for maker in makers:
+        maker.start()
+    for maker in makers:
+        maker.join()
+    assert [maker.exitcode for maker in makers] == [0] * 4
+    assert verify(config.store).findings == []
+    assert [path.name for path in case.folder.glob(".tmp-*")] == []
+
+
+def _create(config: Config, recipe: Recipe, start: Barrier) -> None:
+    start.wait()
+    assert open_store(config, recipe).recipe_text == recipe.canonical()
+
+
+# --- misses: only what changed is embedded ----------------------------------------------------
+
+
+def test_changed_content_gets_a_new_row_and_the_old_is_withdrawn(case: Case) -> None:
+    before, rows = case.store.read("cls"), dict(zip(*_paths(case), strict=True))
+    write_png(case.data / "x0.png", np.arange(1600, dtype=np.uint16).reshape(40, 40))
+    why = explain(case.config())
+    assert [(c.kind, c.why) for c in why.changes] == [
+        ("changed", "the content of its file changed"),
+        ("withdrawn", "row 16 takes its place"),
+    ]
+    summary = run(case.config())
+    assert summary.embedded == 1
+    assert counts(summary) == {"same": SLICES - 1, "changed": 1, "withdrawn": 1}
+    assert case.store.status()[rows["x0.png"]] == WITHDRAWN
+    assert np.array_equal(case.store.read("cls")[: len(before)], before, equal_nan=True)
+
+
+def test_content_that_comes_back_finds_its_old_row(case: Case) -> None:
+    first = (case.data / "x0.png").read_bytes()
+    write_png(case.data / "x0.png", np.arange(1600, dtype=np.uint16).reshape(40, 40))
+    run(case.config())
+    (case.data / "x0.png").write_bytes(first)
+    summary = run(case.config())
+    assert (summary.embedded, summary.found["moved"], summary.found["withdrawn"]) == (0, 1, 1)
+
+
+def test_content_changed_behind_size_and_mtime_needs_rehash(case: Case) -> None:
+    path = case.data / "b"
+    about, data = path.stat(), bytearray(path.read_bytes())
+    data[-7] ^= 0x10
+    path.write_bytes(data)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert run(case.config()).embedded == 0
+    assert not explain(case.config(), rehash=True).fresh
+    assert counts(run(case.config(), rehash=True)) == {
+        "same": SLICES - 1, "changed": 1, "withdrawn": 1,
+    }  # fmt: skip
+
+
+def test_rehash_of_an_unchanged_collection_is_a_hit(case: Case) -> None:
+    assert counts(run(case.config(), rehash=True)) == {"same": SLICES}
+
+
+def test_an_added_file_is_appended(case: Case) -> None:
+    write_png(case.data / "new.png", np.arange(1600, dtype=np.uint16).reshape(40, 40))
+    assert [c.why for c in explain(case.config()).changes] == ["it is new"]
+    summary = run(case.config())
+    assert (summary.embedded, counts(summary)) == (1, {"same": SLICES, "added": 1})
+
+
+def test_a_removed_file_is_withdrawn_and_comes_back_for_nothing(case: Case) -> None:
+    path = case.data / "x3.png"
+    data = path.read_bytes()
+    path.unlink()
+    assert [c.why for c in explain(case.config()).changes] == ["it is no longer found"]
+    assert counts(run(case.config())) == {"same": SLICES - 1, "withdrawn": 1}
+    path.write_bytes(data)
+    summary = run(case.config())
+    assert (summary.embedded, summary.slices) == (0, SLICES)
+
+
+def test_another_modality_rule_embeds_anew(case: Case) -> None:
+    config = case.config(data__modality={"**/*.png": "MR"})
+    assert explain(config).changes[0].why == "its modality was DX, now MR"
+    assert counts(run(config)) == {"same": 10, "changed": 4, "withdrawn": 4}
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+def other_weights(case: Case) -> Config:
+    write_tiny_folder(case.folder / "network", seed=1)
+    return case.config()
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "stored", "asked"),
+    [
+        pytest.param(other_weights, "weights", "sha256:", "sha256:", id="weights"),
+        pytest.param(
+            lambda case: case.config(preprocess__ct={"low": -100, "high": 200}),
+            "preprocess.ct.low", "-1024.0", "-100.0", id="window",
+        ),
+        pytest.param(
+            lambda case: case.config(backbone__image_size=70), "image_size", "56", "70", id="size"
+        ),
+        pytest.param(lambda case: case.config(outputs__blocks=2), "blocks", "4", "2", id="layers"),
+        pytest.param(
+            lambda case: case.config(outputs__dtype="float32"),
+            "dtype", "'float16'", "'float32'", id="dtype",
+        ),
+        pytest.param(
+            lambda case: case.config(outputs__keep=["cls"]),
+            "outputs", "['cls', 'mean']", "['cls']", id="outputs",
+        ),
+        pytest.param(
+            lambda case: case.config(backbone__precision="bfloat16"),
+            "precision", "'float32'", "'bfloat16'", id="precision",
+        ),
+        pytest.param(
+            lambda case: case.config(backbone__treatment="paper"),
+            "architecture.treatment", "'own'", "'paper'", id="treatment",
+        ),
+    ],
+)  # fmt: skip
+def test_another_recipe_is_refused_naming_field_and_values(
+    case: Case, change: Callable[[Case], Config], field: str, stored: str, asked: str
+) -> None:
+    config = change(case)
+    for act in (extract, plan):
+        with pytest.raises(RecipeMismatchError) as caught:
+            act(config)
+        assert f"{field}: the store has {stored}" in str(caught.value).replace("'sha256", "sha256")
+        assert f"the config asks {asked}" in str(caught.value).replace("'sha256", "sha256")
+    names = [name for name, *_ in explain(config).fields]
+    assert field in names
+    anew = extract(config.model_copy(update={"store": case.folder / "another"}), HERE)
+    assert anew.embedded + anew.linked == SLICES  # a new store is the way out
+
+
+# --- files that could not be read -------------------------------------------------------------
+
+
+def test_a_slow_file_is_tried_again_but_not_for_ever(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(case.folder / "store")
+    slow = Speed(device="cpu", batch_size=4, workers=1, time_limit_s=1e-9)
+    first = extract(case.config(), slow)
+    assert first.unreadable == {"time-limit": SLICES}
+    assert counts(extract(case.config(), slow)) == {"retried": SLICES, "withdrawn": SLICES}
+    assert counts(run(case.config())) == {"retried": SLICES, "withdrawn": SLICES}
+    assert counts(run(case.config())) == {"same": SLICES}
+    assert (case.store.status() == 1).sum() == SLICES
+
+
+def test_after_three_failures_only_a_touched_file_is_tried_again(case: Case) -> None:
+    shutil.rmtree(case.folder / "store")
+    slow = Speed(device="cpu", batch_size=4, workers=1, time_limit_s=1e-9)
+    for _ in range(3):
+        extract(case.config(), slow)
+    rows = case.store.slices().num_rows
+    assert counts(extract(case.config(), slow)) == {"same": SLICES}
+    assert case.store.slices().num_rows == rows == 3 * SLICES
+    os.utime(case.data / "x0.png", (1, 1))
+    assert counts(run(case.config())) == {"same": SLICES - 1, "retried": 1, "withdrawn": 1}
+
+
+def test_a_slice_that_could_not_be_read_is_embedded_once_it_is_mended(case: Case) -> None:
+    pixels = np.full((40, 40), np.nan, np.float32)
+    np.save(case.data / "x.npy", pixels)
+    assert run(case.config(), BESIDE).unreadable == {"not-finite": 1}
+    assert counts(run(case.config(), BESIDE)) == {"same": SLICES + 1}
+    np.save(case.data / "x.npy", np.arange(1600, dtype=np.float32).reshape(40, 40))
+    summary = run(case.config(), BESIDE)
+    assert (summary.embedded, summary.unreadable) == (1, {})
+
+
+# --- duplicates -------------------------------------------------------------------------------
+
+
+def test_the_same_pixels_are_embedded_once_linked_and_reported(case: Case) -> None:
+    shutil.copytree(case.data / "ct", case.data / "copied")
+    pixels = np.random.default_rng(0).integers(0, 60_000, (40, 40), np.uint16)
+    write_png(case.data / "again.tif", pixels)  # x0.png in another format
+    summary = run(case.config(data__modality={"**/*.png": "DX", "**/*.tif": "DX"}))
+    assert (summary.embedded, summary.linked) == (0, 10)
+    paths, rows = _paths(case)[0], np.array(_paths(case)[1])
+    cls = case.store.read("cls", rows)
+    by_path = dict(zip(paths, cls, strict=True))
+    assert np.array_equal(by_path["again.tif"], by_path["x0.png"])
+    for path in (case.data / "ct").iterdir():
+        assert np.array_equal(by_path[f"copied/{path.name}"], by_path[f"ct/{path.name}"])
+    notice = next(f for f in verify(case.folder / "store").findings if f.kind == "duplicate")
+    # Twice nine of the study, of which one is also Bert's; twice one picture.
+    assert notice.detail.startswith("21 slices share their pixels, in 10 groups; 2 groups are of")
+
+
+def test_a_twin_under_another_intensity_rule_is_embedded(case: Case) -> None:
+    shutil.copy(case.data / "x0.png", case.data / "mr.png")
+    summary = run(case.config(data__modality={"mr.png": "MR", "**/*.png": "DX"}))
+    assert (summary.embedded, summary.linked) == (1, 0)
+
+
+def test_links_change_no_bit_of_other_rows(case: Case, tmp_path: Path) -> None:
+    """Bert's slice is one of Anna's: in the same part, its batch must be what it would be."""
+    alone = Case(Path(shutil.copytree(case.folder, tmp_path / "alone")))
+    shutil.rmtree(alone.folder / "store")
+    save(
+        dicom(volume(3, 40, 44)[2] + 1, PatientID="BERT", SeriesInstanceUID="1.2.3"),
+        alone.data / "b",
+    )
+    extract(alone.config(), HERE)
+    here, there = (dict(zip(*_paths(c), strict=True)) for c in (case, alone))
+    for path in here.keys() - {"b"}:
+        assert np.array_equal(
+            case.store.read("cls", [here[path]]), alone.store.read("cls", [there[path]])
+        )
+
+
+# --- withdrawing a patient --------------------------------------------------------------------
+
+
+def test_a_withdrawn_patient_stays_out(case: Case) -> None:
+    anna = name_patient(case.folder / "store", "ANNA")
+    assert withdraw(case.store, anna) == 9
+    assert (case.store.status() == WITHDRAWN).sum() == 9
+    summary = run(case.config())
+    assert (summary.embedded, counts(summary)) == (0, {"same": 5})
+    save(dicom(volume(1, 40, 44)[0] + 9, PatientID="ANNA", SeriesInstanceUID="9"), case.data / "n")
+    assert counts(run(case.config())) == {"same": 5}
+    readmit(case.store, anna)
+    assert counts(run(case.config())) == {"same": SLICES, "added": 1}
+
+
+def test_purged_numbers_are_gone_from_every_file(case: Case) -> None:
+    store, bert = case.store, name_patient(case.folder / "store", "BERT")
+    row = dict(zip(*_paths(case), strict=True))["b"]
+    secrets = {name: store.read(name)[row].tobytes() for name in ("cls", "mean", "file_digest")}
+    others = np.delete(store.read("cls"), row, axis=0)
+    assert all(_occurs(secret, store.path) for secret in secrets.values())
+    withdraw(store, bert)
+    assert purge(store, bert) == 1
+    # Anna has the same picture: its features are hers too, and stay. What is Bert's alone is gone.
+    assert not _occurs(secrets["file_digest"], store.path)
+    assert np.isnan(store.read("cls")[row]).all()
+    assert not store.read("pixel_digest")[row].any()
+    assert np.array_equal(np.delete(store.read("cls"), row, axis=0), others, equal_nan=True)
+    assert store.slices().to_pylist()[row]["patient"] is None
+    assert counts(run(case.config())) == {"same": SLICES - 1}
+
+
+def test_a_purged_patient_let_in_again_gets_new_rows(case: Case) -> None:
+    anna = name_patient(case.folder / "store", "ANNA")
+    withdraw(case.store, anna)
+    purge(case.store, anna)
+    readmit(case.store, anna)
+    summary = run(case.config())
+    assert (summary.embedded + summary.linked, summary.found["added"]) == (9, 9)
+
+
+def test_an_unknown_patient_is_said(case: Case) -> None:
+    with pytest.raises(ConfigError, match="is of patient 'CARL'"):
+        name_patient(case.folder / "store", "CARL")
+
+
+def _paths(case: Case) -> tuple[list[str], list[int]]:
+    """Return the real paths and rows of the live slices."""
+    slices = Names(case.store.path).revealed(case.store.slices()).to_pylist()
+    live = [row for row in slices if not row["withdrawn"]]
+    return [row["path"] for row in live], [row["row"] for row in live]
+
+
+def _occurs(secret: bytes, root: Path) -> bool:
+    return any(secret in path.read_bytes() for path in root.rglob("*") if path.is_file())

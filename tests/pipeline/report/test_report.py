@@ -1,0 +1,566 @@
+"""The report: its numbers against references, its words, and the page in a real browser."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from sklearn.metrics import precision_recall_curve, roc_curve
+
+from pipeline.annotations.units import Truth
+from pipeline.config.loading import load_config
+from pipeline.evaluate import evaluate
+from pipeline.evaluation.metrics.metrics import score
+from pipeline.report import curves
+from pipeline.report.atlas import coded, draw_map
+from pipeline.report.comparison import compare_sources, linear_cka, mutual_overlap
+from pipeline.report.findings import findings
+from pipeline.report.page import Written, write_report
+from pipeline.report.segmented import segmentation_figures
+from pipeline.report.sources import open_sources, take_stock
+from pipeline.report.tables import latex, lines_of, markdown
+from pipeline.segment import segment
+from stores.errors import ConfigError, StoreNotFoundError
+from tests.phantoms import write_png
+from tests.pipeline.collection import make_store, write_csv
+from tests.pipeline.test_segment import write_volumes
+from tests.pipeline.tokens import token_store
+
+PATIENTS, EACH = 50, 2
+N = PATIENTS * EACH
+
+
+def collection(root: Path, seed: int, strength: float = 2.5) -> Path:
+    """Write pictures, labels, a store and its answers; return the config file.
+
+    `sick` leans on the features, and so does `view`; `a` and `b` are multi-label. One picture is
+    there under two patients.
+    """
+    rng = np.random.default_rng(0)
+    patient = np.arange(N) // EACH
+    sick = rng.integers(0, 2, PATIENTS)[patient]
+    view, a, b = (rng.integers(0, 2, N) for _ in range(3))
+    noise = np.random.default_rng(seed)
+    cls = noise.standard_normal((N, 4, 16))
+    cls[:, 3, 0] += strength * sick
+    cls[:, 3, 1] += 6 * view
+    images = np.arange(N) + 1
+    images[10] = images[90]
+    slices = [{"patient": f"SECRET-{p:03}", "height": 40, "width": 50} for p in patient]
+    make_store(root / "store", cls, slices, images=images)
+    for i in range(N):
+        write_png(root / f"data/f{i}.png", rng.integers(0, 255, (40, 50), np.uint8))
+    write_csv(
+        root / "labels.csv",
+        path=[f"f{i}.png" for i in range(N)],
+        sick=["sick" if s else "well" for s in sick],
+        view=["AP" if v else "PA" for v in view],
+        sex=["F" if p % 2 else "M" for p in patient],
+        a=a,
+        b=b,
+    )
+    config = {
+        "data": {"root": "data", "paths": "keep"},
+        "store": "store",
+        "labels": {"file": "labels.csv"},
+        "split": {"allow": ["duplicates"]},
+        "tasks": {
+            "sick": {"labels": ["sick"], "subgroups": ["sex"], "shortcuts": ["view"]},
+            "find<ings": {"labels": ["a", "b"]},
+        },
+        "knn": {"k": [3, 5]},
+        "probe": {"steps": 5},
+        "fewshot": {"episodes": 30, "shots": [1, 2]},
+    }
+    (root / "my.yaml").write_text(yaml.safe_dump(config))
+    evaluate(load_config(root / "my.yaml"))
+    return root / "my.yaml"
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return collection(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return collection(tmp_path_factory.mktemp("two"), 2, strength=0.5)
+
+
+@pytest.fixture(scope="module")
+def written(config: Path) -> Written:
+    return write_report([config])
+
+
+@pytest.fixture(scope="module")
+def page(written: Written) -> str:
+    return written.page.read_text("utf-8")
+
+
+class Reader(HTMLParser):
+    """What a page loads, and what it says."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.words: list[str] = []
+        self.ids: list[str] = []
+        self._code = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._code = tag in ("script", "style")
+        self.loads += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "data")]
+        self.ids += [v or "" for k, v in attrs if k == "id"]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._code = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._code:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+
+def truth_of(seed: int, n: int = 60) -> tuple[Truth, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    p = np.clip(np.round(rng.normal(0.4 + 0.2 * y, 0.2), 2), 0, 1)  # with ties
+    groups = np.array([f"p{i // 2}" for i in range(n)])
+    return Truth(y, groups, ("no", "yes"), "binary"), np.stack([1 - p, p], axis=1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_curves_are_those_of_scikit_learn(seed: int) -> None:
+    truth, proba = truth_of(seed)
+    roc = curves.roc(truth, proba, None, 1)
+    assert roc is not None
+    x, y, _ = roc_curve(truth.y, proba[:, 1], drop_intermediate=False)
+    assert np.allclose(np.stack([roc.x, roc.y]), np.stack([x, y]))
+    auroc = score(truth, proba)[0]["auroc"].value
+    assert np.trapezoid(roc.y, roc.x) == pytest.approx(auroc, abs=1e-12)
+    pr = curves.precision_recall(truth, proba, None, 1)
+    assert pr is not None
+    precision, recall, _ = precision_recall_curve(truth.y, proba[:, 1])
+    assert np.allclose(
+        np.stack([pr.x, pr.y])[:, 1:], np.stack([recall, precision])[:, :-1][:, ::-1]
+    )
+
+
+def test_the_band_holds_the_curve_and_a_label_of_one_side_has_none() -> None:
+    truth, proba = truth_of(0, 400)
+    roc = curves.roc(truth, proba, None, 1)
+    assert roc is not None
+    middle = np.interp(curves.GRID, roc.x, roc.y)
+    assert ((roc.low <= middle + 1e-9) & (middle <= roc.high + 1e-9)).mean() > 0.95
+    assert 0.02 < (roc.high - roc.low)[5:60].mean() < 0.4
+    assert curves.roc(truth.at(truth.y == 1), proba[truth.y == 1], None, 1) is None
+
+
+def test_curves_of_folds_are_averaged_not_pooled() -> None:
+    truth, proba = truth_of(0, 200)
+    fold = np.arange(200) // 2 % 2
+    shifted = proba + 5 * fold[:, None]  # another model's scores, which do not compare
+    one, two = (curves.roc(truth, p, fold, 1) for p in (proba, shifted))
+    assert one is not None
+    assert two is not None
+    assert np.allclose(one.y, two.y)
+
+
+def test_confusion_counts_every_unit_once() -> None:
+    truth, proba = truth_of(1)
+    counts = curves.confusion(truth, proba)
+    called = proba.argmax(axis=1)
+    for i in range(2):
+        for j in range(2):
+            assert counts[i, j] == ((truth.y == i) & (called == j)).sum()
+    marks = Truth(np.array([[1], [0], [-1], [1]], np.int8), truth.groups[:4], ("a",), "multilabel")
+    said = np.array([[0.9], [0.8], [0.9], [0.1]])
+    assert curves.label_confusion(marks, said, 0).tolist() == [[0, 1], [1, 1]]
+
+
+def test_likeness_of_spaces() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 8)).astype(np.float32)
+    turn = np.linalg.qr(rng.standard_normal((8, 8)))[0].astype(np.float32)
+    other = rng.standard_normal((300, 5)).astype(np.float32)
+    assert linear_cka(x, 3 * x @ turn + 7) == pytest.approx(1, abs=1e-5)
+    assert linear_cka(x, other) < 0.1
+    assert mutual_overlap(x, x @ turn, 10) > 0.99
+    assert mutual_overlap(x, other, 10) == pytest.approx(10 / 299, abs=0.02)
+
+
+def test_rare_words_are_other_and_none_is_none() -> None:
+    words = [f"w{i}" for i in range(10) for _ in range(10 - i)] + [""]
+    column = coded("x", words)
+    assert column.values == (*(f"w{i}" for i in range(7)), "other")
+    assert column.codes[0] == 0
+    assert column.codes[-2] == 7
+    assert column.codes[-1] == 255
+
+
+def test_neighbours_are_the_nearest_of_other_patients(config: Path) -> None:
+    (source,) = open_sources([config])
+    atlas = draw_map(source)
+    assert atlas is not None
+    x = source.store.read("cls", source.rows)[:, -1].astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    cosine = x @ x.T
+    patient = np.arange(N) // EACH
+    cosine[patient[:, None] == patient[None]] = -2
+    assert np.allclose(atlas.cosine, -np.sort(-cosine, axis=1)[:, :6], atol=1e-5)
+    labels = {column.name: column for column in atlas.columns}
+    assert {"modality", "sick", "view", "sex", "a", "b"} <= labels.keys()
+    assert labels["view"].values == ("AP", "PA")
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+def test_findings_say_what_may_undo_a_result(config: Path) -> None:
+    (source,) = open_sources([config])
+    said = {(f.kind, f.weight): f.text for f in findings(source, take_stock(source))}
+    assert "RANDOM WEIGHTS" in said["weights", "warn"]
+    leak = " ".join(text for (kind, _), text in said.items() if kind == "leakage")
+    assert "1 picture exists" in leak
+    assert "on two sides of the split of sick" in leak
+    assert "The features tell view with an AUROC of" in said["shortcut", "warn"]
+
+
+def test_an_answer_of_an_earlier_store_is_called_stale(config: Path) -> None:
+    (source,) = open_sources([config])
+    changed = dataclasses.replace(source)
+    changed.__dict__["fingerprint"] = "another"
+    stale = [f for f in findings(changed, take_stock(changed)) if f.kind == "stale"]
+    assert len(stale) == 1
+    assert "sick by kNN" in stale[0].text
+    assert [f for f in findings(source, take_stock(source)) if f.kind == "stale"] == []
+
+
+def test_tables_for_a_paper(config: Path, tmp_path: Path) -> None:
+    lines = lines_of(open_sources([config]))
+    rows = markdown(lines, random=True).splitlines()
+    assert rows[0].startswith("**RANDOM WEIGHTS**")
+    table = rows[2:]
+    assert len(table) == len(lines) + 2
+    assert len({row.count("|") for row in table}) == 1
+    tex = latex(lines, random=True)
+    body = tex.split("\\midrule")[1].split("\\bottomrule")[0].strip().splitlines()
+    columns = re.search(r"\\begin\{tabular\}\{(\w+)\}", tex)
+    assert columns
+    assert {line.count(" & ") + 1 for line in body} == {len(columns[1])}
+    odd = dataclasses.replace(lines[0], task="50%_a&b")
+    assert "50\\%\\_a\\&b" in latex([odd], random=False)
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_the_page_is_whole_and_tells_nobody(page: str, config: Path, written: Written) -> None:
+    read = Reader(page)
+    assert [x for x in read.loads if not x.startswith(("#", "data:"))] == []
+    assert not re.search(r"@import|url\((?!#)", page)
+    assert len(read.ids) == len(set(read.ids))
+    for word in ("RANDOM WEIGHTS", "Before you believe it", "find<ings", "100 slices"):
+        assert word in read.text
+    (source,) = open_sources([config])
+    # the store keeps paths, as its config asks; the page tells none
+    assert "f17.png" in source.slices["path"].to_pylist()
+    for secret in ("SECRET", "f17.png", str(config.parent)):
+        assert secret not in page
+    assert written.pictures == N
+
+
+def test_a_store_alone_has_no_pictures_and_says_why(config: Path, tmp_path: Path) -> None:
+    written = write_report([config.parent / "store"], tmp_path / "deep/page.html")
+    assert written.pictures == 0
+    assert "a store does not know where its files are" in Reader(written.page.read_text()).text
+
+
+def test_every_figure_is_a_file(config: Path, tmp_path: Path) -> None:
+    done = radprobe(
+        "report", config, "--out", tmp_path / "r.html", "--figures", tmp_path / "f", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    names = {Path(path).name for path in told["figures"]}
+    stems = {n.removesuffix(".svg") for n in names if n.endswith(".svg")}
+    assert stems >= {"overview", "sick-curves", "sick-settings", "sick-subgroups", "find-ings-roc"}
+    assert names == {f"{s}{x}" for s in stems for x in (".svg", ".png")} | {
+        "results.md",
+        "results.tex",
+    }
+    for stem in stems:
+        assert ET.parse(tmp_path / f"f/{stem}.svg").getroot().tag.endswith("svg")
+        with Image.open(tmp_path / f"f/{stem}.png") as image:
+            assert np.asarray(image.convert("L")).std() > 1
+
+
+def test_stores_side_by_side(config: Path, other: Path, tmp_path: Path) -> None:
+    sources = open_sources([config, other.parent / "store"])
+    assert len({s.name for s in sources}) == 2
+    held = compare_sources(sources)
+    sick = next(r for r in held.ranked if (r.task, r.method) == ("sick", "probe"))
+    assert sick.ranks == (1.0, 2.0)
+    (pair,) = held.pairs
+    assert pair.shared == N - 1  # one picture is there twice
+    assert pair.cka is not None
+    assert 0 < pair.cka < 1
+    found = next(d for r, d in pair.differences if (r.task, r.method) == ("sick", "probe"))
+    assert found.difference.value == pytest.approx(sick.values[1].value - sick.values[0].value)
+    written = write_report([config, other.parent / "store"], tmp_path / "two.html")
+    text = Reader(written.page.read_text("utf-8")).text
+    for word in ("Side by side", "linear CKA", "Mean rank"):
+        assert word in text
+
+
+def test_what_cannot_be_reported(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreNotFoundError, match="no feature store"):
+        write_report([tmp_path / "none"])
+    with pytest.raises(ConfigError, match="each store once"):
+        write_report([config, config.parent / "store"])
+    make_store(tmp_path / "bad", np.zeros((4, 1, 2)), [{}] * 4, status=np.full(4, 2))
+    with pytest.raises(ConfigError, match="nothing to report"):
+        write_report([tmp_path / "bad"])
+
+
+@pytest.fixture(scope="module")
+def segmented(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Write the report of volumes that two heads segmented, in a store of patch tokens alone."""
+    root = tmp_path_factory.mktemp("segmented")
+    config = write_volumes(root)
+    told = config.model_dump(mode="json", exclude_unset=True)
+    told["segment"]["line"] = {"method": "linear", "learning_rates": [1.0], "epochs": 2}
+    (root / "my.yaml").write_text(yaml.safe_dump(told))
+    token_store(config)
+    segment(load_config(root / "my.yaml"))
+    return write_report([root / "my.yaml"], root / "page.html", root / "figures")
+
+
+def test_segmentations_are_reported_as_other_answers_are(segmented: Written) -> None:
+    read = Reader(segmented.page.read_text("utf-8"))
+    for word in ("organ, segmented", "Few shots", "Overlays", "Training, s", "Paper's Jaccard"):
+        assert word in read.text
+    assert [x for x in read.loads if not x.startswith(("#", "data:"))] == []
+    stems = {path.stem for path in segmented.figures if path.suffix == ".svg"}
+    parts = ("structures", "patients", "overlays")
+    assert stems == {f"organ-segmented-{part}" for part in parts}
+    (source,) = open_sources([segmented.page.with_name("my.yaml")])
+    lines = lines_of([source])
+    assert {(line.method, line.setting) for line in lines} >= {("near", "patients = 1, draws = 6")}
+    text = markdown(lines, random=True)
+    assert all(
+        f"{a.scores[-1].metrics['dice'].value:.3f}" in text for a in source.segmented.values()
+    )
+    changed = dataclasses.replace(source)
+    changed.__dict__["fingerprint"] = "another"
+    said = [f.text for f in findings(changed, take_stock(changed)) if f.kind == "stale"]
+    assert "organ by near" in said[0]
+
+
+def test_segmentations_without_their_images_have_no_overlays(segmented: Written) -> None:
+    store = segmented.page.with_name("store")
+    (source,) = open_sources([store])
+    keys = [drawn.key for drawn in segmentation_figures(source, "organ")]
+    assert keys == ["organ-segmented-structures", "organ-segmented-patients"]
+
+
+def radprobe(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    code = "from pipeline.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api")
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if found is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with api.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser: Any, written: Written) -> Iterator[Any]:
+    """Yield the report, open; afterwards, no fault was on the console and nothing was loaded."""
+    yield from tab_of(browser, written)
+
+
+def tab_of(browser: Any, written: Written) -> Iterator[Any]:
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    faults: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda m: faults.append(m.text) if m.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(written.page.as_uri())
+    yield tab
+    assert faults == []
+    assert {url for url in asked if not url.startswith("data:")} == {written.page.as_uri()}
+    tab.close()
+
+
+def test_search_leaves_what_was_asked_for(opened: Any) -> None:
+    lines = opened.locator("#scores tbody tr:visible")
+    every = lines.count()
+    opened.fill("#search", "sick probe")
+    texts = lines.all_inner_texts()
+    assert 0 < len(texts) < every
+    assert all("sick" in t and "Linear probe" in t for t in texts)
+    assert opened.inner_text("#shown") == f"{len(texts)} of {every} lines"
+    opened.fill("#search", "")
+    assert lines.count() == every
+
+
+def test_columns_sort_both_ways_and_by_keyboard(opened: Any) -> None:
+    head = opened.locator("#scores thead th", has_text="AUROC")
+    column = head.evaluate("cell => cell.cellIndex")
+
+    def values() -> list[float]:
+        cells = opened.locator(f"#scores tbody tr > :nth-child({column + 1})")
+        texts = cells.evaluate_all("cells => cells.map(cell => cell.dataset.v)")
+        assert "" not in texts[: len([t for t in texts if t])]  # nothing stands last
+        return [float(t) for t in texts if t]
+
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert values() == sorted(values(), reverse=True)
+    head.locator("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert values() == sorted(values())
+
+
+def test_a_point_shows_its_picture_and_its_neighbours(opened: Any) -> None:
+    canvas, chosen = opened.locator("canvas"), opened.locator(".chosen")
+    canvas.scroll_into_view_if_needed()
+    canvas.focus()
+    opened.keyboard.press("ArrowRight")  # the first key takes the middle
+    first = chosen.locator("h3").first.inner_text()
+    assert re.fullmatch(r"Row \d+", first)
+    assert chosen.locator("img").count() == 7
+    assert chosen.locator("img").first.evaluate("image => image.naturalWidth") == 50
+    for key in ("ArrowRight", "ArrowLeft", "ArrowUp", "ArrowDown"):
+        opened.keyboard.press(key)
+        if chosen.locator("h3").first.inner_text() != first:
+            break
+    else:
+        pytest.fail("no arrow leads away from the middle")
+    opened.fill("input.row", "42")
+    opened.keyboard.press("Enter")
+    assert chosen.locator("h3").first.inner_text() == "Row 42"
+    near = chosen.locator("ol button span").first
+    row = re.search(r"row (\d+)", near.get_attribute("title"))
+    assert row
+    chosen.locator("ol button").first.click()
+    assert chosen.locator("h3").first.inner_text() == f"Row {row[1]}"
+
+
+def test_a_click_on_the_map_takes_the_point_under_it(opened: Any, config: Path) -> None:
+    (source,) = open_sources([config])
+    atlas = draw_map(source)
+    assert atlas is not None
+    canvas = opened.locator("canvas")
+    canvas.scroll_into_view_if_needed()
+    box, places = canvas.bounding_box(), atlas.places[0]
+    far = (places.x - 0.5) ** 2 + (places.y - 0.5) ** 2
+    place = int(np.argmax(far))  # at the rim, where points stand alone
+    at = {
+        "x": box["width"] * (0.5 + 0.93 * (float(places.x[place]) - 0.5)),
+        "y": box["height"] * (0.5 - 0.93 * (float(places.y[place]) - 0.5)),
+    }
+    canvas.click(position=at)
+    shown = opened.locator(".chosen h3").first.inner_text()
+    assert shown == f"Row {source.rows[place]}"
+
+
+def test_colours_follow_the_column_and_the_legend_hides(opened: Any) -> None:
+    opened.locator("canvas").scroll_into_view_if_needed()
+    picture = "canvas => canvas.toDataURL()"
+    before = opened.locator("canvas").evaluate(picture)
+    opened.select_option("select.colour", label="view")
+    legend = opened.locator(".legend button")
+    assert [t.split(" ")[0] for t in legend.all_inner_texts()] == ["AP", "PA"]
+    coloured = opened.locator("canvas").evaluate(picture)
+    assert coloured != before
+    legend.first.click()
+    assert legend.first.get_attribute("aria-pressed") == "false"
+    assert opened.locator("canvas").evaluate(picture) != coloured
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_stands_in_the_way_of_anyone(opened: Any, theme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    opened.emulate_media(color_scheme=theme)
+    opened.locator("canvas").scroll_into_view_if_needed()
+    opened.locator("canvas").press("ArrowRight")
+    found = axe.Axe().run(opened).response["violations"]
+    assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []
+
+
+def test_it_fits_a_telephone_and_paper(opened: Any, tmp_path: Path) -> None:
+    opened.set_viewport_size({"width": 390, "height": 800})
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    opened.screenshot(path=tmp_path / "narrow.png")
+    with Image.open(tmp_path / "narrow.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5
+    paper = opened.pdf(format="A4")
+    assert paper.startswith(b"%PDF")
+    opened.emulate_media(media="print")
+    assert not opened.locator(".contents").is_visible()
+    assert opened.locator("#scores tbody tr").last.is_visible()
+
+
+def test_dark_is_dark(opened: Any) -> None:
+    paper = "getComputedStyle(document.body).backgroundColor"
+    opened.emulate_media(color_scheme="light")
+    light = opened.evaluate(paper)
+    opened.click("#theme")
+    dark = opened.evaluate(paper)
+    assert light == "rgb(253, 252, 250)"
+    assert dark == "rgb(23, 22, 20)"
+    assert opened.inner_text("#theme") == "Light"
+
+
+def test_segmentations_in_a_browser(browser: Any, segmented: Written) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    for tab in tab_of(browser, segmented):
+        figures = tab.locator(".task figure")
+        assert figures.locator("h3").all_inner_texts() == ["By structure", "Few shots", "Overlays"]
+        pictures = figures.last.locator("svg image")
+        assert pictures.count() == 2 * (2 + 2)  # two volumes; image, mask and two heads
+        box = pictures.first.bounding_box()
+        assert min(box["width"], box["height"]) > 100
+        head = tab.locator("#scores thead th", has_text="Training")
+        head.locator("button").click()
+        assert head.get_attribute("aria-sort") == "descending"
+        tab.fill("#search", "near draws")
+        assert tab.locator("#scores tbody tr:visible").count() == 1
+        found = axe.Axe().run(tab).response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []

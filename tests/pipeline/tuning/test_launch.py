@@ -1,0 +1,126 @@
+"""A network tuned by several processes that share every step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config.loading import load_config
+from pipeline.config.root import Config
+from pipeline.evaluation.result_files import read_predictions
+from pipeline.extract import extract
+from pipeline.extraction.embed import Speed
+from pipeline.inference import forward
+from pipeline.tune import How, _devices, tune, tune_masks
+from stores.errors import DeviceError
+from tests.pipeline.processes import ROOT, environment, until
+from tests.pipeline.tuning.test_masks import config_of, write_collection
+
+NUMBER = {"light": {"labels": ["light"], "values": "number"}}
+BLOCK = {"epochs": 2, "batch": 8, "at_once": 4, "augment": "mild", "rank": 4}
+
+
+@pytest.fixture
+def collection(tmp_path: Path) -> Path:
+    """A config whose collection is embedded."""
+    path = write_collection(tmp_path, patients=9)
+    extract(load_config(path), Speed(workers=0))
+    return path
+
+
+def forget(config: Config) -> None:
+    """Remove all answers."""
+    for folder in ("results", "segmentations"):
+        for file in (config.store / folder).glob("*"):
+            file.unlink()
+
+
+def test_two_processes_learn_what_one_learns(collection: Path) -> None:
+    config = config_of(collection, tasks=NUMBER, split={}, lora=BLOCK)
+    (alone,) = tune(config, device="cpu", workers=0)
+    _, said_alone, _ = read_predictions(config.store, alone, 0)
+    forget(config)
+    (result,) = tune(config, device="cpu", processes=2, workers=0)
+    _, said, _ = read_predictions(config.store, result, 0)
+    assert result.tuned[0].device == "cpu + cpu"
+    assert result.tuned[0].peak_bytes > 2**26
+    assert result.counts == alone.counts
+    np.testing.assert_allclose(result.tuned[0].history, alone.tuned[0].history, rtol=1e-3)
+    np.testing.assert_allclose(said, said_alone, rtol=1e-3)
+    assert not np.array_equal(said, said_alone)  # gradients were added in another order
+    forget(config)
+    (again,) = tune(config, device="cpu", processes=2, workers=0)
+    assert again.tuned[0].identity == result.tuned[0].identity
+
+
+def test_a_process_that_is_left_without_a_part_takes_the_step(collection: Path) -> None:
+    """Where each step has one image, the second process learns from none."""
+    config = config_of(collection, split={}, lora=BLOCK | {"batch": 1, "epochs": 1})
+    (alone,) = tune_masks(config, device="cpu", workers=0)
+    forget(config)
+    (answer,) = tune_masks(config, device="cpu", processes=2, workers=0)
+    assert answer.tuned[0].identity == alone.tuned[0].identity
+    assert answer.scores[-1].metrics["dice"] == alone.scores[-1].metrics["dice"]
+
+
+def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(collection: Path) -> None:
+    lora = BLOCK | {"epochs": 3}
+    config = config_of(collection, split={}, lora=lora)
+    altered = next(collection.parent.glob("altered-*.yaml"))
+    (collection.parent / "images/00_0.png").write_bytes(b"")  # not to be read any more
+    options = ["--processes", "2", "--device", "cpu", "--workers", "0", "--checkpoint-s", "0"]
+    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "tune", str(altered)]
+    process = subprocess.Popen(
+        [*command, *options], cwd=ROOT, env=environment(0), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    state = config.store / "runs"
+    until(lambda: list(state.glob("*/all/checkpoint.safetensors")))
+    children = until(lambda: _training(process.pid))
+    os.kill(children[-1], signal.SIGKILL)
+    _, complained = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "One of 2 processes that tune the network ended" in complained
+    assert "goes on from it" in complained
+    assert "Traceback" not in complained
+    until(lambda: not any(Path(f"/proc/{child}/cwd").exists() for child in children))
+    (resumed,) = tune_masks(config, device="cpu", processes=2, workers=0)
+    assert resumed.tuned[0].resumed == 1
+    assert any("slices were left out: empty" in note for note in resumed.notes)
+    forget(config)
+    (straight,) = tune_masks(config, device="cpu", processes=2, workers=0)
+    assert straight.tuned[0].resumed == 0
+    assert straight.tuned[0].identity == resumed.tuned[0].identity
+
+
+def _training(parent: int) -> list[int]:
+    """Return the processes that a process has started to train."""
+    found = []
+    for child in Path(f"/proc/{parent}/task").glob("*/children"):
+        for number in child.read_text().split():
+            line = Path(f"/proc/{number}/cmdline").read_text()
+            found += [int(number)] if "spawn_main" in line else []
+    return sorted(found) if len(found) == 2 else []
+
+
+def test_each_process_wants_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(device: str, processes: int) -> How:
+        return How(device, processes, 0, 300.0, None)
+
+    def there(device: str) -> str:
+        return "cuda:0" if device in ("auto", "cuda") else device
+
+    monkeypatch.setattr(forward, "gpus", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(forward, "pick_device", there)
+    assert _devices(asked("auto", 1)) == ["cuda:0"]
+    assert _devices(asked("cuda", 2)) == ["cuda:0", "cuda:1"]
+    assert _devices(asked("cpu", 3)) == ["cpu"] * 3
+    with pytest.raises(DeviceError, match=r"3 processes need a GPU each. There are 2"):
+        _devices(asked("auto", 3))
+    with pytest.raises(DeviceError, match=r"There are 1 of --device cuda:1: cuda:1"):
+        _devices(asked("cuda:1", 2))
