@@ -1,4 +1,4 @@
-"""Answers: found or computed under a split that is up to date, and filed so that a crash is none."""
+"""Answers: found or computed under a split that is up to date, and filed answer last."""
 
 from __future__ import annotations
 
