@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.evaluation.result_files import (
+    MASKS,
     SEGMENTATIONS,
+    UNITS,
     Computed,
     find_or_compute,
     publish,
@@ -118,8 +120,8 @@ def _computed(
         tuned=tuned,
     )
     tables = {
-        ".masks.parquet": trials[-1].predicted,
-        ".units.parquet": pa.concat_tables([trial.units for trial in trials]),
+        MASKS: trials[-1].predicted,
+        UNITS: pa.concat_tables([trial.units for trial in trials]),
     }
     return Computed(answer, tables)
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.labels import LabelTable, label_units, read_labels, texts_of
 from pipeline.annotations.units import Units
+from pipeline.config.base import HeadSettings
 from pipeline.config.data import Labels
-from pipeline.config.heads import Head
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Part, Pool, Task
 from pipeline.evaluation.leakage import Fitted, near_copies, refuse_duplicates, refuse_near, said_of
@@ -192,7 +192,7 @@ class Cases:
             versions={name: version(name) for name in libraries},
         )
 
-    def features(self, head: Head, parts: Parts) -> Floats:
+    def features(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (n, d) the units' features as a head sees them.
 
         The last ones read are kept, and no others, nor those of the task this is asked beside.
@@ -209,7 +209,7 @@ class Cases:
             self._seen = head.features, x
         return scaled(self._seen[1], parts["train"], head.scaling, head.components)
 
-    def slices(self, head: Head, parts: Parts) -> Floats:
+    def slices(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) the features of every slice of the units, as a head sees them."""
         self._seen, m = None, len(self.units.rows)
         alone = replace(self.units, unit=np.arange(m), ids=self.units.rows.astype(np.str_))

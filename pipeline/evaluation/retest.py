@@ -15,6 +15,7 @@ from pipeline.config.data import Labels
 from pipeline.config.root import Config
 from pipeline.evaluation.cases import Cases, cases_of
 from pipeline.evaluation.compare import newest
+from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.metrics.agreement import icc
 from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.result_files import predicted_units, read_predictions
@@ -63,7 +64,7 @@ def retest(config: Config, file: Path) -> list[Agreement]:
     """
     store = FeatureStore.open(config.store)
     scans = _scans(config, store, file)
-    which = config.knn.features
+    which = config.settings_of(KNN).features
     there, pairs = np.unique(scans.pairs, return_inverse=True)
     here = np.isin(scans.scan, there)
     unit = np.searchsorted(there, scans.scan[here])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level
+from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.evaluation.pooling import read_features, scaled
 from pipeline.recipe import Recipe
@@ -55,8 +56,9 @@ def search(config: Config, query: str, *, k: int = 10, level: Level = "series") 
         np.concatenate([unit, np.full(len(asked), len(ids))]),
     )
     known = np.arange(len(ids))
-    x = read_features(store, units, config.knn.features)
-    x = scaled(x, known, config.knn.scaling, config.knn.components)
+    knn = config.settings_of(KNN)
+    x = read_features(store, units, knn.features)
+    x = scaled(x, known, knn.scaling, knn.components)
     cosine, nearest = neighbours(x, known, np.array([len(ids)]), min(k, len(ids)))
     sizes = np.bincount(unit)
     found = slices.take(pa.array(others[first[nearest[0]]])).to_pylist()
