@@ -32,12 +32,13 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Parts = Mapping[Part, Rows]
 S = TypeVar("S", bound=HeadSettings)
+S_co = TypeVar("S_co", bound=HeadSettings, covariant=True)
 T = TypeVar("T", bound=HeadSettings)
 M = TypeVar("M")
 
 
 @dataclass(frozen=True)
-class FitInput(Generic[S]):
+class FitInput(Generic[S_co]):
     """What a head is fitted on.
 
     x: the features (n, d) of all units; of a head that sees slices, those of all slices (m, d), in
@@ -49,7 +50,7 @@ class FitInput(Generic[S]):
     x: Floats
     units: Units
     parts: Parts
-    settings: S
+    settings: S_co
     device: str | None = None
     others: Mapping[str, HeadSettings] = field(default_factory=dict)
 
