@@ -30,13 +30,13 @@ from pipeline.evaluation.result_files import (
 )
 from pipeline.results import Metric, Score, Segmented, Tuned
 from pipeline.segmentation.cases import CONTRACT, Asked, Progress, native
+from pipeline.segmentation.predictions import Labels2D, _counts, _label_table, _unit_table
 from pipeline.segmentation.sources import Unit, native_mask
 from stores.errors import ConfigError, LabelError
 
 if TYPE_CHECKING:
     from pipeline.segmentation.contracts import Fitted, Parts
     from pipeline.segmentation.scores import Measured
-from pipeline.segmentation.predictions import Labels2D, _counts, _label_table, _unit_table
 
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
 # Fits a head on train and val of a turn (rows), by the turn's number.

@@ -1,15 +1,13 @@
-"""What all settings share, and what those of all heads do."""
+"""What the settings of all heads have."""
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 from pydantic import Field
 
 from pipeline.config.tasks import FeatureSet, Scaling
 from pipeline.types import Frozen
-
-Settings = TypeVar("Settings", bound=Frozen)
 
 
 class HeadSettings(Frozen):

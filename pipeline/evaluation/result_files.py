@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +24,11 @@ from pydantic import ValidationError
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.heads import declared
 from pipeline.config.tasks import Method
+from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.splits import Tested
 from pipeline.results import Metric, Result, Segmented
 from stores import FeatureStore
 from stores._disk import write_checked
-
-if TYPE_CHECKING:
-    from pipeline.evaluation.cases import Cases
 
 log = logging.getLogger(__name__)
 
