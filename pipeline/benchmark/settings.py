@@ -16,9 +16,9 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from pipeline.config.data import BackboneChoice
 from pipeline.config.heads import HEADS, TUNED, declared, method_names
 from pipeline.config.loading import anchored, load_config, read_settings
+from pipeline.config.methods import one_of
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
-from pipeline.config.tasks import one_of
 from pipeline.recipe import PatchTokens, SeenAs, ViewName
 from pipeline.shared.paths import matcher
 from pipeline.types import Frozen
@@ -97,8 +97,8 @@ class Benchmark(Frozen):
     out: the folder of stores and results. datasets: name -> config file, such as `radprobe dataset`
     writes; its data, preprocessing, labels, split, tasks and masks count. seeds: of splits that
     are dealt, and of heads that draw. views: what else the test images are seen as, by heads
-    (those that are `compared`) that were fitted on the images as they are. tokens: how patch tokens are kept, for
-    segmentation.
+    that were fitted on the images as they are (those that are `compared`). tokens: how patch tokens
+    are kept, for segmentation.
     """
 
     out: Path

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction
 from pipeline.config.heads import HEADS, declared
-from pipeline.config.tasks import Method
+from pipeline.config.methods import Method
 from pipeline.evaluation.cases import Cases, Floats, Parts, Rows
 from pipeline.evaluation.heads.contract import FitInput, Head, Predicted
 from pipeline.evaluation.splits import Tested, together

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.heads import FewShot
-from pipeline.config.tasks import Method
+from pipeline.config.methods import Method
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.result_files import result_path
