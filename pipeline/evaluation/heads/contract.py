@@ -95,6 +95,21 @@ class Head(Declaration[S], Generic[S, M]):
     folds: Literal["all", "first"] = "all"
 
 
+def fit_and_predict(
+    head: Head[S, Any],
+    x: Floats,
+    units: Units,
+    parts: Parts,
+    settings: S,
+    device: str | None = None,
+    others: Mapping[str, HeadSettings] | None = None,
+) -> Predicted:
+    """Fit a head on train and val, and return what it says of the units of test."""
+    known: Parts = {"train": parts["train"], "val": parts["val"]}
+    model = head.fit(FitInput(x, units, known, settings, device, others or {}))
+    return head.predict(model, x, parts["test"])
+
+
 def deferred(address: str) -> Callable[..., Any]:
     """Return a function that is imported when it is called, because it needs a heavy library.
 
