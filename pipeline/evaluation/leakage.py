@@ -75,7 +75,7 @@ def near_copies(
     has them, which answers for units of equal pixels. An image in more than five versions hides
     itself.
     """
-    from pipeline.evaluation.neighbours import closest
+    from pipeline.evaluation.neighbours import nearest_by_distance
 
     sketch, pixels = _sketch(features), _pixels(digests, units)
     sides, sizes = np.unique(side[side >= 0], return_counts=True)
@@ -84,7 +84,7 @@ def near_copies(
     for i in range(len(order) - 1):
         queries = np.flatnonzero(side == order[i])
         others = np.flatnonzero(np.isin(side, order[i + 1 :]))
-        each, at = closest(sketch, others, queries, min(FEW, len(others)))
+        each, at = nearest_by_distance(sketch, others, queries, min(FEW, len(others)))
         asked.append(queries)
         nearest.append(at[:, 0])
         distance.append(each[:, [0, -1]])

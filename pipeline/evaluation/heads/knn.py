@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Prediction, Units
 from pipeline.config.heads import Knn
 from pipeline.config.tasks import Part
-from pipeline.evaluation.neighbours import inverted, neighbours
+from pipeline.evaluation.neighbours import build_inverted_file, neighbours
 from pipeline.shared.arrays import batches
 
 Floats = NDArray[np.float32]
@@ -44,8 +44,8 @@ def predict(
     for mask, labels in _alike(known) if ks else ():
         among, index = reference[mask], None
         if settings.exact_up_to is not None and len(among) > settings.exact_up_to:
-            index = inverted(x, among, test, max(ks), settings.recall)
-            notes.append(index.said)
+            index = build_inverted_file(x, among, test, max(ks), settings.recall)
+            notes.append(index.note)
         outside = neighbours(x, among, test, max(ks), patient, index)
         if units.kind == "multilabel" and settings.multilabel != "soft":
             inside = neighbours(x, among, among, max(ks), others, index)[1]
