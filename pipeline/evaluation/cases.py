@@ -24,7 +24,7 @@ from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Part, Pool, Task
 from pipeline.evaluation.leakage import Fitted, near_copies, refuse_duplicates, refuse_near, said_of
 from pipeline.evaluation.metrics.agreement import icc
-from pipeline.evaluation.pooling import looks, pooled_features, read_features, scaled
+from pipeline.evaluation.pooling import comparable_features, pooled_features, read_features, scaled
 from pipeline.evaluation.splits import (
     PARTS,
     Split,
@@ -152,7 +152,9 @@ class Cases:
         )
         if "duplicates" not in allow:
             refuse_duplicates(digests, units, side)
-        near = near_copies(looks(self.store, units, self.task.pool), digests, units, side)
+        near = near_copies(
+            comparable_features(self.store, units, self.task.pool), digests, units, side
+        )
         if "near-duplicates" not in allow:
             refuse_near(near, units)
         elif near:

@@ -26,7 +26,7 @@ from pipeline.config.tasks import Part
 from pipeline.evaluation.heads.modelled import modelled
 from pipeline.evaluation.heads.ridge import ridge
 from pipeline.evaluation.metrics.metrics import macro_auroc
-from pipeline.shared.arrays import mean, moments, taken
+from pipeline.shared.arrays import mean, moments, take_scaled
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -109,7 +109,7 @@ def probabilities(
     """
     truth = units.at(fit)
     centre, spread = moments(x, fit)
-    inside, outside = (taken(x, rows, centre, spread) for rows in (fit, score))
+    inside, outside = (take_scaled(x, rows, centre, spread) for rows in (fit, score))
     grid = [c * spread**2 for c in grid]
     if units.kind != "multilabel":
         return _path(inside, truth.y, outside, grid, len(units.classes), device)
@@ -118,7 +118,7 @@ def probabilities(
     for j, name in enumerate(units.classes):
         if name not in left_out:
             known = truth.known[:, j]
-            own = inside if known.all() else taken(inside, np.flatnonzero(known))
+            own = inside if known.all() else take_scaled(inside, np.flatnonzero(known))
             each, n = _path(own, truth.y[known, j].astype(np.int64), outside, grid, 2, device)
             stopped += n
             for joint, alone in zip(proba, each, strict=True):
@@ -142,7 +142,7 @@ def linear_head(
     c, _ = _choose(np.array([macro_auroc(units.at(val), p) for p in on_val]), grid)
     truth = units.at(train)
     centre, spread = moments(x, train)
-    inside = taken(x, train, centre, spread)
+    inside = take_scaled(x, train, centre, spread)
     o = 1 if units.kind == "binary" else len(units.classes)
     weight, bias = np.zeros((o, x.shape[1])), np.zeros(o)
     model = LogisticRegression(C=c * spread**2, max_iter=MAX_ITER, tol=TOLERANCE)
@@ -169,7 +169,7 @@ def _number_head(
     errors = ((ridge(x, y, train, val, 1 / grid) - y[val]) ** 2).mean(axis=1)
     c = float(grid[errors.argmin()])
     centre = mean(x, train)
-    model = Ridge(alpha=1 / c).fit(taken(x, train, centre), y[train])
+    model = Ridge(alpha=1 / c).fit(take_scaled(x, train, centre), y[train])
     weight = np.asarray(model.coef_, np.float64)[None]
     return weight, model.intercept_ - weight @ centre, c
 
