@@ -22,18 +22,19 @@ from pipeline.config.tuning import Tuning
 from pipeline.evaluation.cases import Cases, cases_of
 from pipeline.evaluation.result_files import (
     CONTRACT,
+    Computed,
     _key,
-    answer_in,
+    find_or_compute,
+    predictions_table,
     publish,
+    read_answer,
     result_path,
-    write_predictions,
 )
 from pipeline.evaluation.result_files import tidy as tidy
 from pipeline.evaluation.scoring import run
 from pipeline.evaluation.splits import PARTS, Tested
 from pipeline.recipe import Recipe
 from pipeline.results import PartCount, Result, Score, Tuned
-from stores._disk import write_checked
 
 METHODS: tuple[Method, ...] = ("knn", "probe", "fewshot")  # unless others are asked for by name
 LIBRARIES = ("radprobe", "numpy", "scikit-learn", "faiss-cpu", "torch")
@@ -76,7 +77,7 @@ def on_file(config: Config, methods: Sequence[Method] = METHODS) -> list[Result]
     Raises as `evaluate` does.
     """
     every = [asked for cases in cases_of(config) for asked in _asked(cases, methods)]
-    found = [answer_in(result_path(*asked), Result) for asked in every if asked[0].is_split]
+    found = [read_answer(result_path(*asked), Result) for asked in every if asked[0].is_split]
     return [result for result in found if result is not None]
 
 
@@ -102,22 +103,17 @@ def _shortcut(cases: Cases, column: str) -> Cases:
 
 def answer(cases: Cases, method: Method, compute: Run) -> Result:
     """Return the result that is on file, or compute it and file it."""
-    found = answer_in(result_path(cases, method), Result)
-    if found is None:
-        cases.turns  # noqa: B018  may add new patients to the split, and so change the key
-        found = answer_in(result_path(cases, method), Result)
-    if found is not None:
-        return found
+    path = functools.partial(result_path, cases, method)
+    return find_or_compute(cases, path, Result, lambda: _computed(cases, method, compute))
+
+
+def _computed(cases: Cases, method: Method, compute: Run) -> Computed[Result]:
+    """Return a result, with the predictions behind it where there are any."""
     started = time.perf_counter()
     scores, tested, tuned = compute()
     result = _result(cases, method, scores, tested, time.perf_counter() - started)
-    result = result.model_copy(update={"tuned": tuned})
-    path = result_path(cases, method)
-    path.parent.mkdir(exist_ok=True)
-    if tested.predictions:
-        write_predictions(path.with_suffix(".parquet"), cases.units, tested)
-    write_checked(path, result.model_dump_json(indent=1).encode())
-    return result
+    tables = {".parquet": predictions_table(cases.units, tested)} if tested.predictions else {}
+    return Computed(result.model_copy(update={"tuned": tuned}), tables)
 
 
 def _result(

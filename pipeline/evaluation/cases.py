@@ -68,6 +68,7 @@ class Cases:
     # How far the test units' features agree with those in the store that heads are fitted on.
     agreement: float | None = field(default=None, init=False)
     _seen: tuple[FeatureSet, Floats] | None = field(default=None, init=False)
+    _split_ensured: bool = field(default=False, init=False)
 
     @cached_property
     def units(self) -> Units:
@@ -96,18 +97,37 @@ class Cases:
 
     @cached_property
     def split(self) -> Split:
-        """The split on file, or one made now and filed."""
+        """The split on file, which `ensure_split` makes. Raises FileNotFoundError where none is."""
         if self.beside is not None:
             return self.beside.split
+        return load_split(split_path(self.store.path, self.name, self.task, self.config.split))
+
+    def ensure_split(self) -> None:
+        """File the split where there is none, and bring one on file up to date, once.
+
+        The key of an answer holds who stands where, so that this comes before it is computed.
+        Raises LabelError where patients cannot be dealt, where the split does not know some and may
+        not take them in, and where copies of an image stand on two sides.
+        """
+        if self._split_ensured:
+            return
+        if self.beside is None:  # else the other task's split counts as it is
+            self._file_split()
+        self._check_copies()
+        self._split_ensured = True
+
+    def _file_split(self) -> None:
+        """Deal a split and file it, or add the patients that the one on file does not know."""
         choice = self.config.split
         path = split_path(self.store.path, self.name, self.task, choice)
-        try:
-            return load_split(path)
-        except FileNotFoundError:
+        if not path.is_file():
             split = deal(self.units, choice, self._split_column())
             path.parent.mkdir(exist_ok=True)
             write_checked(path, split_text(split, self.name, choice).encode())
-            return split
+        addition = with_new(self.split, self.units, choice)
+        if addition is not None:
+            write_checked(path, extended_text(path.read_text("utf-8"), addition).encode())
+            self.split = joined(self.split, addition)
 
     def _split_column(self) -> NDArray[np.str_] | None:
         """Return what the units are split by beside their labels: site, date or listed part."""
@@ -130,17 +150,9 @@ class Cases:
     def turns(self) -> list[Parts]:
         """Unit numbers of train, val and test: once, or for each fold that tests in turn.
 
-        Raises LabelError where a copy of an image stands on two sides, or what is all but one.
+        Of the split that `ensure_split` has brought up to date. Raises LabelError for a part
+        without units.
         """
-        choice = self.config.split
-        addition = None
-        if self.beside is None:
-            addition = with_new(self.split, self.units, choice)
-        if addition is not None:
-            path = split_path(self.store.path, self.name, self.task, choice)
-            write_checked(path, extended_text(path.read_text("utf-8"), addition).encode())
-            self.split = joined(self.split, addition)
-        self._check_copies()
         return self.split.parts_of(self.units.groups)
 
     def _check_copies(self) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.annotations.units import Truth, Units
-from pipeline.config.tasks import Method
-from pipeline.evaluation.cases import Cases
-from pipeline.evaluation.scoring import heads_of
 from pipeline.evaluation.splits import Tested
 from pipeline.results import Result, Segmented
 from stores import FeatureStore
 from stores._disk import write_checked
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.cases import Cases
+import hashlib
+
+from pipeline.config.tasks import Method
+from pipeline.evaluation.cases import Cases
+from pipeline.evaluation.scoring import heads_of
 from stores.features import FeatureStore
 
 log = logging.getLogger(__name__)
@@ -42,6 +47,46 @@ TIDY = pa.schema(
 
 # What segmentation heads see; a network from scratch sees images alone.
 SEEN = {"image-decoder": "patch+image", "unet": "image", "transunet": "image"}
+
+
+@dataclass(frozen=True)
+class Computed(Generic[Answer]):
+    """An answer that is not on file yet. tables: what is filed with it, by the file's suffix."""
+
+    answer: Answer
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+
+
+def find_or_compute(
+    cases: Cases,
+    path: Callable[[], Path],
+    kind: type[Answer],
+    compute: Callable[[], Computed[Answer]],
+) -> Answer:
+    """Return the answer that is on file, or compute it and file it.
+
+    path: where the answer is filed, by all that it depends on, the split as it is among it.
+    """
+    # An answer under the split on file knew all patients there are, since its key holds the labels
+    # and the store: it is found without a look at features.
+    if cases.is_split:
+        answer = read_answer(path(), kind)
+        if answer is not None:
+            return answer
+    # New patients change the split, and so the key: whatever follows is filed under the key that
+    # they make.
+    cases.ensure_split()
+    file = path()
+    answer = read_answer(file, kind)
+    if answer is not None:
+        return answer
+    computed = compute()
+    file.parent.mkdir(exist_ok=True)
+    # The answer comes last: tables that a crash leaves without one are written again.
+    for suffix, table in computed.tables.items():
+        write_table(file.with_suffix(suffix), table)
+    write_checked(file, computed.answer.model_dump_json(indent=1).encode())
+    return computed.answer
 
 
 def tidy(results: Sequence[Result | Segmented]) -> pa.Table:
@@ -129,8 +174,8 @@ def read_units(answer: Path) -> pa.Table:
     return _of_setting(table, table["setting"][-1].as_py())
 
 
-def write_predictions(path: Path, units: Units, tested: Tested) -> None:
-    """Write a Parquet row a test unit and setting: unit, patient, truth and probability a class."""
+def predictions_table(units: Units, tested: Tested) -> pa.Table:
+    """Return a row a test unit and setting: unit, patient, truth and probability a class."""
     rows, tables = tested.rows, []
     truth = units.at(rows)
     for each in tested.predictions:
@@ -146,7 +191,7 @@ def write_predictions(path: Path, units: Units, tested: Tested) -> None:
             )
             columns[f"proba:{name}"] = each.proba[:, j]
         tables.append(pa.table(columns))
-    write_table(path, pa.concat_tables(tables))
+    return pa.concat_tables(tables)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -174,7 +219,7 @@ def _setting_text(setting: Mapping[str, float]) -> str:
     return json.dumps({name: float(value) for name, value in setting.items()})
 
 
-def answer_in(path: Path, kind: type[Answer]) -> Answer | None:
+def read_answer(path: Path, kind: type[Answer]) -> Answer | None:
     """Return the answer in a file, as found and not computed; None where none can be read."""
     try:
         found = kind.model_validate_json(path.read_bytes())

@@ -91,6 +91,8 @@ class Asked:
     @property
     def filed(self) -> list[str]:
         """The heads, and methods that tune the network, whose answers are on file."""
+        if not self.cases.is_split:
+            return []
         every = [*self.config.segment, *TUNED]
         return [name for name in every if self.settings(name) and self.path(name).is_file()]
 

@@ -190,6 +190,7 @@ class _Question:
     @classmethod
     def of(cls, config: Config, task: str, rows: Rows) -> _Question:
         asked = Asked.of(config, task)
+        asked.cases.ensure_split()
         parts: Parts = {part: asked.rows_of(own) for part, own in asked.cases.turns[0].items()}
         if not len(parts["test"]):
             raise ConfigError(

@@ -120,6 +120,7 @@ def test_train_is_taken_from_the_one_store_and_test_from_the_other(
     task = {"sick": {"labels": ["sick"], "level": level}}
     config = config.model_copy(update={"tasks": config_of(tmp_path, tasks=task).tasks})
     (cases,) = cases_of(config)
+    cases.ensure_split()
     tested = cases.units.rows[np.isin(cases.units.unit, cases.turns[0]["test"])]
     mixed = clean.copy()
     mixed[tested] = seen[tested]
