@@ -20,6 +20,7 @@ from pipeline.config.root import Config
 from pipeline.config.tasks import Method, Task
 from pipeline.config.tuning import Tuning
 from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.result_files import (
     CONTRACT,
     Computed,
@@ -32,7 +33,7 @@ from pipeline.evaluation.result_files import (
 )
 from pipeline.evaluation.result_files import tidy as tidy
 from pipeline.evaluation.scoring import run
-from pipeline.evaluation.splits import PARTS, Tested
+from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import Recipe
 from pipeline.results import PartCount, Result, Score, Tuned
 
@@ -43,7 +44,7 @@ LIBRARIES_OF_TUNING = ("transformers", "peft")
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
 # computes an answer: scores, the predictions behind them, and what was tuned for it
-Run = Callable[[], tuple[list[Score], Tested, tuple[Tuned, ...]]]
+Run = Callable[[], tuple[list[Score], OutOfFold, tuple[Tuned, ...]]]
 
 
 def evaluate(
@@ -83,7 +84,7 @@ def on_file(config: Config, methods: Sequence[Method] = METHODS) -> list[Result]
 
 def _run(
     cases: Cases, method: Method, device: str | None
-) -> tuple[list[Score], Tested, tuple[Tuned, ...]]:
+) -> tuple[list[Score], OutOfFold, tuple[Tuned, ...]]:
     return (*run(cases, method, device), ())
 
 
@@ -117,11 +118,11 @@ def _computed(cases: Cases, method: Method, compute: Run) -> Computed[Result]:
 
 
 def _result(
-    cases: Cases, method: Method, scores: list[Score], tested: Tested, seconds: float
+    cases: Cases, method: Method, scores: list[Score], tested: OutOfFold, seconds: float
 ) -> Result:
 
     units, settings = cases.units, getattr(cases.config, method)
-    sides = {**cases.turns[0], "test": tested.rows}
+    sides = {**cases.folds[0], "test": tested.rows}
     libraries = LIBRARIES + (LIBRARIES_OF_TUNING if isinstance(settings, Tuning) else ())
     return Result(
         task=cases.name,

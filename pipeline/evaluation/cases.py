@@ -28,13 +28,13 @@ from pipeline.evaluation.pooling import comparable_features, pooled_features, re
 from pipeline.evaluation.splits import (
     PARTS,
     Split,
-    deal,
     extended_text,
-    joined,
     load_split,
+    make_split,
+    merged,
+    split_new_patients,
     split_path,
     split_text,
-    with_new,
 )
 from pipeline.recipe import Recipe
 from pipeline.results import Provenance
@@ -121,13 +121,13 @@ class Cases:
         choice = self.config.split
         path = split_path(self.store.path, self.name, self.task, choice)
         if not path.is_file():
-            split = deal(self.units, choice, self._split_column())
+            split = make_split(self.units, choice, self._split_column())
             path.parent.mkdir(exist_ok=True)
             write_checked(path, split_text(split, self.name, choice).encode())
-        addition = with_new(self.split, self.units, choice)
+        addition = split_new_patients(self.split, self.units, choice)
         if addition is not None:
             write_checked(path, extended_text(path.read_text("utf-8"), addition).encode())
-            self.split = joined(self.split, addition)
+            self.split = merged(self.split, addition)
 
     def _split_column(self) -> NDArray[np.str_] | None:
         """Return what the units are split by beside their labels: site, date or listed part."""
@@ -147,7 +147,7 @@ class Cases:
         return texts_of(parts, "part", self.units, self._slices, *self._joining)
 
     @cached_property
-    def turns(self) -> list[Parts]:
+    def folds(self) -> list[Parts]:
         """Unit numbers of train, val and test: once, or for each fold that tests in turn.
 
         Of the split that `ensure_split` has brought up to date. Raises LabelError for a part

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.annotations.units import Truth, Units
-from pipeline.evaluation.splits import Tested
+from pipeline.evaluation.folds import OutOfFold
 from pipeline.results import Result, Segmented
 from stores import FeatureStore
 from stores._disk import write_checked
@@ -174,7 +174,7 @@ def read_units(answer: Path) -> pa.Table:
     return _of_setting(table, table["setting"][-1].as_py())
 
 
-def predictions_table(units: Units, tested: Tested) -> pa.Table:
+def predictions_table(units: Units, tested: OutOfFold) -> pa.Table:
     """Return a row a test unit and setting: unit, patient, truth and probability a class."""
     rows, tables = tested.rows, []
     truth = units.at(rows)

@@ -18,8 +18,8 @@ from pipeline.config.heads import Head
 from pipeline.config.tasks import Method
 from pipeline.config.tuning import Tuning
 from pipeline.evaluation.cases import Cases
+from pipeline.evaluation.folds import OutOfFold, join_folds
 from pipeline.evaluation.heads.fixed_draw import fixed_draw
-from pipeline.evaluation.splits import Tested, together
 from pipeline.results import Score, Subgroup
 from stores.errors import ConfigError, LabelError
 
@@ -37,7 +37,7 @@ def heads_of(cases: Cases, method: Method) -> list[Head]:
     return [own]
 
 
-def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[Score], Tested]:
+def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[Score], OutOfFold]:
     """Run one head, whose module is imported here and not before.
 
     device: of torch's, where the head is fitted; unset, the CPU, without torch where it can be.
@@ -57,7 +57,7 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
             raise ConfigError(f"{method} trains the network: ask for it by `radprobe tune`.")
         case _:
             assert_never(method)
-    units, turns, settings = cases.units, cases.turns, getattr(cases.config, method)
+    units, turns, settings = cases.units, cases.folds, getattr(cases.config, method)
     head = importlib.import_module(f"pipeline.evaluation.heads.{method}")
     seen = cases.slices if method == "attention" else cases.features
     answers, notes = [], []
@@ -66,7 +66,7 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
         answers.append(head.predict(x, units, turn, settings, **speed))
         notes = _held(x)
         del x  # before the next are read
-    tested = together(answers, [turn["test"] for turn in turns])
+    tested = join_folds(answers, [turn["test"] for turn in turns])
     tested.notes.extend(notes)
     return scores_of(cases, tested), tested
 
@@ -88,12 +88,12 @@ def _open_array_api() -> None:
     os.environ["SCIPY_ARRAY_API"] = "1"
 
 
-def _few(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
+def _few(cases: Cases, device: str | None) -> tuple[list[Score], OutOfFold]:
     """Score few-shot episodes, or the one draw of the paper; of several folds, the first alone."""
-    settings, units, parts = cases.config.fewshot, cases.units, cases.turns[0]
+    settings, units, parts = cases.config.fewshot, cases.units, cases.folds[0]
     x = cases.features(settings, parts)
     predictions: list[Prediction] = []
-    notes = ["only the first fold is asked"] if len(cases.turns) > 1 else []
+    notes = ["only the first fold is asked"] if len(cases.folds) > 1 else []
     notes += _held(x)
     if settings.draw == "paper":
         from pipeline.evaluation.heads import probe
@@ -105,23 +105,23 @@ def _few(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
             )
             predictions += [Prediction({"shots": shots} | p.setting, p.proba) for p in found]
             notes += [f"{shots} shots: {note}" for note in said]
-        tested = Tested(predictions, parts["test"], None, notes)
+        tested = OutOfFold(predictions, parts["test"], None, notes)
         return scores_of(cases, tested), tested
     from pipeline.evaluation.heads import fewshot
 
     scores, said = fewshot.score(x, units, parts, settings)
-    return scores, Tested([], parts["test"], None, notes + said)
+    return scores, OutOfFold([], parts["test"], None, notes + said)
 
 
-def _efficiency(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
+def _efficiency(cases: Cases, device: str | None) -> tuple[list[Score], OutOfFold]:
     """Score the probe fitted on ever more patients; of several folds, the first alone.
 
     A metric is its mean over the draws of as many patients, its interval of other test patients.
     """
     from pipeline.evaluation.heads import efficiency
 
-    settings, units, parts = cases.config.efficiency, cases.units, cases.turns[0]
-    notes = ["only the first fold is asked"] if len(cases.turns) > 1 else []
+    settings, units, parts = cases.config.efficiency, cases.units, cases.folds[0]
+    notes = ["only the first fold is asked"] if len(cases.folds) > 1 else []
     x = cases.features(settings, parts)
     notes += _held(x)
     curve = efficiency.points(x, units, parts, settings, device)
@@ -135,11 +135,13 @@ def _efficiency(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
                 np.concatenate(point.predictions),
             )
             fold = np.repeat(np.arange(number), q) if number > 1 else None
-            scores += scores_of(cases, Tested([joined], np.tile(parts["test"], number), fold, []))
-    return scores, Tested([], parts["test"], None, notes)
+            scores += scores_of(
+                cases, OutOfFold([joined], np.tile(parts["test"], number), fold, [])
+            )
+    return scores, OutOfFold([], parts["test"], None, notes)
 
 
-def scores_of(cases: Cases, tested: Tested) -> list[Score]:
+def scores_of(cases: Cases, tested: OutOfFold) -> list[Score]:
     """Return what predictions score, by label and subgroup too; adds to the notes of `tested`."""
     from pipeline.evaluation.metrics import metrics
 
@@ -165,7 +167,7 @@ def scores_of(cases: Cases, tested: Tested) -> list[Score]:
     return scores
 
 
-def _subgroups(cases: Cases, tested: Tested, predicted: Prediction) -> dict[str, Subgroup]:
+def _subgroups(cases: Cases, tested: OutOfFold, predicted: Prediction) -> dict[str, Subgroup]:
     """Return the metrics of the units of each value of each subgroup column.
 
     Raises LabelError for a column of too many values.
