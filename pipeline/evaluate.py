@@ -99,7 +99,7 @@ def _shortcut(cases: Cases, column: str) -> Cases:
     """Return the question whether the features tell a column, on the split of a task."""
     kept = cases.task.model_dump(include={"level", "modality", "pool", "uncertain", "missing"})
     task = Task(labels=(column,), **kept)
-    return replace(cases, name=f"{cases.name}/{column}", task=task, beside=cases)
+    return replace(cases, name=f"{cases.name}/{column}", task=task, shortcut_of=cases)
 
 
 def answer(cases: Cases, method: Method, compute: Run) -> Result:
@@ -147,9 +147,9 @@ def _result(
 
 def _elsewhere(cases: Cases) -> list[str]:
     """Return what must be said of an answer whose heads were fitted on another store."""
-    if cases.fitted is None:
+    if cases.fit_store is None:
         return []
-    recipe = Recipe.model_validate_json(cases.fitted.store.recipe_text).digest[:12]
+    recipe = Recipe.model_validate_json(cases.fit_store.store.recipe_text).digest[:12]
     agreed = (
         ""
         if cases.agreement is None

@@ -26,10 +26,11 @@ from pipeline.config.segmentation import Segment
 from pipeline.config.tasks import Method
 from pipeline.config.tuning import TUNED, Tuning
 from pipeline.evaluate import answer
-from pipeline.evaluation.cases import Cases, Parts, cases_of
+from pipeline.evaluation.cases import Cases, cases_of
 from pipeline.evaluation.folds import OutOfFold, join_folds
 from pipeline.evaluation.result_files import Answer, publish, result_path
 from pipeline.evaluation.scoring import scores_of
+from pipeline.evaluation.splits import Parts
 from pipeline.extraction.sync import differences, make_recipe
 from pipeline.results import Result, Score, Segmented, Tuned
 from pipeline.segmentation.cases import Asked

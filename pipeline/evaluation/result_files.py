@@ -327,6 +327,6 @@ def _key(cases: Cases, method: Method) -> str:
         "rules": cases.config.split.model_dump(mode="json", include={"new", "allow"}),
         "store": cases.fingerprint,
     }
-    if cases.fitted is not None:
-        asked["fit_on"] = cases.fitted.fingerprint
+    if cases.fit_store is not None:
+        asked["fit_on"] = cases.fit_store.fingerprint
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
