@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.evaluation.result_files import (
+    MASKS,
     SEGMENTATIONS,
+    UNITS,
     Computed,
     find_or_compute,
     publish,
@@ -28,13 +30,13 @@ from pipeline.evaluation.result_files import (
 )
 from pipeline.results import Metric, Score, Segmented, Tuned
 from pipeline.segmentation.cases import CONTRACT, Asked, Progress, native
+from pipeline.segmentation.predictions import Labels2D, _counts, _label_table, _unit_table
 from pipeline.segmentation.sources import Unit, native_mask
 from stores.errors import ConfigError, LabelError
 
 if TYPE_CHECKING:
     from pipeline.segmentation.contracts import Fitted, Parts
     from pipeline.segmentation.scores import Measured
-from pipeline.segmentation.predictions import Labels2D, _counts, _label_table, _unit_table
 
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
 # Fits a head on train and val of a turn (rows), by the turn's number.
@@ -118,8 +120,8 @@ def _computed(
         tuned=tuned,
     )
     tables = {
-        ".masks.parquet": trials[-1].predicted,
-        ".units.parquet": pa.concat_tables([trial.units for trial in trials]),
+        MASKS: trials[-1].predicted,
+        UNITS: pa.concat_tables([trial.units for trial in trials]),
     }
     return Computed(answer, tables)
 

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from pipeline import segment
 from pipeline.annotations.units import Prediction, Units
 from pipeline.backbones.weights import SAFETENSORS
+from pipeline.config.heads import TUNED
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.config.tasks import Method
-from pipeline.config.tuning import TUNED, Tuning
+from pipeline.config.tuning import Tuning
 from pipeline.evaluate import answer
 from pipeline.evaluation.cases import Cases, cases_of
 from pipeline.evaluation.folds import OutOfFold, join_folds
@@ -299,10 +300,12 @@ def _from_probe(head: Any, cases: Cases, parts: Parts, settings: Tuning, fit: Ob
     """Let the head be the probe of the cached features; return what was chosen for it."""
     import torch
 
-    from pipeline.evaluation.heads.probe import linear_head
+    from pipeline.evaluation.heads.probe import HEAD as PROBE
+    from pipeline.evaluation.heads.probe_fit import linear_head
 
     x = cases.features(settings, parts)
-    weight, bias, c = linear_head(x, cases.units, parts, cases.config.probe, fit.left_out)
+    probe = cases.config.settings_of(PROBE)
+    weight, bias, c = linear_head(x, cases.units, parts, probe, fit.left_out)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight / fit.spread))
         head.bias.copy_(torch.from_numpy((bias - fit.middle) / fit.spread))

@@ -117,8 +117,10 @@ class Prediction:
     """Probabilities (q, c) of the test units under one setting, such as {"k": 10}.
 
     Rows sum to 1, but for multi-label, where each column stands by itself. For regression: the
-    numbers (q, 1).
+    numbers (q, 1). draws: where models were fitted on so many draws of the train units, proba is
+    (draws * q, c), draw after draw; None for one model of all of them.
     """
 
     setting: dict[str, float]
     proba: NDArray[np.float64]
+    draws: int | None = None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticKnownError
 
+from pipeline.config.heads import method_names
 from pipeline.types import Frozen
 
 # Which cached numbers a head sees: the CLS token of the last block or of the last four
@@ -14,10 +17,6 @@ FeatureSet = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
 Level = Literal["image", "series", "study", "patient"]
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 Part = Literal["train", "val", "test"]
-Method = Literal[
-    "knn", "probe", "fewshot", "linear", "attention", "efficiency",
-    "finetune", "lora", "bitfit", "norm",
-]  # fmt: skip
 # How the features of a unit's slices become one.
 Pool = Literal["mean", "max", "gem3", "top5"]
 # What is done to the features before a head sees them, as the train units alone say.
@@ -25,6 +24,19 @@ Scaling = Literal["none", "l2", "standardise", "whiten"]
 # What becomes of an uncertain (-1) and of an empty value of a column of zeros and ones.
 Uncertain = Literal["refuse", "zero", "one", "leave-out"]
 Missing = Literal["leave-out", "zero"]
+
+
+def one_of(value: str, known: Sequence[str]) -> str:
+    """Return a value of a closed choice. Raises what a `Literal` of the choice would."""
+    if value not in known:
+        *most, last = map(repr, known)
+        expected = f"{', '.join(most)} or {last}"
+        raise PydanticKnownError("literal_error", {"expected": expected})
+    return value
+
+
+# The name of a head, or of a way to tune the network: see `pipeline.config.heads`.
+Method = Annotated[str, AfterValidator(lambda name: one_of(name, method_names()))]
 
 
 class Task(Frozen):

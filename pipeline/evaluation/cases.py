@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.labels import LabelTable, label_units, read_labels, texts_of
 from pipeline.annotations.units import Units
+from pipeline.config.base import HeadSettings
 from pipeline.config.data import Labels
-from pipeline.config.heads import Head
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Task
 from pipeline.evaluation.fit_store import FitStore
@@ -215,7 +215,7 @@ class Cases:
 
     # --- features ------------------------------------------------------------------------
 
-    def features(self, head: Head, parts: Parts) -> Floats:
+    def features(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (n, d) the units' features as a head sees them.
 
         The last ones read are remembered, and no others, nor those of the task that this one asks
@@ -248,7 +248,7 @@ class Cases:
         self._last_read = (which, x)
         return x
 
-    def slices(self, head: Head, parts: Parts) -> Floats:
+    def slices(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) the features of every slice of the units, as a head sees them."""
         self._last_read = None
         units = self.units

@@ -128,4 +128,5 @@ def _evenly_chosen(units: Rows) -> Rows:
     """Return MOST_COMPARED of the units at most, from the first to the last."""
     number = min(len(units), MOST_COMPARED)
     places = np.linspace(0, len(units) - 1, number).astype(int)
-    return units[places]
+    chosen: Rows = units[places]
+    return chosen

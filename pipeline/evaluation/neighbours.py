@@ -232,6 +232,7 @@ def _empty_index(
     """Return FAISS's index of n references that has learnt nothing; coded: it holds codes."""
     lists = min(n, 4 * int(n**0.5))
     coarse = faiss.IndexFlatIP(d)
+    index: Any
     if coded:
         # A code must stand for equally many numbers as every other.
         codes = max(1, d // NUMBERS_A_CODE)

@@ -192,8 +192,9 @@ def _pooled(
 
 def _mean_of_greatest(slices: Floats) -> Floats:
     """Return (d,) the mean of the TOP greatest values of each column."""
-    greatest: Floats = np.sort(slices, axis=0)[-TOP:]
-    return greatest.mean(axis=0)
+    greatest = np.sort(slices, axis=0)[-TOP:]
+    mean: Floats = greatest.mean(axis=0)
+    return mean
 
 
 # --- scaling -------------------------------------------------------------------------------

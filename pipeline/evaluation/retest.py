@@ -16,6 +16,7 @@ from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet
 from pipeline.evaluation.cases import Cases, cases_of
 from pipeline.evaluation.compare import newest
+from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.metrics.agreement import icc
 from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.result_files import predicted_units, read_predictions
@@ -67,7 +68,7 @@ def retest(config: Config, file: Path) -> list[Agreement]:
     """
     store = FeatureStore.open(config.store)
     scans = _scans(config, store, file)
-    which = config.knn.features
+    which = config.settings_of(KNN).features
     features = _agreement_of_features(f"features ({which})", _features(store, scans, which))
     return [features, *_agreement_of_answers(config, store, scans)]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level
+from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.evaluation.pooling import read_features, scaled
 from pipeline.recipe import Recipe
@@ -117,8 +118,9 @@ def _nearest(
     """Return (k,) cosines and numbers of the units nearest to the last one, the query."""
     query = len(units.ids) - 1
     searched = np.arange(query)
-    x = read_features(store, units, config.knn.features)
-    x = scaled(x, searched, config.knn.scaling, config.knn.components)
+    knn = config.settings_of(KNN)
+    x = read_features(store, units, knn.features)
+    x = scaled(x, searched, knn.scaling, knn.components)
     cosine, nearest = neighbours(x, searched, np.array([query]), k)
     return cosine[0], nearest[0]
 

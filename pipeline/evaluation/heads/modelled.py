@@ -20,9 +20,9 @@ class Modelled:
 
     @property
     def notes(self) -> list[str]:
-        """Return a line for each that is left out."""
-        said = "has no model: all or none of the train units carry it"
-        return [f"{name!r} {said}" for name in self.left_out]
+        """A line for each that is left out."""
+        reason = "has no model: all or none of the train units carry it"
+        return [f"{name!r} {reason}" for name in self.left_out]
 
 
 def modelled(units: Units, train: NDArray[np.int64]) -> Modelled:

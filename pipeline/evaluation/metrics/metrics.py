@@ -183,8 +183,8 @@ def one_sided(truth: Truth) -> list[str]:
         return []
     is_carried = truth.indicator.any(axis=0)
     is_lacked = (truth.known & ~truth.indicator).any(axis=0)
-    two_sided = is_carried & is_lacked
-    return [name for name, both in zip(truth.classes, two_sided, strict=True) if not both]
+    has_both = np.logical_and(is_carried, is_lacked).tolist()
+    return [name for name, both in zip(truth.classes, has_both, strict=True) if not both]
 
 
 @dataclass(frozen=True)
