@@ -89,7 +89,7 @@ def coverage(trials: int) -> None:
             n = len(test.y)
             found, _ = metrics.score(test, proba[:n])
             once = np.ones((len(many.y), 1))
-            truth = metrics.statistics(many, proba[n:], once)
+            truth = metrics.all_metrics(many, proba[n:], once)
             for name, metric in found.items():
                 covered[name].append(metric.low <= truth[name, ""][0] <= metric.high)
                 width[name].append(metric.high - metric.low)

@@ -21,6 +21,7 @@ from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.result_files import (
     Computed,
     find_or_compute,
@@ -32,7 +33,7 @@ from pipeline.evaluation.result_files import (
 )
 from pipeline.evaluation.result_files import tidy as tidy
 from pipeline.evaluation.scoring import run
-from pipeline.evaluation.splits import PARTS, Tested
+from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import Recipe
 from pipeline.results import PartCount, Result, Score, Tuned
 
@@ -41,7 +42,7 @@ METHODS: tuple[Method, ...] = ("knn", "probe", "fewshot")  # unless others are a
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
 # computes an answer: scores, the predictions behind them, and what was tuned for it
-Compute = Callable[[], tuple[list[Score], Tested, tuple[Tuned, ...]]]
+Compute = Callable[[], tuple[list[Score], OutOfFold, tuple[Tuned, ...]]]
 
 
 def evaluate(
@@ -87,7 +88,7 @@ def on_file(config: Config, methods: Sequence[Method] = METHODS) -> list[Result]
 
 def _run(
     cases: Cases, method: Method, device: str | None
-) -> tuple[list[Score], Tested, tuple[Tuned, ...]]:
+) -> tuple[list[Score], OutOfFold, tuple[Tuned, ...]]:
     return (*run(cases, method, device), ())
 
 
@@ -104,7 +105,7 @@ def _shortcut(cases: Cases, column: str) -> Cases:
     """Return the question whether the features tell a column, on the split of a task."""
     shared = {"level", "modality", "pool", "uncertain", "missing"}
     task = Task(labels=(column,), **cases.task.model_dump(include=shared))
-    return replace(cases, name=f"{cases.name}/{column}", task=task, beside=cases)
+    return replace(cases, name=f"{cases.name}/{column}", task=task, shortcut_of=cases)
 
 
 # --- one answer ----------------------------------------------------------------------------
@@ -129,7 +130,7 @@ def _result(
     cases: Cases,
     method: Method,
     scores: list[Score],
-    tested: Tested,
+    tested: OutOfFold,
     tuned: tuple[Tuned, ...],
     seconds: float,
 ) -> Result:
@@ -138,7 +139,7 @@ def _result(
     declaration = declared(method)
     settings = cases.config.settings_of(declaration)
     # Of several folds each unit tests once; train and val are those of the first.
-    sides = {**cases.turns[0], "test": tested.rows}
+    sides = {**cases.folds[0], "test": tested.rows}
     return Result(
         task=cases.name,
         question=cases.task,
@@ -166,9 +167,9 @@ def _result(
 
 def _fitted_elsewhere(cases: Cases) -> list[str]:
     """Return a note where heads were fitted on another store."""
-    if cases.fitted is None:
+    if cases.fit_store is None:
         return []
-    recipe = Recipe.model_validate_json(cases.fitted.store.recipe_text).digest[:12]
+    recipe = Recipe.model_validate_json(cases.fit_store.store.recipe_text).digest[:12]
     note = f"heads were fitted on the features of another store (recipe {recipe})"
     if cases.agreement is not None:
         note += f", with which those tested agree by ICC {cases.agreement:.3f}"

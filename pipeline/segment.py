@@ -99,7 +99,7 @@ def _computed(
     compute: Callable[[Sequence[Parts]], tuple[list[Trial], tuple[Tuned, ...]]],
 ) -> Computed[Segmented]:
     """Return a head's answer, with the tables of its predictions and of its units."""
-    turns = asked.cases.turns
+    turns = asked.cases.folds
     started = time.perf_counter()
     trials, tuned = compute(turns)
     settings = asked.settings(head)

@@ -97,8 +97,8 @@ class Benchmark(Frozen):
     out: the folder of stores and results. datasets: name -> config file, such as `radprobe dataset`
     writes; its data, preprocessing, labels, split, tasks and masks count. seeds: of splits that
     are dealt, and of heads that draw. views: what else the test images are seen as, by heads
-    that were fitted on the images as they are (those that are `compared`). tokens: how patch tokens
-    are kept, for segmentation.
+    (those that are `compared`) that were fitted on the images as they are. tokens: how patch
+    tokens are kept, for segmentation.
     """
 
     out: Path

@@ -25,7 +25,7 @@ from pipeline.annotations.units import Truth, Units
 from pipeline.config.heads import declared
 from pipeline.config.methods import Method
 from pipeline.evaluation.cases import Cases
-from pipeline.evaluation.splits import Tested
+from pipeline.evaluation.folds import OutOfFold
 from pipeline.results import Metric, Result, Segmented
 from stores import FeatureStore
 from stores._disk import write_checked
@@ -100,8 +100,8 @@ def result_key(cases: Cases, method: Method) -> str:
         "rules": config.split.model_dump(mode="json", include={"new", "allow"}),
         "store": cases.fingerprint,
     }
-    if cases.fitted is not None:
-        content["fit_on"] = cases.fitted.fingerprint
+    if cases.fit_store is not None:
+        content["fit_on"] = cases.fit_store.fingerprint
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -287,7 +287,7 @@ def _questions(table: pa.Table) -> Iterator[tuple[str, str, bool]]:
 # --- predictions ---------------------------------------------------------------------------
 
 
-def predictions_table(units: Units, tested: Tested) -> pa.Table:
+def predictions_table(units: Units, tested: OutOfFold) -> pa.Table:
     """Return a row a test unit and setting: unit, patient, truth and probability a class."""
     tables = []
     truth = units.at(tested.rows)

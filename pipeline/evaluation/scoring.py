@@ -15,21 +15,23 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Prediction
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.methods import Method
-from pipeline.evaluation.cases import Cases, Floats, Parts, Rows
+from pipeline.evaluation.cases import Cases
+from pipeline.evaluation.folds import OutOfFold, join_folds
 from pipeline.evaluation.heads.contract import Head, Predicted, fit_and_predict
-from pipeline.evaluation.splits import Tested, together
+from pipeline.evaluation.splits import Parts
 from pipeline.results import Metric, Score, Subgroup
+from pipeline.shared.arrays import Floats, Rows
 from stores.errors import ConfigError, LabelError
 
 # More are no groups: each has its own bootstrap, and a number is not a group.
 MOST_SUBGROUPS = 20
 
 
-# --- a head over the turns of a split ------------------------------------------------------
+# --- a head over the folds of a split ------------------------------------------------------
 
 
-def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[Score], Tested]:
-    """Fit a head on each turn of the split, and score what it predicts of the units that test.
+def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[Score], OutOfFold]:
+    """Fit a head on each fold of the split, and score what it predicts of the units that test.
 
     device: of torch's, where the head is fitted; unset, the CPU, without torch where it can be.
     Raises ConfigError where the method is no head.
@@ -40,23 +42,23 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     head = _head(method)
     settings = cases.config.settings_of(head)
     others = {name: cases.config.settings_of(declared(name)) for name in settings.built_on}
-    turns = cases.turns[:1] if head.folds == "first" else cases.turns
+    folds = cases.folds[:1] if head.folds == "first" else cases.folds
     predicted = []
     scratch_notes: list[str] = []
-    for parts in turns:
+    for parts in folds:
         x = _features(cases, head, parts)
         predicted.append(fit_and_predict(head, x, cases.units, parts, settings, device, others))
         scratch_notes = _scratch_notes(x)
-        # Features are the most that is in memory: these go before the next turn's are read.
+        # Features are the most that is in memory: these go before the next fold's are read.
         del x
-    if len(turns) == 1:
-        scores, tested = _score_one_turn(cases, predicted[0], turns[0]["test"], scratch_notes)
+    if len(folds) == 1:
+        scores, tested = _score_one_fold(cases, predicted[0], folds[0]["test"], scratch_notes)
     else:
         answers = [(list(each.predictions), list(each.notes)) for each in predicted]
-        tested = together(answers, [parts["test"] for parts in turns])
+        tested = join_folds(answers, [parts["test"] for parts in folds])
         tested.notes.extend(scratch_notes)
         scores = scores_of(cases, tested)
-    if len(turns) < len(cases.turns):
+    if len(folds) < len(cases.folds):
         tested.notes.insert(0, "only the first fold is asked")
     return scores, tested
 
@@ -78,10 +80,10 @@ def _features(cases: Cases, head: Head[Any, Any], parts: Parts) -> Floats:
     return cases.features(settings, parts)
 
 
-def _score_one_turn(
+def _score_one_fold(
     cases: Cases, predicted: Predicted, rows: Rows, scratch_notes: list[str]
-) -> tuple[list[Score], Tested]:
-    """Score what a head says of the one turn it is asked, each prediction as it is made."""
+) -> tuple[list[Score], OutOfFold]:
+    """Score what a head says of the one fold it is asked, each prediction as it is made."""
     scores = list(predicted.scores or ())
     filed = []
     drawn = False
@@ -94,7 +96,7 @@ def _score_one_turn(
     notes = [*predicted.notes, *scratch_notes]
     if predicted.scores is None and not drawn:
         notes += _one_sided_notes(cases, rows)
-    return scores, Tested(filed, rows, None, notes)
+    return scores, OutOfFold(filed, rows, None, notes)
 
 
 def _scratch_notes(x: NDArray[Any]) -> list[str]:
@@ -117,7 +119,7 @@ def _open_array_api() -> None:
 # --- scores --------------------------------------------------------------------------------
 
 
-def scores_of(cases: Cases, tested: Tested) -> list[Score]:
+def scores_of(cases: Cases, tested: OutOfFold) -> list[Score]:
     """Return what predictions score, by label and subgroup too; adds to the notes of `tested`."""
     tested.notes.extend(_one_sided_notes(cases, tested.rows))
     return [score_of(cases, each, tested.rows, tested.fold) for each in tested.predictions]

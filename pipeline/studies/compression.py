@@ -191,7 +191,7 @@ class _Question:
     def of(cls, config: Config, task: str, rows: Rows) -> _Question:
         asked = Asked.of(config, task)
         asked.cases.ensure_split()
-        parts: Parts = {part: asked.rows_of(own) for part, own in asked.cases.turns[0].items()}
+        parts: Parts = {part: asked.rows_of(own) for part, own in asked.cases.folds[0].items()}
         if not len(parts["test"]):
             raise ConfigError(
                 f"None of the {len(rows)} slices that are looked at is in the test part of "

@@ -398,7 +398,7 @@ def test_the_probes_head_is_where_lp_ft_begins(collection: Path) -> None:
         config = config_of(collection, tasks={"t": task}, **plain | {"bitfit": content})
         (result,) = tune(config, device="cpu", workers=0)
         (cases,) = cases_of(config)
-        (parts,) = cases.turns
+        (parts,) = cases.folds
         x = cases.features(config.probe, parts)
         expected = probed_on_train(x, cases.units, parts, config.probe)
         _, proba, _ = read_predictions(config.store, result, 0)

@@ -105,7 +105,7 @@ def _vote(
     model: References, x: Floats, rows: Rows, among: Rows, labels: Rows
 ) -> tuple[Votes, list[str]]:
     """Return for each k what the references `among` say of some labels of the units `rows`."""
-    from pipeline.evaluation.neighbours import inverted, neighbours
+    from pipeline.evaluation.neighbours import build_inverted_file, neighbours
 
     units = model.units
     settings = model.settings
@@ -113,8 +113,8 @@ def _vote(
     index = None
     notes = []
     if settings.exact_up_to is not None and len(among) > settings.exact_up_to:
-        index = inverted(x, among, rows, max(model.ks), settings.recall)
-        notes.append(index.said)
+        index = build_inverted_file(x, among, rows, max(model.ks), settings.recall)
+        notes.append(index.note)
     cosine, nearest = neighbours(x, among, rows, max(model.ks), patient, index)
     if model.by_ml_knn:
         others = patient if settings.multilabel == "mlknn" else None

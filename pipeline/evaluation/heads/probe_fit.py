@@ -29,7 +29,7 @@ from pipeline.evaluation.heads.modelled import modelled
 from pipeline.evaluation.heads.probe import ProbeSettings
 from pipeline.evaluation.heads.ridge import RidgePath, fit_ridge
 from pipeline.evaluation.metrics.metrics import macro_auroc
-from pipeline.shared.arrays import mean, moments, taken
+from pipeline.shared.arrays import mean, moments, take_scaled
 
 Proba = NDArray[np.float64]
 MAX_ITER = 1000
@@ -201,7 +201,7 @@ class _Scale:
         return cls(*moments(x, rows))
 
     def apply(self, x: Floats, rows: Rows) -> Floats:
-        return taken(x, rows, self.centre, self.spread)
+        return take_scaled(x, rows, self.centre, self.spread)
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _problems(
         if name in left_out:
             continue
         known = truth.known[:, j]
-        own = inside if known.all() else taken(inside, np.flatnonzero(known))
+        own = inside if known.all() else take_scaled(inside, np.flatnonzero(known))
         yield _Problem(own, truth.y[known, j].astype(np.int64), 2, j)
 
 
@@ -374,6 +374,6 @@ def _number_head(x: Floats, y: Proba, parts: Parts, grid: Proba) -> LinearHead:
     c = float(grid[_errors_on_val(x, y, parts, 1 / grid).argmin()])
     train = parts["train"]
     centre = mean(x, train)
-    model = Ridge(alpha=1 / c).fit(taken(x, train, centre), y[train])
+    model = Ridge(alpha=1 / c).fit(take_scaled(x, train, centre), y[train])
     weight = np.asarray(model.coef_, np.float64)[None]
     return LinearHead(weight, model.intercept_ - weight @ centre, c)

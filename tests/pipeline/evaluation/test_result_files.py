@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 def test_a_split_is_made_when_it_is_ensured_and_by_no_property(root: Path) -> None:
     (cases,) = cases_of(config_of(root, tasks={"t": {"labels": ["sick"]}}))
     assert not cases.is_split
-    for name in ("split", "turns"):
+    for name in ("split", "folds"):
         with pytest.raises(FileNotFoundError):
             getattr(cases, name)
     assert not list((root / "store/splits").iterdir())
@@ -46,7 +46,7 @@ def test_a_split_is_made_when_it_is_ensured_and_by_no_property(root: Path) -> No
     cases.ensure_split()
     assert cases.is_split
     assert path.stat().st_mtime_ns == stamp
-    assert sum(map(len, cases.turns[0].values())) == N
+    assert sum(map(len, cases.folds[0].values())) == N
 
 
 def test_predictions_that_a_crash_left_without_an_answer_are_no_answer(root: Path) -> None:

@@ -252,7 +252,7 @@ def test_a_number_begins_as_its_probe(collection: Path) -> None:
     assert result.kind == "regression"
     assert result.tuned[0].history[0] is not None
     (cases,) = cases_of(config)
-    (parts,) = cases.turns
+    (parts,) = cases.folds
     x = cases.features(config.probe, parts)
     expected = probed_on_train(x, cases.units, parts, config.probe)
     _, said, _ = read_predictions(config.store, result, 0)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.heads import knn
 from pipeline.evaluation.heads.knn import KnnSettings
-from pipeline.evaluation.neighbours import found, inverted, neighbours
+from pipeline.evaluation.neighbours import build_inverted_file, neighbours, recall_of
 from tests.pipeline.collection import answered, thirds, units_of
 
 RNG = np.random.default_rng(0)
@@ -96,9 +96,9 @@ def test_above_a_stated_size_an_inverted_file_finds_what_it_says() -> None:
         )[0]
         assert (lists, sample) == (str(4 * 54), "256")
         assert float(recall) >= least
-        index = inverted(x, reference, parts["test"], 10, least)
+        index = build_inverted_file(x, reference, parts["test"], 10, least)
         nearest = neighbours(x, reference, parts["test"], 10, index=index)[1]
-        assert found(nearest, true) == pytest.approx(float(recall), abs=0.04)
+        assert recall_of(nearest, true) == pytest.approx(float(recall), abs=0.04)
         probed.append(int(searched))
     assert probed[0] < probed[1] <= probed[2] <= 216
     assert (near[1].proba == exact[1].proba).all(axis=1).mean() > 0.99

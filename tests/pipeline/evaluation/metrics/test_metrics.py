@@ -59,7 +59,7 @@ def test_ranking_is_scikit_learns_with_ties_and_weights(by_weight: bool, decimal
     y = rng.random(300) < 0.3
     values = np.round(rng.random(300) + np.where(y, 0.3, 0.0), decimals)
     weights = rng.integers(0, 4, (300, 5)).astype(float) if by_weight else np.ones((300, 1))
-    auroc, precision, sensitivity = weighted.ranking(y, values, weights)
+    auroc, precision, sensitivity = weighted.rank_metrics(y, values, weights)
     for i, w in enumerate(weights.T):
         assert auroc[i] == pytest.approx(roc_auc_score(y, values, sample_weight=w))
         assert precision[i] == pytest.approx(average_precision_score(y, values, sample_weight=w))
@@ -163,7 +163,7 @@ def test_one_patient_on_a_side_has_no_interval_of_what_ranks() -> None:
 def _aurocs(y: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     """Return the AUROC of 2,000 draws of units with replacement."""
     weights = np.concatenate([*metrics.draws(np.arange(len(y)).astype(str), 2000)], axis=1)
-    return weighted.ranking(y, values, weights)[0]
+    return weighted.rank_metrics(y, values, weights)[0]
 
 
 def test_repeating_a_patients_images_does_not_narrow_the_interval() -> None:
