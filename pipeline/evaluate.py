@@ -57,9 +57,7 @@ def evaluate(
     device: of torch's, such as "cuda", where probes and trained heads are fitted; unset, the CPU.
     Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
     """
-    tasks = config.tasks.values()
-    shortcuts = sum(len(task.shortcuts) for task in tasks) if "probe" in methods else 0
-    number = len(tasks) * len(methods) + shortcuts
+    number = _count_answers(config, methods)
     results: list[Result] = []
     for task in cases_of(config):
         for cases, method in _questions(task, methods):
@@ -80,10 +78,22 @@ def on_file(config: Config, methods: Sequence[Method] = METHODS) -> list[Result]
     for task in cases_of(config):
         for cases, method in _questions(task, methods):
             # Without a split there is no key, and no answer under one.
-            result = read_answer(result_path(cases, method), Result) if cases.is_split else None
+            if not cases.is_split:
+                continue
+            result = read_answer(result_path(cases, method), Result)
             if result is not None:
                 results.append(result)
     return results
+
+
+def _count_answers(config: Config, methods: Sequence[Method]) -> int:
+    """Return how many answers `evaluate` will give, as `_questions` yields them."""
+    number = 0
+    for task in config.tasks.values():
+        number += len(methods)
+        if "probe" in methods:
+            number += len(task.shortcuts)
+    return number
 
 
 def _run(

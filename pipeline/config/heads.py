@@ -77,7 +77,8 @@ HEADS: dict[str, Registered] = {
         on_device=True,
     ),
 }
-# How a network itself is trained, by `radprobe tune`; one module declares all four.
+# Not heads, and methods all the same: how a network itself is trained, by `radprobe tune`. One
+# module declares all four.
 TUNED: tuple[str, ...] = ("finetune", "lora", "bitfit", "norm")
 TUNED_IN = "pipeline.config.tuning"
 

@@ -111,6 +111,7 @@ def _known_keys(steps: tuple[int | str, ...], top: type[Frozen]) -> list[str]:
 
 def _models_under(model: Any, step: int | str) -> list[Any]:
     """Return the settings models that the value of a key of a model can be of."""
+    # The annotation of a head's key is what all heads have; its own settings have more.
     if model is Config and step in HEADS:
         return [declared(str(step)).settings]
     field = model.model_fields.get(step) if hasattr(model, "model_fields") else None

@@ -23,4 +23,5 @@ def one_of(value: str, known: Sequence[str]) -> str:
     return value
 
 
+# A plain `str` to type checkers; refused where it is parsed.
 Method = Annotated[str, AfterValidator(lambda name: one_of(name, method_names()))]

@@ -43,11 +43,14 @@ def _default(name: str) -> HeadSettings:
 
 def _head_field(name: str) -> Any:
     """Return type and default of a head's key: both are known to the module that declares it."""
+    # Parsed before pydantic sees it: the annotation knows no more than what all heads have.
     of_its_own = BeforeValidator(functools.partial(_settings, name))
+    # Made for each config anew, so that importing this module imports no head.
     default = Field(default_factory=functools.partial(_default, name))
     return (Annotated[SerializeAsAny[HeadSettings], of_its_own], default)
 
 
+# One field a line of the registry, which is known when this module is imported, and not before.
 if TYPE_CHECKING:
 
     class HeadKeys(Frozen):

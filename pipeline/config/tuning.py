@@ -128,6 +128,7 @@ class NormTune(Tuning):
 def _declared(
     name: str, title: str, settings: type[Tuning], contract: int = 4
 ) -> Declaration[Tuning]:
+    # Those of heads, and what makes networks and LoRA's updates.
     libraries = (*LIBRARIES, "transformers", "peft")
     return Declaration(
         name=name,
@@ -139,6 +140,7 @@ def _declared(
     )
 
 
+# What `pipeline.config.heads.declared` finds for the names of TUNED.
 DECLARED = {
     "finetune": _declared("finetune", "Fine-tuning", FineTune),
     "lora": _declared("lora", "LoRA", Lora),

@@ -102,7 +102,8 @@ def result_key(cases: Cases, method: Method) -> str:
     }
     if cases.fit_store is not None:
         content["fit_on"] = cases.fit_store.fingerprint
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def result_path(cases: Cases, method: Method) -> Path:
@@ -110,7 +111,12 @@ def result_path(cases: Cases, method: Method) -> Path:
     return _result_file(cases.store.path, method, result_key(cases, method))
 
 
-def segmentation_path(store: Path, task: str, head: str, key: str) -> Path:
+def segmentation_path(
+    store: Path,
+    task: str,
+    head: str,
+    key: str,
+) -> Path:
     """Return where the answer of a head for some masks is filed; key: of all it depends on."""
     name = re.sub(r"[^\w.-]", "_", f"{task}-{head}")
     return store / SEGMENTATIONS / f"{name}-{key[:KEY_LENGTH]}.json"
@@ -168,7 +174,8 @@ def find_or_compute(
     # The answer comes last: tables that a crash leaves without one are written again.
     for suffix, table in computed.tables.items():
         write_table(file.with_suffix(suffix), table)
-    write_checked(file, computed.answer.model_dump_json(indent=1).encode())
+    text = computed.answer.model_dump_json(indent=1)
+    write_checked(file, text.encode())
     return computed.answer
 
 
@@ -198,7 +205,8 @@ def filed_segmentations(store: Path) -> Iterator[tuple[Path, Segmented]]:
 
 
 def _filed(folder: Path, kind: type[Answer]) -> Iterator[tuple[Path, Answer]]:
-    for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+    files = list(folder.glob("*.json"))
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
         try:
             yield path, kind.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -238,7 +246,10 @@ def tidy(results: Sequence[Result | Segmented]) -> pa.Table:
 
 
 def _rows_of(
-    about: Mapping[str, Any], metrics: Mapping[str, Metric], label: str = "", subgroup: str = ""
+    about: Mapping[str, Any],
+    metrics: Mapping[str, Metric],
+    label: str = "",
+    subgroup: str = "",
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each metric of a label, of a subgroup, or of all."""
     for name, metric in metrics.items():
@@ -269,11 +280,12 @@ def write_tidy(store: Path, results: Sequence[Result | Segmented]) -> None:
         # A table of another version has other columns: its rows come back as they are answered.
         if before.schema.equals(TIDY):
             stays = [question not in answered for question in _questions(before)]
-            table = pa.concat_tables([before.filter(pa.array(stays, pa.bool_())), table])
+            others = before.filter(pa.array(stays, pa.bool_()))
+            table = pa.concat_tables([others, table])
     path.parent.mkdir(exist_ok=True)
     write_table(path, table)
-    lines = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
-    write_checked(path.with_suffix(".jsonl"), lines.encode())
+    lines = [json.dumps(row) + "\n" for row in table.to_pylist()]
+    write_checked(path.with_suffix(".jsonl"), "".join(lines).encode())
 
 
 def _questions(table: pa.Table) -> Iterator[tuple[str, str, bool]]:
@@ -292,8 +304,12 @@ def predictions_table(units: Units, tested: OutOfFold) -> pa.Table:
     tables = []
     truth = units.at(tested.rows)
     for prediction in tested.predictions:
-        columns: dict[str, Any] = {"unit": units.ids[tested.rows], "patient": truth.groups}
-        columns["setting"] = [_setting_text(prediction.setting)] * len(tested.rows)
+        setting = _setting_text(prediction.setting)
+        columns: dict[str, Any] = {
+            "unit": units.ids[tested.rows],
+            "patient": truth.groups,
+            "setting": [setting] * len(tested.rows),
+        }
         if tested.fold is not None:
             columns["fold"] = tested.fold
         for j, name in enumerate(units.classes):
@@ -307,7 +323,8 @@ def _truth_column(truth: Truth, j: int) -> Any:
     """Return (q,) the number of each unit, or whether it carries a class; null if not known."""
     if truth.kind == "regression":
         return truth.y
-    return pa.array(truth.indicator[:, j], mask=~truth.known[:, j])
+    unknown = ~truth.known[:, j]
+    return pa.array(truth.indicator[:, j], mask=unknown)
 
 
 def read_predictions(
@@ -315,23 +332,29 @@ def read_predictions(
 ) -> tuple[Truth, NDArray[np.float64], NDArray[np.int64] | None]:
     """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result."""
     table = _predictions(store, result, setting)
-    proba = np.stack([table[f"proba:{c}"].to_numpy() for c in result.classes], axis=1)
+    columns = [table[f"proba:{name}"].to_numpy() for name in result.classes]
+    proba = np.stack(columns, axis=1)
     fold = table["fold"].to_numpy() if "fold" in table.column_names else None
-    groups = table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)
-    return Truth(_y(table, result), groups, result.classes, result.kind), proba, fold
+    patients = _texts(table, "patient")
+    truth = Truth(_y(table, result), patients, result.classes, result.kind)
+    return truth, proba, fold
 
 
 def predicted_units(store: Path, result: Result, setting: int) -> NDArray[np.str_]:
     """Return the ids (n,) of the units that `read_predictions` tells of."""
-    table = _predictions(store, result, setting)
-    units: NDArray[np.str_] = table["unit"].to_numpy(zero_copy_only=False).astype(np.str_)
-    return units
+    return _texts(_predictions(store, result, setting), "unit")
 
 
 def read_units(answer: Path) -> pa.Table:
     """Return a row a test unit and structure of a filed segmentation, of all training patients."""
     table = _read(answer.with_suffix(UNITS))
     return _of_setting(table, table["setting"][-1].as_py())
+
+
+def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
+    values = table[column].to_numpy(zero_copy_only=False)
+    texts: NDArray[np.str_] = values.astype(np.str_)
+    return texts
 
 
 def _predictions(store: Path, result: Result, setting: int) -> pa.Table:
@@ -345,13 +368,14 @@ def _y(table: pa.Table, result: Result) -> NDArray[Any]:
     if result.kind == "regression":
         values: NDArray[Any] = columns[0].to_numpy()
         return values
-    bits = [column.cast(pa.int8()).fill_null(-1).to_numpy() for column in columns]
-    y = np.stack(bits, axis=1)
+    bits = [column.cast(pa.int8()).fill_null(-1) for column in columns]
+    y = np.stack([each.to_numpy() for each in bits], axis=1)
     return y if result.kind == "multilabel" else y.argmax(axis=1)
 
 
 def _setting_text(setting: Mapping[str, float]) -> str:
-    return json.dumps({name: float(value) for name, value in setting.items()})
+    numbers = {name: float(value) for name, value in setting.items()}
+    return json.dumps(numbers)
 
 
 # --- Parquet, imported where a table is read or written: an answer on file needs none --------

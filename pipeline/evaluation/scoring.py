@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction
+from pipeline.config.base import HeadSettings
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.evaluation.cases import Cases
@@ -41,18 +42,23 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
         _open_array_api()
     head = _head(method)
     settings = cases.config.settings_of(head)
-    others = {name: cases.config.settings_of(declared(name)) for name in settings.built_on}
+    # Heads that this one fits itself: its answer is by their settings too.
+    others: dict[str, HeadSettings] = {}
+    for name in settings.built_on:
+        others[name] = cases.config.settings_of(declared(name))
     folds = cases.folds[:1] if head.folds == "first" else cases.folds
     predicted = []
     scratch_notes: list[str] = []
     for parts in folds:
         x = _features(cases, head, parts)
-        predicted.append(fit_and_predict(head, x, cases.units, parts, settings, device, others))
+        of_fold = fit_and_predict(head, x, cases.units, parts, settings, device, others)
+        predicted.append(of_fold)
         scratch_notes = _scratch_notes(x)
         # Features are the most that is in memory: these go before the next fold's are read.
         del x
     if len(folds) == 1:
-        scores, tested = _score_one_fold(cases, predicted[0], folds[0]["test"], scratch_notes)
+        test = folds[0]["test"]
+        scores, tested = _score_one_fold(cases, predicted[0], test, scratch_notes)
     else:
         answers = [(list(each.predictions), list(each.notes)) for each in predicted]
         tested = join_folds(answers, [parts["test"] for parts in folds])
@@ -81,7 +87,10 @@ def _features(cases: Cases, head: Head[Any, Any], parts: Parts) -> Floats:
 
 
 def _score_one_fold(
-    cases: Cases, predicted: Predicted, rows: Rows, scratch_notes: list[str]
+    cases: Cases,
+    predicted: Predicted,
+    rows: Rows,
+    scratch_notes: list[str],
 ) -> tuple[list[Score], OutOfFold]:
     """Score what a head says of the one fold it is asked, each prediction as it is made."""
     scores = list(predicted.scores or ())
@@ -130,10 +139,16 @@ def _one_sided_notes(cases: Cases, rows: Rows) -> list[str]:
     from pipeline.evaluation.metrics.metrics import one_sided
 
     reason = "has no AUROC: all or none of the test units carry it"
-    return [f"{name!r} {reason}" for name in one_sided(cases.units.at(rows))]
+    truth = cases.units.at(rows)
+    return [f"{name!r} {reason}" for name in one_sided(truth)]
 
 
-def score_of(cases: Cases, prediction: Prediction, rows: Rows, fold: Rows | None) -> Score:
+def score_of(
+    cases: Cases,
+    prediction: Prediction,
+    rows: Rows,
+    fold: Rows | None,
+) -> Score:
     """Return what one prediction of the units `rows` (q,) scores.
 
     fold (q,): which model predicted each unit, where there are several: a metric is then its mean
@@ -142,6 +157,7 @@ def score_of(cases: Cases, prediction: Prediction, rows: Rows, fold: Rows | None
     from pipeline.evaluation.metrics import metrics
 
     draws = prediction.draws or 1
+    # The same units once for each draw, as `proba` has them.
     if draws > 1:
         fold = np.repeat(np.arange(draws), len(rows))
         rows = np.tile(rows, draws)
@@ -158,7 +174,10 @@ def score_of(cases: Cases, prediction: Prediction, rows: Rows, fold: Rows | None
 
 
 def _subgroups(
-    cases: Cases, proba: NDArray[np.float64], rows: Rows, fold: Rows | None
+    cases: Cases,
+    proba: NDArray[np.float64],
+    rows: Rows,
+    fold: Rows | None,
 ) -> dict[str, Subgroup]:
     """Return the metrics of the units of each value of each subgroup column, as `column=value`.
 
@@ -167,6 +186,7 @@ def _subgroups(
     subgroups: dict[str, Subgroup] = {}
     for column in cases.task.subgroups:
         texts = cases.column(column)[rows]
+        # "" stands for what is not known, or of several values.
         values = sorted({*texts.tolist()} - {""})
         if len(values) > MOST_SUBGROUPS:
             raise LabelError(
@@ -182,13 +202,20 @@ def _subgroups(
     return subgroups
 
 
-def _subgroup(cases: Cases, proba: NDArray[np.float64], rows: Rows, fold: Rows | None) -> Subgroup:
+def _subgroup(
+    cases: Cases,
+    proba: NDArray[np.float64],
+    rows: Rows,
+    fold: Rows | None,
+) -> Subgroup:
     from pipeline.evaluation.metrics import metrics
 
     truth = cases.units.at(rows)
     joint: dict[str, Metric]
     joint, _ = metrics.score(truth, proba, fold)
-    carried = [] if truth.kind == "regression" else truth.indicator.sum(axis=0).tolist()
+    carried: list[int] = []
+    if truth.kind != "regression":
+        carried = truth.indicator.sum(axis=0).tolist()
     return Subgroup(
         units=len(rows),
         patients=len(np.unique(truth.groups)),

@@ -14,6 +14,7 @@ from pipeline.evaluation.heads.contract import Head, deferred
 class AttentionSettings(HeadSettings):
     """Gated attention over a unit's slices, trained by AdamW; `epochs` at most, as val says."""
 
+    # Gates of tanh and sigmoid are flat for large numbers.
     scaling: Scaling = "standardise"
     hidden: Annotated[int, Field(ge=1)] = 128
     rate: Annotated[float, Field(gt=0)] = 1e-3

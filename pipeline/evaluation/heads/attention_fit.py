@@ -32,13 +32,17 @@ class GatedAttention(nn.Module):
 
     def weights(self, slices: Tensor, there: Tensor) -> Tensor:
         """Return (b, s) what each slice counts; there (b, s): whether it is one."""
-        gated = torch.tanh(self.content(slices)) * torch.sigmoid(self.gate(slices))  # (b, s, h)
-        scores: Tensor = self.weigh(gated)[..., 0]
-        return torch.softmax(scores.masked_fill(~there, -torch.inf), dim=1)
+        content = torch.tanh(self.content(slices))  # (b, s, h)
+        gate = torch.sigmoid(self.gate(slices))
+        scores: Tensor = self.weigh(content * gate)[..., 0]
+        # What pads a smaller unit counts nothing.
+        masked = scores.masked_fill(~there, -torch.inf)
+        return torch.softmax(masked, dim=1)
 
     def forward(self, slices: Tensor, there: Tensor) -> Tensor:
         """Return the logits (b, o)."""
-        pooled = (self.weights(slices, there)[..., None] * slices).sum(dim=1)
+        weights = self.weights(slices, there)
+        pooled = (weights[..., None] * slices).sum(dim=1)  # (b, d)
         logits: Tensor = self.classify(pooled)
         return logits
 
@@ -58,11 +62,14 @@ class Weigher:
 
     def logits(self, x: Floats, rows: Rows) -> Tensor:
         """Return the logits (b, o) of the units `rows`; x (m, d): of every slice."""
-        slices = [torch.from_numpy(x[self.bags[unit]]) for unit in rows]
+        slices = []
+        for unit in rows:
+            places = self.bags[unit]
+            slices.append(torch.from_numpy(x[places]))
         sizes = torch.tensor([len(each) for each in slices])
         there = torch.arange(int(sizes.max())) < sizes[:, None]
-        padded = pad_sequence(slices, batch_first=True)  # (b, s, d)
-        logits: Tensor = self.network(padded.to(self.device), there.to(self.device))
+        padded = pad_sequence(slices, batch_first=True).to(self.device)  # (b, s, d)
+        logits: Tensor = self.network(padded, there.to(self.device))
         return logits
 
     @torch.inference_mode()
@@ -70,7 +77,8 @@ class Weigher:
         """Return what the network says of the units `rows`: (q, c)."""
         each = []
         for start in range(0, len(rows), self.batch):
-            each.append(self.logits(x, rows[start : start + self.batch]))
+            units = rows[start : start + self.batch]
+            each.append(self.logits(x, units))
         return self.objective.decode(torch.cat(each))
 
 
@@ -102,11 +110,14 @@ def fit(given: FitInput[AttentionSettings]) -> Attention:
     training = Training(given, given.parts["train"], objective)
     for _ in range(given.settings.epochs):
         training.epoch()
-        qualities.append(objective.quality(truth, training.weigher.proba(given.x, val)))
+        on_val = training.weigher.proba(given.x, val)
+        qualities.append(objective.quality(truth, on_val))
+    # Without both sides of any label on val nothing tells epochs apart.
     if np.isnan(qualities).all():
         note = "epochs were not chosen: all val units have the same labels"
         return Attention(None, 0, [*objective.notes, note])
     best = int(np.nanargmax(qualities)) + 1
+    # Again from the start: val is worth learning from too, once it has said when to end.
     again = Training(given, given.train_and_val, objective)
     for _ in range(best):
         again.epoch()

@@ -106,7 +106,9 @@ def fit_and_predict(
 ) -> Predicted:
     """Fit a head on train and val, and return what it says of the units of test."""
     known: Parts = {"train": parts["train"], "val": parts["val"]}
-    model = head.fit(FitInput(x, units, known, settings, device, others or {}))
+    # A head is not told who tests: it cannot fit what it must not know.
+    given = FitInput(x, units, known, settings, device, others or {})
+    model = head.fit(given)
     return head.predict(model, x, parts["test"])
 
 

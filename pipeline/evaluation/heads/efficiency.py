@@ -62,8 +62,8 @@ class Point:
         """Return what the probes say of the units `rows`, draw after draw."""
         number = len(self.probes)
         setting = {"shots": self.shots, "patients": self.patients, "draws": number}
-        said = [fitted.predict(x, rows) for fitted in self.probes]
-        return Prediction(setting, np.concatenate(said), draws=number)
+        proba = np.concatenate([fitted.predict(x, rows) for fitted in self.probes])
+        return Prediction(setting, proba, draws=number)
 
 
 def fit(given: FitInput[EfficiencySettings]) -> list[Point]:
@@ -73,9 +73,12 @@ def fit(given: FitInput[EfficiencySettings]) -> list[Point]:
 
 def predict(model: list[Point], x: Floats, rows: Rows) -> Predicted:
     """Return one prediction a point, of all its draws, where any could be fitted."""
-    notes = [note for point in model for note in point.notes]
+    notes: list[str] = []
+    for point in model:
+        notes += point.notes
+    fitted = [point for point in model if point.probes]
     # One by one: all points' predictions together are more than memory should hold.
-    return Predicted((point.predict(x, rows) for point in model if point.probes), notes)
+    return Predicted((point.predict(x, rows) for point in fitted), notes)
 
 
 def points(given: FitInput[EfficiencySettings]) -> Iterator[Point]:
@@ -99,15 +102,18 @@ def points(given: FitInput[EfficiencySettings]) -> Iterator[Point]:
         for draw in range(draws):
             units = train
             if shots < everyone:
+                # By its own numbers, so that a draw does not depend on those before it.
                 rng = np.random.default_rng([settings.seed, shots, draw])
                 drawn = [rng.permutation(each)[:shots] for each in carriers]
                 units = train[np.isin(patient, np.concatenate(drawn))]
-            of_draw = replace(given, parts={**given.parts, "train": units})
+            parts = {**given.parts, "train": units}
+            of_draw = replace(given, parts=parts)
             probe = probe_fit.fit(of_draw, refit_on=("train",))
             if probe.fitted is not None:
                 probes.append(probe.fitted)
             patients.append(len(np.unique(given.units.patient[units])))
-        yield Point(shots, float(np.mean(patients)), probes, draws - len(probes))
+        failed = draws - len(probes)
+        yield Point(shots, float(np.mean(patients)), probes, failed)
 
 
 def _draws(settings: EfficiencySettings, shots: int, everyone: int) -> int:
@@ -126,8 +132,9 @@ def _carriers(truth: Truth, patient: Rows) -> list[Rows]:
 def _numbers(shots: tuple[int, ...], everyone: int) -> list[int]:
     """Return the numbers asked for, then twice as many each time, up to everyone."""
     numbers = sorted(k for k in shots if k < everyone)
-    while (more := 2 * (numbers[-1] if numbers else everyone)) < everyone:
-        numbers.append(more)
+    # Where none of those asked for is below everyone, everyone is the one point.
+    while numbers and 2 * numbers[-1] < everyone:
+        numbers.append(2 * numbers[-1])
     return [*numbers, everyone]
 
 

@@ -98,14 +98,11 @@ def _drawn_probe(given: FitInput[FewShotSettings], shots: int) -> DrawnProbe:
     from pipeline.evaluation.heads import probe_fit
 
     drawn = fixed_draw(given.units, given.parts["train"], shots)
-    asked = FitInput(
-        given.x,
-        given.units,
-        {**given.parts, "train": drawn},
-        given.settings_of(PROBE),
-        given.device,
-    )
-    return DrawnProbe(shots, probe_fit.fit(asked, refit_on=("train",)))
+    parts = {**given.parts, "train": drawn}
+    settings = given.settings_of(PROBE)
+    of_draw = FitInput(given.x, given.units, parts, settings, given.device)
+    # Val chooses the C and is not fitted: so many shots are all that is learnt from.
+    return DrawnProbe(shots, probe_fit.fit(of_draw, refit_on=("train",)))
 
 
 # --- episodes ------------------------------------------------------------------------------
@@ -182,7 +179,9 @@ def score(model: Supports, x: Floats, test: Rows) -> Predicted:
     if model.units.kind == "regression":
         return Predicted(notes=["few-shot episodes need classes: a number has none"], scores=[])
     features = _Features(x, model.centre)
-    problems = {name: _classes(model, test, members) for name, members in _problems(model.units)}
+    problems = {}
+    for name, members in _problems(model.units):
+        problems[name] = _classes(model, test, members)
     scores = []
     notes = []
     for k in model.settings.shots:
@@ -205,7 +204,10 @@ def _problems(units: Units) -> Iterator[tuple[str, NDArray[np.bool_]]]:
         yield "all classes", units.indicator
         return
     for j, name in enumerate(units.classes):
-        yield name, np.stack([units.y[:, j] == 0, units.y[:, j] == 1], axis=1)
+        label = units.y[:, j]
+        # One whose label is not known, -1, is a member of neither.
+        members = [label == 0, label == 1]
+        yield name, np.stack(members, axis=1)
 
 
 def _classes(model: Supports, test: Rows, members: NDArray[np.bool_]) -> list[_Class]:
@@ -225,19 +227,28 @@ def _enough(classes: list[_Class], k: int) -> bool:
 
 
 def _episodes(
-    features: _Features, classes: list[_Class], k: int, settings: FewShotSettings, redraws: int = 0
+    features: _Features,
+    classes: list[_Class],
+    k: int,
+    settings: FewShotSettings,
+    redraws: int = 0,
 ) -> Floats:
     """Return (e, 2): accuracy and AUROC of each episode.
 
     With redraws, of PER_REDRAW episodes in each of so many collections, whose patients are drawn
     from these with replacement.
     """
+    # Seeds of their own, so that neither other shots nor the redraws change these episodes.
     rng = np.random.default_rng([settings.seed, k, redraws])
     total = redraws * PER_REDRAW or settings.episodes
     d = features(classes[0].support.rows[:1]).shape[1]
-    gathered = sum(k + min(settings.queries, len(each.queries)) for each in classes) * d
+    gathered = 0  # numbers of one episode
+    for each in classes:
+        q = min(settings.queries, len(each.queries))
+        gathered += (k + q) * d
     at_once = max(1, GATHERED // gathered)
-    seeds = rng.integers(0, 2**63, (len(classes), 2), np.uint64)
+    shape = (len(classes), 2)
+    seeds = rng.integers(0, 2**63, shape, np.uint64)
     results = []
     for start in range(0, total, at_once):
         e = min(at_once, total - start)
@@ -267,9 +278,13 @@ def _prototypes(features: _Features, support: ByPatient, patients: Rows) -> Floa
         sizes = support.sizes[each]
         ends = np.cumsum(sizes)
         # Where the units of each patient stand among `support.rows`, patient after patient.
-        at = np.repeat(support.first[each] - ends + sizes, sizes) + np.arange(ends[-1])
-        sums = np.add.reduceat(features(support.rows[at]), ends - sizes, axis=0)
-        means.append(np.asarray(sums / sizes[:, None], np.float32))
+        starts = ends - sizes
+        offsets = np.repeat(support.first[each] - starts, sizes)
+        at = offsets + np.arange(ends[-1])
+        of_units = features(support.rows[at])
+        sums = np.add.reduceat(of_units, starts, axis=0)
+        mean_of = sums / sizes[:, None]
+        means.append(np.asarray(mean_of, np.float32))
     return np.concatenate(means)[place.reshape(patients.shape)]
 
 
@@ -281,13 +296,23 @@ def _similarity(
         support = np.concatenate(supports, axis=1)
         alpha, b = fit_logistic(support, len(supports))
         across = support.transpose(0, 2, 1)
-        return [np.asarray((x @ across) @ alpha + b[:, None], np.float32) for x in queries]
+        logits = []
+        for x in queries:
+            of_class = (x @ across) @ alpha + b[:, None]
+            logits.append(np.asarray(of_class, np.float32))
+        return logits
     centroids: Floats = np.stack([each.mean(axis=1) for each in supports], axis=2)  # (e, d, c)
-    centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-30)
+    length = np.linalg.norm(centroids, axis=1, keepdims=True)
+    centroids /= np.maximum(length, 1e-30)
     return [x @ centroids for x in queries]
 
 
-def draw(rng: np.random.Generator, n: int, k: int, e: int) -> Rows:
+def draw(
+    rng: np.random.Generator,
+    n: int,
+    k: int,
+    e: int,
+) -> Rows:
     """Return (e, k): k different numbers below n an episode, every set equally likely.
 
     Floyd's algorithm (Bentley and Floyd, CACM 30(9), 1987), a step for all episodes together.
@@ -295,30 +320,40 @@ def draw(rng: np.random.Generator, n: int, k: int, e: int) -> Rows:
     chosen = np.empty((e, k), np.int64)
     for i, top in enumerate(range(n - k, n)):
         number = rng.integers(0, top + 1, e)
-        taken = (chosen[:, :i] == number[:, None]).any(axis=1)
+        before = chosen[:, :i]
+        taken = (before == number[:, None]).any(axis=1)
+        # One that was drawn before gives way to the greatest, which could not be drawn before.
         chosen[:, i] = np.where(taken, top, number)
     return chosen
 
 
-def redrawn(seed: np.uint64, collection: Rows, places: Rows, n: int) -> Rows:
+def redrawn(
+    seed: np.uint64,
+    collection: Rows,
+    places: Rows,
+    n: int,
+) -> Rows:
     """Return (e, k) which of n patients stands at each place of a collection redrawn from them.
 
     Drawn with replacement, one place by itself: SplitMix64 (Steele, Lea and Flood, OOPSLA 2014) of
     collection (e,) and place (e, k), so that nothing is made for the places nobody looks at.
     """
     with np.errstate(over="ignore"):
-        z = (collection[:, None] * 2**40 + places).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        place = collection[:, None] * 2**40 + places
+        z = place.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z += seed
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
     # The upper 53 bits, as a number in [0, 1).
-    return ((z >> np.uint64(11)).astype(np.float64) * 2.0**-53 * n).astype(np.int64)
+    upper = (z >> np.uint64(11)).astype(np.float64)
+    return (upper * 2.0**-53 * n).astype(np.int64)
 
 
 def _unit_of_each(rng: np.random.Generator, of: ByPatient, patients: Rows) -> Rows:
     """Return (e, q) unit numbers: one random unit of each patient (e, q)."""
-    which = (rng.random(patients.shape) * of.sizes[patients]).astype(np.int64)
+    chance = rng.random(patients.shape)
+    which = (chance * of.sizes[patients]).astype(np.int64)
     rows: Rows = of.rows[of.first[patients] + which]
     return rows
 
@@ -334,19 +369,26 @@ def _score_episodes(similarity: list[Floats]) -> Floats:
     for j, of_class in enumerate(similarity):
         right.append((of_class.argmax(axis=2) == j).mean(axis=1))
         others = [margin[..., j] for i, margin in enumerate(margins) if i != j]
-        rest = np.concatenate(others, axis=1)
-        ahead = margins[j][..., j][:, :, None] - rest[:, None, :]  # (e, q, q of the others)
+        theirs = np.concatenate(others, axis=1)
+        own = margins[j][..., j]
+        ahead = own[:, :, None] - theirs[:, None, :]  # (e, q, q of the others)
         # Mann and Whitney's statistic, a tie counting one half.
-        aurocs.append((ahead > 0).mean(axis=(1, 2)) + (ahead == 0).mean(axis=(1, 2)) / 2)
-    scores: Floats = np.stack([np.mean(right, axis=0), np.mean(aurocs, axis=0)], axis=1)
+        won = (ahead > 0).mean(axis=(1, 2))
+        tied = (ahead == 0).mean(axis=(1, 2))
+        aurocs.append(won + tied / 2)
+    accuracy = np.mean(right, axis=0)
+    auroc = np.mean(aurocs, axis=0)
+    scores: Floats = np.stack([accuracy, auroc], axis=1)
     return scores
 
 
 def _margins(similarity: Floats) -> Floats:
     """Return (e, q, c): each cosine less the greatest of the other classes'."""
-    top = np.sort(similarity, axis=2)
-    first = similarity == top[..., -1:]
-    margins: Floats = similarity - np.where(first, top[..., -2:-1], top[..., -1:])
+    ascending = np.sort(similarity, axis=2)
+    greatest = ascending[..., -1:]
+    second = ascending[..., -2:-1]
+    others = np.where(similarity == greatest, second, greatest)
+    margins: Floats = similarity - others
     return margins
 
 
@@ -356,8 +398,10 @@ def _summary(k: int, episodes: Mapping[str, Floats], redrawn: Mapping[str, Float
     joint_redrawn = np.mean(list(redrawn.values()), axis=0)
     labels = {}
     if len(episodes) > 1:
-        labels = {name: _metrics(each, redrawn[name]) for name, each in episodes.items()}
-    return Score(setting={"shots": k}, metrics=_metrics(joint, joint_redrawn), labels=labels)
+        for name, of_label in episodes.items():
+            labels[name] = _metrics(of_label, redrawn[name])
+    metrics = _metrics(joint, joint_redrawn)
+    return Score(setting={"shots": k}, metrics=metrics, labels=labels)
 
 
 def _metrics(episodes: Floats, redrawn: Floats) -> dict[str, Metric]:
@@ -372,7 +416,8 @@ def _metrics(episodes: Floats, redrawn: Floats) -> dict[str, Metric]:
     between = by_collection.mean(axis=1).var(axis=0, ddof=1)
     of_patients = np.maximum(between - by_chance, 0)
     mean_of = episodes.mean(axis=0)
-    error = 1.96 * np.sqrt(of_patients + episodes.var(axis=0, ddof=1) / len(episodes))
+    of_episodes = episodes.var(axis=0, ddof=1) / len(episodes)
+    error = 1.96 * np.sqrt(of_patients + of_episodes)
     low = np.clip(mean_of - error, 0, 1)
     high = np.clip(mean_of + error, 0, 1)
     return {

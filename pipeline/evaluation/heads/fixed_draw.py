@@ -19,9 +19,13 @@ def fixed_draw(units: Units, train: Rows, shots: int) -> Rows:
     """
     if units.kind != "multilabel":
         n = len(train)
-        at = np.arange(0, n, n / min(shots, n)).round().astype(np.int64)
-        return np.asarray(train[np.unique(np.minimum(at, n - 1))])
-    names, first, patient = np.unique(units.groups[train], return_index=True, return_inverse=True)
+        distance = n / min(shots, n)
+        places = np.arange(0, n, distance).round().astype(np.int64)
+        places = np.minimum(places, n - 1)
+        return np.asarray(train[np.unique(places)])
+    groups = units.groups[train]
+    names, first, patient = np.unique(groups, return_index=True, return_inverse=True)
+    # Whether all units of a patient carry a label.
     always = np.ones((len(names), len(units.classes)), bool)
     np.logical_and.at(always, patient, units.indicator[train])
     in_order = np.argsort(first)

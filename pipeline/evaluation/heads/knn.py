@@ -68,11 +68,12 @@ def fit(given: FitInput[KnnSettings]) -> References:
     if units.kind == "multilabel" and settings.multilabel == "mlknn":
         # A reference's own patient is no neighbour of it: so many fewer are left for it.
         most -= int(np.bincount(units.patient[rows]).max())
-    notes = []
+    ks = [k for k in settings.k if k <= most]
     too_many = [str(k) for k in settings.k if k > most]
+    notes = []
     if too_many:
         notes.append(f"k = {', '.join(too_many)} left out: only {most} reference units")
-    return References(units, settings, rows, [k for k in settings.k if k <= most], notes)
+    return References(units, settings, rows, ks, notes)
 
 
 def predict(model: References, x: Floats, rows: Rows) -> Predicted:
@@ -83,9 +84,11 @@ def predict(model: References, x: Floats, rows: Rows) -> Predicted:
     finds.
     """
     notes = list(model.notes)
-    votes = {k: np.empty((len(rows), len(model.units.classes))) for k in model.ks}
+    votes = _no_votes(model.ks, len(rows), len(model.units.classes))
+    # Labels that the same references are known of share one search for neighbours.
     for known, labels in _known_alike(model) if model.ks else ():
-        voted, note = _vote(model, x, rows, model.rows[known], labels)
+        among = model.rows[known]
+        voted, note = _vote(model, x, rows, among, labels)
         notes += note
         for k, proba in voted.items():
             votes[k][:, labels] = proba
@@ -93,16 +96,30 @@ def predict(model: References, x: Floats, rows: Rows) -> Predicted:
     return Predicted(predictions, list(dict.fromkeys(notes)))
 
 
+def _no_votes(ks: list[int], q: int, c: int) -> Votes:
+    """Return room for the probabilities of each k."""
+    votes = {}
+    for k in ks:
+        votes[k] = np.empty((q, c))
+    return votes
+
+
 def _known_alike(model: References) -> Iterator[tuple[Bools, Rows]]:
     """Yield each set of references (r,) that some labels are known of, and these labels."""
     known = model.units.known[model.rows]
     masks, which = np.unique(known, axis=1, return_inverse=True)
+    of_label = which.ravel()
     for i, mask in enumerate(masks.T):
-        yield mask, np.flatnonzero(which.ravel() == i)
+        labels = np.flatnonzero(of_label == i)
+        yield mask, labels
 
 
 def _vote(
-    model: References, x: Floats, rows: Rows, among: Rows, labels: Rows
+    model: References,
+    x: Floats,
+    rows: Rows,
+    among: Rows,
+    labels: Rows,
 ) -> tuple[Votes, list[str]]:
     """Return for each k what the references `among` say of some labels of the units `rows`."""
     from pipeline.evaluation.neighbours import build_inverted_file, neighbours
@@ -110,23 +127,32 @@ def _vote(
     units = model.units
     settings = model.settings
     patient = units.patient
+    most = max(model.ks)
     index = None
     notes = []
     if settings.exact_up_to is not None and len(among) > settings.exact_up_to:
-        index = build_inverted_file(x, among, rows, max(model.ks), settings.recall)
+        index = build_inverted_file(x, among, rows, most, settings.recall)
         notes.append(index.note)
-    cosine, nearest = neighbours(x, among, rows, max(model.ks), patient, index)
+    # The most once: a smaller k looks at the first of them.
+    cosine, nearest = neighbours(x, among, rows, most, patient, index)
     if model.by_ml_knn:
+        # The paper's code lets an image be its own neighbour; its formulas do not.
         others = patient if settings.multilabel == "mlknn" else None
-        _, within = neighbours(x, among, among, max(model.ks), others, index)
+        _, within = neighbours(x, among, among, most, others, index)
         carried = units.indicator[among][:, labels]
         return ml_knn(within, nearest, carried, model.ks), notes
-    targets = units.y[:, None] if units.kind == "regression" else units.indicator[:, labels]
-    return soft_vote(cosine, nearest, targets[among], model.ks, settings.temperature), notes
+    of_classes = units.kind != "regression"
+    targets = units.indicator[:, labels] if of_classes else units.y[:, None]
+    votes = soft_vote(cosine, nearest, targets[among], model.ks, settings.temperature)
+    return votes, notes
 
 
 def soft_vote(
-    cosine: Floats, nearest: Rows, targets: NDArray[Any], ks: list[int], temperature: float
+    cosine: Floats,
+    nearest: Rows,
+    targets: NDArray[Any],
+    ks: list[int],
+    temperature: float,
 ) -> Votes:
     """Return for each k the probabilities (q, c) of DINOv2's weighted vote.
 
@@ -136,18 +162,25 @@ def soft_vote(
     AUROC, which compares queries, is not.
     cosine, nearest (q, k) from the greatest; targets (n, c) of the references.
     """
-    votes = {k: np.empty((len(nearest), targets.shape[1])) for k in ks}
+    votes = _no_votes(ks, len(nearest), targets.shape[1])
     for batch in batches(len(nearest), AT_ONCE):
         # Less the greatest cosine, so that no power overflows.
-        weights = np.exp((cosine[batch] - cosine[batch, :1]).astype(np.float64) / temperature)
+        below = cosine[batch] - cosine[batch, :1]
+        weights = np.exp(below.astype(np.float64) / temperature)  # (b, k)
         carried = targets[nearest[batch]]  # (b, k, c)
         for k, proba in votes.items():
-            shares = weights[:, :k] / weights[:, :k].sum(axis=1, keepdims=True)
+            first = weights[:, :k]
+            shares = first / first.sum(axis=1, keepdims=True)
             proba[batch] = np.einsum("qk,qkc->qc", shares, carried[:, :k])
     return votes
 
 
-def ml_knn(inside: Rows, outside: Rows, targets: Bools, ks: list[int]) -> Votes:
+def ml_knn(
+    inside: Rows,
+    outside: Rows,
+    targets: Bools,
+    ks: list[int],
+) -> Votes:
     """Return for each k the probabilities (q, c) of ML-kNN, with smoothing s = 1.
 
     Zhang and Zhou, Pattern Recognition 40 (2007), eqs. 1 to 3. The likelihoods come from how many
@@ -157,21 +190,26 @@ def ml_knn(inside: Rows, outside: Rows, targets: Bools, ks: list[int]) -> Votes:
     """
     of_references = _carrying(inside, targets, ks)
     of_queries = _carrying(outside, targets, ks)
+    # Smoothed by s = 1: a label that no reference carries is rare, and not impossible.
     prior = (1 + targets.sum(axis=0)) / (2 + len(targets))
     label = np.arange(targets.shape[1])
     votes = {}
     for k in ks:
         given_carried = _likelihood(of_references[k], targets, k)
         given_not = _likelihood(of_references[k], ~targets, k)
-        carried = prior * given_carried[of_queries[k], label]
-        not_carried = (1 - prior) * given_not[of_queries[k], label]
+        counts = of_queries[k]
+        carried = prior * given_carried[counts, label]
+        not_carried = (1 - prior) * given_not[counts, label]
         votes[k] = carried / (carried + not_carried)
     return votes
 
 
 def _carrying(nearest: Rows, targets: Bools, ks: list[int]) -> dict[int, Rows]:
     """Return for each k how many of the first k neighbours (q, k) carry each label: (q, c)."""
-    counts = {k: np.empty((len(nearest), targets.shape[1]), np.int64) for k in ks}
+    counts = {}
+    for k in ks:
+        shape = (len(nearest), targets.shape[1])
+        counts[k] = np.empty(shape, np.int64)
     for batch in batches(len(nearest), AT_ONCE):
         carried = targets[nearest[batch]]  # (b, k, c)
         for k, count in counts.items():
@@ -181,8 +219,13 @@ def _carrying(nearest: Rows, targets: Bools, ks: list[int]) -> dict[int, Rows]:
 
 def _likelihood(counts: Rows, side: Bools, k: int) -> NDArray[np.float64]:
     """Return (k + 1, c): how likely j carrying neighbours are, for references on this side."""
-    table = np.stack([((counts == j) & side).sum(axis=0) for j in range(k + 1)])
-    likelihood: NDArray[np.float64] = (1 + table) / (k + 1 + table.sum(axis=0))
+    rows = []
+    for j in range(k + 1):
+        on_side = (counts == j) & side
+        rows.append(on_side.sum(axis=0))
+    table = np.stack(rows)
+    total = k + 1 + table.sum(axis=0)
+    likelihood: NDArray[np.float64] = (1 + table) / total
     return likelihood
 
 

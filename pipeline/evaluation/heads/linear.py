@@ -25,6 +25,7 @@ class LinearSettings(HeadSettings):
         1e-2,
         5e-2,
     )
+    # As the paper trains: 10 epochs in batches of 128.
     epochs: Annotated[int, Field(ge=1)] = 10
     batch: Annotated[int, Field(ge=1)] = 128
     seed: int = 0

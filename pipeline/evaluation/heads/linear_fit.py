@@ -68,25 +68,28 @@ def fit(given: FitInput[LinearSettings]) -> Chosen:
     grid = grid_of(settings, x.shape[1])
     trained = train(given, given.parts["train"], grid, objective)
     truth = given.units.at(val)
-    qualities = [
-        objective.quality(truth, proba) for proba in outputs_of(trained, x, val, objective)
-    ]
+    on_val = outputs_of(trained, x, val, objective)
+    qualities = [objective.quality(truth, proba) for proba in on_val]
+    # Without both sides of any label on val nothing tells heads apart.
     if np.isnan(qualities).all():
         note = "no head was chosen: all val units have the same labels"
         return Chosen([], objective, [*objective.notes, note])
     best = grid[int(np.nanargmax(qualities))]
+    # Again from the start, and the chosen head alone: val is worth learning from too.
     again = train(given, given.train_and_val, [best], objective)
     notes = list(objective.notes)
-    if len(settings.rates) > 1 and best.rate in (min(settings.rates), max(settings.rates)):
+    edges = (min(settings.rates), max(settings.rates))
+    if len(settings.rates) > 1 and best.rate in edges:
         notes.append(f"lr = {best.rate:.3g} is at the edge of the grid")
     return Chosen(again, objective, notes)
 
 
 def predict(model: Chosen, x: Floats, rows: Rows) -> Predicted:
     """Return what the chosen layer says of the units `rows`; x (n, d)."""
-    said = outputs_of(model.layers, x, rows, model.objective)
-    pairs = zip(model.layers, said, strict=True)
-    predictions = [Prediction(place.setting, proba) for (place, _), proba in pairs]
+    each = outputs_of(model.layers, x, rows, model.objective)
+    predictions = []
+    for (place, _), proba in zip(model.layers, each, strict=True):
+        predictions.append(Prediction(place.setting, proba))
     return Predicted(predictions, model.notes)
 
 
@@ -101,20 +104,30 @@ def grid_of(settings: LinearSettings, width: int) -> list[GridPlace]:
     places = []
     for blocks in sorted({1, most}):
         for avgpool in sorted({False, with_mean}):
-            columns = slice((most - blocks) * d, (most + avgpool) * d)
+            # The last blocks stand right before the mean token: what is taken is one slice.
+            start = (most - blocks) * d
+            columns = slice(start, (most + avgpool) * d)
             places += [GridPlace(blocks, avgpool, rate, columns) for rate in settings.rates]
     return places
 
 
 def train(
-    given: FitInput[LinearSettings], rows: Rows, grid: list[GridPlace], objective: Objective
+    given: FitInput[LinearSettings],
+    rows: Rows,
+    grid: list[GridPlace],
+    objective: Objective,
 ) -> Layers:
     """Return the heads of the grid, trained together on the units `rows`."""
     settings = given.settings
     device = torch.device(given.device or "cpu")
+    # On the CPU whatever the device, so that weights and batches are the same on all.
     chance = torch.Generator().manual_seed(settings.seed)
-    layers = [(place, layer_of(place, objective.outputs, chance).to(device)) for place in grid]
-    groups = [{"params": list(layer.parameters()), "lr": place.rate} for place, layer in layers]
+    layers = []
+    groups = []
+    for place in grid:
+        layer = layer_of(place, objective.outputs, chance).to(device)
+        layers.append((place, layer))
+        groups.append({"params": list(layer.parameters()), "lr": place.rate})
     steps = settings.epochs * -(-len(rows) // settings.batch)
     optimizer = torch.optim.SGD(groups, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -125,9 +138,10 @@ def train(
     for _ in range(steps):
         batch = next(places)
         seen = features[units[batch]].to(device)
-        logits = torch.cat([layer(seen[:, place.columns]) for place, layer in layers])
+        outputs = [layer(seen[:, place.columns]) for place, layer in layers]
+        mean_loss = targets.loss(torch.cat(outputs), batch.repeat(len(layers)))
         # The sum over heads, which do not touch each other, of each one's mean over the batch.
-        loss = targets.loss(logits, batch.repeat(len(layers))) * len(layers)
+        loss = mean_loss * len(layers)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -155,12 +169,16 @@ def shuffled(n: int, b: int, chance: torch.Generator) -> Iterator[Tensor]:
 
 @torch.inference_mode()
 def outputs_of(
-    layers: Layers, x: Floats, rows: Rows, objective: Objective
+    layers: Layers,
+    x: Floats,
+    rows: Rows,
+    objective: Objective,
 ) -> list[NDArray[np.float64]]:
     """Return what each head says of the units `rows`: (q, c) a head."""
     outputs: list[list[Tensor]] = [[] for _ in layers]
     for batch in batches(len(rows)):
         seen = torch.from_numpy(x[rows[batch]])
         for of_layer, (place, layer) in zip(outputs, layers, strict=True):
-            of_layer.append(layer(seen[:, place.columns].to(layer.weight.device)))
+            columns = seen[:, place.columns].to(layer.weight.device)
+            of_layer.append(layer(columns))
     return [objective.decode(torch.cat(each)) for each in outputs]

@@ -20,11 +20,13 @@ def fit_logistic(support: Floats, c: int) -> tuple[Floats, Floats]:
     """
     e, m, _ = support.shape
     gram = support @ support.transpose(0, 2, 1)  # (e, m, m)
-    truth = np.eye(c, dtype=np.float32)[np.repeat(np.arange(c), m // c)]  # (m, c)
+    classes = np.repeat(np.arange(c), m // c)
+    truth = np.eye(c, dtype=np.float32)[classes]  # (m, c)
     # Of the loss: half the largest eigenvalue, of at most 2m, and the penalty.
     steepest = m + 1.0
     step = np.float32(steepest)
-    momentum = np.float32((np.sqrt(steepest) - 1) / (np.sqrt(steepest) + 1))
+    root = np.sqrt(steepest)  # of the condition number: the penalty is 1
+    momentum = np.float32((root - 1) / (root + 1))
     alpha = np.zeros((e, m, c), np.float32)
     b = np.zeros((e, 1, c), np.float32)
     # Gradients are taken where momentum leads to, ahead of where the weights are.
@@ -33,7 +35,8 @@ def fit_logistic(support: Floats, c: int) -> tuple[Floats, Floats]:
     for _ in range(STEPS):
         logits = gram @ ahead + ahead_b
         odds = np.exp(logits - logits.max(axis=2, keepdims=True))
-        wrong = odds / odds.sum(axis=2, keepdims=True) - truth
+        proba = odds / odds.sum(axis=2, keepdims=True)
+        wrong = proba - truth
         next_alpha = ahead - (wrong + ahead) / step
         next_b = ahead_b - wrong.sum(axis=1, keepdims=True) / step
         ahead = next_alpha + momentum * (next_alpha - alpha)

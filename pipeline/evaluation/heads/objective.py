@@ -59,8 +59,10 @@ class Objective:
     def targets(self, truth: Truth) -> Targets:
         """Return what is to be learnt of n units."""
         if self.kind == "regression":
-            y = torch.from_numpy((truth.y - self.middle) / self.spread).float()[:, None]
+            scaled = (truth.y - self.middle) / self.spread
+            y = torch.from_numpy(scaled).float()[:, None]
             return Targets(y, torch.ones_like(y), self.kind)
+        # Of two classes the second, the positive one, is learnt alone.
         first = 1 if self.kind == "binary" else 0
         y = torch.from_numpy(truth.indicator[:, first:]).float()
         known = torch.from_numpy(truth.known[:, first:]).float()
@@ -71,25 +73,29 @@ class Objective:
 
         NaN for the labels, zero for the classes, left out.
         """
+        # In float64, so that probabilities near 0 and 1 keep their order.
         outputs = outputs.double().cpu()
         match self.kind:
             case "regression":
                 return np.asarray(outputs * self.spread + self.middle)
             case "multiclass":
                 without = torch.tensor([name in self.left_out for name in self.classes])
-                return np.asarray(torch.softmax(outputs.masked_fill(without, -torch.inf), dim=1))
+                masked = outputs.masked_fill(without, -torch.inf)
+                return np.asarray(torch.softmax(masked, dim=1))
             case "binary":
                 positive = torch.sigmoid(outputs).numpy()
                 return np.concatenate([1 - positive, positive], axis=1)
             case _:
                 proba = torch.sigmoid(outputs).numpy()
-                proba[:, np.isin(self.classes, self.left_out)] = np.nan
+                without_model = np.isin(self.classes, self.left_out)
+                proba[:, without_model] = np.nan
                 return np.asarray(proba)
 
     def quality(self, truth: Truth, proba: Proba) -> float:
         """Return what is chosen by on val: macro AUROC, or less the squared error; or NaN."""
         if self.kind == "regression":
-            return -float(np.mean((truth.y - proba[:, 0]) ** 2))
+            error = truth.y - proba[:, 0]
+            return -float(np.mean(error**2))
         return macro_auroc(truth, proba)
 
 

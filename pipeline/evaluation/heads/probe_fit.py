@@ -69,7 +69,8 @@ def predict(model: Probe, x: Floats, rows: Rows) -> Predicted:
     """Return probabilities, NaN for the labels without a model, or the number; x (n, d)."""
     if model.fitted is None:
         return Predicted([], model.notes)
-    return Predicted([Prediction(model.setting, model.fitted.predict(x, rows))], model.notes)
+    proba = model.fitted.predict(x, rows)
+    return Predicted([Prediction(model.setting, proba)], model.notes)
 
 
 def _fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
@@ -82,13 +83,16 @@ def _fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Pr
     if not able.enough:
         return Probe(None, {}, able.notes)
     grid = _grid(given.settings)
-    on_val, stopped = probabilities(x, units, train, val, grid, able.left_out, given.device)
-    aurocs = np.array([macro_auroc(units.at(val), proba) for proba in on_val])
-    c, notes = _choose(aurocs, grid)
+    left_out = able.left_out
+    device = given.device
+    # Along the path of C each fit starts from the one before, which is most of the speed.
+    on_val, stopped = probabilities(x, units, train, val, grid, left_out, device)
+    c, notes = _choose(_aurocs(units, val, on_val), grid)
     refit = _rows_of(given.parts, refit_on)
-    model, stopped_again = _fit_one(x, units, refit, c, able.left_out, given.device)
-    if stopped + stopped_again:
-        notes.append(f"{stopped + stopped_again} fits stopped before they converged")
+    model, stopped_again = _fit_one(x, units, refit, c, left_out, device)
+    stopped += stopped_again
+    if stopped:
+        notes.append(f"{stopped} fits stopped before they converged")
     return Probe(model, {"C": c}, able.notes + notes)
 
 
@@ -97,17 +101,33 @@ def _fit_number(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Pro
     x = given.x
     y = given.units.y
     penalties = 1 / _grid(given.settings)
-    best = int(_errors_on_val(x, y, given.parts, penalties).argmin())
+    errors = _errors_on_val(x, y, given.parts, penalties)
+    best = int(errors.argmin())
     alpha = float(penalties[best])
-    path = fit_ridge(x, y, _rows_of(given.parts, refit_on), penalties[best : best + 1])
-    edge = len(penalties) > 1 and best in (0, len(penalties) - 1)
-    notes = [f"alpha = {alpha:.3g} is at the edge of the grid"] if edge else []
+    refit = _rows_of(given.parts, refit_on)
+    path = fit_ridge(x, y, refit, penalties[best : best + 1])
+    notes = []
+    if _at_edge(best, penalties):
+        notes.append(f"alpha = {alpha:.3g} is at the edge of the grid")
     return Probe(_Number(path), {"alpha": alpha}, notes)
 
 
 def _grid(settings: ProbeSettings) -> Proba:
     """Return every C that is tried (a,), ascending."""
-    return np.asarray(10 ** np.linspace(settings.low, settings.high, settings.steps))
+    powers = np.linspace(settings.low, settings.high, settings.steps)
+    return np.asarray(10**powers)
+
+
+def _at_edge(best: int, grid: Proba) -> bool:
+    """Return whether a choice is the first or last of several: a better one may lie beyond."""
+    last = len(grid) - 1
+    return last > 0 and best in (0, last)
+
+
+def _aurocs(units: Units, val: Rows, on_val: list[Proba]) -> Proba:
+    """Return (a,) the macro AUROC on val of the probabilities by each C."""
+    truth = units.at(val)
+    return np.array([macro_auroc(truth, proba) for proba in on_val])
 
 
 def _rows_of(parts: Parts, names: Sequence[Part]) -> Rows:
@@ -117,18 +137,28 @@ def _rows_of(parts: Parts, names: Sequence[Part]) -> Rows:
 def _choose(aurocs: Proba, grid: Proba) -> tuple[float, list[str]]:
     """Return the smallest of the best C, and what there is to say about it."""
     if np.isnan(aurocs).all():
-        c = float(grid[np.abs(np.log(grid)).argmin()])
+        # The C nearest to 1, scikit-learn's own.
+        distance = np.abs(np.log(grid))
+        c = float(grid[distance.argmin()])
         return c, [f"C = {c:.3g} was not chosen: all val units have the same labels"]
     best = int(np.nanargmax(aurocs))
     c = float(grid[best])
-    edge = len(grid) > 1 and best in (0, len(grid) - 1)
-    return c, [f"C = {c:.3g} is at the edge of the grid"] if edge else []
+    if _at_edge(best, grid):
+        return c, [f"C = {c:.3g} is at the edge of the grid"]
+    return c, []
 
 
-def _errors_on_val(x: Floats, y: Proba, parts: Parts, penalties: Proba) -> Proba:
+def _errors_on_val(
+    x: Floats,
+    y: Proba,
+    parts: Parts,
+    penalties: Proba,
+) -> Proba:
     """Return (a,) the mean squared error on val of ridge regression with each penalty."""
-    said = fit_ridge(x, y, parts["train"], penalties).predict(x, parts["val"])
-    errors: Proba = ((said - y[parts["val"]]) ** 2).mean(axis=1)
+    val = parts["val"]
+    path = fit_ridge(x, y, parts["train"], penalties)
+    wrong = path.predict(x, val) - y[val]
+    errors: Proba = (wrong**2).mean(axis=1)
     return errors
 
 
@@ -160,22 +190,29 @@ def probabilities(
     One multinomial model, or for multi-label one a label, NaN for labels `left_out`. Each fit
     starts from the one before. Also returns how many fits stopped before they converged.
     """
+    # What is fitted alone says how features are scaled.
     scale = _Scale.of(x, fit)
     queries = scale.apply(x, score)
-    proba = [np.full((len(score), len(units.classes)), np.nan) for _ in grid]
+    shape = (len(score), len(units.classes))
+    proba = [np.full(shape, np.nan) for _ in grid]
     stopped = 0
     for problem in _problems(x, units, fit, scale, left_out):
         classifier = problem.classifier(device)
         fitted = classifier.prepared(problem.x)
         asked = classifier.prepared(queries)
         for joint, c in zip(proba, grid, strict=True):
-            stopped += classifier.fit(fitted, problem.y, c * scale.spread**2)
-            problem.put(classifier.proba(asked), joint)
+            stopped += classifier.fit(fitted, problem.y, scale.of_scaled(c))
+            _put(classifier.proba(asked), problem.label, joint)
     return proba, stopped
 
 
 def _fit_one(
-    x: Floats, units: Units, rows: Rows, c: float, left_out: list[str], device: str | None
+    x: Floats,
+    units: Units,
+    rows: Rows,
+    c: float,
+    left_out: list[str],
+    device: str | None,
 ) -> tuple[_Logistic, int]:
     """Fit on the units `rows` with one C; also return how many fits stopped early."""
     scale = _Scale.of(x, rows)
@@ -184,7 +221,7 @@ def _fit_one(
     for problem in _problems(x, units, rows, scale, left_out):
         classifier = problem.classifier(device)
         fitted = classifier.prepared(problem.x)
-        stopped += classifier.fit(fitted, problem.y, c * scale.spread**2)
+        stopped += classifier.fit(fitted, problem.y, scale.of_scaled(c))
         classifiers.append((problem.label, classifier))
     return _Logistic(scale, classifiers, len(units.classes)), stopped
 
@@ -199,6 +236,10 @@ class _Scale:
     @classmethod
     def of(cls, x: Floats, rows: Rows) -> _Scale:
         return cls(*moments(x, rows))
+
+    def of_scaled(self, c: float) -> float:
+        """Return the C that makes of scaled features the model that c makes of them as they are."""
+        return c * self.spread**2
 
     def apply(self, x: Floats, rows: Rows) -> Floats:
         return take_scaled(x, rows, self.centre, self.spread)
@@ -218,16 +259,14 @@ class _Problem:
 
     def classifier(self, device: str | None) -> _Classifier:
         """Return a model that is not fitted yet."""
+        # Few numbers cost little in float64; a tensor stays what it is.
         wide = device is None and self.x.size <= FEW
         model = LogisticRegression(max_iter=MAX_ITER, tol=TOLERANCE, warm_start=True)
         return _Classifier(model, self.c, wide, device)
 
-    def put(self, proba: Proba, joint: Proba) -> None:
-        """Write the model's probabilities (q, c) where they stand among those of all (q, c)."""
-        _put(proba, self.label, joint)
-
 
 def _put(proba: Proba, label: int | None, joint: Proba) -> None:
+    """Write a model's probabilities (q, c) where they stand among those of all labels (q, c)."""
     if label is None:
         joint[:] = proba
     else:
@@ -235,7 +274,11 @@ def _put(proba: Proba, label: int | None, joint: Proba) -> None:
 
 
 def _problems(
-    x: Floats, units: Units, rows: Rows, scale: _Scale, left_out: list[str]
+    x: Floats,
+    units: Units,
+    rows: Rows,
+    scale: _Scale,
+    left_out: list[str],
 ) -> Iterator[_Problem]:
     """Yield one problem for exclusive classes, or one for each label that can be modelled."""
     truth = units.at(rows)
@@ -248,7 +291,8 @@ def _problems(
             continue
         known = truth.known[:, j]
         own = inside if known.all() else take_scaled(inside, np.flatnonzero(known))
-        yield _Problem(own, truth.y[known, j].astype(np.int64), 2, j)
+        y = truth.y[known, j].astype(np.int64)
+        yield _Problem(own, y, 2, j)
 
 
 @dataclass(frozen=True)
@@ -277,13 +321,16 @@ class _Classifier:
     def proba(self, x: Any) -> Proba:
         """Return the probabilities (q, c); 0 for a class that was not among those fitted."""
         with config_context(array_api_dispatch=self.device is not None):
-            found = self.model.decision_function(x)
-        logits = np.asarray(found if self.device is None else found.cpu(), np.float64)
+            decisions = self.model.decision_function(x)
+        if self.device is not None:
+            decisions = decisions.cpu()
+        logits = np.asarray(decisions, np.float64)
         if logits.ndim == 1:  # of two classes scikit-learn gives the second's alone
             logits = np.stack([np.zeros_like(logits), logits], axis=1)
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        of_fitted = odds / odds.sum(axis=1, keepdims=True)
         proba = np.zeros((len(logits), self.c))
-        proba[:, self.model.classes_] = odds / odds.sum(axis=1, keepdims=True)
+        proba[:, self.model.classes_] = of_fitted
         return proba
 
 
@@ -300,7 +347,8 @@ class _Logistic:
         queries = self.scale.apply(x, rows)
         joint = np.full((len(rows), self.c), np.nan)
         for label, classifier in self.classifiers:
-            _put(classifier.proba(classifier.prepared(queries)), label, joint)
+            proba = classifier.proba(classifier.prepared(queries))
+            _put(proba, label, joint)
         return joint
 
 
@@ -330,7 +378,11 @@ class LinearHead(NamedTuple):
 
 
 def linear_head(
-    x: Floats, units: Units, parts: Parts, settings: ProbeSettings, left_out: list[str]
+    x: Floats,
+    units: Units,
+    parts: Parts,
+    settings: ProbeSettings,
+    left_out: list[str],
 ) -> LinearHead:
     """Fit on train with the C that is best on val; zeros for the outputs `left_out`."""
     grid = _grid(settings)
@@ -339,19 +391,20 @@ def linear_head(
     train = parts["train"]
     val = parts["val"]
     on_val, _ = probabilities(x, units, train, val, grid, left_out)
-    c, _ = _choose(np.array([macro_auroc(units.at(val), proba) for proba in on_val]), grid)
+    c, _ = _choose(_aurocs(units, val, on_val), grid)
     scale = _Scale.of(x, train)
     o = 1 if units.kind == "binary" else len(units.classes)
     weight = np.zeros((o, x.shape[1]))
     bias = np.zeros(o)
-    model = LogisticRegression(C=c * scale.spread**2, max_iter=MAX_ITER, tol=TOLERANCE)
+    model = LogisticRegression(C=scale.of_scaled(c), max_iter=MAX_ITER, tol=TOLERANCE)
     if units.kind == "multilabel":
         for problem in _problems(x, units, train, scale, left_out):
             _convergence_warnings(functools.partial(model.fit, problem.x, problem.y))
             weight[problem.label] = model.coef_[0]
             bias[problem.label] = model.intercept_[0]
     else:
-        _convergence_warnings(lambda: model.fit(scale.apply(x, train), units.y[train]))
+        inside = scale.apply(x, train)
+        _convergence_warnings(lambda: model.fit(inside, units.y[train]))
         outputs, fitted, shift = _by_output(model, o)
         weight[outputs] = fitted
         bias[outputs] = shift
@@ -366,14 +419,23 @@ def _by_output(model: LogisticRegression, o: int) -> tuple[Any, Proba, Proba]:
         return [0], model.coef_, model.intercept_
     if len(model.classes_) == 2:  # train has two of more: half the difference is each one's
         weight = np.concatenate([-model.coef_, model.coef_]) / 2
-        return model.classes_, weight, np.repeat(model.intercept_, 2) * [-0.5, 0.5]
+        bias = np.repeat(model.intercept_, 2) * [-0.5, 0.5]
+        return model.classes_, weight, bias
     return model.classes_, model.coef_, model.intercept_
 
 
-def _number_head(x: Floats, y: Proba, parts: Parts, grid: Proba) -> LinearHead:
-    c = float(grid[_errors_on_val(x, y, parts, 1 / grid).argmin()])
+def _number_head(
+    x: Floats,
+    y: Proba,
+    parts: Parts,
+    grid: Proba,
+) -> LinearHead:
+    """Fit ridge regression on train with the C = 1 / alpha that is best on val."""
+    errors = _errors_on_val(x, y, parts, 1 / grid)
+    c = float(grid[errors.argmin()])
     train = parts["train"]
     centre = mean(x, train)
-    model = Ridge(alpha=1 / c).fit(take_scaled(x, train, centre), y[train])
+    inside = take_scaled(x, train, centre)
+    model = Ridge(alpha=1 / c).fit(inside, y[train])
     weight = np.asarray(model.coef_, np.float64)[None]
     return LinearHead(weight, model.intercept_ - weight @ centre, c)
