@@ -31,8 +31,8 @@ from pipeline.io.digests import narrow
 from pipeline.io.formats import nifti
 from pipeline.io.formats.dicom_geometry import Layout, orientation
 from pipeline.io.formats.limits import check_size
-from pipeline.io.pool import _Pool
-from pipeline.io.process import Job
+from pipeline.io.pool import WorkerPool
+from pipeline.io.process import FileTask
 from pipeline.io.reader import read_files
 from pipeline.io.types import Request
 from pipeline.shared.paths import escape_path, unescape_path
@@ -968,18 +968,18 @@ def test_the_end_of_a_file_wakes_readers_that_wait_for_room(tmp_path, monkeypatc
     slow = nib.Nifti1Image(np.zeros((256, 256, 400), np.float32), np.eye(4))
     nib.save(slow, tmp_path / "slow.nii.gz")
     np.save(tmp_path / "long.npy", np.random.default_rng(0).random((8, 512, 512), np.float32))
-    pool = _Pool(tmp_path, "axial", 2, 60.0)
+    pool = WorkerPool(tmp_path, "axial", 2, 60.0)
     try:
         for name in ("short.png", "slow.nii.gz", "long.npy"):
-            pool.give(Job(name, tuple(range(8)) if name == "long.npy" else (0,)))
-        came = [pool.done.get(timeout=30)]
-        while pool.held_bytes < 2**20:
+            pool.submit(FileTask(name, tuple(range(8)) if name == "long.npy" else (0,)))
+        came = [pool.results.get(timeout=30)]
+        while pool.bytes_waiting < 2**20:
             time.sleep(0.01)
         while len(came) < (1 + 1 + 8) + 3:  # the slices, and the end of each file
-            pool.taken(came[-1])
+            pool.release(came[-1])
             time.sleep(0.1)  # until the thread waits again, with one more in the queue
-            came.append(pool.done.get(timeout=10))
-        assert [job.path for job in came if isinstance(job, Job)] == [
+            came.append(pool.results.get(timeout=10))
+        assert [task.path for task in came if isinstance(task, FileTask)] == [
             "short.png",
             "slow.nii.gz",
             "long.npy",
