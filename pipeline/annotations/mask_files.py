@@ -132,7 +132,7 @@ def _inspect_segmentation(path: Path) -> MaskFile:
 
 
 def _segmentation_planes(path: Path) -> Iterator[Values]:
-    from pipeline.io.formats.dicom_geometry import Layout, orientation
+    from pipeline.io.formats.dicom_geometry import Reorientation, orientation
 
     dataset, frames = _open_segmentation(path, pixels=True)
     try:
@@ -150,7 +150,7 @@ def _segmentation_planes(path: Path) -> Iterator[Values]:
                 raise UnreadableError("unsupported", "its segments overlap")
             values += own
         axes = orientation(dataset, members[0])
-        turned: Any = values if axes is None else Layout.of(axes).apply(values)
+        turned: Any = values if axes is None else Reorientation.of(axes).apply(values)
         yield turned
 
 

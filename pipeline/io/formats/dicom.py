@@ -37,7 +37,13 @@ from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.io.formats import mosaic
-from pipeline.io.formats.dicom_geometry import Layout, floats, frame_header, macro, orientation
+from pipeline.io.formats.dicom_geometry import (
+    Reorientation,
+    floats,
+    frame_header,
+    macro,
+    orientation,
+)
 from pipeline.io.formats.dicom_tags import tag_values
 from pipeline.io.formats.limits import (
     DEFLATE_RATIO,
@@ -449,9 +455,9 @@ def _read_frame(picture: _Picture, frame: int) -> Slice:
 
 
 def _shown(item: Slice, dataset: Dataset) -> Slice:
-    """Return a slice laid as its plane is usually shown (see `Layout`)."""
+    """Return a slice laid as its plane is usually shown (see `Reorientation`)."""
     axes = orientation(dataset, item.frame)
-    return item if axes is None else replace(item, pixels=Layout.of(axes).apply(item.pixels))
+    return item if axes is None else replace(item, pixels=Reorientation.of(axes).apply(item.pixels))
 
 
 def _decode(picture: _Picture, frame: int) -> NDArray[Any]:

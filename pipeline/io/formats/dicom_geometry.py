@@ -72,7 +72,7 @@ def frame_header(
     corner = np.array(found) if corner is None and found else corner
     volume = _volume(dataset, frame, axes)
     if axes is not None:
-        layout = Layout.of(axes)
+        layout = Reorientation.of(axes)
         if corner is not None and spacing is not None:
             corner = corner + layout.shift(axes, (height, width), spacing)
         axes = layout.axes(axes)
@@ -98,7 +98,7 @@ def frame_header(
 
 
 @dataclass(frozen=True)
-class Layout:
+class Reorientation:
     """How stored rows and columns are turned to lie as their plane is usually shown.
 
     Axial: rows to posterior, columns to the patient's left; coronal and sagittal: rows to
@@ -111,7 +111,7 @@ class Layout:
     left_right: bool = False
 
     @classmethod
-    def of(cls, axes: NDArray[np.float64]) -> Layout:
+    def of(cls, axes: NDArray[np.float64]) -> Reorientation:
         """Return the layout for stored axes (see `orientation`), by the nearest plane."""
         shown = np.array(_SHOWN[int(np.abs(axes[2]).argmax())], dtype=np.float64)
         fit = axes[:2] @ shown.T  # stored (along, down) against shown (along, down)

@@ -29,7 +29,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pipeline.io.decode import read_frames, read_headers, read_slices
 from pipeline.io.digests import narrow
 from pipeline.io.formats import nifti
-from pipeline.io.formats.dicom_geometry import Layout, orientation
+from pipeline.io.formats.dicom_geometry import Reorientation, orientation
 from pipeline.io.formats.limits import check_size
 from pipeline.io.pool import WorkerPool
 from pipeline.io.process import FileTask
@@ -166,7 +166,7 @@ def stored_as_shown(ds: pydicom.Dataset, frame: int) -> np.ndarray:
         values = values[..., :3].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     axes = orientation(ds, frame)
     values = values.astype(np.float32)
-    return values if axes is None else Layout.of(axes).apply(values)
+    return values if axes is None else Reorientation.of(axes).apply(values)
 
 
 @pytest.mark.filterwarnings("ignore")
