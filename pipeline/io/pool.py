@@ -42,7 +42,7 @@ def read_in_workers(
     root: Path, requests: Iterable[Request | None], plane: Plane, workers: int, time_limit_s: float
 ) -> Generator[FrameRead]:
     """Yield a FrameRead for each requested frame, in order (see `pipeline.io.reader.read_files`)."""
-    tasks = (request and FileTask(request.path, request.frames) for request in requests)
+    tasks = (None if each is None else FileTask(each.path, each.frames) for each in requests)
     with contextlib.closing(_results(root, tasks, plane, workers, time_limit_s)) as results:
         for result in results:
             if isinstance(result, FrameRead):
@@ -310,7 +310,9 @@ def _frame_read(wire: socket.socket, message: dict[str, Any]) -> FrameRead:
 
 def _voi(values: dict[str, Any] | None) -> Voi | None:
     """Return a Voi from its JSON, whose tuple came as a list."""
-    return values and Voi(**{**values, "table": tuple(values["table"])})
+    if values is None:
+        return None
+    return Voi(**{**values, "table": tuple(values["table"])})
 
 
 def _size(read: FrameRead) -> int:
