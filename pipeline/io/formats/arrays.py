@@ -25,7 +25,9 @@ from stores.errors import UnreadableError
 # Characters of a text, at the most.
 _LONGEST = 10_000
 _MATLAB_NUMBERS = frozenset(
-    {"double", "single", "logical"} | {f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)}
+    {"double", "single", "logical"}
+    | {"int8", "int16", "int32", "int64"}
+    | {"uint8", "uint16", "uint32", "uint64"}
 )
 
 
@@ -66,8 +68,8 @@ def _open(path: Path) -> tuple[NDArray[Any], str | None]:
 def _open_mat73(path: Path) -> tuple[NDArray[Any], str | None]:
     """Read a v7.3 .mat: HDF5, whose axes are MATLAB's reversed."""
     with h5py.File(path, "r") as file:
-        found = [name for name in ("cjdata/image", "image") if name in file]
-        name = found[0] if found else _largest(_datasets(file))
+        named = [name for name in ("cjdata/image", "image") if name in file]
+        name = named[0] if named else _largest(_datasets(file))
         patient = hdf5_text(file["cjdata/PID"]) if "cjdata/PID" in file else None
         return _stack(hdf5_values(file[name]).T, slices=-1), patient
 
@@ -94,35 +96,36 @@ def hdf5_text(dataset: Any) -> str:
 
 def _datasets(file: Any) -> dict[str, int]:
     """Return the sizes of the numeric 2D and 3D datasets at the top of an HDF5 file."""
-    return {
-        name: math.prod(item.shape)
-        for name, item in file.items()
-        if isinstance(item, h5py.Dataset)
-        and item.dtype.kind in "iufb"
-        and len(item.shape) in (2, 3)
-    }
+    sizes = {}
+    for name, item in file.items():
+        if not isinstance(item, h5py.Dataset):
+            continue
+        if item.dtype.kind in "iufb" and len(item.shape) in (2, 3):
+            sizes[name] = math.prod(item.shape)
+    return sizes
 
 
 def _open_mat5(path: Path) -> tuple[NDArray[Any], str | None]:
     """Read a .mat of version 4 to 7."""
+    # By names, shapes and types alone: nothing is loaded that has not passed the limits.
     listed = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}
     if listed.get("cjdata", ((), ""))[1] == "struct":
         struct = scipy.io.loadmat(path, variable_names=["cjdata"])["cjdata"][0, 0]
-        patient = (
-            "".join(map(str, np.ravel(struct["PID"]))) if "PID" in struct.dtype.names else None
-        )
+        patient = None
+        if "PID" in struct.dtype.names:
+            patient = "".join(map(str, np.ravel(struct["PID"])))
         return _stack(struct["image"], slices=-1), patient
-    sizes = {
-        name: math.prod(shape)
-        for name, (shape, kind) in listed.items()
-        if kind in _MATLAB_NUMBERS and len(shape) in (2, 3)
-    }
+    sizes = {}
+    for name, (shape, kind) in listed.items():
+        if kind in _MATLAB_NUMBERS and len(shape) in (2, 3):
+            sizes[name] = math.prod(shape)
     name = _largest(sizes)
-    check_size(1, 1, 1, sizes[name] * 8, 0, coded=False)
+    check_size(1, 1, 1, sizes[name] * 8, 0, coded=False)  # double, the widest there is
     return _stack(scipy.io.loadmat(path, variable_names=[name])[name], slices=-1), None
 
 
 def _largest(sizes: dict[str, int]) -> str:
+    """Return the name of the largest array, the last one by name of several."""
     if not sizes:
         raise UnreadableError("not-an-image", "holds no numeric array of two or three dimensions")
     return max(sizes, key=lambda name: (sizes[name], name))

@@ -42,7 +42,7 @@ def read_headers(path: Path) -> list[Header]:
 
 
 def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
-    """Yield the asked pages in order, float32 (H, W). Raises UnreadableError."""
+    """Yield the requested pages in order, float32 (H, W). Raises UnreadableError."""
     with ExitStack() as stack:
         with _pillow():
             image = stack.enter_context(Image.open(path, formats=_FORMATS))
@@ -54,15 +54,17 @@ def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
 
 
 def _read_page(image: Image.Image, path: Path, frame: int, pages: int) -> Slice | Failure:
+    """Return a page as grey levels, or why there are none."""
     if not 0 <= frame < pages:
         return Failure(frame, "corrupt", f"the file has no frame {frame}")
     try:
         image.seek(frame)
-        check_size(*image.size[::-1], 1, 4, path.stat().st_size, coded=True)
+        width, height = image.size
+        check_size(height, width, 1, 4, path.stat().st_size, coded=True)
         # Pillow inverts where white is zero up to 8 bits only.
-        turned = image.mode.startswith("I;16") and _photometric(image) == _WHITE_IS_ZERO
+        inverted = image.mode.startswith("I;16") and _photometric(image) == _WHITE_IS_ZERO
         grey = _grey(ImageOps.exif_transpose(image))
-        return Slice(frame, 65535 - grey if turned else grey)
+        return Slice(frame, 65535 - grey if inverted else grey)
     except Exception as error:
         known = as_unreadable(error, "decoding the picture")
         return Failure(frame, known.reason, known.detail)
@@ -95,6 +97,7 @@ def _pages(image: Image.Image, path: Path) -> int:
 
 
 def _photometric(image: Image.Image) -> int | None:
+    """Return what a TIFF says of its grey levels, None for others and where it says nothing."""
     tags = getattr(image, "tag_v2", None)
     return tags.get(_TIFF_PHOTOMETRIC) if tags else None
 
@@ -105,6 +108,7 @@ def _grey(image: Image.Image) -> NDArray[np.float32]:
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         alpha = np.asarray(rgba.getchannel("A"))
+        # Grey stays as it is: as the luma of three equal channels it would be rounded.
         image = image.convert("L") if image.mode == "LA" else rgba.convert("RGB")
     elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
         image = image.convert("RGB")
