@@ -80,9 +80,7 @@ def _whole(item: Slice | Failure) -> Values:
 def _raster_planes(path: Path) -> Iterator[Values]:
     from PIL import Image, ImageOps
 
-    from pipeline.io.formats import raster
-
-    pages = len(raster.read_headers(path))  # held against the limits there
+    pages = len(read_headers(path))  # held against the limits there
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 from pipeline.config.data import Data
 from pipeline.extraction.walk import walk
 from pipeline.io.decode import check_tags, read_headers
-from pipeline.io.formats.limits import as_unreadable
+from pipeline.io.formats.limits import DICOMDIR, as_unreadable
 from pipeline.io.formats.series import Place, volumes
 from pipeline.io.pool import headers_in_workers
-from pipeline.io.sniff import DICOMDIR, NO_FORMAT
+from pipeline.io.sniff import NO_FORMAT
 from pipeline.shared.paths import matcher, unescape_path
 from pipeline.shared.pseudonyms import pseudonym
 from pipeline.types import Header, Plane

@@ -1,4 +1,4 @@
-"""Reading processes that a bad file may hang or crash. Private to `read` and `discover`.
+"""Reading processes that a bad file may hang or crash. One thread of a caller has the pool.
 
 Each worker reads one file at a time and sends its slices one by one. What ends a worker (its timer,
 a crash of a decoder) fails the slices of that file that had not come, and a new worker takes its
@@ -17,13 +17,13 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from pipeline.io.process import FileTask, Worker, cause_of_death
-from pipeline.io.types import FrameRead, Request
+from pipeline.io.types import FrameRead
 from pipeline.io.wire import receive, receive_pixels
 from pipeline.types import Failure, Header, Plane, Slice, Voi
 from stores.errors import UnreadableError
@@ -38,17 +38,6 @@ _FILES_A_WORKER = 2000
 Result = FrameRead | FileTask
 
 
-def read_in_workers(
-    root: Path, requests: Iterable[Request | None], plane: Plane, workers: int, time_limit_s: float
-) -> Generator[FrameRead]:
-    """Yield a FrameRead for each requested frame, in order (see `pipeline.io.reader.read_files`)."""
-    tasks = (None if each is None else FileTask(each.path, each.frames) for each in requests)
-    with contextlib.closing(_results(root, tasks, plane, workers, time_limit_s)) as results:
-        for result in results:
-            if isinstance(result, FrameRead):
-                yield result
-
-
 def headers_in_workers(
     root: Path,
     paths: Iterable[str],
@@ -58,11 +47,18 @@ def headers_in_workers(
     time_limit_s: float,
 ) -> Iterator[list[Header] | UnreadableError]:
     """Yield the headers of each file, or why it has none, in order."""
-    tasks = (FileTask(path, None, tags) for path in paths)
-    with contextlib.closing(_results(root, tasks, plane, workers, time_limit_s)) as results:
-        for result in results:
+    upcoming = iter(paths)
+    with contextlib.closing(WorkerPool(root, plane, workers, time_limit_s)) as pool:
+        while True:
+            # Before the wait: these are read while the caller has the next headers.
+            while pool.has_room() and (path := next(upcoming, None)) is not None:
+                pool.submit(FileTask(path, None, tags))
+            if not pool.in_flight:
+                return
+            result = pool.next_result()
             if isinstance(result, FileTask):
                 yield _headers(result)
+            pool.release(result)
 
 
 def _headers(task: FileTask) -> list[Header] | UnreadableError:
@@ -79,38 +75,6 @@ def _header(values: dict[str, Any]) -> Header:
     for name, value in values.items():
         fields[name] = tuple(value) if isinstance(value, list) else value
     return Header(**fields)
-
-
-def _results(
-    root: Path, tasks: Iterable[FileTask | None], plane: Plane, workers: int, time_limit_s: float
-) -> Generator[Result]:
-    """Yield what comes of the tasks, in order; workers and thread end with this generator.
-
-    The tasks are taken from their iterator here, in the caller's thread, as room comes up.
-    """
-    pool = WorkerPool(root, plane, workers, time_limit_s)
-    upcoming = iter(tasks)
-    try:
-        while True:
-            # Before the wait: what is asked for now is read while the caller has the next slice.
-            _submit(pool, upcoming)
-            if not pool.in_flight:
-                return
-            result = pool.next_result()
-            yield result
-            # Not before the caller comes back: until then, its pixels are still in memory.
-            pool.release(result)
-    finally:
-        pool.close()
-
-
-def _submit(pool: WorkerPool, upcoming: Iterator[FileTask | None]) -> None:
-    """Submit tasks while there is room and some are left; a None says that none are for now."""
-    while pool.has_room():
-        task = next(upcoming, None)
-        if task is None:
-            return
-        pool.submit(task)
 
 
 class WorkerPool:

@@ -1,4 +1,4 @@
-"""NumPy .npy and MATLAB .mat (v5 and v7.3). Private to `read`.
+"""NumPy .npy and MATLAB .mat (v5 and v7.3).
 
 A 2D array is one slice; of a 3D .npy the first axis counts the slices, of a 3D .mat the last (each
 as its own language writes them); a last axis of three behind larger ones is colour. Of a .mat the
@@ -19,7 +19,7 @@ import scipy.io
 from numpy.typing import NDArray
 
 from pipeline.io.formats.limits import as_unreadable, check_size, luma
-from pipeline.types import Failure, Header, Slice
+from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
 # Characters of a text, at the most.
@@ -31,7 +31,7 @@ _MATLAB_NUMBERS = frozenset(
 )
 
 
-def read_headers(path: Path) -> list[Header]:
+def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return one header a slice. Raises UnreadableError."""
     stack, patient = _open(path)
     count, height, width = stack.shape
@@ -41,8 +41,8 @@ def read_headers(path: Path) -> list[Header]:
     ]
 
 
-def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
-    """Yield the asked slices in order, float32 (H, W). Raises UnreadableError."""
+def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:
+    """Yield the requested slices in order, float32 (H, W). Raises UnreadableError."""
     stack, _ = _open(path)
     for frame in frames:
         if 0 <= frame < len(stack):

@@ -1,4 +1,4 @@
-"""What a DICOM header says of one frame: whose it is, where and when. Private to `_dicom`."""
+"""What a DICOM header says of one frame: whose it is, where and when."""
 
 from __future__ import annotations
 

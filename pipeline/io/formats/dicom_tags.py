@@ -1,4 +1,4 @@
-"""DICOM elements whose values labels may be keyed by. Private to `read`."""
+"""DICOM elements whose values labels may be keyed by."""
 
 from __future__ import annotations
 

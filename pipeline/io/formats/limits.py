@@ -24,6 +24,9 @@ DEFLATE_RATIO = 1032
 CODEC_RATIO = 1000
 CODEC_FREE_BYTES = 2**28
 
+# The detail of a file that is the index of a DICOM folder, which nobody took for an image.
+DICOMDIR = "a DICOMDIR, the index of other files"
+
 
 def check_size(
     height: int, width: int, frames: int, itemsize: float, stored: int, *, coded: bool

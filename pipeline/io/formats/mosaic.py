@@ -1,4 +1,4 @@
-"""Siemens mosaics: one picture that tiles the slices of a volume. Private to `_dicom`.
+"""Siemens mosaics: one picture that tiles the slices of a volume.
 
 The number of tiles stands in a private header, as a plain element or in the CSA block (read with
 nibabel). Without it the tiles cannot be told from the empty rest, and the file is set aside.

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2, plain or gzipped: slices of the canonical orientation. Private to `read`.
+"""NIfTI-1 and NIfTI-2, plain or gzipped: slices of the canonical orientation.
 
 - The array is turned so that its axes run to the patient's right, anterior and superior (RAS);
   nothing is interpolated, so an oblique volume keeps its obliqueness and is flagged.
@@ -168,7 +168,7 @@ class _Volume:
         return shape[_AXIS[plane]]
 
 
-def read_headers(path: Path, plane: Plane) -> list[Header]:
+def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return a header for each slice of each time point. Raises UnreadableError."""
     volume = _open(path)
     shape, affine = volume.canonical()

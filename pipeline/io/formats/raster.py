@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP. Private to `read`.
+"""PNG, JPEG, TIFF and BMP.
 
 Pixels are the grey levels of the file, 1 to 16 bit or float; palettes and colour become luma
 (ITU-R BT.601); fully transparent pixels are padding; the EXIF rotation is applied; the pages of a
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.io.formats.limits import as_unreadable, check_size, luma
-from pipeline.types import Failure, Header, Slice
+from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -27,7 +27,7 @@ _TIFF_PHOTOMETRIC = 0x0106
 _WHITE_IS_ZERO = 0
 
 
-def read_headers(path: Path) -> list[Header]:
+def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return one header a page. Raises UnreadableError."""
     headers = []
     with _pillow(), Image.open(path, formats=_FORMATS) as image:
@@ -41,7 +41,7 @@ def read_headers(path: Path) -> list[Header]:
     return headers
 
 
-def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
+def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:
     """Yield the requested pages in order, float32 (H, W). Raises UnreadableError."""
     with ExitStack() as stack:
         with _pillow():
