@@ -29,6 +29,8 @@ from stores.slices import of_modalities
 _DROPPED = 10  # of the 23 bits behind the point of a float32
 _ZERO = 2 ** (31 - _DROPPED)  # where the value zero is counted; negative values stand below
 
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Row = dict[str, Any]  # of the slice table
 Name = tuple[str, str]  # of a volume: series, modality
 Ends = tuple[float, float]
@@ -71,14 +73,14 @@ class Histogram:
         return None
 
 
-def _values(places: NDArray[np.int64]) -> NDArray[np.float64]:
+def _values(places: Integers) -> Floats:
     """Return the value that is counted at each place."""
     cut = (np.abs(places - _ZERO) << _DROPPED).astype(np.int32).view(np.float32)
-    values: NDArray[np.float64] = np.where(places < _ZERO, -cut, cut).astype(np.float64)
+    values: Floats = np.where(places < _ZERO, -cut, cut).astype(np.float64)
     return values
 
 
-def _percentile(values: NDArray[np.float64], upto: NDArray[np.int64], percent: float) -> float:
+def _percentile(values: Floats, upto: Integers, percent: float) -> float:
     """Return a percentile of ascending values, linear between neighbours as in NumPy.
 
     upto: how many are at most each value.
@@ -89,13 +91,13 @@ def _percentile(values: NDArray[np.float64], upto: NDArray[np.int64], percent: f
     return float(below + (above - below) * (place % 1))
 
 
-def by_series(slices: pa.Table) -> dict[str, NDArray[np.int64]]:
+def by_series(slices: pa.Table) -> dict[str, Integers]:
     """Return the places in a table of the slices of each series, ascending."""
     series = slices["series"].combine_chunks().dictionary_encode()
     which = series.indices.to_numpy()
     order = np.argsort(which, kind="stable")
     bounds = np.searchsorted(which[order], np.arange(len(series.dictionary) + 1)).tolist()
-    places: dict[str, NDArray[np.int64]] = {}
+    places: dict[str, Integers] = {}
     for number, name in enumerate(series.dictionary.to_pylist()):
         places[name] = order[bounds[number] : bounds[number + 1]]
     return places

@@ -22,6 +22,8 @@ from pipeline.io.formats.limits import as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
+Array = NDArray[Any]
+
 # Characters of a text, at the most.
 _LONGEST = 10_000
 _MATLAB_NUMBERS = frozenset(
@@ -51,7 +53,7 @@ def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Sli
             yield Failure(frame, "corrupt", f"the file has no frame {frame}")
 
 
-def _open(path: Path) -> tuple[NDArray[Any], str | None]:
+def _open(path: Path) -> tuple[Array, str | None]:
     """Return the slices (n, H, W) and the patient the file names, if any."""
     try:
         with path.open("rb") as file:
@@ -65,7 +67,7 @@ def _open(path: Path) -> tuple[NDArray[Any], str | None]:
         raise as_unreadable(error, "reading the array") from error
 
 
-def _open_mat73(path: Path) -> tuple[NDArray[Any], str | None]:
+def _open_mat73(path: Path) -> tuple[Array, str | None]:
     """Read a v7.3 .mat: HDF5, whose axes are MATLAB's reversed."""
     with h5py.File(path, "r") as file:
         named = [name for name in ("cjdata/image", "image") if name in file]
@@ -74,7 +76,7 @@ def _open_mat73(path: Path) -> tuple[NDArray[Any], str | None]:
         return _stack(hdf5_values(file[name]).T, slices=-1), patient
 
 
-def hdf5_values(dataset: Any, most: int | None = None) -> NDArray[Any]:
+def hdf5_values(dataset: Any, most: int | None = None) -> Array:
     """Return all values of an HDF5 dataset, as its shape says.
 
     most: how many values it may have. Raises UnreadableError, where they lie in another file too.
@@ -105,7 +107,7 @@ def _datasets(file: Any) -> dict[str, int]:
     return sizes
 
 
-def _open_mat5(path: Path) -> tuple[NDArray[Any], str | None]:
+def _open_mat5(path: Path) -> tuple[Array, str | None]:
     """Read a .mat of version 4 to 7."""
     # By names, shapes and types alone: nothing is loaded that has not passed the limits.
     listed = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}
@@ -131,7 +133,7 @@ def _largest(sizes: dict[str, int]) -> str:
     return max(sizes, key=lambda name: (sizes[name], name))
 
 
-def _stack(array: NDArray[Any], slices: int) -> NDArray[Any]:
+def _stack(array: Array, slices: int) -> Array:
     """Return an array as slices (n, H, W); `slices` is the axis that counts them."""
     if array.dtype.kind not in "iufb":
         raise UnreadableError("unsupported", f"an array of type {array.dtype}")

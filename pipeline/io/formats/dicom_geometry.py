@@ -12,6 +12,9 @@ from pydicom.dataset import Dataset
 
 from pipeline.types import Header
 
+Floats = NDArray[np.float64]
+Pixels = NDArray[np.float32]  # (H, W)
+
 # Gantry tilt from which the header's own word is believed (degrees).
 _TILTED = 0.5
 # By the axis of the normal (LPS), how its plane is shown: along the rows, down the columns.
@@ -63,7 +66,7 @@ def frame_header(
     dataset: Dataset,
     frame: int,
     shape: tuple[int, int] | None = None,
-    corner: NDArray[np.float64] | None = None,
+    corner: Floats | None = None,
 ) -> Header:
     """Return the header of one frame of a file that has passed the checks, laid as it is shown.
 
@@ -104,7 +107,7 @@ def frame_header(
     )
 
 
-def _corner(dataset: Dataset, frame: int) -> NDArray[np.float64] | None:
+def _corner(dataset: Dataset, frame: int) -> Floats | None:
     """Return where a frame's first stored pixel lies (x, y, z; mm), None where unknown."""
     plane = macro(dataset, frame, "PlanePositionSequence")
     position = floats(plane, "ImagePositionPatient", 3)
@@ -125,7 +128,7 @@ class Reorientation:
     left_right: bool = False
 
     @classmethod
-    def of(cls, axes: NDArray[np.float64]) -> Reorientation:
+    def of(cls, axes: Floats) -> Reorientation:
         """Return the layout for stored axes (see `orientation`), by the nearest plane."""
         shown = np.array(_SHOWN[int(np.abs(axes[2]).argmax())], dtype=np.float64)
         fit = axes[:2] @ shown.T  # stored (along, down) against shown (along, down)
@@ -133,7 +136,7 @@ class Reorientation:
         fit = fit[::-1] if transpose else fit
         return cls(bool(transpose), bool(fit[1, 1] < 0), bool(fit[0, 0] < 0))
 
-    def apply(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def apply(self, pixels: Pixels) -> Pixels:
         """Return stored pixels (H, W) as they are shown."""
         pixels = pixels.T if self.transpose else pixels
         pixels = pixels[::-1] if self.up_down else pixels
@@ -145,7 +148,7 @@ class Reorientation:
         pixels = pixels[::-1] if self.up_down else pixels
         return np.ascontiguousarray(pixels.T if self.transpose else pixels)
 
-    def axes(self, axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def axes(self, axes: Floats) -> Floats:
         """Return the axes of the pixels once shown."""
         along, down = axes[[1, 0]] if self.transpose else axes[[0, 1]]
         if self.left_right:
@@ -154,9 +157,7 @@ class Reorientation:
             down = -down
         return np.stack([along, down, np.cross(along, down)])
 
-    def shift(
-        self, axes: NDArray[np.float64], shape: tuple[int, int], spacing: tuple[float, float]
-    ) -> NDArray[np.float64]:
+    def shift(self, axes: Floats, shape: tuple[int, int], spacing: tuple[float, float]) -> Floats:
         """Return the way from the first stored pixel to the first shown one (mm)."""
         height, width = shape
         # What is turned over when shown, by the axis it lies along as stored.
@@ -177,7 +178,7 @@ def pixel_spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
     return (spacing[0], spacing[1]) if spacing else None
 
 
-def orientation(dataset: Dataset, frame: int) -> NDArray[np.float64] | None:
+def orientation(dataset: Dataset, frame: int) -> Floats | None:
     """Return (3, 3): along the rows, down the columns, normal; None where unknown."""
     plane = macro(dataset, frame, "PlaneOrientationSequence")
     cosines = floats(plane, "ImageOrientationPatient", 6)
@@ -194,7 +195,7 @@ def orientation(dataset: Dataset, frame: int) -> NDArray[np.float64] | None:
 
 
 def place(
-    axes: NDArray[np.float64] | None, corner: NDArray[np.float64] | None
+    axes: Floats | None, corner: Floats | None
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Return a corner's place along the normal, and down and along the slice (mm)."""
     if axes is None or corner is None:
@@ -224,7 +225,7 @@ def image_type(dataset: Dataset, frame: int) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(map(str, value))
 
 
-def _volume(dataset: Dataset, frame: int, axes: NDArray[np.float64] | None) -> str:
+def _volume(dataset: Dataset, frame: int, axes: Floats | None) -> str:
     """Return a text that differs between slices that cannot be of one volume."""
     content = macro(dataset, frame, "FrameContentSequence")
     echo = macro(dataset, frame, "MREchoSequence")

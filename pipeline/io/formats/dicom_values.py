@@ -17,8 +17,10 @@ from pipeline.io.formats.dicom_geometry import floats, macro
 from pipeline.io.formats.limits import luma
 from pipeline.types import Slice, Voi
 
+Values = NDArray[Any]  # (H, W), or (H, W, 3)
 
-def slice_of(dataset: Dataset, frame: int, stored: NDArray[Any]) -> Slice:
+
+def slice_of(dataset: Dataset, frame: int, stored: Values) -> Slice:
     """Return a frame's stored values (H, W), or colours (H, W, 3), as the modality's values.
 
     With the file's own window. float32 (H, W), laid as stored.
@@ -42,7 +44,7 @@ def slice_of(dataset: Dataset, frame: int, stored: NDArray[Any]) -> Slice:
     return Slice(frame, pixels, voi)
 
 
-def _modality_values(dataset: Dataset, frame: int, stored: NDArray[Any]) -> NDArray[Any]:
+def _modality_values(dataset: Dataset, frame: int, stored: Values) -> Values:
     """Return stored values after the modality LUT or the frame's rescale (PS3.3 C.11.1)."""
     if dataset.get("ModalityLUTSequence"):
         return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
@@ -63,7 +65,7 @@ def _rescale(dataset: Dataset, frame: int) -> tuple[float, float]:
     return slope[0], intercept[0]
 
 
-def _range_sum(dataset: Dataset, frame: int, stored: NDArray[Any]) -> float:
+def _range_sum(dataset: Dataset, frame: int, stored: Values) -> float:
     """Return lowest plus highest value the file could hold: value -> sum - value turns it round.
 
     The range and not the slice's own extremes, so that slices of one series stay comparable.
@@ -78,7 +80,7 @@ def _range_sum(dataset: Dataset, frame: int, stored: NDArray[Any]) -> float:
     return float(_modality_values(dataset, frame, ends.astype(stored.dtype)).sum())
 
 
-def _padding(dataset: Dataset, stored: NDArray[Any]) -> NDArray[np.bool_] | None:
+def _padding(dataset: Dataset, stored: Values) -> NDArray[np.bool_] | None:
     """Return which stored values are padding (PS3.3 C.7.5.1.1.2), (H, W); None: none can be."""
     value = dataset.get("PixelPaddingValue")
     limit = dataset.get("PixelPaddingRangeLimit")

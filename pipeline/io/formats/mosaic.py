@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pipeline.io.formats.dicom_geometry import (
+    Floats,
+    Pixels,
     floats,
     frame_header,
     image_type,
@@ -64,7 +65,7 @@ def headers(dataset: Dataset, tiling: Tiles) -> list[Header]:
     return tile_headers
 
 
-def _corner(dataset: Dataset, tiling: Tiles, k: int) -> NDArray[np.float64] | None:
+def _corner(dataset: Dataset, tiling: Tiles, k: int) -> Floats | None:
     """Return where tile k's first pixel lies (x, y, z; mm), None where the file does not tell."""
     axes = orientation(dataset, 0)
     spacing = pixel_spacing(dataset, 0)
@@ -75,12 +76,12 @@ def _corner(dataset: Dataset, tiling: Tiles, k: int) -> NDArray[np.float64] | No
     # The scanner centres the whole mosaic where the tile should be centred.
     down = axes[1] * (tiling.side - 1) * tiling.height * spacing[0] / 2
     along = axes[0] * (tiling.side - 1) * tiling.width * spacing[1] / 2
-    corner: NDArray[np.float64] = np.array(start) + down + along
+    corner: Floats = np.array(start) + down + along
     corner += tiling.direction * k * step[0] * axes[2]
     return corner
 
 
-def tile(picture: NDArray[np.float32], tiling: Tiles, k: int) -> NDArray[np.float32]:
+def tile(picture: Pixels, tiling: Tiles, k: int) -> Pixels:
     """Return tile k (height, width) of a mosaic."""
     row, column = divmod(k, tiling.side)
     top = row * tiling.height
@@ -97,7 +98,7 @@ def _private_count(dataset: Dataset) -> int | None:
         return None
 
 
-def _csa(dataset: Dataset) -> tuple[int | None, NDArray[np.float64] | None]:
+def _csa(dataset: Dataset) -> tuple[int | None, Floats | None]:
     """Return the number of tiles and the slice normal of the CSA header, each None where absent."""
     # Here and not above: nibabel warns on this import, and the caller has silenced warnings.
     from nibabel.nicom import csareader
@@ -111,7 +112,7 @@ def _csa(dataset: Dataset) -> tuple[int | None, NDArray[np.float64] | None]:
         return None, None
 
 
-def _direction(dataset: Dataset, normal: NDArray[np.float64] | None) -> int:
+def _direction(dataset: Dataset, normal: Floats | None) -> int:
     """Return whether the tiles follow the normal of the picture (+1) or run against it (-1)."""
     axes = orientation(dataset, 0)
     if axes is None or normal is None:

@@ -35,6 +35,10 @@ from pipeline.io.formats.limits import (
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
+Voxels = NDArray[Any]
+Pixels = NDArray[np.float32]  # (H, W)
+Affine = NDArray[np.float64]  # (4, 4): voxel -> mm, RAS
+
 # Axis of the RAS array that the slices of a plane follow, and its direction along their normal.
 _AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 # Beyond this angle between volume and patient axes (radians, 1 degree) a volume is oblique.
@@ -90,16 +94,14 @@ class _Volume:
                 "truncated", f"declares {total} bytes of voxels; the file has {self.stored} bytes"
             )
 
-    def pictures(self, frames: Sequence[int], plane: Plane) -> Iterator[NDArray[Any]]:
+    def pictures(self, frames: Sequence[int], plane: Plane) -> Iterator[Voxels]:
         """Yield the requested slices (H, W) in order, laid as they are shown, unscaled."""
         pieces, places = self._pieces(frames, plane)
         for piece, place in zip(pieces, places, strict=True):
             turned = nib.orientations.apply_orientation(piece, self.turn)
-            yield _cut(cast(NDArray[Any], turned), plane, place)
+            yield _cut(cast(Voxels, turned), plane, place)
 
-    def _pieces(
-        self, frames: Sequence[int], plane: Plane
-    ) -> tuple[Iterator[NDArray[Any]], list[int]]:
+    def _pieces(self, frames: Sequence[int], plane: Plane) -> tuple[Iterator[Voxels], list[int]]:
         """Return stored voxels (X, Y, Z) with each frame, and which slice of them it is.
 
         As few as can be read by themselves: a slice where its voxels lie together in the file, else
@@ -120,7 +122,7 @@ class _Volume:
         numbers = [time * count + place for time, place in zip(times, places, strict=True)]
         return self._inflated(numbers, (*self.shape[:2], 1)), [0] * len(frames)
 
-    def _inflated(self, numbers: Sequence[int], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    def _inflated(self, numbers: Sequence[int], shape: tuple[int, ...]) -> Iterator[Voxels]:
         """Yield the pieces of a gzipped file's voxels that have these numbers, in their order.
 
         The file is read once from front to back; a piece that is wanted later than it comes is
@@ -130,7 +132,7 @@ class _Volume:
         size = math.prod(shape) * self.dtype.itemsize
         uses = Counter(numbers)
         upcoming = iter(sorted(uses))
-        ready: dict[int, NDArray[Any]] = {}
+        ready: dict[int, Voxels] = {}
         with self._stream() as stream:
             for number in numbers:
                 while number not in ready:
@@ -155,7 +157,7 @@ class _Volume:
         if done < self.offset + voxels:
             raise UnreadableError("truncated", f"ends after {done} of {self.offset + voxels} bytes")
 
-    def canonical(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    def canonical(self) -> tuple[tuple[int, ...], Affine]:
         """Return the shape (X, Y, Z) and the affine of the volume once turned to RAS."""
         order = np.argsort(self.turn[:, 0])
         shape = tuple(self.shape[int(axis)] for axis in order)
@@ -248,7 +250,7 @@ def _open(path: Path) -> _Volume:
         raise as_unreadable(error, "reading the NIfTI header") from error
 
 
-def _fill(array: NDArray[Any], stream: BinaryIO) -> NDArray[Any]:
+def _fill(array: Voxels, stream: BinaryIO) -> Voxels:
     """Return an array filled from a stream, in the order of the file. Raises UnreadableError."""
     left = memoryview(array.reshape(-1, order="F").view(np.uint8).data)
     while left:
@@ -274,7 +276,7 @@ def _read_header(stream: BinaryIO) -> Any:
     return kind(raw[:size], check=False)
 
 
-def _affine(header: Any) -> tuple[NDArray[np.float64], bool]:
+def _affine(header: Any) -> tuple[Affine, bool]:
     """Return voxel -> mm (RAS), and whether the file says how the volume lies in the patient."""
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     placed = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
@@ -286,7 +288,7 @@ def _affine(header: Any) -> tuple[NDArray[np.float64], bool]:
 
 
 def _place(
-    affine: NDArray[np.float64],
+    affine: Affine,
     shape: tuple[int, ...],
     axis: int,
     in_plane: tuple[int, int],
@@ -312,7 +314,7 @@ def _place(
     return float(corner @ normal), (float(corner @ down), float(corner @ along))
 
 
-def _cut(voxels: NDArray[Any], plane: Plane, k: int) -> NDArray[Any]:
+def _cut(voxels: Voxels, plane: Plane, k: int) -> Voxels:
     """Return slice k (H, W) of a RAS volume (X, Y, Z), laid as DICOM shows it."""
     if plane == "axial":
         return voxels[::-1, ::-1, k].T
@@ -321,7 +323,7 @@ def _cut(voxels: NDArray[Any], plane: Plane, k: int) -> NDArray[Any]:
     return voxels[k, ::-1, ::-1].T
 
 
-def _scaled(picture: NDArray[Any], slope: float | None, inter: float | None) -> NDArray[np.float32]:
+def _scaled(picture: Voxels, slope: float | None, inter: float | None) -> Pixels:
     """Return voxels as float32 with the file's scaling; colour becomes luma."""
     if picture.dtype.names:
         return np.ascontiguousarray(luma(np.stack([picture[c] for c in "RGB"], axis=-1)))
