@@ -31,6 +31,7 @@ import torch
 from benchmarks.images import write_images
 from benchmarks.waiting import start_asleep
 from pipeline.backbones.load import Backbone
+from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
 from pipeline.extraction.embed import BadLimit, Progress, Speed, embed_missing
 from pipeline.extraction.sync import make_recipe, open_store, settle
@@ -177,8 +178,7 @@ def whole(path: Path, workers: int, root: Path) -> float:
     done = embed_missing(
         store,
         recipe,
-        config.backbone.name,
-        recipe.weights,
+        Checkpoint(config.backbone.name, recipe.weights),
         root,
         functools.partial(reveal_path, load_key(path)),
         Speed(device="cpu", workers=workers),

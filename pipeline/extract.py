@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.backbones.weights import Checkpoint
 from pipeline.config.data import JobQueue
 from pipeline.config.root import Config
 from pipeline.extraction.discover import IDENTIFIER_IN_PATH, Open, opened_by
@@ -24,7 +25,7 @@ from pipeline.extraction.distributed.processes import Processes, embed_by
 from pipeline.extraction.distributed.shards import Looks, Shard, embed_ring, look_once, rules_of
 from pipeline.extraction.distributed.tasks import Work, add, forget_failures
 from pipeline.extraction.embed import BadLimit, Embedded, Progress, Speed
-from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.extraction.sync import locate_weights, open_store, recipe_with, settle
 from pipeline.inference.speed import cores
 from stores import FeatureStore
 from stores.errors import ConfigError
@@ -101,15 +102,17 @@ def _extract(
     where: Shard | Processes | Cluster,
 ) -> Summary:
     started = time.perf_counter()
-    recipe, weights_file = make_recipe(config)
+    weights = locate_weights(config)
+    recipe = recipe_with(config, weights)
     store = open_store(config, recipe)
-    weights = weights_file or recipe.weights
+    checkpoint = Checkpoint.of(config.backbone.name, weights)
     work = Work(
         store=str(store.path.absolute()),
-        backbone=config.backbone.name,
-        weights=str(weights),
+        backbone=checkpoint.name,
+        weights=checkpoint.weights,
         root=str(config.data.root.absolute()),
         speed=speed,
+        stamp=checkpoint.stamp,
     )
     run = _Run(config, store, work, progress, max_bad, rehash)
     match where:

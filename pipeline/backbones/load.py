@@ -31,8 +31,14 @@ from transformers.utils import logging as transformers_logging
 
 from pipeline.backbones.models import GRIDS
 from pipeline.backbones.towers import Tower, family_model, family_options, family_state, renamed
-from pipeline.backbones.weights import locate
-from pipeline.recipe import Architecture, Features, Precision, Treatment
+from pipeline.backbones.weights import (
+    Checkpoint,
+    WeightsSource,
+    check_weights,
+    find_weights,
+    stamp_of,
+)
+from pipeline.recipe import Architecture, Features, Precision, Recipe, Treatment
 from stores.errors import WeightsError
 
 POSITIONS = "embeddings.position_embeddings"
@@ -152,35 +158,74 @@ def load_backbone(
     compiled: bool = False,
     treatment: Treatment = "own",
 ) -> Backbone:
-    """Load a backbone by name (see `pipeline.backbones.weights.locate`) for square images of one size.
+    """Load a backbone by name (see `pipeline.backbones.weights.find_weights`) for square images of one size.
 
     image_size: pixels, a multiple of the patch size; blocks, patch_blocks: CLS and patch tokens of
     the last l blocks; dtype: of the weights; precision: see Backbone; compiled: by torch.compile,
     at the first batch; treatment: see `pipeline.recipe.Treatment`.
     Raises WeightsError naming every missing, unexpected or misshapen key.
     """
-    found = locate(name, None if weights is None else str(weights), treatment=treatment)
-    architecture = found.architecture
+    given = None if weights is None else str(weights)
+    source = find_weights(name, given, treatment=treatment)
+    model = _network_of(source, image_size).to(device=device, dtype=dtype)
+    return Backbone(
+        model, source.architecture, image_size, blocks, precision, patch_blocks, compiled
+    )
+
+
+def load_recipe_backbone(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    *,
+    device: str | torch.device = "cpu",
+    compiled: bool = False,
+) -> Backbone:
+    """Load the backbone of a recipe, sure that its weights are the ones that the recipe names.
+
+    Raises WeightsError where the checkpoint holds others, by content, or is replaced meanwhile.
+    """
+    treatment = recipe.architecture.treatment
+    source = find_weights(checkpoint.name, checkpoint.weights, treatment=treatment)
+    stamp = check_weights(source, checkpoint, recipe.weights)
+    model = _network_of(source, recipe.image_size).to(device=device, dtype=torch.float32)
+    # Checked again behind the read: what was loaded is what was there at both moments.
+    if source.file is not None and stamp_of(source.file) != stamp:
+        raise WeightsError(
+            f"The weights {str(source.file)!r} changed while they were read. Run the same command "
+            "again once nothing writes them any more."
+        )
+    return Backbone(
+        model,
+        source.architecture,
+        recipe.image_size,
+        recipe.blocks,
+        recipe.precision,
+        recipe.patch.blocks,
+        compiled,
+    )
+
+
+def _network_of(source: WeightsSource, image_size: int) -> torch.nn.Module:
+    """Return a network with its weights, on the CPU, not to be trained."""
+    architecture = source.architecture
     if image_size % architecture.patch:
         raise ValueError(
             f"image_size must be a multiple of {architecture.patch}. Got {image_size} instead."
         )
-    if found.file is None:
-        model = _random_model(architecture, image_size, int(found.identity.removeprefix("random:")))
+    if source.file is None:
+        model = _random_model(architecture, image_size, source.seed or 0)
     elif architecture.family != "dinov2":
-        state = family_state(read_state(found.file), architecture, image_size, found.file)
-        model = _strictly_loaded(architecture, image_size, state, found.file)
+        state = family_state(read_state(source.file), architecture, image_size, source.file)
+        model = _strictly_loaded(architecture, image_size, state, source.file)
     else:
-        state = hub_state(read_state(found.file), found.file)
+        state = hub_state(read_state(source.file), source.file)
         grid = image_size // architecture.patch
         antialias = architecture.registers > 0
         state[POSITIONS] = resample_positions(state[POSITIONS], grid, antialias=antialias)
-        model = _strictly_loaded(architecture, image_size, state, found.file)
+        model = _strictly_loaded(architecture, image_size, state, source.file)
     if architecture.family != "dinov2":
         model = Tower(model, architecture)
-    model.eval().requires_grad_(False)
-    model = model.to(device=device, dtype=dtype)
-    return Backbone(model, architecture, image_size, blocks, precision, patch_blocks, compiled)
+    return model.eval().requires_grad_(False)
 
 
 def resample_positions(positions: Tensor, grid: int, *, antialias: bool) -> Tensor:

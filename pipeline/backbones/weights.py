@@ -3,11 +3,15 @@
 Torch-free, so that a run with nothing to embed never pays for importing it. The order of search:
 the path in the config, radprobe's folder (RADPROBE_WEIGHTS), torch.hub's cache, Hugging Face's
 cache, Hugging Face's hub. Nothing falls back to anything else.
+
+Weights are known by their content. A run reads its checkpoint once for the digest (`locate`) and
+hands on the digest, in the recipe, and the file's stamp, in a `Checkpoint`. Whoever loads it, here
+or in a worker, reads it for a digest again only where the file has another stamp by then
+(`check_weights`): on a machine with files of its own, or where it was replaced.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -25,6 +29,7 @@ from pipeline.backbones.models import (
     read_timm_shape,
 )
 from pipeline.recipe import Architecture, Treatment
+from stores._disk import file_sha256
 from stores.errors import WeightsError
 
 # In a safetensors file's metadata: the random weights that a network was tuned from.
@@ -36,8 +41,8 @@ BINARIES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published backbone: its shape, its official file and its Hugging Face repository."""
+class PublishedBackbone:
+    """One of DINOv2's backbones: its shape, its official file and its Hugging Face repository."""
 
     architecture: Architecture
     file: str
@@ -45,94 +50,146 @@ class Published:
 
     @property
     def url(self) -> str:
-        """Return where the official file is published."""
+        """The address of the official file."""
         folder = self.file.replace("_reg4", "").removesuffix("_pretrain.pth")
         return f"https://dl.fbaipublicfiles.com/dinov2/{folder}/{self.file}"
 
 
-def _dinov2(letter: str, size: str, registers: int, **shape: Any) -> Published:
+def _dinov2(letter: str, size: str, registers: int, **shape: Any) -> PublishedBackbone:
     file = f"dinov2_vit{letter}14{'_reg4' if registers else ''}_pretrain.pth"
     repository = f"facebook/dinov2-{'with-registers-' if registers else ''}{size}"
-    return Published(Architecture(registers=registers, **shape), file, repository)
+    return PublishedBackbone(Architecture(registers=registers, **shape), file, repository)
 
 
+# (letter in the official name, word in Hugging Face's) -> shape
 _SHAPES: dict[tuple[str, str], dict[str, Any]] = {
     ("s", "small"): {"dim": 384, "depth": 12, "heads": 6},
     ("b", "base"): {"dim": 768, "depth": 12, "heads": 12},
     ("l", "large"): {"dim": 1024, "depth": 24, "heads": 16},
     ("g", "giant"): {"dim": 1536, "depth": 40, "heads": 24, "ffn": "swiglu"},
 }
-BACKBONES: dict[str, Published] = {
-    f"dinov2_vit{letter}14{suffix}": _dinov2(letter, size, registers, **shape)
-    for (letter, size), shape in _SHAPES.items()
-    for suffix, registers in (("", 0), ("_reg", 4))
-}
+BACKBONES: dict[str, PublishedBackbone] = {}
+for (_letter, _size), _shape in _SHAPES.items():
+    BACKBONES[f"dinov2_vit{_letter}14"] = _dinov2(_letter, _size, 0, **_shape)
+    BACKBONES[f"dinov2_vit{_letter}14_reg"] = _dinov2(_letter, _size, 4, **_shape)
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where weights come from, before anything of them is read: a file, or a seed for random ones.
+
+    Exactly one of the two is set. architecture: the network they fill.
+    """
+
+    file: Path | None
+    seed: int | None
+    architecture: Architecture
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were found: their file (None for random), their identity, their network."""
+    """Weights by their content: what `Recipe.weights` says of them, and their network.
+
+    file, stamp: None and empty for random weights; the stamp is of the moment before it was read.
+    """
 
     file: Path | None
     identity: str
     architecture: Architecture
+    stamp: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a recipe's network as an address, which crosses processes and machines.
+
+    name, weights: as `find_weights` takes them. stamp: of the file that was hashed for the recipe,
+    empty where none was; it saves whoever loads that very file from reading it twice.
+    """
+
+    name: str
+    weights: str
+    stamp: str = ""
+
+    @classmethod
+    def of(cls, name: str, weights: Weights) -> Checkpoint:
+        """Return the address of weights that were located by a backbone's name."""
+        return cls(name, str(weights.file or weights.identity), weights.stamp)
+
+
+# --- the search --------------------------------------------------------------------------------
+
+
+def find_weights(
+    name: str, weights: str | None, *, hub: bool = True, treatment: Treatment = "own"
+) -> WeightsSource:
+    """Find a backbone's weights, without reading them.
+
+    name: one of BACKBONES or COMPARATORS, `hf:<folder or owner/name>`, or `timm:<name>`, which is
+    hf:timm/<name>. weights: a file or Hugging Face folder, or `random:<seed>`, or None to search
+    caches and, with `hub`, Hugging Face. treatment: see `pipeline.recipe.Treatment`.
+    Raises WeightsError with the ways to get them.
+    """
+    source = _find(name, weights, hub=hub)
+    if treatment == "own":
+        return source
+    defaults = Architecture.model_fields
+    change = {"mean": defaults["mean"].default, "std": defaults["std"].default}
+    changed = source.architecture.model_copy(update={**change, "treatment": treatment})
+    return replace(source, architecture=changed)
 
 
 def locate(
     name: str, weights: str | None, *, hub: bool = True, treatment: Treatment = "own"
 ) -> Weights:
-    """Find a backbone's weights and say which they are, without loading them.
+    """Find a backbone's weights and hash their file, which is read whole: once a run is enough.
 
-    name: one of BACKBONES or COMPARATORS, `hf:<folder or owner/name>`, or `timm:<name>`, which is
-    hf:timm/<name>. weights: a file or Hugging Face folder, or `random:<seed>`, or None to search
-    caches and, with `hub`, Hugging Face.
-    treatment: see `pipeline.recipe.Treatment`.
-    Raises WeightsError with the ways to get them.
+    Arguments and errors are those of `find_weights`; raises WeightsError for a damaged file, too.
     """
-    found = _found(name, weights, hub=hub)
-    if treatment == "own":
-        return found
-    plain = Architecture.model_fields
-    change = {name: plain[name].default for name in ("mean", "std")} | {"treatment": treatment}
-    return replace(found, architecture=found.architecture.model_copy(update=change))
+    source = find_weights(name, weights, hub=hub, treatment=treatment)
+    if source.file is None:
+        return Weights(None, f"random:{source.seed}", source.architecture, "")
+    # Taken before the file is read: what changes meanwhile has another stamp when it is loaded.
+    stamp = stamp_of(source.file)
+    return Weights(source.file, identity_of(source.file), source.architecture, stamp)
 
 
-def _found(name: str, weights: str | None, *, hub: bool) -> Weights:
+def _find(name: str, weights: str | None, *, hub: bool) -> WeightsSource:
     name = re.sub("^timm:", "hf:timm/", name)
     if name.startswith("hf:"):
         folder = _hub_folder(name.removeprefix("hf:"), hub=hub)
         architecture = _read_architecture(folder)
-        if weights is not None and weights.startswith("random:"):
-            return _random(weights, architecture)
-        named = folder if weights is None else Path(weights)
-        return _identified(_in_folder(named) if named.is_dir() else named, architecture)
+        if weights is None:
+            return WeightsSource(_in_folder(folder), None, architecture)
+        return _given(weights, architecture)
     published = BACKBONES.get(name) or COMPARATORS.get(name)
     if published is None:
         raise WeightsError(
             f"There is no backbone {name!r}. Known: {', '.join((*BACKBONES, *COMPARATORS))}, "
             "hf:<folder or owner/name>, timm:<name>."
         )
-    if weights is not None and weights.startswith("random:"):
-        return _random(weights, published.architecture)
     if weights is None:
-        return _identified(_search(name, published, hub=hub), published.architecture)
+        return WeightsSource(_search(name, published, hub=hub), None, published.architecture)
+    return _given(weights, published.architecture)
+
+
+def _given(weights: str, architecture: Architecture) -> WeightsSource:
+    """Return the weights that a config names: random ones, a folder or a file."""
+    if weights.startswith("random:"):
+        seed = weights.removeprefix("random:")
+        if not seed.isdigit():
+            raise WeightsError(
+                f"Random weights are asked for as random:<seed>. Got {weights!r} instead."
+            )
+        return WeightsSource(None, int(seed), architecture)
     path = Path(weights)
-    return _identified(_in_folder(path) if path.is_dir() else path, published.architecture)
-
-
-def _random(weights: str, architecture: Architecture) -> Weights:
-    seed = weights.removeprefix("random:")
-    if not seed.isdigit():
-        raise WeightsError(
-            f"Random weights are asked for as random:<seed>. Got {weights!r} instead."
-        )
-    return Weights(None, f"random:{int(seed)}", architecture)
-
-
-def _identified(file: Path, architecture: Architecture) -> Weights:
+    file = _in_folder(path) if path.is_dir() else path
     if not file.is_file():
         raise WeightsError(f"There is no weights file {str(file)!r}. Check backbone.weights.")
-    return Weights(file, identity_of(file), architecture)
+    return WeightsSource(file, None, architecture)
+
+
+# --- which weights those are ---------------------------------------------------------------------
 
 
 def identity_of(file: Path) -> str:
@@ -140,8 +197,7 @@ def identity_of(file: Path) -> str:
 
     Raises WeightsError for a damaged safetensors file.
     """
-    with file.open("rb") as stream:
-        identity = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    identity = f"sha256:{file_sha256(file)}"
     if file.suffix != ".safetensors":
         return identity
     from safetensors import SafetensorError, safe_open
@@ -152,6 +208,39 @@ def identity_of(file: Path) -> str:
     except SafetensorError as error:
         raise WeightsError(f"{str(file)!r} is no safetensors file ({error}).") from None
     return f"{began}+{identity}" if re.fullmatch(r"random:\d+", began) else identity
+
+
+def stamp_of(file: Path) -> str:
+    """Return what tells a file from its earlier self and from others, without reading it.
+
+    Size, times and inode. The time of the inode's last change (ctime) is the kernel's own: nobody
+    can set it, so that two checkpoints of one shape, copied with their times, still differ. Every
+    machine that mounts a folder sees the same stamp there.
+    """
+    about = file.stat()
+    return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}-{about.st_ino}"
+
+
+def check_weights(source: WeightsSource, checkpoint: Checkpoint, identity: str) -> str:
+    """Make sure that a checkpoint is the one that a recipe names; return its stamp, before loading.
+
+    The file is read only where its stamp is not that of the file that was hashed for the recipe.
+    Raises WeightsError where it is another, by content.
+    """
+    if source.file is None:
+        stamp, here = "", f"random:{source.seed}"
+    else:
+        stamp = stamp_of(source.file)
+        here = identity if stamp == checkpoint.stamp else identity_of(source.file)
+    if here != identity:
+        raise WeightsError(
+            f"The weights {checkpoint.weights!r} are {here} on this machine; the store was made by "
+            f"{identity}. Every machine needs the same file there."
+        )
+    return stamp
+
+
+# --- folders and caches --------------------------------------------------------------------------
 
 
 def _in_folder(folder: Path) -> Path:
@@ -169,7 +258,7 @@ def weights_folder() -> Path:
     return Path(os.environ.get("RADPROBE_WEIGHTS", Path.home() / ".cache/radprobe/weights"))
 
 
-def _search(name: str, published: Published | Comparator, *, hub: bool) -> Path:
+def _search(name: str, published: PublishedBackbone | Comparator, *, hub: bool) -> Path:
     if isinstance(published, Comparator):
         return _search_hub(name, published, hub=hub)
     own = weights_folder()

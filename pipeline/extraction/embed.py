@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from pipeline.backbones.weights import Checkpoint
 from pipeline.extraction.part import Filler, Job, Run, rule_number
 from pipeline.extraction.progress import BadLimit as BadLimit
 from pipeline.extraction.progress import Progress as Progress
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
 # Parts that are claimed and asked of the readers before their turn.
 AHEAD = 2
 
-Load = Callable[[str, Path | str, Recipe, Speed], "Backbone"]
+Load = Callable[[Recipe, Checkpoint, Speed], "Backbone"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ class Embedded:
 def embed_missing(
     store: FeatureStore,
     recipe: Recipe,
-    backbone: str,
-    weights: Path | str,
+    checkpoint: Checkpoint,
     root: Path,
     reveal: Callable[[str], str],
     speed: Speed,
@@ -80,7 +80,7 @@ def embed_missing(
 ) -> Embedded:
     """Embed the parts of the store without a receipt: all, or those of `parts` in their order.
 
-    backbone, weights: as `load_backbone` takes them; root: what the slices' paths are relative to,
+    checkpoint: the weights of the recipe; root: what the slices' paths are relative to,
     once `reveal` has told the real ones; load: gives the network, `load_network` by default. Raises
     TooManyBadError at the limit, DeviceError.
     """
@@ -96,7 +96,7 @@ def embed_missing(
     slices = PartSlices(store, missing, recipe.preprocess.by_volume)
     progress.plan(slices.counts.total())
     volumes = Volumes(recipe.preprocess, slices.joined, functools.partial(_ranges, store))
-    network = functools.partial(load or load_network, backbone, weights, recipe, speed)
+    network = functools.partial(load or load_network, recipe, checkpoint, speed)
     flow = _Flow(store, recipe, speed, progress, limit, volumes, network)
     jobs = _jobs(store, missing, slices, volumes, recipe.preprocess.thickens)
     reads = read_files(
@@ -315,18 +315,8 @@ def _begun(requests: Iterator[Request | None], flow: _Flow) -> Iterator[Request 
             flow.run  # noqa: B018 (made once)
 
 
-def load_network(name: str, weights: Path | str, recipe: Recipe, speed: Speed) -> Backbone:
-    """Load the network of a recipe on the device that `speed` names."""
-    from pipeline.backbones.load import load_backbone
+def load_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Backbone:
+    """Load the network of a recipe on the device that `speed` names. Raises WeightsError."""
+    from pipeline.backbones.load import load_recipe_backbone
 
-    return load_backbone(
-        name,
-        weights,
-        image_size=recipe.image_size,
-        blocks=recipe.blocks,
-        patch_blocks=recipe.patch.blocks,
-        device=speed.device,
-        precision=recipe.precision,
-        compiled=speed.compiled,
-        treatment=recipe.architecture.treatment,
-    )
+    return load_recipe_backbone(recipe, checkpoint, device=speed.device, compiled=speed.compiled)

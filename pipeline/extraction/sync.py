@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline.backbones.weights import locate
+from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
 from pipeline.recipe import Recipe
@@ -64,6 +64,15 @@ Difference = tuple[str, Any, Any]  # field, what the store has, what the config 
 def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
     """Return the recipe of a config and its weights file (None for random weights).
 
+    Reads the file whole, for its digest.
+    """
+    weights = locate_weights(config)
+    return recipe_with(config, weights), weights.file
+
+
+def locate_weights(config: Config) -> Weights:
+    """Find and hash the weights of a config. Raises WeightsError.
+
     Only a demo config may fall back to random weights, and keeps them once its store has them.
     """
     choice = config.backbone
@@ -71,16 +80,21 @@ def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
     if config.demo is not None and weights is None and _has_random_weights(config.store):
         weights = DEMO_WEIGHTS
     try:
-        found = locate(choice.name, weights, treatment=choice.treatment)
+        return locate(choice.name, weights, treatment=choice.treatment)
     except WeightsError as error:
         if config.demo is None or weights is not None:
             raise
         log.warning("RANDOM WEIGHTS: the demo goes on with an untrained network. %s", error)
-        found = locate(choice.name, DEMO_WEIGHTS, treatment=choice.treatment)
+        return locate(choice.name, DEMO_WEIGHTS, treatment=choice.treatment)
+
+
+def recipe_with(config: Config, weights: Weights) -> Recipe:
+    """Return the recipe of a config whose weights were found. Raises ConfigError."""
+    choice = config.backbone
     try:
-        recipe = Recipe(
-            architecture=found.architecture,
-            weights=found.identity,
+        return Recipe(
+            architecture=weights.architecture,
+            weights=weights.identity,
             image_size=choice.image_size,
             blocks=config.outputs.blocks,
             outputs=config.outputs.keep,
@@ -92,7 +106,6 @@ def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
     except ValidationError as error:  # what a config cannot know before its network is known
         said = [str(fault["ctx"]["error"]) for fault in error.errors() if "ctx" in fault]
         raise ConfigError("\n".join(said) or str(error)) from None
-    return recipe, found.file
 
 
 def open_store(config: Config, recipe: Recipe) -> FeatureStore:

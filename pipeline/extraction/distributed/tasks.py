@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.backbones.weights import locate
+from pipeline.backbones.weights import Checkpoint
 from pipeline.extraction.embed import (
     BadLimit,
     Embedded,
@@ -36,7 +36,7 @@ from pipeline.shared.pseudonyms import load_key, reveal_path
 from stores import FeatureStore, PartRange
 from stores._disk import write_atomic
 from stores._process import me, name_of
-from stores.errors import CorruptStoreError, RadprobeError, WeightsError
+from stores.errors import CorruptStoreError, RadprobeError
 from stores.features import OK, RUNS
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Work:
     """What a process needs to embed parts of a store: addresses alone, the same everywhere.
 
     backbone, weights: as `pipeline.backbones.weights.locate` takes them; root: the collection's folder.
+    stamp: of the weights file that was hashed for the store's recipe; empty where none was.
     """
 
     store: str
@@ -61,6 +62,12 @@ class Work:
     weights: str
     root: str
     speed: Speed
+    stamp: str = ""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The weights, and the stamp that saves a process from hashing them again."""
+        return Checkpoint(self.backbone, self.weights, self.stamp)
 
 
 @dataclass(frozen=True)
@@ -88,8 +95,7 @@ def embed(
     return embed_missing(
         store,
         Recipe.model_validate_json(store.recipe_text),
-        work.backbone,
-        work.weights,
+        work.checkpoint,
         Path(work.root),
         functools.partial(reveal_path, load_key(store.path)),
         work.speed,
@@ -229,21 +235,14 @@ def _open(path: str, *stamp: int) -> FeatureStore:
     return FeatureStore.open(path)
 
 
-def _kept_network(name: str, weights: Path | str, recipe: Recipe, speed: Speed) -> Backbone:
-    return _checked_network(name, str(weights), recipe.canonical(), speed)
+def _kept_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Backbone:
+    return _network_of(recipe.canonical(), checkpoint, speed)
 
 
 @functools.lru_cache(maxsize=1)
-def _checked_network(name: str, weights: str, recipe_text: str, speed: Speed) -> Backbone:
-    """Load a network, sure that its weights are the store's: each machine has files of its own."""
-    recipe = Recipe.model_validate_json(recipe_text)
-    found = locate(name, weights)
-    if found.identity != recipe.weights:
-        raise WeightsError(
-            f"The weights {weights!r} are {found.identity} on this machine; the store was made by "
-            f"{recipe.weights}. Every machine needs the same file there."
-        )
-    return load_network(name, weights, recipe, speed)
+def _network_of(recipe_text: str, checkpoint: Checkpoint, speed: Speed) -> Backbone:
+    """Load a network once: it stays in the process for the tasks that follow."""
+    return load_network(Recipe.model_validate_json(recipe_text), checkpoint, speed)
 
 
 # --- parts that failed -------------------------------------------------------------------------

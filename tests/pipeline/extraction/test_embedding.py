@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from pipeline.backbones.load import Backbone, load_backbone
+from pipeline.backbones.weights import Checkpoint
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import extract
@@ -75,8 +76,7 @@ def embed_with(
     done = embed_missing(
         store,
         recipe,
-        config.backbone.name,
-        file or recipe.weights,
+        Checkpoint(config.backbone.name, str(file or recipe.weights)),
         config.data.root,
         functools.partial(reveal_path, load_key(store.path)),
         speed,
@@ -200,8 +200,7 @@ def test_a_part_whose_slices_are_all_withdrawn_meanwhile_shifts_nothing(config: 
     done = embed_missing(
         store,
         recipe,
-        settings.backbone.name,
-        file or recipe.weights,
+        Checkpoint(settings.backbone.name, str(file or recipe.weights)),
         settings.data.root,
         functools.partial(reveal_path, load_key(store.path)),
         HERE,
