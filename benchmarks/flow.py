@@ -33,7 +33,7 @@ from benchmarks.waiting import start_asleep
 from pipeline.backbones.load import Backbone
 from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
-from pipeline.extraction.embed import BadLimit, Progress, Speed, embed_missing
+from pipeline.extraction.embed import BadLimit, EmbedSettings, Speed, embed_missing
 from pipeline.extraction.sync import make_recipe, open_store, settle
 from pipeline.inference.forward import keep_memory
 from pipeline.io.decode import read_slices
@@ -175,17 +175,15 @@ def whole(path: Path, workers: int, root: Path) -> float:
     config, recipe, store = prepared(root, path)
     slices = len(store.slices())
     began = time.perf_counter()
-    done = embed_missing(
-        store,
-        recipe,
-        Checkpoint(config.backbone.name, recipe.weights),
-        root,
-        functools.partial(reveal_path, load_key(path)),
-        Speed(device="cpu", workers=workers),
-        Progress(),
-        BadLimit(seen=slices, fraction=0.0),
+    settings = EmbedSettings(
+        checkpoint=Checkpoint(config.backbone.name, recipe.weights),
+        root=root,
+        reveal=functools.partial(reveal_path, load_key(path)),
+        limit=BadLimit(seen=slices, fraction=0.0),
+        speed=Speed(device="cpu", workers=workers),
         load=lambda *_: Nothing(recipe),
     )
+    done = embed_missing(store, settings)
     assert done.rows == slices, done
     return time.perf_counter() - began
 

@@ -19,7 +19,7 @@ from pipeline.extraction.sync import (
     open_store,
     part_rows_of,
 )
-from pipeline.inference.throughput import load_pace
+from pipeline.inference.throughput import load_throughput
 from pipeline.recipe import Recipe
 from stores import FeatureStore, Layout
 from stores.errors import ConfigError, StoreNotFoundError
@@ -150,9 +150,9 @@ def _hours(
     config: Config, store: FeatureStore | None, recipe: Recipe, slices: int, size: int
 ) -> tuple[float | None, Literal["bench", "store", "nothing"]]:
     """Return how long so many slices and bytes would take, and by what that is said."""
-    pace = load_pace(recipe)
-    if pace is not None:
-        seconds = pace.seconds(slices, size / 1e6, recipe.precision, config.data.root)
+    measured = load_throughput(recipe)
+    if measured is not None:
+        seconds = measured.seconds(slices, size / 1e6, recipe.precision, config.data.root)
         if seconds is not None:
             return seconds / 3600, "bench"
     a_slice = seconds_a_slice(store)

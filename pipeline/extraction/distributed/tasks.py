@@ -25,6 +25,7 @@ from pipeline.backbones.weights import Checkpoint
 from pipeline.extraction.embed import (
     BadLimit,
     Embedded,
+    EmbedSettings,
     Load,
     Progress,
     Speed,
@@ -92,18 +93,16 @@ def embed(
     load: Load = load_network,
 ) -> Embedded:
     """Embed those of the parts that have no receipt, in their order; raises what goes wrong."""
-    return embed_missing(
-        store,
-        Recipe.model_validate_json(store.recipe_text),
-        work.checkpoint,
-        Path(work.root),
-        functools.partial(reveal_path, load_key(store.path)),
-        work.speed,
-        progress,
-        limit,
-        parts,
-        load,
+    settings = EmbedSettings(
+        checkpoint=work.checkpoint,
+        root=Path(work.root),
+        reveal=functools.partial(reveal_path, load_key(store.path)),
+        limit=limit,
+        speed=work.speed,
+        progress=progress,
+        load=load,
     )
+    return embed_missing(store, settings, parts)
 
 
 # --- here ------------------------------------------------------------------------------------
