@@ -15,19 +15,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbones.models import (
-    COMPARATORS,
-    FAMILIES,
-    Comparator,
-    knows_of_timm,
-    read_shape,
-    read_timm_shape,
-)
+from pipeline.backbones.families import MODEL_TYPES, family_of
+from pipeline.backbones.families.base import Family
+from pipeline.backbones.families.timm_wrapper import knows_of_timm
+from pipeline.backbones.models import COMPARATORS, Comparator
 from pipeline.recipe import Architecture, Treatment
 from stores._disk import file_sha256
 from stores.errors import WeightsError
@@ -323,9 +319,9 @@ def _read_architecture(folder: Path) -> Architecture:
     """Read the shape from a Hugging Face folder's config.json (and mean and std beside it)."""
     file = folder / "config.json"
     config = _read_json(file)
-    read = _reader(file, config)
+    family = _family_of(file, config)
     try:
-        shape = read(config)
+        shape = family.read_shape(config)
     except KeyError as error:
         raise WeightsError(f"{file} does not say {error}.") from None
     if (folder / "preprocessor_config.json").is_file():
@@ -334,8 +330,8 @@ def _read_architecture(folder: Path) -> Architecture:
     return Architecture(**shape)
 
 
-def _reader(file: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return what reads a shape from a config of its kind. Raises WeightsError for another."""
+def _family_of(file: Path, config: dict[str, Any]) -> Family:
+    """Return the family of networks that a config.json is of. Raises WeightsError for another."""
     if "pretrained_cfg" in config:
         name = str(config.get("architecture"))
         if not knows_of_timm(name):
@@ -343,29 +339,13 @@ def _reader(file: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], di
                 f"{file}: of timm's networks, vit_<size>_patch<p>_<side>, densenet, resnet and vgg "
                 f"are known. Got {name!r} instead."
             )
-        return read_timm_shape
+        return family_of("timm_wrapper")
     kind = config.get("model_type")
-    own = (family for family in FAMILIES if family != "timm_wrapper")
-    known = ("dinov2", "dinov2_with_registers", *own, "clip_vision_model")
-    if kind not in known:
+    if kind not in MODEL_TYPES:
         raise WeightsError(
-            f"{file}: model_type must be one of {', '.join(known)}. Got {kind!r} instead."
+            f"{file}: model_type must be one of {', '.join(MODEL_TYPES)}. Got {kind!r} instead."
         )
-    return _dinov2_shape if str(kind).startswith("dinov2") else read_shape
-
-
-def _dinov2_shape(config: dict[str, Any]) -> dict[str, Any]:
-    with_registers = config["model_type"] == "dinov2_with_registers"
-    return {
-        "dim": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "patch": config.get("patch_size", 14),
-        "registers": config.get("num_register_tokens", 4) if with_registers else 0,
-        "ffn": "swiglu" if config.get("use_swiglu_ffn") else "mlp",
-        "mlp_ratio": config.get("mlp_ratio", 4),
-        "eps": config.get("layer_norm_eps", 1e-6),
-    }
+    return family_of(MODEL_TYPES[kind])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

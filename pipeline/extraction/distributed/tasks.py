@@ -54,8 +54,8 @@ _FAILED = ".failed.json"
 class Work:
     """What a process needs to embed parts of a store: addresses alone, the same everywhere.
 
-    backbone, weights: as `pipeline.backbones.weights.locate` takes them; root: the collection's folder.
-    stamp: of the weights file that was hashed for the store's recipe; empty where none was.
+    backbone, weights: as `backbones.weights.find_weights` takes them; root: the collection's
+    folder. stamp: of the weights file that was hashed for the store's recipe; empty where none was.
     """
 
     store: str

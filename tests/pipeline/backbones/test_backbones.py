@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch.nn.functional import gelu, interpolate, layer_norm, linear, scaled_dot_product_attention
 
-from pipeline.backbones import load, weights
-from pipeline.backbones.load import load_backbone, read_state, resample_positions
+from pipeline.backbones import weights
+from pipeline.backbones.families import family_of
+from pipeline.backbones.load import load_backbone, read_state
+from pipeline.backbones.positions import resample_positions
 from pipeline.backbones.weights import BACKBONES, PublishedBackbone
 from pipeline.recipe import Architecture
 from stores.errors import WeightsError
@@ -324,4 +326,4 @@ def test_something_else_than_a_state_dict_is_said(tmp_path: Path) -> None:
         read_state(file)
     file = saved(tmp_path / "resnet.pth", {"conv1.weight": torch.zeros(1)})
     with pytest.raises(WeightsError, match="not a DINOv2 backbone. Its first keys: conv1"):
-        load.hub_state(read_state(file), file)
+        family_of("dinov2").read_tensors(read_state(file), file)
