@@ -32,8 +32,8 @@ from pipeline.backbones.weights import (
 from pipeline.recipe import Architecture, Features, Precision, Recipe, Treatment
 from stores.errors import ConfigError, WeightsError
 
-# An untrained network: std of its weights, of its
-# position embeddings, and the scale of its branches, small so that tokens keep the picture.
+# An untrained network: std of its weights and of its position embeddings, and the scale of its
+# branches, small so that tokens keep the picture.
 RANDOM_STD = 0.05
 RANDOM_POSITION_STD = 0.2
 RANDOM_LAYER_SCALE = 0.1
@@ -110,6 +110,7 @@ class Backbone:
         return Features(cls=cls.float(), mean=tokens.mean(dim=1), patch=patch)
 
     def _autocast(self) -> torch.autocast:
+        # Disabled, and not left out, for float32: a caller's autocast must not reach the network.
         lower = self.precision != "float32"
         dtype = getattr(torch, self.precision) if lower else None
         return torch.autocast(self.device.type, dtype, enabled=lower)
@@ -216,6 +217,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
             return dict(load_file(file))
         with warnings.catch_warnings():  # a refusal follows, and it is said better below
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # weights_only: tensors and plain containers; anything else is refused, not run.
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise WeightsError(
@@ -228,6 +230,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
             f"{str(file)!r} cannot be read as weights: {why}. It is damaged or "
             "was not copied whole; get it again."
         ) from None
+    # Training checkpoints nest: {"teacher": {"backbone.cls_token": ...}}.
     while isinstance(content, Mapping):
         inner = next((content[key] for key in _WRAPPERS if key in content), None)
         if inner is None:
@@ -252,7 +255,7 @@ def _strictly_loaded(
             config=config,
             state_dict=state,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True,  # told below, with all other faults at once
             dtype=torch.float32,
             **options,
         )

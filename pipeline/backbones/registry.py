@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import backbones
 from pipeline.backbones.families import family_of
 from pipeline.backbones.families.dinov2 import POSITIONS
 from pipeline.backbones.models import COMPARATORS, Comparator
@@ -62,16 +63,16 @@ class Checked:
 
 def known() -> list[KnownBackbone]:
     """Return every backbone by name, DINOv2's first, and where its weights are here."""
-    backbones: list[KnownBackbone] = []
+    rows: list[KnownBackbone] = []
     for name, published in BACKBONES.items():
         shape = published.architecture
         parameters = count_parameters(shape)
-        backbones.append(_known(name, shape, parameters, LICENCE, published.url))
+        rows.append(_known(name, shape, parameters, LICENCE, published.url))
     for name, comparator in COMPARATORS.items():
         shape = comparator.architecture
         parameters = round(comparator.millions * 1e6)
-        backbones.append(_known(name, shape, parameters, comparator.licence, _page(comparator)))
-    return backbones
+        rows.append(_known(name, shape, parameters, comparator.licence, _page(comparator)))
+    return rows
 
 
 def _known(
@@ -102,15 +103,17 @@ def _page(comparator: Comparator) -> str:
 def count_parameters(shape: Architecture, grid: int = 37) -> int:
     """Return how many numbers an official file of this shape holds; grid: of its positions."""
     d = shape.dim
+    # Patches (3 colours and a bias), positions with that of CLS, and CLS, mask and register tokens.
     embeddings = 3 * d * shape.patch**2 + d + d * (1 + grid * grid) + d * (2 + shape.registers)
     if shape.ffn == "mlp":
         hidden = shape.mlp_ratio * d
         ffn = 2 * d * hidden + hidden + d
     else:
+        # SwiGLU's hidden width, a multiple of 8: SwiGLUFFNFused of facebookresearch/dinov2.
         hidden = (int(shape.mlp_ratio * d * 2 / 3) + 7) // 8 * 8
         ffn = 2 * hidden * (d + 1) + d * (hidden + 1)
-    attention = 4 * d * (d + 1)
-    norms = 4 * d
+    attention = 4 * d * (d + 1)  # query, key, value and projection
+    norms = 4 * d  # two, with weight and bias
     scales = 2 * d
     return embeddings + shape.depth * (attention + ffn + norms + scales) + 2 * d
 
@@ -153,14 +156,15 @@ def _take_in(source: Path, name: str) -> Checked:
 
 def identify(source: Path) -> str:
     """Return which backbone a file holds, after loading it strictly. Raises WeightsError."""
-    from pipeline.backbones.load import load_backbone, read_state
+    from pipeline.backbones.load import read_state
 
     state = family_of("dinov2").read_tensors(read_state(source), source)
     dim, depth, registers = _shape(state)
     for name, published in BACKBONES.items():
         shape = published.architecture
         if (dim, depth, registers) == (shape.dim, shape.depth, shape.registers):
-            load_backbone(name, source, image_size=shape.patch)
+            # Strictly: a file with one tensor too few has the same three numbers.
+            backbones.load_backbone(name, source, image_size=shape.patch)
             return name
     raise WeightsError(
         f"{str(source)!r} is of dim {dim}, depth {depth} and {registers} registers, which no known "
@@ -266,13 +270,14 @@ def _fault(name: str, file: Path, digest: str) -> str:
             return (
                 f"its sha256 is {digest}, and was {noted} when it came here: fetch or add it anew"
             )
-    from pipeline.backbones.load import load_backbone
-
     try:
+        # Loading is the test, at the size that costs least; SAM takes no other than its own.
         if name in BACKBONES:
-            load_backbone(name, file, image_size=BACKBONES[name].architecture.patch)
+            size = BACKBONES[name].architecture.patch
+            backbones.load_backbone(name, file, image_size=size)
         else:
-            load_backbone(name, file, image_size=COMPARATORS[name].image_size, blocks=1)
+            size = COMPARATORS[name].image_size
+            backbones.load_backbone(name, file, image_size=size, blocks=1)
     except WeightsError as error:
         return str(error)
     return ""

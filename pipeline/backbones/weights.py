@@ -129,6 +129,7 @@ def find_weights(
     source = _find(name, weights, hub=hub)
     if treatment == "own":
         return source
+    # As the paper's code treats comparators: with ImageNet's mean and std, whatever theirs are.
     defaults = Architecture.model_fields
     change = {"mean": defaults["mean"].default, "std": defaults["std"].default}
     changed = source.architecture.model_copy(update={**change, "treatment": treatment})
@@ -198,6 +199,7 @@ def identity_of(file: Path) -> str:
         return identity
     from safetensors import SafetensorError, safe_open
 
+    # The header alone is read. What was tuned from random weights stays marked as random.
     try:
         with safe_open(file, framework="np") as content:
             began = (content.metadata() or {}).get(BEGAN, "")
@@ -240,6 +242,7 @@ def check_weights(source: WeightsSource, checkpoint: Checkpoint, identity: str) 
 
 
 def _in_folder(folder: Path) -> Path:
+    # safetensors first: it cannot hold code.
     for name in (SAFETENSORS, *BINARIES):
         if (folder / name).is_file():
             return folder / name
@@ -257,10 +260,10 @@ def weights_folder() -> Path:
 def _search(name: str, published: PublishedBackbone | Comparator, *, hub: bool) -> Path:
     if isinstance(published, Comparator):
         return _search_hub(name, published, hub=hub)
-    own = weights_folder()
+    folder = weights_folder()
     torch_home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache/torch"))
-    added = own / f"{name}.safetensors"
-    for file in (own / published.file, added, torch_home / "hub/checkpoints" / published.file):
+    added = folder / f"{name}.safetensors"  # as `registry.add` names it
+    for file in (folder / published.file, added, torch_home / "hub/checkpoints" / published.file):
         if file.is_file():
             return file
     try:
@@ -270,7 +273,7 @@ def _search(name: str, published: PublishedBackbone | Comparator, *, hub: bool) 
             f"The weights of {name} are not here. {error} Three ways to get them:\n"
             f"  1. download {published.url}\n"
             "     and set backbone.weights to the file in the config;\n"
-            f"  2. or `radprobe weights add` the file: it goes into {own} (RADPROBE_WEIGHTS);\n"
+            f"  2. or `radprobe weights add` the file: it goes into {folder} (RADPROBE_WEIGHTS);\n"
             f"  3. on a machine with a network: huggingface-cli download {published.repository}, "
             "then copy ~/.cache/huggingface here."
         ) from None
@@ -295,9 +298,9 @@ def _hub_folder(repository: str, *, hub: bool, files: Sequence[str] = HUB_FILES)
     if Path(repository).expanduser().is_dir():
         return Path(repository).expanduser()
     # Imported late: it costs a quarter of a second that no other way pays.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
+    # The cache first: without a network, a request to the hub may take long to fail.
     for local_only in (True, False) if hub else (True,):
         try:
             return Path(
@@ -305,11 +308,11 @@ def _hub_folder(repository: str, *, hub: bool, files: Sequence[str] = HUB_FILES)
                     repository, allow_patterns=list(files), local_files_only=local_only
                 )
             )
-        except HFValidationError:
+        except errors.HFValidationError:
             raise WeightsError(
                 f"{repository!r} is neither a folder nor the name of a Hugging Face repository."
             ) from None
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
             reason = str(error).splitlines()[0]
     where = "cache, and the hub did not give it" if hub else "cache"
     raise WeightsError(f"{repository!r} is not in the Hugging Face {where} ({reason}).")

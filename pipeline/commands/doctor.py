@@ -112,7 +112,7 @@ def _bench(config: Config, device: str, compiled: bool, as_json: bool) -> None:
     def tell(line: str) -> None:
         (err if as_json else out).print(line, highlight=False, markup=False, soft_wrap=True)
 
-    measured = bench(config, device, compiled=compiled, tell=tell)
+    measured = bench(config, device, compiled=compiled, report=tell)
     if as_json:
         print(measured.model_dump_json(indent=1))
     else:

@@ -135,22 +135,19 @@ class EmbeddingRun:
 
     def __enter__(self) -> EmbeddingRun:
         """Start the writer's thread and the readers, which have nothing to do yet."""
-        with contextlib.ExitStack() as opening:
+        with contextlib.ExitStack() as stack:
             # Closed in the opposite order: first what fills parts, then what commits them; and the
             # claims last, since a part may be somebody else's as soon as its claim is gone.
-            opening.callback(self._release_claims)
-            self._writer = opening.enter_context(contextlib.closing(Writer(self._commit)))
-            self._reads = opening.enter_context(
-                contextlib.closing(
-                    open_read_queue(
-                        self._settings.root,
-                        plane=self.recipe.preprocess.plane,
-                        workers=self.speed.workers or 0,
-                        time_limit_s=self.speed.time_limit_s,
-                    )
-                )
+            stack.callback(self._release_claims)
+            self._writer = stack.enter_context(contextlib.closing(Writer(self._commit)))
+            reads = open_read_queue(
+                self._settings.root,
+                plane=self.recipe.preprocess.plane,
+                workers=self.speed.workers or 0,
+                time_limit_s=self.speed.time_limit_s,
             )
-            self._opened = opening.pop_all()
+            self._reads = stack.enter_context(contextlib.closing(reads))
+            self._opened = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -40,5 +40,6 @@ class Lanes:
 
     def close(self) -> None:
         """Wait for the work at hand, drop what waits, and give this process its threads back."""
+        # Before the threads are given back: a pass at work would change its number of them.
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._threads)  # the lanes' setting is the whole process's for MKL

@@ -38,6 +38,7 @@ def bottleneck(seconds: Mapping[str, float], slices: int, speed: Speed, recipe: 
     total = seconds.get("all", 0.0)
     if total < _SHORT_S:
         return ""
+    # On a GPU preprocessing is queued with the network, and holds nothing up.
     lost = {
         "reading": seconds.get("wait", 0.0) + seconds.get("survey", 0.0),
         "writing": seconds.get("stall", 0.0),

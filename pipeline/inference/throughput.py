@@ -108,6 +108,7 @@ def measured_batch(recipe: Recipe, device: str, *, compiled: bool) -> int | None
 def _path(recipe: Recipe, device: str) -> Path:
     """Return the file of a machine, a kind of device, and a network at an image size."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    # Speed depends on the shape alone: any weights of it have the same.
     network = f"{recipe.architecture.model_dump_json()} {recipe.image_size}"
     digest = hashlib.sha256(network.encode()).hexdigest()[:16]
     kind = device.partition(":")[0]

@@ -52,12 +52,12 @@ def bench(
     *,
     least_s: float = 1.0,
     compiled: bool = True,
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Throughput:
     """Measure a config on this machine, save what was measured, and return it.
 
     least_s: how long each setting is run at least. compiled: whether torch.compile is tried, which
-    takes a minute. tell: called with a line a measurement. Raises DeviceError, WeightsError,
+    takes a minute. report: called with a line a measurement. Raises DeviceError, WeightsError,
     ConfigError.
     """
     weights = locate_weights(config)
@@ -70,21 +70,21 @@ def bench(
         network = _load(recipe, checkpoint, device, precision)
         for rate in _batches(network, precision, least_s):
             rates.append(rate)
-            tell(_line(rate))
+            report(_line(rate))
     if compiled:
         rate_compiled = _compiled(recipe, checkpoint, device, _fastest(rates, recipe), least_s)
         if rate_compiled is not None:
             rates.append(rate_compiled)
-            tell(_line(rate_compiled))
+            report(_line(rate_compiled))
     sample = take_sample(config, _SLICES)
     reading = ReadingRate(
         root=str(config.data.root.absolute()),
         slices_per_s=len(sample.items) / sample.seconds,
         mb_per_s=sample.megabytes / sample.seconds,
     )
-    tell(f"reading  {reading.slices_per_s:10.1f} slices/s of a core, {reading.mb_per_s:.1f} MB/s")
+    report(f"reading  {reading.slices_per_s:10.1f} slices/s of a core, {reading.mb_per_s:.1f} MB/s")
     write_mb_per_s = _write_rate(config, recipe)
-    tell(f"writing  {write_mb_per_s:10.1f} MB/s")
+    report(f"writing  {write_mb_per_s:10.1f} MB/s")
     throughput = Throughput(
         device=device,
         card=_card(device),
@@ -206,7 +206,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _write_rate(config: Config, recipe: Recipe) -> float:
-    """Return MB/s of parts committed to the store's disk, in a folder beside it that is removed."""
+    """Return MB/s of parts committed to the store's disk, in a folder that is removed."""
     place = config.store.absolute().parent
     while not place.is_dir():
         place = place.parent

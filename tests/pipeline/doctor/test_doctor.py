@@ -150,7 +150,7 @@ def test_a_sample_reads_slices_of_every_kind_of_file(config: Path) -> None:
 def test_bench_measures_what_plan_and_extract_use(config: Path) -> None:
     settings = load_config(config)
     lines: list[str] = []
-    pace = bench(settings, "cpu", least_s=0.03, compiled=False, tell=lines.append)
+    pace = bench(settings, "cpu", least_s=0.03, compiled=False, report=lines.append)
     recipe, _ = make_recipe(settings)
     assert load_throughput(recipe, "cpu") == pace
     assert {way.precision for way in pace.forward} == {"float32", "bfloat16"}
