@@ -26,6 +26,7 @@ from pipeline.extract import extract
 from pipeline.extraction.embed import (
     BadLimit,
     Embedded,
+    EmbeddingRun,
     EmbedSettings,
     Progress,
     Speed,
@@ -215,6 +216,64 @@ def test_a_part_whose_slices_are_all_withdrawn_meanwhile_shifts_nothing(config: 
     )
     assert want[:8].tobytes() == got[:8].tobytes()
     assert want[16:ROWS].tobytes() == got[16:ROWS].tobytes()
+
+
+# --- opened and closed ---------------------------------------------------------------------------
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if "radprobe" in thread.name}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_fails_in_the_middle_ends_all_that_it_opened(
+    workers: int, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = in_store(config, "store")
+    recipe, file = make_recipe(settings)
+    store = open_store(settings, recipe)
+    settle(settings, store, workers=0)
+    checkpoint = Checkpoint(settings.backbone.name, str(file or recipe.weights))
+    cores = torch.get_num_threads()
+    at_work: set[str] = set()
+
+    def stop(slices: int) -> None:
+        at_work.update(threads())
+        raise KeyboardInterrupt
+
+    embedding = dataclasses.replace(
+        settings_of(settings, store, checkpoint),
+        speed=dataclasses.replace(HERE, workers=workers),
+        progress=Progress(advance=stop),
+    )
+    with (
+        pytest.raises(KeyboardInterrupt),
+        EmbeddingRun(store, store.missing(), embedding) as run,
+    ):
+        run.embed()
+    assert {"radprobe-write", "radprobe-lane_0"} <= at_work
+    assert ("radprobe-read" in at_work) == (workers > 0)
+    assert threads() == set()
+    assert torch.get_num_threads() == cores
+    assert not claims(store.path)
+    assert run.summary().rows == 0
+
+
+def test_no_network_is_loaded_where_others_have_every_part(config: Path) -> None:
+    settings = in_store(config, "store")
+    recipe, file = make_recipe(settings)
+    store = open_store(settings, recipe)
+    settle(settings, store, workers=0)
+    others = [store.claim(part) for part in store.missing()]
+    assert all(others)
+
+    def load(*_: object) -> Backbone:
+        raise AssertionError("a network was loaded")
+
+    checkpoint = Checkpoint(settings.backbone.name, str(file or recipe.weights))
+    embedding = dataclasses.replace(settings_of(settings, store, checkpoint), load=load)
+    done = embed_missing(store, embedding)
+    assert (done.rows, len(done.elsewhere)) == (0, 3)
 
 
 # --- memory of the card --------------------------------------------------------------------------
