@@ -37,7 +37,7 @@ from pipeline.extraction.embed import BadLimit, EmbedSettings, Speed, embed_miss
 from pipeline.extraction.sync import make_recipe, open_store, settle
 from pipeline.inference.forward import keep_memory
 from pipeline.io.decode import read_slices
-from pipeline.io.digests import file_digest, narrow, pixel_digest
+from pipeline.io.digests import narrow, pixel_digest
 from pipeline.io.reader import read_files
 from pipeline.io.types import Request
 from pipeline.preprocessing.prepare import prepare_batch
@@ -45,6 +45,7 @@ from pipeline.recipe import Features, Recipe
 from pipeline.shared.pseudonyms import load_key, reveal_path
 from pipeline.types import Slice
 from stores import FeatureStore
+from stores._disk import file_sha256
 from stores.features import OK
 
 FEW = 8  # slices of a run that is nearly all start
@@ -204,7 +205,7 @@ def stages(root: Path, place: Path) -> dict[str, float]:
         return results
 
     clock("pydicom alone", (pydicom.dcmread(path).pixel_array.size for path in paths))
-    clock("sha256 of the file", map(file_digest, paths))
+    clock("sha256 of the file", map(file_sha256, paths))
     items = clock("file to HU", (next(iter(read_slices(path, (0,)))) for path in paths))
     slices = [item for item in items if isinstance(item, Slice)]
     clock("sha256 of the pixels", (pixel_digest(item.pixels) for item in slices))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.datasets.contracts import DataSet, Found, Item, below, files_of
+from pipeline.io.decode import read_headers
 from stores.errors import ConfigError
 
 LEFT, RIGHT = 1, 2
@@ -46,9 +47,7 @@ def _merge(left: Path, right: Path, into: Path) -> bool:
 def _marked(path: Path) -> NDArray[np.bool_]:
     from PIL import Image
 
-    from pipeline.io.formats import raster
-
-    raster.read_headers(path)  # held against the limits there
+    read_headers(path)  # held against the limits there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=("PNG",)) as image:

@@ -116,7 +116,7 @@ def codecs() -> Iterator[Check]:
     """Yield for each transfer syntax whether the plugin that is to decode it is there."""
     from pydicom.pixels.decoders.base import get_decoder
 
-    from pipeline.io.formats.dicom import DECODERS
+    from pipeline.io.formats.dicom_rules import DECODERS
 
     for syntax, plugin in DECODERS.items():
         decoder = get_decoder(syntax)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.io.decode import read_frames
-from pipeline.io.pool import _Pool
-from pipeline.io.process import Job
+from pipeline.io.pool import WorkerPool
+from pipeline.io.process import FileTask
 from pipeline.io.types import FrameRead, Request
 from pipeline.shared.paths import unescape_path
 from pipeline.types import Plane
@@ -80,8 +80,9 @@ class InlineReadQueue:
 
     def get(self) -> FrameRead:
         """Read the next frame."""
+        read = next(self._reads)
         self.frames_left -= 1
-        return next(self._reads)
+        return read
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -93,26 +94,26 @@ class PooledReadQueue:
 
     def __init__(self, root: Path, plane: Plane, workers: int, time_limit_s: float) -> None:
         self.frames_left = 0
-        self._pool = _Pool(root, plane, workers, time_limit_s)
+        self._pool = WorkerPool(root, plane, workers, time_limit_s)
         self._in_hand: FrameRead | None = None
 
     def has_room(self) -> bool:
         """Return whether another file may be begun."""
         self._release()
-        return self._pool.room()
+        return self._pool.has_room()
 
     def put(self, request: Request) -> None:
         """Hand a file to the processes."""
         self.frames_left += len(request.frames)
-        self._pool.give(Job(request.path, request.frames))
+        self._pool.submit(FileTask(request.path, request.frames))
 
     def get(self) -> FrameRead:
         """Wait for the next frame."""
         self._release()
-        result = self._next()
+        result = self._pool.next_result()
         while not isinstance(result, FrameRead):
-            self._pool.taken(result)  # the end of a file, which makes room for another
-            result = self._next()
+            self._pool.release(result)  # the end of a file, which makes room for another
+            result = self._pool.next_result()
         self.frames_left -= 1
         self._in_hand = result
         return result
@@ -121,14 +122,8 @@ class PooledReadQueue:
         """End the processes, whatever they are at."""
         self._pool.close()
 
-    def _next(self) -> FrameRead | Job:
-        result = self._pool.done.get()
-        if isinstance(result, BaseException):
-            raise result
-        return result
-
     def _release(self) -> None:
         """Count the frame before as gone: until its caller comes back, its pixels are in memory."""
         if self._in_hand is not None:
-            self._pool.taken(self._in_hand)
+            self._pool.release(self._in_hand)
             self._in_hand = None
