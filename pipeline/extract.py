@@ -24,7 +24,7 @@ from pipeline.extraction.distributed.processes import Processes, embed_by
 from pipeline.extraction.distributed.shards import Looks, Shard, embed_ring, look_once, rules_of
 from pipeline.extraction.distributed.tasks import Work, add, forget_failures
 from pipeline.extraction.embed import BadLimit, Embedded, Progress, Speed
-from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.extraction.sync import make_recipe, open_store, update_tables
 from pipeline.inference.speed import cores
 from stores import FeatureStore
 from stores.errors import ConfigError
@@ -226,8 +226,8 @@ class _Run:
             self._write_demo()
             self.store.sweep()
             workers = self._header_workers()
-            found = settle(
-                self.config, self.store, rehash=self.rehash, workers=workers, elsewhere=elsewhere
+            found = update_tables(
+                self.config, self.store, rehash=self.rehash, workers=workers, open_files=elsewhere
             )
         return found.counts
 

@@ -108,7 +108,7 @@ def explain(config: Config, *, rehash: bool = False) -> Explanation:
     fields = differences(store, recipe)
     if fields:  # another recipe makes every slice stale: there is no more to say
         return Explanation(store.place, fields, [], [])
-    changes = list(_look(config, store, rehash).found.changes)
+    changes = list(_look(config, store, rehash).reconciled.changes)
     parts = [(part.index, store.receipts.doubt(part.index) or "") for part in store.missing()]
     return Explanation(store.place, [], changes, parts)
 

@@ -23,7 +23,7 @@ from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.extraction.distributed.tasks import Work, embed_here
 from pipeline.extraction.embed import BadLimit, Progress, Speed
-from pipeline.extraction.sync import look, make_recipe, open_store, settle
+from pipeline.extraction.sync import look, make_recipe, open_store, update_tables
 from pipeline.inference.forward import coded
 from pipeline.recipe import PatchTokens
 from pipeline.segmentation import heads, masks
@@ -96,7 +96,7 @@ def _of_some(config: Config, slices: int, store: Path) -> Config:
     """Return the config over files that have about so many slices to look at, and another store."""
     only = "masked" if config.masks else config.data.only
     data = config.data.model_copy(update={"only": only})
-    found = look(config.model_copy(update={"data": data, "store": store}), None).found.slices
+    found = look(config.model_copy(update={"data": data, "store": store}), None).reconciled.slices
     paths, chosen, have = found["path"].to_pylist(), set[str](), 0
     series = _by_series(found)
     for i in np.random.default_rng(0).permutation(len(series)):
@@ -123,7 +123,7 @@ def _embedded(config: Config, slices: int, device: str) -> tuple[FeatureStore, R
     """Return a store of some slices, and their rows."""
     recipe, file = make_recipe(config)
     store = open_store(config, recipe)
-    settle(config, store)
+    update_tables(config, store)
     rows = _telling(config, store)[:slices]
     work = Work(
         store=str(store.path),

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pipeline.config.root import Config
 from pipeline.extraction.distributed.tasks import Work, add, embed_here
 from pipeline.extraction.embed import BadLimit, Embedded, Progress
-from pipeline.extraction.sync import Look, settle
+from pipeline.extraction.sync import Look, update_tables
 from stores import FeatureStore, PartRange
 from stores._disk import write_atomic
 from stores.claims import STALE_AFTER_S, Claim, try_claim
@@ -114,7 +114,7 @@ def look_once(
                 return None
             prepare()
             store.sweep()
-            found = settle(config, store, rehash=rehash, workers=workers)
+            found = update_tables(config, store, rehash=rehash, workers=workers)
             Looks(before.count + 1, rules_of(config)).write(store)
             return found
     return None

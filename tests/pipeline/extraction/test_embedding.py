@@ -31,7 +31,7 @@ from pipeline.extraction.embed import (
     load_network,
 )
 from pipeline.extraction.plan import plan
-from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.extraction.sync import make_recipe, open_store, update_tables
 from pipeline.extraction.writer import Writer
 from pipeline.inference.forward import Forward, Values
 from pipeline.inference.throughput import Forward as Way
@@ -71,7 +71,7 @@ def embed_with(
     """Embed what the config's store lacks through a network of one's own."""
     recipe, file = make_recipe(config)
     store = open_store(config, recipe)
-    settle(config, store, workers=0)
+    update_tables(config, store, workers=0)
     done = embed_missing(
         store,
         recipe,
@@ -192,7 +192,7 @@ def test_a_part_whose_slices_are_all_withdrawn_meanwhile_shifts_nothing(config: 
     settings = in_store(config, "store")
     recipe, file = make_recipe(settings)
     store = open_store(settings, recipe)
-    settle(settings, store, workers=0)
+    update_tables(settings, store, workers=0)
     parts = store.missing()
     table, seen = store.slices().to_pylist(), store.tables()
     gone = [row | {"withdrawn": row["row"] // 8 == 1} for row in table]

@@ -11,7 +11,7 @@ import yaml
 from pipeline.config.loading import load_config
 from pipeline.extraction.distributed.tasks import Outcome, Work, embed_parts
 from pipeline.extraction.embed import Progress, Speed
-from pipeline.extraction.sync import make_recipe, name_patient, open_store, settle
+from pipeline.extraction.sync import make_recipe, name_patient, open_store, update_tables
 from stores import FeatureStore
 from stores.purge import purge, withdraw
 from tests.phantoms import write_png
@@ -36,7 +36,7 @@ def work(tmp_path: Path) -> Work:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     config = load_config(tmp_path / "config.yaml")
     recipe, file = make_recipe(config)
-    settle(config, open_store(config, recipe), workers=0)
+    update_tables(config, open_store(config, recipe), workers=0)
     speed = Speed(device="cpu", batch_size=4, workers=0)
     name = config.backbone.name
     return Work(str(config.store), name, str(file), str(config.data.root), speed)
