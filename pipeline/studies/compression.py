@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.config.data import Outputs
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
-from pipeline.extraction.distributed.tasks import Work, embed_here
+from pipeline.extraction.distributed.tasks import Work, embed_locally
 from pipeline.extraction.embed import BadLimit, Progress, Speed
 from pipeline.extraction.sync import look, make_recipe, open_store, update_tables
 from pipeline.inference.forward import coded
@@ -133,7 +133,7 @@ def _embedded(config: Config, slices: int, device: str) -> tuple[FeatureStore, R
         speed=Speed(device),
     )
     parts = [store.layout.part(int(row)) for row in rows]
-    embed_here(work, store, parts, Progress(), BadLimit(len(rows), 1.0, 0))
+    embed_locally(work, store, parts, Progress(), BadLimit(len(rows), 1.0, 0))
     rows = rows[store.status()[rows] == OK]
     if not len(rows):
         raise ConfigError(f"Not one slice can be read in {str(config.data.root)!r}.")

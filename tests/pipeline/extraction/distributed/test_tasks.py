@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from pipeline.config.loading import load_config
-from pipeline.extraction.distributed.tasks import Outcome, Work, embed_parts
+from pipeline.extraction.distributed.tasks import Work, WorkerOutcome, embed_parts
 from pipeline.extraction.embed import Progress, Speed
 from pipeline.extraction.sync import make_recipe, name_patient, open_store, update_tables
 from stores import FeatureStore
@@ -17,7 +17,7 @@ from stores.purge import purge, withdraw
 from tests.phantoms import write_png
 from tests.pipeline.models import write_tiny_folder
 
-DONE = Outcome()
+DONE = WorkerOutcome()
 
 
 @pytest.fixture
