@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipeline.annotations.mask_matching import join
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
@@ -391,8 +392,6 @@ def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) ->
 
 def _masked(config: Config, slices: pa.Table, key: bytes) -> NDArray[np.bool_]:
     """Return (n,) which slices have a mask of any of the config's mask sets."""
-    from pipeline.annotations.mask_matching import join
-
     names = Names(config.store, config.data.paths, key)
     has_mask = np.zeros(len(slices), bool)
     for masks in config.masks.values():
