@@ -144,7 +144,7 @@ def _summary(run: _ExtractRun, result: _RunResult, weights: str, started: float)
         embedded=embedded.rows,
         linked=embedded.linked,
         telling=_flagged(store, IDENTIFIER_IN_PATH) if keeps_paths else 0,
-        found=result.found,
+        found=result.counts,
         unreadable=dict(_unreadable(store)),
         files_set_aside=dict(_set_aside(store)),
         parts_elsewhere=embedded.elsewhere,
@@ -194,9 +194,9 @@ def _arrow_memory_from_system() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _RunResult:
-    """What a run came to. found: how many slices came which way, by its look at the collection."""
+    """What a run came to. counts: how many slices came which way, by its look at the collection."""
 
-    found: dict[str, int]
+    counts: dict[str, int]
     parts: EmbedResult = field(default_factory=EmbedResult)
 
 
@@ -218,16 +218,16 @@ class _ExtractRun:
 
     def on_this_machine(self, processes: Processes) -> _RunResult:
         """Look, then embed on the devices of this machine."""
-        found = self._look(open_files=None)
+        counts = self._look(open_files=None)
         with self._clock("embed_s"):
             missing = self.store.missing()
             if not missing:
-                return _RunResult(found)
+                return _RunResult(counts)
             limit = self._limit()
             parts = embed_by_processes(
                 processes, self.work, self.store, missing, self.progress, limit
             )
-            return _RunResult(found, parts)
+            return _RunResult(counts, parts)
 
     def on_cluster(self, cluster: Cluster) -> _RunResult:
         """Look and embed on a cluster, which is connected to where there is something to do."""
@@ -242,16 +242,16 @@ class _ExtractRun:
         patience_s = float("inf") if isinstance(cluster, JobQueue) else PATIENCE_S
         with connections(cluster, self.work.speed.device) as connect:
             locally = opened_by(data, plane, self._header_workers())
-            found = self._look(open_on_cluster(connect, data, plane, locally))
+            counts = self._look(open_on_cluster(connect, data, plane, locally))
             with self._clock("embed_s"):
                 missing = self.store.missing()
                 if not missing:
-                    return _RunResult(found)
+                    return _RunResult(counts)
                 limit = self._limit()
                 parts = embed_on_cluster(
                     connect, self.work, self.store, missing, self.progress, limit, patience_s
                 )
-                return _RunResult(found, parts)
+                return _RunResult(counts, parts)
 
     def as_shard(self, shard: Shard) -> _RunResult:
         """Embed together with other shards, of which one looks at the collection for all."""
@@ -263,15 +263,16 @@ class _ExtractRun:
         # Tables by other rules may know slices that this config does not want.
         if before.rules == rules_of(self.config) and not self.rehash:
             parts = self._ring(shard)
-        found = self._look_once(before)
+        counts = self._look_once(before)
         # Again, for what the look has added.
-        return _RunResult(found, parts.then(self._ring(shard)))
+        return _RunResult(counts, parts.then(self._ring(shard)))
 
     def _look(self, open_files: Open | None) -> dict[str, int]:
         """Bring the store's tables up to the collection; return how many slices came which way."""
         with self._clock("look_s"):
             self._write_demo()
-            # Before the tables are read: what a dead process left half done is mended first.
+            # First of all: a run with nothing to do ends early, and what dead writers left (claims,
+            # temporary files) is to be gone then as well.
             self.store.sweep()
             look = update_tables(
                 self.config,
