@@ -284,7 +284,7 @@ def _ct_lung(trunk: _Trunk, x: Array, y: Array, level: float, cavity: Array) -> 
     to_back = 10 * np.clip(0.3 + y / deep, 0, 1)
     to_top = 10 * np.clip(level - 0.7, 0, 1)
     middle = np.abs(x) - (15 + to_back + to_top)
-    lung = np.minimum(cavity - 3, middle)
+    lung: Array = np.minimum(cavity - 3, middle)
     lung = np.minimum(lung, -_ct_heart(trunk, x, y, level) - 1)
     lung = np.minimum(lung, -_ct_spine(trunk, x, y) - 2)
     for side, start, reach in _DOMES:
