@@ -34,7 +34,7 @@ from pipeline.backbones.load import Backbone
 from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
 from pipeline.extraction.embed import BadLimit, EmbedSettings, Speed, embed_missing
-from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.extraction.sync import make_recipe, open_store, update_tables
 from pipeline.inference.forward import keep_memory
 from pipeline.io.decode import read_slices
 from pipeline.io.digests import narrow, pixel_digest
@@ -167,7 +167,7 @@ def prepared(root: Path, path: Path) -> tuple[Config, Recipe, FeatureStore]:
     )
     recipe, _ = make_recipe(config)
     store = open_store(config, recipe)
-    settle(config, store, workers=0)
+    update_tables(config, store, workers=0)
     return config, recipe, store
 
 

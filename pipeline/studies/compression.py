@@ -22,9 +22,9 @@ from pipeline.backbones.weights import Checkpoint
 from pipeline.config.data import Outputs
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
-from pipeline.extraction.distributed.tasks import Work, embed_here
+from pipeline.extraction.distributed.tasks import Work, embed_locally
 from pipeline.extraction.embed import BadLimit, Progress, Speed
-from pipeline.extraction.sync import locate_weights, look, open_store, recipe_with, settle
+from pipeline.extraction.sync import locate_weights, look, open_store, recipe_with, update_tables
 from pipeline.inference.forward import coded
 from pipeline.recipe import PatchTokens
 from pipeline.segmentation import heads, masks
@@ -99,7 +99,7 @@ def _of_some(config: Config, slices: int, store: Path) -> Config:
     # With masks, a sample of all slices might have nothing to draw on most of them.
     only = "masked" if config.masks else config.data.only
     data = config.data.model_copy(update={"only": only})
-    there = look(config.model_copy(update={"data": data, "store": store}), None).found.slices
+    there = look(config.model_copy(update={"data": data, "store": store}), None).reconciled.slices
     paths = there["path"].to_pylist()
     series = _by_series(there)
     chosen = set[str]()
@@ -132,7 +132,7 @@ def _embedded(config: Config, slices: int, device: str) -> tuple[FeatureStore, R
     recipe = recipe_with(config, weights)
     checkpoint = Checkpoint.of(config.backbone.name, weights)
     store = open_store(config, recipe)
-    settle(config, store)
+    update_tables(config, store)
     rows = _rows_to_study(config, store)[:slices]
     work = Work(
         store=str(store.path),
@@ -143,7 +143,7 @@ def _embedded(config: Config, slices: int, device: str) -> tuple[FeatureStore, R
         stamp=checkpoint.stamp,
     )
     parts = [store.layout.part(int(row)) for row in rows]  # of one row each
-    embed_here(work, store, parts, Progress(), BadLimit(len(rows), 1.0, 0))
+    embed_locally(work, store, parts, Progress(), BadLimit(len(rows), 1.0, 0))
     rows = rows[store.status()[rows] == OK]
     if not len(rows):
         raise ConfigError(f"Not one slice can be read in {str(config.data.root)!r}.")

@@ -15,9 +15,9 @@ from pipeline.backbones.weights import Checkpoint
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import extract
-from pipeline.extraction.distributed.tasks import Outcome, Work, embed_parts
+from pipeline.extraction.distributed.tasks import WorkerOutcome, Work, embed_parts
 from pipeline.extraction.embed import Progress, Speed
-from pipeline.extraction.sync import locate_weights, open_store, recipe_with, settle
+from pipeline.extraction.sync import locate_weights, open_store, recipe_with, update_tables
 from pipeline.recipe import Recipe
 from stores.errors import WeightsError
 from tests.phantoms import volume, write_series
@@ -71,7 +71,7 @@ def put_others_there(config: Config, tmp_path: Path) -> Path:
 def work_on(config: Config) -> Work:
     """Return work on a store that knows its slices and has no features yet."""
     recipe, checkpoint = located(config)
-    settle(config, open_store(config, recipe), workers=0)
+    update_tables(config, open_store(config, recipe), workers=0)
     root = str(config.data.root)
     return Work(
         str(config.store), checkpoint.name, checkpoint.weights, root, HERE, checkpoint.stamp
@@ -115,12 +115,12 @@ def test_a_worker_hashes_what_nobody_hashed_for_it_and_no_more(
 ) -> None:
     work = work_on(config)
     hashed.clear()
-    assert embed_parts(work, [0], Progress()) == Outcome()
+    assert embed_parts(work, [0], Progress()) == WorkerOutcome()
     assert hashed == []
     # As on a machine that has a copy of its own: it is read once, however many tasks follow.
     elsewhere = replace(work, stamp="of another file")
-    assert embed_parts(elsewhere, [1], Progress()) == Outcome()
-    assert embed_parts(elsewhere, [0, 1], Progress()) == Outcome()
+    assert embed_parts(elsewhere, [1], Progress()) == WorkerOutcome()
+    assert embed_parts(elsewhere, [0, 1], Progress()) == WorkerOutcome()
     assert len(hashed) == 1
 
 

@@ -34,7 +34,7 @@ from pipeline.extraction.embed import (
     load_network,
 )
 from pipeline.extraction.plan import plan
-from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.extraction.sync import make_recipe, open_store, update_tables
 from pipeline.extraction.writer import Writer
 from pipeline.inference.forward import Forward, Values
 from pipeline.inference.throughput import (
@@ -80,7 +80,7 @@ def embed_with(
     """Embed what the config's store lacks through a network of one's own."""
     recipe, file = make_recipe(config)
     store = open_store(config, recipe)
-    settle(config, store, workers=0)
+    update_tables(config, store, workers=0)
     checkpoint = Checkpoint(config.backbone.name, str(file or recipe.weights))
     settings = settings_of(config, store, checkpoint)
     settings = dataclasses.replace(
@@ -203,7 +203,7 @@ def test_a_part_whose_slices_are_all_withdrawn_meanwhile_shifts_nothing(config: 
     settings = in_store(config, "store")
     recipe, file = make_recipe(settings)
     store = open_store(settings, recipe)
-    settle(settings, store, workers=0)
+    update_tables(settings, store, workers=0)
     parts = store.missing()
     table, seen = store.slices().to_pylist(), store.tables()
     gone = [row | {"withdrawn": row["row"] // 8 == 1} for row in table]
@@ -232,7 +232,7 @@ def test_a_run_that_fails_in_the_middle_ends_all_that_it_opened(
     settings = in_store(config, "store")
     recipe, file = make_recipe(settings)
     store = open_store(settings, recipe)
-    settle(settings, store, workers=0)
+    update_tables(settings, store, workers=0)
     checkpoint = Checkpoint(settings.backbone.name, str(file or recipe.weights))
     cores = torch.get_num_threads()
     at_work: set[str] = set()
@@ -263,7 +263,7 @@ def test_no_network_is_loaded_where_others_have_every_part(config: Path) -> None
     settings = in_store(config, "store")
     recipe, file = make_recipe(settings)
     store = open_store(settings, recipe)
-    settle(settings, store, workers=0)
+    update_tables(settings, store, workers=0)
     others = [store.claim(part) for part in store.missing()]
     assert all(others)
 
