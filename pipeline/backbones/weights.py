@@ -226,7 +226,8 @@ def check_weights(source: WeightsSource, checkpoint: Checkpoint, identity: str) 
     Raises WeightsError where it is another, by content.
     """
     if source.file is None:
-        stamp, here = "", f"random:{source.seed}"
+        stamp = ""
+        here = f"random:{source.seed}"
     else:
         stamp = stamp_of(source.file)
         here = identity if stamp == checkpoint.stamp else identity_of(source.file)

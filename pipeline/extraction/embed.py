@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from pipeline import backbones
 from pipeline.backbones.weights import Checkpoint
 from pipeline.extraction.part import FillContext, PartFiller, PartInFlight, rule_number
 from pipeline.extraction.progress import BadLimit as BadLimit
@@ -64,9 +65,9 @@ class Embedded:
 
 def load_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Backbone:
     """Load the network of a recipe on the device that `speed` names. Raises WeightsError."""
-    from pipeline.backbones.load import load_recipe_backbone
-
-    return load_recipe_backbone(recipe, checkpoint, device=speed.device, compiled=speed.compiled)
+    return backbones.load_recipe_backbone(
+        recipe, checkpoint, device=speed.device, compiled=speed.compiled
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pipeline.backbones.weights import Checkpoint
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import extract
-from pipeline.extraction.distributed.tasks import WorkerOutcome, Work, embed_parts
+from pipeline.extraction.distributed.tasks import Work, WorkerOutcome, embed_parts
 from pipeline.extraction.embed import Progress, Speed
 from pipeline.extraction.sync import locate_weights, open_store, recipe_with, update_tables
 from pipeline.recipe import Recipe
