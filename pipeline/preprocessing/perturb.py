@@ -19,7 +19,8 @@ from pipeline.types import Slice
 Pixels = NDArray[np.float32]
 
 # Of the slice's range, from the 1st percentile to the 99th.
-NOISE, SHIFT = 0.02, 0.05
+NOISE = 0.02
+SHIFT = 0.05
 DEGREES = 5
 QUALITY = 50
 
@@ -76,7 +77,8 @@ def _turn(pixels: Pixels) -> Pixels:
 def _jpeg(pixels: Pixels) -> Pixels:
     from PIL import Image
 
-    low, high = float(pixels.min()), float(pixels.max())
+    low = float(pixels.min())
+    high = float(pixels.max())
     scale = (high - low) / 255 or 1.0
     grey = ((pixels - low) / scale).round().astype(np.uint8)
     sink = io.BytesIO()
