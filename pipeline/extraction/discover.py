@@ -67,8 +67,10 @@ _PASSING = ("no-permission", "vanished", "time-limit")
 # Files and slices that Python holds at once: there they take ten times the room of a table.
 _AT_ONCE = 2**10
 
-# Paths -> the headers of each file, or why it has none, in order.
-Open = Callable[[Iterable[str]], Iterator[list[Header] | UnreadableError]]
+# The headers of a file, or why it has none.
+Headers = list[Header] | UnreadableError
+# Paths -> the headers of each file, in order.
+Open = Callable[[Iterable[str]], Iterator[Headers]]
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def _some_at_a_time(column: pa.ChunkedArray | pa.Array) -> Iterator[str]:
 def opened_by(data: Data, plane: Plane, workers: int) -> Open:
     """Return what opens files by so many processes of this machine; 0: in this one."""
 
-    def headers_here(path: str) -> list[Header] | UnreadableError:
+    def headers_here(path: str) -> Headers:
         try:
             return read_headers(data.root / unescape_path(path), plane, data.tags)
         except Exception as error:
@@ -278,7 +280,9 @@ class _Filler:
     """What the config says of files whose headers do not: modality and patient, by path."""
 
     def __init__(self, data: Data) -> None:
-        self._modalities = [(matcher([glob]), code) for glob, code in data.modality.items()]
+        self._modalities: list[tuple[Callable[[str], bool], str]] = []
+        for glob, code in data.modality.items():
+            self._modalities.append((matcher([glob]), code))
         self._patient = re.compile(data.patient) if data.patient else None
 
     def modality(self, path: str) -> str:
@@ -319,7 +323,9 @@ def _place(stored: str, header: Header, fill: _Filler, key: bytes) -> Row:
         return pseudonym(key, kind, raw) if raw else None
 
     spacing_y, spacing_x = header.spacing_mm or (None, None)
-    tags = [(tag, hidden(f"tag:{tag}", raw)) for tag, raw in header.tags.items()]
+    tags = []
+    for tag, raw in header.tags.items():
+        tags.append((tag, hidden(f"tag:{tag}", raw)))
     return {
         "row": None,
         "path": stored,
@@ -376,7 +382,8 @@ def _with_reasons(
         }
     )
     then = before.filter(pc.is_valid(before["reason"])).select(now.column_names)
-    then = then.filter(pc.invert(pc.is_in(then["path"], _one(now["path"]))))
+    opened_now = pc.is_in(then["path"], _one(now["path"]))
+    then = then.filter(pc.invert(opened_now))
     aside = pa.concat_tables([now, then])
     places = pc.index_in(_one(files["path"]), _one(aside["path"]))
     by_file = aside.take(pc.if_else(pc.equal(counts, 0), places, None))

@@ -64,7 +64,8 @@ def _channels(stored: Tensor, rule: Intensity, items: Sequence[Slice]) -> list[T
             return [ramp(stored, low, high)]
         case ZScore():
             mean, std = mean_and_std(stored)
-            return [ramp(stored, mean - rule.clip * std, mean + rule.clip * std)]
+            reach = rule.clip * std
+            return [ramp(stored, mean - reach, mean + reach)]
 
 
 def ramp(stored: Tensor, low: Bound, high: Bound) -> Tensor:
@@ -104,7 +105,9 @@ def extremes(stored: Tensor) -> tuple[Tensor, Tensor]:
         high = torch.where(finite, stored, -math.inf)
     elif stored.dtype == torch.uint16:  # which has no amin
         low = high = stored.to(torch.int32)
-    return low.amin((1, 2), keepdim=True).double(), high.amax((1, 2), keepdim=True).double()
+    lowest = low.amin((1, 2), keepdim=True).double()
+    highest = high.amax((1, 2), keepdim=True).double()
+    return lowest, highest
 
 
 def percentiles(stored: Tensor, percents: Sequence[float]) -> list[Tensor]:
@@ -155,9 +158,11 @@ def mean_and_std(stored: Tensor) -> tuple[Tensor, Tensor]:
     pixels = stored.double()
     finite = torch.isfinite(pixels)
     count = finite.sum((1, 2), keepdim=True)
-    mean = torch.where(finite, pixels, 0.0).sum((1, 2), keepdim=True) / count
+    total = torch.where(finite, pixels, 0.0).sum((1, 2), keepdim=True)
+    mean = total / count
     squares = torch.where(finite, pixels - mean, 0.0).square_()
-    return mean, (squares.sum((1, 2), keepdim=True) / count).sqrt()
+    variance = squares.sum((1, 2), keepdim=True) / count
+    return mean, variance.sqrt()
 
 
 def _ends(items: Sequence[Slice], rule: Intensity, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -43,12 +43,16 @@ def thickened(item: Slice, neighbours: Sequence[Slice]) -> Slice:
 
     Of the pixels that are no padding, and of neighbours of its shape.
     """
-    pixels = [item.pixels, *(n.pixels for n in neighbours if n.pixels.shape == item.pixels.shape)]
-    stack = np.stack([np.asarray(each, np.float32) for each in pixels])
+    layers = [np.asarray(item.pixels, np.float32)]
+    for neighbour in neighbours:
+        if neighbour.pixels.shape == item.pixels.shape:
+            layers.append(np.asarray(neighbour.pixels, np.float32))
+    stack = np.stack(layers)
     known = np.isfinite(stack)
     sums = np.where(known, stack, 0).sum(axis=0, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        return replace(item, pixels=(sums / known.sum(axis=0)).astype(np.float32))
+    with np.errstate(invalid="ignore"):  # where all are padding: 0 / 0 is NaN, which is padding
+        mean = sums / known.sum(axis=0)
+    return replace(item, pixels=mean.astype(np.float32))
 
 
 def _range(pixels: Pixels) -> float:

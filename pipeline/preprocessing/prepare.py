@@ -66,8 +66,9 @@ def prepare_batch(
             out[piece] = resize(fit_aspect(grey, recipe.preprocess.aspect), size)
             continue
         for i, item in enumerate(alike):
-            cut = _cropped(grey[i], item, modality)
-            out[piece.start + i] = resize(fit_aspect(cut, recipe.preprocess.aspect)[None], size)[0]
+            body = _cropped(grey[i], item, modality)  # of another shape than the next one's
+            fitted = fit_aspect(body, recipe.preprocess.aspect)[None]
+            out[piece.start + i] = resize(fitted, size)[0]
     return normalise(out, recipe.architecture)
 
 
@@ -174,8 +175,10 @@ def fit_aspect(grey: Tensor, aspect: Literal["square", "pad", "crop"]) -> Tensor
     if aspect == "pad":
         side = max(height, width)
         top = (side - height) // 2
+        bottom = side - height - top
         left = (side - width) // 2
-        return functional.pad(grey, (left, side - width - left, top, side - height - top))
+        right = side - width - left
+        return functional.pad(grey, (left, right, top, bottom))
     if aspect == "crop":
         side = min(height, width)
         top = (height - side) // 2

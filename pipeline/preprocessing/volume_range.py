@@ -49,7 +49,8 @@ class Histogram:
         bits = pixels[np.isfinite(pixels)].astype(np.float32, copy=False).view(np.int32)
         # The bits of a float without its sign are in the order of its values.
         places = (bits & 0x7FFFFFFF) >> _DROPPED
-        np.add.at(self._counts, _ZERO + np.where(bits < 0, -places, places), 1)
+        signed = np.where(bits < 0, -places, places)
+        np.add.at(self._counts, _ZERO + signed, 1)
 
     def ends(self, rule: Intensity) -> Ends | None:
         """Return the values that a rule of scope `volume` makes 0 and 1; None of no values."""
@@ -75,7 +76,8 @@ class Histogram:
 
 def _values(places: Integers) -> Floats:
     """Return the value that is counted at each place."""
-    cut = (np.abs(places - _ZERO) << _DROPPED).astype(np.int32).view(np.float32)
+    bits = np.abs(places - _ZERO) << _DROPPED
+    cut = bits.astype(np.int32).view(np.float32)
     values: Floats = np.where(places < _ZERO, -cut, cut).astype(np.float64)
     return values
 
@@ -96,7 +98,8 @@ def by_series(slices: pa.Table) -> dict[str, Integers]:
     series = slices["series"].combine_chunks().dictionary_encode()
     which = series.indices.to_numpy()
     order = np.argsort(which, kind="stable")
-    bounds = np.searchsorted(which[order], np.arange(len(series.dictionary) + 1)).tolist()
+    numbers = np.arange(len(series.dictionary) + 1)
+    bounds = np.searchsorted(which[order], numbers).tolist()
     places: dict[str, Integers] = {}
     for number, name in enumerate(series.dictionary.to_pylist()):
         places[name] = order[bounds[number] : bounds[number + 1]]

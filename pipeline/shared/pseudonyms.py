@@ -128,7 +128,9 @@ def _revealed(key: bytes, name: str) -> str:
         return name
     cipher = _cipher(key)
     try:
-        sealed = base64.urlsafe_b64decode(name[1:] + "=" * (-len(name[1:]) % 4))
+        text = name[len(HIDDEN) :]
+        padding = "=" * (-len(text) % 4)  # which names do without
+        sealed = base64.urlsafe_b64decode(text + padding)
         return str(cipher.aead.decrypt(sealed, None), *_ENCODING)
     except (binascii.Error, ValueError, cipher.invalid):  # a file that is really called so
         return name

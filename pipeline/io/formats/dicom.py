@@ -230,7 +230,9 @@ def _frame_offsets(stream: BinaryIO, frames: int) -> dict[str, Any]:
     if basic_offsets or len(items) != frames:
         return {}
     offsets = [item - first for item in items]
-    lengths = [after - item - 8 for item, after in itertools.pairwise([*items, end])]
+    lengths = []
+    for item, following in itertools.pairwise([*items, end]):
+        lengths.append(following - item - 8)
     return {"extended_offsets": (offsets, lengths)}
 
 

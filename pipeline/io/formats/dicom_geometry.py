@@ -18,7 +18,11 @@ Pixels = NDArray[np.float32]  # (H, W)
 # Gantry tilt from which the header's own word is believed (degrees).
 _TILTED = 0.5
 # By the axis of the normal (LPS), how its plane is shown: along the rows, down the columns.
-_SHOWN = {2: ((1, 0, 0), (0, 1, 0)), 1: ((1, 0, 0), (0, 0, -1)), 0: ((0, 1, 0), (0, 0, -1))}
+_SHOWN = {
+    2: ((1, 0, 0), (0, 1, 0)),
+    1: ((1, 0, 0), (0, 0, -1)),
+    0: ((0, 1, 0), (0, 0, -1)),
+}
 
 
 def macro(dataset: Dataset, frame: int, name: str) -> Dataset:
@@ -130,23 +134,38 @@ class Reorientation:
     @classmethod
     def of(cls, axes: Floats) -> Reorientation:
         """Return the layout for stored axes (see `orientation`), by the nearest plane."""
-        shown = np.array(_SHOWN[int(np.abs(axes[2]).argmax())], dtype=np.float64)
+        plane = int(np.abs(axes[2]).argmax())
+        shown = np.array(_SHOWN[plane], dtype=np.float64)
         fit = axes[:2] @ shown.T  # stored (along, down) against shown (along, down)
-        transpose = abs(fit[0, 0]) + abs(fit[1, 1]) < abs(fit[0, 1]) + abs(fit[1, 0])
-        fit = fit[::-1] if transpose else fit
-        return cls(bool(transpose), bool(fit[1, 1] < 0), bool(fit[0, 0] < 0))
+        straight = abs(fit[0, 0]) + abs(fit[1, 1])
+        crossed = abs(fit[0, 1]) + abs(fit[1, 0])
+        transpose = bool(straight < crossed)
+        if transpose:
+            fit = fit[::-1]
+        along = fit[0, 0]
+        down = fit[1, 1]
+        return cls(transpose, up_down=bool(down < 0), left_right=bool(along < 0))
 
     def apply(self, pixels: Pixels) -> Pixels:
         """Return stored pixels (H, W) as they are shown."""
-        pixels = pixels.T if self.transpose else pixels
-        pixels = pixels[::-1] if self.up_down else pixels
-        return np.ascontiguousarray(pixels[:, ::-1] if self.left_right else pixels)
+        if self.transpose:
+            pixels = pixels.T
+        if self.up_down:
+            pixels = pixels[::-1]
+        if self.left_right:
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels)
 
     def undo(self, shown: NDArray[Any]) -> NDArray[Any]:
         """Return shown pixels (H, W) as they are stored."""
-        pixels = shown[:, ::-1] if self.left_right else shown
-        pixels = pixels[::-1] if self.up_down else pixels
-        return np.ascontiguousarray(pixels.T if self.transpose else pixels)
+        pixels = shown
+        if self.left_right:
+            pixels = pixels[:, ::-1]
+        if self.up_down:
+            pixels = pixels[::-1]
+        if self.transpose:
+            pixels = pixels.T
+        return np.ascontiguousarray(pixels)
 
     def axes(self, axes: Floats) -> Floats:
         """Return the axes of the pixels once shown."""
@@ -188,10 +207,13 @@ def orientation(dataset: Dataset, frame: int) -> Floats | None:
     down = np.array(cosines[3:])
     normal = np.cross(along, down)
     # Rounded cosines are a little off; what is further off is no orientation.
-    lengths = [float(np.linalg.norm(axis)) for axis in (along, down, normal)]
-    if not all(0.9 < length < 1.1 for length in lengths):
-        return None
-    return np.stack([along / lengths[0], down / lengths[1], normal / lengths[2]])
+    axes = []
+    for axis in (along, down, normal):
+        length = float(np.linalg.norm(axis))
+        if not 0.9 < length < 1.1:
+            return None
+        axes.append(axis / length)
+    return np.stack(axes)
 
 
 def place(
@@ -200,7 +222,9 @@ def place(
     """Return a corner's place along the normal, and down and along the slice (mm)."""
     if axes is None or corner is None:
         return None, None
-    along, down, normal = (float(axis @ corner) for axis in axes)
+    along = float(axes[0] @ corner)
+    down = float(axes[1] @ corner)
+    normal = float(axes[2] @ corner)
     return normal, (down, along)
 
 

@@ -73,11 +73,13 @@ def _range_sum(dataset: Dataset, frame: int, stored: Values) -> float:
     if stored.dtype.kind == "f":
         return 0.0
     bits = int(dataset.BitsStored)
+    lowest = 0
+    highest = 2**bits - 1
     if int(dataset.get("PixelRepresentation", 0)):
-        ends = np.array([-(2 ** (bits - 1)), 2 ** (bits - 1) - 1])
-    else:
-        ends = np.array([0, 2**bits - 1])
-    return float(_modality_values(dataset, frame, ends.astype(stored.dtype)).sum())
+        lowest = -(2 ** (bits - 1))
+        highest = 2 ** (bits - 1) - 1
+    ends = np.array([lowest, highest]).astype(stored.dtype)
+    return float(_modality_values(dataset, frame, ends).sum())
 
 
 def _padding(dataset: Dataset, stored: Values) -> NDArray[np.bool_] | None:
@@ -96,9 +98,10 @@ def _padding(dataset: Dataset, stored: Values) -> NDArray[np.bool_] | None:
 def _signed(value: int, dataset: Dataset) -> int:
     """Return a padding value with the sign of the pixels: writers mix up its two types."""
     bits = int(dataset.BitsAllocated)
-    if int(dataset.get("PixelRepresentation", 0)):
-        return value - (1 << bits) if value >= 1 << (bits - 1) else value
-    return value % (1 << bits)
+    range_ = 1 << bits
+    if not int(dataset.get("PixelRepresentation", 0)):
+        return value % range_
+    return value - range_ if value >= range_ // 2 else value
 
 
 # --- the file's own window ------------------------------------------------------------------------
@@ -139,7 +142,8 @@ def _voi_table(item: Dataset) -> Voi | None:
     if len(table) < entries or entries < 2 or not 1 <= bits <= 16:
         return None
     grey = table[:entries].astype(np.float64) / (2**bits - 1)
-    return Voi(first, first + entries - 1, "table", tuple(np.clip(grey, 0, 1).tolist()))
+    last = first + entries - 1
+    return Voi(first, last, "table", tuple(np.clip(grey, 0, 1).tolist()))
 
 
 def _turned(voi: Voi, total: float) -> Voi:

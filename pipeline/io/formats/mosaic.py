@@ -74,8 +74,9 @@ def _corner(dataset: Dataset, tiling: Tiles, k: int) -> Floats | None:
     if axes is None or spacing is None or step is None or start is None:
         return None
     # The scanner centres the whole mosaic where the tile should be centred.
-    down = axes[1] * (tiling.side - 1) * tiling.height * spacing[0] / 2
-    along = axes[0] * (tiling.side - 1) * tiling.width * spacing[1] / 2
+    beyond = tiling.side - 1  # tiles, half of them on either side
+    down = axes[1] * beyond * tiling.height * spacing[0] / 2
+    along = axes[0] * beyond * tiling.width * spacing[1] / 2
     corner: Floats = np.array(start) + down + along
     corner += tiling.direction * k * step[0] * axes[2]
     return corner
@@ -85,8 +86,10 @@ def tile(picture: Pixels, tiling: Tiles, k: int) -> Pixels:
     """Return tile k (height, width) of a mosaic."""
     row, column = divmod(k, tiling.side)
     top = row * tiling.height
+    bottom = top + tiling.height
     left = column * tiling.width
-    return np.ascontiguousarray(picture[top : top + tiling.height, left : left + tiling.width])
+    right = left + tiling.width
+    return np.ascontiguousarray(picture[top:bottom, left:right])
 
 
 def _private_count(dataset: Dataset) -> int | None:

@@ -44,6 +44,8 @@ _AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 # Beyond this angle between volume and patient axes (radians, 1 degree) a volume is oblique.
 _OBLIQUE = 0.0175
 _FREE_BYTES = 2**20
+# Fields of voxels that are colours.
+_COLOURS = (("R", "G", "B"), ("R", "G", "B", "A"))
 # Bytes that are decompressed at a time.
 _BLOCK = 2**20
 
@@ -58,12 +60,7 @@ class _Volume:
         self.stored = path.stat().st_size
         with self._stream() as stream:
             self.header = _read_header(stream)
-        shape = tuple(int(n) for n in self.header.get_data_shape())
-        while len(shape) > 4 and shape[-1] == 1:
-            shape = shape[:-1]
-        if not 2 <= len(shape) <= 4:
-            raise UnreadableError("unsupported", f"has {len(shape)} dimensions, not 2 to 4")
-        self.shape = (*shape, *(1,) * (4 - len(shape)))
+        self.shape = _four_dimensions(self.header)
         self.dtype = self.header.get_data_dtype()
         self.offset = int(self.header.get_data_offset())
         self._check()
@@ -78,10 +75,7 @@ class _Volume:
     def _check(self) -> None:
         if self.dtype.kind not in "iufV" or self.dtype.itemsize > 8:
             raise UnreadableError("unsupported", f"voxels of type {self.dtype}")
-        if self.dtype.kind == "V" and self.dtype.names not in (
-            ("R", "G", "B"),
-            ("R", "G", "B", "A"),
-        ):
+        if self.dtype.kind == "V" and self.dtype.names not in _COLOURS:
             raise UnreadableError("unsupported", "voxels of an unknown structure")
         x, y, z, t = self.shape
         # A slice of any plane, since which of them is wanted is not known yet; then all voxels.
@@ -120,7 +114,8 @@ class _Volume:
         if (self.turn[2, 1] < 0) != (plane == "coronal"):
             places = [count - 1 - place for place in places]
         numbers = [time * count + place for time, place in zip(times, places, strict=True)]
-        return self._inflated(numbers, (*self.shape[:2], 1)), [0] * len(frames)
+        slice_shape = (*self.shape[:2], 1)
+        return self._inflated(numbers, slice_shape), [0] * len(frames)
 
     def _inflated(self, numbers: Sequence[int], shape: tuple[int, ...]) -> Iterator[Voxels]:
         """Yield the pieces of a gzipped file's voxels that have these numbers, in their order.
@@ -276,12 +271,24 @@ def _read_header(stream: BinaryIO) -> Any:
     return kind(raw[:size], check=False)
 
 
+def _four_dimensions(header: Any) -> tuple[int, ...]:
+    """Return a volume's shape (x, y, z, time), 1 where the file has fewer dimensions."""
+    shape = [int(n) for n in header.get_data_shape()]
+    while len(shape) > 4 and shape[-1] == 1:
+        shape.pop()
+    if not 2 <= len(shape) <= 4:
+        raise UnreadableError("unsupported", f"has {len(shape)} dimensions, not 2 to 4")
+    while len(shape) < 4:
+        shape.append(1)
+    return tuple(shape)
+
+
 def _affine(header: Any) -> tuple[Affine, bool]:
     """Return voxel -> mm (RAS), and whether the file says how the volume lies in the patient."""
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     placed = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
-    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
-    if usable:
+    volume_mm3 = abs(np.linalg.det(affine[:3, :3]))  # of a voxel
+    if np.isfinite(affine).all() and volume_mm3 > 1e-12:
         return affine, placed
     # As a file without an affine is read: the first axis from right to left.
     return np.diag([-1.0, 1.0, 1.0, 1.0]), False
@@ -310,8 +317,10 @@ def _place(
     normal = np.cross(along, down)
     index = np.array([n - 1 for n in shape], dtype=np.float64)
     index[axis] = shape[1] - 1 - k if axis == 1 else k
-    corner = to_lps @ (affine[:3, :3] @ index + affine[:3, 3])
-    return float(corner @ normal), (float(corner @ down), float(corner @ along))
+    corner_ras = affine[:3, :3] @ index + affine[:3, 3]
+    corner = to_lps @ corner_ras
+    offset = (float(corner @ down), float(corner @ along))
+    return float(corner @ normal), offset
 
 
 def _cut(voxels: Voxels, plane: Plane, k: int) -> Voxels:
@@ -319,14 +328,16 @@ def _cut(voxels: Voxels, plane: Plane, k: int) -> Voxels:
     if plane == "axial":
         return voxels[::-1, ::-1, k].T
     if plane == "coronal":
-        return voxels[::-1, voxels.shape[1] - 1 - k, ::-1].T
+        from_behind = voxels.shape[1] - 1 - k
+        return voxels[::-1, from_behind, ::-1].T
     return voxels[k, ::-1, ::-1].T
 
 
 def _scaled(picture: Voxels, slope: float | None, inter: float | None) -> Pixels:
     """Return voxels as float32 with the file's scaling; colour becomes luma."""
     if picture.dtype.names:
-        return np.ascontiguousarray(luma(np.stack([picture[c] for c in "RGB"], axis=-1)))
+        colour = np.stack([picture[channel] for channel in "RGB"], axis=-1)
+        return np.ascontiguousarray(luma(colour))
     if slope is None:
         return np.ascontiguousarray(picture, dtype=np.float32)
     scaled = picture.astype(np.float64) * slope + (inter or 0.0)

@@ -40,12 +40,16 @@ class Place:
 def volumes(places: Sequence[Place]) -> list[list[Place]]:
     """Return one series' slices as volumes, each in order, flags set; the first file's first."""
     groups: dict[str, list[Place]] = defaultdict(list)
-    for place in sorted(places, key=lambda p: (p.path, p.header.frame)):
+    for place in sorted(places, key=_by_file):
         groups[place.header.volume].append(place)
     ordered: list[list[Place]] = []
     for group in groups.values():
         ordered.extend(_time_points(group))
     return [_flagged(volume) for volume in ordered]
+
+
+def _by_file(place: Place) -> tuple[str, int]:
+    return place.path, place.header.frame
 
 
 def _time_points(group: list[Place]) -> list[list[Place]]:
@@ -86,10 +90,12 @@ def _by_position(group: list[Place]) -> list[list[Place]]:
 
 def _layers(stacks: list[list[Place]]) -> list[list[Place]]:
     """Return the first slices of all stacks, then the second ones of those that have two, etc."""
-    depth = max(map(len, stacks))
     layers: list[list[Place]] = []
-    for k in range(depth):
-        layers.append([stack[k] for stack in stacks if k < len(stack)])
+    for stack in stacks:
+        for k, place in enumerate(stack):
+            if k == len(layers):
+                layers.append([])
+            layers[k].append(place)
     return layers
 
 
