@@ -31,9 +31,10 @@ import torch
 from benchmarks.images import write_images
 from benchmarks.waiting import start_asleep
 from pipeline.backbones.load import Backbone
+from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
-from pipeline.extraction.embed import BadLimit, Progress, Speed, embed_missing
-from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.extraction.embed import BadLimit, EmbedSettings, Speed, embed_missing
+from pipeline.extraction.sync import make_recipe, open_store, update_tables
 from pipeline.inference.forward import keep_memory
 from pipeline.io.decode import read_slices
 from pipeline.io.digests import narrow, pixel_digest
@@ -166,7 +167,7 @@ def prepared(root: Path, path: Path) -> tuple[Config, Recipe, FeatureStore]:
     )
     recipe, _ = make_recipe(config)
     store = open_store(config, recipe)
-    settle(config, store, workers=0)
+    update_tables(config, store, workers=0)
     return config, recipe, store
 
 
@@ -175,18 +176,15 @@ def whole(path: Path, workers: int, root: Path) -> float:
     config, recipe, store = prepared(root, path)
     slices = len(store.slices())
     began = time.perf_counter()
-    done = embed_missing(
-        store,
-        recipe,
-        config.backbone.name,
-        recipe.weights,
-        root,
-        functools.partial(reveal_path, load_key(path)),
-        Speed(device="cpu", workers=workers),
-        Progress(),
-        BadLimit(seen=slices, fraction=0.0),
+    settings = EmbedSettings(
+        checkpoint=Checkpoint(config.backbone.name, recipe.weights),
+        root=root,
+        reveal=functools.partial(reveal_path, load_key(path)),
+        limit=BadLimit(seen=slices, fraction=0.0),
+        speed=Speed(device="cpu", workers=workers),
         load=lambda *_: Nothing(recipe),
     )
+    done = embed_missing(store, settings)
     assert done.rows == slices, done
     return time.perf_counter() - began
 
