@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 Row = dict[str, Any]  # of the slice table
 Name = tuple[str, str]  # of a volume: series, modality
 Ends = tuple[float, float]
-Kept = dict[int, Ends]  # first row of a volume -> its range
+Ranges = dict[int, Ends]  # first row of a volume -> its range
 _NAMED = ("series", "modality")  # the columns of a volume's name
 
 
@@ -118,7 +118,7 @@ class Volumes:
         self,
         preprocess: Preprocess,
         slices: pa.Table,
-        recorded: Callable[[Iterable[int]], Kept],
+        recorded: Callable[[Iterable[int]], Ranges],
     ) -> None:
         """slices: live ones by row, all of each volume; recorded: rows -> ranges on file there."""
         self._preprocess = preprocess
@@ -173,9 +173,9 @@ class Volumes:
         self._ends[name] = histogram.ends(self._preprocess.rule(modality))
         return left_out
 
-    def ranges(self, slices: Iterable[Row]) -> Kept:
+    def ranges(self, slices: Iterable[Row]) -> Ranges:
         """Return the ranges that scale some slices, to be put on file in their part's receipt."""
-        ranges: Kept = {}
+        ranges: Ranges = {}
         for name in set(filter(None, map(self._name, slices))):
             ends = self._ends[name]
             if ends is not None:
@@ -205,7 +205,9 @@ class Volumes:
         return of_volume(self._preprocess.rule(modality))
 
 
-def told(store: FeatureStore, slices: pa.Table, preprocess: Preprocess, row: Row) -> Ends | None:
+def recorded_ends(
+    store: FeatureStore, slices: pa.Table, preprocess: Preprocess, row: Row
+) -> Ends | None:
     """Return the range that a slice was scaled by; None where it was scaled by itself.
 
     slices: the store's table, by row. Raises ConfigError where its part's receipt does not tell it.
