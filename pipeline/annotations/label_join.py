@@ -94,6 +94,7 @@ def matched(
 
     climb: names are paths, and one without a number has that of the nearest folder with one.
     """
+    # Each name once: the slices of a volume share their path.
     known: dict[str | None, int] = {None: -1}
     for name in set(names) - {None}:
         known[name] = _nearest_number(name, number) if climb else number.get(name, -1)
@@ -122,6 +123,7 @@ def _joined_by(slices: pa.Table, by: str) -> Texts:
     """Return what each slice is joined by; the volumes of one series share the series' id."""
     if by.startswith("tag:"):
         return _tag(slices, by.removeprefix("tag:"))
+    # Of several volumes, the slice table has for each the series' id, a point and a number.
     texts = column_texts(slices, by)
     if by != "series":
         return texts
@@ -130,6 +132,7 @@ def _joined_by(slices: pa.Table, by: str) -> Texts:
 
 def _tag(slices: pa.Table, keyword: str) -> Texts:
     """Return the pseudonym of a DICOM tag's value in each slice, or None."""
+    # Here, since it brings all of Arrow's functions, which no other key needs.
     import pyarrow.compute as pc
 
     values = pc.map_lookup(slices["tags"], pa.scalar(keyword), "first")

@@ -100,6 +100,7 @@ def label_units(
     Raises LabelError where labels do not join, contradict each other within a unit, or name no
     patient, saying how many and an example.
     """
+    # The table is read through before it is joined: what is wrong in it is so for every store.
     keys = label_keys(table, root, names)
     values = apply_policies(table, task)
     refuse_repeated_keys(table, keys, values.texts)
@@ -117,6 +118,7 @@ def label_units(
     within = _WithinUnits(labelled.paths, unit, first, task.level)
     within.refuse_disagreement(y, f"labels {list(task.labels)}")
     within.refuse_disagreement(patients, "patients")
+    # A row counts once, however many slices it labels.
     used_rows = np.unique(labelled.label)
     tally = tally.model_copy(
         update={
@@ -178,6 +180,7 @@ def _nothing_joins(
     lost_paths: Texts,
 ) -> str:
     """Return what is said where no label row joins a slice; of files named alike, if there are."""
+    # Of one name in other folders: most likely paths that are relative to another root.
     files = {key.rpartition("/")[2] for key in keys}
     alike = [path for path in lost_paths if path.rpartition("/")[2] in files]
     examples = (alike or lost_paths.tolist())[:EXAMPLES]
@@ -249,6 +252,7 @@ def _unit_names(
 
 def _first_and_inverse(unit_names: Texts) -> tuple[Numbers, Numbers]:
     """Return where each unit first stands, ascending, and each slice's number in that order."""
+    # In order of rows: names are pseudonyms, which differ from store to store.
     number: dict[str, int] = {}
     unit = [number.setdefault(name, len(number)) for name in unit_names]
     _, first = np.unique(unit, return_index=True)
@@ -292,6 +296,7 @@ def texts_of(
     names: Names,
 ) -> NDArray[np.str_]:
     """Return (n,) what a column says of each unit; "" where it says nothing, or several things."""
+    # The table is in order of its rows, those withdrawn included.
     place = np.searchsorted(slices["row"].to_numpy(), units.rows)
     of_slice = column_of(table, column, slices, root, names)[place]
     _, first = np.unique(units.unit, return_index=True)
@@ -330,6 +335,7 @@ def patients_of(
     Raises LabelError where the two group slices differently.
     """
     label = label_rows(table, label_keys(table, root, names), slices)
+    # No status is asked for: slices without features have patients too.
     every = _Labelled.of(slices, np.zeros(len(label), np.uint8), label)
     is_labelled = label >= 0
     of_labelled = _patients(table, every.at(is_labelled), names)
@@ -354,6 +360,7 @@ def _patients(
     named: Texts = of_row[labelled.label]
     if table.settings.headers == "agree":
         _refuse_other_grouping(labelled, named)
+    # A slice that its row leaves without a patient is of whom its header is elsewhere.
     same = _patient_of_header(labelled.headers, named)
     fallback = np.array([same.get(header, header) for header in labelled.headers], dtype=object)
     return np.where(is_text(named), named, fallback)
@@ -368,6 +375,7 @@ def _refuse_other_grouping(labelled: _Labelled, named: Texts) -> None:
     """Raise LabelError unless headers and labels agree on which slices are one patient's."""
     both = list(zip(labelled.headers, named, strict=True))
     pairs = {(header, name) for header, name in both if header and name}
+    # Pairs, not slices: a header with two names, or a name of two headers, tears a patient.
     names_of_header = Counter(header for header, _ in pairs)
     headers_of_name = Counter(name for _, name in pairs)
     is_torn = np.array(

@@ -38,6 +38,7 @@ class Truth:
         """(n, c): the classes or labels each unit carries, or of a number its quarter."""
         if self.kind != "regression":
             return self.indicator
+        # A quarter as a class, so that every side has young and old.
         bounds = np.quantile(self.y, [0.25, 0.5, 0.75])
         quarter = np.searchsorted(bounds, self.y)
         return np.asarray(quarter[:, None] == np.arange(4))
@@ -53,6 +54,7 @@ class Truth:
             return_index=True,
             return_inverse=True,
         )
+        # The rank of where each first stands, by the order of names.
         number = np.argsort(np.argsort(first))
         return np.asarray(number[patient])
 
@@ -104,6 +106,7 @@ class Units(Truth):
         """Return which slices belong to each unit."""
         counts = np.bincount(self.unit, minlength=len(self.ids))
         first = np.concatenate([[0], np.cumsum(counts)])
+        # Stable, so that places ascend within each unit.
         return Bags(np.argsort(self.unit, kind="stable"), first)
 
 

@@ -137,6 +137,7 @@ def _permuted_and_true(
         on = column.known & (fold == i)
         positive = column.positive[on]
         values = column.proba[on]
+        # A fold of one side has no AUROC, and stays out of the mean.
         if positive.any() and not positive.all():
             permuted = permuted_aurocs(positive, values, patient[on], number)
             of_folds.append(np.append(permuted, auroc(positive, values)))
@@ -165,6 +166,7 @@ def macro_auroc(truth: Truth, proba: Floats) -> float:
 def reliability(truth: Truth, proba: Floats) -> dict[str, tuple[Bin, ...]]:
     """Return the reliability curve of each label, or of the classes together under ""."""
     if truth.kind != "multilabel":
+        # Of two classes the positive; of several the likeliest, since one curve must do.
         sure, right = confidence(truth.indicator, proba, proba.argmax(axis=1))
         return {"": _reliability_curve(sure, right)}
     curves = {}
@@ -204,6 +206,7 @@ def compare(
     p, by DeLong's test, is of an AUROC of one model: not of a mean over folds.
     """
 
+    # Both under the same draws of patients: what both find hard cancels out.
     def difference(weights: Floats) -> Values:
         less = _mean_over_folds(truth, first, fold, weights)
         more = _mean_over_folds(truth, second, fold, weights)
@@ -216,6 +219,7 @@ def compare(
         rarest=patients_on_rarer_side(truth),
     )
     p = _delong_p(truth, first, second, differences) if fold is None else {}
+    # As many labels as are tested, so many chances to be wrong.
     p_holm = dict(zip(p, holm(list(p.values())), strict=True))
     return [
         Difference(

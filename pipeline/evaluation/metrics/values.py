@@ -112,6 +112,7 @@ def all_metrics(
         joint, by_label = _decisions_on_labels(columns, weights)
     else:
         joint, by_label = _decisions_on_classes(truth, proba, weights)
+    # Labels without both sides are NaN by now, and stay out of the mean.
     for name, values in ranks.items():
         joint[name] = mean(values)
     if truth.kind == "binary":
@@ -172,6 +173,7 @@ def _decisions_on_classes(
     sums = terms @ weights
     joint = decision_metrics(sums, c)
     table = confusion_table(sums, c)
+    # Distances between classes mean something where classes are numbers, such as grades.
     if c > 2 and all(map(_is_number, truth.classes)):
         joint["quadratic_kappa"] = quadratic_kappa(table)
     return joint, {"f1": f1_by_class(table)}
