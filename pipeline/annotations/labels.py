@@ -214,7 +214,7 @@ def _usable(
 ) -> tuple[Bools, Tally]:
     """Return which slices have a label and features, and the tally with those that have not."""
     has_label = values.labelled[labelled.label]
-    use = has_label & (labelled.status == OK)
+    use = np.asarray(has_label & (labelled.status == OK))
     unlabelled = set(unit_names[~has_label]) - set(unit_names[has_label])
     tally = tally.model_copy(
         update={
@@ -229,7 +229,7 @@ def _usable(
             f"label and features ({int(has_label.sum())} have a label, {tally.pending_slices} of "
             "them await extraction). Run `radprobe extract`, or check the label column."
         )
-    return np.asarray(use), tally
+    return use, tally
 
 
 def _unit_names(
