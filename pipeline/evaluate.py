@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
 from pipeline.config.heads import declared
+from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import Method, Task
+from pipeline.config.tasks import Task
 from pipeline.evaluation.cases import Cases, cases_of
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.result_files import (

@@ -22,9 +22,9 @@ from pipeline import segment
 from pipeline.annotations.units import Prediction, Units
 from pipeline.backbones.weights import SAFETENSORS
 from pipeline.config.heads import TUNED
+from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
-from pipeline.config.tasks import Method
 from pipeline.config.tuning import Tuning
 from pipeline.evaluate import answer
 from pipeline.evaluation.cases import Cases, cases_of

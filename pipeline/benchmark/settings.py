@@ -16,9 +16,9 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from pipeline.config.data import BackboneChoice
 from pipeline.config.heads import HEADS, TUNED, declared, method_names
 from pipeline.config.loading import anchored, load_config, read_settings
+from pipeline.config.methods import one_of
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
-from pipeline.config.tasks import one_of
 from pipeline.recipe import PatchTokens, SeenAs, ViewName
 from pipeline.shared.paths import matcher
 from pipeline.types import Frozen

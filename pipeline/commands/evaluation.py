@@ -24,7 +24,8 @@ from pipeline.config.heads import HEADS, TUNED, Registered, method_names
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.config.tasks import Level, Method
+    from pipeline.config.methods import Method
+    from pipeline.config.tasks import Level
     from pipeline.results import Result, Segmented
 
 Name = TypeVar("Name", bound=str)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticKnownError
+from pydantic import Field, model_validator
 
-from pipeline.config.heads import method_names
 from pipeline.types import Frozen
 
 # Which cached numbers a head sees: the CLS token of the last block or of the last four
@@ -24,19 +21,6 @@ Scaling = Literal["none", "l2", "standardise", "whiten"]
 # What becomes of an uncertain (-1) and of an empty value of a column of zeros and ones.
 Uncertain = Literal["refuse", "zero", "one", "leave-out"]
 Missing = Literal["leave-out", "zero"]
-
-
-def one_of(value: str, known: Sequence[str]) -> str:
-    """Return a value of a closed choice. Raises what a `Literal` of the choice would."""
-    if value not in known:
-        *most, last = map(repr, known)
-        expected = f"{', '.join(most)} or {last}"
-        raise PydanticKnownError("literal_error", {"expected": expected})
-    return value
-
-
-# The name of a head, or of a way to tune the network: see `pipeline.config.heads`.
-Method = Annotated[str, AfterValidator(lambda name: one_of(name, method_names()))]
 
 
 class Task(Frozen):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.tasks import Method
+from pipeline.config.methods import Method
 from pipeline.evaluation.metrics import metrics
 from pipeline.evaluation.metrics.paired import holm
 from pipeline.evaluation.result_files import filed, read_predictions

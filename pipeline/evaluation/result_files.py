@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.heads import declared
-from pipeline.config.tasks import Method
+from pipeline.config.methods import Method
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.results import Metric, Result, Segmented

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction
 from pipeline.config.heads import HEADS, declared
-from pipeline.config.tasks import Method
+from pipeline.config.methods import Method
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold, join_folds
-from pipeline.evaluation.heads.contract import FitInput, Head, Predicted
+from pipeline.evaluation.heads.contract import Head, Predicted, fit_and_predict
 from pipeline.evaluation.splits import Parts
 from pipeline.results import Metric, Score, Subgroup
 from pipeline.shared.arrays import Floats, Rows
@@ -40,12 +40,14 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     if device is not None:
         _open_array_api()
     head = _head(method)
+    settings = cases.config.settings_of(head)
+    others = {name: cases.config.settings_of(declared(name)) for name in settings.built_on}
     folds = cases.folds[:1] if head.folds == "first" else cases.folds
     predicted = []
     scratch_notes: list[str] = []
     for parts in folds:
         x = _features(cases, head, parts)
-        predicted.append(_fit_and_predict(cases, head, x, parts, device))
+        predicted.append(fit_and_predict(head, x, cases.units, parts, settings, device, others))
         scratch_notes = _scratch_notes(x)
         # Features are the most that is in memory: these go before the next fold's are read.
         del x
@@ -76,17 +78,6 @@ def _features(cases: Cases, head: Head[Any, Any], parts: Parts) -> Floats:
     if head.sees == "slices":
         return cases.slices(settings, parts)
     return cases.features(settings, parts)
-
-
-def _fit_and_predict(
-    cases: Cases, head: Head[Any, Any], x: Floats, parts: Parts, device: str | None
-) -> Predicted:
-    """Fit a head on train and val of a fold, and return what it says of the units of test."""
-    settings = cases.config.settings_of(head)
-    others = {name: cases.config.settings_of(declared(name)) for name in settings.built_on}
-    known: Parts = {"train": parts["train"], "val": parts["val"]}
-    model = head.fit(FitInput(x, cases.units, known, settings, device, others))
-    return head.predict(model, x, parts["test"])
 
 
 def _score_one_fold(

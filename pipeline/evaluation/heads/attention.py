@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from pipeline.config.base import HeadSettings
 from pipeline.config.tasks import Scaling
-from pipeline.evaluation.heads.contract import FitInput, Floats, Head, Predicted, Rows
-
-if TYPE_CHECKING:
-    from pipeline.evaluation.heads.attention_fit import Attention
+from pipeline.evaluation.heads.contract import Head, deferred
 
 
 class AttentionSettings(HeadSettings):
@@ -26,24 +23,12 @@ class AttentionSettings(HeadSettings):
     seed: int = 0
 
 
-def fit(given: FitInput[AttentionSettings]) -> Attention:
-    """Train on train, choose the number of epochs on val, train on train and val."""
-    from pipeline.evaluation.heads import attention_fit
-
-    return attention_fit.fit(given)
-
-
-def predict(model: Attention, x: Floats, rows: Rows) -> Predicted:
-    """Return what the network says of the units `rows`; x (m, d): of every slice."""
-    return model.predict(x, rows)
-
-
 HEAD = Head(
     name="attention",
     title="Attention over slices",
     settings=AttentionSettings,
     contract=5,
-    fit=fit,
-    predict=predict,
+    fit=deferred("pipeline.evaluation.heads.attention_fit.fit"),
+    predict=deferred("pipeline.evaluation.heads.attention_fit.predict"),
     sees="slices",
 )

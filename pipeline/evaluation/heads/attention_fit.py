@@ -82,14 +82,6 @@ class Attention:
     epochs: int
     notes: list[str]
 
-    def predict(self, x: Floats, rows: Rows) -> Predicted:
-        """Return what the network says of the units `rows`."""
-        if self.weigher is None:
-            return Predicted([], self.notes)
-        return Predicted(
-            [Prediction({"epochs": self.epochs}, self.weigher.proba(x, rows))], self.notes
-        )
-
 
 def fit(given: FitInput[AttentionSettings]) -> Attention:
     """Train on train, choose the number of epochs on val, train on train and val.
@@ -119,6 +111,14 @@ def fit(given: FitInput[AttentionSettings]) -> Attention:
     for _ in range(best):
         again.epoch()
     return Attention(again.weigher, best, objective.notes)
+
+
+def predict(model: Attention, x: Floats, rows: Rows) -> Predicted:
+    """Return what the network says of the units `rows`; x (m, d): of every slice."""
+    if model.weigher is None:
+        return Predicted([], model.notes)
+    proba = model.weigher.proba(x, rows)
+    return Predicted([Prediction({"epochs": model.epochs}, proba)], model.notes)
 
 
 class Training:

@@ -15,9 +15,10 @@ Dims: n units, m slices, d features, q units that are predicted, c classes or la
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,3 +93,31 @@ class Head(Declaration[S], Generic[S, M]):
     predict: Callable[[M, Floats, Rows], Predicted]
     sees: Literal["units", "slices"] = "units"
     folds: Literal["all", "first"] = "all"
+
+
+def fit_and_predict(
+    head: Head[S, Any],
+    x: Floats,
+    units: Units,
+    parts: Parts,
+    settings: S,
+    device: str | None = None,
+    others: Mapping[str, HeadSettings] | None = None,
+) -> Predicted:
+    """Fit a head on train and val, and return what it says of the units of test."""
+    known: Parts = {"train": parts["train"], "val": parts["val"]}
+    model = head.fit(FitInput(x, units, known, settings, device, others or {}))
+    return head.predict(model, x, parts["test"])
+
+
+def deferred(address: str) -> Callable[..., Any]:
+    """Return a function that is imported when it is called, because it needs a heavy library.
+
+    address: of the function, such as "pipeline.evaluation.heads.probe_fit.fit".
+    """
+    module, _, name = address.rpartition(".")
+
+    def call(*args: Any, **keywords: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **keywords)
+
+    return call

@@ -10,12 +10,11 @@ import numpy as np
 from pydantic import Field
 
 from pipeline.annotations.units import Prediction, Truth
-from pipeline.evaluation.heads import probe
 from pipeline.evaluation.heads.contract import FitInput, Floats, Head, Predicted, Rows
 from pipeline.evaluation.heads.probe import ProbeSettings
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.heads.probe_fit import Probe
+    from pipeline.evaluation.heads.probe_fit import Fitted
 
 LEAST_DRAWS = 3
 
@@ -48,7 +47,7 @@ class Point:
 
     shots: int
     patients: float
-    probes: list[Probe]
+    probes: list[Fitted]
     failed: int
 
     @property
@@ -63,9 +62,7 @@ class Point:
         """Return what the probes say of the units `rows`, draw after draw."""
         number = len(self.probes)
         setting = {"shots": self.shots, "patients": self.patients, "draws": number}
-        said = [
-            each.proba for fitted in self.probes for each in fitted.predict(x, rows).predictions
-        ]
+        said = [fitted.predict(x, rows) for fitted in self.probes]
         return Prediction(setting, np.concatenate(said), draws=number)
 
 
@@ -88,13 +85,15 @@ def points(given: FitInput[EfficiencySettings]) -> Iterator[Point]:
     patients. C, or the penalty, is chosen on the whole of val, and val is not fitted, so that
     points differ by the patients of train alone.
     """
+    from pipeline.evaluation.heads import probe_fit
+
     settings = given.settings
     train = given.parts["train"]
     patient = given.units.patient[train]  # of each train unit
     carriers = _carriers(given.units.at(train), patient)
     everyone = max(len(patients) for patients in carriers)
     for shots in _numbers(settings.shots, everyone):
-        probes: list[Probe] = []
+        probes: list[Fitted] = []
         patients = []
         draws = _draws(settings, shots, everyone)
         for draw in range(draws):
@@ -103,11 +102,10 @@ def points(given: FitInput[EfficiencySettings]) -> Iterator[Point]:
                 rng = np.random.default_rng([settings.seed, shots, draw])
                 drawn = [rng.permutation(each)[:shots] for each in carriers]
                 units = train[np.isin(patient, np.concatenate(drawn))]
-            fitted = probe.fit(
-                replace(given, parts={**given.parts, "train": units}), refit_on=("train",)
-            )
-            if fitted.model is not None:
-                probes.append(fitted)
+            of_draw = replace(given, parts={**given.parts, "train": units})
+            probe = probe_fit.fit(of_draw, refit_on=("train",))
+            if probe.fitted is not None:
+                probes.append(probe.fitted)
             patients.append(len(np.unique(given.units.patient[units])))
         yield Point(shots, float(np.mean(patients)), probes, draws - len(probes))
 

@@ -19,10 +19,10 @@ from pydantic import Field
 
 from pipeline.annotations.units import Prediction, Units
 from pipeline.config.base import HeadSettings
-from pipeline.evaluation.heads import probe
 from pipeline.evaluation.heads.contract import FitInput, Floats, Head, Predicted, Rows
 from pipeline.evaluation.heads.fixed_draw import fixed_draw
 from pipeline.evaluation.heads.logistic import fit_logistic
+from pipeline.evaluation.heads.probe import HEAD as PROBE
 from pipeline.results import Metric, Score
 from pipeline.shared.arrays import mean, unit_length
 
@@ -72,13 +72,14 @@ def predict(model: Supports | list[DrawnProbe], x: Floats, rows: Rows) -> Predic
     """
     if isinstance(model, Supports):
         return score(model, x, rows)
-    predictions: list[Prediction] = []
+    predictions = []
     notes: list[str] = []
     for drawn in model:
-        predicted = drawn.probe.predict(x, rows)
-        for each in predicted.predictions:
-            predictions.append(Prediction({"shots": drawn.shots} | each.setting, each.proba))
-        notes += [f"{drawn.shots} shots: {note}" for note in predicted.notes]
+        probe = drawn.probe
+        if probe.fitted is not None:
+            setting = {"shots": drawn.shots} | probe.setting
+            predictions.append(Prediction(setting, probe.fitted.predict(x, rows)))
+        notes += [f"{drawn.shots} shots: {note}" for note in probe.notes]
     return Predicted(predictions, notes)
 
 
@@ -94,15 +95,17 @@ class DrawnProbe:
 
 
 def _drawn_probe(given: FitInput[FewShotSettings], shots: int) -> DrawnProbe:
+    from pipeline.evaluation.heads import probe_fit
+
     drawn = fixed_draw(given.units, given.parts["train"], shots)
     asked = FitInput(
         given.x,
         given.units,
         {**given.parts, "train": drawn},
-        given.settings_of(probe.HEAD),
+        given.settings_of(PROBE),
         given.device,
     )
-    return DrawnProbe(shots, probe.fit(asked, refit_on=("train",)))
+    return DrawnProbe(shots, probe_fit.fit(asked, refit_on=("train",)))
 
 
 # --- episodes ------------------------------------------------------------------------------

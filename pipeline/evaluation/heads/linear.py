@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from pipeline.config.base import HeadSettings
 from pipeline.config.tasks import FeatureSet
-from pipeline.evaluation.heads.contract import FitInput, Floats, Head, Predicted, Rows
-
-if TYPE_CHECKING:
-    from pipeline.evaluation.heads.linear_fit import Chosen
+from pipeline.evaluation.heads.contract import Head, deferred
 
 
 class LinearSettings(HeadSettings):
@@ -42,23 +39,11 @@ class LinearSettings(HeadSettings):
         return self
 
 
-def fit(given: FitInput[LinearSettings]) -> Chosen:
-    """Train every head of the grid on train, choose one on val, train it on train and val."""
-    from pipeline.evaluation.heads import linear_fit
-
-    return linear_fit.fit(given)
-
-
-def predict(model: Chosen, x: Floats, rows: Rows) -> Predicted:
-    """Return what the chosen head says; x (n, d)."""
-    return model.predict(x, rows)
-
-
 HEAD = Head(
     name="linear",
     title="Linear heads by SGD",
     settings=LinearSettings,
     contract=5,
-    fit=fit,
-    predict=predict,
+    fit=deferred("pipeline.evaluation.heads.linear_fit.fit"),
+    predict=deferred("pipeline.evaluation.heads.linear_fit.predict"),
 )

@@ -46,18 +46,11 @@ Layers = list[tuple[GridPlace, nn.Linear]]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The layer that was chosen on val, and what it learnt; None where nothing can be fitted."""
+    """The layer that was chosen on val, and what it learnt; none where nothing can be fitted."""
 
     layers: Layers
     objective: Objective
     notes: list[str]
-
-    def predict(self, x: Floats, rows: Rows) -> Predicted:
-        """Return what the layer says of the units `rows`."""
-        said = outputs_of(self.layers, x, rows, self.objective)
-        pairs = zip(self.layers, said, strict=True)
-        predictions = [Prediction(place.setting, proba) for (place, _), proba in pairs]
-        return Predicted(predictions, self.notes)
 
 
 def fit(given: FitInput[LinearSettings]) -> Chosen:
@@ -87,6 +80,14 @@ def fit(given: FitInput[LinearSettings]) -> Chosen:
     if len(settings.rates) > 1 and best.rate in (min(settings.rates), max(settings.rates)):
         notes.append(f"lr = {best.rate:.3g} is at the edge of the grid")
     return Chosen(again, objective, notes)
+
+
+def predict(model: Chosen, x: Floats, rows: Rows) -> Predicted:
+    """Return what the chosen layer says of the units `rows`; x (n, d)."""
+    said = outputs_of(model.layers, x, rows, model.objective)
+    pairs = zip(model.layers, said, strict=True)
+    predictions = [Prediction(place.setting, proba) for (place, _), proba in pairs]
+    return Predicted(predictions, model.notes)
 
 
 def grid_of(settings: LinearSettings, width: int) -> list[GridPlace]:

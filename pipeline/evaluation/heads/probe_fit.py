@@ -37,8 +37,8 @@ TOLERANCE = 1e-6  # where L-BFGS stops: the greatest slope of the mean loss
 FEW = 2**22  # numbers: 32 MB in float64
 
 
-class Model(Protocol):
-    """What has been fitted."""
+class Fitted(Protocol):
+    """What says something of units: `_Logistic` or `_Number`."""
 
     def predict(self, x: Floats, rows: Rows) -> Proba:
         """Return (q, c) what it says of the rows `rows` of x (n, d)."""
@@ -49,18 +49,30 @@ class Model(Protocol):
 class Probe:
     """A fitted probe, and the C or alpha that was chosen for it; no model where none can be."""
 
-    model: Model | None
+    fitted: Fitted | None
     setting: dict[str, float]
     notes: list[str]
 
-    def predict(self, x: Floats, rows: Rows) -> Predicted:
-        """Return what the probe says of the units `rows`."""
-        if self.model is None:
-            return Predicted([], self.notes)
-        return Predicted([Prediction(self.setting, self.model.predict(x, rows))], self.notes)
+
+def fit(given: FitInput[ProbeSettings], refit_on: Sequence[Part] = ("train", "val")) -> Probe:
+    """Fit on train for each C, choose C on val by macro AUROC, and fit it again on `refit_on`.
+
+    Of equals the smaller C is chosen. Notes say which labels have no model, how C was chosen, and
+    how many fits stopped early. On a device scikit-learn fits classes through its array API.
+    """
+    if given.units.kind == "regression":
+        return _fit_number(given, refit_on)
+    return _fit_classes(given, refit_on)
 
 
-def fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
+def predict(model: Probe, x: Floats, rows: Rows) -> Predicted:
+    """Return probabilities, NaN for the labels without a model, or the number; x (n, d)."""
+    if model.fitted is None:
+        return Predicted([], model.notes)
+    return Predicted([Prediction(model.setting, model.fitted.predict(x, rows))], model.notes)
+
+
+def _fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
     """Fit logistic regression, with the C whose macro AUROC on val is greatest."""
     x = given.x
     units = given.units
@@ -80,7 +92,7 @@ def fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Pro
     return Probe(model, {"C": c}, able.notes + notes)
 
 
-def fit_number(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
+def _fit_number(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
     """Fit ridge regression, with the penalty alpha whose squared error on val is least."""
     x = given.x
     y = given.units.y

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.heads import Knn
 from pipeline.evaluation import neighbours as searching
 from pipeline.evaluation.heads import knn
+from pipeline.evaluation.heads.knn import KnnSettings
 from pipeline.evaluation.neighbours import (
     build_inverted_file,
     exact,
@@ -18,7 +18,7 @@ from pipeline.evaluation.neighbours import (
     recall_of,
 )
 from pipeline.shared.arrays import _mapped, unit_length
-from tests.pipeline.collection import thirds, units_of
+from tests.pipeline.collection import answered, thirds, units_of
 
 RNG = np.random.default_rng(0)
 
@@ -30,7 +30,9 @@ def test_lists_that_hold_too_few_are_not_the_last_word() -> None:
     cosine, nearest = neighbours(x, reference, test, 60, index=index)
     assert (nearest >= 0).all()
     assert (np.diff(cosine, axis=1) <= 0).all()
-    assert len(knn.predict(x, units, thirds(300), Knn(k=(60,), exact_up_to=1))[0]) == 1
+    assert (
+        len(answered(knn.HEAD, x, units, thirds(300), KnnSettings(k=(60,), exact_up_to=1))[0]) == 1
+    )
 
 
 def test_a_zero_feature_is_near_to_nothing_and_breaks_nothing() -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.config.heads import FewShot
-from pipeline.config.tasks import Method
+from pipeline.config.heads import method_names
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.cases import cases_of
+from pipeline.evaluation.heads.fewshot import FewShotSettings
 from pipeline.evaluation.result_files import result_path
 from tests.pipeline.collection import config_of, make_store, write_csv
 
@@ -94,7 +94,7 @@ def test_what_was_filed_before_is_found_still(root: Path) -> None:
     (cases,) = cases_of(config_of(root, **ASKED))
     cases.ensure_split()
     cases = replace(cases, fingerprint=FINGERPRINT)
-    found = {name: result_path(cases, name).name for name in get_args(Method)}
+    found = {name: result_path(cases, name).name for name in method_names()}
     assert found == {method: f"{method}-{key}.json" for method, key in KEYS.items()}
-    draw = cases.config.model_copy(update={"fewshot": FewShot(draw="paper")})
+    draw = cases.config.model_copy(update={"fewshot": FewShotSettings(draw="paper")})
     assert result_path(replace(cases, config=draw), "fewshot").name == f"fewshot-{PAPER}.json"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config.tasks import Method
+from pipeline.config.methods import Method
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.results import Result
