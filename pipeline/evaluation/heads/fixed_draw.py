@@ -24,7 +24,10 @@ def fixed_draw(units: Units, train: Rows, shots: int) -> Rows:
     names, first, patient = np.unique(units.groups[train], return_index=True, return_inverse=True)
     always = np.ones((len(names), len(units.classes)), bool)
     np.logical_and.at(always, patient, units.indicator[train])
-    order, taken = np.argsort(first), np.zeros(len(names), bool)
+    in_order = np.argsort(first)
+    taken = np.zeros(len(names), bool)
     for j in range(len(units.classes)):
-        taken[order[always[order, j]][:shots]] = True
+        carriers = in_order[always[in_order, j]]
+        # Whom an earlier class took counts among the first, and is not replaced.
+        taken[carriers[:shots]] = True
     return np.asarray(train[taken[patient]])
