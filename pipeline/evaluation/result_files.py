@@ -118,14 +118,14 @@ def segmentation_path(store: Path, task: str, head: str, key: str) -> Path:
 
 def predictions_path(store: Path, result: Result) -> Path:
     """Return where the predictions behind a result are, where it has any."""
-    return _predictions_beside(_result_file(store, result.method, result.provenance.key))
+    return _predictions_file(_result_file(store, result.method, result.provenance.key))
 
 
 def _result_file(store: Path, method: Method, key: str) -> Path:
     return store / RESULTS / f"{method}-{key[:KEY_LENGTH]}.json"
 
 
-def _predictions_beside(answer: Path) -> Path:
+def _predictions_file(answer: Path) -> Path:
     return answer.with_suffix(".parquet")
 
 

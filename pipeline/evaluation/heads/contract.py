@@ -1,7 +1,7 @@
 """What a head is: settings, `fit` and `predict`, and what it declares about itself.
 
 `pipeline.config.heads` lists the heads, and says how to add one. A head is fitted once for each
-turn of a split, on train and val, and then predicts the units that test:
+fold that tests, on train and val, and then predicts the units of test:
 
 - `fit(given)` gets a `FitInput` and returns a model, whatever the head likes that to be. It never
   sees which units test.
