@@ -26,6 +26,7 @@ from pipeline.evaluation.heads import probe_fit
 from pipeline.evaluation.heads.contract import FitInput
 from pipeline.evaluation.heads.probe import ProbeSettings
 from pipeline.evaluation.metrics import metrics
+from pipeline.evaluation.metrics.values import all_metrics
 from pipeline.results import Tally
 from stores.errors import LabelError
 from tests.pipeline.collection import make_store
@@ -89,7 +90,7 @@ def coverage(trials: int) -> None:
             n = len(test.y)
             found, _ = metrics.score(test, proba[:n])
             once = np.ones((len(many.y), 1))
-            truth = metrics.all_metrics(many, proba[n:], once)
+            truth = all_metrics(many, proba[n:], once)
             for name, metric in found.items():
                 covered[name].append(metric.low <= truth[name, ""][0] <= metric.high)
                 width[name].append(metric.high - metric.low)

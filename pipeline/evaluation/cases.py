@@ -163,6 +163,7 @@ class Cases:
             return
         if self.shortcut_of is None:  # else the other task's split counts as it is
             self._file_split()
+        # New patients are on their sides by now, so that their copies are found as well.
         self._check_copies()
         self._split_ensured = True
 
@@ -172,6 +173,8 @@ class Cases:
         path = self._split_path
         if not path.is_file():
             split = make_split(self.units, choice, self._split_column())
+            # Named by who is asked about: a crash before this line leaves nothing, and one after
+            # it a split that the next run reads.
             path.parent.mkdir(exist_ok=True)
             write_checked(path, split_text(split, self.name, choice).encode())
         # Read back: what is answered from is what is on file, whoever wrote it.
@@ -202,6 +205,7 @@ class Cases:
         """Refuse copies on two sides, or note those that are allowed."""
         units = self.units
         allow = self.config.split.allow
+        # -1 stands for patients whom the split leaves out: they can leak nothing.
         digests = self.store.read("pixel_digest", units.rows)
         side = self.split.sides_of(units.groups)
         if "duplicates" not in allow:
@@ -250,6 +254,7 @@ class Cases:
 
     def slices(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) the features of every slice of the units, as a head sees them."""
+        # Forgotten first: the features of every slice are the most that memory is asked for.
         self._last_read = None
         units = self.units
         each_alone = replace(
@@ -315,6 +320,7 @@ def cases_of(config: Config) -> Iterator[Cases]:
         )
     store = FeatureStore.open(config.store)
     tasks = {name: _with_policies(task, config.labels) for name, task in config.tasks.items()}
+    # One table for all tasks: the file is read once.
     table = read_labels(config.labels, tasks.values(), _other_columns(config))
     fingerprint = store.fingerprint()
     fit_store = None

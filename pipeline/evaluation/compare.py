@@ -32,6 +32,8 @@ def compare(
     """
     truth, proba, fold = read_predictions(*first, setting)
     other_truth, other_proba, other_fold = read_predictions(*second, setting)
+    # Differences are of paired units, so that their order counts as well. Pseudonyms do not:
+    # another store has others.
     is_same = (
         np.array_equal(truth.y, other_truth.y)
         and same_grouping(truth.groups, other_truth.groups)

@@ -64,6 +64,7 @@ class FitStore:
         Returns how far the features of those agree with this store's: the median over the numbers
         of a feature of ICC(A,1), on MOST_COMPARED units at most; None for fewer than two.
         """
+        # In x those keep their own features, which are so at hand to be compared.
         stays = np.zeros(len(x), bool)
         stays[tested] = True
         compared = _evenly_chosen(tested)
@@ -85,6 +86,7 @@ class FitStore:
         pool: Pool,
     ) -> Iterator[tuple[slice, Floats]]:
         """Yield this store's features (b, d) of some units after others, and which units."""
+        # The same units, by the rows of their slices here: pooled as they are there.
         there = replace(units, rows=self.rows_of(units.rows))
         first = 0
         for features in pooled_features(self.store, there, which, pool):
@@ -97,6 +99,7 @@ class FitStore:
 
         Raises LabelError where it lacks any.
         """
+        # Rows are numbers of one store alone; pixels are the same in both.
         digests = self.tested.read("pixel_digest", rows)
         places = [self._row_of_pixels.get(digest.tobytes(), -1) for digest in digests]
         ours = np.array(places, np.int64)

@@ -40,6 +40,7 @@ def join_folds(answers: Sequence[FoldAnswer], tests: Sequence[Rows]) -> OutOfFol
     if len(answers) == 1:
         predictions, notes = answers[0]
         return OutOfFold(predictions, tests[0], None, notes)
+    # Several folds: each unit is tested once, by the one model that has not seen its patient.
     by_fold = [predictions for predictions, _ in answers]
     notes = _numbered_notes(answers)
     if _each_chose_its_own(by_fold):

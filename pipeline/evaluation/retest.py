@@ -92,6 +92,7 @@ def _scans(
     has_features = store.status()[rows] == OK
     scan = np.where(has_features, matched(paths, number, climb=True), -1)
     pairs = np.stack([_numbers(first, number), _numbers(second, number)], axis=1)
+    # A scan with itself would agree perfectly.
     is_usable = np.isin(pairs, scan[scan >= 0]).all(axis=1) & (pairs[:, 0] != pairs[:, 1])
     if is_usable.sum() < LEAST:
         there = {name for name, i in number.items() if i in scan}
@@ -203,6 +204,7 @@ def _scan_of_units(units: Units, scans: Scans) -> list[int]:
     """Return (n,) the scan of each unit; -1 for one with slices of several, or of none."""
     scan_of_row = dict(zip(scans.rows.tolist(), scans.scan.tolist(), strict=True))
     scan = np.array([scan_of_row.get(row, -1) for row in units.rows.tolist()], np.int64)
+    # The least and the greatest are equal where all slices of a unit are of one scan.
     lowest = np.full(len(units.ids), np.iinfo(np.int64).max)
     highest = np.full(len(units.ids), -1)
     np.minimum.at(lowest, units.unit, scan)

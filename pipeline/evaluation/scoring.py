@@ -136,7 +136,7 @@ def scores_of(cases: Cases, tested: OutOfFold) -> list[Score]:
 
 def _one_sided_notes(cases: Cases, rows: Rows) -> list[str]:
     """Return a note for each label that has no AUROC on the units `rows`."""
-    from pipeline.evaluation.metrics.metrics import one_sided
+    from pipeline.evaluation.metrics.values import one_sided
 
     reason = "has no AUROC: all or none of the test units carry it"
     truth = cases.units.at(rows)

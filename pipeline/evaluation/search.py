@@ -51,6 +51,7 @@ def search(
     store = FeatureStore.open(config.store)
     slices = _slices_with_features(store, config)
     queried = _queried(slices, query, config)
+    # The query's own patient is no answer to it: images of one patient are alike.
     patients = _units_of(slices, "patient")
     others = np.flatnonzero(~np.isin(patients, patients[queried]))
     if not len(others):
@@ -66,6 +67,7 @@ def search(
         _units_and_query(slices, others, queried, ids, unit),
         min(k, len(ids)),
     )
+    # A unit is shown by the first of its slices, in the order of the table.
     sizes = np.bincount(unit)
     first_slices = slices.take(pa.array(others[first[nearest]])).to_pylist()
     return [
@@ -117,6 +119,7 @@ def _nearest(
 ) -> tuple[NDArray[np.float32], Rows]:
     """Return (k,) cosines and numbers of the units nearest to the last one, the query."""
     query = len(units.ids) - 1
+    # Scaling learns from what is searched alone, as a head's does from train.
     searched = np.arange(query)
     knn = config.settings_of(KNN)
     x = read_features(store, units, knn.features)
@@ -139,9 +142,11 @@ def _queried(
     root = f"{config.data.root.as_posix().rstrip('/')}/"
     path = query.removeprefix(root).removeprefix("./").rstrip("/")
     paths = slices["path"].to_pylist()
+    # A folder names all that lies in it, at any depth.
     is_named = np.array([each == path or each.startswith(f"{path}/") for each in paths])
     if not is_named.any():
         is_named = np.array([patient == query for patient in slices["patient"].to_pylist()])
+    # Last, since a folder may be called by a number.
     if not is_named.any() and query.isdecimal():
         is_named = slices["row"].to_numpy() == int(query)
     if not is_named.any():

@@ -56,6 +56,7 @@ class Split:
     @property
     def digest(self) -> str:
         """The sha256 of who stands where, as hex."""
+        # Sorted and without spaces: equal splits are equal text.
         text = json.dumps(self.patients, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -77,6 +78,7 @@ class Split:
 
     def sides_of(self, groups: Texts) -> Sides:
         """Return (n,) the number of each patient's side, -1 for a patient of none."""
+        # On every use: a leak costs more than this check.
         check_disjoint(self)
         side = np.full(len(groups), -1)
         for i, patients in enumerate(self.patients.values()):
@@ -230,6 +232,7 @@ def split_path(
     choice: SplitChoice,
 ) -> Path:
     """Return where a task's split is kept: named by who is asked about, never by their labels."""
+    # Not the pool, nor the policies for values: they change no unit's patient.
     question = task.model_dump(mode="json", include={"labels", "level", "modality"})
     how = choice.model_dump(mode="json", exclude=NOT_OF_THE_SPLIT)
     if choice.file is not None:
@@ -304,6 +307,7 @@ def split_text(
 
 def extended_text(text: str, addition: Split) -> str:
     """Return the text of a split file with patients added to it."""
+    # Beside what stands, which is not written anew: its digest stays what it was.
     data = json.loads(text)
     data["additions"].append(
         {

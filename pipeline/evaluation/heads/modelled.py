@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
-from pipeline.evaluation.metrics.metrics import one_sided
+from pipeline.evaluation.metrics.values import one_sided
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def _orders(patient: Numbers, number: int) -> Iterator[Numbers]:
     """Yield (b, n) orders of the units until `number` are made."""
     rng = np.random.default_rng(SEED)
     n = len(patient)
+    # Labels change hands between patients of as many units, all of a patient's together.
     blocks = _units_by_size(patient)
     at_once = max(1, AT_ONCE // n)
     for start in range(0, number, at_once):

@@ -28,6 +28,7 @@ def delong(
     n = int(negative.sum())
     of_positives = np.stack([_placements(v[negative], v[positive]) for v in values])
     of_negatives = 1 - np.stack([_placements(v[positive], v[negative]) for v in values])
+    # A placement is how much of the other side a unit is in order with: their mean is the AUROC.
     aurocs = of_positives.mean(axis=1)
     p = int(patient.max()) + 1
     x = _by_cluster(of_positives - aurocs[:, None], patient[positive], p)

@@ -1,4 +1,4 @@
-"""Formulas of `pipeline.evaluation.metrics.metrics`, each under b columns of weights at once.
+"""Formulas of `pipeline.evaluation.metrics.values`, each under b columns of weights at once.
 
 Weights (n, b) are how often each unit counts: ones for the value itself, a bootstrap's draws for
 its interval. Every function returns (b,) values, NaN where its denominator is empty.

@@ -1,6 +1,6 @@
-"""What a file may ask for before anything is allocated for it, and how its faults are told.
+"""What a file may claim before anything is allocated for it, and how its faults are told.
 
-No size in a header is believed: it is held against fixed limits and against the size of the file.
+No size in a header is believed: it is compared with fixed limits and with the size of the file.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ MAX_SLICE_PIXELS = 2**27
 # One file, decoded: a CT of 8,000 slices.
 MAX_FILE_BYTES = 2**32
 MAX_FRAMES = 100_000
-# DEFLATE cannot do better than 1032:1; picture codecs can on blank pictures, so a ratio is held
+# DEFLATE cannot do better than 1032:1; picture codecs can on blank pictures, so a ratio counts
 # against them only where much is at stake.
 DEFLATE_RATIO = 1032
 CODEC_RATIO = 1000
 CODEC_FREE_BYTES = 2**28
+
+# The detail of a file that is the index of a DICOM folder, which nobody took for an image.
+DICOMDIR = "a DICOMDIR, the index of other files"
 
 
 def check_size(
@@ -36,8 +39,13 @@ def check_size(
     if min(height, width, frames) < 1:
         raise UnreadableError("corrupt", f"declares {frames} frames of {height} x {width} pixels")
     total = int(height * width * frames * itemsize)
-    beyond = height * width > MAX_SLICE_PIXELS or total > MAX_FILE_BYTES or frames > MAX_FRAMES
-    if beyond or (coded and total > max(CODEC_FREE_BYTES, stored * CODEC_RATIO)):
+    beyond = (
+        height * width > MAX_SLICE_PIXELS
+        or total > MAX_FILE_BYTES
+        or frames > MAX_FRAMES
+        or (coded and total > max(CODEC_FREE_BYTES, stored * CODEC_RATIO))
+    )
+    if beyond:
         raise UnreadableError(
             "too-large",
             f"declares {frames} frames of {height} x {width} pixels in {stored} bytes",
@@ -59,6 +67,7 @@ def as_unreadable(error: Exception, doing: str) -> UnreadableError:
 
 
 def _reason(error: Exception) -> Reason:
+    """Return the fixed reason for an error of a library or of the system."""
     if isinstance(error, PermissionError):
         return "no-permission"
     if isinstance(error, FileNotFoundError):
@@ -69,6 +78,7 @@ def _reason(error: Exception) -> Reason:
         return "truncated"
     if isinstance(error, NotImplementedError):
         return "unsupported"
+    # Pillow's and zlib's words for a stream that ends early, which has no class of its own.
     if isinstance(error, (zlib.error, OSError)) and "truncated" in str(error).lower():
         return "truncated"
     return "corrupt"
@@ -77,4 +87,5 @@ def _reason(error: Exception) -> Reason:
 def luma(colour: NDArray[Any]) -> NDArray[np.float32]:
     """Return RGB (H, W, 3 or more) as brightness, float32 (H, W) (ITU-R BT.601)."""
     weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    return np.asarray(colour[..., :3].astype(np.float32) @ weights)
+    rgb = colour[..., :3].astype(np.float32)
+    return np.asarray(rgb @ weights)

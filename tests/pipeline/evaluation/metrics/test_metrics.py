@@ -21,7 +21,8 @@ from sklearn.metrics import (
 )
 
 from pipeline.annotations.units import Truth
-from pipeline.evaluation.metrics import metrics, null, paired, weighted
+from pipeline.evaluation.metrics import bootstrap, metrics, null, paired, weighted
+from pipeline.evaluation.metrics.values import one_sided
 from pipeline.results import Metric
 
 
@@ -113,7 +114,7 @@ def test_multilabel_leaves_out_labels_of_one_value_and_of_no_model() -> None:
     assert set(by_label) == {"a", "b"}
     said = proba >= 0.5
     assert overall["accuracy"].value == pytest.approx((said == y)[:, :3].mean())
-    assert metrics.one_sided(truth_of(y)) == ["c"]
+    assert one_sided(truth_of(y)) == ["c"]
 
 
 def test_the_interval_is_a_plain_bootstrap_over_patients() -> None:
@@ -162,7 +163,7 @@ def test_one_patient_on_a_side_has_no_interval_of_what_ranks() -> None:
 
 def _aurocs(y: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     """Return the AUROC of 2,000 draws of units with replacement."""
-    weights = np.concatenate([*metrics.draws(np.arange(len(y)).astype(str), 2000)], axis=1)
+    weights = np.concatenate([*bootstrap.draws(np.arange(len(y)).astype(str), 2000)], axis=1)
     return weighted.rank_metrics(y, values, weights)[0]
 
 

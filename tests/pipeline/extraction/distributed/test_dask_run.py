@@ -16,7 +16,7 @@ from distributed import Client
 from pipeline.config.data import JobQueue
 from pipeline.extraction.distributed import dask_run
 from pipeline.extraction.distributed.clusters import job_queue
-from pipeline.extraction.distributed.tasks import Outcome, Work
+from pipeline.extraction.distributed.tasks import Work, WorkerOutcome
 from pipeline.extraction.embed import BadLimit, Progress, Speed
 from stores import FeatureStore
 from stores.verify import verify
@@ -76,6 +76,11 @@ def is_as_if_nothing_had_been(store: FeatureStore, alone: FeatureStore) -> None:
     assert not list(store.claims.iterdir())
 
 
+def writers(store: FeatureStore) -> set[str]:
+    """Return the processes that committed the parts of a store."""
+    return {receipt["by"] for receipt in committed(store).values()}
+
+
 def unwritable(alone: FeatureStore, part: int, folder: Path) -> Path:
     """Return a copy of a store with nothing committed, a folder in place of a part's chunk."""
     path = folder / "store"
@@ -115,16 +120,20 @@ def test_what_a_slow_disk_still_writes_is_waited_for_and_not_done_twice(
     config: Path, alone: FeatureStore, tmp_path: Path
 ) -> None:
     path = tmp_path / "store"
-    slow = extraction(config, path, "--shard", "1/2", sync_s=0.1)
+    stalled = tmp_path / "stalled"
+    slow = extraction(config, path, "--shard", "1/2", sync_s=0.1, stalled=stalled)
     until(lambda: at_work(opened(path)))
+    # However late the other starts: the disk of the first stands still until it is at work.
+    stalled.touch()
     fast = extraction(config, path, "--shard", "2/2")
+    until(lambda: any(name.endswith(f":{fast.pid}") for name in writers(opened(path))))
+    stalled.unlink()
     done = [ended(fast), ended(slow)]
     store = FeatureStore.open(path)
     is_as_if_nothing_had_been(store, alone)
     assert sum(summary["embedded"] for summary in done) == 4 * PARTS
     assert [summary["clean"] for summary in done] == [True, True]
-    by = [receipt["by"].rpartition(":")[2] for receipt in committed(store).values()]
-    assert set(by) == {str(slow.pid), str(fast.pid)}
+    assert {name.rpartition(":")[2] for name in writers(store)} == {str(slow.pid), str(fast.pid)}
 
 
 def test_a_part_that_no_process_can_write_is_named_and_the_rest_is_done(
@@ -185,26 +194,26 @@ def test_a_part_is_not_kept_for_workers_that_have_died(
     """It failed on one, and the others it was meant for were gone when its turn came."""
     tried = tmp_path / "tried"
 
-    def at_worker(work: Work, parts: tuple[int, ...]) -> tuple[str, Outcome]:
+    def embed_at_worker(work: Work, parts: tuple[int, ...]) -> tuple[str, WorkerOutcome]:
         if tried.exists():
-            return "tcp://127.0.0.1:2", Outcome()
+            return "tcp://127.0.0.1:2", WorkerOutcome()
         tried.touch()
-        return "tcp://127.0.0.1:1", Outcome(undone=parts, error="ValueError: no")
+        return "tcp://127.0.0.1:1", WorkerOutcome(undone=parts, error="ValueError: no")
 
-    def stale(run: dask_run._Run) -> int:
+    def stale(run: dask_run._ClusterRun) -> int:
         run.workers = ["tcp://127.0.0.1:1", "tcp://127.0.0.1:2"]
         return 1
 
-    monkeypatch.setattr(dask_run, "at_worker", at_worker)
-    monkeypatch.setattr(dask_run._Run, "_count_workers", stale)
+    monkeypatch.setattr(dask_run, "embed_at_worker", embed_at_worker)
+    monkeypatch.setattr(dask_run._ClusterRun, "_count_workers", stale)
     work = Work(str(alone.path), "", "", "", Speed(device="cpu"))
     with cluster_of(1) as cluster:
-        _, failed = dask_run.embed_on(
+        result = dask_run.embed_on_cluster(
             lambda: Client(cluster, set_as_default=False),
             work, alone, [alone.layout.part(3)], Progress(), BadLimit(1, 1.0),
         )  # fmt: skip
     assert tried.exists()
-    assert failed == {}
+    assert result.failed == {}
 
 
 # --- jobs ---------------------------------------------------------------------------------------
