@@ -272,7 +272,7 @@ class _WithinUnits:
         """Raise LabelError where slices of one unit differ in values (m,) or (m, c)."""
         differs = np.asarray(values != values[self.first][self.unit])
         if differs.ndim == 2:
-            differs = differs.any(axis=1)
+            differs = np.asarray(differs.any(axis=1))
         if differs.any():
             i = int(np.flatnonzero(differs)[0])
             first = self.first[self.unit[i]]
