@@ -30,6 +30,7 @@ from pipeline.annotations.mask_matching import Matched, Slices, join, match
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.decode import read_slices
+from pipeline.preprocessing.content import body_box
 from pipeline.segmentation.geometry import Labels, Shown, shown, to_input
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
@@ -290,8 +291,6 @@ class _Builder:
     def _shows(self, row: Row) -> Shown:
         preprocess, body = self._config.preprocess, None
         if preprocess.crop == "body":
-            from pipeline.preprocessing.prepare import body_box
-
             path = self._config.data.root / unescape_path(row["path"])
             item = next(iter(read_slices(path, [row["frame"]], preprocess.plane)))
             if not isinstance(item, Slice):
