@@ -368,8 +368,11 @@ def _y(table: pa.Table, result: Result) -> NDArray[Any]:
     if result.kind == "regression":
         values: NDArray[Any] = columns[0].to_numpy()
         return values
-    bits = [column.cast(pa.int8()).fill_null(-1) for column in columns]
-    y = np.stack([each.to_numpy() for each in bits], axis=1)
+    bits = []
+    for column in columns:
+        values = column.cast(pa.int8())
+        bits.append(values.fill_null(-1).to_numpy())
+    y = np.stack(bits, axis=1)
     return y if result.kind == "multilabel" else y.argmax(axis=1)
 
 
