@@ -21,19 +21,19 @@ from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.evaluation.result_files import SEGMENTATIONS, answer_in, publish, write_table
 from pipeline.results import Metric, Score, Segmented, Tuned
-from pipeline.segmentation.cases import CONTRACT, Asked, Progress, native
-from pipeline.segmentation.sources import Unit, native_mask
+from pipeline.segmentation.cases import CONTRACT, Progress, SegmentationCases
+from pipeline.segmentation.units import Unit, native_labels, native_mask
 from stores._disk import write_checked
 from stores.errors import ConfigError, LabelError
 
 if TYPE_CHECKING:
-    from pipeline.segmentation.contracts import Fitted, Parts
-    from pipeline.segmentation.scores import Measured
+    from pipeline.segmentation.contracts import FittedHead, Parts
+    from pipeline.segmentation.scores import UnitScores
 from pipeline.segmentation.predictions import Labels2D, _counts, _label_table, _unit_table
 
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
 # Fits a head on train and val of a turn (rows), by the turn's number.
-Fit = Callable[[int, "Parts"], "Fitted"]
+Fit = Callable[[int, "Parts"], "FittedHead"]
 
 
 def segment(config: Config, *, progress: Progress | None = None) -> list[Segmented]:
@@ -48,11 +48,11 @@ def segment(config: Config, *, progress: Progress | None = None) -> list[Segment
         )
     answers: list[Segmented] = []
     for task in config.masks:
-        asked = Asked.of(config, task, progress)
+        cases = SegmentationCases.of(config, task, progress)
         for head in config.segment:
             if progress:
                 progress(f"{task}: {head}", len(answers), len(config.masks) * len(config.segment))
-            answers.append(answer(asked, head, functools.partial(_heads, asked, head)))
+            answers.append(answer(cases, head, functools.partial(_heads, cases, head)))
     publish(config.store, answers)
     return answers
 
@@ -67,14 +67,14 @@ def on_file(config: Config, heads: Iterable[str] | None = None) -> list[Segmente
     # To know an answer's name, masks are looked at: not where there is none to be named.
     if any((config.store / SEGMENTATIONS).glob("*.json")):
         for task in config.masks:
-            asked = Asked.of(config, task)
-            if asked.cases.is_split:
-                found += [answer_in(asked.path(head), Segmented) for head in wanted]
+            cases = SegmentationCases.of(config, task)
+            if cases.task_cases.is_split:
+                found += [answer_in(cases.path(head), Segmented) for head in wanted]
     return [answer for answer in found if answer is not None]
 
 
 def answer(
-    asked: Asked,
+    cases: SegmentationCases,
     head: str,
     compute: Callable[[Sequence[Parts]], tuple[list[Trial], tuple[Tuned, ...]]],
 ) -> Segmented:
@@ -82,31 +82,33 @@ def answer(
 
     compute: turns of the split -> trials, and what was tuned for them.
     """
-    turns = asked.cases.turns  # may add new patients to the split, and so change the key
-    path = asked.path(head)
+    turns = cases.task_cases.turns  # may add new patients to the split, and so change the key
+    path = cases.path(head)
     found = answer_in(path, Segmented)
     if found is not None:
         return found
     started = time.perf_counter()
     trials, tuned = compute(turns)
     scores = tuple(trial.score for trial in trials)
-    settings = asked.settings(head)
+    settings = cases.settings(head)
     found = Segmented(
-        task=asked.cases.name,
+        task=cases.task_cases.name,
         head=head,
         method=settings.method if isinstance(settings, Segment) else head,
-        classes=asked.kept.classes,
-        level="volume" if asked.cases.task.level == "series" else "image",
+        classes=cases.masks.classes,
+        level="volume" if cases.task_cases.task.level == "series" else "image",
         settings=settings.model_dump(mode="json"),
-        counts=_counts(asked, turns),
-        tally=asked.cases.units.tally,
+        counts=_counts(cases, turns),
+        tally=cases.task_cases.units.tally,
         scores=scores,
         notes=tuple(
             dict.fromkeys(
-                [*asked.cases.notes, *_distances(asked), *(n for t in trials for n in t.notes)]
+                [*cases.task_cases.notes, *_distances(cases), *(n for t in trials for n in t.notes)]
             )
         ),
-        provenance=asked.cases.provenance(asked.key(head), CONTRACT, asked.kept.digest, LIBRARIES),
+        provenance=cases.task_cases.provenance(
+            cases.key(head), CONTRACT, cases.masks.digest, LIBRARIES
+        ),
         seconds=time.perf_counter() - started,
         tuned=tuned,
     )
@@ -135,7 +137,7 @@ class _Fits:
     """
 
     order: NDArray[np.int64]
-    measured: Measured
+    measured: UnitScores
     drawn: list[tuple[int, Labels2D]]
     setting: dict[str, float]
     notes: list[str]
@@ -143,72 +145,74 @@ class _Fits:
 
 
 def _heads(
-    asked: Asked, head: str, turns: Sequence[Parts]
+    cases: SegmentationCases, head: str, turns: Sequence[Parts]
 ) -> tuple[list[Trial], tuple[Tuned, ...]]:
-    asked.source.tokens(asked.cases.units.rows[:1])  # there are tokens: said before hours of work
-    return list(_trials(asked, asked.config.segment[head], turns)), ()
+    cases.source.tokens(
+        cases.task_cases.units.rows[:1]
+    )  # there are tokens: said before hours of work
+    return list(_trials(cases, cases.config.segment[head], turns)), ()
 
 
-def _trials(asked: Asked, settings: Segment, turns: Sequence[Parts]) -> Iterator[Trial]:
-    """Yield a trial for each number of training patients asked, and one with all of them."""
+def _trials(cases: SegmentationCases, settings: Segment, turns: Sequence[Parts]) -> Iterator[Trial]:
+    """Yield a trial for each number of training patients in `shots`, and one with all of them."""
     from pipeline.segmentation import heads
 
-    def fit(own: Segment, _: int, parts: Parts) -> Fitted:
-        return heads.fit(asked.source, parts, own)
+    def fit(own: Segment, _: int, parts: Parts) -> FittedHead:
+        return heads.fit(cases.source, parts, own)
 
     few = settings.model_copy(update={"refit": "none"})
-    groups = asked.cases.units.groups
+    groups = cases.task_cases.units.groups
     most = min(len(np.unique(groups[turn["train"]])) for turn in turns)
     for shots in (shots for shots in settings.shots if shots < most):
-        draws = [[_few(asked, turn, shots, i) for turn in turns] for i in range(settings.draws)]
+        draws = [[_few(cases, turn, shots, i) for turn in turns] for i in range(settings.draws)]
         said = {"patients": float(shots), "draws": float(settings.draws)}
-        yield trial(asked, functools.partial(fit, few), draws, said)
-    yield trial(asked, functools.partial(fit, settings), [turns])
+        yield trial(cases, functools.partial(fit, few), draws, said)
+    yield trial(cases, functools.partial(fit, settings), [turns])
 
 
-def _few(asked: Asked, turn: Parts, shots: int, draw: int) -> Parts:
+def _few(cases: SegmentationCases, turn: Parts, shots: int, draw: int) -> Parts:
     """Return a turn with the units of `shots` training patients.
 
     A draw is an order of patients, whose first few are taken: more are those and others.
     """
-    groups = asked.cases.units.groups[turn["train"]]
+    groups = cases.task_cases.units.groups[turn["train"]]
     patients, first = np.unique(groups, return_index=True)
     patients = patients[np.argsort(first)]  # by their order, not by their names
-    order = np.random.default_rng((asked.config.split.seed, draw)).permutation(len(patients))
+    order = np.random.default_rng((cases.config.split.seed, draw)).permutation(len(patients))
     return {**turn, "train": turn["train"][np.isin(groups, patients[order[:shots]])]}
 
 
 def trial(
-    asked: Asked,
+    cases: SegmentationCases,
     fit: Fit,
     draws: Sequence[Sequence[Parts]],
     said: dict[str, float] | None = None,
 ) -> Trial:
     """Fit once for each draw of training patients, and score all fits together."""
-    from pipeline.segmentation.scores import SECONDS, Measured, summarise
+    from pipeline.segmentation.scores import SECONDS, UnitScores, summarise
 
     said = said or {}
-    fits = [_fitted(asked, fit, turns) for turns in draws]
-    measured = Measured.joined([fit.measured for fit in fits])
+    fits = [_fitted(cases, fit, turns) for turns in draws]
+    measured = UnitScores.joined([fit.measured for fit in fits])
     order = np.concatenate([fit.order for fit in fits])
     of = np.repeat(np.arange(len(fits)), [len(fit.order) for fit in fits])
-    groups = asked.cases.units.groups[order]
-    joint, labels = summarise(measured, groups, asked.kept.classes, of if len(fits) > 1 else None)
+    groups = cases.task_cases.units.groups[order]
+    joint, labels = summarise(measured, groups, cases.masks.classes, of if len(fits) > 1 else None)
     joint[SECONDS] = Metric(value=float(np.mean([fit.seconds for fit in fits])))
     setting = said | (fits[0].setting if len(fits) == 1 else {})
     few = f"{said['patients']:.0f} patients to learn from: " if said else ""
     notes = [] if said else [*fits[0].notes]
     return Trial(
         Score(setting=setting, metrics=joint, labels=labels),
-        _unit_table(asked, order, of, measured, setting),
+        _unit_table(cases, order, of, measured, setting),
         _label_table(fits[0].drawn),
-        notes + [f"{few}{note}" for note in _undefined(measured, asked.kept.classes)],
+        notes + [f"{few}{note}" for note in _undefined(measured, cases.masks.classes)],
     )
 
 
-def _fitted(asked: Asked, fit: Fit, turns: Sequence[Parts]) -> _Fits:
+def _fitted(cases: SegmentationCases, fit: Fit, turns: Sequence[Parts]) -> _Fits:
     """Fit and score one head for each turn of a split."""
-    from pipeline.segmentation.scores import Measured
+    from pipeline.segmentation.scores import UnitScores
 
     marks: list[tuple[int, Any]] = []
     drawn: list[tuple[int, Labels2D]] = []
@@ -216,54 +220,56 @@ def _fitted(asked: Asked, fit: Fit, turns: Sequence[Parts]) -> _Fits:
     setting: dict[str, float] = {}
     seconds = 0.0
     for i, turn in enumerate(turns):
-        parts: Parts = {part: asked.rows_of(which) for part, which in turn.items()}
+        parts: Parts = {part: cases.rows_of(which) for part, which in turn.items()}
         fitted = fit(i, {"train": parts["train"], "val": parts["val"]})
         said = f"fold {i}: " if len(turns) > 1 else ""
         notes += [f"{said}{note}" for note in fitted.notes]
         setting = dict(fitted.setting) if len(turns) == 1 else {}
         seconds += fitted.seconds
-        for unit, labels in _by_unit(asked, turn["test"], fitted):
-            marks.append((unit, _marks(asked, asked.units[unit], labels)))
-            drawn += zip(asked.units[unit].rows, labels, strict=True)
+        for unit, labels in _by_unit(cases, turn["test"], fitted):
+            marks.append((unit, _marks(cases, cases.units[unit], labels)))
+            drawn += zip(cases.units[unit].rows, labels, strict=True)
     if not marks:
-        raise LabelError(f"No test unit of {asked.cases.name!r} can be read any more.")
+        raise LabelError(f"No test unit of {cases.task_cases.name!r} can be read any more.")
     order = np.array([unit for unit, _ in marks], np.int64)
-    return _Fits(order, Measured.of([mark for _, mark in marks]), drawn, setting, notes, seconds)
+    return _Fits(order, UnitScores.of([mark for _, mark in marks]), drawn, setting, notes, seconds)
 
 
 def _by_unit(
-    asked: Asked, which: NDArray[np.int64], fitted: Fitted
+    cases: SegmentationCases, which: NDArray[np.int64], fitted: FittedHead
 ) -> Iterator[tuple[int, list[Labels2D]]]:
     """Yield each test unit with the label values (S, S) of its slices, once all are there."""
-    units = asked.cases.units
-    rows = asked.rows_of(which)
+    units = cases.task_cases.units
+    rows = cases.rows_of(which)
     unit_of = dict(zip(units.rows.tolist(), units.unit.tolist(), strict=True))
     open_: dict[int, dict[int, Labels2D]] = {}
-    for row, labels in fitted.predict(asked.source, rows):
+    for row, labels in fitted.predict(cases.source, rows):
         unit = unit_of[int(row)]
         got = open_.setdefault(unit, {})
         got[int(row)] = labels
-        if len(got) == len(asked.units[unit].rows):
-            yield unit, [got[each] for each in asked.units[unit].rows]
+        if len(got) == len(cases.units[unit].rows):
+            yield unit, [got[each] for each in cases.units[unit].rows]
             del open_[unit]
 
 
 def _marks(
-    asked: Asked, unit: Unit, predicted: Sequence[Labels2D]
+    cases: SegmentationCases, unit: Unit, predicted: Sequence[Labels2D]
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
     """Return a unit's metrics, and its confusion at the size of the input."""
     from pipeline.segmentation import scores
 
-    c, mask = len(asked.kept.classes), native_mask(asked.kept, unit)
-    at_input = [asked.kept.at_input(row, asked.source.image_size) for row in unit.rows]
-    tolerance = asked.masks.tolerance
-    found = scores.measure(native(asked.kept, unit, predicted), mask, c, unit.spacing, tolerance)
-    found[scores.CEILING] = scores.dice(native(asked.kept, unit, at_input), mask, c)
+    c, mask = len(cases.masks.classes), native_mask(cases.masks, unit)
+    at_input = [cases.masks.at_input(row, cases.source.image_size) for row in unit.rows]
+    tolerance = cases.mask_settings.tolerance
+    found = scores.measure(
+        native_labels(cases.masks, unit, predicted), mask, c, unit.spacing, tolerance
+    )
+    found[scores.CEILING] = scores.dice(native_labels(cases.masks, unit, at_input), mask, c)
     counts = sum(scores.confusion(p, m, c) for p, m in zip(predicted, at_input, strict=True))
     return found, np.asarray(counts)
 
 
-def _undefined(measured: Measured, classes: Sequence[str]) -> list[str]:
+def _undefined(measured: UnitScores, classes: Sequence[str]) -> list[str]:
     """Return a note for each structure that some scores are not defined of, and how often."""
     notes = []
     for i, structure in enumerate(classes[1:]):
@@ -282,10 +288,10 @@ def _undefined(measured: Measured, classes: Sequence[str]) -> list[str]:
     return notes
 
 
-def _distances(asked: Asked) -> list[str]:
+def _distances(cases: SegmentationCases) -> list[str]:
     """Return a note where HD95 and the tolerance of NSD are no millimetres."""
-    pixels = sum(not unit.in_mm for unit in asked.units)
+    pixels = sum(not unit.in_mm for unit in cases.units)
     if not pixels:
         return []
-    some = "" if pixels == len(asked.units) else f" of {pixels} of {len(asked.units)} units"
+    some = "" if pixels == len(cases.units) else f" of {pixels} of {len(cases.units)} units"
     return [f"HD95 and the tolerance of NSD{some} are in pixels: the images name no spacing"]

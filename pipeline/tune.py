@@ -32,14 +32,14 @@ from pipeline.evaluation.scoring import scores_of
 from pipeline.evaluation.splits import Tested, together
 from pipeline.extraction.sync import differences, make_recipe
 from pipeline.results import Result, Score, Segmented, Tuned
-from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.cases import SegmentationCases
 from stores.errors import ConfigError, DeviceError, LabelError, RecipeMismatchError
 from stores.features import RUNS, FeatureStore
 
 if TYPE_CHECKING:
     from pipeline.evaluation.heads.objective import Objective
-    from pipeline.segmentation.contracts import Source
-    from pipeline.tuning.fold import Fold, Job, Made
+    from pipeline.segmentation.contracts import TokenSource
+    from pipeline.tuning.fold import Fold, TunedFold, TuningJob
 
 FOLDER = "tuned"  # in the store
 CHECKPOINT_S = 300.0
@@ -112,7 +112,7 @@ def tune_masks(
         raise ConfigError("There are no masks to tune on: the config must have `masks`.")
     found: list[Segmented] = []
     for task in config.masks:
-        question = Asked.of(config, task)
+        question = SegmentationCases.of(config, task)
         for method in asked:
             path = functools.partial(question.path, method)
             compute = functools.partial(_masks, question, method, path, how)
@@ -154,7 +154,7 @@ def _whole(store: FeatureStore, answered: Callable[[], Answer], path: Callable[[
 @contextlib.contextmanager
 def _job(
     config: Config, store: FeatureStore, method: Method, name: str, how: How, said: str
-) -> Iterator[Job]:
+) -> Iterator[TuningJob]:
     """Give what the folds of an answer share; name: of the answer's file.
 
     Raises RecipeMismatchError where the store is not of the network to be tuned, DeviceError.
@@ -175,7 +175,7 @@ def _job(
     import torch
 
     from pipeline.inference.speed import Speed
-    from pipeline.tuning.fold import Job
+    from pipeline.tuning.fold import TuningJob
 
     settings: Tuning = getattr(config, method)
     names = _devices(how)
@@ -183,7 +183,7 @@ def _job(
     workers = Speed(workers=how.workers).chosen(names[0], recipe).workers or 0
     with torch.random.fork_rng():
         try:
-            yield Job(
+            yield TuningJob(
                 config, store, recipe, weights, settings, devices, workers,
                 store.path / FOLDER / name, store.path / RUNS / name, how.checkpoint_s,
                 how.beat(said),
@@ -211,15 +211,15 @@ def _devices(how: How) -> list[str]:
     return found[: how.processes]
 
 
-def _made(fold: Fold) -> Made:
+def _made(fold: Fold) -> TunedFold:
     """Train a fold's network, by one process or by several, and save it."""
-    from pipeline.tuning.fold import Made
+    from pipeline.tuning.fold import TunedFold
 
     if len(fold.job.devices) == 1:
-        return Made.of(fold)
+        return TunedFold.of(fold)
     from pipeline.tuning.launch import train_together
 
-    return Made.of(fold, train_together(fold))
+    return TunedFold.of(fold, train_together(fold))
 
 
 def _fold(i: int, turns: Sequence[Any]) -> str:
@@ -250,7 +250,7 @@ def _classes(
 
 
 def _learnt(
-    job: Job, cases: Cases, parts: Parts, fold: str
+    job: TuningJob, cases: Cases, parts: Parts, fold: str
 ) -> tuple[list[Prediction], list[str], NDArray[np.int64], Tuned | None]:
     """Tune on train, and let the network say what test is.
 
@@ -260,8 +260,9 @@ def _learnt(
 
     from pipeline.evaluation.heads.objective import Objective
     from pipeline.tuning.fold import Fold
-    from pipeline.tuning.goals import Labels
+    from pipeline.tuning.goals import LabelGoal
     from pipeline.tuning.network import blocks_of
+    from pipeline.tuning.training import TrainVal
 
     units, settings = cases.units, job.settings
     fit = Objective.of(units, parts["train"])
@@ -277,14 +278,14 @@ def _learnt(
     notes = list(fit.notes)
     if settings.start == "probe":
         notes.append(_from_probe(head, cases, parts, settings, fit))
-    labels = functools.partial(Labels, units, parts["val"], fit, settings, shape)
-    sides = parts["train"], parts["val"]
-    made = _made(Fold(job, head, settings.features, units, *sides, labels, fold))
+    labels = functools.partial(LabelGoal, units, parts["val"], fit, settings, shape)
+    data = TrainVal(units, parts["train"], parts["val"])
+    made = _made(Fold(job, head, settings.features, data, labels, fold))
     goal = made.training.goal
-    assert isinstance(goal, Labels)
-    for each in made.training.looks(parts["test"]):
-        goal.see(made.training.network, *each)
-    proba, there = goal.said()
+    assert isinstance(goal, LabelGoal)
+    for batch in made.training.test_batches(parts["test"]):
+        goal.observe(made.training.network, batch)
+    proba, there = goal.predictions()
     notes += made.notes
     if not there.all():
         notes.append(f"{(~there).sum()} test units are not scored: none of their slices")
@@ -318,7 +319,7 @@ class _Drawing:
     slices: each a unit of its own.
     """
 
-    made: Made
+    made: TunedFold
     slices: Units
     notes: tuple[str, ...]
 
@@ -333,29 +334,33 @@ class _Drawing:
         return self.made.tuned.seconds
 
     def predict(
-        self, source: Source, rows: NDArray[np.int64]
+        self, source: TokenSource, rows: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield each row whose image can be read with its label values (S, S)."""
-        from pipeline.tuning.goals import drawn
+        from pipeline.tuning.goals import predict_masks
 
         places = np.searchsorted(self.slices.rows, rows)
-        for ask, x, kept in self.made.training.looks(places):
-            yield from drawn(self.made.training.network, ask.rows[kept], x)
+        for batch in self.made.training.test_batches(places):
+            yield from predict_masks(self.made.training.network, batch)
 
 
 def _masks(
-    asked: Asked, method: Method, path: Callable[[], Path], how: How, turns: Sequence[Parts]
+    asked: SegmentationCases,
+    method: Method,
+    path: Callable[[], Path],
+    how: How,
+    turns: Sequence[Parts],
 ) -> tuple[list[segment.Trial], tuple[Tuned, ...]]:
     """Tune in each fold, and score what the networks draw on their test units together."""
-    made: list[Made] = []
-    units = asked.cases.units
+    made: list[TunedFold] = []
+    units = asked.task_cases.units
     m = len(units.rows)
     slices = replace(units, unit=np.arange(m), ids=units.rows.astype(np.str_))
-    said = f"{asked.cases.name}: {method}"
+    said = f"{asked.task_cases.name}: {method}"
     with _job(asked.config, asked.store, method, path().stem, how, said) as job:
 
         def fit(i: int, parts: Parts) -> _Drawing:
-            begun = asked.begun_as(method)
+            begun = asked.initial_head(method)
             each, notes = _outlined(job, asked, parts, slices, begun, _fold(i, turns))
             made.append(each)
             return _Drawing(each, slices, tuple(notes))
@@ -370,13 +375,13 @@ def _masks(
 
 
 def _outlined(
-    job: Job,
-    asked: Asked,
+    job: TuningJob,
+    asked: SegmentationCases,
     parts: Parts,
     slices: Units,
     begun: Segment | None,
     fold: str,
-) -> tuple[Made, list[str]]:
+) -> tuple[TunedFold, list[str]]:
     """Tune on the masks of the rows of train; slices: each a unit. Raises ConfigError.
 
     begun: the head on cached tokens that the network's begins as.
@@ -384,10 +389,11 @@ def _outlined(
     import torch
 
     from pipeline.segmentation import heads
-    from pipeline.segmentation.token_heads import Linear
-    from pipeline.segmentation.training import Trained
+    from pipeline.segmentation.linear import LinearTokenHead
+    from pipeline.segmentation.training import TrainedHead
     from pipeline.tuning.fold import Fold
-    from pipeline.tuning.goals import Outlines
+    from pipeline.tuning.goals import MaskGoal
+    from pipeline.tuning.training import TrainVal
 
     for part in ("train", "val"):
         if not len(parts[part]):
@@ -396,14 +402,15 @@ def _outlined(
             )
     source, shape = asked.source, job.recipe.architecture
     torch.manual_seed(job.settings.seed)
-    head = Linear(shape.dim, len(source.classes), source.image_size, norm=False)
+    head = LinearTokenHead(shape.dim, len(source.classes), source.image_size, norm=False)
     notes = []
     if begun is not None:
         fitted = heads.fit(source, parts, begun, device=str(job.device))
-        assert isinstance(fitted, Trained)
+        assert isinstance(fitted, TrainedHead)
         head.load_state_dict(fitted.network.state_dict())
         chosen = ", ".join(f"{name} = {value:.3g}" for name, value in fitted.setting.items())
         notes.append(f"the head began as the linear one on cached tokens, {chosen}")
-    outlines = functools.partial(Outlines, source, job.settings, shape)
-    sides = np.searchsorted(slices.rows, parts["train"]), np.searchsorted(slices.rows, parts["val"])
-    return _made(Fold(job, head, "patch", slices, *sides, outlines, fold)), notes
+    goal = functools.partial(MaskGoal, source, job.settings, shape)
+    train = np.searchsorted(slices.rows, parts["train"])
+    val = np.searchsorted(slices.rows, parts["val"])
+    return _made(Fold(job, head, "patch", TrainVal(slices, train, val), goal, fold)), notes

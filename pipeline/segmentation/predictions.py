@@ -18,13 +18,13 @@ from pipeline.config.root import Config
 from pipeline.config.tasks import Part
 from pipeline.evaluation.splits import PARTS
 from pipeline.results import PartCount
-from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.cases import SegmentationCases
 from stores.errors import OccupiedError
 
 if TYPE_CHECKING:
     from pipeline.segmentation.contracts import Parts
     from pipeline.segmentation.export import Unwritten
-    from pipeline.segmentation.scores import Measured
+    from pipeline.segmentation.scores import UnitScores
 
 
 Labels2D = NDArray[np.uint8]
@@ -48,26 +48,26 @@ def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwri
     written: list[Path] = []
     failed: list[Unwritten] = []
     for task in config.masks:
-        asked = Asked.of(config, task)
-        for head in asked.filed:
-            predicted = read_predicted(asked, head)
-            files, unwritten = write_units(asked, predicted, out / task / head)
+        cases = SegmentationCases.of(config, task)
+        for head in cases.heads_on_file():
+            predicted = read_predicted(cases, head)
+            files, unwritten = write_units(cases, predicted, out / task / head)
             written, failed = written + files, failed + unwritten
             gone = {each.row for each in unwritten}
             seen = {row: labels for row, labels in predicted.items() if row not in gone}
-            written += write_pictures(asked, seen, out / "pictures" / task, head)
+            written += write_pictures(cases, seen, out / "pictures" / task, head)
     return written, failed
 
 
 def _unit_table(
-    asked: Asked,
+    cases: SegmentationCases,
     order: NDArray[np.int64],
     draw: NDArray[np.int64],
-    measured: Measured,
+    measured: UnitScores,
     setting: dict[str, float],
 ) -> pa.Table:
-    units: Units = asked.cases.units
-    n, structures = len(order), asked.kept.classes[1:]
+    units: Units = cases.task_cases.units
+    n, structures = len(order), cases.masks.classes[1:]
     tables = []
     for j, structure in enumerate(structures):
         columns = {
@@ -95,9 +95,9 @@ def _label_table(drawn: Sequence[tuple[int, Labels2D]]) -> pa.Table:
     )
 
 
-def read_predicted(asked: Asked, head: str) -> dict[int, Labels2D]:
+def read_predicted(cases: SegmentationCases, head: str) -> dict[int, Labels2D]:
     """Return the label values (S, S) that a head predicted for each row of the test units."""
-    table = pq.read_table(asked.path(head).with_suffix(".masks.parquet"))
+    table = pq.read_table(cases.path(head).with_suffix(".masks.parquet"))
     return {
         row["row"]: np.frombuffer(zlib.decompress(row["labels"]), np.uint8).reshape(
             row["size"], row["size"]
@@ -106,9 +106,9 @@ def read_predicted(asked: Asked, head: str) -> dict[int, Labels2D]:
     }
 
 
-def _counts(asked: Asked, turns: Sequence[Parts]) -> dict[Part, PartCount]:
+def _counts(cases: SegmentationCases, turns: Sequence[Parts]) -> dict[Part, PartCount]:
     sides = {**turns[0], "test": np.concatenate([turn["test"] for turn in turns])}
-    units, found = asked.cases.units, {}
+    units, found = cases.task_cases.units, {}
     for part in PARTS:
         own = units.at(sides[part])
         positives = dict(zip(units.classes, own.indicator.sum(axis=0).tolist(), strict=True))

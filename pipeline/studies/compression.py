@@ -27,7 +27,7 @@ from pipeline.extraction.sync import look, make_recipe, open_store, settle
 from pipeline.inference.forward import coded
 from pipeline.recipe import PatchTokens
 from pipeline.segmentation import heads, masks
-from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.contracts import Parts
 from pipeline.segmentation.selection import Overlap
 from pipeline.segmentation.sources import StoreSource
@@ -146,7 +146,7 @@ def _telling(config: Config, store: FeatureStore) -> Rows:
     numbers = slices["row"].to_numpy()
     drawn = np.zeros(len(numbers), bool)
     for each in config.masks.values():
-        kept = masks.settle(config, store, each)
+        kept = masks.update_masks(config, store, each)
         drawn |= np.isin(numbers, kept.rows[kept.present(kept.rows)[:, 1:].any(axis=1)])
     found = []
     for places in _by_series(slices):
@@ -189,14 +189,16 @@ class _Question:
 
     @classmethod
     def of(cls, config: Config, task: str, rows: Rows) -> _Question:
-        asked = Asked.of(config, task)
-        parts: Parts = {part: asked.rows_of(own) for part, own in asked.cases.turns[0].items()}
+        cases = SegmentationCases.of(config, task)
+        parts: Parts = {
+            part: cases.rows_of(units) for part, units in cases.task_cases.turns[0].items()
+        }
         if not len(parts["test"]):
             raise ConfigError(
                 f"None of the {len(rows)} slices that are looked at is in the test part of "
                 f"{task!r}. Ask for more, or for another split."
             )
-        return cls(task, rows, parts, asked.source)
+        return cls(task, rows, parts, cases.source)
 
     def dice(self, kept: NDArray[np.float32]) -> float:
         """Return the Dice of a linear head on tokens (n, h, w, d), over all pixels of test."""

@@ -24,12 +24,12 @@ from pipeline.config.root import Config
 from pipeline.evaluation.result_files import write_tidy
 from pipeline.results import Segmented
 from pipeline.segment import segment
-from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.predictions import read_predicted, write_predictions
 from pipeline.segmentation.scores import (
     PAPER_DICE,
     PAPER_JACCARD,
-    Measured,
+    UnitScores,
     confusion,
     measure,
     of_the_paper,
@@ -152,7 +152,7 @@ def test_a_summary_is_the_mean_of_structures_and_its_interval_holds_it() -> None
         values = measure(predicted, mask, C, (1.0, 1.0), 1.0)
         units.append((values, confusion(predicted, mask, C)))
     groups = np.array(list("aabbcd"))
-    joint, labels = summarise(Measured.of(units), groups, ("background", "x", "y", "z"))
+    joint, labels = summarise(UnitScores.of(units), groups, ("background", "x", "y", "z"))
     own = np.stack([values["dice"] for values, _ in units])
     assert joint["dice"].value == pytest.approx(own.mean())
     assert labels["y"]["dice"].value == pytest.approx(own[:, 1].mean())
@@ -165,7 +165,7 @@ def test_fits_widen_an_interval_and_leave_the_value() -> None:
     rng = np.random.default_rng(0)
     patients, fits = np.repeat(np.arange(20), 4), np.tile(np.arange(4), 20)
     dice = 0.5 + 0.1 * fits + 0.01 * rng.normal(size=80)
-    measured = Measured({"dice": dice[:, None]}, np.ones((80, 2, 2), np.int64))
+    measured = UnitScores({"dice": dice[:, None]}, np.ones((80, 2, 2), np.int64))
     groups, classes = patients.astype(str), ("background", "x")
     (alone, _), (both, _) = (summarise(measured, groups, classes, of) for of in (None, fits))
     assert alone["dice"].value == both["dice"].value == pytest.approx(dice.mean())
@@ -300,10 +300,10 @@ def test_what_cannot_be_written_is_counted_and_named(tmp_path: Path) -> None:
     config = write_volumes(tmp_path)
     token_store(config)
     (answer,) = segment(config)
-    asked = Asked.of(config, "organ")
-    rows = sorted(read_predicted(asked, "near"))
-    gone = next(unit for unit in asked.units if unit.rows[0] in rows)
-    paths = Names(config.store, "hide").revealed(asked.store.slices())["path"].to_pylist()
+    cases = SegmentationCases.of(config, "organ")
+    rows = sorted(read_predicted(cases, "near"))
+    gone = next(unit for unit in cases.units if unit.rows[0] in rows)
+    paths = Names(config.store, "hide").revealed(cases.store.slices())["path"].to_pylist()
     (tmp_path / "images" / paths[gone.rows[0]]).write_bytes(b"no volume any more")
     written, failed = write_predictions(config, tmp_path / "out")
     assert [each.row for each in failed] == [gone.rows[0]]
