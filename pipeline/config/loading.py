@@ -5,16 +5,17 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config.base import Settings
 from pipeline.config.root import Config
 from pipeline.types import Frozen
 from stores.errors import ConfigError
 from stores.mirror import located, url_of
+
+Settings = TypeVar("Settings", bound=Frozen)
 
 
 def load_config(path: Path, store: Path | None = None) -> Config:
