@@ -35,9 +35,9 @@ from numpy.typing import NDArray
 from pipeline.backbones.load import Backbone, load_backbone
 from pipeline.backbones.weights import locate
 from pipeline.config.segmentation import Segment
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.recipe import PatchTokens, Recipe
 from pipeline.segmentation import training
-from pipeline.segmentation.heads import MODULES
 from pipeline.segmentation.loader import Batch, Loader
 from pipeline.segmentation.tokens import Tokens
 from stores import ArraySpec, FeatureStore
@@ -259,7 +259,9 @@ def held(name: str) -> float:
 
 
 def build_of(settings: Segment) -> training.Build:
-    build: training.Build = importlib.import_module(MODULES[settings.method]).build
+    build: training.Build = importlib.import_module(
+        SEGMENTATION_HEADS[settings.method].module
+    ).build
     return build
 
 

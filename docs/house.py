@@ -25,6 +25,10 @@ KEY = {
     "#fef3c7": "flow 3: tune",
     "#f3f4f6": "all flows",
 }
+SIGNS = {
+    ">": "\u2039",
+    "|": "\u2016",
+}  # may import what stands left of it; neither imports the other
 WORDS = {
     "stores": "what is on disk: arrays, receipts, claims, tables, a folder or a bucket",
     "types": "slices, headers",
@@ -91,7 +95,7 @@ def band(number: int, layer: str, top: float) -> list[str]:
             f'rx="6" fill="{colour(room)}" stroke="#6b7280"/>'
         )
         if sign in (">", "|"):
-            parts.append(text(x, top + 40, {">": "‹", "|": "‖"}[sign], 20))
+            parts.append(text(x, top + 40, SIGNS[sign], 20))
         parts.append(text(x + width / 2, top + 31, room, 15, weight=600))
         parts.append(text(x + width / 2, top + 49, WORDS[room], 11))
     return parts
@@ -108,7 +112,8 @@ def svg() -> str:
         x = LEFT + GAP + (0, 350, 690, 800)[place]
         parts.append(f'<rect x="{x}" y="{below - 10}" width="12" height="12" fill="{fill}"/>')
         parts.append(
-            f'<text x="{x + 18}" y="{below + 1}" font-size="12" fill="#111827">{escape(words)}</text>'
+            f'<text x="{x + 18}" y="{below + 1}" font-size="12" fill="#111827">'
+            f"{escape(words)}</text>"
         )
     height = below + 16
     return (

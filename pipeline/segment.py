@@ -9,37 +9,35 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.evaluation.result_files import SEGMENTATIONS, answer_in, publish, write_table
-from pipeline.results import Metric, Score, Segmented, Tuned
+from pipeline.results import Segmented, Tuned
 from pipeline.segmentation.cases import CONTRACT, Progress, SegmentationCases
-from pipeline.segmentation.predictions import Labels2D, _counts, _label_table, _unit_table
-from pipeline.segmentation.units import Unit, native_labels, native_mask
+from pipeline.segmentation.contracts import Parts
+from pipeline.segmentation.predictions import part_counts
 from stores._disk import write_checked
-from stores.errors import ConfigError, LabelError
+from stores.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.segmentation.contracts import FittedHead, Parts
-    from pipeline.segmentation.scores import UnitScores
+    from pipeline.segmentation.trials import Trial
 
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
-# Fits a head on train and val of a turn (rows), by the turn's number.
-Fit = Callable[[int, "Parts"], "FittedHead"]
 
 
-def segment(config: Config, *, progress: Progress | None = None) -> list[Segmented]:
+def segment(
+    config: Config, *, device: str = "auto", progress: Progress | None = None
+) -> list[Segmented]:
     """Answer for all masks of a config by every head, from `segmentations/` where nothing changed.
 
-    Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
+    device: of torch's, such as "cuda", where heads are trained; auto, the first GPU where there is
+    one; an answer does not depend on it. Raises ConfigError where there is nothing to ask,
+    StoreNotFoundError, LabelError, or DeviceError where there is no such device.
     """
     if not config.segment or not config.masks:
         raise ConfigError(
@@ -52,7 +50,8 @@ def segment(config: Config, *, progress: Progress | None = None) -> list[Segment
         for head in config.segment:
             if progress:
                 progress(f"{task}: {head}", len(answers), len(config.masks) * len(config.segment))
-            answers.append(answer(cases, head, functools.partial(_heads, cases, head)))
+            compute = functools.partial(_compute_heads, cases, head, device)
+            answers.append(answer(cases, head, compute))
     publish(config.store, answers)
     return answers
 
@@ -91,6 +90,9 @@ def answer(
     trials, tuned = compute(turns)
     scores = tuple(trial.score for trial in trials)
     settings = cases.settings(head)
+    notes = [*cases.task_cases.notes, *_distance_notes(cases)]
+    for trial in trials:
+        notes += trial.notes
     found = Segmented(
         task=cases.task_cases.name,
         head=head,
@@ -98,14 +100,10 @@ def answer(
         classes=cases.masks.classes,
         level="volume" if cases.task_cases.task.level == "series" else "image",
         settings=settings.model_dump(mode="json"),
-        counts=_counts(cases, turns),
+        counts=part_counts(cases, turns),
         tally=cases.task_cases.units.tally,
         scores=scores,
-        notes=tuple(
-            dict.fromkeys(
-                [*cases.task_cases.notes, *_distances(cases), *(n for t in trials for n in t.notes)]
-            )
-        ),
+        notes=tuple(dict.fromkeys(notes)),
         provenance=cases.task_cases.provenance(
             cases.key(head), CONTRACT, cases.masks.digest, LIBRARIES
         ),
@@ -119,176 +117,19 @@ def answer(
     return found
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What one setting of a head gave: its score, and tables of its units and predictions."""
-
-    score: Score
-    units: pa.Table
-    predicted: pa.Table
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class _Fits:
-    """What one fit predicted on the test units of all turns, and how well.
-
-    order (n,): the units; setting: what it chose, where there is one turn.
-    """
-
-    order: NDArray[np.int64]
-    measured: UnitScores
-    drawn: list[tuple[int, Labels2D]]
-    setting: dict[str, float]
-    notes: list[str]
-    seconds: float
-
-
-def _heads(
-    cases: SegmentationCases, head: str, turns: Sequence[Parts]
+def _compute_heads(
+    cases: SegmentationCases, head: str, device: str, folds: Sequence[Parts]
 ) -> tuple[list[Trial], tuple[Tuned, ...]]:
-    cases.source.tokens(
-        cases.task_cases.units.rows[:1]
-    )  # there are tokens: said before hours of work
-    return list(_trials(cases, cases.config.segment[head], turns)), ()
+    """Return the trials of a head; nothing is tuned for it."""
+    # Here and not above: an answer on file needs neither torch nor MONAI.
+    from pipeline.segmentation.trials import head_trials
+
+    # Where the store has no tokens this raises, before hours of work on another head.
+    cases.source.tokens(cases.task_cases.units.rows[:1])
+    return list(head_trials(cases, cases.config.segment[head], folds, device)), ()
 
 
-def _trials(cases: SegmentationCases, settings: Segment, turns: Sequence[Parts]) -> Iterator[Trial]:
-    """Yield a trial for each number of training patients in `shots`, and one with all of them."""
-    from pipeline.segmentation import heads
-
-    def fit(own: Segment, _: int, parts: Parts) -> FittedHead:
-        return heads.fit(cases.source, parts, own)
-
-    few = settings.model_copy(update={"refit": "none"})
-    groups = cases.task_cases.units.groups
-    most = min(len(np.unique(groups[turn["train"]])) for turn in turns)
-    for shots in (shots for shots in settings.shots if shots < most):
-        draws = [[_few(cases, turn, shots, i) for turn in turns] for i in range(settings.draws)]
-        said = {"patients": float(shots), "draws": float(settings.draws)}
-        yield trial(cases, functools.partial(fit, few), draws, said)
-    yield trial(cases, functools.partial(fit, settings), [turns])
-
-
-def _few(cases: SegmentationCases, turn: Parts, shots: int, draw: int) -> Parts:
-    """Return a turn with the units of `shots` training patients.
-
-    A draw is an order of patients, whose first few are taken: more are those and others.
-    """
-    groups = cases.task_cases.units.groups[turn["train"]]
-    patients, first = np.unique(groups, return_index=True)
-    patients = patients[np.argsort(first)]  # by their order, not by their names
-    order = np.random.default_rng((cases.config.split.seed, draw)).permutation(len(patients))
-    return {**turn, "train": turn["train"][np.isin(groups, patients[order[:shots]])]}
-
-
-def trial(
-    cases: SegmentationCases,
-    fit: Fit,
-    draws: Sequence[Sequence[Parts]],
-    said: dict[str, float] | None = None,
-) -> Trial:
-    """Fit once for each draw of training patients, and score all fits together."""
-    from pipeline.segmentation.scores import SECONDS, UnitScores, summarise
-
-    said = said or {}
-    fits = [_fitted(cases, fit, turns) for turns in draws]
-    measured = UnitScores.joined([fit.measured for fit in fits])
-    order = np.concatenate([fit.order for fit in fits])
-    of = np.repeat(np.arange(len(fits)), [len(fit.order) for fit in fits])
-    groups = cases.task_cases.units.groups[order]
-    joint, labels = summarise(measured, groups, cases.masks.classes, of if len(fits) > 1 else None)
-    joint[SECONDS] = Metric(value=float(np.mean([fit.seconds for fit in fits])))
-    setting = said | (fits[0].setting if len(fits) == 1 else {})
-    few = f"{said['patients']:.0f} patients to learn from: " if said else ""
-    notes = [] if said else [*fits[0].notes]
-    return Trial(
-        Score(setting=setting, metrics=joint, labels=labels),
-        _unit_table(cases, order, of, measured, setting),
-        _label_table(fits[0].drawn),
-        notes + [f"{few}{note}" for note in _undefined(measured, cases.masks.classes)],
-    )
-
-
-def _fitted(cases: SegmentationCases, fit: Fit, turns: Sequence[Parts]) -> _Fits:
-    """Fit and score one head for each turn of a split."""
-    from pipeline.segmentation.scores import UnitScores
-
-    marks: list[tuple[int, Any]] = []
-    drawn: list[tuple[int, Labels2D]] = []
-    notes: list[str] = []
-    setting: dict[str, float] = {}
-    seconds = 0.0
-    for i, turn in enumerate(turns):
-        parts: Parts = {part: cases.rows_of(which) for part, which in turn.items()}
-        fitted = fit(i, {"train": parts["train"], "val": parts["val"]})
-        said = f"fold {i}: " if len(turns) > 1 else ""
-        notes += [f"{said}{note}" for note in fitted.notes]
-        setting = dict(fitted.setting) if len(turns) == 1 else {}
-        seconds += fitted.seconds
-        for unit, labels in _by_unit(cases, turn["test"], fitted):
-            marks.append((unit, _marks(cases, cases.units[unit], labels)))
-            drawn += zip(cases.units[unit].rows, labels, strict=True)
-    if not marks:
-        raise LabelError(f"No test unit of {cases.task_cases.name!r} can be read any more.")
-    order = np.array([unit for unit, _ in marks], np.int64)
-    return _Fits(order, UnitScores.of([mark for _, mark in marks]), drawn, setting, notes, seconds)
-
-
-def _by_unit(
-    cases: SegmentationCases, which: NDArray[np.int64], fitted: FittedHead
-) -> Iterator[tuple[int, list[Labels2D]]]:
-    """Yield each test unit with the label values (S, S) of its slices, once all are there."""
-    units = cases.task_cases.units
-    rows = cases.rows_of(which)
-    unit_of = dict(zip(units.rows.tolist(), units.unit.tolist(), strict=True))
-    open_: dict[int, dict[int, Labels2D]] = {}
-    for row, labels in fitted.predict(cases.source, rows):
-        unit = unit_of[int(row)]
-        got = open_.setdefault(unit, {})
-        got[int(row)] = labels
-        if len(got) == len(cases.units[unit].rows):
-            yield unit, [got[each] for each in cases.units[unit].rows]
-            del open_[unit]
-
-
-def _marks(
-    cases: SegmentationCases, unit: Unit, predicted: Sequence[Labels2D]
-) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
-    """Return a unit's metrics, and its confusion at the size of the input."""
-    from pipeline.segmentation import scores
-
-    c, mask = len(cases.masks.classes), native_mask(cases.masks, unit)
-    at_input = [cases.masks.at_input(row, cases.source.image_size) for row in unit.rows]
-    tolerance = cases.mask_settings.tolerance
-    found = scores.measure(
-        native_labels(cases.masks, unit, predicted), mask, c, unit.spacing, tolerance
-    )
-    found[scores.CEILING] = scores.dice(native_labels(cases.masks, unit, at_input), mask, c)
-    counts = sum(scores.confusion(p, m, c) for p, m in zip(predicted, at_input, strict=True))
-    return found, np.asarray(counts)
-
-
-def _undefined(measured: UnitScores, classes: Sequence[str]) -> list[str]:
-    """Return a note for each structure that some scores are not defined of, and how often."""
-    notes = []
-    for i, structure in enumerate(classes[1:]):
-        dice, hd95 = measured.values["dice"][:, i], measured.values["hd95"][:, i]
-        nowhere, missed = np.isnan(dice), np.isnan(hd95) & ~np.isnan(dice)
-        if missed.any():
-            notes.append(
-                f"{structure}: {missed.sum()} of {len(dice)} times only the mask or only the head "
-                "had it, which counts 0 in Dice, IoU and NSD and is left out of HD95"
-            )
-        if nowhere.any():
-            notes.append(
-                f"{structure}: {nowhere.sum()} of {len(dice)} times neither the mask nor the head "
-                "had it, which is not scored"
-            )
-    return notes
-
-
-def _distances(cases: SegmentationCases) -> list[str]:
+def _distance_notes(cases: SegmentationCases) -> list[str]:
     """Return a note where HD95 and the tolerance of NSD are no millimetres."""
     pixels = sum(not unit.in_mm for unit in cases.units)
     if not pixels:

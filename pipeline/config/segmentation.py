@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.config.segmentation_heads import known_method
 from pipeline.types import Frozen
 
 
@@ -77,29 +78,20 @@ class Masks(Frozen):
         return (named,) if isinstance(named, str) else named
 
 
-# A head on the last block's tokens: a 1x1 convolution, with batch norm before it (DINOv2's BNHead),
-# or their nearest neighbours; on the last five blocks': the decoder of arXiv 2312.02366; on the
-# last block's and the image: image-decoder. Networks trained from scratch on images: U-Net, and
-# TransUNet.
-SegmentMethod = Literal[
-    "linear", "linear-bn", "decoder", "image-decoder", "knn", "unet", "transunet"
-]
-
-
 class Segment(Frozen):
     """How a segmentation head, or a network from scratch, is trained and chosen.
 
-    learning_rates: all are trained at once, and one is chosen by the Dice on val; the defaults are
-    those of arXiv 2312.02366, whose batches are of 128. epochs: at most; patience: epochs without a
-    better Dice on val before it ends; the best epoch is kept. loss: MONAI's, softmax. refit:
-    whether what was chosen is trained again on train and val, as there, for as many epochs. knn
-    takes from it refit and seed, and k (one is chosen on val), temperature, and references: how
-    many patches it keeps at most. size: of a network from scratch; `small` is for tests and for
-    trying out without a GPU. shots: numbers of training patients to be asked beside all of them,
-    never trained again on val; each is drawn `draws` times.
+    method: of `SEGMENTATION_HEADS`. learning_rates: all are trained at once, and one is chosen by
+    the Dice on val; the defaults are those of arXiv 2312.02366, whose batches are of 128. epochs:
+    at most; patience: epochs without a better Dice on val before it ends; the best epoch is kept.
+    loss: MONAI's, softmax. refit: whether what was chosen is trained again on train and val, as
+    there, for as many epochs. knn takes from it refit and seed, and k (one is chosen on val),
+    temperature, and references: how many patches it keeps at most. size: of a network from scratch;
+    `small` is for tests and for trying out without a GPU. shots: numbers of training patients to be
+    tried as well as all of them, never trained again on val; each is drawn `draws` times.
     """
 
-    method: SegmentMethod = "linear"
+    method: Annotated[str, AfterValidator(known_method)] = "linear"
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
         1e-4,
         5e-4,

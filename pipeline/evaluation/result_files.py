@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.annotations.units import Truth, Units
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.config.tasks import Method
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.scoring import heads_of
@@ -37,10 +38,6 @@ TIDY = pa.schema(
     + [(name, pa.string()) for name in ("recipe", "weights", "split", "labels", "key")]
     + [("contract", pa.int32()), ("random", pa.bool_())]
 )
-
-
-# What segmentation heads see; a network from scratch sees images alone.
-SEEN = {"image-decoder": "patch+image", "unet": "image", "transunet": "image"}
 
 
 def tidy(results: Sequence[Result | Segmented]) -> pa.Table:
@@ -75,10 +72,11 @@ def tidy(results: Sequence[Result | Segmented]) -> pa.Table:
 def _question(result: Result | Segmented) -> dict[str, str]:
     if isinstance(result, Result):
         return result.model_dump(include={"task", "method", "features", "kind", "level"})
+    head = SEGMENTATION_HEADS.get(result.method)
     return {
         "task": result.task,
         "method": result.head,
-        "features": SEEN.get(result.method, "patch"),
+        "features": head.features if head else "patch",  # of which a tuned network draws masks
         "kind": SEGMENTATION,
         "level": result.level,
     }

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from pipeline.config.segmentation import Segment
+from pipeline.config.segmentation_heads import Need
 from pipeline.evaluation.heads.knn import soft_vote
 from pipeline.segmentation.contracts import Parts, Rows, TokenSource
-from pipeline.segmentation.loader import Batch, Need, in_order
+from pipeline.segmentation.loader import Batch, in_order
 from pipeline.segmentation.selection import Overlap, check_parts, chosen_note, learned_rows
 from pipeline.shared.arrays import unit_length
 

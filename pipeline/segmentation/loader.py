@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config.segmentation_heads import Need
 from pipeline.segmentation.contracts import Rows, TokenSource
 
-Need = Literal["tokens", "images"]
 T = TypeVar("T")
 
 # Of one pool. There are two at a time: one that is learned from, and one that is read.

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config.segmentation import Segment
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS, Need
 from pipeline.segmentation.contracts import Parts, Rows, TokenSource
-from pipeline.segmentation.loader import Batch, Loader, Need, in_order
+from pipeline.segmentation.loader import Batch, Loader, in_order
 from pipeline.segmentation.selection import Course, Overlap, check_parts, chosen_note, learned_rows
+from stores.errors import DeviceError
 
 MOMENTUM = 0.9
 NO_ROWS: Rows = np.empty(0, np.int64)
@@ -32,20 +34,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 # Makes a network that has learned nothing, of a source, rows whose tokens tell its width, settings.
 Build = Callable[[TokenSource, Rows, Segment], nn.Module]
 
-# What each network is given, in the order of its arguments.
-NEEDS: dict[str, tuple[Need, ...]] = {
-    "linear": ("tokens",),
-    "linear-bn": ("tokens",),
-    "decoder": ("tokens",),
-    "image-decoder": ("tokens", "images"),
-    "unet": ("images",),
-    "transunet": ("images",),
-}
-
 
 def needs_of(settings: Segment) -> frozenset[Need]:
     """Return what a method's network is given."""
-    return frozenset(NEEDS[settings.method])
+    return frozenset(SEGMENTATION_HEADS[settings.method].needs)
 
 
 @dataclass(frozen=True)
@@ -254,10 +246,20 @@ def predict_labels(network: nn.Module, batch: Batch, device: torch.device) -> ND
 
 
 def pick_device(device: str) -> torch.device:
-    """Return a torch device: `auto` is the first GPU where there is one."""
+    """Return a torch device: `auto` is the first GPU where there is one.
+
+    Raises DeviceError where it is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch raises both, by what it lacks
+        raise DeviceError(
+            f"There is no device {device!r} here: {str(error).splitlines()[0]} Take --device cpu."
+        ) from None
+    return place
 
 
 def peak_bytes(device: torch.device) -> int:

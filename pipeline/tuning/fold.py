@@ -6,71 +6,22 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from peft import LoraModel
 from torch import nn
 
-from pipeline.backbones.load import Backbone, load_backbone
-from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet
-from pipeline.config.tuning import Tuning
-from pipeline.recipe import Recipe
 from pipeline.results import Tuned
 from pipeline.tuning import checkpoint
 from pipeline.tuning.checkpoint import TrainingState
 from pipeline.tuning.goals import Goal
-from pipeline.tuning.images import Images
-from pipeline.tuning.network import TunableNetwork, blocks_of, make_trainable
+from pipeline.tuning.job import TuningJob
+from pipeline.tuning.network import TunableNetwork, make_trainable
 from pipeline.tuning.ranks import ALONE, Ranks
 from pipeline.tuning.saving import changed_parameters, save_network
-from pipeline.tuning.training import Checkpoints, ReportSteps, Training, TrainVal
-from stores.features import FeatureStore
-
-
-@dataclass(frozen=True)
-class TuningJob:
-    """What the folds of an answer share.
-
-    weights: their file, None where they are random. devices: where it is trained, a process each;
-    the first is where it is tested. saved, state: the folders, under the store, of the tuned
-    networks and of runs. checkpoint_s: seconds between two checkpoints.
-    """
-
-    config: Config
-    store: FeatureStore
-    recipe: Recipe
-    weights: Path | None
-    settings: Tuning
-    devices: tuple[torch.device, ...]
-    workers: int
-    saved: Path
-    state: Path
-    checkpoint_s: float
-    report_steps: ReportSteps
-
-    def load(self, device: str | torch.device = "cpu") -> Backbone:
-        """Return the network as it was before. Raises WeightsError."""
-        return load_backbone(
-            self.config.backbone.name,
-            self.weights or self.recipe.weights,
-            image_size=self.recipe.image_size,
-            blocks=blocks_of(self.settings.features),
-            device=device,
-            precision=self.settings.precision,
-            treatment=self.recipe.architecture.treatment,
-        )
-
-    @property
-    def device(self) -> torch.device:
-        """Where this process trains and tests."""
-        return self.devices[0]
-
-    def images(self) -> Images:
-        """Return the images of the store's slices."""
-        return Images(self.config, self.store, self.recipe, self.device, self.workers)
+from pipeline.tuning.training import Checkpoints, Training, TrainVal
 
 
 @dataclass(frozen=True)
@@ -167,6 +118,11 @@ class TunedFold:
         return [
             f"{count} slices were left out: {reason}" for reason, count in sorted(reasons.items())
         ]
+
+
+def fold_name(number: int, folds: int) -> str:
+    """Return the name of a fold's folder."""
+    return f"fold-{number}" if folds > 1 else "all"
 
 
 def _total(counts: dict[str, int], prefix: str) -> int:

@@ -1,4 +1,4 @@
-"""One fold trained by a process a device, on this machine. This process starts and watches them."""
+"""One fold trained by this process, or by a process a device that this one starts and watches."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessException, spawn
 
 from pipeline.tuning.checkpoint import TrainingState
-from pipeline.tuning.fold import Fold
+from pipeline.tuning.fold import Fold, TunedFold
+from pipeline.tuning.options import ReportSteps, report_nothing
 from pipeline.tuning.ranks import Ranks
-from pipeline.tuning.training import ReportSteps
 from stores.errors import DeviceError, RadprobeError
 
 # Others wait while the first looks at val; one that died is seen by the parent, not by waiting.
 _PATIENCE = timedelta(days=1)
 _POLL_S = 0.2
+
+
+def tune_fold(fold: Fold) -> TunedFold:
+    """Train a fold's network, by one process or by several, and save it."""
+    if len(fold.job.devices) == 1:
+        return TunedFold.of(fold)
+    return TunedFold.of(fold, train_together(fold))
 
 
 def train_together(fold: Fold) -> TrainingState:
@@ -35,7 +42,7 @@ def train_together(fold: Fold) -> TrainingState:
     inbox = _Inbox(get_context("spawn").SimpleQueue(), fold.job.report_steps)
     size = len(fold.job.devices)
     # What reports the steps belongs to this process, and may not be picklable.
-    silent = replace(fold, job=replace(fold.job, report_steps=_report_nothing))
+    silent = replace(fold, job=replace(fold.job, report_steps=report_nothing))
     with tempfile.TemporaryDirectory() as meeting:
         args = (silent, Path(meeting) / "ranks", inbox.queue)
         processes = spawn(_train, args, nprocs=size, join=False)  # type: ignore[no-untyped-call]
@@ -81,10 +88,6 @@ class _Inbox:
                     self.states.append(state)
                 case error:
                     self.errors.append(error)
-
-
-def _report_nothing(done: int, most: int) -> None:
-    """Report no steps."""
 
 
 def _train(number: int, fold: Fold, meeting: Path, outbox: Any) -> None:

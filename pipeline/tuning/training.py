@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -25,10 +25,10 @@ from pipeline.tuning.checkpoint import TrainingState
 from pipeline.tuning.goals import Goal
 from pipeline.tuning.images import Batches, BatchRequest, ImageBatch, Images
 from pipeline.tuning.network import TunableNetwork, parameter_groups
+from pipeline.tuning.options import ReportSteps
 from pipeline.tuning.ranks import ALONE, Ranks
 
 Rows = NDArray[np.int64]
-ReportSteps = Callable[[int, int], None]  # steps done, of how many at most
 # What is drawn in a step by each of these has a random stream of its own.
 _ORDER, _SLICES, _AUGMENT, _DROPOUT = range(4)
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from pipeline.config.segmentation import Segment
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.segmentation import training
 from pipeline.segmentation.contracts import FittedHead, TokenSource
-from pipeline.segmentation.heads import MODULES, fit
+from pipeline.segmentation.heads import fit
 from pipeline.segmentation.knn import class_shares, collect_references
 from pipeline.segmentation.selection import Course, Overlap
-from stores.errors import ConfigError
+from stores.errors import ConfigError, DeviceError
 from tests.pipeline.segmentation.planted import GRID, Planted
 
 RATES = (0.01, 0.1)
@@ -43,7 +47,7 @@ def settings(method: str, **changes: Any) -> Segment:
 
 
 def build_of(method: str) -> training.Build:
-    build: training.Build = importlib.import_module(MODULES[method]).build
+    build: training.Build = importlib.import_module(SEGMENTATION_HEADS[method].module).build
     return build
 
 
@@ -61,6 +65,36 @@ def dice(source: Planted, labels: NDArray[np.uint8], rows: NDArray[np.int64]) ->
         for c in (1, 2)
     ]
     return float(np.mean(each))
+
+
+def test_every_head_of_the_list_is_tried_here() -> None:
+    assert LEARNING.keys() == SEGMENTATION_HEADS.keys()
+
+
+def test_a_method_that_is_not_listed_is_refused_with_those_that_are() -> None:
+    known = "'linear', 'linear-bn', 'decoder', 'image-decoder', 'knn', 'unet' or 'transunet'"
+    with pytest.raises(ValidationError, match=f"Input should be {known}"):
+        Segment(method="lineal")
+
+
+def test_asking_for_a_head_imports_its_module_alone() -> None:
+    code = (
+        "import importlib, sys\n"
+        "from pipeline.config.segmentation_heads import SEGMENTATION_HEADS\n"
+        "from pipeline.segmentation import heads\n"
+        "print({'torch', 'monai', 'faiss'} & sys.modules.keys())\n"
+        "importlib.import_module(SEGMENTATION_HEADS['knn'].module)\n"
+        "others = {head.module for head in SEGMENTATION_HEADS.values()} & sys.modules.keys()\n"
+        "print(others, 'monai' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["set()", "{'pipeline.segmentation.knn'} False"]
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    source = Planted(16)
+    with pytest.raises(DeviceError, match="There is no device 'cuda:99' here"):
+        fit(source, source.parts, settings("linear"), device="cuda:99")
 
 
 @pytest.mark.parametrize("method", LEARNING)
@@ -89,7 +123,7 @@ def test_equal_seeds_give_equal_masks(method: str) -> None:
 def test_another_seed_is_another_start() -> None:
     source = Planted(16, blocks=5)
     rows = source.parts["train"]
-    for method in training.NEEDS:
+    for method in sorted(LEARNING.keys() - {"knn"}):
         asked = [settings(method, seed=seed) for seed in (0, 0, 1)]
         first, again, other = (
             training.new_network(build_of(method), source, rows, a).state_dict() for a in asked
