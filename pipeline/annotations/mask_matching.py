@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.annotations.labels import column_of, read_labels
 from pipeline.annotations.mask_files import inspect
@@ -30,6 +31,9 @@ from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
 
 SliceRow = dict[str, Any]  # of the slice table
+Sources = tuple[str, ...]  # the paths of a mask's files, under their root
+# A glob over images' paths, and the patterns of the mask files of those that it matches.
+Rule = tuple[Callable[[str], bool], tuple[str, ...]]
 PlaneNumbers = tuple[int | None, ...]  # by slice; None: background
 _PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 # How far a plane may lie from its slice along the normal: as a part of the distance of planes, and
@@ -48,7 +52,7 @@ class MaskedSlices:
     sources: the masks' paths under their root; one, or one a structure.
     """
 
-    sources: tuple[str, ...]
+    sources: Sources
     numbers: tuple[int, ...]
 
 
@@ -68,33 +72,36 @@ def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[M
             sources = _by_uid(root, slices, names)
     series = slices["series"].to_pylist()
     withdrawn = slices["withdrawn"].to_pylist()
-    groups: dict[tuple[tuple[str, ...], str], list[int]] = {}
+    groups: dict[tuple[Sources, str], list[int]] = {}
     for number, source in enumerate(sources):
-        if source and not withdrawn[number]:
-            # A slice of no series is a group by itself.
-            key = (source, series[number] or f"{number}")
-            groups.setdefault(key, []).append(number)
+        if not source or withdrawn[number]:
+            continue
+        # A slice of no series is a group by itself.
+        key = (source, series[number] or f"{number}")
+        groups.setdefault(key, []).append(number)
     return [MaskedSlices(source, tuple(numbers)) for (source, _), numbers in groups.items()]
 
 
-def _by_path(masks: Masks, root: Path, slices: pa.Table) -> list[tuple[str, ...]]:
+def _by_path(masks: Masks, root: Path, slices: pa.Table) -> list[Sources]:
     """Return the mask files of each slice by the patterns of its path; () where none is there."""
-    rules = [(matcher([glob]), masks.each(named)) for glob, named in masks.files.items()]
+    rules = []
+    for glob, named in masks.files.items():
+        rules.append((matcher([glob]), masks.each(named)))
     paths = slices["path"].to_pylist()
     # Once a file, not once a slice: each is looked for on the disk.
     sources = {path: _sources_of(path, rules, root) for path in dict.fromkeys(paths)}
     return [sources[path] for path in paths]
 
 
-def _sources_of(
-    path: str, rules: Sequence[tuple[Callable[[str], bool], tuple[str, ...]]], root: Path
-) -> tuple[str, ...]:
+def _sources_of(path: str, rules: Sequence[Rule], root: Path) -> Sources:
     """Return the mask files of an image; () where none of them is there. Raises ConfigError."""
     image = PurePosixPath(path)
+    folder = str(image.parent)
+    # Of a compressed file both suffixes go.
     stem = image.name.removesuffix(".gz")
     parts = {
         "path": path,
-        "folder": "" if str(image.parent) == "." else str(image.parent),
+        "folder": "" if folder == "." else folder,
         "name": image.name,
         "stem": stem.rpartition(".")[0] or stem,
     }
@@ -111,20 +118,23 @@ def _sources_of(
     return sources if there else ()
 
 
-def _by_table(
-    config: Config, masks: Masks, slices: pa.Table, names: Names
-) -> list[tuple[str, ...]]:
+def _by_table(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[Sources]:
     """Return the mask files of each slice that the label table names; () where it names none."""
     if config.labels is None:
         raise ConfigError("Masks joined by table need `labels`: the file that has the column.")
     assert masks.column is not None
     columns = masks.each(masks.column)
     table = read_labels(config.labels, [], columns)
-    cells = [column_of(table, column, slices, config.data.root, names) for column in columns]
-    return [sources if any(sources) else () for sources in zip(*cells, strict=True)]
+    root = config.data.root
+    cells = [column_of(table, column, slices, root, names) for column in columns]
+    sources: list[Sources] = []
+    for of_slice in zip(*cells, strict=True):
+        # A mask of several structures may lack some of them.
+        sources.append(of_slice if any(of_slice) else ())
+    return sources
 
 
-def _by_uid(root: Path, slices: pa.Table, names: Names) -> list[tuple[str, ...]]:
+def _by_uid(root: Path, slices: pa.Table, names: Names) -> list[Sources]:
     """Return the DICOM segmentation of each slice: of its instance, or else of its series."""
     by_instance: dict[str, str] = {}
     by_series: dict[str, str] = {}
@@ -133,13 +143,15 @@ def _by_uid(root: Path, slices: pa.Table, names: Names) -> list[tuple[str, ...]]
             by_instance[names.pseudonym("instance", uid)] = path
         for uid in file.series:
             by_series[names.pseudonym("series", uid)] = path
-    sources: list[tuple[str, ...]] = []
+    sources: list[Sources] = []
     instances = slices["instance"].to_pylist()
     series = slices["series"].to_pylist()
     for instance, name in zip(instances, series, strict=True):
-        # A part of a series that was split bears its name and a number behind a dot.
-        scanned, _, _ = (name or "").partition(".")
-        path = by_instance.get(instance or "") or by_series.get(scanned, "")
+        path = by_instance.get(instance or "")
+        if not path:
+            # A part of a series that was split bears its name and a number behind a dot.
+            scanned, _, _ = (name or "").partition(".")
+            path = by_series.get(scanned, "")
         sources.append((path,) if path else ())
     return sources
 
@@ -230,18 +242,21 @@ def _by_instance(file: MaskFile, slices: Sequence[SliceRow], names: Names) -> Pl
     if len(wanted) < len(slices) or None in wanted:
         return None
     # The store knows instances by pseudonym alone.
-    headers = {names.pseudonym("instance", h.instance): h for h in file.headers if h.instance}
     covered = {names.pseudonym("instance", uid) for uid in file.instances}
+    headers = {}
+    for header in file.headers:
+        if header.instance:
+            headers[names.pseudonym("instance", header.instance)] = header
     if not wanted <= covered or len(headers) < len(file.headers):
         return None
     numbers: list[int | None] = []
     for row in slices:
-        header = headers.get(row["instance"])
-        if header is None:  # nothing is drawn on it
+        drawn_on = headers.get(row["instance"])
+        if drawn_on is None:
             numbers.append(None)
             continue
-        _check_shape(header, row)
-        numbers.append(header.frame)
+        _check_shape(drawn_on, row)
+        numbers.append(drawn_on.frame)
     return tuple(numbers)
 
 
@@ -259,27 +274,35 @@ def _in_order(file: MaskFile, slices: Sequence[SliceRow]) -> PlaneNumbers:
 def _by_place(file: MaskFile, images: Sequence[Header]) -> PlaneNumbers:
     """Return the plane that lies where each slice does. Raises UnreadableError."""
     positions = np.array([header.position_mm for header in file.headers], np.float64)
-    order = np.unique(positions)
-    apart = float(np.diff(order).min()) if len(order) > 1 else 0.0
-    tolerance = max(_EXACT_MM, _ALONG * apart)
+    tolerance = _tolerance(positions)
     numbers: list[int | None] = []
     for image in images:
         assert image.position_mm is not None
-        nearest = int(np.abs(positions - image.position_mm).argmin())
-        if abs(positions[nearest] - image.position_mm) > tolerance:
-            if not file.sparse:
-                raise UnreadableError(
-                    "unsupported",
-                    f"has no plane at {image.position_mm:.1f} mm, where its image has a slice; its "
-                    f"planes lie from {positions.min():.1f} to {positions.max():.1f} mm",
-                )
+        away = np.abs(positions - image.position_mm)
+        nearest = int(away.argmin())
+        if away[nearest] <= tolerance:
+            header = file.headers[nearest]
+            _check_sizes((header.height, header.width), (image.height, image.width))
+            _check_within(header, image)
+            numbers.append(header.frame)
+        elif file.sparse:
             numbers.append(None)
-            continue
-        header = file.headers[nearest]
-        _check_sizes((header.height, header.width), (image.height, image.width))
-        _check_within(header, image)
-        numbers.append(header.frame)
+        else:
+            raise UnreadableError(
+                "unsupported",
+                f"has no plane at {image.position_mm:.1f} mm, where its image has a slice; its "
+                f"planes lie from {positions.min():.1f} to {positions.max():.1f} mm",
+            )
     return tuple(numbers)
+
+
+def _tolerance(positions: NDArray[np.float64]) -> float:
+    """Return how far a plane may lie from its slice, in mm, by the planes' positions (p,)."""
+    distinct = np.unique(positions)
+    if len(distinct) == 1:
+        return _EXACT_MM
+    apart = float(np.diff(distinct).min())
+    return max(_EXACT_MM, _ALONG * apart)
 
 
 # --- what must fit -----------------------------------------------------------------------------
@@ -291,7 +314,8 @@ def _check_within(header: Header, image: Header) -> None:
         return
     mask_spacing = np.array(header.spacing_mm)
     image_spacing = np.array(image.spacing_mm)
-    if (np.abs(mask_spacing - image_spacing) > _SPACING * image_spacing).any():
+    difference = np.abs(mask_spacing - image_spacing)
+    if (difference > _SPACING * image_spacing).any():
         raise UnreadableError(
             "unsupported",
             f"has pixels of {mask_spacing.tolist()} mm, its image of {image_spacing.tolist()} mm",

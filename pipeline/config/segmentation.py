@@ -34,17 +34,9 @@ class Masks(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> Masks:
-        for name, by in (("files", "path"), ("column", "table")):
-            if bool(getattr(self, name)) != (self.by == by):
-                verb = "need" if self.by == by else "take no"
-                raise ValueError(f"Masks joined by {self.by} {verb} `{name}`.")
-        for named in (*self.files.values(), *([self.column] if self.column else [])):
-            if self.apart != isinstance(named, tuple) or len(self.each(named)) != self.count:
-                raise ValueError(
-                    f"values and {'files' if self.files else 'column'} must both be lists of equal "
-                    f"length where each structure has a file of its own. Got {self.values!r} and "
-                    f"{named!r}."
-                )
+        self._check_joined("path", "files", bool(self.files))
+        self._check_joined("table", "column", bool(self.column))
+        self._check_counts()
         if self.apart and (self.by == "uid" or "background" in self.values):
             raise ValueError(
                 "Structures in files of their own are joined by path or table, and the background "
@@ -56,11 +48,35 @@ class Masks(Frozen):
             )
         return self
 
+    def _check_joined(self, by: str, name: str, given: bool) -> None:
+        """Raise ValueError where masks joined in a way lack its key, or others have it."""
+        if given == (self.by == by):
+            return
+        verb = "need" if self.by == by else "take no"
+        raise ValueError(f"Masks joined by {self.by} {verb} `{name}`.")
+
+    def _check_counts(self) -> None:
+        """Raise ValueError where there are not as many files, or columns, as structures."""
+        every = [*self.files.values()]
+        if self.column:
+            every.append(self.column)
+        for named in every:
+            if self.apart != isinstance(named, tuple) or len(self.each(named)) != self.count:
+                raise ValueError(
+                    f"values and {'files' if self.files else 'column'} must both be lists of equal "
+                    f"length where each structure has a file of its own. Got {self.values!r} and "
+                    f"{named!r}."
+                )
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The names by label value as heads see it: background, then structures as listed."""
-        named = self.values.values() if isinstance(self.values, dict) else self.each(self.values)
-        return tuple(dict.fromkeys(["background", *named]))
+        if isinstance(self.values, dict):
+            structures = tuple(self.values.values())
+        else:
+            structures = self.each(self.values)
+        # Once each: several values may be of one structure, or of the background.
+        return tuple(dict.fromkeys(["background", *structures]))
 
     @property
     def apart(self) -> bool:

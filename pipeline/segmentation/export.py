@@ -121,6 +121,6 @@ def _write_tokens(
     colours = pictures.components(tokens, cases.source.image_size)
     pairs = []
     for image, colour in zip(images, colours, strict=True):
-        grey = np.repeat(pictures.grey_of(image)[..., None], 3, axis=2)
+        grey = pictures.in_channels(pictures.grey_of(image))
         pairs.append(pictures.side_by_side([grey, colour]))
     pictures.write_png(path, pictures.stacked(pairs), note)

@@ -62,7 +62,8 @@ def to_input(labels: Labels, shows: Shown, size: int) -> Labels:
     rows = _inside(y, height)
     columns = _inside(x, width)
     out = np.zeros((size, size), np.uint8)
-    out[np.ix_(rows, columns)] = labels[np.ix_(y[rows], x[columns])]
+    inside = np.ix_(rows, columns)
+    out[inside] = labels[np.ix_(y[rows], x[columns])]
     return out
 
 
@@ -78,7 +79,8 @@ def to_slice(labels: Labels, shows: Shown, shape: tuple[int, int]) -> Labels:
     rows = _inside(y, height)
     columns = _inside(x, width)
     out = np.zeros(shape, np.uint8)
-    out[np.ix_(y[rows], x[columns])] = labels[np.ix_(input_y[rows], input_x[columns])]
+    inside = np.ix_(y[rows], x[columns])
+    out[inside] = labels[np.ix_(input_y[rows], input_x[columns])]
     return out
 
 

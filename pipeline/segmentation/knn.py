@@ -54,8 +54,9 @@ class NeighbourHead:
     def predict(self, source: TokenSource, rows: Rows) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield each row with its label values (S, S), in the order of `rows`."""
         for batch in in_order(source, rows, TOKENS, SLICES, masks=False):
-            labels = vote(self.references, batch, [self.k], self.temperature, source.image_size)
-            yield from zip(batch.rows.tolist(), labels[self.k], strict=True)
+            votes = vote(self.references, batch, [self.k], self.temperature, source.image_size)
+            labels = votes[self.k]
+            yield from zip(batch.rows.tolist(), labels, strict=True)
 
 
 def fit(source: TokenSource, parts: Parts, settings: Segment, *, device: str) -> NeighbourHead:
@@ -112,14 +113,17 @@ def collect_references(source: TokenSource, rows: Rows, settings: Segment) -> Re
         assert batch.masks is not None
         tokens = _last_block(batch)
         b, h, w, d = tokens.shape
-        share = class_shares(batch.masks, (h, w), len(source.classes))
-        most = min(h * w, settings.references // len(rows))
-        for of_slice, share_of_slice in zip(
-            tokens.reshape(b, h * w, d), share.reshape(b, h * w, -1), strict=True
-        ):
-            patches = np.sort(rng.permutation(h * w)[:most])
-            index.add(unit_length(of_slice[patches].astype(np.float32)))
-            shares.append(share_of_slice[patches])
+        number = h * w
+        by_patch = class_shares(batch.masks, (h, w), len(source.classes))
+        most = min(number, settings.references // len(rows))
+        for i in range(b):
+            chosen = rng.permutation(number)[:most]
+            chosen = np.sort(chosen)
+            of_slice = tokens[i].reshape(number, d)
+            of_chosen = of_slice[chosen].astype(np.float32)
+            index.add(unit_length(of_chosen))
+            share = by_patch[i].reshape(number, -1)
+            shares.append(share[chosen])
     return References(index, np.concatenate(shares))
 
 
@@ -133,10 +137,13 @@ def class_shares(masks: NDArray[np.uint8], grid: tuple[int, int], classes: int) 
     y = np.arange(size) * h // size
     x = np.arange(size) * w // size
     # The number of the patch that each pixel is in, and with its class that of its count.
-    patch = (np.arange(b)[:, None, None] * h + y[:, None]) * w + x
-    counts = np.bincount((patch * classes + masks).ravel(), minlength=b * h * w * classes)
+    image = np.arange(b)[:, None, None]
+    patch = (image * h + y[:, None]) * w + x
+    bins = (patch * classes + masks).ravel()
+    counts = np.bincount(bins, minlength=b * h * w * classes)
     counts = counts.reshape(b, h, w, classes)
-    shares: Floats = (counts / counts.sum(axis=-1, keepdims=True)).astype(np.float32)
+    total = counts.sum(axis=-1, keepdims=True)
+    shares: Floats = (counts / total).astype(np.float32)
     return shares
 
 
@@ -151,9 +158,11 @@ def vote(
     labels = {}
     votes = soft_vote(cosine, nearest, references.shares, list(ks), temperature)
     for k, share in votes.items():
-        grid = torch.from_numpy(share.astype(np.float32)).reshape(b, h, w, -1).permute(0, 3, 1, 2)
-        full = interpolate(grid, (size, size), mode="bilinear", align_corners=False)
-        labels[k] = full.argmax(dim=1).to(torch.uint8).numpy()
+        grid = torch.from_numpy(share.astype(np.float32)).reshape(b, h, w, -1)
+        channels = grid.permute(0, 3, 1, 2)  # (b, c, h, w)
+        full = interpolate(channels, (size, size), mode="bilinear", align_corners=False)
+        likeliest = full.argmax(dim=1)
+        labels[k] = likeliest.to(torch.uint8).numpy()
     return labels
 
 

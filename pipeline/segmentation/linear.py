@@ -35,9 +35,11 @@ class LinearTokenHead(nn.Module):
         x = tokens[:, -1]  # (b, h, w, d)
         if self.norm is not None:
             # Over all patches of the batch together, as of so many rows of d features.
-            x = self.norm(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+            patches = x.reshape(-1, x.shape[-1])
+            x = self.norm(patches).reshape(x.shape)
         logits = self.classify(x).permute(0, 3, 1, 2)
-        return interpolate(logits, (self.size, self.size), mode="bilinear", align_corners=False)
+        size = (self.size, self.size)
+        return interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 def build(source: TokenSource, rows: Rows, settings: Segment) -> LinearTokenHead:

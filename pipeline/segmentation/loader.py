@@ -101,6 +101,7 @@ class Loader:
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of one epoch: each row once, the last batch with what is left."""
+        size = self._batch_size
         rng = np.random.default_rng((self._seed, number))
         order = [self._chunks[i] for i in rng.permutation(len(self._chunks))]
         # What a pool left over, fewer rows than a batch: the next pool fills it up.
@@ -108,15 +109,16 @@ class Loader:
         for pool in self._pools(order):
             places = rng.permutation(len(pool.rows))
             if rest is not None:
-                missing = self._batch_size - len(rest.rows)
+                missing = size - len(rest.rows)
                 rest = _joined(rest, pool.at(places[:missing]))
                 places = places[missing:]
-                if len(rest.rows) < self._batch_size:
+                if len(rest.rows) < size:
                     continue
                 yield rest
-            full = len(places) // self._batch_size * self._batch_size
-            for start in range(0, full, self._batch_size):
-                yield pool.at(places[start : start + self._batch_size])
+            full = len(places) // size * size
+            for start in range(0, full, size):
+                stop = start + size
+                yield pool.at(places[start:stop])
             rest = pool.at(places[full:]) if full < len(places) else None
         if rest is not None:
             yield rest
@@ -152,7 +154,9 @@ def read_ahead(items: Iterable[T]) -> Iterator[T]:
 
 def _chunks(rows: Rows, chunk_rows: int) -> list[Rows]:
     """Return ascending rows by the chunk they lie in."""
-    return np.split(rows, np.flatnonzero(np.diff(rows // chunk_rows)) + 1)
+    chunk = rows // chunk_rows
+    last = np.flatnonzero(np.diff(chunk))
+    return np.split(rows, last + 1)
 
 
 def _pool_rows(chunks: list[Rows], most: int) -> Iterator[Rows]:

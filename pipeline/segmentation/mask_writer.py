@@ -76,9 +76,9 @@ def _write_pictures(unit: UnitLabels, out: Path) -> list[Path]:
     written = []
     for row, labels in zip(unit.slices, unit.planes, strict=True):
         name = unescape_path(row["path"])
-        stem = name.rpartition(".")[0] or name
+        stem, _, _ = name.rpartition(".")
         suffix = f".{row['frame']}.png" if len(unit.slices) > 1 else ".png"
-        path = _place(out, stem, suffix)
+        path = _place(out, stem or name, suffix)
         Image.fromarray(labels).save(path)
         written.append(path)
     return written
@@ -95,7 +95,8 @@ def _write_dicom(unit: UnitLabels, out: Path) -> list[Path]:
     written = []
     affine = affine_of(datasets, unit.frames, unit.planes[0].shape)
     if affine is not None:
-        voxels = np.stack(unit.planes).transpose(2, 1, 0)
+        stack = np.stack(unit.planes)  # (z, H, W)
+        voxels = stack.transpose(2, 1, 0)
         image = nib.Nifti1Image(voxels, affine)
         image.header.set_xyzt_units("mm")
         written.append(_place(out, name, ".nii.gz"))

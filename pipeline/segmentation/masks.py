@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,12 +102,15 @@ class StoredMasks:
     @cached_property
     def unusable(self) -> list[UnusableMask]:
         """The mask files that cannot be used."""
-        counts: dict[tuple[str, str, str], int] = {}
-        refused = self._table.filter(pa.compute.is_valid(self._table["reason"]))
-        for row in refused.to_pylist():
-            key = (", ".join(row["source"]), row["reason"], row["detail"])
-            counts[key] = counts.get(key, 0) + 1
-        return [UnusableMask(*key, slices) for key, slices in counts.items()]
+        has_reason = pa.compute.is_valid(self._table["reason"])
+        counts: Counter[tuple[str, str, str]] = Counter()
+        for row in self._table.filter(has_reason).to_pylist():
+            source = ", ".join(row["source"])
+            counts[source, row["reason"], row["detail"]] += 1
+        unusable = []
+        for (source, reason, detail), slices in counts.items():
+            unusable.append(UnusableMask(source, reason, detail, slices))
+        return unusable
 
     @cached_property
     def digest(self) -> str:
@@ -140,9 +144,10 @@ class StoredMasks:
 
     def present(self, rows: Rows) -> NDArray[np.bool_]:
         """Return (n, c): which label values each slice holds."""
-        present = np.zeros((len(rows), len(self.classes)), bool)
         places = pa.array([self._place(int(row)) for row in rows])
-        for i, values in enumerate(self._usable["classes"].take(places).to_pylist()):
+        values_of = self._usable["classes"].take(places).to_pylist()
+        present = np.zeros((len(rows), len(self.classes)), bool)
+        for i, values in enumerate(values_of):
             present[i, values] = True
         return present
 
@@ -161,8 +166,10 @@ class StoredMasks:
         offset = self._value("offset", place)
         length = self._value("length", place)
         if pack not in self._packs:
-            self._packs[pack] = np.memmap(self._folder / f"{pack}.pack", np.uint8, "r")
-        return self._packs[pack][offset : offset + length]
+            path = self._folder / f"{pack}.pack"
+            self._packs[pack] = np.memmap(path, np.uint8, "r")
+        data = self._packs[pack]
+        return data[offset : offset + length]
 
 
 # --- bringing it up to date ----------------------------------------------------------------------
@@ -255,9 +262,12 @@ class _MaskMark:
     @classmethod
     def of(cls, sources: Sources, paths: Sequence[Path]) -> _MaskMark:
         """Return the mark of files as they are now."""
-        stats = [path.stat() if path.is_file() else None for path in paths]
-        sizes = [stat.st_size if stat else None for stat in stats]
-        times = [stat.st_mtime_ns if stat else None for stat in stats]
+        sizes: list[int | None] = []
+        times: list[int | None] = []
+        for path in paths:
+            stat = path.stat() if path.is_file() else None
+            sizes.append(stat.st_size if stat else None)
+            times.append(stat.st_mtime_ns if stat else None)
         return cls(sources, sizes, times)
 
     def row(self, number: int, **values: Any) -> MaskRow:
@@ -376,11 +386,15 @@ def _read_index(index: Path, folder: Path) -> dict[Sources, list[MaskRow]]:
     sizes: dict[str, int] = {}
     for row in table.to_pylist():
         pack = row["pack"]
-        if pack is not None and pack not in sizes:
-            path = folder / f"{pack}.pack"
-            sizes[pack] = path.stat().st_size if path.is_file() else 0
-        if pack is None or row["offset"] + row["length"] <= sizes[pack]:
-            rows.setdefault(tuple(row["source"]), []).append(row)
+        if pack is not None:  # else a mask that cannot be used
+            if pack not in sizes:
+                path = folder / f"{pack}.pack"
+                sizes[pack] = path.stat().st_size if path.is_file() else 0
+            end = row["offset"] + row["length"]
+            if end > sizes[pack]:
+                continue
+        sources = tuple(row["source"])
+        rows.setdefault(sources, []).append(row)
     return rows
 
 
@@ -408,15 +422,16 @@ class _MaskReader:
         Raises UnreadableError where a file is missing, does not fit, or overlaps with another.
         """
         stack = [np.zeros((row["height"], row["width"]), np.uint8) for row in slices]
-        for i, path in enumerate(paths):
+        # Of several files each is of one structure: the label values count them, from 1.
+        for label, path in enumerate(paths, start=1):
             if not path.is_file():
-                of = f" of {self.masks.classes[i + 1]}" if self.masks.apart else ""
+                of = f" of {self.masks.classes[label]}" if self.masks.apart else ""
                 raise UnreadableError("vanished", f"there is no such file{of}")
             matched = match(path, slices, self.config, self.names)
-            structure = _label_planes(path, matched, self.masks, label=i + 1)
+            planes_of_file = _label_planes(path, matched, self.masks, label)
             for labels, number in zip(stack, matched.planes, strict=True):
                 if number is not None:
-                    _add_structure(labels, structure[number])
+                    _add_structure(labels, planes_of_file[number])
         return list(zip(slices, stack, strict=True))
 
     def shown(self, row: SliceRow) -> Shown:
@@ -462,9 +477,11 @@ def _label_planes(path: Path, matched: Matched, masks: Masks, label: int) -> dic
 
 def _encode(values: NDArray[np.int64], label_of: Callable[[int], int]) -> Labels:
     """Return the label values (H, W) uint8 of a file's values."""
+    # Each value is looked up once, however many pixels have it.
     distinct, inverse = np.unique(values, return_inverse=True)
     labels = np.array([label_of(int(value)) for value in distinct], np.uint8)
-    return labels[inverse].reshape(values.shape)
+    of_pixels = labels[inverse]
+    return of_pixels.reshape(values.shape)
 
 
 class _NamedValues:

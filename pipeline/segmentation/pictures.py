@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,20 +34,31 @@ def grey_of(image: NDArray[np.float32]) -> Picture:
     """Return an image as the network saw it (3, S, S) as grey (S, S), from black to white."""
     plane = image.mean(axis=0)
     low = float(plane.min())
-    spread = float(plane.max()) - low
     # An image of one level is black.
-    grey: Picture = np.rint((plane - low) / (spread or 1.0) * 255).astype(np.uint8)
-    return grey
+    spread = float(plane.max()) - low or 1.0
+    return _levels((plane - low) / spread)
+
+
+def _levels(values: NDArray[Any]) -> Picture:
+    """Return values from 0 to 1 as levels of 8 bits."""
+    levels: Picture = np.rint(values * 255).astype(np.uint8)
+    return levels
 
 
 def painted(grey: Picture, labels: Labels) -> Picture:
     """Return grey (S, S) with its label values in colour, (S, S, 3)."""
-    picture = np.repeat(grey[..., None], 3, axis=2).astype(np.float32)
+    picture = in_channels(grey).astype(np.float32)
     drawn = labels > 0
+    structures = labels[drawn].astype(np.int64) - 1
     # Past the last structure that has a colour of its own, they begin again.
-    colour = COLOURS[(labels[drawn].astype(np.int64) - 1) % len(COLOURS)]
+    colour = COLOURS[structures % len(COLOURS)]
     picture[drawn] = (1 - _OPACITY) * picture[drawn] + _OPACITY * colour
     return np.rint(picture).astype(np.uint8)
+
+
+def in_channels(grey: Picture) -> Picture:
+    """Return grey (S, S) as (S, S, 3)."""
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def overlay(grey: Picture, mask: Labels, predicted: Labels) -> Picture:
@@ -58,13 +70,19 @@ def overlay(grey: Picture, mask: Labels, predicted: Labels) -> Picture:
 def side_by_side(pictures: Sequence[Picture]) -> Picture:
     """Return pictures (S, S, 3) in a row, with white between them."""
     height, _, channels = pictures[0].shape
-    return _joined(pictures, np.full((height, _GAP, channels), 255, np.uint8), axis=1)
+    gap = _white(height, _GAP, channels)
+    return _joined(pictures, gap, axis=1)
 
 
 def stacked(rows: Sequence[Picture]) -> Picture:
     """Return rows of pictures as one, the first on top, with white between them."""
     _, width, channels = rows[0].shape
-    return _joined(rows, np.full((_GAP, width, channels), 255, np.uint8), axis=0)
+    gap = _white(_GAP, width, channels)
+    return _joined(rows, gap, axis=0)
+
+
+def _white(height: int, width: int, channels: int) -> Picture:
+    return np.full((height, width, channels), 255, np.uint8)
 
 
 def _joined(pictures: Sequence[Picture], gap: Picture, axis: int) -> Picture:
@@ -80,18 +98,22 @@ def components(tokens: NDArray[np.float32], size: int) -> Picture:
     Of all tokens together, each component from its 1st to its 99th percentile.
     """
     b, h, w, d = tokens.shape
-    flat = tokens.reshape(-1, d).astype(np.float64)
+    flat = tokens.reshape(-1, d)
+    flat = flat.astype(np.float64)
     flat = flat - flat.mean(axis=0)
     # Eigenvectors of the covariance come by rising variance: the last three, backwards.
     _, vectors = np.linalg.eigh(flat.T @ flat)
     scores = flat @ vectors[:, :-4:-1]
     low, high = np.percentile(scores, [1, 99], axis=0)
-    grey = np.clip((scores - low) / np.where(high > low, high - low, 1.0), 0, 1)
-    picture = np.rint(grey * 255).astype(np.uint8).reshape(b, h, w, -1)
+    spread = np.where(high > low, high - low, 1.0)
+    colours = (scores - low) / spread
+    colours = np.clip(colours, 0, 1)
+    patches = _levels(colours).reshape(b, h, w, -1)
     # Each pixel takes the colour of its patch.
     rows = np.arange(size) * h // size
     columns = np.arange(size) * w // size
-    return np.ascontiguousarray(picture[:, rows][:, :, columns])
+    picture = patches[:, rows][:, :, columns]
+    return np.ascontiguousarray(picture)
 
 
 def write_png(path: Path, picture: Picture, note: str = "") -> None:
@@ -100,7 +122,8 @@ def write_png(path: Path, picture: Picture, note: str = "") -> None:
     if note:
         taller = Image.new("RGB", (image.width, image.height + _NOTE_HEIGHT), "white")
         taller.paste(image, (0, 0))
-        ImageDraw.Draw(taller).text((4, image.height + 2), note, fill="black")
+        draw = ImageDraw.Draw(taller)
+        draw.text((4, image.height + 2), note, fill="black")
         image = taller
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path)

@@ -52,11 +52,12 @@ class UnitScores:
     @classmethod
     def of(cls, units: Sequence[tuple[dict[str, Floats], NDArray[np.int64]]]) -> UnitScores:
         """Return the scores of units, each given as `measure` and `confusion` return them."""
-        first, _ = units[0]
+        all_scores = [scores for scores, _ in units]
         values = {}
-        for name in first:
-            values[name] = np.stack([scores[name] for scores, _ in units])
-        return cls(values, np.stack([counts for _, counts in units]))
+        for name in all_scores[0]:
+            values[name] = np.stack([scores[name] for scores in all_scores])
+        counts = [confusion for _, confusion in units]
+        return cls(values, np.stack(counts))
 
     @classmethod
     def joined(cls, parts: Sequence[UnitScores]) -> UnitScores:
@@ -64,7 +65,8 @@ class UnitScores:
         values = {}
         for name in parts[0].values:
             values[name] = np.concatenate([part.values[name] for part in parts])
-        return cls(values, np.concatenate([part.confusion for part in parts]))
+        counts = [part.confusion for part in parts]
+        return cls(values, np.concatenate(counts))
 
 
 # --- one unit ----------------------------------------------------------------------------------
@@ -131,23 +133,28 @@ def _box(structure: NDArray[np.bool_]) -> tuple[slice, ...]:
     for axis in range(structure.ndim):
         others = tuple(other for other in range(structure.ndim) if other != axis)
         occupied = np.flatnonzero(structure.any(axis=others))
-        box.append(slice(max(0, int(occupied[0]) - 1), int(occupied[-1]) + 2))
+        first = int(occupied[0])
+        last = int(occupied[-1])
+        box.append(slice(max(0, first - 1), last + 2))
     return tuple(box)
 
 
 def dice(predicted: Labels, mask: Labels, c: int) -> Floats:
     """Return (c - 1,) Dice alone, NaN for a structure that neither has."""
     counts = confusion(predicted, mask, c).astype(np.float64)
-    hits = np.diag(counts)[1:]
-    of_prediction = counts.sum(axis=0)[1:]
-    of_mask = counts.sum(axis=1)[1:]
-    return ratio(2 * hits, of_prediction + of_mask)
+    hits = np.diag(counts)
+    of_prediction = counts.sum(axis=0)
+    of_mask = counts.sum(axis=1)
+    of_all = ratio(2 * hits, of_prediction + of_mask)
+    return of_all[1:]
 
 
 def confusion(predicted: Labels, mask: Labels, c: int) -> NDArray[np.int64]:
     """Return (c, c): pixels by label value in the mask (rows) and in the prediction."""
+    # A pair of label values is a number of two digits to the base c.
     pairs = mask.astype(np.int64).ravel() * c + predicted.ravel()
-    return np.bincount(pairs, minlength=c * c).reshape(c, c)
+    counts = np.bincount(pairs, minlength=c * c)
+    return counts.reshape(c, c)
 
 
 # --- all units together ------------------------------------------------------------------------
@@ -175,10 +182,12 @@ def summarise(
         values: Values = {}
         for name, of_units in scores.values.items():
             defined = ~np.isnan(of_units)
-            total = np.where(defined, of_units, 0.0).T @ weights
+            known = np.where(defined, of_units, 0.0)
+            total = known.T @ weights
             number = defined.T.astype(float) @ weights
             values |= _by_structure(name, ratio(total, number), structures)
-        counts = (scores.confusion.reshape(-1, c * c).T @ weights).reshape(c, c, -1)
+        pairs = scores.confusion.reshape(-1, c * c)
+        counts = (pairs.T @ weights).reshape(c, c, -1)
         for name, of_paper in of_the_paper(counts).items():
             values |= _by_structure(name, of_paper, structures)
         return values
@@ -211,8 +220,8 @@ def of_the_paper(counts: NDArray[Any]) -> dict[str, Floats]:
     hits = np.einsum("iib->ib", counts)[1:].astype(np.float64)
     targets = counts.sum(axis=1)[1:]
     drawn = counts.sum(axis=0)[1:]
-    drawn_inside = counts[1:].sum(axis=0)[1:]  # where the target is a structure
-    return {
-        PAPER_DICE: ratio(2 * hits, (targets + drawn).astype(np.float64)),
-        PAPER_JACCARD: ratio(hits, (targets + drawn_inside - hits).astype(np.float64)),
-    }
+    both = (targets + drawn).astype(np.float64)
+    # The rows of structures alone: what is drawn where the target is the background is dropped.
+    drawn_inside = counts[1:].sum(axis=0)[1:]
+    either = (targets + drawn_inside - hits).astype(np.float64)
+    return {PAPER_DICE: ratio(2 * hits, both), PAPER_JACCARD: ratio(hits, either)}

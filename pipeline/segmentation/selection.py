@@ -24,7 +24,8 @@ class Overlap:
         c = self._counts.shape[1]
         # A pair of label values is a number of two digits to the base c.
         pairs = true.astype(np.int64).ravel() * c + predicted.ravel()
-        self._counts[candidate] += np.bincount(pairs, minlength=c * c).reshape(c, c)
+        counts = np.bincount(pairs, minlength=c * c)
+        self._counts[candidate] += counts.reshape(c, c)
 
     def dice(self) -> NDArray[np.float64]:
         """Return (m,): the mean Dice of the foreground classes that are true anywhere.

@@ -238,7 +238,8 @@ def inputs_of(batch: Batch, device: torch.device) -> list[Tensor]:
 def predict_labels(network: nn.Module, batch: Batch, device: torch.device) -> NDArray[np.uint8]:
     """Return the likeliest label values (b, S, S)."""
     logits = network.eval()(*inputs_of(batch, device))
-    labels: NDArray[np.uint8] = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+    likeliest = logits.argmax(dim=1).to(torch.uint8)
+    labels: NDArray[np.uint8] = likeliest.cpu().numpy()
     return labels
 
 

@@ -91,8 +91,9 @@ class TransUNet(nn.Module):
         *skips, x = self.resnet(_padded(image))
         h, w = x.shape[-2:]
         tokens = self.embed(x).flatten(2).transpose(1, 2)  # (b, h * w, d)
-        x = self.transformer(tokens + self.positions).transpose(1, 2).unflatten(2, (h, w))
-        x = self.widen(x)
+        tokens = self.transformer(tokens + self.positions)
+        grid = tokens.transpose(1, 2).unflatten(2, (h, w))
+        x = self.widen(grid)
         for step, skip in zip(self.steps, reversed(skips), strict=True):
             x = step(x, skip)
         logits: Tensor = self.classify(self.last(x))

@@ -75,7 +75,8 @@ def head_trials(
 
 def _patients(cases: SegmentationCases, units: Rows) -> NDArray[np.str_]:
     """Return the patients of some units, in the order of their first units."""
-    patients, first = np.unique(cases.task_cases.units.groups[units], return_index=True)
+    groups = cases.task_cases.units.groups[units]
+    patients, first = np.unique(groups, return_index=True)
     return patients[np.argsort(first)]
 
 
@@ -87,11 +88,13 @@ def _few_patients(cases: SegmentationCases, folds: Draw, shots: int, draw: int) 
     fewer: list[Parts] = []
     for fold in folds:
         # By the order of their units, not by their names, which differ from store to store.
-        patients = _patients(cases, fold["train"])
-        order = np.random.default_rng((cases.config.split.seed, draw)).permutation(len(patients))
+        train = fold["train"]
+        patients = _patients(cases, train)
+        rng = np.random.default_rng((cases.config.split.seed, draw))
+        order = rng.permutation(len(patients))
         chosen = patients[order[:shots]]
-        of_chosen = np.isin(cases.task_cases.units.groups[fold["train"]], chosen)
-        fewer.append({**fold, "train": fold["train"][of_chosen]})
+        of_chosen = np.isin(cases.task_cases.units.groups[train], chosen)
+        fewer.append({**fold, "train": train[of_chosen]})
     return fewer
 
 
@@ -187,18 +190,20 @@ def _predict_units(
 
     A unit of which a slice cannot be read is left out: the head does not yield that slice.
     """
-    labelled = cases.task_cases.units
-    unit_of = dict(zip(labelled.rows.tolist(), labelled.unit.tolist(), strict=True))
+    unit_of = {}
+    for number in units.tolist():
+        for row in cases.units[number].rows:
+            unit_of[row] = number
     # Slices of a unit need not follow each other: those that wait for the others.
     incomplete: dict[int, dict[int, Labels]] = {}
     for row, labels in head.predict(cases.source, cases.rows_of(units)):
-        unit = unit_of[int(row)]
-        by_row = incomplete.setdefault(unit, {})
-        by_row[int(row)] = labels
-        rows = cases.units[unit].rows
+        number = unit_of[row]
+        by_row = incomplete.setdefault(number, {})
+        by_row[row] = labels
+        rows = cases.units[number].rows
         if len(by_row) == len(rows):
-            yield unit, [by_row[each] for each in rows]
-            del incomplete[unit]
+            yield number, [by_row[each] for each in rows]
+            del incomplete[number]
 
 
 def _score_unit(
@@ -209,10 +214,13 @@ def _score_unit(
     c = len(masks.classes)
     mask = native_mask(masks, unit)
     at_native = native_labels(masks, unit, predicted)
-    scores = measure(at_native, mask, c, unit.spacing, cases.mask_settings.tolerance)
+    tolerance = cases.mask_settings.tolerance
+    scores = measure(at_native, mask, c, unit.spacing, tolerance)
     # The mask itself, through the geometry of the input and back: no head could do better.
-    at_input = [masks.at_input(row, cases.source.image_size) for row in unit.rows]
-    scores[CEILING] = dice(native_labels(masks, unit, at_input), mask, c)
+    size = cases.source.image_size
+    at_input = [masks.at_input(row, size) for row in unit.rows]
+    through_input = native_labels(masks, unit, at_input)
+    scores[CEILING] = dice(through_input, mask, c)
     counts = np.zeros((c, c), np.int64)
     for labels, true in zip(predicted, at_input, strict=True):
         counts += confusion(labels, true, c)

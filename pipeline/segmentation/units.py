@@ -52,13 +52,14 @@ class Unit:
         spacing = tuple(mm or 1.0 for mm in in_plane)
         if len(slices) == 1:
             return cls(rows, spacing, all(in_plane))
-        positions = np.array(
-            [np.nan if row["position_mm"] is None else row["position_mm"] for row in slices]
-        )
-        placed = bool(np.isfinite(positions).all())
+        # What has no place is not finite here.
+        positions = np.array([row["position_mm"] for row in slices], np.float64)
+        if not np.isfinite(positions).all():
+            return cls(rows, (1.0, *spacing), in_mm=False)
+        gaps = np.abs(np.diff(positions))
         # The median: one slice that is missing must not stretch the volume.
-        step = float(np.median(np.abs(np.diff(positions)))) if placed else 1.0
-        return cls(rows, (step or 1.0, *spacing), all(in_plane) and placed)
+        step = float(np.median(gaps))
+        return cls(rows, (step or 1.0, *spacing), all(in_plane))
 
 
 def units_of(
@@ -79,18 +80,21 @@ def units_of(
             f"None of the {len(masks.rows)} slices with a mask has features. Run `radprobe "
             "extract`."
         )
-    tally = _tally(masks, status, every["row"].to_numpy(), len(ready))
-    slices = every.take(pa.array(np.searchsorted(every["row"].to_numpy(), ready)))
+    numbers = every["row"].to_numpy()
+    tally = _tally(masks, status, numbers, len(ready))
+    places = np.searchsorted(numbers, ready)
+    slices = every.take(pa.array(places))
     patients = _patients(config, slices, names, table)
     rows = slices.to_pylist()
     ids, members = _groups(rows)
     unit_of = np.empty(len(rows), np.int64)
-    for i, places in enumerate(members):
-        unit_of[places] = i
+    for i, of_unit in enumerate(members):
+        unit_of[of_unit] = i
+    # All slices of a unit are of one patient: the first one's.
+    first = [of_unit[0] for of_unit in members]
     units = Units(
         y=_structures_present(masks, ready, members),
-        # All slices of a unit are of one patient: of the first one's.
-        groups=np.array([patients[places[0]] for places in members], np.str_),
+        groups=np.array(patients[first], np.str_),
         classes=masks.classes[1:],
         kind="multilabel",
         ids=np.array(ids, np.str_),
@@ -98,7 +102,10 @@ def units_of(
         unit=unit_of,
         tally=tally,
     )
-    return units, [Unit.of([rows[place] for place in places]) for places in members]
+    parts = []
+    for of_unit in members:
+        parts.append(Unit.of([rows[place] for place in of_unit]))
+    return units, parts
 
 
 def _tally(masks: StoredMasks, status: NDArray[np.uint8], live_rows: Rows, ready: int) -> Tally:
@@ -144,9 +151,11 @@ def _groups(rows: Sequence[SliceRow]) -> tuple[list[str], list[list[int]]]:
     frames = Counter((row["series"], row["path"]) for row in rows)
     groups: dict[tuple[str, str], list[int]] = {}
     for place, row in enumerate(rows):
-        alone = row["position_mm"] is None and frames[row["series"], row["path"]] == 1
-        key = (row["series"] or "", f"{row['row']}" if alone else "")
-        groups.setdefault(key, []).append(place)
+        single = frames[row["series"], row["path"]] == 1
+        alone = single and row["position_mm"] is None
+        number = f"{row['row']}" if alone else ""
+        series = row["series"] or ""
+        groups.setdefault((series, number), []).append(place)
     ids = [number or series for series, number in groups]
     return ids, list(groups.values())
 
@@ -156,7 +165,10 @@ def _structures_present(
 ) -> NDArray[np.int8]:
     """Return (n, c - 1): whether each unit has a pixel of each structure; members: by place."""
     of_slices = masks.present(rows)[:, 1:]
-    return np.stack([of_slices[places].max(axis=0) for places in members]).astype(np.int8)
+    of_units = []
+    for places in members:
+        of_units.append(of_slices[places].max(axis=0))
+    return np.stack(of_units).astype(np.int8)
 
 
 # --- label values of a unit ----------------------------------------------------------------------
@@ -172,6 +184,7 @@ def native_labels(masks: StoredMasks, unit: Unit, labels: Sequence[Labels]) -> L
     """Return label values (S, S) of a unit's slices at native size: (z, H, W), or (H, W)."""
     planes = []
     for row, at_input in zip(unit.rows, labels, strict=True):
-        shape = masks.labels(row).shape
-        planes.append(to_slice(at_input, masks.shown(row), (shape[0], shape[1])))
+        height, width = masks.labels(row).shape
+        shows = masks.shown(row)
+        planes.append(to_slice(at_input, shows, (height, width)))
     return np.stack(planes) if unit.volume else planes[0]

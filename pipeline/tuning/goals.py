@@ -76,9 +76,11 @@ class LabelGoal:
         weights = _slice_weights(batch.unit_of, len(units))
         there = weights.any(axis=1)
         x = augmented(batch.x, self.settings.augment, draws, self.architecture)
-        logits = network(x, torch.from_numpy(weights[there]).to(x.device))
+        of_there = torch.from_numpy(weights[there]).to(x.device)
+        logits = network(x, of_there)
         # The loss is a mean over the units there; times their share it is a part of the step's.
-        return self._targets.loss(logits, torch.from_numpy(units[there])) * float(there.mean())
+        loss = self._targets.loss(logits, torch.from_numpy(units[there]))
+        return loss * float(there.mean())
 
     @torch.no_grad()
     def observe(self, network: TunableNetwork, batch: ImageBatch) -> None:
@@ -113,19 +115,22 @@ class LabelGoal:
         self._observed.clear()
         index = torch.from_numpy(unit_of).to(features.device)
         # Slices of a unit follow each other: summed in their order, whatever the batches are.
-        pooled = torch.zeros((n, features.shape[1]), device=features.device)
-        pooled.index_add_(0, index, features)
+        total = torch.zeros((n, features.shape[1]), device=features.device)
+        total.index_add_(0, index, features)
         counts = torch.bincount(index, minlength=n)
-        logits = self._head(pooled / counts.clamp_min(1)[:, None])
+        divisor = counts.clamp_min(1)[:, None]
+        logits = self._head(total / divisor)
         there = (counts > 0).cpu().numpy()
         return self.objective.said(logits)[there], there
 
 
 def _slice_weights(unit_of: Rows, units: int) -> NDArray[np.float32]:
     """Return (b, k): what each slice counts in its unit; a row of zeros where it has none."""
-    member = unit_of[None, :] == np.arange(units)[:, None]
-    counts = np.maximum(member.sum(axis=1, keepdims=True), 1)
-    return np.asarray(member / counts, np.float32)
+    numbers = np.arange(units)
+    member = unit_of[None, :] == numbers[:, None]
+    counts = member.sum(axis=1, keepdims=True)
+    weights = member / np.maximum(counts, 1)
+    return np.asarray(weights, np.float32)
 
 
 # --- masks ---------------------------------------------------------------------------------------
@@ -149,12 +154,14 @@ class MaskGoal:
     def loss(self, network: TunableNetwork, batch: ImageBatch, draws: Draws) -> Tensor:
         """Return MONAI's loss, of the masks changed along with their images."""
         kind = self.settings.augment
-        masks = torch.from_numpy(self.source.masks(batch.rows)).to(batch.x.device)
-        masks = moved_along(masks, kind, draws)
+        masks = torch.from_numpy(self.source.masks(batch.rows))
+        masks = moved_along(masks.to(batch.x.device), kind, draws)
         x = augmented(batch.x, kind, draws, self.architecture)
         logits = network.head(network.features(x))
+        loss = self._loss(logits, masks[:, None])
+        # The loss is a mean over the slices there; times their share it is a part of the step's.
         share = len(batch.places) / len(batch.request.rows)
-        return self._loss(logits, masks[:, None]) * share
+        return loss * share
 
     def observe(self, network: TunableNetwork, batch: ImageBatch) -> None:
         """Count pixels by label value."""
@@ -176,5 +183,6 @@ def predict_masks(
     if not len(batch.rows):
         return
     logits = network.head(network.features(batch.x))
-    labels = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+    likeliest = logits.argmax(dim=1).to(torch.uint8)
+    labels = likeliest.cpu().numpy()
     yield from zip(batch.rows.tolist(), labels, strict=True)

@@ -147,12 +147,16 @@ class Images:
             assert isinstance(read.item, Slice)
             # The range of intensities by which the slice's volume scaled it, where one did.
             ends = told(self.store, self._slices, self.recipe.preprocess, slices[i])
-            items.append(read.item if ends is None else replace(read.item, ends=ends))
+            item = read.item
+            if ends is not None:
+                item = replace(item, ends=ends)
+            items.append(item)
             usable.append(i)
         places = np.array(usable, np.int64)
         if not items:
             size = self.recipe.image_size
-            return ImageBatch(request, torch.empty((0, 3, size, size), device=self.device), places)
+            nothing = torch.empty((0, 3, size, size), device=self.device)
+            return ImageBatch(request, nothing, places)
         # On the CPU unless it is a GPU: other devices lack float64.
         where = self.device if self.device.type == "cuda" else "cpu"
         modalities = [slices[i]["modality"] for i in usable]

@@ -74,10 +74,11 @@ def _tune_fold(job: TuningJob, cases: Cases, parts: Parts, name: str) -> _FoldAn
     """Tune on train, and let the network predict what test is. name: of the fold's folder."""
     units = cases.units
     objective = Objective.of(units, parts["train"])
+    test = parts["test"]
     if not len(parts["val"]):
-        return _FoldAnswer([], ["tuning needs val, to say when to end"], parts["test"], None)
+        return _FoldAnswer([], ["tuning needs val, to say when to end"], test, None)
     if not objective.enough:
-        return _FoldAnswer([], objective.notes, parts["test"], None)
+        return _FoldAnswer([], objective.notes, test, None)
     notes = list(objective.notes)
     head = _new_head(job, objective)
     if job.settings.start == "probe":
@@ -88,7 +89,7 @@ def _tune_fold(job: TuningJob, cases: Cases, parts: Parts, name: str) -> _FoldAn
     goal = functools.partial(LabelGoal, units, parts["val"], objective, job.settings, architecture)
     data = TrainVal(units, parts["train"], parts["val"])
     fold = tune_fold(Fold(job, head, job.settings.features, data, goal, name))
-    proba, there = _predict(fold, parts["test"])
+    proba, there = _predict(fold, test)
     # Behind the prediction: slices of test that cannot be used are known only now.
     notes += fold.notes
     if not there.all():
@@ -96,7 +97,7 @@ def _tune_fold(job: TuningJob, cases: Cases, parts: Parts, name: str) -> _FoldAn
     if all(value is None for value in fold.tuned.history):
         notes.append("the last epoch is kept: all val units have the same labels")
     prediction = Prediction({"epoch": fold.tuned.epoch}, proba)
-    return _FoldAnswer([prediction], notes, parts["test"][there], fold.tuned)
+    return _FoldAnswer([prediction], notes, test[there], fold.tuned)
 
 
 def _new_head(job: TuningJob, objective: Objective) -> torch.nn.Linear:

@@ -185,9 +185,11 @@ def parameter_groups(network: TunableNetwork, settings: Tuning) -> list[dict[str
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     depth = _depth(network.body)
     for name, parameter in network.trained().items():
-        rate = settings.head_rate
         if name.startswith("body."):
-            rate = settings.rate * settings.layer_decay ** (depth - _place(name, depth))
+            distance = depth - _place(name, depth)  # from the last block
+            rate = settings.rate * settings.layer_decay**distance
+        else:
+            rate = settings.head_rate
         decays = parameter.ndim > 1 and not _TOKENS.search(name)
         decay = settings.weight_decay if decays else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

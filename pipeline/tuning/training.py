@@ -197,7 +197,12 @@ class Training:
         for start in range(0, len(rows), size):
             stop = start + size
             yield BatchRequest(
-                stage, number, units, rows[start:stop], unit_of[start:stop], last=stop >= len(rows)
+                stage=stage,
+                step=number,
+                units=units,
+                rows=rows[start:stop],
+                unit_of=unit_of[start:stop],
+                last=stop >= len(rows),
             )
 
     def _slices_of(self, unit: int) -> Rows:
@@ -245,7 +250,8 @@ class Training:
         if not len(batch.places) or not request.share:
             return
         # A slice's draws are those of its place in the step, however the step is cut into batches.
-        draws = self._random(_AUGMENT, request.step).random((request.offset + len(request.rows), 6))
+        rng = self._random(_AUGMENT, request.step)
+        draws = rng.random((request.offset + len(request.rows), 6))
         draws = draws[request.offset :][batch.places]
         self.network.switch_dropout(True)
         seed = int(self._random(_DROPOUT, request.step).integers(2**32))
@@ -313,7 +319,8 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
     rising = round(warmup * steps)
     if step < rising:
         return (step + 1) / rising
-    return (1 + math.cos(math.pi * (step - rising) / (steps - rising))) / 2
+    angle = math.pi * (step - rising) / (steps - rising)
+    return (1 + math.cos(angle)) / 2
 
 
 def _cuts(sizes: list[int], most: int) -> Iterator[int]:
