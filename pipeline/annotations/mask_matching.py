@@ -147,12 +147,12 @@ def _by_uid(root: Path, slices: pa.Table, names: Names) -> list[Sources]:
     instances = slices["instance"].to_pylist()
     series = slices["series"].to_pylist()
     for instance, name in zip(instances, series, strict=True):
-        path = by_instance.get(instance or "")
-        if not path:
+        source = by_instance.get(instance or "")
+        if not source:
             # A part of a series that was split bears its name and a number behind a dot.
             scanned, _, _ = (name or "").partition(".")
-            path = by_series.get(scanned, "")
-        sources.append((path,) if path else ())
+            source = by_series.get(scanned)
+        sources.append((source,) if source else ())
     return sources
 
 

@@ -119,7 +119,9 @@ def put(path: Path, tensors: Mapping[str, Tensor], note: dict[str, str]) -> None
     temporary = path.with_name(temporary_name(path.name))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        plain = {}
+        for name, value in tensors.items():
+            plain[name] = value.detach().cpu().contiguous()
         save_file(plain, temporary, note)
         # The bytes first, then the name: a name that stands after a crash has its bytes.
         sync(temporary)

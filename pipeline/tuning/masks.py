@@ -54,7 +54,8 @@ class _TunedHead:
     def predict(self, source: TokenSource, rows: Rows) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield each row whose image can be read with its label values (S, S)."""
         training = self.fold.training
-        for batch in training.test_batches(_places(self.slices, rows)):
+        units = _places(self.slices, rows)
+        for batch in training.test_batches(units):
             yield from predict_masks(training.network, batch)
 
 
@@ -77,7 +78,8 @@ def tune_on_masks(
         def fit(number: int, parts: Parts) -> _TunedHead:
             initial = cases.initial_head(method)
             head, notes = _new_head(job, cases.source, parts, initial)
-            fold = _tune_fold(job, cases, slices, parts, head, fold_name(number, len(folds)))
+            folder = fold_name(number, len(folds))
+            fold = _tune_fold(job, cases, slices, parts, head, folder)
             tuned.append(fold)
             return _TunedHead(fold, slices, tuple(notes))
 
