@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.masks import StoredMasks, update_masks
 from pipeline.segmentation.sources import StoreSource
 from pipeline.segmentation.units import Unit, units_of
+from stores._disk import sha256
 from stores.errors import ConfigError
 from stores.features import FeatureStore
 
@@ -132,7 +132,7 @@ class SegmentationCases:
             "settings": self.settings(head).model_dump(mode="json"),
             "masks": self.masks.digest,
             "tolerance": self.mask_settings.tolerance,
-            "patients": hashlib.sha256(patients.encode()).hexdigest(),
+            "patients": sha256(patients.encode()),
             "split": self.task_cases.split.digest,
             "rules": self.config.split.model_dump(mode="json", include={"new", "allow"}),
             "store": self.task_cases.fingerprint,
@@ -140,7 +140,7 @@ class SegmentationCases:
         initial = self.initial_head(head)
         if initial is not None:
             question["begun_as"] = initial.model_dump(mode="json")
-        return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()
+        return sha256(json.dumps(question, sort_keys=True).encode())
 
 
 def _label_table(config: Config) -> LabelTable | None:

@@ -124,7 +124,7 @@ def _check_recipe(store: FeatureStore, recipe: Recipe) -> None:
     """Raise RecipeMismatchError where a store is of another recipe, ConfigError of a thick view."""
     different = differences(store, recipe)
     if different:
-        fields = "; ".join(f"{name}: {mine!r}, {asked!r}" for name, mine, asked in different)
+        fields = "; ".join(f"{name}: {stores!r}, {config!r}" for name, stores, config in different)
         raise RecipeMismatchError(
             f"The store {store.path} is not of the network and preprocessing that the config "
             f"asks to tune (store's, config's): {fields}. Run `radprobe extract` first."
