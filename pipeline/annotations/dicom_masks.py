@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pipeline.annotations.mask_types import MaskFile, Values
-from pipeline.io.formats.dicom_geometry import Layout, floats, frame_header, macro, orientation
+from pipeline.io.formats.dicom_geometry import (
+    Reorientation,
+    floats,
+    frame_header,
+    macro,
+    orientation,
+)
 from pipeline.io.formats.limits import as_unreadable, check_size
 from pipeline.types import Header
 from stores.errors import UnreadableError
@@ -63,7 +69,7 @@ def planes(path: Path) -> Iterator[Values]:
     for members in frames.values():
         values = _plane_values(dataset, stored, members)
         axes = orientation(dataset, members[0])
-        turned: Any = values if axes is None else Layout.of(axes).apply(values)
+        turned: Any = values if axes is None else Reorientation.of(axes).apply(values)
         yield turned
 
 

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.annotations.mask_types import Values
-from pipeline.io.formats import raster
+from pipeline.io.decode import read_headers
 from pipeline.io.formats.limits import as_unreadable
 from stores.errors import UnreadableError
 
 
 def planes(path: Path) -> Iterator[Values]:
     """Yield the label values (H, W) of each page. Raises UnreadableError."""
-    pages = len(raster.read_headers(path))  # whose sizes are checked against the limits there
+    pages = len(read_headers(path))  # whose sizes are checked against the limits there
     values = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

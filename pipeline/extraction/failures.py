@@ -30,16 +30,17 @@ def failures(path: Path) -> list[Lost]:
     store = FeatureStore.open(path)
     names = Names(store.path)
     files = names.revealed(store.files()).to_pylist()
-    aside = [Lost(f["path"], None, f["reason"], f["detail"] or "") for f in files if f["reason"]]
+    lost = [Lost(f["path"], None, f["reason"], f["detail"] or "") for f in files if f["reason"]]
+    # The arrays say which rows are unreadable, the receipts of their parts why.
     unreadable = np.flatnonzero(store.status() == UNREADABLE)
-    told = {
-        failure["row"]: failure
-        for index in np.unique(unreadable // store.layout.part_rows)
-        for failure in (store.receipt(int(index)) or {}).get("failures", [])
-    }
+    failures_by_row = {}
+    for index in np.unique(unreadable // store.layout.part_rows):
+        receipt = store.receipt(int(index)) or {}
+        for failure in receipt.get("failures", []):
+            failures_by_row[failure["row"]] = failure
     slices = store.slices()
-    slices = names.revealed(slices.take(np.searchsorted(slices["row"].to_numpy(), unreadable)))
-    return aside + [
-        Lost(s["path"], s["frame"], told[s["row"]]["reason"], told[s["row"]]["detail"])
-        for s in slices.to_pylist()
-    ]
+    places = np.searchsorted(slices["row"].to_numpy(), unreadable)
+    for row in names.revealed(slices.take(places)).to_pylist():
+        failure = failures_by_row[row["row"]]
+        lost.append(Lost(row["path"], row["frame"], failure["reason"], failure["detail"]))
+    return lost

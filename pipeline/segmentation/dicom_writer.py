@@ -16,7 +16,13 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
-from pipeline.io.formats.dicom_geometry import Layout, floats, macro, orientation, pixel_spacing
+from pipeline.io.formats.dicom_geometry import (
+    Reorientation,
+    floats,
+    macro,
+    orientation,
+    pixel_spacing,
+)
 from pipeline.segmentation.geometry import Labels
 
 Floats = NDArray[np.float64]
@@ -79,11 +85,11 @@ def _place(dataset: Dataset, frame: int, shape: tuple[int, ...]) -> tuple[Floats
     position = floats(macro(dataset, frame, "PlanePositionSequence"), "ImagePositionPatient", 3)
     if stored is None or spacing is None or position is None:
         return None
-    layout = Layout.of(stored)
-    height, width = shape[::-1] if layout.transpose else shape
-    corner = np.array(position) + layout.shift(stored, (height, width), spacing)
-    down, across = spacing[::-1] if layout.transpose else spacing
-    rows, columns, normal = layout.axes(stored)
+    turn = Reorientation.of(stored)
+    height, width = shape[::-1] if turn.transpose else shape
+    corner = np.array(position) + turn.shift(stored, (height, width), spacing)
+    down, across = spacing[::-1] if turn.transpose else spacing
+    rows, columns, normal = turn.axes(stored)
     return corner, np.stack([rows * across, columns * down, normal], axis=1)
 
 
@@ -111,7 +117,7 @@ def segmentation(
         _complete(dataset, thickness)
         axes = orientation(dataset, 0)
         # As the image's own pixels are stored, not as they are shown.
-        stored.append(labels if axes is None else Layout.of(axes).undo(labels))
+        stored.append(labels if axes is None else Reorientation.of(axes).undo(labels))
     return hd.seg.Segmentation(
         datasets,
         np.stack(stored),

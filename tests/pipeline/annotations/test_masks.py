@@ -212,7 +212,8 @@ def test_bad_masks_are_named_and_counted_and_the_others_kept(tmp_path: Path) -> 
     assert len(details) == 4
     assert details[0] == "is 30 x 30 pixels, its image 40 x 30"
     assert "holds the value 5, which `values` does not name" in details[1]
-    assert all("p2" not in bad.source for bad in kept.unusable)  # paths are hidden as the images' are
+    # Paths are hidden as the images' are.
+    assert all("p2" not in bad.source for bad in kept.unusable)
 
 
 def test_no_usable_mask_is_an_error_that_says_why(tmp_path: Path) -> None:
