@@ -16,18 +16,26 @@ import pyarrow as pa
 
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
-from pipeline.evaluation.result_files import SEGMENTATIONS, answer_in, publish, write_table
+from pipeline.evaluation.result_files import (
+    MASKS,
+    SEGMENTATIONS,
+    UNITS,
+    Computed,
+    find_or_compute,
+    publish,
+    read_answer,
+)
 from pipeline.results import Segmented, Tuned
 from pipeline.segmentation.cases import CONTRACT, Progress, SegmentationCases
-from pipeline.segmentation.contracts import Parts
 from pipeline.segmentation.predictions import part_counts
-from stores._disk import write_checked
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.segmentation.trials import Trial
 
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
+# Computes an answer, on the folds that the split has by then: trials, and what was tuned for them.
+Compute = Callable[[], tuple[list["Trial"], tuple[Tuned, ...]]]
 
 
 def segment(
@@ -50,7 +58,7 @@ def segment(
         for head in config.segment:
             if progress:
                 progress(f"{task}: {head}", len(answers), len(config.masks) * len(config.segment))
-            compute = functools.partial(_compute_heads, cases, head, device)
+            compute = functools.partial(_compute_trials, cases, head, device)
             answers.append(answer(cases, head, compute))
     publish(config.store, answers)
     return answers
@@ -61,64 +69,75 @@ def on_file(config: Config, heads: Iterable[str] | None = None) -> list[Segmente
 
     heads: by name, those of the config if not given; or methods that tune the network.
     """
-    wanted = config.segment if heads is None else heads
-    found: list[Segmented | None] = []
     # To know an answer's name, masks are looked at: not where there is none to be named.
-    if any((config.store / SEGMENTATIONS).glob("*.json")):
-        for task in config.masks:
-            cases = SegmentationCases.of(config, task)
-            if cases.task_cases.is_split:
-                found += [answer_in(cases.path(head), Segmented) for head in wanted]
-    return [answer for answer in found if answer is not None]
+    if not any((config.store / SEGMENTATIONS).glob("*.json")):
+        return []
+    wanted = list(config.segment if heads is None else heads)
+    answers: list[Segmented] = []
+    for task in config.masks:
+        cases = SegmentationCases.of(config, task)
+        if not cases.task_cases.is_split:
+            continue
+        for head in wanted:
+            filed = read_answer(cases.path(head), Segmented)
+            if filed is not None:
+                answers.append(filed)
+    return answers
 
 
-def answer(
+def answer(cases: SegmentationCases, head: str, compute: Compute) -> Segmented:
+    """Return the answer that is on file, or compute it and file it."""
+    path = functools.partial(cases.path, head)
+    return find_or_compute(
+        cases.task_cases, path, Segmented, lambda: _computed(cases, head, compute)
+    )
+
+
+def _computed(cases: SegmentationCases, head: str, compute: Compute) -> Computed[Segmented]:
+    """Return a head's answer, with the tables of its predictions and of its units."""
+    started = time.perf_counter()
+    trials, tuned = compute()
+    seconds = time.perf_counter() - started
+    tables = {
+        # Of the last trial, which has all training patients.
+        MASKS: trials[-1].predicted,
+        UNITS: pa.concat_tables([trial.units for trial in trials]),
+    }
+    return Computed(_segmented(cases, head, trials, tuned, seconds), tables)
+
+
+def _segmented(
     cases: SegmentationCases,
     head: str,
-    compute: Callable[[Sequence[Parts]], tuple[list[Trial], tuple[Tuned, ...]]],
+    trials: Sequence[Trial],
+    tuned: tuple[Tuned, ...],
+    seconds: float,
 ) -> Segmented:
-    """Return the answer that is on file, or compute it and file it.
-
-    compute: turns of the split -> trials, and what was tuned for them.
-    """
-    turns = cases.task_cases.turns  # may add new patients to the split, and so change the key
-    path = cases.path(head)
-    found = answer_in(path, Segmented)
-    if found is not None:
-        return found
-    started = time.perf_counter()
-    trials, tuned = compute(turns)
-    scores = tuple(trial.score for trial in trials)
+    """Return an answer with all that it came from."""
+    task_cases = cases.task_cases
     settings = cases.settings(head)
-    notes = [*cases.task_cases.notes, *_distance_notes(cases)]
+    notes = [*task_cases.notes, *_distance_notes(cases)]
     for trial in trials:
         notes += trial.notes
-    found = Segmented(
-        task=cases.task_cases.name,
+    return Segmented(
+        task=task_cases.name,
         head=head,
         method=settings.method if isinstance(settings, Segment) else head,
         classes=cases.masks.classes,
-        level="volume" if cases.task_cases.task.level == "series" else "image",
+        level="volume" if task_cases.task.level == "series" else "image",
         settings=settings.model_dump(mode="json"),
-        counts=part_counts(cases, turns),
-        tally=cases.task_cases.units.tally,
-        scores=scores,
-        notes=tuple(dict.fromkeys(notes)),
-        provenance=cases.task_cases.provenance(
-            cases.key(head), CONTRACT, cases.masks.digest, LIBRARIES
-        ),
-        seconds=time.perf_counter() - started,
+        counts=part_counts(cases),
+        tally=task_cases.units.tally,
+        scores=tuple(trial.score for trial in trials),
+        notes=tuple(dict.fromkeys(notes)),  # each once, however many trials have it
+        provenance=task_cases.provenance(cases.key(head), CONTRACT, cases.masks.digest, LIBRARIES),
+        seconds=seconds,
         tuned=tuned,
     )
-    path.parent.mkdir(exist_ok=True)
-    write_table(path.with_suffix(".masks.parquet"), trials[-1].predicted)
-    write_table(path.with_suffix(".units.parquet"), pa.concat_tables([t.units for t in trials]))
-    write_checked(path, found.model_dump_json(indent=1).encode())
-    return found
 
 
-def _compute_heads(
-    cases: SegmentationCases, head: str, device: str, folds: Sequence[Parts]
+def _compute_trials(
+    cases: SegmentationCases, head: str, device: str
 ) -> tuple[list[Trial], tuple[Tuned, ...]]:
     """Return the trials of a head; nothing is tuned for it."""
     # Here and not above: an answer on file needs neither torch nor MONAI.
@@ -126,7 +145,7 @@ def _compute_heads(
 
     # Where the store has no tokens this raises, before hours of work on another head.
     cases.source.tokens(cases.task_cases.units.rows[:1])
-    return list(head_trials(cases, cases.config.segment[head], folds, device)), ()
+    return list(head_trials(cases, cases.config.segment[head], device)), ()
 
 
 def _distance_notes(cases: SegmentationCases) -> list[str]:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from pipeline import segment
 from pipeline.backbones.weights import SAFETENSORS
+from pipeline.config.heads import TUNED
+from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import Method
-from pipeline.config.tuning import TUNED
 from pipeline.evaluate import answer
-from pipeline.evaluation.cases import Cases, Parts, cases_of
+from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.result_files import Answer, publish, result_path
-from pipeline.evaluation.splits import Tested
 from pipeline.results import Result, Score, Segmented, Tuned
 from pipeline.segmentation.cases import SegmentationCases
 from pipeline.tuning.options import CHECKPOINT_S, Progress, TuningOptions
@@ -138,7 +138,7 @@ def _with_networks(
 
 def _compute_labels(
     cases: Cases, method: Method, path: Callable[[], Path], options: TuningOptions
-) -> tuple[list[Score], Tested, tuple[Tuned, ...]]:
+) -> tuple[list[Score], OutOfFold, tuple[Tuned, ...]]:
     """Tune on a task. path: of the answer, whose name its networks and its runs bear."""
     # Here and not above: an answer on file needs no torch.
     from pipeline.tuning.labels import tune_on_labels
@@ -147,13 +147,9 @@ def _compute_labels(
 
 
 def _compute_masks(
-    cases: SegmentationCases,
-    method: Method,
-    path: Callable[[], Path],
-    options: TuningOptions,
-    folds: Sequence[Parts],
+    cases: SegmentationCases, method: Method, path: Callable[[], Path], options: TuningOptions
 ) -> tuple[list[Trial], tuple[Tuned, ...]]:
     """Tune on masks; see `_compute_labels`."""
     from pipeline.tuning.masks import tune_on_masks
 
-    return tune_on_masks(cases, method, path().stem, options, folds)
+    return tune_on_masks(cases, method, path().stem, options)

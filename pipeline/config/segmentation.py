@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from pipeline.config.segmentation_heads import known_method
+from pipeline.config.methods import one_of
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.types import Frozen
 
 
@@ -94,6 +95,11 @@ class Masks(Frozen):
         return (named,) if isinstance(named, str) else named
 
 
+def _known(method: str) -> str:
+    """Return the name of a segmentation head. Raises what a `Literal` of them would."""
+    return one_of(method, tuple(SEGMENTATION_HEADS))
+
+
 class Segment(Frozen):
     """How a segmentation head, or a network from scratch, is trained and chosen.
 
@@ -107,7 +113,7 @@ class Segment(Frozen):
     tried as well as all of them, never trained again on val; each is drawn `draws` times.
     """
 
-    method: Annotated[str, AfterValidator(known_method)] = "linear"
+    method: Annotated[str, AfterValidator(_known)] = "linear"
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
         1e-4,
         5e-4,

@@ -50,11 +50,3 @@ SEGMENTATION_HEADS: dict[str, SegmentationHead] = {
     "unet": SegmentationHead("pipeline.segmentation.unet", ("images",)),
     "transunet": SegmentationHead("pipeline.segmentation.transunet", ("images",)),
 }
-
-
-def known_method(name: str) -> str:
-    """Return the name of a head. Raises ValueError where there is none of that name."""
-    if name not in SEGMENTATION_HEADS:
-        *others, last = map(repr, SEGMENTATION_HEADS)
-        raise ValueError(f"Input should be {', '.join(others)} or {last}")
-    return name

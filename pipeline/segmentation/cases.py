@@ -14,10 +14,11 @@ import numpy as np
 from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.labels import read_labels
 from pipeline.config.data import Labels
+from pipeline.config.heads import TUNED
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Level, Task
-from pipeline.config.tuning import TUNED, Tuning
+from pipeline.config.tuning import Tuning
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.result_files import segmentation_path
 from pipeline.segmentation.contracts import Rows
@@ -98,6 +99,9 @@ class SegmentationCases:
 
     def heads_on_file(self) -> list[str]:
         """Return the heads, and methods that tune the network, whose answers are on file."""
+        # An answer is named by its split among others: without one there is none.
+        if not self.task_cases.is_split:
+            return []
         every = [*self.config.segment, *TUNED]
         return [name for name in every if self.settings(name) and self.path(name).is_file()]
 

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from pipeline.shared.arrays import principal_axes
+
 Labels = NDArray[np.uint8]
 Picture = NDArray[np.uint8]
 # Told apart by people who see colours otherwise as well (Okabe and Ito).
@@ -101,9 +103,8 @@ def components(tokens: NDArray[np.float32], size: int) -> Picture:
     flat = tokens.reshape(-1, d)
     flat = flat.astype(np.float64)
     flat = flat - flat.mean(axis=0)
-    # Eigenvectors of the covariance come by rising variance: the last three, backwards.
-    _, vectors = np.linalg.eigh(flat.T @ flat)
-    scores = flat @ vectors[:, :-4:-1]
+    _, axes = principal_axes(flat.T @ flat)
+    scores = flat @ axes[:, :3]
     low, high = np.percentile(scores, [1, 99], axis=0)
     spread = np.where(high > low, high - low, 1.0)
     colours = (scores - low) / spread

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from pipeline.config.root import Config
 from pipeline.config.tasks import Part
+from pipeline.evaluation.result_files import MASKS
 from pipeline.evaluation.splits import PARTS
 from pipeline.results import PartCount
 from pipeline.segmentation.cases import SegmentationCases
-from pipeline.segmentation.contracts import Parts, Rows
+from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.geometry import Labels
 from stores.errors import OccupiedError
 
@@ -100,7 +101,7 @@ def label_table(predicted: Sequence[tuple[int, Labels]]) -> pa.Table:
 
 def read_predicted(cases: SegmentationCases, head: str) -> dict[int, Labels]:
     """Return the label values (S, S) that a head predicted for each row of the test units."""
-    table = pq.read_table(cases.path(head).with_suffix(".masks.parquet"))
+    table = pq.read_table(cases.path(head).with_suffix(MASKS))
     predicted = {}
     for row in table.to_pylist():
         values = np.frombuffer(zlib.decompress(row["labels"]), np.uint8)
@@ -108,12 +109,13 @@ def read_predicted(cases: SegmentationCases, head: str) -> dict[int, Labels]:
     return predicted
 
 
-def part_counts(cases: SegmentationCases, folds: Sequence[Parts]) -> dict[Part, PartCount]:
+def part_counts(cases: SegmentationCases) -> dict[Part, PartCount]:
     """Return how many units and patients each part has, and how many show each structure.
 
     Of several folds train and val are the first one's, test is what they test together.
     """
     units = cases.task_cases.units
+    folds = cases.task_cases.folds
     tested = np.concatenate([fold["test"] for fold in folds])
     counts = {}
     for part in PARTS:

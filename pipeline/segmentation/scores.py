@@ -20,7 +20,7 @@ from monai.metrics.meaniou import compute_iou
 from monai.metrics.surface_dice import compute_surface_dice
 from numpy.typing import NDArray
 
-from pipeline.evaluation.metrics.metrics import Values, bootstrap
+from pipeline.evaluation.metrics.bootstrap import Values, bootstrap
 from pipeline.evaluation.metrics.weighted import mean, ratio
 from pipeline.results import Metric
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.root import Config
 from pipeline.io.decode import read_frames
-from pipeline.preprocessing.volume_range import told
+from pipeline.preprocessing.volume_range import recorded_ends
 from pipeline.recipe import Recipe
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.masks import StoredMasks
@@ -102,6 +102,6 @@ class StoreSource:
                 if isinstance(read.item, Failure):
                     raise UnreadableError(read.item.reason, f"row {row['row']}: {read.item.detail}")
                 # The range of intensities by which the slice's volume scaled it, where one did.
-                ends = told(self._store, self._slices, preprocess, row)
+                ends = recorded_ends(self._store, self._slices, preprocess, row)
                 items[place] = read.item if ends is None else replace(read.item, ends=ends)
         return [items[place] for place in range(len(slices))]

@@ -52,14 +52,13 @@ class Trial:
 # --- the trials of a head ------------------------------------------------------------------------
 
 
-def head_trials(
-    cases: SegmentationCases, settings: Segment, folds: Draw, device: str
-) -> Iterator[Trial]:
+def head_trials(cases: SegmentationCases, settings: Segment, device: str) -> Iterator[Trial]:
     """Yield a trial for each number of training patients in `shots`, and one with all of them."""
 
     def fit(of_trial: Segment, fold: int, parts: Parts) -> FittedHead:
         return heads.fit(cases.source, parts, of_trial, device=device)
 
+    folds = cases.task_cases.folds
     # Few patients are never trained again on val, which would outnumber them.
     few = settings.model_copy(update={"refit": "none"})
     patients = [_patients(cases, fold["train"]) for fold in folds]

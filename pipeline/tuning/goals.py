@@ -121,7 +121,7 @@ class LabelGoal:
         divisor = counts.clamp_min(1)[:, None]
         logits = self._head(total / divisor)
         there = (counts > 0).cpu().numpy()
-        return self.objective.said(logits)[there], there
+        return self.objective.decode(logits)[there], there
 
 
 def _slice_weights(unit_of: Rows, units: int) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from pipeline.config.root import Config
 from pipeline.io.reader import read_files
 from pipeline.io.types import FrameRead, Request
 from pipeline.preprocessing.prepare import prepare_batch
-from pipeline.preprocessing.volume_range import told
+from pipeline.preprocessing.volume_range import recorded_ends
 from pipeline.recipe import Recipe
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Failure, Slice
@@ -146,7 +146,7 @@ class Images:
                 continue
             assert isinstance(read.item, Slice)
             # The range of intensities by which the slice's volume scaled it, where one did.
-            ends = told(self.store, self._slices, self.recipe.preprocess, slices[i])
+            ends = recorded_ends(self.store, self._slices, self.recipe.preprocess, slices[i])
             item = read.item
             if ends is not None:
                 item = replace(item, ends=ends)

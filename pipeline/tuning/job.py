@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from pipeline.backbones.load import Backbone, load_backbone
+from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import Method
 from pipeline.config.tuning import Tuning
 from pipeline.extraction.sync import differences, make_recipe
 from pipeline.inference import forward

@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction
-from pipeline.config.tasks import Method
+from pipeline.config.methods import Method
 from pipeline.config.tuning import Tuning
-from pipeline.evaluation.cases import Cases, Parts
+from pipeline.evaluation.cases import Cases
+from pipeline.evaluation.folds import OutOfFold, join_folds
 from pipeline.evaluation.heads.objective import Objective
+from pipeline.evaluation.heads.probe import HEAD as PROBE
 from pipeline.evaluation.scoring import scores_of
-from pipeline.evaluation.splits import Tested, together
+from pipeline.evaluation.splits import Parts
 from pipeline.results import Score, Tuned
 from pipeline.tuning.fold import Fold, TunedFold, fold_name
 from pipeline.tuning.goals import LabelGoal
@@ -45,7 +47,7 @@ class _FoldAnswer:
 
 def tune_on_labels(
     cases: Cases, method: Method, name: str, options: TuningOptions
-) -> tuple[list[Score], Tested, tuple[Tuned, ...]]:
+) -> tuple[list[Score], OutOfFold, tuple[Tuned, ...]]:
     """Tune in each fold, and score what the networks predict of their test units together.
 
     name: of the answer's file. Raises LabelError where units are not pooled by their mean.
@@ -56,12 +58,12 @@ def tune_on_labels(
             f"the task {cases.name!r} instead; take mean, or level: image."
         )
     label = f"{cases.name}: {method}"
-    folds = cases.turns
+    folds = cases.folds
     answers = []
     with open_job(cases.config, cases.store, method, name, options, label) as job:
         for i, parts in enumerate(folds):
             answers.append(_tune_fold(job, cases, parts, fold_name(i, len(folds))))
-    tested = together(
+    tested = join_folds(
         [(answer.predictions, answer.notes) for answer in answers],
         [answer.tested for answer in answers],
     )
@@ -116,10 +118,11 @@ def _start_as_probe(
 ) -> float:
     """Let the head be the probe of the cached features; return the C that was chosen for it."""
     # scikit-learn is imported for this alone.
-    from pipeline.evaluation.heads.probe import linear_head
+    from pipeline.evaluation.heads.probe_fit import linear_head
 
+    probe = cases.config.settings_of(PROBE)
     x = cases.features(settings, parts)
-    weight, bias, c = linear_head(x, cases.units, parts, cases.config.probe, objective.left_out)
+    weight, bias, c = linear_head(x, cases.units, parts, probe, objective.left_out)
     # The head learns a number in units of its spread about its middle; the probe knew it as it is.
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight / objective.spread))

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
+from pipeline.config.methods import Method
 from pipeline.config.segmentation import Segment
-from pipeline.config.tasks import Method
-from pipeline.evaluation.cases import Parts
+from pipeline.evaluation.splits import Parts
 from pipeline.results import Tuned
 from pipeline.segmentation import heads
 from pipeline.segmentation.cases import SegmentationCases
@@ -60,16 +60,13 @@ class _TunedHead:
 
 
 def tune_on_masks(
-    cases: SegmentationCases,
-    method: Method,
-    name: str,
-    options: TuningOptions,
-    folds: Sequence[Parts],
+    cases: SegmentationCases, method: Method, name: str, options: TuningOptions
 ) -> tuple[list[Trial], tuple[Tuned, ...]]:
     """Tune in each fold, and score what the networks draw on their test units together.
 
     name: of the answer's file.
     """
+    folds = cases.task_cases.folds
     slices = _slices_as_units(cases.task_cases.units)
     label = f"{cases.task_cases.name}: {method}"
     tuned: list[TunedFold] = []
