@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.common import JsonOpt, out
+from pipeline.commands.printing import print_lines
 
 if TYPE_CHECKING:
     from pipeline.datasets.describing import Described
@@ -84,5 +85,4 @@ def _say(described: Described) -> None:
     if described.kept:
         lines.append(f"{described.config} was there and is left as it is; its tables are new.")
     lines.append(f"Next: radprobe extract {described.config}")
-    for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(out, lines)
