@@ -11,7 +11,10 @@ from pipeline.report.style import INK, MARKS, RULE, SERIES, SOFT, WIDTH, legend,
 
 
 def critical_differences(ranking: Ranking) -> Figure | None:
-    """Draw mean ranks on a line, bars over those that Nemenyi's test does not tell apart."""
+    """Draw mean ranks on a line (Demsar 2006), bars over those that Nemenyi's test joins.
+
+    None where the ranks have no test: `Ranking.unable` has why.
+    """
     if ranking.critical is None:
         return None
     s = len(ranking.names)

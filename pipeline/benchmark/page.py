@@ -187,6 +187,7 @@ def _steady(gathered: Gathered) -> str:
 
 
 def _latex(layouts: Sequence[Layout], *, random: bool) -> str:
+    """Return a LaTeX table (booktabs) a setting."""
     stamp = f"{RANDOM}: untrained networks made these numbers. " if random else ""
     out = ["% needs \\usepackage{booktabs}"]
     for layout in layouts:

@@ -1,4 +1,4 @@
-"""Two backbones' answers to one question, held against each other on the same test units."""
+"""Two backbones' answers to one question, compared on the same test units."""
 
 from __future__ import annotations
 

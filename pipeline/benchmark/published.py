@@ -1,7 +1,7 @@
 """Figures that the paper's authors published, as far as they were seen; nothing else is here.
 
-From the notebooks beside arXiv 2312.02366 (one draw, no interval), and for AMOS from a paper that
-cites it. The names are those of `radprobe dataset` and of backbones.
+From the notebooks that go with arXiv 2312.02366 (one draw, no interval), and for AMOS from a paper
+that cites it. The names are those of `radprobe dataset` and of backbones.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def on_file(cell: Cell) -> Answers:
 class Planned:
     """A store of the plan, and its cells.
 
-    embed: slices that are missing; hours: to embed them, None where nothing tells the pace; cells,
+    embed: slices that are missing; hours: to embed them, None where no pace is known; cells,
     answered: how many there are and how many are on file; head_hours: for the others, by what the
     same settings took elsewhere. fault: why it cannot be looked at.
     """
@@ -185,7 +185,7 @@ def _seconds_of(cells: Sequence[Cell], filed: dict[str, Answers]) -> dict[tuple[
 def _planned(
     cells: Sequence[Cell], filed: dict[str, Answers], pace: dict[tuple[str, str], float]
 ) -> Planned:
-    """Return the line of a store. cells: its own; pace: seconds by data set and setting."""
+    """Return the line of a store. cells: those of it; pace: seconds by data set and setting."""
     first = cells[0]
     todo = [cell for cell in cells if not filed[cell.name]]
     line = Planned(

@@ -1,7 +1,7 @@
 """What a benchmark is of: data sets, backbones, settings and seeds, and the config of each cell.
 
 A cell is an ordinary config: its store is embedded by `extract`, its answers are filed by
-`evaluate` or `segment` under all they depend on. So a benchmark has no state of its own to lose.
+`evaluate` or `segment` under all they depend on. So a benchmark keeps no state that could be lost.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Setting(Frozen):
 
     of: the masks of a data set, or its tasks; where it is not given, those for `segment` and these
     for the others. Networks alone are tuned on either. image_size: where it is another than the
-    backbone's. options: instead of those in a data set's own config.
+    backbone's. options: instead of those in the config of a data set.
     """
 
     method: CellMethod
@@ -79,6 +79,7 @@ class Setting(Frozen):
 
     @model_validator(mode="after")
     def _known_options(self) -> Setting:
+        # Here rather than in each cell's config: the fault is of this file, and named by it.
         block = _block_of(self.method)
         extra = sorted(self.options.keys() - block.model_fields.keys())
         if extra:

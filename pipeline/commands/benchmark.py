@@ -79,6 +79,7 @@ def benchmark(
 
 
 def _as_json(ran: Sequence[Outcome], gathered: Gathered, page: Path) -> dict[str, Any]:
+    """Return what --json prints: each cell of this run, and the ranks over all cells."""
     ranking = gathered.ranking
     return {
         "page": str(page),
@@ -100,6 +101,7 @@ def _as_json(ran: Sequence[Outcome], gathered: Gathered, page: Path) -> dict[str
 
 
 def _show(ran: Sequence[Outcome], gathered: Gathered, page: Path) -> None:
+    """Print the table of scores, mean ranks, what this run did, and where the page is."""
     from rich import box
     from rich.table import Table
 
@@ -132,6 +134,7 @@ def _show(ran: Sequence[Outcome], gathered: Gathered, page: Path) -> None:
 
 
 def _show_plan(plan: Sequence[Planned], as_json: bool) -> None:
+    """Print what is there and what is missing, a line a store."""
     if as_json:
         print(json.dumps([asdict(each) for each in plan], indent=1))
         return

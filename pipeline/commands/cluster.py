@@ -30,7 +30,7 @@ def slurm(
     from pipeline.extraction.distributed.slurm import array_script
     from stores.mirror import check_shareable
 
-    check_shareable(load_config(config).store)  # an error is told here, not by each task
+    check_shareable(load_config(config).store)  # an error shows here, not in each task's log
     print(array_script(config, tasks), end="")
 
 
@@ -47,6 +47,7 @@ def status(store: StorePath, as_json: JsonOpt = False) -> None:
 
 
 def _print_status(state: Status) -> None:
+    """Print how far a store is: what is done, who is at work, and what failed."""
     lines = [
         f"{state.slices_done} of {state.slices} slices done, in {state.parts_done} of "
         f"{state.parts} parts."

@@ -48,6 +48,7 @@ def dataset(
 
 
 def _list(as_json: bool) -> None:
+    """Print the data sets that are known, and what each is looked for as."""
     from rich import box
     from rich.table import Table
 
@@ -71,6 +72,7 @@ def _list(as_json: bool) -> None:
 
 
 def _say(described: Described) -> None:
+    """Print what is in a folder beside what was published, and what to do next."""
     lines = [f"{described.name}: {described.images} labelled files or folders."]
     for count in described.counts:
         if count.published is None:

@@ -103,6 +103,7 @@ def _print_check(check: Check) -> None:
 
 
 def _bench(config: Config, device: str, compiled: bool, as_json: bool) -> None:
+    """Measure network, reading and writing; a line as soon as each is known."""
     from pipeline.inference.speed import sleep_while_waiting
 
     sleep_while_waiting()  # before torch is imported
@@ -124,6 +125,7 @@ def _bench(config: Config, device: str, compiled: bool, as_json: bool) -> None:
 
 
 def _drift(config: Config, device: str, as_json: bool) -> None:
+    """Print how far features move by batch, precision and device."""
     from pipeline.studies.precision import drift
 
     head = (
@@ -142,6 +144,7 @@ def _drift(config: Config, device: str, as_json: bool) -> None:
 
 
 def _stability(config: Config, device: str, as_json: bool) -> None:
+    """Print how far features move when images are seen otherwise."""
     from pipeline.studies.stability import stability
 
     head = (
@@ -160,6 +163,7 @@ def _stability(config: Config, device: str, as_json: bool) -> None:
 
 
 def _fidelity(config: Config, device: str, as_json: bool) -> None:
+    """Print what patch tokens lose by each way to store them."""
     from pipeline.extraction.sync import make_recipe
     from pipeline.studies.compression import fidelity
 

@@ -120,7 +120,7 @@ def tune(
 
 @contextmanager
 def _steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show steps and time left of what takes long; silent where stderr is no terminal."""
+    """Show steps and time left of long work; silent where stderr is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
@@ -270,6 +270,7 @@ def _answer(
     as_json: bool,
     device: str | None = None,
 ) -> None:
+    """Answer the config's tasks by the methods, and print tables or one JSON document."""
     from pipeline.config.loading import load_config
     from pipeline.evaluate import evaluate
 

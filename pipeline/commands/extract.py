@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -151,6 +151,7 @@ def _progress() -> Iterator[Progress]:
 
 
 def _print_summary(summary: Summary) -> None:
+    """Print what was embedded and what was not, the faults last."""
     if summary.weights.startswith("random:"):
         out.print(RANDOM, style="bold yellow")
     modalities = ", ".join(f"{n} {name}" for name, n in summary.found.items() if n)
@@ -174,13 +175,8 @@ def _print_summary(summary: Summary) -> None:
             "store keeps paths, as data.paths asks: set it to hide before you pass the store on.",
             highlight=False,
         )
-    for what, counts in (
-        ("slices unreadable", summary.unreadable),
-        ("files set aside", summary.files_set_aside),
-    ):
-        if counts:
-            each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
-            out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
+    _print_losses("slices unreadable", summary.unreadable)
+    _print_losses("files set aside", summary.files_set_aside)
     if summary.unreadable or summary.files_set_aside:
         out.print(f"`radprobe failures {summary.store}` lists them.", soft_wrap=True)
     if summary.bottleneck:
@@ -191,7 +187,15 @@ def _print_summary(summary: Summary) -> None:
         print_line(out, f"Failed: {line}", style="red")
 
 
+def _print_losses(what: str, counts: Mapping[str, int]) -> None:
+    """Print how many were lost, and for which reasons; nothing where none were."""
+    if counts:
+        each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
+        out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
+
+
 def _print_plan(plan: Plan) -> None:
+    """Print what extract would do, in two or three lines."""
     if plan.weights.startswith("random:"):
         out.print(RANDOM, style="bold yellow")
     modalities = ", ".join(f"{n} {name}" for name, n in plan.found.items() if n)
@@ -212,6 +216,7 @@ def _print_plan(plan: Plan) -> None:
 
 
 def _print_explanation(why: Explanation) -> None:
+    """Print each reason why the store is stale, or that it is not."""
     lines = [
         f"recipe: {name} is {have!r} in the store, {want!r} in the config"
         for name, have, want in why.fields

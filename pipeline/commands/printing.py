@@ -32,7 +32,7 @@ HEADLINES = {
     "mae": "MAE",
 }
 
-# What a table of segmentations shows, beside which a result's file has IoU. Where images name no
+# What a table of segmentations shows; a result's file has IoU too. Where images name no
 # spacing, a note says that HD95 is in pixels. A ceiling is what resizing alone leaves of Dice.
 SEGMENTATION = {
     "dice": "Dice",

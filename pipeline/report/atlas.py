@@ -45,7 +45,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Column:
-    """What slices are coloured by: (n,) codes into values, 255 where nothing is said."""
+    """What slices are coloured by: (n,) codes into values, 255 for a slice without one."""
 
     name: str
     values: tuple[str, ...]
@@ -54,7 +54,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Scale:
-    """What slices are coloured by, as a number: (n,) from low to high, NaN where none is said."""
+    """What slices are coloured by, as a number: (n,) from low to high, NaN for a slice without."""
 
     name: str
     numbers: Floats
@@ -131,14 +131,14 @@ def _pca(x: Floats) -> Places:
 def _umap(x: Floats) -> Places:
     from umap import UMAP
 
-    # A seed makes UMAP use one thread; it warns where it is not told so.
+    # A seed makes UMAP use one thread; it warns where that is not written.
     two = UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(x)
     x_unit, y_unit = _unit(np.asarray(two, np.float32))
     return Places("UMAP", x_unit, y_unit, "distances between groups mean little")
 
 
 def _unit(two: Floats) -> tuple[Floats, Floats]:
-    """Return both columns in [0, 1], each on its own scale: a page is wide, and PCA flat."""
+    """Return both columns in [0, 1], each scaled by itself: a page is wide, and PCA flat."""
     # A few slices far out would press all others into a corner: they go to the edge.
     low, high = np.percentile(two, [0.1, 99.9], axis=0)
     span = np.maximum(high - low, 1e-12)

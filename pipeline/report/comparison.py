@@ -23,7 +23,7 @@ from pipeline.results import Difference, Metric, Result
 from stores.errors import LabelError, StoreNotFoundError
 
 Floats = NDArray[np.float32]
-# Shared slices that features are held against each other on.
+# Shared slices on which features are compared.
 SAMPLE = 2000
 K = 10
 
@@ -110,6 +110,7 @@ def _forest(sources: Sequence[Source], ranked: Sequence[Ranked]) -> Figure | Non
 
 
 def _pair(one: Source, two: Source) -> Pair:
+    """Compare two stores: their scores on the same test units, their features on equal pixels."""
     differences: list[tuple[Result, Difference]] = []
     unable = ""
     try:

@@ -81,7 +81,8 @@ def _pr_points(hits: Floats, alarms: Floats) -> tuple[Floats, Floats]:
 def _curve(
     truth: Truth, values: Floats, fold: NDArray[np.int64] | None, label: int, points: Points
 ) -> Curve | None:
-    # A label may be unknown of a unit, and a fold's model may not have said anything of it.
+    """Return the curve of values (n,) with its band over draws of patients; None for one side."""
+    # A label may be unknown of a unit, and a unit may have no prediction.
     on = truth.known[:, label] & ~np.isnan(values)
     positive = truth.indicator[on, label]
     if not positive.any() or positive.all():

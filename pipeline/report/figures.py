@@ -49,12 +49,12 @@ class Answer:
 
     @cached_property
     def predicted(self) -> tuple[Truth, Floats, NDArray[np.int64] | None]:
-        """Truth, probabilities (n, c) and folds."""
+        """The truth of n units, their probabilities (n, c), and their folds (n,) if any."""
         return read_predictions(self.store, self.result, -1)
 
     @property
     def name(self) -> str:
-        """How figures call it."""
+        """The name in legends: the title of its method."""
         return method_title(self.result.method)
 
     @property
@@ -63,17 +63,17 @@ class Answer:
 
     @property
     def colour(self) -> str:
-        """Its method's colour, the same in every figure."""
+        """The colour of its method, the same in every figure."""
         return SERIES[self._number % len(SERIES)]
 
     @property
     def line(self) -> Any:
-        """Its method's line, for eyes that tell colours badly."""
+        """The line style of its method, for eyes that confuse colours."""
         return LINES[self._number % len(LINES)]
 
     @property
     def mark(self) -> str:
-        """Its method's mark."""
+        """The mark of its method."""
         return MARKS[self._number % len(MARKS)]
 
     @property
@@ -151,7 +151,7 @@ def _of_predictions(key: str, answers: Sequence[Answer]) -> Iterator[Drawn]:
 
 
 def _titled(title: str, panels: Sequence[Panel]) -> list[Panel]:
-    """Return panels of one kind under its title; of several, each with its own name too."""
+    """Return panels of one kind under its title; of several, each with its name too."""
     if len(panels) == 1:
         return [Panel(title, panels[0].draw)]
     return [Panel(f"{title}, {panel.title}", panel.draw) for panel in panels]
@@ -189,7 +189,7 @@ def _curves(answers: Sequence[Answer], of: CurveOf, names: tuple[str, str]) -> I
             if curve is not None:
                 lines.append((answer, curve))
         if lines:
-            # All answers have the same test units, so any one's truth tells how common it is.
+            # All answers have the same test units, so any one's truth has how common it is.
             truth = answers[0].predicted[0]
             share = float(truth.indicator[truth.known[:, label], label].mean())
             chance = None if of is curves.roc else share
@@ -226,6 +226,7 @@ def _reliability(answers: Sequence[Answer]) -> Iterator[Panel]:
 
 
 def _draw_reliability(axis: Axes, answers: Sequence[Answer], label: str) -> None:
+    """Draw each answer's bins: the mean prediction by how often it came true."""
     axis.plot([0, 1], [0, 1], color=RULE, lw=0.8)
     for answer in answers:
         bins = answer.result.scores[-1].reliability.get(label, ())

@@ -22,7 +22,10 @@ FEW_PATIENTS = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing said of a store. weight: `warn` may undo a result, `note` should be known."""
+    """One thing to know of a store.
+
+    weight: `warn` may undo a result, `note` should be known, `clear` was looked for in vain.
+    """
 
     kind: Literal["weights", "leakage", "shortcut", "chance", "stale", "data"]
     weight: Literal["warn", "note", "clear"]
@@ -30,7 +33,7 @@ class Finding:
 
 
 def findings(source: Source, stock: Inventory) -> list[Finding]:
-    """Return what was found, what may undo a result first; a clear check is said as well."""
+    """Return all findings, what may undo a result first and clear checks last."""
     every = [*_weights(source), *_leakage(source), *_shortcuts(source), *_answers(source)]
     every += _data(stock)
     # The sort is stable: within a weight the order stays that of the checks.
@@ -115,7 +118,7 @@ def _on_two_sides(split: Split, across: list[list[str]]) -> int:
 
 
 def _shortcuts(source: Source) -> Iterator[Finding]:
-    """Say how well the features tell each column that a task lists as a shortcut."""
+    """Say how well the features predict each column that a task lists as a shortcut."""
     # Such a column is answered as the task `task/column`.
     shortcuts = [r for (task, _), r in source.results.items() if "/" in task and r.scores]
     for result in shortcuts:

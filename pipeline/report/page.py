@@ -69,7 +69,7 @@ def write_report(
     """Write the page of one or more stores, and with `figures` every figure and table as a file.
 
     paths: folders of stores, or their config files, which bring pictures and labels. out: by
-    default `<store>-report.html` beside the first store; a page that is there is replaced. Raises
+    default `<store>-report.html` next to the first store; a page that is there is replaced. Raises
     StoreNotFoundError, ConfigError, UnwritableError.
     """
     sources = open_sources(paths)
@@ -99,6 +99,7 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def _chapter(source: Source, progress: Progress) -> Chapter:
+    """Gather all that the page says of one store; reads pictures, where a config brings them."""
     progress(f"{source.name}: what is in the store")
     stock = take_stock(source)
     checked = findings(source, stock)

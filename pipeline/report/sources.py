@@ -41,7 +41,7 @@ class Source:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """What made the numbers."""
+        """The recipe that the store's features were computed by."""
         return Recipe.model_validate_json(self.store.recipe_text)
 
     @cached_property
@@ -78,7 +78,7 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the store holds now: an answer that names another is of an earlier state."""
+        """The digest of the store's present state; an answer with another is of an earlier one."""
         return self.store.fingerprint()
 
     @cached_property
@@ -123,14 +123,14 @@ class Source:
 
     @property
     def names(self) -> Names:
-        """What the store calls patients and paths."""
+        """The names that the store has for patients and paths."""
         return Names(self.store.path, self.config.data.paths if self.config else "hide")
 
 
 def open_sources(paths: list[Path]) -> list[Source]:
     """Return the sources that paths name, each a store's folder or a config file of one.
 
-    Equal folder names are told apart by the folders above. Raises StoreNotFoundError, ConfigError.
+    Equal folder names get the names of the folders above. Raises StoreNotFoundError, ConfigError.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("A report takes each store once. Name stores of different recipes.")
@@ -147,7 +147,7 @@ def open_sources(paths: list[Path]) -> list[Source]:
 
 
 def _short_names(paths: list[Path]) -> list[str]:
-    """Return the last folder names of paths, as many as tell them apart."""
+    """Return the last folder names of each path, as many as make all of them differ."""
     for depth in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
@@ -157,7 +157,7 @@ def _short_names(paths: list[Path]) -> list[str]:
 
 @dataclass(frozen=True)
 class Loss:
-    """How many files or slices were lost for a reason, and what was said of the first few."""
+    """How many files or slices were lost for a reason, with the details of the first few."""
 
     what: str
     reason: str
