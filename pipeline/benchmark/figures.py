@@ -28,14 +28,17 @@ def critical_differences(ranking: Ranking) -> Figure | None:
             left = i < half
             edge = 0.6 if left else s + 0.4
             axis.plot([rank, rank, edge], [0, depth[i], depth[i]], color=SOFT, lw=0.8)
-            axis.plot(rank, 0, color=SERIES[i % len(SERIES)], marker="o", ms=5)
+            colour = SERIES[i % len(SERIES)]
+            axis.plot(rank, 0, color=colour, marker="o", ms=5)
             text = f"{name}  {rank:.2f} " if left else f" {rank:.2f}  {name}"
             side = "right" if left else "left"
             axis.text(edge, depth[i], text, ha=side, va="center", color=INK)
         for number, (first, last) in enumerate(ranking.alike):
             ends = [ranking.mean_ranks[first] - 0.03, ranking.mean_ranks[last] + 0.03]
+            # Bars that overlap lie above each other.
             height = 0.25 + 0.18 * number
             axis.plot(ends, [height, height], color=INK, lw=3, solid_capstyle="butt")
+        # How long the critical difference is, under the line of ranks.
         axis.plot([1, 1 + ranking.critical], [-1.1, -1.1], color=INK, lw=1.2, marker="|", ms=7)
         text = f"critical difference {ranking.critical:.2f}"
         axis.text(1.08 + ranking.critical, -1.1, text, va="center", color=INK)

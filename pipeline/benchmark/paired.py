@@ -106,8 +106,8 @@ def _segmented(one: pa.Table, two: pa.Table) -> Paired:
 
     By the units' order: each store has names of its own for patients.
     """
-    tables = (one, two)
-    first, second = (t["patient"].to_numpy(zero_copy_only=False).astype(np.str_) for t in tables)
+    first = _patients(one)
+    second = _patients(two)
     if len(first) != len(second) or not same_grouping(first, second):
         raise LabelError(
             f"Two backbones segmented other test patients: {len({*first})} and {len({*second})}. "
@@ -117,16 +117,26 @@ def _segmented(one: pa.Table, two: pa.Table) -> Paired:
 
     _, seen, of = np.unique(first, return_index=True, return_inverse=True)
     of = np.argsort(np.argsort(seen))[of]  # in the order of the units, not of names
-    of_first, of_second = (_means(t["dice"].to_numpy(zero_copy_only=False), of) for t in tables)
-    differences = of_second - of_first
+    differences = _means(_dice(two), of) - _means(_dice(one), of)
     apart = differences[np.isfinite(differences)]
     if not len(apart):
         raise LabelError("No test patient has a Dice by both backbones.")
+    # A bootstrap over patients: units of one patient are not independent of each other.
     draws = np.random.default_rng(0).integers(0, len(apart), (2000, len(apart)))
     low, high = np.quantile(apart[draws].mean(axis=1), [0.025, 0.975]).tolist()
     # The test has nothing to rank where all pairs are equal.
     p = float(stats.wilcoxon(apart).pvalue) if np.any(apart) else 1.0
     return Paired(Metric(value=float(apart.mean()), low=low, high=high), p, "Wilcoxon")
+
+
+def _patients(table: pa.Table) -> NDArray[np.str_]:
+    patients: NDArray[np.str_] = table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)
+    return patients
+
+
+def _dice(table: pa.Table) -> NDArray[np.float64]:
+    dice: NDArray[np.float64] = table["dice"].to_numpy(zero_copy_only=False)
+    return dice
 
 
 def _means(dice: NDArray[np.float64], of: NDArray[np.int64]) -> NDArray[np.float64]:

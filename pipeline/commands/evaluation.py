@@ -100,6 +100,7 @@ def tune(
     settings = load_config(config, store)
     results: list[Result] = []
     outlined: list[Segmented] = []
+    # A config may have tasks, masks or both; with neither, `tune` says what is missing.
     with _steps("tune") as progress:
         how: dict[str, Any] = {"device": device, "processes": processes, "workers": workers}
         how |= {"checkpoint_s": checkpoint_s, "progress": progress}

@@ -65,6 +65,7 @@ def extract(
     from pipeline.extraction.embed import Speed
 
     settings = load_config(config, store)
+    # No part of the recipe: runs of any speed go on with one store.
     speed = Speed(device, batch_size, workers, compiled=compiled, trace=profile)
     where = placement(settings, shard, processes, scheduler)
     with _progress() as progress:

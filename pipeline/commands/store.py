@@ -156,6 +156,7 @@ def withdraw(
     from stores.mirror import located, occupied
 
     folder = located(store)
+    # A store in object storage has one writer at a time; a local folder needs no claim here.
     with occupied(folder):
         name = name_patient(folder, patient)
         opened = FeatureStore.open(folder)

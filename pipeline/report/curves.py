@@ -99,6 +99,7 @@ def _curve(
     if not drawn:
         return None
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    # The line itself is of all units once.
     ones = np.ones(len(values))
     if len(models) == 1:
         x, y = points(*models[0].above(ones))
