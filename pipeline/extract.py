@@ -28,7 +28,7 @@ from pipeline.extraction.sync import make_recipe, open_store, settle
 from pipeline.inference.speed import cores
 from stores import FeatureStore
 from stores.errors import ConfigError
-from stores.mirror import Mirror, check_shareable, occupied
+from stores.storage import storage_of
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,12 @@ def extract(
     ClusterError. What was committed before is kept. rehash: open every file, whatever its size and
     time say. where: the devices of this machine; one shard of several; the workers of a cluster.
     """
+    storage = storage_of(config.store)
     if not isinstance(where, Processes) or (where.count or 1) > 1:
-        check_shareable(config.store)
-    if Mirror.of(config.store) is not None:
+        storage.check_shareable()
+    if not storage.shareable:
         where = Processes(1)
-    with occupied(config.store), _frugal():
+    with storage.occupied(), _frugal():
         return _extract(config, speed, progress, max_bad, rehash, where)
 
 

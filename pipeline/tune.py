@@ -143,7 +143,7 @@ def _whole(store: FeatureStore, answered: Callable[[], Answer], path: Callable[[
     """Return an answer whose networks are there, and drop the state of its runs."""
     found = answered()
     for each in found.tuned:
-        store.bring(each.weights)
+        store.fetch_folder(each.weights)
     if any(not (store.path / each.weights / SAFETENSORS).is_file() for each in found.tuned):
         path().unlink()  # a network was removed: it is made again
         found = answered()

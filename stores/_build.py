@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from stores import manifest
+from stores.contents import FEATURES, FILES, FOLDERS, RECIPE, SLICES, WITHDRAWN_PATIENTS
 from stores.layout import Layout
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, table_bytes
 
@@ -23,23 +24,24 @@ def build(
     """Write a store of no rows into a new folder; specs: name -> shape of a row, dtype."""
     import zarr
 
-    for folder in ("parts", "claims", "results", "splits"):
-        (root / folder).mkdir(parents=True)
+    for folder in FOLDERS:
+        if folder.from_start:
+            (root / folder.name).mkdir(parents=True)
     attributes = {"part_rows": layout.part_rows}
-    group = zarr.create_group(root / "features.zarr", zarr_format=3, attributes=attributes)
+    group = zarr.create_group(root / FEATURES, zarr_format=3, attributes=attributes)
     for name, (row_shape, dtype) in specs.items():
         _create_array(group, name, row_shape, np.dtype(dtype), layout)
-    texts = {
-        "recipe.json": recipe_text.encode(),
-        "slices.parquet": table_bytes(SLICE_SCHEMA.empty_table()),
-        "files.parquet": table_bytes(FILE_SCHEMA.empty_table()),
-        "withdrawn.json": json.dumps({"patients": []}).encode(),
+    files = {
+        RECIPE: recipe_text.encode(),
+        SLICES: table_bytes(SLICE_SCHEMA.empty_table()),
+        FILES: table_bytes(FILE_SCHEMA.empty_table()),
+        WITHDRAWN_PATIENTS: json.dumps({"patients": []}).encode(),
     }
-    for name, data in texts.items():
+    for name, data in files.items():
         (root / name).write_bytes(data)
-    for path in sorted((root / "features.zarr").rglob("zarr.json")):
-        texts[path.relative_to(root).as_posix()] = path.read_bytes()
-    manifest.begin(root, texts)
+    for path in sorted((root / FEATURES).rglob("zarr.json")):
+        files[path.relative_to(root).as_posix()] = path.read_bytes()
+    manifest.begin(root, files)
 
 
 def _create_array(
@@ -63,7 +65,7 @@ def _create_array(
 def _dimensions(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
     """Return the names of an array's dimensions, by which xarray opens the group as it is.
 
-    Those of an array of another name or shape are named after it.
+    The dimensions of an array of another name or shape are named after the array.
     """
     tokens = ("block", "y", "x")
     names = {

@@ -8,13 +8,12 @@ rows of a chunk are wanted, they alone are read: the receipt has the crc32c of e
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores._disk import sha256, temporary_name, write_new, writing
-from stores.errors import CorruptStoreError, StoreError, UnalignedWriteError
+from stores.errors import REPAIR, CorruptStoreError, StoreError, UnalignedWriteError
 from stores.layout import PartRange
+from stores.receipt import ChunkRecord
 
 # Threads that read chunks: copies out of the page cache, which take no interpreter lock.
 READ_THREADS = 2
@@ -55,11 +55,15 @@ class Chunk:
         return self.stop - self.start
 
 
+def _nowhere(chunk: Chunk) -> None:
+    """Bring no chunk: an array that was parsed alone has those that are in its folder."""
+
+
 @dataclass(frozen=True)
 class StoredArray:
     """An array (n, *row_shape) in the Zarr group at `root`.
 
-    bring: what makes a chunk's file be there, where chunks are elsewhere.
+    fetch: brings the file of a chunk that is not there, or raises CorruptStoreError.
     """
 
     root: Path
@@ -68,21 +72,28 @@ class StoredArray:
     row_shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunk_rows: int
-    bring: Callable[[Chunk], None] | None = None
+    fetch: Callable[[Chunk], None] = field(default=_nowhere, compare=False, repr=False)
 
     @classmethod
-    def parse(cls, root: Path, name: str, metadata: bytes) -> StoredArray:
+    def parse(
+        cls,
+        root: Path,
+        name: str,
+        metadata: bytes,
+        fetch: Callable[[Chunk], None] = _nowhere,
+    ) -> StoredArray:
         """Read zarr.json. Raises CorruptStoreError where the chunks are not as ours are."""
-        about = json.loads(metadata)
-        codecs = [codec["name"] for codec in about["codecs"]]
-        chunk = about["chunk_grid"]["configuration"]["chunk_shape"]
-        if codecs != _CODECS or chunk[1:] != about["shape"][1:]:
+        array = json.loads(metadata)
+        codecs = [codec["name"] for codec in array["codecs"]]
+        chunk_shape = array["chunk_grid"]["configuration"]["chunk_shape"]
+        n, *row_shape = array["shape"]
+        if codecs != _CODECS or chunk_shape[1:] != row_shape:
             raise CorruptStoreError(
-                f"{root / name} has the codecs {codecs} and chunks {chunk}; a store's arrays have "
-                f"{_CODECS} and chunks of whole rows. Read it with zarr instead."
+                f"{root / name} has the codecs {codecs} and chunks {chunk_shape}; a store's arrays "
+                f"have {_CODECS} and chunks of whole rows. Read it with zarr instead."
             )
-        n, *row_shape = about["shape"]
-        return cls(root, name, n, tuple(row_shape), np.dtype(about["data_type"]), chunk[0])
+        dtype = np.dtype(array["data_type"])
+        return cls(root, name, n, tuple(row_shape), dtype, chunk_shape[0], fetch)
 
     @property
     def void(self) -> float:
@@ -115,16 +126,24 @@ class StoredArray:
 
         Raises CorruptStoreError where the file is missing, short or fails its checksum.
         """
-        view, crc = out.reshape(-1).view(np.uint8), bytearray(_CRC_BYTES + 1)
+        view = out.reshape(-1).view(np.uint8)
+        crc = bytearray(_CRC_BYTES + 1)  # with room for one byte too many, which is damage
         with self._opened(chunk) as file:
             got = os.preadv(file, [view.data[:_FIRST_BYTES]], 0)
+            # The kernel may give less than is asked for; the checksum is read with the last rows.
             while got <= len(view) and (more := os.preadv(file, [view.data[got:], crc], got)):
                 got += more
-        if got != len(view) + _CRC_BYTES:
-            raise CorruptStoreError(
-                f"{self.root / chunk.name} has not {len(view) + _CRC_BYTES} bytes. {_REPAIR}"
-            )
+        expected = len(view) + _CRC_BYTES
+        if got != expected:
+            raise CorruptStoreError(f"{self.root / chunk.name} has not {expected} bytes. {REPAIR}")
         self._check(chunk, view, int.from_bytes(crc[:_CRC_BYTES], "little"))
+
+    def read_part(self, part: PartRange) -> NDArray[Any]:
+        """Return (part rows, *row_shape) of a committed part. Raises as `read_into` does."""
+        out = self.empty(part.stop - part.start)
+        for chunk in self.chunks(part):
+            self.read_into(chunk, out[chunk.start - part.start : chunk.stop - part.start])
+        return out
 
     def read_rows(
         self,
@@ -142,18 +161,22 @@ class StoredArray:
         with self._opened(chunk) as file:
             for place, row in zip(places.tolist(), (rows - chunk.start).tolist(), strict=True):
                 if os.preadv(file, [view[place].data], row * self.row_bytes) != self.row_bytes:
-                    raise CorruptStoreError(f"{self.root / chunk.name} ends early. {_REPAIR}")
+                    raise CorruptStoreError(f"{self.root / chunk.name} ends early. {REPAIR}")
                 self._check(chunk, view[place], int(crcs[row]))
 
     @contextlib.contextmanager
     def _opened(self, chunk: Chunk) -> Iterator[int]:
+        """Yield the file descriptor of a chunk's file, which is fetched where it is elsewhere."""
         path = f"{self.root}/{chunk.name}"
+        flags = os.O_RDONLY | os.O_CLOEXEC
         try:
-            if self.bring is not None and not os.path.exists(path):
-                self.bring(chunk)
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(path, flags)
         except FileNotFoundError:
-            raise CorruptStoreError(f"{path} is missing. {_REPAIR}") from None
+            self.fetch(chunk)
+            try:
+                file = os.open(path, flags)
+            except FileNotFoundError:
+                raise CorruptStoreError(f"{path} is missing. {REPAIR}") from None
         try:
             yield file
         finally:
@@ -162,7 +185,7 @@ class StoredArray:
     def _check(self, chunk: Chunk, view: NDArray[np.uint8], crc: int) -> None:
         if google_crc32c.value(view) != crc:
             path = self.root / chunk.name
-            raise CorruptStoreError(f"{path} does not fit its checksum: bits flipped. {_REPAIR}")
+            raise CorruptStoreError(f"{path} does not fit its checksum: bits flipped. {REPAIR}")
 
     def read_chunks(self, chunks: Sequence[Chunk], out: NDArray[Any]) -> None:
         """Read whole chunks into their rows of out (n, *row_shape)."""
@@ -190,7 +213,8 @@ class StoredArray:
         def read(share: Sequence[NDArray[np.int64]]) -> None:
             buffer = self.aligned(self.chunk_rows)
             for places in share:
-                chunk, wanted = self.chunk_of(int(rows[places[0]])), rows[places]
+                wanted = rows[places]
+                chunk = self.chunk_of(int(wanted[0]))
                 checks = crcs(chunk) if self._pays(len(wanted)) else None
                 if checks is None:
                     self.read_into(chunk, buffer)
@@ -233,8 +257,8 @@ class StoredArray:
             )
         return cast
 
-    def stage(self, chunk: Chunk, values: NDArray[Any]) -> tuple[Path, dict[str, Any]]:
-        """Write a chunk under a temporary name; return that and the receipt's entry for it.
+    def stage(self, chunk: Chunk, values: NDArray[Any]) -> tuple[Path, ChunkRecord]:
+        """Write a chunk under a temporary name; return that and what the receipt vouches for.
 
         The file is not forced to disk yet.
         """
@@ -245,11 +269,11 @@ class StoredArray:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_new(temporary, data.data, crc, force=False)
-        entry = {"bytes": data.nbytes + _CRC_BYTES, "sha256": sha256(data.data, crc)}
+        row_crcs = None
         if self._pays(1):
-            crcs = np.fromiter(map(google_crc32c.value, data), "<u4", len(data))
-            entry["row_crc32c"] = base64.b64encode(crcs.tobytes()).decode()
-        return temporary, entry
+            row_crcs = np.fromiter(map(google_crc32c.value, data), "<u4", len(data))
+        digest = sha256(data.data, crc)
+        return temporary, ChunkRecord.of(data.nbytes + _CRC_BYTES, digest, row_crcs)
 
 
 def _in_threads(read: Callable[[Sequence[Any]], None], items: Sequence[Any]) -> None:
@@ -258,14 +282,6 @@ def _in_threads(read: Callable[[Sequence[Any]], None], items: Sequence[Any]) -> 
     A share is handed out once: a task for each item costs a tenth more time (measured).
     """
     with ThreadPoolExecutor(READ_THREADS) as threads:
-        for _ in threads.map(read, [items[i::READ_THREADS] for i in range(READ_THREADS)]):
-            pass
-
-
-def row_crcs(entry: Mapping[str, Any]) -> NDArray[np.uint32] | None:
-    """Return the crc32c of each row of a chunk, by its entry in a receipt; None without any."""
-    text = entry.get("row_crc32c")
-    return None if text is None else np.frombuffer(base64.b64decode(text), "<u4")
-
-
-_REPAIR = "Run `radprobe verify --repair` on the store, then `radprobe extract`."
+        shares = [items[i::READ_THREADS] for i in range(READ_THREADS)]
+        for _ in threads.map(read, shares):
+            pass  # what a thread raised is raised here

@@ -20,8 +20,6 @@ from stores._disk import temporary_name, write_new, writing
 from stores._process import gone, me, name_of
 from stores.errors import ClaimedError
 
-# The folder of a store where they are.
-CLAIMS = "claims"
 # A claim of another host counts as dead when its owner has not touched it for this long.
 STALE_AFTER_S = 900.0
 
@@ -39,10 +37,10 @@ class Claim:
 
     def beat(self) -> None:
         """Say that the owner is alive, for readers on other hosts."""
-        with contextlib.suppress(FileNotFoundError):  # taken over: `held` will say so
+        with contextlib.suppress(FileNotFoundError):  # taken over: `stands` will say so
             os.utime(self.path)
 
-    def held(self) -> bool:
+    def stands(self) -> bool:
         """Return whether the claim still stands: nobody took the part over."""
         stem, number = _split(self.path)
         latest = _latest(self.path.parent, stem)

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stores.features import OK, FeatureStore
+from stores.contents import OK
+from stores.features import FeatureStore
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from stores._disk import sync, temporary_name, writing
 from stores.codes import read_patch
+from stores.contents import OK
 from stores.errors import UnwritableError
-from stores.features import OK, FeatureStore
+from stores.features import FeatureStore
 
 Format = Literal["h5", "npy", "parquet"]
 _BATCH_BYTES = 64 * 2**20

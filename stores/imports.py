@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stores._disk import file_sha256
+from stores.contents import OK
 from stores.errors import ConfigError
-from stores.features import OK, ArraySpec, FeatureStore
+from stores.features import ArraySpec, FeatureStore
 from stores.layout import default_part_rows
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
@@ -73,7 +74,7 @@ def import_features(
         arrays, rows = store.empty_part(), slice(part.start, min(part.stop, n))
         here = foreign.features[rows].reshape(-1, *row_shape)
         arrays["cls"][: len(here)], arrays["status"][: len(here)] = here, OK
-        with store.own(part) as claim:
+        with store.reclaim(part) as claim:
             store.write(part, claim, arrays, {"imported": origin, "failures": []})
     return store
 

@@ -116,8 +116,8 @@ class TableFile:
             self._about = self._file().metadata
 
     @cached_property
-    def whole(self) -> pa.Table:
-        """The table, kept once it was asked for."""
+    def table(self) -> pa.Table:
+        """The table in full, kept once it was asked for."""
         return self.read()
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:

@@ -26,10 +26,10 @@ from pipeline.annotations.units import Units
 from pipeline.config.tasks import Level, Task
 from pipeline.results import Tally
 from pipeline.shared.pseudonyms import Names
+from stores.contents import OK, UNREADABLE, VOID, WITHDRAWN
 from stores.errors import LabelError
 
 EXAMPLES = 3
-VOID, OK, UNREADABLE, WITHDRAWN = 0, 1, 2, 3
 
 
 # --- joining -------------------------------------------------------------------------------

@@ -258,8 +258,9 @@ def _ranges(store: FeatureStore, rows: Iterable[int]) -> Kept:
     """Return the ranges of volumes that the receipts of some rows' parts tell."""
     found: Kept = {}
     for index in sorted({row // store.layout.part_rows for row in rows}):
-        receipt = store.receipt(index) or {}
-        found |= {row: (low, high) for row, low, high in receipt.get("ranges", ())}
+        receipt = store.receipt(index)
+        ranges = () if receipt is None else receipt.ranges
+        found |= {volume.row: (volume.low, volume.high) for volume in ranges}
     return found
 
 

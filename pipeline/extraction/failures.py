@@ -31,15 +31,12 @@ def failures(path: Path) -> list[Lost]:
     names = Names(store.path)
     files = names.revealed(store.files()).to_pylist()
     aside = [Lost(f["path"], None, f["reason"], f["detail"] or "") for f in files if f["reason"]]
-    unreadable = np.flatnonzero(store.status() == UNREADABLE)
-    told = {
-        failure["row"]: failure
-        for index in np.unique(unreadable // store.layout.part_rows)
-        for failure in (store.receipt(int(index)) or {}).get("failures", [])
-    }
+    status = store.status()
+    unreadable = np.flatnonzero(status == UNREADABLE)
+    failures = {failure.row: failure for failure in store.unreadable(status)}
     slices = store.slices()
     slices = names.revealed(slices.take(np.searchsorted(slices["row"].to_numpy(), unreadable)))
     return aside + [
-        Lost(s["path"], s["frame"], told[s["row"]]["reason"], told[s["row"]]["detail"])
+        Lost(s["path"], s["frame"], failures[s["row"]].reason, failures[s["row"]].detail)
         for s in slices.to_pylist()
     ]

@@ -24,8 +24,8 @@ from pipeline.recipe import Recipe
 from stores import FeatureStore, Layout
 from stores.errors import ConfigError, StoreNotFoundError
 from stores.features import LEDGER
-from stores.mirror import place_of
 from stores.reconcile import Change
+from stores.storage import storage_of
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def plan(config: Config, *, rehash: bool = False) -> Plan:
     size = len(parts) * part_bytes
     hours, source = _hours(config, store, recipe, embed, size)
     return Plan(
-        store=place_of(config.store),
+        store=storage_of(config.store).place,
         new=store is None,
         weights=recipe.weights,
         slices=len(live),
@@ -164,8 +164,7 @@ def seconds_a_slice(store: FeatureStore | None) -> float | None:
     seconds, slices = 0.0, 0
     for part in store.layout.parts(store.arrays["status"].n) if store is not None else []:
         receipt = store.receipt(part.index) if store is not None else None
-        if receipt is not None and receipt.get("seconds"):
-            spent = receipt["seconds"]
-            seconds += spent["all"] - spent.get("load", 0.0)
-            slices += sum(n for status, n in receipt["counts"].items() if status in ("1", "2"))
+        if receipt is not None and receipt.seconds:
+            seconds += receipt.seconds["all"] - receipt.seconds.get("load", 0.0)
+            slices += receipt.read
     return seconds / slices if slices else None

@@ -47,10 +47,10 @@ from stores.errors import (
     WeightsError,
 )
 from stores.layout import default_part_rows
-from stores.mirror import place_of
 from stores.purge import patients_on
 from stores.reconcile import Known, Reconciled, reconcile
 from stores.slices import SLICE_SCHEMA, of_modalities, where
+from stores.storage import storage_of
 
 log = logging.getLogger(__name__)
 
@@ -348,6 +348,6 @@ def name_patient(path: Path, patient: str) -> str:
         if name in known:
             return name
     raise ConfigError(
-        f"No slice of the store {place_of(path)!r} is of patient {patient!r}. Give the id as the "
-        "images or the config's `patient` rule have it, or the pseudonym of the slice table."
+        f"No slice of the store {storage_of(path).place!r} is of patient {patient!r}. Give the id "
+        "as the images or the config's `patient` rule have it, or the pseudonym of the slice table."
     )

@@ -188,11 +188,11 @@ def told(store: FeatureStore, slices: pa.Table, preprocess: Preprocess, row: Row
     """
     if not of_volume(preprocess.rule(row["modality"])):
         return None
-    receipt = store.receipt(row["row"] // store.layout.part_rows) or {}
-    for first, low, high in receipt.get("ranges", ()):
-        place = int(np.searchsorted(slices["row"].to_numpy(), first))
+    receipt = store.receipt(row["row"] // store.layout.part_rows)
+    for volume in () if receipt is None else receipt.ranges:
+        place = int(np.searchsorted(slices["row"].to_numpy(), volume.row))
         if all(slices[name][place].as_py() == row[name] for name in _NAMED):
-            return low, high
+            return volume.low, volume.high
     raise ConfigError(
         f"Row {row['row']} was scaled by the range of its volume, which the store does not "
         "tell: it was extracted by an earlier version. Extract a new store for what sees images, "

@@ -22,14 +22,14 @@ def test_a_crash_between_manifest_and_files_is_the_new_state(store: FeatureStore
     for name, data in old.items():
         (store.path / name).write_bytes(data)
     assert FeatureStore.open(store.path).slices()["path"][0].as_py() == "new0"
-    assert set(manifest.settle(store.path)) == {"slices.parquet"}
-    assert manifest.settle(store.path) == []
+    assert set(manifest.mend(store.path)) == {"slices.parquet"}
+    assert manifest.mend(store.path) == []
 
 
 def test_a_crash_before_the_manifest_is_the_old_state(store: FeatureStore) -> None:
     (store.path / "copies" / sha256(b"new")).write_bytes(b"new")
     assert store.slices()["path"][0].as_py() == "f0"
-    manifest.settle(store.path)
+    manifest.mend(store.path)
     assert not (store.path / "copies" / sha256(b"new")).exists()
 
 

@@ -30,8 +30,8 @@ def test_rows_between_two_are_those_of_the_table(table: pa.Table) -> None:
 
 def test_a_table_is_read_whole_or_by_columns(table: pa.Table) -> None:
     file = TableFile(table_bytes(table))
-    assert file.read() == file.whole == table
-    assert file.whole is file.whole
+    assert file.read() == file.table == table
+    assert file.table is file.table
     assert file.read(["modality", "row"]) == table.select(["modality", "row"])
 
 

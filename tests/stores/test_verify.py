@@ -105,12 +105,13 @@ def rewrite(store: FeatureStore, change: Callable[[dict[str, np.ndarray]], None]
     arrays = store.read_part(part)
     change(arrays)
     receipt = unseal(store.receipts.path(0))
-    staged = {}
+    chunks = {}
     for name, array in store.arrays.items():
         for chunk in array.chunks(part):
-            temporary, staged[chunk.name] = array.stage(chunk, arrays[name][: chunk.rows])
+            temporary, record = array.stage(chunk, arrays[name][: chunk.rows])
             temporary.replace(array.root / chunk.name)
-    store.receipts.path(0).write_bytes(seal(receipt | {"chunks": staged}))
+            chunks[chunk.name] = record.as_json()
+    store.receipts.path(0).write_bytes(seal(receipt | {"chunks": chunks}))
 
 
 def set_value(name: str, row: int, value: float) -> Callable[[dict[str, np.ndarray]], None]:
@@ -195,7 +196,7 @@ def test_what_dead_writers_left_is_swept_and_the_living_are_spared(full: Feature
     assert kinds(full) == {"orphan"}
     assert len(repair(full.path).mended) == 1
     assert mine.exists()
-    assert living.held()
+    assert living.stands()
     assert verify(full.path).findings == []
 
 

@@ -180,7 +180,7 @@ class _Run:
         now = time.monotonic()
         if not self.deal.held or now - self.held_at < _HELD_S:
             return
-        self.held_at, held = now, self.store.held()
+        self.held_at, held = now, self.store.holders()
         for index in sorted(self.deal.held):
             if self.store.receipt(index) is not None:
                 self._note(self.deal.done([index]))

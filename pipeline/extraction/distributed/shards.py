@@ -159,7 +159,7 @@ def embed_ring(
     done, failed = Embedded(), dict[int, str]()
     left, since = store.missing(), time.monotonic()
     while left:
-        held = store.held()
+        held = store.holders()
         free = [part for part in left if part.index not in held]
         if free:
             more, lost = embed_here(work, store, shard.ring(free), progress, limit)

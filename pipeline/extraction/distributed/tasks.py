@@ -37,7 +37,7 @@ from stores import FeatureStore, PartRange
 from stores._disk import write_atomic
 from stores._process import me, name_of
 from stores.errors import CorruptStoreError, RadprobeError, WeightsError
-from stores.features import OK, RUNS
+from stores.features import RUNS
 
 if TYPE_CHECKING:
     from pipeline.backbones.load import Backbone
@@ -155,12 +155,12 @@ def tally(
     seconds: Counter[str] = Counter()
     for index in sorted(indices):
         receipt = store.receipt(index)
-        if receipt is None or by not in (None, receipt["by"]):
+        if receipt is None or by not in (None, receipt.by):
             continue
-        rows += receipt["counts"].get(str(OK), 0) - len(receipt["links"])
-        linked += len(receipt["links"])
-        bad += len(receipt["failures"])
-        seconds.update(receipt["seconds"])
+        rows += receipt.embedded
+        linked += len(receipt.links)
+        bad += len(receipt.failures)
+        seconds.update(receipt.seconds)
     return Embedded(rows, linked, [], dict(seconds)), bad
 
 
@@ -216,7 +216,7 @@ def embed_parts(work: Work, indices: Sequence[int], progress: Progress) -> Outco
             except Exception as failure:
                 error = told(failure, work.root)
             left = store.without_receipt(parts)
-            held = tuple(index for index in store.held() if index in {p.index for p in left})
+            held = tuple(index for index in store.holders() if index in {p.index for p in left})
     except Exception as failure:  # the store cannot be seen from here
         return Outcome(undone=tuple(indices), error=told(failure, work.root))
     undone = tuple(part.index for part in left if part.index not in held)

@@ -104,7 +104,7 @@ def test_shards_take_over_what_a_killed_one_left(
     dead.communicate()
     store = FeatureStore.open(path)
     is_as_if_nothing_had_been(store, alone)
-    by = [receipt["by"] for receipt in committed(store).values()]
+    by = [receipt.by for receipt in committed(store).values()]
     assert sum(summary["embedded"] for summary in done) == 4 * sum(
         not name.endswith(f":{victim}") for name in by
     )
@@ -123,7 +123,7 @@ def test_what_a_slow_disk_still_writes_is_waited_for_and_not_done_twice(
     is_as_if_nothing_had_been(store, alone)
     assert sum(summary["embedded"] for summary in done) == 4 * PARTS
     assert [summary["clean"] for summary in done] == [True, True]
-    by = [receipt["by"].rpartition(":")[2] for receipt in committed(store).values()]
+    by = [receipt.by.rpartition(":")[2] for receipt in committed(store).values()]
     assert set(by) == {str(slow.pid), str(fast.pid)}
 
 
