@@ -58,7 +58,7 @@ class StorageTests:
         raise NotImplementedError
 
     def breaking(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Have each write of a file where the store is raise CutShortError, as a cut power line does."""
+        """Have each write of a file where the store is raise CutShortError."""
         raise NotImplementedError
 
     @pytest.fixture
