@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,41 @@ FILE_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRow:
+    """One row of the slice table, for the slices that are looked at one by one.
+
+    Bulk work goes by Arrow's columns: as Python's, a slice takes ten times the room. series and
+    modality are empty where the file named none. A field with a default has it where the table was
+    read without that column.
+    """
+
+    row: int
+    path: str
+    frame: int
+    series: str
+    modality: str
+    patient: str | None = None
+    instance: str | None = None
+    position_mm: float | None = None
+    height: int | None = None
+    width: int | None = None
+    withdrawn: bool = False
+
+
+def slice_rows(table: pa.Table) -> list[SliceRow]:
+    """Return the rows of a slice table that has at least the first five columns of SliceRow."""
+    columns: list[Iterable[Any]] = []
+    for field in fields(SliceRow):
+        if field.name not in table.column_names:
+            columns.append(itertools.repeat(field.default))
+        elif field.name in ("series", "modality"):
+            columns.append(value or "" for value in table[field.name].to_pylist())
+        else:
+            columns.append(table[field.name].to_pylist())
+    return [SliceRow(*values) for values in zip(*columns, strict=False)]
 
 
 @dataclass(frozen=True)
