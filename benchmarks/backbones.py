@@ -2,8 +2,8 @@
 
     python -m benchmarks.backbones
 
-Runs tests/pipeline/backbones/test_models.py (tiny random networks of the same classes) and prints a line
-a network: its family's features against its library's own forward pass, positions resampled as
+Runs tests/pipeline/backbones/test_models.py (tiny random networks of the same classes) and prints a
+line a network: its family's features against its library's own forward pass, positions resampled as
 there, a file with a tensor too few or too many refused, the name's own test (shapes, determinism,
 batches), the number of parameters as published.
 """
@@ -70,7 +70,8 @@ def main() -> None:
         f"{len(found)} tests, {len(bad)} failed. -: no such test (rad_dino is a DINOv2: its forward"
     )
     print(
-        "pass is held against the official outputs in tests/pipeline/backbones/test_backbones.py). Skipped:"
+        "pass is held against the official outputs in "
+        "tests/pipeline/backbones/test_backbones.py). Skipped:"
     )
     print("timm is not installed. The names in BiomedCLIP's file have a test of their own.")
     sys.exit(1 if bad else 0)

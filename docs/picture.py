@@ -11,10 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from pipeline.config.loading import load_config
-from pipeline.evaluation.heads.knn import unit_length
 from pipeline.io.decode import read_slices
 from pipeline.preprocessing.prepare import scale
 from pipeline.recipe import Recipe
+from pipeline.shared.arrays import unit_length
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Slice
 from stores import FeatureStore

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline import evaluate as _evaluate
 from pipeline import extract as _extract
-from pipeline.config import root as _config
+from pipeline.config import loading as _loading
 from pipeline.config.root import Config
 from pipeline.config.tasks import Method
 from pipeline.extraction.embed import Speed
@@ -53,7 +53,7 @@ AnyPath = str | PathLike[str]
 
 def load_config(path: AnyPath) -> Config:
     """Read a config file. Raises ConfigError with one line a fault."""
-    return _config.load_config(Path(path))
+    return _loading.load_config(Path(path))
 
 
 def discover(root: AnyPath, **data: Any) -> tuple[pa.Table, pa.Table]:

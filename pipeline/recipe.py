@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipeline.types import Frozen, Plane
+
 if TYPE_CHECKING:
     import torch
-from pipeline.types import Frozen, Plane
 
 FORMAT_VERSION: Literal[1] = 1
 

@@ -22,6 +22,7 @@ from pipeline.config.segmentation import Segment
 from pipeline.evaluation.result_files import SEGMENTATIONS, answer_in, publish, write_table
 from pipeline.results import Metric, Score, Segmented, Tuned
 from pipeline.segmentation.cases import CONTRACT, Asked, Progress, native
+from pipeline.segmentation.predictions import Labels2D, _counts, _label_table, _unit_table
 from pipeline.segmentation.sources import Unit, native_mask
 from stores._disk import write_checked
 from stores.errors import ConfigError, LabelError
@@ -29,7 +30,6 @@ from stores.errors import ConfigError, LabelError
 if TYPE_CHECKING:
     from pipeline.segmentation.contracts import Fitted, Parts
     from pipeline.segmentation.scores import Measured
-from pipeline.segmentation.predictions import Labels2D, _counts, _label_table, _unit_table
 
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
 # Fits a head on train and val of a turn (rows), by the turn's number.

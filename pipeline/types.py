@@ -11,15 +11,12 @@ pixels, k neighbours, c classes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from stores.errors import Reason
-
-if TYPE_CHECKING:
-    pass
 
 
 class Frozen(BaseModel):

@@ -28,7 +28,7 @@ _GROUP_ROWS = 2**13
 SLICE_SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
-        # Relative to the data root, with forward slashes; as `pipeline.shared.paths.escape_path` writes it.
+        # Relative to the data root, with forward slashes, escaped (`pipeline.shared.paths`).
         ("path", pa.string()),
         ("frame", pa.int32()),
         ("patient", pa.string()),  # pseudonyms; null where the file names none

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from docs import house
 from pipeline.config.loading import load_config
 from pipeline.config.tasks import Method
 from pipeline.datasets.describing import describe
@@ -182,3 +183,7 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (0, "", "")
     assert "FeatureStore" in (tmp_path / "s/reference/index.html").read_text()
+
+
+def test_the_picture_of_the_house_is_of_its_layers() -> None:
+    assert house.PICTURE.read_text(encoding="utf-8") == house.svg()

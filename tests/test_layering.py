@@ -1,70 +1,34 @@
-"""Imports point one way: cli > extract, evaluate > the other pipeline modules > types > stores."""
+"""The house: seven layers, imports that point down, and no circle, within folders as well."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("pipeline", "stores")
     for path in (ROOT / package).rglob("*.py")
-    if path.stem != "__init__"
 }
 
-# The highest first. A module imports levels below its own, and modules of its own folder.
-LEVELS = [
-    {"cli"},
-    {"commands", "api"},
-    {"benchmark"},
-    {"report", "tune", "retest"},
-    {
-        "extract",
-        "evaluate",
-        "doctor",
-        "compare",
-        "search",
-        "plan",
-        "exchange",
-        "failures",
-        "segment",
-        "status",
-        "datasets",
-    },
-    {"fleet", "scale", "opening"},
-    {"shards"},
-    {"collection", "scoring", "deal", "segmentation.asked", "segmentation.exporting"},
-    {"work", "clusters", "slurm"},
-    {"tasks.cases"},
-    {"embed", "tables"},
-    {"embedding"},
-    {"tuning"},
-    {"segmentation"},
-    {"discover", "demo", "heads", "tasks", "registry"},
-    {"walk"},
-    {"volumes", "preprocess", "backbones", "stats", "phantoms", "neighbours"},
-    {"holding"},
-    {"families"},
-    {"intensity", "views"},
-    {"read"},
-    {"reading"},
-    {"formats"},
-    {"names", "weights", "config"},
-    {"questions", "comparators"},
-    {"types"},
-]
-# Imports that point up, each for a reason: `read` is one door for its callers, and the processes
-# behind it read through the same door.
-DOORS = {
-    ("pipeline.io.pool", "pipeline.io.decode"),
-    ("pipeline.io.process", "pipeline.io.decode"),
-    ("pipeline.io.worker", "pipeline.io.decode"),
-}
+# The lowest first. ">" within a layer: what stands right of it may import what stands left of it.
+# "|": neither imports the other. Names of a comma share a step and may import each other one way.
+LAYERS = """
+stores
+types, recipe, config, results, shared
+io > preprocessing, annotations, backbones > inference
+extraction | evaluation > segmentation, datasets > tuning
+extract, evaluate, segment, tune
+report, benchmark, studies, doctor
+api, commands, cli
+"""
 # Heavy libraries and the only modules that may import them.
 HOMES = {
     "torch": {
@@ -76,6 +40,7 @@ HOMES = {
         "pipeline.inference.lanes",
         "pipeline.inference.telemetry",
         "pipeline.doctor",
+        "pipeline.studies",
         "pipeline.segmentation",
         "pipeline.tune",
         "pipeline.tuning",
@@ -113,59 +78,113 @@ HOMES = {
 
 
 def imports(path: Path) -> set[str]:
-    """Return the modules a file imports, anywhere but for type checkers alone."""
+    """Return the modules a file imports, anywhere, for type checkers as well."""
+    return imported(ast.walk(ast.parse(path.read_text(encoding="utf-8"))), path)
+
+
+def runs(path: Path) -> set[str]:
+    """Return the modules a file imports when it runs, within functions too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    unrun = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in unrun:
-            continue
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If)]
+    typing = [n for n in blocks if ast.unparse(n.test) == "TYPE_CHECKING"]
+    unrun = {id(inner) for block in typing for inner in ast.walk(block)}
+    return imported((node for node in ast.walk(tree) if id(node) not in unrun), path)
+
+
+def imported(nodes: Iterable[ast.AST], path: Path) -> set[str]:
+    """Return the modules, and the names in them, that import statements name."""
+    names: set[str] = set()
+    for node in nodes:
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            names |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert node.module
-            found.add(node.module)
-            found |= {f"{node.module}.{name.name}" for name in node.names}
+            inside = {f"{node.module}.{name.name}" for name in node.names}
+            # A module taken out of a package is imported, not what the package has by itself.
+            names |= inside if inside <= set(MODULES) else inside | {node.module}
+    return names
+
+
+IMPORTS = {module: imports(path) & set(MODULES) for module, path in MODULES.items()}
+
+
+def entry(module: str) -> str:
+    """Return the room of the house that a module stands in: `stores`, or a name below pipeline."""
+    package, _, rest = module.partition(".")
+    return package if package == "stores" else rest.partition(".")[0]
+
+
+def ranks() -> dict[str, tuple[int, int]]:
+    """Return the layer of each room, and the step within it."""
+    found = {}
+    for layer, line in enumerate(LAYERS.strip().splitlines()):
+        for step, names in enumerate(line.split(">")):
+            for name in names.replace("|", ",").split(","):
+                found[name.strip()] = layer, step
     return found
 
 
-def level(module: str) -> int | None:
-    """Return how high a module stands, by its own name or else its folder's; stores are lowest."""
-    package, _, name = module.partition(".")
-    if package == "stores":
-        return -1
-    for candidate in (name, name.partition(".")[0]):
-        for depth, names in enumerate(LEVELS):
-            if candidate in names:
-                return len(LEVELS) - depth
-    return None
+def strangers() -> set[frozenset[str]]:
+    """Return the pairs of rooms of which neither imports the other."""
+    sides = [side for line in LAYERS.splitlines() for side in line.split(">") if "|" in side]
+    pairs = [pair for side in sides for pair in combinations(side.split("|"), 2)]
+    return {frozenset(name.strip() for name in pair) for pair in pairs}
 
 
-def test_every_module_has_a_level_and_every_level_modules() -> None:
-    assert [module for module in MODULES if level(module) is None] == []
-    named = {name for names in LEVELS for name in names}
-    assert [
-        n for n in named if not any(f"{m}.".startswith(f"pipeline.{n}.") for m in MODULES)
-    ] == []
+RANKS, STRANGERS = ranks(), strangers()
+
+
+def reached(starts: set[str]) -> set[str]:
+    """Return what modules import, and what that imports, to the end."""
+    found, waiting = set(starts), list(starts)
+    while waiting:
+        new = IMPORTS[waiting.pop()] - found
+        found |= new
+        waiting += new
+    return found
+
+
+def test_every_room_has_a_layer_and_every_name_a_room() -> None:
+    assert {entry(module) for module in MODULES} - {""} == set(RANKS)
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_point_down(module: str) -> None:
-    folder = module.rpartition(".")[0]
-    for other in imports(MODULES[module]) & set(MODULES):
-        beside = other.rpartition(".")[0] == folder != "pipeline"
-        below = (level(other) or 0) < (level(module) or 0)
-        assert beside or below or (module, other) in DOORS, f"{module} imports {other}"
+    here = entry(module)
+    for other in IMPORTS[module]:
+        there = entry(other)
+        if here == there or not there:
+            continue
+        assert RANKS[there] <= RANKS[here], f"{module} imports {other}, which stands above it"
+        assert frozenset((here, there)) not in STRANGERS, f"{module} imports {other}"
 
 
-def test_nothing_imports_the_command_line() -> None:
-    assert [m for m, path in MODULES.items() if "pipeline.cli" in imports(path)] == []
+def test_no_circle_of_modules_or_of_rooms() -> None:
+    rooms: dict[str, set[str]] = {}
+    for module, others in IMPORTS.items():
+        rooms.setdefault(entry(module), set()).update(entry(o) for o in others)
+    for graph in (IMPORTS, rooms):
+        order = dict(graph)
+        while True:  # take away what imports nothing that is left
+            leaves = {name for name, to in order.items() if not (to - {name}) & set(order)}
+            if not leaves:
+                break
+            order = {name: to for name, to in order.items() if name not in leaves}
+        assert not order, f"circles among {sorted(order)}"
+
+
+def test_evaluation_imports_no_extraction_no_reading_no_backbone() -> None:
+    starts = {module for module in MODULES if entry(module) in ("evaluation", "evaluate")}
+    assert starts
+    rooms = {entry(module) for module in reached(starts)}
+    assert not rooms & {"extraction", "io", "preprocessing", "backbones", "inference"}
+
+
+def test_segmentation_can_reach_no_network() -> None:
+    starts = {module for module in MODULES if entry(module) in ("segmentation", "segment")}
+    assert starts
+    assert not {entry(module) for module in reached(starts)} & {"backbones", "inference"}
 
 
 @pytest.mark.parametrize("library", sorted(HOMES))
@@ -173,7 +192,7 @@ def test_a_heavy_library_has_one_home(library: str) -> None:
     users = {
         module
         for module, path in MODULES.items()
-        if any(name.partition(".")[0] == library for name in imports(path))
+        if any(name.partition(".")[0] == library for name in runs(path))
     }
     homes = HOMES[library]
     assert all(user in homes or user.rpartition(".")[0] in homes for user in users), users
@@ -185,23 +204,6 @@ def test_stores_know_no_pixels_and_no_torch() -> None:
     for module, path in MODULES.items():
         if module.startswith("stores."):
             assert not {name.partition(".")[0] for name in imports(path)} & foreign
-
-
-def test_nothing_of_segmentation_can_reach_a_backbone() -> None:
-    reached = {m for m in MODULES if m.startswith("pipeline.segmentation.")}
-    assert reached
-    reached.add("pipeline.segment")
-    waiting = list(reached)
-    while waiting:
-        found = (imports(MODULES[waiting.pop()]) & set(MODULES)) - reached
-        reached |= found
-        waiting += found
-    assert "pipeline.types" in reached
-    assert not reached & {
-        "pipeline.backbones.load",
-        "pipeline.extraction.embed",
-        "pipeline.inference.forward",
-    }
 
 
 def test_help_imports_no_more_than_its_words() -> None:

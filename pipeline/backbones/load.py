@@ -152,7 +152,7 @@ def load_backbone(
     compiled: bool = False,
     treatment: Treatment = "own",
 ) -> Backbone:
-    """Load a backbone by name (see `pipeline.backbones.weights.locate`) for square images of one size.
+    """Load a backbone by name, as `pipeline.backbones.weights.locate` finds it, for square images.
 
     image_size: pixels, a multiple of the patch size; blocks, patch_blocks: CLS and patch tokens of
     the last l blocks; dtype: of the weights; precision: see Backbone; compiled: by torch.compile,

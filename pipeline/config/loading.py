@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
-from pipeline.config.base import Settings
 from pipeline.config.root import Config
 from pipeline.types import Frozen
 from stores.errors import ConfigError
 from stores.mirror import url_of
 from stores.storage import located
+
+Settings = TypeVar("Settings", bound=Frozen)
 
 
 def load_config(path: Path, store: Path | None = None) -> Config:

@@ -23,7 +23,6 @@ from pipeline.evaluation.splits import Tested
 from pipeline.results import Result, Segmented
 from stores import FeatureStore
 from stores._disk import write_checked
-from stores.features import FeatureStore
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Dask clusters: a scheduler somewhere, or jobs of a batch system.
 
-With `pipeline.extraction.distributed.dask_run` the home of dask. A worker is one process of one thread.
+With `dask_run` the home of dask. A worker is one process of one thread.
 """
 
 from __future__ import annotations

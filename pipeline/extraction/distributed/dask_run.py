@@ -1,4 +1,4 @@
-"""Parts over the workers of a dask cluster, to which `pipeline.extraction.distributed.clusters` connects.
+"""Parts over the workers of a dask cluster, to which `clusters` connects.
 
 The scheduler carries the tasks, the store's receipts say what is done: a task is a stretch of
 parts, as addresses; it may be lost, or run twice at once, and nothing is counted twice. A bounded

@@ -53,7 +53,8 @@ _FAILED = ".failed.json"
 class Work:
     """What a process needs to embed parts of a store: addresses alone, the same everywhere.
 
-    backbone, weights: as `pipeline.backbones.weights.locate` takes them; root: the collection's folder.
+    backbone, weights: as `pipeline.backbones.weights.locate` takes them; root: the collection's
+    folder.
     """
 
     store: str

@@ -19,8 +19,7 @@ from pipeline.io.decode import read_headers
 from pipeline.shared.pseudonyms import load_key, pseudonym
 from stores.errors import ConfigError
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
-
-from .. import phantoms
+from tests import phantoms
 
 KEY = b"k" * 32
 SERIES = "1.2.826.0.1.3680043.8.498.2222"

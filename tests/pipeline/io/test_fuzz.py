@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 
 from pipeline.io.decode import read_headers, read_slices
-
-from .. import fuzzing
+from tests import fuzzing
 
 
 def test_seeds_are_read_as_they_are(tmp_path):

@@ -38,8 +38,7 @@ from pipeline.io.types import Request
 from pipeline.shared.paths import escape_path, unescape_path
 from pipeline.types import Failure, Slice, Voi
 from stores.errors import UnreadableError
-
-from .. import phantoms
+from tests import phantoms
 
 GREY = np.arange(20 * 24, dtype=np.uint16).reshape(20, 24)
 
