@@ -31,7 +31,7 @@ from pipeline.evaluation.result_files import (
 from pipeline.evaluation.result_files import tidy as tidy
 from pipeline.evaluation.scoring import run
 from pipeline.evaluation.splits import PARTS, Tested
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.results import PartCount, Result, Score, Tuned
 from stores._disk import write_checked
 
@@ -152,7 +152,7 @@ def _elsewhere(cases: Cases) -> list[str]:
     """Return what must be said of an answer whose heads were fitted on another store."""
     if cases.fitted is None:
         return []
-    recipe = Recipe.model_validate_json(cases.fitted.store.recipe_text).digest[:12]
+    recipe = recipe_of(cases.fitted.store).digest[:12]
     agreed = (
         ""
         if cases.agreement is None

@@ -36,7 +36,7 @@ from pipeline.evaluation.splits import (
     split_text,
     with_new,
 )
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.results import Provenance
 from pipeline.shared.pseudonyms import Names
 from stores._disk import write_checked
@@ -167,7 +167,7 @@ class Cases:
         self, key: str, contract: int, labels: str, libraries: Sequence[str]
     ) -> Provenance:
         """Return what an answer under a key came from; labels: their digest, or that of masks."""
-        recipe = Recipe.model_validate_json(self.store.recipe_text)
+        recipe = recipe_of(self.store)
         return Provenance(
             key=key,
             contract=contract,

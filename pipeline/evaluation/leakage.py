@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from stores.errors import LabelError, RecipeMismatchError
 from stores.features import OK, FeatureStore
 
@@ -163,7 +163,8 @@ class Fitted:
         Raises StoreNotFoundError, and RecipeMismatchError where it is by another network.
         """
         store = FeatureStore.open(path)
-        one, two = (Recipe.model_validate_json(each.recipe_text) for each in (store, tested))
+        one = recipe_of(store)
+        two = recipe_of(tested)
         names = set(Recipe.model_fields) - {"preprocess"}
         other = sorted(name for name in names if getattr(one, name) != getattr(two, name))
         if other:

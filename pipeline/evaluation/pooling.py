@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
 from pipeline.config.tasks import FeatureSet, Pool, Scaling
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.shared.arrays import ROWS_AT_ONCE, batches, beside, room
 from stores.codes import read_patch
 from stores.errors import ConfigError
@@ -88,7 +88,7 @@ def _by_units(units: Units, read: Callable[[Rows], Floats], pool: Pool) -> Itera
 
 def _needs(store: FeatureStore, which: FeatureSet) -> tuple[int, int]:
     """Return how many blocks a feature set takes and its width, if the store has them."""
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     blocks = 4 if which.startswith("cls4") else 1
     needed = {"cls", "mean"} if "mean" in which else {"cls"}
     if needed - set(recipe.outputs) or blocks > recipe.blocks:

@@ -13,7 +13,7 @@ from pipeline.config.root import Config
 from pipeline.config.tasks import Level
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.evaluation.pooling import read_features, scaled
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError
 from stores.features import OK, FeatureStore
@@ -76,7 +76,7 @@ def search(config: Config, query: str, *, k: int = 10, level: Level = "series") 
 
 def is_random(config: Config) -> bool:
     """Return whether the store was made by an untrained network, which must be said."""
-    return Recipe.model_validate_json(FeatureStore.open(config.store).recipe_text).random
+    return recipe_of(FeatureStore.open(config.store)).random
 
 
 def _asked(slices: pa.Table, query: str, config: Config) -> NDArray[np.int64]:

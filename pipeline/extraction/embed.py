@@ -34,7 +34,7 @@ from pipeline.inference.telemetry import bottleneck, clock, tracing
 from pipeline.io.reader import read_files
 from pipeline.io.types import FrameRead, Request
 from pipeline.preprocessing.volume_range import Kept, Volumes
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from stores import FeatureStore, PartRange
 from stores._process import me, name_of
 from stores.duplicates import Originals
@@ -250,7 +250,7 @@ class _Flow:
 @functools.lru_cache(maxsize=1)
 def _known_pixels(store: FeatureStore) -> Originals:
     """Return which rows first held which pixels; read once, by a look at every part."""
-    preprocess = Recipe.model_validate_json(store.recipe_text).preprocess
+    preprocess = recipe_of(store).preprocess
     return Originals(store, functools.partial(rule_number, preprocess))
 
 

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from pipeline.backbones.weights import locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import (
     Names,
@@ -163,7 +163,7 @@ def _leaves(have: Any, want: Any, name: str = "") -> Iterator[Difference]:
 
 def _has_random_weights(path: Path) -> bool:
     try:
-        return Recipe.model_validate_json(FeatureStore.open(path).recipe_text).random
+        return recipe_of(FeatureStore.open(path)).random
     except StoreNotFoundError:
         return False
 

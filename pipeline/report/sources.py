@@ -18,7 +18,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.config.tasks import Method, Task
 from pipeline.evaluation.result_files import filed, filed_segmentations
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from pipeline.results import Result, Segmented
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError, LabelError
@@ -41,7 +41,7 @@ class Source:
     @cached_property
     def recipe(self) -> Recipe:
         """What made the numbers."""
-        return Recipe.model_validate_json(self.store.recipe_text)
+        return recipe_of(self.store)
 
     @cached_property
     def slices(self) -> pa.Table:

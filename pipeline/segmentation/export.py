@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.segmentation import pictures
 from pipeline.segmentation.cases import Asked, native
 from pipeline.segmentation.mask_writer import write_unit
@@ -67,7 +67,7 @@ def write_pictures(asked: Asked, predicted: Predicted, out: Path, head: str) -> 
     Each unit is shown by the slice with most of the mask. Files are named by row, and no picture
     has a name on it.
     """
-    recipe = Recipe.model_validate_json(asked.store.recipe_text)
+    recipe = recipe_of(asked.store)
     note = "RANDOM WEIGHTS" if recipe.random else ""
     rows = [telling(asked, unit.rows) for unit in asked.units if unit.rows[0] in predicted]
     rows, written = rows[:MOST_PICTURES], []

@@ -17,7 +17,7 @@ from pipeline.annotations.units import Units
 from pipeline.config.root import Config
 from pipeline.io.decode import read_frames
 from pipeline.preprocessing.volume_range import told
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.results import Tally
 from pipeline.segmentation.masks import Kept
 from pipeline.segmentation.tokens import Tokens
@@ -35,7 +35,7 @@ class StoreSource:
 
     def __init__(self, config: Config, store: FeatureStore, kept: Kept) -> None:
         self._root, self._store, self._kept = config.data.root, store, kept
-        self._recipe = Recipe.model_validate_json(store.recipe_text)
+        self._recipe = recipe_of(store)
         self._slices = Names(store.path, config.data.paths).revealed(store.slices())
         self._numbers: NDArray[np.int64] = self._slices["row"].to_numpy()
 

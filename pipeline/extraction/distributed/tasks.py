@@ -31,7 +31,7 @@ from pipeline.extraction.embed import (
     embed_missing,
     load_network,
 )
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.pseudonyms import load_key, reveal_path
 from stores import FeatureStore, PartRange
 from stores._disk import write_atomic
@@ -88,7 +88,7 @@ def embed(
     """Embed those of the parts that have no receipt, in their order; raises what goes wrong."""
     return embed_missing(
         store,
-        Recipe.model_validate_json(store.recipe_text),
+        recipe_of(store),
         work.backbone,
         work.weights,
         Path(work.root),

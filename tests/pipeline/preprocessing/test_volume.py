@@ -20,7 +20,7 @@ from pipeline.extraction.plan import explain, plan
 from pipeline.io.decode import read_slices
 from pipeline.preprocessing.prepare import prepare
 from pipeline.preprocessing.volume_range import Histogram
-from pipeline.recipe import Percentiles, Preprocess, Recipe, ZScore
+from pipeline.recipe import Percentiles, Preprocess, ZScore, recipe_of
 from pipeline.segmentation.sources import StoreSource
 from pipeline.types import Slice
 from stores import FeatureStore
@@ -136,7 +136,7 @@ def assert_true(config: Config, network: Path, folder: str, left_out: str = "") 
     from pipeline.backbones.load import load_backbone
 
     store, backbone = FeatureStore.open(config.store), load_backbone(f"hf:{network}", image_size=56)
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     rows = {path: row for path, row in live(store, folder).items() if path != left_out}
     items = {path: next(iter(read_slices(config.data.root / path, [0]))) for path in rows}
     low, high = np.percentile([item.pixels for item in items.values()], [2, 90])
@@ -161,7 +161,7 @@ def test_images_are_shown_again_as_the_network_saw_them(config: Config) -> None:
     kept = SimpleNamespace(classes=("background", "x"))
     source = StoreSource(config, store, kept)  # type: ignore[arg-type]
     seen = source.images(np.array(sorted(rows.values()))[::-1])
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     items = {r: next(iter(read_slices(config.data.root / p, [0]))) for p, r in rows.items()}
     ends = np.percentile([item.pixels for item in items.values()], [2, 90])
     for image, row in zip(seen, sorted(rows.values(), reverse=True), strict=True):

@@ -28,7 +28,7 @@ from pipeline.evaluation.heads.probe import predict
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.segment import segment
 from pipeline.segmentation.cases import Asked
 from pipeline.segmentation.predictions import write_predictions
@@ -288,7 +288,7 @@ def test_volumes_scale_the_slices_that_a_network_learns(tmp_path: Path) -> None:
     config = load_config(tmp_path / "c.yaml")
     extract(config, Speed(workers=0))
     store = FeatureStore.open(config.store)
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     images = Images(config, store, recipe, torch.device("cpu"), 0)
     rows = store.slices()["row"].to_numpy()
     every = Ask("test", 0, rows, rows, np.arange(len(rows)))
