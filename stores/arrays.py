@@ -111,15 +111,17 @@ class StoredArray:
 
     def chunks(self, part: PartRange) -> Iterator[Chunk]:
         """Yield the chunks of a part."""
-        rest = "/0" * len(self.row_shape)
+        rest = "/0" * len(self.row_shape)  # a chunk has whole rows: it is the first of each axis
         for start in range(part.start, part.stop, self.chunk_rows):
-            name = f"{self.name}/c/{start // self.chunk_rows}{rest}"
+            number = start // self.chunk_rows
+            name = f"{self.name}/c/{number}{rest}"
             yield Chunk(name, start, start + self.chunk_rows)
 
     def chunk_of(self, row: int) -> Chunk:
         """Return the chunk that holds a row."""
         start = row // self.chunk_rows * self.chunk_rows
-        return next(self.chunks(PartRange(0, start, start + self.chunk_rows)))
+        alone = PartRange(0, start, start + self.chunk_rows)
+        return next(self.chunks(alone))
 
     def read_into(self, chunk: Chunk, out: NDArray[Any]) -> None:
         """Fill out (chunk rows, *row_shape), contiguous, from a chunk's file.
@@ -142,7 +144,8 @@ class StoredArray:
         """Return (part rows, *row_shape) of a committed part. Raises as `read_into` does."""
         out = self.empty(part.stop - part.start)
         for chunk in self.chunks(part):
-            self.read_into(chunk, out[chunk.start - part.start : chunk.stop - part.start])
+            start = chunk.start - part.start
+            self.read_into(chunk, out[start : start + chunk.rows])
         return out
 
     def read_rows(
@@ -158,9 +161,12 @@ class StoredArray:
         crcs (chunk rows,): the checksums by the receipt. Raises CorruptStoreError as `read_into`.
         """
         view = out.reshape(len(out), -1).view(np.uint8)
+        size = self.row_bytes
+        within = rows - chunk.start
         with self._opened(chunk) as file:
-            for place, row in zip(places.tolist(), (rows - chunk.start).tolist(), strict=True):
-                if os.preadv(file, [view[place].data], row * self.row_bytes) != self.row_bytes:
+            for place, row in zip(places.tolist(), within.tolist(), strict=True):
+                got = os.preadv(file, [view[place].data], row * size)
+                if got != size:
                     raise CorruptStoreError(f"{self.root / chunk.name} ends early. {REPAIR}")
                 self._check(chunk, view[place], int(crcs[row]))
 
@@ -207,7 +213,8 @@ class StoredArray:
         """
         out = self.aligned(len(rows))
         order = np.argsort(rows, kind="stable")
-        breaks = np.flatnonzero(np.diff(rows[order] // self.chunk_rows)) + 1
+        chunk_numbers = rows[order] // self.chunk_rows
+        breaks = np.flatnonzero(np.diff(chunk_numbers)) + 1
         groups = np.split(order, breaks) if len(rows) else []
 
         def read(share: Sequence[NDArray[np.int64]]) -> None:
@@ -227,14 +234,16 @@ class StoredArray:
 
     def _pays(self, rows: int) -> bool:
         """Return whether so many rows of a chunk are quicker read alone than the whole of it."""
-        return rows * (self.row_bytes + SEEK_BYTES) < self.chunk_rows * self.row_bytes
+        alone = rows * (self.row_bytes + SEEK_BYTES)
+        return alone < self.chunk_rows * self.row_bytes
 
     def aligned(self, rows: int) -> NDArray[Any]:
         """Return (rows, *row_shape) of anything, in memory that begins where a page does."""
         size = rows * self.row_bytes
         memory = np.empty(size + _PAGE, np.uint8)
         start = -memory.ctypes.data % _PAGE
-        return memory[start : start + size].view(self.dtype).reshape(rows, *self.row_shape)
+        from_a_page_on = memory[start : start + size]
+        return from_a_page_on.view(self.dtype).reshape(rows, *self.row_shape)
 
     def fit(self, values: NDArray[Any], part: PartRange, ok: NDArray[np.bool_]) -> NDArray[Any]:
         """Return values as exactly one part in the dtype, refusing what would not survive.
@@ -262,8 +271,10 @@ class StoredArray:
 
         The file is not forced to disk yet.
         """
-        data = np.ascontiguousarray(values, self.dtype).reshape(len(values), -1).view(np.uint8)
-        crc = google_crc32c.value(data.reshape(-1)).to_bytes(_CRC_BYTES, "little")
+        contiguous = np.ascontiguousarray(values, self.dtype)
+        data = contiguous.reshape(len(values), -1).view(np.uint8)
+        crc32c = google_crc32c.value(data.reshape(-1))
+        crc = crc32c.to_bytes(_CRC_BYTES, "little")
         path = self.root / chunk.name
         temporary = path.with_name(temporary_name(path.name))
         with writing(path):

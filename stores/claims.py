@@ -112,28 +112,33 @@ def owner(folder: Path, stem: str) -> str | None:
     latest = _latest(folder, stem)
     if latest is None or dead(latest):
         return None
-    holder = _read(latest)
-    return name_of(holder) if holder else "another process"
+    process = _read(latest)
+    return name_of(process) if process else "another process"
 
 
 def holders(folder: Path) -> dict[str, Holder]:
     """Return the live holder of each stem, by one look at the folder."""
-    found, now = {}, time.time()
+    living: dict[str, Holder] = {}
+    now = time.time()
+    # Of a stem's claims the highest number comes last, and counts.
     for path in sorted(folder.glob("*.claim.*"), key=_split):
         with contextlib.suppress(FileNotFoundError):  # given back meanwhile
-            holder, beat = _read(path) or {}, path.stat().st_mtime
+            process = _read(path) or {}
+            beat = path.stat().st_mtime
             if not dead(path):
-                since = float(str(holder.get("time", beat)))
-                found[_split(path)[0]] = Holder(name_of(holder), now - since, now - beat)
-    return found
+                since = float(str(process.get("time", beat)))
+                stem, _ = _split(path)
+                living[stem] = Holder(name_of(process), now - since, now - beat)
+    return living
 
 
 def dead(path: Path) -> bool:
     """Return whether a claim's owner is certainly gone, or silent for too long."""
-    holder = _read(path)
-    verdict = gone(holder) if holder is not None else None
-    if verdict is not None:
-        return verdict
+    process = _read(path)
+    ended = gone(process) if process is not None else None
+    if ended is not None:
+        return ended
+    # Of another host, or a claim that cannot be read: its silence alone tells.
     try:
         return time.time() - path.stat().st_mtime > STALE_AFTER_S
     except FileNotFoundError:
@@ -152,8 +157,8 @@ def _claims(folder: Path, stem: str) -> list[Path]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    found = (folder / name for name in names if name.startswith(f"{stem}.claim."))
-    return sorted(found, key=lambda path: _split(path)[1])
+    paths = [folder / name for name in names if name.startswith(f"{stem}.claim.")]
+    return sorted(paths, key=_split)
 
 
 def _latest(folder: Path, stem: str) -> Path | None:

@@ -84,16 +84,14 @@ def batches(
 
 def export_npy(store: FeatureStore, out: Path, which: Selection = Selection()) -> int:
     """Write features as one .npy (n, d) and the slices of its rows as .parquet beside it."""
-    slices, shape = live_slices(store), which.row_shape(store)
+    slices = live_slices(store)
     rows = slices["row"].to_numpy()
-    table = out.with_suffix(".parquet")
-    with aside(out) as path, aside(table) as beside:
-        _write_parquet(beside, [slices], slices.schema)
-        values = np.lib.format.open_memmap(path, "w+", which.dtype(store), (len(rows), *shape))
-        start = 0
-        for batch in batches(store, which, rows):
-            values[start : start + len(batch)] = batch
-            start += len(batch)
+    shape = (len(rows), *which.row_shape(store))
+    with aside(out) as path, aside(out.with_suffix(".parquet")) as table:
+        _write_parquet(table, [slices], slices.schema)
+        # On disk, not in memory: the features of a large store do not fit.
+        values = np.lib.format.open_memmap(path, "w+", which.dtype(store), shape)
+        _fill(values, batches(store, which, rows))
         values.flush()
     return len(rows)
 
@@ -103,14 +101,16 @@ def export_parquet(store: FeatureStore, out: Path, which: Selection = Selection(
     slices = live_slices(store)
     rows = slices["row"].to_numpy()
     d = int(np.prod(which.row_shape(store)))
-    schema = slices.schema.append(pa.field("features", pa.list_(pa.float32(), d)))
+    column = pa.field("features", pa.list_(pa.float32(), d))
+    schema = slices.schema.append(column)
 
     def pieces() -> Iterator[pa.Table]:
         start = 0
         for batch in batches(store, which, rows):
             flat = pa.array(batch.reshape(-1).astype(np.float32))
-            part = slices.slice(start, len(batch))
-            yield part.append_column("features", pa.FixedSizeListArray.from_arrays(flat, d))
+            features = pa.FixedSizeListArray.from_arrays(flat, d)
+            piece = slices.slice(start, len(batch))
+            yield piece.append_column(column, features)
             start += len(batch)
 
     with aside(out) as path:
@@ -139,8 +139,8 @@ def export_h5(
         out.mkdir(parents=True, exist_ok=True)
     for study in pc.unique(slices["study"]).to_pylist():
         same = pc.is_null(slices["study"]) if study is None else pc.equal(slices["study"], study)
-        theirs = slices.filter(pc.fill_null(same, False))
-        _write_h5(store, out / f"{study or 'no-study'}.h5", which, theirs)
+        of_study = slices.filter(pc.fill_null(same, False))
+        _write_h5(store, out / f"{study or 'no-study'}.h5", which, of_study)
     return int(slices.num_rows)
 
 
@@ -150,13 +150,9 @@ def _write_h5(store: FeatureStore, out: Path, which: Selection, slices: pa.Table
     rows = slices["row"].to_numpy()
     with aside(out) as path, h5py.File(path, "w") as file:
         file.attrs.update({"recipe": store.recipe_text, "array": which.array, "radprobe": 1})
-        features = file.create_dataset(
-            "features", (len(rows), *which.row_shape(store)), which.dtype(store)
-        )
-        start = 0
-        for batch in batches(store, which, rows):
-            features[start : start + len(batch)] = batch
-            start += len(batch)
+        shape = (len(rows), *which.row_shape(store))
+        features = file.create_dataset("features", shape, which.dtype(store))
+        _fill(features, batches(store, which, rows))
         file["coords"] = _coords(slices["series"].to_pylist())
         file["row"] = rows
         for name in _COLUMNS:
@@ -166,7 +162,16 @@ def _write_h5(store: FeatureStore, out: Path, which: Selection, slices: pa.Table
             elif name == "frame":
                 file[name] = np.array(values, np.int64)
             else:
-                file.create_dataset(name, data=[v or "" for v in values], dtype=h5py.string_dtype())
+                texts = [value or "" for value in values]
+                file.create_dataset(name, data=texts, dtype=h5py.string_dtype())
+
+
+def _fill(out: Any, pieces: Iterator[NDArray[Any]]) -> None:
+    """Write pieces (some rows each) one after the other into an array or a data set."""
+    start = 0
+    for piece in pieces:
+        out[start : start + len(piece)] = piece
+        start += len(piece)
 
 
 def _coords(series: list[str]) -> NDArray[np.int64]:
@@ -175,8 +180,9 @@ def _coords(series: list[str]) -> NDArray[np.int64]:
     counts: dict[str, int] = {}
     coords = np.empty((len(series), 2), np.int64)
     for i, name in enumerate(series):
-        coords[i] = numbers.setdefault(name, len(numbers)), counts.get(name, 0)
-        counts[name] = counts.get(name, 0) + 1
+        before = counts.get(name, 0)
+        coords[i] = numbers.setdefault(name, len(numbers)), before
+        counts[name] = before + 1
     return coords
 
 

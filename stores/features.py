@@ -69,7 +69,15 @@ from stores.errors import (
 from stores.layout import Layout, PartRange
 from stores.receipt import Receipt, UnreadableRow
 from stores.receipts import Receipts, Stamp
-from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, TableFile, Tables, table_bytes
+from stores.slices import (
+    FILE_SCHEMA,
+    SLICE_SCHEMA,
+    TableFile,
+    Tables,
+    end_of,
+    row_numbers,
+    table_bytes,
+)
 from stores.storage import Storage, storage_at, storage_of
 
 __all__ = [
@@ -204,8 +212,9 @@ class FeatureStore:
     def live_rows(self) -> NDArray[np.int64]:
         """Return (n,) the rows of the slices that are not withdrawn, ascending."""
         slices = self.slices(["row", "withdrawn"])
-        live = ~slices["withdrawn"].to_numpy(zero_copy_only=False)
-        return np.asarray(slices["row"].to_numpy()[live])
+        withdrawn = slices["withdrawn"].to_numpy(zero_copy_only=False)
+        rows: NDArray[np.int64] = row_numbers(slices)[~withdrawn]
+        return rows
 
     def tables(self) -> Tables:
         """Return both tables and the withdrawn patients, of one moment; nothing is kept."""
@@ -230,12 +239,13 @@ class FeatureStore:
         seen: of the `tables()` these come from; raises StaleTablesError where they are no longer
         the store's, since two that number new rows must not both be believed.
         """
-        rows = slices["row"].to_numpy()
+        rows = row_numbers(slices)
         if rows.size and (np.diff(rows) <= 0).any():
             raise ValueError("slices must be in ascending order of unique rows.")
         metadata = files.schema.metadata  # the rules of discovery travel here
+        files = files.cast(FILE_SCHEMA).replace_schema_metadata(metadata)
         new = {
-            FILES: table_bytes(files.cast(FILE_SCHEMA).replace_schema_metadata(metadata)),
+            FILES: table_bytes(files),
             SLICES: table_bytes(slices.cast(SLICE_SCHEMA)),
         }
         if patients is not None:
@@ -246,7 +256,7 @@ class FeatureStore:
             manifest.mend(self.path)
             if seen is not None and seen != manifest.version(self.path):
                 raise StaleTablesError(f"The tables of {self.path} were replaced meanwhile.")
-            n = self.layout.next_boundary(int(rows[-1]) + 1 if rows.size else 0)
+            n = self.layout.next_boundary(end_of(rows))
             # Tables and arrays in one replacement: no slice without a row to hold its features.
             self.storage.replace(new | self._grown(n))
 
@@ -266,9 +276,11 @@ class FeatureStore:
 
         digest: its sha256, where the manifest was asked for it just now.
         """
+        digest = digest or manifest.digests(self.path).get(name)
         known = self._parsed_files.get(name)
-        if known is None or known[0] != (digest or manifest.digests(self.path).get(name)):
+        if known is None or known[0] != digest:
             data = manifest.load(self.path, name)
+            # Not `digest`: the file may have been replaced since the manifest was looked at.
             known = self._parsed_files[name] = (sha256(data), parse(data))
         return known[1]
 
@@ -276,8 +288,8 @@ class FeatureStore:
 
     def missing(self) -> list[PartRange]:
         """Return the parts that hold live slices and have no valid receipt, in order."""
-        needed = np.unique(self.live_rows() // self.layout.part_rows)
-        return [self.layout.part(int(i)) for i in needed if self.receipt(int(i)) is None]
+        needed = np.unique(self.live_rows() // self.layout.part_rows).tolist()
+        return [self.layout.part(index) for index in needed if self.receipt(index) is None]
 
     def without_receipt(self, parts: Iterable[PartRange]) -> list[PartRange]:
         """Return those of the parts that are not committed; a receipt seen once is believed."""
@@ -318,7 +330,7 @@ class FeatureStore:
 
         They were withdrawn before their part was embedded, or purged.
         """
-        rows = self.slices(["row"])["row"].to_numpy()
+        rows = row_numbers(self.slices(["row"]))
         usable = np.ones(self.arrays["status"].n, bool)
         for part in self.layout.parts(len(usable)):
             status = self._committed(part)
@@ -394,8 +406,14 @@ class FeatureStore:
 
     def fetched(self, part: PartRange) -> AbstractContextManager[None]:
         """Have a part's chunk files in the folder as they are, sound or not, for a while."""
-        chunks = (chunk for array in self.arrays.values() for chunk in array.chunks(part))
-        return self.storage.fetched(chunk_file(chunk.name) for chunk in chunks)
+        return self.storage.fetched(self.chunk_files(part))
+
+    def chunk_files(self, part: PartRange) -> list[str]:
+        """Return the names within the store of the chunks that a part has, committed or not."""
+        names = []
+        for array in self.arrays.values():
+            names += [chunk_file(chunk.name) for chunk in array.chunks(part)]
+        return names
 
     def publish(self) -> None:
         """Send what was computed from the store to where that is."""
@@ -407,7 +425,8 @@ class FeatureStore:
 
     def sweep(self) -> list[Path]:
         """Remove what dead writers left: claims and temporary files; return the latter."""
-        for stem in {path.name.partition(".claim.")[0] for path in self.claims.glob("*.claim.*")}:
+        stems = {path.name.partition(".claim.")[0] for path in self.claims.glob("*.claim.*")}
+        for stem in stems:
             claim = try_claim(self.claims, stem)  # a dead owner's can be taken, and nobody else's
             if claim is not None:
                 claim.release()
@@ -429,7 +448,7 @@ class FeatureStore:
                 status[part.start : part.stop] = committed
         slices = self.slices(["row", "withdrawn"])
         withdrawn = slices["withdrawn"].to_numpy(zero_copy_only=False)
-        status[slices["row"].to_numpy()[withdrawn]] = WITHDRAWN
+        status[row_numbers(slices)[withdrawn]] = WITHDRAWN
         return status
 
     def read(self, name: str, rows: ArrayLike | None = None) -> NDArray[Any]:
@@ -443,16 +462,22 @@ class FeatureStore:
         if rows is None:
             return self._read_whole(array)
         wanted = np.asarray(rows, dtype=np.int64)
-        outside = wanted[(wanted < 0) | (wanted >= array.n)]
-        touched = np.unique(wanted // self.layout.part_rows).tolist() if not outside.size else []
-        status = self._status_in(map(self.layout.part, touched))
-        absent = outside if outside.size else wanted[status[wanted] != OK]
+        absent = self._absent(wanted, array.n)
         if absent.size:
             raise MissingRowsError(
                 f"{absent.size} of the {wanted.size} rows asked for hold no features "
                 f"(first: {absent[:5].tolist()}). Extract them, or leave them out by status()."
             )
         return array.gather(wanted, self.row_crcs)
+
+    def _absent(self, rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+        """Return those of some rows that are none of n rows, or else those without features."""
+        absent = rows[(rows < 0) | (rows >= n)]
+        if not absent.size:
+            touched = np.unique(rows // self.layout.part_rows).tolist()
+            status = self._status_in(map(self.layout.part, touched))
+            absent = rows[status[rows] != OK]
+        return absent
 
     def row_crcs(self, chunk: Chunk) -> NDArray[np.uint32] | None:
         """Return the crc32c of each row of a committed chunk; None where its receipt has none."""
@@ -482,8 +507,10 @@ class FeatureStore:
         digest.update(manifest.digests(self.path)[SLICES].encode())
         for path in sorted((self.path / PARTS).glob("[0-9]*.json")):
             receipt = self.receipt(int(path.stem))
+            # As the receipt has them: answers on file are named by this digest.
             chunks = None if receipt is None else receipt.document["chunks"]
-            digest.update(json.dumps([path.stem, chunks], sort_keys=True).encode())
+            entry = json.dumps([path.stem, chunks], sort_keys=True)
+            digest.update(entry.encode())
         return digest.hexdigest()
 
     def _read_whole(self, array: StoredArray) -> NDArray[Any]:

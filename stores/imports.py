@@ -37,12 +37,14 @@ def read_foreign(source: Path, table: Path | None = None) -> Foreign:
     Without a table, the columns are those of the HDF5 file, or of the .parquet beside the .npy.
     Raises ConfigError where the features are not (n, d) or the columns not n long.
     """
-    beside, ours = source.with_suffix(".parquet"), False
+    ours = False
     columns: dict[str, list[Any]] = {}
     if source.suffix == ".npy":
         features = np.load(source, allow_pickle=False)
-        if table is None and beside.is_file():
-            table, ours = beside, True
+        exported = source.with_suffix(".parquet")
+        if table is None and exported.is_file():
+            table = exported
+            ours = True
     else:
         features, columns, ours = _read_h5(source)
     if table is not None:
@@ -71,9 +73,10 @@ def import_features(
     store.write_tables(_slices(foreign), FILE_SCHEMA.empty_table())
     origin = {"file": foreign.source.name, "sha256": file_sha256(foreign.source)}
     for part in store.missing():
-        arrays, rows = store.empty_part(), slice(part.start, min(part.stop, n))
-        here = foreign.features[rows].reshape(-1, *row_shape)
-        arrays["cls"][: len(here)], arrays["status"][: len(here)] = here, OK
+        values = foreign.features[part.start : min(part.stop, n)].reshape(-1, *row_shape)
+        arrays = store.empty_part()
+        arrays["cls"][: len(values)] = values
+        arrays["status"][: len(values)] = OK
         with store.reclaim(part) as claim:
             store.write(part, claim, arrays, {"imported": origin, "failures": []})
     return store
@@ -83,11 +86,11 @@ def _slices(foreign: Foreign) -> pa.Table:
     n = len(foreign.features)
     fixed: dict[str, list[Any]] = {"row": list(range(n)), "withdrawn": [False] * n}
     columns = foreign.columns | fixed
-    empty = [None] * n
-    arrays = {
-        field.name: pa.array([_known(v) for v in columns.get(field.name, empty)], field.type)
-        for field in SLICE_SCHEMA
-    }
+    nothing = [None] * n
+    arrays = {}
+    for field in SLICE_SCHEMA:
+        values = map(_known, columns.get(field.name, nothing))
+        arrays[field.name] = pa.array(values, field.type)
     return pa.table(arrays, schema=SLICE_SCHEMA)
 
 
@@ -103,13 +106,13 @@ def _read_h5(source: Path) -> tuple[NDArray[Any], dict[str, list[Any]], bool]:
         if "features" not in file:
             raise ConfigError(f"{source} must have a dataset `features`. It has: {list(file)}.")
         features = np.asarray(file["features"])
-        columns = {
-            name: (
-                file[name].asstr()[:] if file[name].dtype.kind == "O" else file[name][:]
-            ).tolist()
-            for name in SLICE_SCHEMA.names
-            if name in file and name not in ("row", "withdrawn")
-        }
+        columns = {}
+        for name in SLICE_SCHEMA.names:
+            # The rows and their withdrawal are the new store's own.
+            if name in file and name not in ("row", "withdrawn"):
+                column = file[name]
+                values = column.asstr()[:] if column.dtype.kind == "O" else column[:]
+                columns[name] = values.tolist()
         return features, columns, "radprobe" in file.attrs
 
 
@@ -129,9 +132,9 @@ def hide_identities(foreign: Foreign, hide: Any) -> Foreign:
     """Return the same with identifiers replaced by hide(kind, raw); what is ours stays as it is."""
     if foreign.ours:
         return foreign
-    hidden = {
-        kind: [None if v in (None, "") else hide(kind, str(v)) for v in foreign.columns[kind]]
-        for kind in _IDENTITIES
-        if kind in foreign.columns
-    }
+    hidden: dict[str, list[Any]] = {}
+    for kind in _IDENTITIES:
+        if kind in foreign.columns:
+            raw = foreign.columns[kind]
+            hidden[kind] = [None if v in (None, "") else hide(kind, str(v)) for v in raw]
     return Foreign(foreign.source, foreign.features, foreign.columns | hidden, foreign.ours)

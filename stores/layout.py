@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 CHUNK_BYTES = 16 * 2**20
 # A part is held in memory while it is made.
 PART_BYTES = 256 * 2**20
@@ -22,6 +25,10 @@ class PartRange:
     index: int
     start: int
     stop: int
+
+    def within(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return those of some rows that are in the part."""
+        return rows[(rows >= self.start) & (rows < self.stop)]
 
 
 def default_part_rows(row_bytes: int) -> int:

@@ -64,18 +64,39 @@ def load(root: Path, name: str) -> bytes:
     raise CorruptStoreError(f"{root / name} and its copy are both missing or damaged. {_REPAIR}")
 
 
+def load_all(root: Path) -> dict[str, bytes]:
+    """Return name -> bytes of every file the manifest names. Raises as `load` does."""
+    return {name: load(root, name) for name in digests(root)}
+
+
+def copy_name(digest: str) -> str:
+    """Return where the copy of a file is within its store, by the file's sha256."""
+    return f"{COPIES}/{digest}"
+
+
+def copies(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the copies (name -> bytes) of files (name -> bytes)."""
+    return {copy_name(sha256(data)): data for data in files.values()}
+
+
+def names(root: Path) -> set[str]:
+    """Return the names of the manifest, of every file it names, and of their copies."""
+    files = digests(root)
+    return {MANIFEST, *files, *map(copy_name, files.values())}
+
+
 def begin(root: Path, files: Mapping[str, bytes]) -> None:
     """Give a new store its manifest and copies; the files themselves are already there."""
     (root / COPIES).mkdir()
     _copy(root, files)
-    write_atomic(root / MANIFEST, text({name: sha256(data) for name, data in files.items()}))
+    write_atomic(root / MANIFEST, text(_digests_of(files)))
 
 
 def replace(root: Path, files: Mapping[str, bytes]) -> None:
     """Replace files, all or none. One process at a time may do this."""
-    replaced = digests(root) | {name: sha256(data) for name, data in files.items()}
+    replaced = text_with(root, files)
     _copy(root, files)  # first: the manifest names nothing that has no copy
-    write_atomic(root / MANIFEST, text(replaced))  # the commit
+    write_atomic(root / MANIFEST, replaced)  # the commit
     mend(root)  # the files still have the old content, and the old copies go
 
 
@@ -87,14 +108,13 @@ def mend(root: Path) -> list[str]:
     expected = digests(root)
     mended = []
     for name, digest in expected.items():
-        copy = root / COPIES / digest
-        for path in (root / name, copy):
-            if not _has(path, digest):
-                write_atomic(path, load(root, name))
-                mended.append(path.relative_to(root).as_posix())
-    for path in (root / COPIES).iterdir():
-        if path.name not in expected.values() and not path.name.startswith(TEMPORARY):
-            path.unlink()
+        for place in (name, copy_name(digest)):
+            if not _has(root / place, digest):
+                write_atomic(root / place, load(root, name))
+                mended.append(place)
+    for copy in (root / COPIES).iterdir():
+        if copy.name not in expected.values() and not copy.name.startswith(TEMPORARY):
+            copy.unlink()
     return mended
 
 
@@ -103,11 +123,15 @@ def rebuild(root: Path) -> None:
 
     Raises CorruptStoreError where a file has no copy of the same content.
     """
-    names = [name for name in TOP_FILES if name != MANIFEST]
-    for path in sorted((root / FEATURES).rglob("zarr.json")):
-        names.append(path.relative_to(root).as_posix())
-    files = {name: file_sha256(root / name) for name in names}
-    unproven = [name for name, digest in files.items() if not _has(root / COPIES / digest, digest)]
+    paths = [root / name for name in TOP_FILES if name != MANIFEST]
+    paths += sorted((root / FEATURES).rglob("zarr.json"))
+    files = {}
+    unproven = []
+    for path in paths:
+        name = path.relative_to(root).as_posix()
+        digest = files[name] = file_sha256(path)
+        if not _has(root / copy_name(digest), digest):
+            unproven.append(name)
     if unproven:
         raise CorruptStoreError(
             f"{root / MANIFEST} is lost, and so are the copies of {', '.join(unproven)}: nothing "
@@ -117,9 +141,9 @@ def rebuild(root: Path) -> None:
 
 
 def _copy(root: Path, files: Mapping[str, bytes]) -> None:
-    for data in files.values():
-        path = root / COPIES / sha256(data)
-        if not _has(path, path.name):  # two files may have one content, and so one copy
+    for name, data in copies(files).items():
+        path = root / name
+        if not _has(path, path.name):  # it may be the copy of another file too
             write_atomic(path, data)
 
 
@@ -130,3 +154,12 @@ def _has(path: Path, digest: str) -> bool:
 def text(files: Mapping[str, str]) -> bytes:
     """Return the manifest of files (name -> sha256)."""
     return seal({"files": dict(files)})
+
+
+def text_with(root: Path, files: Mapping[str, bytes]) -> bytes:
+    """Return the manifest as it is once some files (name -> bytes) are replaced."""
+    return text(digests(root) | _digests_of(files))
+
+
+def _digests_of(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: sha256(data) for name, data in files.items()}

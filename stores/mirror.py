@@ -237,7 +237,7 @@ class MirroredBucket:
         """Send a new store of no rows that was built beside the folder. Raises OccupiedError."""
         self._here.adopt(built)
         self.check_writable()
-        files = {name: manifest.load(self.folder, name) for name in manifest.digests(self.folder)}
+        files = manifest.load_all(self.folder)
         recipe = files[RECIPE]
         # The recipe is created and never replaced: of two that found a store, one goes on. What an
         # earlier try of this very store left is taken up, as long as no manifest made it a store.
@@ -251,26 +251,25 @@ class MirroredBucket:
     def replace(self, files: Mapping[str, bytes]) -> None:
         """Replace files of the manifest, all or none, there and then here."""
         self.check_writable()
-        replaced = {name: sha256(data) for name, data in files.items()}
-        self._send_files(files, manifest.text(manifest.digests(self.folder) | replaced))
+        self._send_files(files, manifest.text_with(self.folder, files))
         self.refresh()
 
     def restore(self, names: Iterable[str]) -> None:
         """Send files of the manifest, and itself, as they were mended here."""
         self.check_writable()
-        self.bucket.put({name: (self.folder / name).read_bytes() for name in names})
+        self.bucket.put(self._read(names))
         self.refresh()
 
     def _send_files(self, files: Mapping[str, bytes], manifest_text: bytes) -> None:
         """Replace files of the manifest in the bucket, in the order of `stores.manifest`."""
         # New copies first: once the manifest names them, a reader must find them.
-        self.bucket.put({f"{COPIES}/{sha256(data)}": data for data in files.values()})
+        self.bucket.put(manifest.copies(files))
         # The commit: before it the old files count, after it the new ones, by their copies.
         self.bucket.put({MANIFEST: manifest_text})
         self.bucket.put({name: data for name, data in files.items() if name != RECIPE})
         # Last, the copies that nothing names any more; a crash before leaves them to the next.
         digests = json.loads(manifest_text)["files"].values()
-        valid = {f"{COPIES}/{digest}" for digest in digests}
+        valid = set(map(manifest.copy_name, digests))
         self.bucket.remove(self.bucket.listing(COPIES).keys() - valid)
 
     def commit(self, receipt: str, data: bytes, chunks: Mapping[str, str]) -> None:
@@ -330,7 +329,7 @@ class MirroredBucket:
         news = [name for name in derived_files(self.folder) if self._is_news(name)]
         try:
             for batch in _batches(news):
-                self.bucket.put({name: (self.folder / name).read_bytes() for name in batch})
+                self.bucket.put(self._read(batch))
         except PermissionError as error:
             log.warning("Answers stay in %s: %s takes none (%s).", self.folder, self.url, error)
             return
@@ -338,6 +337,9 @@ class MirroredBucket:
             there = self.bucket.listing()
             self.objects |= {name: there[name] for name in news if name in there}
             self._record_objects()
+
+    def _read(self, names: Iterable[str]) -> dict[str, bytes]:
+        return {name: (self.folder / name).read_bytes() for name in names}
 
     def _is_news(self, name: str) -> bool:
         """Return whether a file was written since the bucket was last looked at."""

@@ -5,18 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stores.contents import FOLDERS, RUNS, WITHDRAWN, chunk_file
+from stores.contents import FOLDERS, RUNS, WITHDRAWN
 from stores.errors import StaleTablesError
 from stores.features import FeatureStore
 from stores.layout import PartRange
-from stores.slices import SLICE_SCHEMA, Tables, as_table
+from stores.slices import SLICE_SCHEMA, Tables, as_table, row_numbers, with_column
+
+# A slice table, and the patients who are withdrawn by name.
+_Changed = tuple[pa.Table, frozenset[str]]
 
 
 def withdraw(store: FeatureStore, patient: str) -> int:
@@ -26,13 +28,13 @@ def withdraw(store: FeatureStore, patient: str) -> int:
     """
     taken = 0
 
-    def change(tables: Tables) -> tuple[pa.Table, frozenset[str]]:
+    def change(tables: Tables) -> _Changed:
         nonlocal taken
-        theirs = pc.fill_null(pc.equal(tables.slices["patient"], patient), False)
+        of_patient = pc.fill_null(pc.equal(tables.slices["patient"], patient), False)
         before = tables.slices["withdrawn"]
-        taken = pc.sum(pc.and_(theirs, pc.invert(before))).as_py() or 0
-        place = SLICE_SCHEMA.get_field_index("withdrawn")
-        slices = tables.slices.set_column(place, "withdrawn", pc.or_(theirs, before))
+        newly = pc.and_(of_patient, pc.invert(before))
+        taken = pc.sum(newly).as_py() or 0
+        slices = with_column(tables.slices, "withdrawn", pc.or_(of_patient, before))
         return slices, tables.patients | {patient}
 
     _change(store, change)
@@ -52,9 +54,9 @@ def purge(store: FeatureStore, patient: str) -> int:
     entries, which say which rows are the patient's, go last.
     """
     slices = store.slices()
-    rows = slices["row"].filter(pc.equal(slices["patient"], patient)).to_numpy()
-    for index in np.unique(rows // store.layout.part_rows):
-        _void(store, store.layout.part(int(index)), rows)
+    rows = row_numbers(slices.filter(pc.equal(slices["patient"], patient)))
+    for index in np.unique(rows // store.layout.part_rows).tolist():
+        _void(store, store.layout.part(index), rows)
     for folder in FOLDERS:
         if folder.of_patients:
             store.storage.clear(folder.name)
@@ -64,16 +66,15 @@ def purge(store: FeatureStore, patient: str) -> int:
     return len(rows)
 
 
-def _void(store: FeatureStore, part: PartRange, rows: Any) -> None:
+def _void(store: FeatureStore, part: PartRange, rows: NDArray[np.int64]) -> None:
     """Rewrite one part without the numbers of some rows."""
     with store.reclaim(part) as claim:
         receipt = store.receipt(part.index)
         if receipt is None:  # whatever lies there is no part: it goes altogether
-            chunks = [chunk for array in store.arrays.values() for chunk in array.chunks(part)]
-            store.storage.remove(chunk_file(chunk.name) for chunk in chunks)
+            store.storage.remove(store.chunk_files(part))
             return
         arrays = store.read_part(part)
-        inside = rows[(rows >= part.start) & (rows < part.stop)] - part.start
+        inside = part.within(rows) - part.start
         for name, values in arrays.items():
             values[inside] = store.arrays[name].void
         arrays["status"][inside] = WITHDRAWN
@@ -88,16 +89,15 @@ def _blank(store: FeatureStore, rows: NDArray[np.int64]) -> None:
     nothing = {"path": "", "frame": 0, "flags": [], "withdrawn": True}
     empty = as_table(({"row": row, **nothing} for row in rows.tolist()), SLICE_SCHEMA)
 
-    def change(tables: Tables) -> tuple[pa.Table, frozenset[str]]:
-        others = tables.slices.filter(~np.isin(tables.slices["row"].to_numpy(), rows))
+    def change(tables: Tables) -> _Changed:
+        blanked = np.isin(row_numbers(tables.slices), rows)
+        others = tables.slices.filter(~blanked)
         return pa.concat_tables([others, empty]).sort_by("row"), tables.patients
 
     _change(store, change)
 
 
-def _change(
-    store: FeatureStore, change: Callable[[Tables], tuple[pa.Table, frozenset[str]]]
-) -> None:
+def _change(store: FeatureStore, change: Callable[[Tables], _Changed]) -> None:
     """Replace the slice table and the withdrawn patients, again where somebody was quicker."""
     while True:
         tables = store.tables()

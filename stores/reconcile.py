@@ -18,7 +18,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stores.slices import SliceRow, of_modalities, slice_rows, where, with_column
+from stores.slices import (
+    SliceRow,
+    of_modalities,
+    row_numbers,
+    slice_rows,
+    where,
+    with_column,
+)
 
 Kind = Literal["moved", "added", "changed", "retried", "withdrawn"]
 KINDS: tuple[Kind, ...] = ("moved", "added", "changed", "retried", "withdrawn")
@@ -62,7 +69,8 @@ class Reconciled:
     def changes(self) -> Iterator[Change]:
         """What changed, slice by slice."""
         yield from self.others
-        for batch in self.added.select(["path", "frame", "row"]).to_batches(max_chunksize=1024):
+        added = self.added.select(["path", "frame", "row"])
+        for batch in added.to_batches(max_chunksize=1024):
             for row in batch.to_pylist():
                 yield Change("added", **row, why=_NEW)
 
@@ -116,28 +124,32 @@ def reconcile(stored: pa.Table, discovered: pa.Table, known: Known) -> Reconcile
     passing reason is tried again. A joined series of which a slice came, went or changed is
     appended anew as a whole.
     """
-    known = replace(known, hash_file=functools.lru_cache(_REMEMBERED)(known.hash_file))
+    remember = functools.lru_cache(_REMEMBERED)
+    known = replace(known, hash_file=remember(known.hash_file))
 
     # First what is as it was, by columns: nothing else may take those rows.
     unchanged = _unchanged(stored, discovered, known)
-    same = _with_rows(where(discovered, pa.array(unchanged.mask)), unchanged.rows)
+    same = where(discovered, pa.array(unchanged.mask))
+    same = _with_rows(same, unchanged.rows)
     rest = where(discovered, pa.array(~unchanged.mask))
-    left_over = stored.filter(~np.isin(stored["row"].to_numpy(), unchanged.rows))
+    left_over = _without_rows(stored, unchanged.rows)
 
     # Then what has to do with none of the rows left over, by columns too. What remains may be a
     # slice that moved, changed or failed, and is looked at one by one.
     new = _merely_new(left_over, rest, known)
     few = rest.filter(~new).select(_COLUMNS)
-    opened = few["path"].filter(pc.is_in(few["path"], known.opened))
-    matching = _Matching(left_over, set(opened.to_pylist()), known)
+    opened = pc.is_in(few["path"], known.opened)
+    opened_paths = few["path"].filter(opened).to_pylist()
+    matching = _Matching(left_over, set(opened_paths), known)
     slices = slice_rows(few)
     matches = matching.match(slices)
 
     # Fresh rows last, and in the order of the discovered, so that a part reads files in order.
     rows = _fresh_rows(new, matches, known.boundary)
-    gone = left_over.filter(~np.isin(left_over["row"].to_numpy(), rows))
-    gone = with_column(gone, "withdrawn", pa.array(np.ones(len(gone), bool)))
     rest = _with_rows(rest, rows)
+    gone = _without_rows(left_over, rows)
+    withdrawn = np.ones(len(gone), bool)
+    gone = with_column(gone, "withdrawn", pa.array(withdrawn))
     changes = matching.changes(slices, rows[~new].tolist())
     return Reconciled(
         slices=_by_row(pa.concat_tables([same, rest, gone])),
@@ -150,6 +162,12 @@ def reconcile(stored: pa.Table, discovered: pa.Table, known: Known) -> Reconcile
 def _with_rows(slices: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
     """Return discovered slices with their rows (n,)."""
     return with_column(slices, "row", pa.array(rows))
+
+
+def _without_rows(slices: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+    """Return the stored slices that have none of some rows."""
+    among = np.isin(row_numbers(slices), rows)
+    return slices.filter(~among)
 
 
 def _fresh_rows(
@@ -167,9 +185,10 @@ def _fresh_rows(
 
 
 def _by_row(slices: pa.Table) -> pa.Table:
-    rows = slices["row"].to_numpy()
+    rows = row_numbers(slices)
+    ascending = (np.diff(rows) >= 0).all()
     # Mostly they are in order already, and a copy of the table is saved.
-    return slices.take(np.argsort(rows)) if (np.diff(rows) < 0).any() else slices
+    return slices if ascending else slices.take(np.argsort(rows))
 
 
 # --- by columns ------------------------------------------------------------------------------
@@ -187,23 +206,28 @@ def _unchanged(stored: pa.Table, discovered: pa.Table, known: Known) -> _Unchang
     """Return which discovered slices nothing speaks against being the live ones of their names."""
     live = where(stored, pc.invert(stored["withdrawn"]))
     if not live.num_rows:
-        return _Unchanged(np.zeros(discovered.num_rows, bool), np.zeros(0, np.int64))
+        none = np.zeros(discovered.num_rows, bool)
+        return _Unchanged(none, np.zeros(0, np.int64))
     at = _places_by_name(live, discovered)
     same = at >= 0
-    rows = live["row"].to_numpy()[at]
-    before = live.select(["modality", "series"]).take(at % live.num_rows)
+    rows = row_numbers(live)[at]
+    before = live.select(["modality", "series"])
+    before = before.take(at % live.num_rows)  # of any slice where there is none of the name
     same &= pc.equal(discovered["modality"], before["modality"]).to_numpy()
-    same &= ~np.isin(rows, [*known.spent, *known.to_retry()])
+    replaced = [*known.spent, *known.to_retry()]
+    same &= ~np.isin(rows, replaced)
     joined = of_modalities(discovered, known.joined).to_numpy()
     # Only files that were opened are hashed: size and time of all others are as they were.
     opened = pc.is_in(discovered["path"], known.opened).to_numpy()
-    for place in np.flatnonzero(same & opened):
+    for place in np.flatnonzero(same & opened).tolist():
+        row = int(rows[place])
         path = discovered["path"][place].as_py()
-        same[place] = known.is_as_made(int(rows[place]), path, joined=bool(joined[place]))
+        same[place] = known.is_as_made(row, path, joined=bool(joined[place]))
     if joined.any():
         same &= pc.equal(discovered["series"], before["series"]).to_numpy()
         # Last, when it is known which slices are the same: one that is not takes its series along.
-        same &= ~joined | _in_whole_series(live, discovered, same)
+        whole = _in_whole_series(live, discovered, same)
+        same &= whole | ~joined
     return _Unchanged(same, rows[same])
 
 
@@ -214,8 +238,10 @@ def _places_by_name(live: pa.Table, discovered: pa.Table) -> NDArray[np.int64]:
     codes = _codes(discovered, paths)
     order = np.argsort(live_codes)
     nearest = np.searchsorted(live_codes, codes, sorter=order)
-    at = order[np.minimum(nearest, len(live_codes) - 1)]
-    return np.where(live_codes[at] == codes, at, -1)
+    nearest = np.minimum(nearest, len(live_codes) - 1)
+    at = order[nearest]
+    equal = live_codes[at] == codes
+    return np.where(equal, at, -1)
 
 
 def _merely_new(left_over: pa.Table, rest: pa.Table, known: Known) -> NDArray[np.bool_]:
@@ -224,20 +250,27 @@ def _merely_new(left_over: pa.Table, rest: pa.Table, known: Known) -> NDArray[np
     Neither by name nor by content, nor by a joined series.
     """
     paths = pc.unique(left_over["path"])
-    new = ~np.isin(_codes(rest, paths), _codes(left_over, paths))
-    contents = set(filter(None, map(known.digest_of, left_over["row"].to_numpy().tolist())))
-    for place in np.flatnonzero(new) if contents else ():
-        new[place] = known.hash_file(rest["path"][place].as_py()) not in contents
-    met = pa.concat_tables([left_over.select(["series"]), rest.filter(~new).select(["series"])])
-    in_met_series = pc.is_in(rest["series"], pc.unique(met["series"]))
+    known_name = np.isin(_codes(rest, paths), _codes(left_over, paths))
+    new = ~known_name
+    digests = map(known.digest_of, row_numbers(left_over).tolist())
+    contents = set(filter(None, digests))
+    if contents:  # else no file is hashed
+        for place in np.flatnonzero(new).tolist():
+            path = rest["path"][place].as_py()
+            new[place] = known.hash_file(path) not in contents
+    others = rest.filter(~new)
+    met = [left_over.select(["series"]), others.select(["series"])]
+    series = pc.unique(pa.concat_tables(met)["series"])
+    in_met_series = pc.is_in(rest["series"], series)
     joined = pc.and_(in_met_series, of_modalities(rest, known.joined))
     return np.asarray(new & ~joined.to_numpy())
 
 
 def _codes(slices: pa.Table, paths: pa.Array) -> NDArray[np.int64]:
     """Return (n,) a number for each slice's name; below zero where its path is none of those."""
-    path = pc.fill_null(pc.index_in(slices["path"], paths), -1).to_numpy().astype(np.int64)
-    return np.asarray(path << 32 | slices["frame"].to_numpy())
+    number = pc.fill_null(pc.index_in(slices["path"], paths), -1)
+    high = number.to_numpy().astype(np.int64) << 32
+    return np.asarray(high | slices["frame"].to_numpy())
 
 
 def _in_whole_series(
@@ -245,11 +278,12 @@ def _in_whole_series(
 ) -> NDArray[np.bool_]:
     """Return (n,) which slices are of a series that has all its slices, and no other."""
     names = pc.unique(discovered["series"])
+    n = len(names)
     series = pc.index_in(discovered["series"], names).to_numpy()
-    of_live = pc.index_in(live["series"], names).drop_null().to_numpy()
-    now = np.bincount(series, minlength=len(names))
-    unchanged = np.bincount(series[same], minlength=len(names))
-    before = np.bincount(of_live, minlength=len(names))
+    of_live = pc.index_in(live["series"], names).drop_null()
+    now = np.bincount(series, minlength=n)
+    unchanged = np.bincount(series[same], minlength=n)
+    before = np.bincount(of_live.to_numpy(), minlength=n)
     whole = (now == unchanged) & (now == before)
     return np.asarray(whole[series])
 
@@ -296,16 +330,19 @@ class _Matching:
         changes = []
         successors: dict[Name, int] = {}
         for slice_, row in zip(slices, rows, strict=True):
-            verdict = self.verdicts.get(_name(slice_))
-            if verdict is not None:
-                changes.append(Change(verdict.kind, slice_.path, slice_.frame, row, verdict.why))
-                if verdict.kind != "moved":
-                    successors[_name(slice_)] = row
+            name = _name(slice_)
+            verdict = self.verdicts.get(name)
+            if verdict is None:
+                continue
+            changes.append(Change(verdict.kind, *name, row, verdict.why))
+            if verdict.kind != "moved":
+                successors[name] = row
         taken = set(rows)
         for stored in self._left_over:
-            if not stored.withdrawn and stored.row not in taken:
-                why = self._why_withdrawn(stored, successors)
-                changes.append(Change("withdrawn", stored.path, stored.frame, stored.row, why))
+            if stored.withdrawn or stored.row in taken:
+                continue
+            why = self._why_withdrawn(stored, successors)
+            changes.append(Change("withdrawn", *_name(stored), stored.row, why))
         return tuple(changes)
 
     def _why_withdrawn(self, stored: SliceRow, successors: Mapping[Name, int]) -> str:
@@ -317,12 +354,16 @@ class _Matching:
 
     def _match_names(self, slices: Iterable[SliceRow]) -> None:
         for slice_ in slices:
-            stored = self._by_name.get(_name(slice_))
-            verdict = _Verdict("added", _NEW) if stored is None else self._differs(slice_, stored)
-            if verdict is not None:
-                self.verdicts[_name(slice_)] = verdict
-            elif stored is not None:
-                self.rows[_name(slice_)] = stored.row
+            name = _name(slice_)
+            stored = self._by_name.get(name)
+            if stored is None:
+                self.verdicts[name] = _Verdict("added", _NEW)
+                continue
+            verdict = self._differs(slice_, stored)
+            if verdict is None:
+                self.rows[name] = stored.row
+            else:
+                self.verdicts[name] = verdict
 
     def _differs(self, slice_: SliceRow, stored: SliceRow) -> _Verdict | None:
         """Return why a slice is not what the row of its name was made from; None if it is."""
@@ -336,8 +377,10 @@ class _Matching:
             return _Verdict("added", why)
         opened = slice_.path in self._opened
         reason = known.failed.get(row)
-        if reason in TRANSIENT and (opened or self._failures[_name(stored)] <= RETRIES):
-            return _Verdict("retried", f"it could not be read before ({reason})")
+        if reason in TRANSIENT:
+            failures = self._failures[_name(stored)]
+            if opened or failures <= RETRIES:
+                return _Verdict("retried", f"it could not be read before ({reason})")
         joined = known.joined(slice_.modality)
         if not opened or known.is_as_made(row, slice_.path, joined=joined):
             return None
@@ -355,14 +398,15 @@ class _Matching:
         if not by_content:
             return  # and no file is hashed
         for slice_ in slices:
-            if _name(slice_) in self.rows:
+            name = _name(slice_)
+            if name in self.rows:
                 continue
             content = self._known.hash_file(slice_.path)
             equal = by_content.get((content, slice_.frame, slice_.modality))
             if equal:
                 stored = equal.pop()
-                self.rows[_name(slice_)] = stored.row
-                self.verdicts[_name(slice_)] = _Verdict("moved", f"it was {stored.path!r}")
+                self.rows[name] = stored.row
+                self.verdicts[name] = _Verdict("moved", f"it was {stored.path!r}")
 
     def _untaken_by_content(self) -> dict[Any, list[SliceRow]]:
         """Return the rows no slice has yet, by content, frame and modality; failed ones aside."""
@@ -389,7 +433,8 @@ class _Matching:
             if self._known.joined(slice_.modality):
                 here[slice_.series].append(_name(slice_))
         for names in here.values():
-            if frozenset(self.rows.get(name) for name in names) in whole:
+            rows = frozenset(self.rows.get(name) for name in names)
+            if rows in whole:
                 continue
             for name in names:
                 if self.rows.pop(name, None) is not None:

@@ -10,14 +10,14 @@ lies beside a store and never travels.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from stores import manifest
 from stores._disk import sha256, temporary_name, writing
 from stores.bucket import Bucket
-from stores.contents import COPIES, MANIFEST, PARTS, RECIPE, TOP_FILES, TRAVELLING, folder_of
+from stores.contents import MANIFEST, PARTS, RECIPE, TOP_FILES, TRAVELLING, folder_of
 from stores.errors import CorruptStoreError, OccupiedError, StoreNotFoundError
 from stores.features import FeatureStore
 from stores.mirror import derived_files, is_large
@@ -52,18 +52,21 @@ def push(source: Path, url: str) -> Copied:
     sent = _Sent(bucket)
     parts = _committed(store)
     theirs = _occupy(bucket, store, parts)
-    news = {name: part for name, part in parts.items() if theirs.get(name) != part.data}
-    for name, part in news.items():
+    news: dict[str, bytes] = {}
+    for name, part in parts.items():
+        if theirs.get(name) == part.data:
+            continue
         # A receipt that is there goes first: it would vouch for chunks that are being replaced.
         bucket.remove([name] if name in theirs else [])
         _send_chunks(sent, store, name, part.receipt)
+        news[name] = part.data
     _send_files(sent, store)
     _send_derived(sent, store)
     # The manifest comes when all that it names is there: from here on it is a store.
     sent.put({MANIFEST: (source / MANIFEST).read_bytes()})
     # The parts that are new are in it from here on: their chunks, and their rows in the tables,
     # came before.
-    sent.put({name: part.data for name, part in news.items()})
+    sent.put(news)
     _remove_all_but(bucket, sent.names | _names(store, parts))
     return Copied(sent.objects, sent.bytes)
 
@@ -80,7 +83,7 @@ def fetch(url: str, target: Path) -> Copied:
         raise StoreNotFoundError(f"There is no whole store at {url!r} (no {MANIFEST}).")
     if target.exists() and any(target.iterdir()):
         raise OccupiedError(f"{target} is not empty. Fetch into a new folder.")
-    wanted = sorted(n for n in names if n in TOP_FILES or folder_of(n) in TRAVELLING)
+    wanted = sorted(name for name in names if _is_of_a_store(name))
     # Aside, and renamed once all of it is checked: what was cut short or damaged is no store.
     aside = target.with_name(temporary_name(target.name))
     try:
@@ -110,10 +113,15 @@ def _fetch_files(bucket: Bucket, names: list[str], folder: Path) -> int:
 def _check_sound(folder: Path, url: str) -> None:
     damage = [finding for finding in verify(folder).findings if finding.damage]
     if damage:
+        first = f"{damage[0].where} {damage[0].detail}"
         raise CorruptStoreError(
-            f"{url} is damaged: {damage[0].where} {damage[0].detail} ({len(damage)} findings). "
+            f"{url} is damaged: {first} ({len(damage)} findings). "
             "Push it again from a store that verifies."
         )
+
+
+def _is_of_a_store(name: str) -> bool:
+    return name in TOP_FILES or folder_of(name) in TRAVELLING
 
 
 class _Sent:
@@ -150,11 +158,12 @@ def _occupy(bucket: Bucket, store: FeatureStore, parts: Mapping[str, _Part]) -> 
     # Created and never replaced: of two stores that are sent here at once, one takes the place.
     if bucket.create(RECIPE, recipe):
         return {}
-    names = [n for n in bucket.names() if folder_of(n) == PARTS and n.endswith(".json")]
-    theirs = bucket.get(names)
+    names = bucket.listing(PARTS)
+    theirs = bucket.get(name for name in names if name.endswith(".json"))
     same_recipe = bucket.get([RECIPE])[RECIPE] == recipe
     # A receipt tells its part's checksums, times and writer: no two stores share one.
-    shared = [name for name, data in theirs.items() if name in parts and parts[name].data == data]
+    ours = {name: part.data for name, part in parts.items()}
+    shared = theirs.items() & ours.items()
     if not same_recipe or (theirs and not shared):
         raise OccupiedError(
             f"{bucket.url} holds another store. Choose another URL, or remove that."
@@ -165,7 +174,7 @@ def _occupy(bucket: Bucket, store: FeatureStore, parts: Mapping[str, _Part]) -> 
 def _send_chunks(sent: _Sent, store: FeatureStore, name: str, receipt: Receipt) -> None:
     """Put a part's chunks, and read them back."""
     digests = receipt.digests()
-    objects = {chunk: (store.path / chunk).read_bytes() for chunk in digests}
+    objects = _read(store, digests)
     _check(objects, digests, f"{name} of {store.path}: run `radprobe verify --repair`")
     sent.put(objects)
     _check(sent.bucket.get(digests), digests, f"{name} once it was sent: push again")
@@ -173,24 +182,27 @@ def _send_chunks(sent: _Sent, store: FeatureStore, name: str, receipt: Receipt) 
 
 def _send_files(sent: _Sent, store: FeatureStore) -> None:
     """Put the files of the manifest, their copies first: a reader falls back to those."""
-    files = {name: manifest.load(store.path, name) for name in manifest.digests(store.path)}
-    sent.put({f"{COPIES}/{sha256(data)}": data for data in files.values()})
-    sent.put({name: data for name, data in files.items() if name != RECIPE})
+    files = manifest.load_all(store.path)
+    sent.put(manifest.copies(files))
+    del files[RECIPE]  # it took the place
+    sent.put(files)
 
 
 def _send_derived(sent: _Sent, store: FeatureStore) -> None:
     """Put what was computed from the store; networks one by one, since each fills the memory."""
     names = derived_files(store.path)
-    small = [name for name in names if not is_large(name)]
-    sent.put({name: (store.path / name).read_bytes() for name in small})
+    sent.put(_read(store, (name for name in names if not is_large(name))))
     for name in filter(is_large, names):
-        sent.put({name: (store.path / name).read_bytes()})
+        sent.put(_read(store, [name]))
+
+
+def _read(store: FeatureStore, names: Iterable[str]) -> dict[str, bytes]:
+    return {name: (store.path / name).read_bytes() for name in names}
 
 
 def _names(store: FeatureStore, parts: Mapping[str, _Part]) -> set[str]:
     """Return the names of all that makes a store, whether it was sent now or before."""
-    digests = manifest.digests(store.path)
-    names = {*digests, *(f"{COPIES}/{digest}" for digest in digests.values()), *parts}
+    names = manifest.names(store.path) | parts.keys()
     for part in parts.values():
         names |= part.receipt.digests().keys()
     return names

@@ -119,13 +119,25 @@ def where(table: pa.Table, mask: pa.ChunkedArray | pa.Array) -> pa.Table:
     """Return the rows that a mask keeps: where it keeps all, the table itself and no copy."""
     import pyarrow.compute as pc  # an answer on file needs none
 
-    return table if pc.all(mask, skip_nulls=False, min_count=0).as_py() else table.filter(mask)
+    keeps_all = pc.all(mask, skip_nulls=False, min_count=0).as_py()
+    return table if keeps_all else table.filter(mask)
 
 
 def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
     """Return a table with other values in one of its columns, one a row."""
     place = table.schema.get_field_index(name)
     return table.set_column(place, table.schema.field(place), values)
+
+
+def row_numbers(slices: pa.Table) -> NDArray[np.int64]:
+    """Return (n,) the rows of slices."""
+    rows: NDArray[np.int64] = slices["row"].to_numpy()
+    return rows
+
+
+def end_of(rows: NDArray[np.int64]) -> int:
+    """Return the first row behind all of some ascending ones."""
+    return int(rows[-1]) + 1 if rows.size else 0
 
 
 def of_modalities(slices: pa.Table, wanted: Callable[[str], bool]) -> pa.ChunkedArray:
@@ -165,7 +177,8 @@ class TableFile:
 
         columns: those to read, `row` among them.
         """
-        for group in range(int(np.searchsorted(self._last, start)), len(self._last)):
+        first_group = int(np.searchsorted(self._last, start))
+        for group in range(first_group, len(self._last)):
             with _readable():
                 piece = self._file().read_row_group(group, columns, use_threads=False)
             rows = piece["row"].to_numpy()

@@ -15,11 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stores import manifest
-from stores._disk import CHECKSUM, TEMPORARY, file_sha256, is_orphan, unseal
+from stores._disk import (
+    CHECKSUM,
+    TEMPORARY,
+    checksum_text,
+    file_sha256,
+    is_orphan,
+    unseal,
+)
 from stores.claims import dead, exclusive
 from stores.contents import (
     CLAIMS,
-    COPIES,
     DERIVED,
     FEATURES,
     MANIFEST,
@@ -36,7 +42,8 @@ from stores.duplicates import find_twins
 from stores.errors import CorruptStoreError
 from stores.features import FeatureStore
 from stores.layout import PartRange
-from stores.receipt import Receipt, receipt_name
+from stores.receipt import ChunkRecord, Receipt, receipt_name
+from stores.slices import end_of, row_numbers
 from stores.storage import Storage, storage_at
 
 Damage = Literal[
@@ -151,7 +158,8 @@ def _mend_manifest(storage: Storage) -> list[str]:
 def _queue_damaged(store: FeatureStore, report: Report) -> list[str]:
     """Take the receipts of damaged parts away; return what was done."""
     done = []
-    for index in sorted({f.part for f in report.findings if f.damage and f.part is not None}):
+    damage = [finding for finding in report.findings if finding.damage]
+    for index in sorted({each.part for each in damage if each.part is not None}):
         with store.reclaim(store.layout.part(index)):
             store.storage.remove([receipt_name(index)])
         done.append(f"part {index}: queued again, run `radprobe extract`")
@@ -174,7 +182,7 @@ def _remove_damaged_results(store: FeatureStore, report: Report) -> list[str]:
 def _manifest_files(root: Path) -> Iterator[Finding]:
     """Check the files of the manifest and their copies."""
     for name, expected in manifest.digests(root).items():
-        for where in (name, f"{COPIES}/{expected}"):
+        for where in (name, manifest.copy_name(expected)):
             path = root / where
             if not path.is_file():
                 yield Finding("kept-file", where, "is missing")
@@ -184,27 +192,27 @@ def _manifest_files(root: Path) -> Iterator[Finding]:
 
 def _tables(store: FeatureStore) -> Iterator[Finding]:
     """Check the slice table against itself and the arrays, and name the parts still to come."""
-    rows = store.slices()["row"].to_numpy()
-    if rows.size and ((np.diff(rows) <= 0).any() or rows[0] < 0):
+    rows = row_numbers(store.slices())
+    ascending = (np.diff(rows, prepend=-1) > 0).all()  # from 0 on
+    if not ascending:
         yield Finding("table", SLICES, "its rows are not ascending")
-    n = store.layout.next_boundary(int(rows[-1]) + 1 if rows.size else 0)
+    n = store.layout.next_boundary(end_of(rows))
     for name, array in store.arrays.items():
         if array.n != n:
-            yield Finding(
-                "table", f"{FEATURES}/{name}", f"has {array.n} rows; the slice table needs {n}"
-            )
-    pending = [p.index for p in store.missing() if not store.receipts.path(p.index).is_file()]
+            detail = f"has {array.n} rows; the slice table needs {n}"
+            yield Finding("table", f"{FEATURES}/{name}", detail)
+    # A part with a receipt that is not believed is damaged, and told with the receipts.
+    missing = [part.index for part in store.missing()]
+    pending = [index for index in missing if not store.receipts.path(index).is_file()]
     if pending:
-        yield Finding(
-            "pending", PARTS, f"{len(pending)} parts are not embedded yet (first: {pending[:5]})"
-        )
+        detail = f"{len(pending)} parts are not embedded yet (first: {pending[:5]})"
+        yield Finding("pending", PARTS, detail)
 
 
 def _parts(store: FeatureStore, report: Report) -> None:
     """Check every receipt, and the part it vouches for."""
-    slices = store.slices()
-    rows = slices["row"].to_numpy()
-    live = rows[~slices["withdrawn"].to_numpy(zero_copy_only=False)]
+    rows = row_numbers(store.slices())
+    live = store.live_rows()
     norms: list[_Norms] = []
     for path in sorted((store.path / PARTS).glob("*.json")):
         if not path.stem.isdigit():
@@ -214,8 +222,8 @@ def _parts(store: FeatureStore, report: Report) -> None:
             findings = list(_receipt(store, part, report))
             if not findings:
                 arrays = store.read_part(part)
-                inside = rows[(rows >= part.start) & (rows < part.stop)]
-                findings = [*_status(part, arrays["status"], inside, live), *_values(part, arrays)]
+                findings += _status(part, arrays["status"], part.within(rows), live)
+                findings += _values(part, arrays)
                 norms.append(_norms(part, arrays))
         report.findings += findings
         report.parts += 1
@@ -232,19 +240,24 @@ def _receipt(store: FeatureStore, part: PartRange, report: Report) -> Iterator[F
     except CorruptStoreError as error:
         yield Finding("receipt", where, str(error), part.index)
         return
-    expected = {chunk.name for array in store.arrays.values() for chunk in array.chunks(part)}
+    expected = set(store.chunk_files(part))
     if receipt.recipe != store.digest or receipt.part != part.index:
         yield Finding("receipt", where, "is of another recipe or part", part.index)
-    elif receipt.chunks.keys() != expected or part.stop > store.arrays["status"].n:
+    elif receipt.digests().keys() != expected or part.stop > store.arrays["status"].n:
         yield Finding("receipt", where, "does not name the chunks of its part", part.index)
     for name, record in receipt.chunks.items():
         file = chunk_file(name)
         path = store.path / file
         if not path.is_file():
             yield Finding("checksum", file, "is missing", part.index)
-        elif path.stat().st_size != record.bytes or file_sha256(path) != record.sha256:
+        elif not _vouched_for(path, record):
             yield Finding("checksum", file, "is not what its receipt vouches for", part.index)
         report.bytes += record.bytes
+
+
+def _vouched_for(path: Path, record: ChunkRecord) -> bool:
+    """Return whether a chunk's file is what its receipt vouches for."""
+    return path.stat().st_size == record.bytes and file_sha256(path) == record.sha256
 
 
 def _status(
@@ -260,15 +273,15 @@ def _status(
     known = np.zeros(len(status), bool)
     known[rows - part.start] = True
     living = np.isin(np.arange(part.start, part.stop), live)
+    empty = np.isin(status, (VOID, WITHDRAWN))
     checks = {
         "have a status nobody writes": status > WITHDRAWN,
         "hold something, and no slice has their number": ~known & (status != VOID),
-        "are live, and were never embedded": living & np.isin(status, (VOID, WITHDRAWN)),
+        "are live, and were never embedded": living & empty,
     }
     for what, wrong in checks.items():
         if wrong.any():
-            detail = f"{wrong.sum()} rows {what} (first: {_first(part, wrong)})"
-            yield Finding("status", f"part {part.index}", detail, part.index)
+            yield _wrong_rows("status", part, wrong, "rows", what)
 
 
 def _values(part: PartRange, arrays: dict[str, NDArray[Any]]) -> Iterator[Finding]:
@@ -284,14 +297,17 @@ def _values(part: PartRange, arrays: dict[str, NDArray[Any]]) -> Iterator[Findin
         }
         for what, wrong in checks.items():
             if wrong.any():
-                detail = f"{wrong.sum()} rows of {name} {what} (first: {_first(part, wrong)})"
-                yield Finding("values", f"part {part.index}", detail, part.index)
+                yield _wrong_rows("values", part, wrong, f"rows of {name}", what)
 
 
-def _first(part: PartRange, wrong: NDArray[np.bool_]) -> list[int]:
-    """Return the first few rows of a part for which a check (part rows,) failed."""
-    rows: list[int] = (np.flatnonzero(wrong)[:5] + part.start).tolist()
-    return rows
+def _wrong_rows(
+    kind: Damage, part: PartRange, wrong: NDArray[np.bool_], rows: str, what: str
+) -> Finding:
+    """Return what is wrong with the rows of a part for which a check (part rows,) failed."""
+    places = np.flatnonzero(wrong)
+    first = (places[:5] + part.start).tolist()
+    detail = f"{len(places)} {rows} {what} (first: {first})"
+    return Finding(kind, f"part {part.index}", detail, part.index)
 
 
 def _ranges(store: FeatureStore) -> Iterator[Finding]:
@@ -352,14 +368,11 @@ def _files(store: FeatureStore) -> Iterator[Finding]:
 
 def _accounted(store: FeatureStore) -> set[str]:
     """Return the names of the files that the manifest or a receipt answers for."""
-    digests = manifest.digests(store.path)
-    names = {MANIFEST, *digests, *(f"{COPIES}/{digest}" for digest in digests.values())}
-    for path in sorted((store.path / PARTS).glob("*.json")):
+    names = manifest.names(store.path)
+    for path in (store.path / PARTS).glob("*.json"):
         names.add(f"{PARTS}/{path.name}")
         if path.stem.isdigit():
-            part = store.layout.part(int(path.stem))
-            for array in store.arrays.values():
-                names |= {chunk_file(chunk.name) for chunk in array.chunks(part)}
+            names.update(store.chunk_files(store.layout.part(int(path.stem))))
     return names
 
 
@@ -386,8 +399,10 @@ def _unaccounted(store: FeatureStore, name: str, names: set[str]) -> Iterator[Fi
 
 def _is_chunk(store: FeatureStore, name: str) -> bool:
     """Return whether a file lies where an array of the store has its chunks."""
-    folder, array, chunks = [*name.split("/"), "", ""][:3]
-    return folder == FEATURES and array in store.arrays and chunks == "c"
+    match name.split("/"):
+        case [folder, array, "c", *_]:
+            return folder == FEATURES and array in store.arrays
+    return False
 
 
 def _derived(path: Path, name: str, names: set[str]) -> Iterator[Finding]:
@@ -399,7 +414,7 @@ def _derived(path: Path, name: str, names: set[str]) -> Iterator[Finding]:
     checksum = path.with_name(path.name + CHECKSUM)
     if not checksum.is_file():
         yield Finding("foreign", name, "has no checksum beside it")
-    elif checksum.read_bytes() != f"{file_sha256(path)}  {path.name}\n".encode():
+    elif checksum.read_bytes() != checksum_text(path.name, file_sha256(path)):
         yield Finding("result", name, "does not fit the checksum beside it")
 
 
