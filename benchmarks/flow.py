@@ -31,12 +31,13 @@ import torch
 from benchmarks.images import write_images
 from benchmarks.waiting import start_asleep
 from pipeline.backbones.load import Backbone
+from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
-from pipeline.extraction.embed import BadLimit, Progress, Speed, embed_missing
-from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.extraction.embed import BadLimit, EmbedSettings, Speed, embed_missing
+from pipeline.extraction.sync import make_recipe, open_store, update_tables
 from pipeline.inference.forward import keep_memory
 from pipeline.io.decode import read_slices
-from pipeline.io.digests import file_digest, narrow, pixel_digest
+from pipeline.io.digests import narrow, pixel_digest
 from pipeline.io.reader import read_files
 from pipeline.io.types import Request
 from pipeline.preprocessing.prepare import prepare_batch
@@ -44,6 +45,7 @@ from pipeline.recipe import Features, Recipe
 from pipeline.shared.pseudonyms import load_key, reveal_path
 from pipeline.types import Slice
 from stores import FeatureStore
+from stores._disk import file_sha256
 from stores.features import OK
 
 FEW = 8  # slices of a run that is nearly all start
@@ -165,7 +167,7 @@ def prepared(root: Path, path: Path) -> tuple[Config, Recipe, FeatureStore]:
     )
     recipe, _ = make_recipe(config)
     store = open_store(config, recipe)
-    settle(config, store, workers=0)
+    update_tables(config, store, workers=0)
     return config, recipe, store
 
 
@@ -174,18 +176,15 @@ def whole(path: Path, workers: int, root: Path) -> float:
     config, recipe, store = prepared(root, path)
     slices = len(store.slices())
     began = time.perf_counter()
-    done = embed_missing(
-        store,
-        recipe,
-        config.backbone.name,
-        recipe.weights,
-        root,
-        functools.partial(reveal_path, load_key(path)),
-        Speed(device="cpu", workers=workers),
-        Progress(),
-        BadLimit(seen=slices, fraction=0.0),
+    settings = EmbedSettings(
+        checkpoint=Checkpoint(config.backbone.name, recipe.weights),
+        root=root,
+        reveal=functools.partial(reveal_path, load_key(path)),
+        limit=BadLimit(seen=slices, fraction=0.0),
+        speed=Speed(device="cpu", workers=workers),
         load=lambda *_: Nothing(recipe),
     )
+    done = embed_missing(store, settings)
     assert done.rows == slices, done
     return time.perf_counter() - began
 
@@ -206,7 +205,7 @@ def stages(root: Path, place: Path) -> dict[str, float]:
         return results
 
     clock("pydicom alone", (pydicom.dcmread(path).pixel_array.size for path in paths))
-    clock("sha256 of the file", map(file_digest, paths))
+    clock("sha256 of the file", map(file_sha256, paths))
     items = clock("file to HU", (next(iter(read_slices(path, (0,)))) for path in paths))
     slices = [item for item in items if isinstance(item, Slice)]
     clock("sha256 of the pixels", (pixel_digest(item.pixels) for item in slices))

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from benchmarks.tiny import write_setup
 from pipeline.config.loading import load_config
-from pipeline.extraction.sync import look, make_recipe, open_store, settle
+from pipeline.extraction.sync import look, make_recipe, open_store, update_tables
 from stores import FeatureStore
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
@@ -31,7 +31,7 @@ def main() -> None:
         folder = Path(name)
         config = load_config(write_setup(folder, part_rows=1024))
         store = open_store(config, make_recipe(config)[0])
-        settle(config, store)
+        update_tables(config, store)
         rules = store.files().schema.metadata
         slices, files = pretend(config.data.root, args.files, store.slices(), store.files())
         store.write_tables(slices, files.replace_schema_metadata(rules))
@@ -41,7 +41,7 @@ def main() -> None:
             started = time.perf_counter()
             found = look(config, store)
             seconds = time.perf_counter() - started
-            print(f"{what:<28} {seconds:6.2f} s  {found.found.counts}")
+            print(f"{what:<28} {seconds:6.2f} s  {found.reconciled.counts}")
 
 
 def pretend(root: Path, n: int, slices: pa.Table, files: pa.Table) -> tuple[pa.Table, pa.Table]:

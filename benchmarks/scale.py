@@ -31,7 +31,7 @@ import yaml
 from benchmarks.recheck import embed as commit_made_up
 from pipeline.extraction.distributed import dask_run
 from pipeline.extraction.distributed.clusters import Scheduler, connections
-from pipeline.extraction.distributed.tasks import Outcome, Work
+from pipeline.extraction.distributed.tasks import Work, WorkerOutcome
 from pipeline.extraction.embed import BadLimit, Progress, Speed, _Slices
 from stores import ArraySpec, FeatureStore
 from stores.duplicates import Originals
@@ -122,14 +122,14 @@ def write_collection(folder: Path, parts: int) -> Path:
 # --- scheduling ----------------------------------------------------------------------------------
 
 
-def no_work(work: Work, parts: Sequence[int]) -> tuple[str, Outcome]:
-    """Stand for `at_worker`: everything is done already."""
-    return "a worker", Outcome()
+def no_work(work: Work, parts: Sequence[int]) -> tuple[str, WorkerOutcome]:
+    """Stand for `embed_at_worker`: everything is done already."""
+    return "a worker", WorkerOutcome()
 
 
 def scheduling(folder: Path, parts: Sequence[int]) -> None:
-    """Print what the scheduler, the deal and the client cost a part, two workers doing nothing."""
-    dask_run.at_worker = no_work
+    """Print what the schedulers and the client cost a part, two workers doing nothing."""
+    dask_run.embed_at_worker = no_work
     print(f"{'parts':>7} {'s':>7} {'ms a part':>9}  peak memory of the run (MiB)")
     for count in parts:
         seconds = scheduled(empty_store(folder / f"{count}", count, 1), count)
@@ -147,7 +147,7 @@ def scheduled(store: FeatureStore, parts: int) -> float:
         Dask(store.path.parent, 2) as cluster,
         connections(Scheduler(cluster.address), "cpu") as connect,
     ):
-        dask_run.embed_on(connect, work, store, ranges, progress, BadLimit(1, 1.0))
+        dask_run.embed_on_cluster(connect, work, store, ranges, progress, BadLimit(1, 1.0))
     return back[-1] - back[0]
 
 

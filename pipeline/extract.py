@@ -10,21 +10,29 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.backbones.weights import Checkpoint
 from pipeline.config.data import JobQueue
 from pipeline.config.root import Config
+from pipeline.datasets.demo import write_demo
 from pipeline.extraction.discover import IDENTIFIER_IN_PATH, Open, opened_by
 from pipeline.extraction.distributed.clusters import PATIENCE_S, Cluster, Scheduler, connections
-from pipeline.extraction.distributed.processes import Processes, embed_by
-from pipeline.extraction.distributed.shards import Looks, Shard, embed_ring, look_once, rules_of
-from pipeline.extraction.distributed.tasks import Work, add, forget_failures
-from pipeline.extraction.embed import BadLimit, Embedded, Progress, Speed
-from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.extraction.distributed.processes import Processes, embed_by_processes
+from pipeline.extraction.distributed.shards import (
+    LookRecord,
+    Shard,
+    embed_ring,
+    look_once,
+    rules_of,
+)
+from pipeline.extraction.distributed.tasks import EmbedResult, Work, forget_failures
+from pipeline.extraction.embed import BadLimit, Progress, Speed
+from pipeline.extraction.sync import locate_weights, open_store, recipe_with, update_tables
 from pipeline.inference.speed import cores
 from stores import FeatureStore
 from stores.errors import ConfigError
@@ -87,9 +95,10 @@ def extract(
     storage = storage_of(config.store)
     if not isinstance(where, Processes) or (where.count or 1) > 1:
         storage.check_shareable()
+    # A store at a URL has one writer at a time, and this process is it.
     if not storage.shareable:
         where = Processes(1)
-    with storage.occupied(), _frugal():
+    with storage.occupied(), _arrow_memory_from_system():
         return _extract(config, speed, progress, max_bad, rehash, where)
 
 
@@ -102,49 +111,59 @@ def _extract(
     where: Shard | Processes | Cluster,
 ) -> Summary:
     started = time.perf_counter()
-    recipe, weights_file = make_recipe(config)
+    weights = locate_weights(config)
+    recipe = recipe_with(config, weights)
     store = open_store(config, recipe)
-    weights = weights_file or recipe.weights
+    checkpoint = Checkpoint.of(config.backbone.name, weights)
     work = Work(
         store=str(store.path.absolute()),
-        backbone=config.backbone.name,
-        weights=str(weights),
+        backbone=checkpoint.name,
+        weights=checkpoint.weights,
         root=str(config.data.root.absolute()),
         speed=speed,
+        stamp=checkpoint.stamp,
     )
-    run = _Run(config, store, work, progress, max_bad, rehash)
+    run = _ExtractRun(config, store, work, progress, max_bad, rehash)
     match where:
         case Shard():
-            found, done, failed = run.as_shard(where)
+            result = run.as_shard(where)
         case Processes():
-            found, done, failed = run.here(where)
+            result = run.on_this_machine(where)
         case _:
-            found, done, failed = run.on(where)
+            result = run.on_cluster(where)
     forget_failures(store)
-    reasons = _set_aside(store)
+    return _summary(run, result, recipe.weights, started)
+
+
+def _summary(run: _ExtractRun, result: _RunResult, weights: str, started: float) -> Summary:
+    """Return what a run of these weights came to, which `started` then (`perf_counter`)."""
+    store = run.store
+    embedded = result.parts.embedded
+    failed = sorted(result.parts.failed.items())
+    keeps_paths = run.config.data.paths == "keep"
     return Summary(
         store=store.place,
-        weights=recipe.weights,
+        weights=weights,
         slices=len(store.live_rows()),
-        embedded=done.rows,
-        linked=done.linked,
-        telling=_flagged(store, IDENTIFIER_IN_PATH) if config.data.paths == "keep" else 0,
-        found=found,
+        embedded=embedded.rows,
+        linked=embedded.linked,
+        telling=_flagged(store, IDENTIFIER_IN_PATH) if keeps_paths else 0,
+        found=result.counts,
         unreadable=dict(_unreadable(store)),
-        files_set_aside=dict(reasons),
-        parts_elsewhere=done.elsewhere,
-        parts_failed=[f"part {index}: {why}" for index, why in sorted(failed.items())],
+        files_set_aside=dict(_set_aside(store)),
+        parts_elsewhere=embedded.elsewhere,
+        parts_failed=[f"part {index}: {why}" for index, why in failed],
         seconds={
-            **done.seconds,
+            **embedded.seconds,
             "look": round(run.look_s, 3),
             "embed": round(run.embed_s, 3),
             "all": round(time.perf_counter() - started, 3),
         },
-        bottleneck=done.bottleneck,
+        bottleneck=embedded.bottleneck,
     )
 
 
-def placed(
+def placement(
     config: Config, shard: str | None, processes: int | None, scheduler: str | None
 ) -> Shard | Processes | Cluster:
     """Return where to embed: as the one option given says (`I/N`, ...), or else the config.
@@ -163,12 +182,8 @@ def placed(
     return config.scale or Processes()
 
 
-# What was found, what was added, and the parts that failed with why.
-Done = tuple[dict[str, int], Embedded, dict[int, str]]
-
-
 @contextlib.contextmanager
-def _frugal() -> Iterator[None]:
+def _arrow_memory_from_system() -> Iterator[None]:
     """Have Arrow take its memory from the system, where what a look is through with goes back to.
 
     Its own pool keeps twice what the tables need.
@@ -181,9 +196,20 @@ def _frugal() -> Iterator[None]:
         pa.set_memory_pool(before)
 
 
+@dataclass(frozen=True)
+class _RunResult:
+    """What a run came to. counts: how many slices came which way, by its look at the collection."""
+
+    counts: dict[str, int]
+    parts: EmbedResult = field(default_factory=EmbedResult)
+
+
 @dataclass
-class _Run:
-    """One run: a look at the collection, and what is missing then."""
+class _ExtractRun:
+    """One run of `extract`: a look at the collection, then what is missing, in one of three ways.
+
+    look_s, embed_s: the seconds that both took.
+    """
 
     config: Config
     store: FeatureStore
@@ -194,52 +220,80 @@ class _Run:
     look_s: float = 0.0
     embed_s: float = 0.0
 
-    def here(self, where: Processes) -> Done:
-        """Look, then embed on this machine: what was found, added, and failed."""
-        found = self._look(None)
+    def on_this_machine(self, processes: Processes) -> _RunResult:
+        """Look, then embed on the devices of this machine."""
+        counts = self._look(open_files=None)
         with self._clock("embed_s"):
             missing = self.store.missing()
             if not missing:
-                return found, Embedded(), {}
+                return _RunResult(counts)
             limit = self._limit()
-            return found, *embed_by(where, self.work, self.store, missing, self.progress, limit)
+            parts = embed_by_processes(
+                processes, self.work, self.store, missing, self.progress, limit
+            )
+            return _RunResult(counts, parts)
 
-    def on(self, cluster: Cluster) -> Done:
+    def on_cluster(self, cluster: Cluster) -> _RunResult:
         """Look and embed on a cluster, which is connected to where there is something to do."""
-        # Imported where it is asked for: dask costs a second.
-        from pipeline.extraction.distributed.dask_headers import opened_on
-        from pipeline.extraction.distributed.dask_run import embed_on
+        # Imported where a cluster is asked for: dask costs a second, and is told how much to log
+        # before it is imported (`connections`).
+        from pipeline.extraction.distributed.dask_headers import open_on_cluster
+        from pipeline.extraction.distributed.dask_run import embed_on_cluster
 
-        data, plane = self.config.data, self.config.preprocess.plane
+        data = self.config.data
+        plane = self.config.preprocess.plane
+        # The jobs of a queue come when the queue has room; a scheduler's workers are there.
         patience_s = float("inf") if isinstance(cluster, JobQueue) else PATIENCE_S
         with connections(cluster, self.work.speed.device) as connect:
-            here = opened_by(data, plane, self._header_workers())
-            found = self._look(opened_on(connect, data, plane, here))
+            locally = opened_by(data, plane, self._header_workers())
+            counts = self._look(open_on_cluster(connect, data, plane, locally))
             with self._clock("embed_s"):
                 missing = self.store.missing()
                 if not missing:
-                    return found, Embedded(), {}
-                asked = connect, self.work, self.store, missing, self.progress, self._limit()
-                return found, *embed_on(*asked, patience_s)
+                    return _RunResult(counts)
+                limit = self._limit()
+                parts = embed_on_cluster(
+                    connect, self.work, self.store, missing, self.progress, limit, patience_s
+                )
+                return _RunResult(counts, parts)
 
-    def _look(self, elsewhere: Open | None) -> dict[str, int]:
+    def as_shard(self, shard: Shard) -> _RunResult:
+        """Embed together with other shards, of which one looks at the collection for all."""
+        # Read before anything else: a look that is taken from now on, by whichever shard, is new
+        # enough for this one.
+        before = LookRecord.read(self.store)
+        parts = EmbedResult()
+        # What the tables know comes first: a look at a large collection takes long, and GPUs wait.
+        # Tables by other rules may know slices that this config does not want.
+        if before.rules == rules_of(self.config) and not self.rehash:
+            parts = self._ring(shard)
+        counts = self._look_once(before)
+        # Again, for what the look has added.
+        return _RunResult(counts, parts.then(self._ring(shard)))
+
+    def _look(self, open_files: Open | None) -> dict[str, int]:
+        """Bring the store's tables up to the collection; return how many slices came which way."""
         with self._clock("look_s"):
             self._write_demo()
+            # First of all: a run with nothing to do ends early, and what dead writers left (claims,
+            # temporary files) is to be gone then as well.
             self.store.sweep()
-            workers = self._header_workers()
-            found = settle(
-                self.config, self.store, rehash=self.rehash, workers=workers, elsewhere=elsewhere
+            look = update_tables(
+                self.config,
+                self.store,
+                rehash=self.rehash,
+                workers=self._header_workers(),
+                open_files=open_files,
             )
-        return found.counts
+        return look.counts
 
-    def as_shard(self, shard: Shard) -> Done:
-        """Embed beside others, after one look for all of them."""
-        before, done, failed = Looks.read(self.store), Embedded(), dict[int, str]()
-        # What the tables know comes first: a look at a large collection takes long, and GPUs wait.
-        if before.rules == rules_of(self.config) and not self.rehash:
-            done, failed = self._ring(shard)
+    def _look_once(self, before: LookRecord) -> dict[str, int]:
+        """Have one shard look for all; return what this one found, nothing where another looked.
+
+        The look itself, which knows every slice, is gone from memory when this returns.
+        """
         with self._clock("look_s"):
-            settled = look_once(
+            look = look_once(
                 self.config,
                 self.store,
                 before,
@@ -247,26 +301,25 @@ class _Run:
                 rehash=self.rehash,
                 workers=self._header_workers(),
             )
-        found = settled.counts if settled else {}
-        del settled  # which knows every slice
-        more, lost = self._ring(shard)
-        return found, add(done, more), failed | lost
+        return look.counts if look else {}
 
-    def _ring(self, shard: Shard) -> tuple[Embedded, dict[int, str]]:
+    def _ring(self, shard: Shard) -> EmbedResult:
         with self._clock("embed_s"):
             return embed_ring(self.work, self.store, shard, self.progress, self._limit())
 
     def _write_demo(self) -> None:
-        if self.config.demo is not None:
-            from pipeline.datasets.demo import write_demo
-
-            write_demo(self.config.data.root, self.config.demo.patients, self.config.demo.seed)
+        """Write the collection of a demo config, where it is not there yet."""
+        demo = self.config.demo
+        if demo is not None:
+            write_demo(self.config.data.root, demo.patients, demo.seed)
 
     def _header_workers(self) -> int:
+        """Return how many processes open files: as many as `speed` says, or else one a core."""
         workers = self.work.speed.workers
         return cores() if workers is None else workers
 
     def _limit(self) -> BadLimit:
+        """Return the limit of bad images, which the bad files of the look count towards."""
         reasons = _set_aside(self.store)
         bad = reasons.total() - reasons["other"]
         return BadLimit(seen=len(self.store.live_rows()) + bad, fraction=self.max_bad, bad=bad)
@@ -294,5 +347,6 @@ def _flagged(store: FeatureStore, flag: str) -> int:
 def _unreadable(store: FeatureStore) -> Counter[str]:
     """Count the store's unreadable live slices by reason, from the receipts."""
     failures = store.failures()
-    lost = np.array(list(failures), np.int64)
-    return Counter(failures[row] for row in lost[np.isin(lost, store.live_rows())].tolist())
+    rows = np.array(list(failures), np.int64)
+    live = rows[np.isin(rows, store.live_rows())]
+    return Counter(failures[row] for row in live.tolist())

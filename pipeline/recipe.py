@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -131,7 +131,7 @@ def _intensity(value: Any) -> Any:
             raise ValueError(f"Windows as channels must be three. Got {len(value)} instead.")
         red, green, blue = map(_window, value)
         return {"kind": "windows", "red": red, "green": green, "blue": blue}
-    if value in ("file", "minmax", "percentiles", "zscore"):
+    if value in _NAMES:
         return {"kind": value}
     return _window(value)
 
@@ -150,9 +150,22 @@ def _window(value: Any) -> Any:
     return {"kind": "window", "center": center, "width": width}
 
 
-Intensity = Annotated[
-    Window | Windows | FileWindow | Percentiles | MinMax | ZScore, Field(discriminator="kind")
-]
+# The intensity rules. A new one is a class above, its name here, and what it does to pixels in
+# `preprocessing.intensity`.
+Rule = Window | Windows | FileWindow | Percentiles | MinMax | ZScore
+Intensity = Annotated[Rule, Field(discriminator="kind")]
+
+
+def _names() -> tuple[str, ...]:
+    """Return the kinds of the rules that a config may write as one word, having all defaults."""
+    names = []
+    for rule in get_args(Rule):
+        if not any(field.is_required() for field in rule.model_fields.values()):
+            names.append(rule.model_fields["kind"].default)
+    return tuple(names)
+
+
+_NAMES = _names()
 # A rule as a config may write it: `lung`, `[lung, mediastinum, bone]`, `file`, or the long form.
 ShortIntensity = Annotated[Intensity, BeforeValidator(_intensity)]
 
@@ -197,7 +210,8 @@ class Preprocess(Frozen):
 
 def of_volume(rule: Intensity) -> bool:
     """Return whether a rule takes its range from the whole volume."""
-    return isinstance(rule, (Percentiles, ZScore)) and rule.scope == "volume"
+    scope: Scope = getattr(rule, "scope", "slice")  # rules without one are of the slice
+    return scope == "volume"
 
 
 def intensity_kind(modality: str) -> IntensityKind:

@@ -32,7 +32,9 @@ api, commands, cli
 # Heavy libraries and the only modules that may import them.
 HOMES = {
     "torch": {
+        "pipeline.backbones.families",  # inside functions: a family is declared without it
         "pipeline.backbones.load",
+        "pipeline.backbones.positions",
         "pipeline.backbones.towers",
         "pipeline.preprocessing.prepare",
         "pipeline.preprocessing.intensity",
@@ -50,7 +52,12 @@ HOMES = {
         "pipeline.evaluation.heads.probe",
     },
     "monai": {"pipeline.segmentation"},
-    "transformers": {"pipeline.backbones.load", "pipeline.backbones.towers", "pipeline.tuning"},
+    "transformers": {
+        "pipeline.backbones.families",
+        "pipeline.backbones.load",
+        "pipeline.backbones.towers",
+        "pipeline.tuning",
+    },
     "safetensors": {"pipeline.backbones.load", "pipeline.tuning", "pipeline.backbones.weights"},
     "peft": {"pipeline.tuning"},
     "huggingface_hub": {"pipeline.backbones.weights"},

@@ -80,9 +80,7 @@ def _whole(item: Slice | Failure) -> Values:
 def _raster_planes(path: Path) -> Iterator[Values]:
     from PIL import Image, ImageOps
 
-    from pipeline.io.formats import raster
-
-    pages = len(raster.read_headers(path))  # held against the limits there
+    pages = len(read_headers(path))  # held against the limits there
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -132,7 +130,7 @@ def _inspect_segmentation(path: Path) -> MaskFile:
 
 
 def _segmentation_planes(path: Path) -> Iterator[Values]:
-    from pipeline.io.formats.dicom_geometry import Layout, orientation
+    from pipeline.io.formats.dicom_geometry import Reorientation, orientation
 
     dataset, frames = _open_segmentation(path, pixels=True)
     try:
@@ -150,7 +148,7 @@ def _segmentation_planes(path: Path) -> Iterator[Values]:
                 raise UnreadableError("unsupported", "its segments overlap")
             values += own
         axes = orientation(dataset, members[0])
-        turned: Any = values if axes is None else Layout.of(axes).apply(values)
+        turned: Any = values if axes is None else Reorientation.of(axes).apply(values)
         yield turned
 
 

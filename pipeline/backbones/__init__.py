@@ -1,6 +1,6 @@
 """Backbones by name: where weights are, and the networks they make.
 
-`load_backbone` is imported when it is asked for: looking for weights needs no torch.
+What loads networks is imported when it is asked for: looking for weights needs no torch.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.backbones.load import load_backbone
+    from pipeline.backbones.load import load_backbone, load_recipe_backbone
 
-__all__ = ["load_backbone"]
+__all__ = ["load_backbone", "load_recipe_backbone"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,16 +1,13 @@
 """Names to networks: DINOv2 S/B/L/g with and without registers, exact to the official model.
 
-transformers holds the architecture. Loading is ours: official .pth files, training checkpoints and
+transformers holds the architectures. Loading is ours: official .pth files, training checkpoints and
 Hugging Face files all become one state dict under the names of the Hugging Face format, which is
-then loaded strictly. Position embeddings are resampled once, at load, by the official rule; given
-a grid of exactly its own size, transformers uses them as they are.
+then loaded strictly. `families` says what differs from family to family.
 """
 
 from __future__ import annotations
 
-import math
 import pickle
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,50 +17,29 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import interpolate
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-    Dinov2WithRegistersConfig,
-    Dinov2WithRegistersModel,
-)
 from transformers.utils import logging as transformers_logging
 
-from pipeline.backbones.models import GRIDS
-from pipeline.backbones.towers import Tower, family_model, family_options, family_state, renamed
-from pipeline.backbones.weights import locate
-from pipeline.recipe import Architecture, Features, Precision, Treatment
-from stores.errors import WeightsError
+from pipeline.backbones.families import family_of
+from pipeline.backbones.positions import resample_as_transformers, resample_positions
+from pipeline.backbones.towers import Tower, network_parts
+from pipeline.backbones.weights import (
+    Checkpoint,
+    WeightsSource,
+    check_weights,
+    find_weights,
+    stamp_of,
+)
+from pipeline.recipe import Architecture, Features, Precision, Recipe, Treatment
+from stores.errors import ConfigError, WeightsError
 
-POSITIONS = "embeddings.position_embeddings"
-# The official code adds 0.1 to the grid before dividing, to dodge a rounding error in torch; the
-# scale factor it gives moves the sampling positions, so it must be repeated for equal features.
-INTERPOLATE_OFFSET = 0.1
-# An untrained network: std of its weights, of its
-# position embeddings, and the scale of its branches, small so that tokens keep the picture.
+# An untrained network: std of its weights and of its position embeddings, and the scale of its
+# branches, small so that tokens keep the picture.
 RANDOM_STD = 0.05
 RANDOM_POSITION_STD = 0.2
 RANDOM_LAYER_SCALE = 0.1
 
-# Heads that training checkpoints carry beside the backbone.
-_FOREIGN = re.compile(r"^(dino_head|ibot_head)\.")
+# Where training checkpoints have the network, among other things.
 _WRAPPERS = ("teacher", "model", "state_dict")
-_PREFIXES = ("module.", "backbone.", "dinov2.")
-# Official name -> Hugging Face name, within a block and outside.
-_NAMES = (
-    (r"^cls_token$", "embeddings.cls_token"),
-    (r"^mask_token$", "embeddings.mask_token"),
-    (r"^register_tokens$", "embeddings.register_tokens"),
-    (r"^pos_embed$", POSITIONS),
-    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-    (r"^norm\.", "layernorm."),
-    # FSDP training files say blocks.<chunk>.<i>, with i counted over the whole network.
-    (r"^blocks\.(?:\d+\.)?(\d+)\.", r"encoder.layer.\1."),
-    (r"\.attn\.proj\.", ".attention.output.dense."),
-    (r"\.ls([12])\.gamma$", r".layer_scale\1.lambda1"),
-    (r"\.mlp\.w12\.", ".mlp.weights_in."),
-    (r"\.mlp\.w3\.", ".mlp.weights_out."),
-)
 
 
 class Backbone:
@@ -97,12 +73,12 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Return the device the network is on."""
+        """The device that the network is on."""
         return next(self._model.parameters()).device
 
     @property
     def network(self) -> torch.nn.Module:
-        """Return what is called, to be trained."""
+        """The module that computes the tokens, for those who train it."""
         return self._model
 
     @torch.inference_mode()
@@ -119,11 +95,11 @@ class Backbone:
         with self._autocast():
             output = self._model(x.to(self.device, dtype), output_hidden_states=True)
         norm = self._model.get_submodule("layernorm")
-        hidden = output.hidden_states
+        hidden = output.hidden_states  # a block each: (b, 1 + registers + h w, d)
         cls = torch.stack([norm(x[:, 0].to(dtype)) for x in hidden[-self.blocks :]], dim=1)
         # Token order: CLS, registers, patches row by row.
         first = 1 + self.architecture.registers
-        tokens = output.last_hidden_state[:, first:].float()
+        tokens = output.last_hidden_state[:, first:].float()  # through the norm already
         patch = tokens
         if self.patch_blocks > 1:
             earlier = hidden[-self.patch_blocks : -1]
@@ -134,6 +110,7 @@ class Backbone:
         return Features(cls=cls.float(), mean=tokens.mean(dim=1), patch=patch)
 
     def _autocast(self) -> torch.autocast:
+        # Disabled, and not left out, for float32: a caller's autocast must not reach the network.
         lower = self.precision != "float32"
         dtype = getattr(torch, self.precision) if lower else None
         return torch.autocast(self.device.type, dtype, enabled=lower)
@@ -152,58 +129,85 @@ def load_backbone(
     compiled: bool = False,
     treatment: Treatment = "own",
 ) -> Backbone:
-    """Load a backbone by name, as `pipeline.backbones.weights.locate` finds it, for square images.
+    """Load a backbone by name (see `weights.find_weights`) for square images of one size.
 
     image_size: pixels, a multiple of the patch size; blocks, patch_blocks: CLS and patch tokens of
     the last l blocks; dtype: of the weights; precision: see Backbone; compiled: by torch.compile,
     at the first batch; treatment: see `pipeline.recipe.Treatment`.
     Raises WeightsError naming every missing, unexpected or misshapen key.
     """
-    found = locate(name, None if weights is None else str(weights), treatment=treatment)
-    architecture = found.architecture
+    given = None if weights is None else str(weights)
+    source = find_weights(name, given, treatment=treatment)
+    model = _network_of(source, image_size).to(device=device, dtype=dtype)
+    return Backbone(
+        model, source.architecture, image_size, blocks, precision, patch_blocks, compiled
+    )
+
+
+def load_recipe_backbone(
+    recipe: Recipe,
+    checkpoint: Checkpoint,
+    *,
+    device: str | torch.device = "cpu",
+    compiled: bool = False,
+) -> Backbone:
+    """Load the backbone of a recipe, sure that its weights are the ones that the recipe names.
+
+    Raises WeightsError where the checkpoint holds others, by content, or is replaced meanwhile.
+    """
+    treatment = recipe.architecture.treatment
+    source = find_weights(checkpoint.name, checkpoint.weights, treatment=treatment)
+    stamp = check_weights(source, checkpoint, recipe.weights)
+    model = _network_of(source, recipe.image_size).to(device=device, dtype=torch.float32)
+    # Checked again behind the read: what was loaded is what was there at both moments.
+    if source.file is not None and stamp_of(source.file) != stamp:
+        raise WeightsError(
+            f"The weights {str(source.file)!r} changed while they were read. Run the same command "
+            "again once nothing writes them any more."
+        )
+    return Backbone(
+        model,
+        source.architecture,
+        recipe.image_size,
+        recipe.blocks,
+        recipe.precision,
+        recipe.patch.blocks,
+        compiled,
+    )
+
+
+def _network_of(source: WeightsSource, image_size: int) -> torch.nn.Module:
+    """Return a network with its weights, on the CPU, not to be trained."""
+    architecture = source.architecture
     if image_size % architecture.patch:
-        raise ValueError(
+        raise ConfigError(
             f"image_size must be a multiple of {architecture.patch}. Got {image_size} instead."
         )
-    if found.file is None:
-        model = _random_model(architecture, image_size, int(found.identity.removeprefix("random:")))
-    elif architecture.family != "dinov2":
-        state = family_state(read_state(found.file), architecture, image_size, found.file)
-        model = _strictly_loaded(architecture, image_size, state, found.file)
+    if source.file is None:
+        model = _random_model(architecture, image_size, source.seed or 0)
     else:
-        state = hub_state(read_state(found.file), found.file)
-        grid = image_size // architecture.patch
-        antialias = architecture.registers > 0
-        state[POSITIONS] = resample_positions(state[POSITIONS], grid, antialias=antialias)
-        model = _strictly_loaded(architecture, image_size, state, found.file)
-    if architecture.family != "dinov2":
+        state = _read_tower(source.file, architecture, image_size)
+        model = _strictly_loaded(architecture, image_size, state, source.file)
+    if not family_of(architecture.family).is_plain:
         model = Tower(model, architecture)
-    model.eval().requires_grad_(False)
-    model = model.to(device=device, dtype=dtype)
-    return Backbone(model, architecture, image_size, blocks, precision, patch_blocks, compiled)
+    return model.eval().requires_grad_(False)
 
 
-def resample_positions(positions: Tensor, grid: int, *, antialias: bool) -> Tensor:
-    """Resample position embeddings (1, 1 + g*g, d) to (1, 1 + grid*grid, d) by DINOv2's rule.
-
-    Mirrors `interpolate_pos_encoding` of facebookresearch/dinov2 (vision_transformer.py): bicubic
-    in float32; without registers by scale factor (grid + 0.1) / g and no antialias, with registers
-    to the size itself with antialias.
-    """
-    count, dim = positions.shape[1] - 1, positions.shape[2]
-    old = math.isqrt(count)
-    if old * old != count:
-        raise WeightsError(f"Position embeddings must be a square grid. Got {count} positions.")
-    if old == grid:
-        return positions
-    table = positions[:, 1:].float().reshape(1, old, old, dim).permute(0, 3, 1, 2)
-    if antialias:
-        table = interpolate(table, size=(grid, grid), mode="bicubic", antialias=True)
-    else:
-        scale = (grid + INTERPOLATE_OFFSET) / old
-        table = interpolate(table, scale_factor=(scale, scale), mode="bicubic")
-    table = table.permute(0, 2, 3, 1).reshape(1, grid * grid, dim)
-    return torch.cat([positions[:, :1], table.to(positions.dtype)], dim=1)
+def _read_tower(file: Path, architecture: Architecture, image_size: int) -> dict[str, Tensor]:
+    """Return a file's state dict as its network takes it, for images of one size."""
+    family = family_of(architecture.family)
+    state = family.read_tensors(read_state(file), file)
+    if family.positions is not None:
+        table = state[family.positions]
+        grid = image_size // architecture.patch
+        match family.resampling:
+            case "dinov2":
+                antialias = architecture.registers > 0
+                table = resample_positions(table, grid, antialias=antialias)
+            case "transformers":
+                table = resample_as_transformers(table, grid)
+        state[family.positions] = table
+    return state
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
@@ -213,6 +217,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
             return dict(load_file(file))
         with warnings.catch_warnings():  # a refusal follows, and it is said better below
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # weights_only: tensors and plain containers; anything else is refused, not run.
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise WeightsError(
@@ -225,6 +230,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
             f"{str(file)!r} cannot be read as weights: {why}. It is damaged or "
             "was not copied whole; get it again."
         ) from None
+    # Training checkpoints nest: {"teacher": {"backbone.cls_token": ...}}.
     while isinstance(content, Mapping):
         inner = next((content[key] for key in _WRAPPERS if key in content), None)
         if inner is None:
@@ -235,73 +241,31 @@ def read_state(file: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def hub_state(state: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
-    """Return a state dict under the names of the Hugging Face format, prefixes stripped."""
-    own = {
-        name: value for key, value in state.items() if not _FOREIGN.match(name := _stripped(key))
-    }
-    found = renamed(own, _NAMES)
-    if POSITIONS not in found:
-        raise WeightsError(
-            f"{str(file)!r} holds no position embeddings: it is not a DINOv2 backbone. "
-            f"Its first keys: {', '.join(list(state)[:5])}."
-        )
-    return found
-
-
-def _stripped(key: str) -> str:
-    while True:
-        prefix = next((p for p in _PREFIXES if key.startswith(p)), None)
-        if prefix is None:
-            return key
-        key = key.removeprefix(prefix)
-
-
-def _model(architecture: Architecture, image_size: int) -> tuple[type[Any], Any]:
-    """Return the transformers class and config of an architecture."""
-    if architecture.family != "dinov2":
-        return family_model(architecture, image_size)
-    shape = {
-        "hidden_size": architecture.dim,
-        "num_hidden_layers": architecture.depth,
-        "num_attention_heads": architecture.heads,
-        "mlp_ratio": architecture.mlp_ratio,
-        "patch_size": architecture.patch,
-        "image_size": image_size,
-        "use_swiglu_ffn": architecture.ffn == "swiglu",
-        "layer_norm_eps": architecture.eps,
-    }
-    if architecture.registers:
-        config = Dinov2WithRegistersConfig(**shape, num_register_tokens=architecture.registers)
-        return Dinov2WithRegistersModel, config
-    return Dinov2Model, Dinov2Config(**shape)
-
-
 def _strictly_loaded(
     architecture: Architecture, image_size: int, state: dict[str, Tensor], file: Path
 ) -> torch.nn.Module:
     """Build the network from a state dict; every key must fit."""
-    cls, config = _model(architecture, image_size)
+    model_class, config, options = network_parts(architecture, image_size)
     transformers_logging.disable_progress_bar()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its report on keys comes back below, as an error
     try:
-        model, info = cls.from_pretrained(
+        model, info = model_class.from_pretrained(
             None,
             config=config,
             state_dict=state,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True,  # told below, with all other faults at once
             dtype=torch.float32,
-            **family_options(architecture),
+            **options,
         )
     finally:
         transformers_logging.set_verbosity(verbosity)
-    faults = [
-        f"{kind.removesuffix('_keys')}: {', '.join(sorted(map(str, info[kind])))}"
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        if info[kind]
-    ]
+    faults: list[str] = []
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            keys = ", ".join(sorted(map(str, info[kind])))
+            faults.append(f"{kind.removesuffix('_keys')}: {keys}")
     if faults:
         raise WeightsError(
             f"{str(file)!r} does not fit the network asked for (dim {architecture.dim}, depth "
@@ -313,21 +277,28 @@ def _strictly_loaded(
 
 def _random_model(architecture: Architecture, image_size: int, seed: int) -> torch.nn.Module:
     """Build an untrained network from a seed: the same numbers on every machine."""
-    cls, config = _model(architecture, image_size)
+    model_class, config, options = network_parts(architecture, image_size)
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # the library draws initial values; ours follow
-        model: torch.nn.Module = cls(config, **family_options(architecture))
+        model: torch.nn.Module = model_class(config, **options)
+    is_grid = family_of(architecture.family).is_grid
     with torch.no_grad():
+        # By name: the order in which a library registers its modules is no promise.
         for name, parameter in sorted(model.named_parameters()):
-            if parameter.ndim > 1:
-                std = RANDOM_POSITION_STD if "position_embedding" in name else RANDOM_STD
-                if parameter.ndim == 4 and architecture.family in GRIDS:
-                    std = parameter[0].numel() ** -0.5  # many layers and no norm that is fitted
-                parameter.normal_(0.0, std, generator=generator)
-            elif "lambda" in name:
-                parameter.fill_(RANDOM_LAYER_SCALE)
-            elif "bias" in name:
-                parameter.zero_()
-            else:
-                parameter.fill_(1.0)
+            _draw(name, parameter, generator, is_grid)
     return model
+
+
+def _draw(name: str, parameter: Tensor, generator: torch.Generator, is_grid: bool) -> None:
+    """Fill one parameter of an untrained network."""
+    if parameter.ndim > 1:
+        std = RANDOM_POSITION_STD if "position_embedding" in name else RANDOM_STD
+        if parameter.ndim == 4 and is_grid:
+            std = parameter[0].numel() ** -0.5  # many layers and no norm that is fitted
+        parameter.normal_(0.0, std, generator=generator)
+    elif "lambda" in name:
+        parameter.fill_(RANDOM_LAYER_SCALE)
+    elif "bias" in name:
+        parameter.zero_()
+    else:
+        parameter.fill_(1.0)

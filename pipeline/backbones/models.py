@@ -1,173 +1,16 @@
-"""Networks to set beside DINOv2's: one table of names, and how their Hugging Face files are read.
+"""Networks to set beside DINOv2's, by name: one table, torch-free.
 
-Torch-free. Each is taken as its authors meant it: its own mean, std, final norm and pooling.
-`families` holds the networks themselves.
+Each is taken as its authors meant it: its own mean, std, final norm and pooling. `families` says
+how their files are read.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.backbones.families.timm_wrapper import VGG_DIM, grid_shape
 from pipeline.recipe import Architecture
-
-
-@dataclass(frozen=True)
-class Family:
-    """How the files of one of transformers' model types are read.
-
-    settings: what its config says beside width, depth, heads and patch; eps: of its norms, where
-    the config does not say; section: the part of the config that holds the image tower; prefixes:
-    of the tower's tensors in files that hold more; beside: what such files hold that is left out;
-    positions: the learned positions, which are resampled to other image sizes.
-    """
-
-    settings: tuple[str, ...]
-    prefixes: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
-    positions: str | None = None
-    eps: float = 1e-6
-    section: str | None = None
-
-
-_MLP = ("intermediate_size", "hidden_act", "qkv_bias")
-_TABLE = "embeddings.position_embeddings"
-FAMILIES: dict[str, Family] = {
-    # visual.trunk: of a tower of timm's in an open_clip file
-    "vit": Family(
-        _MLP,
-        ("vit.", "visual.trunk."),
-        ("classifier.", "pooler.", "head.", "visual.head.", "text.", "logit_"),
-        _TABLE,
-        1e-12,
-    ),
-    "vit_mae": Family(_MLP, ("vit.",), ("decoder.",), _TABLE, 1e-12),
-    "vit_msn": Family(_MLP, ("vit.",), ("classifier.",), _TABLE),
-    "clip": Family(
-        ("intermediate_size", "hidden_act"),
-        ("vision_model.",),
-        (
-            "text_model.",
-            "text_projection.",
-            "visual_projection.",
-            "logit_scale",
-            "embeddings.position_ids",
-        ),
-        "embeddings.position_embedding.weight",
-        1e-5,
-        "vision_config",
-    ),
-    "sam": Family(
-        (
-            "mlp_dim",
-            "hidden_act",
-            "qkv_bias",
-            "image_size",
-            "window_size",
-            "global_attn_indexes",
-            "use_abs_pos",
-            "use_rel_pos",
-        ),
-        ("vision_encoder.",),
-        ("neck.", "prompt_encoder.", "mask_decoder.", "shared_image_embedding."),
-        section="vision_config",
-    ),
-    "resnet": Family(
-        (
-            "depths",
-            "hidden_sizes",
-            "embedding_size",
-            "layer_type",
-            "hidden_act",
-            "downsample_in_first_stage",
-            "downsample_in_bottleneck",
-        ),
-        ("resnet.",),
-        ("classifier.",),
-    ),
-    "timm_wrapper": Family(("architecture",), beside=("classifier.", "fc.", "head.fc.")),
-    "dinov3_vit": Family(
-        (
-            "intermediate_size",
-            "hidden_act",
-            "use_gated_mlp",
-            "query_bias",
-            "key_bias",
-            "value_bias",
-            "proj_bias",
-            "mlp_bias",
-            "rope_theta",
-        ),
-        eps=1e-5,
-    ),
-}
-
-
-# Networks whose stages differ in width: the last grid alone is kept.
-GRIDS = ("resnet", "timm_wrapper")
-# Of timm's networks: its ViTs, which transformers has too, and convolutional ones of 1/32 the side.
-_TIMM_VIT = re.compile(r"vit_(tiny|small|base|large|huge)_patch(\d+)_\d+")
-_TIMM_DEPTHS = {"tiny": 12, "small": 12, "base": 12, "large": 24, "huge": 32}
-_TIMM_GRIDS = re.compile(r"(densenet|resnet|vgg)\d")
-VGG_DIM = 512  # of its last grid; its config has that of the layers behind
-
-
-def knows_of_timm(name: str) -> bool:
-    """Return whether a network of timm's, by the name of its architecture, is of a known kind."""
-    return bool(_TIMM_VIT.fullmatch(name) or _TIMM_GRIDS.match(name))
-
-
-def read_timm_shape(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an Architecture is made of, from the config of a file of timm's that is known.
-
-    Raises KeyError naming what the config lacks.
-    """
-    name, dim, about = config["architecture"], config["num_features"], config["pretrained_cfg"]
-    spread = {"mean": tuple(about["mean"]), "std": tuple(about["std"])}
-    if vit := _TIMM_VIT.fullmatch(name):
-        settings = {"intermediate_size": 4 * dim, "hidden_act": "gelu", "qkv_bias": True}
-        heads = dim // (80 if vit[1] == "huge" else 64)
-        shape = {"dim": dim, "depth": _TIMM_DEPTHS[vit[1]], "heads": heads, "patch": int(vit[2])}
-        return {"family": "vit", "settings": settings} | shape | spread
-    return _timm_grid(name, VGG_DIM if name.startswith("vgg") else dim) | spread
-
-
-def _timm_grid(name: str, dim: int) -> dict[str, Any]:
-    settings = {"architecture": name}
-    grid = {"dim": dim, "depth": 1, "heads": 1, "patch": 32}
-    return {"family": "timm_wrapper", "settings": settings} | grid
-
-
-def read_shape(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an Architecture is made of, from a Hugging Face config of a family above.
-
-    Raises KeyError naming what the config lacks.
-    """
-    kind = str(config["model_type"]).replace("clip_vision_model", "clip")
-    family = FAMILIES[kind]
-    tower = config.get(family.section, config) if family.section else config
-    settings = {name: tower[name] for name in family.settings if tower.get(name) is not None}
-    shape: dict[str, Any] = {"family": kind, "settings": settings}
-    if kind == "resnet":
-        first = tower.get("downsample_in_first_stage", False)
-        return shape | {
-            "dim": tower["hidden_sizes"][-1],
-            "depth": 1,
-            "heads": 1,
-            "patch": 64 if first else 32,
-        }
-    if kind == "sam":
-        settings["image_size"]  # it takes no other
-    return shape | {
-        "dim": tower["hidden_size"],
-        "depth": tower["num_hidden_layers"],
-        "heads": tower["num_attention_heads"],
-        "patch": tower["patch_size"],
-        "registers": tower.get("num_register_tokens", 0),
-        "eps": tower.get("layer_norm_eps", family.eps),
-    }
 
 
 @dataclass(frozen=True)
@@ -327,7 +170,7 @@ COMPARATORS: dict[str, Comparator] = {
         "mean, std",
     ),
     "densenet_201": Comparator(
-        Architecture(**_timm_grid("densenet201", 1920)),
+        Architecture(**grid_shape("densenet201", 1920)),
         "timm/densenet201.tv_in1k",
         224,
         _GRID,
@@ -336,7 +179,7 @@ COMPARATORS: dict[str, Comparator] = {
         "mean, std, licence",
     ),
     "vgg_19": Comparator(
-        Architecture(**_timm_grid("vgg19", VGG_DIM)),
+        Architecture(**grid_shape("vgg19", VGG_DIM)),
         "timm/vgg19.tv_in1k",
         224,
         _GRID,

@@ -3,28 +3,29 @@
 Torch-free, so that a run with nothing to embed never pays for importing it. The order of search:
 the path in the config, radprobe's folder (RADPROBE_WEIGHTS), torch.hub's cache, Hugging Face's
 cache, Hugging Face's hub. Nothing falls back to anything else.
+
+Weights are known by their content. A run reads its checkpoint once for the digest (`locate`) and
+hands on the digest, in the recipe, and the file's stamp, in a `Checkpoint`. Whoever loads it, here
+or in a worker, reads it for a digest again only where the file has another stamp by then
+(`check_weights`): on a machine with files of its own, or where it was replaced.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbones.models import (
-    COMPARATORS,
-    FAMILIES,
-    Comparator,
-    knows_of_timm,
-    read_shape,
-    read_timm_shape,
-)
+from pipeline.backbones.families import MODEL_TYPES, family_of
+from pipeline.backbones.families.base import Family
+from pipeline.backbones.families.timm_wrapper import knows_of_timm
+from pipeline.backbones.models import COMPARATORS, Comparator
 from pipeline.recipe import Architecture, Treatment
+from stores._disk import file_sha256
 from stores.errors import WeightsError
 
 # In a safetensors file's metadata: the random weights that a network was tuned from.
@@ -36,8 +37,8 @@ BINARIES = ("pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
 @dataclass(frozen=True)
-class Published:
-    """A published backbone: its shape, its official file and its Hugging Face repository."""
+class PublishedBackbone:
+    """One of DINOv2's backbones: its shape, its official file and its Hugging Face repository."""
 
     architecture: Architecture
     file: str
@@ -45,94 +46,147 @@ class Published:
 
     @property
     def url(self) -> str:
-        """Return where the official file is published."""
+        """The address of the official file."""
         folder = self.file.replace("_reg4", "").removesuffix("_pretrain.pth")
         return f"https://dl.fbaipublicfiles.com/dinov2/{folder}/{self.file}"
 
 
-def _dinov2(letter: str, size: str, registers: int, **shape: Any) -> Published:
+def _dinov2(letter: str, size: str, registers: int, **shape: Any) -> PublishedBackbone:
     file = f"dinov2_vit{letter}14{'_reg4' if registers else ''}_pretrain.pth"
     repository = f"facebook/dinov2-{'with-registers-' if registers else ''}{size}"
-    return Published(Architecture(registers=registers, **shape), file, repository)
+    return PublishedBackbone(Architecture(registers=registers, **shape), file, repository)
 
 
+# (letter in the official name, word in Hugging Face's) -> shape
 _SHAPES: dict[tuple[str, str], dict[str, Any]] = {
     ("s", "small"): {"dim": 384, "depth": 12, "heads": 6},
     ("b", "base"): {"dim": 768, "depth": 12, "heads": 12},
     ("l", "large"): {"dim": 1024, "depth": 24, "heads": 16},
     ("g", "giant"): {"dim": 1536, "depth": 40, "heads": 24, "ffn": "swiglu"},
 }
-BACKBONES: dict[str, Published] = {
-    f"dinov2_vit{letter}14{suffix}": _dinov2(letter, size, registers, **shape)
-    for (letter, size), shape in _SHAPES.items()
-    for suffix, registers in (("", 0), ("_reg", 4))
-}
+BACKBONES: dict[str, PublishedBackbone] = {}
+for (_letter, _size), _shape in _SHAPES.items():
+    BACKBONES[f"dinov2_vit{_letter}14"] = _dinov2(_letter, _size, 0, **_shape)
+    BACKBONES[f"dinov2_vit{_letter}14_reg"] = _dinov2(_letter, _size, 4, **_shape)
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """Where weights come from, before anything of them is read: a file, or a seed for random ones.
+
+    Exactly one of the two is set. architecture: the network they fill.
+    """
+
+    file: Path | None
+    seed: int | None
+    architecture: Architecture
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that were found: their file (None for random), their identity, their network."""
+    """Weights by their content: what `Recipe.weights` says of them, and their network.
+
+    file, stamp: None and empty for random weights; the stamp is of the moment before it was read.
+    """
 
     file: Path | None
     identity: str
     architecture: Architecture
+    stamp: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a recipe's network as an address, which crosses processes and machines.
+
+    name, weights: as `find_weights` takes them. stamp: of the file that was hashed for the recipe,
+    empty where none was; it saves whoever loads that very file from reading it twice.
+    """
+
+    name: str
+    weights: str
+    stamp: str = ""
+
+    @classmethod
+    def of(cls, name: str, weights: Weights) -> Checkpoint:
+        """Return the address of weights that were located by a backbone's name."""
+        return cls(name, str(weights.file or weights.identity), weights.stamp)
+
+
+# --- the search --------------------------------------------------------------------------------
+
+
+def find_weights(
+    name: str, weights: str | None, *, hub: bool = True, treatment: Treatment = "own"
+) -> WeightsSource:
+    """Find a backbone's weights, without reading them.
+
+    name: one of BACKBONES or COMPARATORS, `hf:<folder or owner/name>`, or `timm:<name>`, which is
+    hf:timm/<name>. weights: a file or Hugging Face folder, or `random:<seed>`, or None to search
+    caches and, with `hub`, Hugging Face. treatment: see `pipeline.recipe.Treatment`.
+    Raises WeightsError with the ways to get them.
+    """
+    source = _find(name, weights, hub=hub)
+    if treatment == "own":
+        return source
+    # As the paper's code treats comparators: with ImageNet's mean and std, whatever theirs are.
+    defaults = Architecture.model_fields
+    change = {"mean": defaults["mean"].default, "std": defaults["std"].default}
+    changed = source.architecture.model_copy(update={**change, "treatment": treatment})
+    return replace(source, architecture=changed)
 
 
 def locate(
     name: str, weights: str | None, *, hub: bool = True, treatment: Treatment = "own"
 ) -> Weights:
-    """Find a backbone's weights and say which they are, without loading them.
+    """Find a backbone's weights and hash their file, which is read whole: once a run is enough.
 
-    name: one of BACKBONES or COMPARATORS, `hf:<folder or owner/name>`, or `timm:<name>`, which is
-    hf:timm/<name>. weights: a file or Hugging Face folder, or `random:<seed>`, or None to search
-    caches and, with `hub`, Hugging Face.
-    treatment: see `pipeline.recipe.Treatment`.
-    Raises WeightsError with the ways to get them.
+    Arguments and errors are those of `find_weights`; raises WeightsError for a damaged file, too.
     """
-    found = _found(name, weights, hub=hub)
-    if treatment == "own":
-        return found
-    plain = Architecture.model_fields
-    change = {name: plain[name].default for name in ("mean", "std")} | {"treatment": treatment}
-    return replace(found, architecture=found.architecture.model_copy(update=change))
+    source = find_weights(name, weights, hub=hub, treatment=treatment)
+    if source.file is None:
+        return Weights(None, f"random:{source.seed}", source.architecture, "")
+    # Taken before the file is read: what changes meanwhile has another stamp when it is loaded.
+    stamp = stamp_of(source.file)
+    return Weights(source.file, identity_of(source.file), source.architecture, stamp)
 
 
-def _found(name: str, weights: str | None, *, hub: bool) -> Weights:
+def _find(name: str, weights: str | None, *, hub: bool) -> WeightsSource:
     name = re.sub("^timm:", "hf:timm/", name)
     if name.startswith("hf:"):
         folder = _hub_folder(name.removeprefix("hf:"), hub=hub)
         architecture = _read_architecture(folder)
-        if weights is not None and weights.startswith("random:"):
-            return _random(weights, architecture)
-        named = folder if weights is None else Path(weights)
-        return _identified(_in_folder(named) if named.is_dir() else named, architecture)
+        if weights is None:
+            return WeightsSource(_in_folder(folder), None, architecture)
+        return _given(weights, architecture)
     published = BACKBONES.get(name) or COMPARATORS.get(name)
     if published is None:
         raise WeightsError(
             f"There is no backbone {name!r}. Known: {', '.join((*BACKBONES, *COMPARATORS))}, "
             "hf:<folder or owner/name>, timm:<name>."
         )
-    if weights is not None and weights.startswith("random:"):
-        return _random(weights, published.architecture)
     if weights is None:
-        return _identified(_search(name, published, hub=hub), published.architecture)
+        return WeightsSource(_search(name, published, hub=hub), None, published.architecture)
+    return _given(weights, published.architecture)
+
+
+def _given(weights: str, architecture: Architecture) -> WeightsSource:
+    """Return the weights that a config names: random ones, a folder or a file."""
+    if weights.startswith("random:"):
+        seed = weights.removeprefix("random:")
+        if not seed.isdigit():
+            raise WeightsError(
+                f"Random weights are asked for as random:<seed>. Got {weights!r} instead."
+            )
+        return WeightsSource(None, int(seed), architecture)
     path = Path(weights)
-    return _identified(_in_folder(path) if path.is_dir() else path, published.architecture)
-
-
-def _random(weights: str, architecture: Architecture) -> Weights:
-    seed = weights.removeprefix("random:")
-    if not seed.isdigit():
-        raise WeightsError(
-            f"Random weights are asked for as random:<seed>. Got {weights!r} instead."
-        )
-    return Weights(None, f"random:{int(seed)}", architecture)
-
-
-def _identified(file: Path, architecture: Architecture) -> Weights:
+    file = _in_folder(path) if path.is_dir() else path
     if not file.is_file():
         raise WeightsError(f"There is no weights file {str(file)!r}. Check backbone.weights.")
-    return Weights(file, identity_of(file), architecture)
+    return WeightsSource(file, None, architecture)
+
+
+# --- which weights those are ---------------------------------------------------------------------
 
 
 def identity_of(file: Path) -> str:
@@ -140,12 +194,12 @@ def identity_of(file: Path) -> str:
 
     Raises WeightsError for a damaged safetensors file.
     """
-    with file.open("rb") as stream:
-        identity = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    identity = f"sha256:{file_sha256(file)}"
     if file.suffix != ".safetensors":
         return identity
     from safetensors import SafetensorError, safe_open
 
+    # The header alone is read. What was tuned from random weights stays marked as random.
     try:
         with safe_open(file, framework="np") as content:
             began = (content.metadata() or {}).get(BEGAN, "")
@@ -154,7 +208,42 @@ def identity_of(file: Path) -> str:
     return f"{began}+{identity}" if re.fullmatch(r"random:\d+", began) else identity
 
 
+def stamp_of(file: Path) -> str:
+    """Return what tells a file from its earlier self and from others, without reading it.
+
+    Size, times and inode. The time of the inode's last change (ctime) is the kernel's own: nobody
+    can set it, so that two checkpoints of one shape, copied with their times, still differ. Every
+    machine that mounts a folder sees the same stamp there.
+    """
+    about = file.stat()
+    return f"{about.st_size}-{about.st_mtime_ns}-{about.st_ctime_ns}-{about.st_ino}"
+
+
+def check_weights(source: WeightsSource, checkpoint: Checkpoint, identity: str) -> str:
+    """Make sure that a checkpoint is the one that a recipe names; return its stamp, before loading.
+
+    The file is read only where its stamp is not that of the file that was hashed for the recipe.
+    Raises WeightsError where it is another, by content.
+    """
+    if source.file is None:
+        stamp = ""
+        here = f"random:{source.seed}"
+    else:
+        stamp = stamp_of(source.file)
+        here = identity if stamp == checkpoint.stamp else identity_of(source.file)
+    if here != identity:
+        raise WeightsError(
+            f"The weights {checkpoint.weights!r} are {here} on this machine; the store was made by "
+            f"{identity}. Every machine needs the same file there."
+        )
+    return stamp
+
+
+# --- folders and caches --------------------------------------------------------------------------
+
+
 def _in_folder(folder: Path) -> Path:
+    # safetensors first: it cannot hold code.
     for name in (SAFETENSORS, *BINARIES):
         if (folder / name).is_file():
             return folder / name
@@ -169,13 +258,13 @@ def weights_folder() -> Path:
     return Path(os.environ.get("RADPROBE_WEIGHTS", Path.home() / ".cache/radprobe/weights"))
 
 
-def _search(name: str, published: Published | Comparator, *, hub: bool) -> Path:
+def _search(name: str, published: PublishedBackbone | Comparator, *, hub: bool) -> Path:
     if isinstance(published, Comparator):
         return _search_hub(name, published, hub=hub)
-    own = weights_folder()
+    folder = weights_folder()
     torch_home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache/torch"))
-    added = own / f"{name}.safetensors"
-    for file in (own / published.file, added, torch_home / "hub/checkpoints" / published.file):
+    added = folder / f"{name}.safetensors"  # as `registry.add` names it
+    for file in (folder / published.file, added, torch_home / "hub/checkpoints" / published.file):
         if file.is_file():
             return file
     try:
@@ -185,7 +274,7 @@ def _search(name: str, published: Published | Comparator, *, hub: bool) -> Path:
             f"The weights of {name} are not here. {error} Three ways to get them:\n"
             f"  1. download {published.url}\n"
             "     and set backbone.weights to the file in the config;\n"
-            f"  2. or `radprobe weights add` the file: it goes into {own} (RADPROBE_WEIGHTS);\n"
+            f"  2. or `radprobe weights add` the file: it goes into {folder} (RADPROBE_WEIGHTS);\n"
             f"  3. on a machine with a network: huggingface-cli download {published.repository}, "
             "then copy ~/.cache/huggingface here."
         ) from None
@@ -210,9 +299,9 @@ def _hub_folder(repository: str, *, hub: bool, files: Sequence[str] = HUB_FILES)
     if Path(repository).expanduser().is_dir():
         return Path(repository).expanduser()
     # Imported late: it costs a quarter of a second that no other way pays.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
+    # The cache first: without a network, a request to the hub may take long to fail.
     for local_only in (True, False) if hub else (True,):
         try:
             return Path(
@@ -220,11 +309,11 @@ def _hub_folder(repository: str, *, hub: bool, files: Sequence[str] = HUB_FILES)
                     repository, allow_patterns=list(files), local_files_only=local_only
                 )
             )
-        except HFValidationError:
+        except errors.HFValidationError:
             raise WeightsError(
                 f"{repository!r} is neither a folder nor the name of a Hugging Face repository."
             ) from None
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
             reason = str(error).splitlines()[0]
     where = "cache, and the hub did not give it" if hub else "cache"
     raise WeightsError(f"{repository!r} is not in the Hugging Face {where} ({reason}).")
@@ -234,9 +323,9 @@ def _read_architecture(folder: Path) -> Architecture:
     """Read the shape from a Hugging Face folder's config.json (and mean and std beside it)."""
     file = folder / "config.json"
     config = _read_json(file)
-    read = _reader(file, config)
+    family = _family_of(file, config)
     try:
-        shape = read(config)
+        shape = family.read_shape(config)
     except KeyError as error:
         raise WeightsError(f"{file} does not say {error}.") from None
     if (folder / "preprocessor_config.json").is_file():
@@ -245,8 +334,8 @@ def _read_architecture(folder: Path) -> Architecture:
     return Architecture(**shape)
 
 
-def _reader(file: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return what reads a shape from a config of its kind. Raises WeightsError for another."""
+def _family_of(file: Path, config: dict[str, Any]) -> Family:
+    """Return the family of networks that a config.json is of. Raises WeightsError for another."""
     if "pretrained_cfg" in config:
         name = str(config.get("architecture"))
         if not knows_of_timm(name):
@@ -254,29 +343,13 @@ def _reader(file: Path, config: dict[str, Any]) -> Callable[[dict[str, Any]], di
                 f"{file}: of timm's networks, vit_<size>_patch<p>_<side>, densenet, resnet and vgg "
                 f"are known. Got {name!r} instead."
             )
-        return read_timm_shape
+        return family_of("timm_wrapper")
     kind = config.get("model_type")
-    own = (family for family in FAMILIES if family != "timm_wrapper")
-    known = ("dinov2", "dinov2_with_registers", *own, "clip_vision_model")
-    if kind not in known:
+    if kind not in MODEL_TYPES:
         raise WeightsError(
-            f"{file}: model_type must be one of {', '.join(known)}. Got {kind!r} instead."
+            f"{file}: model_type must be one of {', '.join(MODEL_TYPES)}. Got {kind!r} instead."
         )
-    return _dinov2_shape if str(kind).startswith("dinov2") else read_shape
-
-
-def _dinov2_shape(config: dict[str, Any]) -> dict[str, Any]:
-    with_registers = config["model_type"] == "dinov2_with_registers"
-    return {
-        "dim": config["hidden_size"],
-        "depth": config["num_hidden_layers"],
-        "heads": config["num_attention_heads"],
-        "patch": config.get("patch_size", 14),
-        "registers": config.get("num_register_tokens", 4) if with_registers else 0,
-        "ffn": "swiglu" if config.get("use_swiglu_ffn") else "mlp",
-        "mlp_ratio": config.get("mlp_ratio", 4),
-        "eps": config.get("layer_norm_eps", 1e-6),
-    }
+    return family_of(MODEL_TYPES[kind])
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -112,11 +112,11 @@ def _bench(config: Config, device: str, compiled: bool, as_json: bool) -> None:
     def tell(line: str) -> None:
         (err if as_json else out).print(line, highlight=False, markup=False, soft_wrap=True)
 
-    pace = bench(config, device, compiled=compiled, tell=tell)
+    measured = bench(config, device, compiled=compiled, report=tell)
     if as_json:
-        print(pace.model_dump_json(indent=1))
+        print(measured.model_dump_json(indent=1))
     else:
-        tell(f"On {pace.card}, {pace.cores} cores. Kept for `radprobe plan` and `extract`.")
+        tell(f"On {measured.card}, {measured.cores} cores. Kept for `radprobe plan` and `extract`.")
 
 
 def _drift(config: Config, device: str, as_json: bool) -> None:

@@ -62,12 +62,12 @@ def extract(
 ) -> None:
     """Embed what is not in the store yet: every slice once, resumable at any moment."""
     from pipeline.config.loading import load_config
-    from pipeline.extract import extract, placed
+    from pipeline.extract import extract, placement
     from pipeline.extraction.embed import Speed
 
     settings = load_config(config, store)
     speed = Speed(device, batch_size, workers, compiled=compiled, trace=profile)
-    where = placed(settings, shard, processes, scheduler)
+    where = placement(settings, shard, processes, scheduler)
     with _progress() as progress:
         summary = extract(settings, speed, progress, max_bad=max_bad, rehash=rehash, where=where)
     if as_json:

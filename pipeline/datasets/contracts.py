@@ -2,7 +2,7 @@
 
 A description is data and one function, `find`, which reads tables and names of files and no pixels,
 unless masks or images are packed together with something else: what it unpacks it writes under
-`out`. `writing` makes a config of what was found.
+`out`. `describing` makes a config of what it gives.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from stores.errors import ConfigError
 class Item:
     """An image, a volume or a folder of slices.
 
-    path: relative to `Found.root`; patient: as the set names them; part: of the official split, or
-    None; mask: relative to `Found.masks`; labels: column -> text.
+    path: relative to `Contents.root`; patient: as the set names them; part: of the official split,
+    or None; mask: relative to `Contents.masks`; labels: column -> text.
     """
 
     path: str
@@ -32,7 +32,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Found:
+class Contents:
     """What is in a folder. counts: what is there of what `DataSet.published` counts.
 
     masks: the folder of the masks, where it is another than root. published, tasks: where they
@@ -60,7 +60,7 @@ class DataSet:
     title: str
     source: str
     layout: str
-    find: Callable[[Path, Path], Found]
+    find: Callable[[Path, Path], Contents]
     data: Mapping[str, Any]
     published: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, Any] = field(default_factory=dict)
@@ -78,20 +78,22 @@ def below(folder: Path, *names: str) -> Path:
     """
     if not folder.is_dir():
         raise ConfigError(f"There is no folder {str(folder)!r}. Name the unpacked download.")
+    # The nearest counts: a folder that has all the names may hold another copy further down.
     for depth in ("", "*/", "*/*/"):
-        found = [
-            path.parent
-            for path in sorted(folder.glob(f"{depth}{names[0]}"))
-            if all((path.parent / name).exists() for name in names)
-        ]
-        if len(found) == 1:
-            return found[0]
-        if found:
+        folders = [path.parent for path in sorted(folder.glob(f"{depth}{names[0]}"))]
+        complete = [each for each in folders if _has_all(each, names)]
+        if len(complete) == 1:
+            return complete[0]
+        if complete:
             raise ConfigError(
                 f"{str(folder)!r} holds {' and '.join(names)} more than once, in "
-                f"{', '.join(str(path) for path in found[:3])}. Name one of these."
+                f"{', '.join(str(path) for path in complete[:3])}. Name one of these."
             )
     raise ConfigError(f"{str(folder)!r} does not hold {' and '.join(names)}.")
+
+
+def _has_all(folder: Path, names: Sequence[str]) -> bool:
+    return all((folder / name).exists() for name in names)
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:

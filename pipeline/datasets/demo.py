@@ -15,7 +15,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline.datasets.phantoms import MAX_PATIENTS
-from stores.errors import OccupiedError
+from stores.errors import ConfigError, OccupiedError
 
 VERSION = 2
 NOTE = "Synthetic images drawn by radprobe: no patient, image or finding in this folder is real."
@@ -28,16 +28,17 @@ def write_demo(root: Path, patients: int = 60, seed: int = 0) -> Path:
     the same collection is left alone.
 
     Raises:
-        ValueError: for a number of patients outside 1 to 9,999 or a negative seed.
+        ConfigError: for a number of patients outside 1 to 9,999 or a negative seed.
         OccupiedError: where root holds anything but this collection.
 
     """
     _check_arguments(patients, seed)
     identity = {"version": VERSION, "patients": patients, "seed": seed}
-    if _holds(root, identity):
+    if _has_collection(root, identity):
         return root
     _check_free(root, identity)
-    # Imported where it is drawn: a collection that is there costs a second run nothing.
+    # Imported where it is drawn, since drawing takes scipy, pydicom and nibabel: a collection that
+    # is there costs a second run nothing.
     from pipeline.datasets.phantoms.collection import write_collection
 
     place = root.resolve()  # a name to put a sibling beside, even for "." or a link
@@ -57,13 +58,16 @@ def write_demo(root: Path, patients: int = 60, seed: int = 0) -> Path:
 def _check_arguments(patients: int, seed: int) -> None:
     """Refuse what no collection can be drawn from."""
     if not 1 <= patients <= MAX_PATIENTS:
-        raise ValueError(f"patients must be from 1 to {MAX_PATIENTS}. Got {patients!r} instead.")
+        raise ConfigError(f"patients must be from 1 to {MAX_PATIENTS}. Got {patients!r} instead.")
     if seed < 0:
-        raise ValueError(f"seed must be 0 or more. Got {seed!r} instead.")
+        raise ConfigError(f"seed must be 0 or more. Got {seed!r} instead.")
 
 
-def _holds(root: Path, identity: dict[str, int]) -> bool:
-    """Whether root has a whole collection with this version, patients and seed."""
+def _has_collection(root: Path, identity: dict[str, int]) -> bool:
+    """Whether root has all of a collection with this version, patients and seed.
+
+    The card is written last, and the folder renamed after it: where it lies, the rest does.
+    """
     return identity.items() <= _read_card(root).items()
 
 
@@ -87,10 +91,10 @@ def _check_free(root: Path, identity: dict[str, int]) -> None:
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return
     kind = "a folder without a readable demo.json" if root.is_dir() else "a file"
-    found = _read_card(root) or kind
+    content = _read_card(root) or kind
     raise OccupiedError(
         f"root {str(root)!r} must be free, empty or hold the demo {identity!r}. "
-        f"Got {found!r} instead. Name another root, or remove this one."
+        f"Got {content!r} instead. Name another root, or remove this one."
     )
 
 
@@ -101,5 +105,5 @@ def _publish(partial: Path, root: Path, identity: dict[str, int]) -> None:
             root.rmdir()  # refuses a folder that has been filled in the meantime
         partial.rename(root)
     except OSError:
-        if not _holds(root, identity):
+        if not _has_collection(root, identity):
             raise

@@ -11,12 +11,14 @@ from typing import Any
 
 import yaml
 
-from pipeline.datasets.contracts import DataSet, Found
+from pipeline.datasets.contracts import Contents, DataSet
 from pipeline.datasets.known import DATASETS
 from stores._disk import write_atomic, writing
 from stores.errors import ConfigError
 
-CONFIG, LABELS, SPLIT = "config.yaml", "labels.csv", "split.csv"
+CONFIG = "config.yaml"
+LABELS = "labels.csv"
+SPLIT = "split.csv"
 
 
 @dataclass(frozen=True)
@@ -58,46 +60,61 @@ def describe(name: str, folder: Path, out: Path) -> Described:
     """
     if name not in DATASETS:
         raise ConfigError(f"There is no data set {name!r}. Known: {', '.join(DATASETS)}.")
-    known, out = DATASETS[name], out.resolve()
+    known = DATASETS[name]
+    out = out.resolve()
     try:
-        found = known.find(folder.resolve(), out)
+        contents = known.find(folder.resolve(), out)
     except ConfigError as error:
         raise ConfigError(f"{error} {known.title} is looked for as: {known.layout}.") from None
     except KeyError as error:
         raise ConfigError(f"A table of {known.title} in {folder} has no column {error}.") from None
-    if not found.items:
+    if not contents.items:
         raise ConfigError(
             f"{str(folder)!r} has the layout of {known.title} and none of its images: "
             f"{known.layout}."
         )
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / LABELS, _labels(found).encode())
-    if any(item.part for item in found.items):
-        rows = [[item.path, item.part] for item in found.items if item.part]
-        write_atomic(out / SPLIT, _csv([["key", "part"], *rows]).encode())
-    kept = (out / CONFIG).exists()
-    if not kept:
-        write_atomic(out / CONFIG, _config(name, known, found).encode())
-    published = found.published or known.published
-    counts = [Counted(what, got, published.get(what)) for what, got in found.counts.items()]
-    return Described(name, out / CONFIG, kept, len(found.items), counts, list(found.notes))
+    write_atomic(out / LABELS, _labels(contents).encode())
+    if _is_split(contents):
+        write_atomic(out / SPLIT, _split(contents).encode())
+    # The config comes last: where it is there, the tables that it names are too.
+    was_there = (out / CONFIG).exists()
+    if not was_there:
+        write_atomic(out / CONFIG, _config(name, known, contents).encode())
+    published = contents.published or known.published
+    counts = [Counted(what, got, published.get(what)) for what, got in contents.counts.items()]
+    notes = list(contents.notes)
+    return Described(name, out / CONFIG, was_there, len(contents.items), counts, notes)
 
 
-def _labels(found: Found) -> str:
-    columns = list(dict.fromkeys(name for item in found.items for name in item.labels))
-    masks = any(item.mask for item in found.items)
-    head = ["path", "patient", *(["mask"] if masks else []), *columns]
-    rows = [
-        [
-            item.path,
-            item.patient,
-            *([item.mask] if masks else []),
-            *(item.labels.get(name, "") for name in columns),
-        ]
-        for item in found.items
-    ]
-    return _csv([head, *rows])
+def _is_split(contents: Contents) -> bool:
+    """Return whether the set has an official split."""
+    return any(item.part for item in contents.items)
+
+
+def _has_masks(contents: Contents) -> bool:
+    return any(item.mask for item in contents.items)
+
+
+def _split(contents: Contents) -> str:
+    """Return the table of the official split: a row an item that it names."""
+    rows = [[item.path, item.part] for item in contents.items if item.part]
+    return _csv([["key", "part"], *rows])
+
+
+def _labels(contents: Contents) -> str:
+    """Return the label table: a row an item, a column a label in the order they first come."""
+    columns: dict[str, None] = {}
+    for item in contents.items:
+        columns |= dict.fromkeys(item.labels)
+    masks = ["mask"] if _has_masks(contents) else []
+    rows: list[list[Any]] = [["path", "patient", *masks, *columns]]
+    for item in contents.items:
+        mask = [item.mask] if masks else []
+        labels = [item.labels.get(name, "") for name in columns]
+        rows.append([item.path, item.patient, *mask, *labels])
+    return _csv(rows)
 
 
 def _csv(rows: list[list[Any]]) -> str:
@@ -106,27 +123,28 @@ def _csv(rows: list[list[Any]]) -> str:
     return text.getvalue()
 
 
-def _config(name: str, known: DataSet, found: Found) -> str:
+def _config(name: str, known: DataSet, contents: Contents) -> str:
     """Return the text of the config."""
-    masks = known.values is not None and any(item.mask for item in found.items)
-    tasks = found.tasks or known.tasks
-    keep = (["cls", "mean"] if tasks else []) + (["patch"] if masks else [])
-    official = any(item.part for item in found.items)
-    split = {"kind": "list", "file": SPLIT} if official else {"kind": "holdout"}
+    has_masks = known.values is not None and _has_masks(contents)
+    tasks = contents.tasks or known.tasks
+    # Tasks read features of slices, segmentation those of patches: what nobody reads is not kept.
+    of_slices = ["cls", "mean"] if tasks else []
+    of_patches = ["patch"] if has_masks else []
+    split = {"kind": "list", "file": SPLIT} if _is_split(contents) else {"kind": "holdout"}
     config: dict[str, Any] = {
         # Ids of research sets stand for nobody; where paths are kept, tables can be read.
-        "data": {"root": str(found.root), **_plain(known.data), "paths": "keep"},
+        "data": {"root": str(contents.root), **_plain(known.data), "paths": "keep"},
         "backbone": {"name": "dinov2_vitb14", "image_size": 224},
-        "outputs": {"keep": keep},
+        "outputs": {"keep": of_slices + of_patches},
         "store": "store",
         "labels": {"file": LABELS, "key": "path", "patient": "patient", **known.labels},
         "split": split | dict(known.split),
     }
     if tasks:
         config["tasks"] = _plain(tasks)
-    if masks:
+    if has_masks:
         join = {"by": "table", "column": "mask", "values": _plain(known.values)}
-        config["masks"] = {name: {"root": str(found.masks or found.root), **join}}
+        config["masks"] = {name: {"root": str(contents.masks or contents.root), **join}}
         config["segment"] = {"knn": {"method": "knn"}, "linear": {"method": "linear"}}
     head = f"# {known.title}, as `radprobe dataset {name}` found it. Yours to edit.\n"
     return head + yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

@@ -8,18 +8,24 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from pipeline.datasets.contracts import DataSet, Found, Item, below, files_of
+from pipeline.datasets.contracts import Contents, DataSet, Item, below, files_of
+from pipeline.io.decode import read_headers
 from stores.errors import ConfigError
 
-LEFT, RIGHT = 1, 2
+# The values of both lungs in a mask.
+LEFT = 1
+RIGHT = 2
 
 
-def _find_montgomery(folder: Path, out: Path) -> Found:
+def _find_montgomery(folder: Path, out: Path) -> Contents:
     root = below(folder, "CXR_png", "ManualMask")
-    items, overlapping = [], 0
+    items = []
+    overlapping = 0
     for path in files_of(root / "CXR_png", "*.png"):
-        left, right = (root / "ManualMask" / side / path.name for side in ("leftMask", "rightMask"))
+        left = root / "ManualMask" / "leftMask" / path.name
+        right = root / "ManualMask" / "rightMask" / path.name
         mask = path.name if left.is_file() and right.is_file() else ""
         if mask:
             overlapping += _merge(left, right, out / "masks" / mask)
@@ -27,28 +33,26 @@ def _find_montgomery(folder: Path, out: Path) -> Found:
     notes = [f"the masks of both lungs of an image are put together under {out / 'masks'}"]
     if overlapping:
         notes.append(f"{overlapping} pairs of masks overlap: the left one counts there")
-    return Found(root, items, _counts(items), masks=out / "masks", notes=notes)
+    return Contents(root, items, _counts(items), masks=out / "masks", notes=notes)
 
 
 def _merge(left: Path, right: Path, into: Path) -> bool:
     """Write one mask of two; return whether they overlap."""
-    from PIL import Image
-
-    one, two = _marked(left), _marked(right)
-    if one.shape != two.shape:
-        raise ConfigError(f"{left} is {one.shape}, {right} is {two.shape}: they must be one size.")
-    values = np.where(one, LEFT, np.where(two, RIGHT, 0)).astype(np.uint8)
+    in_left = _marked(left)
+    in_right = _marked(right)
+    if in_left.shape != in_right.shape:
+        raise ConfigError(
+            f"{left} is {in_left.shape}, {right} is {in_right.shape}: they must be one size."
+        )
+    values = np.where(in_left, LEFT, np.where(in_right, RIGHT, 0)).astype(np.uint8)
     into.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(into)
-    return bool((one & two).any())
+    return bool((in_left & in_right).any())
 
 
 def _marked(path: Path) -> NDArray[np.bool_]:
-    from PIL import Image
-
-    from pipeline.io.formats import raster
-
-    raster.read_headers(path)  # held against the limits there
+    """Return which pixels of a mask (H, W) are set."""
+    read_headers(path)  # a file of too many pixels is refused before it is decoded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path, formats=("PNG",)) as image:
@@ -56,17 +60,19 @@ def _marked(path: Path) -> NDArray[np.bool_]:
     return np.asarray(values > 0)
 
 
-def _find_shenzhen(folder: Path, out: Path) -> Found:
+def _find_shenzhen(folder: Path, out: Path) -> Contents:
     root = below(folder, "CXR_png")
-    places = [root / name for name in ("mask", "masks", "mask/mask")]
-    masks = {path.name: path for place in places for path in files_of(place, "*_mask.png")}
+    # The archive's own name, the other that is met, and the archive unpacked into its own name.
+    masks: dict[str, Path] = {}
+    for name in ("mask", "masks", "mask/mask"):
+        masks |= {path.name: path for path in files_of(root / name, "*_mask.png")}
     items = []
     for path in files_of(root / "CXR_png", "*.png"):
-        own = masks.get(f"{path.stem}_mask.png")
-        mask = own.relative_to(root).as_posix() if own else ""
+        mask_file = masks.get(f"{path.stem}_mask.png")
+        mask = mask_file.relative_to(root).as_posix() if mask_file else ""
         items.append(_item(f"CXR_png/{path.name}", path.stem, mask))
     notes = [] if masks else ["no masks are there: put the set's mask/ beside CXR_png"]
-    return Found(root, items, _counts(items), notes=notes)
+    return Contents(root, items, _counts(items), notes=notes)
 
 
 def _item(path: str, stem: str, mask: str) -> Item:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from pipeline.datasets.contracts import DataSet, Found, Item
+from pipeline.datasets.contracts import Contents, DataSet, Item
 from pipeline.evaluation.splits import PARTS
 from pipeline.io.formats.limits import as_unreadable, check_size
 from stores.errors import ConfigError
@@ -48,15 +50,18 @@ PUBLISHED = {
 }
 
 
-def _find(folder: Path, out: Path) -> Found:
+def _find(folder: Path, out: Path) -> Contents:
     path = _archive(folder)
     name = path.stem.partition("_")[0]
+    items: list[Item] = []
     try:
-        items = [item for part in PARTS for item in _unpacked(path, part, out / "images")]
+        for part in PARTS:
+            items += _unpacked(path, part, out / "images")
     except Exception as error:
         known = as_unreadable(error, "unpacking")
         raise ConfigError(f"{path} is no archive of MedMNIST: {known.detail}.") from error
-    counts = {f"{part} images": sum(item.part == part for item in items) for part in PARTS}
+    by_part = Counter(item.part for item in items)
+    counts = {f"{part} images": by_part[part] for part in PARTS}
     given = PUBLISHED.get(name)
     published = {} if given is None else dict(zip(counts, given, strict=True))
     columns = list(items[0].labels)
@@ -68,19 +73,19 @@ def _find(folder: Path, out: Path) -> Found:
     ]
     if given is None:
         notes.append(f"no published counts of {name!r} are known here")
-    return Found(
+    return Contents(
         out / "images", items, counts, published=published, tasks={name: task}, notes=notes
     )
 
 
 def _archive(folder: Path) -> Path:
-    found = [folder] if folder.is_file() else sorted(folder.glob("*mnist*.npz"))
-    if len(found) != 1:
+    archives = [folder] if folder.is_file() else sorted(folder.glob("*mnist*.npz"))
+    if len(archives) != 1:
         raise ConfigError(
-            f"{str(folder)!r} must be an .npz of MedMNIST, or a folder of one. Got {len(found)} "
-            f"({', '.join(path.name for path in found[:3])}); name one file."
+            f"{str(folder)!r} must be an .npz of MedMNIST, or a folder of one. Got {len(archives)} "
+            f"({', '.join(path.name for path in archives[:3])}); name one file."
         )
-    return found[0]
+    return archives[0]
 
 
 def _unpacked(path: Path, part: Any, into: Path) -> Iterator[Item]:
@@ -96,8 +101,16 @@ def _labels(path: Path, part: str) -> Iterator[dict[str, str]]:
     """Yield the labels of each image by column: one class, or findings."""
     for row in _rows(path, f"{part}_labels"):
         values = [str(value) for value in row.ravel().tolist()]
-        names = CHEST if len(values) == len(CHEST) else [f"label {j}" for j in range(len(values))]
-        yield dict(zip(["label"] if len(values) == 1 else names, values, strict=True))
+        yield dict(zip(_label_names(len(values)), values, strict=True))
+
+
+def _label_names(count: int) -> Sequence[str]:
+    """Return the columns of so many labels: a set has one class an image, or several findings."""
+    if count == 1:
+        return ["label"]
+    if count == len(CHEST):
+        return CHEST
+    return [f"label {j}" for j in range(count)]
 
 
 def _is_volume(image: NDArray[Any]) -> bool:
@@ -105,8 +118,6 @@ def _is_volume(image: NDArray[Any]) -> bool:
 
 
 def _write(image: NDArray[Any], into: Path) -> None:
-    from PIL import Image
-
     into.parent.mkdir(parents=True, exist_ok=True)
     if _is_volume(image):
         np.save(into, image)
@@ -117,6 +128,7 @@ def _write(image: NDArray[Any], into: Path) -> None:
 def _rows(path: Path, name: str) -> Iterator[NDArray[Any]]:
     """Yield the rows of one array of an .npz, read one after the other; nothing is unpickled."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        # The header by NumPy, the values row by row: `np.load` would take all of them at once.
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0
         if version != (1, 0):
@@ -126,7 +138,7 @@ def _rows(path: Path, name: str) -> Iterator[NDArray[Any]]:
             raise ValueError("an array in an order or of a type that the set does not have")
         inside = [int(size) for size in shape[1:]]
         row_bytes = math.prod(inside) * dtype.itemsize
-        check_size(1, max(row_bytes, 1), 1, 1, 0, coded=False)
+        check_size(1, max(row_bytes, 1), 1, 1, 0, coded=False)  # a header may declare anything
         for _ in range(shape[0]):
             data = file.read(row_bytes)
             if len(data) < row_bytes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.config.tasks import Part
-from pipeline.datasets.contracts import DataSet, Found, Item, below, files_of
+from pipeline.datasets.contracts import Contents, DataSet, Item, below, files_of
 from pipeline.io.formats.arrays import hdf5_text, hdf5_values
 from pipeline.io.formats.limits import as_unreadable, check_size
 from stores.errors import ConfigError
@@ -18,9 +20,10 @@ _GROUPS = {"covid": "1", "healthy": "0", "others": "0"}
 TUMOURS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 
 
-def _find_sars(folder: Path, out: Path) -> Found:
+def _find_sars(folder: Path, out: Path) -> Contents:
     root = below(folder, "Healthy", "Others")
-    items, counts = [], {"patients": 0, "slices": 0, "patients with COVID-19": 0}
+    items = []
+    counts = {"patients": 0, "slices": 0, "patients with COVID-19": 0}
     for group in sorted(path for path in root.iterdir() if path.name.lower() in _GROUPS):
         name = group.name.lower()
         for patient in sorted(path for path in group.iterdir() if path.is_dir()):
@@ -30,13 +33,13 @@ def _find_sars(folder: Path, out: Path) -> Found:
             counts["slices"] += len(files_of(patient, "*.png"))
     counts["patients"] = len(items)
     counts["patients with COVID-19"] = sum(item.labels["covid"] == "1" for item in items)
-    return Found(root, items, counts)
+    return Contents(root, items, counts)
 
 
 # --- figshare -----------------------------------------------------------------------------------
 
 
-def _find_tumours(folder: Path, out: Path) -> Found:
+def _find_tumours(folder: Path, out: Path) -> Contents:
     if not folder.is_dir():
         raise ConfigError(f"There is no folder {str(folder)!r}. Name the unpacked download.")
     every = [path for path in folder.rglob("*.mat") if path.stem.isdecimal()]
@@ -52,12 +55,10 @@ def _find_tumours(folder: Path, out: Path) -> Found:
     counts = {"slices": len(items), "patients": len({item.patient for item in items})}
     for name in TUMOURS.values():
         counts[name] = sum(item.labels["tumour"] == name for item in items)
-    return Found(folder, items, counts, masks=out / "masks", notes=notes)
+    return Contents(folder, items, counts, masks=out / "masks", notes=notes)
 
 
 def _tumour(path: Path, root: Path, out: Path, part: Part | None) -> Item:
-    from PIL import Image
-
     try:
         label, patient, mask = _read_struct(path)
     except Exception as error:
@@ -74,6 +75,7 @@ def _read_struct(path: Path) -> tuple[int, str, NDArray[np.uint8]]:
     """Return label, patient and mask (H, W) of a v7.3 file, whose axes are MATLAB's reversed."""
     import h5py
 
+    # Each value is held against what the set has before it is read: a file may declare anything.
     with h5py.File(path, "r") as file:
         label = int(hdf5_values(file["cjdata/label"], most=10_000).ravel()[0])
         patient = hdf5_text(file["cjdata/PID"])
@@ -95,7 +97,7 @@ def _folds(folder: Path) -> dict[int, Part]:
     with h5py.File(path, "r") as file:
         fold = hdf5_values(file["cvind"], most=10_000).ravel().astype(int).tolist()
     parts: dict[int, Part] = {1: "test", 2: "val"}
-    return {i + 1: parts.get(number, "train") for i, number in enumerate(fold)}
+    return {i: parts.get(number, "train") for i, number in enumerate(fold, start=1)}
 
 
 def _without_torn(items: list[Item]) -> tuple[list[Item], list[str]]:
@@ -106,8 +108,8 @@ def _without_torn(items: list[Item]) -> tuple[list[Item], list[str]]:
     torn = sum(len(each) > 1 for each in parts.values())
     if not torn:
         return items, []
-    alone = [Item(item.path, item.patient, None, item.mask, item.labels) for item in items]
-    return alone, [f"cvind.mat puts {torn} patients on two sides, so patients are dealt anew"]
+    without = [replace(item, part=None) for item in items]
+    return without, [f"cvind.mat puts {torn} patients on two sides, so patients are dealt anew"]
 
 
 SARS = DataSet(

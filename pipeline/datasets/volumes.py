@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.tasks import Part
-from pipeline.datasets.contracts import DataSet, Found, Item, below, files_of
+from pipeline.datasets.contracts import Contents, DataSet, Item, below, files_of
 
+# Scans of AMOS22 up to this number are CT, the others MR.
+LAST_CT = 500
 AMOS_ORGANS = (
     "spleen",
     "right kidney",
@@ -42,43 +44,44 @@ BTCV_ORGANS = (
 )
 
 
-def _find_amos(folder: Path, out: Path) -> Found:
+def _find_amos(folder: Path, out: Path) -> Contents:
     root = below(folder, "imagesTr", "labelsTr", "imagesVa", "labelsVa")
     items: list[Item] = []
     parts: tuple[tuple[str, Part], ...] = (("Tr", "train"), ("Va", "test"))
     for suffix, part in parts:
-        items += [
-            Item(f"images{suffix}/{path.name}", _stem(path), part, f"labels{suffix}/{path.name}")
-            for path in files_of(root / f"images{suffix}", "amos_*.nii.gz")
-            if int(_stem(path).rpartition("_")[2]) <= 500
-            and (root / f"labels{suffix}" / path.name).is_file()
-        ]
+        images = f"images{suffix}"
+        labels = f"labels{suffix}"
+        for path in files_of(root / images, "amos_*.nii.gz"):
+            is_ct = int(_stem(path).rpartition("_")[2]) <= LAST_CT
+            if is_ct and (root / labels / path.name).is_file():
+                item = Item(f"{images}/{path.name}", _stem(path), part, f"{labels}/{path.name}")
+                items.append(item)
     counts = {
         "CT volumes for training": sum(item.part == "train" for item in items),
         "CT volumes for validation": sum(item.part == "test" for item in items),
     }
     notes = ["CT alone, as the paper; the masks of imagesTs are not public, so imagesVa tests"]
-    return Found(root, items, counts, notes=notes)
+    return Contents(root, items, counts, notes=notes)
 
 
-def _find_decathlon(folder: Path, out: Path) -> Found:
+def _find_decathlon(folder: Path, out: Path) -> Contents:
     root = below(folder, "imagesTr", "labelsTr")
     items = [
         Item(f"imagesTr/{path.name}", _stem(path), mask=f"labelsTr/{path.name}")
         for path in files_of(root / "imagesTr", "*.nii.gz")
         if (root / "labelsTr" / path.name).is_file()
     ]
-    return Found(root, items, {"volumes with masks": len(items)})
+    return Contents(root, items, {"volumes with masks": len(items)})
 
 
-def _find_btcv(folder: Path, out: Path) -> Found:
+def _find_btcv(folder: Path, out: Path) -> Contents:
     root = below(folder, "img", "label")  # Abdomen/RawData/Training, or a folder above it
-    items = [
-        Item(f"img/{path.name}", _stem(path), mask=f"label/{mask}")
-        for path in files_of(root / "img", "img*.nii.gz")
-        if (root / "label" / (mask := path.name.replace("img", "label"))).is_file()
-    ]
-    return Found(root, items, {"volumes with masks": len(items)})
+    items = []
+    for path in files_of(root / "img", "img*.nii.gz"):
+        mask = path.name.replace("img", "label")
+        if (root / "label" / mask).is_file():
+            items.append(Item(f"img/{path.name}", _stem(path), mask=f"label/{mask}"))
+    return Contents(root, items, {"volumes with masks": len(items)})
 
 
 def _stem(path: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.config.tasks import Part
-from pipeline.datasets.contracts import DataSet, Found, Item, below
+from pipeline.datasets.contracts import Contents, DataSet, Item, below
 
 NIH_FINDINGS = (
     "Atelectasis",
@@ -28,8 +28,9 @@ NIH_FINDINGS = (
 CHEXPERT_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 
 
-def _find_nih(folder: Path, out: Path) -> Found:
+def _find_nih(folder: Path, out: Path) -> Contents:
     root = below(folder, "Data_Entry_2017.csv", "test_list.txt")
+    # The table names files alone: the archives put them in images_001 to images_012.
     here = {path.name: path.relative_to(root).as_posix() for path in root.glob("images*/**/*.png")}
     test = set((root / "test_list.txt").read_text().split())
     rows = [row for row in _rows(root / "Data_Entry_2017.csv") if row["Image Index"] in here]
@@ -42,18 +43,18 @@ def _find_nih(folder: Path, out: Path) -> Found:
     notes = ["the paper's code counts No Finding as a 15th label: its column is in labels.csv"]
     if len(here) > len(items):
         notes.append(f"{len(here) - len(items)} images are in no row of Data_Entry_2017.csv")
-    return Found(root, items, counts, notes=notes)
+    return Contents(root, items, counts, notes=notes)
 
 
 def _nih(row: dict[str, str], path: str, test: set[str]) -> Item:
-    said = row["Finding Labels"].split("|")
-    labels = {name: str(int(name in said)) for name in (*NIH_FINDINGS, "No Finding")}
+    findings = row["Finding Labels"].split("|")
+    labels = {name: str(int(name in findings)) for name in (*NIH_FINDINGS, "No Finding")}
     labels |= {"sex": row["Patient Gender"], "view": row["View Position"]}
     part: Part = "test" if row["Image Index"] in test else "train"
     return Item(path, row["Patient ID"], part, labels=labels)
 
 
-def _find_chexpert(folder: Path, out: Path) -> Found:
+def _find_chexpert(folder: Path, out: Path) -> Contents:
     root = below(folder, "train.csv", "valid.csv")
     # The 500 patients of the test came later; without them the validation set tests.
     has_test = (root / "test.csv").is_file()
@@ -64,23 +65,26 @@ def _find_chexpert(folder: Path, out: Path) -> Found:
     absent = 0
     for name, part in parts.items():
         frontal = [row for row in _rows(root / f"{name}.csv") if "frontal" in row["Path"]]
-        own = [item for row in frontal if (item := _chexpert(row, part, root)) is not None]
-        absent += len(frontal) - len(own)
-        counts[f"frontal images of {name}.csv"] = len(own)
-        items += own
+        there = [row for row in frontal if (root / _chexpert_path(row)).is_file()]
+        items += [_chexpert(row, part) for row in there]
+        absent += len(frontal) - len(there)
+        counts[f"frontal images of {name}.csv"] = len(there)
     notes = ["frontal images alone, as the paper; an uncertain finding counts as none (U-Zeros)"]
     if not has_test:
         notes.append("there is no test.csv: valid.csv tests, and patients of train.csv validate")
     if absent:
         notes.append(f"{absent} frontal images of the tables are not there")
     published = {key: PUBLISHED_CHEXPERT[key] for key in counts}
-    return Found(root, items, counts, published=published, notes=notes)
+    return Contents(root, items, counts, published=published, notes=notes)
 
 
-def _chexpert(row: dict[str, str], part: Part, root: Path) -> Item | None:
-    path = row["Path"].partition("/")[2]  # without the name of the download's own folder
-    if not (root / path).is_file():
-        return None
+def _chexpert_path(row: dict[str, str]) -> str:
+    """Return a row's path without the name of the download's folder, which it begins with."""
+    return row["Path"].partition("/")[2]
+
+
+def _chexpert(row: dict[str, str], part: Part) -> Item:
+    path = _chexpert_path(row)
     labels = {name: row[name] for name in CHEXPERT_FINDINGS}
     labels |= {"sex": row.get("Sex", ""), "view": row.get("AP/PA", "")}
     return Item(path, path.split("/")[1], part, labels=labels)

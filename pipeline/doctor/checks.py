@@ -18,10 +18,10 @@ from pipeline.inference.speed import cores
 from pipeline.shared.arrays import memory_bytes
 from stores.errors import WeightsError
 
-Level = Literal["ok", "warning", "failure"]
+Severity = Literal["ok", "warning", "failure"]
 
-_MIN_FILES = 1024
-_MIN_MEMORY = 4 * 2**30
+_MIN_FILES = 1024  # open at once
+_MIN_MEMORY = 4 * 2**30  # bytes
 _REINSTALL = "Install radprobe anew: pip install --force-reinstall radprobe."
 _GPU_BUILD = (
     "pip install torch --index-url https://download.pytorch.org/whl/cu126 (or the CUDA of the "
@@ -31,10 +31,13 @@ _GPU_BUILD = (
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, how it stands, what was found, and what to do about it."""
+    """One line: what was looked at, how it stands, what was found, and what to do about it.
+
+    The names of the fields are the keys of `radprobe doctor --json`.
+    """
 
     name: str
-    level: Level
+    level: Severity
     found: str
     remedy: str = ""
 
@@ -51,8 +54,8 @@ def _library(name: str) -> Check:
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a broken library raises anything
-        said = str(error).splitlines() or [type(error).__name__]
-        return Check(name, "failure", f"cannot be imported: {said[0]}", _REINSTALL)
+        lines = str(error).splitlines() or [type(error).__name__]
+        return Check(name, "failure", f"cannot be imported: {lines[0]}", _REINSTALL)
     return Check(name, "ok", str(getattr(module, "__version__", "")) or "there")
 
 
@@ -63,19 +66,7 @@ def gpu() -> Iterator[Check]:
 
     driver = _driver()
     if not torch.cuda.is_available():
-        if torch.backends.mps.is_available():
-            yield Check("gpu", "ok", "an Apple GPU: --device mps")
-        elif driver is None:
-            yield Check(
-                "gpu", "warning", "none", "Extraction runs on the CPU, some 100 times slower."
-            )
-        elif torch.version.cuda is None:
-            found = f"driver {driver}, but torch {torch.__version__} is built without CUDA"
-            yield Check("gpu", "failure", found, _GPU_BUILD)
-        else:
-            found = f"driver {driver} and torch for CUDA {torch.version.cuda} do not find a GPU"
-            remedy = "Look at nvidia-smi and CUDA_VISIBLE_DEVICES; the driver may be too old."
-            yield Check("gpu", "failure", found, remedy)
+        yield _no_cuda(driver)
         return
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
@@ -92,13 +83,29 @@ def gpu() -> Iterator[Check]:
         )
 
 
+def _no_cuda(driver: str | None) -> Check:
+    """Say why torch uses no NVIDIA GPU, and whether there is one that it should use."""
+    import torch
+
+    if torch.backends.mps.is_available():
+        return Check("gpu", "ok", "an Apple GPU: --device mps")
+    if driver is None:
+        return Check("gpu", "warning", "none", "Extraction runs on the CPU, some 100 times slower.")
+    if torch.version.cuda is None:
+        fault = f"driver {driver}, but torch {torch.__version__} is built without CUDA"
+        return Check("gpu", "failure", fault, _GPU_BUILD)
+    fault = f"driver {driver} and torch for CUDA {torch.version.cuda} do not find a GPU"
+    remedy = "Look at nvidia-smi and CUDA_VISIBLE_DEVICES; the driver may be too old."
+    return Check("gpu", "failure", fault, remedy)
+
+
 def _driver() -> str | None:
     """Return the version of the NVIDIA driver; None where there is none."""
     if shutil.which("nvidia-smi") is None:
         return None
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
     except subprocess.TimeoutExpired:
         return "that does not answer"
     lines = done.stdout.split()
@@ -109,18 +116,16 @@ def codecs() -> Iterator[Check]:
     """Yield for each transfer syntax whether the plugin that is to decode it is there."""
     from pydicom.pixels.decoders.base import get_decoder
 
-    from pipeline.io.formats.dicom import DECODERS
+    from pipeline.io.formats.dicom_rules import DECODERS
 
     for syntax, plugin in DECODERS.items():
         decoder = get_decoder(syntax)
-        there = plugin in decoder.available_plugins
-        lacks = "; ".join(decoder.missing_dependencies)
-        yield Check(
-            f"DICOM {syntax.name}",
-            "ok" if there else "failure",
-            plugin if there else f"{plugin} is missing ({lacks})",
-            "" if there else _REINSTALL,
-        )
+        name = f"DICOM {syntax.name}"
+        if plugin in decoder.available_plugins:
+            yield Check(name, "ok", plugin)
+        else:
+            lacks = "; ".join(decoder.missing_dependencies)
+            yield Check(name, "failure", f"{plugin} is missing ({lacks})", _REINSTALL)
     try:
         yield Check("DICOM JPEG of 12 bits", "ok", f"imagecodecs {version('imagecodecs')}")
     except PackageNotFoundError:
@@ -129,29 +134,34 @@ def codecs() -> Iterator[Check]:
 
 def weights(name: str | None, path: str | None) -> Iterator[Check]:
     """Yield whether a config's weights are here; without a config, those of which network are."""
-    if name is not None:
-        try:
-            found = locate(name, path, hub=False)
-        except WeightsError as error:
-            first, _, rest = str(error).partition("\n")
-            yield Check("weights", "failure", first, rest)
-            return
-        if found.file is None:
-            remedy = "Set backbone.weights to trained ones: features of these mean nothing."
-            yield Check("weights", "warning", f"{name}: RANDOM ({found.identity})", remedy)
-        else:
-            yield Check("weights", "ok", f"{name}: {found.file} ({found.identity[:19]}...)")
+    if name is None:
+        yield _weights_by_name()
         return
-    here, remedies = [], []
-    for each in (*BACKBONES, *COMPARATORS):
+    try:
+        weights = locate(name, path, hub=False)
+    except WeightsError as error:
+        fault, _, remedy = str(error).partition("\n")
+        yield Check("weights", "failure", fault, remedy)
+        return
+    if weights.file is None:
+        remedy = "Set backbone.weights to trained ones: features of these mean nothing."
+        yield Check("weights", "warning", f"{name}: RANDOM ({weights.identity})", remedy)
+    else:
+        yield Check("weights", "ok", f"{name}: {weights.file} ({weights.identity[:19]}...)")
+
+
+def _weights_by_name() -> Check:
+    """Say of which networks the weights are here, or how to get the first of them."""
+    here: list[str] = []
+    remedies: list[str] = []
+    for name in (*BACKBONES, *COMPARATORS):
         try:
-            here.append(f"{each} ({locate(each, None, hub=False).identity[:19]}...)")
+            here.append(f"{name} ({locate(name, None, hub=False).identity[:19]}...)")
         except WeightsError as error:
             remedies.append(str(error))
     if here:
-        yield Check("weights", "ok", ", ".join(here))
-    else:
-        yield Check("weights", "warning", "of no network that is known by name", remedies[0])
+        return Check("weights", "ok", ", ".join(here))
+    return Check("weights", "warning", "of no network that is known by name", remedies[0])
 
 
 def limits() -> Iterator[Check]:

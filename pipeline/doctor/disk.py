@@ -1,7 +1,7 @@
 """Whether a folder's file system keeps what stores rely on, how fast and how full it is.
 
-Tried for real, in a folder of its own beside the store that is removed again: network and cloud
-file systems promise much that their mounts then do not keep.
+Tried for real, in a folder next to the store that is removed again: network and cloud file systems
+promise much that their mounts then do not keep.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pipeline.doctor.checks import Check, Level
+from pipeline.doctor.checks import Check, Severity
 from stores._disk import sync_folder, write_atomic, write_new
 
-_LITTLE_SPACE, _NO_SPACE = 10 * 2**30, 2**30
+_LITTLE_SPACE = 10 * 2**30  # bytes
+_NO_SPACE = 2**30
 _SLOW_MB_PER_S = 50.0
-_PIECE, _PIECES = 16 * 2**20, 4  # as the chunks of a store
-_RACERS = 8
-_SWAPS = 50
+# What the speed is measured with: pieces of the size of a store's chunks.
+_PIECE = 16 * 2**20
+_PIECES = 4
+_RACERS = 8  # that link one name at once
+_SWAPS = 50  # of one file, while another thread reads it
 _CLOCK_S = 60.0  # beyond it, claims of other hosts look dead too early or too late
 
 _LOCAL = "Put the store on another file system (a local disk, NFS, Lustre), or use one process."
@@ -56,7 +59,7 @@ def disk(store: Path) -> Iterator[Check]:
 
 def _space(place: Path) -> Check:
     free = shutil.disk_usage(place).free
-    level: Level = "failure" if free < _NO_SPACE else "warning" if free < _LITTLE_SPACE else "ok"
+    level: Severity = "failure" if free < _NO_SPACE else "warning" if free < _LITTLE_SPACE else "ok"
     remedy = "" if level == "ok" else "`radprobe plan CONFIG` tells how much a store takes."
     kind = _file_system(place)
     return Check("disk space", level, f"{free / 1e9:.1f} GB free at {place}{kind}", remedy)
@@ -68,9 +71,13 @@ def _file_system(place: Path) -> str:
         mounts = Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    fields = [line.split()[1:3] for line in mounts]
-    over = [(len(at), kind) for at, kind in fields if place.is_relative_to(at)]
-    return f" ({max(over)[1]})" if over else ""
+    above: list[tuple[int, str]] = []
+    for line in mounts:
+        mounted_at, kind = line.split()[1:3]
+        if place.is_relative_to(mounted_at):
+            above.append((len(mounted_at), kind))
+    # The innermost mount is the one whose path is longest.
+    return f" ({max(above)[1]})" if above else ""
 
 
 def _speed(folder: Path) -> Check:
@@ -88,6 +95,7 @@ def _speed(folder: Path) -> Check:
 
 
 def _tried(name: str, attempt: Callable[[Path], str | None], folder: Path, remedy: str) -> Check:
+    """Return how a promise of the file system stands, which `attempt` puts to the test."""
     try:
         fault = attempt(folder)
     except OSError as error:
@@ -102,7 +110,7 @@ def _links_exclude(folder: Path) -> str | None:
     def race(i: int) -> bool:
         mine = folder / f"racer{i}"
         mine.write_bytes(b"")
-        gate.wait()
+        gate.wait()  # all link at once
         try:
             os.link(mine, folder / "goal")
         except FileExistsError:
@@ -116,17 +124,19 @@ def _links_exclude(folder: Path) -> str | None:
 
 def _rename_is_atomic(folder: Path) -> str | None:
     """Say what is wrong where a reader finds a file gone or half while it is replaced."""
-    path, texts = folder / "swapped", [bytes([65 + i]) * 65536 for i in range(2)]
+    path = folder / "swapped"
+    texts = [bytes([65 + i]) * 65536 for i in range(2)]
     write_atomic(path, texts[0])
-    over, seen = threading.Event(), list[str]()
+    over = threading.Event()
+    faults: list[str] = []
 
     def read() -> None:
         while not over.is_set():
             try:
                 if path.read_bytes() not in texts:
-                    seen.append("half written")
+                    faults.append("half written")
             except FileNotFoundError:
-                seen.append("missing")
+                faults.append("missing")
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -136,20 +146,22 @@ def _rename_is_atomic(folder: Path) -> str | None:
     finally:
         over.set()
         reader.join()
-    return f"a file that was replaced was seen {seen[0]}" if seen else None
+    return f"a file that was replaced was seen {faults[0]}" if faults else None
 
 
 def _syncs(folder: Path) -> str | None:
+    """Raise OSError where a file, or a folder's entries, cannot be forced to disk."""
     write_new(folder / "synced", b"data")
     sync_folder(folder)
     return None
 
 
 def _clock_agrees(folder: Path) -> str | None:
+    """Say what is wrong where the file server's clock is not this machine's."""
     path = folder / "dated"
     before = time.time()
     path.write_bytes(b"")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # some mounts refuse; the write has dated it, too
         os.utime(path)
     off = path.stat().st_mtime - before
     return None if abs(off) < _CLOCK_S else f"the file system's is {off:+.0f} s off this machine's"

@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 from pipeline.config.data import Data
 from pipeline.extraction.walk import walk
 from pipeline.io.decode import check_tags, read_headers
-from pipeline.io.formats.limits import as_unreadable
+from pipeline.io.formats.limits import DICOMDIR, as_unreadable
 from pipeline.io.formats.series import Place, volumes
 from pipeline.io.pool import headers_in_workers
-from pipeline.io.sniff import DICOMDIR, NO_FORMAT
+from pipeline.io.sniff import NO_FORMAT
 from pipeline.shared.paths import matcher, unescape_path
 from pipeline.shared.pseudonyms import pseudonym
 from pipeline.types import Header, Plane
@@ -39,31 +39,24 @@ _OTHER = "other"
 IDENTIFIER_IN_PATH = "identifier-in-path"
 _UNKNOWN_MODALITY = "OT"
 # Files with such a name are meant to be images: unreadable, they are a finding, not furniture.
+# fmt: off
 _IMAGE_SUFFIXES = (
-    *(
-        ".dcm",
-        ".dicom",
-        ".ima",
-        ".nii",
-        ".nii.gz",
-        ".hdr",
-        ".img",
-        ".nrrd",
-        ".nhdr",
-        ".mha",
-        ".mhd",
-    ),
-    *(".mgz", ".mgh", ".mnc", ".npy", ".npz", ".mat", ".png", ".jpg", ".jpeg", ".jpe", ".tif"),
-    *(".tiff", ".bmp", ".gif", ".webp", ".jp2", ".j2k", ".jls"),
+    ".dcm", ".dicom", ".ima",
+    ".nii", ".nii.gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc",
+    ".npy", ".npz", ".mat",
+    ".png", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".bmp", ".gif", ".webp",
+    ".jp2", ".j2k", ".jls",
 )
+# fmt: on
 
 Row = dict[str, Any]
-# A slice as its file tells of it, before its series is known: SLICE_SCHEMA with the series' own
-# name and the file's own flags, and what tells its volume and its place there.
+# A slice as its file describes it, before the rest of its series is known: SLICE_SCHEMA with the
+# name of the series and the flags of the file, the flags of its path, and what tells its volume and
+# its place there.
 _PLACE_SCHEMA = pa.schema(
     [
         *SLICE_SCHEMA,
-        ("telling", pa.list_(pa.string())),
+        ("path_flags", pa.list_(pa.string())),
         ("volume", pa.string()),
         ("order", pa.list_(pa.float64())),
         ("offset_mm", pa.list_(pa.float64())),
@@ -74,8 +67,10 @@ _PASSING = ("no-permission", "vanished", "time-limit")
 # Files and slices that Python holds at once: there they take ten times the room of a table.
 _AT_ONCE = 2**10
 
-# Paths -> the headers of each file, or why it has none, in order.
-Open = Callable[[Iterable[str]], Iterator[list[Header] | UnreadableError]]
+# The headers of a file, or why it has none.
+Headers = list[Header] | UnreadableError
+# Paths -> the headers of each file, in order.
+Open = Callable[[Iterable[str]], Iterator[Headers]]
 
 
 @dataclass(frozen=True)
@@ -108,25 +103,31 @@ def discover(
         )
     files = _in_order(pa.concat_tables([FILE_SCHEMA.empty_table(), *walk(data)]))
     known = known or Discovery(FILE_SCHEMA.empty_table(), SLICE_SCHEMA.empty_table())
+    files_before = known.files
     live = where(known.slices, pc.invert(known.slices["withdrawn"]))
-    before = known.files
-    kept = _unchanged(files, before, live["path"])
+    unchanged = _unchanged(files, files_before, live["path"])
     opener = _Opener(data, key, elsewhere or opened_by(data, plane, workers), progress)
-    fresh = pc.and_(pc.is_null(files["reason"]), pc.invert(kept))
-    places = opener.open(files["path"].filter(fresh))
-    # A series that has gained, lost or changed a file is settled anew, from all its headers.
-    stays = pc.is_in(live["path"], _one(files["path"].filter(kept)))
-    touched = pc.is_in(
-        _bases(live),
-        pa.concat_arrays([_one(places["series"]), _one(_bases(live).filter(pc.invert(stays)))]),
-    )
-    again = pc.unique(live["path"].filter(pc.and_(stays, touched)))
-    still = where(live, pc.and_(stays, pc.invert(touched))).cast(SLICE_SCHEMA)
-    del known, live  # of a large collection, these tables are all there is in memory
-    places = pa.concat_tables([places, opener.open(again)])
-    slices = as_table(_settle(places), SLICE_SCHEMA)
+    # Files that could not be looked at are not opened: they have their reason already.
+    may_open = pc.is_null(files["reason"])
+    new = opener.open(files["path"].filter(pc.and_(may_open, pc.invert(unchanged))))
+    # A series that has gained, lost or changed a file is grouped anew, from all its headers: the
+    # unchanged files of such a series are opened as well.
+    stays = pc.is_in(live["path"], _one(files["path"].filter(unchanged)))
+    touched = _touched(live, stays, new)
+    reopened = opener.open(pc.unique(live["path"].filter(pc.and_(stays, touched))))
+    remaining = where(live, pc.and_(stays, pc.invert(touched))).cast(SLICE_SCHEMA)
+    places = pa.concat_tables([new, reopened])
+    # Of a large collection, these tables are all there is in memory: none stays longer than needed.
+    del known, live, new, reopened
+    grouped = as_table(_grouped(places), SLICE_SCHEMA)
     del places
-    return _tables(files, pa.concat_tables([slices, still]), opener.refused, before)
+    slices = pa.concat_tables([grouped, remaining])
+    counts = _counts(files, slices["path"])
+    files = _with_reasons(files, counts, opener.refused, files_before)
+    return Discovery(
+        files=with_column(files, "slices", counts),
+        slices=_by_first_file(slices, files["path"]),
+    )
 
 
 # --- what is known ----------------------------------------------------------------------------
@@ -144,26 +145,40 @@ def _unchanged(files: pa.Table, before: pa.Table, of_slices: pa.ChunkedArray) ->
     of_slices: the path of each slice there was.
     """
     then = before.take(pc.index_in(files["path"], _one(before["path"])))  # nulls where new
-    same = [pc.equal(files[name], then[name]) for name in ("size", "mtime_ns")]
-    same.append(pc.equal(then["slices"], _counts(files, of_slices)))
-    # Whether a file may be opened, and what was lost to a time limit, can change by itself.
-    same.append(pc.invert(pc.is_in(then["reason"], pa.array(_PASSING))))
-    same.append(pc.is_null(files["reason"]))
-    return pc.fill_null(functools.reduce(pc.and_, same), False)
+    conditions = [
+        pc.equal(files["size"], then["size"]),
+        pc.equal(files["mtime_ns"], then["mtime_ns"]),
+        pc.equal(then["slices"], _counts(files, of_slices)),
+        # Whether a file may be opened, and what was lost to a time limit, can change by itself.
+        pc.invert(pc.is_in(then["reason"], pa.array(_PASSING))),
+        pc.is_null(files["reason"]),
+    ]
+    return pc.fill_null(functools.reduce(pc.and_, conditions), False)
+
+
+def _touched(live: pa.Table, stays: pa.ChunkedArray, new: pa.Table) -> pa.ChunkedArray:
+    """Return which known slices are of a series that has changed: bool, one a slice of `live`.
+
+    stays: which of them are in unchanged files; new: the slices of files that were opened.
+    """
+    series = _series_names(live)
+    lost = series.filter(pc.invert(stays))
+    return pc.is_in(series, pa.concat_arrays([_one(new["series"]), _one(lost)]))
 
 
 def _counts(files: pa.Table, of_slices: pa.ChunkedArray) -> pa.Array:
     """Return how many slices each file has."""
-    found = pc.index_in(of_slices, _one(files["path"])).drop_null().to_numpy()
-    return pa.array(np.bincount(found, minlength=len(files)), pa.int32())
+    indices = pc.index_in(of_slices, _one(files["path"])).drop_null().to_numpy()
+    return pa.array(np.bincount(indices, minlength=len(files)), pa.int32())
 
 
-def _bases(slices: pa.Table) -> pa.ChunkedArray:
+def _series_names(slices: pa.Table) -> pa.ChunkedArray:
     """Return the pseudonyms of the slices' series, without the numbers of their volumes."""
     return pc.list_element(pc.split_pattern(slices["series"], ".", max_splits=1), 0)
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column in one piece, as look-ups take it."""
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
@@ -171,40 +186,49 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 
 class _Opener:
-    """Opens files for their headers and keeps those it could not: path -> why."""
+    """Opens files for their headers, and notes those that it could not: path -> why."""
 
     def __init__(
         self, data: Data, key: bytes, headers: Open, progress: Callable[[int], None] | None
     ) -> None:
-        self.fill, self.key, self.tags, self.headers = _Filler(data), key, data.tags, headers
-        self.progress = progress or (lambda count: None)
-        self.opened = 0
         self.refused: dict[str, UnreadableError] = {}
+        self._fill = _Filler(data)
+        self._key = key
+        self._tags = data.tags
+        self._headers = headers
+        self._progress = progress or (lambda count: None)
+        self._opened = 0
 
     def open(self, paths: pa.ChunkedArray | pa.Array) -> pa.Table:
         """Return the slices of the files (_PLACE_SCHEMA), in order."""
         if not len(paths):
             return _PLACE_SCHEMA.empty_table()
-        check_tags(self.tags)
+        check_tags(self._tags)
         return as_table(self._places(paths), _PLACE_SCHEMA)
 
     def _places(self, paths: pa.ChunkedArray | pa.Array) -> Iterator[Row]:
-        some = (paths.slice(start, _AT_ONCE) for start in range(0, len(paths), _AT_ONCE))
         # Headers are read ahead of the paths they belong to, by a bounded number of files.
-        asked, told = itertools.tee(path for few in some for path in few.to_pylist())
-        for path, headers in zip(told, self.headers(asked), strict=True):
-            self.opened += 1
-            self.progress(self.opened)
+        paths_ahead, paths_behind = itertools.tee(_some_at_a_time(paths))
+        for path, headers in zip(paths_behind, self._headers(paths_ahead), strict=True):
+            self._opened += 1
+            self._progress(self._opened)
             if isinstance(headers, UnreadableError):
                 self.refused[path] = headers
-            else:
-                yield from (_place(path, header, self.fill, self.key) for header in headers)
+                continue
+            for header in headers:
+                yield _place(path, header, self._fill, self._key)
+
+
+def _some_at_a_time(column: pa.ChunkedArray | pa.Array) -> Iterator[str]:
+    """Yield the values of a column, of which Python has only some in memory."""
+    for start in range(0, len(column), _AT_ONCE):
+        yield from column.slice(start, _AT_ONCE).to_pylist()
 
 
 def opened_by(data: Data, plane: Plane, workers: int) -> Open:
     """Return what opens files by so many processes of this machine; 0: in this one."""
 
-    def headers_here(path: str) -> list[Header] | UnreadableError:
+    def headers_here(path: str) -> Headers:
         try:
             return read_headers(data.root / unescape_path(path), plane, data.tags)
         except Exception as error:
@@ -217,7 +241,7 @@ def opened_by(data: Data, plane: Plane, workers: int) -> Open:
     )
 
 
-def _settle(places: pa.Table) -> Iterator[Row]:
+def _grouped(places: pa.Table) -> Iterator[Row]:
     """Yield SLICE_SCHEMA rows: series by series, volume by volume, along the normal."""
     which = places["series"].combine_chunks().dictionary_encode().indices.to_numpy()
     if (np.diff(which) < 0).any():  # series that lie among each other
@@ -226,18 +250,19 @@ def _settle(places: pa.Table) -> Iterator[Row]:
         batch.to_pylist() for batch in places.to_batches(max_chunksize=_AT_ONCE)
     )
     for name, group in itertools.groupby(rows, key=lambda row: row["series"]):
+        # By address, since `volumes` knows no more of a slice.
         members = {(row["path"], row["frame"]): row for row in group}
         headers = [Place(row["path"], _header(row)) for row in members.values()]
         for number, volume in enumerate(volumes(headers), start=1):
             label = name if number == 1 else f"{name}.{number}"
             for place in volume:
                 row = members[place.path, place.header.frame]
-                flags = [*place.header.flags, *row["telling"]]
+                flags = [*place.header.flags, *row["path_flags"]]
                 yield {**row, "series": label, "flags": flags}
 
 
 def _header(row: Row) -> Header:
-    """Return what `volumes` asks of a place."""
+    """Return what `volumes` needs to know of a slice."""
     return Header(
         frame=row["frame"],
         modality=None,
@@ -255,14 +280,20 @@ class _Filler:
     """What the config says of files whose headers do not: modality and patient, by path."""
 
     def __init__(self, data: Data) -> None:
-        self.modalities = [(matcher([glob]), code) for glob, code in data.modality.items()]
+        self._modalities: list[tuple[Callable[[str], bool], str]] = []
+        for glob, code in data.modality.items():
+            self._modalities.append((matcher([glob]), code))
         self._patient = re.compile(data.patient) if data.patient else None
 
     def modality(self, path: str) -> str:
-        named = (code for matches, code in self.modalities if matches(path))
-        return next(named, _UNKNOWN_MODALITY)
+        """Return the modality of the first pattern that a path matches; OT where none does."""
+        for matches, code in self._modalities:
+            if matches(path):
+                return code
+        return _UNKNOWN_MODALITY
 
     def patient(self, path: str) -> str | None:
+        """Return the patient that a path names, if any."""
         match = self._patient.search(path) if self._patient else None
         return match.group(1) if match else None
 
@@ -272,15 +303,17 @@ def modality_of(data: Data, path: str) -> str:
     return _Filler(data).modality(path)
 
 
-def _telling(path: str, header: Header) -> list[str]:
+def _path_flags(path: str, header: Header) -> list[str]:
     """Return a flag where a path names its own patient or a UID: such paths must be hidden."""
-    raw = (header.patient, header.study, header.series, header.instance)
-    named = any(each and len(each) > 3 and each in path for each in raw)
-    return [IDENTIFIER_IN_PATH] if named else []
+    for identifier in (header.patient, header.study, header.series, header.instance):
+        # Shorter ones are in many a path by chance.
+        if identifier and len(identifier) > 3 and identifier in path:
+            return [IDENTIFIER_IN_PATH]
+    return []
 
 
 def _place(stored: str, header: Header, fill: _Filler, key: bytes) -> Row:
-    """Return a slice as its file tells of it, by pseudonyms alone (_PLACE_SCHEMA).
+    """Return a slice as its file describes it, by pseudonyms alone (_PLACE_SCHEMA).
 
     A file that names no series is one by itself.
     """
@@ -289,6 +322,10 @@ def _place(stored: str, header: Header, fill: _Filler, key: bytes) -> Row:
     def hidden(kind: str, raw: str | None) -> str | None:
         return pseudonym(key, kind, raw) if raw else None
 
+    spacing_y, spacing_x = header.spacing_mm or (None, None)
+    tags = []
+    for tag, raw in header.tags.items():
+        tags.append((tag, hidden(f"tag:{tag}", raw)))
     return {
         "row": None,
         "path": stored,
@@ -301,58 +338,68 @@ def _place(stored: str, header: Header, fill: _Filler, key: bytes) -> Row:
         "modality": header.modality or fill.modality(path),
         "height": header.height,
         "width": header.width,
-        "spacing_y_mm": header.spacing_mm[0] if header.spacing_mm else None,
-        "spacing_x_mm": header.spacing_mm[1] if header.spacing_mm else None,
+        "spacing_y_mm": spacing_y,
+        "spacing_x_mm": spacing_x,
         "flags": header.flags,
-        "tags": [(tag, hidden(f"tag:{tag}", raw)) for tag, raw in header.tags.items()] or None,
+        "tags": tags or None,
         "withdrawn": False,
-        "telling": _telling(path, header),
+        "path_flags": _path_flags(path, header),
         "volume": header.volume,
         "order": header.order,
         "offset_mm": header.offset_mm,
     }
 
 
-def _tables(
-    files: pa.Table, slices: pa.Table, refused: dict[str, UnreadableError], before: pa.Table
-) -> Discovery:
-    """Return both tables; series come in the order of their first files."""
-    paths = _one(files["path"])
-    of_file = pc.index_in(slices["path"], paths).to_numpy()
-    series = _one(_bases(slices)).dictionary_encode()
-    which, first = series.indices.to_numpy(), np.full(len(series.dictionary), len(files))
+# --- the tables --------------------------------------------------------------------------------
+
+
+def _by_first_file(slices: pa.Table, paths: pa.ChunkedArray) -> pa.Table:
+    """Return slices with their series in the order of their first files, `row` still null."""
+    of_file = pc.index_in(slices["path"], _one(paths)).to_numpy()
+    series = _one(_series_names(slices)).dictionary_encode()
+    which = series.indices.to_numpy()
+    first = np.full(len(series.dictionary), len(paths))
     np.minimum.at(first, which, of_file)
-    counts = _counts(files, slices["path"])
-    told = {path: _told(path, error) for path, error in refused.items()}
-    new = pa.table(
+    order = np.argsort(first[which], kind="stable")
+    if (np.diff(order) != 1).any():  # taking copies, which most collections do not need
+        slices = slices.take(order)
+    return with_column(slices, "row", pa.nulls(len(slices), pa.int64()))
+
+
+def _with_reasons(
+    files: pa.Table, counts: pa.Array, refused: dict[str, UnreadableError], before: pa.Table
+) -> pa.Table:
+    """Return files with the reason and detail of those that have no slices.
+
+    refused: of files that were opened. Others are set aside now if they were set aside before.
+    """
+    reasons = [_reason(path, error) for path, error in refused.items()]
+    now = pa.table(
         {
-            "path": pa.array(told, pa.string()),
-            "reason": pa.array([reason for reason, _ in told.values()], pa.string()),
-            "detail": pa.array([detail for _, detail in told.values()], pa.string()),
+            "path": pa.array(refused, pa.string()),
+            "reason": pa.array(reasons, pa.string()),
+            "detail": pa.array([error.detail for error in refused.values()], pa.string()),
         }
     )
-    # As it was: set aside then, set aside now.
-    aside = before.filter(pc.is_valid(before["reason"])).select(new.column_names)
-    aside = aside.filter(pc.invert(pc.is_in(aside["path"], _one(new["path"]))))
-    said = pa.concat_tables([new, aside])
-    said = said.take(pc.if_else(pc.equal(counts, 0), pc.index_in(paths, _one(said["path"])), None))
+    then = before.filter(pc.is_valid(before["reason"])).select(now.column_names)
+    opened_now = pc.is_in(then["path"], _one(now["path"]))
+    then = then.filter(pc.invert(opened_now))
+    aside = pa.concat_tables([now, then])
+    places = pc.index_in(_one(files["path"]), _one(aside["path"]))
+    by_file = aside.take(pc.if_else(pc.equal(counts, 0), places, None))
+    # What the walk already says of a file stands.
     listed = pc.is_null(files["reason"])
     for name in ("reason", "detail"):
-        files = with_column(files, name, pc.if_else(listed, said[name], files[name]))
-    order = np.argsort(first[which], kind="stable")
-    if (np.diff(order) != 1).any():
-        slices = slices.take(order)
-    return Discovery(
-        files=with_column(files, "slices", counts),
-        slices=with_column(slices, "row", pa.nulls(len(slices), pa.int64())),
-    )
+        files = with_column(files, name, pc.if_else(listed, by_file[name], files[name]))
+    return files
 
 
-def _told(path: str, error: UnreadableError) -> tuple[str, str]:
-    """Return the reason and detail for the table; what nobody took for an image is `other`."""
-    nothing = error.reason == "empty" or error.detail.startswith(NO_FORMAT)
-    furniture = error.detail.startswith(DICOMDIR) or (nothing and not _named_as_image(path))
-    return (_OTHER if furniture else error.reason), error.detail
+def _reason(path: str, error: UnreadableError) -> str:
+    """Return the reason for the table; what nobody took for an image is `other`."""
+    if error.detail.startswith(DICOMDIR):
+        return _OTHER
+    no_image = error.reason == "empty" or error.detail.startswith(NO_FORMAT)
+    return _OTHER if no_image and not _named_as_image(path) else error.reason
 
 
 def _named_as_image(path: str) -> bool:

@@ -2,20 +2,20 @@
 
 Each part without a receipt is claimed, its slices are read in order and embedded in batches that
 never cross a part, and it is committed whole: the same rows give the same batches, and so the same
-bits, whether or not a run was interrupted. Reading, the network and writing each go on while the
-others do: files are read by processes ahead of need, a GPU works while the next batch is stacked
-(`embedding.forward`), and parts are written by a thread while the next ones are embedded.
+bits, whether or not a run was interrupted. The stages go on at once, each a bounded way ahead:
+
+    claimed, requested   ->   read           ->   embedded          ->   committed
+    `UpcomingParts`           processes           lanes, or a GPU        a thread
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import logging
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,17 +23,18 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.extraction.part import Filler, Job, Run, rule_number
+from pipeline import backbones
+from pipeline.backbones.weights import Checkpoint
+from pipeline.extraction.part import FillContext, PartFiller, PartInFlight, rule_number
 from pipeline.extraction.progress import BadLimit as BadLimit
 from pipeline.extraction.progress import Progress as Progress
-from pipeline.extraction.slices import PartSlices
+from pipeline.extraction.upcoming import UpcomingParts
 from pipeline.extraction.writer import Writer
 from pipeline.inference.speed import Speed as Speed
 from pipeline.inference.speed import sleep_while_waiting
 from pipeline.inference.telemetry import bottleneck, clock, tracing
-from pipeline.io.reader import read_files
-from pipeline.io.types import FrameRead, Request
-from pipeline.preprocessing.volume_range import Kept, Volumes
+from pipeline.io.read_queue import open_read_queue
+from pipeline.io.types import FrameRead
 from pipeline.recipe import Recipe, recipe_of
 from stores import FeatureStore, PartRange
 from stores._process import me, name_of
@@ -45,10 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Parts that are claimed and asked of the readers before their turn.
-AHEAD = 2
-
-Load = Callable[[str, Path | str, Recipe, Speed], "Backbone"]
+Load = Callable[[Recipe, Checkpoint, Speed], "Backbone"]
 
 
 @dataclass(frozen=True)
@@ -65,158 +63,210 @@ class Embedded:
     bottleneck: str = ""
 
 
+def load_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Backbone:
+    """Load the network of a recipe on the device that `speed` names. Raises WeightsError."""
+    return backbones.load_recipe_backbone(
+        recipe, checkpoint, device=speed.device, compiled=speed.compiled
+    )
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How parts of a store are embedded; all that changes feature values is in its recipe.
+
+    checkpoint: the weights of the recipe. root: what the slices' paths are relative to, once
+    `reveal` has given the real ones. limit: counts what cannot be read. load: gives the network.
+    """
+
+    checkpoint: Checkpoint
+    root: Path
+    reveal: Callable[[str], str]
+    limit: BadLimit
+    speed: Speed = field(default_factory=Speed)
+    progress: Progress = field(default_factory=Progress)
+    load: Load = load_network
+
+
 def embed_missing(
-    store: FeatureStore,
-    recipe: Recipe,
-    backbone: str,
-    weights: Path | str,
-    root: Path,
-    reveal: Callable[[str], str],
-    speed: Speed,
-    progress: Progress,
-    limit: BadLimit,
-    parts: Sequence[PartRange] | None = None,
-    load: Load | None = None,
+    store: FeatureStore, settings: EmbedSettings, parts: Sequence[PartRange] | None = None
 ) -> Embedded:
     """Embed the parts of the store without a receipt: all, or those of `parts` in their order.
 
-    backbone, weights: as `load_backbone` takes them; root: what the slices' paths are relative to,
-    once `reveal` has told the real ones; load: gives the network, `load_network` by default. Raises
-    TooManyBadError at the limit, DeviceError.
+    Raises TooManyBadError at the limit, DeviceError, WeightsError; what was committed stays.
     """
-    limit.check()
+    settings.limit.check()
     missing = store.missing() if parts is None else store.without_receipt(parts)
     if not missing:
         return Embedded()
     pa.default_memory_pool().release_unused()  # a look takes more than what comes of it
-    sleep_while_waiting()
-    from pipeline.inference.forward import pick_device
-
-    speed = speed.chosen(pick_device(speed.device), recipe)
-    slices = PartSlices(store, missing, recipe.preprocess.by_volume)
-    progress.plan(slices.counts.total())
-    volumes = Volumes(recipe.preprocess, slices.joined, functools.partial(_ranges, store))
-    network = functools.partial(load or load_network, backbone, weights, recipe, speed)
-    flow = _Flow(store, recipe, speed, progress, limit, volumes, network)
-    jobs = _jobs(store, missing, slices, volumes, recipe.preprocess.thickens)
-    reads = read_files(
-        root,
-        _begun(_requests(jobs, flow, reveal), flow),
-        plane=recipe.preprocess.plane,
-        workers=speed.workers or 0,
-        time_limit_s=speed.time_limit_s,
-    )
-    with flow, contextlib.closing(reads):
-        flow.embed(reads)
-    left = store.without_receipt(missing)
-    elsewhere = [f"part {part.index}: {store.owner(part)}" for part in left]
-    seconds = {name: round(value, 3) for name, value in flow.seconds.items()}
-    said = bottleneck(seconds, flow.rows, speed, recipe)
-    return Embedded(flow.rows, flow.linked, elsewhere, seconds, said)
+    sleep_while_waiting()  # before torch is imported
+    with EmbeddingRun(store, missing, settings) as run:
+        run.embed()
+    return run.summary()
 
 
-@dataclass
-class _Flow:
+class EmbeddingRun:
     """The parts of one run, from their claim to their commit; a context that ends with the run.
 
-    load: gives the network. waiting: claimed and asked of the readers, in order; held: these, and
-    all that are not committed yet. since: when a part's time was last counted. rows, linked,
-    seconds: of what was committed.
+    It owns the reading processes and the writer's thread from its beginning, the lanes from the
+    first part on, and the claims of all parts that are not committed. However it ends, they end.
     """
 
-    store: FeatureStore
-    recipe: Recipe
-    speed: Speed
-    progress: Progress
-    limit: BadLimit
-    volumes: Volumes
-    load: Callable[[], Backbone]
-    waiting: deque[Job] = field(default_factory=deque)
-    held: list[Job] = field(default_factory=list)
-    since: float = 0.0
-    rows: int = 0
-    linked: int = 0
-    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    def __init__(
+        self, store: FeatureStore, parts: Sequence[PartRange], settings: EmbedSettings
+    ) -> None:
+        """Choose speed settings and look up the slices of the parts; nothing is opened yet."""
+        from pipeline.inference.forward import pick_device
 
-    def __enter__(self) -> _Flow:
-        self._writer = Writer(self._commit)
+        self.recipe = recipe_of(store)
+        self.speed = settings.speed.chosen(pick_device(settings.speed.device), self.recipe)
+        self._store = store
+        self._parts = parts
+        self._settings = settings
+        self._upcoming = UpcomingParts(store, parts, self.recipe.preprocess, settings.reveal)
+        self._in_flight: list[PartInFlight] = []  # begun, not committed
+        self._context: FillContext | None = None  # once the network is there
+        self._requested = 0
+        self._counted_at = 0.0  # when a part's time was last counted
+        # Of what was committed; written by the writer's thread, read once that has ended.
+        self._rows = 0
+        self._linked = 0
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        settings.progress.plan(self._upcoming.slices.counts.total())
+
+    def __enter__(self) -> EmbeddingRun:
+        """Start the writer's thread and the readers, which have nothing to do yet."""
+        with contextlib.ExitStack() as stack:
+            # Closed in the opposite order: first what fills parts, then what commits them; and the
+            # claims last, since a part may be somebody else's as soon as its claim is gone.
+            stack.callback(self._release_claims)
+            self._writer = stack.enter_context(contextlib.closing(Writer(self._commit)))
+            reads = open_read_queue(
+                self._settings.root,
+                plane=self.recipe.preprocess.plane,
+                workers=self.speed.workers or 0,
+                time_limit_s=self.speed.time_limit_s,
+            )
+            self._reads = stack.enter_context(contextlib.closing(reads))
+            self._opened = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give back the claims of parts that were not committed, whatever ended the run."""
-        self._writer.close()
-        for job in self.held:
-            job.claim.release()
-        if "run" in self.__dict__:
-            self.run.forward.close()
+        """End all threads and processes; what was filled and not committed is lost."""
+        self._opened.close()
 
-    def take_on(self, job: Job) -> None:
-        """Note a part that was claimed and whose files are being asked for."""
-        self.held.append(job)
-        self.waiting.append(job)
-
-    def embed(self, reads: Iterator[FrameRead]) -> None:
+    def embed(self) -> None:
         """Fill part after part from what is read, and commit them."""
-        run: Run | None = None
-        self.since = time.perf_counter()
-        with tracing(self.speed.trace) as step:
-            while True:
-                began = time.perf_counter()
-                first = next(reads, None)
-                if first is None:
-                    break
-                waited = time.perf_counter() - began - self.waiting[0].seconds.get("load", 0.0)
-                run, job = self.run, self.waiting.popleft()
-                job.seconds["wait"] += waited
-                for _ in Filler(job, run).fill(itertools.chain([first], reads)):
+        self._counted_at = time.perf_counter()
+        with tracing(self.speed.trace) as note_batch:
+            while (job := self._next_part()) is not None:
+                context = self._start()
+                for _ in PartFiller(job, context).fill(self._read()):
                     self._beat()
-                    step()
-                self._count(job)
-                run.originals.commit()
-                run.forward.pass_by(functools.partial(self._hand_over, job))
-            if run is not None:
-                run.settle()
+                    note_batch()
+                self._count_time(job)
+                # Its pixels are known to the parts that follow, whose rows may be linked to its.
+                context.originals.commit()
+                # Its last batches may still be computed: it is handed over behind them.
+                context.forward.pass_by(functools.partial(self._hand_over, job))
+            if self._context is not None:
+                self._context.wait_for_commits()
 
-    @functools.cached_property
-    def run(self) -> Run:
-        """What all parts share; made, and the network loaded, once there is a part to embed."""
+    def summary(self) -> Embedded:
+        """Return what the run added, once it has ended."""
+        left = self._store.without_receipt(self._parts)
+        elsewhere = [f"part {part.index}: {self._store.owner(part)}" for part in left]
+        seconds = {name: round(value, 3) for name, value in self._seconds.items()}
+        sentence = bottleneck(seconds, self._rows, self.speed, self.recipe)
+        return Embedded(self._rows, self._linked, elsewhere, seconds, sentence)
+
+    # --- what is read ----------------------------------------------------------------------
+
+    def _next_part(self) -> PartInFlight | None:
+        """Return the next part to fill; None where none is left that others do not have."""
+        self._request()
+        if not self._upcoming.waiting:
+            return None
+        self._start()  # before the part leaves `waiting`: the time is counted to the first
+        job = self._upcoming.waiting.popleft()
+        self._in_flight.append(job)
+        return job
+
+    def _read(self) -> Iterator[FrameRead]:
+        """Yield what was read, in the order of the requests, and request more before each wait."""
+        while True:
+            self._request()
+            yield self._reads.get()
+
+    def _request(self) -> None:
+        """Have files read while the readers have room and few parts wait."""
+        while self._reads.has_room():
+            request = self._upcoming.next_request()
+            if request is None:
+                return
+            self._reads.put(request)
+            self._requested += 1
+            if self._requested == self.speed.workers:
+                self._start()  # while each reader starts and reads its first file
+
+    # --- the network -----------------------------------------------------------------------
+
+    def _start(self) -> FillContext:
+        """Load the network, once, and return what all parts share.
+
+        Not before a part is claimed: others may have all of them.
+        """
+        if self._context is not None:
+            return self._context
         from pipeline.inference.forward import Forward
 
-        with clock(self.waiting[0].seconds, "load"):
+        batch_size = self.speed.batch_size or 1
+        with clock(self._upcoming.waiting[0].seconds, "load"):
+            network = self._settings.load(self.recipe, self._settings.checkpoint, self.speed)
             lanes = self.speed.trace is None  # a trace is of one thread
-            network, size = self.load(), self.speed.batch_size or 1
-            forward = Forward(network, self.recipe, size, lanes=lanes)
-
-        def settle() -> None:
-            forward.flush()
-            self._writer.settle()
-
-        originals = _known_pixels(self.store)
+            forward = Forward(network, self.recipe, batch_size, lanes=lanes)
+            self._opened.callback(forward.close)
+        originals = _known_pixels(self._store)
         originals.forget()  # what a run that failed had begun
-        batch_size, progress, limit = self.speed.batch_size or 1, self.progress, self.limit
-        return Run(
-            self.store, forward, batch_size, progress, limit, originals, self.volumes, settle
+
+        def wait_for_commits() -> None:
+            forward.flush()  # hands over the parts whose batches were still computed
+            self._writer.drain()
+
+        self._context = FillContext(
+            store=self._store,
+            forward=forward,
+            batch_size=batch_size,
+            progress=self._settings.progress,
+            limit=self._settings.limit,
+            originals=originals,
+            volumes=self._upcoming.volumes,
+            wait_for_commits=wait_for_commits,
         )
+        return self._context
+
+    # --- parts that are filled -------------------------------------------------------------
 
     def _beat(self) -> None:
         """Say that this process is alive, to those who wait for its parts."""
-        for job in list(self.held):  # the writer's thread takes parts out
+        for job in [*self._upcoming.waiting, *self._in_flight]:  # the writer takes parts out
             job.claim.beat()
 
-    def _count(self, job: Job) -> None:
+    def _count_time(self, job: PartInFlight) -> None:
         """Add the time since another part was counted: all parts together take all of it."""
         now = time.perf_counter()
-        job.seconds["all"] += now - self.since
-        self.since = now
+        job.seconds["all"] += now - self._counted_at
+        self._counted_at = now
 
-    def _hand_over(self, job: Job, _: object) -> None:
+    def _hand_over(self, job: PartInFlight, _: object) -> None:
         """Give a filled part to the writer."""
-        job.most = min(self.run.forward.most, self.run.batch_size)
-        self._count(job)
-        with clock(self.seconds, "stall"):
+        assert self._context is not None
+        job.at_once = min(self._context.forward.most, self._context.batch_size)
+        self._count_time(job)
+        with clock(self._seconds, "stall"):
             self._writer.put(job, self._beat)
 
-    def _commit(self, job: Job) -> None:
+    def _commit(self, job: PartInFlight) -> None:
         """Write a filled part, with what a reader of the receipt may ask. In the writer's thread.
 
         Where another process took the part over and has it, its work stands.
@@ -230,21 +280,28 @@ class _Flow:
             "seconds": {name: round(value, 6) for name, value in job.seconds.items()},
             "device": self.speed.device,
             "by": name_of(me()),
-            "batch_size": {"asked": self.speed.batch_size, "at_once": job.most},
+            "batch_size": {"asked": self.speed.batch_size, "at_once": job.at_once},
             "versions": {name: version(name) for name in ("radprobe", "torch", "transformers")},
         }
         try:
-            self.store.write(job.part, job.claim, job.arrays, notes)
+            self._store.write(job.part, job.claim, job.arrays, notes)
         except ClaimedError as error:
             log.warning("%s Its work stands; this process goes on.", error)
         else:
-            self.rows += job.embedded
-            self.linked += len(job.links)
+            self._rows += job.count_embedded()
+            self._linked += len(job.links)
             for stage, spent in job.seconds.items():
-                self.seconds[stage] += spent
-            self.seconds["write"] += time.perf_counter() - began
-        self.held.remove(job)
+                self._seconds[stage] += spent
+            self._seconds["write"] += time.perf_counter() - began
+        # Behind the receipt: whoever claims the part from now on sees that it is done. A crash in
+        # between leaves a claim of a dead process, which others take over.
+        self._in_flight.remove(job)
         job.claim.release()
+
+    def _release_claims(self) -> None:
+        """Give back the parts that were not committed."""
+        for job in [*self._upcoming.waiting, *self._in_flight]:
+            job.claim.release()
 
 
 @functools.lru_cache(maxsize=1)
@@ -252,82 +309,3 @@ def _known_pixels(store: FeatureStore) -> Originals:
     """Return which rows first held which pixels; read once, by a look at every part."""
     preprocess = recipe_of(store).preprocess
     return Originals(store, functools.partial(rule_number, preprocess))
-
-
-def _ranges(store: FeatureStore, rows: Iterable[int]) -> Kept:
-    """Return the ranges of volumes that the receipts of some rows' parts tell."""
-    found: Kept = {}
-    for index in sorted({row // store.layout.part_rows for row in rows}):
-        receipt = store.receipt(index)
-        ranges = () if receipt is None else receipt.ranges
-        found |= {volume.row: (volume.low, volume.high) for volume in ranges}
-    return found
-
-
-def _jobs(
-    store: FeatureStore,
-    missing: Sequence[PartRange],
-    slices: PartSlices,
-    volumes: Volumes,
-    thickens: Callable[[str], bool],
-) -> Iterator[Job]:
-    """Claim the missing parts one after the other; those another process holds are passed over."""
-    for part in missing:
-        # Looked at first: where many share a store, most parts are done when their turn comes. And
-        # a part may have lost all its slices since it was given out: nothing would be read for it.
-        if not slices.counts[part.index] or store.receipts.believed(part.index) is not None:
-            continue
-        claim = store.claim(part)
-        if claim is not None:
-            mine = slices.of(part)
-            yield Job(part, claim, mine, volumes.take(mine), slices.beside(mine, thickens))
-
-
-def _requests(
-    jobs: Iterator[Job], flow: _Flow, reveal: Callable[[str], str]
-) -> Iterator[Request | None]:
-    """Yield what to read, a file once a part; a job is taken on when its first file is asked.
-
-    The reader pulls ahead of the network, so a part is claimed just before it is read; None while
-    enough are, since others may have nothing to do. What must be surveyed comes before the part's
-    own slices.
-    """
-    while True:
-        while len(flow.waiting) >= AHEAD:
-            yield None
-        job = next(jobs, None)
-        if job is None:
-            return
-        flow.take_on(job)
-        own = [each for s in job.slices for each in (s, *job.beside.get(s["row"], ()))]
-        for slices in ([s for volume in job.survey.values() for s in volume], own):
-            for path, group in itertools.groupby(slices, key=lambda slice_: slice_["path"]):
-                yield Request(reveal(path), tuple(slice_["frame"] for slice_ in group))
-
-
-def _begun(requests: Iterator[Request | None], flow: _Flow) -> Iterator[Request | None]:
-    """Pass requests on; the network is loaded while the readers start and read their first files.
-
-    And not before: others may hold every part.
-    """
-    for asked, request in enumerate(requests, 1):
-        yield request
-        if asked == flow.speed.workers:
-            flow.run  # noqa: B018 (made once)
-
-
-def load_network(name: str, weights: Path | str, recipe: Recipe, speed: Speed) -> Backbone:
-    """Load the network of a recipe on the device that `speed` names."""
-    from pipeline.backbones.load import load_backbone
-
-    return load_backbone(
-        name,
-        weights,
-        image_size=recipe.image_size,
-        blocks=recipe.blocks,
-        patch_blocks=recipe.patch.blocks,
-        device=speed.device,
-        precision=recipe.precision,
-        compiled=speed.compiled,
-        treatment=recipe.architecture.treatment,
-    )

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from pyarrow import csv
 from pydantic import ValidationError
 
 from pipeline.recipe import Recipe
@@ -33,7 +34,8 @@ def export_store(
     path: Path, out: Path, to: str, array: str, blocks: int, *, per_study: bool = False
 ) -> int:
     """Write a store's features as `to` says; return how many rows. Raises ConfigError."""
-    store, which = FeatureStore.open(path), Selection(array, blocks)
+    store = FeatureStore.open(path)
+    which = Selection(array, blocks)
     if to not in FORMATS or (per_study and to != "h5"):
         raise ConfigError(
             f"An export is one of {', '.join(FORMATS)}, and h5 alone goes by study. Got {to!r}."
@@ -43,8 +45,10 @@ def export_store(
             return export_faiss(store, out, which)
         if to == "h5":
             return export_h5(store, out, which, per_study=per_study)
-        return (export_npy if to == "npy" else export_parquet)(store, out, which)
-    except StoreError:
+        if to == "npy":
+            return export_npy(store, out, which)
+        return export_parquet(store, out, which)
+    except StoreError:  # of which some are KeyErrors too: they say what to do already
         raise
     except (KeyError, ValueError) as error:
         raise ConfigError(str(error.args[0])) from error
@@ -55,8 +59,10 @@ def export_faiss(store: FeatureStore, out: Path, which: Selection) -> int:
     import faiss
 
     rows = live_slices(store)["row"].to_numpy()
-    index, done = None, 0
+    index = None
+    done = 0
     for batch in batches(store, which, rows):
+        # The inner product of unit vectors is their cosine.
         flat = unit_length(batch.reshape(len(batch), -1).astype(np.float32))
         if index is None:
             index = faiss.IndexIDMap2(faiss.IndexFlatIP(flat.shape[1]))
@@ -74,16 +80,16 @@ def export_slices(path: Path, out: Path) -> int:
 
     It needs the store's key, and the file names what the store hides. Raises ConfigError.
     """
-    from pyarrow import csv
-
     store = FeatureStore.open(path)
     slices = Names(store.path).revealed(store.slices())
     if out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"A slice table is written as .csv or .parquet. Got {out.name!r}.")
+    # Under another name until it is all there: a crash leaves no half of a table.
     with aside(out) as temporary:
         if out.suffix == ".parquet":
             pq.write_table(slices, temporary)
         else:
+            # CSV has no lists and no maps: flags become words, tags are left out.
             flags = pc.binary_join(slices["flags"], " ")
             flat = slices.drop_columns(["tags", "flags"]).append_column("flags", flags)
             csv.write_csv(flat, temporary)
@@ -96,21 +102,23 @@ def import_file(source: Path, out: Path, recipe: Path, table: Path | None = None
     recipe: a JSON or YAML file with the fields of `Recipe`; the features become `cls`, whose last
     `blocks` stand side by side. Raises ConfigError where they do not fit it.
     """
-    made = _read_recipe(recipe)
+    settings = _read_recipe(recipe)
     foreign = read_foreign(source, table)
-    width = made.blocks * made.architecture.dim
+    width = settings.blocks * settings.architecture.dim
     if foreign.features.shape[1] != width:
         raise ConfigError(
             f"{source} has features of {foreign.features.shape[1]} numbers; the recipe's "
-            f"{made.blocks} blocks of {made.architecture.dim} make {width}. Mend the recipe."
+            f"{settings.blocks} blocks of {settings.architecture.dim} make {width}. Mend the "
+            "recipe."
         )
     names = Names(out)
 
     def hide(kind: str, raw: str) -> str:
         return names.shown(raw) if kind == "path" else names.pseudonym(kind, raw)
 
+    # Before anything is written: no identifier of a foreign table enters the store.
     foreign = hide_identities(foreign, hide)
-    return import_features(out, made.canonical(), made.blocks, made.dtype, foreign)
+    return import_features(out, settings.canonical(), settings.blocks, settings.dtype, foreign)
 
 
 def _read_recipe(path: Path) -> Recipe:

@@ -30,13 +30,14 @@ def failures(path: Path) -> list[Lost]:
     store = FeatureStore.open(path)
     names = Names(store.path)
     files = names.revealed(store.files()).to_pylist()
-    aside = [Lost(f["path"], None, f["reason"], f["detail"] or "") for f in files if f["reason"]]
+    lost = [Lost(f["path"], None, f["reason"], f["detail"] or "") for f in files if f["reason"]]
+    # The arrays say which rows are unreadable, the receipts of their parts why.
     status = store.status()
     unreadable = np.flatnonzero(status == UNREADABLE)
-    failures = {failure.row: failure for failure in store.unreadable(status)}
+    failures_by_row = {failure.row: failure for failure in store.unreadable(status)}
     slices = store.slices()
-    slices = names.revealed(slices.take(np.searchsorted(slices["row"].to_numpy(), unreadable)))
-    return aside + [
-        Lost(s["path"], s["frame"], failures[s["row"]].reason, failures[s["row"]].detail)
-        for s in slices.to_pylist()
-    ]
+    places = np.searchsorted(slices["row"].to_numpy(), unreadable)
+    for row in names.revealed(slices.take(places)).to_pylist():
+        failure = failures_by_row[row["row"]]
+        lost.append(Lost(row["path"], row["frame"], failure.reason, failure.detail))
+    return lost

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.extraction.progress import BadLimit, Progress
+from pipeline.extraction.slices import Row
 from pipeline.inference.telemetry import clock
 from pipeline.io.types import FrameRead
 from pipeline.preprocessing.perturb import thickened
@@ -29,27 +30,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Job:
-    """One claimed part: its slices in row order, its arrays as they fill.
+class PartInFlight:
+    """One claimed part, from its claim to its commit.
 
-    survey: the volumes whose ranges are to be found first. beside: row -> its neighbours in the
-    volume, where it is seen thicker. left_out: the rows that either lacks. ranges: those that scale
-    slices of this part. arrays: none until the part is begun, since parts are claimed ahead. links:
-    row -> the row with the same pixels. most: how many slices the network took at once.
+    slices: in row order. survey: the volumes whose ranges are to be found first. neighbours: row ->
+    those in its volume, where it is seen thicker. arrays: as they fill; none until the part is
+    begun, since parts are claimed ahead. ranges: of the volumes that scale slices of this part.
+    left_out: rows of volumes that could not be read for them. links: row -> the row with the same
+    pixels. seconds: stage -> what it took. at_once: how many slices the network took at a time.
     """
 
     part: PartRange
     claim: Claim
-    slices: list[dict[str, Any]]
-    survey: dict[Name, list[dict[str, Any]]]
-    beside: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
+    slices: list[Row] = field(default_factory=list)
+    survey: dict[Name, list[Row]] = field(default_factory=dict)
+    neighbours: dict[int, list[Row]] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    left_out: list[int] = field(default_factory=list)
     ranges: Kept = field(default_factory=dict)
+    left_out: list[int] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     links: dict[int, int] = field(default_factory=dict)
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
-    most: int = 0
+    at_once: int = 0
 
     def put(self, row: int, **values: Any) -> None:
         """Set values of one row, array by array."""
@@ -57,19 +59,21 @@ class Job:
             self.arrays[name][row - self.part.start] = value
 
     def fail(self, row: int, reason: str, detail: str) -> None:
-        """Mark one row as unreadable and keep why."""
+        """Mark one row as unreadable and note why."""
         self.put(row, status=UNREADABLE)
         self.failures.append({"row": row, "reason": reason, "detail": detail})
 
-    @property
-    def embedded(self) -> int:
-        """How many slices went through the network, or will have."""
+    def count_embedded(self) -> int:
+        """Return how many slices went through the network, or will have."""
         return int((self.arrays["status"] == OK).sum()) - len(self.links)
 
 
 @dataclass(frozen=True)
-class Run:
-    """What all parts of one run share. settle: waits until all parts before are committed."""
+class FillContext:
+    """What all parts of one run share.
+
+    wait_for_commits: returns once all parts that were filled before are committed.
+    """
 
     store: FeatureStore
     forward: Forward
@@ -78,11 +82,11 @@ class Run:
     limit: BadLimit
     originals: Originals
     volumes: Volumes
-    settle: Callable[[], None]
+    wait_for_commits: Callable[[], None]
 
 
 @dataclass
-class Filler:
+class PartFiller:
     """Fills one part with features, in batches that start and end within it.
 
     Slices of known pixels take the features of the row that has them. They stay in the batch for
@@ -90,84 +94,101 @@ class Filler:
     run.
     """
 
-    job: Job
-    run: Run
+    job: PartInFlight
+    context: FillContext
     batch: list[tuple[int, Slice, str]] = field(default_factory=list)  # row, pixels, modality
 
     def fill(self, reads: Iterator[FrameRead]) -> Iterator[None]:
         """Take a read for each slice surveyed, and of the part; yield after volume and batch.
 
-        The features of the last batches may still be on their way then.
+        reads: in the order in which `UpcomingParts` requested them. The features of the last
+        batches may still be on their way when this ends.
         """
-        job, run = self.job, self.run
-        job.arrays = run.store.empty_part()
-        for name, slices in job.survey.items():
-            with clock(job.seconds, "survey"):
-                job.left_out += run.volumes.survey(name, slices, (read.item for read in reads))
+        self.job.arrays = self.context.store.empty_part()
+        for name, slices in self.job.survey.items():
+            self._survey(name, slices, reads)
             yield
-        job.ranges = run.volumes.ranges(job.slices)
-        for slice_ in job.slices:
-            with clock(job.seconds, "wait"):
-                read = next(reads)
-                beside = job.beside.get(slice_["row"], ())
-                others = [(each["row"], next(reads)) for each in beside]
-            self._take(slice_, self._thickened(read, others))
-            if len(self.batch) == run.batch_size:
+        # Only now: a range is known once every slice of its volume was seen.
+        self.job.ranges = self.context.volumes.ranges(self.job.slices)
+        for slice_ in self.job.slices:
+            self._take(slice_, self._next_read(slice_, reads))
+            if len(self.batch) == self.context.batch_size:
                 self._embed()
                 yield
-        if self.batch:
+        if self.batch:  # the last of a part is smaller, and the next part begins one of its own
             self._embed()
             yield
 
-    def _thickened(self, read: FrameRead, beside: list[tuple[int, FrameRead]]) -> FrameRead:
-        """Return what was read with the pixels of its neighbours in it; of those that can be."""
-        if not beside or isinstance(read.item, Failure):
+    def _survey(self, name: Name, slices: Sequence[Row], reads: Iterator[FrameRead]) -> None:
+        """Find the range of a volume, from all its slices, of whichever parts they are."""
+        with clock(self.job.seconds, "survey"):
+            items = (read.item for read in reads)
+            self.job.left_out += self.context.volumes.survey(name, slices, items)
+
+    def _next_read(self, slice_: Row, reads: Iterator[FrameRead]) -> FrameRead:
+        """Return what was read of a slice, with its neighbours in it where it is seen thicker."""
+        neighbours = self.job.neighbours.get(slice_["row"], ())
+        with clock(self.job.seconds, "wait"):
+            read = next(reads)
+            others = [next(reads) for _ in neighbours]
+        if not others or isinstance(read.item, Failure):
             return read
-        items = [other.item for _, other in beside if isinstance(other.item, Slice)]
-        self.job.left_out += [row for row, other in beside if isinstance(other.item, Failure)]
+        items: list[Slice] = []
+        for neighbour, other in zip(neighbours, others, strict=True):
+            if isinstance(other.item, Slice):
+                items.append(other.item)
+            else:
+                self.job.left_out.append(neighbour["row"])
         return replace(read, item=thickened(read.item, items))
 
-    def _take(self, slice_: dict[str, Any], read: FrameRead) -> None:
+    def _take(self, slice_: Row, read: FrameRead) -> None:
         """Put a slice into the batch, or why it cannot be read into the part."""
-        from pipeline.preprocessing.prepare import check
-
-        row, modality, item = slice_["row"], slice_["modality"], read.item
         self.job.seconds["read"] += read.seconds
         if read.file_digest is not None:
-            self.job.put(row, file_digest=_bytes(read.file_digest))
+            self.job.put(slice_["row"], file_digest=_bytes(read.file_digest))
         try:
-            if isinstance(item, Failure):
-                raise UnreadableError(item.reason, item.detail)
-            assert read.pixel_digest is not None
-            self.job.put(row, pixel_digest=_bytes(read.pixel_digest))
-            check(item)
-            self.batch.append((row, self.run.volumes.ranged(slice_, item), modality))
-            self._find_original(row, read.pixel_digest, modality)
+            self._take_pixels(slice_, read)
         except UnreadableError as error:
-            self.job.fail(row, error.reason, error.detail)
-            self.run.limit.count()
-            self.run.progress.advance(1)
+            self.job.fail(slice_["row"], error.reason, error.detail)
+            self.context.limit.count()
+            self.context.progress.advance(1)
 
-    def _find_original(self, row: int, pixels: str, modality: str) -> None:
+    def _take_pixels(self, slice_: Row, read: FrameRead) -> None:
+        """Put a slice into the batch. Raises UnreadableError where there is nothing to embed."""
+        from pipeline.preprocessing.prepare import check
+
+        row = slice_["row"]
+        modality = slice_["modality"]
+        if isinstance(read.item, Failure):
+            raise UnreadableError(read.item.reason, read.item.detail)
+        assert read.pixel_digest is not None
+        self.job.put(row, pixel_digest=_bytes(read.pixel_digest))
+        check(read.item)
+        self.batch.append((row, self.context.volumes.ranged(slice_, read.item), modality))
+        self._link_to_original(row, read.pixel_digest, modality)
+
+    def _link_to_original(self, row: int, pixels: str, modality: str) -> None:
         """Link a row to an earlier one with the same pixels, where that has features.
 
         What is remembered may be of a part that was lost before its commit, or changed since.
         """
-        digest, known = bytes.fromhex(pixels), self.run.originals
-        original = known.find(digest, modality, row)
+        digest = bytes.fromhex(pixels)
+        originals = self.context.originals
+        original = originals.find(digest, modality, row)
         if original is None or original == row:
             return
-        if self._here(original):
-            here = self.job.arrays["pixel_digest"][original - self.job.part.start]
-            if bytes(here) != digest:
+        if self._is_here(original):
+            digest_here = self.job.arrays["pixel_digest"][original - self.job.part.start]
+            if bytes(digest_here) != digest:
                 return
-        elif not known.holds(original, digest):
-            self.run.settle()
-            if not known.holds(original, digest):
+        elif not originals.holds(original, digest):
+            # It may be of a part that is filled and not committed yet, by this very run.
+            self.context.wait_for_commits()
+            if not originals.holds(original, digest):
                 return
         self.job.links[row] = original
 
-    def _here(self, row: int) -> bool:
+    def _is_here(self, row: int) -> bool:
         return self.job.part.start <= row < self.job.part.stop
 
     def _embed(self) -> None:
@@ -176,37 +197,36 @@ class Filler:
         self.batch.clear()
         deliver = functools.partial(self._deliver, rows)
         if self.job.links.keys() >= set(rows):
-            self.run.forward.pass_by(deliver)
+            self.context.forward.pass_by(deliver)
         else:
-            self.run.forward.run(items, modalities, deliver, self.job.seconds)
+            self.context.forward.run(items, modalities, deliver, self.job.seconds)
 
     def _deliver(self, rows: tuple[int, ...], features: Values) -> None:
         """Put the features of a batch into the part."""
         for name, values in features.items():
             for row, value in zip(rows, values, strict=True):
                 self.job.put(row, status=OK, **{name: value})
-        self._link([row for row in rows if row in self.job.links])
-        self.run.progress.advance(len(rows))
+        # After the batch's own features: an original may be in the very same batch.
+        self._copy_linked([row for row in rows if row in self.job.links])
+        self.context.progress.advance(len(rows))
 
-    def _link(self, rows: list[int]) -> None:
+    def _copy_linked(self, rows: list[int]) -> None:
         """Give rows the features of their originals, of this part or of committed ones."""
-        part, links = self.job.part, self.job.links
         if not rows:
             return
-        far = [row for row in rows if not self._here(links[row])]
-        originals = np.array([links[row] for row in far], np.int64)
-        for name in self.run.forward.recipe.arrays:
+        links = self.job.links
+        here = [row for row in rows if self._is_here(links[row])]
+        elsewhere = [row for row in rows if not self._is_here(links[row])]
+        store = self.context.store
+        originals = np.array([links[row] for row in elsewhere], np.int64)
+        for name in self.context.forward.recipe.arrays:
             # Not `store.read`, which looks at every part: that those are committed is known.
-            for row, value in zip(
-                far,
-                self.run.store.array(name).gather(originals, self.run.store.row_crcs),
-                strict=True,
-            ):
+            values = store.array(name).gather(originals, store.row_crcs)
+            for row, value in zip(elsewhere, values, strict=True):
                 self.job.put(row, status=OK, **{name: value})
-            for row in rows:
-                if self._here(links[row]):
-                    value = self.job.arrays[name][links[row] - part.start]
-                    self.job.put(row, status=OK, **{name: value})
+            for row in here:
+                value = self.job.arrays[name][links[row] - self.job.part.start]
+                self.job.put(row, status=OK, **{name: value})
 
 
 def rule_number(preprocess: Preprocess, modality: str) -> int | None:

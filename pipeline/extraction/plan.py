@@ -1,12 +1,14 @@
-"""What a run would do, and why: told from the same look at the collection that the run takes."""
+"""What a run would do, and why, by the same look at the collection that the run takes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.config.root import Config
 from pipeline.extraction.sync import (
@@ -19,7 +21,7 @@ from pipeline.extraction.sync import (
     open_store,
     part_rows_of,
 )
-from pipeline.inference.throughput import load_pace
+from pipeline.inference.throughput import load_throughput
 from pipeline.recipe import Recipe
 from stores import FeatureStore, Layout
 from stores.errors import ConfigError, StoreNotFoundError
@@ -76,22 +78,22 @@ def plan(config: Config, *, rehash: bool = False) -> Plan:
     store = _existing(config)
     if store is not None:
         open_store(config, recipe)  # refuses another recipe in the words of `extract`
-    seen = _look(config, store, rehash)
+    this_look = _look(config, store, rehash)
     layout = store.layout if store is not None else Layout(part_rows_of(config, recipe))
-    slices = seen.slices
-    live = slices["row"].to_numpy()[~slices["withdrawn"].to_numpy(zero_copy_only=False)]
+    live = _live_rows(this_look.slices)
     parts = _missing(store, layout, live)
     part_bytes, part_files = _part_size(recipe, layout)
     embed = int(np.isin(live // layout.part_rows, parts).sum())
     size = len(parts) * part_bytes
     hours, source = _hours(config, store, recipe, embed, size)
+    reasons = this_look.files["reason"].drop_null().to_pylist()
     return Plan(
         store=storage_of(config.store).place,
         new=store is None,
         weights=recipe.weights,
         slices=len(live),
-        found=seen.counts,
-        files_set_aside=dict(Counter(r for r in seen.files["reason"].to_pylist() if r)),
+        found=this_look.counts,
+        files_set_aside=dict(Counter(reasons)),
         embed=embed,
         parts=len(parts),
         bytes=size,
@@ -108,7 +110,7 @@ def explain(config: Config, *, rehash: bool = False) -> Explanation:
     fields = differences(store, recipe)
     if fields:  # another recipe makes every slice stale: there is no more to say
         return Explanation(store.place, fields, [], [])
-    changes = list(_look(config, store, rehash).found.changes)
+    changes = list(_look(config, store, rehash).reconciled.changes)
     parts = [(part.index, store.receipts.doubt(part.index) or "") for part in store.missing()]
     return Explanation(store.place, [], changes, parts)
 
@@ -129,7 +131,13 @@ def _look(config: Config, store: FeatureStore | None, rehash: bool) -> Look:
     return look(config, store, rehash=rehash)
 
 
-def _missing(store: FeatureStore | None, layout: Layout, live: Any) -> list[int]:
+def _live_rows(slices: pa.Table) -> NDArray[np.int64]:
+    """Return (n,) the rows of the slices that are not withdrawn."""
+    withdrawn = slices["withdrawn"].to_numpy(zero_copy_only=False)
+    return np.asarray(slices["row"].to_numpy()[~withdrawn])
+
+
+def _missing(store: FeatureStore | None, layout: Layout, live: NDArray[np.int64]) -> list[int]:
     """Return the parts of the live rows that have no receipt to be believed."""
     needed = [int(index) for index in np.unique(live // layout.part_rows)]
     return [index for index in needed if store is None or store.receipt(index) is None]
@@ -137,8 +145,10 @@ def _missing(store: FeatureStore | None, layout: Layout, live: Any) -> list[int]
 
 def _part_size(recipe: Recipe, layout: Layout) -> tuple[int, int]:
     """Return bytes and files of one part: its chunks, and its receipt."""
-    specs = LEDGER | {n: (s.row_shape, s.dtype) for n, s in feature_arrays(recipe).items()}
-    size, files = 0, 1
+    features = feature_arrays(recipe)
+    specs = LEDGER | {name: (spec.row_shape, spec.dtype) for name, spec in features.items()}
+    size = 0
+    files = 1  # the receipt
     for row_shape, dtype in specs.values():
         row_bytes = int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         size += row_bytes * layout.part_rows
@@ -150,21 +160,28 @@ def _hours(
     config: Config, store: FeatureStore | None, recipe: Recipe, slices: int, size: int
 ) -> tuple[float | None, Literal["bench", "store", "nothing"]]:
     """Return how long so many slices and bytes would take, and by what that is said."""
-    pace = load_pace(recipe)
-    if pace is not None:
-        seconds = pace.seconds(slices, size / 1e6, recipe.precision, config.data.root)
+    # What was measured of this machine comes before what some machines took in the past.
+    measured = load_throughput(recipe)
+    if measured is not None:
+        seconds = measured.seconds(slices, size / 1e6, recipe.precision, config.data.root)
         if seconds is not None:
             return seconds / 3600, "bench"
-    a_slice = seconds_a_slice(store)
-    return (None, "nothing") if a_slice is None else (slices * a_slice / 3600, "store")
+    slice_s = seconds_a_slice(store)
+    if slice_s is None:
+        return None, "nothing"
+    return slices * slice_s / 3600, "store"
 
 
 def seconds_a_slice(store: FeatureStore | None) -> float | None:
     """Return the seconds a slice took so far, without loading the network, by the receipts."""
-    seconds, slices = 0.0, 0
-    for part in store.layout.parts(store.arrays["status"].n) if store is not None else []:
-        receipt = store.receipt(part.index) if store is not None else None
-        if receipt is not None and receipt.seconds:
-            seconds += receipt.seconds["all"] - receipt.seconds.get("load", 0.0)
-            slices += receipt.read
+    if store is None:
+        return None
+    seconds = 0.0
+    slices = 0
+    for part in store.layout.parts(store.arrays["status"].n):
+        receipt = store.receipt(part.index)
+        if receipt is None or not receipt.seconds:
+            continue
+        seconds += receipt.seconds["all"] - receipt.seconds.get("load", 0.0)
+        slices += receipt.read  # an unreadable slice took its time too
     return seconds / slices if slices else None

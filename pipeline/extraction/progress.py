@@ -1,4 +1,4 @@
-"""Who is told how far a run is, and what stops one that meets too many bad images."""
+"""How far a run is, for those who show it, and what stops one that meets too many bad images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from stores.errors import TooManyBadError
 
 @dataclass(frozen=True)
 class Progress:
-    """Who is told how far a run is: `plan` once, how many slices; `advance`, how many more."""
+    """What shows how far a run is: `plan` gets the number of slices once, `advance` how many more.
+
+    What `advance` raises ends the run, as an error of its own would.
+    """
 
     plan: Callable[[int], None] = lambda slices: None
     advance: Callable[[int], None] = lambda slices: None

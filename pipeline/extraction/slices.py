@@ -25,7 +25,7 @@ class PartSlices:
     """The live slices of some parts, as the table was at one moment.
 
     counts: part -> how many slices it has. joined: a table, by row, of the slices that depend on
-    their volumes, of every series that has one in these parts: all of it that is held in memory.
+    their volumes, of every series that has one in these parts: all of the table that is in memory.
     """
 
     def __init__(
@@ -34,7 +34,8 @@ class PartSlices:
         """depends: whether what is made of a slice of a modality depends on its volume as well."""
         self._file = store.slice_file
         self.counts = Counter[int]()
-        start, stop = min(part.start for part in parts), max(part.stop for part in parts)
+        start = min(part.start for part in parts)
+        stop = max(part.stop for part in parts)
         indices = np.array([part.index for part in parts])
         series = set[str]()
         for piece in self._file.between(start, stop, ["row", "series", "modality", "withdrawn"]):
@@ -47,35 +48,42 @@ class PartSlices:
         self._rows: NDArray[np.int64] = self.joined["row"].to_numpy()
 
     def _all_of(self, series: set[str], depends: Callable[[str], bool]) -> pa.Table:
-        names = pa.array(sorted(series), pa.string())
-        pieces = self._file.between(0, np.iinfo(np.int64).max, _COLUMNS) if series else ()
-        found = (_dependent(_live(piece), depends) for piece in pieces)
-        kept = [piece.filter(pc.is_in(piece["series"], names)) for piece in found]
-        return pa.concat_tables([_NOTHING, *kept])
+        """Return the dependent slices of some series, also of parts that are not to be embedded."""
+        tables = [_NOTHING]
+        if series:
+            names = pa.array(sorted(series), pa.string())
+            for piece in self._file.between(0, np.iinfo(np.int64).max, _COLUMNS):
+                dependent = _dependent(_live(piece), depends)
+                tables.append(dependent.filter(pc.is_in(dependent["series"], names)))
+        return pa.concat_tables(tables)
 
     def of(self, part: PartRange) -> list[Row]:
         """Return the slices of one part, in row order."""
-        pieces = self._file.between(part.start, part.stop, _COLUMNS)
-        return [slice_ for piece in pieces for slice_ in _live(piece).to_pylist()]
+        slices: list[Row] = []
+        for piece in self._file.between(part.start, part.stop, _COLUMNS):
+            slices += _live(piece).to_pylist()
+        return slices
 
-    def beside(
+    def neighbours(
         self, slices: Iterable[Row], thickens: Callable[[str], bool]
     ) -> dict[int, list[Row]]:
         """Return the neighbours in their series of those slices that are seen thicker, by row.
 
         The rows of a series are in the order of its slices.
         """
-        found: dict[int, list[Row]] = {}
+        neighbours: dict[int, list[Row]] = {}
         for slice_ in slices:
             if thickens(slice_["modality"]):
                 places = self._series[slice_["series"]]
                 at = int(np.searchsorted(self._rows[places], slice_["row"]))
                 near = [*places[max(0, at - 1) : at], *places[at + 1 : at + 2]]
-                found[slice_["row"]] = self.joined.take(pa.array(near, pa.int64())).to_pylist()
-        return found
+                rows = self.joined.take(pa.array(near, pa.int64()))
+                neighbours[slice_["row"]] = rows.to_pylist()
+        return neighbours
 
     @functools.cached_property
     def _series(self) -> dict[str, NDArray[np.int64]]:
+        """The places in `joined` of each series' slices, looked for at the first thick slice."""
         return by_series(self.joined)
 
 

@@ -1,14 +1,13 @@
 """A config's collection against its store: which recipe, which store, what is new and what is gone.
 
-`extract` acts on what `settle` says, `plan` and `explain` only tell it (`look`): the same functions
-look for all three, so that a plan cannot say another thing than a run then does.
+`extract` acts on a look (`update_tables`), `plan` and `explain` only report it (`look`). All three
+take the same look, so that a plan cannot say another thing than a run then does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline.backbones.weights import locate
+from pipeline.annotations.mask_matching import join
+from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
 from pipeline.recipe import Recipe, recipe_of
@@ -36,7 +36,7 @@ from pipeline.shared.pseudonyms import (
     reveal_path,
 )
 from stores import ArraySpec, FeatureStore
-from stores._disk import writing
+from stores._disk import file_sha256, writing
 from stores.errors import (
     ConfigError,
     LabelError,
@@ -49,7 +49,7 @@ from stores.errors import (
 from stores.layout import default_part_rows
 from stores.purge import patients_on
 from stores.reconcile import Known, Reconciled, reconcile
-from stores.slices import SLICE_SCHEMA, of_modalities, where
+from stores.slices import SLICE_SCHEMA, Tables, of_modalities, where
 from stores.storage import storage_of
 
 log = logging.getLogger(__name__)
@@ -64,23 +64,43 @@ Difference = tuple[str, Any, Any]  # field, what the store has, what the config 
 def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
     """Return the recipe of a config and its weights file (None for random weights).
 
-    Only a demo config may fall back to random weights, and keeps them once its store has them.
+    Reads the file whole, for its digest. Raises WeightsError where the weights are not to be had,
+    and ConfigError for settings that do not fit the network.
+    """
+    weights = locate_weights(config)
+    return recipe_with(config, weights), weights.file
+
+
+def locate_weights(config: Config) -> Weights:
+    """Find and hash the weights of a config; a demo alone may fall back to random ones.
+
+    Raises WeightsError.
     """
     choice = config.backbone
     weights = choice.weights
+    # A demo store of random weights keeps them: weights that are to be had by now would make
+    # another recipe, and the next run of the same config would be refused.
     if config.demo is not None and weights is None and _has_random_weights(config.store):
         weights = DEMO_WEIGHTS
     try:
-        found = locate(choice.name, weights, treatment=choice.treatment)
+        return locate(choice.name, weights, treatment=choice.treatment)
     except WeightsError as error:
         if config.demo is None or weights is not None:
             raise
         log.warning("RANDOM WEIGHTS: the demo goes on with an untrained network. %s", error)
-        found = locate(choice.name, DEMO_WEIGHTS, treatment=choice.treatment)
+    return locate(choice.name, DEMO_WEIGHTS, treatment=choice.treatment)
+
+
+def recipe_with(config: Config, weights: Weights) -> Recipe:
+    """Return the recipe of a config whose weights were found.
+
+    Raises ConfigError for settings that do not fit the network.
+    """
+    choice = config.backbone
     try:
-        recipe = Recipe(
-            architecture=found.architecture,
-            weights=found.identity,
+        return Recipe(
+            architecture=weights.architecture,
+            weights=weights.identity,
             image_size=choice.image_size,
             blocks=config.outputs.blocks,
             outputs=config.outputs.keep,
@@ -90,9 +110,8 @@ def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
             preprocess=config.preprocess,
         )
     except ValidationError as error:  # what a config cannot know before its network is known
-        said = [str(fault["ctx"]["error"]) for fault in error.errors() if "ctx" in fault]
-        raise ConfigError("\n".join(said) or str(error)) from None
-    return recipe, found.file
+        faults = [str(fault["ctx"]["error"]) for fault in error.errors() if "ctx" in fault]
+        raise ConfigError("\n".join(faults) or str(error)) from None
 
 
 def open_store(config: Config, recipe: Recipe) -> FeatureStore:
@@ -104,13 +123,15 @@ def open_store(config: Config, recipe: Recipe) -> FeatureStore:
         store = FeatureStore.open(config.store)
     except StoreNotFoundError:
         store = _create(config, recipe)
-    found = differences(store, recipe)
-    if found:
+    fields = differences(store, recipe)
+    if fields:
+        lines = [
+            f"  {name}: the store has {have!r}, the config asks {want!r}"
+            for name, have, want in fields
+        ]
         raise RecipeMismatchError(
             f"The store {store.place} was made by another recipe:\n"
-            + "\n".join(
-                f"  {name}: the store has {a!r}, the config asks {b!r}" for name, a, b in found
-            )
+            + "\n".join(lines)
             + "\nTwo recipes never share a store: name another store, or undo the change."
         )
     return store
@@ -118,15 +139,18 @@ def open_store(config: Config, recipe: Recipe) -> FeatureStore:
 
 def _create(config: Config, recipe: Recipe) -> FeatureStore:
     """Create the config's store, or open the one that another process created meanwhile."""
-    with writing(config.store):  # before the store: without its key it cannot be joined
+    # The key comes before the store: a crash between the two leaves a key alone, which the next
+    # run takes; a store without its key could never be joined to labels again.
+    with writing(config.store):
         load_key(config.store)
-    arrays, part_rows = feature_arrays(recipe), part_rows_of(config, recipe)
+    arrays = feature_arrays(recipe)
+    part_rows = part_rows_of(config, recipe)
     try:
         return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows)
     except OccupiedError as error:
         try:
             return FeatureStore.open(config.store)
-        except StoreNotFoundError:
+        except StoreNotFoundError:  # something else lies there
             raise error from None
 
 
@@ -154,6 +178,7 @@ def differences(store: FeatureStore, recipe: Recipe) -> list[Difference]:
 
 
 def _leaves(have: Any, want: Any, name: str = "") -> Iterator[Difference]:
+    """Yield the leaves in which two JSON values differ, named by their path: `preprocess.plane`."""
     if isinstance(have, dict) and isinstance(want, dict):
         for key in sorted(have.keys() | want.keys()):
             yield from _leaves(have.get(key), want.get(key), f"{name}.{key}" if name else key)
@@ -173,22 +198,27 @@ def _has_random_weights(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Look:
-    """What was found, and what becomes of it: what is to be stored, and the changes.
+    """A collection as it is now against the tables of its store, and the tables that follow.
 
-    slices, files (SLICE_SCHEMA, FILE_SCHEMA): with paths as the store is to have them; those of
-    `found` are the real ones. unmasked: how many slices were left out, as `data.only` asks.
+    reconciled: the slices with their rows and real paths, and what changed. slices, files
+    (SLICE_SCHEMA, FILE_SCHEMA): the tables that the store is to have, with paths as it shows them.
+    unchanged: the store has these tables already. unmasked: how many slices were left out, as
+    `data.only` asks.
     """
 
-    found: Reconciled
+    reconciled: Reconciled
     slices: pa.Table
     files: pa.Table
-    settled: bool  # the store's tables say so already
+    unchanged: bool
     unmasked: int
 
     @property
     def counts(self) -> dict[str, int]:
         """How many slices came into the table which way, and how many were left out."""
-        return self.found.counts | ({"unmasked": self.unmasked} if self.unmasked else {})
+        counts = self.reconciled.counts
+        if self.unmasked:
+            counts["unmasked"] = self.unmasked
+        return counts
 
 
 def look(config: Config, store: FeatureStore | None, *, rehash: bool = False) -> Look:
@@ -197,39 +227,53 @@ def look(config: Config, store: FeatureStore | None, *, rehash: bool = False) ->
     store: None where there is none yet. rehash: open every file, whatever its size and time say.
     """
     if store is None:
-        # The order of slices does not depend on the key, and nobody sees these pseudonyms.
-        key, stored = bytes(32), SLICE_SCHEMA.empty_table()
-        fresh = discover(config.data, key, plane=config.preprocess.plane)
-        known = Known(pa.array([], pa.string()), lambda row: None, lambda path: None, boundary=0)
-        slices = _selected(config, fresh.slices, stored, key)
-        found = reconcile(stored, slices, known)
-        return Look(found, found.slices, fresh.files, False, len(fresh.slices) - len(slices))
+        return _first_look(config)
     return _look(config, store, rehash)[0]
 
 
-def settle(
+def update_tables(
     config: Config,
     store: FeatureStore,
     *,
     rehash: bool = False,
     workers: int = 1,
-    elsewhere: Open | None = None,
+    open_files: Open | None = None,
 ) -> Look:
-    """Look at the collection and bring the store's tables up to it.
+    """Look at the collection and bring the store's tables up to it; return the look.
 
-    workers: processes that open files, 0 for none; elsewhere: what opens them instead.
+    rehash: open every file, whatever its size and time say. workers: processes that open files, 0
+    for none. open_files: what opens them instead, such as a cluster.
 
     Where another process does the same at the same moment, one of the two looks again, so that
     rows are numbered once.
     """
     while True:
-        found, seen = _look(config, store, rehash, workers, elsewhere)
+        this_look, version = _look(config, store, rehash, workers, open_files)
+        if this_look.unchanged:
+            return this_look
         try:
-            if not found.settled:
-                store.write_tables(found.slices, found.files, seen=seen)
-            return found
+            store.write_tables(this_look.slices, this_look.files, seen=version)
+            return this_look
         except StaleTablesError:
             log.info("Another process has brought %s up to date; looking again.", store.path)
+
+
+def _first_look(config: Config) -> Look:
+    """Look at a collection that has no store: every slice is new."""
+    # The order of slices does not depend on the key, and nobody sees these pseudonyms.
+    key = bytes(32)
+    stored = SLICE_SCHEMA.empty_table()
+    discovery = discover(config.data, key, plane=config.preprocess.plane)
+    slices = _selected(config, discovery.slices, stored, key)
+    nothing = Known(pa.array([], pa.string()), lambda row: None, lambda path: None, boundary=0)
+    reconciled = reconcile(stored, slices, nothing)
+    return Look(
+        reconciled,
+        reconciled.slices,
+        discovery.files,
+        unchanged=False,
+        unmasked=len(discovery.slices) - len(slices),
+    )
 
 
 def _look(
@@ -237,45 +281,103 @@ def _look(
     store: FeatureStore,
     rehash: bool,
     workers: int = 1,
-    elsewhere: Open | None = None,
+    open_files: Open | None = None,
 ) -> tuple[Look, str]:
-    """Return what was found, and the moment of the tables it was held against."""
-    data, plane, tables = config.data, config.preprocess.plane, store.tables()
+    """Return a look, and the version of the tables that it is held against."""
+    # The tables come first, before the folder: `write_tables` refuses a look at tables that were
+    # replaced since, so whatever another process numbers from here on is never numbered twice.
+    tables = store.tables()
     key = load_key(store.path)
+    # The disk knows files by their real paths, the store by the paths it may show.
     reveal = functools.partial(reveal_path, key)
-    own = [READER_VERSION, plane, data.modality, data.patient, data.tags]
-    rules = json.dumps(own, sort_keys=True)
-    stored, seen_files = (relabelled(table, reveal) for table in (tables.slices, tables.files))
-    before = None
-    if not rehash and (tables.files.schema.metadata or {}).get(b"rules") == rules.encode():
-        before = Discovery(seen_files, stored)
-    discovery = discover(data, key, known=before, plane=plane, workers=workers, elsewhere=elsewhere)
-    slices = discovery.slices
-    if tables.patients:
-        patients = pa.array(sorted(tables.patients))
-        slices = where(slices, pc.invert(pc.is_in(slices["patient"], patients)))
-    of_all, slices = len(slices), _selected(config, slices, stored, key)
-    unmasked = of_all - len(slices)
-    known = Known(
-        opened=_opened(discovery.files, seen_files.slice(0, 0) if rehash else seen_files),
+    stored = Discovery(
+        files=relabelled(tables.files, reveal), slices=relabelled(tables.slices, reveal)
+    )
+
+    rules = _discovery_rules(config)
+    # Files that were read by other rules tell nothing of what these rules find in them.
+    is_guide = not rehash and _rules_of(tables.files) == rules
+    discovery = discover(
+        config.data,
+        key,
+        known=stored if is_guide else None,
+        plane=config.preprocess.plane,
+        workers=workers,
+        elsewhere=open_files,
+    )
+
+    # Slices are left out before rows are given, so that none takes a row that must not have one:
+    # those of a patient who was withdrawn by name, then those that are not wanted.
+    candidates = _without_patients(discovery.slices, tables.patients)
+    slices = _selected(config, candidates, stored.slices, key)
+    # A digest of an earlier look says nothing where every file is to be hashed again.
+    files_before = stored.files.slice(0, 0) if rehash else stored.files
+    opened = _opened(discovery.files, files_before)
+    reconciled = reconcile(
+        stored.slices, slices, _known(config, store, tables, stored.slices, opened)
+    )
+
+    show = functools.partial(hide_path, key) if config.data.paths == "hide" else reveal
+    new_slices = relabelled(reconciled.slices, show)
+    # The rules travel with the file table, for the next look.
+    new_files = relabelled(discovery.files, show).replace_schema_metadata({_RULES: rules})
+    unchanged = new_slices.equals(tables.slices) and new_files.equals(
+        tables.files, check_metadata=True
+    )
+    unmasked = len(candidates) - len(slices)
+    return Look(reconciled, new_slices, new_files, unchanged, unmasked), tables.seen
+
+
+# Where the file table's metadata has the rules by which its files were read.
+_RULES = b"rules"
+
+
+def _discovery_rules(config: Config) -> bytes:
+    """Return what decides, beside a file's bytes, which slices it has and what is said of them."""
+    data = config.data
+    rules = [READER_VERSION, config.preprocess.plane, data.modality, data.patient, data.tags]
+    return json.dumps(rules, sort_keys=True).encode()
+
+
+def _rules_of(files: pa.Table) -> bytes | None:
+    """Return the rules by which the files of a table were read; None where it does not say."""
+    metadata: dict[bytes, bytes] = files.schema.metadata or {}
+    return metadata.get(_RULES)
+
+
+def _without_patients(slices: pa.Table, patients: frozenset[str]) -> pa.Table:
+    """Return the slices that are of none of the patients (pseudonyms)."""
+    if not patients:
+        return slices
+    withdrawn = pc.is_in(slices["patient"], pa.array(sorted(patients)))
+    return where(slices, pc.invert(withdrawn))
+
+
+def _known(
+    config: Config, store: FeatureStore, tables: Tables, stored: pa.Table, opened: pa.Array
+) -> Known:
+    """Return what the store knows of its rows beside its tables, as `reconcile` asks it.
+
+    stored: the store's slices with real paths; opened: paths of files that are not as last seen.
+    """
+    root = config.data.root
+    last_row = stored["row"][-1].as_py() if len(stored) else -1
+    # Receipts are read after the folder, which takes long: what was committed meanwhile counts.
+    return Known(
+        opened=opened,
         digest_of=_FileDigests(store).of,
-        hash_file=lambda path: _sha256(data.root / unescape_path(path)),
-        boundary=store.layout.next_boundary(stored["row"][-1].as_py() + 1 if len(stored) else 0),
+        hash_file=lambda path: _sha256(root / unescape_path(path)),
+        # A committed part is never written again: new slices begin a part of their own.
+        boundary=store.layout.next_boundary(last_row + 1),
         failed=store.failures(),
         spent=store.spent(),
         withdrawn=tables.patients,
         joined=config.preprocess.by_volume,
     )
-    found = reconcile(stored, slices, known)
-    label = functools.partial(hide_path, key) if data.paths == "hide" else reveal
-    slices, files = relabelled(found.slices, label), relabelled(discovery.files, label)
-    files = files.replace_schema_metadata({b"rules": rules.encode()})
-    settled = slices.equals(tables.slices) and files.equals(tables.files, check_metadata=True)
-    return Look(found, slices, files, settled, unmasked), tables.seen
 
 
 def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) -> pa.Table:
-    """Return the slices found (real paths) that `data.only` wants, and those stored before.
+    """Return the slices (real paths) that `data.only` wants, and those stored before.
 
     A mask that is gone withdraws nothing. A series that is seen as a volume is wanted as a whole,
     so that its features are those of a store of all. Raises ConfigError, and LabelError where there
@@ -283,15 +385,10 @@ def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) ->
     """
     if config.data.only == "all":
         return slices
-    from pipeline.annotations.mask_matching import join
-
-    names = Names(config.store, config.data.paths, key)
-    wanted = np.zeros(len(slices), bool)
-    for masks in config.masks.values():
-        for group in join(config, masks, slices, names):
-            wanted[list(group.numbers)] = True
+    wanted = _masked(config, slices, key)
     live = stored.filter(pc.invert(stored["withdrawn"]))
     wanted |= pc.is_in(slices["path"], value_set=live["path"].combine_chunks()).to_numpy()
+    # Last, when all single slices are known: one of them brings the whole of its series.
     by_volume = of_modalities(slices, config.preprocess.by_volume).to_numpy()
     series = slices["series"].filter(pa.array(wanted)).combine_chunks()
     wanted |= by_volume & pc.is_in(slices["series"], series).to_numpy()
@@ -303,13 +400,24 @@ def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) ->
     return slices.filter(pa.array(wanted))
 
 
+def _masked(config: Config, slices: pa.Table, key: bytes) -> NDArray[np.bool_]:
+    """Return (n,) which slices have a mask of any of the config's mask sets."""
+    names = Names(config.store, config.data.paths, key)
+    has_mask = np.zeros(len(slices), bool)
+    for masks in config.masks.values():
+        for group in join(config, masks, slices, names):
+            has_mask[list(group.numbers)] = True
+    return has_mask
+
+
 def _opened(files: pa.Table, before: pa.Table) -> pa.Array:
     """Return the paths of the files whose size or time are not those they were last seen with."""
-    names = ["size", "mtime_ns"]
     places = pc.index_in(files["path"], before["path"].combine_chunks())
-    then = before.select(names).take(places)
-    same = (pc.fill_null(pc.equal(files[name], then[name]), False) for name in names)
-    return files["path"].filter(pc.invert(functools.reduce(pc.and_, same))).combine_chunks()
+    last_seen = before.select(["size", "mtime_ns"]).take(places)  # nulls where a file is new
+    same_size = pc.equal(files["size"], last_seen["size"])
+    same_time = pc.equal(files["mtime_ns"], last_seen["mtime_ns"])
+    same = pc.fill_null(pc.and_(same_size, same_time), False)
+    return files["path"].filter(pc.invert(same)).combine_chunks()
 
 
 class _FileDigests:
@@ -328,9 +436,9 @@ class _FileDigests:
 
 
 def _sha256(path: Path) -> str | None:
+    """Return the sha256 of a file, as hex; None where it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError:
         return None
 

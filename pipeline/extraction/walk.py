@@ -34,8 +34,7 @@ class _Listing:
 def walk(data: Data) -> Iterator[pa.Table]:
     """Yield tables (FILE_SCHEMA) of the wanted files, a folder each, or why it cannot be listed.
 
-    A few folders are listed ahead by threads, since a disk elsewhere takes its time for each
-    question.
+    A few folders are listed ahead by threads, since a disk elsewhere takes its time for each call.
     """
     wanted = _wanted(data)
     seen: set[tuple[int, int]] = set()
@@ -44,21 +43,23 @@ def walk(data: Data) -> Iterator[pa.Table]:
     try:
         stack = [""]
         while stack:
+            # The next folders by turn, which are at the end of the stack.
             for path in reversed(stack[-_THREADS:]):
                 if path not in begun:
                     begun[path] = threads.submit(_list, data.root, path, wanted)
-            found = begun.pop(stack.pop()).result()
-            if found.place is not None:
-                if found.place in seen:
+            listing = begun.pop(stack.pop()).result()
+            if listing.place is not None:
+                if listing.place in seen:
                     continue  # a link back to a folder already walked
-                seen.add(found.place)
-            yield found.files
-            stack.extend(reversed(found.below))
+                seen.add(listing.place)
+            yield listing.files
+            stack.extend(reversed(listing.below))
     finally:
         threads.shutdown(cancel_futures=True)
 
 
 def _list(root: Path, folder: str, wanted: Callable[[str], bool]) -> _Listing:
+    """Return what a folder holds; one that cannot be listed is a row with its reason."""
     below: list[str] = []
 
     def rows() -> Iterator[Row]:
@@ -71,13 +72,13 @@ def _list(root: Path, folder: str, wanted: Callable[[str], bool]) -> _Listing:
                     yield _stat(f"{root}/{path}", path)
 
     try:
-        about = os.stat(root / folder)
+        status = os.stat(root / folder)
         files = as_table(rows(), FILE_SCHEMA)
     except OSError as error:
         known = as_unreadable(error, "listing the folder")
-        lost = _file_row(folder, None, known.reason, known.detail)
-        return _Listing(None, as_table([lost], FILE_SCHEMA), [])
-    return _Listing((about.st_dev, about.st_ino), files, sorted(below, key=os.fsencode))
+        unlisted = _file_row(folder, None, known.reason, known.detail)
+        return _Listing(None, as_table([unlisted], FILE_SCHEMA), [])
+    return _Listing((status.st_dev, status.st_ino), files, sorted(below, key=os.fsencode))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -88,6 +89,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _stat(file: str, path: str) -> Row:
+    """Return the row of a file: its size and time, or why it cannot be looked at."""
     try:
         return _file_row(path, os.stat(file))
     except OSError as error:
@@ -96,12 +98,12 @@ def _stat(file: str, path: str) -> Row:
 
 
 def _file_row(
-    path: str, about: os.stat_result | None, reason: str | None = None, detail: str | None = None
+    path: str, status: os.stat_result | None, reason: str | None = None, detail: str | None = None
 ) -> Row:
     return {
         "path": escape_path(path),
-        "size": about.st_size if about else None,
-        "mtime_ns": about.st_mtime_ns if about else None,
+        "size": status.st_size if status else None,
+        "mtime_ns": status.st_mtime_ns if status else None,
         "slices": 0,
         "reason": reason,
         "detail": detail,
@@ -110,5 +112,6 @@ def _file_row(
 
 def _wanted(data: Data) -> Callable[[str], bool]:
     """Return whether a relative path is included and not excluded."""
-    include, exclude = matcher(data.include), matcher(data.exclude)
+    include = matcher(data.include)
+    exclude = matcher(data.exclude)
     return lambda path: include(path) and not exclude(path)

@@ -51,31 +51,54 @@ _NO_MEMORY = (
 )
 # Batches that a GPU has before it when a further one is handed in.
 _IN_FLIGHT = 1
+# Options of mallopt, in glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """Events of a GPU that tell when its streams came past the stages of a batch."""
+
+    began: torch.cuda.Event
+    prepared: torch.cuda.Event
+    entered: torch.cuda.Event  # the network
+    left: torch.cuda.Event
+    back: torch.cuda.Event  # the features, in this process's memory
+
+    @classmethod
+    def new(cls) -> _Marks:
+        """Return events that were not recorded yet."""
+        return cls(*(torch.cuda.Event(enable_timing=True) for _ in range(5)))  # type: ignore[no-untyped-call]
 
 
 @dataclass
-class _Flight:
-    """A batch on its way: what to do with its features, once they are there."""
+class _BatchInFlight:
+    """A batch on its way: what to do with its features, once they are there.
+
+    spent: what it took where it was computed; in a lane, beside so many others.
+    """
 
     deliver: Callable[[Values], None]
     seconds: Seconds
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    # What it took where it was computed; in a lane, beside so many others.
     spent: Seconds = field(default_factory=lambda: defaultdict(float))
     lane: Future[None] | None = None
     lanes: int = 1
-    # On a GPU: preprocessing began and ended, the network began and ended, all is back.
-    marks: Sequence[torch.cuda.Event] = ()
+    marks: _Marks | None = None
 
     def land(self) -> None:
         """Wait for the features and hand them over."""
-        if self.marks:
-            began, prepared, entered, left, back = self.marks
-            back.synchronize()
-            self.seconds["preprocess"] += began.elapsed_time(prepared) / 1000
-            self.seconds["forward"] += entered.elapsed_time(left) / 1000
+        if self.marks is not None:
+            self.marks.back.synchronize()
+            milliseconds = self.marks.began.elapsed_time(self.marks.prepared)
+            self.seconds["preprocess"] += milliseconds / 1000
+            milliseconds = self.marks.entered.elapsed_time(self.marks.left)
+            self.seconds["forward"] += milliseconds / 1000
         if self.lane is not None:
             self.lane.result()
+        # Lanes work side by side: each counts for its share, so that a part's stages add up to
+        # the time it took by the clock.
         for stage, spent in self.spent.items():
             self.seconds[stage] += spent / self.lanes
         self.deliver({name: value.numpy() for name, value in self.outputs.items()})
@@ -93,14 +116,15 @@ class Forward:
         self, network: Backbone, recipe: Recipe, batch_size: int, *, lanes: bool = True
     ) -> None:
         keep_memory()
-        self.network, self.recipe = network, recipe
+        self.network = network
+        self.recipe = recipe
         self.most = batch_size
-        self._flights: deque[_Flight] = deque()
+        self._in_flight: deque[_BatchInFlight] = deque()
         self._lock = threading.Lock()  # of `most`
         device = network.device
         self._streams = _Streams(device) if device.type == "cuda" else None
-        aside = lanes and device.type == "cpu" and not network.compiled
-        self._lanes = Lanes() if aside else None
+        in_lanes = lanes and device.type == "cpu" and not network.compiled
+        self._lanes = Lanes() if in_lanes else None
 
     def run(
         self,
@@ -114,27 +138,26 @@ class Forward:
         seconds: where the time it takes is added. Raises DeviceError where one slice alone is too
         much for the device.
         """
-        flight = _Flight(deliver, seconds)
-        compute = self._compute_here if self._streams is None else self._compute_there
-        work = functools.partial(self._fitting, compute, items, modalities, flight)
+        batch = _BatchInFlight(deliver, seconds)
+        work = functools.partial(self._compute_in_pieces, items, modalities, batch)
         if self._lanes is None:
             work()
         else:
-            flight.lane, flight.lanes = self._lanes.start(work), self._lanes.number
-        self._hand_over(flight)
+            batch.lane = self._lanes.start(work)
+            batch.lanes = self._lanes.number
+        self._queue(batch)
 
-    def _fitting(
-        self,
-        compute: Callable[[Sequence[Slice], Sequence[str], _Flight], None],
-        items: Sequence[Slice],
-        modalities: Sequence[str],
-        flight: _Flight,
+    def _compute_in_pieces(
+        self, items: Sequence[Slice], modalities: Sequence[str], batch: _BatchInFlight
     ) -> None:
         """Compute a batch, in halves where memory runs out."""
         while True:
             most = self.most
             try:
-                compute(items, modalities, flight)
+                if self._streams is None:
+                    self._compute(items, modalities, batch)
+                else:
+                    self._compute_on_gpu(self._streams, items, modalities, batch)
                 return
             except RuntimeError as error:
                 if not out_of_memory(error):
@@ -150,20 +173,21 @@ class Forward:
 
     def pass_by(self, deliver: Callable[[Values], None]) -> None:
         """Call `deliver` without features, once all batches before are handed over."""
-        self._hand_over(_Flight(deliver, {}))
+        self._queue(_BatchInFlight(deliver, {}))
 
     def flush(self) -> None:
         """Wait for all that is on its way, and hand it over."""
-        while self._flights:
-            self._flights.popleft().land()
+        while self._in_flight:
+            self._in_flight.popleft().land()
 
-    def _hand_over(self, flight: _Flight) -> None:
-        self._flights.append(flight)
+    def _queue(self, batch: _BatchInFlight) -> None:
+        """Note a batch as on its way, and hand over the oldest while there are too many."""
+        self._in_flight.append(batch)
         allowed = 0 if self._streams is None else _IN_FLIGHT
         if self._lanes is not None:
             allowed = self._lanes.number  # and one that waits for the first lane to be free
-        while len(self._flights) > allowed:
-            self._flights.popleft().land()
+        while len(self._in_flight) > allowed:
+            self._in_flight.popleft().land()
 
     def close(self) -> None:
         """End the lanes; what is on its way is lost."""
@@ -182,6 +206,7 @@ class Forward:
             self.most,
         )
         if self._streams is not None:
+            # What is on its way holds memory of the card, which the cache gives back only then.
             self.flush()
             torch.cuda.empty_cache()
 
@@ -192,48 +217,58 @@ class Forward:
             stop = start + self.most
             yield items[start:stop], modalities[start:stop]
 
-    def _compute_here(
-        self, items: Sequence[Slice], modalities: Sequence[str], flight: _Flight
+    def _compute(
+        self, items: Sequence[Slice], modalities: Sequence[str], batch: _BatchInFlight
     ) -> None:
+        """Compute a batch on a CPU, or on a device other than NVIDIA's; done when this returns."""
         device = self.network.device
-        found = []
+        pieces: list[dict[str, Tensor]] = []
         for some, of in self._pieces(items, modalities):
             # On the CPU: other devices lack float64.
-            with clock(flight.spent, "preprocess"), record_function("preprocess"):
+            with clock(batch.spent, "preprocess"), record_function("preprocess"):
                 x = prepare_batch(some, of, self.recipe)
-            with clock(flight.spent, "forward"), record_function("forward"):
-                found.append({k: v.cpu() for k, v in self._features(x.to(device)).items()})
-        flight.outputs = _joined(found)
+            with clock(batch.spent, "forward"), record_function("forward"):
+                arrays = self._features(x.to(device))
+                pieces.append({name: value.cpu() for name, value in arrays.items()})
+        batch.outputs = _joined(pieces)
 
     @torch.inference_mode()
-    def _compute_there(
-        self, items: Sequence[Slice], modalities: Sequence[str], flight: _Flight
+    def _compute_on_gpu(
+        self,
+        streams: _Streams,
+        items: Sequence[Slice],
+        modalities: Sequence[str],
+        batch: _BatchInFlight,
     ) -> None:
-        assert self._streams is not None
-        streams = self._streams
-        began, prepared, entered, left, back = streams.marks()
+        """Queue the work of a batch on a GPU, which goes on when this returns.
+
+        Each stream waits for the one before by an event. `record_stream` tells the allocator that
+        a tensor made in one stream is read in another: its memory is not given out before that.
+        """
+        marks = _Marks.new()
         with torch.cuda.stream(streams.to):
-            began.record()
+            marks.began.record()
             with record_function("preprocess"):
                 xs = [
                     prepare_batch(some, of, self.recipe, self.network.device)
                     for some, of in self._pieces(items, modalities)
                 ]
-            prepared.record()
-        streams.main.wait_event(prepared)
-        entered.record(streams.main)
+            marks.prepared.record()
+        streams.main.wait_event(marks.prepared)
+        marks.entered.record(streams.main)
         for x in xs:
             x.record_stream(streams.main)
         with record_function("forward"):
-            found = _joined([self._features(x) for x in xs])
-        left.record(streams.main)
+            outputs = _joined([self._features(x) for x in xs])
+        marks.left.record(streams.main)
         with torch.cuda.stream(streams.back):
-            streams.back.wait_event(left)
-            for name, value in found.items():
-                flight.outputs[name] = _to_host(value)
+            streams.back.wait_event(marks.left)
+            for name, value in outputs.items():
+                batch.outputs[name] = _to_host(value)
                 value.record_stream(streams.back)
-            back.record()
-        flight.marks = began, prepared, entered, left, back
+            marks.back.record()
+        # Last: without marks, nothing waits for what a failure above left half queued.
+        batch.marks = marks
 
     def _features(self, x: Tensor) -> dict[str, Tensor]:
         """Return the recipe's arrays of a preprocessed batch, in their dtypes, on the device.
@@ -241,18 +276,19 @@ class Forward:
         A compiled network is given full batches alone: another size would be compiled anew, and its
         code be taken for full batches too from then on, with other bits.
         """
-        count, recipe = len(x), self.recipe
+        count = len(x)
+        recipe = self.recipe
         if self.network.compiled and count < self.most:
             x = torch.cat([x, x.new_zeros((self.most - count, *x.shape[1:]))])
         features = self.network(x)
-        found: dict[str, Tensor] = {}
+        arrays: dict[str, Tensor] = {}
         dtype = getattr(torch, recipe.dtype)  # the store refuses what overflows it
         for name in recipe.outputs:
             if name == "patch":
-                found |= coded(features.patch[:count], recipe.patch, dtype)
+                arrays |= coded(features.patch[:count], recipe.patch, dtype)
             else:
-                found[name] = getattr(features, name)[:count].to(dtype)
-        return found
+                arrays[name] = getattr(features, name)[:count].to(dtype)
+        return arrays
 
 
 class _Streams:
@@ -260,11 +296,8 @@ class _Streams:
 
     def __init__(self, device: torch.device) -> None:
         self.main = torch.cuda.current_stream(device)
-        self.to, self.back = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]
-
-    def marks(self) -> list[torch.cuda.Event]:
-        """Return marks that tell when work came past them."""
-        return [torch.cuda.Event(enable_timing=True) for _ in range(5)]  # type: ignore[no-untyped-call]
+        self.to = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.back = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def out_of_memory(error: RuntimeError) -> bool:
@@ -275,12 +308,12 @@ def out_of_memory(error: RuntimeError) -> bool:
     """
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    said = str(error)
-    return any(words in said for words in _NO_MEMORY)
+    message = str(error)
+    return any(words in message for words in _NO_MEMORY)
 
 
 def coded(tokens: Tensor, how: PatchTokens, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return patch tokens (..., h, w, d) as arrays to be kept.
+    """Return patch tokens (..., h, w, d) as the arrays that a store has of them.
 
     int8: round(x / s) with a scale s = max |x| / 127 for each token, as `stores.codes` reads it.
     """
@@ -292,14 +325,18 @@ def coded(tokens: Tensor, how: PatchTokens, dtype: torch.dtype) -> dict[str, Ten
         return {"patch": tokens.to(dtype)}
     scale = tokens.abs().amax(dim=-1, keepdim=True) / 127
     # Not finite stays not finite in the scale, which the store refuses.
-    whole = (tokens / scale.clamp_min(torch.finfo(scale.dtype).tiny)).round().nan_to_num()
-    return {"patch": whole.clamp(-127, 127).to(torch.int8), "patch_scale": scale[..., 0]}
+    codes = (tokens / scale.clamp_min(torch.finfo(scale.dtype).tiny)).round().nan_to_num()
+    return {"patch": codes.clamp(-127, 127).to(torch.int8), "patch_scale": scale[..., 0]}
 
 
-def _joined(found: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    if len(found) == 1:
-        return found[0]
-    return {name: torch.cat([each[name] for each in found]) for name in found[0]}
+def _joined(pieces: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the arrays of a batch that was computed in pieces."""
+    if len(pieces) == 1:
+        return pieces[0]
+    arrays: dict[str, Tensor] = {}
+    for name in pieces[0]:
+        arrays[name] = torch.cat([piece[name] for piece in pieces])
+    return arrays
 
 
 def _to_host(value: Tensor) -> Tensor:
@@ -340,6 +377,3 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**30)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h

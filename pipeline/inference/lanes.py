@@ -26,9 +26,12 @@ class Lanes:
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()
         self.number = min(self._threads, _MOST)
-        own = (self._threads // self.number,)
+        threads_a_lane = self._threads // self.number
         self._pool = ThreadPoolExecutor(
-            self.number, "radprobe-lane", initializer=torch.set_num_threads, initargs=own
+            self.number,
+            "radprobe-lane",
+            initializer=torch.set_num_threads,
+            initargs=(threads_a_lane,),
         )
 
     def start(self, work: Callable[[], T]) -> Future[T]:
@@ -37,5 +40,6 @@ class Lanes:
 
     def close(self) -> None:
         """Wait for the work at hand, drop what waits, and give this process its threads back."""
+        # Before the threads are given back: a pass at work would change its number of them.
         self._pool.shutdown(cancel_futures=True)
         torch.set_num_threads(self._threads)  # the lanes' setting is the whole process's for MKL

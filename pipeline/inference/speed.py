@@ -1,4 +1,4 @@
-"""Settings that change how fast features come; `pace` keeps what was measured of a machine."""
+"""Settings that change how fast features come, chosen by the machine where they are left open."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ class Speed:
     def chosen(self, device: str, recipe: Recipe) -> Speed:
         """Return these settings with nothing left open, for a run on a device (cpu, cuda:0).
 
-        The same every time on one machine, so that a run that goes on makes the same batches: what
-        `doctor --bench` measured, or else a rule.
+        The same every time on one machine, so that a run that is resumed makes the same batches:
+        what `doctor --bench` measured, or else a rule.
         """
-        batch_size, workers = self.batch_size, self.workers
+        batch_size = self.batch_size
         if batch_size is None:
             batch_size = measured_batch(recipe, device, compiled=self.compiled)
         if batch_size is None:
             tokens = (recipe.image_size // recipe.architecture.patch) ** 2
             batch_size = _CPU_BATCH if device == "cpu" else _power_of_two(_TOKENS // tokens)
+        workers = self.workers
         if workers is None:  # on a CPU more would take the network's cores
             workers = 1 if device == "cpu" else max(1, cores() - 1)
         return replace(self, device=device, batch_size=batch_size, workers=workers)

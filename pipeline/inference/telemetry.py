@@ -35,40 +35,50 @@ def bottleneck(seconds: Mapping[str, float], slices: int, speed: Speed, recipe: 
     seconds: wait (for slices), survey, preprocess, forward and stall (for the writer) of `all`;
     read: of all readers together. speed: as chosen, nothing left open. Empty for a short run.
     """
-    whole = seconds.get("all", 0.0)
-    if whole < _SHORT_S:
+    total = seconds.get("all", 0.0)
+    if total < _SHORT_S:
         return ""
-    share = {
+    # On a GPU preprocessing is queued with the network, and holds nothing up.
+    lost = {
         "reading": seconds.get("wait", 0.0) + seconds.get("survey", 0.0),
         "writing": seconds.get("stall", 0.0),
         "preprocessing": seconds.get("preprocess", 0.0) if speed.device == "cpu" else 0.0,
     }
-    worst = max(share, key=lambda stage: share[stage])
-    said = f"{share[worst]:.1f} s of {whole:.1f} s"
-    if share[worst] < _WORTH * whole:
+    worst = max(lost, key=lambda stage: lost[stage])
+    time_lost = f"{lost[worst]:.1f} s of {total:.1f} s"
+    if lost[worst] < _WORTH * total:
+        percent = 100 * seconds.get("forward", 0.0) / total
         return (
-            f"The network took {100 * seconds.get('forward', 0.0) / whole:.0f} % of the time, "
-            f"{slices / whole:.1f} slices/s: {_faster(speed, recipe)}"
+            f"The network took {percent:.0f} % of the time, {slices / total:.1f} slices/s: "
+            f"{_faster(speed, recipe)}"
         )
     if worst == "reading":
         rate = slices / max(seconds.get("read", 0.0), 1e-9)
-        spare = speed.workers is not None and speed.workers < cores()
-        cure = f"more --workers (now {speed.workers}; this machine has {cores()} cores)"
         return (
-            f"Reading held the network up for {said}; a core decodes {rate:.0f} slices/s: "
-            f"{cure if spare else 'a faster disk, or a machine with more cores'} would help."
+            f"Reading held the network up for {time_lost}; a core decodes {rate:.0f} slices/s: "
+            f"{_faster_reading(speed)} would help."
         )
     if worst == "writing":
-        return f"Writing held the network up for {said}: a faster disk for the store would help."
-    return f"Preprocessing took {said}: a GPU would do it in passing."
+        return (
+            f"Writing held the network up for {time_lost}: a faster disk for the store would help."
+        )
+    return f"Preprocessing took {time_lost}: a GPU would do it in passing."
+
+
+def _faster_reading(speed: Speed) -> str:
+    """Say what would have files decoded faster."""
+    if speed.workers is not None and speed.workers < cores():
+        return f"more --workers (now {speed.workers}; this machine has {cores()} cores)"
+    return "a faster disk, or a machine with more cores"
 
 
 def _faster(speed: Speed, recipe: Recipe) -> str:
+    """Say what would have the network run faster."""
     ways = [] if speed.device.startswith("cuda") else ["a GPU"]
     if recipe.precision == "float32":
         ways.append("backbone.precision: bfloat16 (another recipe, so another store)")
-    ways.append("a smaller network or image_size")
-    return f"{' or '.join([', '.join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways)}, no less."
+    last = "a smaller network or image_size"
+    return f"{', '.join(ways)} or {last}, no less." if ways else f"{last}, no less."
 
 
 @contextlib.contextmanager

@@ -1,11 +1,9 @@
-"""Files to slices: one door for DICOM, NIfTI, rasters and arrays.
+"""One file to headers and slices, whatever its format.
 
 - A file is recognised by its content, never by its suffix.
 - Pixels are float32 (H, W): HU for CT, scanner units or grey levels otherwise; NaN is padding.
 - A bad file raises UnreadableError with a reason from a fixed list; a bad frame is a Failure in
   its place. Nothing is substituted, no slice shifts.
-- `read_files` decodes in worker processes that are killed when a file takes too long; a file that
-  crashes its worker is one failed file.
 - Format libraries are imported when a file needs them; torch never is.
 """
 
@@ -13,20 +11,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.io.digests import file_digest, narrow, pixel_digest
+from pipeline.io.digests import narrow, pixel_digest
+from pipeline.io.formats.contract import FormatReader
 from pipeline.io.formats.limits import as_unreadable
+from pipeline.io.formats.registry import FORMATS
 from pipeline.io.sniff import sniff
-from pipeline.io.types import FrameRead, Request
-from pipeline.shared.paths import unescape_path
+from pipeline.io.types import FrameRead
 from pipeline.types import Failure, Header, Plane, Slice
+from stores._disk import file_sha256
 
 
-def check_tags(keywords: Iterable[str]) -> None:
+def check_tags(keywords: Sequence[str]) -> None:
     """Raise ConfigError where a keyword is not in the DICOM dictionary, or no text or number."""
+    if not keywords:
+        return  # the dictionary takes a while to load
     from pipeline.io.formats import dicom_tags
 
     dicom_tags.check_tags(keywords)
@@ -38,54 +40,22 @@ def read_headers(path: Path, plane: Plane = "axial", tags: Sequence[str] = ()) -
     tags: DICOM keywords whose values are wanted too. Raises UnreadableError; `not-an-image` where
     no format is recognised or a DICOM has no pixels.
     """
-    kind = sniff(path)
-    if kind == "dicom":
-        from pipeline.io.formats import dicom
-
-        return dicom.read_headers(path, tags)
-    if kind == "nifti":
-        from pipeline.io.formats import nifti
-
-        return nifti.read_headers(path, plane)
-    if kind == "raster":
-        from pipeline.io.formats import raster
-
-        return raster.read_headers(path)
-    from pipeline.io.formats import arrays
-
-    return arrays.read_headers(path)
+    return _reader_of(path).read_headers(path, plane, tags)
 
 
 def read_slices(
     path: Path, frames: Sequence[int], plane: Plane = "axial"
 ) -> Iterator[Slice | Failure]:
-    """Yield one item a frame, in the order asked; the file is opened and decompressed once.
+    """Yield one item a frame, in the requested order; the file is opened and decompressed once.
 
     Raises UnreadableError where the whole file fails.
     """
-    kind = sniff(path)
-    if kind == "dicom":
-        from pipeline.io.formats import dicom
-
-        return dicom.read_slices(path, frames)
-    if kind == "nifti":
-        from pipeline.io.formats import nifti
-
-        return nifti.read_slices(path, frames, plane)
-    if kind == "raster":
-        from pipeline.io.formats import raster
-
-        return raster.read_slices(path, frames)
-    from pipeline.io.formats import arrays
-
-    return arrays.read_slices(path, frames)
+    return _reader_of(path).read_slices(path, frames, plane)
 
 
-def _read_here(
-    root: Path, requests: Iterable[Request | None], plane: Plane
-) -> Generator[FrameRead]:
-    for request in filter(None, requests):
-        yield from read_frames(root / unescape_path(request.path), request.frames, plane)
+def _reader_of(path: Path) -> FormatReader:
+    """Return what reads a file, by its content. Raises UnreadableError."""
+    return FORMATS[sniff(path)].reader()
 
 
 def read_frames(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[FrameRead]:
@@ -93,13 +63,15 @@ def read_frames(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Fra
 
     A fault of the installation (ImportError) is raised.
     """
-    left, digest, started = deque(frames), None, time.perf_counter()
+    left = deque(frames)
+    digest: str | None = None
+    started = time.perf_counter()
     try:
-        digest = file_digest(path)
+        digest = file_sha256(path)
         for item in read_slices(path, frames, plane):
-            pixels = None
+            pixels: str | None = None
             if isinstance(item, Slice):
-                pixels = pixel_digest(item.pixels)
+                pixels = pixel_digest(item.pixels)  # of float32, whatever type they travel in
                 item = replace(item, pixels=narrow(item.pixels))
             left.popleft()  # last: what fails before is a failed frame, and none is lost
             yield FrameRead(item, digest, pixels, time.perf_counter() - started)

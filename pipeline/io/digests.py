@@ -1,9 +1,8 @@
-"""Digests of files and pixels."""
+"""Digests of pixels, and the type they travel in."""
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,11 @@ def narrow(pixels: NDArray[np.float32]) -> NDArray[Any]:
 
     What most files hold: a quarter or half of the bytes to pass between processes and to a GPU.
     """
-    low, high = float(pixels.min()), float(pixels.max())  # NaN where a pixel is
+    low = float(pixels.min())  # NaN where a pixel is: no type has room
+    high = float(pixels.max())
     for dtype in (np.uint8, np.int16, np.uint16):
         info = np.iinfo(dtype)
         if info.min <= low and high <= info.max:
-            whole = pixels.astype(dtype)
-            return whole if np.array_equal(whole, pixels) else pixels
+            integers = pixels.astype(dtype)
+            return integers if np.array_equal(integers, pixels) else pixels
     return pixels
-
-
-def file_digest(path: Path) -> str:
-    """Return the sha256 of a file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

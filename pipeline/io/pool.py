@@ -1,9 +1,9 @@
-"""Reading processes that a bad file may hang or crash. Private to `read` and `discover`.
+"""Reading processes that a bad file may hang or crash. One thread of a caller has the pool.
 
 Each worker reads one file at a time and sends its slices one by one. What ends a worker (its timer,
 a crash of a decoder) fails the slices of that file that had not come, and a new worker takes its
 place; where it was killed from outside, as when memory runs out, the new one goes on with the file
-once. Answers come out in the order of the tasks. A thread listens to the workers while the caller
+once. Results come out in the order of the tasks. A thread listens to the workers while the caller
 is busy; once so many bytes wait for the caller, it listens to nobody but the one whose slices are
 next, when those are wanted: neither long files nor many workers fill the memory.
 """
@@ -17,13 +17,13 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from pipeline.io.process import Job, Worker, cause_of_death
-from pipeline.io.types import FrameRead, Request
+from pipeline.io.process import FileTask, Worker, cause_of_death
+from pipeline.io.types import FrameRead
 from pipeline.io.wire import receive, receive_pixels
 from pipeline.types import Failure, Header, Plane, Slice, Voi
 from stores.errors import UnreadableError
@@ -34,16 +34,8 @@ _AHEAD_FILES = 64  # a worker
 # Files after which a worker makes room for a fresh one: C decoders leak.
 _FILES_A_WORKER = 2000
 
-
-def read_in_workers(
-    root: Path, requests: Iterable[Request | None], plane: Plane, workers: int, time_limit_s: float
-) -> Generator[FrameRead]:
-    """Yield a FrameRead for each frame asked, in order (see `pipeline.io.reader.read_files`)."""
-    jobs = (None if r is None else Job(r.path, r.frames) for r in requests)
-    with contextlib.closing(_run(root, jobs, plane, workers, time_limit_s)) as done:
-        for read in done:
-            if isinstance(read, FrameRead):
-                yield read
+# What comes of a task: its slices one by one, then the task itself, which tells how it ended.
+Result = FrameRead | FileTask
 
 
 def headers_in_workers(
@@ -55,136 +47,151 @@ def headers_in_workers(
     time_limit_s: float,
 ) -> Iterator[list[Header] | UnreadableError]:
     """Yield the headers of each file, or why it has none, in order."""
-    jobs = (Job(path, None, tags) for path in paths)
-    with contextlib.closing(_run(root, jobs, plane, workers, time_limit_s)) as done:
-        for job in done:
-            end = job.end or {} if isinstance(job, Job) else {}
-            if "reason" in end:
-                yield UnreadableError(end["reason"], end["detail"])
-            else:
-                yield [_header(values) for values in end["headers"]]
+    upcoming = iter(paths)
+    with contextlib.closing(WorkerPool(root, plane, workers, time_limit_s)) as pool:
+        while True:
+            # Before the wait: these are read while the caller has the next headers.
+            while pool.has_room() and (path := next(upcoming, None)) is not None:
+                pool.submit(FileTask(path, None, tags))
+            if not pool.in_flight:
+                return
+            result = pool.next_result()
+            if isinstance(result, FileTask):
+                yield _headers(result)
+            pool.release(result)
+
+
+def _headers(task: FileTask) -> list[Header] | UnreadableError:
+    """Return what a finished task for headers brought."""
+    assert task.end is not None
+    if "reason" in task.end:
+        return UnreadableError(task.end["reason"], task.end["detail"])
+    return [_header(values) for values in task.end["headers"]]
 
 
 def _header(values: dict[str, Any]) -> Header:
     """Return a Header from its JSON, whose tuples came as lists."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    fields: dict[str, Any] = {}
+    for name, value in values.items():
+        fields[name] = tuple(value) if isinstance(value, list) else value
     return Header(**fields)
 
 
-def _run(
-    root: Path, jobs: Iterable[Job | None], plane: Plane, workers: int, time_limit_s: float
-) -> Generator[FrameRead | Job]:
-    """Yield what was read and then its job, done; workers and thread end with this generator.
+class WorkerPool:
+    """Workers, and the thread that assigns them files and collects what they send.
 
-    The jobs are taken from their iterator here, in the caller's thread, as room comes up,
-    unless it is None that comes.
+    The caller's thread submits tasks, and takes and releases results. The pool's own thread alone
+    has the workers, and the tasks once they were submitted.
     """
-    pool = _Pool(root, plane, workers, time_limit_s)
-    upcoming = iter(jobs)
-    job: Job | None = None
-    try:
-        while True:
-            while pool.room() and (job := next(upcoming, None)) is not None:
-                pool.give(job)
-            if not pool.held_files:
-                return
-            done = pool.done.get()
-            if isinstance(done, BaseException):
-                raise done
-            yield done
-            pool.taken(done)
-    finally:
-        pool.close()
-
-
-class _Pool:
-    """Workers, and the thread that feeds them and collects their answers."""
 
     def __init__(self, root: Path, plane: Plane, workers: int, time_limit_s: float) -> None:
-        self.root, self.plane, self.time_limit_s = root, plane, time_limit_s
+        self.root = root
+        self.plane = plane
+        self.time_limit_s = time_limit_s
         self.width = workers
-        self.done: queue.SimpleQueue[FrameRead | Job | BaseException] = queue.SimpleQueue()
-        self.given: deque[Job] = deque()  # not begun yet
-        self.begun: deque[Job] = deque()  # in order; what comes of the first is handed out
-        self.orphans: deque[Job] = deque()  # of these, those whose worker was killed
+        self.results: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
+        self.submitted: deque[FileTask] = deque()  # not begun yet
+        self.begun: deque[FileTask] = deque()  # in order; what comes of the first is published
+        self.interrupted: deque[FileTask] = deque()  # of these, those whose worker was killed
         self.workers: list[Worker] = []
-        self.held_files = 0
-        self.held_bytes = 0
-        self.lock = threading.Lock()  # of held_bytes
+        self.in_flight = 0  # tasks submitted and not released
+        self.bytes_waiting = 0  # pixels received and not released
+        self.lock = threading.Lock()  # of bytes_waiting
         self.stop = threading.Event()
         self.bell, self.heard = socket.socketpair()  # wakes the thread from its wait
         self.thread = threading.Thread(target=self._work, name="radprobe-read", daemon=True)
         self.thread.start()
 
-    def room(self) -> bool:
-        """Return whether another file may be begun: what is held for the caller is bounded."""
-        few = self.held_files < _AHEAD_FILES * self.width and not self._full()
-        return few or not self.held_files
+    # --- for the caller's thread -----------------------------------------------------------
 
-    def _full(self) -> bool:
-        return self.held_bytes >= _AHEAD_BYTES
+    def has_room(self) -> bool:
+        """Return whether another file may be begun: what waits for the caller is bounded."""
+        few = self.in_flight < _AHEAD_FILES * self.width and not self._is_full()
+        return few or not self.in_flight
 
-    def give(self, job: Job) -> None:
-        """Take on a job."""
-        self.held_files += 1
-        self.given.append(job)
-        self.bell.send(b"!")
+    def submit(self, task: FileTask) -> None:
+        """Take on a task."""
+        self.in_flight += 1
+        self.submitted.append(task)
+        self._wake()
 
-    def taken(self, done: FrameRead | Job) -> None:
-        """Note that the caller is through with a job, or with one of its slices."""
+    def next_result(self) -> Result:
+        """Wait for the next result and return it. Raises what ended the pool's thread."""
+        result = self.results.get()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    def release(self, result: Result) -> None:
+        """Note that the caller is through with a task, or with one of its slices."""
         with self.lock:
-            waiting = self._full()
-            if isinstance(done, Job):
-                self.held_files -= 1
+            was_full = self._is_full()
+            if isinstance(result, FileTask):
+                self.in_flight -= 1
             else:
-                self.held_bytes -= _size(done)
-        if waiting:  # the thread waits for the queue to be empty, which may be now
-            self.bell.send(b"!")
+                self.bytes_waiting -= _size(result)
+        # A full pool's thread waits until no result is left, which may be so now, even where this
+        # was the end of a file and made no room.
+        if was_full:
+            self._wake()
 
     def close(self) -> None:
         """End the workers, whatever they are at, and the thread."""
         self.stop.set()
-        self.bell.send(b"!")
+        self._wake()
         self.thread.join()
         self.bell.close()
         self.heard.close()
 
+    def _wake(self) -> None:
+        self.bell.send(b"!")
+
+    def _is_full(self) -> bool:
+        return self.bytes_waiting >= _AHEAD_BYTES
+
+    # --- in the pool's thread --------------------------------------------------------------
+
     def _work(self) -> None:
-        """Work until told to stop, in the thread; put what was read into `done` in order."""
+        """Assign, listen and publish until the pool is closed."""
         try:
             while not self.stop.is_set():
-                self._feed()
+                self._assign()
                 self._listen()
-                self._hand_out()
+                self._publish()
         except BaseException as error:  # handed to the caller's thread, which raises it
-            self.done.put(error)
+            self.results.put(error)
         finally:
             for worker in self.workers:
                 worker.close()
 
-    def _feed(self) -> None:
+    def _assign(self) -> None:
         """Give idle workers their next files."""
-        while (self.orphans or self.given) and (worker := self._idle()) is not None:
-            if self.orphans:
-                job = self.orphans.popleft()
+        while self.interrupted or self.submitted:
+            worker = self._idle_worker()
+            if worker is None:
+                return
+            # Interrupted ones first: later results wait for theirs. They are in `begun` already.
+            if self.interrupted:
+                task = self.interrupted.popleft()
             else:
-                job = self.given.popleft()
-                self.begun.append(job)
-            worker.start(self.root, job, self.plane, self.time_limit_s)
+                task = self.submitted.popleft()
+                self.begun.append(task)
+            worker.start(self.root, task, self.plane, self.time_limit_s)
 
-    def _idle(self) -> Worker | None:
+    def _idle_worker(self) -> Worker | None:
+        """Return a worker that waits for a file; else begin another, if there may be one more."""
         for worker in list(self.workers):
-            if worker.job is None and worker.ready:
+            if worker.task is None and worker.ready:
                 if worker.files < _FILES_A_WORKER and worker.process.poll() is None:
                     return worker
-                self._replace(worker)
+                self._remove(worker)
         if len(self.workers) < self.width:
-            self.workers.append(Worker())
+            self.workers.append(Worker())  # idle once it says that it is ready
         return None
 
     def _listen(self) -> None:
         """Take the messages that have come, waiting for the first."""
-        by_wire = {worker.wire: worker for worker in self.workers if self._may_speak(worker)}
+        by_wire = {worker.wire: worker for worker in self.workers if self._is_heard(worker)}
         for wire in wait([*by_wire, self.heard]):
             if wire is self.heard:
                 self.heard.recv(4096)
@@ -193,58 +200,64 @@ class _Pool:
             try:
                 self._take(worker, receive(worker.wire))
             except (EOFError, OSError):
-                self._bury(worker)
+                self._replace_dead(worker)
 
-    def _may_speak(self, worker: Worker) -> bool:
-        if worker.job is None:
+    def _is_heard(self, worker: Worker) -> bool:
+        """Return whether to listen to a worker: to few of them where memory is full."""
+        if worker.task is None:
             return not worker.ready
-        return not self._full() or (worker.job is self.begun[0] and self.done.empty())
+        if not self._is_full():
+            return True
+        # The caller waits for this one's slices, and nothing else can make room.
+        return worker.task is self.begun[0] and self.results.empty()
 
     def _take(self, worker: Worker, message: dict[str, Any]) -> None:
-        job = worker.job
-        if job is None:
+        """Note what a worker sent: that it is ready, a slice, or the end of its file."""
+        task = worker.task
+        if task is None:
             worker.ready = True
         elif "fault" in message:
             raise ImportError(message["fault"])
         elif "end" in message:
-            job.end, worker.job = message, None
+            task.end = message
+            worker.task = None
         else:
             read = _frame_read(worker.wire, message)
-            job.reads.append(read)
-            job.count += 1
+            task.reads.append(read)
+            task.received += 1
             with self.lock:
-                self.held_bytes += _size(read)
+                self.bytes_waiting += _size(read)
 
-    def _hand_out(self) -> None:
-        """Pass on what has come of the first job, and of those behind it that it held up."""
+    def _publish(self) -> None:
+        """Pass on what has come of the first task, and of those behind it that it held up."""
         while self.begun:
-            job = self.begun[0]
-            while job.reads:
-                self.done.put(job.reads.popleft())
-            if job.end is None:
+            task = self.begun[0]
+            while task.reads:
+                self.results.put(task.reads.popleft())
+            if task.end is None:
                 return
-            self.done.put(self.begun.popleft())
+            self.results.put(self.begun.popleft())
 
-    def _bury(self, worker: Worker) -> None:
-        """Replace a dead worker; what it left unread fails, or is begun again by another."""
+    def _replace_dead(self, worker: Worker) -> None:
+        """Remove a dead worker; its unread slices fail, or its file is begun again by another."""
         code = worker.process.wait()
         if not worker.ready:
             raise RuntimeError(
                 f"A reading process ended with exit code {code} before its first file; "
                 f"`{sys.executable} -m pipeline.io.worker` must be able to start."
             )
-        job = worker.job
-        if job is not None and code == -signal.SIGKILL and not job.again:
-            job.again = True
-            self.orphans.append(job)
-        elif job is not None:
-            reason, detail = cause_of_death(code, self.time_limit_s)
-            missing = (job.frames or ())[job.count :]
-            job.reads += [FrameRead(Failure(frame, reason, detail)) for frame in missing]
-            job.end = {"reason": reason, "detail": detail}
-        self._replace(worker)
+        task = worker.task
+        if task is not None:
+            # Killed from outside, most likely for the memory of others: once more, from the slice
+            # that had not come. A second time, it is this file that takes too much.
+            if code == -signal.SIGKILL and not task.restarted:
+                task.restarted = True
+                self.interrupted.append(task)
+            else:
+                task.fail(*cause_of_death(code, self.time_limit_s))
+        self._remove(worker)
 
-    def _replace(self, worker: Worker) -> None:
+    def _remove(self, worker: Worker) -> None:
         worker.close()
         self.workers.remove(worker)
 
@@ -255,11 +268,17 @@ def _frame_read(wire: socket.socket, message: dict[str, Any]) -> FrameRead:
     if "reason" in message:
         item = Failure(message["frame"], message["reason"], message["detail"])
     else:
-        voi = message["voi"]
-        voi = voi and Voi(**{**voi, "table": tuple(voi["table"])})
-        item = Slice(message["frame"], receive_pixels(wire, message), voi)
+        item = Slice(message["frame"], receive_pixels(wire, message), _voi(message["voi"]))
     return FrameRead(item, message["file"], message["pixels"], message["seconds"])
 
 
+def _voi(values: dict[str, Any] | None) -> Voi | None:
+    """Return a Voi from its JSON, whose tuple came as a list."""
+    if values is None:
+        return None
+    return Voi(**{**values, "table": tuple(values["table"])})
+
+
 def _size(read: FrameRead) -> int:
+    """Return the bytes of a slice's pixels; 0 for a failure."""
     return read.item.pixels.nbytes if isinstance(read.item, Slice) else 0

@@ -15,7 +15,7 @@ from typing import Any
 from pipeline.io.types import FrameRead
 from pipeline.io.wire import send
 from pipeline.shared.paths import unescape_path
-from pipeline.types import Plane
+from pipeline.types import Failure, Plane
 from stores.errors import Reason
 
 # One thread a worker: the workers are the parallelism. And memory that glibc keeps from slice to
@@ -29,20 +29,27 @@ _ENVIRONMENT = {
 
 
 @dataclass
-class Job:
+class FileTask:
     """One file to read: `frames` None asks for headers only, and the values of `tags`.
 
-    reads: what came and waits for the jobs before; count: how many came in all. again: whether its
-    process was killed once, and another goes on with what had not come.
+    reads: what came and waits for the tasks before; received: how many came in all. restarted:
+    whether its process was killed once, and another goes on with what had not come. end: the
+    worker's last message; None until then.
     """
 
     path: str
     frames: tuple[int, ...] | None
     tags: tuple[str, ...] = ()
     reads: deque[FrameRead] = field(default_factory=deque)
-    count: int = 0
-    again: bool = False
+    received: int = 0
+    restarted: bool = False
     end: dict[str, Any] | None = None
+
+    def fail(self, reason: Reason, detail: str) -> None:
+        """End the task: each frame that has not come is a failure, and headers fail as a whole."""
+        missing = (self.frames or ())[self.received :]
+        self.reads += [FrameRead(Failure(frame, reason, detail)) for frame in missing]
+        self.end = {"reason": reason, "detail": detail}
 
 
 class Worker:
@@ -51,34 +58,31 @@ class Worker:
     def __init__(self) -> None:
         self.wire, theirs = socket.socketpair()
         with theirs:
-            package = str(Path(__file__).absolute().parents[2])
-            known = os.environ.get("PYTHONPATH")
-            path = package if not known else package + os.pathsep + known
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.io.worker", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path, **_ENVIRONMENT},
+                env={**os.environ, "PYTHONPATH": _python_path(), **_ENVIRONMENT},
                 start_new_session=True,  # Ctrl-C reaches the parent, which closes its workers
             )
         self.ready = False
         self.files = 0
-        self.job: Job | None = None
+        self.task: FileTask | None = None
 
-    def start(self, root: Path, job: Job, plane: Plane, time_limit_s: float) -> None:
+    def start(self, root: Path, task: FileTask, plane: Plane, time_limit_s: float) -> None:
         """Hand the process its next file, from the first frame that has not come."""
-        path = os.fsencode(root / unescape_path(job.path)).hex()
-        task = {
-            "path": path,
-            "frames": None if job.frames is None else job.frames[job.count :],
-            "tags": job.tags,
+        path = root / unescape_path(task.path)
+        message = {
+            "path": os.fsencode(path).hex(),  # any bytes, which JSON has no text for
+            "frames": None if task.frames is None else task.frames[task.received :],
+            "tags": task.tags,
             "plane": plane,
             "limit": time_limit_s,
         }
-        self.job = job
+        self.task = task
         self.files += 1
         try:
-            send(self.wire, task)
+            send(self.wire, message)
         except OSError:
             return  # it died idle; the closed connection is noticed when it is listened to
 
@@ -87,6 +91,13 @@ class Worker:
         self.wire.close()
         self.process.kill()
         return self.process.wait()
+
+
+def _python_path() -> str:
+    """Return PYTHONPATH with this package in front, wherever the parent was started."""
+    package = str(Path(__file__).absolute().parents[2])
+    inherited = os.environ.get("PYTHONPATH")
+    return package + os.pathsep + inherited if inherited else package
 
 
 def cause_of_death(code: int, time_limit_s: float) -> tuple[Reason, str]:

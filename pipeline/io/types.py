@@ -1,4 +1,4 @@
-"""What is asked of a file, and what came of it."""
+"""What is requested of a file, and what came of it."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Request:
 class FrameRead:
     """What came of one frame of a Request.
 
-    file_digest: sha256 of the file's bytes; None where they could not be read. pixel_digest: see
-    there; None for a failure. seconds: spent reading and decoding. The pixels of the item may be of
-    a narrower type (see `narrow`).
+    file_digest: sha256 of the file's bytes; None where they could not be read. pixel_digest: of the
+    slice's shape and values (`digests.pixel_digest`); None for a failure. seconds: spent reading
+    and decoding. The pixels of the item may be of a narrower type (`digests.narrow`).
     """
 
     item: Slice | Failure

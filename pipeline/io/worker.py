@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import resource
@@ -30,19 +31,12 @@ _MEMORY = 3 * MAX_FILE_BYTES
 
 
 def main(fd: int) -> None:
-    """Answer tasks from the connection `fd` until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the patient's pixels
+    """Do tasks from the connection `fd` until it ends."""
+    _protect()
     wire = socket.socket(fileno=fd)
+    # Before the silence: what fails so far is told on the parent's terminal.
     send(wire, {"ready": True})
-    # Decoders print what they think of a file, from C, where no logger reaches.
-    sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, 1)
-    os.dup2(sink, 2)
+    _silence()
     try:
         while True:
             _answer(wire, receive(wire))
@@ -50,44 +44,83 @@ def main(fd: int) -> None:
         return  # the parent closed the connection, or died
 
 
-def _answer(wire: socket.socket, task: dict[str, Any]) -> None:
-    """Do one task: its slices one by one, then how it ended."""
-    path = Path(os.fsdecode(bytes.fromhex(task["path"])))
-    end: dict[str, Any] = {"end": True}
-    left = float(task["limit"])
-    if task["frames"] is None:
-        steps = _headers(path, task, end)
-    else:
-        steps = read_frames(path, task["frames"], task["plane"])
-    while True:
-        # The timer runs while decoding only: a parent that is slow to listen costs nothing.
-        signal.setitimer(signal.ITIMER_REAL, max(left, 1e-3))
+def _protect() -> None:
+    """Leave Ctrl-C to the parent, end on the timer, and bound what a file can make this take."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = _MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold the patient's pixels
+
+
+def _silence() -> None:
+    """Drop all output: decoders print from C what they think of a file, where no logger reaches."""
+    sink = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(sink, 1)
+    os.dup2(sink, 2)
+
+
+class _TimeLimit:
+    """The seconds that decoding one file may take: beyond them the kernel ends this process.
+
+    The clock runs within `running` only: a parent that is slow to listen costs a file nothing.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Let the time run."""
+        signal.setitimer(signal.ITIMER_REAL, max(self._left, 1e-3))
         started = time.monotonic()
         try:
-            read = next(steps, None)
-        except ImportError as error:
-            end["fault"] = str(error)
-            read = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        left -= time.monotonic() - started
-        if read is None:
-            break
-        _send(wire, read)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._left -= time.monotonic() - started
+
+
+def _answer(wire: socket.socket, task: dict[str, Any]) -> None:
+    """Do one task: send its slices one by one, then how it ended."""
+    path = Path(os.fsdecode(bytes.fromhex(task["path"])))
+    limit = _TimeLimit(float(task["limit"]))
+    end: dict[str, Any] = {"end": True}
+    try:
+        if task["frames"] is None:
+            end |= _headers(path, task, limit)
+        else:
+            _send_slices(wire, path, task, limit)
+    except ImportError as error:  # of this installation, which the parent raises
+        end["fault"] = str(error)
     send(wire, end)
 
 
-def _headers(path: Path, task: dict[str, Any], end: dict[str, Any]) -> Iterator[FrameRead]:
-    """Put the headers of a file, or why it has none, into the end of the task; yield nothing."""
-    try:
-        headers = read_headers(path, task["plane"], task["tags"])
-        end["headers"] = [dataclasses.asdict(header) for header in headers]
-    except Exception as error:
-        known = as_unreadable(error, "reading the file")
-        end |= {"reason": known.reason, "detail": known.detail}
-    yield from ()
+def _headers(path: Path, task: dict[str, Any], limit: _TimeLimit) -> dict[str, Any]:
+    """Return the headers of a file, or why it has none, as the end of a task tells it."""
+    with limit.running():
+        try:
+            headers = read_headers(path, task["plane"], task["tags"])
+            return {"headers": [dataclasses.asdict(header) for header in headers]}
+        except Exception as error:
+            known = as_unreadable(error, "reading the file")
+            return {"reason": known.reason, "detail": known.detail}
+
+
+def _send_slices(wire: socket.socket, path: Path, task: dict[str, Any], limit: _TimeLimit) -> None:
+    """Read the frames of a task and send each as soon as it is there."""
+    reads = read_frames(path, task["frames"], task["plane"])
+    while True:
+        with limit.running():
+            read = next(reads, None)
+        if read is None:
+            return
+        _send(wire, read)
 
 
 def _send(wire: socket.socket, read: FrameRead) -> None:
+    """Send one slice, or why there is none."""
     message: dict[str, Any] = {
         "frame": read.item.frame,
         "file": read.file_digest,

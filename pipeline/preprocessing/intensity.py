@@ -1,4 +1,4 @@
-"""Pixels to grey in [0, 1]: the intensity rules, for slices of one shape at once. Private.
+"""Pixels to grey in [0, 1]: the intensity rules, for slices of one shape at once.
 
 Everything is computed where the pixels are, and on a GPU nothing waits for it: ranges stay on the
 device as (b, 1, 1) float64, and numbers that a slice brings along are copied without waiting.
@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.recipe import FileWindow, Intensity, MinMax, Percentiles, Window, Windows, ZScore
+from pipeline.recipe import (
+    FileWindow,
+    Intensity,
+    MinMax,
+    Percentiles,
+    Window,
+    Windows,
+    ZScore,
+    of_volume,
+)
 from pipeline.types import Slice, Voi
 
 Bound = float | Tensor
@@ -29,23 +38,34 @@ def apply_intensity(stored: Tensor, rule: Intensity, items: Sequence[Slice]) -> 
     The items bring their files' windows, all of one kind, and the ends of their volumes, which a
     rule of scope `volume` must have. Raises ValueError.
     """
+    channels = _channels(stored, rule, items)
+    # A view where there is one: stacking copies.
+    return channels[0][:, None] if len(channels) == 1 else torch.stack(channels, 1)
+
+
+def _channels(stored: Tensor, rule: Intensity, items: Sequence[Slice]) -> list[Tensor]:
+    """Return one or three channels (b, H, W) in [0, 1]. What a new rule does is a case here."""
+    if of_volume(rule):
+        low, high = _ends(items, rule, stored.device)
+        return [ramp(stored, low, high)]
     match rule:
-        case Percentiles(scope="volume") | ZScore(scope="volume"):
-            return ramp(stored, *_ends(items, rule, stored.device))[:, None]
-        case Windows():
-            windows = rule.red, rule.green, rule.blue
-            return torch.stack([ramp(stored, window.low, window.high) for window in windows], 1)
         case Window():
-            return ramp(stored, rule.low, rule.high)[:, None]
-        case FileWindow() if items[0].voi is not None:
-            return _apply_vois(stored, [item.voi for item in items if item.voi])[:, None]
-        case FileWindow() | MinMax():
-            return ramp(stored, *extremes(stored))[:, None]
+            return [ramp(stored, rule.low, rule.high)]
+        case Windows():
+            windows = (rule.red, rule.green, rule.blue)
+            return [ramp(stored, window.low, window.high) for window in windows]
+        case FileWindow():
+            return [_by_file(stored, items)]
+        case MinMax():
+            low, high = extremes(stored)
+            return [ramp(stored, low, high)]
         case Percentiles():
-            return ramp(stored, *percentiles(stored, (rule.low, rule.high)))[:, None]
+            low, high = percentiles(stored, (rule.low, rule.high))
+            return [ramp(stored, low, high)]
         case ZScore():
             mean, std = mean_and_std(stored)
-            return ramp(stored, mean - rule.clip * std, mean + rule.clip * std)[:, None]
+            reach = rule.clip * std
+            return [ramp(stored, mean - reach, mean + reach)]
 
 
 def ramp(stored: Tensor, low: Bound, high: Bound) -> Tensor:
@@ -54,14 +74,16 @@ def ramp(stored: Tensor, low: Bound, high: Bound) -> Tensor:
     On a CPU some rows after the others go through all steps, as many as its caches hold.
     """
     # Quarters, which are exact: the difference of two float32 may lie beyond float32.
-    start, span = low / 4, high / 4 - low / 4
+    start = low / 4
+    span = high / 4 - low / 4
     grey = torch.empty(stored.shape, device=stored.device)
-    rows, out = stored.flatten(0, 1), grey.flatten(0, 1)
-    most = len(rows) if stored.is_cuda else max(1, _BLOCK // stored.shape[2])
-    for first in range(0, len(rows), most):
-        at = slice(first, first + most)
-        some = out[at].copy_(rows[at]).mul_(0.25)
-        some.sub_(_of_rows(start, stored, at)).div_(_of_rows(span, stored, at))
+    rows_in = stored.flatten(0, 1)
+    rows_out = grey.flatten(0, 1)  # a view: what is written to it is in `grey`
+    most = len(rows_in) if stored.is_cuda else max(1, _BLOCK // stored.shape[2])
+    for first in range(0, len(rows_in), most):
+        rows = slice(first, first + most)
+        some = rows_out[rows].copy_(rows_in[rows]).mul_(0.25)
+        some.sub_(_of_rows(start, stored, rows)).div_(_of_rows(span, stored, rows))
         some.clamp_(0.0, 1.0).nan_to_num_(0.0)
     rising = high > low
     return torch.where(rising, grey, 0.0) if isinstance(rising, Tensor) else grey
@@ -79,10 +101,13 @@ def extremes(stored: Tensor) -> tuple[Tensor, Tensor]:
     low = high = stored
     if stored.is_floating_point():
         finite = torch.isfinite(stored)
-        low, high = (torch.where(finite, stored, end) for end in (math.inf, -math.inf))
+        low = torch.where(finite, stored, math.inf)
+        high = torch.where(finite, stored, -math.inf)
     elif stored.dtype == torch.uint16:  # which has no amin
         low = high = stored.to(torch.int32)
-    return low.amin((1, 2), keepdim=True).double(), high.amax((1, 2), keepdim=True).double()
+    lowest = low.amin((1, 2), keepdim=True).double()
+    highest = high.amax((1, 2), keepdim=True).double()
+    return lowest, highest
 
 
 def percentiles(stored: Tensor, percents: Sequence[float]) -> list[Tensor]:
@@ -92,22 +117,25 @@ def percentiles(stored: Tensor, percents: Sequence[float]) -> list[Tensor]:
     """
     if stored.is_cuda:
         return sorted_percentiles(stored.float(), percents)
-    found = [_partitioned_percentiles(one.reshape(-1), percents) for one in stored]
-    return [
-        torch.tensor(column, dtype=torch.float64)[:, None, None]
-        for column in zip(*found, strict=True)
-    ]
+    by_slice = [_partitioned_percentiles(one.reshape(-1), percents) for one in stored]
+    by_percent = zip(*by_slice, strict=True)
+    return [torch.tensor(values, dtype=torch.float64)[:, None, None] for values in by_percent]
 
 
 def _partitioned_percentiles(values: Tensor, percents: Sequence[float]) -> list[float]:
     """Return percentiles of one slice's values, several times faster than by sorting them."""
     known = values[torch.isfinite(values)] if values.is_floating_point() else values
     places = [percent / 100 * (len(known) - 1) for percent in percents]
-    ranks = sorted({rank for place in places for rank in (math.floor(place), math.ceil(place))})
-    ordered = np.partition(known.numpy(), ranks)
-    low = [float(ordered[math.floor(place)]) for place in places]
-    high = [float(ordered[math.ceil(place)]) for place in places]
-    return [a + (b - a) * (place % 1) for a, b, place in zip(low, high, places, strict=True)]
+    ranks: set[int] = set()
+    for place in places:
+        ranks |= {math.floor(place), math.ceil(place)}
+    ordered = np.partition(known.numpy(), sorted(ranks))
+    at_percents = []
+    for place in places:
+        below = float(ordered[math.floor(place)])
+        above = float(ordered[math.ceil(place)])
+        at_percents.append(below + (above - below) * (place % 1))
+    return at_percents
 
 
 def sorted_percentiles(pixels: Tensor, percents: Sequence[float]) -> list[Tensor]:
@@ -116,12 +144,13 @@ def sorted_percentiles(pixels: Tensor, percents: Sequence[float]) -> list[Tensor
     finite = torch.isfinite(flat)
     ordered = torch.where(finite, flat, math.inf).sort(1).values
     last = finite.sum(1, keepdim=True).double() - 1
-    found = []
+    values = []
     for percent in percents:
         place = percent / 100 * last
-        low, high = (ordered.gather(1, at.long()).double() for at in (place.floor(), place.ceil()))
-        found.append((low + (high - low) * (place % 1))[:, :, None])
-    return found
+        below = ordered.gather(1, place.floor().long()).double()
+        above = ordered.gather(1, place.ceil().long()).double()
+        values.append((below + (above - below) * (place % 1))[:, :, None])
+    return values
 
 
 def mean_and_std(stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,19 +158,32 @@ def mean_and_std(stored: Tensor) -> tuple[Tensor, Tensor]:
     pixels = stored.double()
     finite = torch.isfinite(pixels)
     count = finite.sum((1, 2), keepdim=True)
-    mean = torch.where(finite, pixels, 0.0).sum((1, 2), keepdim=True) / count
+    total = torch.where(finite, pixels, 0.0).sum((1, 2), keepdim=True)
+    mean = total / count
     squares = torch.where(finite, pixels - mean, 0.0).square_()
-    return mean, (squares.sum((1, 2), keepdim=True) / count).sqrt()
+    variance = squares.sum((1, 2), keepdim=True) / count
+    return mean, variance.sqrt()
 
 
 def _ends(items: Sequence[Slice], rule: Intensity, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the values that the slices' volumes make 0 and 1, each (b, 1, 1)."""
     ends = [item.ends for item in items if item.ends is not None]
     if len(ends) < len(items):
         raise ValueError(
             f"ends must be those of the volume for {rule!r}. Got None instead; take a rule of "
             "scope 'slice' for a slice by itself."
         )
-    return _column([low for low, _ in ends], device), _column([high for _, high in ends], device)
+    low = _column([low for low, _ in ends], device)
+    high = _column([high for _, high in ends], device)
+    return low, high
+
+
+def _by_file(stored: Tensor, items: Sequence[Slice]) -> Tensor:
+    """Return pixels by their files' windows; by minimum and maximum where these have none."""
+    vois = [item.voi for item in items if item.voi is not None]
+    if not vois:
+        return ramp(stored, *extremes(stored))
+    return _apply_vois(stored, vois)
 
 
 def _apply_vois(stored: Tensor, vois: Sequence[Voi]) -> Tensor:
@@ -152,18 +194,21 @@ def _apply_vois(stored: Tensor, vois: Sequence[Voi]) -> Tensor:
         return ramp(stored, low, high)
     pixels = stored.float()
     if vois[0].shape == "sigmoid":
-        middle, width = (low + high) / 2, high - low
+        middle = (low + high) / 2
+        width = high - low
         grey = torch.sigmoid(4.0 * (pixels.double() - middle) / width).float()
     else:
-        tables = [torch.tensor(voi.table, device=pixels.device) for voi in vois]
-        places = ramp(pixels, low, high)
-        grey = torch.stack(
-            [
-                table[(place * (len(table) - 1)).round().long()]
-                for table, place in zip(tables, places, strict=True)
-            ]
-        )
+        grey = _look_up(ramp(pixels, low, high), vois)
     return torch.where(pixels.isnan(), 0.0, grey)
+
+
+def _look_up(places: Tensor, vois: Sequence[Voi]) -> Tensor:
+    """Return the grey of each place in [0, 1] along its slice's table, (b, H, W)."""
+    slices = []
+    for place, voi in zip(places, vois, strict=True):
+        table = torch.tensor(voi.table, device=places.device)
+        slices.append(table[(place * (len(table) - 1)).round().long()])
+    return torch.stack(slices)
 
 
 def _column(values: Sequence[float], device: torch.device) -> Tensor:

@@ -19,7 +19,8 @@ from pipeline.types import Slice
 Pixels = NDArray[np.float32]
 
 # Of the slice's range, from the 1st percentile to the 99th.
-NOISE, SHIFT = 0.02, 0.05
+NOISE = 0.02
+SHIFT = 0.05
 DEGREES = 5
 QUALITY = 50
 
@@ -42,12 +43,16 @@ def thickened(item: Slice, neighbours: Sequence[Slice]) -> Slice:
 
     Of the pixels that are no padding, and of neighbours of its shape.
     """
-    pixels = [item.pixels, *(n.pixels for n in neighbours if n.pixels.shape == item.pixels.shape)]
-    stack = np.stack([np.asarray(each, np.float32) for each in pixels])
+    layers = [np.asarray(item.pixels, np.float32)]
+    for neighbour in neighbours:
+        if neighbour.pixels.shape == item.pixels.shape:
+            layers.append(np.asarray(neighbour.pixels, np.float32))
+    stack = np.stack(layers)
     known = np.isfinite(stack)
     sums = np.where(known, stack, 0).sum(axis=0, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        return replace(item, pixels=(sums / known.sum(axis=0)).astype(np.float32))
+    with np.errstate(invalid="ignore"):  # where all are padding: 0 / 0 is NaN, which is padding
+        mean = sums / known.sum(axis=0)
+    return replace(item, pixels=mean.astype(np.float32))
 
 
 def _range(pixels: Pixels) -> float:
@@ -76,7 +81,8 @@ def _turn(pixels: Pixels) -> Pixels:
 def _jpeg(pixels: Pixels) -> Pixels:
     from PIL import Image
 
-    low, high = float(pixels.min()), float(pixels.max())
+    low = float(pixels.min())
+    high = float(pixels.max())
     scale = (high - low) / 255 or 1.0
     grey = ((pixels - low) / scale).round().astype(np.uint8)
     sink = io.BytesIO()

@@ -54,18 +54,21 @@ def prepare_batch(
     elsewhere, where resampling sums in another order. On a GPU the call returns before the work is
     done.
     """
-    size, device = recipe.image_size, torch.device(device)
+    size = recipe.image_size
+    device = torch.device(device)
     items = [viewed(item, recipe.preprocess.view) for item in items]
     out = torch.empty((len(items), 3, size, size), device=device)
     for piece in _pieces(items, modalities, recipe.preprocess):
-        alike, modality = items[piece], modalities[piece.start]
+        alike = items[piece]
+        modality = modalities[piece.start]
         grey = _grey(alike, modality, recipe.preprocess, device)
         if recipe.preprocess.crop == "none":
             out[piece] = resize(fit_aspect(grey, recipe.preprocess.aspect), size)
             continue
         for i, item in enumerate(alike):
-            cut = _cropped(grey[i], item, modality)
-            out[piece.start + i] = resize(fit_aspect(cut, recipe.preprocess.aspect)[None], size)[0]
+            body = _cropped(grey[i], item, modality)  # of another shape than the next one's
+            fitted = fit_aspect(body, recipe.preprocess.aspect)[None]
+            out[piece.start + i] = resize(fitted, size)[0]
     return normalise(out, recipe.architecture)
 
 
@@ -107,16 +110,18 @@ def _pieces(
     """Yield runs of slices that are scaled alike: of one shape, type and rule."""
 
     def kind(i: int) -> tuple[Any, ...]:
-        pixels, voi = items[i].pixels, items[i].voi
-        rule = preprocess.rule(modalities[i])
-        own = voi and voi.shape if isinstance(rule, FileWindow) else None
-        return pixels.shape, pixels.dtype, modalities[i], own
+        pixels = items[i].pixels
+        voi = items[i].voi
+        by_file = isinstance(preprocess.rule(modalities[i]), FileWindow)
+        window = voi.shape if by_file and voi is not None else None
+        return pixels.shape, pixels.dtype, modalities[i], window
 
-    for key, run in itertools.groupby(range(len(items)), kind):
+    for (shape, *_), run in itertools.groupby(range(len(items)), kind):
         places = list(run)
-        most = max(1, _PIECE_PIXELS // int(np.prod(key[0])))
-        for start in range(places[0], places[-1] + 1, most):
-            yield slice(start, min(start + most, places[-1] + 1))
+        stop = places[-1] + 1
+        most = max(1, _PIECE_PIXELS // int(np.prod(shape)))
+        for start in range(places[0], stop, most):
+            yield slice(start, min(start + most, stop))
 
 
 def _grey(
@@ -132,7 +137,8 @@ def _stacked(items: Sequence[Slice], device: torch.device) -> Tensor:
     To a GPU they go by way of pinned memory, so that nobody waits for the copy.
     """
     pixels = [item.pixels for item in items]
-    shape, dtype = (len(items), *pixels[0].shape), torch.from_numpy(pixels[0][:0].copy()).dtype
+    shape = (len(items), *pixels[0].shape)
+    dtype = torch.from_numpy(pixels[0][:0].copy()).dtype
     host = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
     np.stack(pixels, out=host.numpy())
     return host.to(device, non_blocking=True)
@@ -143,11 +149,12 @@ def _stacked(items: Sequence[Slice], device: torch.device) -> Tensor:
 
 def body_box(pixels: NDArray[np.float32], modality: str) -> tuple[slice, slice]:
     """Return rows and columns of the largest connected piece of body; all where there is none."""
-    from scipy import ndimage
+    from scipy import ndimage  # which few recipes need
 
     known = pixels[np.isfinite(pixels)]
     low = float(known.min())
-    threshold = _BODY_HU if modality == "CT" else low + _BODY_PART * (float(known.max()) - low)
+    span = float(known.max()) - low
+    threshold = _BODY_HU if modality == "CT" else low + _BODY_PART * span
     pieces, count = ndimage.label(np.nan_to_num(pixels, nan=low) > threshold)
     if not count:
         return slice(None), slice(None)
@@ -167,11 +174,15 @@ def fit_aspect(grey: Tensor, aspect: Literal["square", "pad", "crop"]) -> Tensor
     height, width = grey.shape[-2:]
     if aspect == "pad":
         side = max(height, width)
-        top, left = (side - height) // 2, (side - width) // 2
-        return functional.pad(grey, (left, side - width - left, top, side - height - top))
+        top = (side - height) // 2
+        bottom = side - height - top
+        left = (side - width) // 2
+        right = side - width - left
+        return functional.pad(grey, (left, right, top, bottom))
     if aspect == "crop":
         side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
+        top = (height - side) // 2
+        left = (width - side) // 2
         return grey[..., top : top + side, left : left + side]
     return grey
 
@@ -190,9 +201,8 @@ def normalise(batch: Tensor, architecture: Architecture) -> Tensor:
 
     In place.
     """
-    mean, std = (
-        _channels(values, batch.device) for values in (architecture.mean, architecture.std)
-    )
+    mean = _channels(architecture.mean, batch.device)
+    std = _channels(architecture.std, batch.device)
     return batch.sub_(mean).div_(std)
 
 

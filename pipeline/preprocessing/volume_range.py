@@ -1,4 +1,4 @@
-"""Grey ranges of whole volumes, for rules of scope `volume`: found once, then told by receipts.
+"""Grey ranges of whole volumes, for rules of scope `volume`: found once, then kept in receipts.
 
 A volume's range is found in one pass over its slices, before the first of them is embedded. Values
 are counted after their float32 is cut to 14 significant bits: exact for integers to 16,384, and
@@ -11,7 +11,6 @@ and later parts of that volume take it from there: what could be read then may n
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -30,6 +29,8 @@ from stores.slices import of_modalities
 _DROPPED = 10  # of the 23 bits behind the point of a float32
 _ZERO = 2 ** (31 - _DROPPED)  # where the value zero is counted; negative values stand below
 
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
 Row = dict[str, Any]  # of the slice table
 Name = tuple[str, str]  # of a volume: series, modality
 Ends = tuple[float, float]
@@ -46,54 +47,63 @@ class Histogram:
     def add(self, pixels: NDArray[Any]) -> None:
         """Count the finite values of a slice, float32 or integers that it can hold."""
         bits = pixels[np.isfinite(pixels)].astype(np.float32, copy=False).view(np.int32)
+        # The bits of a float without its sign are in the order of its values.
         places = (bits & 0x7FFFFFFF) >> _DROPPED
-        np.add.at(self._counts, _ZERO + np.where(bits < 0, -places, places), 1)
+        signed = np.where(bits < 0, -places, places)
+        np.add.at(self._counts, _ZERO + signed, 1)
 
     def ends(self, rule: Intensity) -> Ends | None:
         """Return the values that a rule of scope `volume` makes 0 and 1; None of no values."""
         places = np.flatnonzero(self._counts)
-        values, counts = _values(places), self._counts[places]
+        if not len(places):
+            return None
+        values = _values(places)
+        counts = self._counts[places]
         match rule:
-            case Percentiles() if len(places):
+            case Percentiles():
                 upto = counts.cumsum()
-                return _percentile(values, upto, rule.low), _percentile(values, upto, rule.high)
-            case ZScore() if len(places):
-                mean = float((values * counts).sum() / counts.sum())
-                variance = float(((values - mean) ** 2 * counts).sum() / counts.sum())
+                low = _percentile(values, upto, rule.low)
+                high = _percentile(values, upto, rule.high)
+                return low, high
+            case ZScore():
+                total = counts.sum()
+                mean = float((values * counts).sum() / total)
+                variance = float(((values - mean) ** 2 * counts).sum() / total)
                 reach = rule.clip * math.sqrt(variance)
                 return mean - reach, mean + reach
         return None
 
 
-def _values(places: NDArray[np.int64]) -> NDArray[np.float64]:
+def _values(places: Integers) -> Floats:
     """Return the value that is counted at each place."""
-    cut = (np.abs(places - _ZERO) << _DROPPED).astype(np.int32).view(np.float32)
-    values: NDArray[np.float64] = np.where(places < _ZERO, -cut, cut).astype(np.float64)
+    bits = np.abs(places - _ZERO) << _DROPPED
+    cut = bits.astype(np.int32).view(np.float32)
+    values: Floats = np.where(places < _ZERO, -cut, cut).astype(np.float64)
     return values
 
 
-def _percentile(values: NDArray[np.float64], upto: NDArray[np.int64], percent: float) -> float:
+def _percentile(values: Floats, upto: Integers, percent: float) -> float:
     """Return a percentile of ascending values, linear between neighbours as in NumPy.
 
     upto: how many are at most each value.
     """
     place = percent / 100 * (int(upto[-1]) - 1)
-    below, above = np.searchsorted(upto, [math.floor(place), math.ceil(place)], side="right")
-    return float(values[below] + (values[above] - values[below]) * (place % 1))
+    ranks = [math.floor(place), math.ceil(place)]
+    below, above = values[np.searchsorted(upto, ranks, side="right")]
+    return float(below + (above - below) * (place % 1))
 
 
-def by_series(slices: pa.Table) -> dict[str, NDArray[np.int64]]:
+def by_series(slices: pa.Table) -> dict[str, Integers]:
     """Return the places in a table of the slices of each series, ascending."""
     series = slices["series"].combine_chunks().dictionary_encode()
     which = series.indices.to_numpy()
     order = np.argsort(which, kind="stable")
-    bounds = np.searchsorted(which[order], np.arange(len(series.dictionary) + 1))
-    return {
-        name: order[start:stop]
-        for name, (start, stop) in zip(
-            series.dictionary.to_pylist(), itertools.pairwise(bounds.tolist()), strict=True
-        )
-    }
+    numbers = np.arange(len(series.dictionary) + 1)
+    bounds = np.searchsorted(which[order], numbers).tolist()
+    places: dict[str, Integers] = {}
+    for number, name in enumerate(series.dictionary.to_pylist()):
+        places[name] = order[bounds[number] : bounds[number + 1]]
+    return places
 
 
 class Volumes:
@@ -103,35 +113,38 @@ class Volumes:
         self,
         preprocess: Preprocess,
         slices: pa.Table,
-        kept: Callable[[Iterable[int]], Kept],
+        recorded: Callable[[Iterable[int]], Kept],
     ) -> None:
-        """slices: live ones by row, whole volumes; kept: rows -> ranges their parts tell."""
+        """slices: live ones by row, all of each volume; recorded: rows -> ranges on file there."""
         self._preprocess = preprocess
-        self._kept = kept
+        self._recorded = recorded
         self._first: dict[Name, int] = {}  # of the volumes met so far
         self._ends: dict[Name, Ends | None] = {}
-        scaled = slices.filter(of_modalities(slices, self._scales))
-        self._slices, self._places = scaled, by_series(scaled)
+        self._slices = slices.filter(of_modalities(slices, self._scales))
+        self._places = by_series(self._slices)
 
     def take(self, slices: Iterable[Row]) -> dict[Name, list[Row]]:
         """Return the volumes to be surveyed, with all their slices.
 
-        Those are the ones met here first, of which no committed part tells the range.
+        Those are the ones met here first, of which no committed part has the range on file.
         """
         surveyed: dict[Name, list[Row]] = {}
         for name in filter(None, map(self._name, slices)):
             if name in self._first:
                 continue
             volume = self._volume(*name)
-            self._first[name] = volume[0]["row"]
-            kept = self._kept(slice_["row"] for slice_ in volume)
-            if self._first[name] in kept:
-                self._ends[name] = kept[self._first[name]]
+            first = volume[0]["row"]
+            self._first[name] = first
+            # A range on file stands: not all slices that made it may be readable by now.
+            recorded = self._recorded(slice_["row"] for slice_ in volume)
+            if first in recorded:
+                self._ends[name] = recorded[first]
             else:
                 surveyed[name] = volume
         return surveyed
 
     def _volume(self, series: str, modality: str) -> list[Row]:
+        """Return the slices of a volume, in row order."""
         rows = self._slices.take(pa.array(self._places[series])).to_pylist()
         return [row for row in rows if row["modality"] == modality]
 
@@ -142,7 +155,8 @@ class Volumes:
 
         Those are the slices that cannot be read.
         """
-        left_out, histogram = [], Histogram()
+        left_out: list[int] = []
+        histogram = Histogram()
         for slice_ in slices:
             item = next(items)
             if isinstance(item, Slice):
@@ -153,10 +167,13 @@ class Volumes:
         return left_out
 
     def ranges(self, slices: Iterable[Row]) -> Kept:
-        """Return the ranges that scale some slices, to be kept in their part's receipt."""
-        names = set(filter(None, map(self._name, slices)))
-        ends = ((self._first[name], self._ends[name]) for name in names)
-        return {row: end for row, end in sorted(ends) if end is not None}
+        """Return the ranges that scale some slices, to be put on file in their part's receipt."""
+        ranges: Kept = {}
+        for name in set(filter(None, map(self._name, slices))):
+            ends = self._ends[name]
+            if ends is not None:
+                ranges[self._first[name]] = ends
+        return dict(sorted(ranges.items()))
 
     def ranged(self, slice_: Row, item: Slice) -> Slice:
         """Return a slice with the range of its volume, where that scales it.

@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.io.formats.dicom_geometry import Layout, floats, macro, orientation, pixel_spacing
+from pipeline.io.formats.dicom_geometry import (
+    Reorientation,
+    floats,
+    macro,
+    orientation,
+    pixel_spacing,
+)
 from pipeline.io.sniff import sniff
 from pipeline.shared.paths import unescape_path
 from pipeline.types import Plane
@@ -129,11 +135,11 @@ def affine_of(
         found = floats(macro(dataset, frame, "PlanePositionSequence"), "ImagePositionPatient", 3)
         if stored is None or spacing is None or found is None:
             return None
-        layout = Layout.of(stored)
-        own = shape[::-1] if layout.transpose else shape
-        corners.append(np.array(found) + layout.shift(stored, (own[0], own[1]), spacing))
-        axes = layout.axes(stored)
-        spacing = spacing[::-1] if layout.transpose else spacing
+        turn = Reorientation.of(stored)
+        own = shape[::-1] if turn.transpose else shape
+        corners.append(np.array(found) + turn.shift(stored, (own[0], own[1]), spacing))
+        axes = turn.axes(stored)
+        spacing = spacing[::-1] if turn.transpose else spacing
     assert axes is not None
     assert spacing is not None
     affine = np.eye(4)
@@ -164,7 +170,7 @@ def segmentation(datasets: Sequence[Any], planes: Sequence[Labels], classes: Seq
         if "SliceThickness" not in dataset:
             dataset.SliceThickness = thickness
         axes = orientation(dataset, 0)
-        stored.append(labels if axes is None else Layout.of(axes).undo(labels))
+        stored.append(labels if axes is None else Reorientation.of(axes).undo(labels))
     algorithm = hd.AlgorithmIdentificationSequence(
         "radprobe", codes.DCM.ArtificialIntelligence, version("radprobe")
     )

@@ -21,9 +21,12 @@ def unescape_path(stored: str) -> str:
 
 
 def _unescape(text: str) -> bytes:
+    r"""Return text without backslashes of its own as bytes: `\xff` stands for one."""
     head, *rest = text.split("\\x")
-    tail = (bytes.fromhex(piece[:2]) + piece[2:].encode() for piece in rest)
-    return b"".join((head.encode(), *tail))
+    raw = head.encode()
+    for piece in rest:
+        raw += bytes.fromhex(piece[:2]) + piece[2:].encode()
+    return raw
 
 
 def matcher(globs: Iterable[str]) -> Callable[[str], bool]:
@@ -34,9 +37,13 @@ def matcher(globs: Iterable[str]) -> Callable[[str], bool]:
 
 def _regex(glob: str) -> str:
     """Return a glob as a regular expression: `*` and `?` stop at a slash, `**` does not."""
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
-    return "".join(
-        parts.get(piece) or (piece.replace("[!", "[^") if piece[:1] == "[" else re.escape(piece))
-        for piece in pieces
-    )
+    special = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pattern = ""
+    for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob):
+        if piece in special:
+            pattern += special[piece]
+        elif piece.startswith("["):
+            pattern += piece.replace("[!", "[^")
+        else:
+            pattern += re.escape(piece)
+    return pattern

@@ -15,8 +15,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,10 +53,13 @@ class Names:
     store: Path
     paths: Literal["hide", "keep"] = "hide"
     key: bytes | None = None
+    _loaded: list[bytes] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    @cached_property
-    def _key(self) -> bytes:
-        return self.key or load_key(self.store)
+    def _load_key(self) -> bytes:
+        """Return the key, which is read, or made, once. Raises ConfigError (see `load_key`)."""
+        if not self._loaded:
+            self._loaded.append(self.key or load_key(self.store))
+        return self._loaded[0]
 
     @property
     def has_key(self) -> bool:
@@ -66,15 +68,15 @@ class Names:
 
     def pseudonym(self, kind: str, raw: str) -> str:
         """Return what stands for an identifier of a kind."""
-        return pseudonym(self._key, kind, raw)
+        return pseudonym(self._load_key(), kind, raw)
 
     def shown(self, path: str) -> str:
         """Return a path as the store and its results may show it."""
-        return hide_path(self._key, path) if self.paths == "hide" else path
+        return hide_path(self._load_key(), path) if self.paths == "hide" else path
 
     def revealed(self, slices: pa.Table) -> pa.Table:
         """Return a slice or file table with the real paths, for the user's own eyes."""
-        return relabelled(slices, functools.partial(reveal_path, self._key))
+        return relabelled(slices, functools.partial(reveal_path, self._load_key()))
 
 
 # --- paths -------------------------------------------------------------------------------------
@@ -96,12 +98,12 @@ def reveal_path(key: bytes, path: str) -> str:
 def relabelled(table: pa.Table, label: Callable[[str], str]) -> pa.Table:
     """Return a slice or file table with label(path) for each path."""
     paths = table["path"]
+    chunks = []
     # Some at a time: Python's take ten times the room.
-    some = (paths.slice(start, _AT_ONCE) for start in range(0, len(paths), _AT_ONCE))
-    names = pa.chunked_array(
-        [_relabelled(few.combine_chunks(), label) for few in some], pa.string()
-    )
-    return with_column(table, "path", names)
+    for start in range(0, len(paths), _AT_ONCE):
+        some = paths.slice(start, _AT_ONCE).combine_chunks()
+        chunks.append(_relabelled(some, label))
+    return with_column(table, "path", pa.chunked_array(chunks, pa.string()))
 
 
 def _relabelled(paths: pa.Array, label: Callable[[str], str]) -> pa.Array:
@@ -112,31 +114,43 @@ def _relabelled(paths: pa.Array, label: Callable[[str], str]) -> pa.Array:
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _hidden(key: bytes, name: str) -> str:
+    """Return a folder's or file's name encrypted; one that this key has hidden stays."""
     if _revealed(key, name) != name:
         return name
-    sealed = _cipher(key).encrypt(name.encode(*_ENCODING), None)
+    sealed = _cipher(key).aead.encrypt(name.encode(*_ENCODING), None)
     return HIDDEN + base64.urlsafe_b64encode(sealed).decode("ascii").rstrip("=")
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _revealed(key: bytes, name: str) -> str:
+    """Return the name that was encrypted; one that this key has not hidden stays."""
     if not name.startswith(HIDDEN):
         return name
-    from cryptography.exceptions import InvalidTag
-
+    cipher = _cipher(key)
     try:
-        sealed = base64.urlsafe_b64decode(name[1:] + "=" * (-len(name[1:]) % 4))
-        return str(_cipher(key).decrypt(sealed, None), *_ENCODING)
-    except (binascii.Error, ValueError, InvalidTag):  # a file that is really called so
+        text = name[len(HIDDEN) :]
+        padding = "=" * (-len(text) % 4)  # which names do without
+        sealed = base64.urlsafe_b64decode(text + padding)
+        return str(cipher.aead.decrypt(sealed, None), *_ENCODING)
+    except (binascii.Error, ValueError, cipher.invalid):  # a file that is really called so
         return name
+
+
+@dataclass(frozen=True)
+class _Cipher:
+    """What encrypts and decrypts names (AES-SIV), and the error of one sealed by another key."""
+
+    aead: Any
+    invalid: type[Exception]
 
 
 @functools.lru_cache(maxsize=8)
-def _cipher(key: bytes) -> Any:
-    # Imported where a path is asked for: an answer on file asks for none.
+def _cipher(key: bytes) -> _Cipher:
+    # Imported where there is a path to hide: an answer on file has none.
+    from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
-    return AESSIV(hmac.new(key, b"path", hashlib.sha256).digest())
+    return _Cipher(AESSIV(hmac.new(key, b"path", hashlib.sha256).digest()), InvalidTag)
 
 
 # --- the key -----------------------------------------------------------------------------------
@@ -170,13 +184,16 @@ def _key_path(store: Path) -> Path:
 
 
 def _make_key(path: Path) -> None:
+    """Make a key that only its owner reads; where another process is first, its key counts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
     handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w") as file:
         file.write(secrets.token_hex(32) + "\n")
+    # Linked once it is whole: whoever finds the name reads all of it, and a link, unlike a rename,
+    # never replaces the key of a process that was first.
     try:
-        with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+        with contextlib.suppress(FileExistsError):
             os.link(fresh, path)
     finally:
         fresh.unlink()

@@ -14,16 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.backbones.load import Backbone, load_backbone
+from pipeline.backbones.load import Backbone, load_recipe_backbone
+from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
 from pipeline.evaluation.neighbours import neighbours
-from pipeline.extraction.sync import make_recipe
+from pipeline.extraction.sync import locate_weights, recipe_with
 from pipeline.inference.forward import Forward, Values, pick_device
-from pipeline.recipe import Precision, Recipe
+from pipeline.recipe import PatchTokens, Precision, Recipe
 from pipeline.studies.sample import Sample, take_sample
 from stores.errors import ConfigError
 
 K = 5
+# Libraries take other kernels, and so other sums, at other batch sizes.
+BATCH_SIZES = (1, 8, 32)
 
 
 @dataclass(frozen=True)
@@ -48,86 +51,91 @@ def drift(config: Config, slices: int = 64, device: str = "auto") -> Iterator[Dr
     Raises ConfigError where the collection has too few slices for neighbours.
     """
     sample = sample_of(config, slices, "Drift")
-    want = features_of(network_of(config, "cpu", "float32"), sample, 1)
-    for where in dict.fromkeys(["cpu", pick_device(device)]):
-        lower: tuple[Precision, ...] = ("bfloat16",) if where == "cpu" else ("bfloat16", "float16")
+    recipe, checkpoint = cls_recipe(config)
+    baseline = features_of(load_network(recipe, checkpoint, "cpu", "float32"), sample, 1)
+    for place in dict.fromkeys(["cpu", pick_device(device)]):  # once, where that is the CPU
+        lower: tuple[Precision, ...] = ("bfloat16",) if place == "cpu" else ("bfloat16", "float16")
         for precision in ("float32", *lower):
-            network = network_of(config, where, precision)
-            for size in (1, 8, 32):
-                if (where, precision, size) == ("cpu", "float32", 1):
+            network = load_network(recipe, checkpoint, place, precision)
+            for size in BATCH_SIZES:
+                if (place, precision, size) == ("cpu", "float32", 1):  # the baseline itself
                     continue
-                cosine, moved = held(want, features_of(network, sample, size))
-                least, mean = float(cosine.min()), float(cosine.mean())
-                yield Drift(where, precision, size, least, mean, moved, K)
+                features = features_of(network, sample, size)
+                cosine, moved = agreement(baseline, features)
+                least = float(cosine.min())
+                mean = float(cosine.mean())
+                yield Drift(place, precision, size, least, mean, moved, K)
             del network  # before the next is loaded
-            if where.startswith("cuda"):
+            if place.startswith("cuda"):
                 torch.cuda.empty_cache()
 
 
-def sample_of(config: Config, slices: int, what: str) -> Sample:
+def sample_of(config: Config, slices: int, study: str) -> Sample:
     """Return some slices. Raises ConfigError where they are too few for neighbours."""
     sample = take_sample(config, slices)
     if len(sample.items) <= K:
         raise ConfigError(
-            f"{what} needs more than {K} slices. Got {len(sample.items)} in "
+            f"{study} needs more than {K} slices. Got {len(sample.items)} in "
             f"{str(config.data.root)!r} instead."
         )
     return sample
 
 
-def held(want: NDArray[np.float32], got: NDArray[np.float32]) -> tuple[NDArray[np.float64], float]:
-    """Return the cosine (n,) of features (n, d) with those wanted, and the share that moved.
+def agreement(
+    baseline: NDArray[np.float32], features: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], float]:
+    """Return the cosine (n,) of features (n, d) with their baseline, and the share that moved.
 
     Of the K nearest neighbours of all slices, that is: those that are others then.
     """
-    near = _near(want)
-    cosine = (want * got).sum(1, dtype=np.float64)
-    cosine /= np.linalg.norm(want.astype(np.float64), axis=1)
-    cosine /= np.linalg.norm(got.astype(np.float64), axis=1)
-    kept = [len(np.intersect1d(a, b)) for a, b in zip(near, _near(got), strict=True)]
-    return cosine, 1 - sum(kept) / near.size
+    cosine = (baseline * features).sum(1, dtype=np.float64)
+    cosine /= np.linalg.norm(baseline.astype(np.float64), axis=1)
+    cosine /= np.linalg.norm(features.astype(np.float64), axis=1)
+    before = _nearest(baseline)
+    after = _nearest(features)
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(before, after, strict=True)]
+    return cosine, 1 - sum(shared) / before.size
 
 
-def _near(x: NDArray[np.float32]) -> NDArray[np.int64]:
+def _nearest(x: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return (n, k): the nearest other slices of each."""
     rows = np.arange(len(x))
-    _, found = neighbours(x, rows, rows, K, patient=rows)  # each its own patient: not itself
-    return found
+    _, nearest = neighbours(x, rows, rows, K, patient=rows)  # each its own patient: not itself
+    return nearest
 
 
 @dataclass(frozen=True)
-class Network:
-    """A network on a device, and the recipe of what is asked of it: CLS tokens in float32."""
+class StudiedNetwork:
+    """A network on a device, and the recipe of what it is to give: CLS tokens in float32."""
 
     backbone: Backbone
     recipe: Recipe
 
 
-def network_of(config: Config, device: str, precision: Precision) -> Network:
-    """Load the network of a config. Raises WeightsError."""
-    recipe, file = make_recipe(config)
-    recipe = recipe.model_copy(
-        update={"precision": precision, "dtype": "float32", "outputs": ("cls",)}
-    )
-    backbone = load_backbone(
-        config.backbone.name,
-        file or recipe.weights,
-        image_size=recipe.image_size,
-        blocks=recipe.blocks,
-        device=device,
-        precision=precision,
-        treatment=recipe.architecture.treatment,
-    )
-    return Network(backbone, recipe)
+def cls_recipe(config: Config) -> tuple[Recipe, Checkpoint]:
+    """Return a config's recipe for CLS tokens in float32, and its weights. Raises WeightsError."""
+    weights = locate_weights(config)
+    change = {"dtype": "float32", "outputs": ("cls",), "patch": PatchTokens()}
+    recipe = recipe_with(config, weights).model_copy(update=change)
+    return recipe, Checkpoint.of(config.backbone.name, weights)
 
 
-def features_of(network: Network, sample: Sample, batch_size: int) -> NDArray[np.float32]:
+def load_network(
+    recipe: Recipe, checkpoint: Checkpoint, device: str, precision: Precision
+) -> StudiedNetwork:
+    """Load the network of a recipe at another precision. Raises WeightsError."""
+    at_precision = recipe.model_copy(update={"precision": precision})
+    backbone = load_recipe_backbone(at_precision, checkpoint, device=device)
+    return StudiedNetwork(backbone, at_precision)
+
+
+def features_of(network: StudiedNetwork, sample: Sample, batch_size: int) -> NDArray[np.float32]:
     """Return the last CLS token of each slice (n, d), in float32."""
-    found: list[Values] = []
+    batches: list[Values] = []
     with closing(Forward(network.backbone, network.recipe, batch_size)) as forward:
         for start in range(0, len(sample.items), batch_size):
             some = slice(start, start + batch_size)
             seconds = dict.fromkeys(("preprocess", "forward"), 0.0)
-            forward.run(sample.items[some], sample.modalities[some], found.append, seconds)
+            forward.run(sample.items[some], sample.modalities[some], batches.append, seconds)
         forward.flush()
-    return np.concatenate([values["cls"][:, -1] for values in found])
+    return np.concatenate([values["cls"][:, -1] for values in batches])

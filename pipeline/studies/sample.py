@@ -42,7 +42,10 @@ def take_sample(config: Config, slices: int) -> Sample:
 
     Raises ConfigError where not one can be read.
     """
-    items, modalities, spent, megabytes = list[Slice](), list[str](), 0.0, 0.0
+    items: list[Slice] = []
+    modalities: list[str] = []
+    seconds = 0.0
+    megabytes = 0.0
     plane = config.preprocess.plane
     for stored in _spread(config):
         relative = unescape_path(stored)
@@ -54,7 +57,7 @@ def take_sample(config: Config, slices: int) -> Sample:
         some = headers[:: max(1, len(headers) // _OF_A_FILE)][:_OF_A_FILE]
         began = time.perf_counter()
         reads = list(read_frames(path, [header.frame for header in some], plane))
-        spent += time.perf_counter() - began
+        seconds += time.perf_counter() - began
         megabytes += path.stat().st_size / 1e6 * len(some) / len(headers)
         for header, read in zip(some, reads, strict=True):
             modality = header.modality or modality_of(config.data, relative)
@@ -65,7 +68,7 @@ def take_sample(config: Config, slices: int) -> Sample:
             break
     if not items:
         raise ConfigError(f"Not one slice can be read in {str(config.data.root)!r}.")
-    return Sample(items, modalities, spent, megabytes)
+    return Sample(items, modalities, seconds, megabytes)
 
 
 def _spread(config: Config) -> Iterator[str]:

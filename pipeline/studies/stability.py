@@ -13,8 +13,16 @@ import numpy as np
 
 from pipeline.config.root import Config
 from pipeline.evaluation.metrics.agreement import icc
+from pipeline.inference.forward import pick_device
 from pipeline.preprocessing.perturb import OF_A_SLICE, viewed
-from pipeline.studies.precision import K, features_of, held, network_of, sample_of
+from pipeline.studies.precision import (
+    K,
+    agreement,
+    cls_recipe,
+    features_of,
+    load_network,
+    sample_of,
+)
 
 BATCH = 8
 
@@ -40,15 +48,15 @@ def stability(config: Config, slices: int = 64, device: str = "auto") -> Iterato
 
     Raises ConfigError where the collection has too few slices for neighbours.
     """
-    from pipeline.inference.forward import pick_device
-
     sample = sample_of(config, slices, "Stability")
-    network = network_of(config, pick_device(device), "float32")
-    want = features_of(network, sample, BATCH)
-    for view, said in OF_A_SLICE.items():
+    recipe, checkpoint = cls_recipe(config)
+    network = load_network(recipe, checkpoint, pick_device(device), "float32")
+    baseline = features_of(network, sample, BATCH)
+    for view, words in OF_A_SLICE.items():
         items = [viewed(item, view) for item in sample.items]
-        got = features_of(network, replace(sample, items=items), BATCH)
-        found = icc(np.stack([want, got], axis=1))
-        low, middle = np.nanquantile(found, [0.05, 0.5]).tolist()
-        cosine, moved = held(want, got)
-        yield Stability(said, middle, low, float(cosine.mean()), moved, K)
+        features = features_of(network, replace(sample, items=items), BATCH)
+        # (n, 2, d): the two are repeats of one measurement.
+        agreements = icc(np.stack([baseline, features], axis=1))
+        low, middle = np.nanquantile(agreements, [0.05, 0.5]).tolist()
+        cosine, moved = agreement(baseline, features)
+        yield Stability(words, middle, low, float(cosine.mean()), moved, K)

@@ -36,9 +36,13 @@ Pixels = npt.NDArray[np.uint16]
 Kind = Literal["MONOCHROME1", "MONOCHROME2", "PNG", "CT", "MR"]
 
 _PREVALENCE = 0.4
-_EPOCH = date(2015, 1, 1)
+_FIRST_STUDY = date(2015, 1, 1)
+_FIRST_BIRTH = date(1930, 1, 1)
+# Made up, so that no real person is met by chance.
 _SURNAMES = ("Brindlemoor", "Calderwythe", "Dunfeather", "Eversloane", "Fennimarsh", "Glimhollow")
 _GIVEN_NAMES = ("Alder", "Briony", "Corwen", "Delphine", "Emrys", "Isolde", "Lorcan", "Tamsin")
+_XRAY_KINDS: tuple[Kind, ...] = ("MONOCHROME1", "MONOCHROME2", "PNG")
+_TUMOURS: tuple[Tumour, ...] = ("none", "small", "large")
 
 
 @dataclass(frozen=True)
@@ -86,63 +90,88 @@ def _plan(patients: int, seed: int) -> list[_Item]:
     """Decide on every file and label, in an order that says nothing; draws no pixel."""
     rng = _rng(seed, 0)
     people = _people(rng, patients)
-    items = [*_xray_items(rng, people), *_ct_items(rng, people), *_mr_items(rng, people)]
+    items = [
+        *_xray_items(rng, people),
+        *_ct_items(rng, people),
+        *_mr_items(rng, people),
+    ]
     return [items[i] for i in rng.permutation(len(items))]
 
 
 def _people(rng: np.random.Generator, patients: int) -> list[_Patient]:
     """Make up patients with ids in no order."""
     ids = rng.choice(np.arange(1, MAX_PATIENTS + 1), patients, replace=False)
-    return [
-        _Patient(
-            number=number,
-            id=f"RP-{code:04d}",
-            name=f"{rng.choice(_SURNAMES)}^{rng.choice(_GIVEN_NAMES)}",
-            sex=str(rng.choice(["F", "M", "O"])),
-            birth=date(1930, 1, 1) + timedelta(days=int(rng.integers(0, 25_000))),
-        )
-        for number, code in enumerate(ids)
-    ]
+    return [_person(rng, number, code) for number, code in enumerate(ids)]
+
+
+def _person(rng: np.random.Generator, number: int, code: int) -> _Patient:
+    surname = rng.choice(_SURNAMES)
+    given_name = rng.choice(_GIVEN_NAMES)
+    sex = str(rng.choice(["F", "M", "O"]))
+    age_days = int(rng.integers(0, 25_000))
+    return _Patient(
+        number=number,
+        id=f"RP-{code:04d}",
+        name=f"{surname}^{given_name}",
+        sex=sex,
+        birth=_FIRST_BIRTH + timedelta(days=age_days),
+    )
 
 
 def _xray_items(rng: np.random.Generator, people: Sequence[_Patient]) -> list[_Item]:
-    """One to three X-rays a patient; format and each finding are dealt out independently."""
+    """One to three X-rays a patient; format and each finding are drawn independently."""
     counts = rng.permutation(np.resize([1, 2, 3], len(people)))
-    owners = [patient for patient, count in zip(people, counts, strict=True) for _ in range(count)]
-    kinds: tuple[Kind, ...] = ("MONOCHROME1", "MONOCHROME2", "PNG")
-    dealt = rng.permutation(np.resize(np.arange(3), len(owners)))
-    findings = zip(*(_flags(rng, len(owners)) for _ in range(3)), strict=True)
+    patients: list[_Patient] = []
+    for person, count in zip(people, counts.tolist(), strict=True):
+        patients += [person] * count
+    # Each drawn by itself, so that neither the format nor another finding tells of a finding.
+    kinds = _thirds(rng, len(patients))
+    nodules = _flags(rng, len(patients))
+    effusions = _flags(rng, len(patients))
+    hearts = _flags(rng, len(patients))
     items = []
-    for patient, deal, (nodule, effusion, heart) in zip(owners, dealt, findings, strict=True):
-        kind = kinds[deal]
-        path = f"cxr/{_token(rng)}{'.png' if kind == 'PNG' else '.dcm'}"
-        items.append(_Item(kind, patient, Label(path, patient.id, nodule, effusion, heart)))
+    for i, patient in enumerate(patients):
+        kind = _XRAY_KINDS[kinds[i]]
+        suffix = ".png" if kind == "PNG" else ".dcm"
+        path = f"cxr/{_token(rng)}{suffix}"
+        label = Label(path, patient.id, nodules[i], effusions[i], hearts[i])
+        items.append(_Item(kind, patient, label))
     return items
 
 
 def _ct_items(rng: np.random.Generator, people: Sequence[_Patient]) -> list[_Item]:
-    """One CT series for a third of the patients."""
-    chosen = _some(rng, people)
-    return [
-        _Item("CT", patient, Label(f"ct/{_token(rng)}", patient.id, mass=mass))
-        for patient, mass in zip(chosen, _flags(rng, len(chosen)), strict=True)
-    ]
+    """One CT series for half of the patients."""
+    chosen = _half(rng, people)
+    masses = _flags(rng, len(chosen))
+    items = []
+    for patient, mass in zip(chosen, masses, strict=True):
+        label = Label(f"ct/{_token(rng)}", patient.id, mass=mass)
+        items.append(_Item("CT", patient, label))
+    return items
 
 
 def _mr_items(rng: np.random.Generator, people: Sequence[_Patient]) -> list[_Item]:
-    """One MR volume for a third of the patients, a third each without and with either tumour."""
-    chosen = _some(rng, people)
-    classes: tuple[Tumour, ...] = ("none", "small", "large")
-    dealt = rng.permutation(np.resize(np.arange(3), len(chosen)))
-    return [
-        _Item("MR", patient, Label(f"mr/{_token(rng)}.nii.gz", patient.id, tumour=classes[deal]))
-        for patient, deal in zip(chosen, dealt, strict=True)
-    ]
+    """One MR volume for half of the patients, a third each without and with either tumour."""
+    chosen = _half(rng, people)
+    tumours = _thirds(rng, len(chosen))
+    items = []
+    for patient, number in zip(chosen, tumours, strict=True):
+        path = f"mr/{_token(rng)}.nii.gz"
+        label = Label(path, patient.id, tumour=_TUMOURS[number])
+        items.append(_Item("MR", patient, label))
+    return items
 
 
-def _some(rng: np.random.Generator, people: Sequence[_Patient]) -> list[_Patient]:
-    """Half of the patients, in no order."""
-    return [people[i] for i in rng.permutation(len(people))[: max(len(people) // 2, 1)]]
+def _half(rng: np.random.Generator, people: Sequence[_Patient]) -> list[_Patient]:
+    """Half of the patients, at least one, in no order."""
+    count = max(len(people) // 2, 1)
+    return [people[i] for i in rng.permutation(len(people))[:count]]
+
+
+def _thirds(rng: np.random.Generator, count: int) -> list[int]:
+    """0, 1 or 2 for each of `count`, as equally often as can be, in no order."""
+    numbers: list[int] = rng.permutation(np.resize(np.arange(3), count)).tolist()
+    return numbers
 
 
 def _flags(rng: np.random.Generator, count: int) -> list[int]:
@@ -166,6 +195,7 @@ def write_collection(root: Path, patients: int, seed: int) -> None:
         (root / kind).mkdir(parents=True)
         (root / "masks" / kind).mkdir(parents=True)
     for number, item in enumerate(items):
+        # By its number, so that no file depends on those that were drawn before it.
         rng = _rng(seed, 1, number)
         match item.kind:
             case "CT":
@@ -212,7 +242,8 @@ def _save_dx(path: Path, item: _Item, rng: np.random.Generator, stored: Pixels) 
     dataset.PatientOrientation = ["L", "F"]
     dataset.ImagerPixelSpacing = [1.0, 1.0]
     dataset.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
-    dataset.WindowCenter, dataset.WindowWidth = 2048, 4096
+    dataset.WindowCenter = 2048
+    dataset.WindowWidth = 4096
     dataset.InstanceNumber = 1
     _describe_pixels(dataset, stored, "MONOCHROME1" if inverse else "MONOCHROME2")
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -226,10 +257,12 @@ def _write_ct(root: Path, item: _Item, rng: np.random.Generator) -> None:
     folder.mkdir()
     volume = draw_chest_ct(rng, bool(item.label.mass))
     # The middle of the first pixel, in mm: DICOM's x grows to the left, y to the back, z upwards.
-    corner = round(-(volume.hounsfield.shape[2] - 1) / 2 * volume.pixel_mm, 4)
-    x, y, z = corner, corner - 150.0, float(rng.integers(-900, -300))
+    x = round(-(volume.hounsfield.shape[2] - 1) / 2 * volume.pixel_mm, 4)
+    y = x - 150.0
+    z = float(rng.integers(-900, -300))
     dataset = _ct_header(item, rng, volume)
     for k, hounsfield in enumerate(volume.hounsfield):
+        # Names in no order: that of the slices is in their positions alone.
         name = _token(rng)
         dataset.SOPInstanceUID = _uid("instance", item, name)
         dataset.InstanceNumber = len(volume.hounsfield) - k  # scanners count from the head
@@ -250,8 +283,12 @@ def _ct_header(item: _Item, rng: np.random.Generator, volume: ChestVolume) -> Da
     dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
     dataset.PixelSpacing = [volume.pixel_mm, volume.pixel_mm]
     dataset.SliceThickness = dataset.SpacingBetweenSlices = volume.slice_mm
-    dataset.RescaleSlope, dataset.RescaleIntercept, dataset.RescaleType = 1, -1024, "HU"
-    dataset.WindowCenter, dataset.WindowWidth = 40, 400
+    dataset.RescaleSlope = 1
+    dataset.RescaleIntercept = -1024
+    dataset.RescaleType = "HU"
+    # The window for soft tissue.
+    dataset.WindowCenter = 40
+    dataset.WindowWidth = 400
     dataset.KVP = 120
     return dataset
 
@@ -276,10 +313,14 @@ def _header(item: _Item, rng: np.random.Generator, sop_class: UID) -> Dataset:
     dataset.SOPInstanceUID = _uid("instance", item)
     dataset.StudyInstanceUID = _uid("study", item)
     dataset.SeriesInstanceUID = _uid("series", item)
-    dataset.StudyID, dataset.SeriesNumber = "1", 1
-    dataset.PatientName, dataset.PatientID = patient.name, patient.id
-    dataset.PatientBirthDate, dataset.PatientSex = f"{patient.birth:%Y%m%d}", patient.sex
-    dataset.StudyDate = f"{_EPOCH + timedelta(days=int(rng.integers(0, 3_000))):%Y%m%d}"
+    dataset.StudyID = "1"
+    dataset.SeriesNumber = 1
+    dataset.PatientName = patient.name
+    dataset.PatientID = patient.id
+    dataset.PatientBirthDate = f"{patient.birth:%Y%m%d}"
+    dataset.PatientSex = patient.sex
+    study = _FIRST_STUDY + timedelta(days=int(rng.integers(0, 3_000)))
+    dataset.StudyDate = f"{study:%Y%m%d}"
     dataset.StudyTime = "093000"
     dataset.AccessionNumber = rng.bytes(4).hex().upper()
     dataset.ReferringPhysicianName = "Nobody^Real"
@@ -298,7 +339,9 @@ def _describe_pixels(dataset: Dataset, stored: Pixels, photometric: str) -> None
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = photometric
     dataset.Rows, dataset.Columns = stored.shape
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+    dataset.BitsAllocated = 16
+    dataset.BitsStored = 12
+    dataset.HighBit = 11
     dataset.PixelRepresentation = 0
 
 
@@ -307,7 +350,9 @@ def _write_mr(root: Path, item: _Item, rng: np.random.Generator) -> None:
     volume = draw_brain_mr(rng, item.label.tumour or "none")
     affine = np.diag([*volume.voxel_mm, 1.0])
     centre = (np.array(volume.signal.shape) - 1) / 2
-    affine[:3, 3] = -centre * volume.voxel_mm + rng.uniform(-20, 20, 3).round(2)
+    # A patient never lies exactly in the middle of the scanner.
+    shift = rng.uniform(-20, 20, 3).round(2)
+    affine[:3, 3] = -centre * volume.voxel_mm + shift
     path = root / item.label.path
     _write_nifti(path, volume.signal, affine)
     _write_nifti(root / "masks" / "mr" / path.name, volume.mask, affine)

@@ -36,21 +36,20 @@ Cluster = Scheduler | JobQueue
 def connections(cluster: Cluster, device: str) -> Iterator[Callable[[], Client]]:
     """Give what connects to a cluster; one that is ours to start is started at the first call."""
     with contextlib.ExitStack() as stack:
-
+        # Once for all connections: one that is lost leaves the jobs as they are, and a run with
+        # nothing to do submits none.
         @functools.cache
         def started(choice: JobQueue) -> Any:
-            own = stack.enter_context(job_queue(choice, device))
+            cluster = stack.enter_context(job_queue(choice, device))
             # A job that is lost (preempted, out of time, its node down) is submitted again.
-            own.adapt(minimum_jobs=choice.workers, maximum_jobs=choice.workers)
-            return own
+            cluster.adapt(minimum_jobs=choice.workers, maximum_jobs=choice.workers)
+            return cluster
 
         def connect() -> Client:
-            _quieten()
-            from distributed import Client
-
+            _quieten()  # before distributed is imported, which reads its config then
             if isinstance(cluster, Scheduler):
                 return _reach(cluster.address)
-            return Client(started(cluster), set_as_default=False)
+            return _client(started(cluster))
 
         yield connect
 
@@ -64,21 +63,27 @@ def _quieten() -> None:
         dask.config.set({"logging.distributed": "error", start: "error"})
 
 
-def _reach(address: str) -> Client:
-    """Return a client of a running scheduler, waiting for it to come (back)."""
+def _client(cluster: Any, **options: Any) -> Client:
+    """Return a client of a scheduler (by its address) or of a cluster."""
+    # Imported where it is connected to: dask costs a second, and a finished store needs none.
     from distributed import Client
 
+    return Client(cluster, set_as_default=False, **options)
+
+
+def _reach(address: str) -> Client:
+    """Return a client of a running scheduler, waiting for it to come (back)."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            return Client(address, timeout=10, set_as_default=False)
+            return _client(address, timeout=10)
         except (OSError, TimeoutError) as error:
             if time.monotonic() > deadline:
                 raise ClusterError(
                     f"No dask scheduler answers at {address!r} since {PATIENCE_S:g} s. Start it "
                     "(`dask scheduler`), or check the address. What was committed is kept."
                 ) from error
-            time.sleep(1)
+            time.sleep(1)  # nothing tells of a scheduler that comes but a connection to it
         except ValueError as error:
             raise ConfigError(f"A scheduler is named as tcp://host:8786. {error}") from None
 
@@ -106,10 +111,11 @@ def job_queue(choice: JobQueue, device: str) -> Any:
     extra = [*options.pop("worker_extra_args", []), "--nthreads", "1"]
     if device.startswith("cuda"):
         extra += ["--resources", "GPU=1"]
-    settled = {"cores": 1, "job_name": "radprobe", **options, "processes": 1}
+    # The user's options stand over what comes before them, and under what comes after.
+    settings = {"cores": 1, "job_name": "radprobe", **options, "processes": 1}
     try:
         return kinds[choice.kind](
-            **settled,
+            **settings,
             worker_extra_args=extra,
             scheduler_options={"dashboard": False, "dashboard_address": ":0"},
         )

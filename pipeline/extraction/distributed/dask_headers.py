@@ -27,47 +27,57 @@ Headers = list[Header] | UnreadableError
 _FILES = 512
 
 
-def opened_on(connect: Callable[[], Client], data: Data, plane: Plane, here: Open) -> Open:
+def open_on_cluster(connect: Callable[[], Client], data: Data, plane: Plane, locally: Open) -> Open:
     """Return what opens files by a cluster's workers, who see them under the same absolute path.
 
-    here: what opens those of a task that was lost, and all where there is no worker.
+    locally: what opens those of a task that was lost, and all where there is no worker.
     """
     absolute = data.model_copy(update={"root": data.root.absolute()})
 
     def headers(paths: Iterable[str]) -> Iterator[Headers]:
+        # Connected to only here: a collection that is known already needs no cluster.
         with connect() as client:
-            for some, task in _tasks(client, absolute, plane, paths):
-                yield from here(some) if task is None else _answer(task, some, here)
+            for batch, future in _submitted(client, absolute, plane, paths):
+                if future is None:
+                    yield from locally(batch)
+                else:
+                    yield from _result(future, batch, locally)
 
     return headers
 
 
-def at_worker(data: Data, plane: Plane, paths: list[str]) -> list[Headers]:
+def headers_at_worker(data: Data, plane: Plane, paths: list[str]) -> list[Headers]:
     """Return the headers of files, in a worker of a cluster. Raises where it sees none of them."""
     if not data.root.is_dir():  # which would set every file aside as vanished
         raise FileNotFoundError("the collection's folder")
     return list(opened_by(data, plane, 1)(paths))
 
 
-def _tasks(
+def _submitted(
     client: Client, data: Data, plane: Plane, paths: Iterable[str]
 ) -> Iterator[tuple[list[str], Future | None]]:
-    """Yield some paths after the others with their tasks, of which a bounded number is out."""
-    out: deque[tuple[list[str], Future | None]] = deque()
+    """Yield batches of paths, in order, each with its task; None where there is no worker for it.
+
+    A bounded number of tasks is in flight, whatever the number of paths.
+    """
+    in_flight: deque[tuple[list[str], Future | None]] = deque()
     left = iter(paths)
-    while some := list(itertools.islice(left, _FILES)):
+    while batch := list(itertools.islice(left, _FILES)):
         workers = len(client.nthreads())
-        task = client.submit(at_worker, data, plane, some, pure=False) if workers else None
-        out.append((some, task))
-        while len(out) > WINDOW * workers:
-            yield out.popleft()
-    yield from out
+        future = None
+        if workers:
+            future = client.submit(headers_at_worker, data, plane, batch, pure=False)
+        in_flight.append((batch, future))
+        # The oldest is waited for first: whoever takes these needs the order of the paths.
+        while len(in_flight) > WINDOW * workers:
+            yield in_flight.popleft()
+    yield from in_flight
 
 
-def _answer(task: Future, paths: list[str], here: Open) -> Iterator[Headers]:
+def _result(future: Future, paths: list[str], locally: Open) -> Iterator[Headers]:
     try:
-        found: list[Headers] = task.result()
+        headers: list[Headers] = future.result()
     except Exception as error:  # its workers died, or the scheduler
         log.warning("%d files are opened here: %s", len(paths), type(error).__name__)
-        return here(paths)
-    return iter(found)
+        return locally(paths)
+    return iter(headers)

@@ -1,6 +1,6 @@
 """Parts over several processes of this machine, a device each: shards that look at nothing.
 
-This process starts them, counts what they say line by line, and does at the end what those left
+This process starts them, counts what they report line by line, and does at the end what those left
 undone that died.
 """
 
@@ -20,15 +20,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pipeline
 from pipeline.extraction.distributed.shards import Shard, embed_ring
-from pipeline.extraction.distributed.tasks import Work, add, embed_here, live_slices, tally, told
-from pipeline.extraction.embed import BadLimit, Embedded, Progress
+from pipeline.extraction.distributed.tasks import (
+    EmbedResult,
+    Work,
+    describe_error,
+    embed_locally,
+    live_slices,
+    tally,
+)
+from pipeline.extraction.embed import BadLimit, Progress
 from pipeline.inference.speed import Speed, cores
 from stores import FeatureStore, PartRange
 
 log = logging.getLogger(__name__)
 
-Said = queue.SimpleQueue[dict[str, Any] | None]
+# What the processes report, and None when all have ended.
+Messages = queue.SimpleQueue[dict[str, Any] | None]
 
 _CHILD = "from pipeline.extraction.distributed.processes import child; child()"
 # How long a process is given to end the batch at work, and give its parts back.
@@ -42,80 +51,90 @@ class Processes:
     count: int | None = None
 
 
-def embed_by(
+def embed_by_processes(
     processes: Processes,
     work: Work,
     store: FeatureStore,
     parts: Sequence[PartRange],
     progress: Progress,
     limit: BadLimit,
-) -> tuple[Embedded, dict[int, str]]:
+) -> EmbedResult:
     """Embed the parts on the devices that work.speed.device names (`cuda`: all GPUs).
 
     Returns what was added meanwhile (by the receipts), and the parts that failed with why.
     """
-    works = _dealt(work, processes.count)
+    works = _work_by_process(work, processes.count)
     if len(works) == 1:
-        return embed_here(works[0], store, parts, progress, limit)
+        return embed_locally(works[0], store, parts, progress, limit)
     limit.check()
     slices = live_slices(store)
     progress.plan(sum(slices[part.index] for part in parts))
-    failed, bottleneck = dict[int, str](), ""
-    with _started(works) as said:
-        for message in iter(said.get, None):
+    failed: dict[int, str] = {}
+    bottleneck = ""
+    with _running(works) as messages:
+        for message in iter(messages.get, None):
             progress.advance(message.get("slices", 0))
             limit.bad += message.get("bad", 0)
             limit.check()
             failed |= {int(index): why for index, why in message.get("failed", {}).items()}
             bottleneck = bottleneck or message.get("bottleneck", "")
-    done, _ = tally(store, [part.index for part in parts])
-    done = replace(done, bottleneck=bottleneck)
+    # By the receipts, and not by the messages: a process may have died between the two.
+    embedded, _ = tally(store, [part.index for part in parts])
+    result = EmbedResult(replace(embedded, bottleneck=bottleneck), failed)
     left = [part for part in store.without_receipt(parts) if part.index not in failed]
     if left:
-        more, lost = embed_here(works[0], store, left, progress, limit)
-        done, failed = add(done, more), failed | lost
-    return done, failed
+        result = result.then(embed_locally(works[0], store, left, progress, limit))
+    return result
 
 
-def _dealt(work: Work, count: int | None) -> list[Work]:
+def _work_by_process(work: Work, count: int | None) -> list[Work]:
     """Return the work of each process: on its device, with its share of the reading processes."""
-    named, speed = work.speed.device, work.speed
-    devices = [each.strip() for each in named.split(",")]
-    if named == "cuda" or (named == "auto" and count):
-        from pipeline.inference.forward import gpus
-
-        devices = gpus() or (["cpu"] if named == "auto" else devices)
-    devices = [devices[i % len(devices)] for i in range(count or len(devices))]
+    speed = work.speed
+    devices = _devices(speed.device, count)
     if speed.workers is None and len(devices) > 1:
         speed = replace(speed, workers=max(1, (cores() - 1) // len(devices)))
-    return [
-        replace(work, speed=replace(speed, device=device, trace=None if i else speed.trace))
-        for i, device in enumerate(devices)
-    ]
+    first = replace(speed, device=devices[0])
+    # One trace alone: all would write the same file.
+    others = [replace(speed, device=device, trace=None) for device in devices[1:]]
+    return [replace(work, speed=each) for each in (first, *others)]
+
+
+def _devices(names: str, count: int | None) -> list[str]:
+    """Return a device for each of `count` processes, in turn; without a count, one for each named.
+
+    names: as `--device` has them, such as `auto`, `cuda` (all GPUs) or `cuda:0,cuda:1`.
+    """
+    devices = [name.strip() for name in names.split(",")]
+    if names == "cuda" or (names == "auto" and count):
+        from pipeline.inference.forward import gpus
+
+        devices = gpus() or (["cpu"] if names == "auto" else devices)
+    return [devices[i % len(devices)] for i in range(count or len(devices))]
 
 
 # --- the processes, from here ------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _started(works: Sequence[Work]) -> Iterator[Said]:
-    """Give a queue of what the processes say, and None at its end; none outlives the context."""
-    said: Said = queue.SimpleQueue()
+def _running(works: Sequence[Work]) -> Iterator[Messages]:
+    """Give a queue of what the processes report, and None at its end; none outlives the context."""
+    messages: Messages = queue.SimpleQueue()
     children = [_start(each, Shard(i, len(works))) for i, each in enumerate(works, 1)]
 
     def listen() -> None:
-        listeners = [threading.Thread(target=_listen, args=(c, said)) for c in children]
+        listeners = [threading.Thread(target=_listen, args=(c, messages)) for c in children]
         for thread in listeners:
             thread.start()
         for thread in listeners:
             thread.join()
-        said.put(None)
+        messages.put(None)
 
     thread = threading.Thread(target=listen, name="radprobe-fleet")
     thread.start()
     try:
-        yield said
+        yield messages
     finally:
+        # All are asked before any is waited for, so that they end at once and not in turn.
         for child in children:
             child.terminate()
         for child in children:
@@ -131,11 +150,10 @@ def _started(works: Sequence[Work]) -> Iterator[Said]:
 
 
 def _start(work: Work, shard: Shard) -> subprocess.Popen[str]:
-    package = str(Path(__file__).absolute().parents[1])
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
+    # A child finds this very package, wherever it is started from.
+    root = str(Path(pipeline.__file__).absolute().parents[1])
+    search_path = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search_path)}
     if work.speed.device == "cpu":  # the processes are the parallelism
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // shard.of)))
     child = subprocess.Popen(
@@ -146,18 +164,18 @@ def _start(work: Work, shard: Shard) -> subprocess.Popen[str]:
         env=environment,
     )
     assert child.stdin is not None
-    asked = {"work": asdict(work), "shard": asdict(shard)}
+    request = {"work": asdict(work), "shard": asdict(shard)}
     with contextlib.suppress(BrokenPipeError):  # its exit code tells
-        child.stdin.write(json.dumps(asked, default=str) + "\n")
+        child.stdin.write(json.dumps(request, default=str) + "\n")
         child.stdin.flush()
     return child
 
 
-def _listen(child: subprocess.Popen[str], said: Said) -> None:
+def _listen(child: subprocess.Popen[str], messages: Messages) -> None:
     assert child.stdout is not None
     for line in child.stdout:
         with contextlib.suppress(ValueError):  # it was killed within a line
-            said.put(json.loads(line))
+            messages.put(json.loads(line))
     child.wait()
 
 
@@ -181,28 +199,35 @@ def child() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which tells us
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    asked = json.loads(sys.stdin.readline())
+    work, shard = _read_request()
+    # Only now: from here on nobody else reads standard input.
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    speed = Speed(**asked["work"].pop("speed"))
-    speed = replace(speed, trace=speed.trace and Path(speed.trace))
-    work = Work(**asked["work"], speed=speed)
-    limit, counted = BadLimit(seen=1, fraction=float("inf")), 0  # the parent has one
+    limit = BadLimit(seen=1, fraction=float("inf"))  # the parent has one
+    bad_reported = 0
 
     def advance(slices: int) -> None:
-        nonlocal counted
-        _say(slices=slices, bad=limit.bad - counted)
-        counted = limit.bad
+        nonlocal bad_reported
+        _report(slices=slices, bad=limit.bad - bad_reported)
+        bad_reported = limit.bad
 
-    store, shard = FeatureStore.open(work.store), Shard(**asked["shard"])
+    store = FeatureStore.open(work.store)
     try:
-        done, failed = embed_ring(work, store, shard, Progress(advance=advance), limit)
+        result = embed_ring(work, store, shard, Progress(advance=advance), limit)
     except Exception as error:
-        print(f"radprobe: {told(error, work.root)}", file=sys.stderr)
+        print(f"radprobe: {describe_error(error, work.root)}", file=sys.stderr)
         sys.exit(1)
-    _say(failed=failed, bottleneck=done.bottleneck)
+    _report(failed=result.failed, bottleneck=result.embedded.bottleneck)
 
 
-def _say(**message: Any) -> None:
+def _read_request() -> tuple[Work, Shard]:
+    """Read what the parent wants done, as `_start` writes it."""
+    request = json.loads(sys.stdin.readline())
+    speed = Speed(**request["work"].pop("speed"))
+    speed = replace(speed, trace=speed.trace and Path(speed.trace))
+    return Work(**request["work"], speed=speed), Shard(**request["shard"])
+
+
+def _report(**message: Any) -> None:
     print(json.dumps(message), flush=True)
 
 

@@ -1,8 +1,8 @@
 """Processes that share a store and know of each other by claims alone: shards.
 
 Any number of them, started at any time on any machine that sees the folder. One looks at the
-collection for all. Each begins at its own stretch of what is missing and goes on round the ring;
-what dead ones leave is taken over.
+collection for all. Each begins at a stretch of its own of what is missing and goes on round the
+ring; what dead ones leave is taken over.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config.root import Config
-from pipeline.extraction.distributed.tasks import Work, add, embed_here
-from pipeline.extraction.embed import BadLimit, Embedded, Progress
-from pipeline.extraction.sync import Look, settle
+from pipeline.extraction.distributed.tasks import EmbedResult, Work, embed_locally
+from pipeline.extraction.embed import BadLimit, Progress
+from pipeline.extraction.sync import Look, update_tables
 from stores import FeatureStore, PartRange
 from stores._disk import write_atomic
 from stores.claims import STALE_AFTER_S, Claim, try_claim
@@ -30,11 +30,14 @@ from stores.features import RUNS
 log = logging.getLogger(__name__)
 
 _LOOK = "look"
+# How often a process that looks gives a sign of life; a claim without one lapses (STALE_AFTER_S).
 _BEAT_S = 60.0
+# How often the folder is asked what other processes do. Claims and receipts are files, which may be
+# made on another host: nothing else tells of them.
 _POLL_S = 0.5
 _WAIT_S = 2.0
-# How long parts that others hold are waited for while none of them is done: a dead owner on another
-# host is known for dead before that.
+# How long parts that others have claimed are waited for while none of them is done: a dead owner on
+# another host is known for dead before that.
 LOST_S = STALE_AFTER_S + 60.0
 
 
@@ -54,13 +57,13 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """Return the shard that `I/N` names."""
-        found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-        if found is None:
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if match is None:
             raise ConfigError(f"A shard is I/N, such as 3/8. Got {text!r} instead.")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(match[1]), int(match[2]))
 
     def ring(self, parts: Sequence[PartRange]) -> list[PartRange]:
-        """Return the parts from this shard's own stretch on, round to its beginning."""
+        """Return the parts from this shard's stretch on, round to its beginning."""
         begin = (self.number - 1) * len(parts) // self.of
         return [*parts[begin:], *parts[:begin]]
 
@@ -69,19 +72,23 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Looks:
-    """How often the collection was looked at for shards, and by which rules the last time."""
+class LookRecord:
+    """How often the collection was looked at for shards, and by which rules the last time.
+
+    It lies in the store (`runs/look.json`), so that every shard learns of a look that another took.
+    """
 
     count: int = 0
     rules: str = ""
 
     @classmethod
-    def read(cls, store: FeatureStore) -> Looks:
+    def read(cls, store: FeatureStore) -> LookRecord:
         """Return what the store's note says; nothing was looked at where there is none."""
         try:
-            return cls(**json.loads((store.path / RUNS / "look.json").read_text("utf-8")))
+            note = (store.path / RUNS / "look.json").read_text("utf-8")
         except FileNotFoundError:
             return cls()
+        return cls(**json.loads(note))
 
     def write(self, store: FeatureStore) -> None:
         """Replace the store's note."""
@@ -93,7 +100,7 @@ class Looks:
 def look_once(
     config: Config,
     store: FeatureStore,
-    before: Looks,
+    before: LookRecord,
     prepare: Callable[[], None],
     *,
     rehash: bool,
@@ -102,21 +109,26 @@ def look_once(
     """Bring the store's tables up to the collection, in this process or in another.
 
     before: the note when this process started: a later look, whoever took it, will do. prepare:
-    called before a look of this process. Returns what this process found, None where another did.
+    called before a look of this process. Returns the look of this process, None where another
+    took it.
     """
-    while Looks.read(store).count == before.count:
+    while LookRecord.read(store).count == before.count:
         claim = try_claim(store.claims, _LOOK)
         if claim is None:
             time.sleep(_POLL_S)
             continue
         with _beating(claim):
-            if Looks.read(store).count != before.count:
+            # Asked again under the claim: whoever held it before may have just looked.
+            if LookRecord.read(store).count != before.count:
                 return None
             prepare()
             store.sweep()
-            found = settle(config, store, rehash=rehash, workers=workers)
-            Looks(before.count + 1, rules_of(config)).write(store)
-            return found
+            this_look = update_tables(config, store, rehash=rehash, workers=workers)
+            # The note comes after the tables: a crash between the two leaves tables that are right
+            # and a look that another shard takes again. The other way round, the other shards
+            # would go by a look that never reached the tables.
+            LookRecord(before.count + 1, rules_of(config)).write(store)
+            return this_look
     return None
 
 
@@ -150,27 +162,30 @@ def _beating(claim: Claim) -> Iterator[None]:
 
 def embed_ring(
     work: Work, store: FeatureStore, shard: Shard, progress: Progress, limit: BadLimit
-) -> tuple[Embedded, dict[int, str]]:
-    """Embed what is missing, from the shard's own stretch on, until all is done by somebody.
+) -> EmbedResult:
+    """Embed what is missing, from the shard's stretch on, until all is done by somebody.
 
-    What others hold is waited for, since they may die: it is taken over then. Returns what was
-    added, with the parts of others for which nothing happened in LOST_S, and the parts that failed.
+    What others have claimed is waited for, since they may die: it is taken over then. Returns what
+    was added, with the parts of others for which nothing happened in LOST_S, and the parts that
+    failed.
     """
-    done, failed = Embedded(), dict[int, str]()
-    left, since = store.missing(), time.monotonic()
+    result = EmbedResult()
+    left = store.missing()
+    progressed_at = time.monotonic()
     while left:
-        held = store.holders()
-        free = [part for part in left if part.index not in held]
+        # Looked at anew in each round: a claim of a process that died meanwhile is not among them.
+        holders = store.holders()
+        free = [part for part in left if part.index not in holders]
         if free:
-            more, lost = embed_here(work, store, shard.ring(free), progress, limit)
-            done, failed = add(done, more), failed | lost
-        elif time.monotonic() - since > LOST_S:
+            more = embed_locally(work, store, shard.ring(free), progress, limit)
+            result = result.then(more)
+        elif time.monotonic() - progressed_at > LOST_S:
             break
         else:
             time.sleep(_WAIT_S)
-        before = left
-        left = [part for part in store.without_receipt(left) if part.index not in failed]
-        if len(left) < len(before):
-            since = time.monotonic()
+        before = len(left)
+        left = [part for part in store.without_receipt(left) if part.index not in result.failed]
+        if len(left) < before:
+            progressed_at = time.monotonic()
     elsewhere = [f"part {part.index}: {store.owner(part)}" for part in left]
-    return replace(done, elsewhere=elsewhere), failed
+    return replace(result, embedded=replace(result.embedded, elsewhere=elsewhere))

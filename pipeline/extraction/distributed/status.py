@@ -1,4 +1,4 @@
-"""How far a store is, and who is at it: told from its folder alone, so from any machine."""
+"""How far a store is, and who is at it: known from its folder alone, so from any machine."""
 
 from __future__ import annotations
 
@@ -66,28 +66,38 @@ def status(path: Path) -> Status:
     store = FeatureStore.open(path)
     slices = live_slices(store)
     # Claims first: a part that is committed between the two looks is done, not gone.
-    held = store.holders()
-    stamps = {index: store.receipts.believed(index) for index in sorted(slices)}
-    committed = {index: stamp[0] / 1e9 for index, stamp in stamps.items() if stamp is not None}
+    holders = store.holders()
+    committed = _commit_times(store, sorted(slices))
     done = sum(slices[index] for index in committed)
     unfinished = len(committed) < len(slices) and store.storage.dates_commits
     rate = _rate(committed, slices, time.time()) if unfinished else None
+    left = slices.keys() - committed.keys()
     return Status(
         store=store.place,
         slices=slices.total(),
         slices_done=done,
         parts=len(slices),
         parts_done=len(committed),
-        running=[_running(i, held[i]) for i in sorted(held) if i in slices and i not in committed],
+        running=[_running(index, holders[index]) for index in sorted(holders) if index in left],
         writer=_writing(store),
         failed=[
             Failed(index, reason)
             for index, reason in noted_failures(store.path).items()
-            if index in slices and index not in committed
+            if index in left
         ],
         slices_per_s=rate,
         seconds_left=(slices.total() - done) / rate if rate else None,
     )
+
+
+def _commit_times(store: FeatureStore, parts: list[int]) -> dict[int, float]:
+    """Return when each committed part was committed, in seconds since the epoch."""
+    times = {}
+    for index in parts:
+        stamp = store.receipts.believed(index)
+        if stamp is not None:
+            times[index] = stamp[0] / 1e9
+    return times
 
 
 def _running(part: int, holder: Holder) -> Running:
@@ -103,8 +113,11 @@ def _writing(store: FeatureStore) -> Writing | None:
 
 def _rate(committed: dict[int, float], slices: dict[int, int], now: float) -> float | None:
     """Return slices a second since the first of the parts that were committed of late."""
-    recent = sorted((when, slices[index]) for index, when in committed.items())
-    recent = [(when, n) for when, n in recent if when > now - RECENT_S]
+    recent = sorted(
+        (when, slices[index]) for index, when in committed.items() if when > now - RECENT_S
+    )
     if len(recent) < 2 or now <= recent[0][0]:
         return None
-    return sum(n for _, n in recent[1:]) / (now - recent[0][0])
+    # The first part tells when the others began; how long it took itself is not known.
+    since = recent[0][0]
+    return sum(n for _, n in recent[1:]) / (now - since)

@@ -1,7 +1,7 @@
 """Parts to embed, as addresses that cross processes and machines; what came of them, as data.
 
-A part that fails does not stop the rest: it is found, named and left out. Only what is wrong with
-the whole (a config, the weights, a full disk, too many bad images) ends a run.
+A part that fails does not stop the rest: it is found, named and left out. Only what would meet
+every part alike (a config, the weights, a full disk, too many bad images) ends a run.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.backbones.weights import locate
+from pipeline.backbones.weights import Checkpoint
 from pipeline.extraction.embed import (
     BadLimit,
     Embedded,
+    EmbedSettings,
     Load,
     Progress,
     Speed,
     embed_missing,
     load_network,
 )
-from pipeline.recipe import Recipe, recipe_of
+from pipeline.recipe import Recipe
 from pipeline.shared.pseudonyms import load_key, reveal_path
 from stores import FeatureStore, PartRange
 from stores._disk import write_atomic
 from stores._process import me, name_of
-from stores.errors import CorruptStoreError, RadprobeError, WeightsError
+from stores.errors import CorruptStoreError, RadprobeError
 from stores.features import RUNS
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Parts that fail one after the other, none done in between, before a run gives up.
-HOPELESS = 16
+MAX_FAILURES_IN_A_ROW = 16
 _FAILED = ".failed.json"
 
 
@@ -53,8 +54,8 @@ _FAILED = ".failed.json"
 class Work:
     """What a process needs to embed parts of a store: addresses alone, the same everywhere.
 
-    backbone, weights: as `pipeline.backbones.weights.locate` takes them; root: the collection's
-    folder.
+    backbone, weights: as `backbones.weights.find_weights` takes them; root: the collection's
+    folder. stamp: of the weights file that was hashed for the store's recipe; empty where none was.
     """
 
     store: str
@@ -62,17 +63,35 @@ class Work:
     weights: str
     root: str
     speed: Speed
+    stamp: str = ""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The weights, and the stamp that saves a process from hashing them again."""
+        return Checkpoint(self.backbone, self.weights, self.stamp)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EmbedResult:
+    """What a run added to the store, and the parts that failed: number -> why."""
+
+    embedded: Embedded = field(default_factory=Embedded)
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def then(self, later: EmbedResult) -> EmbedResult:
+        """Return what this run and a later one came to together."""
+        return EmbedResult(add(self.embedded, later.embedded), self.failed | later.failed)
+
+
+@dataclass(frozen=True)
+class WorkerOutcome:
     """What became of some parts in one process; those not named have their receipts.
 
-    held: parts that other processes hold. undone: the rest that has no receipt. error: what ended
-    the work, if anything did.
+    claimed: parts that other processes are at. undone: the rest that has no receipt. error: what
+    ended the work, if anything did.
     """
 
-    held: tuple[int, ...] = ()
+    claimed: tuple[int, ...] = ()
     undone: tuple[int, ...] = ()
     error: str | None = None
 
@@ -86,63 +105,102 @@ def embed(
     load: Load = load_network,
 ) -> Embedded:
     """Embed those of the parts that have no receipt, in their order; raises what goes wrong."""
-    return embed_missing(
-        store,
-        recipe_of(store),
-        work.backbone,
-        work.weights,
-        Path(work.root),
-        functools.partial(reveal_path, load_key(store.path)),
-        work.speed,
-        progress,
-        limit,
-        parts,
-        load,
+    settings = EmbedSettings(
+        checkpoint=work.checkpoint,
+        root=Path(work.root),
+        reveal=functools.partial(reveal_path, load_key(store.path)),
+        limit=limit,
+        speed=work.speed,
+        progress=progress,
+        load=load,
     )
+    return embed_missing(store, settings, parts)
 
 
-# --- here ------------------------------------------------------------------------------------
+# --- in this process -------------------------------------------------------------------------
 
 
-def embed_here(
+def embed_locally(
     work: Work,
     store: FeatureStore,
     parts: Sequence[PartRange],
     progress: Progress,
     limit: BadLimit,
-) -> tuple[Embedded, dict[int, str]]:
-    """Embed the parts in this process; return what was added, and the parts that failed with why.
+) -> EmbedResult:
+    """Embed the parts in this process; a part that fails is named and left out.
 
-    Raises what is wrong with the whole, which is also what fails for HOPELESS parts in a row.
+    Raises what would meet every part alike, which is also what fails for MAX_FAILURES_IN_A_ROW
+    parts in a row.
     """
-    done, failed, fails = Embedded(), dict[int, str](), 0
-    left = list(parts)
-    while left:
-        try:
-            return add(done, embed(work, store, left, progress, limit)), failed
-        except Exception as error:
-            if _of_the_whole(error):
-                raise
-            log.info("Looking for the part that fails: %s", told(error, work.root))
-        before, left = left, store.without_receipt(left)
-        if len(left) < len(before):
-            fails = 0
-            news = {part.index for part in before} - {part.index for part in left}
-            done = add(done, tally(store, news, name_of(me()))[0])
-        # Parts are done in order and claimed ahead: it is one of the first that are left.
+    return _LocalRun(work, store, progress, limit).embed(parts)
+
+
+class _LocalRun:
+    """One run in this process: parts together as long as that works, else one by one."""
+
+    def __init__(
+        self, work: Work, store: FeatureStore, progress: Progress, limit: BadLimit
+    ) -> None:
+        self._work = work
+        self._store = store
+        self._progress = progress
+        self._limit = limit
+        self._embedded = Embedded()
+        self._failed: dict[int, str] = {}
+        self._failures_in_a_row = 0
+
+    def embed(self, parts: Sequence[PartRange]) -> EmbedResult:
+        """Embed the parts, or name those that fail."""
+        left = list(parts)
+        while left:
+            try:
+                self._embed(left)
+                break
+            except Exception as error:
+                if _concerns_every_part(error):
+                    raise
+                log.info(
+                    "Looking for the part that fails: %s", describe_error(error, self._work.root)
+                )
+            left = self._count_committed(left)
+            self._embed_up_to_a_failure(left)
+        return EmbedResult(self._embedded, self._failed)
+
+    def _embed(self, parts: Sequence[PartRange]) -> None:
+        more = embed(self._work, self._store, parts, self._progress, self._limit)
+        self._embedded = add(self._embedded, more)
+
+    def _count_committed(self, parts: list[PartRange]) -> list[PartRange]:
+        """Count what a call committed before it failed; return the parts that are left.
+
+        The call raised in the place of saying what it did: its receipts tell.
+        """
+        left = self._store.without_receipt(parts)
+        committed = {part.index for part in parts} - {part.index for part in left}
+        if committed:
+            self._failures_in_a_row = 0
+            more, _ = tally(self._store, committed, by=name_of(me()))
+            self._embedded = add(self._embedded, more)
+        return left
+
+    def _embed_up_to_a_failure(self, left: list[PartRange]) -> None:
+        """Embed parts one by one, up to one that fails, and take all of these off the list.
+
+        Parts are done in order and claimed ahead: it is one of the first that are left.
+        """
         while left:
             part = left.pop(0)
             try:
-                done = add(done, embed(work, store, [part], progress, limit))
-                fails = 0
+                self._embed([part])
+                self._failures_in_a_row = 0
             except Exception as error:
-                fails += 1
-                if _of_the_whole(error) or fails == HOPELESS:
+                self._failures_in_a_row += 1
+                if _concerns_every_part(error) or self._failures_in_a_row == MAX_FAILURES_IN_A_ROW:
                     raise
-                failed[part.index] = told(error, work.root)
-                note_failure(store.path, part.index, failed[part.index])
-                break
-    return done, failed
+                reason = describe_error(error, self._work.root)
+                self._failed[part.index] = reason
+                note_failure(self._store.path, part.index, reason)
+                return
 
 
 def tally(
@@ -152,7 +210,9 @@ def tally(
 
     by: the process (`host:pid`) whose parts count; None for all.
     """
-    rows = linked = bad = 0
+    rows = 0
+    linked = 0
+    unreadable = 0
     seconds: Counter[str] = Counter()
     for index in sorted(indices):
         receipt = store.receipt(index)
@@ -160,9 +220,9 @@ def tally(
             continue
         rows += receipt.embedded
         linked += len(receipt.links)
-        bad += len(receipt.failures)
+        unreadable += len(receipt.failures)
         seconds.update(receipt.seconds)
-    return Embedded(rows, linked, [], dict(seconds)), bad
+    return Embedded(rows, linked, [], dict(seconds)), unreadable
 
 
 def live_slices(store: FeatureStore) -> Counter[int]:
@@ -171,7 +231,7 @@ def live_slices(store: FeatureStore) -> Counter[int]:
     return Counter(dict(zip(parts.tolist(), counts.tolist(), strict=True)))
 
 
-def _of_the_whole(error: Exception) -> bool:
+def _concerns_every_part(error: Exception) -> bool:
     """Return whether an error would meet every part alike."""
     return isinstance(error, RadprobeError) and not isinstance(error, CorruptStoreError)
 
@@ -197,31 +257,38 @@ class EndingError(Exception):
     """The process is asked to end: raised by the progress that `embed_parts` is given."""
 
 
-def embed_parts(work: Work, indices: Sequence[int], progress: Progress) -> Outcome:
+def embed_parts(work: Work, indices: Sequence[int], progress: Progress) -> WorkerOutcome:
     """Embed those of the parts that have no receipt; every error is returned, none is raised.
 
     The store's tables and the network stay in the process for the next call. Where `progress`
     raises EndingError, claims are given back and what is undone is left without an error.
     """
-    error = None
-    no_limit = BadLimit(seen=1, fraction=float("inf"))  # the run that gave the parts out has one
     try:
         with _TURN:
-            about = os.stat(Path(work.store, "recipe.json"))
-            store = _open(work.store, about.st_mtime_ns, about.st_ino)
-            parts = [store.layout.part(index) for index in indices]
-            try:
-                embed(work, store, parts, progress, no_limit, _kept_network)
-            except EndingError:
-                log.info("Ending: %s", work.store)
-            except Exception as failure:
-                error = told(failure, work.root)
-            left = store.without_receipt(parts)
-            held = tuple(index for index in store.holders() if index in {p.index for p in left})
+            return _embed_parts(work, indices, progress)
     except Exception as failure:  # the store cannot be seen from here
-        return Outcome(undone=tuple(indices), error=told(failure, work.root))
-    undone = tuple(part.index for part in left if part.index not in held)
-    return Outcome(held, undone, error)
+        return WorkerOutcome(undone=tuple(indices), error=describe_error(failure, work.root))
+
+
+def _embed_parts(work: Work, indices: Sequence[int], progress: Progress) -> WorkerOutcome:
+    # A store that another took the place of, at the same path, has another recipe file.
+    recipe_file = os.stat(Path(work.store, "recipe.json"))
+    store = _open(work.store, recipe_file.st_mtime_ns, recipe_file.st_ino)
+    parts = [store.layout.part(index) for index in indices]
+    no_limit = BadLimit(seen=1, fraction=float("inf"))  # the run that gave the parts out has one
+    error = None
+    try:
+        embed(work, store, parts, progress, no_limit, _cached_network)
+    except EndingError:
+        log.info("Ending: %s", work.store)
+    except Exception as failure:
+        error = describe_error(failure, work.root)
+    # A part that another process commits between these two looks counts as undone: it goes out
+    # again, and is found done then.
+    left = {part.index for part in store.without_receipt(parts)}
+    claimed = tuple(index for index in store.holders() if index in left)
+    undone = tuple(index for index in indices if index in left and index not in claimed)
+    return WorkerOutcome(claimed, undone, error)
 
 
 @functools.lru_cache(maxsize=2)
@@ -230,31 +297,25 @@ def _open(path: str, *stamp: int) -> FeatureStore:
     return FeatureStore.open(path)
 
 
-def _kept_network(name: str, weights: Path | str, recipe: Recipe, speed: Speed) -> Backbone:
-    return _checked_network(name, str(weights), recipe.canonical(), speed)
+def _cached_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Backbone:
+    return _network_of(recipe.canonical(), checkpoint, speed)
 
 
 @functools.lru_cache(maxsize=1)
-def _checked_network(name: str, weights: str, recipe_text: str, speed: Speed) -> Backbone:
-    """Load a network, sure that its weights are the store's: each machine has files of its own."""
-    recipe = Recipe.model_validate_json(recipe_text)
-    found = locate(name, weights)
-    if found.identity != recipe.weights:
-        raise WeightsError(
-            f"The weights {weights!r} are {found.identity} on this machine; the store was made by "
-            f"{recipe.weights}. Every machine needs the same file there."
-        )
-    return load_network(name, weights, recipe, speed)
+def _network_of(recipe_text: str, checkpoint: Checkpoint, speed: Speed) -> Backbone:
+    """Load a network once: it stays in the process for the tasks that follow."""
+    return load_network(Recipe.model_validate_json(recipe_text), checkpoint, speed)
 
 
 # --- parts that failed -------------------------------------------------------------------------
 
 
-def told(error: BaseException, root: str) -> str:
+def describe_error(error: BaseException, root: str) -> str:
     """Return an error in a line: its kind and words, without what may be a patient's file name."""
     words = re.sub(re.escape(root) + r"[^'\"\n]*", "<a file of the collection>", str(error))
-    first = next(iter(words.splitlines()), "")
-    return f"{type(error).__name__}: {first[:300]}" if first else type(error).__name__
+    first_line = next(iter(words.splitlines()), "")
+    kind = type(error).__name__
+    return f"{kind}: {first_line[:300]}" if first_line else kind
 
 
 def note_failure(store: Path, index: int, reason: str) -> None:
@@ -267,11 +328,11 @@ def note_failure(store: Path, index: int, reason: str) -> None:
 
 def noted_failures(store: Path) -> dict[int, str]:
     """Return the parts that failed in earlier runs, with why; some may have been done since."""
-    found = {}
+    failures = {}
     for path in sorted((store / RUNS).glob(f"[0-9]*{_FAILED}")):
         note = json.loads(path.read_text(encoding="utf-8"))
-        found[int(note["part"])] = f"{note['reason']} ({note['host']})"
-    return found
+        failures[int(note["part"])] = f"{note['reason']} ({note['host']})"
+    return failures
 
 
 def forget_failures(store: FeatureStore) -> None:

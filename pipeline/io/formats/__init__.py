@@ -1,1 +1,4 @@
-"""What a file of each format says and holds; `pipeline.io.decode` is the one door."""
+"""File formats: what a file of each says and holds.
+
+`registry` has them all; `pipeline.io.decode` is the one door to them.
+"""

@@ -1,4 +1,4 @@
-"""NumPy .npy and MATLAB .mat (v5 and v7.3). Private to `read`.
+"""NumPy .npy and MATLAB .mat (v5 and v7.3).
 
 A 2D array is one slice; of a 3D .npy the first axis counts the slices, of a 3D .mat the last (each
 as its own language writes them); a last axis of three behind larger ones is colour. Of a .mat the
@@ -19,17 +19,21 @@ import scipy.io
 from numpy.typing import NDArray
 
 from pipeline.io.formats.limits import as_unreadable, check_size, luma
-from pipeline.types import Failure, Header, Slice
+from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
+
+Array = NDArray[Any]
 
 # Characters of a text, at the most.
 _LONGEST = 10_000
 _MATLAB_NUMBERS = frozenset(
-    {"double", "single", "logical"} | {f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)}
+    {"double", "single", "logical"}
+    | {"int8", "int16", "int32", "int64"}
+    | {"uint8", "uint16", "uint32", "uint64"}
 )
 
 
-def read_headers(path: Path) -> list[Header]:
+def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return one header a slice. Raises UnreadableError."""
     stack, patient = _open(path)
     count, height, width = stack.shape
@@ -39,8 +43,8 @@ def read_headers(path: Path) -> list[Header]:
     ]
 
 
-def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
-    """Yield the asked slices in order, float32 (H, W). Raises UnreadableError."""
+def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:
+    """Yield the requested slices in order, float32 (H, W). Raises UnreadableError."""
     stack, _ = _open(path)
     for frame in frames:
         if 0 <= frame < len(stack):
@@ -49,7 +53,7 @@ def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
             yield Failure(frame, "corrupt", f"the file has no frame {frame}")
 
 
-def _open(path: Path) -> tuple[NDArray[Any], str | None]:
+def _open(path: Path) -> tuple[Array, str | None]:
     """Return the slices (n, H, W) and the patient the file names, if any."""
     try:
         with path.open("rb") as file:
@@ -63,16 +67,16 @@ def _open(path: Path) -> tuple[NDArray[Any], str | None]:
         raise as_unreadable(error, "reading the array") from error
 
 
-def _open_mat73(path: Path) -> tuple[NDArray[Any], str | None]:
+def _open_mat73(path: Path) -> tuple[Array, str | None]:
     """Read a v7.3 .mat: HDF5, whose axes are MATLAB's reversed."""
     with h5py.File(path, "r") as file:
-        found = [name for name in ("cjdata/image", "image") if name in file]
-        name = found[0] if found else _largest(_datasets(file))
+        named = [name for name in ("cjdata/image", "image") if name in file]
+        name = named[0] if named else _largest(_datasets(file))
         patient = hdf5_text(file["cjdata/PID"]) if "cjdata/PID" in file else None
         return _stack(hdf5_values(file[name]).T, slices=-1), patient
 
 
-def hdf5_values(dataset: Any, most: int | None = None) -> NDArray[Any]:
+def hdf5_values(dataset: Any, most: int | None = None) -> Array:
     """Return all values of an HDF5 dataset, as its shape says.
 
     most: how many values it may have. Raises UnreadableError, where they lie in another file too.
@@ -94,41 +98,42 @@ def hdf5_text(dataset: Any) -> str:
 
 def _datasets(file: Any) -> dict[str, int]:
     """Return the sizes of the numeric 2D and 3D datasets at the top of an HDF5 file."""
-    return {
-        name: math.prod(item.shape)
-        for name, item in file.items()
-        if isinstance(item, h5py.Dataset)
-        and item.dtype.kind in "iufb"
-        and len(item.shape) in (2, 3)
-    }
+    sizes = {}
+    for name, item in file.items():
+        if not isinstance(item, h5py.Dataset):
+            continue
+        if item.dtype.kind in "iufb" and len(item.shape) in (2, 3):
+            sizes[name] = math.prod(item.shape)
+    return sizes
 
 
-def _open_mat5(path: Path) -> tuple[NDArray[Any], str | None]:
+def _open_mat5(path: Path) -> tuple[Array, str | None]:
     """Read a .mat of version 4 to 7."""
+    # By names, shapes and types alone: nothing is loaded that has not passed the limits.
     listed = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}
     if listed.get("cjdata", ((), ""))[1] == "struct":
         struct = scipy.io.loadmat(path, variable_names=["cjdata"])["cjdata"][0, 0]
-        patient = (
-            "".join(map(str, np.ravel(struct["PID"]))) if "PID" in struct.dtype.names else None
-        )
+        patient = None
+        if "PID" in struct.dtype.names:
+            patient = "".join(map(str, np.ravel(struct["PID"])))
         return _stack(struct["image"], slices=-1), patient
-    sizes = {
-        name: math.prod(shape)
-        for name, (shape, kind) in listed.items()
-        if kind in _MATLAB_NUMBERS and len(shape) in (2, 3)
-    }
+    sizes = {}
+    for name, (shape, kind) in listed.items():
+        if kind in _MATLAB_NUMBERS and len(shape) in (2, 3):
+            sizes[name] = math.prod(shape)
     name = _largest(sizes)
-    check_size(1, 1, 1, sizes[name] * 8, 0, coded=False)
+    check_size(1, 1, 1, sizes[name] * 8, 0, coded=False)  # double, the widest there is
     return _stack(scipy.io.loadmat(path, variable_names=[name])[name], slices=-1), None
 
 
 def _largest(sizes: dict[str, int]) -> str:
+    """Return the name of the largest array, the last one by name of several."""
     if not sizes:
         raise UnreadableError("not-an-image", "holds no numeric array of two or three dimensions")
     return max(sizes, key=lambda name: (sizes[name], name))
 
 
-def _stack(array: NDArray[Any], slices: int) -> NDArray[Any]:
+def _stack(array: Array, slices: int) -> Array:
     """Return an array as slices (n, H, W); `slices` is the axis that counts them."""
     if array.dtype.kind not in "iufb":
         raise UnreadableError("unsupported", f"an array of type {array.dtype}")

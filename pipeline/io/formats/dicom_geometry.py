@@ -1,4 +1,4 @@
-"""What a DICOM header says of one frame: whose it is, where and when. Private to `_dicom`."""
+"""What a DICOM header says of one frame: whose it is, where and when."""
 
 from __future__ import annotations
 
@@ -12,10 +12,17 @@ from pydicom.dataset import Dataset
 
 from pipeline.types import Header
 
+Floats = NDArray[np.float64]
+Pixels = NDArray[np.float32]  # (H, W)
+
 # Gantry tilt from which the header's own word is believed (degrees).
 _TILTED = 0.5
 # By the axis of the normal (LPS), how its plane is shown: along the rows, down the columns.
-_SHOWN = {2: ((1, 0, 0), (0, 1, 0)), 1: ((1, 0, 0), (0, 0, -1)), 0: ((0, 1, 0), (0, 0, -1))}
+_SHOWN = {
+    2: ((1, 0, 0), (0, 1, 0)),
+    1: ((1, 0, 0), (0, 0, -1)),
+    0: ((0, 1, 0), (0, 0, -1)),
+}
 
 
 def macro(dataset: Dataset, frame: int, name: str) -> Dataset:
@@ -26,10 +33,10 @@ def macro(dataset: Dataset, frame: int, name: str) -> Dataset:
     ):
         sequence = dataset.get(groups)
         if sequence is not None and index < len(sequence):
-            inner = sequence[index].get(name)
-            if inner:
-                found: Dataset = inner[0]
-                return found
+            group = sequence[index].get(name)
+            if group:
+                first: Dataset = group[0]
+                return first
     return dataset
 
 
@@ -43,7 +50,9 @@ def floats(dataset: Dataset, name: str, count: int = 1) -> tuple[float, ...] | N
         numbers = tuple(float(number) for number in values[:count])
     except (ValueError, TypeError, OverflowError, AttributeError):
         return None
-    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+    if len(numbers) < count or not all(map(math.isfinite, numbers)):
+        return None
+    return numbers
 
 
 def text(dataset: Dataset, name: str) -> str | None:
@@ -52,14 +61,16 @@ def text(dataset: Dataset, name: str) -> str | None:
         value = dataset.get(name)
     except (ValueError, TypeError, NotImplementedError):
         return None
-    return str(value).strip() or None if value is not None else None
+    if value is None:
+        return None
+    return str(value).strip() or None
 
 
 def frame_header(
     dataset: Dataset,
     frame: int,
     shape: tuple[int, int] | None = None,
-    corner: NDArray[np.float64] | None = None,
+    corner: Floats | None = None,
 ) -> Header:
     """Return the header of one frame of a file that has passed the checks, laid as it is shown.
 
@@ -68,16 +79,19 @@ def frame_header(
     height, width = shape or (int(dataset.Rows), int(dataset.Columns))
     spacing = pixel_spacing(dataset, frame)
     axes = orientation(dataset, frame)
-    found = floats(macro(dataset, frame, "PlanePositionSequence"), "ImagePositionPatient", 3)
-    corner = np.array(found) if corner is None and found else corner
+    if corner is None:
+        corner = _corner(dataset, frame)
+    # By the axes as stored: a volume is told apart by what its own files say.
     volume = _volume(dataset, frame, axes)
     if axes is not None:
-        layout = Layout.of(axes)
+        turn = Reorientation.of(axes)
+        # The first shown pixel is another than the first stored one, and lies elsewhere.
         if corner is not None and spacing is not None:
-            corner = corner + layout.shift(axes, (height, width), spacing)
-        axes = layout.axes(axes)
-        height, width = (width, height) if layout.transpose else (height, width)
-        spacing = spacing[::-1] if spacing and layout.transpose else spacing
+            corner = corner + turn.shift(axes, (height, width), spacing)
+        axes = turn.axes(axes)
+        if turn.transpose:
+            height, width = (width, height)
+            spacing = spacing and (spacing[1], spacing[0])
     position, offset = place(axes, corner)
     return Header(
         frame=frame,
@@ -97,8 +111,15 @@ def frame_header(
     )
 
 
+def _corner(dataset: Dataset, frame: int) -> Floats | None:
+    """Return where a frame's first stored pixel lies (x, y, z; mm), None where unknown."""
+    plane = macro(dataset, frame, "PlanePositionSequence")
+    position = floats(plane, "ImagePositionPatient", 3)
+    return np.array(position) if position else None
+
+
 @dataclass(frozen=True)
-class Layout:
+class Reorientation:
     """How stored rows and columns are turned to lie as their plane is usually shown.
 
     Axial: rows to posterior, columns to the patient's left; coronal and sagittal: rows to
@@ -111,44 +132,60 @@ class Layout:
     left_right: bool = False
 
     @classmethod
-    def of(cls, axes: NDArray[np.float64]) -> Layout:
+    def of(cls, axes: Floats) -> Reorientation:
         """Return the layout for stored axes (see `orientation`), by the nearest plane."""
-        shown = np.array(_SHOWN[int(np.abs(axes[2]).argmax())], dtype=np.float64)
+        plane = int(np.abs(axes[2]).argmax())
+        shown = np.array(_SHOWN[plane], dtype=np.float64)
         fit = axes[:2] @ shown.T  # stored (along, down) against shown (along, down)
-        transpose = abs(fit[0, 0]) + abs(fit[1, 1]) < abs(fit[0, 1]) + abs(fit[1, 0])
-        fit = fit[::-1] if transpose else fit
-        return cls(bool(transpose), bool(fit[1, 1] < 0), bool(fit[0, 0] < 0))
+        straight = abs(fit[0, 0]) + abs(fit[1, 1])
+        crossed = abs(fit[0, 1]) + abs(fit[1, 0])
+        transpose = bool(straight < crossed)
+        if transpose:
+            fit = fit[::-1]
+        along = fit[0, 0]
+        down = fit[1, 1]
+        return cls(transpose, up_down=bool(down < 0), left_right=bool(along < 0))
 
-    def apply(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def apply(self, pixels: Pixels) -> Pixels:
         """Return stored pixels (H, W) as they are shown."""
-        pixels = pixels.T if self.transpose else pixels
-        pixels = pixels[::-1] if self.up_down else pixels
-        return np.ascontiguousarray(pixels[:, ::-1] if self.left_right else pixels)
+        if self.transpose:
+            pixels = pixels.T
+        if self.up_down:
+            pixels = pixels[::-1]
+        if self.left_right:
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels)
 
     def undo(self, shown: NDArray[Any]) -> NDArray[Any]:
         """Return shown pixels (H, W) as they are stored."""
-        pixels = shown[:, ::-1] if self.left_right else shown
-        pixels = pixels[::-1] if self.up_down else pixels
-        return np.ascontiguousarray(pixels.T if self.transpose else pixels)
+        pixels = shown
+        if self.left_right:
+            pixels = pixels[:, ::-1]
+        if self.up_down:
+            pixels = pixels[::-1]
+        if self.transpose:
+            pixels = pixels.T
+        return np.ascontiguousarray(pixels)
 
-    def axes(self, axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def axes(self, axes: Floats) -> Floats:
         """Return the axes of the pixels once shown."""
         along, down = axes[[1, 0]] if self.transpose else axes[[0, 1]]
-        along, down = -along if self.left_right else along, -down if self.up_down else down
+        if self.left_right:
+            along = -along
+        if self.up_down:
+            down = -down
         return np.stack([along, down, np.cross(along, down)])
 
-    def shift(
-        self, axes: NDArray[np.float64], shape: tuple[int, int], spacing: tuple[float, float]
-    ) -> NDArray[np.float64]:
+    def shift(self, axes: Floats, shape: tuple[int, int], spacing: tuple[float, float]) -> Floats:
         """Return the way from the first stored pixel to the first shown one (mm)."""
         height, width = shape
-        stored_down, stored_along = self.up_down, self.left_right
-        if self.transpose:
-            stored_down, stored_along = stored_along, stored_down
+        # What is turned over when shown, by the axis it lies along as stored.
+        along_turned = self.up_down if self.transpose else self.left_right
+        down_turned = self.left_right if self.transpose else self.up_down
         way = np.zeros(3)
-        if stored_down:
+        if down_turned:
             way += axes[1] * (height - 1) * spacing[0]
-        if stored_along:
+        if along_turned:
             way += axes[0] * (width - 1) * spacing[1]
         return way
 
@@ -156,64 +193,73 @@ class Layout:
 def pixel_spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
     """Return the distance of rows and of columns (mm); at the detector for projections."""
     measures = macro(dataset, frame, "PixelMeasuresSequence")
-    found = floats(measures, "PixelSpacing", 2) or floats(dataset, "ImagerPixelSpacing", 2)
-    return (found[0], found[1]) if found else None
+    spacing = floats(measures, "PixelSpacing", 2) or floats(dataset, "ImagerPixelSpacing", 2)
+    return (spacing[0], spacing[1]) if spacing else None
 
 
-def orientation(dataset: Dataset, frame: int) -> NDArray[np.float64] | None:
+def orientation(dataset: Dataset, frame: int) -> Floats | None:
     """Return (3, 3): along the rows, down the columns, normal; None where unknown."""
-    cosines = floats(
-        macro(dataset, frame, "PlaneOrientationSequence"), "ImageOrientationPatient", 6
-    )
+    plane = macro(dataset, frame, "PlaneOrientationSequence")
+    cosines = floats(plane, "ImageOrientationPatient", 6)
     if cosines is None:
         return None
-    along, down = np.array(cosines[:3]), np.array(cosines[3:])
+    along = np.array(cosines[:3])
+    down = np.array(cosines[3:])
     normal = np.cross(along, down)
-    lengths = [float(np.linalg.norm(axis)) for axis in (along, down, normal)]
-    if not all(0.9 < length < 1.1 for length in lengths):
-        return None
-    return np.stack([along / lengths[0], down / lengths[1], normal / lengths[2]])
+    # Rounded cosines are a little off; what is further off is no orientation.
+    axes = []
+    for axis in (along, down, normal):
+        length = float(np.linalg.norm(axis))
+        if not 0.9 < length < 1.1:
+            return None
+        axes.append(axis / length)
+    return np.stack(axes)
 
 
 def place(
-    axes: NDArray[np.float64] | None, corner: NDArray[np.float64] | None
+    axes: Floats | None, corner: Floats | None
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Return a corner's place along the normal, and down and along the slice (mm)."""
     if axes is None or corner is None:
         return None, None
-    along, down, normal = (float(axis @ corner) for axis in axes)
+    along = float(axes[0] @ corner)
+    down = float(axes[1] @ corner)
+    normal = float(axes[2] @ corner)
     return normal, (down, along)
 
 
 def flags(dataset: Dataset, frame: int) -> tuple[str, ...]:
     """Return what the header itself says is unusual: a localizer, a tilted gantry."""
-    found = []
+    oddities = []
     if "LOCALIZER" in image_type(dataset, frame):
-        found.append("localizer")
+        oddities.append("localizer")
     tilt = floats(dataset, "GantryDetectorTilt")
     if tilt is not None and abs(tilt[0]) > _TILTED:
-        found.append("gantry-tilt")
-    return tuple(found)
+        oddities.append("gantry-tilt")
+    return tuple(oddities)
 
 
 def image_type(dataset: Dataset, frame: int) -> tuple[str, ...]:
     """Return the frame's image type, of its own where the file is multi-frame."""
     for name in ("CTImageFrameTypeSequence", "MRImageFrameTypeSequence"):
-        own = macro(dataset, frame, name).get("FrameType")
-        if own:
-            return tuple(map(str, own))
+        frame_type = macro(dataset, frame, name).get("FrameType")
+        if frame_type:
+            return tuple(map(str, frame_type))
     value = dataset.get("ImageType") or ()
     return (value,) if isinstance(value, str) else tuple(map(str, value))
 
 
-def _volume(dataset: Dataset, frame: int, axes: NDArray[np.float64] | None) -> str:
+def _volume(dataset: Dataset, frame: int, axes: Floats | None) -> str:
     """Return a text that differs between slices that cannot be of one volume."""
     content = macro(dataset, frame, "FrameContentSequence")
-    turned = "" if axes is None else " ".join(f"{value:.2f}" for value in axes[:2].ravel() + 0.0)
     echo = macro(dataset, frame, "MREchoSequence")
+    cosines = ""
+    if axes is not None:
+        rounded = axes[:2].ravel() + 0.0  # which makes 0 of -0
+        cosines = " ".join(f"{value:.2f}" for value in rounded)
     parts = (
         f"{dataset.Rows}x{dataset.Columns}",
-        turned,
+        cosines,
         text(echo, "EffectiveEchoTime") or text(dataset, "EchoTime") or "",
         text(content, "StackID") or "",
         "/".join(image_type(dataset, frame)[2:]),

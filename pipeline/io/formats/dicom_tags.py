@@ -1,4 +1,4 @@
-"""DICOM elements whose values labels may be keyed by. Private to `read`."""
+"""DICOM elements whose values labels may be keyed by."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_tags(keywords: Iterable[str]) -> None:
 
 def tag_values(dataset: Dataset, keywords: Iterable[str]) -> dict[str, str]:
     r"""Return keyword -> value as text, those that the file has; several are joined by `\`."""
-    found = {}
+    values = {}
     for keyword in keywords:
         try:
             value = dataset.get(keyword)
@@ -44,5 +44,5 @@ def tag_values(dataset: Dataset, keywords: Iterable[str]) -> dict[str, str]:
         several = value if isinstance(value, MultiValue) else [value]
         text = "\\".join(str(one).strip() for one in several if one is not None)
         if text:
-            found[keyword] = text
-    return found
+            values[keyword] = text
+    return values

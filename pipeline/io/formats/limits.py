@@ -1,6 +1,6 @@
-"""What a file may ask for before anything is allocated for it, and how its faults are told.
+"""What a file may claim before anything is allocated for it, and how its faults are told.
 
-No size in a header is believed: it is held against fixed limits and against the size of the file.
+No size in a header is believed: it is compared with fixed limits and with the size of the file.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ MAX_SLICE_PIXELS = 2**27
 # One file, decoded: a CT of 8,000 slices.
 MAX_FILE_BYTES = 2**32
 MAX_FRAMES = 100_000
-# DEFLATE cannot do better than 1032:1; picture codecs can on blank pictures, so a ratio is held
+# DEFLATE cannot do better than 1032:1; picture codecs can on blank pictures, so a ratio counts
 # against them only where much is at stake.
 DEFLATE_RATIO = 1032
 CODEC_RATIO = 1000
 CODEC_FREE_BYTES = 2**28
+
+# The detail of a file that is the index of a DICOM folder, which nobody took for an image.
+DICOMDIR = "a DICOMDIR, the index of other files"
 
 
 def check_size(
@@ -59,6 +62,7 @@ def as_unreadable(error: Exception, doing: str) -> UnreadableError:
 
 
 def _reason(error: Exception) -> Reason:
+    """Return the fixed reason for an error of a library or of the system."""
     if isinstance(error, PermissionError):
         return "no-permission"
     if isinstance(error, FileNotFoundError):
@@ -69,6 +73,7 @@ def _reason(error: Exception) -> Reason:
         return "truncated"
     if isinstance(error, NotImplementedError):
         return "unsupported"
+    # Pillow's and zlib's words for a stream that ends early, which has no class of its own.
     if isinstance(error, (zlib.error, OSError)) and "truncated" in str(error).lower():
         return "truncated"
     return "corrupt"

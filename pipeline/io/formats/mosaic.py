@@ -1,4 +1,4 @@
-"""Siemens mosaics: one picture that tiles the slices of a volume. Private to `_dicom`.
+"""Siemens mosaics: one picture that tiles the slices of a volume.
 
 The number of tiles stands in a private header, as a plain element or in the CSA block (read with
 nibabel). Without it the tiles cannot be told from the empty rest, and the file is set aside.
@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pipeline.io.formats.dicom_geometry import (
+    Floats,
+    Pixels,
     floats,
     frame_header,
     image_type,
@@ -40,12 +41,13 @@ def tiles(dataset: Dataset) -> Tiles | None:
     """Return the tiling of a mosaic, None for any other file. Raises UnreadableError."""
     if "MOSAIC" not in image_type(dataset, 0):
         return None
-    counted, normal = _csa(dataset)
-    count = _private(dataset) or counted
+    csa_count, normal = _csa(dataset)
+    count = _private_count(dataset) or csa_count
     if not count or count < 1:
         raise UnreadableError("unsupported", "a Siemens mosaic without its number of tiles")
     side = math.ceil(math.sqrt(count))
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    rows = int(dataset.Rows)
+    columns = int(dataset.Columns)
     if rows % side or columns % side or count > 4096:
         raise UnreadableError(
             "corrupt", f"a mosaic of {count} tiles does not divide {rows} x {columns} pixels"
@@ -55,33 +57,42 @@ def tiles(dataset: Dataset) -> Tiles | None:
 
 def headers(dataset: Dataset, tiling: Tiles) -> list[Header]:
     """Return one header a tile; the file's corner is that of the whole mosaic, not of a tile."""
-    shape = tiling.height, tiling.width
-    step = floats(dataset, "SpacingBetweenSlices") or floats(dataset, "SliceThickness")
-    axes, spacing = orientation(dataset, 0), pixel_spacing(dataset, 0)
-    start = floats(dataset, "ImagePositionPatient", 3)
-    found = []
+    shape = (tiling.height, tiling.width)
+    tile_headers = []
     for k in range(tiling.count):
-        corner = None
-        if axes is not None and spacing and step and start:
-            # The scanner centres the whole mosaic where the tile should be centred.
-            down = axes[1] * (tiling.side - 1) * tiling.height * spacing[0] / 2
-            along = axes[0] * (tiling.side - 1) * tiling.width * spacing[1] / 2
-            corner = np.array(start) + down + along + tiling.direction * k * step[0] * axes[2]
-        header = frame_header(dataset, k, shape, corner)
-        found.append(replace(header, flags=(*header.flags, "mosaic")))
-    return found
+        header = frame_header(dataset, k, shape, _corner(dataset, tiling, k))
+        tile_headers.append(replace(header, flags=(*header.flags, "mosaic")))
+    return tile_headers
 
 
-def tile(picture: NDArray[np.float32], tiling: Tiles, k: int) -> NDArray[np.float32]:
+def _corner(dataset: Dataset, tiling: Tiles, k: int) -> Floats | None:
+    """Return where tile k's first pixel lies (x, y, z; mm), None where the file does not tell."""
+    axes = orientation(dataset, 0)
+    spacing = pixel_spacing(dataset, 0)
+    step = floats(dataset, "SpacingBetweenSlices") or floats(dataset, "SliceThickness")
+    start = floats(dataset, "ImagePositionPatient", 3)
+    if axes is None or spacing is None or step is None or start is None:
+        return None
+    # The scanner centres the whole mosaic where the tile should be centred.
+    beyond = tiling.side - 1  # tiles, half of them on either side
+    down = axes[1] * beyond * tiling.height * spacing[0] / 2
+    along = axes[0] * beyond * tiling.width * spacing[1] / 2
+    corner: Floats = np.array(start) + down + along
+    corner += tiling.direction * k * step[0] * axes[2]
+    return corner
+
+
+def tile(picture: Pixels, tiling: Tiles, k: int) -> Pixels:
     """Return tile k (height, width) of a mosaic."""
     row, column = divmod(k, tiling.side)
-    height, width = tiling.height, tiling.width
-    return np.ascontiguousarray(
-        picture[row * height : (row + 1) * height, column * width : (column + 1) * width]
-    )
+    top = row * tiling.height
+    bottom = top + tiling.height
+    left = column * tiling.width
+    right = left + tiling.width
+    return np.ascontiguousarray(picture[top:bottom, left:right])
 
 
-def _private(dataset: Dataset) -> int | None:
+def _private_count(dataset: Dataset) -> int | None:
     """Return the number of tiles where it stands as a plain private element."""
     try:
         block = dataset.private_block(0x0019, "SIEMENS MR HEADER")
@@ -90,21 +101,21 @@ def _private(dataset: Dataset) -> int | None:
         return None
 
 
-def _csa(dataset: Dataset) -> tuple[int | None, NDArray[np.float64] | None]:
+def _csa(dataset: Dataset) -> tuple[int | None, Floats | None]:
     """Return the number of tiles and the slice normal of the CSA header, each None where absent."""
     # Here and not above: nibabel warns on this import, and the caller has silenced warnings.
     from nibabel.nicom import csareader
 
     try:
         csa = csareader.get_csa_header(dataset, "image")
-        return (
-            (csareader.get_n_mosaic(csa), csareader.get_slice_normal(csa)) if csa else (None, None)
-        )
+        if not csa:
+            return None, None
+        return csareader.get_n_mosaic(csa), csareader.get_slice_normal(csa)
     except Exception:  # a private block of unknown making: whatever it raises, it is no CSA header
         return None, None
 
 
-def _direction(dataset: Dataset, normal: NDArray[np.float64] | None) -> int:
+def _direction(dataset: Dataset, normal: Floats | None) -> int:
     """Return whether the tiles follow the normal of the picture (+1) or run against it (-1)."""
     axes = orientation(dataset, 0)
     if axes is None or normal is None:

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2, plain or gzipped: slices of the canonical orientation. Private to `read`.
+"""NIfTI-1 and NIfTI-2, plain or gzipped: slices of the canonical orientation.
 
 - The array is turned so that its axes run to the patient's right, anterior and superior (RAS);
   nothing is interpolated, so an oblique volume keeps its obliqueness and is flagged.
@@ -35,11 +35,17 @@ from pipeline.io.formats.limits import (
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
+Voxels = NDArray[Any]
+Pixels = NDArray[np.float32]  # (H, W)
+Affine = NDArray[np.float64]  # (4, 4): voxel -> mm, RAS
+
 # Axis of the RAS array that the slices of a plane follow, and its direction along their normal.
 _AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 # Beyond this angle between volume and patient axes (radians, 1 degree) a volume is oblique.
 _OBLIQUE = 0.0175
 _FREE_BYTES = 2**20
+# Fields of voxels that are colours.
+_COLOURS = (("R", "G", "B"), ("R", "G", "B", "A"))
 # Bytes that are decompressed at a time.
 _BLOCK = 2**20
 
@@ -54,12 +60,7 @@ class _Volume:
         self.stored = path.stat().st_size
         with self._stream() as stream:
             self.header = _read_header(stream)
-        shape = tuple(int(n) for n in self.header.get_data_shape())
-        while len(shape) > 4 and shape[-1] == 1:
-            shape = shape[:-1]
-        if not 2 <= len(shape) <= 4:
-            raise UnreadableError("unsupported", f"has {len(shape)} dimensions, not 2 to 4")
-        self.shape = (*shape, *(1,) * (4 - len(shape)))
+        self.shape = _four_dimensions(self.header)
         self.dtype = self.header.get_data_dtype()
         self.offset = int(self.header.get_data_offset())
         self._check()
@@ -74,64 +75,74 @@ class _Volume:
     def _check(self) -> None:
         if self.dtype.kind not in "iufV" or self.dtype.itemsize > 8:
             raise UnreadableError("unsupported", f"voxels of type {self.dtype}")
-        if self.dtype.kind == "V" and self.dtype.names not in (
-            ("R", "G", "B"),
-            ("R", "G", "B", "A"),
-        ):
+        if self.dtype.kind == "V" and self.dtype.names not in _COLOURS:
             raise UnreadableError("unsupported", "voxels of an unknown structure")
         x, y, z, t = self.shape
+        # A slice of any plane, since which of them is wanted is not known yet; then all voxels.
         for height, width in ((x, y), (y, z), (x, z)):
             check_size(height, width, 1, self.dtype.itemsize, self.stored, coded=False)
         total = check_size(x, y, z * t, self.dtype.itemsize, self.stored, coded=False)
-        held = self.stored * DEFLATE_RATIO + _FREE_BYTES if self.zipped else self.stored
-        if self.offset < 0 or self.offset + total > held:
+        possible = self.stored * DEFLATE_RATIO + _FREE_BYTES if self.zipped else self.stored
+        if self.offset < 0 or self.offset + total > possible:
             raise UnreadableError(
                 "truncated", f"declares {total} bytes of voxels; the file has {self.stored} bytes"
             )
 
-    def pictures(self, frames: Sequence[int], plane: Plane) -> Iterator[NDArray[Any]]:
-        """Yield the asked slices (H, W) in order, laid as they are shown, unscaled."""
-        shape, _ = self.canonical()
-        count = shape[_AXIS[plane]]
-        times, places = [f // count for f in frames], [f % count for f in frames]
-        pieces: Iterator[NDArray[Any]]
-        if not self.zipped:
-            stored = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order="F")
-            pieces = (stored[..., time] for time in times)
-        elif int(self.turn[2, 0]) != _AXIS[plane]:
-            pieces = self._inflated(times, self.shape[:3])
-        else:  # a slice's voxels lie together
-            if (self.turn[2, 1] < 0) != (plane == "coronal"):
-                places = [count - 1 - place for place in places]
-            numbers = [time * count + place for time, place in zip(times, places, strict=True)]
-            pieces, places = self._inflated(numbers, (*self.shape[:2], 1)), [0] * len(frames)
+    def pictures(self, frames: Sequence[int], plane: Plane) -> Iterator[Voxels]:
+        """Yield the requested slices (H, W) in order, laid as they are shown, unscaled."""
+        pieces, places = self._pieces(frames, plane)
         for piece, place in zip(pieces, places, strict=True):
             turned = nib.orientations.apply_orientation(piece, self.turn)
-            yield _cut(cast(NDArray[Any], turned), plane, place)
+            yield _cut(cast(Voxels, turned), plane, place)
 
-    def _inflated(self, numbers: Sequence[int], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    def _pieces(self, frames: Sequence[int], plane: Plane) -> tuple[Iterator[Voxels], list[int]]:
+        """Return stored voxels (X, Y, Z) with each frame, and which slice of them it is.
+
+        As few as can be read by themselves: a slice where its voxels lie together in the file, else
+        a time point.
+        """
+        count = self.slice_count(plane)
+        times = [frame // count for frame in frames]
+        places = [frame % count for frame in frames]
+        if not self.zipped:
+            stored = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order="F")
+            return (stored[..., time] for time in times), places
+        stored_axis = int(self.turn[2, 0])  # the RAS axis along which the file goes slowest
+        if stored_axis != _AXIS[plane]:
+            return self._inflated(times, self.shape[:3]), places
+        # Slices of a plane follow their RAS axis upwards, coronal ones downwards (see `_cut`).
+        if (self.turn[2, 1] < 0) != (plane == "coronal"):
+            places = [count - 1 - place for place in places]
+        numbers = [time * count + place for time, place in zip(times, places, strict=True)]
+        slice_shape = (*self.shape[:2], 1)
+        return self._inflated(numbers, slice_shape), [0] * len(frames)
+
+    def _inflated(self, numbers: Sequence[int], shape: tuple[int, ...]) -> Iterator[Voxels]:
         """Yield the pieces of a gzipped file's voxels that have these numbers, in their order.
 
-        Of what the file has before it is asked for, that which will be is kept until then.
+        The file is read once from front to back; a piece that is wanted later than it comes is
+        kept until then.
         """
         self._check_whole()
         size = math.prod(shape) * self.dtype.itemsize
-        left = Counter(numbers)
-        upcoming, kept = iter(sorted(left)), dict[int, NDArray[Any]]()
+        uses = Counter(numbers)
+        upcoming = iter(sorted(uses))
+        ready: dict[int, Voxels] = {}
         with self._stream() as stream:
             for number in numbers:
-                while number not in kept:
+                while number not in ready:
                     following = next(upcoming)
                     stream.seek(self.offset + following * size)
-                    kept[following] = _fill(np.empty(shape, self.dtype, order="F"), stream)
-                yield kept[number]
-                left[number] -= 1
-                if not left[number]:
-                    del kept[number]
+                    ready[following] = _fill(np.empty(shape, self.dtype, order="F"), stream)
+                yield ready[number]
+                uses[number] -= 1
+                if not uses[number]:
+                    del ready[number]
 
     def _check_whole(self) -> None:
         """Raise what is wrong with a gzipped file: decompressing tells, and the sum at its end."""
-        room, done = memoryview(bytearray(_BLOCK)), 0
+        room = memoryview(bytearray(_BLOCK))
+        done = 0
         with self._stream() as stream:
             while count := _into(stream, room):
                 done += count
@@ -141,58 +152,63 @@ class _Volume:
         if done < self.offset + voxels:
             raise UnreadableError("truncated", f"ends after {done} of {self.offset + voxels} bytes")
 
-    def canonical(self) -> tuple[tuple[int, ...], NDArray[np.float64]]:
+    def canonical(self) -> tuple[tuple[int, ...], Affine]:
         """Return the shape (X, Y, Z) and the affine of the volume once turned to RAS."""
         order = np.argsort(self.turn[:, 0])
         shape = tuple(self.shape[int(axis)] for axis in order)
         turned = self.affine @ nib.orientations.inv_ornt_aff(self.turn, self.shape[:3])
         return shape, turned
 
+    def slice_count(self, plane: Plane) -> int:
+        """Return how many slices of a plane a time point has."""
+        shape, _ = self.canonical()
+        return shape[_AXIS[plane]]
 
-def read_headers(path: Path, plane: Plane) -> list[Header]:
+
+def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return a header for each slice of each time point. Raises UnreadableError."""
     volume = _open(path)
     shape, affine = volume.canonical()
     axis = _AXIS[plane]
-    count, times = shape[axis], volume.shape[3]
-    in_plane = [a for a in (2, 1, 0) if a != axis]  # rows run along the first, columns the second
-    height, width = (shape[a] for a in in_plane)
+    count = shape[axis]
+    times = volume.shape[3]
+    down_axis, along_axis = (a for a in (2, 1, 0) if a != axis)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     flags = () if volume.placed else ("no-orientation",)
     if obliquity(affine).max() > _OBLIQUE:
         flags = (*flags, "oblique")
-    places = [_place(affine, shape, axis, in_plane, k) for k in range(count)]
-    return [
-        Header(
-            frame=t * count + k,
-            modality=None,
-            height=height,
-            width=width,
-            volume=f"time {t}",
-            order=(float(t),),
-            position_mm=places[k][0],
-            offset_mm=places[k][1],
-            spacing_mm=(float(spacing[in_plane[0]]), float(spacing[in_plane[1]])),
-            flags=flags,
-        )
-        for t in range(times)
-        for k in range(count)
-    ]
+    # Once for all time points, which lie at the same places.
+    places = [_place(affine, shape, axis, (down_axis, along_axis), k) for k in range(count)]
+    headers = []
+    for time in range(times):
+        for k, (position_mm, offset_mm) in enumerate(places):
+            header = Header(
+                frame=time * count + k,
+                modality=None,
+                height=shape[down_axis],
+                width=shape[along_axis],
+                volume=f"time {time}",
+                order=(float(time),),
+                position_mm=position_mm,
+                offset_mm=offset_mm,
+                spacing_mm=(float(spacing[down_axis]), float(spacing[along_axis])),
+                flags=flags,
+            )
+            headers.append(header)
+    return headers
 
 
 def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:
-    """Yield the asked slices in order, float32 (H, W), scaled. Raises UnreadableError.
+    """Yield the requested slices in order, float32 (H, W), scaled. Raises UnreadableError.
 
     A file that ends too early has the slices before its end.
     """
     volume = _open(path)
-    shape, _ = volume.canonical()
-    count = shape[_AXIS[plane]]
-    inside = [frame for frame in frames if 0 <= frame < count * volume.shape[3]]
-    pictures = volume.pictures(inside, plane)
+    stop = volume.slice_count(plane) * volume.shape[3]
+    pictures = volume.pictures([frame for frame in frames if 0 <= frame < stop], plane)
     slope, inter = volume.header.get_slope_inter()
     for frame in frames:
-        if not 0 <= frame < count * volume.shape[3]:
+        if not 0 <= frame < stop:
             yield Failure(frame, "corrupt", f"the file has no frame {frame}")
             continue
         try:
@@ -212,8 +228,9 @@ def write_like(
     volume = _open(path)
     labels = np.zeros(volume.shape[:3], np.uint8)
     shown = nib.orientations.apply_orientation(labels, volume.turn)  # a view
+    count = volume.slice_count(plane)
     for frame, values in planes.items():
-        _cut(shown, plane, frame % volume.canonical()[0][_AXIS[plane]])[...] = values
+        _cut(shown, plane, frame % count)[...] = values
     image = nib.Nifti1Image(labels, volume.affine)
     image.set_sform(volume.affine, int(volume.header["sform_code"]) or 1)
     image.set_qform(volume.affine, int(volume.header["qform_code"]))
@@ -228,7 +245,7 @@ def _open(path: Path) -> _Volume:
         raise as_unreadable(error, "reading the NIfTI header") from error
 
 
-def _fill(array: NDArray[Any], stream: BinaryIO) -> NDArray[Any]:
+def _fill(array: Voxels, stream: BinaryIO) -> Voxels:
     """Return an array filled from a stream, in the order of the file. Raises UnreadableError."""
     left = memoryview(array.reshape(-1, order="F").view(np.uint8).data)
     while left:
@@ -254,47 +271,73 @@ def _read_header(stream: BinaryIO) -> Any:
     return kind(raw[:size], check=False)
 
 
-def _affine(header: Any) -> tuple[NDArray[np.float64], bool]:
+def _four_dimensions(header: Any) -> tuple[int, ...]:
+    """Return a volume's shape (x, y, z, time), 1 where the file has fewer dimensions."""
+    shape = [int(n) for n in header.get_data_shape()]
+    while len(shape) > 4 and shape[-1] == 1:
+        shape.pop()
+    if not 2 <= len(shape) <= 4:
+        raise UnreadableError("unsupported", f"has {len(shape)} dimensions, not 2 to 4")
+    while len(shape) < 4:
+        shape.append(1)
+    return tuple(shape)
+
+
+def _affine(header: Any) -> tuple[Affine, bool]:
     """Return voxel -> mm (RAS), and whether the file says how the volume lies in the patient."""
     affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    said = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
-    usable = np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) > 1e-12
-    if usable:
-        return affine, said
+    placed = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+    volume_mm3 = abs(np.linalg.det(affine[:3, :3]))  # of a voxel
+    if np.isfinite(affine).all() and volume_mm3 > 1e-12:
+        return affine, placed
+    # As a file without an affine is read: the first axis from right to left.
     return np.diag([-1.0, 1.0, 1.0, 1.0]), False
 
 
 def _place(
-    affine: NDArray[np.float64], shape: tuple[int, ...], axis: int, in_plane: list[int], k: int
+    affine: Affine,
+    shape: tuple[int, ...],
+    axis: int,
+    in_plane: tuple[int, int],
+    k: int,
 ) -> tuple[float, tuple[float, float]]:
     """Return where slice k's first pixel lies: along the normal, and along rows and columns (mm).
 
-    In the patient coordinates of DICOM (LPS), so that the numbers equal those of a DICOM series.
+    axis: of the canonical volume, that the slices follow; in_plane: those that run down and along
+    a slice. In the patient coordinates of DICOM (LPS), so that the numbers equal those of a DICOM
+    series.
     """
     to_lps = np.diag([-1.0, -1.0, 1.0])
     step = to_lps @ affine[:3, :3]
-    down, right = -step[:, in_plane[0]], -step[:, in_plane[1]]
-    down, right = down / np.linalg.norm(down), right / np.linalg.norm(right)
-    normal = np.cross(right, down)
+    # Shown rows and columns run against the RAS axes (see `_cut`).
+    down = -step[:, in_plane[0]]
+    down = down / np.linalg.norm(down)
+    along = -step[:, in_plane[1]]
+    along = along / np.linalg.norm(along)
+    normal = np.cross(along, down)
     index = np.array([n - 1 for n in shape], dtype=np.float64)
     index[axis] = shape[1] - 1 - k if axis == 1 else k
-    corner = to_lps @ (affine[:3, :3] @ index + affine[:3, 3])
-    return float(corner @ normal), (float(corner @ down), float(corner @ right))
+    corner_ras = affine[:3, :3] @ index + affine[:3, 3]
+    corner = to_lps @ corner_ras
+    offset = (float(corner @ down), float(corner @ along))
+    return float(corner @ normal), offset
 
 
-def _cut(voxels: NDArray[Any], plane: Plane, k: int) -> NDArray[Any]:
+def _cut(voxels: Voxels, plane: Plane, k: int) -> Voxels:
     """Return slice k (H, W) of a RAS volume (X, Y, Z), laid as DICOM shows it."""
     if plane == "axial":
         return voxels[::-1, ::-1, k].T
     if plane == "coronal":
-        return voxels[::-1, voxels.shape[1] - 1 - k, ::-1].T
+        from_behind = voxels.shape[1] - 1 - k
+        return voxels[::-1, from_behind, ::-1].T
     return voxels[k, ::-1, ::-1].T
 
 
-def _scaled(picture: NDArray[Any], slope: float | None, inter: float | None) -> NDArray[np.float32]:
+def _scaled(picture: Voxels, slope: float | None, inter: float | None) -> Pixels:
     """Return voxels as float32 with the file's scaling; colour becomes luma."""
     if picture.dtype.names:
-        return np.ascontiguousarray(luma(np.stack([picture[c] for c in "RGB"], axis=-1)))
+        colour = np.stack([picture[channel] for channel in "RGB"], axis=-1)
+        return np.ascontiguousarray(luma(colour))
     if slope is None:
         return np.ascontiguousarray(picture, dtype=np.float32)
     scaled = picture.astype(np.float64) * slope + (inter or 0.0)

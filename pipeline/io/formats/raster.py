@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP. Private to `read`.
+"""PNG, JPEG, TIFF and BMP.
 
 Pixels are the grey levels of the file, 1 to 16 bit or float; palettes and colour become luma
 (ITU-R BT.601); fully transparent pixels are padding; the EXIF rotation is applied; the pages of a
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.io.formats.limits import as_unreadable, check_size, luma
-from pipeline.types import Failure, Header, Slice
+from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
@@ -27,7 +27,7 @@ _TIFF_PHOTOMETRIC = 0x0106
 _WHITE_IS_ZERO = 0
 
 
-def read_headers(path: Path) -> list[Header]:
+def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return one header a page. Raises UnreadableError."""
     headers = []
     with _pillow(), Image.open(path, formats=_FORMATS) as image:
@@ -41,8 +41,8 @@ def read_headers(path: Path) -> list[Header]:
     return headers
 
 
-def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
-    """Yield the asked pages in order, float32 (H, W). Raises UnreadableError."""
+def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:
+    """Yield the requested pages in order, float32 (H, W). Raises UnreadableError."""
     with ExitStack() as stack:
         with _pillow():
             image = stack.enter_context(Image.open(path, formats=_FORMATS))
@@ -54,15 +54,17 @@ def read_slices(path: Path, frames: Sequence[int]) -> Iterator[Slice | Failure]:
 
 
 def _read_page(image: Image.Image, path: Path, frame: int, pages: int) -> Slice | Failure:
+    """Return a page as grey levels, or why there are none."""
     if not 0 <= frame < pages:
         return Failure(frame, "corrupt", f"the file has no frame {frame}")
     try:
         image.seek(frame)
-        check_size(*image.size[::-1], 1, 4, path.stat().st_size, coded=True)
+        width, height = image.size
+        check_size(height, width, 1, 4, path.stat().st_size, coded=True)
         # Pillow inverts where white is zero up to 8 bits only.
-        turned = image.mode.startswith("I;16") and _photometric(image) == _WHITE_IS_ZERO
+        inverted = image.mode.startswith("I;16") and _photometric(image) == _WHITE_IS_ZERO
         grey = _grey(ImageOps.exif_transpose(image))
-        return Slice(frame, 65535 - grey if turned else grey)
+        return Slice(frame, 65535 - grey if inverted else grey)
     except Exception as error:
         known = as_unreadable(error, "decoding the picture")
         return Failure(frame, known.reason, known.detail)
@@ -95,6 +97,7 @@ def _pages(image: Image.Image, path: Path) -> int:
 
 
 def _photometric(image: Image.Image) -> int | None:
+    """Return what a TIFF says of its grey levels, None for others and where it says nothing."""
     tags = getattr(image, "tag_v2", None)
     return tags.get(_TIFF_PHOTOMETRIC) if tags else None
 
@@ -105,6 +108,7 @@ def _grey(image: Image.Image) -> NDArray[np.float32]:
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         alpha = np.asarray(rgba.getchannel("A"))
+        # Grey stays as it is: as the luma of three equal channels it would be rounded.
         image = image.convert("L") if image.mode == "LA" else rgba.convert("RGB")
     elif image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
         image = image.convert("RGB")

@@ -40,37 +40,73 @@ class Place:
 def volumes(places: Sequence[Place]) -> list[list[Place]]:
     """Return one series' slices as volumes, each in order, flags set; the first file's first."""
     groups: dict[str, list[Place]] = defaultdict(list)
-    for place in sorted(places, key=lambda p: (p.path, p.header.frame)):
+    for place in sorted(places, key=_by_file):
         groups[place.header.volume].append(place)
-    found = [volume for group in groups.values() for volume in _time_points(group)]
-    return [_flagged(volume) for volume in found]
+    ordered: list[list[Place]] = []
+    for group in groups.values():
+        ordered.extend(_time_points(group))
+    return [_flagged(volume) for volume in ordered]
+
+
+def _by_file(place: Place) -> tuple[str, int]:
+    return place.path, place.header.frame
 
 
 def _time_points(group: list[Place]) -> list[list[Place]]:
-    """Deal slices at one place out to time points, by their order; each sorted along the normal.
+    """Return a group as its time points, the first first; each sorted along the normal.
 
     A place that comes up twice in a volume of otherwise single slices is a duplicate and no second
-    time point: a further volume needs at least half of the places.
+    time point: a further volume needs at least half of the places. Where a position is missing,
+    all are one volume, in the order of time.
     """
     if any(place.header.position_mm is None for place in group):
         return [sorted(group, key=_in_time)]
-    at: list[list[Place]] = []
-    for place in sorted(group, key=lambda p: (p.header.position_mm or 0.0, *_in_time(p))):
-        here = place.header.position_mm or 0.0
-        if at and here - (at[-1][0].header.position_mm or 0.0) < _SAME_MM:
-            at[-1].append(place)
+    stacks = _by_position(group)
+    time_points: list[list[Place]] = []
+    duplicates: list[Place] = []
+    for layer in _layers(stacks):
+        if 2 * len(layer) >= len(stacks):
+            time_points.append(layer)
         else:
-            at.append([place])
-    at = [sorted(same, key=_in_time) for same in at]
-    depth = max(map(len, at))
-    layers = [[same[k] for same in at if k < len(same)] for k in range(depth)]
-    whole = [layer for layer in layers if 2 * len(layer) >= len(at)]
-    spare = [place for layer in layers if 2 * len(layer) < len(at) for place in layer]
-    if spare:
-        whole[-1] = sorted(
-            [*whole[-1], *spare], key=lambda p: (p.header.position_mm or 0.0, *_in_time(p))
-        )
-    return whole
+            duplicates.extend(layer)
+    # The first layer has a slice of every position, so there is a time point to take them in. The
+    # last one does: a layer is never wider than the one before it, so they came behind it in time.
+    if duplicates:
+        time_points[-1] = sorted([*time_points[-1], *duplicates], key=_along_normal)
+    return time_points
+
+
+def _by_position(group: list[Place]) -> list[list[Place]]:
+    """Return the slices of each position along the normal, ascending; those of one in time."""
+    stacks: list[list[Place]] = []
+    for place in sorted(group, key=_along_normal):
+        # Held against the first of its stack, so that small steps do not add up to one long stack.
+        if stacks and _position(place) - _position(stacks[-1][0]) < _SAME_MM:
+            stacks[-1].append(place)
+        else:
+            stacks.append([place])
+    return [sorted(stack, key=_in_time) for stack in stacks]
+
+
+def _layers(stacks: list[list[Place]]) -> list[list[Place]]:
+    """Return the first slices of all stacks, then the second ones of those that have two, etc."""
+    layers: list[list[Place]] = []
+    for stack in stacks:
+        for k, place in enumerate(stack):
+            if k == len(layers):
+                layers.append([])
+            layers[k].append(place)
+    return layers
+
+
+def _position(place: Place) -> float:
+    """Return where a slice lies along the normal (mm); only for one whose header tells."""
+    assert place.header.position_mm is not None
+    return place.header.position_mm
+
+
+def _along_normal(place: Place) -> tuple[float, tuple[float, ...], str, int]:
+    return _position(place), *_in_time(place)
 
 
 def _in_time(place: Place) -> tuple[tuple[float, ...], str, int]:
@@ -79,12 +115,15 @@ def _in_time(place: Place) -> tuple[tuple[float, ...], str, int]:
 
 def _flagged(volume: list[Place]) -> list[Place]:
     """Return the volume with its oddities on each of its slices."""
-    found = {flag for place in volume for flag in place.header.flags} | _oddities(volume)
-    flags = tuple(sorted(found))
+    oddities = _oddities(volume)
+    for place in volume:
+        oddities.update(place.header.flags)
+    flags = tuple(sorted(oddities))
     return [Place(place.path, replace(place.header, flags=flags)) for place in volume]
 
 
 def _oddities(volume: list[Place]) -> set[str]:
+    """Return the flags of a volume that its slices show together."""
     headers = [place.header for place in volume]
     if len(headers) < 2:
         return set()
@@ -92,33 +131,36 @@ def _oddities(volume: list[Place]) -> set[str]:
     if len(positions) < len(headers):
         return {"no-position"}
     steps = [b - a for a, b in itertools.pairwise(positions)]
-    found = {"duplicate-position"} if min(steps) < _SAME_MM else set()
-    apart = [step for step in steps if step >= _SAME_MM]
-    if apart:
-        found |= _spacing_oddities(apart)
+    oddities: set[str] = set()
+    if min(steps) < _SAME_MM:
+        oddities.add("duplicate-position")
+    distances = [step for step in steps if step >= _SAME_MM]
+    if distances:
+        oddities |= _spacing_oddities(distances)
     for step, (a, b) in zip(steps, itertools.pairwise(headers), strict=True):
         if step >= _SAME_MM and _shift(a, b) > _TILT * step:
-            found.add("gantry-tilt")
-    return found
+            oddities.add("gantry-tilt")
+    return oddities
 
 
-def _spacing_oddities(steps: list[float]) -> set[str]:
+def _spacing_oddities(distances: list[float]) -> set[str]:
+    """Return the flags of the distances (mm) between slices that lie at different places."""
     # The low median: where half of the slices are gone, the usual distance is still a single one.
-    usual = statistics.median_low(steps)
-    found = set()
-    for step in steps:
-        times = max(1, round(step / usual))
-        if abs(step - times * usual) > _UNEQUAL * usual:
-            found.add("variable-spacing")
-        elif times > 1:
-            found.add("missing-position")
-    return found
+    usual = statistics.median_low(distances)
+    oddities = set()
+    for distance in distances:
+        multiple = max(1, round(distance / usual))
+        if abs(distance - multiple * usual) > _UNEQUAL * usual:
+            oddities.add("variable-spacing")
+        elif multiple > 1:
+            oddities.add("missing-position")
+    return oddities
 
 
 def _shift(a: Header, b: Header) -> float:
     """Return how far two slices are shifted against each other within their plane (mm)."""
     if a.offset_mm is None or b.offset_mm is None:
         return 0.0
-    return float(
-        ((a.offset_mm[0] - b.offset_mm[0]) ** 2 + (a.offset_mm[1] - b.offset_mm[1]) ** 2) ** 0.5
-    )
+    down = a.offset_mm[0] - b.offset_mm[0]
+    along = a.offset_mm[1] - b.offset_mm[1]
+    return float((down**2 + along**2) ** 0.5)

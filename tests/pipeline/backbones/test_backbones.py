@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from collections.abc import Callable
@@ -11,20 +10,20 @@ import pytest
 import torch
 from torch.nn.functional import gelu, interpolate, layer_norm, linear, scaled_dot_product_attention
 
-from pipeline.backbones import load, weights
-from pipeline.backbones.load import load_backbone, read_state, resample_positions
-from pipeline.backbones.weights import BACKBONES, Published
+from pipeline.backbones import weights
+from pipeline.backbones.families import family_of
+from pipeline.backbones.load import load_backbone, read_state
+from pipeline.backbones.positions import resample_positions
+from pipeline.backbones.weights import BACKBONES, PublishedBackbone
 from pipeline.recipe import Architecture
 from stores.errors import WeightsError
 from tests.pipeline.models import TINY, official_shapes, recipe_state, write_tiny_folder
-
-PARITY = os.environ.get("RADPROBE_PARITY")
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> str:
     """Register a small network under a name, so that official files of its size load."""
-    published = Published(Architecture(**TINY), "tiny.pth", "nobody/tiny")
+    published = PublishedBackbone(Architecture(**TINY), "tiny.pth", "nobody/tiny")
     monkeypatch.setitem(weights.BACKBONES, "tiny", published)
     return "tiny"
 
@@ -39,26 +38,7 @@ def picture(size: int, count: int = 1) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal((count, 3, size, size), dtype=np.float32))
 
 
-# --- parity with the official model ----------------------------------------------------------
-
-
-@pytest.mark.skipif(not PARITY, reason="RADPROBE_PARITY (reference outputs) is not set")
-@pytest.mark.parametrize(("model", "size"), [("vits14", 224), ("vits14", 518), ("vits14_reg", 224)])
-def test_features_equal_the_official_model(model: str, size: int, tmp_path: Path) -> None:
-    folder = Path(str(PARITY))
-    reference = folder / f"{model}_{size}x{size}.npz"
-    shapes = json.loads((folder / f"{model}_state_dict.json").read_text())
-    file = saved(tmp_path / "official.pth", recipe_state(shapes))
-    features = load_backbone(f"dinov2_{model}", file, image_size=size)(picture(size))
-    with np.load(reference) as expected:
-        assert tuple(expected["patch_shape"]) == (features.patch[0].flatten(0, 1).shape)
-        for name, got in {
-            "cls": features.cls[0, -1],
-            "last4_cls": features.cls[0],
-            "patch_mean": features.mean[0],
-            "patch_first64": features.patch[0].flatten(0, 1)[:64],
-        }.items():
-            assert np.abs(got.numpy() - expected[name]).max() <= 1e-4, name
+# --- the official rules at any size ----------------------------------------------------------
 
 
 def plain_forward(
@@ -111,7 +91,9 @@ def test_every_architecture_follows_the_official_rules(
     """B/14, L/14 and g/14 by structure: the same rules at another width, depth and MLP."""
     shape = {"dim": 96, "depth": 4, "heads": 6}
     architecture = Architecture(**shape, registers=registers, ffn="swiglu" if swiglu else "mlp")
-    monkeypatch.setitem(weights.BACKBONES, "small", Published(architecture, "x.pth", "nobody/x"))
+    monkeypatch.setitem(
+        weights.BACKBONES, "small", PublishedBackbone(architecture, "x.pth", "nobody/x")
+    )
     state = recipe_state(official_shapes(96, 4, registers=registers, swiglu=swiglu))
     x = picture(98, count=2)
     expected = plain_forward(state, x, heads=6, registers=registers)
@@ -322,4 +304,4 @@ def test_something_else_than_a_state_dict_is_said(tmp_path: Path) -> None:
         read_state(file)
     file = saved(tmp_path / "resnet.pth", {"conv1.weight": torch.zeros(1)})
     with pytest.raises(WeightsError, match="not a DINOv2 backbone. Its first keys: conv1"):
-        load.hub_state(read_state(file), file)
+        family_of("dinov2").read_tensors(read_state(file), file)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,12 +17,13 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.backbones.families import FAMILIES, MODEL_TYPES, family_of
 from pipeline.backbones.load import load_backbone
-from pipeline.backbones.models import COMPARATORS, FAMILIES, read_shape
+from pipeline.backbones.models import COMPARATORS
 from pipeline.backbones.registry import count_parameters, fetch, known
-from pipeline.backbones.towers import family_model, family_options
+from pipeline.backbones.towers import network_parts
 from pipeline.config.tuning import NormTune
-from pipeline.recipe import Recipe, recipe_of
+from pipeline.recipe import FamilyName, Recipe, recipe_of
 from pipeline.tuning.network import Network, opened
 from pipeline.tuning.saving import save_network
 from stores import FeatureStore
@@ -115,7 +118,32 @@ def saved(family: str, folder: Path) -> tuple[Path, Any]:
     return folder, model
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"timm_wrapper"}))
+# --- the registry --------------------------------------------------------------------------------
+
+
+def test_every_family_is_declared_once_and_can_be_in_a_recipe() -> None:
+    assert tuple(FAMILIES) == get_args(FamilyName)
+    assert [family_of(name).name for name in FAMILIES] == list(FAMILIES)
+    assert set(MODEL_TYPES.values()) | {"timm_wrapper"} == FAMILIES.keys()
+    assert MADE.keys() == FAMILIES.keys() - {"dinov2", "timm_wrapper"}
+    # DINOv2 has its own tests, and of timm's networks those below.
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_asking_for_a_family_imports_that_alone_and_no_torch(name: str) -> None:
+    code = (
+        "import sys, pipeline.backbones.families as f; before = {*sys.modules}; "
+        f"f.family_of({name!r}); new = {{*sys.modules}} - before; "
+        "print([m for m in new if m.startswith('pipeline')], 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"['{FAMILIES[name]}'] False"
+
+
+# --- their features ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", sorted(MADE))
 def test_features_equal_the_librarys_own_pass(family: str, tmp_path: Path) -> None:
     folder, model = saved(family, tmp_path)
     x = picture(SIZE, count=3)
@@ -155,7 +183,7 @@ def test_positions_are_resampled_as_the_library_does(family: str, tmp_path: Path
     assert torch.allclose(got.cls[:, 0], theirs[:, 0], atol=1e-5)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"timm_wrapper"}))
+@pytest.mark.parametrize("family", sorted(MADE))
 def test_a_key_too_few_or_too_many_is_named(family: str, tmp_path: Path) -> None:
     folder, _ = saved(family, tmp_path)
     file = folder / "model.safetensors"
@@ -232,7 +260,7 @@ def test_biomedclip_is_read_from_an_open_clip_file(
 
 def read_shape_of(folder: Path) -> dict[str, Any]:
     """Return the shape of a saved ViT, with the eps that it has."""
-    shape = read_shape(json.loads((folder / "config.json").read_text()))
+    shape = family_of("vit").read_shape(json.loads((folder / "config.json").read_text()))
     return {k: v for k, v in shape.items() if k in ("dim", "depth", "heads", "settings", "eps")}
 
 
@@ -369,9 +397,9 @@ def test_the_table_has_the_published_sizes(name: str) -> None:
     entry = COMPARATORS[name]
     if entry.architecture.family == "timm_wrapper" and not TIMM:
         pytest.skip("timm is not installed")
-    cls, config = family_model(entry.architecture, entry.image_size)
+    cls, config, options = network_parts(entry.architecture, entry.image_size)
     with torch.device("meta"):
-        made = cls(config, **family_options(entry.architecture))
+        made = cls(config, **options)
         count = sum(parameter.numel() for parameter in made.parameters())
     assert count / 1e6 == pytest.approx(entry.millions, rel=0.005)
 

@@ -85,3 +85,20 @@ def test_finding_weights_needs_no_torch() -> None:
     code += "print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_folder_of_another_family_is_read_without_torch(tmp_path: Path) -> None:
+    folder = write_tiny_folder(tmp_path / "tiny")
+    code = "import sys, pipeline.backbones.weights as w; "
+    code += f"w.locate('hf:{folder}', None); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_package_loads_networks_and_imports_torch_for_that_alone() -> None:
+    code = (
+        "import sys, pipeline.backbones as b; before = 'torch' in sys.modules; "
+        "print(before, b.load_backbone.__module__, hasattr(b, 'nothing'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False pipeline.backbones.load False"

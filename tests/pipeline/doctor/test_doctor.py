@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from pipeline.backbones.models import COMPARATORS
+from pipeline.backbones.weights import Checkpoint
 from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
@@ -24,8 +25,8 @@ from pipeline.doctor.disk import disk
 from pipeline.doctor.examine import examine
 from pipeline.evaluation.metrics.agreement import icc
 from pipeline.extraction.plan import plan
-from pipeline.extraction.sync import make_recipe
-from pipeline.inference.throughput import load_pace
+from pipeline.extraction.sync import locate_weights, make_recipe, recipe_with
+from pipeline.inference.throughput import load_throughput
 from pipeline.studies import stability as views
 from pipeline.studies.compression import WAYS, fidelity
 from pipeline.studies.precision import drift
@@ -149,9 +150,9 @@ def test_a_sample_reads_slices_of_every_kind_of_file(config: Path) -> None:
 def test_bench_measures_what_plan_and_extract_use(config: Path) -> None:
     settings = load_config(config)
     lines: list[str] = []
-    pace = bench(settings, "cpu", least_s=0.03, compiled=False, tell=lines.append)
+    pace = bench(settings, "cpu", least_s=0.03, compiled=False, report=lines.append)
     recipe, _ = make_recipe(settings)
-    assert load_pace(recipe, "cpu") == pace
+    assert load_throughput(recipe, "cpu") == pace
     assert {way.precision for way in pace.forward} == {"float32", "bfloat16"}
     assert len(lines) == len(pace.forward) + 2
     assert pace.reading is not None
@@ -168,9 +169,10 @@ def test_bench_runs_the_network_of_the_recipe(config: Path) -> None:
     content["backbone"] |= paper["backbone"]
     content["outputs"] |= {**paper["outputs"], "patch": {"blocks": 2}}
     settings = Config.model_validate(content)
-    recipe, file = make_recipe(settings)
-    assert file is not None
-    network = _load(settings, file, recipe, "cpu", "float32")
+    weights = locate_weights(settings)
+    recipe = recipe_with(settings, weights)
+    checkpoint = Checkpoint.of(settings.backbone.name, weights)
+    network = _load(recipe, checkpoint, "cpu", "float32")
     assert network.architecture == recipe.architecture
     assert network.architecture.treatment == "paper"
     assert network.patch_blocks == 2

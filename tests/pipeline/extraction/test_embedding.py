@@ -19,23 +19,32 @@ import pytest
 import torch
 
 from pipeline.backbones.load import Backbone, load_backbone
+from pipeline.backbones.weights import Checkpoint
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import extract
 from pipeline.extraction.embed import (
     BadLimit,
     Embedded,
+    EmbeddingRun,
+    EmbedSettings,
     Progress,
     Speed,
     embed_missing,
     load_network,
 )
 from pipeline.extraction.plan import plan
-from pipeline.extraction.sync import make_recipe, open_store, settle
+from pipeline.extraction.sync import make_recipe, open_store, update_tables
 from pipeline.extraction.writer import Writer
 from pipeline.inference.forward import Forward, Values
-from pipeline.inference.throughput import Forward as Way
-from pipeline.inference.throughput import Pace, Reading, load_pace, measured_batch, save_pace
+from pipeline.inference.throughput import (
+    ForwardRate,
+    ReadingRate,
+    Throughput,
+    load_throughput,
+    measured_batch,
+    save_throughput,
+)
 from pipeline.recipe import Architecture, Recipe
 from pipeline.shared.pseudonyms import load_key, reveal_path
 from pipeline.types import Slice
@@ -71,20 +80,23 @@ def embed_with(
     """Embed what the config's store lacks through a network of one's own."""
     recipe, file = make_recipe(config)
     store = open_store(config, recipe)
-    settle(config, store, workers=0)
-    done = embed_missing(
-        store,
-        recipe,
-        config.backbone.name,
-        file or recipe.weights,
-        config.data.root,
-        functools.partial(reveal_path, load_key(store.path)),
-        speed,
-        Progress(),
-        BadLimit(seen=ROWS, fraction=1.0),
-        load=lambda *asked: wrap(load_network(*asked)),
+    update_tables(config, store, workers=0)
+    checkpoint = Checkpoint(config.backbone.name, str(file or recipe.weights))
+    settings = settings_of(config, store, checkpoint)
+    settings = dataclasses.replace(
+        settings, speed=speed, load=lambda *request: wrap(load_network(*request))
     )
-    return store, done
+    return store, embed_missing(store, settings)
+
+
+def settings_of(config: Config, store: FeatureStore, checkpoint: Checkpoint) -> EmbedSettings:
+    return EmbedSettings(
+        checkpoint=checkpoint,
+        root=config.data.root,
+        reveal=functools.partial(reveal_path, load_key(store.path)),
+        limit=BadLimit(seen=ROWS, fraction=1.0),
+        speed=HERE,
+    )
 
 
 def receipts(store: Path) -> list[dict[str, Any]]:
@@ -111,9 +123,9 @@ def test_what_the_writer_raises_reaches_its_owner_and_nothing_more_is_done() -> 
     with pytest.raises(OSError, match="the disk is gone"):  # noqa: PT012 (at whichever call)
         for piece in (1, 2, 3, 4):
             writer.put(piece, lambda: None)
-        writer.settle()
+        writer.drain()
     with pytest.raises(OSError, match="the disk is gone"):
-        writer.settle()
+        writer.drain()
     writer.close()
     assert done == [1]
 
@@ -133,8 +145,7 @@ def test_a_writer_that_is_closed_ends_its_piece_and_drops_those_behind() -> None
     writer.put(2, lambda: None)
     closing = threading.Thread(target=writer.close)
     closing.start()
-    while not writer._given_up:
-        time.sleep(0.001)
+    writer._closing.wait()
     go_on.set()
     closing.join()
     assert done == [1]
@@ -192,29 +203,77 @@ def test_a_part_whose_slices_are_all_withdrawn_meanwhile_shifts_nothing(config: 
     settings = in_store(config, "store")
     recipe, file = make_recipe(settings)
     store = open_store(settings, recipe)
-    settle(settings, store, workers=0)
+    update_tables(settings, store, workers=0)
     parts = store.missing()
     table, seen = store.slices().to_pylist(), store.tables()
     gone = [row | {"withdrawn": row["row"] // 8 == 1} for row in table]
     store.write_tables(type(seen.slices).from_pylist(gone, schema=seen.slices.schema), seen.files)
-    done = embed_missing(
-        store,
-        recipe,
-        settings.backbone.name,
-        file or recipe.weights,
-        settings.data.root,
-        functools.partial(reveal_path, load_key(store.path)),
-        HERE,
-        Progress(),
-        BadLimit(seen=ROWS, fraction=1.0),
-        parts,
-    )
+    checkpoint = Checkpoint(settings.backbone.name, str(file or recipe.weights))
+    done = embed_missing(store, settings_of(settings, store, checkpoint), parts)
     assert done.rows == ROWS - 8
     want, got = (
         FeatureStore.open(config.with_name(n)).read("cls") for n in ("undisturbed", "store")
     )
     assert want[:8].tobytes() == got[:8].tobytes()
     assert want[16:ROWS].tobytes() == got[16:ROWS].tobytes()
+
+
+# --- opened and closed ---------------------------------------------------------------------------
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if "radprobe" in thread.name}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_that_fails_in_the_middle_ends_all_that_it_opened(
+    workers: int, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = in_store(config, "store")
+    recipe, file = make_recipe(settings)
+    store = open_store(settings, recipe)
+    update_tables(settings, store, workers=0)
+    checkpoint = Checkpoint(settings.backbone.name, str(file or recipe.weights))
+    cores = torch.get_num_threads()
+    at_work: set[str] = set()
+
+    def stop(slices: int) -> None:
+        at_work.update(threads())
+        raise KeyboardInterrupt
+
+    embedding = dataclasses.replace(
+        settings_of(settings, store, checkpoint),
+        speed=dataclasses.replace(HERE, workers=workers),
+        progress=Progress(advance=stop),
+    )
+    with (
+        pytest.raises(KeyboardInterrupt),
+        EmbeddingRun(store, store.missing(), embedding) as run,
+    ):
+        run.embed()
+    assert {"radprobe-write", "radprobe-lane_0"} <= at_work
+    assert ("radprobe-read" in at_work) == (workers > 0)
+    assert threads() == set()
+    assert torch.get_num_threads() == cores
+    assert not claims(store.path)
+    assert run.summary().rows == 0
+
+
+def test_no_network_is_loaded_where_others_have_every_part(config: Path) -> None:
+    settings = in_store(config, "store")
+    recipe, file = make_recipe(settings)
+    store = open_store(settings, recipe)
+    update_tables(settings, store, workers=0)
+    others = [store.claim(part) for part in store.missing()]
+    assert all(others)
+
+    def load(*_: object) -> Backbone:
+        raise AssertionError("a network was loaded")
+
+    checkpoint = Checkpoint(settings.backbone.name, str(file or recipe.weights))
+    embedding = dataclasses.replace(settings_of(settings, store, checkpoint), load=load)
+    done = embed_missing(store, embedding)
+    assert (done.rows, len(done.elsewhere)) == (0, 3)
 
 
 # --- memory of the card --------------------------------------------------------------------------
@@ -422,16 +481,20 @@ def test_what_was_measured_gives_batch_size_and_hours(
     assert plan(settings).hours_by == "nothing"
     ways = [("float32", False, 2, 5.0), ("float32", False, 4, 10.0), ("float32", True, 8, 20.0)]
     fields = ("precision", "compiled", "batch_size", "slices_per_s")
-    pace = Pace(
+    measured = Throughput(
         device="cpu",
         card="a processor",
         cores=2,
-        forward=tuple(Way.model_validate(dict(zip(fields, way, strict=True))) for way in ways),
-        reading=Reading(root=str(settings.data.root.absolute()), slices_per_s=5.0, mb_per_s=1.0),
+        forward=tuple(
+            ForwardRate.model_validate(dict(zip(fields, way, strict=True))) for way in ways
+        ),
+        reading=ReadingRate(
+            root=str(settings.data.root.absolute()), slices_per_s=5.0, mb_per_s=1.0
+        ),
         write_mb_per_s=1e9,
     )
-    save_pace(recipe, pace)
-    assert load_pace(recipe) == pace
+    save_throughput(recipe, measured)
+    assert load_throughput(recipe) == measured
     assert Speed().chosen("cpu", recipe).batch_size == 4
     assert Speed(compiled=True).chosen("cpu", recipe).batch_size == 8
     planned = plan(settings)

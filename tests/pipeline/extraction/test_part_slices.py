@@ -60,7 +60,7 @@ def test_whole_volumes_are_at_hand_where_slices_depend_on_them(store: FeatureSto
     assert last.joined["row"].to_pylist() == [12, 14, 16]  # 18 is withdrawn
     first = PartSlices(store, [store.layout.part(0)], of_mr)
     assert first.joined["row"].to_pylist() == [0, 2, 8, 10]
-    near = first.beside(first.of(store.layout.part(0)), of_mr)
+    near = first.neighbours(first.of(store.layout.part(0)), of_mr)
     assert {row: [each["row"] for each in many] for row, many in near.items()} == {
         0: [2],
         2: [0, 8],
@@ -71,7 +71,7 @@ def test_nothing_is_held_where_no_slice_depends_on_another(store: FeatureStore) 
     slices = PartSlices(store, store.missing(), lambda modality: False)
     assert slices.joined.num_rows == 0
     assert slices.counts.total() == len(SERIES) - len(WITHDRAWN)
-    assert slices.beside(slices.of(store.layout.part(0)), lambda modality: False) == {}
+    assert slices.neighbours(slices.of(store.layout.part(0)), lambda modality: False) == {}
 
 
 def test_a_run_sees_one_table_whoever_writes_another(store: FeatureStore) -> None:

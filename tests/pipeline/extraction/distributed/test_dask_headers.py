@@ -27,7 +27,7 @@ def data(tmp_path: Path) -> Data:
 
 
 def far(data: Data, connect: Callable[[], Client]) -> dask_headers.Open:
-    return dask_headers.opened_on(connect, data, "axial", opened_by(data, "axial", 0))
+    return dask_headers.open_on_cluster(connect, data, "axial", opened_by(data, "axial", 0))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -50,7 +50,7 @@ def test_what_a_cluster_cannot_see_is_opened_here(
     data: Data, caplog: pytest.LogCaptureFixture
 ) -> None:
     with cluster_of(1) as cluster:
-        elsewhere = dask_headers.opened_on(
+        elsewhere = dask_headers.open_on_cluster(
             lambda: Client(cluster, set_as_default=False),
             data.model_copy(update={"root": data.root / "not-there"}),
             "axial",

@@ -16,7 +16,7 @@ from distributed import Client
 from pipeline.config.data import JobQueue
 from pipeline.extraction.distributed import dask_run
 from pipeline.extraction.distributed.clusters import job_queue
-from pipeline.extraction.distributed.tasks import Outcome, Work
+from pipeline.extraction.distributed.tasks import Work, WorkerOutcome
 from pipeline.extraction.embed import BadLimit, Progress, Speed
 from stores import FeatureStore
 from stores.verify import verify
@@ -185,26 +185,26 @@ def test_a_part_is_not_kept_for_workers_that_have_died(
     """It failed on one, and the others it was meant for were gone when its turn came."""
     tried = tmp_path / "tried"
 
-    def at_worker(work: Work, parts: tuple[int, ...]) -> tuple[str, Outcome]:
+    def embed_at_worker(work: Work, parts: tuple[int, ...]) -> tuple[str, WorkerOutcome]:
         if tried.exists():
-            return "tcp://127.0.0.1:2", Outcome()
+            return "tcp://127.0.0.1:2", WorkerOutcome()
         tried.touch()
-        return "tcp://127.0.0.1:1", Outcome(undone=parts, error="ValueError: no")
+        return "tcp://127.0.0.1:1", WorkerOutcome(undone=parts, error="ValueError: no")
 
-    def stale(run: dask_run._Run) -> int:
+    def stale(run: dask_run._ClusterRun) -> int:
         run.workers = ["tcp://127.0.0.1:1", "tcp://127.0.0.1:2"]
         return 1
 
-    monkeypatch.setattr(dask_run, "at_worker", at_worker)
-    monkeypatch.setattr(dask_run._Run, "_count_workers", stale)
+    monkeypatch.setattr(dask_run, "embed_at_worker", embed_at_worker)
+    monkeypatch.setattr(dask_run._ClusterRun, "_count_workers", stale)
     work = Work(str(alone.path), "", "", "", Speed(device="cpu"))
     with cluster_of(1) as cluster:
-        _, failed = dask_run.embed_on(
+        result = dask_run.embed_on_cluster(
             lambda: Client(cluster, set_as_default=False),
             work, alone, [alone.layout.part(3)], Progress(), BadLimit(1, 1.0),
         )  # fmt: skip
     assert tried.exists()
-    assert failed == {}
+    assert result.failed == {}
 
 
 # --- jobs ---------------------------------------------------------------------------------------

@@ -9,16 +9,16 @@ import pytest
 import yaml
 
 from pipeline.config.loading import load_config
-from pipeline.extraction.distributed.tasks import Outcome, Work, embed_parts
-from pipeline.extraction.embed import Progress, Speed
-from pipeline.extraction.sync import make_recipe, name_patient, open_store, settle
+from pipeline.extraction.distributed.tasks import EmbedResult, Work, WorkerOutcome, embed_parts
+from pipeline.extraction.embed import Embedded, Progress, Speed
+from pipeline.extraction.sync import make_recipe, name_patient, open_store, update_tables
 from stores import FeatureStore
 from stores.purge import purge, withdraw
 from stores.receipt import Link
 from tests.phantoms import write_png
 from tests.pipeline.models import write_tiny_folder
 
-DONE = Outcome()
+DONE = WorkerOutcome()
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def work(tmp_path: Path) -> Work:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     config = load_config(tmp_path / "config.yaml")
     recipe, file = make_recipe(config)
-    settle(config, open_store(config, recipe), workers=0)
+    update_tables(config, open_store(config, recipe), workers=0)
     speed = Speed(device="cpu", batch_size=4, workers=0)
     name = config.backbone.name
     return Work(str(config.store), name, str(file), str(config.data.root), speed)
@@ -78,3 +78,12 @@ def test_a_part_that_is_embedded_again_does_not_stand_for_itself(work: Work) -> 
     assert receipt is not None
     assert receipt.links == ()
     np.testing.assert_array_equal(store.read("mean", range(4)), before)
+
+
+def test_results_of_two_runs_add_up_and_the_later_one_knows_who_is_at_the_rest() -> None:
+    first = EmbedResult(Embedded(3, 1, ["part 4: a:1"], {"all": 1.5}, "reading"), {2: "no"})
+    later = EmbedResult(Embedded(2, 0, [], {"all": 0.5, "load": 1.0}), {5: "neither"})
+    both = first.then(later)
+    assert both.embedded == Embedded(5, 1, [], {"all": 2.0, "load": 1.0}, "reading")
+    assert both.failed == {2: "no", 5: "neither"}
+    assert EmbedResult().then(first) == first.then(EmbedResult(Embedded(elsewhere=["part 4: a:1"])))

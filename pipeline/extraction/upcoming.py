@@ -1,0 +1,110 @@
+"""The parts of a run ahead of their turn: claimed one by one, their files requested in order."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from pipeline.extraction.part import PartInFlight
+from pipeline.extraction.slices import PartSlices, Row
+from pipeline.io.types import Request
+from pipeline.preprocessing.volume_range import Kept, Volumes
+from pipeline.recipe import Preprocess
+from stores import FeatureStore, PartRange
+
+# Parts that are claimed and requested before their turn, so that the readers go on while one is
+# embedded. Few: what is claimed here is out of reach for other processes.
+PARTS_AHEAD = 2
+
+
+class UpcomingParts:
+    """Parts without a receipt, in order: the next to be filled, and what is to be read for them.
+
+    waiting: claimed and not begun, at most PARTS_AHEAD. Whoever has them releases their claims.
+    slices: of all parts, as the table was when the run began.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        parts: Sequence[PartRange],
+        preprocess: Preprocess,
+        reveal: Callable[[str], str],
+    ) -> None:
+        """reveal: stored path -> path, both relative to the collection."""
+        self.slices = PartSlices(store, parts, preprocess.by_volume)
+        known = functools.partial(_known_ranges, store)
+        self.volumes = Volumes(preprocess, self.slices.joined, known)
+        self.waiting: deque[PartInFlight] = deque()
+        self._store = store
+        self._preprocess = preprocess
+        self._reveal = reveal
+        self._unclaimed = iter(parts)
+        self._requests: Iterator[Request] = iter(())  # of the part that was claimed last
+
+    def next_request(self) -> Request | None:
+        """Return the next file to be read; None where enough parts wait, or none is left.
+
+        A part is claimed here, when its first file is to be read and no sooner: other processes
+        may have nothing to do.
+        """
+        while (request := next(self._requests, None)) is None:
+            if len(self.waiting) >= PARTS_AHEAD or not self._claim_next():
+                return None
+        return request
+
+    def _claim_next(self) -> bool:
+        """Claim the next part that nobody has done or is at; return whether there was one."""
+        for part in self._unclaimed:
+            # Looked at first: where many share a store, most parts are done when their turn comes.
+            # And a part may have lost all its slices since it was given out.
+            if not self.slices.counts[part.index]:
+                continue
+            if self._store.receipts.believed(part.index) is not None:
+                continue
+            claim = self._store.claim(part)
+            if claim is None:  # another process has it
+                continue
+            claimed = PartInFlight(part, claim)
+            # First of all: the claims of those that wait are given back, whatever fails below.
+            self.waiting.append(claimed)
+            self._prepare(claimed)
+            self._requests = self._requests_of(claimed)
+            return True
+        return False
+
+    def _prepare(self, claimed: PartInFlight) -> None:
+        """Look up a part's slices, and what else is to be read for them."""
+        claimed.slices = self.slices.of(claimed.part)
+        claimed.survey = self.volumes.take(claimed.slices)
+        claimed.neighbours = self.slices.neighbours(claimed.slices, self._preprocess.thickens)
+
+    def _requests_of(self, claimed: PartInFlight) -> Iterator[Request]:
+        """Yield what to read for a part, in the order in which it is filled; a file at a time."""
+        # Volumes come before the part's own slices, which are scaled by their ranges.
+        surveyed: list[Row] = []
+        for volume in claimed.survey.values():
+            surveyed += volume
+        yield from self._by_file(surveyed)
+        slices: list[Row] = []
+        for slice_ in claimed.slices:
+            slices.append(slice_)
+            slices += claimed.neighbours.get(slice_["row"], ())
+        yield from self._by_file(slices)
+
+    def _by_file(self, slices: Iterable[Row]) -> Iterator[Request]:
+        """Yield one request for each run of slices that are of the same file."""
+        for path, group in itertools.groupby(slices, key=lambda slice_: str(slice_["path"])):
+            yield Request(self._reveal(path), tuple(slice_["frame"] for slice_ in group))
+
+
+def _known_ranges(store: FeatureStore, rows: Iterable[int]) -> Kept:
+    """Return the ranges of volumes that the receipts of some rows' parts tell."""
+    ranges: Kept = {}
+    for index in sorted({row // store.layout.part_rows for row in rows}):
+        receipt = store.receipt(index)
+        for volume in () if receipt is None else receipt.ranges:
+            ranges[volume.row] = (volume.low, volume.high)
+    return ranges
