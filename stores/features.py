@@ -460,7 +460,7 @@ class FeatureStore:
         """
         array = self.array(name)
         if rows is None:
-            return self._read_whole(array)
+            return self._read_all(array)
         wanted = np.asarray(rows, dtype=np.int64)
         absent = self._absent(wanted, array.n)
         if absent.size:
@@ -513,7 +513,7 @@ class FeatureStore:
             digest.update(entry.encode())
         return digest.hexdigest()
 
-    def _read_whole(self, array: StoredArray) -> NDArray[Any]:
+    def _read_all(self, array: StoredArray) -> NDArray[Any]:
         out = array.aligned(array.n)
         chunks: list[Chunk] = []
         for part in self.layout.parts(array.n):

@@ -226,8 +226,8 @@ def _unchanged(stored: pa.Table, discovered: pa.Table, known: Known) -> _Unchang
     if joined.any():
         same &= pc.equal(discovered["series"], before["series"]).to_numpy()
         # Last, when it is known which slices are the same: one that is not takes its series along.
-        whole = _in_whole_series(live, discovered, same)
-        same &= whole | ~joined
+        complete = _in_complete_series(live, discovered, same)
+        same &= complete | ~joined
     return _Unchanged(same, rows[same])
 
 
@@ -273,7 +273,7 @@ def _codes(slices: pa.Table, paths: pa.Array) -> NDArray[np.int64]:
     return np.asarray(high | slices["frame"].to_numpy())
 
 
-def _in_whole_series(
+def _in_complete_series(
     live: pa.Table, discovered: pa.Table, same: NDArray[np.bool_]
 ) -> NDArray[np.bool_]:
     """Return (n,) which slices are of a series that has all its slices, and no other."""
@@ -284,8 +284,8 @@ def _in_whole_series(
     now = np.bincount(series, minlength=n)
     unchanged = np.bincount(series[same], minlength=n)
     before = np.bincount(of_live.to_numpy(), minlength=n)
-    whole = (now == unchanged) & (now == before)
-    return np.asarray(whole[series])
+    complete = (now == unchanged) & (now == before)
+    return np.asarray(complete[series])
 
 
 # --- one by one ------------------------------------------------------------------------------
@@ -427,14 +427,14 @@ class _Matching:
         for stored in self._left_over:
             if not stored.withdrawn:
                 live[stored.series].add(stored.row)
-        whole = {frozenset(rows) for rows in live.values()}
+        complete = {frozenset(rows) for rows in live.values()}
         here: dict[str, list[Name]] = defaultdict(list)
         for slice_ in slices:
             if self._known.joined(slice_.modality):
                 here[slice_.series].append(_name(slice_))
         for names in here.values():
             rows = frozenset(self.rows.get(name) for name in names)
-            if rows in whole:
+            if rows in complete:
                 continue
             for name in names:
                 if self.rows.pop(name, None) is not None:

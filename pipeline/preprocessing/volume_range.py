@@ -24,7 +24,7 @@ from pipeline.recipe import Intensity, Percentiles, Preprocess, ZScore, of_volum
 from pipeline.types import Failure, Slice
 from stores.errors import ConfigError, UnreadableError
 from stores.features import FeatureStore
-from stores.slices import of_modalities
+from stores.slices import SliceRow, of_modalities, slice_rows
 
 _DROPPED = 10  # of the 23 bits behind the point of a float32
 _ZERO = 2 ** (31 - _DROPPED)  # where the value zero is counted; negative values stand below
@@ -123,33 +123,33 @@ class Volumes:
         self._slices = slices.filter(of_modalities(slices, self._scales))
         self._places = by_series(self._slices)
 
-    def take(self, slices: Iterable[Row]) -> dict[Name, list[Row]]:
+    def take(self, slices: Iterable[SliceRow]) -> dict[Name, list[SliceRow]]:
         """Return the volumes to be surveyed, with all their slices.
 
         Those are the ones met here first, of which no committed part has the range on file.
         """
-        surveyed: dict[Name, list[Row]] = {}
+        surveyed: dict[Name, list[SliceRow]] = {}
         for name in filter(None, map(self._name, slices)):
             if name in self._first:
                 continue
             volume = self._volume(*name)
-            first = volume[0]["row"]
+            first = volume[0].row
             self._first[name] = first
             # A range on file stands: not all slices that made it may be readable by now.
-            recorded = self._recorded(slice_["row"] for slice_ in volume)
+            recorded = self._recorded(slice_.row for slice_ in volume)
             if first in recorded:
                 self._ends[name] = recorded[first]
             else:
                 surveyed[name] = volume
         return surveyed
 
-    def _volume(self, series: str, modality: str) -> list[Row]:
+    def _volume(self, series: str, modality: str) -> list[SliceRow]:
         """Return the slices of a volume, in row order."""
-        rows = self._slices.take(pa.array(self._places[series])).to_pylist()
-        return [row for row in rows if row["modality"] == modality]
+        slices = self._slices.take(pa.array(self._places[series]))
+        return [slice_ for slice_ in slice_rows(slices) if slice_.modality == modality]
 
     def survey(
-        self, name: Name, slices: Iterable[Row], items: Iterator[Slice | Failure]
+        self, name: Name, slices: Iterable[SliceRow], items: Iterator[Slice | Failure]
     ) -> list[int]:
         """Find the range of a volume from an item a slice; return the rows that are left out.
 
@@ -162,11 +162,11 @@ class Volumes:
             if isinstance(item, Slice):
                 histogram.add(item.pixels)
             else:
-                left_out.append(slice_["row"])
+                left_out.append(slice_.row)
         self._ends[name] = histogram.ends(self._preprocess.rule(name[1]))
         return left_out
 
-    def ranges(self, slices: Iterable[Row]) -> Kept:
+    def ranges(self, slices: Iterable[SliceRow]) -> Kept:
         """Return the ranges that scale some slices, to be put on file in their part's receipt."""
         ranges: Kept = {}
         for name in set(filter(None, map(self._name, slices))):
@@ -175,7 +175,7 @@ class Volumes:
                 ranges[self._first[name]] = ends
         return dict(sorted(ranges.items()))
 
-    def ranged(self, slice_: Row, item: Slice) -> Slice:
+    def ranged(self, slice_: SliceRow, item: Slice) -> Slice:
         """Return a slice with the range of its volume, where that scales it.
 
         Raises UnreadableError where a slice can be read of whose volume nothing could be before.
@@ -188,10 +188,10 @@ class Volumes:
             raise UnreadableError("vanished", "no slice of its volume could be read for its range")
         return replace(item, ends=ends)
 
-    def _name(self, slice_: Row) -> Name | None:
+    def _name(self, slice_: SliceRow) -> Name | None:
         """Return which volume scales a slice; None where it does so itself."""
-        if self._scales(slice_["modality"]):
-            return slice_["series"], slice_["modality"]
+        if self._scales(slice_.modality):
+            return slice_.series, slice_.modality
         return None
 
     def _scales(self, modality: str) -> bool:

@@ -133,7 +133,8 @@ def wide(tmp_path: Path) -> FeatureStore:
     store = FeatureStore.create(tmp_path / "wide", "{}", arrays, 16)
     table = slice_table([(i, f"f{i}") for i in range(16)])
     store.write_tables(table, FILE_SCHEMA.empty_table())
-    part, claim = store.layout.part(0), store.claim(store.layout.part(0))
+    part = store.layout.part(0)
+    claim = store.claim(part)
     assert claim is not None
     values = store.empty_part()
     values["patch"][:] = np.random.default_rng(0).standard_normal(values["patch"].shape)
@@ -145,10 +146,12 @@ def wide(tmp_path: Path) -> FeatureStore:
 def test_a_few_rows_of_a_chunk_are_read_alone_and_held_against_their_checksums(
     wide: FeatureStore,
 ) -> None:
-    whole, wanted = wide.read("patch"), [9, 3, 3]
+    whole = wide.read("patch")
+    wanted = [9, 3, 3]
     np.testing.assert_array_equal(wide.read("patch", wanted), whole[wanted])
     chunk = wide.array("patch").chunk_of(0)
-    path, bytes_a_row = wide.path / "features.zarr" / chunk.name, wide.array("patch").row_bytes
+    path = wide.path / "features.zarr" / chunk.name
+    bytes_a_row = wide.array("patch").row_bytes
     with path.open("r+b") as file:  # a bit of row 5
         file.seek(5 * bytes_a_row + 77)
         flipped = bytes([file.read(1)[0] ^ 4])

@@ -101,7 +101,8 @@ def test_a_store_at_a_url_is_read_in_its_place(
     sent: FeatureStore, url: str, tmp_path: Path
 ) -> None:
     there = FeatureStore.open(url)
-    assert (there.place, there.fingerprint()) == (url, sent.fingerprint())
+    assert there.place == url
+    assert there.fingerprint() == sent.fingerprint()
     np.testing.assert_array_equal(there.read("cls", [17, 2]), sent.read("cls", [17, 2]))
     chunks = {p.parts[-4] for p in there.path.rglob("c/*/*") if p.is_file()}
     assert "mean" not in chunks, "what was not asked for was fetched"
@@ -125,7 +126,8 @@ def test_what_was_added_and_taken_there_is_seen_when_opened_again(
 
 
 def test_a_corrupted_object_is_refused_found_and_queued_again(sent: FeatureStore, url: str) -> None:
-    bucket, chunk = Bucket(url), "features.zarr/mean/c/1/0"
+    bucket = Bucket(url)
+    chunk = "features.zarr/mean/c/1/0"
     data = bucket.get([chunk])[chunk]
     bucket.put({chunk: data[:9] + bytes([data[9] ^ 1]) + data[10:]})
     with pytest.raises(CorruptStoreError, match=r"s3://.*mean/c/1.*bits flipped"):
@@ -303,11 +305,11 @@ def test_a_second_writer_is_refused_and_changes_nothing(
     _until(lambda: any(n.startswith("parts/") for n in Bucket(url).names()), process)
     with pytest.raises(ClaimedError, match=rf":{process.pid} writes to {url}"):
         extract(load_config(config, Path(url)), HERE)
-    found = status(Path(url))
-    assert found.writer is not None
-    assert found.writer.by.endswith(f":{process.pid}")
-    assert 0 <= found.writer.silent_s <= found.writer.for_s + 0.1
-    assert found.slices_per_s is None
+    at_work = status(Path(url))
+    assert at_work.writer is not None
+    assert at_work.writer.by.endswith(f":{process.pid}")
+    assert 0 <= at_work.writer.silent_s <= at_work.writer.for_s + 0.1
+    assert at_work.slices_per_s is None
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert status(Path(url)).writer is None
@@ -326,8 +328,8 @@ def test_a_writer_that_was_taken_over_commits_nothing(store: FeatureStore, url: 
     other = {"host": "other", "pid": 1, "born": "", "place": ""}
     with storage.storage_of(folder).occupied():
         there = FeatureStore.open(url)
-        told = json.dumps({**other, "time": time.time()})
-        bucket.put({"claims/writer.claim.1": told.encode()})
+        living = json.dumps({**other, "time": time.time()})
+        bucket.put({"claims/writer.claim.1": living.encode()})
         with pytest.raises(ClaimedError, match="taken over"):
             fill(there, 1)
     assert "parts/0000001.json" not in bucket.names()

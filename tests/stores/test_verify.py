@@ -14,7 +14,7 @@ import pytest
 from stores import FeatureStore
 from stores._disk import seal, temporary_name, unseal, write_checked
 from stores.errors import CorruptStoreError, StoreNotFoundError
-from stores.verify import repair, verify
+from stores.verify import Finding, repair, verify
 from tests.stores.conftest import fill, slice_table
 
 
@@ -29,6 +29,10 @@ def full(store: FeatureStore) -> FeatureStore:
 
 def kinds(store: FeatureStore) -> set[str]:
     return {finding.kind for finding in verify(store.path).findings}
+
+
+def damages(store: FeatureStore) -> list[Finding]:
+    return [finding for finding in verify(store.path).findings if finding.damage]
 
 
 def test_a_whole_store_is_sound(full: FeatureStore) -> None:
@@ -134,8 +138,8 @@ def test_wrong_values_are_damage(
     full: FeatureStore, name: str, value: float, kind: str, detail: str
 ) -> None:
     rewrite(full, set_value(name, 3, value))
-    found = {finding.kind: finding.detail for finding in verify(full.path).findings}
-    assert found[kind] == detail
+    details = {finding.kind: finding.detail for finding in verify(full.path).findings}
+    assert details[kind] == detail
 
 
 def test_suspicious_values_are_noticed_and_no_damage(full: FeatureStore) -> None:
@@ -161,9 +165,9 @@ def test_suspicious_values_are_noticed_and_no_damage(full: FeatureStore) -> None
 def test_a_table_that_does_not_fit_the_arrays_is_damage(full: FeatureStore) -> None:
     table = slice_table([(i, f"f{i}") for i in (*range(10), *range(16, 20))])
     full.write_tables(table, full.files())
-    found = [finding for finding in verify(full.path).findings if finding.damage]
-    assert [(f.kind, f.part) for f in found] == [("status", 1)]
-    assert found[0].detail.startswith("6 rows hold something, and no slice has their number")
+    (damage,) = damages(full)
+    assert (damage.kind, damage.part) == ("status", 1)
+    assert damage.detail.startswith("6 rows hold something, and no slice has their number")
 
 
 # --- files nobody vouches for -----------------------------------------------------------------
@@ -213,5 +217,4 @@ def test_a_receipt_of_another_part_is_damage(full: FeatureStore) -> None:
     receipt = json.loads(full.receipts.path(0).read_text())
     del receipt["seal"]
     full.receipts.path(1).write_bytes(seal(receipt))
-    found = [finding for finding in verify(full.path).findings if finding.damage]
-    assert {(finding.kind, finding.part) for finding in found} == {("receipt", 1)}
+    assert {(damage.kind, damage.part) for damage in damages(full)} == {("receipt", 1)}
