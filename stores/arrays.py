@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,9 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
-from numpy.typing import NDArray
 
 from stores._disk import sha256, temporary_name, write_new, writing
+from stores._types import Bytes, Crcs, Mask, Rows, Values
 from stores.errors import REPAIR, CorruptStoreError, StoreError, UnalignedWriteError
 from stores.layout import PartRange
 from stores.receipt import ChunkRecord
@@ -103,9 +104,9 @@ class StoredArray:
     @property
     def row_bytes(self) -> int:
         """The bytes of one row."""
-        return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.row_shape) * self.dtype.itemsize
 
-    def empty(self, rows: int) -> NDArray[Any]:
+    def empty(self, rows: int) -> Values:
         """Return (rows, *row_shape) of nothing."""
         return np.full((rows, *self.row_shape), self.void, self.dtype)
 
@@ -123,7 +124,7 @@ class StoredArray:
         alone = PartRange(0, start, start + self.chunk_rows)
         return next(self.chunks(alone))
 
-    def read_into(self, chunk: Chunk, out: NDArray[Any]) -> None:
+    def read_into(self, chunk: Chunk, out: Values) -> None:
         """Fill out (chunk rows, *row_shape), contiguous, from a chunk's file.
 
         Raises CorruptStoreError where the file is missing, short or fails its checksum.
@@ -140,7 +141,7 @@ class StoredArray:
             raise CorruptStoreError(f"{self.root / chunk.name} has not {expected} bytes. {REPAIR}")
         self._check(chunk, view, int.from_bytes(crc[:_CRC_BYTES], "little"))
 
-    def read_part(self, part: PartRange) -> NDArray[Any]:
+    def read_part(self, part: PartRange) -> Values:
         """Return (part rows, *row_shape) of a committed part. Raises as `read_into` does."""
         out = self.empty(part.stop - part.start)
         for chunk in self.chunks(part):
@@ -151,10 +152,10 @@ class StoredArray:
     def read_rows(
         self,
         chunk: Chunk,
-        rows: NDArray[np.int64],
-        crcs: NDArray[np.uint32],
-        out: NDArray[Any],
-        places: NDArray[np.int64],
+        rows: Rows,
+        crcs: Crcs,
+        out: Values,
+        places: Rows,
     ) -> None:
         """Fill out[places] (out contiguous) with rows of a chunk, reading no others.
 
@@ -188,12 +189,12 @@ class StoredArray:
         finally:
             os.close(file)
 
-    def _check(self, chunk: Chunk, view: NDArray[np.uint8], crc: int) -> None:
+    def _check(self, chunk: Chunk, view: Bytes, crc: int) -> None:
         if google_crc32c.value(view) != crc:
             path = self.root / chunk.name
             raise CorruptStoreError(f"{path} does not fit its checksum: bits flipped. {REPAIR}")
 
-    def read_chunks(self, chunks: Sequence[Chunk], out: NDArray[Any]) -> None:
+    def read_chunks(self, chunks: Sequence[Chunk], out: Values) -> None:
         """Read whole chunks into their rows of out (n, *row_shape)."""
 
         def read(share: Sequence[Chunk]) -> None:
@@ -204,9 +205,9 @@ class StoredArray:
 
     def gather(
         self,
-        rows: NDArray[np.int64],
-        crcs: Callable[[Chunk], NDArray[np.uint32] | None] = lambda chunk: None,
-    ) -> NDArray[Any]:
+        rows: Rows,
+        crcs: Callable[[Chunk], Crcs | None] = lambda chunk: None,
+    ) -> Values:
         """Return (len(rows), *row_shape) in the order of rows, each chunk opened once.
 
         crcs: the checksums of a chunk's rows, without which the chunk is read whole.
@@ -217,7 +218,7 @@ class StoredArray:
         breaks = np.flatnonzero(np.diff(chunk_numbers)) + 1
         groups = np.split(order, breaks) if len(rows) else []
 
-        def read(share: Sequence[NDArray[np.int64]]) -> None:
+        def read(share: Sequence[Rows]) -> None:
             buffer = self.aligned(self.chunk_rows)
             for places in share:
                 wanted = rows[places]
@@ -237,7 +238,7 @@ class StoredArray:
         alone = rows * (self.row_bytes + SEEK_BYTES)
         return alone < self.chunk_rows * self.row_bytes
 
-    def aligned(self, rows: int) -> NDArray[Any]:
+    def aligned(self, rows: int) -> Values:
         """Return (rows, *row_shape) of anything, in memory that begins where a page does."""
         size = rows * self.row_bytes
         memory = np.empty(size + _PAGE, np.uint8)
@@ -245,7 +246,7 @@ class StoredArray:
         from_a_page_on = memory[start : start + size]
         return from_a_page_on.view(self.dtype).reshape(rows, *self.row_shape)
 
-    def fit(self, values: NDArray[Any], part: PartRange, ok: NDArray[np.bool_]) -> NDArray[Any]:
+    def fit(self, values: Values, part: PartRange, ok: Mask) -> Values:
         """Return values as exactly one part in the dtype, refusing what would not survive.
 
         ok (part rows,): the rows whose values must be finite. Raises UnalignedWriteError or
@@ -259,14 +260,15 @@ class StoredArray:
             )
         with np.errstate(over="ignore"):  # the check below names what overflowed
             cast = values.astype(self.dtype, copy=False)
-        if cast.dtype.kind == "f" and not np.isfinite(cast[ok]).all():
+        overflown = cast.dtype.kind == "f" and not np.isfinite(cast[ok]).all()
+        if overflown:
             raise StoreError(
                 f"{self.name} of part {part.index} holds values that are not finite as "
                 f"{self.dtype}. Set outputs.dtype to float32; if that fails too, check the weights."
             )
         return cast
 
-    def stage(self, chunk: Chunk, values: NDArray[Any]) -> tuple[Path, ChunkRecord]:
+    def stage(self, chunk: Chunk, values: Values) -> tuple[Path, ChunkRecord]:
         """Write a chunk under a temporary name; return that and what the receipt vouches for.
 
         The file is not forced to disk yet.

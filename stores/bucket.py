@@ -71,8 +71,9 @@ class Bucket:
 
     def put(self, objects: Mapping[str, bytes]) -> None:
         """Put objects, each whole."""
-        if objects:
-            self._fs.pipe({self._path(name): data for name, data in objects.items()})
+        by_path = {self._path(name): data for name, data in objects.items()}
+        if by_path:
+            self._fs.pipe(by_path)
 
     def get(self, names: Iterable[str]) -> dict[str, bytes]:
         """Return objects' bytes. Raises FileNotFoundError."""

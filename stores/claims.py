@@ -71,10 +71,11 @@ def try_claim(folder: Path, stem: str) -> Claim | None:
     number = 0 if latest is None else _split(latest)[1] + 1
     path = folder / f"{stem}.claim.{number}"
     temporary = folder / temporary_name("claim")
+    process = {**me(), "time": time.time()}
     with writing(path):
         folder.mkdir(exist_ok=True)
         # Not forced to disk: whatever loses the file loses its owner too.
-        write_new(temporary, json.dumps({**me(), "time": time.time()}).encode(), force=False)
+        write_new(temporary, json.dumps(process).encode(), force=False)
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -83,9 +84,10 @@ def try_claim(folder: Path, stem: str) -> Claim | None:
             temporary.unlink(missing_ok=True)
     # Whoever looked before a release and links after it may find another just as hopeful: each
     # links first and looks then, so that at least one of the two sees the other and steps back.
-    if any(other != path and not dead(other) for other in _claims(folder, stem)):
-        path.unlink(missing_ok=True)
-        return None
+    for other in _claims(folder, stem):
+        if other != path and not dead(other):
+            path.unlink(missing_ok=True)
+            return None
     return Claim(path)
 
 
@@ -130,6 +132,11 @@ def holders(folder: Path) -> dict[str, Holder]:
                 stem, _ = _split(path)
                 living[stem] = Holder(name_of(process), now - since, now - beat)
     return living
+
+
+def stems(folder: Path) -> set[str]:
+    """Return what is claimed, or was by processes that died."""
+    return {path.name.partition(".claim.")[0] for path in folder.glob("*.claim.*")}
 
 
 def dead(path: Path) -> bool:

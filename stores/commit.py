@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stores._disk import TEMPORARY, seal, sweep_temporaries, sync, sync_folder, writing
+from stores._types import Values
 from stores.arrays import StoredArray
 from stores.claims import Claim
 from stores.contents import OK, PARTS
@@ -39,7 +39,7 @@ class PartWriter:
         self,
         part: PartRange,
         claim: Claim,
-        values: Mapping[str, NDArray[Any]],
+        values: Mapping[str, Values],
         notes: Mapping[str, Any],
     ) -> Receipt:
         """Commit a part, whether there is one already or not; see `FeatureStore.write`."""
@@ -49,10 +49,12 @@ class PartWriter:
             )
         # Everything is refused that would be, before the first byte is written.
         ok = values["status"] == OK
-        fitted = {name: self.arrays[name].fit(each, part, ok) for name, each in values.items()}
+        fitted = {}
+        for name, of_part in values.items():
+            fitted[name] = self.arrays[name].fit(of_part, part, ok)
         began = time.perf_counter()
         chunks = self._write_chunks(part, claim, fitted)
-        status, counts = np.unique(values["status"], return_counts=True)
+        counts = np.bincount(values["status"].astype(np.int64))
         document = {
             **notes,
             "part": part.index,
@@ -60,7 +62,7 @@ class PartWriter:
             "recipe": self.recipe,
             "chunks": {name: record.as_json() for name, record in chunks.items()},
             "write_s": round(time.perf_counter() - began, 3),
-            "counts": {str(s): int(c) for s, c in zip(status, counts, strict=True)},
+            "counts": {str(status): n for status, n in enumerate(counts.tolist()) if n},
         }
         receipt = Receipt.parse(document)
         # Once more, since forcing to disk takes long: who took the part over may have committed it.
@@ -69,7 +71,7 @@ class PartWriter:
         return receipt
 
     def _write_chunks(
-        self, part: PartRange, claim: Claim, values: Mapping[str, NDArray[Any]]
+        self, part: PartRange, claim: Claim, values: Mapping[str, Values]
     ) -> dict[str, ChunkRecord]:
         """Put the chunks of a part in place, on the disk; return what the receipt vouches for."""
         staged: dict[Path, Path] = {}  # temporary path -> the chunk's own
@@ -78,9 +80,11 @@ class PartWriter:
             for name, of_part in values.items():
                 array = self.arrays[name]
                 for chunk in array.chunks(part):
-                    rows = of_part[chunk.start - part.start : chunk.stop - part.start]
-                    temporary, records[chunk.name] = array.stage(chunk, rows)
+                    start = chunk.start - part.start
+                    rows = of_part[start : start + chunk.rows]
+                    temporary, record = array.stage(chunk, rows)
                     staged[temporary] = array.root / chunk.name
+                    records[chunk.name] = record
             with writing(self.storage.folder):
                 # Together: forcing the first of them brings most of the rest along.
                 for temporary in staged:

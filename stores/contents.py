@@ -6,7 +6,10 @@ line there, and every list of folders follows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import numpy as np
 
 # The files that nothing can compute again are named by the manifest, and kept a second time.
 MANIFEST = "manifest.json"
@@ -66,12 +69,25 @@ OK = 1
 UNREADABLE = 2
 WITHDRAWN = 3
 
-# Arrays every store has beside its features: shape of a row, dtype. A digest is the 32 bytes of a
-# sha256.
-LEDGER: dict[str, tuple[tuple[int, ...], str]] = {
-    "status": ((), "uint8"),
-    "file_digest": ((32,), "uint8"),
-    "pixel_digest": ((32,), "uint8"),
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of a store: the shape of a row and its dtype."""
+
+    row_shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def row_bytes(self) -> int:
+        """The bytes of one row."""
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+
+
+# Arrays every store has beside its features. A digest is the 32 bytes of a sha256.
+LEDGER = {
+    "status": ArraySpec((), "uint8"),
+    "file_digest": ArraySpec((32,), "uint8"),
+    "pixel_digest": ArraySpec((32,), "uint8"),
 }
 
 

@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from stores._types import Bytes, Rows
 from stores.contents import OK
 from stores.features import FeatureStore
+from stores.slices import row_numbers
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ def find_twins(store: FeatureStore) -> list[Twins]:
     return sorted(twins, key=lambda each: each.rows)
 
 
-def group_equal(digests: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
+def group_equal(digests: Bytes) -> list[Rows]:
     """Return the places of each digest (m, 32) that occurs more than once, ascending."""
     if not len(digests):
         return []
-    keys = np.ascontiguousarray(digests).view(f"V{digests.shape[1]}").ravel()
+    size = digests.shape[1]
+    keys = np.ascontiguousarray(digests).view(f"V{size}").ravel()
     _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.argsort(group, kind="stable")
     ends = np.cumsum(counts)
@@ -67,20 +70,25 @@ class Originals:
         self._store = store
         self._rule_of = rule_of
         self._keys: NDArray[np.bytes_] = np.empty(0, "S16")  # ascending
-        self._rows: NDArray[np.int64] = np.empty(0, np.int64)
+        self._rows: Rows = np.empty(0, np.int64)
         self._part: dict[bytes, int] = {}
         ok = store.status() == OK
         slices = store.slices(["row", "modality"])
-        slices = slices.filter(pa.array(ok[slices["row"].to_numpy()]))
-        digests = store.read("pixel_digest") if len(slices) else np.empty((0, 32), np.uint8)
-        for modality in pc.unique(slices["modality"]).to_pylist():
+        embedded = ok[row_numbers(slices)]
+        slices = slices.filter(pa.array(embedded))
+        if not len(slices):
+            return  # and no digest is read
+        digests = store.read("pixel_digest")
+        modalities = slices["modality"]
+        for modality in pc.unique(modalities).to_pylist():
             rule = rule_of(modality)
-            if rule is not None:
-                of_modality = pc.equal(slices["modality"], modality)
-                rows = slices["row"].filter(of_modality).to_numpy()
-                keys = np.full((len(rows), 16), rule, np.uint8)
-                keys[:, :15] = digests[rows, :15]
-                self._insert(keys.view("S16").ravel(), rows)
+            if rule is None:
+                continue
+            of_modality = slices.filter(pc.equal(modalities, modality))
+            rows = row_numbers(of_modality)
+            keys = np.full((len(rows), 16), rule, np.uint8)
+            keys[:, :15] = digests[rows, :15]
+            self._insert(keys.view("S16").ravel(), rows)
 
     def find(self, digest: bytes, modality: str, row: int) -> int | None:
         """Return the row that first held these pixels; None, and remember `row`, if it is new."""
@@ -89,8 +97,10 @@ class Originals:
             return None
         key = digest[:15] + bytes([rule])
         place = int(np.searchsorted(self._keys, np.bytes_(key)))
-        if place < len(self._keys) and self._keys[place] == key.rstrip(b"\0"):
-            return int(self._rows[place])
+        if place < len(self._keys):
+            stored = self._keys[place]
+            if stored == key.rstrip(b"\0"):  # as numpy gives it back
+                return int(self._rows[place])
         first = self._part.setdefault(key, row)
         return None if first == row else first
 
@@ -116,12 +126,13 @@ class Originals:
         """Forget the rows of the part at work."""
         self._part.clear()
 
-    def _insert(self, keys: NDArray[np.bytes_], rows: NDArray[np.int64]) -> None:
+    def _insert(self, keys: NDArray[np.bytes_], rows: Rows) -> None:
         """Add keys; of equal ones, the lowest row counts."""
         order = np.lexsort((rows, keys))
         keys = keys[order]
         rows = rows[order]
-        first = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
+        first = np.ones(len(keys), bool)
+        first[1:] = keys[1:] != keys[:-1]
         keys = keys[first]
         rows = rows[first]
         places = np.searchsorted(self._keys, keys)

@@ -27,20 +27,20 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from stores import manifest
 from stores._build import build
 from stores._disk import TEMPORARY, sha256, sweep_temporaries, temporary_name, writing
+from stores._types import Bytes, Crcs, Rows, Values
 from stores.arrays import Chunk, StoredArray
-from stores.claims import Claim, Holder, exclusive, holders, owner, try_claim
+from stores.claims import Claim, Holder, exclusive, holders, owner, stems, try_claim
 from stores.commit import PartWriter
 from stores.contents import (
     CLAIMS,
@@ -57,6 +57,7 @@ from stores.contents import (
     VOID,
     WITHDRAWN,
     WITHDRAWN_PATIENTS,
+    ArraySpec,
     chunk_file,
 )
 from stores.errors import (
@@ -75,6 +76,7 @@ from stores.slices import (
     TableFile,
     Tables,
     end_of,
+    is_withdrawn,
     row_numbers,
     table_bytes,
 )
@@ -92,14 +94,6 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class ArraySpec:
-    """One feature array: the shape of a row and its dtype."""
-
-    row_shape: tuple[int, ...]
-    dtype: str
-
-
 class FeatureStore:
     """A feature store on disk; see the module's docstring for its rules."""
 
@@ -109,8 +103,9 @@ class FeatureStore:
         self.recipe_text = recipe_text
         self.layout = layout
         self._parsed_files: dict[str, tuple[str, Any]] = {}  # name -> sha256, what it holds
-        self._status: dict[int, tuple[Stamp, NDArray[np.uint8]]] = {}
-        self._row_crcs: dict[int, tuple[Stamp | None, dict[str, NDArray[np.uint32] | None]]] = {}
+        self._status: dict[int, tuple[Stamp, Bytes]] = {}
+        # Of each part: by which receipt, and the checksums of each chunk's rows.
+        self._row_crcs: dict[int, tuple[Stamp | None, dict[str, Crcs | None]]] = {}
 
     # --- open and create -------------------------------------------------------------------
 
@@ -125,13 +120,13 @@ class FeatureStore:
         layout = Layout(part_rows)
         if path.exists() and any(path.iterdir()):
             raise OccupiedError(f"{path} is not empty and holds no store. Choose another path.")
-        specs = LEDGER | {name: (spec.row_shape, spec.dtype) for name, spec in arrays.items()}
         aside = path.with_name(temporary_name(path.name))
         try:
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
+                # What was built aside by processes that died since.
                 sweep_temporaries(path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"))
-                build(aside, recipe_text, specs, layout)
+                build(aside, recipe_text, LEDGER | dict(arrays), layout)
             storage_of(path).adopt(aside)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -147,10 +142,10 @@ class FeatureStore:
         """
         storage = storage_at(path)
         folder = storage.folder
-        if not (folder / MANIFEST).is_file() and not (folder / RECIPE).is_file():
+        traces = [folder / MANIFEST, folder / RECIPE]  # of one that is damaged too
+        if not any(path.is_file() for path in traces):
             raise StoreNotFoundError(
-                f"There is no feature store at {storage.place!r} (no "
-                "recipe.json). "
+                f"There is no feature store at {storage.place!r} (no {RECIPE}). "
                 "Run `radprobe extract` first, or check the path."
             )
         recipe = manifest.load(folder, RECIPE).decode()
@@ -209,11 +204,10 @@ class FeatureStore:
         """Return the file table (FILE_SCHEMA), set-aside files included, or some columns of it."""
         return self._parsed(FILES, TableFile).read(columns)
 
-    def live_rows(self) -> NDArray[np.int64]:
+    def live_rows(self) -> Rows:
         """Return (n,) the rows of the slices that are not withdrawn, ascending."""
         slices = self.slices(["row", "withdrawn"])
-        withdrawn = slices["withdrawn"].to_numpy(zero_copy_only=False)
-        rows: NDArray[np.int64] = row_numbers(slices)[~withdrawn]
+        rows: Rows = row_numbers(slices)[~is_withdrawn(slices)]
         return rows
 
     def tables(self) -> Tables:
@@ -286,10 +280,20 @@ class FeatureStore:
 
     # --- parts -----------------------------------------------------------------------------
 
+    @property
+    def n_rows(self) -> int:
+        """How many rows the arrays have, void ones included."""
+        return self.arrays["status"].n
+
+    def parts(self) -> list[PartRange]:
+        """Return every part, committed or not, in order."""
+        return self.layout.parts(self.n_rows)
+
     def missing(self) -> list[PartRange]:
         """Return the parts that hold live slices and have no valid receipt, in order."""
-        needed = np.unique(self.live_rows() // self.layout.part_rows).tolist()
-        return [self.layout.part(index) for index in needed if self.receipt(index) is None]
+        needed = np.unique(self.live_rows() // self.layout.part_rows)
+        missing = [index for index in needed.tolist() if self.receipt(index) is None]
+        return list(map(self.layout.part, missing))
 
     def without_receipt(self, parts: Iterable[PartRange]) -> list[PartRange]:
         """Return those of the parts that are not committed; a receipt seen once is believed."""
@@ -304,9 +308,10 @@ class FeatureStore:
         """Return a part's receipt where it can be believed, else None."""
         return self.receipts.read(index)
 
-    def unreadable(self, status: NDArray[np.uint8]) -> list[UnreadableRow]:
+    def unreadable(self, status: Bytes) -> list[UnreadableRow]:
         """Return why slices could not be read, of all parts that have such a row by `status()`."""
-        indices = np.unique(np.flatnonzero(status == UNREADABLE) // self.layout.part_rows)
+        bad = np.flatnonzero(status == UNREADABLE)
+        indices = np.unique(bad // self.layout.part_rows)
         rows: list[UnreadableRow] = []
         for index in indices.tolist():
             receipt = self.receipt(index)
@@ -317,7 +322,7 @@ class FeatureStore:
     def failures(self) -> dict[int, str]:
         """Return row -> reason for every row of a committed part that could not be read."""
         reasons: dict[int, str] = {}
-        for part in self.layout.parts(self.arrays["status"].n):
+        for part in self.parts():
             status = self._committed(part)
             if status is not None and (status == UNREADABLE).any():
                 receipt = self.receipt(part.index)
@@ -331,11 +336,11 @@ class FeatureStore:
         They were withdrawn before their part was embedded, or purged.
         """
         rows = row_numbers(self.slices(["row"]))
-        usable = np.ones(self.arrays["status"].n, bool)
-        for part in self.layout.parts(len(usable)):
+        usable = np.ones(self.n_rows, bool)
+        for part in self.parts():
             status = self._committed(part)
             if status is not None:
-                usable[part.start : part.stop] = np.isin(status, (OK, UNREADABLE))
+                usable[part.span] = np.isin(status, (OK, UNREADABLE))
         return set(rows[~usable[rows]].tolist())
 
     @property
@@ -358,9 +363,10 @@ class FeatureStore:
         self.storage.check_writable()
         return exclusive(self.claims, _stem(part.index))
 
-    def empty_part(self) -> dict[str, NDArray[Any]]:
+    def empty_part(self) -> dict[str, Values]:
         """Return arrays (part_rows, ...) for one part, every row void, ready to be filled."""
-        return {name: array.empty(self.layout.part_rows) for name, array in self.arrays.items()}
+        rows = self.layout.part_rows
+        return {name: array.empty(rows) for name, array in self.arrays.items()}
 
     def owner(self, part: PartRange) -> str | None:
         """Return `host:pid` of the live process that holds a part's claim, or None."""
@@ -368,8 +374,10 @@ class FeatureStore:
 
     def holders(self) -> dict[int, Holder]:
         """Return the live holder of each part that has one."""
+        # Other claims are of the tables, and of looks at the collection.
         by_stem = holders(self.claims)
-        return {int(stem): holder for stem, holder in by_stem.items() if stem.isdecimal()}
+        parts = filter(str.isdecimal, by_stem)
+        return {int(stem): by_stem[stem] for stem in parts}
 
     def writer(self) -> Holder | None:
         """Return the one process that writes, where there may be one alone; None otherwise."""
@@ -379,7 +387,7 @@ class FeatureStore:
         self,
         part: PartRange,
         claim: Claim,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, Values],
         notes: Mapping[str, Any],
     ) -> Receipt:
         """Commit one part: data, fsync, checksums, then the receipt. Returns the receipt.
@@ -397,7 +405,7 @@ class FeatureStore:
         self,
         part: PartRange,
         claim: Claim,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, Values],
         notes: Mapping[str, Any],
     ) -> Receipt:
         """Do what `write` does, over a committed part too: for a purge, and nothing else."""
@@ -425,8 +433,7 @@ class FeatureStore:
 
     def sweep(self) -> list[Path]:
         """Remove what dead writers left: claims and temporary files; return the latter."""
-        stems = {path.name.partition(".claim.")[0] for path in self.claims.glob("*.claim.*")}
-        for stem in stems:
+        for stem in stems(self.claims):
             claim = try_claim(self.claims, stem)  # a dead owner's can be taken, and nobody else's
             if claim is not None:
                 claim.release()
@@ -435,23 +442,23 @@ class FeatureStore:
 
     # --- reading ---------------------------------------------------------------------------
 
-    def status(self) -> NDArray[np.uint8]:
+    def status(self) -> Bytes:
         """Return (n,) what each row holds: 0 void, 1 ok, 2 unreadable, 3 withdrawn."""
-        return self._status_in(self.layout.parts(self.arrays["status"].n))
+        return self._status_in(self.parts())
 
-    def _status_in(self, parts: Iterable[PartRange]) -> NDArray[np.uint8]:
+    def _status_in(self, parts: Iterable[PartRange]) -> Bytes:
         """Return (n,) the status of the rows of some parts; that of all others is 0 or 3."""
-        status: NDArray[np.uint8] = np.zeros(self.arrays["status"].n, np.uint8)
+        status: Bytes = np.zeros(self.n_rows, np.uint8)
         for part in parts:
             committed = self._committed(part)
             if committed is not None:
-                status[part.start : part.stop] = committed
+                status[part.span] = committed
         slices = self.slices(["row", "withdrawn"])
-        withdrawn = slices["withdrawn"].to_numpy(zero_copy_only=False)
-        status[row_numbers(slices)[withdrawn]] = WITHDRAWN
+        withdrawn = row_numbers(slices)[is_withdrawn(slices)]
+        status[withdrawn] = WITHDRAWN
         return status
 
-    def read(self, name: str, rows: ArrayLike | None = None) -> NDArray[Any]:
+    def read(self, name: str, rows: ArrayLike | None = None) -> Values:
         """Return features (len(rows), ...) of an array, in the order of rows; all if None.
 
         With rows, each must hold features: else MissingRowsError names the first few. Without,
@@ -470,7 +477,7 @@ class FeatureStore:
             )
         return array.gather(wanted, self.row_crcs)
 
-    def _absent(self, rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    def _absent(self, rows: Rows, n: int) -> Rows:
         """Return those of some rows that are none of n rows, or else those without features."""
         absent = rows[(rows < 0) | (rows >= n)]
         if not absent.size:
@@ -479,7 +486,7 @@ class FeatureStore:
             absent = rows[status[rows] != OK]
         return absent
 
-    def row_crcs(self, chunk: Chunk) -> NDArray[np.uint32] | None:
+    def row_crcs(self, chunk: Chunk) -> Crcs | None:
         """Return the crc32c of each row of a committed chunk; None where its receipt has none."""
         index = chunk.start // self.layout.part_rows
         stamp = self.receipts.believed(index)
@@ -491,7 +498,7 @@ class FeatureStore:
             known = self._row_crcs[index] = (stamp, crcs)
         return known[1].get(chunk.name)
 
-    def read_part(self, part: PartRange) -> dict[str, NDArray[Any]]:
+    def read_part(self, part: PartRange) -> dict[str, Values]:
         """Return every array of a committed part as it is on disk."""
         values = {}
         for name, array in self.arrays.items():
@@ -513,18 +520,18 @@ class FeatureStore:
             digest.update(entry.encode())
         return digest.hexdigest()
 
-    def _read_all(self, array: StoredArray) -> NDArray[Any]:
+    def _read_all(self, array: StoredArray) -> Values:
         out = array.aligned(array.n)
         chunks: list[Chunk] = []
         for part in self.layout.parts(array.n):
             if self.receipts.believed(part.index) is None:
-                out[part.start : part.stop] = array.void
+                out[part.span] = array.void
             else:
                 chunks += array.chunks(part)
         array.read_chunks(chunks, out)
         return out
 
-    def _committed(self, part: PartRange) -> NDArray[np.uint8] | None:
+    def _committed(self, part: PartRange) -> Bytes | None:
         """Return the status of a committed part's rows; None where the part does not exist."""
         stamp = self.receipts.believed(part.index)
         if stamp is None:

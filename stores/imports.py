@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from stores._disk import file_sha256
-from stores.contents import OK
+from stores._types import Values
+from stores.contents import OK, ArraySpec
 from stores.errors import ConfigError
-from stores.features import ArraySpec, FeatureStore
+from stores.features import FeatureStore
 from stores.layout import default_part_rows
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
@@ -26,7 +26,7 @@ class Foreign:
     """Features (n, d) of another tool, and what is known of each row: columns by name."""
 
     source: Path
-    features: NDArray[Any]
+    features: Values
     columns: dict[str, list[Any]]
     ours: bool  # radprobe wrote it: its identifiers are pseudonyms
 
@@ -51,7 +51,7 @@ def read_foreign(source: Path, table: Path | None = None) -> Foreign:
         columns = _read_columns(table)
     if features.ndim == 3 and len(features) == 1:  # (1, n, d), as some MIL tools write it
         features = features[0]
-    lengths = {len(values) for values in columns.values()} | {len(features)}
+    lengths = {len(features), *map(len, columns.values())}
     if features.ndim != 2 or len(lengths) != 1:
         raise ConfigError(
             f"{source} must hold features (n, d) and columns of n values each. Got features "
@@ -66,14 +66,15 @@ def import_features(
     path: Path, recipe_text: str, blocks: int, dtype: str, foreign: Foreign
 ) -> FeatureStore:
     """Make a store whose `cls` (n, blocks, d) are foreign features; receipts say where from."""
-    n, width = foreign.features.shape
+    width = foreign.features.shape[1]
     row_shape = (blocks, width // blocks)
     part_rows = default_part_rows(width * np.dtype(dtype).itemsize)
     store = FeatureStore.create(path, recipe_text, {"cls": ArraySpec(row_shape, dtype)}, part_rows)
     store.write_tables(_slices(foreign), FILE_SCHEMA.empty_table())
     origin = {"file": foreign.source.name, "sha256": file_sha256(foreign.source)}
     for part in store.missing():
-        values = foreign.features[part.start : min(part.stop, n)].reshape(-1, *row_shape)
+        of_part = foreign.features[part.span]  # fewer in the last part
+        values = of_part.reshape(-1, *row_shape)
         arrays = store.empty_part()
         arrays["cls"][: len(values)] = values
         arrays["status"][: len(values)] = OK
@@ -84,8 +85,9 @@ def import_features(
 
 def _slices(foreign: Foreign) -> pa.Table:
     n = len(foreign.features)
-    fixed: dict[str, list[Any]] = {"row": list(range(n)), "withdrawn": [False] * n}
-    columns = foreign.columns | fixed
+    columns = dict(foreign.columns)
+    columns["row"] = list(range(n))
+    columns["withdrawn"] = [False] * n
     nothing = [None] * n
     arrays = {}
     for field in SLICE_SCHEMA:
@@ -99,7 +101,7 @@ def _known(value: Any) -> Any:
     return None if value == "" or value != value else value
 
 
-def _read_h5(source: Path) -> tuple[NDArray[Any], dict[str, list[Any]], bool]:
+def _read_h5(source: Path) -> tuple[Values, dict[str, list[Any]], bool]:
     import h5py
 
     with h5py.File(source) as file:
@@ -123,9 +125,8 @@ def _read_columns(table: Path) -> dict[str, list[Any]]:
         read = csv.read_csv(table)
     else:
         read = pq.read_table(table)
-    return {
-        name: read[name].to_pylist() for name in SLICE_SCHEMA.names if name in read.column_names
-    }
+    known = [name for name in SLICE_SCHEMA.names if name in read.column_names]
+    return {name: read[name].to_pylist() for name in known}
 
 
 def hide_identities(foreign: Foreign, hide: Any) -> Foreign:
@@ -135,6 +136,9 @@ def hide_identities(foreign: Foreign, hide: Any) -> Foreign:
     hidden: dict[str, list[Any]] = {}
     for kind in _IDENTITIES:
         if kind in foreign.columns:
-            raw = foreign.columns[kind]
-            hidden[kind] = [None if v in (None, "") else hide(kind, str(v)) for v in raw]
+            hidden[kind] = [_hidden(kind, value, hide) for value in foreign.columns[kind]]
     return Foreign(foreign.source, foreign.features, foreign.columns | hidden, foreign.ours)
+
+
+def _hidden(kind: str, value: Any, hide: Any) -> Any:
+    return None if value in (None, "") else hide(kind, str(value))

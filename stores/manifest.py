@@ -113,7 +113,8 @@ def mend(root: Path) -> list[str]:
                 write_atomic(root / place, load(root, name))
                 mended.append(place)
     for copy in (root / COPIES).iterdir():
-        if copy.name not in expected.values() and not copy.name.startswith(TEMPORARY):
+        being_written = copy.name.startswith(TEMPORARY)
+        if copy.name not in expected.values() and not being_written:
             copy.unlink()
     return mended
 

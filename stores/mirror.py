@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 
@@ -95,7 +96,8 @@ class MirroredBucket:
         except FileNotFoundError:
             return None
         mirror = cls(folder, record["url"])
-        mirror.objects = {name: Object(*each) for name, each in record["objects"].items()}
+        for name, (size, stamp) in record["objects"].items():
+            mirror.objects[name] = Object(size, stamp)
         return mirror
 
     @cached_property
@@ -194,8 +196,9 @@ class MirroredBucket:
 
     def fetch_folder(self, folder: str) -> None:
         """Fetch those objects below a folder that are not here."""
-        for name in self.objects:
-            if name.startswith(f"{folder}/") and not (self.folder / name).is_file():
+        below = [name for name in self.objects if name.startswith(f"{folder}/")]
+        for name in below:
+            if not (self.folder / name).is_file():
                 self._fetch_unchecked([name])  # one at a time: networks are large
 
     def _bring_up_to_date(self, known: Mapping[str, Object]) -> None:
@@ -208,12 +211,14 @@ class MirroredBucket:
             return
         for folder in TRAVELLING:
             (self.folder / folder).mkdir(parents=True, exist_ok=True)
-        changed = {name for name, now in self.objects.items() if known.get(name) != now}
-        wanted = [
-            name
-            for name, now in self.objects.items()
-            if _is_small(name) and (name in changed or self._here.size(name) != now.size)
-        ]
+        changed = set()
+        wanted = []
+        for name, now in self.objects.items():
+            if known.get(name) != now:
+                changed.add(name)
+            is_here = name not in changed and self._here.size(name) == now.size
+            if _is_small(name) and not is_here:
+                wanted.append(name)
         fetched = self.bucket.get(wanted)
         for name in sorted(fetched, key=_order):
             _put_here(self.folder / name, fetched[name])
@@ -227,7 +232,7 @@ class MirroredBucket:
 
     def _record_objects(self) -> None:
         """Keep which objects were seen last."""
-        objects = {name: [each.size, each.stamp] for name, each in self.objects.items()}
+        objects = {name: list(astuple(each)) for name, each in self.objects.items()}
         record = {"url": self.url, "objects": objects}
         _put_here(_record(self.folder), json.dumps(record).encode())
 
@@ -266,7 +271,9 @@ class MirroredBucket:
         self.bucket.put(manifest.copies(files))
         # The commit: before it the old files count, after it the new ones, by their copies.
         self.bucket.put({MANIFEST: manifest_text})
-        self.bucket.put({name: data for name, data in files.items() if name != RECIPE})
+        replaceable = dict(files)
+        replaceable.pop(RECIPE, None)
+        self.bucket.put(replaceable)
         # Last, the copies that nothing names any more; a crash before leaves them to the next.
         digests = json.loads(manifest_text)["files"].values()
         valid = set(map(manifest.copy_name, digests))
@@ -387,7 +394,8 @@ def _batches(names: Iterable[str]) -> Iterator[list[str]]:
 
 def _folder(url: str) -> Path:
     """Return the folder that mirrors a URL."""
-    place = os.environ.get(PLACE) or Path.home() / ".cache" / "radprobe" / "mirrors"
+    default = Path.home() / ".cache" / "radprobe" / "mirrors"
+    place = os.environ.get(PLACE) or default
     digest = hashlib.sha256(url.encode()).hexdigest()[:12]
     return Path(place).expanduser() / digest / url.rpartition("/")[2]
 
@@ -401,7 +409,9 @@ def _is_small(name: str) -> bool:
     """Return whether an object is fetched when a store is opened: all but chunks and networks."""
     folder, _, rest = name.partition("/")
     chunk = folder == FEATURES and "/c/" in rest
-    return name in TOP_FILES or (folder in TRAVELLING and not chunk and not is_large(name))
+    if chunk or is_large(name):
+        return False
+    return name in TOP_FILES or folder in TRAVELLING
 
 
 def _in_ledger(chunk: str) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from stores._types import Rows
 from stores.contents import FOLDERS, RUNS, WITHDRAWN
 from stores.errors import StaleTablesError
 from stores.features import FeatureStore
@@ -66,7 +66,7 @@ def purge(store: FeatureStore, patient: str) -> int:
     return len(rows)
 
 
-def _void(store: FeatureStore, part: PartRange, rows: NDArray[np.int64]) -> None:
+def _void(store: FeatureStore, part: PartRange, rows: Rows) -> None:
     """Rewrite one part without the numbers of some rows."""
     with store.reclaim(part) as claim:
         receipt = store.receipt(part.index)
@@ -84,7 +84,7 @@ def _void(store: FeatureStore, part: PartRange, rows: NDArray[np.int64]) -> None
         store.overwrite(part, claim, arrays, receipt.purged_of(gone))
 
 
-def _blank(store: FeatureStore, rows: NDArray[np.int64]) -> None:
+def _blank(store: FeatureStore, rows: Rows) -> None:
     """Empty the slice table's entries of some rows but for the row numbers."""
     nothing = {"path": "", "frame": 0, "flags": [], "withdrawn": True}
     empty = as_table(({"row": row, **nothing} for row in rows.tolist()), SLICE_SCHEMA)

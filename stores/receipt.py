@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stores._types import Crcs
 from stores.contents import OK, PARTS, UNREADABLE, chunk_file
 from stores.errors import CorruptStoreError
 
@@ -31,12 +31,12 @@ class ChunkRecord:
     row_crc32c: str | None = None
 
     @classmethod
-    def of(cls, size: int, digest: str, row_crcs: NDArray[np.uint32] | None) -> ChunkRecord:
+    def of(cls, size: int, digest: str, row_crcs: Crcs | None) -> ChunkRecord:
         """Return the record of a file of so many bytes; row_crcs: (chunk rows,) little-endian."""
         text = None if row_crcs is None else base64.b64encode(row_crcs.tobytes()).decode()
         return cls(size, digest, text)
 
-    def row_crcs(self) -> NDArray[np.uint32] | None:
+    def row_crcs(self) -> Crcs | None:
         """Return (chunk rows,) the crc32c of each row; None where the receipt has none."""
         text = self.row_crc32c
         return None if text is None else np.frombuffer(base64.b64decode(text), "<u4")

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from stores._types import Mask, Rows
 from stores.slices import (
     SliceRow,
     of_modalities,
@@ -159,20 +159,18 @@ def reconcile(stored: pa.Table, discovered: pa.Table, known: Known) -> Reconcile
     )
 
 
-def _with_rows(slices: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+def _with_rows(slices: pa.Table, rows: Rows) -> pa.Table:
     """Return discovered slices with their rows (n,)."""
     return with_column(slices, "row", pa.array(rows))
 
 
-def _without_rows(slices: pa.Table, rows: NDArray[np.int64]) -> pa.Table:
+def _without_rows(slices: pa.Table, rows: Rows) -> pa.Table:
     """Return the stored slices that have none of some rows."""
     among = np.isin(row_numbers(slices), rows)
     return slices.filter(~among)
 
 
-def _fresh_rows(
-    new: NDArray[np.bool_], matches: Sequence[int | None], boundary: int
-) -> NDArray[np.int64]:
+def _fresh_rows(new: Mask, matches: Sequence[int | None], boundary: int) -> Rows:
     """Return (n,) the row of each slice: its match, or the next fresh one from the boundary on.
 
     new (n,): slices that have no match; matches: of the others in order, None for none.
@@ -198,8 +196,8 @@ def _by_row(slices: pa.Table) -> pa.Table:
 class _Unchanged:
     """Which discovered slices are as they were: a mask (n,), and the rows of those it keeps."""
 
-    mask: NDArray[np.bool_]
-    rows: NDArray[np.int64]
+    mask: Mask
+    rows: Rows
 
 
 def _unchanged(stored: pa.Table, discovered: pa.Table, known: Known) -> _Unchanged:
@@ -222,7 +220,8 @@ def _unchanged(stored: pa.Table, discovered: pa.Table, known: Known) -> _Unchang
     for place in np.flatnonzero(same & opened).tolist():
         row = int(rows[place])
         path = discovered["path"][place].as_py()
-        same[place] = known.is_as_made(row, path, joined=bool(joined[place]))
+        depends = bool(joined[place])
+        same[place] = known.is_as_made(row, path, joined=depends)
     if joined.any():
         same &= pc.equal(discovered["series"], before["series"]).to_numpy()
         # Last, when it is known which slices are the same: one that is not takes its series along.
@@ -231,7 +230,7 @@ def _unchanged(stored: pa.Table, discovered: pa.Table, known: Known) -> _Unchang
     return _Unchanged(same, rows[same])
 
 
-def _places_by_name(live: pa.Table, discovered: pa.Table) -> NDArray[np.int64]:
+def _places_by_name(live: pa.Table, discovered: pa.Table) -> Rows:
     """Return (n,) where in `live` the slice of each discovered name is; -1 where none has it."""
     paths = pc.unique(live["path"])
     live_codes = _codes(live, paths)
@@ -244,7 +243,7 @@ def _places_by_name(live: pa.Table, discovered: pa.Table) -> NDArray[np.int64]:
     return np.where(equal, at, -1)
 
 
-def _merely_new(left_over: pa.Table, rest: pa.Table, known: Known) -> NDArray[np.bool_]:
+def _merely_new(left_over: pa.Table, rest: pa.Table, known: Known) -> Mask:
     """Return (n,) which of the slices have to do with none of the rows left over.
 
     Neither by name nor by content, nor by a joined series.
@@ -266,16 +265,14 @@ def _merely_new(left_over: pa.Table, rest: pa.Table, known: Known) -> NDArray[np
     return np.asarray(new & ~joined.to_numpy())
 
 
-def _codes(slices: pa.Table, paths: pa.Array) -> NDArray[np.int64]:
+def _codes(slices: pa.Table, paths: pa.Array) -> Rows:
     """Return (n,) a number for each slice's name; below zero where its path is none of those."""
     number = pc.fill_null(pc.index_in(slices["path"], paths), -1)
     high = number.to_numpy().astype(np.int64) << 32
     return np.asarray(high | slices["frame"].to_numpy())
 
 
-def _in_complete_series(
-    live: pa.Table, discovered: pa.Table, same: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def _in_complete_series(live: pa.Table, discovered: pa.Table, same: Mask) -> Mask:
     """Return (n,) which slices are of a series that has all its slices, and no other."""
     names = pc.unique(discovered["series"])
     n = len(names)
@@ -390,7 +387,8 @@ class _Matching:
     def _failures(self) -> Counter[Name]:
         """How often reading the slice of a name has failed for a passing reason."""
         to_retry = set(self._known.to_retry())
-        return Counter(_name(row) for row in self._left_over if row.row in to_retry)
+        failed = [stored for stored in self._left_over if stored.row in to_retry]
+        return Counter(map(_name, failed))
 
     def _match_contents(self, slices: Iterable[SliceRow]) -> None:
         """Find rows by content for slices that have none by name."""

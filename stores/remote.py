@@ -143,7 +143,7 @@ class _Sent:
 def _committed(store: FeatureStore) -> dict[str, _Part]:
     """Return the parts whose receipts can be believed, by the names of those."""
     parts = {}
-    for part in store.layout.parts(store.arrays["status"].n):
+    for part in store.parts():
         path = store.receipts.path(part.index)
         data = path.read_bytes() if path.is_file() else b""
         receipt = store.receipt(part.index)
@@ -191,7 +191,8 @@ def _send_files(sent: _Sent, store: FeatureStore) -> None:
 def _send_derived(sent: _Sent, store: FeatureStore) -> None:
     """Put what was computed from the store; networks one by one, since each fills the memory."""
     names = derived_files(store.path)
-    sent.put(_read(store, (name for name in names if not is_large(name))))
+    small = [name for name in names if not is_large(name)]
+    sent.put(_read(store, small))
     for name in filter(is_large, names):
         sent.put(_read(store, [name]))
 

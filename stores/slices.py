@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from stores._types import Mask, Rows
 from stores.errors import CorruptStoreError
 
 if TYPE_CHECKING:
@@ -129,13 +129,19 @@ def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) 
     return table.set_column(place, table.schema.field(place), values)
 
 
-def row_numbers(slices: pa.Table) -> NDArray[np.int64]:
+def row_numbers(slices: pa.Table) -> Rows:
     """Return (n,) the rows of slices."""
-    rows: NDArray[np.int64] = slices["row"].to_numpy()
+    rows: Rows = slices["row"].to_numpy()
     return rows
 
 
-def end_of(rows: NDArray[np.int64]) -> int:
+def is_withdrawn(slices: pa.Table) -> Mask:
+    """Return (n,) which slices are withdrawn."""
+    withdrawn: Mask = slices["withdrawn"].to_numpy(zero_copy_only=False)
+    return withdrawn
+
+
+def end_of(rows: Rows) -> int:
     """Return the first row behind all of some ascending ones."""
     return int(rows[-1]) + 1 if rows.size else 0
 
@@ -188,7 +194,7 @@ class TableFile:
             yield piece.slice(first, last - first)
 
     @cached_property
-    def _last(self) -> NDArray[np.int64]:
+    def _last(self) -> Rows:
         """The last row of each group of rows, which ascend."""
         assert self._about is not None
         groups = map(self._about.row_group, range(self._about.num_row_groups))

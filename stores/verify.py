@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from stores._disk import (
     is_orphan,
     unseal,
 )
+from stores._types import Bytes, Mask, Rows, Values
 from stores.claims import dead, exclusive
 from stores.contents import (
     CLAIMS,
@@ -59,7 +60,7 @@ OUTLIER = 10.0
 class _Norms:
     """The norms of all features of rows that are ok: (n,) both."""
 
-    rows: NDArray[np.int64]
+    rows: Rows
     norms: NDArray[np.float64]
 
 
@@ -243,7 +244,7 @@ def _receipt(store: FeatureStore, part: PartRange, report: Report) -> Iterator[F
     expected = set(store.chunk_files(part))
     if receipt.recipe != store.digest or receipt.part != part.index:
         yield Finding("receipt", where, "is of another recipe or part", part.index)
-    elif receipt.digests().keys() != expected or part.stop > store.arrays["status"].n:
+    elif receipt.digests().keys() != expected or part.stop > store.n_rows:
         yield Finding("receipt", where, "does not name the chunks of its part", part.index)
     for name, record in receipt.chunks.items():
         file = chunk_file(name)
@@ -262,9 +263,9 @@ def _vouched_for(path: Path, record: ChunkRecord) -> bool:
 
 def _status(
     part: PartRange,
-    status: NDArray[np.uint8],
-    rows: NDArray[np.int64],
-    live: NDArray[np.int64],
+    status: Bytes,
+    rows: Rows,
+    live: Rows,
 ) -> Iterator[Finding]:
     """Check a part's status (part rows,) against the slice table.
 
@@ -284,7 +285,7 @@ def _status(
             yield _wrong_rows("status", part, wrong, "rows", what)
 
 
-def _values(part: PartRange, arrays: dict[str, NDArray[Any]]) -> Iterator[Finding]:
+def _values(part: PartRange, arrays: dict[str, Values]) -> Iterator[Finding]:
     """Check a part's features against its status: numbers where it is ok, and nowhere else."""
     ok = arrays["status"] == OK
     for name, values in arrays.items():
@@ -300,9 +301,7 @@ def _values(part: PartRange, arrays: dict[str, NDArray[Any]]) -> Iterator[Findin
                 yield _wrong_rows("values", part, wrong, f"rows of {name}", what)
 
 
-def _wrong_rows(
-    kind: Damage, part: PartRange, wrong: NDArray[np.bool_], rows: str, what: str
-) -> Finding:
+def _wrong_rows(kind: Damage, part: PartRange, wrong: Mask, rows: str, what: str) -> Finding:
     """Return what is wrong with the rows of a part for which a check (part rows,) failed."""
     places = np.flatnonzero(wrong)
     first = (places[:5] + part.start).tolist()
@@ -313,7 +312,7 @@ def _wrong_rows(
 def _ranges(store: FeatureStore) -> Iterator[Finding]:
     """Check that all parts of one volume were scaled by one range."""
     first_seen: dict[int, list[float]] = {}
-    for part in store.layout.parts(store.arrays["status"].n):
+    for part in store.parts():
         receipt = store.receipt(part.index)
         for volume in () if receipt is None else receipt.ranges:
             ends = [volume.low, volume.high]
@@ -325,7 +324,7 @@ def _ranges(store: FeatureStore) -> Iterator[Finding]:
                 yield Finding("values", f"part {part.index}", detail, part.index)
 
 
-def _norms(part: PartRange, arrays: dict[str, NDArray[Any]]) -> _Norms:
+def _norms(part: PartRange, arrays: dict[str, Values]) -> _Norms:
     """Return the norm of all features of each ok row of a part."""
     ok = np.flatnonzero(arrays["status"] == OK)
     squares = np.zeros(len(ok))

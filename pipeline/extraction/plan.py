@@ -145,14 +145,11 @@ def _missing(store: FeatureStore | None, layout: Layout, live: NDArray[np.int64]
 
 def _part_size(recipe: Recipe, layout: Layout) -> tuple[int, int]:
     """Return bytes and files of one part: its chunks, and its receipt."""
-    features = feature_arrays(recipe)
-    specs = LEDGER | {name: (spec.row_shape, spec.dtype) for name, spec in features.items()}
     size = 0
     files = 1  # the receipt
-    for row_shape, dtype in specs.values():
-        row_bytes = int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        size += row_bytes * layout.part_rows
-        files += layout.part_rows // layout.chunk_rows(row_bytes)
+    for spec in (LEDGER | feature_arrays(recipe)).values():
+        size += spec.row_bytes * layout.part_rows
+        files += layout.part_rows // layout.chunk_rows(spec.row_bytes)
     return size, files
 
 
@@ -178,7 +175,7 @@ def seconds_a_slice(store: FeatureStore | None) -> float | None:
         return None
     seconds = 0.0
     slices = 0
-    for part in store.layout.parts(store.arrays["status"].n):
+    for part in store.parts():
         receipt = store.receipt(part.index)
         if receipt is None or not receipt.seconds:
             continue
