@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pipeline.extraction.progress import BadLimit, Progress
 from pipeline.inference.telemetry import clock
 from pipeline.io.types import FrameRead
+from pipeline.preprocessing.content import check_finite
 from pipeline.preprocessing.perturb import thickened
-from pipeline.preprocessing.volume_range import Kept, Name, Volumes
+from pipeline.preprocessing.volume_range import Name, Ranges, Volumes
 from pipeline.recipe import FileWindow, IntensityKind, Preprocess, intensity_kind
 from pipeline.types import Failure, Slice
 from stores import FeatureStore, PartRange
@@ -46,7 +47,7 @@ class PartInFlight:
     survey: dict[Name, list[SliceRow]] = field(default_factory=dict)
     neighbours: dict[int, list[SliceRow]] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    ranges: Kept = field(default_factory=dict)
+    ranges: Ranges = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     links: dict[int, int] = field(default_factory=dict)
@@ -155,15 +156,13 @@ class PartFiller:
 
     def _take_pixels(self, slice_: SliceRow, read: FrameRead) -> None:
         """Put a slice into the batch. Raises UnreadableError where there is nothing to embed."""
-        from pipeline.preprocessing.prepare import check
-
         row = slice_.row
         modality = slice_.modality
         if isinstance(read.item, Failure):
             raise UnreadableError(read.item.reason, read.item.detail)
         assert read.pixel_digest is not None
         self.job.put(row, pixel_digest=_bytes(read.pixel_digest))
-        check(read.item)
+        check_finite(read.item)
         self.batch.append((row, self.context.volumes.ranged(slice_, read.item), modality))
         self._link_to_original(row, read.pixel_digest, modality)
 

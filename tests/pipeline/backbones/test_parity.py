@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.backbones import load_backbone
-from pipeline.types import Features
+from pipeline.recipe import Features
 from tests.pipeline.models import official_shapes, recipe_state
 
 REFERENCE = Path(__file__).with_name("parity") / "vits14.npz"
