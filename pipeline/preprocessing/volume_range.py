@@ -178,8 +178,10 @@ class Volumes:
         ranges: Ranges = {}
         for name in set(filter(None, map(self._name, slices))):
             ends = self._ends[name]
-            if ends is not None:
-                ranges[self._first[name]] = ends
+            if ends is None:
+                continue  # nothing of it could be read
+            first = self._first[name]
+            ranges[first] = ends
         return dict(sorted(ranges.items()))
 
     def ranged(self, slice_: SliceRow, item: Slice) -> Slice:

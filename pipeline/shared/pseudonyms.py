@@ -87,7 +87,10 @@ def hide_path(key: bytes, path: str) -> str:
 
     Equal names become equal ones (AES-SIV, RFC 5297), so that folders still hold their files.
     """
-    return "/".join(_hidden(key, name) for name in path.split("/")) if path else path
+    if not path:
+        return path
+    names = [_hidden(key, name) for name in path.split("/")]
+    return "/".join(names)
 
 
 def reveal_path(key: bytes, path: str) -> str:
