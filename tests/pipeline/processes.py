@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,12 +18,12 @@ import numpy as np
 from distributed import LocalCluster
 
 from stores import FeatureStore
+from tests.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).parents[2]
 SLOW = "tests.pipeline.slow"
 _CODE = "import tests.pipeline.slow; from pipeline.cli import main; main()"
 _started: list[subprocess.Popen[str]] = []
-PATIENCE_S = 240.0  # on a machine that is busy with much else
 
 
 def environment(cost_s: float, sync_s: float = 0.0) -> dict[str, str]:
@@ -67,15 +66,6 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
     said, complained = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, (process.returncode, said[-2000:], complained[-4000:])
     return dict(json.loads(said)) if said else {}
-
-
-def until(true: Callable[[], Any]) -> Any:
-    """Wait for something to be true, and return it."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := true()):
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.05)
-    return found
 
 
 def opened(path: Path) -> FeatureStore:

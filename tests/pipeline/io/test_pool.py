@@ -25,6 +25,7 @@ from pipeline.io.types import Request
 from pipeline.types import Failure, Slice
 from tests import phantoms
 from tests.pipeline.io.samples import GREY
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -60,6 +61,19 @@ def _reading_children() -> set[int]:
     return {
         pid for pid in found if b"pipeline.io.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     }
+
+
+def _is_asleep(task: str | int, process: str | int = "self") -> bool:
+    """Return whether a thread waits for something; one that is only out of turn does not."""
+    state = Path(f"/proc/{process}/task/{task}/stat").read_text().rpartition(") ")[2]
+    return state.startswith("S")
+
+
+def _workers_wait() -> bool:
+    """Return whether there are workers, and all of them wait: for a task, or for their parent."""
+    pids = _reading_children()
+    # One that looks asleep may be about to wake: it is looked at again.
+    return bool(pids) and all(_is_asleep(pid, pid) for _ in range(20) for pid in pids)
 
 
 def test_a_file_that_crashes_its_worker_is_one_failed_file(mixed):
@@ -115,7 +129,8 @@ def test_long_files_do_not_fill_the_memory(tmp_path, monkeypatch):
             for k, read in enumerate(reads):
                 assert isinstance(read.item, Slice)
                 if k == 10:
-                    time.sleep(1.5)  # time enough for the workers to send all of it
+                    until(lambda: tracemalloc.get_traced_memory()[0] > 2**24)
+                    until(_workers_wait)  # they have sent what they may
                     assert 2**24 < tracemalloc.get_traced_memory()[0] < 2**24 + 5 * 2**20
         assert k == 4 * 48 - 1
         assert tracemalloc.get_traced_memory()[1] < 2**24 + 6 * 2**20
@@ -135,12 +150,13 @@ def test_the_end_of_a_file_wakes_readers_that_wait_for_room(tmp_path, monkeypatc
         for name in ("short.png", "slow.nii.gz", "long.npy"):
             pool.submit(FileTask(name, tuple(range(8)) if name == "long.npy" else (0,)))
         came = [pool.results.get(timeout=30)]
-        while pool.bytes_waiting < 2**20:
-            time.sleep(0.01)
+        until(lambda: pool.bytes_waiting >= 2**20)
         while len(came) < (1 + 1 + 8) + 3:  # the slices, and the end of each file
             pool.release(came[-1])
-            time.sleep(0.1)  # until the thread waits again, with one more in the queue
-            came.append(pool.results.get(timeout=10))
+            # The thread waits again, with one more in the queue.
+            until(lambda: not pool.results.empty())
+            until(lambda: _is_asleep(pool.thread.native_id))
+            came.append(pool.results.get())
         assert [task.path for task in came if isinstance(task, FileTask)] == [
             "short.png",
             "slow.nii.gz",
@@ -179,10 +195,10 @@ def test_a_slow_caller_is_not_a_slow_file(mixed):
 def test_a_worker_that_died_idle_costs_no_file(mixed):
     with closing(read_files(mixed, [Request("00.png", (0,))] * 200, workers=1)) as reads:
         first = next(reads)
-        time.sleep(0.5)  # the files ahead are read, the worker waits
+        until(_workers_wait)  # the files ahead are read
         for pid in _reading_children():
             os.kill(pid, signal.SIGKILL)
-        time.sleep(0.3)  # until they are gone
+        until(lambda: not _reading_children())
         items = [read.item for read in (first, *reads)]
     assert len(items) == 200
     assert all(isinstance(item, Slice) for item in items)
@@ -208,7 +224,7 @@ def test_requests_are_taken_by_and_by(mixed):
 
     reads = read_files(mixed, requests(), workers=1)
     next(reads)
-    time.sleep(0.5)
+    until(_workers_wait)
     assert len(taken) < 100
     reads.close()
 
@@ -216,9 +232,10 @@ def test_requests_are_taken_by_and_by(mixed):
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_workers_end_with_their_parent_and_never_import_torch(mixed, ending):
     script = """
-import json, sys, time
+import json, signal, sys
 from pathlib import Path
-from pipeline.io.decode import Request, read_files
+from pipeline.io.reader import read_files
+from pipeline.io.types import Request
 
 requests = (Request("00.png", (0,)) for _ in range(10**6))
 reads = read_files(Path(sys.argv[1]), requests, workers=2)
@@ -227,7 +244,7 @@ tasks = Path("/proc/self/task").iterdir()
 pids = [pid for task in tasks for pid in (task / "children").read_text().split()]
 maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
 print(json.dumps([pids, "libtorch" in maps, "torch" in sys.modules]), flush=True)
-time.sleep(60)
+signal.pause()
 """
     command = [sys.executable, "-c", script, str(mixed)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
@@ -237,13 +254,10 @@ time.sleep(60)
     assert pids
     assert not torch_there
     assert not torch_here
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() and not _zombie(pid) for pid in pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: all(_has_ended(pid) for pid in pids))
 
 
-def _zombie(pid: str) -> bool:
+def _has_ended(pid: str) -> bool:
     try:
         return ") Z" in Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
