@@ -38,8 +38,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from pipeline.annotations.units import Units
-from pipeline.config.heads import FewShot, Knn, Probe
 from pipeline.evaluation.heads import fewshot, knn, probe
+from pipeline.evaluation.heads.contract import fit_and_predict
+from pipeline.evaluation.heads.fewshot import FewShotSettings
+from pipeline.evaluation.heads.knn import KnnSettings
+from pipeline.evaluation.heads.probe import ProbeSettings
 from pipeline.evaluation.metrics import metrics
 from pipeline.evaluation.pooling import read_features
 from pipeline.recipe import Architecture, Recipe
@@ -120,7 +123,8 @@ def read(store: FeatureStore, n: int, queries: int) -> Data:
 
 
 def knn_ours(data: Data) -> Array:
-    return knn.predict(data.x, data.units, data.parts, Knn(k=KS))[0][-1].proba
+    predicted = fit_and_predict(knn.HEAD, data.x, data.units, data.parts, KnnSettings(k=KS))
+    return list(predicted.predictions)[-1].proba
 
 
 def knn_other(data: Data) -> float:
@@ -135,10 +139,10 @@ def knn_other(data: Data) -> float:
 
 
 def ivf_ours(data: Data) -> Array:
-    settings = Knn(k=KS, exact_up_to=1, recall=0.95)
-    found, notes = knn.predict(data.x, data.units, data.parts, settings)
-    print("#", *(note for note in notes if "inverted" in note))
-    return found[-1].proba
+    settings = KnnSettings(k=KS, exact_up_to=1, recall=0.95)
+    predicted = fit_and_predict(knn.HEAD, data.x, data.units, data.parts, settings)
+    print("#", *(note for note in predicted.notes if "inverted" in note))
+    return list(predicted.predictions)[-1].proba
 
 
 def ivf_other(data: Data) -> float:
@@ -146,17 +150,18 @@ def ivf_other(data: Data) -> float:
     return 1
 
 
-def grid(data: Data) -> Probe:
+def grid(data: Data) -> ProbeSettings:
     if data.x.size <= 10**7:
-        return Probe()
+        return ProbeSettings()
     if data.x.size <= 2 * 10**8:
-        return Probe(low=-6, high=2, steps=9)
-    return Probe(low=-5, high=-3, steps=3)
+        return ProbeSettings(low=-6, high=2, steps=9)
+    return ProbeSettings(low=-5, high=-3, steps=3)
 
 
 def probe_ours(data: Data) -> Array:
-    (found,), notes = probe.predict(data.x, data.units, data.parts, grid(data))
-    print("#", grid(data).steps, "values of C,", *found.setting.items(), *notes)
+    predicted = fit_and_predict(probe.HEAD, data.x, data.units, data.parts, grid(data))
+    (found,) = predicted.predictions
+    print("#", grid(data).steps, "values of C,", *found.setting.items(), *predicted.notes)
     return found.proba
 
 
@@ -176,8 +181,9 @@ def probe_other(data: Data) -> float:
 
 
 def fewshot_ours(data: Data) -> Array:
-    settings = FewShot(shots=(SHOTS,), episodes=600)
-    ((score,), _) = fewshot.score(data.x, data.units, data.parts, settings)
+    settings = FewShotSettings(shots=(SHOTS,), episodes=600)
+    predicted = fit_and_predict(fewshot.HEAD, data.x, data.units, data.parts, settings)
+    (score,) = predicted.scores
     return np.array([metric.value for metric in score.metrics.values()])
 
 

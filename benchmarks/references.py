@@ -22,9 +22,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from pipeline.annotations.units import Units
-from pipeline.config.heads import Knn, Probe
-from pipeline.evaluation.heads import knn, probe
-from pipeline.evaluation.heads.ridge import ridge
+from pipeline.evaluation.heads import knn, probe, probe_fit
+from pipeline.evaluation.heads.contract import fit_and_predict
+from pipeline.evaluation.heads.knn import KnnSettings
+from pipeline.evaluation.heads.probe import ProbeSettings
+from pipeline.evaluation.heads.ridge import fit_ridge
 from pipeline.evaluation.metrics import metrics, null, paired
 from pipeline.results import Tally
 
@@ -102,7 +104,11 @@ def neighbours() -> Iterator[Row]:
     y = rng.integers(0, 3, 1200)
     x, parts, ks = features(y), halves(1200), (5, 20, 200)
     known, one_hot = np.concatenate([parts["train"], parts["val"]]), np.eye(3)[y]
-    found, _ = knn.predict(x, units_of(y, "multiclass"), parts, Knn(k=ks))
+    found = list(
+        fit_and_predict(
+            knn.HEAD, x, units_of(y, "multiclass"), parts, KnnSettings(k=ks)
+        ).predictions
+    )
     votes = {k: vote_of_dinov2(x, one_hot, known, parts["test"], k, max(ks)) for k in ks}
     for k, each in zip(ks, found, strict=True):
         expected = votes[k] / votes[k].sum(axis=1, keepdims=True)
@@ -114,7 +120,11 @@ def neighbours() -> Iterator[Row]:
         units_of(many, "multilabel", groups),
     )
     for name, leak in (("mlknn", False), ("mlknn-paper", True)):
-        found, _ = knn.predict(x, units, parts, Knn(k=(10,), multilabel=name))
+        found = list(
+            fit_and_predict(
+                knn.HEAD, x, units, parts, KnnSettings(k=(10,), multilabel=name)
+            ).predictions
+        )
         expected = ml_knn(x, many, groups, known, parts["test"], 10, leak)
         yield f"ML-kNN ({name}), k = 10", "the paper's formulas", gap(found[0].proba, expected)
 
@@ -126,7 +136,7 @@ def probes() -> Iterator[Row]:
     for c, kind in ((2, "binary"), (4, "multiclass")):
         y = np.random.default_rng(c).integers(0, c, 2000)
         x, parts, units = features(y), halves(2000), units_of(y, kind)
-        (ours,), _ = probe.predict(x, units, parts, Probe())
+        (ours,) = fit_and_predict(probe.HEAD, x, units, parts, ProbeSettings()).predictions
         chosen, wide = ours.setting["C"], x.astype(np.float64)
         both = np.concatenate([parts["train"], parts["val"]])
         aurocs = {}
@@ -147,7 +157,8 @@ def probes() -> Iterator[Row]:
     y = np.random.default_rng(5).standard_normal(600) * 10 + 50
     x = features(np.random.default_rng(6).integers(0, 2, 600)).astype(np.float32)
     for alpha in (1e-2, 1.0, 1e3):
-        (ours_,) = ridge(x, y, np.arange(400), np.arange(400, len(x)), np.array([alpha]))
+        path = fit_ridge(x, y, np.arange(400), np.array([alpha]))
+        (ours_,) = path.predict(x, np.arange(400, len(x)))
         model = Ridge(alpha=alpha, solver="svd").fit(x[:400].astype(float), y[:400])
         yield f"ridge, alpha = {alpha:g}", "scikit-learn", gap(ours_, model.predict(x[400:]))
 
@@ -275,10 +286,10 @@ def precision() -> Iterator[Row]:
         single, units, parts = (x + SHIFT).astype(np.float32), units_of(y, "binary"), halves(n)
         double = single.astype(np.float64)
         with to_the_end():
-            of_val, chosen, of_test = answered(double, units, parts)
+            of_val, chosen, of_test = aurocs_of(double, units, parts)
         for name, each in (("float32", single), ("float64", double)):
-            probe.FEW = 0  # or float32 is for more features than these
-            val, c, test = answered(each, units, parts)
+            probe_fit.FEW = 0  # or float32 is for more features than these
+            val, c, test = aurocs_of(each, units, parts)
             what, against = f"probe in {name}, {n} x {d}", "float64 to the end"
             yield f"{what}: val AUROC at any of 45 C", against, gap(val, of_val)
             yield f"{what}: decades between C", against, abs(np.log10(c / chosen))
@@ -288,17 +299,17 @@ def precision() -> Iterator[Row]:
 @contextmanager
 def to_the_end() -> Iterator[None]:
     """Let fits go on until the slope is a thousandth of what the probe stops at."""
-    usual = probe.TOLERANCE, probe.MAX_ITER
-    probe.TOLERANCE, probe.MAX_ITER = usual[0] / 1000, 20 * usual[1]
+    usual = probe_fit.TOLERANCE, probe_fit.MAX_ITER
+    probe_fit.TOLERANCE, probe_fit.MAX_ITER = usual[0] / 1000, 20 * usual[1]
     yield
-    probe.TOLERANCE, probe.MAX_ITER = usual
+    probe_fit.TOLERANCE, probe_fit.MAX_ITER = usual
 
 
-def answered(x: Array, units: Units, parts: dict[str, Array]) -> tuple[list[float], float, float]:
+def aurocs_of(x: Array, units: Units, parts: dict[str, Array]) -> tuple[list[float], float, float]:
     """Return the AUROC on val at each of 45 C, the C chosen, and the AUROC on test."""
-    grid = (10 ** np.linspace(-6, 5, 45)).tolist()
-    said, _ = probe.probabilities(x, units, parts["train"], parts["val"], grid, [])
-    (found,), _ = probe.predict(x, units, parts, Probe())
+    grid = 10 ** np.linspace(-6, 5, 45)
+    said, _ = probe_fit.probabilities(x, units, parts["train"], parts["val"], grid, [])
+    (found,) = fit_and_predict(probe.HEAD, x, units, parts, ProbeSettings()).predictions
     val, test = (units.at(parts[part]) for part in ("val", "test"))
     aurocs = [metrics.macro_auroc(val, p) for p in said]
     return aurocs, found.setting["C"], metrics.macro_auroc(test, found.proba)

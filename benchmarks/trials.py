@@ -20,18 +20,20 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.annotations.units import Units
-from pipeline.config.heads import Probe
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.heads import probe
+from pipeline.evaluation.heads import probe_fit
+from pipeline.evaluation.heads.contract import FitInput
+from pipeline.evaluation.heads.probe import ProbeSettings
 from pipeline.evaluation.metrics import metrics
+from pipeline.evaluation.metrics.values import all_metrics
 from pipeline.results import Tally
 from stores.errors import LabelError
 from tests.pipeline.collection import make_store
 
 D, IMAGES, TRAIN, TEST, MANY = 16, 3, 160, 120, 20_000
 LAWS = ("binary", "multiclass", "multilabel", "regression")
-ONE = Probe(low=-1, high=-1, steps=1)
+ONE = ProbeSettings(low=-1, high=-1, steps=1)
 
 
 def collection(law: str, patients: int, rng: np.random.Generator, signal: float = 0.8):
@@ -68,8 +70,10 @@ def say(x, units: Units, more_x, more: Units):
     )  # fmt: skip
     n = len(units.y)
     parts = {"train": np.arange(n), "val": np.arange(0, n, 2), "test": np.arange(n, len(y))}
-    found, _ = probe.predict(np.concatenate([x, more_x]), both, parts, ONE, refit_on=("train",))
-    return found[0].proba
+    together = np.concatenate([x, more_x])
+    model = probe_fit.fit(FitInput(together, both, parts, ONE), refit_on=("train",))
+    (prediction,) = probe_fit.predict(model, together, parts["test"]).predictions
+    return prediction.proba
 
 
 def coverage(trials: int) -> None:
@@ -86,7 +90,7 @@ def coverage(trials: int) -> None:
             n = len(test.y)
             found, _ = metrics.score(test, proba[:n])
             once = np.ones((len(many.y), 1))
-            truth = metrics.statistics(many, proba[n:], once)
+            truth = all_metrics(many, proba[n:], once)
             for name, metric in found.items():
                 covered[name].append(metric.low <= truth[name, ""][0] <= metric.high)
                 width[name].append(metric.high - metric.low)

@@ -34,8 +34,9 @@ from torch import nn
 
 from benchmarks.images import write_images
 from pipeline.backbones.load import load_backbone
+from pipeline.config.heads import TUNED
 from pipeline.config.root import Config
-from pipeline.config.tuning import TUNED, FineTune, Lora, Tuning
+from pipeline.config.tuning import FineTune, Lora, Tuning
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.tune import tune

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from pipeline import evaluate as _evaluate
 from pipeline import extract as _extract
 from pipeline.config import loading as _loading
+from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import Method
 from pipeline.extraction.embed import Speed
 from pipeline.results import Result
 from pipeline.shared.pseudonyms import Names

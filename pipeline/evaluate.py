@@ -2,7 +2,7 @@
 
 A result is a file named by all it depends on: the method and its settings, the task and the labels
 it reads, the split, the store's fingerprint, and the version of what the code means by it. So an
-answer is either found, without opening an array or importing a head, or it is computed.
+answer is either found, without opening an array or importing what fits a head, or it is computed.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
+from pipeline.config.heads import declared
+from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import Method, Task
-from pipeline.config.tuning import Tuning
+from pipeline.config.tasks import Task
 from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.result_files import (
-    CONTRACT,
-    _key,
-    answer_in,
+    Computed,
+    find_or_compute,
+    predictions_table,
     publish,
+    read_answer,
+    result_key,
     result_path,
-    write_predictions,
 )
 from pipeline.evaluation.result_files import tidy as tidy
 from pipeline.evaluation.scoring import run
-from pipeline.evaluation.splits import PARTS, Tested
+from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import Recipe
 from pipeline.results import PartCount, Result, Score, Tuned
-from stores._disk import write_checked
 
 METHODS: tuple[Method, ...] = ("knn", "probe", "fewshot")  # unless others are asked for by name
-LIBRARIES = ("radprobe", "numpy", "scikit-learn", "faiss-cpu", "torch")
-LIBRARIES_OF_TUNING = ("transformers", "peft")
 
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
 # computes an answer: scores, the predictions behind them, and what was tuned for it
-Run = Callable[[], tuple[list[Score], Tested, tuple[Tuned, ...]]]
+Compute = Callable[[], tuple[list[Score], OutOfFold, tuple[Tuned, ...]]]
 
 
 def evaluate(
@@ -57,15 +57,14 @@ def evaluate(
     device: of torch's, such as "cuda", where probes and trained heads are fitted; unset, the CPU.
     Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
     """
-    tasks = config.tasks.values()
-    shortcuts = sum(len(task.shortcuts) for task in tasks) if "probe" in methods else 0
-    number = len(tasks) * len(methods) + shortcuts
+    number = _count_answers(config, methods)
     results: list[Result] = []
-    for cases in cases_of(config):
-        for each, method in _asked(cases, methods):
+    for task in cases_of(config):
+        for cases, method in _questions(task, methods):
             if progress:
-                progress(f"{each.name}: {method}", len(results), number)
-            results.append(answer(each, method, functools.partial(_run, each, method, device)))
+                progress(f"{cases.name}: {method}", len(results), number)
+            compute = functools.partial(_run, cases, method, device)
+            results.append(answer(cases, method, compute))
     publish(config.store, results)
     return results
 
@@ -75,58 +74,82 @@ def on_file(config: Config, methods: Sequence[Method] = METHODS) -> list[Result]
 
     Raises as `evaluate` does.
     """
-    every = [asked for cases in cases_of(config) for asked in _asked(cases, methods)]
-    found = [answer_in(result_path(*asked), Result) for asked in every if asked[0].is_split]
-    return [result for result in found if result is not None]
+    results = []
+    for task in cases_of(config):
+        for cases, method in _questions(task, methods):
+            # Without a split there is no key, and no answer under one.
+            if not cases.is_split:
+                continue
+            result = read_answer(result_path(cases, method), Result)
+            if result is not None:
+                results.append(result)
+    return results
+
+
+def _count_answers(config: Config, methods: Sequence[Method]) -> int:
+    """Return how many answers `evaluate` will give, as `_questions` yields them."""
+    number = 0
+    for task in config.tasks.values():
+        number += len(methods)
+        if "probe" in methods:
+            number += len(task.shortcuts)
+    return number
 
 
 def _run(
     cases: Cases, method: Method, device: str | None
-) -> tuple[list[Score], Tested, tuple[Tuned, ...]]:
+) -> tuple[list[Score], OutOfFold, tuple[Tuned, ...]]:
     return (*run(cases, method, device), ())
 
 
-def _asked(cases: Cases, methods: Sequence[Method]) -> Iterator[tuple[Cases, Method]]:
+def _questions(task: Cases, methods: Sequence[Method]) -> Iterator[tuple[Cases, Method]]:
     """Yield what is asked of a task: every method, then a probe of each shortcut."""
-    yield from ((cases, method) for method in methods)
+    for method in methods:
+        yield task, method
     if "probe" in methods:
-        yield from ((_shortcut(cases, column), "probe") for column in cases.task.shortcuts)
+        for column in task.task.shortcuts:
+            yield _shortcut(task, column), "probe"
 
 
 def _shortcut(cases: Cases, column: str) -> Cases:
     """Return the question whether the features tell a column, on the split of a task."""
-    kept = cases.task.model_dump(include={"level", "modality", "pool", "uncertain", "missing"})
-    task = Task(labels=(column,), **kept)
-    return replace(cases, name=f"{cases.name}/{column}", task=task, beside=cases)
+    shared = {"level", "modality", "pool", "uncertain", "missing"}
+    task = Task(labels=(column,), **cases.task.model_dump(include=shared))
+    return replace(cases, name=f"{cases.name}/{column}", task=task, shortcut_of=cases)
 
 
-def answer(cases: Cases, method: Method, compute: Run) -> Result:
+# --- one answer ----------------------------------------------------------------------------
+
+
+def answer(cases: Cases, method: Method, compute: Compute) -> Result:
     """Return the result that is on file, or compute it and file it."""
-    found = answer_in(result_path(cases, method), Result)
-    if found is None:
-        cases.turns  # noqa: B018  may add new patients to the split, and so change the key
-        found = answer_in(result_path(cases, method), Result)
-    if found is not None:
-        return found
+    path = functools.partial(result_path, cases, method)
+    return find_or_compute(cases, path, Result, lambda: _computed(cases, method, compute))
+
+
+def _computed(cases: Cases, method: Method, compute: Compute) -> Computed[Result]:
+    """Return a result, with the predictions behind it where there are any."""
     started = time.perf_counter()
     scores, tested, tuned = compute()
-    result = _result(cases, method, scores, tested, time.perf_counter() - started)
-    result = result.model_copy(update={"tuned": tuned})
-    path = result_path(cases, method)
-    path.parent.mkdir(exist_ok=True)
-    if tested.predictions:
-        write_predictions(path.with_suffix(".parquet"), cases.units, tested)
-    write_checked(path, result.model_dump_json(indent=1).encode())
-    return result
+    seconds = time.perf_counter() - started
+    tables = {".parquet": predictions_table(cases.units, tested)} if tested.predictions else {}
+    return Computed(_result(cases, method, scores, tested, tuned, seconds), tables)
 
 
 def _result(
-    cases: Cases, method: Method, scores: list[Score], tested: Tested, seconds: float
+    cases: Cases,
+    method: Method,
+    scores: list[Score],
+    tested: OutOfFold,
+    tuned: tuple[Tuned, ...],
+    seconds: float,
 ) -> Result:
-
-    units, settings = cases.units, getattr(cases.config, method)
-    sides = {**cases.turns[0], "test": tested.rows}
-    libraries = LIBRARIES + (LIBRARIES_OF_TUNING if isinstance(settings, Tuning) else ())
+    """Return an answer with all that it came from."""
+    units = cases.units
+    declaration = declared(method)
+    settings = cases.config.settings_of(declaration)
+    # Of several folds each unit tests once; train and val are those of the first.
+    sides = {**cases.folds[0], "test": tested.rows}
     return Result(
         task=cases.name,
         question=cases.task,
@@ -139,37 +162,41 @@ def _result(
         counts={part: _count(units, sides[part]) for part in PARTS},
         tally=units.tally,
         scores=tuple(scores),
-        notes=(*_elsewhere(cases), *cases.notes, *tested.notes),
+        notes=(*_fitted_elsewhere(cases), *cases.notes, *tested.notes),
         provenance=cases.provenance(
-            _key(cases, method), CONTRACT[method], cases.labels_digest, libraries
+            result_key(cases, method),
+            declaration.contract,
+            cases.labels_digest,
+            declaration.libraries,
         ),
         seconds=seconds,
+        tuned=tuned,
         agreement=cases.agreement,
     )
 
 
-def _elsewhere(cases: Cases) -> list[str]:
-    """Return what must be said of an answer whose heads were fitted on another store."""
-    if cases.fitted is None:
+def _fitted_elsewhere(cases: Cases) -> list[str]:
+    """Return a note where heads were fitted on another store."""
+    if cases.fit_store is None:
         return []
-    recipe = Recipe.model_validate_json(cases.fitted.store.recipe_text).digest[:12]
-    agreed = (
-        ""
-        if cases.agreement is None
-        else f", with which those tested agree by ICC {cases.agreement:.3f}"
-    )
-    return [f"heads were fitted on the features of another store (recipe {recipe}){agreed}"]
+    recipe = Recipe.model_validate_json(cases.fit_store.store.recipe_text).digest[:12]
+    note = f"heads were fitted on the features of another store (recipe {recipe})"
+    if cases.agreement is not None:
+        note += f", with which those tested agree by ICC {cases.agreement:.3f}"
+    return [note]
 
 
 def _count(units: Units, rows: NDArray[np.int64]) -> PartCount:
+    """Return how much stands on one side of the split, the units `rows`."""
     truth = units.at(rows)
     patients = len(np.unique(truth.groups))
     if truth.kind == "regression":
         return PartCount(units=len(rows), patients=patients, positives={})
-    unknown = dict(zip(units.classes, (~truth.known).sum(axis=0).tolist(), strict=True))
+    carried = truth.indicator.sum(axis=0).tolist()
+    unknown = (~truth.known).sum(axis=0).tolist()
     return PartCount(
         units=len(rows),
         patients=patients,
-        positives=dict(zip(units.classes, truth.indicator.sum(axis=0).tolist(), strict=True)),
-        unknown={name: n for name, n in unknown.items() if n},
+        positives=dict(zip(units.classes, carried, strict=True)),
+        unknown={name: n for name, n in zip(units.classes, unknown, strict=True) if n},
     )

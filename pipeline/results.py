@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline.config.tasks import FeatureSet, Kind, Level, Method, Part, Task
+from pipeline.config.methods import Method
+from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Task
 from pipeline.types import Frozen
 
 

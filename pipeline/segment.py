@@ -19,12 +19,19 @@ from numpy.typing import NDArray
 
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
-from pipeline.evaluation.result_files import SEGMENTATIONS, answer_in, publish, write_table
+from pipeline.evaluation.result_files import (
+    MASKS,
+    SEGMENTATIONS,
+    UNITS,
+    Computed,
+    find_or_compute,
+    publish,
+    read_answer,
+)
 from pipeline.results import Metric, Score, Segmented, Tuned
 from pipeline.segmentation.cases import CONTRACT, Asked, Progress, native
 from pipeline.segmentation.predictions import Labels2D, _counts, _label_table, _unit_table
 from pipeline.segmentation.sources import Unit, native_mask
-from stores._disk import write_checked
 from stores.errors import ConfigError, LabelError
 
 if TYPE_CHECKING:
@@ -69,7 +76,7 @@ def on_file(config: Config, heads: Iterable[str] | None = None) -> list[Segmente
         for task in config.masks:
             asked = Asked.of(config, task)
             if asked.cases.is_split:
-                found += [answer_in(asked.path(head), Segmented) for head in wanted]
+                found += [read_answer(asked.path(head), Segmented) for head in wanted]
     return [answer for answer in found if answer is not None]
 
 
@@ -82,16 +89,22 @@ def answer(
 
     compute: turns of the split -> trials, and what was tuned for them.
     """
-    turns = asked.cases.turns  # may add new patients to the split, and so change the key
-    path = asked.path(head)
-    found = answer_in(path, Segmented)
-    if found is not None:
-        return found
+    path = functools.partial(asked.path, head)
+    return find_or_compute(asked.cases, path, Segmented, lambda: _computed(asked, head, compute))
+
+
+def _computed(
+    asked: Asked,
+    head: str,
+    compute: Callable[[Sequence[Parts]], tuple[list[Trial], tuple[Tuned, ...]]],
+) -> Computed[Segmented]:
+    """Return a head's answer, with the tables of its predictions and of its units."""
+    turns = asked.cases.folds
     started = time.perf_counter()
     trials, tuned = compute(turns)
-    scores = tuple(trial.score for trial in trials)
     settings = asked.settings(head)
-    found = Segmented(
+    notes = [*asked.cases.notes, *_distances(asked), *(n for t in trials for n in t.notes)]
+    answer = Segmented(
         task=asked.cases.name,
         head=head,
         method=settings.method if isinstance(settings, Segment) else head,
@@ -100,21 +113,17 @@ def answer(
         settings=settings.model_dump(mode="json"),
         counts=_counts(asked, turns),
         tally=asked.cases.units.tally,
-        scores=scores,
-        notes=tuple(
-            dict.fromkeys(
-                [*asked.cases.notes, *_distances(asked), *(n for t in trials for n in t.notes)]
-            )
-        ),
+        scores=tuple(trial.score for trial in trials),
+        notes=tuple(dict.fromkeys(notes)),
         provenance=asked.cases.provenance(asked.key(head), CONTRACT, asked.kept.digest, LIBRARIES),
         seconds=time.perf_counter() - started,
         tuned=tuned,
     )
-    path.parent.mkdir(exist_ok=True)
-    write_table(path.with_suffix(".masks.parquet"), trials[-1].predicted)
-    write_table(path.with_suffix(".units.parquet"), pa.concat_tables([t.units for t in trials]))
-    write_checked(path, found.model_dump_json(indent=1).encode())
-    return found
+    tables = {
+        MASKS: trials[-1].predicted,
+        UNITS: pa.concat_tables([trial.units for trial in trials]),
+    }
+    return Computed(answer, tables)
 
 
 @dataclass(frozen=True)

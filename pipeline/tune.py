@@ -21,15 +21,17 @@ from numpy.typing import NDArray
 from pipeline import segment
 from pipeline.annotations.units import Prediction, Units
 from pipeline.backbones.weights import SAFETENSORS
+from pipeline.config.heads import TUNED
+from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
-from pipeline.config.tasks import Method
-from pipeline.config.tuning import TUNED, Tuning
+from pipeline.config.tuning import Tuning
 from pipeline.evaluate import answer
-from pipeline.evaluation.cases import Cases, Parts, cases_of
+from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.folds import OutOfFold, join_folds
 from pipeline.evaluation.result_files import Answer, publish, result_path
 from pipeline.evaluation.scoring import scores_of
-from pipeline.evaluation.splits import Tested, together
+from pipeline.evaluation.splits import Parts
 from pipeline.extraction.sync import differences, make_recipe
 from pipeline.results import Result, Score, Segmented, Tuned
 from pipeline.segmentation.cases import Asked
@@ -231,7 +233,7 @@ def _fold(i: int, turns: Sequence[Any]) -> str:
 
 def _classes(
     cases: Cases, method: Method, path: Callable[[], Path], how: How
-) -> tuple[list[Score], Tested, tuple[Tuned, ...]]:
+) -> tuple[list[Score], OutOfFold, tuple[Tuned, ...]]:
     """Tune in each fold; score what the networks say of their test units together."""
     if cases.task.pool != "mean" and len(cases.units.rows) > len(cases.units.ids):
         raise LabelError(
@@ -241,10 +243,10 @@ def _classes(
     said = f"{cases.name}: {method}"
     with _job(cases.config, cases.store, method, path().stem, how, said) as job:
         made = [
-            _learnt(job, cases, parts, _fold(i, cases.turns)) for i, parts in enumerate(cases.turns)
+            _learnt(job, cases, parts, _fold(i, cases.folds)) for i, parts in enumerate(cases.folds)
         ]
     tests = [rows for _, _, rows, _ in made]
-    tested = together([(predictions, notes) for predictions, notes, _, _ in made], tests)
+    tested = join_folds([(predictions, notes) for predictions, notes, _, _ in made], tests)
     tuned = tuple(each for _, _, _, each in made if each is not None)
     return (scores_of(cases, tested) if tested.predictions else []), tested, tuned
 
@@ -298,10 +300,12 @@ def _from_probe(head: Any, cases: Cases, parts: Parts, settings: Tuning, fit: Ob
     """Let the head be the probe of the cached features; return what was chosen for it."""
     import torch
 
-    from pipeline.evaluation.heads.probe import linear_head
+    from pipeline.evaluation.heads.probe import HEAD as PROBE
+    from pipeline.evaluation.heads.probe_fit import linear_head
 
     x = cases.features(settings, parts)
-    weight, bias, c = linear_head(x, cases.units, parts, cases.config.probe, fit.left_out)
+    probe = cases.config.settings_of(PROBE)
+    weight, bias, c = linear_head(x, cases.units, parts, probe, fit.left_out)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight / fit.spread))
         head.bias.copy_(torch.from_numpy((bias - fit.middle) / fit.spread))

@@ -16,7 +16,7 @@ import yaml
 
 from docs import house
 from pipeline.config.loading import load_config
-from pipeline.config.tasks import Method
+from pipeline.config.methods import Method
 from pipeline.datasets.describing import describe
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract

@@ -17,7 +17,11 @@ from pipeline.config.data import Labels
 from pipeline.config.tasks import Task
 from stores.errors import LabelError
 
-Texts = NDArray[Any]  # (n,) of str, or None
+# Endings of names that are read as Parquet; all else is CSV.
+PARQUET = (".parquet", ".pq")
+
+# (n,) of str, or None
+Texts = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -31,58 +35,82 @@ class LabelTable:
         """Return the sha256 of what `task` depends on: another column's edit leaves it alone."""
         digest = hashlib.sha256()
         for name in _columns_of(self.settings, [task]):
-            digest.update(f"{name}\0{len(self.columns[name])}\0".encode())
-            digest.update("\0".join(self.columns[name]).encode())
+            texts = self.columns[name]
+            digest.update(f"{name}\0{len(texts)}\0".encode())
+            digest.update("\0".join(texts).encode())
         return digest.hexdigest()
 
 
-def read_labels(settings: Labels, tasks: Iterable[Task], more: Iterable[str] = ()) -> LabelTable:
+def read_labels(
+    settings: Labels,
+    tasks: Iterable[Task],
+    more: Iterable[str] = (),
+) -> LabelTable:
     """Read the columns that `tasks` need, and `more`.
 
     Raises LabelError for a missing file or column.
     """
-    wanted = list(dict.fromkeys([*_columns_of(settings, tasks), *more]))
+    names = list(dict.fromkeys([*_columns_of(settings, tasks), *more]))
     try:
-        table = _read_table(settings.file, wanted)
+        table = _read_table(settings.file, names)
     except FileNotFoundError:
         raise LabelError(
             f"There is no label file {str(settings.file)!r}; set labels.file to a CSV or Parquet."
         ) from None
     except (pa.ArrowInvalid, OSError) as error:
         raise LabelError(f"The label file {str(settings.file)!r} cannot be read: {error}") from None
-    columns = {name: _texts(table.column(name)) for name in wanted}
+    columns = {name: _texts(table.column(name)) for name in names}
     return LabelTable(settings, columns)
 
 
 def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
     """Return the key, the patient column if any, labels and subgroups, each once."""
-    first = [settings.key] + ([settings.patient] if settings.patient else [])
-    asked = [name for task in tasks for name in (*task.labels, *task.subgroups)]
-    return list(dict.fromkeys(first + asked))
+    names = [settings.key]
+    if settings.patient:
+        names.append(settings.patient)
+    for task in tasks:
+        names += task.labels
+        names += task.subgroups
+    return list(dict.fromkeys(names))
 
 
-def _read_table(path: Path, wanted: Sequence[str]) -> Any:
-    """Return the wanted columns as a pyarrow table: of text from CSV, of any type from Parquet."""
-    if path.suffix.lower() in (".parquet", ".pq"):
-        import pyarrow.parquet as pq
+def _read_table(path: Path, names: Sequence[str]) -> Any:
+    """Return some columns as a pyarrow table: of text from CSV, of any type from Parquet."""
+    if path.suffix.lower() in PARQUET:
+        return _read_parquet(path, names)
+    return _read_csv(path, names)
 
-        _require(path, wanted, pq.read_schema(path).names)
-        return pq.read_table(path, columns=list(wanted))
+
+def _read_parquet(path: Path, names: Sequence[str]) -> Any:
+    import pyarrow.parquet as pq
+
+    _require(path, names, pq.read_schema(path).names)
+    return pq.read_table(path, columns=list(names))
+
+
+def _read_csv(path: Path, names: Sequence[str]) -> Any:
     from pyarrow import csv
 
     with csv.open_csv(path) as reader:
-        _require(path, wanted, reader.schema.names)
+        _require(path, names, reader.schema.names)
+    # As text: what pyarrow would make of a column depends on all of its values.
     convert = csv.ConvertOptions(
-        include_columns=list(wanted), column_types={name: pa.string() for name in wanted}
+        include_columns=list(names),
+        column_types={name: pa.string() for name in names},
     )
     return csv.read_csv(path, convert_options=convert)
 
 
-def _require(path: Path, wanted: Sequence[str], names: Sequence[str]) -> None:
-    for name in wanted:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(names)}."
+def _require(
+    path: Path,
+    names: Sequence[str],
+    there: Sequence[str],
+) -> None:
+    """Raise LabelError for a name that is not among the columns that are there."""
+    for name in names:
+        if name not in there:
+            near = difflib.get_close_matches(name, there, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(there)}."
             raise LabelError(f"The label file {str(path)!r} has no column {name!r}. {hint}")
 
 
@@ -95,5 +123,6 @@ def _texts(column: Any) -> Texts:
 
 def _text(value: str) -> str:
     value = value.strip()
-    head, dot, tail = value.partition(".")
-    return head if dot and tail.strip("0") == "" and head.lstrip("+-").isdecimal() else value
+    whole, dot, fraction = value.partition(".")
+    is_whole = dot and not fraction.strip("0") and whole.lstrip("+-").isdecimal()
+    return whole if is_whole else value

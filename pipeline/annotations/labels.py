@@ -1,15 +1,13 @@
 """Labels: a CSV or Parquet table, joined to the slices and gathered into units.
 
 A value is compared as text, so a CSV and a Parquet of the same labels are the same labels: 1.0 is
-1, and an empty cell, NaN, NA, n/a or null is no label. A row joins slices by the path of their
-file or of any folder above it (the nearest named one wins), by a patient, study or series id, or
-by the value of a DICOM tag.
+1, and an empty cell, NaN, NA, n/a or null is no label. Dims: m slices, n units.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,41 +19,76 @@ from numpy.typing import NDArray
 from pipeline.annotations.label_file import LabelTable as LabelTable
 from pipeline.annotations.label_file import Texts
 from pipeline.annotations.label_file import read_labels as read_labels
-from pipeline.annotations.label_values import Settled, encode, settle
+from pipeline.annotations.label_join import (
+    LabelRows,
+    column_texts,
+    label_keys,
+    label_rows,
+    pseudonyms_of,
+    refuse_repeated_keys,
+)
+from pipeline.annotations.label_join import matched as matched
+from pipeline.annotations.label_values import LabelValues, apply_policies, encode, is_text
 from pipeline.annotations.units import Units
 from pipeline.config.tasks import Level, Task
 from pipeline.results import Tally
 from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError
+from stores.features import OK, UNREADABLE, VOID, WITHDRAWN
 
 EXAMPLES = 3
-VOID, OK, UNREADABLE, WITHDRAWN = 0, 1, 2, 3
+
+Bools = NDArray[np.bool_]
+Numbers = NDArray[np.int64]
+Status = NDArray[np.uint8]
 
 
-# --- joining -------------------------------------------------------------------------------
+# --- units ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Joined:
-    """m slices that are named by a label row each, ascending by row number."""
+class _Labelled:
+    """m slices that are named by a label row each, ascending by row number.
 
-    rows: NDArray[np.int64]
+    headers: the patient pseudonym of the file itself, or None; label: the label row of each.
+    """
+
+    rows: Numbers
     paths: Texts
-    headers: Texts  # the patient pseudonym of the file itself, or None
+    headers: Texts
     series: Texts
     study: Texts
-    status: NDArray[np.uint8]
-    label: NDArray[np.int64]  # the label row of each
+    status: Status
+    label: LabelRows
 
-    def at(self, keep: NDArray[np.bool_]) -> _Joined:
-        return _Joined(**{field.name: getattr(self, field.name)[keep] for field in fields(self)})
+    @classmethod
+    def of(
+        cls,
+        slices: pa.Table,
+        status: Status,
+        label: LabelRows,
+    ) -> _Labelled:
+        """Take the columns of a slice table; status and label (m,): of its slices."""
+        return cls(
+            rows=slices["row"].to_numpy(),
+            paths=column_texts(slices, "path"),
+            headers=column_texts(slices, "patient"),
+            series=column_texts(slices, "series"),
+            study=column_texts(slices, "study"),
+            status=status,
+            label=label,
+        )
+
+    def at(self, keep: Bools) -> _Labelled:
+        columns = {field.name: getattr(self, field.name)[keep] for field in fields(self)}
+        return _Labelled(**columns)
 
 
 def label_units(
     table: LabelTable,
     task: Task,
     slices: pa.Table,
-    status: NDArray[np.uint8],
+    status: Status,
     root: Path,
     names: Names,
 ) -> Units:
@@ -67,27 +100,191 @@ def label_units(
     Raises LabelError where labels do not join, contradict each other within a unit, or name no
     patient, saying how many and an example.
     """
-    keys = _keys(table, root, names)
-    settled = settle(table, task)
-    _refuse_duplicates(table, keys, settled.texts)
-    joined, tally = _join(table, task, slices, status, keys, names)
-    patients = _patients(table, joined, names)
-    called = _unit_names(joined, patients, task.level, names)
-    use, tally = _usable(joined, called, settled, task, tally)
-    joined, patients, called = joined.at(use), patients[use], called[use]
-    _refuse_unknown_patients(joined, patients)
-    y, classes, kind = encode(settled.texts, joined.label, task)
-    first, unit = _first_and_inverse(called)
-    _refuse_disagreement(joined.paths, unit, first, y, f"labels {list(task.labels)}", task.level)
-    _refuse_disagreement(joined.paths, unit, first, patients, "patients", task.level)
+    # The table is read through before it is joined: what is wrong in it is so for every store.
+    keys = label_keys(table, root, names)
+    values = apply_policies(table, task)
+    refuse_repeated_keys(table, keys, values.texts)
+    labelled, tally = _join(table, task, slices, status, keys, names)
+    patients = _patients(table, labelled, names)
+    unit_names = _unit_names(labelled, patients, task.level, names)
+    # What has no label or no features is counted, and leaves before anything is refused for it.
+    use, tally = _usable(labelled, unit_names, values, task, tally)
+    labelled = labelled.at(use)
+    patients = patients[use]
+    unit_names = unit_names[use]
+    _refuse_unknown_patients(labelled, patients)
+    y, classes, kind = encode(values.texts, labelled.label, task)
+    first, unit = _first_and_inverse(unit_names)
+    within = _WithinUnits(labelled.paths, unit, first, task.level)
+    within.refuse_disagreement(y, f"labels {list(task.labels)}")
+    within.refuse_disagreement(patients, "patients")
+    # A row counts once, however many slices it labels.
+    used_rows = np.unique(labelled.label)
     tally = tally.model_copy(
         update={
-            "filled_labels": int(settled.filled[np.unique(joined.label)].sum()),
+            "filled_labels": int(values.filled[used_rows].sum()),
             "unknown_labels": int((y[first] == -1).sum()),
         }
     )
-    ids, groups = called[first].astype(np.str_), patients[first].astype(np.str_)
-    return Units(y[first], groups, classes, kind, ids, joined.rows, unit, tally)
+    return Units(
+        y=y[first],
+        groups=patients[first].astype(np.str_),
+        classes=classes,
+        kind=kind,
+        ids=unit_names[first].astype(np.str_),
+        rows=labelled.rows,
+        unit=unit,
+        tally=tally,
+    )
+
+
+def _join(
+    table: LabelTable,
+    task: Task,
+    slices: pa.Table,
+    status: Status,
+    keys: Sequence[str],
+    names: Names,
+) -> tuple[_Labelled, Tally]:
+    """Return the slices of the task's modalities that a label row names, and what did not join."""
+    by = table.settings.by
+    label = label_rows(table, keys, slices)
+    of_slice = status[slices["row"].to_numpy()]
+    is_live = of_slice != WITHDRAWN
+    is_wanted = is_live & _has_modality(slices, task)
+    is_joined = is_wanted & (label >= 0)
+    # A label row of a slice of another modality has joined, though the task has no use for it.
+    has_slice = np.zeros(len(keys), bool)
+    has_slice[label[is_live & (label >= 0)]] = True
+    spare_rows = np.flatnonzero(~has_slice)
+    spare_names = [keys[i] if by == "path" else f"data row {i + 1}" for i in spare_rows[:EXAMPLES]]
+    lost_paths = column_texts(slices, "path")[is_wanted & (label < 0)]
+    if not is_joined.any():
+        raise LabelError(_nothing_joins(table, keys, spare_names, lost_paths))
+    lost_names = list(dict.fromkeys(lost_paths))[:EXAMPLES]
+    if by == "path":
+        spare_names = [names.shown(name) for name in spare_names]
+    tally = Tally(
+        unmatched_slices=len(lost_paths),
+        unmatched_labels=len(spare_rows),
+        unmatched_slice_examples=tuple(names.shown(name) for name in lost_names),
+        unmatched_label_examples=tuple(spare_names),
+    )
+    return _Labelled.of(slices, of_slice, label).at(is_joined), tally
+
+
+def _nothing_joins(
+    table: LabelTable,
+    keys: Sequence[str],
+    spare_names: Sequence[str],
+    lost_paths: Texts,
+) -> str:
+    """Return what is said where no label row joins a slice; of files named alike, if there are."""
+    # Of one name in other folders: most likely paths that are relative to another root.
+    files = {key.rpartition("/")[2] for key in keys}
+    alike = [path for path in lost_paths if path.rpartition("/")[2] in files]
+    examples = (alike or lost_paths.tolist())[:EXAMPLES]
+    return (
+        f"No row of {str(table.settings.file)!r} joins a slice by {table.settings.by}: column "
+        f"{table.settings.key!r} has {list(spare_names)}, the store has {examples}. Set "
+        "labels.key and labels.by; paths are relative to data.root."
+    )
+
+
+def _has_modality(slices: pa.Table, task: Task) -> Bools:
+    """Return (m,) which slices are of the task's modalities. Raises LabelError for none."""
+    modality = column_texts(slices, "modality")
+    if task.modality is None:
+        return np.ones(len(modality), bool)
+    is_asked = np.isin(modality.astype(np.str_), task.modality)
+    if not is_asked.any():
+        raise LabelError(
+            f"No slice has a modality of {list(task.modality)}; the store has "
+            f"{sorted(set(modality.astype(np.str_)))}."
+        )
+    return np.asarray(is_asked)
+
+
+def _usable(
+    labelled: _Labelled,
+    unit_names: Texts,
+    values: LabelValues,
+    task: Task,
+    tally: Tally,
+) -> tuple[Bools, Tally]:
+    """Return which slices have a label and features, and the tally with those that have not."""
+    has_label = values.labelled[labelled.label]
+    use = np.asarray(has_label & (labelled.status == OK))
+    unlabelled = set(unit_names[~has_label]) - set(unit_names[has_label])
+    tally = tally.model_copy(
+        update={
+            "unlabelled_units": len(unlabelled),
+            "unreadable_slices": int((has_label & (labelled.status == UNREADABLE)).sum()),
+            "pending_slices": int((has_label & (labelled.status == VOID)).sum()),
+        }
+    )
+    if not use.any():
+        raise LabelError(
+            f"None of the {len(use)} slices that the labels {list(task.labels)} join has both a "
+            f"label and features ({int(has_label.sum())} have a label, {tally.pending_slices} of "
+            "them await extraction). Run `radprobe extract`, or check the label column."
+        )
+    return use, tally
+
+
+def _unit_names(
+    labelled: _Labelled,
+    patients: Texts,
+    level: Level,
+    names: Names,
+) -> Texts:
+    """Return the unit of each slice; a file without a series or study is its own."""
+    if level == "image":
+        return labelled.rows.astype(np.str_).astype(object)
+    if level == "patient":
+        return patients
+    ids = labelled.series if level == "series" else labelled.study
+    unit_names = []
+    for name, path in zip(ids, labelled.paths, strict=True):
+        unit_names.append(names.shown(path) if name is None else name)
+    return np.array(unit_names, dtype=object)
+
+
+def _first_and_inverse(unit_names: Texts) -> tuple[Numbers, Numbers]:
+    """Return where each unit first stands, ascending, and each slice's number in that order."""
+    # In order of rows: names are pseudonyms, which differ from store to store.
+    number: dict[str, int] = {}
+    unit = [number.setdefault(name, len(number)) for name in unit_names]
+    _, first = np.unique(unit, return_index=True)
+    return first, np.array(unit, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _WithinUnits:
+    """Slices (m,) by their paths, the unit of each, and the first slice (n,) of each unit."""
+
+    paths: Texts
+    unit: Numbers
+    first: Numbers
+    level: Level
+
+    def refuse_disagreement(self, values: NDArray[Any], what: str) -> None:
+        """Raise LabelError where slices of one unit differ in values (m,) or (m, c)."""
+        differs = np.asarray(values != values[self.first][self.unit])
+        if differs.ndim == 2:
+            differs = np.asarray(differs.any(axis=1))
+        if differs.any():
+            i = int(np.flatnonzero(differs)[0])
+            first = self.first[self.unit[i]]
+            units = np.unique(self.unit[differs])
+            raise LabelError(
+                f"{len(units)} {self.level} units hold slices with different {what}, for example "
+                f"{self.paths[first]!r} and {self.paths[i]!r}. Ask at a finer level, or give each "
+                f"{self.level} one value."
+            )
+
+
+# --- other columns -------------------------------------------------------------------------
 
 
 def texts_of(
@@ -99,283 +296,105 @@ def texts_of(
     names: Names,
 ) -> NDArray[np.str_]:
     """Return (n,) what a column says of each unit; "" where it says nothing, or several things."""
-    keys = _keys(table, root, names)
-    _refuse_duplicates(table, keys, table.columns[column][:, None])
-    where, by = {key: i for i, key in enumerate(keys) if key}, table.settings.by
+    # The table is in order of its rows, those withdrawn included.
     place = np.searchsorted(slices["row"].to_numpy(), units.rows)
-    label = matched(_joined_by(slices, by)[place], where, climb=by == "path")
-    texts = np.where(label >= 0, table.columns[column][label], "").astype(np.str_)
-    first = np.unique(units.unit, return_index=True)[1]
-    torn = units.unit[texts != texts[first][units.unit]]
-    said: NDArray[np.str_] = texts[first]
-    said[torn] = ""
-    return said
+    of_slice = column_of(table, column, slices, root, names)[place]
+    _, first = np.unique(units.unit, return_index=True)
+    texts: NDArray[np.str_] = of_slice[first]
+    is_other = of_slice != texts[units.unit]
+    texts[units.unit[is_other]] = ""
+    return texts
 
 
 def column_of(
-    table: LabelTable, column: str, slices: pa.Table, root: Path, names: Names
+    table: LabelTable,
+    column: str,
+    slices: pa.Table,
+    root: Path,
+    names: Names,
 ) -> NDArray[np.str_]:
     """Return (m,) what a column says of each slice (SLICE_SCHEMA, real paths); "" for nothing."""
-    keys = _keys(table, root, names)
-    _refuse_duplicates(table, keys, table.columns[column][:, None])
-    label = _labels_of(table, keys, slices)
-    said: NDArray[np.str_] = np.where(label >= 0, table.columns[column][label], "").astype(np.str_)
-    return said
+    keys = label_keys(table, root, names)
+    texts = table.columns[column]
+    refuse_repeated_keys(table, keys, texts[:, None])
+    label = label_rows(table, keys, slices)
+    return np.where(label >= 0, texts[label], "").astype(np.str_)
 
 
-def patients_of(table: LabelTable, slices: pa.Table, root: Path, names: Names) -> Texts:
+# --- patients ------------------------------------------------------------------------------
+
+
+def patients_of(
+    table: LabelTable,
+    slices: pa.Table,
+    root: Path,
+    names: Names,
+) -> Texts:
     """Return (m,) each slice's patient pseudonym, by the label table before the header, or None.
 
     Raises LabelError where the two group slices differently.
     """
-    label = _labels_of(table, _keys(table, root, names), slices)
-    paths, headers, series, study = (
-        _column(slices, name) for name in ("path", "patient", "series", "study")
-    )
-    status = np.zeros(len(paths), np.uint8)
-    every = _Joined(slices["row"].to_numpy(), paths, headers, series, study, status, label)
-    on = label >= 0
-    found = headers.copy()
-    found[on] = _patients(table, every.at(on), names)
-    called = {h: n for h, n in zip(headers[on], found[on], strict=True) if h and n}
-    found[~on] = [called.get(header, header) for header in headers[~on]]
-    return found
+    label = label_rows(table, label_keys(table, root, names), slices)
+    # No status is asked for: slices without features have patients too.
+    every = _Labelled.of(slices, np.zeros(len(label), np.uint8), label)
+    is_labelled = label >= 0
+    of_labelled = _patients(table, every.at(is_labelled), names)
+    # A header whose patient the table names elsewhere has that name where it does not.
+    same = _patient_of_header(every.headers[is_labelled], of_labelled)
+    patients = np.array([same.get(header, header) for header in every.headers], dtype=object)
+    patients[is_labelled] = of_labelled
+    return patients
 
 
-def _labels_of(table: LabelTable, keys: Sequence[str], slices: pa.Table) -> NDArray[np.int64]:
-    """Return (m,) the label row of each slice, or -1."""
-    where, by = {key: i for i, key in enumerate(keys) if key}, table.settings.by
-    return matched(_joined_by(slices, by), where, climb=by == "path")
-
-
-def _usable(
-    joined: _Joined, called: Texts, settled: Settled, task: Task, tally: Tally
-) -> tuple[NDArray[np.bool_], Tally]:
-    """Return which slices have a label and features, and the tally with those that have not."""
-    labelled = settled.labelled[joined.label]
-    use: NDArray[np.bool_] = labelled & (joined.status == OK)
-    tally = tally.model_copy(
-        update={
-            "unlabelled_units": len(set(called[~labelled]) - set(called[labelled])),
-            "unreadable_slices": int((labelled & (joined.status == UNREADABLE)).sum()),
-            "pending_slices": int((labelled & (joined.status == VOID)).sum()),
-        }
-    )
-    if not use.any():
-        raise LabelError(
-            f"None of the {len(use)} slices that the labels {list(task.labels)} join has both a "
-            f"label and features ({int(labelled.sum())} have a label, {tally.pending_slices} of "
-            "them await extraction). Run `radprobe extract`, or check the label column."
-        )
-    return use, tally
-
-
-def _keys(table: LabelTable, root: Path, names: Names) -> list[str]:
-    """Return what each label row is joined by: a relative path, or a pseudonym; "" for none."""
-    by, raw = table.settings.by, table.columns[table.settings.key]
-    if by == "path":
-        return [_relative(text, f"{root.as_posix().rstrip('/')}/") for text in raw]
-    known = {text: names.pseudonym(by, text) for text in set(raw) if text}
-    return [known.get(text, "") for text in raw]
-
-
-def _relative(text: str, root: str) -> str:
-    """Return a path as the slice table has it: under the root, with forward slashes."""
-    return text.replace("\\", "/").removeprefix(root).removeprefix("./").rstrip("/")
-
-
-def _refuse_duplicates(table: LabelTable, keys: Sequence[str], texts: NDArray[Any]) -> None:
-    """Raise LabelError where two rows of one key say different things."""
-    name = table.settings.patient
-    patients = table.columns[name] if name else [""] * len(keys)
-    said = [(*row, patient) for row, patient in zip(texts.tolist(), patients, strict=True)]
-    seen: dict[str, int] = {}
-    clashes = [
-        (seen[key], i)
-        for i, key in enumerate(keys)
-        if key and said[seen.setdefault(key, i)] != said[i]
-    ]
-    if clashes:
-        first, second = clashes[0]
-        raise LabelError(
-            f"{len(clashes)} rows of {str(table.settings.file)!r} repeat a key with other values, "
-            f"for example data rows {first + 1} and {second + 1}: {texts[first].tolist()} and "
-            f"{texts[second].tolist()}. Keep one row a key."
-        )
-
-
-def _join(
+def _patients(
     table: LabelTable,
-    task: Task,
-    slices: pa.Table,
-    status: NDArray[np.uint8],
-    keys: Sequence[str],
+    labelled: _Labelled,
     names: Names,
-) -> tuple[_Joined, Tally]:
-    """Return the slices of the task's modalities that a label row names, and what did not join."""
-    where = {key: i for i, key in enumerate(keys) if key}
-    by = table.settings.by
-    label = matched(_joined_by(slices, by), where, climb=by == "path")
-    rows = slices["row"].to_numpy()
-    live = status[rows] != WITHDRAWN
-    asked = live & _has_modality(slices, task)
-    found = asked & (label >= 0)
-    hit = np.zeros(len(keys), bool)
-    hit[label[live & (label >= 0)]] = True
-    spare, paths = np.flatnonzero(~hit), _column(slices, "path")
-    lost = paths[asked & (label < 0)]
-    named = [keys[i] if by == "path" else f"data row {i + 1}" for i in spare[:EXAMPLES]]
-    if not found.any():
-        files = {key.rpartition("/")[2] for key in keys}
-        alike = [path for path in lost if path.rpartition("/")[2] in files]
-        raise LabelError(
-            f"No row of {str(table.settings.file)!r} joins a slice by {by}: column "
-            f"{table.settings.key!r} has {named}, the store has "
-            f"{(alike or lost.tolist())[:EXAMPLES]}. Set "
-            "labels.key and labels.by; paths are relative to data.root."
-        )
-    tally = Tally(
-        unmatched_slices=len(lost),
-        unmatched_labels=len(spare),
-        unmatched_slice_examples=tuple(map(names.shown, [*dict.fromkeys(lost)][:EXAMPLES])),
-        unmatched_label_examples=tuple(map(names.shown, named) if by == "path" else named),
-    )
-    patient, series, study = (_column(slices, name) for name in ("patient", "series", "study"))
-    every = _Joined(rows, paths, patient, series, study, status[rows], label)
-    return every.at(found), tally
-
-
-def _column(slices: pa.Table, name: str) -> Texts:
-    values: Texts = slices[name].to_numpy(zero_copy_only=False)
-    return values
-
-
-def _joined_by(slices: pa.Table, by: str) -> Texts:
-    """Return what each slice is joined by; the volumes of one series share the series' id."""
-    if by.startswith("tag:"):
-        return _tag(slices, by.removeprefix("tag:"))
-    values = _column(slices, by)
-    if by != "series":
-        return values
-    return np.array([value and value.partition(".")[0] for value in values], dtype=object)
-
-
-def _tag(slices: pa.Table, keyword: str) -> Texts:
-    """Return the pseudonym of a DICOM tag's value in each slice, or None."""
-    import pyarrow.compute as pc
-
-    values = pc.map_lookup(slices["tags"], pa.scalar(keyword), "first")
-    if values.null_count == len(values):
-        raise LabelError(
-            f"No slice has the tag {keyword!r} that labels.by asks for. Add {keyword!r} to "
-            "data.tags and run `radprobe extract`: it reads the headers again and embeds nothing."
-        )
-    return np.array(values.to_pylist(), dtype=object)
-
-
-def matched(names: Texts, where: dict[str, int], climb: bool) -> NDArray[np.int64]:
-    """Return for each name the label row it belongs to, or -1; with climb, through its folders."""
-    known: dict[str | None, int] = {None: -1}
-    for name in set(names) - {None}:
-        step, more = name, "/"
-        while climb and more and step not in where:
-            step, more, _ = step.rpartition("/")
-        known[name] = where.get(step, -1)
-    return np.array([known[name] for name in names], dtype=np.int64)
-
-
-def _has_modality(slices: pa.Table, task: Task) -> NDArray[np.bool_]:
-    modality = _column(slices, "modality")
-    if task.modality is None:
-        return np.ones(len(modality), bool)
-    found: NDArray[np.bool_] = np.isin(modality.astype(np.str_), task.modality)
-    if not found.any():
-        raise LabelError(
-            f"No slice has a modality of {list(task.modality)}; the store has "
-            f"{sorted(set(modality.astype(np.str_)))}."
-        )
-    return found
-
-
-# --- patients and units --------------------------------------------------------------------
-
-
-def _patients(table: LabelTable, joined: _Joined, names: Names) -> Texts:
+) -> Texts:
     """Return each slice's patient pseudonym, by the label column before the header, or None."""
     if table.settings.patient is None:
-        return joined.headers
+        return labelled.headers
     raw = table.columns[table.settings.patient]
-    pseudonyms = {text: names.pseudonym("patient", text) for text in set(raw) if text}
-    named: Texts = np.array([pseudonyms.get(text) for text in raw], dtype=object)[joined.label]
+    pseudonyms = pseudonyms_of("patient", raw, names)
+    of_row = np.array([pseudonyms.get(text) for text in raw], dtype=object)
+    named: Texts = of_row[labelled.label]
     if table.settings.headers == "agree":
-        _refuse_other_grouping(joined, named)
-    both = {h: n for h, n in zip(joined.headers, named, strict=True) if h and n}
-    fallback = [both.get(header, header) for header in joined.headers]
-    return np.where(named == None, np.array(fallback, dtype=object), named)  # noqa: E711
+        _refuse_other_grouping(labelled, named)
+    # A slice that its row leaves without a patient is of whom its header is elsewhere.
+    same = _patient_of_header(labelled.headers, named)
+    fallback = np.array([same.get(header, header) for header in labelled.headers], dtype=object)
+    return np.where(is_text(named), named, fallback)
 
 
-def _refuse_other_grouping(joined: _Joined, named: Texts) -> None:
+def _patient_of_header(headers: Texts, named: Texts) -> Mapping[str, str]:
+    """Return the patient that each header's is by name, where a slice has both."""
+    return {header: name for header, name in zip(headers, named, strict=True) if header and name}
+
+
+def _refuse_other_grouping(labelled: _Labelled, named: Texts) -> None:
     """Raise LabelError unless headers and labels agree on which slices are one patient's."""
-    pairs = {(h, n) for h, n in zip(joined.headers, named, strict=True) if h and n}
-    headers, names = Counter(h for h, _ in pairs), Counter(n for _, n in pairs)
-    torn = np.array(
-        [headers[h] > 1 or names[n] > 1 for h, n in zip(joined.headers, named, strict=True)]
+    both = list(zip(labelled.headers, named, strict=True))
+    pairs = {(header, name) for header, name in both if header and name}
+    # Pairs, not slices: a header with two names, or a name of two headers, tears a patient.
+    names_of_header = Counter(header for header, _ in pairs)
+    headers_of_name = Counter(name for _, name in pairs)
+    is_torn = np.array(
+        [names_of_header[header] > 1 or headers_of_name[name] > 1 for header, name in both]
     )
-    if torn.any():
+    if is_torn.any():
+        examples = list(dict.fromkeys(labelled.paths[is_torn]))[:EXAMPLES]
         raise LabelError(
-            f"The patient column and the file headers group {int(torn.sum())} slices differently, "
-            f"for example {list(dict.fromkeys(joined.paths[torn]))[:EXAMPLES]}: a patient could "
-            'stand on both sides of a split. Correct the column, or set labels.headers: "ignore" '
-            "if the headers are wrong."
+            f"The patient column and the file headers group {int(is_torn.sum())} slices "
+            f"differently, for example {examples}: a patient could stand on both sides of a split. "
+            'Correct the column, or set labels.headers: "ignore" if the headers are wrong.'
         )
 
 
-def _refuse_unknown_patients(joined: _Joined, patients: Texts) -> None:
-    unknown = patients == None  # noqa: E711
-    if unknown.any():
+def _refuse_unknown_patients(labelled: _Labelled, patients: Texts) -> None:
+    is_unknown = ~is_text(patients)
+    if is_unknown.any():
         raise LabelError(
-            f"{int(unknown.sum())} labelled slices name no patient, for example "
-            f"{joined.paths[unknown][0]!r}, so they cannot be split by patient. Name the column "
-            "that does in labels.patient, or a pattern of the path in data.patient."
-        )
-
-
-def _unit_names(joined: _Joined, patients: Texts, level: Level, names: Names) -> Texts:
-    """Return the unit of each slice; a file without a series or study is its own."""
-    if level == "image":
-        return joined.rows.astype(np.str_).astype(object)
-    if level == "patient":
-        return patients
-    named = joined.series if level == "series" else joined.study
-    called = [
-        names.shown(path) if name is None else name
-        for name, path in zip(named, joined.paths, strict=True)
-    ]
-    return np.array(called, dtype=object)
-
-
-def _first_and_inverse(called: Texts) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where each unit first stands, ascending, and each slice's number in that order."""
-    number: dict[str, int] = {}
-    unit = np.array([number.setdefault(name, len(number)) for name in called], dtype=np.int64)
-    return np.unique(unit, return_index=True)[1], unit
-
-
-def _refuse_disagreement(
-    paths: Texts,
-    unit: NDArray[np.int64],
-    first: NDArray[np.int64],
-    values: NDArray[Any],
-    what: str,
-    level: Level,
-) -> None:
-    """Raise LabelError where the slices of a unit differ in what must be the unit's own."""
-    other = values != values[first][unit]
-    other = other.any(axis=1) if other.ndim == 2 else other
-    if other.any():
-        i = int(np.flatnonzero(other)[0])
-        raise LabelError(
-            f"{len(np.unique(unit[other]))} {level} units hold slices with different {what}, for "
-            f"example {paths[first[unit[i]]]!r} and {paths[i]!r}. Ask at a finer level, or give "
-            f"each {level} one value."
+            f"{int(is_unknown.sum())} labelled slices name no patient, for example "
+            f"{labelled.paths[is_unknown][0]!r}, so they cannot be split by patient. Name the "
+            "column that does in labels.patient, or a pattern of the path in data.patient."
         )

@@ -28,31 +28,39 @@ class Truth:
 
     @property
     def indicator(self) -> NDArray[np.bool_]:
-        """Return (n, c): which classes or labels each unit is known to carry."""
+        """(n, c): which classes or labels each unit is known to carry."""
         if self.kind == "multilabel":
             return np.asarray(self.y == 1)
         return np.asarray(self.y[:, None] == np.arange(len(self.classes)))
 
     @property
     def strata(self) -> NDArray[np.bool_]:
-        """Return (n, c): the classes or labels each unit carries, or of a number its quarter."""
+        """(n, c): the classes or labels each unit carries, or of a number its quarter."""
         if self.kind != "regression":
             return self.indicator
-        quarter = np.searchsorted(np.quantile(self.y, [0.25, 0.5, 0.75]), self.y)
+        # A quarter as a class, so that every side has young and old.
+        bounds = np.quantile(self.y, [0.25, 0.5, 0.75])
+        quarter = np.searchsorted(bounds, self.y)
         return np.asarray(quarter[:, None] == np.arange(4))
 
     @property
     def patient(self) -> NDArray[np.int64]:
-        """Return (n,) the number of each unit's patient, who count in the order of first units.
+        """(n,) the number of each unit's patient; patients count in the order of their first units.
 
         So what is drawn by it does not depend on pseudonyms, which differ from store to store.
         """
-        _, first, patient = np.unique(self.groups, return_index=True, return_inverse=True)
-        return np.asarray(np.argsort(np.argsort(first))[patient])
+        _, first, patient = np.unique(
+            self.groups,
+            return_index=True,
+            return_inverse=True,
+        )
+        # The rank of where each first stands, by the order of names.
+        number = np.argsort(np.argsort(first))
+        return np.asarray(number[patient])
 
     @property
     def known(self) -> NDArray[np.bool_]:
-        """Return (n, c): of which classes or labels a unit is known to carry them or not."""
+        """(n, c): of which classes or labels a unit is known to carry them or not."""
         if self.kind == "multilabel":
             return np.asarray(self.y >= 0)
         return np.ones((len(self.y), len(self.classes)), bool)
@@ -77,9 +85,12 @@ class Units(Truth):
 
     @classmethod
     def unlabelled(
-        cls, ids: NDArray[np.str_], rows: NDArray[np.int64], unit: NDArray[np.int64]
+        cls,
+        ids: NDArray[np.str_],
+        rows: NDArray[np.int64],
+        unit: NDArray[np.int64],
     ) -> Units:
-        """Return units that are asked for their features alone, each a group of its own."""
+        """Return units of which the features alone matter, each a group of its own."""
         return cls(
             y=np.zeros(len(ids)),
             groups=ids,
@@ -95,6 +106,7 @@ class Units(Truth):
         """Return which slices belong to each unit."""
         counts = np.bincount(self.unit, minlength=len(self.ids))
         first = np.concatenate([[0], np.cumsum(counts)])
+        # Stable, so that places ascend within each unit.
         return Bags(np.argsort(self.unit, kind="stable"), first)
 
 
@@ -117,8 +129,10 @@ class Prediction:
     """Probabilities (q, c) of the test units under one setting, such as {"k": 10}.
 
     Rows sum to 1, but for multi-label, where each column stands by itself. For regression: the
-    numbers (q, 1).
+    numbers (q, 1). draws: where models were fitted on so many draws of the train units, proba is
+    (draws * q, c), draw after draw; None for one model of all of them.
     """
 
     setting: dict[str, float]
     proba: NDArray[np.float64]
+    draws: int | None = None

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from pipeline import evaluate, segment, tune
 from pipeline.benchmark.settings import Cell
+from pipeline.config.heads import TUNED
 from pipeline.config.root import Config
-from pipeline.config.tuning import TUNED
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.plan import plan, seconds_a_slice

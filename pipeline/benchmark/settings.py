@@ -11,39 +11,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from pipeline.config.data import BackboneChoice
-from pipeline.config.heads import Attention, Efficiency, FewShot, Knn, Linear, Probe
+from pipeline.config.heads import HEADS, TUNED, declared, method_names
 from pipeline.config.loading import anchored, load_config, read_settings
+from pipeline.config.methods import one_of
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
-from pipeline.config.tasks import Method
-from pipeline.config.tuning import TUNED, BitFit, FineTune, Lora, NormTune
 from pipeline.recipe import PatchTokens, SeenAs, ViewName
 from pipeline.shared.paths import matcher
 from pipeline.types import Frozen
 from stores.errors import ConfigError
 
-# method -> the block of a config that it takes its settings from.
-BLOCKS: dict[str, type[Frozen]] = {
-    "knn": Knn,
-    "probe": Probe,
-    "fewshot": FewShot,
-    "linear": Linear,
-    "attention": Attention,
-    "efficiency": Efficiency,
-    "finetune": FineTune,
-    "lora": Lora,
-    "bitfit": BitFit,
-    "norm": NormTune,
-    "segment": Segment,
-}
+SEGMENT = "segment"
 
 
-# The methods whose heads can be tested on another store than they are fitted on, and answer with
-# predictions that can be held against each other.
-STEADY: tuple[Method, ...] = ("knn", "probe", "linear", "attention")
+def _block_of(method: str) -> type[Frozen]:
+    """Return the block of a config that a method takes its settings from."""
+    return Segment if method == SEGMENT else declared(method).settings
+
+
+def _seen_otherwise(method: str) -> bool:
+    """Return whether a method can be tested on images seen otherwise than those it is fitted on."""
+    return method in HEADS and declared(method).compared
+
+
+# The name of a method, or `segment`.
+CellMethod = Annotated[str, AfterValidator(lambda name: one_of(name, (*method_names(), SEGMENT)))]
 
 
 class Backbone(BackboneChoice):
@@ -60,7 +55,7 @@ class Setting(Frozen):
     backbone's. options: instead of those in a data set's own config.
     """
 
-    method: Method | Literal["segment"]
+    method: CellMethod
     of: Literal["tasks", "masks"] = "tasks"
     image_size: int | None = None
     options: dict[str, Any] = Field(default_factory=dict)
@@ -84,7 +79,7 @@ class Setting(Frozen):
 
     @model_validator(mode="after")
     def _known_options(self) -> Setting:
-        block = BLOCKS[self.method]
+        block = _block_of(self.method)
         extra = sorted(self.options.keys() - block.model_fields.keys())
         if extra:
             raise ValueError(f"{self.method} has no option {extra[0]!r}.")
@@ -101,9 +96,9 @@ class Benchmark(Frozen):
 
     out: the folder of stores and results. datasets: name -> config file, such as `radprobe dataset`
     writes; its data, preprocessing, labels, split, tasks and masks count. seeds: of splits that
-    are dealt, and of heads that draw. views: what else the test images are seen as, by heads (of
-    STEADY) that were fitted on the images as they are. tokens: how patch tokens are kept, for
-    segmentation.
+    are dealt, and of heads that draw. views: what else the test images are seen as, by heads
+    (those that are `compared`) that were fitted on the images as they are. tokens: how patch
+    tokens are kept, for segmentation.
     """
 
     out: Path
@@ -136,7 +131,7 @@ class Cell:
     setting: str
     seed: int
     config: Config
-    method: Method | Literal["segment"]
+    method: CellMethod
     of: Literal["tasks", "masks"]
     view: ViewName
     needs: tuple[Config, ...]
@@ -205,7 +200,7 @@ def _cells(asked: Benchmark) -> Iterator[Cell]:
                     plain = _config(asked, base, dataset, backbone, setting, seed)
                     about = dataset, backbone, setting, seed
                     yield Cell(*about, plain, what.method, what.of, "none", (plain,))
-                    for view in asked.views if what.method in STEADY else ():
+                    for view in asked.views if _seen_otherwise(what.method) else ():
                         seen = _seen_as(view, plain)
                         yield Cell(*about, seen, what.method, what.of, view, (plain, seen))
 
@@ -227,7 +222,7 @@ def _config(
     store = asked.out / "stores" / dataset / f"{backbone}-{size}{'-tokens' if on_tokens else ''}"
     choice = BackboneChoice(**network.model_dump(exclude={"blocks"}) | {"image_size": size})
     keep = {"keep": ("patch",) if on_tokens else ("cls", "mean"), "patch": asked.tokens}
-    block = BLOCKS[what.method]
+    block = _block_of(what.method)
     given = None if what.method == "segment" else getattr(base, what.method)
     own = (given.model_dump(exclude_unset=True) if given else {}) | what.options
     if "seed" in block.model_fields:

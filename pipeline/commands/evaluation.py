@@ -20,10 +20,12 @@ from pipeline.commands.printing import (
     show_segmented,
     show_tuned,
 )
+from pipeline.config.heads import HEADS, TUNED, Registered, method_names
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pipeline.config.tasks import Level, Method
+    from pipeline.config.methods import Method
+    from pipeline.config.tasks import Level
     from pipeline.results import Result, Segmented
 
 Name = TypeVar("Name", bound=str)
@@ -40,48 +42,28 @@ def evaluate(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False
     _answer(config, store, ("knn", "probe", "fewshot"), as_json)
 
 
-@app.command(epilog="Example: radprobe knn configs/demo.yaml")
-def knn(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
-    """Score each test case by its nearest neighbours among the training cases."""
-    _answer(config, store, ("knn",), as_json)
+def _add_head(name: str, head: Registered) -> None:
+    """Add the command of a head, which answers every task of the config by it alone."""
+
+    def answer(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+        _answer(config, store, (name,), as_json)
+
+    def answer_on_device(
+        config: ConfigArg,
+        store: StoreOpt = None,
+        device: DeviceOpt = None,
+        as_json: JsonOpt = False,
+    ) -> None:
+        _answer(config, store, (name,), as_json, device)
+
+    command = app.command(
+        name, help=head.help, epilog=f"Example: radprobe {name} configs/demo.yaml"
+    )
+    command(answer_on_device if head.on_device else answer)
 
 
-@app.command(epilog="Example: radprobe probe configs/demo.yaml")
-def probe(
-    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
-) -> None:
-    """Fit a logistic regression on the training cases and score the test cases."""
-    _answer(config, store, ("probe",), as_json, device)
-
-
-@app.command(epilog="Example: radprobe fewshot configs/demo.yaml")
-def fewshot(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
-    """Score nearest centroids of a few patients a class, over many episodes."""
-    _answer(config, store, ("fewshot",), as_json)
-
-
-@app.command(epilog="Example: radprobe linear configs/demo.yaml")
-def linear(
-    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
-) -> None:
-    """Train the paper's grid of linear heads by SGD: blocks, mean token and rates chosen on val."""
-    _answer(config, store, ("linear",), as_json, device)
-
-
-@app.command(epilog="Example: radprobe attention configs/demo.yaml")
-def attention(
-    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
-) -> None:
-    """Train attention over the slices of each series, study or patient, and score it."""
-    _answer(config, store, ("attention",), as_json, device)
-
-
-@app.command(epilog="Example: radprobe efficiency configs/demo.yaml")
-def efficiency(
-    config: ConfigArg, store: StoreOpt = None, device: DeviceOpt = None, as_json: JsonOpt = False
-) -> None:
-    """Fit the probe on ever more patients, from one a class to all: the label-efficiency curve."""
-    _answer(config, store, ("efficiency",), as_json, device)
+for _name, _head in HEADS.items():
+    _add_head(_name, _head)
 
 
 @app.command(epilog="Example: radprobe tune my.yaml --method lora --device cuda")
@@ -112,7 +94,6 @@ def tune(
     Stopped at any moment, it goes on from its last checkpoint.
     """
     from pipeline.config.loading import load_config
-    from pipeline.config.tuning import TUNED
     from pipeline.tune import tune, tune_masks
 
     asked = None if not method else [_one_of(TUNED, "--method", name) for name in method]
@@ -267,10 +248,7 @@ def _level(name: str) -> Level:
 
 def _method(name: str) -> Method:
     """Return a method by name."""
-    from pipeline.config.tasks import Method
-
-    known: tuple[Method, ...] = get_args(Method)
-    return _one_of(known, "--heads", name)
+    return _one_of(method_names(), "--heads", name)
 
 
 def _one_of(known: tuple[Name, ...], option: str, name: str) -> Name:

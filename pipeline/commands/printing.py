@@ -11,7 +11,7 @@ from rich import box
 from rich.measure import Measurement
 from rich.table import Table
 
-from pipeline.report.wording import METHODS, setting_text
+from pipeline.report.wording import method_title, setting_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +74,7 @@ def show_results(out: Console, results: Sequence[Result]) -> None:
         stamp = ", RANDOM WEIGHTS" if answers[0].provenance.random else ""
         scores = [(result, score) for result in answers for score in result.scores]
         shown = [name for name in HEADLINES if any(name in score.metrics for _, score in scores)]
-        title = f"{METHODS[method]} on {features}{stamp}"
+        title = f"{method_title(method)} on {features}{stamp}"
         table = _table(title, ("task", "tested on", "setting"), [HEADLINES[n] for n in shown])
         for result, score in scores:
             table.add_row(result.task, _tested_on(result), *_score(score, shown))
@@ -135,7 +135,7 @@ def show_tuned(out: Console, results: Sequence[Result | Segmented], store: Path)
         for each in result.tuned:
             table.add_row(
                 result.task,
-                METHODS[result.method],
+                method_title(result.method),
                 f"{each.trained:,} of {each.parameters:,}",
                 f"{each.head:,}",
                 str(len(each.moved)),

@@ -1,125 +1,120 @@
-"""Settings of the heads that read cached features."""
+"""The heads: what learns from cached features, each by its name, and where it is declared.
+
+This is the one list of heads. A name in it is a key of the config, a command of `radprobe`, a
+method of `evaluate`, of benchmarks and of comparisons, and stands in reports; none of those has a
+list of its own. The list is plain text: whoever reads it imports no head, and asking for a name
+imports the module of that head alone.
+
+To add a head, say one that predicts the class whose mean is nearest:
+
+1. Write `pipeline/evaluation/heads/nearest_mean.py`. It holds the settings (a `HeadSettings`, which
+   becomes the config's key), `fit`, `predict`, and `HEAD`, which declares them together;
+   `pipeline.evaluation.heads.contract` says what each takes and gives, and `knn.py` is an example.
+   The module is imported wherever a config is read, so that it imports nothing heavy (torch,
+   scikit-learn, FAISS, SciPy) at its top: what does stands in a module beside it, which `fit`
+   imports (`probe.py` and `probe_fit.py`).
+2. Add its line to `HEADS`, at the end: reports colour methods by their place.
+3. Write `tests/pipeline/evaluation/heads/test_nearest_mean.py`. What every head must do is tried
+   for each line of `HEADS` by `test_every_head.py` there.
+
+A head that comes to answer the same question otherwise raises its contract number, so that older
+answers are not found.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from pydantic import Field, model_validator
+if TYPE_CHECKING:
+    from pipeline.config.base import HeadSettings
 
-from pipeline.config.tasks import FeatureSet, Scaling
-from pipeline.types import Frozen
+LIBRARIES = ("radprobe", "numpy", "scikit-learn", "faiss-cpu", "torch")
+
+S_co = TypeVar("S_co", bound="HeadSettings", covariant=True)
 
 
-class Head(Frozen):
-    """What every head has: which features it sees, and scaled how, as the train units alone say.
+class Registered(NamedTuple):
+    """Where a head is declared, and what the command line must know before it imports the head.
 
-    components: how many principal components `whiten` keeps at most.
+    help: of the head's command; on_device: whether the command takes --device.
     """
 
-    features: FeatureSet = "cls"
-    scaling: Scaling = "none"
-    components: Annotated[int, Field(ge=1)] = 256
+    module: str
+    help: str
+    on_device: bool = False
 
 
-class Knn(Head):
-    """FAISS kNN settings.
+HEADS: dict[str, Registered] = {
+    "knn": Registered(
+        "pipeline.evaluation.heads.knn",
+        "Score each test case by its nearest neighbours among the training cases.",
+    ),
+    "probe": Registered(
+        "pipeline.evaluation.heads.probe",
+        "Fit a logistic regression on the training cases and score the test cases.",
+        on_device=True,
+    ),
+    "fewshot": Registered(
+        "pipeline.evaluation.heads.fewshot",
+        "Score nearest centroids of a few patients a class, over many episodes.",
+    ),
+    "linear": Registered(
+        "pipeline.evaluation.heads.linear",
+        "Train the paper's grid of linear heads by SGD: blocks, mean token and rates chosen on "
+        "val.",
+        on_device=True,
+    ),
+    "attention": Registered(
+        "pipeline.evaluation.heads.attention",
+        "Train attention over the slices of each series, study or patient, and score it.",
+        on_device=True,
+    ),
+    "efficiency": Registered(
+        "pipeline.evaluation.heads.efficiency",
+        "Fit the probe on ever more patients, from one a class to all: the label-efficiency curve.",
+        on_device=True,
+    ),
+}
+# Not heads, and methods all the same: how a network itself is trained, by `radprobe tune`. One
+# module declares all four.
+TUNED: tuple[str, ...] = ("finetune", "lora", "bitfit", "norm")
+TUNED_IN = "pipeline.config.tuning"
 
-    multilabel: how neighbours vote on multi-label tasks: as on any other (DINOv2's soft vote), or
-    by ML-kNN; "mlknn-paper" counts a training image among its own neighbours, as the code of
-    arXiv 2312.02366 does. exact_up_to: how many references are all looked at; where there are more,
-    an inverted file is asked, so many of its lists that the share `recall` of the true neighbours
-    is found: faster from about 2,560 + 4 sqrt(references) test units on, and for ML-kNN, which asks
-    about the references too. Unset, all are always looked at.
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration(Generic[S_co]):
+    """What is known of a method, a head or a way to tune, before it is run.
+
+    title: what people read; settings: the class of its key in a config; contract: raised whenever
+    the method answers the same question otherwise: older answers are then not found. libraries:
+    those whose versions an answer names. compared: whether it predicts each test unit once, by a
+    model of all of train on cached features, so that its predictions can be held against another's,
+    and those of other images too.
     """
 
-    k: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20, 50, 100, 200)
-    temperature: Annotated[float, Field(gt=0)] = 0.07
-    multilabel: Literal["soft", "mlknn", "mlknn-paper"] = "soft"
-    exact_up_to: Annotated[int, Field(ge=1)] | None = None
-    recall: Annotated[float, Field(gt=0, le=1)] = 0.99
+    name: str
+    title: str
+    settings: type[S_co]
+    contract: int
+    libraries: tuple[str, ...] = LIBRARIES
+    compared: bool = True
 
 
-class Probe(Head):
-    """Probe settings: C = 10^linspace(low, high, steps), chosen on validation.
+def method_names() -> tuple[str, ...]:
+    """Return the names of all methods, the heads first."""
+    return (*HEADS, *TUNED)
 
-    Regression is ridge with the penalty alpha = 1 / C.
+
+def declared(name: str) -> Declaration[HeadSettings]:
+    """Return the declaration of a method, importing the module it stands in and no other.
+
+    Raises KeyError where there is no such method.
     """
-
-    features: FeatureSet = "cls+mean"
-    low: float = -6
-    high: float = 5
-    steps: Annotated[int, Field(ge=1)] = 45
-
-
-class Linear(Head):
-    """The grid of linear heads of arXiv 2312.02366, by SGD: rates times parts of the features.
-
-    The parts of cls4+mean are CLS of the last block or of the last four, with or without the mean
-    patch token. DINOv2's own rates are 1e-5 to 0.1 times batch / 256.
-    """
-
-    features: FeatureSet = "cls4+mean"
-    rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
-        1e-3,
-        5e-3,
-        1e-2,
-        5e-2,
-    )
-    epochs: Annotated[int, Field(ge=1)] = 10
-    batch: Annotated[int, Field(ge=1)] = 128
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _columns_stay(self) -> Linear:
-        if self.scaling == "whiten":
-            raise ValueError(
-                "The linear grid takes parts of the features, which whitening mixes. Set scaling "
-                'to "none", "l2" or "standardise".'
-            )
-        return self
-
-
-class Attention(Head):
-    """Gated attention over a unit's slices, trained by AdamW; `epochs` at most, as val says."""
-
-    scaling: Scaling = "standardise"
-    hidden: Annotated[int, Field(ge=1)] = 128
-    rate: Annotated[float, Field(gt=0)] = 1e-3
-    decay: Annotated[float, Field(ge=0)] = 1e-2
-    epochs: Annotated[int, Field(ge=1)] = 50
-    batch: Annotated[int, Field(ge=1)] = 16
-    seed: int = 0
-
-
-class Efficiency(Probe):
-    """Label efficiency: the probe fitted on `shots` patients a class, on twice as many, up to all.
-
-    Each number of patients is drawn `draws` times, or fewer where the draws together would take
-    more patients than there are (three at least), and scored on all test units.
-    """
-
-    shots: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (
-        1,
-        2,
-        4,
-        8,
-        16,
-    )
-    draws: Annotated[int, Field(ge=1)] = 10
-    seed: int = 0
-
-
-class FewShot(Head):
-    """Few-shot settings: episodes of `shots` patients a class.
-
-    head: the nearest centroid by cosine; SimpleShot, which first takes the mean of train and val
-    from every feature; or logistic regression. draw: "paper" is the one draw of arXiv 2312.02366,
-    fitted by the probe and scored on all test units.
-    """
-
-    draw: Literal["episodes", "paper"] = "episodes"
-    head: Literal["centroid", "simpleshot", "logistic"] = "centroid"
-    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8, 16)
-    queries: Annotated[int, Field(ge=1)] = 15
-    episodes: Annotated[int, Field(ge=2)] = 600
-    seed: int = 0
+    if name in TUNED:
+        declarations: dict[str, Any] = importlib.import_module(TUNED_IN).DECLARED
+        tuned: Declaration[HeadSettings] = declarations[name]
+        return tuned
+    head: Declaration[HeadSettings] = importlib.import_module(HEADS[name].module).HEAD
+    return head

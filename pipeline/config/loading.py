@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
+from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
 from pipeline.types import Frozen
 from stores.errors import ConfigError
@@ -103,10 +104,18 @@ def _known_keys(steps: tuple[int | str, ...], top: type[Frozen]) -> list[str]:
     for step in steps:
         below: list[Any] = []
         for model in models:
-            field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
-            below += _models_in(field.annotation) if field else []
+            below += _models_under(model, step)
         models = below or models
     return sorted({key for model in models for key in model.model_fields})
+
+
+def _models_under(model: Any, step: int | str) -> list[Any]:
+    """Return the settings models that the value of a key of a model can be of."""
+    # The annotation of a head's key is what all heads have; its own settings have more.
+    if model is Config and step in HEADS:
+        return [declared(str(step)).settings]
+    field = model.model_fields.get(step) if hasattr(model, "model_fields") else None
+    return _models_in(field.annotation) if field else []
 
 
 def _models_in(annotation: Any) -> list[Any]:

@@ -6,21 +6,63 @@ one. Defaults stand here and in `pipeline.types`, each once.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
+from pipeline.config.base import HeadSettings
 from pipeline.config.data import BackboneChoice, Data, Demo, JobQueue, Labels, Outputs, SplitChoice
-from pipeline.config.heads import Attention, Efficiency, FewShot, Knn, Linear, Probe
+from pipeline.config.heads import HEADS, TUNED, Declaration, declared
 from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Task
-from pipeline.config.tuning import TUNED, BitFit, FineTune, Lora, NormTune
+from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune
 from pipeline.recipe import Preprocess
 from pipeline.types import Frozen
+from stores.errors import ConfigError
+
+S = TypeVar("S", bound=HeadSettings)
 
 
-class Config(Frozen):
-    """One config file.
+def _settings(name: str, given: Any) -> HeadSettings:
+    """Return the settings of a head from what a config gives under its name."""
+    return declared(name).settings.model_validate(given)
+
+
+def _default(name: str) -> HeadSettings:
+    return declared(name).settings()
+
+
+def _head_field(name: str) -> Any:
+    """Return type and default of a head's key: both are known to the module that declares it."""
+    # Parsed before pydantic sees it: the annotation knows no more than what all heads have.
+    of_its_own = BeforeValidator(functools.partial(_settings, name))
+    # Made for each config anew, so that importing this module imports no head.
+    default = Field(default_factory=functools.partial(_default, name))
+    return (Annotated[SerializeAsAny[HeadSettings], of_its_own], default)
+
+
+# One field a line of the registry, which is known when this module is imported, and not before.
+if TYPE_CHECKING:
+
+    class HeadKeys(Frozen):
+        """A key for each registered head; type checkers know its settings by `settings_of`."""
+else:
+    HeadKeys = create_model(
+        "HeadKeys", __base__=Frozen, **{name: _head_field(name) for name in HEADS}
+    )
+
+
+class Config(HeadKeys):
+    """One config file. Each head of `pipeline.config.heads` has a key, whose settings it declares.
 
     fit_on: a store of the same collection by the same network, whose features heads are fitted on
     in place of this one's, which are tested alone: how answers hold where the images are others.
@@ -38,15 +80,9 @@ class Config(Frozen):
     labels: Labels | None = None
     split: SplitChoice = SplitChoice()
     tasks: dict[str, Task] = Field(default_factory=dict)
-    knn: Knn = Knn()
-    probe: Probe = Probe()
-    fewshot: FewShot = FewShot()
     scale: JobQueue | None = None
     masks: dict[str, Masks] = Field(default_factory=dict)
     segment: dict[str, Segment] = Field(default_factory=dict)
-    linear: Linear = Linear()
-    attention: Attention = Attention()
-    efficiency: Efficiency = Efficiency()
     finetune: FineTune | None = None
     lora: Lora | None = None
     bitfit: BitFit | None = None
@@ -68,3 +104,13 @@ class Config(Frozen):
         if self.data.only == "masked" and not self.masks:
             raise ValueError("data.only: masked needs `masks`, which say where the masks are.")
         return self
+
+    def settings_of(self, method: Declaration[S]) -> S:
+        """Return the settings of a method. Raises ConfigError where the config has none."""
+        settings: S | None = getattr(self, method.name)
+        if settings is None:
+            raise ConfigError(
+                f"The config has no block {method.name!r}; `{method.name}: {{}}` takes the "
+                "defaults."
+            )
+        return settings

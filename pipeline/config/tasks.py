@@ -14,10 +14,6 @@ FeatureSet = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
 Level = Literal["image", "series", "study", "patient"]
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 Part = Literal["train", "val", "test"]
-Method = Literal[
-    "knn", "probe", "fewshot", "linear", "attention", "efficiency",
-    "finetune", "lora", "bitfit", "norm",
-]  # fmt: skip
 # How the features of a unit's slices become one.
 Pool = Literal["mean", "max", "gem3", "top5"]
 # What is done to the features before a head sees them, as the train units alone say.

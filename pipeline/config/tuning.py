@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.heads import Head
-from pipeline.config.tasks import FeatureSet, Method
+from pipeline.config.base import HeadSettings
+from pipeline.config.heads import LIBRARIES, Declaration
+from pipeline.config.tasks import FeatureSet
 
 # How the code of arXiv 2312.02366 trains networks; its learning rates of heads are a grid.
 _PAPER: dict[str, Any] = {
@@ -24,7 +25,7 @@ _PAPER: dict[str, Any] = {
 }
 
 
-class Tuning(Head):
+class Tuning(HeadSettings):
     """How a network is trained on a task, with a linear head on its features; val says when to end.
 
     protocol: `paper` takes the settings of the code of arXiv 2312.02366 where none are given, but
@@ -57,6 +58,11 @@ class Tuning(Head):
     precision: Literal["float32", "bfloat16"] = "float32"
     start: Literal["noise", "probe"] = "noise"
     seed: int = 0
+
+    @property
+    def built_on(self) -> tuple[str, ...]:
+        """The probe, where the head begins as one."""
+        return ("probe",) if self.start == "probe" else ()
 
     @model_validator(mode="before")
     @classmethod
@@ -119,4 +125,25 @@ class NormTune(Tuning):
     """The scales and biases of the network's norms are trained."""
 
 
-TUNED: tuple[Method, ...] = ("finetune", "lora", "bitfit", "norm")  # the methods that tune
+def _declared(
+    name: str, title: str, settings: type[Tuning], contract: int = 4
+) -> Declaration[Tuning]:
+    # Those of heads, and what makes networks and LoRA's updates.
+    libraries = (*LIBRARIES, "transformers", "peft")
+    return Declaration(
+        name=name,
+        title=title,
+        settings=settings,
+        contract=contract,
+        libraries=libraries,
+        compared=False,
+    )
+
+
+# What `pipeline.config.heads.declared` finds for the names of TUNED.
+DECLARED = {
+    "finetune": _declared("finetune", "Fine-tuning", FineTune),
+    "lora": _declared("lora", "LoRA", Lora),
+    "bitfit": _declared("bitfit", "BitFit", BitFit),
+    "norm": _declared("norm", "Norms alone", NormTune),
+}

@@ -1,7 +1,7 @@
 """A task over a store: its units, who stands where, and their features.
 
 What costs time to know is made once, when it is first asked for, so that an answer that is on file
-opens no array.
+opens no array. Dims: n units, m slices, d features.
 """
 
 from __future__ import annotations
@@ -18,41 +18,50 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.labels import LabelTable, label_units, read_labels, texts_of
 from pipeline.annotations.units import Units
+from pipeline.config.base import HeadSettings
 from pipeline.config.data import Labels
-from pipeline.config.heads import Head
 from pipeline.config.root import Config
-from pipeline.config.tasks import FeatureSet, Part, Pool, Task
-from pipeline.evaluation.leakage import Fitted, near_copies, refuse_duplicates, refuse_near, said_of
-from pipeline.evaluation.metrics.agreement import icc
-from pipeline.evaluation.pooling import looks, pooled_features, read_features, scaled
+from pipeline.config.tasks import FeatureSet, Task
+from pipeline.evaluation.fit_store import FitStore
+from pipeline.evaluation.leakage import (
+    describe_near_copies,
+    near_copies,
+    refuse_duplicates,
+    refuse_near_copies,
+)
+from pipeline.evaluation.pooling import comparable_features, read_features, scaled
 from pipeline.evaluation.splits import (
     PARTS,
+    Parts,
     Split,
-    deal,
     extended_text,
-    joined,
     load_split,
+    make_split,
+    merged,
+    split_new_patients,
     split_path,
     split_text,
-    with_new,
 )
 from pipeline.recipe import Recipe
 from pipeline.results import Provenance
+from pipeline.shared.arrays import Floats
 from pipeline.shared.pseudonyms import Names
 from stores._disk import write_checked
 from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
 
-Floats = NDArray[np.float32]
-Rows = NDArray[np.int64]
-Parts = dict[Part, Rows]
-# Test units whose features are held against those of the store that heads are fitted on.
-MOST_AGREED = 1000
+Texts = NDArray[np.str_]
 
 
 @dataclass
 class Cases:
-    """A task over a store."""
+    """A task over a store.
+
+    shortcut_of: the task on whose split this one asks whether the features tell a shortcut.
+    fit_store: the store whose features heads are fitted on, where it is another than `store`.
+    notes: what results say of the cases, such as copies that are allowed. agreement: how far the
+    test units' features agree with those in `fit_store`, once features were read.
+    """
 
     config: Config
     store: FeatureStore
@@ -60,57 +69,123 @@ class Cases:
     fingerprint: str
     name: str
     task: Task
-    # The task that this one is asked beside, on the same split.
-    beside: Cases | None = None
-    # Where heads are fitted on the features of another store.
-    fitted: Fitted | None = None
-    notes: list[str] = field(default_factory=list, init=False)  # copies that are allowed
-    # How far the test units' features agree with those in the store that heads are fitted on.
+    shortcut_of: Cases | None = None
+    fit_store: FitStore | None = None
+    notes: list[str] = field(default_factory=list, init=False)
     agreement: float | None = field(default=None, init=False)
-    _seen: tuple[FeatureSet, Floats] | None = field(default=None, init=False)
+    # The features that were read last: they may fill the memory, so that no others are remembered.
+    _last_read: tuple[FeatureSet, Floats] | None = field(default=None, init=False)
+    _split_ensured: bool = field(default=False, init=False)
+
+    # --- units ---------------------------------------------------------------------------
 
     @cached_property
     def units(self) -> Units:
         """The labels of the task, joined to the store's slices."""
-        return label_units(self.table, self.task, self._slices, self.store.status(), *self._joining)
+        return label_units(
+            self.table,
+            self.task,
+            self._slices,
+            self.store.status(),
+            self._root,
+            self._names,
+        )
+
+    def column(self, name: str) -> Texts:
+        """Return (n,) what a label column says of each unit; "" where nothing, or several."""
+        return self._texts_of(self.table, name)
+
+    def _texts_of(self, table: LabelTable, column: str) -> Texts:
+        return texts_of(
+            table,
+            column,
+            self.units,
+            self._slices,
+            self._root,
+            self._names,
+        )
 
     @cached_property
     def _slices(self) -> pa.Table:
-        return self._joining[1].revealed(self.store.slices())
+        """The slice table, with the real paths."""
+        return self._names.revealed(self.store.slices())
+
+    @property
+    def _root(self) -> Path:
+        return self.config.data.root
 
     @cached_property
-    def _joining(self) -> tuple[Path, Names]:
-        data = self.config.data
-        return data.root, Names(self.store.path, data.paths)
+    def _names(self) -> Names:
+        return Names(self.store.path, self.config.data.paths)
 
-    def column(self, name: str) -> NDArray[np.str_]:
-        """Return (n,) what a label column says of each unit; "" where nothing, or several."""
-        return texts_of(self.table, name, self.units, self._slices, *self._joining)
+    @cached_property
+    def labels_digest(self) -> str:
+        """The sha256 of the label columns that the task reads."""
+        return self.table.digest(self.task)
+
+    # --- the split -----------------------------------------------------------------------
+
+    @property
+    def _split_path(self) -> Path:
+        return split_path(self.store.path, self.name, self.task, self.config.split)
 
     @property
     def is_split(self) -> bool:
         """Whether the split is on file."""
-        if self.beside is not None:
-            return self.beside.is_split
-        return split_path(self.store.path, self.name, self.task, self.config.split).is_file()
+        if self.shortcut_of is not None:
+            return self.shortcut_of.is_split
+        return self._split_path.is_file()
 
     @cached_property
     def split(self) -> Split:
-        """The split on file, or one made now and filed."""
-        if self.beside is not None:
-            return self.beside.split
+        """The split on file, which `ensure_split` makes. Raises FileNotFoundError where none is."""
+        if self.shortcut_of is not None:
+            return self.shortcut_of.split
+        return load_split(self._split_path)
+
+    @cached_property
+    def folds(self) -> list[Parts]:
+        """Unit numbers of train, val and test: once, or for each fold that tests in turn.
+
+        Of the split that `ensure_split` has brought up to date. Raises LabelError for a part
+        without units.
+        """
+        return self.split.parts_of(self.units.groups)
+
+    def ensure_split(self) -> None:
+        """File the split where there is none, and bring one on file up to date, once.
+
+        The key of an answer holds who stands where, so that this comes before it is computed.
+        Raises LabelError where patients cannot be dealt, where the split does not know some and may
+        not take them in, and where copies of an image stand on two sides.
+        """
+        if self._split_ensured:
+            return
+        if self.shortcut_of is None:  # else the other task's split counts as it is
+            self._file_split()
+        # New patients are on their sides by now, so that their copies are found as well.
+        self._check_copies()
+        self._split_ensured = True
+
+    def _file_split(self) -> None:
+        """Deal a split and file it, or add the patients that the one on file does not know."""
         choice = self.config.split
-        path = split_path(self.store.path, self.name, self.task, choice)
-        try:
-            return load_split(path)
-        except FileNotFoundError:
-            split = deal(self.units, choice, self._split_column())
+        path = self._split_path
+        if not path.is_file():
+            split = make_split(self.units, choice, self._split_column())
+            # Named by who is asked about: a crash before this line leaves nothing, and one after
+            # it a split that the next run reads.
             path.parent.mkdir(exist_ok=True)
             write_checked(path, split_text(split, self.name, choice).encode())
-            return split
+        # Read back: what is answered from is what is on file, whoever wrote it.
+        addition = split_new_patients(self.split, self.units, choice)
+        if addition is not None:
+            text = path.read_text("utf-8")
+            write_checked(path, extended_text(text, addition).encode())
+            self.split = merged(self.split, addition)
 
-    def _split_column(self) -> NDArray[np.str_] | None:
-        """Return what the units are split by beside their labels: site, date or listed part."""
+    def _split_column(self) -> Texts | None:
+        """Return what units are split by other than their labels: site, date or listed part."""
         choice = self.config.split
         if choice.column is not None:
             return self.column(choice.column)
@@ -118,53 +193,100 @@ class Cases:
             return None
         listed = Labels(file=choice.file, key="key", by=self.table.settings.by)
         parts = read_labels(listed, [], ["part"])
-        odd = set(parts.columns["part"]) - {*PARTS}
+        odd = set(parts.columns["part"]) - set(PARTS)
         if odd:
             raise LabelError(
                 f"The part of a split list must be train, val or test. Got {sorted(odd)[:3]} "
                 f"in {str(choice.file)!r} instead."
             )
-        return texts_of(parts, "part", self.units, self._slices, *self._joining)
-
-    @cached_property
-    def turns(self) -> list[Parts]:
-        """Unit numbers of train, val and test: once, or for each fold that tests in turn.
-
-        Raises LabelError where a copy of an image stands on two sides, or what is all but one.
-        """
-        choice = self.config.split
-        addition = None
-        if self.beside is None:
-            addition = with_new(self.split, self.units, choice)
-        if addition is not None:
-            path = split_path(self.store.path, self.name, self.task, choice)
-            write_checked(path, extended_text(path.read_text("utf-8"), addition).encode())
-            self.split = joined(self.split, addition)
-        self._check_copies()
-        return self.split.parts_of(self.units.groups)
+        return self._texts_of(parts, "part")
 
     def _check_copies(self) -> None:
         """Refuse copies on two sides, or note those that are allowed."""
-        units, allow = self.units, self.config.split.allow
-        digests, side = (
-            self.store.read("pixel_digest", units.rows),
-            self.split.sides_of(units.groups),
-        )
+        units = self.units
+        allow = self.config.split.allow
+        # -1 stands for patients whom the split leaves out: they can leak nothing.
+        digests = self.store.read("pixel_digest", units.rows)
+        side = self.split.sides_of(units.groups)
         if "duplicates" not in allow:
             refuse_duplicates(digests, units, side)
-        near = near_copies(looks(self.store, units, self.task.pool), digests, units, side)
+        features = comparable_features(self.store, units, self.task.pool)
+        near = near_copies(features, digests, units, side)
         if "near-duplicates" not in allow:
-            refuse_near(near, units)
+            refuse_near_copies(near, units)
         elif near:
-            self.notes.append(said_of(near, units))
+            self.notes.append(describe_near_copies(near, units))
 
-    @cached_property
-    def labels_digest(self) -> str:
-        """The sha256 of the label columns that the task reads."""
-        return self.table.digest(self.task)
+    # --- features ------------------------------------------------------------------------
+
+    def features(self, head: HeadSettings, parts: Parts) -> Floats:
+        """Return (n, d) the units' features as a head sees them.
+
+        The last ones read are remembered, and no others, nor those of the task that this one asks
+        for a shortcut of.
+        """
+        if self.shortcut_of is not None:
+            self.shortcut_of._last_read = None
+        if self.fit_store is None:
+            x = self._remembered(head.features)
+        else:
+            # Not remembered: which features stay depends on the units that are tested.
+            x = read_features(self.store, self.units, head.features, self.task.pool)
+            agreement = self.fit_store.replace_features(
+                x,
+                self.units,
+                parts["test"],
+                head.features,
+                self.task.pool,
+            )
+            self._note_agreement(agreement)
+        return scaled(x, parts["train"], head.scaling, head.components)
+
+    def _remembered(self, which: FeatureSet) -> Floats:
+        """Return (n, d) the units' features in this store, read unless they were read last."""
+        if self._last_read is not None and self._last_read[0] == which:
+            return self._last_read[1]
+        # Forgotten before others are read, so that memory never holds both.
+        self._last_read = None
+        x = read_features(self.store, self.units, which, self.task.pool)
+        self._last_read = (which, x)
+        return x
+
+    def slices(self, head: HeadSettings, parts: Parts) -> Floats:
+        """Return (m, d) the features of every slice of the units, as a head sees them."""
+        # Forgotten first: the features of every slice are the most that memory is asked for.
+        self._last_read = None
+        units = self.units
+        each_alone = replace(
+            units,
+            unit=np.arange(len(units.rows)),
+            ids=units.rows.astype(np.str_),
+        )
+        x = read_features(self.store, each_alone, head.features)
+        if self.fit_store is not None:
+            agreement = self.fit_store.replace_features(
+                x,
+                each_alone,
+                _slices_of(units, parts["test"]),
+                head.features,
+                "mean",
+            )
+            self._note_agreement(agreement)
+        fit = _slices_of(units, parts["train"])
+        return scaled(x, fit, head.scaling, head.components)
+
+    def _note_agreement(self, agreement: float | None) -> None:
+        if agreement is not None:
+            self.agreement = agreement
+
+    # --- where an answer comes from ------------------------------------------------------
 
     def provenance(
-        self, key: str, contract: int, labels: str, libraries: Sequence[str]
+        self,
+        key: str,
+        contract: int,
+        labels: str,
+        libraries: Sequence[str],
     ) -> Provenance:
         """Return what an answer under a key came from; labels: their digest, or that of masks."""
         recipe = Recipe.model_validate_json(self.store.recipe_text)
@@ -180,61 +302,10 @@ class Cases:
             versions={name: version(name) for name in libraries},
         )
 
-    def features(self, head: Head, parts: Parts) -> Floats:
-        """Return (n, d) the units' features as a head sees them.
 
-        The last ones read are kept, and no others, nor those of the task this is asked beside.
-        """
-        if self.beside is not None:
-            self.beside._seen = None
-        if self.fitted is not None:
-            x = read_features(self.store, self.units, head.features, self.task.pool)
-            self._refit(self.fitted, x, self.units, parts["test"], head.features, self.task.pool)
-            return scaled(x, parts["train"], head.scaling, head.components)
-        if self._seen is None or self._seen[0] != head.features:
-            self._seen = None
-            x = read_features(self.store, self.units, head.features, self.task.pool)
-            self._seen = head.features, x
-        return scaled(self._seen[1], parts["train"], head.scaling, head.components)
-
-    def slices(self, head: Head, parts: Parts) -> Floats:
-        """Return (m, d) the features of every slice of the units, as a head sees them."""
-        self._seen, m = None, len(self.units.rows)
-        alone = replace(self.units, unit=np.arange(m), ids=self.units.rows.astype(np.str_))
-        fit = np.flatnonzero(np.isin(self.units.unit, parts["train"]))
-        x = read_features(self.store, alone, head.features)
-        if self.fitted is not None:
-            tested = np.flatnonzero(np.isin(self.units.unit, parts["test"]))
-            self._refit(self.fitted, x, alone, tested, head.features, "mean")
-        return scaled(x, fit, head.scaling, head.components)
-
-    def _refit(
-        self,
-        fitted: Fitted,
-        x: Floats,
-        units: Units,
-        tested: Rows,
-        which: FeatureSet,
-        pool: Pool,
-    ) -> None:
-        """Put features of the other store in the place of x (n, d), but for the units tested.
-
-        Of those, it is told how far they agree with the other store's: the median over the numbers
-        of a feature of ICC(A,1), on MOST_AGREED units at most.
-        """
-        kept: NDArray[np.bool_] = np.zeros(len(x), np.bool_)
-        kept[tested] = True
-        chosen = tested[np.linspace(0, len(tested) - 1, min(len(tested), MOST_AGREED)).astype(int)]
-        other, first = np.empty((len(chosen), x.shape[1]), np.float32), 0
-        there = replace(units, rows=fitted.rows_of(units.rows))
-        for found in pooled_features(fitted.store, there, which, pool):
-            now = slice(first, first + len(found))
-            own = (chosen >= now.start) & (chosen < now.stop)
-            other[own] = found[chosen[own] - first]
-            x[now][~kept[now]] = found[~kept[now]]
-            first = now.stop
-        if len(chosen) > 1:
-            self.agreement = float(np.nanmedian(icc(np.stack([x[chosen], other], axis=1))))
+def _slices_of(units: Units, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places in `units.rows` of the slices of some units."""
+    return np.flatnonzero(np.isin(units.unit, numbers))
 
 
 def cases_of(config: Config) -> Iterator[Cases]:
@@ -248,23 +319,40 @@ def cases_of(config: Config) -> Iterator[Cases]:
             "name with its label columns)."
         )
     store = FeatureStore.open(config.store)
-    tasks = _settled(config)
-    extra = [name for task in tasks.values() for name in task.shortcuts]
-    extra += [config.split.column] if config.split.column else []
-    table = read_labels(config.labels, tasks.values(), extra)
+    tasks = {name: _with_policies(task, config.labels) for name, task in config.tasks.items()}
+    # One table for all tasks: the file is read once.
+    table = read_labels(config.labels, tasks.values(), _other_columns(config))
     fingerprint = store.fingerprint()
-    fitted = None if config.fit_on is None else Fitted.of(config.fit_on, store)
+    fit_store = None
+    if config.fit_on is not None:
+        fit_store = FitStore.of(config.fit_on, store)
     for name, task in tasks.items():
-        yield Cases(config, store, table, fingerprint, name, task, fitted=fitted)
-
-
-def _settled(config: Config) -> dict[str, Task]:
-    """Return the tasks with the labels' policies where they state none themselves."""
-    assert config.labels is not None
-    policies = {name: getattr(config.labels, name) for name in ("uncertain", "missing")}
-    return {
-        name: task.model_copy(
-            update={key: getattr(task, key) or value for key, value in policies.items()}
+        yield Cases(
+            config=config,
+            store=store,
+            table=table,
+            fingerprint=fingerprint,
+            name=name,
+            task=task,
+            fit_store=fit_store,
         )
-        for name, task in config.tasks.items()
-    }
+
+
+def _other_columns(config: Config) -> list[str]:
+    """Return the label columns that are read for shortcuts and for the split."""
+    columns: list[str] = []
+    for task in config.tasks.values():
+        columns += task.shortcuts
+    if config.split.column:
+        columns.append(config.split.column)
+    return columns
+
+
+def _with_policies(task: Task, labels: Labels) -> Task:
+    """Return a task with the labels' policies where it states none itself."""
+    return task.model_copy(
+        update={
+            "uncertain": task.uncertain or labels.uncertain,
+            "missing": task.missing or labels.missing,
+        }
+    )

@@ -1,14 +1,13 @@
-"""Two stores, heads or settings held against each other on the same test units."""
+"""Two stores, heads or settings compared on the same test units."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.tasks import Method
+from pipeline.config.methods import Method
 from pipeline.evaluation.metrics import metrics
 from pipeline.evaluation.metrics.paired import holm
 from pipeline.evaluation.result_files import filed, read_predictions
@@ -16,35 +15,45 @@ from pipeline.results import Difference, Result
 from stores.errors import LabelError, StoreNotFoundError
 
 # A store and one of its results.
-Answered = tuple[Path, Result]
+StoreResult = tuple[Path, Result]
+Results = dict[tuple[str, Method], Result]
 
 
-def compare(first: Answered, second: Answered, *, setting: int = -1) -> list[Difference]:
+def compare(
+    first: StoreResult,
+    second: StoreResult,
+    *,
+    setting: int = -1,
+) -> list[Difference]:
     """Return what the second scores above the first on the same test units, metric by metric.
 
     For two backbones, heads or settings; `setting` picks one of each result's scores. Raises
     LabelError unless both scored the same units with the same labels, in the same order.
     """
-    (truth, one, fold), (other, two, other_fold) = (
-        read_predictions(store, result, setting) for store, result in (first, second)
-    )
-    if not (
-        np.array_equal(truth.y, other.y)
-        and same_grouping(truth.groups, other.groups)
+    truth, proba, fold = read_predictions(*first, setting)
+    other_truth, other_proba, other_fold = read_predictions(*second, setting)
+    # Differences are of paired units, so that their order counts as well. Pseudonyms do not:
+    # another store has others.
+    is_same = (
+        np.array_equal(truth.y, other_truth.y)
+        and same_grouping(truth.groups, other_truth.groups)
         and _same_folds(fold, other_fold)
-    ):
+    )
+    if not is_same:
         raise LabelError(
             f"Results of {first[1].task!r} and {second[1].task!r} can be compared only on the same "
-            f"test units with the same labels. Got {len(truth.y)} and {len(other.y)} units, "
+            f"test units with the same labels. Got {len(truth.y)} and {len(other_truth.y)} units, "
             "other labels or other patients; use one collection, task and split seed."
         )
-    return metrics.compare(truth, one, two, fold)
+    return metrics.compare(truth, proba, other_proba, fold)
 
 
 def same_grouping(first: NDArray[np.str_], second: NDArray[np.str_]) -> bool:
     """Return whether two namings, by other keys, tell the same patients apart."""
-    pairs = set(zip(first.tolist(), second.tolist(), strict=True))
-    return len(pairs) == len(set(first.tolist())) == len(set(second.tolist()))
+    firsts = first.tolist()
+    seconds = second.tolist()
+    pairs = set(zip(firsts, seconds, strict=True))
+    return len(pairs) == len(set(firsts)) == len(set(seconds))
 
 
 def _same_folds(first: NDArray[np.int64] | None, second: NDArray[np.int64] | None) -> bool:
@@ -54,7 +63,9 @@ def _same_folds(first: NDArray[np.int64] | None, second: NDArray[np.int64] | Non
 
 
 def compare_stores(
-    first: Path, second: Path, heads: tuple[Method, Method] | None = None
+    first: Path,
+    second: Path,
+    heads: tuple[Method, Method] | None = None,
 ) -> list[tuple[Result, list[Difference]]]:
     """Return each task and method that two stores both answered, with the differences.
 
@@ -62,31 +73,53 @@ def compare_stores(
     may be one store. The newest answer of each counts, in its last setting. p_holm is adjusted for
     every p of the whole table. Raises LabelError where they answered nothing in common.
     """
-    one, two = newest(first), newest(second)
-    pairs = [
-        (mine, (mine[0], heads[1] if heads else mine[1]))
-        for mine in one
-        if heads is None or mine[1] == heads[0]
-    ]
-    shared = [(mine, other) for mine, other in pairs if other in two]
-    if not shared:
+    one = newest(first)
+    two = newest(second)
+    table: list[tuple[Result, list[Difference]]] = []
+    for key, result in one.items():
+        other = _counterpart(key, two, heads)
+        if other is not None:
+            table.append((other, compare((first, result), (second, other))))
+    if not table:
         raise LabelError(
             f"The stores {str(first)!r} and {str(second)!r} have answered no task by "
             f"{' and '.join(heads) if heads else 'the same method'}: {_names(one)}; {_names(two)}. "
             "Run `radprobe evaluate` on both."
         )
-    found = [(two[b], compare((first, one[a]), (second, two[b]))) for a, b in shared]
-    every = [d.p for _, differences in found for d in differences if d.p is not None]
-    adjusted = iter(holm(every))
-    return [(result, list(_adjusted(differences, adjusted))) for result, differences in found]
+    return _adjusted(table)
 
 
-def _adjusted(differences: list[Difference], adjusted: Iterator[float]) -> Iterator[Difference]:
-    for d in differences:
-        yield d if d.p is None else d.model_copy(update={"p_holm": next(adjusted)})
+def _counterpart(
+    key: tuple[str, Method],
+    results: Results,
+    heads: tuple[Method, Method] | None,
+) -> Result | None:
+    """Return the result that one of the first store is compared with, if there is any."""
+    task, method = key
+    if heads is None:
+        return results.get(key)
+    return results.get((task, heads[1])) if method == heads[0] else None
 
 
-def newest(store: Path) -> dict[tuple[str, Method], Result]:
+def _adjusted(
+    table: list[tuple[Result, list[Difference]]],
+) -> list[tuple[Result, list[Difference]]]:
+    """Return the table with p_holm of each p among all of it, not of its own row alone."""
+    p = []
+    for _, differences in table:
+        p += [each.p for each in differences if each.p is not None]
+    in_order = iter(holm(p))
+    adjusted = []
+    for result, differences in table:
+        row = [
+            each if each.p is None else each.model_copy(update={"p_holm": next(in_order)})
+            for each in differences
+        ]
+        adjusted.append((result, row))
+    return adjusted
+
+
+def newest(store: Path) -> Results:
     """Return the newest answer with predictions to each task by each method.
 
     Raises StoreNotFoundError where the store is not there or has answered nothing.
@@ -94,12 +127,13 @@ def newest(store: Path) -> dict[tuple[str, Method], Result]:
     answers = list(filed(store))
     if not answers:
         raise StoreNotFoundError(f"There are no results in {str(store)!r}; evaluate it first.")
-    return {
-        (result.task, result.method): result
-        for path, result in answers
-        if path.with_suffix(".parquet").is_file()
-    }
+    # The oldest come first, so that a newer one takes the place of an older.
+    results: Results = {}
+    for path, result in answers:
+        if path.with_suffix(".parquet").is_file():
+            results[result.task, result.method] = result
+    return results
 
 
-def _names(results: dict[tuple[str, Method], Result]) -> str:
+def _names(results: Results) -> str:
     return ", ".join(f"{task} by {method}" for task, method in results) or "nothing"

@@ -6,34 +6,52 @@ from collections.abc import Callable, Iterator
 from typing import assert_never
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
 from pipeline.config.tasks import FeatureSet, Pool, Scaling
 from pipeline.recipe import Recipe
-from pipeline.shared.arrays import ROWS_AT_ONCE, batches, beside, room
+from pipeline.shared.arrays import (
+    ROWS_AT_ONCE,
+    Doubles,
+    Floats,
+    Rows,
+    allocate,
+    allocate_like,
+    batches,
+    principal_axes,
+    unit_length,
+)
 from stores.codes import read_patch
 from stores.errors import ConfigError
 from stores.features import FeatureStore
 
+# Values of a feature that `top5` averages.
 TOP = 5
 # Slices whose patch tokens are read at once.
 IMAGES_AT_ONCE = 256
 # Directions with less variance than this share of the greatest are float16's rounding.
 NOISE = 1e-6
 
-Floats = NDArray[np.float32]
-Rows = NDArray[np.int64]
+# Reads the features (m, d) of slices, by their rows in a store.
+ReadSlices = Callable[[Rows], Floats]
+
+
+# --- reading -------------------------------------------------------------------------------
 
 
 def read_features(
-    store: FeatureStore, units: Units, which: FeatureSet, pool: Pool = "mean"
+    store: FeatureStore,
+    units: Units,
+    which: FeatureSet,
+    pool: Pool = "mean",
 ) -> Floats:
     """Return (n, d) float32: each unit's slices pooled; in a scratch file where they are many.
 
     Raises ConfigError where the store does not hold what the feature set needs.
     """
-    x, first = room(len(units.ids), _needs(store, which)[1], store.path), 0
+    _, d = _blocks_and_width(store, which)
+    x = allocate(len(units.ids), d, store.path)
+    first = 0
     for pooled in pooled_features(store, units, which, pool):
         x[first : first + len(pooled)] = pooled
         first += len(pooled)
@@ -41,52 +59,61 @@ def read_features(
 
 
 def pooled_features(
-    store: FeatureStore, units: Units, which: FeatureSet, pool: Pool = "mean"
+    store: FeatureStore,
+    units: Units,
+    which: FeatureSet,
+    pool: Pool = "mean",
 ) -> Iterator[Floats]:
     """Yield (b, d) float32, some units after others: what `read_features` returns, of any size."""
-    blocks, _ = _needs(store, which)
+    blocks, _ = _blocks_and_width(store, which)
 
     def read(rows: Rows) -> Floats:
-        found = [store.read("cls", rows)[:, -blocks:].reshape(len(rows), -1)]
+        last_blocks = store.read("cls", rows)[:, -blocks:]
+        tokens = [last_blocks.reshape(len(rows), -1)]
         if "mean" in which:
-            found.append(store.read("mean", rows))
-        return np.concatenate(found, axis=1).astype(np.float32)
+            tokens.append(store.read("mean", rows))
+        return np.concatenate(tokens, axis=1).astype(np.float32)
 
-    yield from _by_units(units, read, pool)
+    yield from _pooled_by_unit(units, read, pool)
 
 
-def looks(store: FeatureStore, units: Units, pool: Pool = "mean") -> Iterator[Floats]:
+def comparable_features(
+    store: FeatureStore,
+    units: Units,
+    pool: Pool = "mean",
+) -> Iterator[Floats]:
     """Yield (b, d) float32, some units after others: what tells images apart in any store.
 
     CLS of the last block, or where it is not stored the mean patch token, or the mean of the last
     block's patch tokens.
     """
-    have = store.arrays.keys()
-    if "cls" in have:
+    if "cls" in store.arrays:
         return pooled_features(store, units, "cls", pool)
+    if "mean" in store.arrays:
 
-    def read(rows: Rows) -> Floats:
-        if "mean" in have:
+        def read(rows: Rows) -> Floats:
             return np.asarray(store.read("mean", rows), np.float32)
-        some = (read_patch(store, rows[now]) for now in batches(len(rows), IMAGES_AT_ONCE))
-        last = (tokens[:, -1] if tokens.ndim == 5 else tokens for tokens in some)
-        return np.concatenate([tokens.mean(axis=(1, 2), dtype=np.float32) for tokens in last])
 
-    return _by_units(units, read, pool)
+    else:
 
+        def read(rows: Rows) -> Floats:
+            return _mean_of_patches(store, rows)
 
-def _by_units(units: Units, read: Callable[[Rows], Floats], pool: Pool) -> Iterator[Floats]:
-    """Yield the pooled features of some units after others; read: of slices, by row."""
-    order = np.argsort(units.unit, kind="stable")
-    ends = np.cumsum(np.bincount(units.unit, minlength=len(units.ids)))
-    for first, stop in _batches(ends):
-        start = ends[first - 1] if first else 0
-        rows = units.rows[order[start : ends[stop - 1]]]
-        starts = np.concatenate([[start], ends[first : stop - 1]]) - start
-        yield _pooled(read(rows), starts, pool)
+    return _pooled_by_unit(units, read, pool)
 
 
-def _needs(store: FeatureStore, which: FeatureSet) -> tuple[int, int]:
+def _mean_of_patches(store: FeatureStore, rows: Rows) -> Floats:
+    """Return (m, d) the mean patch token of the last block, read some images at a time."""
+    means = []
+    for now in batches(len(rows), IMAGES_AT_ONCE):
+        tokens = read_patch(store, rows[now])
+        # (b, h, w, d), or (b, l, h, w, d) where several blocks are stored
+        of_last_block = tokens[:, -1] if tokens.ndim == 5 else tokens
+        means.append(of_last_block.mean(axis=(1, 2), dtype=np.float32))
+    return np.concatenate(means)
+
+
+def _blocks_and_width(store: FeatureStore, which: FeatureSet) -> tuple[int, int]:
     """Return how many blocks a feature set takes and its width, if the store has them."""
     recipe = Recipe.model_validate_json(store.recipe_text)
     blocks = 4 if which.startswith("cls4") else 1
@@ -97,20 +124,47 @@ def _needs(store: FeatureStore, which: FeatureSet) -> tuple[int, int]:
             f"store has {recipe.blocks} blocks of {list(recipe.outputs)}. Choose other features, "
             "or extract with these outputs."
         )
-    return blocks, recipe.architecture.dim * (blocks + ("mean" in which))
+    tokens = blocks + ("mean" in which)
+    return blocks, recipe.architecture.dim * tokens
 
 
-def _batches(ends: Rows) -> Iterator[tuple[int, int]]:
-    """Yield runs of whole units of about ROWS_AT_ONCE slices; ends (n,): after each unit's last."""
+# --- pooling -------------------------------------------------------------------------------
+
+
+def _pooled_by_unit(
+    units: Units,
+    read: ReadSlices,
+    pool: Pool,
+) -> Iterator[Floats]:
+    """Yield the pooled features (b, d) of some units after others."""
+    order = np.argsort(units.unit, kind="stable")
+    ends = np.cumsum(np.bincount(units.unit, minlength=len(units.ids)))
+    # Unit i has the slices from bounds[i] to bounds[i + 1], in `order`.
+    bounds = np.concatenate([[0], ends])
+    for first, stop in _runs_of_units(bounds):
+        start = bounds[first]
+        rows = units.rows[order[start : bounds[stop]]]
+        yield _pooled(read(rows), bounds[first:stop] - start, pool)
+
+
+def _runs_of_units(bounds: Rows) -> Iterator[tuple[int, int]]:
+    """Yield runs of whole units of about ROWS_AT_ONCE slices; bounds (n + 1,): of their slices."""
+    n = len(bounds) - 1
     first = 0
-    while first < len(ends):
-        limit = (ends[first - 1] if first else 0) + ROWS_AT_ONCE
-        stop = max(first + 1, int(np.searchsorted(ends, limit, side="right")))
+    while first < n:
+        limit = bounds[first] + ROWS_AT_ONCE
+        # A unit of more slices than that is a run of its own.
+        within = int(np.searchsorted(bounds[1:], limit, side="right"))
+        stop = max(first + 1, within)
         yield first, stop
         first = stop
 
 
-def _pooled(values: Floats, starts: Rows, pool: Pool) -> Floats:
+def _pooled(
+    values: Floats,
+    starts: Rows,
+    pool: Pool,
+) -> Floats:
     """Return a row a unit, from its slices' (m, d); starts: where each unit's slices begin.
 
     gem3: the generalised mean of Radenovic et al. (arXiv 1711.02512, eq. 3) with p = 3, an odd
@@ -120,26 +174,38 @@ def _pooled(values: Floats, starts: Rows, pool: Pool) -> Floats:
     sizes = np.diff(starts, append=len(values))
     if (sizes == 1).all():
         return values
-    each = sizes[:, None].astype(np.float32)
+    count = sizes[:, None].astype(np.float32)
     match pool:
         case "mean":
-            pooled = np.add.reduceat(values, starts, axis=0) / each
+            pooled = np.add.reduceat(values, starts, axis=0) / count
         case "max":
             pooled = np.maximum.reduceat(values, starts, axis=0)
         case "gem3":
-            pooled = np.cbrt(np.add.reduceat(values**3, starts, axis=0) / each)
+            pooled = np.cbrt(np.add.reduceat(values**3, starts, axis=0) / count)
         case "top5":
-            own = np.split(values, starts[1:])
-            pooled = np.stack([np.sort(slices, axis=0)[-TOP:].mean(axis=0) for slices in own])
+            by_unit = np.split(values, starts[1:])
+            pooled = np.stack([_mean_of_greatest(slices) for slices in by_unit])
         case _:
             assert_never(pool)
     return np.asarray(pooled, np.float32)
 
 
+def _mean_of_greatest(slices: Floats) -> Floats:
+    """Return (d,) the mean of the TOP greatest values of each column."""
+    greatest = np.sort(slices, axis=0)[-TOP:]
+    mean: Floats = greatest.mean(axis=0)
+    return mean
+
+
 # --- scaling -------------------------------------------------------------------------------
 
 
-def scaled(x: Floats, fit: Rows, scaling: Scaling, components: int) -> Floats:
+def scaled(
+    x: Floats,
+    fit: Rows,
+    scaling: Scaling,
+    components: int,
+) -> Floats:
     """Return x (n, d) scaled by what the units `fit` alone say.
 
     l2: rows of length 1; standardise: columns of mean 0 and variance 1; whiten: the first
@@ -149,52 +215,81 @@ def scaled(x: Floats, fit: Rows, scaling: Scaling, components: int) -> Floats:
         case "none":
             return x
         case "l2":
-            return _by_rows(x, x.shape[1], lambda rows: rows / _above_zero(rows))
+            return _by_rows(x, x.shape[1], unit_length)
         case "standardise":
-            centre, spread = _moments(x, fit)
-            spread[spread <= NOISE * np.abs(centre)] = 1  # a flat column, but for rounding
-            return _by_rows(x, x.shape[1], lambda rows: (rows - centre) / spread)
+            return _standardised(x, fit)
         case "whiten":
-            centre, _ = _moments(x, fit)
-            variance, axes = np.linalg.eigh(_covariance(x, fit, centre))
-            keep = np.flatnonzero(variance > NOISE * variance[-1])[::-1]
-            keep = keep[: min(components, len(fit) - 1)]
-            onto = axes[:, keep] / np.sqrt(variance[keep])
-            return _by_rows(x, len(keep), lambda rows: (rows - centre) @ onto)
+            return _whitened(x, fit, components)
         case _:
             assert_never(scaling)
 
 
-def _by_rows(x: Floats, d: int, of: Callable[[Floats], NDArray[np.float64] | Floats]) -> Floats:
-    """Return (n, d) float32: `of` of x, some rows at a time, held as x is."""
-    out = beside(x, len(x), d)
+def _standardised(x: Floats, fit: Rows) -> Floats:
+    centre, deviation = _mean_and_deviation(x, fit)
+    # A flat column deviates by rounding alone, which is not to be blown up.
+    deviation[deviation <= NOISE * np.abs(centre)] = 1
+
+    def of(rows: Floats) -> Doubles:
+        return (rows - centre) / deviation
+
+    return _by_rows(x, x.shape[1], of)
+
+
+def _whitened(
+    x: Floats,
+    fit: Rows,
+    components: int,
+) -> Floats:
+    centre, _ = _mean_and_deviation(x, fit)
+    variance, axes = principal_axes(_covariance(x, fit, centre))
+    is_signal = np.flatnonzero(variance > NOISE * variance[0])
+    # So many units span one direction less.
+    first = is_signal[: min(components, len(fit) - 1)]
+    onto = axes[:, first] / np.sqrt(variance[first])
+
+    def of(rows: Floats) -> Doubles:
+        return (rows - centre) @ onto
+
+    return _by_rows(x, len(first), of)
+
+
+def _by_rows(
+    x: Floats,
+    d: int,
+    of: Callable[[Floats], Floats | Doubles],
+) -> Floats:
+    """Return (n, d) float32: `of` of x, some rows at a time, where x lies: memory or a file."""
+    out = allocate_like(x, len(x), d)
     for now in batches(len(x)):
         out[now] = of(x[now])
     return out
 
 
-def _above_zero(rows: Floats) -> Floats:
-    """Return the lengths (b, 1) of rows; of a zero row the least that can be divided by."""
-    norm: Floats = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.maximum(norm, np.finfo(np.float32).tiny)
+def _doubles(x: Floats, rows: Rows) -> Iterator[Doubles]:
+    """Yield the rows `rows` of x in float64, some at a time."""
+    for now in batches(len(rows)):
+        yield x[rows[now]].astype(np.float64)
 
 
-def _fitted(x: Floats, fit: Rows) -> Iterator[NDArray[np.float64]]:
-    """Yield the rows `fit` of x in float64, some at a time."""
-    for now in batches(len(fit)):
-        yield x[fit[now]].astype(np.float64)
-
-
-def _moments(x: Floats, fit: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _mean_and_deviation(x: Floats, fit: Rows) -> tuple[Doubles, Doubles]:
     """Return the mean and the standard deviation (d,) of the rows `fit`."""
-    centre = sum(rows.sum(axis=0) for rows in _fitted(x, fit)) / len(fit)
-    square = sum(((rows - centre) ** 2).sum(axis=0) for rows in _fitted(x, fit)) / len(fit)
-    return np.asarray(centre), np.sqrt(square)
+    total = np.zeros(x.shape[1])
+    for rows in _doubles(x, fit):
+        total += rows.sum(axis=0)
+    centre = total / len(fit)
+    square = np.zeros(x.shape[1])
+    for rows in _doubles(x, fit):
+        square += ((rows - centre) ** 2).sum(axis=0)
+    return centre, np.sqrt(square / len(fit))
 
 
-def _covariance(x: Floats, fit: Rows, centre: NDArray[np.float64]) -> NDArray[np.float64]:
+def _covariance(
+    x: Floats,
+    fit: Rows,
+    centre: Doubles,
+) -> Doubles:
     """Return the covariance (d, d) of the rows `fit`."""
     total = np.zeros((x.shape[1], x.shape[1]))
-    for rows in _fitted(x, fit):
+    for rows in _doubles(x, fit):
         total += (rows - centre).T @ (rows - centre)
     return total / (len(fit) - 1)

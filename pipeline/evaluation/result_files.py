@@ -1,4 +1,9 @@
-"""Answers as tables: predictions a unit, and all scores in one tidy table."""
+"""Answers on file: where they lie, how one is found or computed, and what is filed with it.
+
+A store's `results/` has the answers to tasks, `segmentations/` those to masks. An answer is a JSON
+file named by all that it depends on; its predictions lie beside it under the same name. All scores
+of a store stand in one tidy table too, `results/results.parquet` and `.jsonl`.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +11,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,72 +22,195 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.annotations.units import Truth, Units
-from pipeline.config.tasks import Method
+from pipeline.config.heads import declared
+from pipeline.config.methods import Method
 from pipeline.evaluation.cases import Cases
-from pipeline.evaluation.scoring import heads_of
-from pipeline.evaluation.splits import Tested
-from pipeline.results import Result, Segmented
+from pipeline.evaluation.folds import OutOfFold
+from pipeline.results import Metric, Result, Segmented
 from stores import FeatureStore
 from stores._disk import write_checked
 
 log = logging.getLogger(__name__)
 
-SEGMENTATION = "segmentation"  # what a tidy row calls such an answer
-SEGMENTATIONS = "segmentations"  # the folder of a store
+# Folders of a store.
+RESULTS = "results"
+SEGMENTATIONS = "segmentations"
+TIDY_FILE = "results.parquet"
+# What stands in a segmentation's file beside its name: predicted masks, and scores a unit.
+MASKS = ".masks.parquet"
+UNITS = ".units.parquet"
+KEY_LENGTH = 16  # hex digits of a key in a file's name
+
 Answer = TypeVar("Answer", Result, Segmented)
 
+# What a tidy row calls an answer to masks.
+SEGMENTATION = "segmentation"
+# What segmentation heads see; a network from scratch sees images alone.
+SEGMENTATION_FEATURES = {"image-decoder": "patch+image", "unet": "image", "transunet": "image"}
 TIDY = pa.schema(
-    [(name, pa.string()) for name in ("task", "method", "features", "kind", "level", "setting")]
-    + [(name, pa.string()) for name in ("metric", "label", "subgroup")]
-    + [(name, pa.float64()) for name in ("value", "low", "high", "p")]
-    + [(name, pa.string()) for name in ("recipe", "weights", "split", "labels", "key")]
-    + [("contract", pa.int32()), ("random", pa.bool_())]
+    [
+        ("task", pa.string()),
+        ("method", pa.string()),
+        ("features", pa.string()),
+        ("kind", pa.string()),
+        ("level", pa.string()),
+        ("setting", pa.string()),
+        ("metric", pa.string()),
+        ("label", pa.string()),
+        ("subgroup", pa.string()),
+        ("value", pa.float64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("p", pa.float64()),
+        ("recipe", pa.string()),
+        ("weights", pa.string()),
+        ("split", pa.string()),
+        ("labels", pa.string()),
+        ("key", pa.string()),
+        ("contract", pa.int32()),
+        ("random", pa.bool_()),
+    ]
 )
 
 
-# What segmentation heads see; a network from scratch sees images alone.
-SEEN = {"image-decoder": "patch+image", "unet": "image", "transunet": "image"}
+# --- where answers lie ---------------------------------------------------------------------
 
 
-def tidy(results: Sequence[Result | Segmented]) -> pa.Table:
-    """Return one row a number: what it is, its interval, and what it was computed from.
+def result_key(cases: Cases, method: Method) -> str:
+    """Return the sha256 of all that the answer to a task by a method depends on.
 
-    A segmentation is of kind `segmentation`, its method the head's name in the config.
+    Of the method as its settings, those of the heads it is built on, and its contract number. What
+    is written here, and how, names every result on file: a change loses them all.
     """
-    rows: list[dict[str, Any]] = []
-    for result in results:
-        origin = result.provenance.model_dump(exclude={"store", "versions"})
-        origin |= _question(result)
-        for score in result.scores:
-            setting = _setting_text(score.setting)
-            parts = [("", "", score.metrics)]
-            parts += [(label, "", metrics) for label, metrics in score.labels.items()]
-            parts += [("", name, group.metrics) for name, group in score.subgroups.items()]
-            rows += [
-                {
-                    **origin,
-                    "setting": setting,
-                    "metric": name,
-                    "label": label,
-                    "subgroup": subgroup,
-                    **metric.model_dump(),
-                }
-                for label, subgroup, metrics in parts
-                for name, metric in metrics.items()
-            ]
-    return pa.Table.from_pylist(rows, schema=TIDY)
-
-
-def _question(result: Result | Segmented) -> dict[str, str]:
-    if isinstance(result, Result):
-        return result.model_dump(include={"task", "method", "features", "kind", "level"})
-    return {
-        "task": result.task,
-        "method": result.head,
-        "features": SEEN.get(result.method, "patch"),
-        "kind": SEGMENTATION,
-        "level": result.level,
+    config = cases.config
+    declaration = declared(method)
+    settings = config.settings_of(declaration)
+    built_on = [config.settings_of(declared(name)) for name in settings.built_on]
+    content = {
+        "method": method,
+        "contract": declaration.contract,
+        "settings": [each.model_dump(mode="json") for each in (settings, *built_on)],
+        "name": cases.name,
+        "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
+        "join": cases.table.settings.model_dump(
+            mode="json", exclude={"file", "uncertain", "missing"}
+        ),
+        "labels": cases.labels_digest,
+        "split": cases.split.digest,
+        "rules": config.split.model_dump(mode="json", include={"new", "allow"}),
+        "store": cases.fingerprint,
     }
+    if cases.fit_store is not None:
+        content["fit_on"] = cases.fit_store.fingerprint
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def result_path(cases: Cases, method: Method) -> Path:
+    """Return where the answer to a task by a method is filed."""
+    return _result_file(cases.store.path, method, result_key(cases, method))
+
+
+def segmentation_path(
+    store: Path,
+    task: str,
+    head: str,
+    key: str,
+) -> Path:
+    """Return where the answer of a head for some masks is filed; key: of all it depends on."""
+    name = re.sub(r"[^\w.-]", "_", f"{task}-{head}")
+    return store / SEGMENTATIONS / f"{name}-{key[:KEY_LENGTH]}.json"
+
+
+def predictions_path(store: Path, result: Result) -> Path:
+    """Return where the predictions behind a result are, where it has any."""
+    return _predictions_file(_result_file(store, result.method, result.provenance.key))
+
+
+def _result_file(store: Path, method: Method, key: str) -> Path:
+    return store / RESULTS / f"{method}-{key[:KEY_LENGTH]}.json"
+
+
+def _predictions_file(answer: Path) -> Path:
+    return answer.with_suffix(".parquet")
+
+
+# --- found, or computed and filed ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Computed(Generic[Answer]):
+    """An answer that is not on file yet. tables: what is filed with it, by the file's suffix."""
+
+    answer: Answer
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+
+
+def find_or_compute(
+    cases: Cases,
+    path: Callable[[], Path],
+    kind: type[Answer],
+    compute: Callable[[], Computed[Answer]],
+) -> Answer:
+    """Return the answer that is on file, or compute it and file it.
+
+    path: where the answer is filed, by all that it depends on, the split as it is among it.
+    """
+    # An answer under the split on file knew all patients there are, since its key holds the labels
+    # and the store: it is found without a look at features.
+    if cases.is_split:
+        answer = read_answer(path(), kind)
+        if answer is not None:
+            return answer
+    # New patients change the split, and so the key: what follows is filed under the key that they
+    # make.
+    cases.ensure_split()
+    file = path()
+    answer = read_answer(file, kind)
+    if answer is not None:
+        return answer
+    computed = compute()
+    file.parent.mkdir(exist_ok=True)
+    # The answer comes last: tables that a crash leaves without one are written again.
+    for suffix, table in computed.tables.items():
+        write_table(file.with_suffix(suffix), table)
+    text = computed.answer.model_dump_json(indent=1)
+    write_checked(file, text.encode())
+    return computed.answer
+
+
+def read_answer(path: Path, kind: type[Answer]) -> Answer | None:
+    """Return the answer in a file, as found and not computed; None where none can be read."""
+    try:
+        answer = kind.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        log.warning("%s is no answer and is found anew: %s", path, error)
+        return None
+    return answer.model_copy(update={"cached": True})
+
+
+def filed(store: Path) -> Iterator[tuple[Path, Result]]:
+    """Yield the answers in results/ and their files, the oldest first.
+
+    What is there and is no answer of this version is skipped: `evaluate` computes it anew.
+    """
+    yield from _filed(store / RESULTS, Result)
+
+
+def filed_segmentations(store: Path) -> Iterator[tuple[Path, Segmented]]:
+    """Yield the answers in segmentations/ and their files, as `filed` does."""
+    yield from _filed(store / SEGMENTATIONS, Segmented)
+
+
+def _filed(folder: Path, kind: type[Answer]) -> Iterator[tuple[Path, Answer]]:
+    files = list(folder.glob("*.json"))
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+        try:
+            yield path, kind.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            log.warning("%s is not an answer of this version: %d faults", path, error.error_count())
 
 
 def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
@@ -94,58 +223,162 @@ def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
     FeatureStore.open(store).publish()
 
 
+# --- the tidy table ------------------------------------------------------------------------
+
+
+def tidy(results: Sequence[Result | Segmented]) -> pa.Table:
+    """Return one row a number: what it is, its interval, and what it was computed from.
+
+    A segmentation is of kind `segmentation`, its method the head's name in the config.
+    """
+    rows: list[dict[str, Any]] = []
+    for result in results:
+        origin = result.provenance.model_dump(exclude={"store", "versions"})
+        about = origin | _question(result)
+        for score in result.scores:
+            about["setting"] = _setting_text(score.setting)
+            rows += _rows_of(about, score.metrics)
+            for label, metrics in score.labels.items():
+                rows += _rows_of(about, metrics, label=label)
+            for name, subgroup in score.subgroups.items():
+                rows += _rows_of(about, subgroup.metrics, subgroup=name)
+    return pa.Table.from_pylist(rows, schema=TIDY)
+
+
+def _rows_of(
+    about: Mapping[str, Any],
+    metrics: Mapping[str, Metric],
+    label: str = "",
+    subgroup: str = "",
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each metric of a label, of a subgroup, or of all."""
+    for name, metric in metrics.items():
+        which = {"metric": name, "label": label, "subgroup": subgroup}
+        yield {**about, **which, **metric.model_dump()}
+
+
+def _question(result: Result | Segmented) -> dict[str, str]:
+    """Return what a tidy row says of the question that was answered."""
+    if isinstance(result, Result):
+        return result.model_dump(include={"task", "method", "features", "kind", "level"})
+    return {
+        "task": result.task,
+        "method": result.head,
+        "features": SEGMENTATION_FEATURES.get(result.method, "patch"),
+        "kind": SEGMENTATION,
+        "level": result.level,
+    }
+
+
 def write_tidy(store: Path, results: Sequence[Result | Segmented]) -> None:
     """Write results/results.parquet, and .jsonl: these, and those of other tasks and methods."""
-    path, new = store / "results" / "results.parquet", tidy(results)
-    answered = set(zip(*_asked(new), strict=True))
+    path = store / RESULTS / TIDY_FILE
+    table = tidy(results)
+    answered = set(_questions(table))
     if path.is_file():
-        old = _read(path)
-        if old.schema.equals(TIDY):
-            kept = [each not in answered for each in zip(*_asked(old), strict=True)]
-            new = pa.concat_tables([old.filter(pa.array(kept, pa.bool_())), new])
+        before = _read(path)
+        # A table of another version has other columns: its rows come back as they are answered.
+        if before.schema.equals(TIDY):
+            stays = [question not in answered for question in _questions(before)]
+            others = before.filter(pa.array(stays, pa.bool_()))
+            table = pa.concat_tables([others, table])
     path.parent.mkdir(exist_ok=True)
-    write_table(path, new)
-    lines = "".join(json.dumps(row) + "\n" for row in new.to_pylist())
-    write_checked(path.with_suffix(".jsonl"), lines.encode())
+    write_table(path, table)
+    lines = [json.dumps(row) + "\n" for row in table.to_pylist()]
+    write_checked(path.with_suffix(".jsonl"), "".join(lines).encode())
 
 
-def _asked(table: pa.Table) -> Iterator[list[Any]]:
-    """Yield the columns that tell questions apart: a task and masks may share a name."""
-    yield table["task"].to_pylist()
-    yield table["method"].to_pylist()
-    yield [kind == SEGMENTATION for kind in table["kind"].to_pylist()]
+def _questions(table: pa.Table) -> Iterator[tuple[str, str, bool]]:
+    """Yield what tells questions apart, a row each: a task and masks may share a name."""
+    tasks = table["task"].to_pylist()
+    methods = table["method"].to_pylist()
+    of_masks = [kind == SEGMENTATION for kind in table["kind"].to_pylist()]
+    return zip(tasks, methods, of_masks, strict=True)
 
 
-def segmentation_path(store: Path, task: str, head: str, key: str) -> Path:
-    """Return where the answer of a head for some masks is filed; key: of all it depends on."""
-    name = re.sub(r"[^\w.-]", "_", f"{task}-{head}")
-    return store / SEGMENTATIONS / f"{name}-{key[:16]}.json"
+# --- predictions ---------------------------------------------------------------------------
+
+
+def predictions_table(units: Units, tested: OutOfFold) -> pa.Table:
+    """Return a row a test unit and setting: unit, patient, truth and probability a class."""
+    tables = []
+    truth = units.at(tested.rows)
+    for prediction in tested.predictions:
+        setting = _setting_text(prediction.setting)
+        columns: dict[str, Any] = {
+            "unit": units.ids[tested.rows],
+            "patient": truth.groups,
+            "setting": [setting] * len(tested.rows),
+        }
+        if tested.fold is not None:
+            columns["fold"] = tested.fold
+        for j, name in enumerate(units.classes):
+            columns[f"truth:{name}"] = _truth_column(truth, j)
+            columns[f"proba:{name}"] = prediction.proba[:, j]
+        tables.append(pa.table(columns))
+    return pa.concat_tables(tables)
+
+
+def _truth_column(truth: Truth, j: int) -> Any:
+    """Return (q,) the number of each unit, or whether it carries a class; null if not known."""
+    if truth.kind == "regression":
+        return truth.y
+    unknown = ~truth.known[:, j]
+    return pa.array(truth.indicator[:, j], mask=unknown)
+
+
+def read_predictions(
+    store: Path, result: Result, setting: int
+) -> tuple[Truth, NDArray[np.float64], NDArray[np.int64] | None]:
+    """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result."""
+    table = _predictions(store, result, setting)
+    columns = [table[f"proba:{name}"].to_numpy() for name in result.classes]
+    proba = np.stack(columns, axis=1)
+    fold = table["fold"].to_numpy() if "fold" in table.column_names else None
+    patients = _texts(table, "patient")
+    truth = Truth(_y(table, result), patients, result.classes, result.kind)
+    return truth, proba, fold
+
+
+def predicted_units(store: Path, result: Result, setting: int) -> NDArray[np.str_]:
+    """Return the ids (n,) of the units that `read_predictions` tells of."""
+    return _texts(_predictions(store, result, setting), "unit")
 
 
 def read_units(answer: Path) -> pa.Table:
     """Return a row a test unit and structure of a filed segmentation, of all training patients."""
-    table = _read(answer.with_suffix(".units.parquet"))
+    table = _read(answer.with_suffix(UNITS))
     return _of_setting(table, table["setting"][-1].as_py())
 
 
-def write_predictions(path: Path, units: Units, tested: Tested) -> None:
-    """Write a Parquet row a test unit and setting: unit, patient, truth and probability a class."""
-    rows, tables = tested.rows, []
-    truth = units.at(rows)
-    for each in tested.predictions:
-        columns: dict[str, Any] = {"unit": units.ids[rows], "patient": truth.groups}
-        columns["setting"] = [_setting_text(each.setting)] * len(rows)
-        if tested.fold is not None:
-            columns["fold"] = tested.fold
-        for j, name in enumerate(units.classes):
-            columns[f"truth:{name}"] = (
-                truth.y
-                if units.kind == "regression"
-                else pa.array(truth.indicator[:, j], mask=~truth.known[:, j])
-            )
-            columns[f"proba:{name}"] = each.proba[:, j]
-        tables.append(pa.table(columns))
-    write_table(path, pa.concat_tables(tables))
+def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
+    values = table[column].to_numpy(zero_copy_only=False)
+    texts: NDArray[np.str_] = values.astype(np.str_)
+    return texts
+
+
+def _predictions(store: Path, result: Result, setting: int) -> pa.Table:
+    table = _read(predictions_path(store, result))
+    return _of_setting(table, _setting_text(result.scores[setting].setting))
+
+
+def _y(table: pa.Table, result: Result) -> NDArray[Any]:
+    """Return the truth as `Truth.y` has it."""
+    columns = [table[f"truth:{name}"] for name in result.classes]
+    if result.kind == "regression":
+        values: NDArray[Any] = columns[0].to_numpy()
+        return values
+    bits = [column.cast(pa.int8()).fill_null(-1) for column in columns]
+    y = np.stack([each.to_numpy() for each in bits], axis=1)
+    return y if result.kind == "multilabel" else y.argmax(axis=1)
+
+
+def _setting_text(setting: Mapping[str, float]) -> str:
+    numbers = {name: float(value) for name, value in setting.items()}
+    return json.dumps(numbers)
+
+
+# --- Parquet, imported where a table is read or written: an answer on file needs none --------
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -167,120 +400,3 @@ def _of_setting(table: pa.Table, setting: str) -> pa.Table:
     import pyarrow.compute as pc
 
     return table.filter(pc.equal(table["setting"], setting))
-
-
-def _setting_text(setting: Mapping[str, float]) -> str:
-    return json.dumps({name: float(value) for name, value in setting.items()})
-
-
-def answer_in(path: Path, kind: type[Answer]) -> Answer | None:
-    """Return the answer in a file, as found and not computed; None where none can be read."""
-    try:
-        found = kind.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        log.warning("%s is no answer and is found anew: %s", path, error)
-        return None
-    return found.model_copy(update={"cached": True})
-
-
-def filed(store: Path) -> Iterator[tuple[Path, Result]]:
-    """Yield the answers in results/ and their files, the oldest first.
-
-    What is there and is no answer of this version is skipped: `evaluate` computes it anew.
-    """
-    yield from _filed(store / "results", Result)
-
-
-def filed_segmentations(store: Path) -> Iterator[tuple[Path, Segmented]]:
-    """Yield the answers in segmentations/ and their files, as `filed` does."""
-    yield from _filed(store / SEGMENTATIONS, Segmented)
-
-
-def _filed(folder: Path, kind: type[Answer]) -> Iterator[tuple[Path, Answer]]:
-    for path in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
-        try:
-            yield path, kind.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            log.warning("%s is not an answer of this version: %d faults", path, error.error_count())
-
-
-def predictions_path(store: Path, result: Result) -> Path:
-    """Return where the predictions behind a result are, where it has any."""
-    return store / "results" / f"{result.method}-{result.provenance.key[:16]}.parquet"
-
-
-def read_predictions(
-    store: Path, result: Result, setting: int
-) -> tuple[Truth, NDArray[np.float64], NDArray[np.int64] | None]:
-    """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result."""
-    table = _predictions(store, result, setting)
-    proba = np.stack([table[f"proba:{c}"].to_numpy() for c in result.classes], axis=1)
-    fold = table["fold"].to_numpy() if "fold" in table.column_names else None
-    groups = table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)
-    return Truth(_y(table, result), groups, result.classes, result.kind), proba, fold
-
-
-def predicted_units(store: Path, result: Result, setting: int) -> NDArray[np.str_]:
-    """Return the ids (n,) of the units that `read_predictions` tells of."""
-    table = _predictions(store, result, setting)
-    units: NDArray[np.str_] = table["unit"].to_numpy(zero_copy_only=False).astype(np.str_)
-    return units
-
-
-def _predictions(store: Path, result: Result, setting: int) -> pa.Table:
-    table = _read(predictions_path(store, result))
-    return _of_setting(table, _setting_text(result.scores[setting].setting))
-
-
-def _y(table: pa.Table, result: Result) -> NDArray[Any]:
-    """Return the truth as `Truth.y` has it."""
-    columns = [table[f"truth:{name}"] for name in result.classes]
-    if result.kind == "regression":
-        values: NDArray[Any] = columns[0].to_numpy()
-        return values
-    bits = [column.cast(pa.int8()).fill_null(-1).to_numpy() for column in columns]
-    y = np.stack(bits, axis=1)
-    return y if result.kind == "multilabel" else y.argmax(axis=1)
-
-
-# Raised whenever a method answers the same question otherwise: older results are then not found.
-CONTRACT: dict[Method, int] = {
-    "knn": 7,
-    "probe": 8,
-    "fewshot": 7,
-    "linear": 5,
-    "attention": 5,
-    "efficiency": 6,
-    "finetune": 4,
-    "lora": 4,
-    "bitfit": 4,
-    "norm": 4,
-}
-
-
-def result_path(cases: Cases, method: Method) -> Path:
-    """Return where an answer is filed, by all that it depends on."""
-    return cases.store.path / "results" / f"{method}-{_key(cases, method)[:16]}.json"
-
-
-def _key(cases: Cases, method: Method) -> str:
-    """Return the sha256 of all that the answer depends on."""
-    asked = {
-        "method": method,
-        "contract": CONTRACT[method],
-        "settings": [head.model_dump(mode="json") for head in heads_of(cases, method)],
-        "name": cases.name,
-        "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
-        "join": cases.table.settings.model_dump(
-            mode="json", exclude={"file", "uncertain", "missing"}
-        ),
-        "labels": cases.labels_digest,
-        "split": cases.split.digest,
-        "rules": cases.config.split.model_dump(mode="json", include={"new", "allow"}),
-        "store": cases.fingerprint,
-    }
-    if cases.fitted is not None:
-        asked["fit_on"] = cases.fitted.fingerprint
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

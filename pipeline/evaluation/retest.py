@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from pipeline.annotations.labels import matched, read_labels
 from pipeline.annotations.units import Units
 from pipeline.config.data import Labels
 from pipeline.config.root import Config
+from pipeline.config.tasks import FeatureSet
 from pipeline.evaluation.cases import Cases, cases_of
 from pipeline.evaluation.compare import newest
+from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.metrics.agreement import icc
 from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.result_files import predicted_units, read_predictions
@@ -23,9 +25,12 @@ from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError, StoreNotFoundError
 from stores.features import OK, FeatureStore
 
-LEAST = 3  # pairs: ICC of fewer says nothing
+# Pairs: ICC of fewer says nothing.
+LEAST = 3
 
-Pairs = NDArray[np.int64]  # (n, 2): the two scans of a patient
+Numbers = NDArray[np.int64]
+# (n, 2): the two scans of a patient
+Pairs = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class Agreement:
 class Scans:
     """What a table of pairs names: scan (m,) of each row (m,) of a store with features, or -1."""
 
-    rows: NDArray[np.int64]
-    scan: NDArray[np.int64]
+    rows: Numbers
+    scan: Numbers
     pairs: Pairs
 
 
@@ -63,49 +68,98 @@ def retest(config: Config, file: Path) -> list[Agreement]:
     """
     store = FeatureStore.open(config.store)
     scans = _scans(config, store, file)
-    which = config.knn.features
-    there, pairs = np.unique(scans.pairs, return_inverse=True)
-    here = np.isin(scans.scan, there)
-    unit = np.searchsorted(there, scans.scan[here])
-    units = Units.unlabelled(there.astype(np.str_), scans.rows[here], unit)
-    x = read_features(store, units, which)[pairs.reshape(-1, 2)]
-    found = icc(x)
-    low, middle = np.nanquantile(found, [0.05, 0.5]).tolist()
-    length = np.linalg.norm(x, axis=2, keepdims=True)
-    cosine = (x[:, 0] / length[:, 0]) @ (x[:, 1] / length[:, 1]).T
-    own = float((cosine.argmax(axis=1) == np.arange(len(cosine))).mean())
-    mean = float(cosine.diagonal().mean())
-    features = Agreement(f"features ({which})", len(x), middle, low, mean, own)
-    return [features, *_answers(config, store, scans)]
+    which = config.settings_of(KNN).features
+    features = _agreement_of_features(f"features ({which})", _features(store, scans, which))
+    return [features, *_agreement_of_answers(config, store, scans)]
 
 
-def _scans(config: Config, store: FeatureStore, file: Path) -> Scans:
+# --- scans ---------------------------------------------------------------------------------
+
+
+def _scans(
+    config: Config,
+    store: FeatureStore,
+    file: Path,
+) -> Scans:
     """Return which slices are of the scans that a table names, and the pairs that have features."""
     table = read_labels(Labels(file=file, key="first"), [], ["second"])
-    sides = [
-        [name.strip().rstrip("/") for name in table.columns[key]] for key in ("first", "second")
-    ]
-    where = {name: i for i, name in enumerate(dict.fromkeys(sides[0] + sides[1])) if name}
+    first = _without_slashes(table.columns["first"])
+    second = _without_slashes(table.columns["second"])
+    number = {name: i for i, name in enumerate(dict.fromkeys(first + second)) if name}
     slices = Names(store.path, config.data.paths).revealed(store.slices())
     rows = slices["row"].to_numpy()
-    ok = store.status()[rows] == OK
     paths = slices["path"].to_numpy(zero_copy_only=False)
-    scan = np.where(ok, matched(paths, where, climb=True), -1)
-    pairs = np.array([[where.get(name, -1) for name in pair] for pair in zip(*sides, strict=True)])
-    pairs = pairs.reshape(-1, 2)
-    there = np.isin(pairs, scan[scan >= 0]).all(axis=1) & (pairs[:, 0] != pairs[:, 1])
-    if there.sum() < LEAST:
-        absent = sorted({*where} - {name for name, i in where.items() if i in scan})
+    has_features = store.status()[rows] == OK
+    scan = np.where(has_features, matched(paths, number, climb=True), -1)
+    pairs = np.stack([_numbers(first, number), _numbers(second, number)], axis=1)
+    # A scan with itself would agree perfectly.
+    is_usable = np.isin(pairs, scan[scan >= 0]).all(axis=1) & (pairs[:, 0] != pairs[:, 1])
+    if is_usable.sum() < LEAST:
+        there = {name for name, i in number.items() if i in scan}
+        absent = sorted(number.keys() - there)
         raise LabelError(
             f"{LEAST} pairs of scans or more must have features. {str(file)!r} has {len(pairs)} "
-            f"pairs, of which {there.sum()} have; not in the store {str(store.path)!r}: "
+            f"pairs, of which {is_usable.sum()} have; not in the store {str(store.path)!r}: "
             f"{absent[:3] or 'none'}. Paths are relative to data.root, as `radprobe slices` "
             "lists them."
         )
-    return Scans(rows, scan, pairs[there])
+    return Scans(rows, scan, pairs[is_usable])
 
 
-def _answers(config: Config, store: FeatureStore, scans: Scans) -> Iterator[Agreement]:
+def _without_slashes(names: Iterable[str]) -> list[str]:
+    return [name.strip().rstrip("/") for name in names]
+
+
+def _numbers(names: Sequence[str], number: Mapping[str, int]) -> Numbers:
+    """Return the number of each name, -1 for an empty one."""
+    return np.array([number.get(name, -1) for name in names], np.int64)
+
+
+# --- features ------------------------------------------------------------------------------
+
+
+def _features(
+    store: FeatureStore,
+    scans: Scans,
+    which: FeatureSet,
+) -> NDArray[np.float32]:
+    """Return (n, 2, d) the features of both scans of each pair."""
+    paired, place = np.unique(scans.pairs, return_inverse=True)
+    is_paired = np.isin(scans.scan, paired)
+    units = Units.unlabelled(
+        paired.astype(np.str_),
+        scans.rows[is_paired],
+        np.searchsorted(paired, scans.scan[is_paired]),
+    )
+    return read_features(store, units, which)[place.reshape(-1, 2)]
+
+
+def _agreement_of_features(what: str, x: NDArray[np.float32]) -> Agreement:
+    """Return how far x (n, 2, d), the features of both scans of n pairs, agree."""
+    low, middle = np.nanquantile(icc(x), [0.05, 0.5]).tolist()
+    length = np.linalg.norm(x, axis=2, keepdims=True)
+    first = x[:, 0] / length[:, 0]
+    second = x[:, 1] / length[:, 1]
+    cosine = first @ second.T  # (n, n): of every first scan with every second
+    is_nearest = cosine.argmax(axis=1) == np.arange(len(cosine))
+    return Agreement(
+        what=what,
+        pairs=len(x),
+        icc=middle,
+        icc_low=low,
+        cosine=float(cosine.diagonal().mean()),
+        nearest=float(is_nearest.mean()),
+    )
+
+
+# --- answers on file -----------------------------------------------------------------------
+
+
+def _agreement_of_answers(
+    config: Config,
+    store: FeatureStore,
+    scans: Scans,
+) -> Iterator[Agreement]:
     """Yield how far each task's newest answers agree, on pairs that they were tested on."""
     try:
         answers = newest(store.path)
@@ -115,29 +169,45 @@ def _answers(config: Config, store: FeatureStore, scans: Scans) -> Iterator[Agre
         for (task, method), result in answers.items():
             if task != cases.name:
                 continue
-            x = _said(cases, result, scans)
+            x = _paired_predictions(cases, result, scans)
             if len(x) >= LEAST:
-                yield Agreement(f"{task} by {method}", len(x), float(np.nanmean(icc(x))))
+                agreement = float(np.nanmean(icc(x)))
+                yield Agreement(f"{task} by {method}", len(x), agreement)
 
 
-def _said(cases: Cases, result: Result, scans: Scans) -> NDArray[np.float64]:
+def _paired_predictions(
+    cases: Cases,
+    result: Result,
+    scans: Scans,
+) -> NDArray[np.float64]:
     """Return (n, 2, c): what an answer says of both scans of those pairs that were tested.
 
-    Of a scan the mean over its units; a unit with slices of another scan as well is of none.
+    Of a scan the mean over its units.
     """
-    units = cases.units
-    of_row = dict(zip(scans.rows.tolist(), scans.scan.tolist(), strict=True))
-    first, last = (np.full(len(units.ids), end) for end in (np.iinfo(np.int64).max, -1))
-    own = np.array([of_row.get(row, -1) for row in units.rows.tolist()], np.int64)
-    np.minimum.at(first, units.unit, own)
-    np.maximum.at(last, units.unit, own)
-    scan = dict(zip(units.ids.tolist(), np.where(first == last, last, -1).tolist(), strict=True))
     _, proba, _ = read_predictions(cases.store.path, result, -1)
     tested = predicted_units(cases.store.path, result, -1)
-    of = np.array([scan.get(unit, -1) for unit in tested.tolist()], np.int64)
+    scan_of_unit = dict(
+        zip(cases.units.ids.tolist(), _scan_of_units(cases.units, scans), strict=True)
+    )
+    scan = np.array([scan_of_unit.get(unit, -1) for unit in tested.tolist()], np.int64)
+    counted = scan >= 0
     most = int(scans.pairs.max()) + 1
-    counts = np.bincount(of[of >= 0], minlength=most)
-    sums = np.stack([np.bincount(of[of >= 0], p, minlength=most) for p in proba[of >= 0].T], axis=1)
-    both = scans.pairs[(counts[scans.pairs] > 0).all(axis=1)]
-    said: NDArray[np.float64] = sums[both] / counts[both][:, :, None]
-    return said
+    counts = np.bincount(scan[counted], minlength=most)
+    sums = [np.bincount(scan[counted], column, minlength=most) for column in proba[counted].T]
+    is_tested = (counts[scans.pairs] > 0).all(axis=1)
+    pairs = scans.pairs[is_tested]
+    means: NDArray[np.float64] = np.stack(sums, axis=1)[pairs] / counts[pairs][:, :, None]
+    return means
+
+
+def _scan_of_units(units: Units, scans: Scans) -> list[int]:
+    """Return (n,) the scan of each unit; -1 for one with slices of several, or of none."""
+    scan_of_row = dict(zip(scans.rows.tolist(), scans.scan.tolist(), strict=True))
+    scan = np.array([scan_of_row.get(row, -1) for row in units.rows.tolist()], np.int64)
+    # The least and the greatest are equal where all slices of a unit are of one scan.
+    lowest = np.full(len(units.ids), np.iinfo(np.int64).max)
+    highest = np.full(len(units.ids), -1)
+    np.minimum.at(lowest, units.unit, scan)
+    np.maximum.at(highest, units.unit, scan)
+    scans_of_units: list[int] = np.where(lowest == highest, highest, -1).tolist()
+    return scans_of_units

@@ -5,74 +5,111 @@ Heads and metrics are imported when they are run: an answer that is on file need
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction
-from pipeline.config.heads import Head
-from pipeline.config.tasks import Method
-from pipeline.config.tuning import Tuning
+from pipeline.config.base import HeadSettings
+from pipeline.config.heads import HEADS, declared
+from pipeline.config.methods import Method
 from pipeline.evaluation.cases import Cases
-from pipeline.evaluation.heads.fixed_draw import fixed_draw
-from pipeline.evaluation.splits import Tested, together
-from pipeline.results import Score, Subgroup
+from pipeline.evaluation.folds import OutOfFold, join_folds
+from pipeline.evaluation.heads.contract import Head, Predicted, fit_and_predict
+from pipeline.evaluation.splits import Parts
+from pipeline.results import Metric, Score, Subgroup
+from pipeline.shared.arrays import Floats, Rows
 from stores.errors import ConfigError, LabelError
 
 # More are no groups: each has its own bootstrap, and a number is not a group.
 MOST_SUBGROUPS = 20
 
 
-def heads_of(cases: Cases, method: Method) -> list[Head]:
-    """Return the settings that an answer depends on, the method's own first."""
-    config = cases.config
-    own: Head = getattr(config, method)
-    by_probe = isinstance(own, Tuning) and own.start == "probe"
-    if by_probe or (method == "fewshot" and config.fewshot.draw == "paper"):
-        return [own, config.probe]
-    return [own]
+# --- a head over the folds of a split ------------------------------------------------------
 
 
-def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[Score], Tested]:
-    """Run one head, whose module is imported here and not before.
+def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[Score], OutOfFold]:
+    """Fit a head on each fold of the split, and score what it predicts of the units that test.
 
     device: of torch's, where the head is fitted; unset, the CPU, without torch where it can be.
+    Raises ConfigError where the method is no head.
     """
+    # Before the head is imported, and SciPy with it.
     if device is not None:
         _open_array_api()
-    match method:
-        case "fewshot":
-            return _few(cases, device)
-        case "efficiency":
-            return _efficiency(cases, device)
-        case "knn":
-            speed = {}
-        case "probe" | "linear" | "attention":
-            speed = {"device": device}
-        case "finetune" | "lora" | "bitfit" | "norm":
-            raise ConfigError(f"{method} trains the network: ask for it by `radprobe tune`.")
-        case _:
-            assert_never(method)
-    units, turns, settings = cases.units, cases.turns, getattr(cases.config, method)
-    head = importlib.import_module(f"pipeline.evaluation.heads.{method}")
-    seen = cases.slices if method == "attention" else cases.features
-    answers, notes = [], []
-    for turn in turns:
-        x = seen(settings, turn)
-        answers.append(head.predict(x, units, turn, settings, **speed))
-        notes = _held(x)
-        del x  # before the next are read
-    tested = together(answers, [turn["test"] for turn in turns])
-    tested.notes.extend(notes)
-    return scores_of(cases, tested), tested
+    head = _head(method)
+    settings = cases.config.settings_of(head)
+    # Heads that this one fits itself: its answer is by their settings too.
+    others: dict[str, HeadSettings] = {}
+    for name in settings.built_on:
+        others[name] = cases.config.settings_of(declared(name))
+    folds = cases.folds[:1] if head.folds == "first" else cases.folds
+    predicted = []
+    scratch_notes: list[str] = []
+    for parts in folds:
+        x = _features(cases, head, parts)
+        of_fold = fit_and_predict(head, x, cases.units, parts, settings, device, others)
+        predicted.append(of_fold)
+        scratch_notes = _scratch_notes(x)
+        # Features are the most that is in memory: these go before the next fold's are read.
+        del x
+    if len(folds) == 1:
+        test = folds[0]["test"]
+        scores, tested = _score_one_fold(cases, predicted[0], test, scratch_notes)
+    else:
+        answers = [(list(each.predictions), list(each.notes)) for each in predicted]
+        tested = join_folds(answers, [parts["test"] for parts in folds])
+        tested.notes.extend(scratch_notes)
+        scores = scores_of(cases, tested)
+    if len(folds) < len(cases.folds):
+        tested.notes.insert(0, "only the first fold is asked")
+    return scores, tested
 
 
-def _held(x: NDArray[Any]) -> list[str]:
-    """Return what there is to say of where features (n, d) are held."""
+def _head(method: Method) -> Head[Any, Any]:
+    """Return a head by name. Raises ConfigError for a method that is none."""
+    if method not in HEADS:
+        raise ConfigError(f"{method} trains the network: ask for it by `radprobe tune`.")
+    head = declared(method)
+    assert isinstance(head, Head)
+    return head
+
+
+def _features(cases: Cases, head: Head[Any, Any], parts: Parts) -> Floats:
+    """Return the features that a head sees: (n, d) of units, or (m, d) of slices."""
+    settings = cases.config.settings_of(head)
+    if head.sees == "slices":
+        return cases.slices(settings, parts)
+    return cases.features(settings, parts)
+
+
+def _score_one_fold(
+    cases: Cases,
+    predicted: Predicted,
+    rows: Rows,
+    scratch_notes: list[str],
+) -> tuple[list[Score], OutOfFold]:
+    """Score what a head says of the one fold it is asked, each prediction as it is made."""
+    scores = list(predicted.scores or ())
+    filed = []
+    drawn = False
+    for prediction in predicted.predictions:
+        scores.append(score_of(cases, prediction, rows, None))
+        if prediction.draws is None:
+            filed.append(prediction)
+        else:  # a unit has several predictions: the table of predictions has one row for it
+            drawn = True
+    notes = [*predicted.notes, *scratch_notes]
+    if predicted.scores is None and not drawn:
+        notes += _one_sided_notes(cases, rows)
+    return scores, OutOfFold(filed, rows, None, notes)
+
+
+def _scratch_notes(x: NDArray[Any]) -> list[str]:
+    """Return a note where features (n, d) are in a scratch file."""
     if not isinstance(x, np.memmap):
         return []
     return [f"features of {x.nbytes / 2**30:.1f} GiB were held in a scratch file, not in memory"]
@@ -88,93 +125,68 @@ def _open_array_api() -> None:
     os.environ["SCIPY_ARRAY_API"] = "1"
 
 
-def _few(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
-    """Score few-shot episodes, or the one draw of the paper; of several folds, the first alone."""
-    settings, units, parts = cases.config.fewshot, cases.units, cases.turns[0]
-    x = cases.features(settings, parts)
-    predictions: list[Prediction] = []
-    notes = ["only the first fold is asked"] if len(cases.turns) > 1 else []
-    notes += _held(x)
-    if settings.draw == "paper":
-        from pipeline.evaluation.heads import probe
-
-        for shots in settings.shots:
-            fit = {**parts, "train": fixed_draw(units, parts["train"], shots)}
-            found, said = probe.predict(
-                x, units, fit, cases.config.probe, refit_on=("train",), device=device
-            )
-            predictions += [Prediction({"shots": shots} | p.setting, p.proba) for p in found]
-            notes += [f"{shots} shots: {note}" for note in said]
-        tested = Tested(predictions, parts["test"], None, notes)
-        return scores_of(cases, tested), tested
-    from pipeline.evaluation.heads import fewshot
-
-    scores, said = fewshot.score(x, units, parts, settings)
-    return scores, Tested([], parts["test"], None, notes + said)
+# --- scores --------------------------------------------------------------------------------
 
 
-def _efficiency(cases: Cases, device: str | None) -> tuple[list[Score], Tested]:
-    """Score the probe fitted on ever more patients; of several folds, the first alone.
-
-    A metric is its mean over the draws of as many patients, its interval of other test patients.
-    """
-    from pipeline.evaluation.heads import efficiency
-
-    settings, units, parts = cases.config.efficiency, cases.units, cases.turns[0]
-    notes = ["only the first fold is asked"] if len(cases.turns) > 1 else []
-    x = cases.features(settings, parts)
-    notes += _held(x)
-    curve = efficiency.points(x, units, parts, settings, device)
-    scores: list[Score] = []
-    for point in curve:
-        number, q = len(point.predictions), len(parts["test"])
-        notes += point.notes
-        if number:
-            joined = Prediction(
-                {"shots": point.shots, "patients": point.patients, "draws": number},
-                np.concatenate(point.predictions),
-            )
-            fold = np.repeat(np.arange(number), q) if number > 1 else None
-            scores += scores_of(cases, Tested([joined], np.tile(parts["test"], number), fold, []))
-    return scores, Tested([], parts["test"], None, notes)
-
-
-def scores_of(cases: Cases, tested: Tested) -> list[Score]:
+def scores_of(cases: Cases, tested: OutOfFold) -> list[Score]:
     """Return what predictions score, by label and subgroup too; adds to the notes of `tested`."""
+    tested.notes.extend(_one_sided_notes(cases, tested.rows))
+    return [score_of(cases, each, tested.rows, tested.fold) for each in tested.predictions]
+
+
+def _one_sided_notes(cases: Cases, rows: Rows) -> list[str]:
+    """Return a note for each label that has no AUROC on the units `rows`."""
+    from pipeline.evaluation.metrics.values import one_sided
+
+    reason = "has no AUROC: all or none of the test units carry it"
+    truth = cases.units.at(rows)
+    return [f"{name!r} {reason}" for name in one_sided(truth)]
+
+
+def score_of(
+    cases: Cases,
+    prediction: Prediction,
+    rows: Rows,
+    fold: Rows | None,
+) -> Score:
+    """Return what one prediction of the units `rows` (q,) scores.
+
+    fold (q,): which model predicted each unit, where there are several: a metric is then its mean
+    over them. Draws count as folds do, so that its interval is of other test patients.
+    """
     from pipeline.evaluation.metrics import metrics
 
-    truth = cases.units.at(tested.rows)
-    tested.notes.extend(
-        f"{name!r} has no AUROC: all or none of the test units carry it"
-        for name in metrics.one_sided(truth)
+    draws = prediction.draws or 1
+    # The same units once for each draw, as `proba` has them.
+    if draws > 1:
+        fold = np.repeat(np.arange(draws), len(rows))
+        rows = np.tile(rows, draws)
+    truth = cases.units.at(rows)
+    proba = prediction.proba
+    joint, labels = metrics.score(truth, proba, fold, cases.task.permutations)
+    return Score(
+        setting=prediction.setting,
+        metrics=joint,
+        labels=labels,
+        subgroups=_subgroups(cases, proba, rows, fold),
+        reliability={} if truth.kind == "regression" else metrics.reliability(truth, proba),
     )
-    scores = []
-    for each in tested.predictions:
-        number = cases.task.permutations
-        joint, labels = metrics.score(truth, each.proba, tested.fold, number)
-        curve = {} if truth.kind == "regression" else metrics.reliability(truth, each.proba)
-        scores.append(
-            Score(
-                setting=each.setting,
-                metrics=joint,
-                labels=labels,
-                subgroups=_subgroups(cases, tested, each),
-                reliability=curve,
-            )
-        )
-    return scores
 
 
-def _subgroups(cases: Cases, tested: Tested, predicted: Prediction) -> dict[str, Subgroup]:
-    """Return the metrics of the units of each value of each subgroup column.
+def _subgroups(
+    cases: Cases,
+    proba: NDArray[np.float64],
+    rows: Rows,
+    fold: Rows | None,
+) -> dict[str, Subgroup]:
+    """Return the metrics of the units of each value of each subgroup column, as `column=value`.
 
     Raises LabelError for a column of too many values.
     """
-    from pipeline.evaluation.metrics import metrics
-
-    found: dict[str, Subgroup] = {}
+    subgroups: dict[str, Subgroup] = {}
     for column in cases.task.subgroups:
-        texts = cases.column(column)[tested.rows]
+        texts = cases.column(column)[rows]
+        # "" stands for what is not known, or of several values.
         values = sorted({*texts.tolist()} - {""})
         if len(values) > MOST_SUBGROUPS:
             raise LabelError(
@@ -182,16 +194,31 @@ def _subgroups(cases: Cases, tested: Tested, predicted: Prediction) -> dict[str,
                 f"{len(values)} among the test units; give its values by group."
             )
         for value in values:
-            on = texts == value
-            truth = cases.units.at(tested.rows[on])
-            fold = None if tested.fold is None else tested.fold[on]
-            joint, _ = metrics.score(truth, predicted.proba[on], fold)
-            patients = len(np.unique(truth.groups))
-            carried = [] if truth.kind == "regression" else truth.indicator.sum(axis=0).tolist()
-            found[f"{column}={value}"] = Subgroup(
-                units=int(on.sum()),
-                patients=patients,
-                positives=dict(zip(truth.classes, carried, strict=False)),
-                metrics=joint,
+            members = texts == value
+            of_members = None if fold is None else fold[members]
+            subgroups[f"{column}={value}"] = _subgroup(
+                cases, proba[members], rows[members], of_members
             )
-    return found
+    return subgroups
+
+
+def _subgroup(
+    cases: Cases,
+    proba: NDArray[np.float64],
+    rows: Rows,
+    fold: Rows | None,
+) -> Subgroup:
+    from pipeline.evaluation.metrics import metrics
+
+    truth = cases.units.at(rows)
+    joint: dict[str, Metric]
+    joint, _ = metrics.score(truth, proba, fold)
+    carried: list[int] = []
+    if truth.kind != "regression":
+        carried = truth.indicator.sum(axis=0).tolist()
+    return Subgroup(
+        units=len(rows),
+        patients=len(np.unique(truth.groups)),
+        positives=dict(zip(truth.classes, carried, strict=False)),
+        metrics=joint,
+    )

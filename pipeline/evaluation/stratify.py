@@ -1,7 +1,8 @@
-"""Who stands where: patients dealt by label, by site, by date, or as a list says.
+"""Which patient stands on which side: spread by label, by site, by date, or as a list says.
 
 Patients count in the order of their first units, so that two stores of one collection are split
 alike whatever their pseudonyms. Every function returns the p patients and a side (p,) for each.
+Dims: n units, p patients, c classes or labels.
 """
 
 from __future__ import annotations
@@ -16,107 +17,194 @@ from stores.errors import LabelError
 
 Names = NDArray[np.str_]
 Sides = NDArray[np.int64]
-TRAIN, VAL, TEST = 0, 1, 2
+
+TRAIN = 0
+VAL = 1
+TEST = 2
+SIDES = ("train", "val", "test")
 DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
 
 
-def by_label(units: Truth, folds: int, seed: int, first: int = -1) -> tuple[Names, Sides]:
+# --- by label ------------------------------------------------------------------------------
+
+
+def folds_by_label(
+    units: Truth,
+    folds: int,
+    seed: int,
+    first: int = -1,
+) -> tuple[Names, Sides]:
     """Return patients and their folds, stratified by label combination, rarest label first.
 
-    Dealt in turn from a deck that is sorted by combination and shuffled within: every combination,
-    and the rarest label exactly, is spread over the folds to within one patient, however few carry
-    it. The first card goes to the fold `first`.
+    Patients are sorted by combination, shuffled within, and take the folds in turn: every
+    combination, and the rarest label exactly, is spread over the folds to within one patient,
+    however few carry it. The first patient goes to the fold `first`.
     """
-    patients, carries = _carried(units)
+    patients, carries = _labels_of_patients(units)
     shuffled = np.random.default_rng(seed).permutation(len(patients))
+    # lexsort takes its last key first, which is so the rarest label.
     rarest_last = np.argsort(-carries.sum(axis=0), kind="stable")
-    deck = shuffled[np.lexsort(carries[shuffled][:, rarest_last].T)[::-1]]
-    fold = np.empty(len(deck), np.int64)
-    fold[deck] = (np.arange(len(deck)) + first) % folds
+    combinations = carries[shuffled][:, rarest_last]
+    carriers_last = np.lexsort(combinations.T)
+    ordered = shuffled[carriers_last[::-1]]
+    fold = np.empty(len(ordered), np.int64)
+    fold[ordered] = (np.arange(len(ordered)) + first) % folds
     return patients, fold
 
 
-def _carried(units: Truth) -> tuple[Names, NDArray[np.bool_]]:
+def _labels_of_patients(units: Truth) -> tuple[Names, NDArray[np.bool_]]:
     """Return the patients and, (p, c), which classes, labels or quarters of y they carry."""
-    patients, first, patient = np.unique(units.groups, return_index=True, return_inverse=True)
+    patients, first, patient = np.unique(
+        units.groups,
+        return_index=True,
+        return_inverse=True,
+    )
     strata = units.strata
     carries = np.zeros((len(patients), strata.shape[1]), bool)
     np.logical_or.at(carries, patient, strata)
-    order = np.argsort(first)
-    return patients[order], carries[order]
+    by_first_unit = np.argsort(first)
+    return patients[by_first_unit], carries[by_first_unit]
 
 
-def by_site(units: Truth, sites: Names, folds: int, seed: int) -> tuple[Names, Sides]:
+# --- by site -------------------------------------------------------------------------------
+
+
+def sides_by_site(
+    units: Truth,
+    sites: Names,
+    folds: int,
+    seed: int,
+) -> tuple[Names, Sides]:
     """Return patients and their sides, no site (n,) on two of them.
 
-    The largest sites are dealt first, each to the side that lacks most of its share: 1 / folds of
-    the patients for val and for test, the rest for train. Raises LabelError for fewer than three
+    The largest sites go first, each to the side that lacks most of its share: 1 / folds of the
+    patients for val and for test, the rest for train. Raises LabelError for fewer than three
     sites, or a patient at two.
     """
-    patients, site = _of_patients(units.groups, sites, "site")
-    names, at, sizes = np.unique(site, return_inverse=True, return_counts=True)
-    if len(names) < 3:
+    patients, site_of_patient = _one_value_each(units.groups, sites, "site")
+    names, site, sizes = np.unique(
+        site_of_patient,
+        return_inverse=True,
+        return_counts=True,
+    )
+    if len(names) < len(SIDES):
         raise LabelError(
             f"A split by site must have at least three sites. Got {names.tolist()} instead; choose "
             "another column, or a split of kind holdout."
         )
-    lacks = len(patients) * np.array([folds - 2, 1, 1]) / folds
+    # Shuffled first, so that the seed decides between sites of one size.
     shuffled = np.random.default_rng(seed).permutation(len(names))
-    side, empty = np.empty(len(names), np.int64), {TRAIN, VAL, TEST}
-    for dealt, i in enumerate(shuffled[np.argsort(-sizes[shuffled], kind="stable")]):
-        must = empty if len(names) - dealt == len(empty) else {TRAIN, VAL, TEST}
-        side[i] = max(sorted(must), key=lambda s: lacks[s])
-        lacks[side[i]] -= sizes[i]
-        empty.discard(int(side[i]))
-    return patients, side[at]
+    largest_first = shuffled[np.argsort(-sizes[shuffled], kind="stable")]
+    shares = len(patients) * np.array([folds - 2, 1, 1]) / folds
+    side_of_site = _fill_sides(largest_first, sizes, shares)
+    return patients, side_of_site[site]
 
 
-def by_date(units: Truth, dates: Names, folds: int) -> tuple[Names, Sides]:
+def _fill_sides(
+    order: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    shares: NDArray[np.float64],
+) -> Sides:
+    """Return a side for each site, taken in `order`; shares (3,): patients that each side is due.
+
+    sizes: the patients of each site.
+    """
+    side = np.empty(len(order), np.int64)
+    lacking = shares.copy()
+    empty = {TRAIN, VAL, TEST}
+    for placed, site in enumerate(order):
+        # The last sites go to the sides that have none: no side may stay empty.
+        must_fill = len(order) - placed == len(empty)
+        open_sides = sorted(empty) if must_fill else [TRAIN, VAL, TEST]
+        chosen = max(open_sides, key=lambda each: lacking[each])
+        side[site] = chosen
+        lacking[chosen] -= sizes[site]
+        empty.discard(chosen)
+    return side
+
+
+# --- by date -------------------------------------------------------------------------------
+
+
+def sides_by_date(
+    units: Truth,
+    dates: Names,
+    folds: int,
+) -> tuple[Names, Sides]:
     """Return patients and their sides, the last 1 / folds of them for test, those before for val.
 
     A patient's date is the last of his units', so that nothing is fitted on what came after the
     first test patient's last. Raises LabelError for a date that is not YYYY-MM-DD or YYYYMMDD.
     """
+    days = _sortable_days(dates)
+    patients, first, patient = np.unique(
+        units.groups,
+        return_index=True,
+        return_inverse=True,
+    )
+    last_day = np.zeros(len(patients), np.int64)
+    np.maximum.at(last_day, patient, days)
+    # Of one day, by first unit: the order of pseudonyms must not matter.
+    latest_first = np.lexsort((first, last_day))[::-1]
+    share = max(1, len(patients) // folds)
+    side = np.full(len(patients), TRAIN)
+    side[latest_first[:share]] = TEST
+    side[latest_first[share : 2 * share]] = VAL
+    return patients, side
+
+
+def _sortable_days(dates: Names) -> NDArray[np.int64]:
+    """Return dates as numbers YYYYMMDD. Raises LabelError."""
     for date in dates.tolist():
         if not DATE.fullmatch(date):
             raise LabelError(
                 f"A date must be YYYY-MM-DD or YYYYMMDD. Got {date!r} instead; correct the column "
                 "that split.column names."
             )
-    digits = np.char.replace(dates, "-", "").astype(np.int64)
-    patients, first, patient = np.unique(units.groups, return_index=True, return_inverse=True)
-    last = np.zeros(len(patients), np.int64)
-    np.maximum.at(last, patient, digits)
-    side = np.full(len(patients), TRAIN)
-    late, share = np.lexsort((first, last))[::-1], max(1, len(patients) // folds)
-    side[late[:share]], side[late[share : 2 * share]] = TEST, VAL
-    return patients, side
+    return np.char.replace(dates, "-", "").astype(np.int64)
 
 
-def by_list(units: Truth, parts: Names, folds: int, seed: int) -> tuple[Names, Sides]:
+# --- by a list -----------------------------------------------------------------------------
+
+
+def sides_by_list(
+    units: Truth,
+    parts: Names,
+    folds: int,
+    seed: int,
+) -> tuple[Names, Sides]:
     """Return the listed patients and their sides; parts (n,): "" for a unit that is not listed.
 
-    Where the list has no val, 1 / folds of the train patients are dealt for it. Raises LabelError
+    Where the list has no val, 1 / folds of the train patients are taken for it. Raises LabelError
     for a patient in two parts.
     """
-    listed = parts != ""
-    patients, part = _of_patients(units.groups[listed], parts[listed], "part of the split list")
-    side = np.array([("train", "val", "test").index(name) for name in part.tolist()], np.int64)
+    is_listed = parts != ""
+    patients, part = _one_value_each(
+        units.groups[is_listed],
+        parts[is_listed],
+        "part of the split list",
+    )
+    side = np.array([SIDES.index(name) for name in part.tolist()], np.int64)
     if not (side == VAL).any():
-        inside = np.isin(units.groups, patients[side == TRAIN])
-        dealt, fold = by_label(units.at(inside), folds, seed)
-        side[np.isin(patients, dealt[fold == 0])] = VAL
+        in_train = np.isin(units.groups, patients[side == TRAIN])
+        train_patients, fold = folds_by_label(units.at(in_train), folds, seed)
+        side[np.isin(patients, train_patients[fold == 0])] = VAL
     return patients, side
 
 
-def _of_patients(groups: Names, values: Names, what: str) -> tuple[Names, Names]:
+def _one_value_each(
+    groups: Names,
+    values: Names,
+    what: str,
+) -> tuple[Names, Names]:
     """Return the patients and the one value of each. Raises LabelError where one has two."""
     pairs = np.unique(np.stack([groups, values.astype(np.str_)], axis=1), axis=0)
     patients, counts = np.unique(pairs[:, 0], return_counts=True)
-    if (counts > 1).any():
-        torn = patients[counts > 1]
+    torn = patients[counts > 1]
+    if len(torn):
+        of_first = pairs[pairs[:, 0] == torn[0], 1].tolist()
         raise LabelError(
             f"{len(torn)} patients have more than one {what}, for example {torn[0]!r} with "
-            f"{pairs[pairs[:, 0] == torn[0], 1].tolist()}: they would stand on both sides."
+            f"{of_first}: they would stand on both sides."
         )
     return patients, pairs[:, 1]

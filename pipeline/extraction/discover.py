@@ -50,6 +50,7 @@ _IMAGE_SUFFIXES = (
 # fmt: on
 
 Row = dict[str, Any]
+Matcher = Callable[[str], bool]
 # A slice as its file describes it, before the rest of its series is known: SLICE_SCHEMA with the
 # name of the series and the flags of the file, the flags of its path, and what tells its volume and
 # its place there.
@@ -101,24 +102,30 @@ def discover(
         raise ConfigError(
             f"data.root must be a folder that exists. Got {str(data.root)!r} instead."
         )
-    files = _in_order(pa.concat_tables([FILE_SCHEMA.empty_table(), *walk(data)]))
+    folders = walk(data)
+    files = _in_order(pa.concat_tables([FILE_SCHEMA.empty_table(), *folders]))
     known = known or Discovery(FILE_SCHEMA.empty_table(), SLICE_SCHEMA.empty_table())
     files_before = known.files
     live = where(known.slices, pc.invert(known.slices["withdrawn"]))
     unchanged = _unchanged(files, files_before, live["path"])
-    opener = _Opener(data, key, elsewhere or opened_by(data, plane, workers), progress)
+    read = elsewhere or opened_by(data, plane, workers)
+    opener = _Opener(data, key, read, progress)
     # Files that could not be looked at are not opened: they have their reason already.
     may_open = pc.is_null(files["reason"])
-    new = opener.open(files["path"].filter(pc.and_(may_open, pc.invert(unchanged))))
+    to_open = pc.and_(may_open, pc.invert(unchanged))
+    new = opener.open(files["path"].filter(to_open))
     # A series that has gained, lost or changed a file is grouped anew, from all its headers: the
     # unchanged files of such a series are opened as well.
-    stays = pc.is_in(live["path"], _one(files["path"].filter(unchanged)))
+    unchanged_paths = _one(files["path"].filter(unchanged))
+    stays = pc.is_in(live["path"], unchanged_paths)
     touched = _touched(live, stays, new)
-    reopened = opener.open(pc.unique(live["path"].filter(pc.and_(stays, touched))))
-    remaining = where(live, pc.and_(stays, pc.invert(touched))).cast(SLICE_SCHEMA)
+    to_reopen = live["path"].filter(pc.and_(stays, touched))
+    reopened = opener.open(pc.unique(to_reopen))
+    untouched = pc.and_(stays, pc.invert(touched))
+    remaining = where(live, untouched).cast(SLICE_SCHEMA)
     places = pa.concat_tables([new, reopened])
     # Of a large collection, these tables are all there is in memory: none stays longer than needed.
-    del known, live, new, reopened
+    del known, live, unchanged_paths, new, to_reopen, reopened
     grouped = as_table(_grouped(places), SLICE_SCHEMA)
     del places
     slices = pa.concat_tables([grouped, remaining])
@@ -144,7 +151,8 @@ def _unchanged(files: pa.Table, before: pa.Table, of_slices: pa.ChunkedArray) ->
 
     of_slices: the path of each slice there was.
     """
-    then = before.take(pc.index_in(files["path"], _one(before["path"])))  # nulls where new
+    places = pc.index_in(files["path"], _one(before["path"]))
+    then = before.take(places)  # nulls where a file is new
     conditions = [
         pc.equal(files["size"], then["size"]),
         pc.equal(files["mtime_ns"], then["mtime_ns"]),
@@ -163,7 +171,8 @@ def _touched(live: pa.Table, stays: pa.ChunkedArray, new: pa.Table) -> pa.Chunke
     """
     series = _series_names(live)
     lost = series.filter(pc.invert(stays))
-    return pc.is_in(series, pa.concat_arrays([_one(new["series"]), _one(lost)]))
+    changed = pa.concat_arrays([_one(new["series"]), _one(lost)])
+    return pc.is_in(series, changed)
 
 
 def _counts(files: pa.Table, of_slices: pa.ChunkedArray) -> pa.Array:
@@ -252,12 +261,13 @@ def _grouped(places: pa.Table) -> Iterator[Row]:
     for name, group in itertools.groupby(rows, key=lambda row: row["series"]):
         # By address, since `volumes` knows no more of a slice.
         members = {(row["path"], row["frame"]): row for row in group}
-        headers = [Place(row["path"], _header(row)) for row in members.values()]
-        for number, volume in enumerate(volumes(headers), start=1):
+        slices = [Place(row["path"], _header(row)) for row in members.values()]
+        for number, volume in enumerate(volumes(slices), start=1):
             label = name if number == 1 else f"{name}.{number}"
             for place in volume:
-                row = members[place.path, place.header.frame]
-                flags = [*place.header.flags, *row["path_flags"]]
+                header = place.header
+                row = members[place.path, header.frame]
+                flags = [*header.flags, *row["path_flags"]]
                 yield {**row, "series": label, "flags": flags}
 
 
@@ -280,7 +290,7 @@ class _Filler:
     """What the config says of files whose headers do not: modality and patient, by path."""
 
     def __init__(self, data: Data) -> None:
-        self._modalities: list[tuple[Callable[[str], bool], str]] = []
+        self._modalities: list[tuple[Matcher, str]] = []
         for glob, code in data.modality.items():
             self._modalities.append((matcher([glob]), code))
         self._patient = re.compile(data.patient) if data.patient else None
@@ -363,7 +373,8 @@ def _by_first_file(slices: pa.Table, paths: pa.ChunkedArray) -> pa.Table:
     order = np.argsort(first[which], kind="stable")
     if (np.diff(order) != 1).any():  # taking copies, which most collections do not need
         slices = slices.take(order)
-    return with_column(slices, "row", pa.nulls(len(slices), pa.int64()))
+    no_rows = pa.nulls(len(slices), pa.int64())
+    return with_column(slices, "row", no_rows)
 
 
 def _with_reasons(
@@ -374,23 +385,27 @@ def _with_reasons(
     refused: of files that were opened. Others are set aside now if they were set aside before.
     """
     reasons = [_reason(path, error) for path, error in refused.items()]
+    details = [error.detail for error in refused.values()]
     now = pa.table(
         {
             "path": pa.array(refused, pa.string()),
             "reason": pa.array(reasons, pa.string()),
-            "detail": pa.array([error.detail for error in refused.values()], pa.string()),
+            "detail": pa.array(details, pa.string()),
         }
     )
-    then = before.filter(pc.is_valid(before["reason"])).select(now.column_names)
+    then = before.filter(pc.is_valid(before["reason"]))
+    then = then.select(now.column_names)
     opened_now = pc.is_in(then["path"], _one(now["path"]))
     then = then.filter(pc.invert(opened_now))
     aside = pa.concat_tables([now, then])
     places = pc.index_in(_one(files["path"]), _one(aside["path"]))
-    by_file = aside.take(pc.if_else(pc.equal(counts, 0), places, None))
+    without_slices = pc.equal(counts, 0)
+    by_file = aside.take(pc.if_else(without_slices, places, None))
     # What the walk already says of a file stands.
     listed = pc.is_null(files["reason"])
     for name in ("reason", "detail"):
-        files = with_column(files, name, pc.if_else(listed, by_file[name], files[name]))
+        column = pc.if_else(listed, by_file[name], files[name])
+        files = with_column(files, name, column)
     return files
 
 

@@ -16,7 +16,7 @@ from pipeline.extraction.slices import Row
 from pipeline.inference.telemetry import clock
 from pipeline.io.types import FrameRead
 from pipeline.preprocessing.perturb import thickened
-from pipeline.preprocessing.volume_range import Kept, Name, Volumes
+from pipeline.preprocessing.volume_range import Name, Ranges, Volumes
 from pipeline.recipe import FileWindow, IntensityKind, Preprocess, intensity_kind
 from pipeline.types import Failure, Slice
 from stores import FeatureStore, PartRange
@@ -46,7 +46,7 @@ class PartInFlight:
     survey: dict[Name, list[Row]] = field(default_factory=dict)
     neighbours: dict[int, list[Row]] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
-    ranges: Kept = field(default_factory=dict)
+    ranges: Ranges = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     links: dict[int, int] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pipeline.extraction.part import PartInFlight
 from pipeline.extraction.slices import PartSlices, Row
 from pipeline.io.types import Request
-from pipeline.preprocessing.volume_range import Kept, Volumes
+from pipeline.preprocessing.volume_range import Ranges, Volumes
 from pipeline.recipe import Preprocess
 from stores import FeatureStore, PartRange
 
@@ -100,9 +100,9 @@ class UpcomingParts:
             yield Request(self._reveal(path), tuple(slice_["frame"] for slice_ in group))
 
 
-def _known_ranges(store: FeatureStore, rows: Iterable[int]) -> Kept:
+def _known_ranges(store: FeatureStore, rows: Iterable[int]) -> Ranges:
     """Return the ranges of volumes that the receipts of some rows' parts tell."""
-    ranges: Kept = {}
+    ranges: Ranges = {}
     for index in sorted({row // store.layout.part_rows for row in rows}):
         receipt = store.receipt(index) or {}
         for row, low, high in receipt.get("ranges", ()):

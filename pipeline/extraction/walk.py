@@ -78,7 +78,8 @@ def _list(root: Path, folder: str, wanted: Callable[[str], bool]) -> _Listing:
         known = as_unreadable(error, "listing the folder")
         unlisted = _file_row(folder, None, known.reason, known.detail)
         return _Listing(None, as_table([unlisted], FILE_SCHEMA), [])
-    return _Listing((status.st_dev, status.st_ino), files, sorted(below, key=os.fsencode))
+    place = (status.st_dev, status.st_ino)
+    return _Listing(place, files, sorted(below, key=os.fsencode))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -268,7 +268,8 @@ def _frame_read(wire: socket.socket, message: dict[str, Any]) -> FrameRead:
     if "reason" in message:
         item = Failure(message["frame"], message["reason"], message["detail"])
     else:
-        item = Slice(message["frame"], receive_pixels(wire, message), _voi(message["voi"]))
+        pixels = receive_pixels(wire, message)
+        item = Slice(message["frame"], pixels, _voi(message["voi"]))
     return FrameRead(item, message["file"], message["pixels"], message["seconds"])
 
 

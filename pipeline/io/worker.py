@@ -127,11 +127,12 @@ def _send(wire: socket.socket, read: FrameRead) -> None:
         "pixels": read.pixel_digest,
         "seconds": read.seconds,
     }
-    if isinstance(read.item, Failure):
-        send(wire, message | {"reason": read.item.reason, "detail": read.item.detail})
+    item = read.item
+    if isinstance(item, Failure):
+        send(wire, message | {"reason": item.reason, "detail": item.detail})
         return
-    message["voi"] = read.item.voi and dataclasses.asdict(read.item.voi)
-    send(wire, message, np.ascontiguousarray(read.item.pixels))
+    message["voi"] = item.voi and dataclasses.asdict(item.voi)
+    send(wire, message, np.ascontiguousarray(item.pixels))
 
 
 if __name__ == "__main__":

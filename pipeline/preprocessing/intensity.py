@@ -39,8 +39,9 @@ def apply_intensity(stored: Tensor, rule: Intensity, items: Sequence[Slice]) -> 
     rule of scope `volume` must have. Raises ValueError.
     """
     channels = _channels(stored, rule, items)
-    # A view where there is one: stacking copies.
-    return channels[0][:, None] if len(channels) == 1 else torch.stack(channels, 1)
+    if len(channels) > 1:
+        return torch.stack(channels, 1)
+    return channels[0][:, None]  # a view, where stacking would copy
 
 
 def _channels(stored: Tensor, rule: Intensity, items: Sequence[Slice]) -> list[Tensor]:
@@ -79,7 +80,9 @@ def ramp(stored: Tensor, low: Bound, high: Bound) -> Tensor:
     grey = torch.empty(stored.shape, device=stored.device)
     rows_in = stored.flatten(0, 1)
     rows_out = grey.flatten(0, 1)  # a view: what is written to it is in `grey`
-    most = len(rows_in) if stored.is_cuda else max(1, _BLOCK // stored.shape[2])
+    most = len(rows_in)
+    if not stored.is_cuda:
+        most = max(1, _BLOCK // stored.shape[2])
     for first in range(0, len(rows_in), most):
         rows = slice(first, first + most)
         some = rows_out[rows].copy_(rows_in[rows]).mul_(0.25)
@@ -93,7 +96,9 @@ def _of_rows(bound: Bound, stored: Tensor, rows: slice) -> Bound:
     """Return a bound of each slice (b, 1, 1) for some rows of all slices, (n, 1) float32."""
     if not isinstance(bound, Tensor):
         return bound
-    return bound.float().expand(*stored.shape[:2], 1).flatten(0, 1)[rows]
+    slices, height, _ = stored.shape
+    by_row = bound.float().expand(slices, height, 1)
+    return by_row.flatten(0, 1)[rows]
 
 
 def extremes(stored: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +129,11 @@ def percentiles(stored: Tensor, percents: Sequence[float]) -> list[Tensor]:
 
 def _partitioned_percentiles(values: Tensor, percents: Sequence[float]) -> list[float]:
     """Return percentiles of one slice's values, several times faster than by sorting them."""
-    known = values[torch.isfinite(values)] if values.is_floating_point() else values
-    places = [percent / 100 * (len(known) - 1) for percent in percents]
+    known = values
+    if values.is_floating_point():
+        known = values[torch.isfinite(values)]
+    last = len(known) - 1
+    places = [percent / 100 * last for percent in percents]
     ranks: set[int] = set()
     for place in places:
         ranks |= {math.floor(place), math.ceil(place)}
@@ -149,7 +157,8 @@ def sorted_percentiles(pixels: Tensor, percents: Sequence[float]) -> list[Tensor
         place = percent / 100 * last
         below = ordered.gather(1, place.floor().long()).double()
         above = ordered.gather(1, place.ceil().long()).double()
-        values.append((below + (above - below) * (place % 1))[:, :, None])
+        value = below + (above - below) * (place % 1)
+        values.append(value[:, :, None])
     return values
 
 
@@ -196,7 +205,8 @@ def _apply_vois(stored: Tensor, vois: Sequence[Voi]) -> Tensor:
     if vois[0].shape == "sigmoid":
         middle = (low + high) / 2
         width = high - low
-        grey = torch.sigmoid(4.0 * (pixels.double() - middle) / width).float()
+        steps = 4.0 * (pixels.double() - middle) / width
+        grey = torch.sigmoid(steps).float()
     else:
         grey = _look_up(ramp(pixels, low, high), vois)
     return torch.where(pixels.isnan(), 0.0, grey)
@@ -207,7 +217,8 @@ def _look_up(places: Tensor, vois: Sequence[Voi]) -> Tensor:
     slices = []
     for place, voi in zip(places, vois, strict=True):
         table = torch.tensor(voi.table, device=places.device)
-        slices.append(table[(place * (len(table) - 1)).round().long()])
+        entries = (place * (len(table) - 1)).round().long()
+        slices.append(table[entries])
     return torch.stack(slices)
 
 

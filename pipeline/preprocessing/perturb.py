@@ -88,7 +88,8 @@ def _jpeg(pixels: Pixels) -> Pixels:
     sink = io.BytesIO()
     Image.fromarray(grey).save(sink, "JPEG", quality=QUALITY)
     with Image.open(sink, formats=("JPEG",)) as image:
-        return (np.asarray(image, np.float32) * scale + low).astype(np.float32)
+        decoded = np.asarray(image, np.float32)
+    return (decoded * scale + low).astype(np.float32)
 
 
 _CHANGES: dict[ViewName, Callable[[Pixels], Pixels]] = {

@@ -155,10 +155,12 @@ def body_box(pixels: NDArray[np.float32], modality: str) -> tuple[slice, slice]:
     low = float(known.min())
     span = float(known.max()) - low
     threshold = _BODY_HU if modality == "CT" else low + _BODY_PART * span
-    pieces, count = ndimage.label(np.nan_to_num(pixels, nan=low) > threshold)
+    body = np.nan_to_num(pixels, nan=low) > threshold
+    pieces, count = ndimage.label(body)
     if not count:
         return slice(None), slice(None)
-    largest = int(np.bincount(pieces.ravel())[1:].argmax())
+    sizes = np.bincount(pieces.ravel())[1:]  # without what is no body
+    largest = int(sizes.argmax())
     rows, columns = ndimage.find_objects(pieces)[largest]
     return rows, columns
 

@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 Row = dict[str, Any]  # of the slice table
 Name = tuple[str, str]  # of a volume: series, modality
 Ends = tuple[float, float]
-Kept = dict[int, Ends]  # first row of a volume -> its range
+Ranges = dict[int, Ends]  # first row of a volume -> its range
 _NAMED = ("series", "modality")  # the columns of a volume's name
 
 
@@ -46,7 +46,8 @@ class Histogram:
 
     def add(self, pixels: NDArray[Any]) -> None:
         """Count the finite values of a slice, float32 or integers that it can hold."""
-        bits = pixels[np.isfinite(pixels)].astype(np.float32, copy=False).view(np.int32)
+        finite = pixels[np.isfinite(pixels)].astype(np.float32, copy=False)
+        bits = finite.view(np.int32)
         # The bits of a float without its sign are in the order of its values.
         places = (bits & 0x7FFFFFFF) >> _DROPPED
         signed = np.where(bits < 0, -places, places)
@@ -68,7 +69,8 @@ class Histogram:
             case ZScore():
                 total = counts.sum()
                 mean = float((values * counts).sum() / total)
-                variance = float(((values - mean) ** 2 * counts).sum() / total)
+                squares = (values - mean) ** 2
+                variance = float((squares * counts).sum() / total)
                 reach = rule.clip * math.sqrt(variance)
                 return mean - reach, mean + reach
         return None
@@ -78,8 +80,8 @@ def _values(places: Integers) -> Floats:
     """Return the value that is counted at each place."""
     bits = np.abs(places - _ZERO) << _DROPPED
     cut = bits.astype(np.int32).view(np.float32)
-    values: Floats = np.where(places < _ZERO, -cut, cut).astype(np.float64)
-    return values
+    signed: Floats = np.where(places < _ZERO, -cut, cut)
+    return signed.astype(np.float64)
 
 
 def _percentile(values: Floats, upto: Integers, percent: float) -> float:
@@ -89,7 +91,8 @@ def _percentile(values: Floats, upto: Integers, percent: float) -> float:
     """
     place = percent / 100 * (int(upto[-1]) - 1)
     ranks = [math.floor(place), math.ceil(place)]
-    below, above = values[np.searchsorted(upto, ranks, side="right")]
+    places = np.searchsorted(upto, ranks, side="right")
+    below, above = values[places]
     return float(below + (above - below) * (place % 1))
 
 
@@ -102,7 +105,9 @@ def by_series(slices: pa.Table) -> dict[str, Integers]:
     bounds = np.searchsorted(which[order], numbers).tolist()
     places: dict[str, Integers] = {}
     for number, name in enumerate(series.dictionary.to_pylist()):
-        places[name] = order[bounds[number] : bounds[number + 1]]
+        start = bounds[number]
+        stop = bounds[number + 1]
+        places[name] = order[start:stop]
     return places
 
 
@@ -113,7 +118,7 @@ class Volumes:
         self,
         preprocess: Preprocess,
         slices: pa.Table,
-        recorded: Callable[[Iterable[int]], Kept],
+        recorded: Callable[[Iterable[int]], Ranges],
     ) -> None:
         """slices: live ones by row, all of each volume; recorded: rows -> ranges on file there."""
         self._preprocess = preprocess
@@ -145,7 +150,8 @@ class Volumes:
 
     def _volume(self, series: str, modality: str) -> list[Row]:
         """Return the slices of a volume, in row order."""
-        rows = self._slices.take(pa.array(self._places[series])).to_pylist()
+        places = pa.array(self._places[series])
+        rows = self._slices.take(places).to_pylist()
         return [row for row in rows if row["modality"] == modality]
 
     def survey(
@@ -163,12 +169,13 @@ class Volumes:
                 histogram.add(item.pixels)
             else:
                 left_out.append(slice_["row"])
-        self._ends[name] = histogram.ends(self._preprocess.rule(name[1]))
+        _, modality = name
+        self._ends[name] = histogram.ends(self._preprocess.rule(modality))
         return left_out
 
-    def ranges(self, slices: Iterable[Row]) -> Kept:
+    def ranges(self, slices: Iterable[Row]) -> Ranges:
         """Return the ranges that scale some slices, to be put on file in their part's receipt."""
-        ranges: Kept = {}
+        ranges: Ranges = {}
         for name in set(filter(None, map(self._name, slices))):
             ends = self._ends[name]
             if ends is not None:
@@ -198,7 +205,9 @@ class Volumes:
         return of_volume(self._preprocess.rule(modality))
 
 
-def told(store: FeatureStore, slices: pa.Table, preprocess: Preprocess, row: Row) -> Ends | None:
+def recorded_ends(
+    store: FeatureStore, slices: pa.Table, preprocess: Preprocess, row: Row
+) -> Ends | None:
     """Return the range that a slice was scaled by; None where it was scaled by itself.
 
     slices: the store's table, by row. Raises ConfigError where its part's receipt does not tell it.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.labels import texts_of
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.report.sources import Source
+from pipeline.shared.arrays import principal_axes
 from stores.errors import ConfigError
 from stores.export import Selection, batches
 
@@ -115,9 +116,9 @@ def whole_slice(source: Source) -> Selection | None:
 def _pca(x: Floats) -> Places:
     """Return the first two principal components."""
     centred = x - x.mean(axis=0)
-    variance, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64) / len(x))
-    two = centred @ axes[:, -2:][:, ::-1].astype(np.float32)
-    share = variance[::-1][:2] / max(float(variance.sum()), 1e-12)
+    variance, axes = principal_axes((centred.T @ centred).astype(np.float64) / len(x))
+    two = centred @ axes[:, :2].astype(np.float32)
+    share = variance[:2] / max(float(variance.sum()), 1e-12)
     note = f"horizontal and vertical {share[0]:.0%} and {share[1]:.0%} of the variance"
     return Places("PCA", *_unit(two), note)
 

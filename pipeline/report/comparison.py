@@ -18,7 +18,7 @@ from pipeline.evaluation.neighbours import neighbours
 from pipeline.report.atlas import whole_slice
 from pipeline.report.figures import forest, headline
 from pipeline.report.sources import Source
-from pipeline.report.wording import HEADLINE, METHODS, METRICS
+from pipeline.report.wording import HEADLINE, METRICS, method_title
 from pipeline.results import Difference, Metric, Result
 from stores.errors import LabelError, StoreNotFoundError
 
@@ -95,7 +95,7 @@ def _rank(sources: Sequence[Source]) -> list[Ranked]:
 
 def _forest(sources: Sequence[Source], ranked: Sequence[Ranked]) -> Figure | None:
     rows = [
-        (f"{each.task} · {METHODS[each.method]}", list(enumerate(each.values)))
+        (f"{each.task} · {method_title(each.method)}", list(enumerate(each.values)))
         for each in ranked
         if each.metric == HEADLINE[0]
     ]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
-from pipeline.evaluation.metrics.metrics import draws
+from pipeline.evaluation.metrics.bootstrap import draws
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -16,12 +16,13 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
-from pipeline.evaluation.result_files import read_predictions
+from pipeline.config.heads import method_names
+from pipeline.evaluation.result_files import predictions_path, read_predictions
 from pipeline.report import curves
 from pipeline.report.curves import Curve
 from pipeline.report.sources import Source
 from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, WIDTH, grid, legend, style
-from pipeline.report.wording import HEADLINE, METHODS, METRICS, count, setting_text, spread
+from pipeline.report.wording import HEADLINE, METRICS, count, method_title, setting_text, spread
 from pipeline.results import Metric, Result
 
 # More squares than these are too small for a number.
@@ -54,11 +55,11 @@ class Answer:
     @property
     def name(self) -> str:
         """How figures call it."""
-        return METHODS[self.result.method]
+        return method_title(self.result.method)
 
     @property
     def _number(self) -> int:
-        return list(METHODS).index(self.result.method)
+        return method_names().index(self.result.method)
 
     @property
     def colour(self) -> str:
@@ -149,8 +150,7 @@ def task_figures(source: Source, task: str) -> Iterator[Drawn]:
 
 
 def _predictions(source: Source, result: Result) -> Path:
-    name = f"{result.method}-{result.provenance.key[:16]}.parquet"
-    return source.store.path / "results" / name
+    return predictions_path(source.store.path, result)
 
 
 def _figure(panels: Sequence[Panel], answers: Sequence[Answer]) -> Figure:
@@ -276,7 +276,7 @@ def _settings(results: Sequence[Result]) -> Figure | None:
             low, high = zip(*(_ends(m) for _, m in points), strict=True)
             axis.fill_between(x, low, high, color=of.colour, alpha=0.13, lw=0)
             axis.plot(x, [m.value for _, m in points], color=of.colour, marker=of.mark, ms=3.5)
-            axis.set(title=METHODS[result.method], xlabel=_AXES[key], xscale="log")
+            axis.set(title=method_title(result.method), xlabel=_AXES[key], xscale="log")
             axis.set_xticks(x, [f"{at:g}" for at in x])
             axis.minorticks_off()
             axis.set_ylabel(METRICS.get(name, name))
@@ -315,7 +315,7 @@ def _subgroups(results: Sequence[Result]) -> Figure | None:
         people = f"{count(size.units, 'unit')}, {count(size.patients, 'patient')}"
         if found:
             lines.append((f"{group}  ({people})", found))
-    return forest(lines, [METHODS[r.method] for r in with_groups], METRICS.get(name, name))
+    return forest(lines, [method_title(r.method) for r in with_groups], METRICS.get(name, name))
 
 
 def overview(source: Source) -> Figure | None:
@@ -327,7 +327,7 @@ def overview(source: Source) -> Figure | None:
         if name == HEADLINE[0] and result.scores and name in result.scores[-1].metrics:
             metric = result.scores[-1].metrics[name]
             lines.setdefault(task, []).append((methods.index(method), metric))
-    names = [METHODS[method] for method in methods]
+    names = [method_title(method) for method in methods]
     return forest(list(lines.items()), names, METRICS[HEADLINE[0]], chance=0.5) if lines else None
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pipeline.evaluation.splits import load_split
 from pipeline.report.figures import headline
 from pipeline.report.sources import Inventory, Source
-from pipeline.report.wording import METHODS, count, interval, spread
+from pipeline.report.wording import count, interval, method_title, spread
 from pipeline.results import Result, Segmented
 from stores.duplicates import find_twins
 
@@ -145,7 +145,7 @@ def _vague(result: Result) -> bool:
 
 
 def _asked(result: Result | Segmented) -> str:
-    by = result.head if isinstance(result, Segmented) else METHODS[result.method]
+    by = result.head if isinstance(result, Segmented) else method_title(result.method)
     return f"{result.task} by {by}"
 
 

@@ -24,7 +24,7 @@ from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
 from pipeline.report.style import inline_svg, save
-from pipeline.report.wording import METHODS, METRICS, count, interval
+from pipeline.report.wording import METRICS, count, interval, method_title
 from stores._disk import temporary_name, writing
 
 # Says what is being done, such as "map of vits14".
@@ -133,7 +133,7 @@ def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
         markdown=tables.markdown(lines, random=random),
         latex=tables.latex(lines, random=random),
         random=random,
-        METHODS=METHODS,
+        method_title=method_title,
         METRICS=METRICS,
         count=count,
         interval=interval,

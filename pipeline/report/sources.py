@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from pipeline.annotations.labels import LabelTable, label_units, read_labels
 from pipeline.annotations.units import Units
 from pipeline.config.loading import load_config
+from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import Method, Task
+from pipeline.config.tasks import Task
 from pipeline.evaluation.result_files import filed, filed_segmentations
 from pipeline.recipe import Recipe
 from pipeline.results import Result, Segmented

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.report.sources import Source
-from pipeline.report.wording import METHODS, METRICS, RANDOM, count, interval, setting_text, spread
+from pipeline.report.wording import (
+    METRICS,
+    RANDOM,
+    count,
+    interval,
+    method_title,
+    setting_text,
+    spread,
+)
 from pipeline.results import Metric, Result, Segmented
 
 
@@ -30,7 +38,7 @@ def lines_of(sources: Sequence[Source]) -> list[Line]:
             source.name,
             result.task,
             label,
-            result.head if isinstance(result, Segmented) else METHODS[result.method],
+            result.head if isinstance(result, Segmented) else method_title(result.method),
             setting_text(score.setting),
             _tested(result),
             metrics,

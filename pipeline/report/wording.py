@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pipeline.config.heads import declared
+
 if TYPE_CHECKING:
     from pipeline.results import Metric
 
 RANDOM = "RANDOM WEIGHTS"
-METHODS = {
-    "knn": "kNN",
-    "probe": "Linear probe",
-    "fewshot": "Few-shot",
-    "linear": "Linear heads by SGD",
-    "attention": "Attention over slices",
-    "efficiency": "Label efficiency",
-    "finetune": "Fine-tuning",
-    "lora": "LoRA",
-    "bitfit": "BitFit",
-    "norm": "Norms alone",
-}
 # In the order of the table's columns; those that no result has are left out.
 METRICS = {
     "auroc": "AUROC",
@@ -44,6 +34,11 @@ METRICS = {
 }
 # The one number that stands for an answer: the first of these that it has.
 HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
+
+
+def method_title(method: str) -> str:
+    """Return what a head, or a way to tune the network, is called."""
+    return declared(method).title
 
 
 def setting_text(setting: Mapping[str, float]) -> str:

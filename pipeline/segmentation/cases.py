@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.labels import read_labels
 from pipeline.config.data import Labels
+from pipeline.config.heads import TUNED
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Task
-from pipeline.config.tuning import TUNED, Tuning
+from pipeline.config.tuning import Tuning
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.result_files import segmentation_path
 from pipeline.segmentation.geometry import to_slice
@@ -91,6 +92,8 @@ class Asked:
     @property
     def filed(self) -> list[str]:
         """The heads, and methods that tune the network, whose answers are on file."""
+        if not self.cases.is_split:
+            return []
         every = [*self.config.segment, *TUNED]
         return [name for name in every if self.settings(name) and self.path(name).is_file()]
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.shared.arrays import principal_axes
+
 Labels = NDArray[np.uint8]
 Picture = NDArray[np.uint8]
 # Told apart by people who see colours otherwise as well (Okabe and Ito).
@@ -72,8 +74,8 @@ def components(tokens: NDArray[np.float32], size: int) -> Picture:
     b, h, w, d = tokens.shape
     flat = tokens.reshape(-1, d).astype(np.float64)
     flat = flat - flat.mean(axis=0)
-    _, vectors = np.linalg.eigh(flat.T @ flat)
-    scores = flat @ vectors[:, :-4:-1]
+    _, axes = principal_axes(flat.T @ flat)
+    scores = flat @ axes[:, :3]
     low, high = np.percentile(scores, [1, 99], axis=0)
     grey = np.clip((scores - low) / np.where(high > low, high - low, 1.0), 0, 1)
     picture = np.rint(grey * 255).astype(np.uint8).reshape(b, h, w, -1)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Part
+from pipeline.evaluation.result_files import MASKS
 from pipeline.evaluation.splits import PARTS
 from pipeline.results import PartCount
 from pipeline.segmentation.cases import Asked
@@ -97,7 +98,7 @@ def _label_table(drawn: Sequence[tuple[int, Labels2D]]) -> pa.Table:
 
 def read_predicted(asked: Asked, head: str) -> dict[int, Labels2D]:
     """Return the label values (S, S) that a head predicted for each row of the test units."""
-    table = pq.read_table(asked.path(head).with_suffix(".masks.parquet"))
+    table = pq.read_table(asked.path(head).with_suffix(MASKS))
     return {
         row["row"]: np.frombuffer(zlib.decompress(row["labels"]), np.uint8).reshape(
             row["size"], row["size"]

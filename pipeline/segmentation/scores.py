@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.metrics.metrics import Values, bootstrap
+from pipeline.evaluation.metrics.bootstrap import Values, bootstrap
 from pipeline.evaluation.metrics.weighted import mean, ratio
 from pipeline.results import Metric
 

@@ -16,7 +16,7 @@ from pipeline.annotations.labels import patients_of
 from pipeline.annotations.units import Units
 from pipeline.config.root import Config
 from pipeline.io.decode import read_frames
-from pipeline.preprocessing.volume_range import told
+from pipeline.preprocessing.volume_range import recorded_ends
 from pipeline.recipe import Recipe
 from pipeline.results import Tally
 from pipeline.segmentation.masks import Kept
@@ -98,7 +98,7 @@ class StoreSource:
                 item = read.item
                 if isinstance(item, Failure):
                     raise UnreadableError(item.reason, f"row {about[i]['row']}: {item.detail}")
-                ends = told(self._store, self._slices, preprocess, about[i])
+                ends = recorded_ends(self._store, self._slices, preprocess, about[i])
                 found[i] = item if ends is None else replace(item, ends=ends)
         return [found[i] for i in range(len(about))]
 

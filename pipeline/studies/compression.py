@@ -205,8 +205,9 @@ class _MaskTask:
     def of(cls, config: Config, task: str, rows: Rows) -> _MaskTask:
         """Return a task of a config. Raises ConfigError where no row is in its test part."""
         question = Asked.of(config, task)
+        question.cases.ensure_split()
         parts: Parts = {}
-        for part, units in question.cases.turns[0].items():
+        for part, units in question.cases.folds[0].items():
             parts[part] = question.rows_of(units)
         if not len(parts["test"]):
             raise ConfigError(

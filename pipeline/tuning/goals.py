@@ -107,7 +107,7 @@ class Labels:
         counts = torch.bincount(at, minlength=n)
         logits = self._head(pooled / counts.clamp_min(1)[:, None])
         there = (counts > 0).cpu().numpy()
-        return self.objective.said(logits)[there], there
+        return self.objective.decode(logits)[there], there
 
 
 def _means(own: Rows, units: int) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ from pipeline.config.root import Config
 from pipeline.io.reader import read_files
 from pipeline.io.types import FrameRead, Request
 from pipeline.preprocessing.prepare import prepare_batch
-from pipeline.preprocessing.volume_range import told
+from pipeline.preprocessing.volume_range import recorded_ends
 from pipeline.recipe import Recipe
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Failure, Slice
@@ -115,7 +115,7 @@ class Images:
         for i, (read, digest) in enumerate(zip(reads, digests, strict=True)):
             why = _unusable(read, bytes(digest))
             if why is None and isinstance(read.item, Slice):
-                ends = told(self.store, self._slices, self.recipe.preprocess, about[i])
+                ends = recorded_ends(self.store, self._slices, self.recipe.preprocess, about[i])
                 items.append(read.item if ends is None else replace(read.item, ends=ends))
                 kept.append(i)
             else:

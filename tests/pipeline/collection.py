@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Units
+from pipeline.annotations.units import Prediction, Units
 from pipeline.config.root import Config
+from pipeline.evaluation.heads.contract import FitInput, Head, fit_and_predict
 from pipeline.recipe import Architecture, Recipe
 from pipeline.results import Tally
 from pipeline.shared.pseudonyms import load_key, pseudonym
@@ -101,3 +102,26 @@ def thirds(n: int) -> dict[Any, NDArray[np.int64]]:
     return dict(
         zip(("train", "val", "test"), np.split(np.arange(n), [n // 2, n * 3 // 4]), strict=True)
     )
+
+
+def answered(
+    head: Head[Any, Any],
+    x: NDArray[np.float32],
+    units: Units,
+    parts: dict[Any, NDArray[np.int64]],
+    settings: Any,
+) -> tuple[list[Prediction], list[str]]:
+    """Return what a head that is fitted on train and val says of test, and its notes."""
+    predicted = fit_and_predict(head, x, units, parts, settings)
+    return list(predicted.predictions), list(predicted.notes)
+
+
+def probed_on_train(
+    x: NDArray[np.float32], units: Units, parts: dict[Any, NDArray[np.int64]], settings: Any
+) -> Prediction:
+    """Return what the probe says of test that is fitted on train alone, val choosing its C."""
+    from pipeline.evaluation.heads import probe_fit  # heavy: scikit-learn
+
+    model = probe_fit.fit(FitInput(x, units, parts, settings), refit_on=("train",))
+    (prediction,) = probe_fit.predict(model, x, parts["test"]).predictions
+    return prediction

@@ -26,26 +26,35 @@ _CODE = "import tests.pipeline.slow; from pipeline.cli import main; main()"
 _started: list[subprocess.Popen[str]] = []
 
 
-def environment(cost_s: float, sync_s: float = 0.0) -> dict[str, str]:
-    """Return the environment of a process in which a slice, and to sync a file, take so long."""
+def environment(cost_s: float, sync_s: float = 0.0, stalled: Path | None = None) -> dict[str, str]:
+    """Return the environment of a process in which a slice, and to sync a file, take so long.
+
+    stalled: a file; while it is there, no file is synced at all.
+    """
     return {
         **os.environ,
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "COST_S": str(cost_s),
         "SYNC_S": str(sync_s),
+        "STALLED": str(stalled or ""),
         "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([SLOW]),
     }
 
 
 def extraction(
-    config: Path, store: Path, *options: str, cost_s: float = 0.0, sync_s: float = 0.0
+    config: Path,
+    store: Path,
+    *options: str,
+    cost_s: float = 0.0,
+    sync_s: float = 0.0,
+    stalled: Path | None = None,
 ) -> subprocess.Popen[str]:
     """Start `radprobe extract` on the CPU into a store."""
     arguments = ["extract", str(config), "--store", str(store), "--device", "cpu", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-c", _CODE, *arguments, "--batch-size", "4", "--workers", "1", *options],
-        env=environment(cost_s, sync_s), cwd=ROOT,
+        env=environment(cost_s, sync_s, stalled), cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     _started.append(process)

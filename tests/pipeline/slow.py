@@ -1,4 +1,7 @@
-"""Loaded into a process, makes the network take COST_S more a slice, and the disk SYNC_S a file."""
+"""Loaded into a process, makes the network take COST_S more a slice, and the disk SYNC_S a file.
+
+While there is a file STALLED, the disk takes no file at all.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ def _slowly(self: Backbone, x: Tensor) -> Features:
 
 def _sync_slowly(descriptor: int) -> None:
     time.sleep(float(os.environ["SYNC_S"]))
+    while os.path.exists(os.environ["STALLED"]):
+        time.sleep(0.01)
     _sync(descriptor)
 
 

@@ -26,7 +26,6 @@ from pipeline.config.root import Config
 from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune, Tuning
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.cases import cases_of
-from pipeline.evaluation.heads.probe import predict
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
@@ -42,6 +41,7 @@ from stores.errors import ConfigError, RecipeMismatchError
 from stores.purge import purge, withdraw
 from stores.verify import verify
 from tests.pipeline.backbones.test_models import saved
+from tests.pipeline.collection import probed_on_train
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import ROOT, environment, until
 
@@ -398,9 +398,9 @@ def test_the_probes_head_is_where_lp_ft_begins(collection: Path) -> None:
         config = config_of(collection, tasks={"t": task}, **plain | {"bitfit": content})
         (result,) = tune(config, device="cpu", workers=0)
         (cases,) = cases_of(config)
-        (parts,) = cases.turns
+        (parts,) = cases.folds
         x = cases.features(config.probe, parts)
-        ((expected,), _) = predict(x, cases.units, parts, config.probe, refit_on=("train",))
+        expected = probed_on_train(x, cases.units, parts, config.probe)
         _, proba, _ = read_predictions(config.store, result, 0)
         np.testing.assert_allclose(proba, expected.proba, atol=2e-2)
     other = {"probe": {"steps": 3}, "bitfit": content}

@@ -2,77 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from numpy.typing import NDArray
+from pydantic import Field
 
-from pipeline.annotations.units import Truth, Units
-from pipeline.config.heads import Efficiency
-from pipeline.config.tasks import Part
-from pipeline.evaluation.heads import probe
+from pipeline.annotations.units import Prediction, Truth
+from pipeline.evaluation.heads.contract import FitInput, Floats, Head, Predicted, Rows
+from pipeline.evaluation.heads.probe import ProbeSettings
 
-Rows = NDArray[np.int64]
+if TYPE_CHECKING:
+    from pipeline.evaluation.heads.probe_fit import Fitted
+
 LEAST_DRAWS = 3
+
+
+class EfficiencySettings(ProbeSettings):
+    """Label efficiency: the probe fitted on `shots` patients a class, on twice as many, up to all.
+
+    Each number of patients is drawn `draws` times, or fewer where the draws together would take
+    more patients than there are (three at least), and scored on all test units.
+    """
+
+    shots: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (
+        1,
+        2,
+        4,
+        8,
+        16,
+    )
+    draws: Annotated[int, Field(ge=1)] = 10
+    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a probe says that saw `shots` patients a class, `patients` in all: (q, c) a draw.
+    """Probes that were fitted on `shots` patients a class, `patients` in all: one a draw.
 
-    patients: their mean number over the draws, since one may carry several classes.
+    patients: their mean number over the draws, since one may carry several classes. failed: how
+    many draws had one class only; their probes are not among `probes`.
     """
 
     shots: int
     patients: float
-    predictions: list[NDArray[np.float64]]
-    notes: list[str]
+    probes: list[Fitted]
+    failed: int
+
+    @property
+    def notes(self) -> list[str]:
+        """How many of the draws could not be fitted, where any could not."""
+        if not self.failed:
+            return []
+        draws = len(self.probes) + self.failed
+        return [f"{self.shots} shots: {self.failed} of {draws} draws had one class only"]
+
+    def predict(self, x: Floats, rows: Rows) -> Prediction:
+        """Return what the probes say of the units `rows`, draw after draw."""
+        number = len(self.probes)
+        setting = {"shots": self.shots, "patients": self.patients, "draws": number}
+        proba = np.concatenate([fitted.predict(x, rows) for fitted in self.probes])
+        return Prediction(setting, proba, draws=number)
 
 
-def points(
-    x: NDArray[np.float32],
-    units: Units,
-    parts: Mapping[Part, Rows],
-    settings: Efficiency,
-    device: str | None = None,
-) -> Iterator[Point]:
-    """Yield a point for each number of patients a class, the last with all of train; x (n, d).
+def fit(given: FitInput[EfficiencySettings]) -> list[Point]:
+    """Fit the probes of every point, the last point on all of train."""
+    return list(points(given))
+
+
+def predict(model: list[Point], x: Floats, rows: Rows) -> Predicted:
+    """Return one prediction a point, of all its draws, where any could be fitted."""
+    notes: list[str] = []
+    for point in model:
+        notes += point.notes
+    fitted = [point for point in model if point.probes]
+    # One by one: all points' predictions together are more than memory should hold.
+    return Predicted((point.predict(x, rows) for point in fitted), notes)
+
+
+def points(given: FitInput[EfficiencySettings]) -> Iterator[Point]:
+    """Yield a point for each number of patients a class, the last with all of train.
 
     Of a number, the patients are drawn of each quarter of its values. A draw takes all units of its
-    patients. C, or the penalty, is chosen on the whole of val, and val is not fitted,
-    so that points differ by the patients of train alone.
+    patients. C, or the penalty, is chosen on the whole of val, and val is not fitted, so that
+    points differ by the patients of train alone.
     """
-    patient = units.patient
-    carriers = _carriers(units.at(parts["train"]), patient[parts["train"]])
-    everyone = max(map(len, carriers))
+    from pipeline.evaluation.heads import probe_fit
+
+    settings = given.settings
+    train = given.parts["train"]
+    patient = given.units.patient[train]  # of each train unit
+    carriers = _carriers(given.units.at(train), patient)
+    everyone = max(len(patients) for patients in carriers)
     for shots in _numbers(settings.shots, everyone):
-        draws = 1 if shots == everyone else settings.draws
-        if shots < everyone:
-            draws = min(draws, max(LEAST_DRAWS, everyone // shots))
-        predictions, failed, seen = [], 0, []
-        for i in range(draws):
-            rng = np.random.default_rng([settings.seed, shots, i])
-            taken = [rng.permutation(own)[:shots] for own in carriers]
-            drawn = parts["train"][np.isin(patient[parts["train"]], np.concatenate(taken))]
-            fit = {**parts, "train": drawn if shots < everyone else parts["train"]}
-            found, _ = probe.predict(x, units, fit, settings, refit_on=("train",), device=device)
-            predictions += [each.proba for each in found]
-            failed += not found
-            seen.append(len(np.unique(patient[fit["train"]])))
-        notes = [f"{shots} shots: {failed} of {draws} draws had one class only"] if failed else []
-        yield Point(shots, float(np.mean(seen)), predictions, notes)
+        probes: list[Fitted] = []
+        patients = []
+        draws = _draws(settings, shots, everyone)
+        for draw in range(draws):
+            units = train
+            if shots < everyone:
+                # By its own numbers, so that a draw does not depend on those before it.
+                rng = np.random.default_rng([settings.seed, shots, draw])
+                drawn = [rng.permutation(each)[:shots] for each in carriers]
+                units = train[np.isin(patient, np.concatenate(drawn))]
+            parts = {**given.parts, "train": units}
+            of_draw = replace(given, parts=parts)
+            probe = probe_fit.fit(of_draw, refit_on=("train",))
+            if probe.fitted is not None:
+                probes.append(probe.fitted)
+            patients.append(len(np.unique(given.units.patient[units])))
+        failed = draws - len(probes)
+        yield Point(shots, float(np.mean(patients)), probes, failed)
+
+
+def _draws(settings: EfficiencySettings, shots: int, everyone: int) -> int:
+    """Return how often so many patients are drawn: all of them once."""
+    if shots == everyone:
+        return 1
+    return min(settings.draws, max(LEAST_DRAWS, everyone // shots))
 
 
 def _carriers(truth: Truth, patient: Rows) -> list[Rows]:
     """Return the patients that carry each class, label or quarter, where any does."""
     each = [np.unique(patient[carried]) for carried in truth.strata.T]
-    return [own for own in each if len(own)]
+    return [patients for patients in each if len(patients)]
 
 
 def _numbers(shots: tuple[int, ...], everyone: int) -> list[int]:
     """Return the numbers asked for, then twice as many each time, up to everyone."""
     numbers = sorted(k for k in shots if k < everyone)
-    while (more := 2 * (numbers[-1] if numbers else everyone)) < everyone:
-        numbers.append(more)
+    # Where none of those asked for is below everyone, everyone is the one point.
+    while numbers and 2 * numbers[-1] < everyone:
+        numbers.append(2 * numbers[-1])
     return [*numbers, everyone]
+
+
+HEAD = Head(
+    name="efficiency",
+    title="Label efficiency",
+    settings=EfficiencySettings,
+    contract=6,
+    fit=fit,
+    predict=predict,
+    folds="first",
+    compared=False,
+)

@@ -19,12 +19,19 @@ def fixed_draw(units: Units, train: Rows, shots: int) -> Rows:
     """
     if units.kind != "multilabel":
         n = len(train)
-        at = np.arange(0, n, n / min(shots, n)).round().astype(np.int64)
-        return np.asarray(train[np.unique(np.minimum(at, n - 1))])
-    names, first, patient = np.unique(units.groups[train], return_index=True, return_inverse=True)
+        distance = n / min(shots, n)
+        places = np.arange(0, n, distance).round().astype(np.int64)
+        places = np.minimum(places, n - 1)
+        return np.asarray(train[np.unique(places)])
+    groups = units.groups[train]
+    names, first, patient = np.unique(groups, return_index=True, return_inverse=True)
+    # Whether all units of a patient carry a label.
     always = np.ones((len(names), len(units.classes)), bool)
     np.logical_and.at(always, patient, units.indicator[train])
-    order, taken = np.argsort(first), np.zeros(len(names), bool)
+    in_order = np.argsort(first)
+    taken = np.zeros(len(names), bool)
     for j in range(len(units.classes)):
-        taken[order[always[order, j]][:shots]] = True
+        carriers = in_order[always[in_order, j]]
+        # Whom an earlier class took counts among the first, and is not replaced.
+        taken[carriers[:shots]] = True
     return np.asarray(train[taken[patient]])

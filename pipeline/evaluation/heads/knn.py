@@ -2,71 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipeline.annotations.units import Prediction, Units
-from pipeline.config.heads import Knn
-from pipeline.config.tasks import Part
-from pipeline.evaluation.neighbours import inverted, neighbours
+from pipeline.config.base import HeadSettings
+from pipeline.evaluation.heads.contract import FitInput, Floats, Head, Predicted, Rows
 from pipeline.shared.arrays import batches
 
-Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
-Rows = NDArray[np.int64]
+# k -> probabilities (q, c)
 Votes = dict[int, NDArray[np.float64]]
-AT_ONCE = 1024
+AT_ONCE = 1024  # queries whose neighbours' labels are looked up together
 
 
-def predict(
-    x: Floats, units: Units, parts: Mapping[Part, Rows], settings: Knn
-) -> tuple[list[Prediction], list[str]]:
-    """Score the test units by their neighbours among train and val; x (n, d).
+class KnnSettings(HeadSettings):
+    """FAISS kNN settings.
+
+    multilabel: how neighbours vote on multi-label tasks: as on any other (DINOv2's soft vote), or
+    by ML-kNN; "mlknn-paper" counts a training image among its own neighbours, as the code of
+    arXiv 2312.02366 does. exact_up_to: how many references are all looked at; where there are more,
+    an inverted file is asked, so many of its lists that the share `recall` of the true neighbours
+    is found: faster from about 2,560 + 4 sqrt(references) test units on, and for ML-kNN, which asks
+    about the references too. Unset, all are always looked at.
+    """
+
+    k: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20, 50, 100, 200)
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    multilabel: Literal["soft", "mlknn", "mlknn-paper"] = "soft"
+    exact_up_to: Annotated[int, Field(ge=1)] | None = None
+    recall: Annotated[float, Field(gt=0, le=1)] = 0.99
+
+
+@dataclass(frozen=True)
+class References:
+    """The units of train and val (r,), among which neighbours are looked for, and for which k.
+
+    notes: every k that was left out.
+    """
+
+    units: Units
+    settings: KnnSettings
+    rows: Rows
+    ks: list[int]
+    notes: list[str]
+
+    @property
+    def by_ml_knn(self) -> bool:
+        """Whether neighbours vote by ML-kNN."""
+        return self.units.kind == "multilabel" and self.settings.multilabel != "soft"
+
+
+def fit(given: FitInput[KnnSettings]) -> References:
+    """Take train and val as references, and leave out every k that there are too few of."""
+    units = given.units
+    settings = given.settings
+    rows = given.train_and_val
+    # A label has its neighbours among the units of which it is known: the rarest sets the bound.
+    most = int(units.known[rows].sum(axis=0).min())
+    if units.kind == "multilabel" and settings.multilabel == "mlknn":
+        # A reference's own patient is no neighbour of it: so many fewer are left for it.
+        most -= int(np.bincount(units.patient[rows]).max())
+    ks = [k for k in settings.k if k <= most]
+    too_many = [str(k) for k in settings.k if k > most]
+    notes = []
+    if too_many:
+        notes.append(f"k = {', '.join(too_many)} left out: only {most} reference units")
+    return References(units, settings, rows, ks, notes)
+
+
+def predict(model: References, x: Floats, rows: Rows) -> Predicted:
+    """Score units by their neighbours among the references; x (n, d).
 
     A label has its neighbours among the units of which it is known; a number is the weighted mean
-    of the neighbours'. Returns a prediction a k, and notes: every k that was left out, and how many
-    of the true neighbours an inverted file finds.
+    of the neighbours'. A prediction a k; notes say how many of the true neighbours an inverted file
+    finds.
     """
-    reference, test = np.concatenate([parts["train"], parts["val"]]), parts["test"]
-    known = units.known[reference]
-    patient = units.patient
-    others = patient if units.kind == "multilabel" and settings.multilabel == "mlknn" else None
-    most = int(known.sum(axis=0).min())
-    most -= 0 if others is None else int(np.bincount(patient[reference]).max())
-    ks = [k for k in settings.k if k <= most]
-    notes = []
-    if too_many := [str(k) for k in settings.k if k > most]:
-        notes.append(f"k = {', '.join(too_many)} left out: only {most} reference units")
-    votes = {k: np.empty((len(test), len(units.classes))) for k in ks}
-    for mask, labels in _alike(known) if ks else ():
-        among, index = reference[mask], None
-        if settings.exact_up_to is not None and len(among) > settings.exact_up_to:
-            index = inverted(x, among, test, max(ks), settings.recall)
-            notes.append(index.said)
-        outside = neighbours(x, among, test, max(ks), patient, index)
-        if units.kind == "multilabel" and settings.multilabel != "soft":
-            inside = neighbours(x, among, among, max(ks), others, index)[1]
-            each = ml_knn(inside, outside[1], units.indicator[among][:, labels], ks)
-        else:
-            targets = units.y[:, None] if units.kind == "regression" else units.indicator[:, labels]
-            each = soft_vote(*outside, targets[among], ks, settings.temperature)
-        for k, proba in each.items():
+    notes = list(model.notes)
+    votes = _no_votes(model.ks, len(rows), len(model.units.classes))
+    # Labels that the same references are known of share one search for neighbours.
+    for known, labels in _known_alike(model) if model.ks else ():
+        among = model.rows[known]
+        voted, note = _vote(model, x, rows, among, labels)
+        notes += note
+        for k, proba in voted.items():
             votes[k][:, labels] = proba
-    return [Prediction({"k": k}, proba) for k, proba in votes.items()], list(dict.fromkeys(notes))
+    predictions = [Prediction({"k": k}, proba) for k, proba in votes.items()]
+    return Predicted(predictions, list(dict.fromkeys(notes)))
 
 
-def _alike(known: Bools) -> Iterator[tuple[Bools, Rows]]:
-    """Yield each set of reference units (n,) that some labels are known of, and these labels."""
+def _no_votes(ks: list[int], q: int, c: int) -> Votes:
+    """Return room for the probabilities of each k."""
+    votes = {}
+    for k in ks:
+        votes[k] = np.empty((q, c))
+    return votes
+
+
+def _known_alike(model: References) -> Iterator[tuple[Bools, Rows]]:
+    """Yield each set of references (r,) that some labels are known of, and these labels."""
+    known = model.units.known[model.rows]
     masks, which = np.unique(known, axis=1, return_inverse=True)
+    of_label = which.ravel()
     for i, mask in enumerate(masks.T):
-        yield mask, np.flatnonzero(which.ravel() == i)
+        labels = np.flatnonzero(of_label == i)
+        yield mask, labels
+
+
+def _vote(
+    model: References,
+    x: Floats,
+    rows: Rows,
+    among: Rows,
+    labels: Rows,
+) -> tuple[Votes, list[str]]:
+    """Return for each k what the references `among` say of some labels of the units `rows`."""
+    from pipeline.evaluation.neighbours import build_inverted_file, neighbours
+
+    units = model.units
+    settings = model.settings
+    patient = units.patient
+    most = max(model.ks)
+    index = None
+    notes = []
+    if settings.exact_up_to is not None and len(among) > settings.exact_up_to:
+        index = build_inverted_file(x, among, rows, most, settings.recall)
+        notes.append(index.note)
+    # The most once: a smaller k looks at the first of them.
+    cosine, nearest = neighbours(x, among, rows, most, patient, index)
+    if model.by_ml_knn:
+        # The paper's code lets an image be its own neighbour; its formulas do not.
+        others = patient if settings.multilabel == "mlknn" else None
+        _, within = neighbours(x, among, among, most, others, index)
+        carried = units.indicator[among][:, labels]
+        return ml_knn(within, nearest, carried, model.ks), notes
+    of_classes = units.kind != "regression"
+    targets = units.indicator[:, labels] if of_classes else units.y[:, None]
+    votes = soft_vote(cosine, nearest, targets[among], model.ks, settings.temperature)
+    return votes, notes
 
 
 def soft_vote(
-    cosine: Floats, nearest: Rows, targets: NDArray[Any], ks: list[int], temperature: float
+    cosine: Floats,
+    nearest: Rows,
+    targets: NDArray[Any],
+    ks: list[int],
+    temperature: float,
 ) -> Votes:
     """Return for each k the probabilities (q, c) of DINOv2's weighted vote.
 
@@ -76,17 +162,25 @@ def soft_vote(
     AUROC, which compares queries, is not.
     cosine, nearest (q, k) from the greatest; targets (n, c) of the references.
     """
-    votes = {k: np.empty((len(nearest), targets.shape[1])) for k in ks}
-    for now in batches(len(nearest), AT_ONCE):
-        weights = np.exp((cosine[now] - cosine[now, :1]).astype(np.float64) / temperature)
-        carried = targets[nearest[now]]  # (b, k, c)
+    votes = _no_votes(ks, len(nearest), targets.shape[1])
+    for batch in batches(len(nearest), AT_ONCE):
+        # Less the greatest cosine, so that no power overflows.
+        below = cosine[batch] - cosine[batch, :1]
+        weights = np.exp(below.astype(np.float64) / temperature)  # (b, k)
+        carried = targets[nearest[batch]]  # (b, k, c)
         for k, proba in votes.items():
-            first = weights[:, :k] / weights[:, :k].sum(axis=1, keepdims=True)
-            proba[now] = np.einsum("qk,qkc->qc", first, carried[:, :k])
+            first = weights[:, :k]
+            shares = first / first.sum(axis=1, keepdims=True)
+            proba[batch] = np.einsum("qk,qkc->qc", shares, carried[:, :k])
     return votes
 
 
-def ml_knn(inside: Rows, outside: Rows, targets: Bools, ks: list[int]) -> Votes:
+def ml_knn(
+    inside: Rows,
+    outside: Rows,
+    targets: Bools,
+    ks: list[int],
+) -> Votes:
     """Return for each k the probabilities (q, c) of ML-kNN, with smoothing s = 1.
 
     Zhang and Zhou, Pattern Recognition 40 (2007), eqs. 1 to 3. The likelihoods come from how many
@@ -94,30 +188,45 @@ def ml_knn(inside: Rows, outside: Rows, targets: Bools, ks: list[int]) -> Votes:
     query (outside (q, k)) do; targets (n, c). Where each reference is its own first neighbour, as
     in the code of arXiv 2312.02366, neighbours look better than they are.
     """
-    within, without = _counts(inside, targets, ks), _counts(outside, targets, ks)
+    of_references = _carrying(inside, targets, ks)
+    of_queries = _carrying(outside, targets, ks)
+    # Smoothed by s = 1: a label that no reference carries is rare, and not impossible.
     prior = (1 + targets.sum(axis=0)) / (2 + len(targets))
     label = np.arange(targets.shape[1])
     votes = {}
     for k in ks:
-        carrying, lacking = (_likelihood(within[k], side, k) for side in (targets, ~targets))
-        true = prior * carrying[without[k], label]
-        false = (1 - prior) * lacking[without[k], label]
-        votes[k] = true / (true + false)
+        given_carried = _likelihood(of_references[k], targets, k)
+        given_not = _likelihood(of_references[k], ~targets, k)
+        counts = of_queries[k]
+        carried = prior * given_carried[counts, label]
+        not_carried = (1 - prior) * given_not[counts, label]
+        votes[k] = carried / (carried + not_carried)
     return votes
 
 
-def _counts(nearest: Rows, targets: Bools, ks: list[int]) -> dict[int, Rows]:
+def _carrying(nearest: Rows, targets: Bools, ks: list[int]) -> dict[int, Rows]:
     """Return for each k how many of the first k neighbours (q, k) carry each label: (q, c)."""
-    counts = {k: np.empty((len(nearest), targets.shape[1]), np.int64) for k in ks}
-    for now in batches(len(nearest), AT_ONCE):
-        carried = targets[nearest[now]]
-        for k, into in counts.items():
-            into[now] = carried[:, :k].sum(axis=1)
+    counts = {}
+    for k in ks:
+        shape = (len(nearest), targets.shape[1])
+        counts[k] = np.empty(shape, np.int64)
+    for batch in batches(len(nearest), AT_ONCE):
+        carried = targets[nearest[batch]]  # (b, k, c)
+        for k, count in counts.items():
+            count[batch] = carried[:, :k].sum(axis=1)
     return counts
 
 
 def _likelihood(counts: Rows, side: Bools, k: int) -> NDArray[np.float64]:
     """Return (k + 1, c): how likely j carrying neighbours are, for references on this side."""
-    table = np.stack([((counts == j) & side).sum(axis=0) for j in range(k + 1)])
-    likelihood: NDArray[np.float64] = (1 + table) / (k + 1 + table.sum(axis=0))
+    rows = []
+    for j in range(k + 1):
+        on_side = (counts == j) & side
+        rows.append(on_side.sum(axis=0))
+    table = np.stack(rows)
+    total = k + 1 + table.sum(axis=0)
+    likelihood: NDArray[np.float64] = (1 + table) / total
     return likelihood
+
+
+HEAD = Head(name="knn", title="kNN", settings=KnnSettings, contract=7, fit=fit, predict=predict)

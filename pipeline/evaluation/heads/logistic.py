@@ -19,18 +19,28 @@ def fit_logistic(support: Floats, c: int) -> tuple[Floats, Floats]:
     Nesterov's method with the step and momentum that the conditions of the problem allow.
     """
     e, m, _ = support.shape
-    gram = support @ support.transpose(0, 2, 1)
-    truth = np.eye(c, dtype=np.float32)[np.repeat(np.arange(c), m // c)]
-    steepest = m + 1.0  # of the loss: half the largest eigenvalue, of at most 2m, and the penalty
-    momentum = np.float32((np.sqrt(steepest) - 1) / (np.sqrt(steepest) + 1))
-    alpha, b = np.zeros((e, m, c), np.float32), np.zeros((e, 1, c), np.float32)
-    ahead, ahead_b = alpha, b
+    gram = support @ support.transpose(0, 2, 1)  # (e, m, m)
+    classes = np.repeat(np.arange(c), m // c)
+    truth = np.eye(c, dtype=np.float32)[classes]  # (m, c)
+    # Of the loss: half the largest eigenvalue, of at most 2m, and the penalty.
+    steepest = m + 1.0
+    step = np.float32(steepest)
+    root = np.sqrt(steepest)  # of the condition number: the penalty is 1
+    momentum = np.float32((root - 1) / (root + 1))
+    alpha = np.zeros((e, m, c), np.float32)
+    b = np.zeros((e, 1, c), np.float32)
+    # Gradients are taken where momentum leads to, ahead of where the weights are.
+    ahead = alpha
+    ahead_b = b
     for _ in range(STEPS):
         logits = gram @ ahead + ahead_b
         odds = np.exp(logits - logits.max(axis=2, keepdims=True))
-        wrong = odds / odds.sum(axis=2, keepdims=True) - truth
-        after = ahead - (wrong + ahead) / np.float32(steepest)
-        after_b = ahead_b - wrong.sum(axis=1, keepdims=True) / np.float32(steepest)
-        ahead, ahead_b = after + momentum * (after - alpha), after_b + momentum * (after_b - b)
-        alpha, b = after, after_b
+        proba = odds / odds.sum(axis=2, keepdims=True)
+        wrong = proba - truth
+        next_alpha = ahead - (wrong + ahead) / step
+        next_b = ahead_b - wrong.sum(axis=1, keepdims=True) / step
+        ahead = next_alpha + momentum * (next_alpha - alpha)
+        ahead_b = next_b + momentum * (next_b - b)
+        alpha = next_alpha
+        b = next_b
     return alpha, b[:, 0]

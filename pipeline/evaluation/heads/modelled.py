@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
-from pipeline.evaluation.metrics.metrics import one_sided
+from pipeline.evaluation.metrics.values import one_sided
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Modelled:
 
     @property
     def notes(self) -> list[str]:
-        """Return a line for each that is left out."""
-        said = "has no model: all or none of the train units carry it"
-        return [f"{name!r} {said}" for name in self.left_out]
+        """A line for each that is left out."""
+        reason = "has no model: all or none of the train units carry it"
+        return [f"{name!r} {reason}" for name in self.left_out]
 
 
 def modelled(units: Units, train: NDArray[np.int64]) -> Modelled:

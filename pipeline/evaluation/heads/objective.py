@@ -40,51 +40,63 @@ class Objective:
     @classmethod
     def of(cls, units: Units, train: NDArray[np.int64]) -> Objective:
         """Return what heads of these units learn."""
-        fit, middle, spread = modelled(units, train), 0.0, 1.0
+        able = modelled(units, train)
+        middle = 0.0
+        spread = 1.0
         if units.kind == "regression":
             y = units.y[train]
-            middle, spread = float(y.mean()), float(y.std()) or 1.0
-        return cls(units.kind, units.classes, fit.left_out, fit.enough, fit.notes, middle, spread)
+            middle = float(y.mean())
+            spread = float(y.std()) or 1.0
+        return cls(
+            units.kind, units.classes, able.left_out, able.enough, able.notes, middle, spread
+        )
 
     @property
     def outputs(self) -> int:
-        """Return o."""
+        """The number o of outputs."""
         return 1 if self.kind in ("binary", "regression") else len(self.classes)
 
     def targets(self, truth: Truth) -> Targets:
         """Return what is to be learnt of n units."""
         if self.kind == "regression":
-            y = torch.from_numpy((truth.y - self.middle) / self.spread).float()[:, None]
+            scaled = (truth.y - self.middle) / self.spread
+            y = torch.from_numpy(scaled).float()[:, None]
             return Targets(y, torch.ones_like(y), self.kind)
+        # Of two classes the second, the positive one, is learnt alone.
         first = 1 if self.kind == "binary" else 0
-        y, known = (torch.from_numpy(a[:, first:]).float() for a in (truth.indicator, truth.known))
+        y = torch.from_numpy(truth.indicator[:, first:]).float()
+        known = torch.from_numpy(truth.known[:, first:]).float()
         return Targets(y, known, self.kind)
 
-    def said(self, outputs: Tensor) -> Proba:
-        """Return what outputs (b, o) say: the probabilities (b, c), or the number (b, 1).
+    def decode(self, outputs: Tensor) -> Proba:
+        """Return what outputs (b, o) stand for: the probabilities (b, c), or the number (b, 1).
 
         NaN for the labels, zero for the classes, left out.
         """
+        # In float64, so that probabilities near 0 and 1 keep their order.
         outputs = outputs.double().cpu()
         match self.kind:
             case "regression":
                 return np.asarray(outputs * self.spread + self.middle)
             case "multiclass":
                 without = torch.tensor([name in self.left_out for name in self.classes])
-                return np.asarray(torch.softmax(outputs.masked_fill(without, -torch.inf), dim=1))
+                masked = outputs.masked_fill(without, -torch.inf)
+                return np.asarray(torch.softmax(masked, dim=1))
             case "binary":
                 positive = torch.sigmoid(outputs).numpy()
                 return np.concatenate([1 - positive, positive], axis=1)
             case _:
                 proba = torch.sigmoid(outputs).numpy()
-                proba[:, np.isin(self.classes, self.left_out)] = np.nan
+                without_model = np.isin(self.classes, self.left_out)
+                proba[:, without_model] = np.nan
                 return np.asarray(proba)
 
-    def quality(self, truth: Truth, said: Proba) -> float:
+    def quality(self, truth: Truth, proba: Proba) -> float:
         """Return what is chosen by on val: macro AUROC, or less the squared error; or NaN."""
         if self.kind == "regression":
-            return -float(np.mean((truth.y - said[:, 0]) ** 2))
-        return macro_auroc(truth, said)
+            error = truth.y - proba[:, 0]
+            return -float(np.mean(error**2))
+        return macro_auroc(truth, proba)
 
 
 @dataclass(frozen=True)
@@ -102,12 +114,13 @@ class Targets:
         number Huber's loss (Ann. Math. Statist. 35 (1964)): its slope is bounded as theirs is, so
         that the same learning rates hold.
         """
-        y, known = self.y[rows].to(outputs.device), self.known[rows].to(outputs.device)
+        y = self.y[rows].to(outputs.device)
         match self.kind:
             case "multiclass":
                 return functional.cross_entropy(outputs, y)
             case "regression":
                 return functional.huber_loss(outputs, y)
             case _:
+                known = self.known[rows].to(outputs.device)
                 each = functional.binary_cross_entropy_with_logits(outputs, y, reduction="none")
                 return (each * known).sum(dim=1).mean()

@@ -14,12 +14,15 @@ def icc(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     x = np.asarray(values, np.float64)
     n, k, _ = x.shape
-    units, repeats, mean = x.mean(axis=1), x.mean(axis=0), x.mean(axis=(0, 1))
-    between = k * ((units - mean) ** 2).sum(axis=0) / (n - 1)
-    shift = n * ((repeats - mean) ** 2).sum(axis=0) / (k - 1)
-    rest = x - units[:, None] - repeats[None] + mean
+    of_units = x.mean(axis=1)
+    of_repeats = x.mean(axis=0)
+    mean = x.mean(axis=(0, 1))
+    # The mean squares of the two-way table: rows, columns, and what neither explains.
+    between = k * ((of_units - mean) ** 2).sum(axis=0) / (n - 1)
+    shift = n * ((of_repeats - mean) ** 2).sum(axis=0) / (k - 1)
+    rest = x - of_units[:, None] - of_repeats[None] + mean
     error = (rest**2).sum(axis=(0, 1)) / ((n - 1) * (k - 1))
-    whole = between + (k - 1) * error + k * (shift - error) / n
+    total = between + (k - 1) * error + k * (shift - error) / n
     with np.errstate(divide="ignore", invalid="ignore"):
-        found: NDArray[np.float64] = np.where(whole > 0, (between - error) / whole, np.nan)
-    return found
+        agreement: NDArray[np.float64] = np.where(total > 0, (between - error) / total, np.nan)
+    return agreement

@@ -8,10 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Numbers = NDArray[np.int64]
 
 
 def delong(
-    positive: NDArray[np.bool_], values: Floats, patient: NDArray[np.int64]
+    positive: Bools,
+    values: Floats,
+    patient: Numbers,
 ) -> tuple[Floats, Floats]:
     """Return the AUROCs (s,) of s scores (s, n) of the same units, and their covariance (s, s).
 
@@ -19,37 +23,50 @@ def delong(
     2014); units of one patient (n,) count as a cluster (Obuchowski, Biometrics 53 (1997)), which
     changes nothing where each patient has one.
     """
-    m, n = int(positive.sum()), int((~positive).sum())
-    of_positives = np.stack([_placements(v[~positive], v[positive]) for v in values])
-    of_negatives = 1 - np.stack([_placements(v[positive], v[~positive]) for v in values])
+    negative = ~positive
+    m = int(positive.sum())
+    n = int(negative.sum())
+    of_positives = np.stack([_placements(v[negative], v[positive]) for v in values])
+    of_negatives = 1 - np.stack([_placements(v[positive], v[negative]) for v in values])
+    # A placement is how much of the other side a unit is in order with: their mean is the AUROC.
     aurocs = of_positives.mean(axis=1)
     p = int(patient.max()) + 1
     x = _by_cluster(of_positives - aurocs[:, None], patient[positive], p)
-    y = _by_cluster(of_negatives - aurocs[:, None], patient[~positive], p)
-    both = len(np.unique(patient))
-    own = [len(np.unique(patient[side])) for side in (positive, ~positive)]
-    cross = _unbiased(both) * x @ y.T
+    y = _by_cluster(of_negatives - aurocs[:, None], patient[negative], p)
+    # A patient with units on both sides makes their sums covary.
+    cross = _unbiased(patient) * x @ y.T
     covariance = (
-        _unbiased(own[0]) * x @ x.T / m**2
-        + _unbiased(own[1]) * y @ y.T / n**2
+        _unbiased(patient[positive]) * x @ x.T / m**2
+        + _unbiased(patient[negative]) * y @ y.T / n**2
         + (cross + cross.T) / (m * n)
     )
     return aurocs, covariance
 
 
 def _placements(others: Floats, values: Floats) -> Floats:
-    """Return the share of `others` below each value, ties half."""
-    others = np.sort(others)
-    sides = (np.searchsorted(others, values, side) for side in ("left", "right"))
-    placements: Floats = np.sum(list(sides), axis=0) / (2 * len(others))
+    """Return the share of `others` below each value, ties half.
+
+    That is its rank among all, less its rank among its own (Sun and Xu, 2014).
+    """
+    from scipy.stats import rankdata
+
+    among_all = rankdata(np.concatenate([values, others]))[: len(values)]
+    placements: Floats = (among_all - rankdata(values)) / len(others)
     return placements
 
 
-def _by_cluster(values: Floats, cluster: NDArray[np.int64], p: int) -> Floats:
+def _by_cluster(
+    values: Floats,
+    cluster: Numbers,
+    p: int,
+) -> Floats:
+    """Return (s, p) the sums of values (s, n) over the units of each of p clusters."""
     return np.stack([np.bincount(cluster, weights=row, minlength=p) for row in values])
 
 
-def _unbiased(clusters: int) -> float:
+def _unbiased(cluster: Numbers) -> float:
+    """Return what a sum of squares over clusters is multiplied by; NaN for one cluster alone."""
+    clusters = len(np.unique(cluster))
     return clusters / (clusters - 1) if clusters > 1 else math.nan
 
 
@@ -66,7 +83,9 @@ def two_sided_p(difference: float, variance: float) -> float | None:
 def holm(p: list[float]) -> list[float]:
     """Return p values adjusted for their number (Holm, Scand. J. Statist. 6 (1979))."""
     order = np.argsort(p, kind="stable")
-    scaled = np.array(p)[order] * np.arange(len(p), 0, -1)
+    still_tested = np.arange(len(p), 0, -1)
+    scaled = np.array(p)[order] * still_tested
     adjusted = np.empty(len(p))
+    # None may be less than one before it in order.
     adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
     return adjusted.tolist()

@@ -1,4 +1,4 @@
-"""Formulas of `pipeline.evaluation.metrics.metrics`, each under b columns of weights at once.
+"""Formulas of `pipeline.evaluation.metrics.values`, each under b columns of weights at once.
 
 Weights (n, b) are how often each unit counts: ones for the value itself, a bootstrap's draws for
 its interval. Every function returns (b,) values, NaN where its denominator is empty.
@@ -6,107 +6,204 @@ its interval. Every function returns (b,) values, NaN where its denominator is e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Numbers = NDArray[np.int64]
 BINS = 15
 SPECIFICITY = 0.9
+# A false positive rate that rounding alone lifts above its limit is still within it.
+ROUNDING = 1e-9
 
 
-def ratio(top: Floats, bottom: Floats, empty: float = np.nan) -> Floats:
+def ratio(
+    top: Floats,
+    bottom: Floats,
+    empty: float = np.nan,
+) -> Floats:
     """Return top / bottom, or `empty` where bottom is 0."""
-    out: Floats = np.divide(top, bottom, out=np.full(top.shape, empty), where=bottom > 0)
-    return out
+    out: Floats = np.full(top.shape, empty)
+    return np.divide(top, bottom, out=out, where=bottom > 0)
 
 
 def mean(values: Floats) -> Floats:
     """Return the mean over the first axis of what is defined; NaN where nothing is."""
     defined = ~np.isnan(values)
-    return ratio(np.where(defined, values, 0.0).sum(axis=0), defined.sum(axis=0).astype(float))
+    total = np.where(defined, values, 0.0).sum(axis=0)
+    count = defined.sum(axis=0).astype(float)
+    return ratio(total, count)
 
 
-def ranking(positive: Bools, values: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return what depends on order alone: three (b,).
+# --- ranks ---------------------------------------------------------------------------------
 
-    The area under the ROC curve: the share of (positive, negative) pairs in order, ties half
-    (Mann-Whitney U), each pair weighted by the product of its weights. The average precision: the
-    mean over positives of the precision at their value. The greatest sensitivity of any threshold
-    with a specificity of at least SPECIFICITY.
+
+class RankMetrics(NamedTuple):
+    """What depends on the order of units alone, each (b,).
+
+    auroc: the area under the ROC curve, that is the share of (positive, negative) pairs in order,
+    ties half (Mann-Whitney U), each pair weighted by the product of its weights.
+    average_precision: the mean over positives of the precision at their value. sensitivity: the
+    greatest of any threshold with a specificity of at least SPECIFICITY.
     """
-    order = np.argsort(-values, kind="stable")
-    down, at = -values[order], np.flatnonzero(positive[order])
-    starts, ends = (np.searchsorted(down, down[at], side) for side in ("left", "right"))
-    above = np.zeros((len(values) + 1, weights.shape[1]))  # row t: the weight of the first t
-    np.cumsum(weights[order], axis=0, out=above[1:])
-    own = weights[order[at]]
-    found = np.zeros((len(at) + 1, weights.shape[1]))  # row t: of the first t positives
-    np.cumsum(own, axis=0, out=found[1:])
-    found_at, above_at = found[np.searchsorted(at, ends)], above[ends]
-    wrong_at = above_at - found_at
-    wrong_before = above[starts] - found[np.searchsorted(at, starts)]
-    positives, negatives = found[-1], above[-1] - found[-1]
-    wins = (own * (negatives - (wrong_at + wrong_before) / 2)).sum(axis=0)
-    precision = (own * ratio(found_at, above_at, empty=0.0)).sum(axis=0)
-    few = wrong_at <= (1 - SPECIFICITY) * negatives + 1e-9
-    best = np.where(few, found_at, 0.0).max(axis=0, initial=0.0)
-    sensitivity = np.where(negatives > 0, ratio(best, positives), np.nan)
-    return ratio(wins, positives * negatives), ratio(precision, positives), sensitivity
+
+    auroc: Floats
+    average_precision: Floats
+    sensitivity: Floats
+
+
+def rank_metrics(
+    positive: Bools,
+    values: Floats,
+    weights: Floats,
+) -> RankMetrics:
+    """Return the metrics of ranking n units by `values`, of which some are positive."""
+    thresholds = _Thresholds.of(positive, values, weights)
+    return RankMetrics(
+        thresholds.auroc(),
+        thresholds.average_precision(),
+        thresholds.sensitivity(),
+    )
 
 
 def auroc(positive: Bools, values: Floats) -> float:
     """Return the plain area under the ROC curve of n values; NaN where one side is empty."""
-    return float(ranking(positive, values, np.ones((len(values), 1)))[0][0])
+    once = np.ones((len(values), 1))
+    return float(rank_metrics(positive, values, once).auroc[0])
+
+
+@dataclass(frozen=True)
+class _Thresholds:
+    """The weights on either side of m thresholds, one at the value of each positive unit.
+
+    weight (m, b): of the positive itself. true, false (m, b): of the positives and negatives at or
+    above its value; false_above (m, b): of the negatives above it alone, without ties.
+    positives, negatives (b,): of all.
+    """
+
+    weight: Floats
+    true: Floats
+    false: Floats
+    false_above: Floats
+    positives: Floats
+    negatives: Floats
+
+    @classmethod
+    def of(
+        cls,
+        positive: Bools,
+        values: Floats,
+        weights: Floats,
+    ) -> _Thresholds:
+        """Count by running sums over the units in falling order of their values."""
+        order = np.argsort(-values, kind="stable")
+        # Negated, so that they ascend, as a search among them needs.
+        ordered = -values[order]
+        at = np.flatnonzero(positive[order])
+        # Units of equal values fall on one side of a threshold together: from `first` to `end`.
+        first = np.searchsorted(ordered, ordered[at], "left")
+        end = np.searchsorted(ordered, ordered[at], "right")
+        of_all = _running_sum(weights[order])
+        weight = weights[order[at]]
+        of_positives = _running_sum(weight)
+        true = of_positives[np.searchsorted(at, end)]
+        true_above = of_positives[np.searchsorted(at, first)]
+        return cls(
+            weight=weight,
+            true=true,
+            false=of_all[end] - true,
+            false_above=of_all[first] - true_above,
+            positives=of_positives[-1],
+            negatives=of_all[-1] - of_positives[-1],
+        )
+
+    def auroc(self) -> Floats:
+        # Each positive wins against the negatives below it, and half against those it ties with.
+        wins = self.negatives - (self.false + self.false_above) / 2
+        total = (self.weight * wins).sum(axis=0)
+        return ratio(total, self.positives * self.negatives)
+
+    def average_precision(self) -> Floats:
+        precision = ratio(self.true, self.true + self.false, empty=0.0)
+        total = (self.weight * precision).sum(axis=0)
+        return ratio(total, self.positives)
+
+    def sensitivity(self) -> Floats:
+        limit = (1 - SPECIFICITY) * self.negatives + ROUNDING
+        allowed = self.false <= limit
+        best = np.where(allowed, self.true, 0.0).max(axis=0, initial=0.0)
+        return np.where(self.negatives > 0, ratio(best, self.positives), np.nan)
+
+
+def _running_sum(weights: Floats) -> Floats:
+    """Return (n + 1, b) of weights (n, b): in row t the sum of the first t."""
+    n, b = weights.shape
+    sums = np.zeros((n + 1, b))
+    np.cumsum(weights, axis=0, out=sums[1:])
+    return sums
 
 
 # --- decisions -----------------------------------------------------------------------------
 #
-# What depends on the class that is said is a function of a few weighted sums, so that the sums of
-# all labels under all draws are one matrix product: forms (r, n) @ weights (n, b).
+# What depends on the class decided for is a function of a few weighted sums, so that the sums of
+# all labels under all draws are one matrix product: terms (r, n) @ weights (n, b).
 
 
-def forms(indicator: Bools, proba: Floats, said: NDArray[np.int64]) -> Floats:
+def decision_terms(
+    indicator: Bools,
+    proba: Floats,
+    decided: Numbers,
+) -> Floats:
     """Return (c * c + 1 + BINS, n): each cell of the confusion table, Brier terms, gaps by bin.
 
-    A unit whose column is zeroed counts for nothing.
-
-    indicator, proba (n, c); said (n,) the class that is said.
+    indicator, proba (n, c); decided (n,): the class decided for. A unit whose column is zeroed
+    counts for nothing.
     """
     c = proba.shape[1]
-    cells = indicator.T[:, None] & (said == np.arange(c)[:, None])  # (true, said, n)
+    is_decided = decided == np.arange(c)[:, None]
+    cells = indicator.T[:, None] & is_decided  # (true, decided, n)
     brier = ((proba - indicator) ** 2).sum(axis=1) / 2
-    sure, right = confidence(indicator, proba, said)
-    gaps = (bins_of(sure) == np.arange(BINS)[:, None]) * (right - sure)
+    sure, right = confidence(indicator, proba, decided)
+    in_bin = bins_of(sure) == np.arange(BINS)[:, None]
+    gaps = in_bin * (right - sure)
     return np.concatenate([cells.reshape(c * c, -1), brier[None], gaps])
 
 
 def confidence(
-    indicator: Bools, proba: Floats, said: NDArray[np.int64]
-) -> tuple[Floats, NDArray[np.bool_]]:
+    indicator: Bools,
+    proba: Floats,
+    decided: Numbers,
+) -> tuple[Floats, Bools]:
     """Return (n,) how sure is what calibration is of, and (n,) whether it came true.
 
-    That is the positive of two classes, and of several the class that is said.
+    That is the positive of two classes, and of several the class decided for.
     """
     if proba.shape[1] == 2:
         return proba[:, 1], indicator[:, 1]
-    at = np.arange(len(said))
-    return proba[at, said], indicator[at, said]
+    at = np.arange(len(decided))
+    return proba[at, decided], indicator[at, decided]
 
 
-def bins_of(sure: Floats) -> NDArray[np.int64]:
+def bins_of(sure: Floats) -> Numbers:
     """Return (n,) the number of each probability's bin, of BINS equal ones."""
-    bins: NDArray[np.int64] = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
-    return bins
+    bins: Numbers = (sure * BINS).astype(np.int64)
+    return np.minimum(bins, BINS - 1)
 
 
-def decisions(sums: Floats, c: int) -> dict[str, Floats]:
-    """Return the metrics of c classes from the sums (r, b) of their forms.
+def decision_metrics(sums: Floats, c: int) -> dict[str, Floats]:
+    """Return the metrics of c classes from the sums (r, b) of their `decision_terms`.
 
     ece is the expected calibration error over 15 equal bins (Guo et al., ICML 2017, eq. 3).
     """
-    table, brier, gaps = sums[: c * c].reshape(c, c, -1), sums[c * c], sums[c * c + 1 :]
-    right, total = np.einsum("iib->ib", table), table.sum(axis=(0, 1))
+    table = confusion_table(sums, c)
+    brier = sums[c * c]
+    gaps = sums[c * c + 1 :]
+    right = np.einsum("iib->ib", table)
+    total = table.sum(axis=(0, 1))
     return {
         "accuracy": ratio(right.sum(axis=0), total),
         "balanced_accuracy": mean(ratio(right, table.sum(axis=1))),
@@ -117,39 +214,65 @@ def decisions(sums: Floats, c: int) -> dict[str, Floats]:
     }
 
 
-def regression(y: Floats, said: Floats, weights: Floats) -> dict[str, Floats]:
-    """Return R2 (the share of the variance of y (n,) explained by said (n,)) and the mean error."""
+def confusion_table(sums: Floats, c: int) -> Floats:
+    """Return (c, c, b), the true class by the one decided for, from sums of `decision_terms`."""
+    return sums[: c * c].reshape(c, c, -1)
+
+
+def regression(
+    y: Floats,
+    predicted: Floats,
+    weights: Floats,
+) -> dict[str, Floats]:
+    """Return R2, the share of the variance of y (n,) explained by `predicted` (n,), and the MAE."""
     total = weights.sum(axis=0)
     centre = ratio(y @ weights, total)
-    spread = ratio(y**2 @ weights, total) - centre**2
-    left = ratio((y - said) ** 2 @ weights, total)
-    return {"r2": 1 - ratio(left, spread), "mae": ratio(np.abs(y - said) @ weights, total)}
+    variance = ratio(y**2 @ weights, total) - centre**2
+    unexplained = ratio((y - predicted) ** 2 @ weights, total)
+    return {
+        "r2": 1 - ratio(unexplained, variance),
+        "mae": ratio(np.abs(y - predicted) @ weights, total),
+    }
+
+
+# --- confusion tables, (c, c, b): true class, class decided for, draw ------------------------
 
 
 def f1(table: Floats) -> Floats:
-    """Return the F1 of a confusion table (c, c, b): the positive's of two classes, else macro."""
+    """Return the F1 of a confusion table: the positive's of two classes, else macro."""
     each = f1_by_class(table)
     return each[1] if len(each) == 2 else mean(each)
 
 
 def f1_by_class(table: Floats) -> Floats:
-    """Return (c, b) each class's F1; NaN for one that neither occurs nor is said."""
+    """Return (c, b) each class's F1; NaN for one that neither occurs nor is decided for."""
     right = np.einsum("iib->ib", table)
-    return ratio(2 * right, table.sum(axis=0) + table.sum(axis=1))
+    decided = table.sum(axis=0)
+    true = table.sum(axis=1)
+    return ratio(2 * right, decided + true)
 
 
 def mcc(table: Floats) -> Floats:
-    """Return Matthews' coefficient of a confusion table (c, c, b) (Gorodkin 2004, R_K)."""
-    right, total = np.einsum("iib->b", table), table.sum(axis=(0, 1))
-    said, true = table.sum(axis=0), table.sum(axis=1)
-    covariance = right * total - (said * true).sum(axis=0)
-    spread = (total**2 - (said**2).sum(axis=0)) * (total**2 - (true**2).sum(axis=0))
-    return ratio(covariance, np.sqrt(np.maximum(spread, 0)))
+    """Return Matthews' coefficient of a confusion table (Gorodkin 2004, R_K)."""
+    right = np.einsum("iib->b", table)
+    total = table.sum(axis=(0, 1))
+    decided = table.sum(axis=0)
+    true = table.sum(axis=1)
+    covariance = right * total - (decided * true).sum(axis=0)
+    spread_decided = total**2 - (decided**2).sum(axis=0)
+    spread_true = total**2 - (true**2).sum(axis=0)
+    # Rounding may leave a product of spreads just below 0, of which there is no root.
+    product = np.maximum(spread_decided * spread_true, 0)
+    return ratio(covariance, np.sqrt(product))
 
 
 def quadratic_kappa(table: Floats) -> Floats:
-    """Return Cohen's kappa, squared distances, of a confusion table (c, c, b) in class order."""
-    c = len(table)
-    cost = (np.subtract.outer(np.arange(c), np.arange(c)) ** 2)[:, :, None]
-    by_chance = table.sum(axis=1)[:, None] * table.sum(axis=0)[None] / table.sum(axis=(0, 1))
-    return 1 - ratio((cost * table).sum(axis=(0, 1)), (cost * by_chance).sum(axis=(0, 1)))
+    """Return Cohen's kappa, squared distances, of a confusion table in class order."""
+    place = np.arange(len(table))
+    cost = (np.subtract.outer(place, place) ** 2)[:, :, None]
+    true = table.sum(axis=1)
+    decided = table.sum(axis=0)
+    by_chance = true[:, None] * decided[None] / table.sum(axis=(0, 1))
+    observed = (cost * table).sum(axis=(0, 1))
+    expected = (cost * by_chance).sum(axis=(0, 1))
+    return 1 - ratio(observed, expected)

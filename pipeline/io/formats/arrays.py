@@ -38,9 +38,10 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     stack, patient = _open(path)
     count, height, width = stack.shape
     volume = "stack" if count > 1 else ""
-    return [
-        Header(frame, None, height, width, patient=patient, volume=volume) for frame in range(count)
-    ]
+    headers = []
+    for frame in range(count):
+        headers.append(Header(frame, None, height, width, patient=patient, volume=volume))
+    return headers
 
 
 def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:
@@ -59,7 +60,8 @@ def _open(path: Path) -> tuple[Array, str | None]:
         with path.open("rb") as file:
             start = file.read(6)
         if start == b"\x93NUMPY":
-            return _stack(np.load(path, mmap_mode="r", allow_pickle=False), slices=0), None
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return _stack(array, slices=0), None
         if h5py.is_hdf5(path):
             return _open_mat73(path)
         return _open_mat5(path)
@@ -72,7 +74,9 @@ def _open_mat73(path: Path) -> tuple[Array, str | None]:
     with h5py.File(path, "r") as file:
         named = [name for name in ("cjdata/image", "image") if name in file]
         name = named[0] if named else _largest(_datasets(file))
-        patient = hdf5_text(file["cjdata/PID"]) if "cjdata/PID" in file else None
+        patient = None
+        if "cjdata/PID" in file:
+            patient = hdf5_text(file["cjdata/PID"])
         return _stack(hdf5_values(file[name]).T, slices=-1), patient
 
 
@@ -110,20 +114,23 @@ def _datasets(file: Any) -> dict[str, int]:
 def _open_mat5(path: Path) -> tuple[Array, str | None]:
     """Read a .mat of version 4 to 7."""
     # By names, shapes and types alone: nothing is loaded that has not passed the limits.
-    listed = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}
-    if listed.get("cjdata", ((), ""))[1] == "struct":
-        struct = scipy.io.loadmat(path, variable_names=["cjdata"])["cjdata"][0, 0]
+    listed = scipy.io.whosmat(path)
+    if any(name == "cjdata" and kind == "struct" for name, _, kind in listed):
+        loaded = scipy.io.loadmat(path, variable_names=["cjdata"])
+        struct = loaded["cjdata"][0, 0]
         patient = None
         if "PID" in struct.dtype.names:
-            patient = "".join(map(str, np.ravel(struct["PID"])))
+            pieces = np.ravel(struct["PID"])
+            patient = "".join(map(str, pieces))
         return _stack(struct["image"], slices=-1), patient
     sizes = {}
-    for name, (shape, kind) in listed.items():
+    for name, shape, kind in listed:
         if kind in _MATLAB_NUMBERS and len(shape) in (2, 3):
             sizes[name] = math.prod(shape)
     name = _largest(sizes)
     check_size(1, 1, 1, sizes[name] * 8, 0, coded=False)  # double, the widest there is
-    return _stack(scipy.io.loadmat(path, variable_names=[name])[name], slices=-1), None
+    loaded = scipy.io.loadmat(path, variable_names=[name])
+    return _stack(loaded[name], slices=-1), None
 
 
 def _largest(sizes: dict[str, int]) -> str:
@@ -138,7 +145,8 @@ def _stack(array: Array, slices: int) -> Array:
     if array.dtype.kind not in "iufb":
         raise UnreadableError("unsupported", f"an array of type {array.dtype}")
     if array.ndim == 3 and array.shape[2] == 3 and min(array.shape[:2]) > 4:
-        check_size(array.shape[0], array.shape[1], 3, 4, array.nbytes, coded=False)
+        height, width, _ = array.shape
+        check_size(height, width, 3, 4, array.nbytes, coded=False)
         array = luma(array)
     if array.ndim not in (2, 3):
         raise UnreadableError("unsupported", f"an array of {array.ndim} dimensions, not 2 or 3")

@@ -221,8 +221,10 @@ def _frame_offsets(stream: BinaryIO, frames: int) -> dict[str, Any]:
     end = first
     if items:
         # An item is its tag and its length, of four bytes each, and its value.
-        stream.seek(items[-1] + 4)
-        end = items[-1] + 8 + int.from_bytes(stream.read(4), "little")
+        last = items[-1]
+        stream.seek(last + 4)
+        length = int.from_bytes(stream.read(4), "little")
+        end = last + 8 + length
     stream.seek(end)
     if stream.read(4) != _DELIMITER:
         raise UnreadableError("truncated", "its encapsulated pixels have no end")
@@ -247,7 +249,10 @@ def _read_frame(picture: _Picture, frame: int) -> Slice:
 def _shown(item: Slice, dataset: Dataset) -> Slice:
     """Return a slice laid as its plane is usually shown (see `Reorientation`)."""
     axes = orientation(dataset, item.frame)
-    return item if axes is None else replace(item, pixels=Reorientation.of(axes).apply(item.pixels))
+    if axes is None:
+        return item
+    turn = Reorientation.of(axes)
+    return replace(item, pixels=turn.apply(item.pixels))
 
 
 def _decode(picture: _Picture, frame: int) -> NDArray[Any]:
@@ -289,6 +294,8 @@ def _decode_jpeg_12(picture: _Picture, frame: int) -> NDArray[Any]:
     )
     if not stream.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # the decoder would make up the rest
         raise UnreadableError("truncated", "a JPEG stream without its end")
-    stored = np.empty((int(dataset.Rows), int(dataset.Columns)), np.uint16)
+    rows = int(dataset.Rows)
+    columns = int(dataset.Columns)
+    stored = np.empty((rows, columns), np.uint16)
     jpeg8_decode(stream, out=stored)  # refuses a picture of another size before it decodes it
     return stored.view(np.int16) if int(dataset.get("PixelRepresentation", 0)) else stored

@@ -46,8 +46,8 @@ def floats(dataset: Dataset, name: str, count: int = 1) -> tuple[float, ...] | N
         value: Any = dataset.get(name)
         if value is None or value == "":
             return None
-        values = [value] if isinstance(value, (str, int, float)) else list(value)
-        numbers = tuple(float(number) for number in values[:count])
+        several = [value] if isinstance(value, (str, int, float)) else list(value)
+        numbers = tuple(float(number) for number in several[:count])
     except (ValueError, TypeError, OverflowError, AttributeError):
         return None
     if len(numbers) < count or not all(map(math.isfinite, numbers)):
@@ -276,4 +276,5 @@ def _order(dataset: Dataset, frame: int) -> tuple[float, ...]:
         floats(dataset, "TriggerTime"),
         floats(dataset, "InstanceNumber"),
     )
-    return (*(key[0] if key else 0.0 for key in keys), float(frame))
+    order = [key[0] if key else 0.0 for key in keys]
+    return (*order, float(frame))

@@ -137,9 +137,11 @@ def _voi_table(item: Dataset) -> Voi | None:
     if descriptor is None or data is None or len(descriptor) != 3:
         return None
     entries, first, bits = (int(value) for value in descriptor)
-    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
     entries = entries or 2**16  # 65,536 does not fit the descriptor's 16 bits, and is written as 0
-    if len(table) < entries or entries < 2 or not 1 <= bits <= 16:
+    if entries < 2 or not 1 <= bits <= 16:
+        return None
+    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
+    if len(table) < entries:
         return None
     grey = table[:entries].astype(np.float64) / (2**bits - 1)
     last = first + entries - 1
@@ -148,5 +150,7 @@ def _voi_table(item: Dataset) -> Voi | None:
 
 def _turned(voi: Voi, total: float) -> Voi:
     """Return the window of pixels that became `total` less themselves: bright stays bright."""
+    low = total - voi.high
+    high = total - voi.low
     table = tuple(1 - grey for grey in reversed(voi.table))
-    return Voi(total - voi.high, total - voi.low, voi.shape, table)
+    return Voi(low, high, voi.shape, table)

@@ -39,8 +39,13 @@ def check_size(
     if min(height, width, frames) < 1:
         raise UnreadableError("corrupt", f"declares {frames} frames of {height} x {width} pixels")
     total = int(height * width * frames * itemsize)
-    beyond = height * width > MAX_SLICE_PIXELS or total > MAX_FILE_BYTES or frames > MAX_FRAMES
-    if beyond or (coded and total > max(CODEC_FREE_BYTES, stored * CODEC_RATIO)):
+    beyond = (
+        height * width > MAX_SLICE_PIXELS
+        or total > MAX_FILE_BYTES
+        or frames > MAX_FRAMES
+        or (coded and total > max(CODEC_FREE_BYTES, stored * CODEC_RATIO))
+    )
+    if beyond:
         raise UnreadableError(
             "too-large",
             f"declares {frames} frames of {height} x {width} pixels in {stored} bytes",
@@ -82,4 +87,5 @@ def _reason(error: Exception) -> Reason:
 def luma(colour: NDArray[Any]) -> NDArray[np.float32]:
     """Return RGB (H, W, 3 or more) as brightness, float32 (H, W) (ITU-R BT.601)."""
     weights = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    return np.asarray(colour[..., :3].astype(np.float32) @ weights)
+    rgb = colour[..., :3].astype(np.float32)
+    return np.asarray(rgb @ weights)

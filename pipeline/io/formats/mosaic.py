@@ -52,7 +52,8 @@ def tiles(dataset: Dataset) -> Tiles | None:
         raise UnreadableError(
             "corrupt", f"a mosaic of {count} tiles does not divide {rows} x {columns} pixels"
         )
-    return Tiles(int(count), side, rows // side, columns // side, _direction(dataset, normal))
+    direction = _direction(dataset, normal)
+    return Tiles(int(count), side, rows // side, columns // side, direction)
 
 
 def headers(dataset: Dataset, tiling: Tiles) -> list[Header]:

@@ -82,7 +82,9 @@ class _Volume:
         for height, width in ((x, y), (y, z), (x, z)):
             check_size(height, width, 1, self.dtype.itemsize, self.stored, coded=False)
         total = check_size(x, y, z * t, self.dtype.itemsize, self.stored, coded=False)
-        possible = self.stored * DEFLATE_RATIO + _FREE_BYTES if self.zipped else self.stored
+        possible = self.stored
+        if self.zipped:
+            possible = self.stored * DEFLATE_RATIO + _FREE_BYTES
         if self.offset < 0 or self.offset + total > possible:
             raise UnreadableError(
                 "truncated", f"declares {total} bytes of voxels; the file has {self.stored} bytes"
@@ -106,16 +108,19 @@ class _Volume:
         places = [frame % count for frame in frames]
         if not self.zipped:
             stored = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order="F")
-            return (stored[..., time] for time in times), places
-        stored_axis = int(self.turn[2, 0])  # the RAS axis along which the file goes slowest
-        if stored_axis != _AXIS[plane]:
+            pieces = (stored[..., time] for time in times)
+            return pieces, places
+        stored_axis, direction = self.turn[2]  # the RAS axis along which the file goes slowest
+        if int(stored_axis) != _AXIS[plane]:
             return self._inflated(times, self.shape[:3]), places
         # Slices of a plane follow their RAS axis upwards, coronal ones downwards (see `_cut`).
-        if (self.turn[2, 1] < 0) != (plane == "coronal"):
+        downwards = plane == "coronal"
+        if (direction < 0) != downwards:
             places = [count - 1 - place for place in places]
         numbers = [time * count + place for time, place in zip(times, places, strict=True)]
         slice_shape = (*self.shape[:2], 1)
-        return self._inflated(numbers, slice_shape), [0] * len(frames)
+        places = [0] * len(frames)
+        return self._inflated(numbers, slice_shape), places
 
     def _inflated(self, numbers: Sequence[int], shape: tuple[int, ...]) -> Iterator[Voxels]:
         """Yield the pieces of a gzipped file's voxels that have these numbers, in their order.
@@ -133,7 +138,8 @@ class _Volume:
                 while number not in ready:
                     following = next(upcoming)
                     stream.seek(self.offset + following * size)
-                    ready[following] = _fill(np.empty(shape, self.dtype, order="F"), stream)
+                    piece = np.empty(shape, self.dtype, order="F")
+                    ready[following] = _fill(piece, stream)
                 yield ready[number]
                 uses[number] -= 1
                 if not uses[number]:
@@ -156,8 +162,8 @@ class _Volume:
         """Return the shape (X, Y, Z) and the affine of the volume once turned to RAS."""
         order = np.argsort(self.turn[:, 0])
         shape = tuple(self.shape[int(axis)] for axis in order)
-        turned = self.affine @ nib.orientations.inv_ornt_aff(self.turn, self.shape[:3])
-        return shape, turned
+        unturn = nib.orientations.inv_ornt_aff(self.turn, self.shape[:3])
+        return shape, self.affine @ unturn
 
     def slice_count(self, plane: Plane) -> int:
         """Return how many slices of a plane a time point has."""
@@ -178,7 +184,8 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     if obliquity(affine).max() > _OBLIQUE:
         flags = (*flags, "oblique")
     # Once for all time points, which lie at the same places.
-    places = [_place(affine, shape, axis, (down_axis, along_axis), k) for k in range(count)]
+    in_plane = (down_axis, along_axis)
+    places = [_place(affine, shape, axis, in_plane, k) for k in range(count)]
     headers = []
     for time in range(times):
         for k, (position_mm, offset_mm) in enumerate(places):
@@ -205,7 +212,8 @@ def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Sli
     """
     volume = _open(path)
     stop = volume.slice_count(plane) * volume.shape[3]
-    pictures = volume.pictures([frame for frame in frames if 0 <= frame < stop], plane)
+    there = [frame for frame in frames if 0 <= frame < stop]
+    pictures = volume.pictures(there, plane)
     slope, inter = volume.header.get_slope_inter()
     for frame in frames:
         if not 0 <= frame < stop:
@@ -232,9 +240,10 @@ def write_like(
     for frame, values in planes.items():
         _cut(shown, plane, frame % count)[...] = values
     image = nib.Nifti1Image(labels, volume.affine)
-    image.set_sform(volume.affine, int(volume.header["sform_code"]) or 1)
-    image.set_qform(volume.affine, int(volume.header["qform_code"]))
-    image.header.set_xyzt_units(*volume.header.get_xyzt_units())
+    header = volume.header
+    image.set_sform(volume.affine, int(header["sform_code"]) or 1)
+    image.set_qform(volume.affine, int(header["qform_code"]))
+    image.header.set_xyzt_units(*header.get_xyzt_units())
     nib.save(image, out)
 
 
@@ -247,7 +256,8 @@ def _open(path: Path) -> _Volume:
 
 def _fill(array: Voxels, stream: BinaryIO) -> Voxels:
     """Return an array filled from a stream, in the order of the file. Raises UnreadableError."""
-    left = memoryview(array.reshape(-1, order="F").view(np.uint8).data)
+    flat = array.reshape(-1, order="F")  # a view, as the array lies in this order
+    left = memoryview(flat.view(np.uint8).data)
     while left:
         count = _into(stream, left[:_BLOCK])
         if not count:
@@ -308,7 +318,9 @@ def _place(
     series.
     """
     to_lps = np.diag([-1.0, -1.0, 1.0])
-    step = to_lps @ affine[:3, :3]
+    linear = affine[:3, :3]
+    translation = affine[:3, 3]
+    step = to_lps @ linear
     # Shown rows and columns run against the RAS axes (see `_cut`).
     down = -step[:, in_plane[0]]
     down = down / np.linalg.norm(down)
@@ -317,7 +329,7 @@ def _place(
     normal = np.cross(along, down)
     index = np.array([n - 1 for n in shape], dtype=np.float64)
     index[axis] = shape[1] - 1 - k if axis == 1 else k
-    corner_ras = affine[:3, :3] @ index + affine[:3, 3]
+    corner_ras = linear @ index + translation
     corner = to_lps @ corner_ras
     offset = (float(corner @ down), float(corner @ along))
     return float(corner @ normal), offset

@@ -34,8 +34,9 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
         for frame in range(_pages(image, path)):
             image.seek(frame)
             width, height = image.size
-            if image.getexif().get(_EXIF_ORIENTATION) in _SIDEWAYS:
-                width, height = height, width
+            orientation = image.getexif().get(_EXIF_ORIENTATION)
+            if orientation in _SIDEWAYS:
+                height, width = image.size
             check_size(height, width, 1, 4, path.stat().st_size, coded=True)
             headers.append(Header(frame, None, height, width, volume=f"{height}x{width}"))
     return headers

@@ -7,12 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.heads import Knn
 from pipeline.evaluation import neighbours as searching
 from pipeline.evaluation.heads import knn
-from pipeline.evaluation.neighbours import closest, exact, found, inverted, neighbours
+from pipeline.evaluation.heads.knn import KnnSettings
+from pipeline.evaluation.neighbours import (
+    build_inverted_file,
+    exact,
+    nearest_by_distance,
+    neighbours,
+    recall_of,
+)
 from pipeline.shared.arrays import _mapped, unit_length
-from tests.pipeline.collection import thirds, units_of
+from tests.pipeline.collection import answered, thirds, units_of
 
 RNG = np.random.default_rng(0)
 
@@ -20,11 +26,13 @@ RNG = np.random.default_rng(0)
 def test_lists_that_hold_too_few_are_not_the_last_word() -> None:
     x = RNG.standard_normal((300, 4)).astype(np.float32)
     units, reference, test = units_of(np.arange(300) % 2), np.arange(200), np.arange(200, 300)
-    index = inverted(x, reference, test, 60, 0.01)
+    index = build_inverted_file(x, reference, test, 60, 0.01)
     cosine, nearest = neighbours(x, reference, test, 60, index=index)
     assert (nearest >= 0).all()
     assert (np.diff(cosine, axis=1) <= 0).all()
-    assert len(knn.predict(x, units, thirds(300), Knn(k=(60,), exact_up_to=1))[0]) == 1
+    assert (
+        len(answered(knn.HEAD, x, units, thirds(300), KnnSettings(k=(60,), exact_up_to=1))[0]) == 1
+    )
 
 
 def test_a_zero_feature_is_near_to_nothing_and_breaks_nothing() -> None:
@@ -60,12 +68,12 @@ def test_codes_of_a_scratch_file_find_what_they_say_in_true_order(tmp_path: Path
     x = _mapped(3000, 24, tmp_path)
     x[:] = centres[RNG.integers(0, 40, 3000)] + RNG.standard_normal((3000, 24))
     reference, queries = np.arange(2500), np.arange(2500, 3000)
-    index = inverted(x, reference, queries, 10, 0.9)
-    assert index.coded
-    assert "by an inverted file of codes" in index.said
+    index = build_inverted_file(x, reference, queries, 10, 0.9)
+    assert index.is_coded
+    assert "by an inverted file of codes" in index.note
     cosine, nearest = index.search(queries, 10)
     true = exact(x, reference, queries, 10)
-    assert found(nearest, true[1]) > 0.85
+    assert recall_of(nearest, true[1]) > 0.85
     unit = unit_length(x)
     each = np.einsum("qd,qkd->qk", unit[queries], unit[reference[nearest]])
     np.testing.assert_allclose(cosine, each, atol=1e-6)
@@ -78,10 +86,10 @@ def test_of_many_pairs_what_is_far_nearer_than_all_else_is_found(
     x = (RNG.standard_normal((3000, 32)) + 5).astype(np.float32)
     x[2990:] = x[:10] + 0.01 * RNG.standard_normal((10, 32))
     reference, queries = np.arange(2500), np.arange(2500, 3000)
-    distance, _ = closest(x, reference, queries, 5)
+    distance, _ = nearest_by_distance(x, reference, queries, 5)
     plain = np.linalg.norm(x[queries][:, None] - x[reference][None], axis=2)
     np.testing.assert_allclose(distance, np.sort(plain, axis=1)[:, :5], atol=0.01)
     monkeypatch.setattr(searching, "PAIRS", 1)
-    some, near = closest(x, reference, queries, 5)
+    some, near = nearest_by_distance(x, reference, queries, 5)
     np.testing.assert_array_equal(near[-10:, 0], np.arange(10))
     assert (some[:-10, 0] > 20 * some[-10:, 0].max()).all()

@@ -120,7 +120,8 @@ def test_train_is_taken_from_the_one_store_and_test_from_the_other(
     task = {"sick": {"labels": ["sick"], "level": level}}
     config = config.model_copy(update={"tasks": config_of(tmp_path, tasks=task).tasks})
     (cases,) = cases_of(config)
-    tested = cases.units.rows[np.isin(cases.units.unit, cases.turns[0]["test"])]
+    cases.ensure_split()
+    tested = cases.units.rows[np.isin(cases.units.unit, cases.folds[0]["test"])]
     mixed = clean.copy()
     mixed[tested] = seen[tested]
     (tmp_path / "mixed").mkdir()
@@ -150,7 +151,7 @@ def test_agreement_is_the_icc_of_the_test_units_features(tmp_path: Path) -> None
     config, seen, clean = write_stores(tmp_path)
     (result,) = evaluate(config, ["knn"])
     (cases,) = cases_of(config)
-    rows = cases.units.rows[cases.turns[0]["test"]]
+    rows = cases.units.rows[cases.folds[0]["test"]]
     pairs = np.stack([seen[rows, 0], clean[rows, 0]], axis=1)
     assert result.agreement == pytest.approx(float(np.median(icc(pairs))), abs=1e-3)  # float16
 

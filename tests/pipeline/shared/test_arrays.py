@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config.tasks import Method
+from pipeline.config.methods import Method
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.results import Result
@@ -94,14 +94,14 @@ def test_a_scratch_file_is_no_memory_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arrays, "memory_bytes", lambda: 4 * 4 * 100)
-    inside, outside = arrays.room(10, 10, tmp_path), arrays.room(11, 10, tmp_path)
+    inside, outside = arrays.allocate(10, 10, tmp_path), arrays.allocate(11, 10, tmp_path)
     assert not isinstance(inside, np.memmap)
     assert isinstance(outside, np.memmap)
     outside[:] = np.arange(110).reshape(11, 10)
-    copy = arrays.taken(outside, np.array([3, 1]), np.ones(10))
+    copy = arrays.take_scaled(outside, np.array([3, 1]), np.ones(10))
     assert isinstance(copy, np.memmap)
     np.testing.assert_array_equal(copy, outside[[3, 1]] - 1)
-    assert not isinstance(arrays.taken(inside, np.array([3, 1])), np.memmap)
+    assert not isinstance(arrays.take_scaled(inside, np.array([3, 1])), np.memmap)
     np.testing.assert_allclose(arrays.mean(outside, np.array([0, 2])), outside[[0, 2]].mean(0))
     assert list(tmp_path.iterdir()) == []
 
@@ -115,5 +115,5 @@ def test_a_full_disk_is_said_before_anything_is_computed(
     monkeypatch.setattr(arrays, "SHARE", 0.0)
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(UnwritableError, match="the disk is full"):
-        arrays.room(10, 10, tmp_path)
+        arrays.allocate(10, 10, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,6 @@ from pipeline.backbones.weights import BACKBONES
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.evaluation.cases import cases_of
-from pipeline.evaluation.heads.probe import predict
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
@@ -40,6 +39,7 @@ from pipeline.tuning.images import Ask, Images
 from pipeline.tuning.network import Network, opened
 from stores import FeatureStore
 from stores.errors import ConfigError
+from tests.pipeline.collection import probed_on_train
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import ROOT, environment, until
 from tests.pipeline.test_tune import EACH, INTENDED, everywhere
@@ -252,9 +252,9 @@ def test_a_number_begins_as_its_probe(collection: Path) -> None:
     assert result.kind == "regression"
     assert result.tuned[0].history[0] is not None
     (cases,) = cases_of(config)
-    (parts,) = cases.turns
+    (parts,) = cases.folds
     x = cases.features(config.probe, parts)
-    ((expected,), _) = predict(x, cases.units, parts, config.probe, refit_on=("train",))
+    expected = probed_on_train(x, cases.units, parts, config.probe)
     _, said, _ = read_predictions(config.store, result, 0)
     np.testing.assert_allclose(said, expected.proba, atol=1.0)
 

@@ -1,17 +1,31 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from pipeline.config.heads import FewShot
+from pipeline.annotations.units import Units
 from pipeline.evaluation.heads import fewshot
+from pipeline.evaluation.heads.contract import fit_and_predict
+from pipeline.evaluation.heads.fewshot import FewShotSettings
 from pipeline.evaluation.heads.fixed_draw import fixed_draw
 from pipeline.evaluation.heads.logistic import fit_logistic
+from pipeline.results import Score
 from tests.pipeline.collection import thirds, units_of
+
+
+def score(
+    x: NDArray[np.float32], units: Units, parts: Any, settings: FewShotSettings
+) -> tuple[list[Score], list[str]]:
+    """Return the scores of episodes, and their notes."""
+    predicted = fit_and_predict(fewshot.HEAD, x, units, parts, settings)
+    assert predicted.scores is not None
+    return list(predicted.scores), list(predicted.notes)
 
 
 def test_draws_are_sets_and_every_set_is_as_likely() -> None:
@@ -32,8 +46,8 @@ def test_an_episode_is_the_nearest_centroid_stated_plainly(c: int) -> None:
     x = (rng.standard_normal((24 * c, 6)) + np.eye(6)[y]).astype(np.float32)
     parts = thirds(24 * c)
     known = np.concatenate([parts["train"], parts["val"]])
-    settings = FewShot(shots=(18,), queries=100, episodes=2)
-    scores, _ = fewshot.score(x, units_of(y), parts, settings)
+    settings = FewShotSettings(shots=(18,), queries=100, episodes=2)
+    scores, _ = score(x, units_of(y), parts, settings)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     centroids = np.stack([unit[known][y[known] == j].mean(axis=0) for j in range(c)])
     centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
@@ -51,11 +65,11 @@ def test_more_shots_help_where_there_is_a_signal_and_chance_is_a_half() -> None:
     rng = np.random.default_rng(2)
     y = rng.integers(0, 2, 400)
     x = rng.standard_normal((400, 8)).astype(np.float32)
-    settings = FewShot(shots=(1, 8), episodes=400)
-    for noise in fewshot.score(x, units_of(y), thirds(400), settings)[0]:
+    settings = FewShotSettings(shots=(1, 8), episodes=400)
+    for noise in score(x, units_of(y), thirds(400), settings)[0]:
         assert noise.metrics["auroc"].value == pytest.approx(0.5, abs=0.06)
     x[:, 0] += 2.0 * y
-    one, eight = fewshot.score(x, units_of(y), thirds(400), settings)[0]
+    one, eight = score(x, units_of(y), thirds(400), settings)[0]
     assert eight.metrics["accuracy"].value > one.metrics["accuracy"].value + 0.05
     low, high = one.metrics["accuracy"].low, one.metrics["accuracy"].high
     assert low is not None
@@ -66,8 +80,8 @@ def test_more_shots_help_where_there_is_a_signal_and_chance_is_a_half() -> None:
 def test_shots_are_patients_and_not_their_images() -> None:
     y = np.arange(80) % 2
     groups = np.arange(80) // 8  # 10 patients, each with images of both classes
-    _, notes = fewshot.score(
-        np.eye(80, dtype=np.float32), units_of(y, groups), thirds(80), FewShot(shots=(8, 9))
+    _, notes = score(
+        np.eye(80, dtype=np.float32), units_of(y, groups), thirds(80), FewShotSettings(shots=(8, 9))
     )
     assert notes == ["9 shots of all classes left out: a class has too few patients"]
 
@@ -77,7 +91,7 @@ def test_multilabel_averages_two_way_problems_and_names_those_left_out() -> None
     y = (rng.random((200, 3)) < 0.5).astype(np.int8)
     y[:, 2] = np.arange(200) == 0
     x = (rng.standard_normal((200, 6)) + np.pad(2 * y, ((0, 0), (0, 3)))).astype(np.float32)
-    scores, notes = fewshot.score(x, units_of(y), thirds(200), FewShot(shots=(4,), episodes=50))
+    scores, notes = score(x, units_of(y), thirds(200), FewShotSettings(shots=(4,), episodes=50))
     each = scores[0].labels
     assert set(each) == {"a", "b"}
     mean = np.mean([metrics["auroc"].value for metrics in each.values()])
@@ -88,10 +102,10 @@ def test_multilabel_averages_two_way_problems_and_names_those_left_out() -> None
 def test_chunks_of_episodes_change_nothing_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     y = np.arange(100) % 2
     x = np.random.default_rng(4).standard_normal((100, 4)).astype(np.float32)
-    settings = FewShot(shots=(2,), episodes=300)
+    settings = FewShotSettings(shots=(2,), episodes=300)
     monkeypatch.setattr(fewshot, "GATHERED", 2**9)
-    scores, _ = fewshot.score(x, units_of(y), thirds(100), settings)
-    again, _ = fewshot.score(x, units_of(y), thirds(100), settings)
+    scores, _ = score(x, units_of(y), thirds(100), settings)
+    again, _ = score(x, units_of(y), thirds(100), settings)
     assert scores == again
     assert scores[0].metrics["auroc"].value == pytest.approx(0.5, abs=0.15)
 
@@ -102,20 +116,20 @@ def test_simpleshot_is_the_centroid_of_centred_features() -> None:
     x = (rng.standard_normal((200, 8)) + 0.5 * y[:, None]).astype(np.float32)
     far, parts = x + 50, thirds(200)
     centred = x - x[: 200 * 3 // 4].mean(axis=0)
-    simpleshot = FewShot(shots=(8,), episodes=100, head="simpleshot")
-    plain = FewShot(shots=(8,), episodes=100)
-    ours = fewshot.score(far, units_of(y), parts, simpleshot)[0][0].metrics["auroc"].value
-    expected = fewshot.score(centred, units_of(y), parts, plain)[0][0].metrics["auroc"].value
+    simpleshot = FewShotSettings(shots=(8,), episodes=100, head="simpleshot")
+    plain = FewShotSettings(shots=(8,), episodes=100)
+    ours = score(far, units_of(y), parts, simpleshot)[0][0].metrics["auroc"].value
+    expected = score(centred, units_of(y), parts, plain)[0][0].metrics["auroc"].value
     assert ours == pytest.approx(expected, abs=1e-3)
-    uncentred = fewshot.score(far, units_of(y), parts, plain)[0][0].metrics["auroc"].value
+    uncentred = score(far, units_of(y), parts, plain)[0][0].metrics["auroc"].value
     assert abs(uncentred - expected) > 0.01
 
 
 def test_a_patient_whose_label_is_not_known_stands_on_neither_side() -> None:
     y = np.tile(np.array([[0, 0], [1, 1]], np.int8), (40, 1))
     y[:70, 1] = -1
-    settings = FewShot(shots=(1,), episodes=10)
-    scores, notes = fewshot.score(np.eye(80, dtype=np.float32), units_of(y), thirds(80), settings)
+    settings = FewShotSettings(shots=(1,), episodes=10)
+    scores, notes = score(np.eye(80, dtype=np.float32), units_of(y), thirds(80), settings)
     assert notes == ["1 shots of b left out: a class has too few patients"]
     assert scores[0].labels == {}
 
@@ -138,10 +152,9 @@ def test_the_logistic_head_is_scikit_learns() -> None:
     y = np.arange(200) % 2
     x = (rng.standard_normal((200, 8)) + 0.7 * y[:, None]).astype(np.float32)
     heads = ("centroid", "logistic")
-    asked = [FewShot(shots=(8,), episodes=100, head=head) for head in heads]
+    asked = [FewShotSettings(shots=(8,), episodes=100, head=head) for head in heads]
     centroid, logistic = (
-        fewshot.score(x, units_of(y), thirds(200), each)[0][0].metrics["auroc"].value
-        for each in asked
+        score(x, units_of(y), thirds(200), each)[0][0].metrics["auroc"].value for each in asked
     )
     assert logistic == pytest.approx(centroid, abs=0.05)
     assert logistic != centroid
@@ -150,11 +163,11 @@ def test_the_logistic_head_is_scikit_learns() -> None:
 def test_the_interval_covers_what_other_patients_would_say() -> None:
     """Trials of the same question with other patients; the truth is their mean."""
     rng = np.random.default_rng(9)
-    settings = FewShot(shots=(4,), episodes=100)
+    settings = FewShotSettings(shots=(4,), episodes=100)
     y, found = np.arange(120) % 2, []
     for _ in range(60):
         x = (rng.standard_normal((120, 4)) + 0.8 * y[:, None] * np.eye(4)[0]).astype(np.float32)
-        found.append(fewshot.score(x, units_of(y), thirds(120), settings)[0][0].metrics)
+        found.append(score(x, units_of(y), thirds(120), settings)[0][0].metrics)
     for name in ("accuracy", "auroc"):
         truth = np.mean([metrics[name].value for metrics in found])
         covered = [(m[name].low or 0) <= truth <= (m[name].high or 0) for m in found]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.config.heads import Knn
 from pipeline.evaluation.heads import knn
-from pipeline.evaluation.neighbours import found, inverted, neighbours
-from tests.pipeline.collection import thirds, units_of
+from pipeline.evaluation.heads.knn import KnnSettings
+from pipeline.evaluation.neighbours import build_inverted_file, neighbours, recall_of
+from tests.pipeline.collection import answered, thirds, units_of
 
 RNG = np.random.default_rng(0)
 
@@ -72,33 +72,33 @@ def test_train_and_val_are_the_reference_and_a_larger_k_is_said() -> None:
     x = np.eye(8, dtype=np.float32)
     x[6], x[7] = x[0] * 1.01, x[5] * 0.1  # the test units point as train unit 0 and val unit 5
     units = units_of(np.array([1, 0, 0, 0, 0, 1, 0, 0]))
-    predictions, notes = knn.predict(x, units, thirds(8), Knn(k=(1, 6, 7)))
+    predictions, notes = answered(knn.HEAD, x, units, thirds(8), KnnSettings(k=(1, 6, 7)))
     assert [p.setting for p in predictions] == [{"k": 1}, {"k": 6}]
     np.testing.assert_allclose(predictions[0].proba, [[0, 1], [0, 1]])
     assert notes == ["k = 7 left out: only 6 reference units"]
-    assert knn.predict(x, units, thirds(8), Knn(k=(7,)))[0] == []
+    assert answered(knn.HEAD, x, units, thirds(8), KnnSettings(k=(7,)))[0] == []
 
 
 def test_above_a_stated_size_an_inverted_file_finds_what_it_says() -> None:
     centres = RNG.standard_normal((40, 16)) * 2
     x = (centres[RNG.integers(0, 40, 4000)] + RNG.standard_normal((4000, 16))).astype(np.float32)
     units, parts = units_of(np.arange(4000) % 2), thirds(4000)
-    exact, none = knn.predict(x, units, parts, Knn(k=(5, 10), exact_up_to=3000))
+    exact, none = answered(knn.HEAD, x, units, parts, KnnSettings(k=(5, 10), exact_up_to=3000))
     assert none == []
     reference = np.concatenate([parts["train"], parts["val"]])
     true = neighbours(x, reference, parts["test"], 10)[1]
     probed = []
     for least in (0.5, 0.95, 1.0):
-        settings = Knn(k=(5, 10), exact_up_to=2999, recall=least)
-        near, (note,) = knn.predict(x, units, parts, settings)
+        settings = KnnSettings(k=(5, 10), exact_up_to=2999, recall=least)
+        near, (note,) = answered(knn.HEAD, x, units, parts, settings)
         searched, lists, recall, sample = re.findall(
             r"(\d+) of (\d+) lists searched: ([\d.]+) of .* on (\d+) test units", note
         )[0]
         assert (lists, sample) == (str(4 * 54), "256")
         assert float(recall) >= least
-        index = inverted(x, reference, parts["test"], 10, least)
+        index = build_inverted_file(x, reference, parts["test"], 10, least)
         nearest = neighbours(x, reference, parts["test"], 10, index=index)[1]
-        assert found(nearest, true) == pytest.approx(float(recall), abs=0.04)
+        assert recall_of(nearest, true) == pytest.approx(float(recall), abs=0.04)
         probed.append(int(searched))
     assert probed[0] < probed[1] <= probed[2] <= 216
     assert (near[1].proba == exact[1].proba).all(axis=1).mean() > 0.99
@@ -162,11 +162,11 @@ def test_ml_knn_is_chosen_by_name_and_for_multilabel_only() -> None:
     one = units_of(RNG.integers(0, 2, 80))
     by_name: dict[str, list[Any]] = {}
     for name in ("soft", "mlknn", "mlknn-paper"):
-        settings = Knn.model_validate({"k": [5, 60], "multilabel": name})
-        predictions, notes = knn.predict(x, many, thirds(80), settings)
+        settings = KnnSettings.model_validate({"k": [5, 60], "multilabel": name})
+        predictions, notes = answered(knn.HEAD, x, many, thirds(80), settings)
         by_name[name] = [p.proba for p in predictions]
         assert len(notes) == (name == "mlknn")  # 60 others are not there: one is oneself
-        assert len(knn.predict(x, one, thirds(80), settings)[0]) == 2
+        assert len(answered(knn.HEAD, x, one, thirds(80), settings)[0]) == 2
     assert not np.allclose(by_name["soft"][0], by_name["mlknn"][0])
     assert not np.allclose(by_name["mlknn-paper"][0], by_name["mlknn"][0])
 
@@ -178,11 +178,11 @@ def test_an_unknown_label_is_as_if_the_unit_were_not_there_for_that_label(multil
     hidden = (np.arange(120) < 90) & (RNG.random(120) < 0.3)
     masked = y.copy()
     masked[hidden, 1] = -1
-    parts, settings = thirds(120), Knn(k=(4,), multilabel=multilabel)
-    ours = knn.predict(x, units_of(masked), parts, settings)[0][0].proba
-    whole = knn.predict(x, units_of(y), parts, settings)[0][0].proba
+    parts, settings = thirds(120), KnnSettings(k=(4,), multilabel=multilabel)
+    ours = answered(knn.HEAD, x, units_of(masked), parts, settings)[0][0].proba
+    whole = answered(knn.HEAD, x, units_of(y), parts, settings)[0][0].proba
     left = {name: rows[~hidden[rows]] for name, rows in parts.items()}
-    without = knn.predict(x, units_of(y), left, settings)[0][0].proba
+    without = answered(knn.HEAD, x, units_of(y), left, settings)[0][0].proba
     np.testing.assert_allclose(ours[:, [0, 2]], whole[:, [0, 2]])
     np.testing.assert_allclose(ours[:, 1], without[:, 1])
     assert not np.allclose(whole[:, 1], without[:, 1])
@@ -192,6 +192,6 @@ def test_a_number_is_the_weighted_mean_of_the_neighbours() -> None:
     x = RNG.standard_normal((80, 5)).astype(np.float32)
     age = RNG.random(80) * 80
     units = replace(units_of(np.arange(80) % 2), y=age, kind="regression", classes=("age",))
-    said = knn.predict(x, units, thirds(80), Knn(k=(7,)))[0][0].proba
+    said = answered(knn.HEAD, x, units, thirds(80), KnnSettings(k=(7,)))[0][0].proba
     plain = dinov2_rule(x[:60], age[:60, None], x[60:], 7, 7)
     np.testing.assert_allclose(said, plain, rtol=1e-5)

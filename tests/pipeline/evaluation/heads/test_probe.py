@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
-from pipeline.config.heads import Probe
-from pipeline.evaluation.heads import probe
-from tests.pipeline.collection import thirds, units_of
+from pipeline.evaluation.heads import probe, probe_fit
+from pipeline.evaluation.heads.probe import ProbeSettings
+from tests.pipeline.collection import answered, thirds, units_of
 
 
 def planted(n: int, y: NDArray[Any], d: int = 12) -> NDArray[np.float32]:
@@ -27,8 +27,8 @@ def planted(n: int, y: NDArray[Any], d: int = 12) -> NDArray[np.float32]:
 def test_it_is_scikit_learns_model_at_the_c_that_is_best_on_val(c: int) -> None:
     y = np.random.default_rng(1).integers(0, c, 400)
     x, parts = planted(400, y), thirds(400)
-    settings = Probe(low=-4, high=2, steps=7)
-    predictions, notes = probe.predict(x, units_of(y), parts, settings)
+    settings = ProbeSettings(low=-4, high=2, steps=7)
+    predictions, notes = answered(probe.HEAD, x, units_of(y), parts, settings)
     plain = x.astype(np.float64)
 
     def fitted(rows: NDArray[Any], value: float) -> LogisticRegression:
@@ -53,8 +53,8 @@ def test_a_fit_goes_on_far_enough_whatever_the_scale_of_the_features(scale: floa
     y = np.random.default_rng(7).integers(0, 2, 600)
     x = scale * (planted(600, y, 60) * np.geomspace(1, 0.02, 60)).astype(np.float32)
     parts, c = thirds(600), 1e3 / scale**2
-    (found,), _ = probe.predict(
-        x, units_of(y), parts, Probe(low=np.log10(c), high=np.log10(c), steps=1)
+    (found,), _ = answered(
+        probe.HEAD, x, units_of(y), parts, ProbeSettings(low=np.log10(c), high=np.log10(c), steps=1)
     )
     both, wide = np.concatenate([parts["train"], parts["val"]]), x.astype(np.float64) / scale
     model = LogisticRegression(C=1e3, max_iter=100_000, tol=1e-10).fit(wide[both], y[both])
@@ -65,7 +65,7 @@ def test_a_fit_goes_on_far_enough_whatever_the_scale_of_the_features(scale: floa
 def test_of_equals_the_smaller_c_is_chosen_and_an_edge_is_said() -> None:
     y = np.arange(80) % 2
     x = (y[:, None] * 10 + np.zeros((80, 3))).astype(np.float32)  # every C ranks perfectly
-    predictions, notes = probe.predict(x, units_of(y), thirds(80), Probe(steps=5))
+    predictions, notes = answered(probe.HEAD, x, units_of(y), thirds(80), ProbeSettings(steps=5))
     assert predictions[0].setting["C"] == pytest.approx(1e-6)
     assert notes == ["C = 1e-06 is at the edge of the grid"]
 
@@ -75,7 +75,9 @@ def test_multilabel_is_one_model_a_label() -> None:
     y = (rng.random((300, 3)) < 0.4).astype(np.int8)
     y[:150, 2] = 0  # the third label is never seen in train
     x, parts = planted(300, y), thirds(300)
-    predictions, notes = probe.predict(x, units_of(y), parts, Probe(low=-2, high=1, steps=4))
+    predictions, notes = answered(
+        probe.HEAD, x, units_of(y), parts, ProbeSettings(low=-2, high=1, steps=4)
+    )
     proba, c = predictions[0].proba, predictions[0].setting["C"]
     both = np.concatenate([parts["train"], parts["val"]])
     for j in (0, 1):
@@ -90,7 +92,9 @@ def test_multilabel_is_one_model_a_label() -> None:
 def test_a_class_that_train_lacks_is_no_crash() -> None:
     y = np.random.default_rng(3).integers(0, 2, 100)
     y[80:85] = 2
-    predictions, notes = probe.predict(planted(100, y), units_of(y), thirds(100), Probe(steps=3))
+    predictions, notes = answered(
+        probe.HEAD, planted(100, y), units_of(y), thirds(100), ProbeSettings(steps=3)
+    )
     assert (predictions[0].proba[:, 2] == 0).all()
     assert notes[0].startswith("'c' has no model")
 
@@ -98,21 +102,25 @@ def test_a_class_that_train_lacks_is_no_crash() -> None:
 def test_train_of_one_class_is_said_and_val_of_one_class_leaves_c_unchosen() -> None:
     y = np.zeros(80, np.int64)
     y[40:] = 1
-    predictions, notes = probe.predict(planted(80, y), units_of(y), thirds(80), Probe(steps=3))
+    predictions, notes = answered(
+        probe.HEAD, planted(80, y), units_of(y), thirds(80), ProbeSettings(steps=3)
+    )
     assert predictions == []
     assert len(notes) == 2
     y[:40] = np.arange(40) % 2
-    predictions, notes = probe.predict(
-        planted(80, y), units_of(y), thirds(80), Probe(low=-3, high=4, steps=8)
+    predictions, notes = answered(
+        probe.HEAD, planted(80, y), units_of(y), thirds(80), ProbeSettings(low=-3, high=4, steps=8)
     )
     assert predictions[0].setting["C"] == pytest.approx(1)
     assert notes[0] == "C = 1 was not chosen: all val units have the same labels"
 
 
 def test_fits_that_stop_early_are_counted_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MAX_ITER", 1)
+    monkeypatch.setattr(probe_fit, "MAX_ITER", 1)
     y = np.random.default_rng(4).integers(0, 2, 100)
-    _, notes = probe.predict(planted(100, y), units_of(y), thirds(100), Probe(steps=3))
+    _, notes = answered(
+        probe.HEAD, planted(100, y), units_of(y), thirds(100), ProbeSettings(steps=3)
+    )
     assert any("fits stopped before they converged" in note for note in notes)
 
 
@@ -123,7 +131,9 @@ def test_an_unknown_label_is_not_fitted_and_its_unit_serves_the_others() -> None
     hidden = (np.arange(300) < 225) & (rng.random(300) < 0.4)
     masked = y.copy()
     masked[hidden, 1] = -1
-    predictions, _ = probe.predict(x, units_of(masked), parts, Probe(low=-2, high=1, steps=4))
+    predictions, _ = answered(
+        probe.HEAD, x, units_of(masked), parts, ProbeSettings(low=-2, high=1, steps=4)
+    )
     proba, c = predictions[0].proba, predictions[0].setting["C"]
     both = np.concatenate([parts["train"], parts["val"]])
     for j, rows in enumerate([both, both[~hidden[both]]]):
@@ -140,8 +150,8 @@ def test_a_number_is_predicted_by_scikit_learns_ridge_at_the_alpha_that_is_best_
     x = (rng.standard_normal((240, d)) + 3).astype(np.float32)
     age = 50 + 10 * x[:, 0] + rng.standard_normal(240) * 5
     units = replace(units_of(np.arange(240) % 2), y=age, kind="regression", classes=("age",))
-    parts, settings = thirds(240), Probe(low=-4, high=2, steps=13)
-    predictions, notes = probe.predict(x, units, parts, settings)
+    parts, settings = thirds(240), ProbeSettings(low=-4, high=2, steps=13)
+    predictions, notes = answered(probe.HEAD, x, units, parts, settings)
 
     def fitted(rows: NDArray[Any], alpha: float) -> Ridge:
         return Ridge(alpha=alpha, solver="svd").fit(x[rows].astype(float), age[rows])

@@ -16,12 +16,31 @@ from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
 from pipeline.annotations.units import Units
-from pipeline.config.heads import Attention, Efficiency, Linear, Probe
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.heads import attention, efficiency, linear, probe
+from pipeline.evaluation.heads import (
+    attention,
+    attention_fit,
+    efficiency,
+    linear,
+    linear_fit,
+    probe,
+)
+from pipeline.evaluation.heads.attention import AttentionSettings
+from pipeline.evaluation.heads.contract import FitInput
+from pipeline.evaluation.heads.efficiency import EfficiencySettings, Point
+from pipeline.evaluation.heads.linear import LinearSettings
 from pipeline.evaluation.heads.objective import Objective
+from pipeline.evaluation.heads.probe import ProbeSettings
 from stores.errors import ConfigError, LabelError
-from tests.pipeline.collection import config_of, make_store, thirds, units_of, write_csv
+from tests.pipeline.collection import (
+    answered,
+    config_of,
+    make_store,
+    probed_on_train,
+    thirds,
+    units_of,
+    write_csv,
+)
 
 
 def planted(y: NDArray[Any], d: int, at: int = 0) -> NDArray[np.float32]:
@@ -36,29 +55,29 @@ def planted(y: NDArray[Any], d: int, at: int = 0) -> NDArray[np.float32]:
 
 
 def test_the_grid_is_blocks_and_mean_token_times_rates() -> None:
-    grid = linear._grid(Linear(), 50)  # 4 blocks and the mean token, 10 wide each
+    grid = linear_fit.grid_of(LinearSettings(), 50)  # 4 blocks and the mean token, 10 wide each
     assert len(grid) == 16
     columns = {(h.blocks, h.avgpool): (h.columns.start, h.columns.stop) for h in grid}
     assert columns == {
         (1, False): (30, 40), (1, True): (30, 50), (4, False): (0, 40), (4, True): (0, 50),
     }  # fmt: skip
-    alone = linear._grid(Linear(features="cls", rates=(0.1,)), 10)
+    alone = linear_fit.grid_of(LinearSettings(features="cls", rates=(0.1,)), 10)
     assert [(h.columns.start, h.columns.stop) for h in alone] == [(0, 10)]
     with pytest.raises(ValueError, match="whitening mixes"):
-        Linear(scaling="whiten")
+        LinearSettings(scaling="whiten")
 
 
 def test_a_head_of_the_grid_is_sgd_written_out() -> None:
     """Heads trained together do not touch each other, and each is the update rule by hand."""
     y = np.random.default_rng(1).integers(0, 2, 200)
     x, units, rows = planted(y, 30), units_of(y), np.arange(150)
-    settings = Linear(rates=(0.01, 0.05), epochs=3, batch=32, features="cls4+mean")
-    grid, learnt = linear._grid(settings, 30), Objective.of(units, rows)
-    trained = linear._train(x, units, rows, grid, learnt, settings, torch.device("cpu"))
+    settings = LinearSettings(rates=(0.01, 0.05), epochs=3, batch=32, features="cls4+mean")
+    grid, learnt = linear_fit.grid_of(settings, 30), Objective.of(units, rows)
+    trained = linear_fit.train(FitInput(x, units, {}, settings), rows, grid, learnt)
 
     chance = torch.Generator().manual_seed(settings.seed)
-    start = [linear._layer(head, 1, chance) for head in grid]
-    batches, steps = linear._batches(150, 32, chance), 3 * 5
+    start = [linear_fit.layer_of(head, 1, chance) for head in grid]
+    batches, steps = linear_fit.shuffled(150, 32, chance), 3 * 5
     drawn = [next(batches).numpy() for _ in range(steps)]
     assert sorted(np.concatenate(drawn)[:150].tolist()) == list(range(150))
     for head, before, (_, after) in zip(grid, start, trained, strict=True):
@@ -84,8 +103,8 @@ def test_the_grid_finds_the_features_that_hold_the_signal(kind: str) -> None:
     else:
         y = rng.integers(0, 2 if kind == "binary" else 3, 400)
     x, units, parts = planted(np.maximum(y, 0), 40), units_of(y), thirds(400)
-    settings = Linear(epochs=20, batch=32)  # the signal is in the oldest block alone
-    (prediction,), notes = linear.predict(x, units, parts, settings)
+    settings = LinearSettings(epochs=20, batch=32)  # the signal is in the oldest block alone
+    (prediction,), notes = answered(linear.HEAD, x, units, parts, settings)
     assert prediction.setting["blocks"] == 4
     proba, truth = prediction.proba, units.at(parts["test"]).indicator
     for j in (0, 1):
@@ -95,7 +114,7 @@ def test_the_grid_finds_the_features_that_hold_the_signal(kind: str) -> None:
         assert notes[0] == "'c' has no model: all or none of the train units carry it"
     else:
         np.testing.assert_allclose(proba.sum(axis=1), 1)
-    assert linear.predict(x, units, parts, settings)[0][0].proba.tobytes() == proba.tobytes()
+    assert answered(linear.HEAD, x, units, parts, settings)[0][0].proba.tobytes() == proba.tobytes()
 
 
 # --- attention -----------------------------------------------------------------------------
@@ -115,22 +134,22 @@ def bags(n: int, s: int, d: int) -> tuple[NDArray[np.float32], Units]:
 def test_attention_finds_the_slice_that_the_mean_drowns() -> None:
     x, units = bags(240, 40, 16)
     parts = thirds(240)
-    settings = Attention(epochs=40, hidden=16, rate=5e-3)
-    (prediction,), notes = attention.predict(x, units, parts, settings)
+    settings = AttentionSettings(epochs=40, hidden=16, rate=5e-3)
+    (prediction,), notes = answered(attention.HEAD, x, units, parts, settings)
     assert notes == []
     means = np.stack([x[units.unit == i].mean(axis=0) for i in range(240)])
-    (pooled,), _ = probe.predict(means, units, parts, Probe(steps=12))
+    (pooled,), _ = answered(probe.HEAD, means, units, parts, ProbeSettings(steps=12))
     truth = units.y[parts["test"]]
     ours, mean = (roc_auc_score(truth, p.proba[:, 1]) for p in (prediction, pooled))
     assert ours > 0.95
     assert ours > mean + 0.1
-    again = attention.predict(x, units, parts, settings)[0][0]
+    again = answered(attention.HEAD, x, units, parts, settings)[0][0]
     assert again.proba.tobytes() == prediction.proba.tobytes()
     assert again.setting == prediction.setting
 
 
 def test_attention_weighs_what_is_there_and_nothing_else() -> None:
-    network = attention.GatedAttention(5, 4, 1)
+    network = attention_fit.GatedAttention(5, 4, 1)
     slices, there = torch.randn(2, 6, 5), torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
     weights = network.weights(slices, there)
     assert weights.sum(dim=1).tolist() == pytest.approx([1, 1])
@@ -150,10 +169,10 @@ def test_attention_weighs_what_is_there_and_nothing_else() -> None:
 def test_what_cannot_be_trained_is_said() -> None:
     y = np.arange(80) % 2
     x, units, parts = planted(y, 10), units_of(y), thirds(80)
-    said = attention.predict(x, units, parts, Attention())
+    said = answered(attention.HEAD, x, units, parts, AttentionSettings())
     assert said == ([], ["attention needs units of several slices: each has one; ask the probe"])
     one = units_of(np.where(np.arange(80) < 60, 0, y))
-    assert linear.predict(x, one, parts, Linear(features="cls"))[0] == []
+    assert answered(linear.HEAD, x, one, parts, LinearSettings(features="cls"))[0] == []
 
 
 def test_a_number_is_predicted_in_its_own_units() -> None:
@@ -163,17 +182,17 @@ def test_a_number_is_predicted_in_its_own_units() -> None:
     x[:, 2] += (age - 50) / 10
     units = replace(units_of(np.arange(400) % 2), y=age, kind="regression", classes=("age",))
     parts, x = thirds(400), x.astype(np.float32)
-    settings = Linear(features="cls", rates=(1e-4, 0.05, 10.0), epochs=30)
-    ((chosen,), _) = linear.predict(x, units, parts, settings)
+    settings = LinearSettings(features="cls", rates=(1e-4, 0.05, 10.0), epochs=30)
+    ((chosen,), _) = answered(linear.HEAD, x, units, parts, settings)
     assert chosen.setting["lr"] == 0.05  # by the error on val; the others have not learnt
     truth = units.y[parts["test"]]
     assert chosen.proba.shape == (len(truth), 1)
-    (ridge,), _ = probe.predict(x, units, parts, Probe(steps=9))
+    (ridge,), _ = answered(probe.HEAD, x, units, parts, ProbeSettings(steps=9))
     error, least, most = (
         np.abs(said - truth).mean() for said in (chosen.proba[:, 0], ridge.proba[:, 0], age.mean())
     )
     assert least <= error < least + 0.2 * (most - least)
-    once = linear.predict(x, replace(units, y=100 * age), parts, settings)[0][0].proba
+    once = answered(linear.HEAD, x, replace(units, y=100 * age), parts, settings)[0][0].proba
     np.testing.assert_allclose(once, 100 * chosen.proba, rtol=1e-4)
 
 
@@ -189,12 +208,12 @@ def test_attention_finds_the_slice_that_tells_a_number() -> None:
         rows=np.arange(720), unit=np.arange(720) // 6,
     )  # fmt: skip
     parts, flat = thirds(120), x.reshape(720, 8).astype(np.float32)
-    settings = Attention(hidden=16, epochs=60, rate=1e-2)
-    ((weighed,), _) = attention.predict(flat, units, parts, settings)
+    settings = AttentionSettings(hidden=16, epochs=60, rate=1e-2)
+    ((weighed,), _) = answered(attention.HEAD, flat, units, parts, settings)
     truth = units.y[parts["test"]]
     pooled = x.mean(axis=1).astype(np.float32)
     alone = replace(units, rows=np.arange(120), unit=np.arange(120))
-    (mean,), _ = probe.predict(pooled, alone, parts, Probe(steps=9))
+    (mean,), _ = answered(probe.HEAD, pooled, alone, parts, ProbeSettings(steps=9))
     errors = [np.abs(said.proba[:, 0] - truth).mean() for said in (weighed, mean)]
     assert errors[0] < 0.7 * errors[1]
 
@@ -202,24 +221,31 @@ def test_attention_finds_the_slice_that_tells_a_number() -> None:
 # --- label efficiency ----------------------------------------------------------------------
 
 
+def draws_of(point: Point, x: NDArray[np.float32], parts: Any) -> list[NDArray[np.float64]]:
+    """Return what the probe of each draw says of test."""
+    prediction = point.predict(x, parts["test"])
+    assert prediction.draws == len(point.probes)
+    return np.split(prediction.proba, prediction.draws)
+
+
 def test_the_curve_goes_from_the_shots_asked_for_to_all_patients() -> None:
     y = np.arange(240) // 2 % 2  # 120 patients, 2 units each; 30 a class in train
     groups = np.arange(240) // 2
     x, parts = planted(y, 12), thirds(240)
     units = units_of(y, groups)
-    settings = Efficiency(shots=(1, 2, 4), steps=5, features="cls")
-    points = list(efficiency.points(x, units, parts, settings))
+    settings = EfficiencySettings(shots=(1, 2, 4), steps=5, features="cls")
+    points = list(efficiency.points(FitInput(x, units, parts, settings)))
     assert [point.shots for point in points] == [1, 2, 4, 8, 16, 30]
-    assert [len(point.predictions) for point in points] == [10, 10, 7, 3, 3, 1]
+    assert [len(point.probes) for point in points] == [10, 10, 7, 3, 3, 1]
     assert [point.patients for point in points] == [2, 4, 8, 16, 32, 60]
     truth = y[parts["test"]]
     means = [
-        np.mean([roc_auc_score(truth, proba[:, 1]) for proba in point.predictions])
+        np.mean([roc_auc_score(truth, proba[:, 1]) for proba in draws_of(point, x, parts)])
         for point in points
     ]
     assert means[-1] > means[0] + 0.05
-    (whole,), _ = probe.predict(x, units, parts, settings, refit_on=("train",))
-    np.testing.assert_array_equal(points[-1].predictions[0], whole.proba)
+    whole = probed_on_train(x, units, parts, settings)
+    np.testing.assert_array_equal(points[-1].predict(x, parts["test"]).proba, whole.proba)
 
 
 def test_the_curve_of_a_number_draws_from_every_quarter() -> None:
@@ -229,14 +255,14 @@ def test_the_curve_of_a_number_draws_from_every_quarter() -> None:
     x[:, 0] += (age - 50) / 5
     units = replace(units_of(np.arange(200) % 2), y=age, kind="regression", classes=("age",))
     parts = thirds(200)
-    settings = Efficiency(shots=(1, 4), steps=9, features="cls")
-    points = list(efficiency.points(x, units, parts, settings))
+    settings = EfficiencySettings(shots=(1, 4), steps=9, features="cls")
+    points = list(efficiency.points(FitInput(x, units, parts, settings)))
     assert [(point.shots, point.patients) for point in points] == [
         (1, 4), (4, 16), (8, 32), (16, 64), (25, 100),
     ]  # fmt: skip
     truth = units.y[parts["test"]]
     errors = [
-        np.mean([np.abs(said[:, 0] - truth).mean() for said in point.predictions])
+        np.mean([np.abs(said[:, 0] - truth).mean() for said in draws_of(point, x, parts)])
         for point in points
     ]
     assert errors[-1] < 0.8 * errors[0]

@@ -21,7 +21,8 @@ from sklearn.metrics import (
 )
 
 from pipeline.annotations.units import Truth
-from pipeline.evaluation.metrics import metrics, null, paired, weighted
+from pipeline.evaluation.metrics import bootstrap, metrics, null, paired, weighted
+from pipeline.evaluation.metrics.values import one_sided
 from pipeline.results import Metric
 
 
@@ -59,7 +60,7 @@ def test_ranking_is_scikit_learns_with_ties_and_weights(by_weight: bool, decimal
     y = rng.random(300) < 0.3
     values = np.round(rng.random(300) + np.where(y, 0.3, 0.0), decimals)
     weights = rng.integers(0, 4, (300, 5)).astype(float) if by_weight else np.ones((300, 1))
-    auroc, precision, sensitivity = weighted.ranking(y, values, weights)
+    auroc, precision, sensitivity = weighted.rank_metrics(y, values, weights)
     for i, w in enumerate(weights.T):
         assert auroc[i] == pytest.approx(roc_auc_score(y, values, sample_weight=w))
         assert precision[i] == pytest.approx(average_precision_score(y, values, sample_weight=w))
@@ -113,7 +114,7 @@ def test_multilabel_leaves_out_labels_of_one_value_and_of_no_model() -> None:
     assert set(by_label) == {"a", "b"}
     said = proba >= 0.5
     assert overall["accuracy"].value == pytest.approx((said == y)[:, :3].mean())
-    assert metrics.one_sided(truth_of(y)) == ["c"]
+    assert one_sided(truth_of(y)) == ["c"]
 
 
 def test_the_interval_is_a_plain_bootstrap_over_patients() -> None:
@@ -162,8 +163,8 @@ def test_one_patient_on_a_side_has_no_interval_of_what_ranks() -> None:
 
 def _aurocs(y: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
     """Return the AUROC of 2,000 draws of units with replacement."""
-    weights = np.concatenate([*metrics.draws(np.arange(len(y)).astype(str), 2000)], axis=1)
-    return weighted.ranking(y, values, weights)[0]
+    weights = np.concatenate([*bootstrap.draws(np.arange(len(y)).astype(str), 2000)], axis=1)
+    return weighted.rank_metrics(y, values, weights)[0]
 
 
 def test_repeating_a_patients_images_does_not_narrow_the_interval() -> None:

@@ -76,6 +76,11 @@ def is_as_if_nothing_had_been(store: FeatureStore, alone: FeatureStore) -> None:
     assert not list(store.claims.iterdir())
 
 
+def writers(store: FeatureStore) -> set[str]:
+    """Return the processes that committed the parts of a store."""
+    return {receipt["by"] for receipt in committed(store).values()}
+
+
 def unwritable(alone: FeatureStore, part: int, folder: Path) -> Path:
     """Return a copy of a store with nothing committed, a folder in place of a part's chunk."""
     path = folder / "store"
@@ -115,16 +120,20 @@ def test_what_a_slow_disk_still_writes_is_waited_for_and_not_done_twice(
     config: Path, alone: FeatureStore, tmp_path: Path
 ) -> None:
     path = tmp_path / "store"
-    slow = extraction(config, path, "--shard", "1/2", sync_s=0.1)
+    stalled = tmp_path / "stalled"
+    slow = extraction(config, path, "--shard", "1/2", sync_s=0.1, stalled=stalled)
     until(lambda: at_work(opened(path)))
+    # However late the other starts: the disk of the first stands still until it is at work.
+    stalled.touch()
     fast = extraction(config, path, "--shard", "2/2")
+    until(lambda: any(name.endswith(f":{fast.pid}") for name in writers(opened(path))))
+    stalled.unlink()
     done = [ended(fast), ended(slow)]
     store = FeatureStore.open(path)
     is_as_if_nothing_had_been(store, alone)
     assert sum(summary["embedded"] for summary in done) == 4 * PARTS
     assert [summary["clean"] for summary in done] == [True, True]
-    by = [receipt["by"].rpartition(":")[2] for receipt in committed(store).values()]
-    assert set(by) == {str(slow.pid), str(fast.pid)}
+    assert {name.rpartition(":")[2] for name in writers(store)} == {str(slow.pid), str(fast.pid)}
 
 
 def test_a_part_that_no_process_can_write_is_named_and_the_rest_is_done(

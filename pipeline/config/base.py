@@ -1,0 +1,26 @@
+"""What the settings of all heads have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.config.tasks import FeatureSet, Scaling
+from pipeline.types import Frozen
+
+
+class HeadSettings(Frozen):
+    """What every head has: which features it sees, and scaled how, as the train units alone say.
+
+    components: how many principal components `whiten` keeps at most.
+    """
+
+    features: FeatureSet = "cls"
+    scaling: Scaling = "none"
+    components: Annotated[int, Field(ge=1)] = 256
+
+    @property
+    def built_on(self) -> tuple[str, ...]:
+        """The heads that this one fits itself, whose settings an answer then depends on too."""
+        return ()

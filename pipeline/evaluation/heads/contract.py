@@ -1,0 +1,125 @@
+"""What a head is: settings, `fit` and `predict`, and what it declares about itself.
+
+`pipeline.config.heads` lists the heads, and says how to add one. A head is fitted once for each
+fold that tests, on train and val, and then predicts the units of test:
+
+- `fit(given)` gets a `FitInput` and returns a model, whatever the head likes that to be. It never
+  sees which units test.
+- `predict(model, x, rows)` returns a `Predicted` of the units `rows`. A model need not hold the
+  features: `predict` is handed the same x again.
+- What cannot be fitted or predicted is a note, and no error: the next head goes on.
+- What is drawn by chance is seeded by the settings, so that an answer is the same each time.
+
+Dims: n units, m slices, d features, q units that are predicted, c classes or labels.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.annotations.units import Prediction, Units
+from pipeline.config.base import HeadSettings
+from pipeline.config.heads import Declaration
+from pipeline.config.tasks import Part
+from pipeline.results import Score
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Parts = Mapping[Part, Rows]
+S = TypeVar("S", bound=HeadSettings)
+S_co = TypeVar("S_co", bound=HeadSettings, covariant=True)
+T = TypeVar("T", bound=HeadSettings)
+M = TypeVar("M")
+
+
+@dataclass(frozen=True)
+class FitInput(Generic[S_co]):
+    """What a head is fitted on.
+
+    x: the features (n, d) of all units; of a head that sees slices, those of all slices (m, d), in
+    the order of `units.rows`. parts: the unit numbers of train and of val. device: of torch's; None
+    is the CPU, without torch where that can be. others: settings of the heads that this one's are
+    `built_on`, by name.
+    """
+
+    x: Floats
+    units: Units
+    parts: Parts
+    settings: S_co
+    device: str | None = None
+    others: Mapping[str, HeadSettings] = field(default_factory=dict)
+
+    def settings_of(self, other: Declaration[T]) -> T:
+        """Return the settings of a head that this one is built on."""
+        settings = self.others[other.name]
+        assert isinstance(settings, other.settings)
+        return settings
+
+    @property
+    def train_and_val(self) -> Rows:
+        """The units of train, then those of val."""
+        return np.concatenate([self.parts["train"], self.parts["val"]])
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a model says of the units it was asked to predict.
+
+    predictions: one for each setting that the head tries; an iterator may make them one by one.
+    notes: what was left out or chosen, and why. scores: in the place of predictions, of a head that
+    measures itself.
+    """
+
+    predictions: Iterable[Prediction] = ()
+    notes: Sequence[str] = ()
+    scores: Sequence[Score] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Declaration[S], Generic[S, M]):
+    """A head, as it declares itself.
+
+    fit, predict: see above. sees: features of units, or of each of their slices. folds: where folds
+    test in turn, whether all are asked or the first alone.
+    """
+
+    fit: Callable[[FitInput[S]], M]
+    predict: Callable[[M, Floats, Rows], Predicted]
+    sees: Literal["units", "slices"] = "units"
+    folds: Literal["all", "first"] = "all"
+
+
+def fit_and_predict(
+    head: Head[S, Any],
+    x: Floats,
+    units: Units,
+    parts: Parts,
+    settings: S,
+    device: str | None = None,
+    others: Mapping[str, HeadSettings] | None = None,
+) -> Predicted:
+    """Fit a head on train and val, and return what it says of the units of test."""
+    known: Parts = {"train": parts["train"], "val": parts["val"]}
+    # A head is not told who tests: it cannot fit what it must not know.
+    given = FitInput(x, units, known, settings, device, others or {})
+    model = head.fit(given)
+    return head.predict(model, x, parts["test"])
+
+
+def deferred(address: str) -> Callable[..., Any]:
+    """Return a function that is imported when it is called, because it needs a heavy library.
+
+    address: of the function, such as "pipeline.evaluation.heads.probe_fit.fit".
+    """
+    module, _, name = address.rpartition(".")
+
+    def call(*args: Any, **keywords: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **keywords)
+
+    return call

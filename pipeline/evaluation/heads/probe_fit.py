@@ -1,0 +1,441 @@
+"""How probes are fitted: along a path of C, or of penalties. The one module with scikit-learn.
+
+The features are not standardised, as in DINOv2's evaluation (eval/log_regression.py). They are
+centred, which changes no model (the intercept is not penalised and takes it up) but lets L-BFGS
+converge in several times fewer steps. They are divided by their common spread, with C multiplied by
+its square, which is the same model too but lets features of any scale converge as far. Few are
+fitted in float64, which costs little, many in float32; benchmarks/references.py shows how far
+either is from a fit in float64 that goes on to the end.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import config_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from pipeline.annotations.units import Prediction, Units
+from pipeline.config.tasks import Part
+from pipeline.evaluation.heads.contract import FitInput, Floats, Parts, Predicted, Rows
+from pipeline.evaluation.heads.modelled import modelled
+from pipeline.evaluation.heads.probe import ProbeSettings
+from pipeline.evaluation.heads.ridge import RidgePath, fit_ridge
+from pipeline.evaluation.metrics.metrics import macro_auroc
+from pipeline.shared.arrays import mean, moments, take_scaled
+
+Proba = NDArray[np.float64]
+MAX_ITER = 1000
+TOLERANCE = 1e-6  # where L-BFGS stops: the greatest slope of the mean loss
+FEW = 2**22  # numbers: 32 MB in float64
+
+
+class Fitted(Protocol):
+    """What says something of units: `_Logistic` or `_Number`."""
+
+    def predict(self, x: Floats, rows: Rows) -> Proba:
+        """Return (q, c) what it says of the rows `rows` of x (n, d)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted probe, and the C or alpha that was chosen for it; no model where none can be."""
+
+    fitted: Fitted | None
+    setting: dict[str, float]
+    notes: list[str]
+
+
+def fit(given: FitInput[ProbeSettings], refit_on: Sequence[Part] = ("train", "val")) -> Probe:
+    """Fit on train for each C, choose C on val by macro AUROC, and fit it again on `refit_on`.
+
+    Of equals the smaller C is chosen. Notes say which labels have no model, how C was chosen, and
+    how many fits stopped early. On a device scikit-learn fits classes through its array API.
+    """
+    if given.units.kind == "regression":
+        return _fit_number(given, refit_on)
+    return _fit_classes(given, refit_on)
+
+
+def predict(model: Probe, x: Floats, rows: Rows) -> Predicted:
+    """Return probabilities, NaN for the labels without a model, or the number; x (n, d)."""
+    if model.fitted is None:
+        return Predicted([], model.notes)
+    proba = model.fitted.predict(x, rows)
+    return Predicted([Prediction(model.setting, proba)], model.notes)
+
+
+def _fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
+    """Fit logistic regression, with the C whose macro AUROC on val is greatest."""
+    x = given.x
+    units = given.units
+    train = given.parts["train"]
+    val = given.parts["val"]
+    able = modelled(units, train)
+    if not able.enough:
+        return Probe(None, {}, able.notes)
+    grid = _grid(given.settings)
+    left_out = able.left_out
+    device = given.device
+    # Along the path of C each fit starts from the one before, which is most of the speed.
+    on_val, stopped = probabilities(x, units, train, val, grid, left_out, device)
+    c, notes = _choose(_aurocs(units, val, on_val), grid)
+    refit = _rows_of(given.parts, refit_on)
+    model, stopped_again = _fit_one(x, units, refit, c, left_out, device)
+    stopped += stopped_again
+    if stopped:
+        notes.append(f"{stopped} fits stopped before they converged")
+    return Probe(model, {"C": c}, able.notes + notes)
+
+
+def _fit_number(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
+    """Fit ridge regression, with the penalty alpha whose squared error on val is least."""
+    x = given.x
+    y = given.units.y
+    penalties = 1 / _grid(given.settings)
+    errors = _errors_on_val(x, y, given.parts, penalties)
+    best = int(errors.argmin())
+    alpha = float(penalties[best])
+    refit = _rows_of(given.parts, refit_on)
+    path = fit_ridge(x, y, refit, penalties[best : best + 1])
+    notes = []
+    if _at_edge(best, penalties):
+        notes.append(f"alpha = {alpha:.3g} is at the edge of the grid")
+    return Probe(_Number(path), {"alpha": alpha}, notes)
+
+
+def _grid(settings: ProbeSettings) -> Proba:
+    """Return every C that is tried (a,), ascending."""
+    powers = np.linspace(settings.low, settings.high, settings.steps)
+    return np.asarray(10**powers)
+
+
+def _at_edge(best: int, grid: Proba) -> bool:
+    """Return whether a choice is the first or last of several: a better one may lie beyond."""
+    last = len(grid) - 1
+    return last > 0 and best in (0, last)
+
+
+def _aurocs(units: Units, val: Rows, on_val: list[Proba]) -> Proba:
+    """Return (a,) the macro AUROC on val of the probabilities by each C."""
+    truth = units.at(val)
+    return np.array([macro_auroc(truth, proba) for proba in on_val])
+
+
+def _rows_of(parts: Parts, names: Sequence[Part]) -> Rows:
+    return np.concatenate([parts[part] for part in names])
+
+
+def _choose(aurocs: Proba, grid: Proba) -> tuple[float, list[str]]:
+    """Return the smallest of the best C, and what there is to say about it."""
+    if np.isnan(aurocs).all():
+        # The C nearest to 1, scikit-learn's own.
+        distance = np.abs(np.log(grid))
+        c = float(grid[distance.argmin()])
+        return c, [f"C = {c:.3g} was not chosen: all val units have the same labels"]
+    best = int(np.nanargmax(aurocs))
+    c = float(grid[best])
+    if _at_edge(best, grid):
+        return c, [f"C = {c:.3g} is at the edge of the grid"]
+    return c, []
+
+
+def _errors_on_val(
+    x: Floats,
+    y: Proba,
+    parts: Parts,
+    penalties: Proba,
+) -> Proba:
+    """Return (a,) the mean squared error on val of ridge regression with each penalty."""
+    val = parts["val"]
+    path = fit_ridge(x, y, parts["train"], penalties)
+    wrong = path.predict(x, val) - y[val]
+    errors: Proba = (wrong**2).mean(axis=1)
+    return errors
+
+
+@dataclass(frozen=True)
+class _Number:
+    """Ridge regression with one penalty."""
+
+    path: RidgePath
+
+    def predict(self, x: Floats, rows: Rows) -> Proba:
+        """Return the numbers (q, 1)."""
+        return self.path.predict(x, rows).T
+
+
+# --- classes and labels --------------------------------------------------------------------
+
+
+def probabilities(
+    x: Floats,
+    units: Units,
+    fit: Rows,
+    score: Rows,
+    grid: Proba,
+    left_out: list[str],
+    device: str | None = None,
+) -> tuple[list[Proba], int]:
+    """Fit on some units with each C of a grid; return what they say of others, (q, c) a C.
+
+    One multinomial model, or for multi-label one a label, NaN for labels `left_out`. Each fit
+    starts from the one before. Also returns how many fits stopped before they converged.
+    """
+    # What is fitted alone says how features are scaled.
+    scale = _Scale.of(x, fit)
+    queries = scale.apply(x, score)
+    shape = (len(score), len(units.classes))
+    proba = [np.full(shape, np.nan) for _ in grid]
+    stopped = 0
+    for problem in _problems(x, units, fit, scale, left_out):
+        classifier = problem.classifier(device)
+        fitted = classifier.prepared(problem.x)
+        asked = classifier.prepared(queries)
+        for joint, c in zip(proba, grid, strict=True):
+            stopped += classifier.fit(fitted, problem.y, scale.of_scaled(c))
+            _put(classifier.proba(asked), problem.label, joint)
+    return proba, stopped
+
+
+def _fit_one(
+    x: Floats,
+    units: Units,
+    rows: Rows,
+    c: float,
+    left_out: list[str],
+    device: str | None,
+) -> tuple[_Logistic, int]:
+    """Fit on the units `rows` with one C; also return how many fits stopped early."""
+    scale = _Scale.of(x, rows)
+    classifiers = []
+    stopped = 0
+    for problem in _problems(x, units, rows, scale, left_out):
+        classifier = problem.classifier(device)
+        fitted = classifier.prepared(problem.x)
+        stopped += classifier.fit(fitted, problem.y, scale.of_scaled(c))
+        classifiers.append((problem.label, classifier))
+    return _Logistic(scale, classifiers, len(units.classes)), stopped
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Where features are moved to before a fit: their mean (d,) to 0, their common spread to 1."""
+
+    centre: Proba
+    spread: float
+
+    @classmethod
+    def of(cls, x: Floats, rows: Rows) -> _Scale:
+        return cls(*moments(x, rows))
+
+    def of_scaled(self, c: float) -> float:
+        """Return the C that makes of scaled features the model that c makes of them as they are."""
+        return c * self.spread**2
+
+    def apply(self, x: Floats, rows: Rows) -> Floats:
+        return take_scaled(x, rows, self.centre, self.spread)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What one model is fitted to: features x (r, d), classes y (r,) below c.
+
+    label: the number of the label it is of; None where classes exclude each other.
+    """
+
+    x: Floats
+    y: Rows
+    c: int
+    label: int | None
+
+    def classifier(self, device: str | None) -> _Classifier:
+        """Return a model that is not fitted yet."""
+        # Few numbers cost little in float64; a tensor stays what it is.
+        wide = device is None and self.x.size <= FEW
+        model = LogisticRegression(max_iter=MAX_ITER, tol=TOLERANCE, warm_start=True)
+        return _Classifier(model, self.c, wide, device)
+
+
+def _put(proba: Proba, label: int | None, joint: Proba) -> None:
+    """Write a model's probabilities (q, c) where they stand among those of all labels (q, c)."""
+    if label is None:
+        joint[:] = proba
+    else:
+        joint[:, label] = proba[:, 1]
+
+
+def _problems(
+    x: Floats,
+    units: Units,
+    rows: Rows,
+    scale: _Scale,
+    left_out: list[str],
+) -> Iterator[_Problem]:
+    """Yield one problem for exclusive classes, or one for each label that can be modelled."""
+    truth = units.at(rows)
+    inside = scale.apply(x, rows)
+    if units.kind != "multilabel":
+        yield _Problem(inside, truth.y, len(units.classes), None)
+        return
+    for j, name in enumerate(units.classes):
+        if name in left_out:
+            continue
+        known = truth.known[:, j]
+        own = inside if known.all() else take_scaled(inside, np.flatnonzero(known))
+        y = truth.y[known, j].astype(np.int64)
+        yield _Problem(own, y, 2, j)
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """A logistic regression of c classes, on a device of torch's or by numpy; wide: in float64."""
+
+    model: LogisticRegression
+    c: int
+    wide: bool
+    device: str | None
+
+    def prepared(self, x: Floats) -> Any:
+        """Return features as the model takes them: of the right type, on the device."""
+        if self.device is None:
+            return x.astype(np.float64) if self.wide else x
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+
+    def fit(self, x: Any, y: Rows, c: float) -> int:
+        """Fit from where the fit before ended; return how many fits stopped early: 0 or 1."""
+        self.model.set_params(C=c)
+        with config_context(array_api_dispatch=self.device is not None):
+            return _convergence_warnings(lambda: self.model.fit(x, y))
+
+    def proba(self, x: Any) -> Proba:
+        """Return the probabilities (q, c); 0 for a class that was not among those fitted."""
+        with config_context(array_api_dispatch=self.device is not None):
+            decisions = self.model.decision_function(x)
+        if self.device is not None:
+            decisions = decisions.cpu()
+        logits = np.asarray(decisions, np.float64)
+        if logits.ndim == 1:  # of two classes scikit-learn gives the second's alone
+            logits = np.stack([np.zeros_like(logits), logits], axis=1)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        of_fitted = odds / odds.sum(axis=1, keepdims=True)
+        proba = np.zeros((len(logits), self.c))
+        proba[:, self.model.classes_] = of_fitted
+        return proba
+
+
+@dataclass(frozen=True)
+class _Logistic:
+    """Fitted classifiers, each with the label it is of: see `_Problem`."""
+
+    scale: _Scale
+    classifiers: list[tuple[int | None, _Classifier]]
+    c: int
+
+    def predict(self, x: Floats, rows: Rows) -> Proba:
+        """Return the probabilities (q, c), NaN for labels without a model."""
+        queries = self.scale.apply(x, rows)
+        joint = np.full((len(rows), self.c), np.nan)
+        for label, classifier in self.classifiers:
+            proba = classifier.proba(classifier.prepared(queries))
+            _put(proba, label, joint)
+        return joint
+
+
+def _convergence_warnings(fit: Callable[[], object]) -> int:
+    """Call a fit; return how many convergence warnings it raised, passing on all others."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit()
+    others = [w for w in caught if not issubclass(w.category, ConvergenceWarning)]
+    for w in others:
+        warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
+    return len(caught) - len(others)
+
+
+# --- a probe as the head of a network --------------------------------------------------------
+
+
+class LinearHead(NamedTuple):
+    """A probe as weight (o, d) and bias (o,) of the features as they are, and the C it has.
+
+    o: one output for two classes or a number, else one a class or label.
+    """
+
+    weight: Proba
+    bias: Proba
+    c: float
+
+
+def linear_head(
+    x: Floats,
+    units: Units,
+    parts: Parts,
+    settings: ProbeSettings,
+    left_out: list[str],
+) -> LinearHead:
+    """Fit on train with the C that is best on val; zeros for the outputs `left_out`."""
+    grid = _grid(settings)
+    if units.kind == "regression":
+        return _number_head(x, units.y, parts, grid)
+    train = parts["train"]
+    val = parts["val"]
+    on_val, _ = probabilities(x, units, train, val, grid, left_out)
+    c, _ = _choose(_aurocs(units, val, on_val), grid)
+    scale = _Scale.of(x, train)
+    o = 1 if units.kind == "binary" else len(units.classes)
+    weight = np.zeros((o, x.shape[1]))
+    bias = np.zeros(o)
+    model = LogisticRegression(C=scale.of_scaled(c), max_iter=MAX_ITER, tol=TOLERANCE)
+    if units.kind == "multilabel":
+        for problem in _problems(x, units, train, scale, left_out):
+            _convergence_warnings(functools.partial(model.fit, problem.x, problem.y))
+            weight[problem.label] = model.coef_[0]
+            bias[problem.label] = model.intercept_[0]
+    else:
+        inside = scale.apply(x, train)
+        _convergence_warnings(lambda: model.fit(inside, units.y[train]))
+        outputs, fitted, shift = _by_output(model, o)
+        weight[outputs] = fitted
+        bias[outputs] = shift
+    # Back from centred features of spread 1 to features as they are.
+    weight /= scale.spread
+    return LinearHead(weight, bias - weight @ scale.centre, c)
+
+
+def _by_output(model: LogisticRegression, o: int) -> tuple[Any, Proba, Proba]:
+    """Return of which outputs a model of exclusive classes is, and their weights and biases."""
+    if o == 1:
+        return [0], model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # train has two of more: half the difference is each one's
+        weight = np.concatenate([-model.coef_, model.coef_]) / 2
+        bias = np.repeat(model.intercept_, 2) * [-0.5, 0.5]
+        return model.classes_, weight, bias
+    return model.classes_, model.coef_, model.intercept_
+
+
+def _number_head(
+    x: Floats,
+    y: Proba,
+    parts: Parts,
+    grid: Proba,
+) -> LinearHead:
+    """Fit ridge regression on train with the C = 1 / alpha that is best on val."""
+    errors = _errors_on_val(x, y, parts, 1 / grid)
+    c = float(grid[errors.argmin()])
+    train = parts["train"]
+    centre = mean(x, train)
+    inside = take_scaled(x, train, centre)
+    model = Ridge(alpha=1 / c).fit(inside, y[train])
+    weight = np.asarray(model.coef_, np.float64)[None]
+    return LinearHead(weight, model.intercept_ - weight @ centre, c)

@@ -1,0 +1,225 @@
+"""Every metric of a task, under b columns of weights at once.
+
+Dims: n units, c classes, b draws, s scored columns, r terms of a decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.annotations.units import Truth
+from pipeline.evaluation.metrics.bootstrap import Values
+from pipeline.evaluation.metrics.weighted import (
+    SPECIFICITY,
+    RankMetrics,
+    confusion_table,
+    decision_metrics,
+    decision_terms,
+    f1_by_class,
+    mean,
+    quadratic_kappa,
+    rank_metrics,
+    ratio,
+    regression,
+)
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+# (b,) values, or (s, b) of each scored class or label, by the name of the metric
+ByMetric = dict[str, Floats]
+
+RANKING = (
+    "auroc",
+    "average_precision",
+    f"sensitivity_at_specificity_{SPECIFICITY}",
+)
+
+
+# --- columns -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScoredColumn:
+    """One class or label of n units: which carry it, of which that is known, how likely it is."""
+
+    name: str
+    positive: Bools
+    known: Bools
+    proba: Floats
+
+
+def columns_of(truth: Truth, proba: Floats) -> list[ScoredColumn]:
+    """Return the columns that are scored: those with a model, or the positive of two."""
+    indicator = truth.indicator
+    known = truth.known
+    has_model = ~np.isnan(proba).any(axis=0)
+    scored = [1] if truth.kind == "binary" else np.flatnonzero(has_model).tolist()
+    return [
+        ScoredColumn(
+            truth.classes[j],
+            indicator[:, j],
+            known[:, j],
+            proba[:, j],
+        )
+        for j in scored
+    ]
+
+
+def one_sided(truth: Truth) -> list[str]:
+    """Return the classes that all units carry, or none does: nothing can be ranked by them."""
+    if truth.kind == "regression":
+        return []
+    is_carried = truth.indicator.any(axis=0)
+    is_lacked = (truth.known & ~truth.indicator).any(axis=0)
+    has_both = np.logical_and(is_carried, is_lacked).tolist()
+    return [name for name, both in zip(truth.classes, has_both, strict=True) if not both]
+
+
+def _has_two_sides(column: ScoredColumn) -> bool:
+    """Return whether some units are known to carry a label, and others to lack it."""
+    lacked = column.known & ~column.positive
+    return bool(column.positive.any() and lacked.any())
+
+
+# --- every metric --------------------------------------------------------------------------
+
+
+def all_metrics(
+    truth: Truth,
+    proba: Floats,
+    weights: Floats,
+) -> Values:
+    """Return every metric under each column of weights (n, b).
+
+    What needs a decision takes the likeliest class, the first of equals, or for multi-label what is
+    above 0.5 (so 0.5 itself is a no in both), and is averaged over classes or labels; the f1 of two
+    classes, and so of a label, is the positive's. What ranks (auroc, average precision, sensitivity
+    at a specificity of 0.9) is of one class against the rest, and their mean; for binary, of the
+    positive alone; `_micro` ranks all (unit, class) pairs together. brier is half the squared
+    distance (binary and multi-label: the plain square); ece is of the positive, or for multi-class
+    of the likeliest class. A label that is not known of a unit leaves the unit out for that label;
+    one whose column is NaN has no model and stays out of every mean, and one that all units carry,
+    or none, has nothing said of it alone.
+    """
+    if truth.kind == "regression":
+        return _for_all(regression(truth.y, proba[:, 0], weights))
+    columns = columns_of(truth, proba)
+    ranks = _ranks_by_label(columns, weights)
+    if truth.kind == "multilabel":
+        joint, by_label = _decisions_on_labels(columns, weights)
+    else:
+        joint, by_label = _decisions_on_classes(truth, proba, weights)
+    # Labels without both sides are NaN by now, and stay out of the mean.
+    for name, values in ranks.items():
+        joint[name] = mean(values)
+    if truth.kind == "binary":
+        return _for_all(joint)
+    joint |= _micro_ranks(columns, weights)
+    return _for_all(joint) | _for_each(columns, ranks | by_label)
+
+
+def _for_all(joint: ByMetric) -> Values:
+    return {(name, ""): values for name, values in joint.items()}
+
+
+def _for_each(columns: list[ScoredColumn], by_label: ByMetric) -> Values:
+    """Return the values (s, b) of each scored class or label that has two sides, by its name."""
+    has_two_sides = [_has_two_sides(column) for column in columns]
+    values: Values = {}
+    for metric, of_labels in by_label.items():
+        for i, of_label in enumerate(of_labels):
+            if has_two_sides[i]:
+                values[metric, columns[i].name] = of_label
+    return values
+
+
+def _ranks_by_label(columns: list[ScoredColumn], weights: Floats) -> ByMetric:
+    """Return what ranks, (s, b) of each scored class or label against the rest."""
+    each: list[RankMetrics] = []
+    for column in columns:
+        # A slice, where it can be, saves a copy of the weights.
+        on = slice(None) if column.known.all() else column.known
+        each.append(rank_metrics(column.positive[on], column.proba[on], weights[on]))
+    by_metric = zip(*each, strict=True)
+    return {name: np.stack(of_labels) for name, of_labels in zip(RANKING, by_metric, strict=False)}
+
+
+def _micro_ranks(columns: list[ScoredColumn], weights: Floats) -> ByMetric:
+    """Return what ranks all (unit, class) pairs that are known together, unit by unit."""
+    if not columns:
+        return {}
+    known = np.stack([column.known for column in columns], axis=1)
+    positive = np.stack([column.positive for column in columns], axis=1)
+    proba = np.stack([column.proba for column in columns], axis=1)
+    unit, _ = np.nonzero(known)
+    ranks = rank_metrics(positive[known], proba[known], weights[unit])
+    return {
+        "auroc_micro": ranks.auroc,
+        "average_precision_micro": ranks.average_precision,
+    }
+
+
+def _decisions_on_classes(
+    truth: Truth,
+    proba: Floats,
+    weights: Floats,
+) -> tuple[ByMetric, ByMetric]:
+    """Return what is of all classes, and (c, b) what is of each."""
+    c = len(truth.classes)
+    terms = decision_terms(truth.indicator, proba, proba.argmax(axis=1))
+    sums = terms @ weights
+    joint = decision_metrics(sums, c)
+    table = confusion_table(sums, c)
+    # Distances between classes mean something where classes are numbers, such as grades.
+    if c > 2 and all(map(_is_number, truth.classes)):
+        joint["quadratic_kappa"] = quadratic_kappa(table)
+    return joint, {"f1": f1_by_class(table)}
+
+
+def _decisions_on_labels(
+    columns: list[ScoredColumn],
+    weights: Floats,
+) -> tuple[ByMetric, ByMetric]:
+    """Return the means over labels, and (s, b) of each label, a matter of two classes."""
+    if not columns:
+        return {}, {}
+    terms = [_terms_of_label(column) for column in columns]
+    # The labels' terms below each other: one product with the weights serves all of them.
+    sums = np.concatenate(terms) @ weights
+    sums = sums.reshape(len(terms), len(terms[0]), -1)
+    each = [decision_metrics(of_label, 2) for of_label in sums]
+    by_label = {}
+    for name in each[0]:
+        by_label[name] = np.stack([metrics[name] for metrics in each])
+    joint = {name: mean(values) for name, values in by_label.items()}
+    joint["f1_micro"] = _micro_f1(sums)
+    return joint, by_label
+
+
+def _terms_of_label(column: ScoredColumn) -> Floats:
+    """Return the `decision_terms` of a label as two classes, nil for units it is not known of."""
+    terms = decision_terms(
+        np.stack([~column.positive, column.positive], axis=1),
+        np.stack([1 - column.proba, column.proba], axis=1),
+        (column.proba > 0.5).astype(np.int64),
+    )
+    return terms * column.known
+
+
+def _micro_f1(sums: Floats) -> Floats:
+    """Return the F1 of all (unit, label) pairs, from the sums (s, r, b) of each label's terms."""
+    # The first four terms are a table of two classes: true and decided 0 0, 0 1, 1 0, 1 1.
+    wrong = sums[:, 1:3].sum(axis=(0, 1))
+    right = sums[:, 3].sum(axis=0)
+    return ratio(2 * right, 2 * right + wrong)
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True

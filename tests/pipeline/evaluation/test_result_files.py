@@ -1,0 +1,100 @@
+"""Answers: found or computed under a split that is up to date, and filed answer last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config.heads import method_names
+from pipeline.evaluate import evaluate
+from pipeline.evaluation.cases import cases_of
+from pipeline.evaluation.heads.fewshot import FewShotSettings
+from pipeline.evaluation.result_files import result_path
+from tests.pipeline.collection import config_of, make_store, write_csv
+
+N = 60
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Return a folder with a store of 30 patients, two images each, and their labels."""
+    rng = np.random.default_rng(0)
+    patient = np.arange(N) // 2
+    sick = rng.integers(0, 2, 30)[patient]
+    cls = rng.standard_normal((N, 1, 8))
+    cls[:, 0, 0] += 3 * sick
+    (tmp_path / "store.key").write_text(bytes(range(32)).hex())
+    make_store(tmp_path / "store", cls, [{"patient": f"P{p}"} for p in patient])
+    write_csv(tmp_path / "labels.csv", path=[f"f{i}.png" for i in range(N)], sick=sick)
+    return tmp_path
+
+
+def test_a_split_is_made_when_it_is_ensured_and_by_no_property(root: Path) -> None:
+    (cases,) = cases_of(config_of(root, tasks={"t": {"labels": ["sick"]}}))
+    assert not cases.is_split
+    for name in ("split", "folds"):
+        with pytest.raises(FileNotFoundError):
+            getattr(cases, name)
+    assert not list((root / "store/splits").iterdir())
+    cases.ensure_split()
+    (path,) = (root / "store/splits").glob("*.json")
+    stamp = path.stat().st_mtime_ns
+    cases.ensure_split()
+    assert cases.is_split
+    assert path.stat().st_mtime_ns == stamp
+    assert sum(map(len, cases.folds[0].values())) == N
+
+
+def test_predictions_that_a_crash_left_without_an_answer_are_no_answer(root: Path) -> None:
+    config = config_of(root, tasks={"t": {"labels": ["sick"]}})
+    (first,) = evaluate(config, ["knn"])
+    (cases,) = cases_of(config)
+    path = result_path(cases, "knn")
+    assert path.with_suffix(".parquet").is_file()
+    path.unlink()
+    (again,) = evaluate(config, ["knn"])
+    assert not again.cached
+    assert again.scores == first.scores
+    assert path.is_file()
+
+
+# Under which commit 3d192ce filed its answers to `ASKED`, of a store of this fingerprint.
+FINGERPRINT = "0" * 64
+ASKED: dict[str, Any] = {
+    "tasks": {"t": {"labels": ["sick"], "subgroups": ["sick"], "shortcuts": ["sick"]}},
+    "knn": {"k": [3], "scaling": "l2"},
+    "probe": {"steps": 5},
+    "fewshot": {},
+    "finetune": {},
+    "lora": {"protocol": "paper"},
+    "bitfit": {"start": "probe"},
+    "norm": {},
+}
+KEYS = {
+    "knn": "4bf3afcdf3ee9979",
+    "probe": "4e87c0fb19d79404",
+    "fewshot": "443cc907fd0428d7",
+    "linear": "f6c8703a1521cd2c",
+    "attention": "f003e0f9d1e5ea37",
+    "efficiency": "d8b04aa160399a58",
+    "finetune": "140e0e17ee010b22",
+    "lora": "a9bbd1b4baba81a6",
+    "bitfit": "8ecae03339d60b45",
+    "norm": "c30d0030cea97efe",
+}
+PAPER = "7f360332be58d000"
+
+
+def test_what_was_filed_before_is_found_still(root: Path) -> None:
+    """A key is of method, contract, settings, task, labels, split and store, written as ever."""
+    (cases,) = cases_of(config_of(root, **ASKED))
+    cases.ensure_split()
+    cases = replace(cases, fingerprint=FINGERPRINT)
+    found = {name: result_path(cases, name).name for name in method_names()}
+    assert found == {method: f"{method}-{key}.json" for method, key in KEYS.items()}
+    draw = cases.config.model_copy(update={"fewshot": FewShotSettings(draw="paper")})
+    assert result_path(replace(cases, config=draw), "fewshot").name == f"fewshot-{PAPER}.json"
