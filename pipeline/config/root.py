@@ -22,6 +22,7 @@ from pydantic import (
 from pipeline.config.base import HeadSettings
 from pipeline.config.data import BackboneChoice, Data, Demo, JobQueue, Labels, Outputs, SplitChoice
 from pipeline.config.heads import HEADS, TUNED, Declaration, declared
+from pipeline.config.presets import PresetName, expanded
 from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Task
 from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune
@@ -64,12 +65,15 @@ else:
 class Config(HeadKeys):
     """One config file. Each head of `pipeline.config.heads` has a key, whose settings it declares.
 
-    fit_on: a store of the same collection by the same network, whose features heads are fitted on
-    in place of this one's, which are tested alone: how answers hold where the images are others.
+    preset: ordinary settings by one word (see `pipeline.config.presets`); what is given beside it
+    wins. fit_on: a store of the same collection by the same network, whose features heads are
+    fitted on in place of this one's, which are tested alone: how answers hold where the images are
+    others.
     masks: what is to be segmented, each by a name of its own; segment: the heads that are asked to,
     each by a name of its own. finetune, lora, bitfit, norm: how the network is tuned, where it is.
     """
 
+    preset: PresetName | None = None
     data: Data
     store: Path
     fit_on: Path | None = None
@@ -87,6 +91,11 @@ class Config(HeadKeys):
     lora: Lora | None = None
     bitfit: BitFit | None = None
     norm: NormTune | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_preset(cls, given: Any) -> Any:
+        return expanded(given) if isinstance(given, dict) else given
 
     @field_validator("segment")
     @classmethod

@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.base import HeadSettings
 from pipeline.config.heads import LIBRARIES, Declaration
+from pipeline.config.presets import PRESETS
 from pipeline.config.tasks import FeatureSet
-
-# How the code of arXiv 2312.02366 trains networks; its learning rates of heads are a grid.
-_PAPER: dict[str, Any] = {
-    "optimizer": "sgd",
-    "rate": 1e-5,
-    "head_rate": 1e-2,
-    "weight_decay": 0.0,
-    "layer_decay": 1.0,
-    "warmup": 0.0,
-    "epochs": 10,
-    "patience": 10,
-    "batch": 128,
-    "augment": "paper",
-}
 
 
 class Tuning(HeadSettings):
     """How a network is trained on a task, with a linear head on its features; val says when to end.
 
-    protocol: `paper` takes the settings of the code of arXiv 2312.02366 where none are given, but
-    for its grid of heads. rate: of the network's own parameters, at its last block; layer_decay:
+    protocol: `paper` takes this block of the preset `paper` (see `pipeline.config.presets`) where
+    nothing else is given. rate: of the network's own parameters, at its last block; layer_decay:
     what a block's rate is of the next one's; head_rate: of the head; warmup: the share of all steps
     in which rates rise to theirs, before they fall along a cosine. patience: epochs without a
     better AUROC (or Dice, or squared error) on val before it ends; the best epoch is kept. batch:
@@ -40,6 +27,8 @@ class Tuning(HeadSettings):
     noise, or from the probe on the cached features (LP-FT, arXiv 2202.10054), for masks the linear
     head on cached tokens.
     """
+
+    block: ClassVar[str]  # its key in a config
 
     features: FeatureSet = "cls+mean"
     protocol: Literal["own", "paper"] = "own"
@@ -68,12 +57,8 @@ class Tuning(HeadSettings):
     @classmethod
     def _of_protocol(cls, data: Any) -> Any:
         if isinstance(data, dict) and data.get("protocol") == "paper":
-            return {**cls._paper(), **data}
+            return {**PRESETS["paper"][cls.block], **data}
         return data
-
-    @classmethod
-    def _paper(cls) -> dict[str, Any]:
-        return _PAPER
 
     @model_validator(mode="after")
     def _unscaled(self) -> Tuning:
@@ -88,6 +73,8 @@ class Tuning(HeadSettings):
 class FineTune(Tuning):
     """Every parameter of the network is trained."""
 
+    block: ClassVar[str] = "finetune"
+
     rate: Annotated[float, Field(gt=0)] = 5e-5
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
@@ -101,6 +88,8 @@ class Lora(Tuning):
     trains those of the layers that have updates too.
     """
 
+    block: ClassVar[str] = "lora"
+
     rate: Annotated[float, Field(gt=0)] = 5e-4
     rank: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(gt=0)] = 16.0
@@ -112,17 +101,17 @@ class Lora(Tuning):
     )
     biases: Literal["none", "lora"] = "none"
 
-    @classmethod
-    def _paper(cls) -> dict[str, Any]:
-        return _PAPER | {"rank": 48, "alpha": 16.0, "dropout": 0.1, "biases": "lora"}
-
 
 class BitFit(Tuning):
     """The biases of the network are trained (arXiv 2106.10199)."""
 
+    block: ClassVar[str] = "bitfit"
+
 
 class NormTune(Tuning):
     """The scales and biases of the network's norms are trained."""
+
+    block: ClassVar[str] = "norm"
 
 
 def _declared(
