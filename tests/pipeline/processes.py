@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 from distributed import LocalCluster
 
 from stores import FeatureStore
+from tests.pipeline.slow import Hold
 from tests.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).parents[2]
@@ -26,10 +26,15 @@ _CODE = "import tests.pipeline.slow; from pipeline.cli import main; main()"
 _started: list[subprocess.Popen[str]] = []
 
 
-def environment(cost_s: float, sync_s: float = 0.0, stalled: Path | None = None) -> dict[str, str]:
+def environment(
+    cost_s: float = 0.0,
+    sync_s: float = 0.0,
+    stalled: Path | None = None,
+    hold: Hold | None = None,
+) -> dict[str, str]:
     """Return the environment of a process in which a slice, and to sync a file, take so long.
 
-    stalled: a file; while it is there, no file is synced at all.
+    stalled: a file; while it is there, no file is synced at all. hold: where the network waits.
     """
     return {
         **os.environ,
@@ -38,6 +43,7 @@ def environment(cost_s: float, sync_s: float = 0.0, stalled: Path | None = None)
         "COST_S": str(cost_s),
         "SYNC_S": str(sync_s),
         "STALLED": str(stalled or ""),
+        "HOLD": str(hold.path) if hold else "",
         "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([SLOW]),
     }
 
@@ -49,12 +55,13 @@ def extraction(
     cost_s: float = 0.0,
     sync_s: float = 0.0,
     stalled: Path | None = None,
+    hold: Hold | None = None,
 ) -> subprocess.Popen[str]:
     """Start `radprobe extract` on the CPU into a store."""
     arguments = ["extract", str(config), "--store", str(store), "--device", "cpu", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-c", _CODE, *arguments, "--batch-size", "4", "--workers", "1", *options],
-        env=environment(cost_s, sync_s, stalled), cwd=ROOT,
+        env=environment(cost_s, sync_s, stalled, hold), cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     _started.append(process)
@@ -128,8 +135,11 @@ def cluster_of(workers: int) -> LocalCluster:
 class Dask:
     """A scheduler with an address, and workers that are started again whenever they end."""
 
-    def __init__(self, folder: Path, workers: int, cost_s: float = 0.0) -> None:
-        self.folder, self.environment = folder, environment(cost_s)
+    def __init__(
+        self, folder: Path, workers: int, cost_s: float = 0.0, hold: Hold | None = None
+    ) -> None:
+        self.folder = folder
+        self.environment = environment(cost_s, hold=hold)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -150,11 +160,13 @@ class Dask:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def restart_scheduler(self, pause_s: float = 0.5) -> None:
-        """Kill (-9) the scheduler, and start another at its address after a pause."""
+    def kill_scheduler(self) -> None:
+        """Kill (-9) the scheduler: nobody listens at its address any more."""
         os.killpg(self.scheduler.pid, signal.SIGKILL)
         self.scheduler.wait()
-        time.sleep(pause_s)
+
+    def start_scheduler(self) -> None:
+        """Start another scheduler at the address, which listens a second or so later."""
         self.scheduler = self._scheduler()
 
     def _scheduler(self) -> subprocess.Popen[bytes]:

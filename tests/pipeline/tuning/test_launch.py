@@ -19,8 +19,9 @@ from pipeline.extraction.embed import Speed
 from pipeline.inference import forward
 from pipeline.tune import How, _devices, tune, tune_masks
 from stores.errors import DeviceError
-from tests.pipeline.processes import ROOT, environment, until
+from tests.pipeline.processes import ROOT, environment
 from tests.pipeline.tuning.test_masks import config_of, write_collection
+from tests.waiting import until
 
 NUMBER = {"light": {"labels": ["light"], "values": "number"}}
 BLOCK = {"epochs": 2, "batch": 8, "at_once": 4, "augment": "mild", "rank": 4}
