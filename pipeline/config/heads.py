@@ -11,8 +11,9 @@ To add a head, say one that predicts the class whose mean is nearest:
    becomes the config's key), `fit`, `predict`, and `HEAD`, which declares them together;
    `pipeline.evaluation.heads.contract` says what each takes and gives, and `knn.py` is an example.
    The module is imported wherever a config is read, so that it imports nothing heavy (torch,
-   scikit-learn, FAISS, SciPy) at its top: what does stands in a module beside it, which `fit`
-   imports (`probe.py` and `probe_fit.py`).
+   scikit-learn, FAISS, SciPy) at its top. What needs such a library is imported within a function
+   (`knn.py`), or stands in a module of its own that `HEAD` names by address (`probe.py` and
+   `probe_fit.py`).
 2. Add its line to `HEADS`, at the end: reports colour methods by their place.
 3. Write `tests/pipeline/evaluation/heads/test_nearest_mean.py`. What every head must do is tried
    for each line of `HEADS` by `test_every_head.py` there.

@@ -60,7 +60,9 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
         test = folds[0]["test"]
         scores, tested = _score_one_fold(cases, predicted[0], test, scratch_notes)
     else:
-        answers = [(list(each.predictions), list(each.notes)) for each in predicted]
+        answers = []
+        for each in predicted:
+            answers.append((list(each.predictions), list(each.notes)))
         tested = join_folds(answers, [parts["test"] for parts in folds])
         tested.notes.extend(scratch_notes)
         scores = scores_of(cases, tested)

@@ -66,6 +66,7 @@ class Weigher:
         for unit in rows:
             places = self.bags[unit]
             slices.append(torch.from_numpy(x[places]))
+        # Units are padded to the largest of them.
         sizes = torch.tensor([len(each) for each in slices])
         there = torch.arange(int(sizes.max())) < sizes[:, None]
         padded = pad_sequence(slices, batch_first=True).to(self.device)  # (b, s, d)
@@ -145,7 +146,8 @@ class Training:
             torch.manual_seed(settings.seed)
             network = GatedAttention(given.x.shape[1], settings.hidden, objective.outputs)
         bags = given.units.bags()
-        self.weigher = Weigher(network.to(device), bags, objective, settings.batch, device)
+        network = network.to(device)
+        self.weigher = Weigher(network, bags, objective, settings.batch, device)
         self.x = given.x
         self.rows = rows
         self.targets = objective.targets(given.units.at(rows))
@@ -158,7 +160,8 @@ class Training:
         """Learn once from every unit."""
         order = torch.randperm(len(self.rows), generator=self.chance)
         for batch in torch.split(order, self.weigher.batch):
-            logits = self.weigher.logits(self.x, self.rows[batch.numpy()])
+            units = self.rows[batch.numpy()]
+            logits = self.weigher.logits(self.x, units)
             loss = self.targets.loss(logits, batch)
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

@@ -105,13 +105,15 @@ def points(given: FitInput[EfficiencySettings]) -> Iterator[Point]:
                 # By its own numbers, so that a draw does not depend on those before it.
                 rng = np.random.default_rng([settings.seed, shots, draw])
                 drawn = [rng.permutation(each)[:shots] for each in carriers]
-                units = train[np.isin(patient, np.concatenate(drawn))]
+                chosen = np.isin(patient, np.concatenate(drawn))
+                units = train[chosen]
             parts = {**given.parts, "train": units}
             of_draw = replace(given, parts=parts)
             probe = probe_fit.fit(of_draw, refit_on=("train",))
             if probe.fitted is not None:
                 probes.append(probe.fitted)
-            patients.append(len(np.unique(given.units.patient[units])))
+            whose = given.units.patient[units]
+            patients.append(len(np.unique(whose)))
         failed = draws - len(probes)
         yield Point(shots, float(np.mean(patients)), probes, failed)
 

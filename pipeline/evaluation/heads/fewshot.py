@@ -301,7 +301,8 @@ def _similarity(
             of_class = (x @ across) @ alpha + b[:, None]
             logits.append(np.asarray(of_class, np.float32))
         return logits
-    centroids: Floats = np.stack([each.mean(axis=1) for each in supports], axis=2)  # (e, d, c)
+    means = [each.mean(axis=1) for each in supports]
+    centroids: Floats = np.stack(means, axis=2)  # (e, d, c)
     length = np.linalg.norm(centroids, axis=1, keepdims=True)
     centroids /= np.maximum(length, 1e-30)
     return [x @ centroids for x in queries]
@@ -370,8 +371,8 @@ def _score_episodes(similarity: list[Floats]) -> Floats:
         right.append((of_class.argmax(axis=2) == j).mean(axis=1))
         others = [margin[..., j] for i, margin in enumerate(margins) if i != j]
         theirs = np.concatenate(others, axis=1)
-        own = margins[j][..., j]
-        ahead = own[:, :, None] - theirs[:, None, :]  # (e, q, q of the others)
+        carriers = margins[j][..., j]
+        ahead = carriers[:, :, None] - theirs[:, None, :]  # (e, q, q of the others)
         # Mann and Whitney's statistic, a tie counting one half.
         won = (ahead > 0).mean(axis=(1, 2))
         tied = (ahead == 0).mean(axis=(1, 2))
@@ -420,10 +421,14 @@ def _metrics(episodes: Floats, redrawn: Floats) -> dict[str, Metric]:
     error = 1.96 * np.sqrt(of_patients + of_episodes)
     low = np.clip(mean_of - error, 0, 1)
     high = np.clip(mean_of + error, 0, 1)
-    return {
-        name: Metric(value=float(mean_of[i]), low=float(low[i]), high=float(high[i]))
-        for i, name in enumerate(("accuracy", "auroc"))
-    }
+    metrics = {}
+    for i, name in enumerate(("accuracy", "auroc")):
+        metrics[name] = Metric(
+            value=float(mean_of[i]),
+            low=float(low[i]),
+            high=float(high[i]),
+        )
+    return metrics
 
 
 HEAD = Head(

@@ -92,7 +92,9 @@ def predict(model: References, x: Floats, rows: Rows) -> Predicted:
         notes += note
         for k, proba in voted.items():
             votes[k][:, labels] = proba
-    predictions = [Prediction({"k": k}, proba) for k, proba in votes.items()]
+    predictions = []
+    for k, proba in votes.items():
+        predictions.append(Prediction({"k": k}, proba))
     return Predicted(predictions, list(dict.fromkeys(notes)))
 
 

@@ -139,7 +139,8 @@ def train(
         batch = next(places)
         seen = features[units[batch]].to(device)
         outputs = [layer(seen[:, place.columns]) for place, layer in layers]
-        mean_loss = targets.loss(torch.cat(outputs), batch.repeat(len(layers)))
+        logits = torch.cat(outputs)
+        mean_loss = targets.loss(logits, batch.repeat(len(layers)))
         # The sum over heads, which do not touch each other, of each one's mean over the batch.
         loss = mean_loss * len(layers)
         optimizer.zero_grad()

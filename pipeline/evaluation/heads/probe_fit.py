@@ -199,10 +199,11 @@ def probabilities(
     for problem in _problems(x, units, fit, scale, left_out):
         classifier = problem.classifier(device)
         fitted = classifier.prepared(problem.x)
-        asked = classifier.prepared(queries)
+        prepared_queries = classifier.prepared(queries)
         for joint, c in zip(proba, grid, strict=True):
             stopped += classifier.fit(fitted, problem.y, scale.of_scaled(c))
-            _put(classifier.proba(asked), problem.label, joint)
+            of_problem = classifier.proba(prepared_queries)
+            _put(of_problem, problem.label, joint)
     return proba, stopped
 
 
@@ -290,9 +291,12 @@ def _problems(
         if name in left_out:
             continue
         known = truth.known[:, j]
-        own = inside if known.all() else take_scaled(inside, np.flatnonzero(known))
+        # A copy only where units are left out: features may be most of the memory.
+        of_known = inside
+        if not known.all():
+            of_known = take_scaled(inside, np.flatnonzero(known))
         y = truth.y[known, j].astype(np.int64)
-        yield _Problem(own, y, 2, j)
+        yield _Problem(of_known, y, 2, j)
 
 
 @dataclass(frozen=True)
