@@ -16,6 +16,7 @@ defaults are trained at once. The numbers are the least of so many epochs.
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from numpy.typing import NDArray
 from pipeline.backbones.load import Backbone, load_backbone
 from pipeline.backbones.weights import locate
 from pipeline.config.segmentation import Segment
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.recipe import PatchTokens, Recipe
 from pipeline.segmentation import training
 from pipeline.segmentation.loader import Batch, Loader
@@ -97,7 +99,7 @@ def main() -> None:
     if args.train_on:
         print(peak(FeatureStore.open(args.train_on), args))
         return
-    device = training.pick(args.device)
+    device = training.pick_device(args.device)
     print(
         f"{args.slices} slices, {NAME} at {args.size} px, {device}, "
         f"{torch.get_num_threads()} threads"
@@ -162,7 +164,8 @@ def seconds_a_slice(source: Cached, rows: Rows, epochs: int, device: torch.devic
     found = []
     for _ in range(epochs):
         started = time.perf_counter()
-        training.train(source, rows, asked("linear"), asked("linear").learning_rates, device)
+        settings = asked("linear")
+        training.train(build_of(settings), source, rows, settings, settings.learning_rates, device)
         found.append((time.perf_counter() - started) / len(rows))
     return min(found)
 
@@ -198,7 +201,8 @@ def head_seconds(
     for _ in range(epochs):
         started = time.perf_counter()
         many = settings.model_copy(update={"epochs": 4})
-        training.train(ready, np.arange(len(batch.rows)), many, settings.learning_rates, device)
+        rows = np.arange(len(batch.rows))
+        training.train(build_of(many), ready, rows, many, many.learning_rates, device)
         found.append((time.perf_counter() - started) / (4 * len(batch.rows)))
     return min(found)
 
@@ -240,10 +244,11 @@ def peak(store: FeatureStore, args: argparse.Namespace) -> str:
     """Train the linear head at one learning rate for an epoch; return the memory that took."""
     source, rows = Cached(store, args.size), store.slices()["row"].to_numpy()
     few = rows[:BATCH]
-    training.train(source, few, asked("linear"), (0.1,), torch.device("cpu"))  # what torch sets up
+    settings, device = asked("linear"), torch.device("cpu")
+    training.train(build_of(settings), source, few, settings, (0.1,), device)  # what torch sets up
     Path("/proc/self/clear_refs").write_text("5")  # the most so far is what there is now
     before = held("VmRSS")
-    training.train(source, rows, asked("linear"), (0.1,), torch.device("cpu"))
+    training.train(build_of(settings), source, rows, settings, (0.1,), device)
     return f"{held('VmHWM') - before:.0f}"
 
 
@@ -251,6 +256,13 @@ def held(name: str) -> float:
     """Return the MB of a line of /proc/self/status."""
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith(name)) / 2**10
+
+
+def build_of(settings: Segment) -> training.Build:
+    build: training.Build = importlib.import_module(
+        SEGMENTATION_HEADS[settings.method].module
+    ).build
+    return build
 
 
 def asked(method: Any) -> Segment:

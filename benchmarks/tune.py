@@ -40,7 +40,7 @@ from pipeline.config.tuning import FineTune, Lora, Tuning
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.tune import tune
-from pipeline.tuning.network import Network, groups, opened
+from pipeline.tuning.network import TunableNetwork, make_trainable, parameter_groups
 
 RADPROBE = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 COPIES = (5, 7, 21, 24, 171, 172, 173, 174)
@@ -87,13 +87,13 @@ def bare_step(name: str, method: str, args: argparse.Namespace) -> tuple[float, 
         precision=args.precision,
     )  # fmt: skip
     head = nn.Linear(2 * backbone.architecture.dim, 1).to(args.device)
-    network = Network(backbone, head, "cls+mean")
-    opened(network, settings)
-    optimizer = torch.optim.AdamW(groups(network, settings))
+    network = TunableNetwork(backbone, head, "cls+mean")
+    make_trainable(network, settings)
+    optimizer = torch.optim.AdamW(parameter_groups(network, settings))
     x = torch.randn((args.at_once, 3, args.size, args.size), device=args.device)
     each = torch.eye(args.at_once, device=args.device)
     truth = torch.ones((args.at_once, 1), device=args.device)
-    network.learning(True)
+    network.switch_dropout(True)
 
     def step() -> None:
         loss = nn.functional.binary_cross_entropy_with_logits(network(x, each), truth)

@@ -69,7 +69,7 @@ HOMES = {
     },
     "sklearn": {"pipeline.evaluation.heads.probe_fit"},
     "zarr": {"stores._build"},
-    "highdicom": {"pipeline.segmentation.mask_writer"},
+    "highdicom": {"pipeline.segmentation.dicom_writer"},
     "fsspec": {"stores.bucket"},
     "cryptography": {"pipeline.shared.pseudonyms"},
     "distributed": {

@@ -123,6 +123,6 @@ def _texts(column: Any) -> Texts:
 
 def _text(value: str) -> str:
     value = value.strip()
-    whole, dot, fraction = value.partition(".")
-    is_whole = dot and not fraction.strip("0") and whole.lstrip("+-").isdecimal()
-    return whole if is_whole else value
+    digits, point, fraction = value.partition(".")
+    is_integer = point and not fraction.strip("0") and digits.lstrip("+-").isdecimal()
+    return digits if is_integer else value

@@ -196,13 +196,13 @@ def _has_modality(slices: pa.Table, task: Task) -> Bools:
     modality = column_texts(slices, "modality")
     if task.modality is None:
         return np.ones(len(modality), bool)
-    is_asked = np.isin(modality.astype(np.str_), task.modality)
-    if not is_asked.any():
+    is_of_modality = np.isin(modality.astype(np.str_), task.modality)
+    if not is_of_modality.any():
         raise LabelError(
             f"No slice has a modality of {list(task.modality)}; the store has "
             f"{sorted(set(modality.astype(np.str_)))}."
         )
-    return np.asarray(is_asked)
+    return np.asarray(is_of_modality)
 
 
 def _usable(

@@ -2,22 +2,25 @@
 
 A mask file is found by the image's path, by a column of the label table, or by the UIDs that a
 DICOM segmentation names. Its planes then belong to slices by UID, by their place in the patient,
-or, where nothing says where they lie, in order. What does not fit is told, never guessed.
+or, where nothing says where they lie, in order. What does not fit is refused, never guessed.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.annotations.labels import column_of, read_labels
-from pipeline.annotations.mask_files import MaskFile, inspect
+from pipeline.annotations.mask_files import inspect
+from pipeline.annotations.mask_types import MaskFile
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.decode import read_headers
@@ -27,25 +30,33 @@ from pipeline.shared.pseudonyms import Names
 from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
 
-# How far a plane may lie from its slice: along the normal as a part of the distance of planes, in
-# the plane in pixels; and how far spacings may differ.
-_ALONG, _WITHIN, _SPACING = 0.1, 0.5, 0.01
-_EXACT_MM = 0.1
+SliceRow = dict[str, Any]  # of the slice table
+Sources = tuple[str, ...]  # the paths of a mask's files, under their root
+# A glob over images' paths, and the patterns of the mask files of those that it matches.
+Rule = tuple[Callable[[str], bool], tuple[str, ...]]
+PlaneNumbers = tuple[int | None, ...]  # by slice; None: background
 _PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+# How far a plane may lie from its slice along the normal: as a part of the distance of planes, and
+# in mm, where that is more.
+_ALONG = 0.1
+_EXACT_MM = 0.1
+# How far it may lie off in the plane, in pixels, and how far spacings may differ, as a part.
+_WITHIN = 0.5
+_SPACING = 0.01
 
 
 @dataclass(frozen=True)
-class Slices:
+class MaskedSlices:
     """Live slices of one series that share their mask files: numbers (m,) into the slice table.
 
     sources: the masks' paths under their root; one, or one a structure.
     """
 
-    sources: tuple[str, ...]
+    sources: Sources
     numbers: tuple[int, ...]
 
 
-def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[Slices]:
+def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[MaskedSlices]:
     """Return which slices (SLICE_SCHEMA, real paths) have which mask files, in the table's order.
 
     A file that a table names, or whose image has another structure's, need not be there. Raises
@@ -58,76 +69,106 @@ def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[S
         case "table":
             sources = _by_table(config, masks, slices, names)
         case "uid":
-            sources = [(path,) if path else () for path in _by_uid(root, slices, names)]
-    groups: dict[tuple[tuple[str, ...], str], list[int]] = {}
-    for number, (source, series, gone) in enumerate(
-        zip(sources, *(slices[name].to_pylist() for name in ("series", "withdrawn")), strict=True)
-    ):
-        if source and not gone:
-            groups.setdefault((source, series or f"{number}"), []).append(number)
-    return [Slices(source, tuple(numbers)) for (source, _), numbers in groups.items()]
+            sources = _by_uid(root, slices, names)
+    series = slices["series"].to_pylist()
+    withdrawn = slices["withdrawn"].to_pylist()
+    groups: dict[tuple[Sources, str], list[int]] = {}
+    for number, source in enumerate(sources):
+        if not source or withdrawn[number]:
+            continue
+        # A slice of no series is a group by itself.
+        key = (source, series[number] or f"{number}")
+        groups.setdefault(key, []).append(number)
+    return [MaskedSlices(source, tuple(numbers)) for (source, _), numbers in groups.items()]
 
 
-def _by_path(masks: Masks, root: Path, slices: pa.Table) -> list[tuple[str, ...]]:
-    rules = [(matcher([glob]), masks.each(named)) for glob, named in masks.files.items()]
-    known: dict[str, tuple[str, ...]] = {}
-    for path in dict.fromkeys(slices["path"].to_pylist()):
-        image = PurePosixPath(path)
-        folder = "" if str(image.parent) == "." else str(image.parent)
-        stem = image.name.removesuffix(".gz")
-        stem = stem.rpartition(".")[0] or stem
-        parts = {"path": path, "folder": folder, "name": image.name, "stem": stem}
-        found = next((patterns for fits, patterns in rules if fits(path)), ())
-        try:
-            named = tuple(pattern.format(**parts) for pattern in found)
-        except (KeyError, IndexError, ValueError):
-            raise ConfigError(
-                f"masks.files: {found!r} must name a path by {{path}}, {{folder}}, {{name}} or "
-                "{stem}."
-            ) from None
-        there = any((root / unescape_path(each)).exists() for each in named)
-        known[path] = named if there else ()
-    return [known[path] for path in slices["path"].to_pylist()]
+def _by_path(masks: Masks, root: Path, slices: pa.Table) -> list[Sources]:
+    """Return the mask files of each slice by the patterns of its path; () where none is there."""
+    rules = []
+    for glob, named in masks.files.items():
+        rules.append((matcher([glob]), masks.each(named)))
+    paths = slices["path"].to_pylist()
+    # Once a file, not once a slice: each is looked for on the disk.
+    sources = {path: _sources_of(path, rules, root) for path in dict.fromkeys(paths)}
+    return [sources[path] for path in paths]
 
 
-def _by_table(
-    config: Config, masks: Masks, slices: pa.Table, names: Names
-) -> list[tuple[str, ...]]:
+def _sources_of(path: str, rules: Sequence[Rule], root: Path) -> Sources:
+    """Return the mask files of an image; () where none of them is there. Raises ConfigError."""
+    image = PurePosixPath(path)
+    folder = str(image.parent)
+    # Of a compressed file both suffixes go.
+    stem = image.name.removesuffix(".gz")
+    parts = {
+        "path": path,
+        "folder": "" if folder == "." else folder,
+        "name": image.name,
+        "stem": stem.rpartition(".")[0] or stem,
+    }
+    # The first glob that matches wins.
+    patterns = next((patterns for fits, patterns in rules if fits(path)), ())
+    try:
+        sources = tuple(pattern.format(**parts) for pattern in patterns)
+    except (KeyError, IndexError, ValueError):
+        raise ConfigError(
+            f"masks.files: {patterns!r} must name a path by {{path}}, {{folder}}, {{name}} or "
+            "{stem}."
+        ) from None
+    there = any((root / unescape_path(source)).exists() for source in sources)
+    return sources if there else ()
+
+
+def _by_table(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[Sources]:
+    """Return the mask files of each slice that the label table names; () where it names none."""
     if config.labels is None:
         raise ConfigError("Masks joined by table need `labels`: the file that has the column.")
     assert masks.column is not None
     columns = masks.each(masks.column)
     table = read_labels(config.labels, [], columns)
-    cells = [column_of(table, each, slices, config.data.root, names) for each in columns]
-    return [named if any(named) else () for named in zip(*cells, strict=True)]
+    root = config.data.root
+    cells = [column_of(table, column, slices, root, names) for column in columns]
+    sources: list[Sources] = []
+    for of_slice in zip(*cells, strict=True):
+        # A mask of several structures may lack some of them.
+        sources.append(of_slice if any(of_slice) else ())
+    return sources
 
 
-def _by_uid(root: Path, slices: pa.Table, names: Names) -> list[str]:
-    instances: dict[str, str] = {}
-    series: dict[str, str] = {}
+def _by_uid(root: Path, slices: pa.Table, names: Names) -> list[Sources]:
+    """Return the DICOM segmentation of each slice: of its instance, or else of its series."""
+    by_instance: dict[str, str] = {}
+    by_series: dict[str, str] = {}
     for path, file in _segmentations(root):
-        instances |= {names.pseudonym("instance", each): path for each in file.instances}
-        series |= {names.pseudonym("series", each): path for each in file.series}
-    return [
-        instances.get(instance or "") or series.get((of or "").partition(".")[0], "")
-        for instance, of in zip(
-            *(slices[name].to_pylist() for name in ("instance", "series")), strict=True
-        )
-    ]
+        for uid in file.instances:
+            by_instance[names.pseudonym("instance", uid)] = path
+        for uid in file.series:
+            by_series[names.pseudonym("series", uid)] = path
+    sources: list[Sources] = []
+    instances = slices["instance"].to_pylist()
+    series = slices["series"].to_pylist()
+    for instance, name in zip(instances, series, strict=True):
+        source = by_instance.get(instance or "")
+        if not source:
+            # A part of a series that was split bears its name and a number behind a dot.
+            scanned, _, _ = (name or "").partition(".")
+            source = by_series.get(scanned)
+        sources.append((source,) if source else ())
+    return sources
 
 
 def _segmentations(root: Path) -> list[tuple[str, MaskFile]]:
     """Return the DICOM segmentations under a folder, in the order of their paths."""
-    found = []
+    segmentations = []
     for folder, _, files in sorted(os.walk(root)):
         for file in sorted(files):
             path = Path(folder) / file
             try:
                 if sniff(path) == "dicom":
-                    found.append((path.relative_to(root).as_posix(), inspect(path, "axial")))
+                    name = path.relative_to(root).as_posix()
+                    segmentations.append((name, inspect(path, "axial")))
             except UnreadableError:  # an image, or nothing that is a mask
                 continue
-    return found
+    return segmentations
 
 
 # --- planes ------------------------------------------------------------------------------------
@@ -137,118 +178,152 @@ def _segmentations(root: Path) -> list[tuple[str, MaskFile]]:
 class Matched:
     """Which plane each slice has (None: background), and the cut in which the mask is read."""
 
-    planes: tuple[int | None, ...]
+    planes: PlaneNumbers
     plane: Plane
 
 
-def match(path: Path, slices: Sequence[dict[str, object]], config: Config, names: Names) -> Matched:
+def match(path: Path, slices: Sequence[SliceRow], config: Config, names: Names) -> Matched:
     """Return the plane of a mask file for each slice (rows of the slice table, one series).
 
-    Raises UnreadableError saying what does not fit.
+    What identifies an image comes before where it lies, and that before mere order. Raises
+    UnreadableError saying what does not fit.
     """
-    own = config.preprocess.plane
-    file = inspect(path, own)
+    plane = config.preprocess.plane
+    file = inspect(path, plane)
     if file.instances:
-        found = _by_instance(file, slices, names)
-        if found is not None:
-            return Matched(found, own)
-    first = slices[0]
+        numbers = _by_instance(file, slices, names)
+        if numbers is not None:
+            return Matched(numbers, plane)
     if len(slices) == len(file.headers) == 1 and file.headers[0].position_mm is None:
-        _check_shape(file.headers[0], first)
-        return Matched((0,), own)
-    images = _headers(config.data.root, slices, own)
+        _check_shape(file.headers[0], slices[0])
+        return Matched((0,), plane)
+    # From here on the images' own headers are needed: their files are opened.
+    images = _headers(config.data.root, slices, plane)
     if any(header.position_mm is None for header in file.headers):
-        return Matched(_in_order(file, slices), own)
+        return Matched(_in_order(file, slices), plane)
     if any(header.position_mm is None for header in images):
         raise UnreadableError(
             "unsupported", "says where it lies in the patient, its image does not"
         )
+    return _in_any_cut(path, file, images, plane)
+
+
+def _in_any_cut(path: Path, file: MaskFile, images: Sequence[Header], plane: Plane) -> Matched:
+    """Return the planes by their place, in the cut of the images or else in another.
+
+    A volume's mask may be stored along another axis than its image. Raises UnreadableError saying
+    what does not fit in the cut of the images.
+    """
+    others = [each for each in _PLANES if each != plane]
     faults = []
-    for plane in (own, *(each for each in _PLANES if each != own)):
+    for cut in (plane, *others):
         try:
-            other = file if plane == own else inspect(path, plane)
-            return Matched(_by_place(other, images), plane)
+            cut_file = file if cut == plane else inspect(path, cut)
+            return Matched(_by_place(cut_file, images), cut)
         except UnreadableError as error:
             faults.append(error)
     raise faults[0]
 
 
-def _headers(root: Path, slices: Sequence[dict[str, object]], plane: Plane) -> list[Header]:
+def _headers(root: Path, slices: Sequence[SliceRow], plane: Plane) -> list[Header]:
+    """Return the header of each slice, read from its file, each file once."""
+
     @functools.cache
-    def of_file(path: str) -> dict[int, Header]:
-        return {each.frame: each for each in read_headers(root / unescape_path(path), plane)}
+    def by_frame(path: str) -> dict[int, Header]:
+        headers = read_headers(root / unescape_path(path), plane)
+        return {header.frame: header for header in headers}
 
-    return [of_file(str(each["path"]))[int(str(each["frame"]))] for each in slices]
+    return [by_frame(row["path"])[row["frame"]] for row in slices]
 
 
-def _by_instance(
-    file: MaskFile, slices: Sequence[dict[str, object]], names: Names
-) -> tuple[int | None, ...] | None:
+def _by_instance(file: MaskFile, slices: Sequence[SliceRow], names: Names) -> PlaneNumbers | None:
     """Return the planes by the images' UIDs; None where UIDs do not tell the slices apart."""
-    own = {each["instance"] for each in slices}
-    if len(own) < len(slices) or None in own:
+    wanted = {row["instance"] for row in slices}
+    if len(wanted) < len(slices) or None in wanted:
         return None
-    known = {names.pseudonym("instance", h.instance): h for h in file.headers if h.instance}
-    covered = {names.pseudonym("instance", each) for each in file.instances}
-    if not own <= covered or len(known) < len(file.headers):
+    # The store knows instances by pseudonym alone.
+    covered = {names.pseudonym("instance", uid) for uid in file.instances}
+    headers = {}
+    for header in file.headers:
+        if header.instance:
+            headers[names.pseudonym("instance", header.instance)] = header
+    if not wanted <= covered or len(headers) < len(file.headers):
         return None
-    found: list[int | None] = []
-    for each in slices:
-        header = known.get(str(each["instance"]))
-        if header is not None:
-            _check_shape(header, each)
-        found.append(None if header is None else header.frame)
-    return tuple(found)
+    numbers: list[int | None] = []
+    for row in slices:
+        drawn_on = headers.get(row["instance"])
+        if drawn_on is None:
+            numbers.append(None)
+            continue
+        _check_shape(drawn_on, row)
+        numbers.append(drawn_on.frame)
+    return tuple(numbers)
 
 
-def _in_order(file: MaskFile, slices: Sequence[dict[str, object]]) -> tuple[int | None, ...]:
+def _in_order(file: MaskFile, slices: Sequence[SliceRow]) -> PlaneNumbers:
+    """Return the planes in their order; they must be as many as the slices, of the same sizes."""
     if len(file.headers) != len(slices):
         raise UnreadableError(
             "unsupported", f"has {len(file.headers)} planes, its image {len(slices)} slices"
         )
-    for header, each in zip(file.headers, slices, strict=True):
-        _check_shape(header, each)
+    for header, row in zip(file.headers, slices, strict=True):
+        _check_shape(header, row)
     return tuple(range(len(slices)))
 
 
-def _by_place(file: MaskFile, images: Sequence[Header]) -> tuple[int | None, ...]:
-    """Return the plane that lies where each slice does."""
-    at = np.array([header.position_mm for header in file.headers], np.float64)
-    order = np.unique(at)
-    apart = float(np.diff(order).min()) if len(order) > 1 else 0.0
-    found: list[int | None] = []
+def _by_place(file: MaskFile, images: Sequence[Header]) -> PlaneNumbers:
+    """Return the plane that lies where each slice does. Raises UnreadableError."""
+    positions = np.array([header.position_mm for header in file.headers], np.float64)
+    tolerance = _tolerance(positions)
+    numbers: list[int | None] = []
     for image in images:
         assert image.position_mm is not None
-        nearest = int(np.abs(at - image.position_mm).argmin())
-        header = file.headers[nearest]
-        if abs(at[nearest] - image.position_mm) > max(_EXACT_MM, _ALONG * apart):
-            if not file.sparse:
-                raise UnreadableError(
-                    "unsupported",
-                    f"has no plane at {image.position_mm:.1f} mm, where its image has a slice; its "
-                    f"planes lie from {at.min():.1f} to {at.max():.1f} mm",
-                )
-            found.append(None)
-            continue
-        _check_sizes((header.height, header.width), (image.height, image.width))
-        _check_within(header, image)
-        found.append(header.frame)
-    return tuple(found)
+        away = np.abs(positions - image.position_mm)
+        nearest = int(away.argmin())
+        if away[nearest] <= tolerance:
+            header = file.headers[nearest]
+            _check_sizes((header.height, header.width), (image.height, image.width))
+            _check_within(header, image)
+            numbers.append(header.frame)
+        elif file.sparse:
+            numbers.append(None)
+        else:
+            raise UnreadableError(
+                "unsupported",
+                f"has no plane at {image.position_mm:.1f} mm, where its image has a slice; its "
+                f"planes lie from {positions.min():.1f} to {positions.max():.1f} mm",
+            )
+    return tuple(numbers)
+
+
+def _tolerance(positions: NDArray[np.float64]) -> float:
+    """Return how far a plane may lie from its slice, in mm, by the planes' positions (p,)."""
+    distinct = np.unique(positions)
+    if len(distinct) == 1:
+        return _EXACT_MM
+    apart = float(np.diff(distinct).min())
+    return max(_EXACT_MM, _ALONG * apart)
+
+
+# --- what must fit -----------------------------------------------------------------------------
 
 
 def _check_within(header: Header, image: Header) -> None:
     """Raise UnreadableError where a plane and its slice differ in spacing or lie apart."""
     if header.spacing_mm is None or image.spacing_mm is None:
         return
-    one, two = np.array(header.spacing_mm), np.array(image.spacing_mm)
-    if (np.abs(one - two) > _SPACING * two).any():
+    mask_spacing = np.array(header.spacing_mm)
+    image_spacing = np.array(image.spacing_mm)
+    difference = np.abs(mask_spacing - image_spacing)
+    if (difference > _SPACING * image_spacing).any():
         raise UnreadableError(
-            "unsupported", f"has pixels of {one.tolist()} mm, its image of {two.tolist()} mm"
+            "unsupported",
+            f"has pixels of {mask_spacing.tolist()} mm, its image of {image_spacing.tolist()} mm",
         )
     if header.offset_mm is None or image.offset_mm is None:
         return
     shift = np.abs(np.array(header.offset_mm) - image.offset_mm)
-    if (shift > _WITHIN * two).any():
+    if (shift > _WITHIN * image_spacing).any():
         raise UnreadableError(
             "unsupported",
             f"lies {shift[0]:.1f} mm down and {shift[1]:.1f} mm across from its image: save it "
@@ -256,8 +331,8 @@ def _check_within(header: Header, image: Header) -> None:
         )
 
 
-def _check_shape(header: Header, row: dict[str, object]) -> None:
-    _check_sizes((header.height, header.width), (int(str(row["height"])), int(str(row["width"]))))
+def _check_shape(header: Header, row: SliceRow) -> None:
+    _check_sizes((header.height, header.width), (row["height"], row["width"]))
 
 
 def _check_sizes(mask: tuple[int, int], image: tuple[int, int]) -> None:

@@ -5,13 +5,14 @@ Dims: s backbones, n blocks (tasks of data sets).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.benchmark.paired import Paired, held_against, pair
 from pipeline.benchmark.published import Published, method_of, published
@@ -25,6 +26,8 @@ from pipeline.results import Metric, Result, Score, Segmented
 from stores.errors import LabelError
 
 Answer = Result | Segmented
+Ranks = NDArray[np.float64]
+CellAnswer = tuple[Cell, Answer]
 TIDY = pa.schema(
     [(name, pa.string()) for name in ("dataset", "task", "backbone", "setting", "view", "method")]
     + [("seed", pa.int64()), ("patients", pa.int64())]
@@ -62,6 +65,15 @@ class Entry:
     seeds: int
     spread: float | None
     published: Published | None
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One seed's score on a question, and what it came from."""
+
+    metric: Metric
+    cell: Cell
+    answer: Answer
 
 
 @dataclass(frozen=True)
@@ -116,42 +128,75 @@ class Gathered:
 
 def gather(outcomes: Sequence[Outcome]) -> Gathered:
     """Return what the answers say, of cells that have any."""
-    every = [(outcome.cell, answer) for outcome in outcomes for answer in outcome.answers]
-    every = [(cell, answer) for cell, answer in every if "/" not in answer.task]  # no shortcuts
-    held = [(cell, answer) for cell, answer in every if cell.view == "none"]
+    answers = _answers(outcomes)
+    on_images = [(cell, answer) for cell, answer in answers if cell.view == "none"]
     backbones = tuple(dict.fromkeys(outcome.cell.backbone for outcome in outcomes))
-    scores = _scores(held)
-    tests, unpaired = _tests(held)
-    steady, unsteady = _steady(every)
-    ranked = {q: own for q, own in scores.items() if q.ranked and own.keys() == {*backbones}}
-    ranks = {q: _ranks([own[b].metric.value for b in backbones]) for q, own in ranked.items()}
-    mean_ranks = {
-        setting: dict(zip(backbones, np.mean(own, axis=0).tolist(), strict=True))
-        for setting in dict.fromkeys(q.setting for q in ranks)
-        if (own := [rank for q, rank in ranks.items() if q.setting == setting])
-    }
-    blocks: dict[tuple[str, str], list[np.ndarray[Any, Any]]] = {}
-    for question, rank in ranks.items():
-        blocks.setdefault((question.dataset, question.task), []).append(rank)
+    scores = _scores(on_images)
+    tests, unpaired = _tests(on_images)
+    steady, unsteady = _steady(answers)
+    ranks = _ranks(scores, backbones)
     return Gathered(
         backbones=backbones,
-        tidy=tidy(every),
+        tidy=tidy(answers),
         scores=scores,
         tests=tests,
         steady=tuple(steady),
         unpaired=(*unpaired, *unsteady),
-        mean_ranks=mean_ranks,
-        ranking=ranking(backbones, np.array([np.mean(own, axis=0) for own in blocks.values()])),
-        random=any(answer.provenance.random for _, answer in held),
+        mean_ranks=_mean_ranks(ranks, backbones),
+        ranking=ranking(backbones, _block_ranks(ranks)),
+        random=any(answer.provenance.random for _, answer in on_images),
     )
 
 
-def _ranks(values: Sequence[float]) -> np.ndarray[Any, Any]:
-    """Return ranks (s,) of values, 1 the greatest; ties share their mean rank."""
+def _answers(outcomes: Sequence[Outcome]) -> list[CellAnswer]:
+    """Return every answer with its cell, but for those of shortcuts, which are no tasks."""
+    answers: list[CellAnswer] = []
+    for outcome in outcomes:
+        tasks = [answer for answer in outcome.answers if "/" not in answer.task]
+        answers += [(outcome.cell, answer) for answer in tasks]
+    return answers
+
+
+def _ranks(
+    scores: Mapping[Question, Mapping[str, Entry]], backbones: Sequence[str]
+) -> dict[Question, Ranks]:
+    """Return the backbones' ranks (s,), 1 the best, on each question that all of them answered.
+
+    Ties share their mean rank.
+    """
     from scipy.stats import rankdata
 
-    ranks: np.ndarray[Any, Any] = rankdata(-np.array(values))
+    ranks: dict[Question, Ranks] = {}
+    for question, entries in scores.items():
+        # A backbone without an answer has no rank, and the others' would mean something else.
+        if question.ranked and entries.keys() == {*backbones}:
+            values = np.array([entries[backbone].metric.value for backbone in backbones])
+            ranks[question] = rankdata(-values)
     return ranks
+
+
+def _mean_ranks(
+    ranks: Mapping[Question, Ranks], backbones: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Return setting -> backbone -> its mean rank over the questions of that setting."""
+    by_setting: dict[str, list[Ranks]] = {}
+    for question, rank in ranks.items():
+        by_setting.setdefault(question.setting, []).append(rank)
+    return {
+        setting: dict(zip(backbones, np.mean(of_setting, axis=0).tolist(), strict=True))
+        for setting, of_setting in by_setting.items()
+    }
+
+
+def _block_ranks(ranks: Mapping[Question, Ranks]) -> NDArray[np.float64]:
+    """Return (n, s): the mean ranks on each task, which is a block of Friedman's test.
+
+    Settings of one task are no blocks of their own: they are asked of the same patients.
+    """
+    by_task: dict[tuple[str, str], list[Ranks]] = {}
+    for question, rank in ranks.items():
+        by_task.setdefault((question.dataset, question.task), []).append(rank)
+    return np.array([np.mean(of_task, axis=0) for of_task in by_task.values()])
 
 
 # --- scores ----------------------------------------------------------------------------------
@@ -161,7 +206,7 @@ def headline(answer: Answer) -> str:
     """Return the metric that stands for an answer."""
     if isinstance(answer, Segmented):
         return "dice"
-    known = {name for score in answer.scores for name in score.metrics}
+    known = set(chain.from_iterable(score.metrics for score in answer.scores))
     return next((name for name in HEADLINE if name in known), min(known, default=""))
 
 
@@ -174,51 +219,65 @@ def shots_of(answer: Answer, score: Score) -> int | None:
 def _shown(answer: Answer) -> Iterator[tuple[int | None, Score, bool]]:
     """Yield the scores that tables show: of each number of shots, and else the last."""
     for score in answer.scores:
-        shots, last = shots_of(answer, score), score is answer.scores[-1]
+        shots = shots_of(answer, score)
+        last = score is answer.scores[-1]
         if shots is not None or last:
             yield shots, score, last
 
 
-def _scores(held: Sequence[tuple[Cell, Answer]]) -> dict[Question, dict[str, Entry]]:
-    found: dict[Question, dict[str, dict[str, tuple[Metric, Cell, Answer]]]] = {}
-    for cell, answer in held:
+def _scores(answers: Sequence[CellAnswer]) -> dict[Question, dict[str, Entry]]:
+    """Return question -> backbone -> its score over the seeds."""
+    seeds: dict[Question, dict[str, dict[str, Seed]]] = {}
+    for cell, answer in answers:
         name = headline(answer)
         for shots, score, last in _shown(answer):
-            if name in score.metrics:
-                asked = Question(cell.dataset, answer.task, cell.setting, shots, last, name)
-                own = found.setdefault(asked, {}).setdefault(cell.backbone, {})
-                # Seeds that change nothing have one answer, filed under one key.
-                own[answer.provenance.key] = (score.metrics[name], cell, answer)
-    return {
-        asked: {name: _entry(asked, list(own.values())) for name, own in each.items()}
-        for asked, each in found.items()
-    }
+            if name not in score.metrics:
+                continue
+            question = Question(cell.dataset, answer.task, cell.setting, shots, last, name)
+            by_key = seeds.setdefault(question, {}).setdefault(cell.backbone, {})
+            # Seeds that change nothing have one answer, filed under one key.
+            by_key[answer.provenance.key] = Seed(score.metrics[name], cell, answer)
+    scores: dict[Question, dict[str, Entry]] = {}
+    for question, by_backbone in seeds.items():
+        scores[question] = {
+            backbone: _entry(question, list(by_key.values()))
+            for backbone, by_key in by_backbone.items()
+        }
+    return scores
 
 
-def _entry(asked: Question, own: Sequence[tuple[Metric, Cell, Answer]]) -> Entry:
-    metrics, (_, cell, answer) = [metric for metric, *_ in own], own[0]
-    values = [metric.value for metric in metrics]
-    ends = [(m.low, m.high) for m in metrics if m.low is not None and m.high is not None]
-    low, high = np.mean(ends, axis=0).tolist() if len(ends) == len(own) else (None, None)
+def _entry(question: Question, seeds: Sequence[Seed]) -> Entry:
+    values = [seed.metric.value for seed in seeds]
+    ends = [(seed.metric.low, seed.metric.high) for seed in seeds]
+    low: float | None = None
+    high: float | None = None
+    # An interval that one seed lacks has no mean.
+    if not any(end is None for end in chain.from_iterable(ends)):
+        low, high = np.mean(np.array(ends, float), axis=0).tolist()
+    first = seeds[0]
     return Entry(
         metric=Metric(value=float(np.mean(values)), low=low, high=high),
-        seeds=len(own),
-        spread=float(np.std(values, ddof=1)) if len(own) > 1 else None,
-        published=_published(cell, answer, asked.shots),
+        seeds=len(seeds),
+        spread=float(np.std(values, ddof=1)) if len(seeds) > 1 else None,
+        published=_published(first.cell, first.answer, question.shots),
     )
 
 
-def tidy(held: Sequence[tuple[Cell, Answer]]) -> pa.Table:
+def tidy(answers: Sequence[CellAnswer]) -> pa.Table:
     """Return one row a number: of what, with its interval, and what it was computed from."""
-    rows = [
-        {**_about(cell, answer), **_at(cell, answer, score), "metric": name, "label": label}
-        | metric.model_dump()
-        for cell, answer in held
-        for score in answer.scores
-        for label, metrics in {"": score.metrics, **score.labels}.items()
-        for name, metric in metrics.items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for cell, answer in answers:
+        for score in answer.scores:
+            about = {**_about(cell, answer), **_at(cell, answer, score)}
+            rows += [about | number for number in _numbers(score)]
     return pa.Table.from_pylist(rows, schema=TIDY)
+
+
+def _numbers(score: Score) -> Iterator[dict[str, Any]]:
+    """Yield each metric of a score, of all classes together ("") and of each."""
+    for label, metrics in {"": score.metrics, **score.labels}.items():
+        for name, metric in metrics.items():
+            yield {"metric": name, "label": label, **metric.model_dump()}
 
 
 def _about(cell: Cell, answer: Answer) -> dict[str, Any]:
@@ -256,57 +315,67 @@ def _published(cell: Cell, answer: Answer, shots: int | None) -> Published | Non
 # --- views -----------------------------------------------------------------------------------
 
 
-def _steady(every: Sequence[tuple[Cell, Answer]]) -> tuple[list[Steady], list[str]]:
+def _steady(answers: Sequence[CellAnswer]) -> tuple[list[Steady], list[str]]:
     """Return each answer on a view against that on the images as they are, of the first seed.
 
     And why two could not be held against each other.
     """
     plain: dict[tuple[Question, str], tuple[Cell, Result]] = {}
-    found: list[Steady] = []
+    steady: list[Steady] = []
     unpaired: list[str] = []
-    for cell, answer in sorted(every, key=lambda each: each[0].view != "none"):
+    # Answers on the images as they are come first: those on views are held against them.
+    for cell, answer in sorted(answers, key=lambda each: each[0].view != "none"):
         if not isinstance(answer, Result):
             continue
         metric = headline(answer)
-        asked = Question(cell.dataset, answer.task, cell.setting, None, True, metric)
+        question = Question(cell.dataset, answer.task, cell.setting, None, True, metric)
         if cell.view == "none":
-            plain.setdefault((asked, cell.backbone), (cell, answer))
+            plain.setdefault((question, cell.backbone), (cell, answer))
             continue
-        there = plain.get((asked, cell.backbone))
-        if there is None or there[0].seed != cell.seed:
+        first = plain.get((question, cell.backbone))
+        if first is None or first[0].seed != cell.seed:
             continue
         try:
-            held = held_against(there, (cell, answer), metric)
+            compared = held_against(first, (cell, answer), metric)
         except LabelError as error:
             unpaired.append(f"{cell.name}: {error}")
             continue
-        if held is not None:
-            ends = there[1].scores[-1].metrics[metric], answer.scores[-1].metrics[metric]
-            found.append(Steady(asked, cell.backbone, cell.view, *ends, *held, answer.agreement))
-    return found, unpaired
+        if compared is not None:
+            as_they_are = first[1].scores[-1].metrics[metric]
+            seen = answer.scores[-1].metrics[metric]
+            values = (as_they_are, seen, *compared, answer.agreement)
+            steady.append(Steady(question, cell.backbone, cell.view, *values))
+    return steady, unpaired
 
 
 # --- paired tests ----------------------------------------------------------------------------
 
 
-def _tests(held: Sequence[tuple[Cell, Answer]]) -> tuple[tuple[Test, ...], tuple[str, ...]]:
+def _tests(answers: Sequence[CellAnswer]) -> tuple[tuple[Test, ...], tuple[str, ...]]:
     """Return every pair of backbones on every question, of the first seed, in the last setting."""
-    groups: dict[Question, dict[str, tuple[Cell, Answer]]] = {}
-    for cell, answer in held:
-        asked = Question(cell.dataset, answer.task, cell.setting, None, True, headline(answer))
-        groups.setdefault(asked, {}).setdefault(cell.backbone, (cell, answer))
-    found: list[tuple[Question, str, str, Paired]] = []
+    by_question: dict[Question, dict[str, CellAnswer]] = {}
+    for cell, answer in answers:
+        question = Question(cell.dataset, answer.task, cell.setting, None, True, headline(answer))
+        by_question.setdefault(question, {}).setdefault(cell.backbone, (cell, answer))
+    pairs: list[tuple[Question, str, str, Paired]] = []
     unpaired: list[str] = []
-    for asked, own in groups.items():
-        for first, second in combinations(own, 2):
+    for question, by_backbone in by_question.items():
+        for first, second in combinations(by_backbone, 2):
             try:
-                paired = pair(asked.metric, *own[first], *own[second])
+                paired = pair(question.metric, *by_backbone[first], *by_backbone[second])
             except LabelError as error:
-                unpaired.append(f"{asked.dataset}, {asked.task}, {asked.setting}: {error}")
+                unpaired.append(f"{question.dataset}, {question.task}, {question.setting}: {error}")
                 continue
             if paired is not None:
-                found.append((asked, first, second, paired))
-    adjusted = iter(holm([each.p for *_, each in found if each.p is not None]))
-    return tuple(
-        Test(*each, None if each[3].p is None else next(adjusted)) for each in found
-    ), tuple(unpaired)
+                pairs.append((question, first, second, paired))
+    return _adjusted(pairs), tuple(unpaired)
+
+
+def _adjusted(pairs: Sequence[tuple[Question, str, str, Paired]]) -> tuple[Test, ...]:
+    """Return the tests with Holm's p over all that have a p at all."""
+    adjusted = iter(holm([paired.p for *_, paired in pairs if paired.p is not None]))
+    tests: list[Test] = []
+    for question, first, second, paired in pairs:
+        p_holm = None if paired.p is None else next(adjusted)
+        tests.append(Test(question, first, second, paired, p_holm))
+    return tuple(tests)

@@ -139,6 +139,9 @@ def segment(
         Path | None,
         typer.Option("--out", help="Write predictions and pictures of them into this new folder."),
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where heads are trained: auto, cpu, cuda:1, mps.")
+    ] = "auto",
     store: StoreOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -151,7 +154,7 @@ def segment(
     if out_to:
         check_empty(out_to)  # before hours of work
     with _steps("segment") as progress:
-        answers = segment(settings, progress=progress)
+        answers = segment(settings, device=device, progress=progress)
     written, failed = write_predictions(settings, out_to) if out_to else ([], [])
     if as_json:
         print(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=1))
@@ -223,7 +226,7 @@ def compare(
     With --heads the second method above the first; the stores may then be the same.
     """
     from pipeline.evaluation.compare import compare_stores
-    from stores.mirror import located
+    from stores.storage import located
 
     methods = None if heads is None else (_method(heads[0]), _method(heads[1]))
     found = compare_stores(located(first), located(second), methods)

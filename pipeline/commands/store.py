@@ -154,11 +154,12 @@ def withdraw(
     from pipeline.extraction.sync import name_patient
     from stores import FeatureStore
     from stores import purge as taking
-    from stores.mirror import located, occupied
+    from stores.storage import storage_at
 
-    folder = located(store)
-    with occupied(folder):
-        name, opened = name_patient(folder, patient), FeatureStore.open(folder)
+    storage = storage_at(store)
+    with storage.occupied():
+        name = name_patient(storage.folder, patient)
+        opened = FeatureStore.open(storage.folder)
         if undo:
             taking.readmit(opened, name)
         done = {

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.config.methods import one_of
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.types import Frozen
 
 
@@ -33,17 +35,9 @@ class Masks(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> Masks:
-        for name, by in (("files", "path"), ("column", "table")):
-            if bool(getattr(self, name)) != (self.by == by):
-                verb = "need" if self.by == by else "take no"
-                raise ValueError(f"Masks joined by {self.by} {verb} `{name}`.")
-        for named in (*self.files.values(), *([self.column] if self.column else [])):
-            if self.apart != isinstance(named, tuple) or len(self.each(named)) != self.count:
-                raise ValueError(
-                    f"values and {'files' if self.files else 'column'} must both be lists of equal "
-                    f"length where each structure has a file of its own. Got {self.values!r} and "
-                    f"{named!r}."
-                )
+        self._check_joined("path", "files", bool(self.files))
+        self._check_joined("table", "column", bool(self.column))
+        self._check_counts()
         if self.apart and (self.by == "uid" or "background" in self.values):
             raise ValueError(
                 "Structures in files of their own are joined by path or table, and the background "
@@ -55,11 +49,35 @@ class Masks(Frozen):
             )
         return self
 
+    def _check_joined(self, by: str, name: str, given: bool) -> None:
+        """Raise ValueError where masks joined in a way lack its key, or others have it."""
+        if given == (self.by == by):
+            return
+        verb = "need" if self.by == by else "take no"
+        raise ValueError(f"Masks joined by {self.by} {verb} `{name}`.")
+
+    def _check_counts(self) -> None:
+        """Raise ValueError where there are not as many files, or columns, as structures."""
+        every = [*self.files.values()]
+        if self.column:
+            every.append(self.column)
+        for named in every:
+            if self.apart != isinstance(named, tuple) or len(self.each(named)) != self.count:
+                raise ValueError(
+                    f"values and {'files' if self.files else 'column'} must both be lists of equal "
+                    f"length where each structure has a file of its own. Got {self.values!r} and "
+                    f"{named!r}."
+                )
+
     @property
     def classes(self) -> tuple[str, ...]:
         """The names by label value as heads see it: background, then structures as listed."""
-        named = self.values.values() if isinstance(self.values, dict) else self.each(self.values)
-        return tuple(dict.fromkeys(["background", *named]))
+        if isinstance(self.values, dict):
+            structures = tuple(self.values.values())
+        else:
+            structures = self.each(self.values)
+        # Once each: several values may be of one structure, or of the background.
+        return tuple(dict.fromkeys(["background", *structures]))
 
     @property
     def apart(self) -> bool:
@@ -77,29 +95,25 @@ class Masks(Frozen):
         return (named,) if isinstance(named, str) else named
 
 
-# A head on the last block's tokens: a 1x1 convolution, with batch norm before it (DINOv2's BNHead),
-# or their nearest neighbours; on the last five blocks': the decoder of arXiv 2312.02366; on the
-# last block's and the image: image-decoder. Networks trained from scratch on images: U-Net, and
-# TransUNet.
-SegmentMethod = Literal[
-    "linear", "linear-bn", "decoder", "image-decoder", "knn", "unet", "transunet"
-]
+def _known(method: str) -> str:
+    """Return the name of a segmentation head. Raises what a `Literal` of them would."""
+    return one_of(method, tuple(SEGMENTATION_HEADS))
 
 
 class Segment(Frozen):
     """How a segmentation head, or a network from scratch, is trained and chosen.
 
-    learning_rates: all are trained at once, and one is chosen by the Dice on val; the defaults are
-    those of arXiv 2312.02366, whose batches are of 128. epochs: at most; patience: epochs without a
-    better Dice on val before it ends; the best epoch is kept. loss: MONAI's, softmax. refit:
-    whether what was chosen is trained again on train and val, as there, for as many epochs. knn
-    takes from it refit and seed, and k (one is chosen on val), temperature, and references: how
-    many patches it keeps at most. size: of a network from scratch; `small` is for tests and for
-    trying out without a GPU. shots: numbers of training patients to be asked beside all of them,
-    never trained again on val; each is drawn `draws` times.
+    method: of `SEGMENTATION_HEADS`. learning_rates: all are trained at once, and one is chosen by
+    the Dice on val; the defaults are those of arXiv 2312.02366, whose batches are of 128. epochs:
+    at most; patience: epochs without a better Dice on val before it ends; the best epoch is kept.
+    loss: MONAI's, softmax. refit: whether what was chosen is trained again on train and val, as
+    there, for as many epochs. knn takes from it refit and seed, and k (one is chosen on val),
+    temperature, and references: how many patches it keeps at most. size: of a network from scratch;
+    `small` is for tests and for trying out without a GPU. shots: numbers of training patients to be
+    tried as well as all of them, never trained again on val; each is drawn `draws` times.
     """
 
-    method: SegmentMethod = "linear"
+    method: Annotated[str, AfterValidator(_known)] = "linear"
     learning_rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] = (
         1e-4,
         5e-4,

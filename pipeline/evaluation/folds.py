@@ -43,7 +43,7 @@ def join_folds(answers: Sequence[FoldAnswer], tests: Sequence[Rows]) -> OutOfFol
     # Several folds: each unit is tested once, by the one model that has not seen its patient.
     by_fold = [predictions for predictions, _ in answers]
     notes = _numbered_notes(answers)
-    if _each_chose_its_own(by_fold):
+    if _each_chose_another(by_fold):
         chosen = [predictions[0] for predictions in by_fold]
         notes.append(f"chosen by fold: {', '.join(_in_words(chosen))}")
         joined = [_joined({}, chosen)]
@@ -65,7 +65,7 @@ def _numbered_notes(answers: Sequence[FoldAnswer]) -> list[str]:
     return notes
 
 
-def _each_chose_its_own(by_fold: Sequence[list[Prediction]]) -> bool:
+def _each_chose_another(by_fold: Sequence[list[Prediction]]) -> bool:
     """Return whether every fold has one prediction, and not all are of one setting."""
     if any(len(predictions) != 1 for predictions in by_fold):
         return False

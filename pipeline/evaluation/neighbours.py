@@ -54,9 +54,9 @@ def neighbours(
         return nearest
     cosine, place = nearest
     for now in batches(len(queries)):
-        is_own = patient[reference][place[now]] == patient[queries[now], None]
+        is_same_patient = patient[reference][place[now]] == patient[queries[now], None]
         # Stable: patients other than the query's come first, and of those the nearest.
-        others_first = np.argsort(is_own, axis=1, kind="stable")
+        others_first = np.argsort(is_same_patient, axis=1, kind="stable")
         cosine[now], place[now] = _reordered(cosine[now], place[now], others_first)
     return cosine[:, :k], place[:, :k]
 

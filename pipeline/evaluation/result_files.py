@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.heads import declared
 from pipeline.config.methods import Method
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.results import Metric, Result, Segmented
@@ -45,8 +46,6 @@ Answer = TypeVar("Answer", Result, Segmented)
 
 # What a tidy row calls an answer to masks.
 SEGMENTATION = "segmentation"
-# What segmentation heads see; a network from scratch sees images alone.
-SEGMENTATION_FEATURES = {"image-decoder": "patch+image", "unet": "image", "transunet": "image"}
 TIDY = pa.schema(
     [
         ("task", pa.string()),
@@ -261,10 +260,11 @@ def _question(result: Result | Segmented) -> dict[str, str]:
     """Return what a tidy row says of the question that was answered."""
     if isinstance(result, Result):
         return result.model_dump(include={"task", "method", "features", "kind", "level"})
+    head = SEGMENTATION_HEADS.get(result.method)
     return {
         "task": result.task,
         "method": result.head,
-        "features": SEGMENTATION_FEATURES.get(result.method, "patch"),
+        "features": head.features if head else "patch",  # of which a tuned network draws masks
         "kind": SEGMENTATION,
         "level": result.level,
     }

@@ -21,6 +21,7 @@ from pipeline.evaluation.metrics.agreement import icc
 from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.result_files import predicted_units, read_predictions
 from pipeline.results import Result
+from pipeline.shared.arrays import unit_length
 from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError, StoreNotFoundError
 from stores.features import OK, FeatureStore
@@ -137,10 +138,8 @@ def _features(
 def _agreement_of_features(what: str, x: NDArray[np.float32]) -> Agreement:
     """Return how far x (n, 2, d), the features of both scans of n pairs, agree."""
     low, middle = np.nanquantile(icc(x), [0.05, 0.5]).tolist()
-    length = np.linalg.norm(x, axis=2, keepdims=True)
-    first = x[:, 0] / length[:, 0]
-    second = x[:, 1] / length[:, 1]
-    cosine = first @ second.T  # (n, n): of every first scan with every second
+    unit = unit_length(x)
+    cosine = unit[:, 0] @ unit[:, 1].T  # (n, n): of every first scan with every second
     is_nearest = cosine.argmax(axis=1) == np.arange(len(cosine))
     return Agreement(
         what=what,

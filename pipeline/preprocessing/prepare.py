@@ -16,19 +16,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.preprocessing.content import body_box, check_finite
 from pipeline.preprocessing.intensity import apply_intensity
 from pipeline.preprocessing.perturb import viewed
 from pipeline.recipe import Architecture, FileWindow, Preprocess, Recipe
 from pipeline.types import Slice
-from stores.errors import UnreadableError
 
-# What is body and what is air round it: HU for CT, else a part of the slice's own range.
-_BODY_HU = -500.0
-_BODY_PART = 0.1
 # Pixels that are scaled at once: more of a batch gains nothing, and takes memory.
 _PIECE_PIXELS = 2**24
 
@@ -38,7 +34,7 @@ def prepare(item: Slice, modality: str, recipe: Recipe) -> Tensor:
 
     Raises UnreadableError (`not-finite`) where no pixel is finite.
     """
-    check(item)
+    check_finite(item)
     return prepare_batch([item], [modality], recipe)[0]
 
 
@@ -50,9 +46,9 @@ def prepare_batch(
 ) -> Tensor:
     """Return (b, 3, S, S) float32 on `device`, where all is computed; one shape, one resize.
 
-    The items have passed `check`. Equal to `prepare` of each slice within 1e-5 on the CPU and 1e-3
-    elsewhere, where resampling sums in another order. On a GPU the call returns before the work is
-    done.
+    The items have passed `check_finite`. Equal to `prepare` of each slice within 1e-5 on the CPU
+    and 1e-3 elsewhere, where resampling sums in another order. On a GPU the call returns before the
+    work is done.
     """
     size = recipe.image_size
     device = torch.device(device)
@@ -72,12 +68,6 @@ def prepare_batch(
     return normalise(out, recipe.architecture)
 
 
-def check(item: Slice) -> None:
-    """Raise UnreadableError (`not-finite`) where a slice has no finite pixel to show."""
-    if item.pixels.dtype.kind == "f" and not np.isfinite(item.pixels).any():
-        raise UnreadableError("not-finite", "the slice has no finite pixel")
-
-
 def scale(item: Slice, modality: str, preprocess: Preprocess) -> Tensor:
     """Return grey in [0, 1], (1 or 3, H', W'), cut and padded as the recipe asks, not resized.
 
@@ -85,7 +75,7 @@ def scale(item: Slice, modality: str, preprocess: Preprocess) -> Tensor:
     after: there, the overshoot of the bicubic kernel at one bright edge would set the contrast of
     all other pixels, and differently for each image size. Raises UnreadableError (`not-finite`).
     """
-    check(item)
+    check_finite(item)
     item = viewed(item, preprocess.view)
     grey = _grey([item], modality, preprocess, torch.device("cpu"))[0]
     if preprocess.crop == "body":
@@ -147,24 +137,6 @@ def _stacked(items: Sequence[Slice], device: torch.device) -> Tensor:
 # --- shape ---------------------------------------------------------------------------------------
 
 
-def body_box(pixels: NDArray[np.float32], modality: str) -> tuple[slice, slice]:
-    """Return rows and columns of the largest connected piece of body; all where there is none."""
-    from scipy import ndimage  # which few recipes need
-
-    known = pixels[np.isfinite(pixels)]
-    low = float(known.min())
-    span = float(known.max()) - low
-    threshold = _BODY_HU if modality == "CT" else low + _BODY_PART * span
-    body = np.nan_to_num(pixels, nan=low) > threshold
-    pieces, count = ndimage.label(body)
-    if not count:
-        return slice(None), slice(None)
-    sizes = np.bincount(pieces.ravel())[1:]  # without what is no body
-    largest = int(sizes.argmax())
-    rows, columns = ndimage.find_objects(pieces)[largest]
-    return rows, columns
-
-
 def _cropped(grey: Tensor, item: Slice, modality: str) -> Tensor:
     """Return the body of one slice, (C, H', W')."""
     rows, columns = body_box(item.pixels, modality)
@@ -203,8 +175,9 @@ def normalise(batch: Tensor, architecture: Architecture) -> Tensor:
 
     In place.
     """
-    mean = _channels(architecture.mean, batch.device)
-    std = _channels(architecture.std, batch.device)
+    device = batch.device
+    mean = _channels(architecture.mean, device)
+    std = _channels(architecture.std, device)
     return batch.sub_(mean).div_(std)
 
 

@@ -20,8 +20,7 @@ from pipeline.report.style import LINES, MARKS, SERIES, WIDTH, grid, legend, sty
 from pipeline.report.wording import METRICS, spread
 from pipeline.results import Metric, Score, Segmented
 from pipeline.segmentation import pictures
-from pipeline.segmentation.cases import Asked
-from pipeline.segmentation.export import telling
+from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.predictions import read_predicted
 from stores.errors import ConfigError, LabelError, UnreadableError
 
@@ -132,35 +131,35 @@ def _overlays(source: Source, task: str) -> Figure | None:
     if config is None or task not in config.masks:
         return None
     try:
-        asked = Asked.of(config, task)
-        heads = asked.filed
+        cases = SegmentationCases.of(config, task)
+        heads = cases.heads_on_file()
         if not heads:
             return None
-        dice = {head: _dice_of(asked, head) for head in heads}
+        dice = {head: _dice_of(cases, head) for head in heads}
         units = _telling_units(dice)
-        rows = np.array([telling(asked, asked.units[unit].rows) for unit in units])
-        images = asked.source.images(rows)
+        rows = np.array([cases.row_with_most_mask(cases.units[unit]) for unit in units])
+        images = cases.source.images(rows)
     except (LabelError, ConfigError, UnreadableError) as error:  # the rest of the page stands
         log.warning("%s has no overlays: %s", task, error)
         return None
-    predicted = {head: read_predicted(asked, head) for head in heads}
+    predicted = {head: read_predicted(cases, head) for head in heads}
     lines: list[tuple[str, list[tuple[str, Any]]]] = []
     for word, unit, row, image in zip(SHOWN[len(units)], units, rows.tolist(), images, strict=True):
         grey = pictures.grey_of(image)
-        mask = asked.kept.at_input(row, asked.source.image_size)
+        mask = cases.masks.at_input(row, cases.source.image_size)
         cells = [("", pictures.painted(grey, np.zeros_like(mask)))]
         cells += [("", pictures.painted(grey, mask))]
         cells += [
             (f"{dice[h][unit]:.3f}", pictures.painted(grey, predicted[h][row])) for h in heads
         ]
         lines.append((f"{word}\nrow {row}", cells))
-    return _pictures(lines, ["image", "mask", *heads], asked.kept.classes[1:])
+    return _pictures(lines, ["image", "mask", *heads], cases.masks.classes[1:])
 
 
-def _dice_of(asked: Asked, head: str) -> dict[int, float]:
+def _dice_of(cases: SegmentationCases, head: str) -> dict[int, float]:
     """Return the mean Dice over structures of each test unit, with all training patients."""
-    table = read_units(asked.path(head))
-    number = {unit: i for i, unit in enumerate(asked.cases.units.ids.tolist())}
+    table = read_units(cases.path(head))
+    number = {unit: i for i, unit in enumerate(cases.task_cases.units.ids.tolist())}
     found: dict[int, list[float]] = {}
     for unit, dice in zip(table["unit"].to_pylist(), table["dice"].to_pylist(), strict=True):
         if dice == dice:

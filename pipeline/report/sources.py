@@ -19,12 +19,12 @@ from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluation.result_files import filed, filed_segmentations
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from pipeline.results import Result, Segmented
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError, LabelError
 from stores.export import live_slices
-from stores.features import UNREADABLE, FeatureStore
+from stores.features import FeatureStore
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Source:
     @cached_property
     def recipe(self) -> Recipe:
         """What made the numbers."""
-        return Recipe.model_validate_json(self.store.recipe_text)
+        return recipe_of(self.store)
 
     @cached_property
     def slices(self) -> pa.Table:
@@ -191,13 +191,8 @@ def _files_lost(store: FeatureStore) -> list[Loss]:
 
 
 def _slices_lost(store: FeatureStore, status: NDArray[np.uint8]) -> list[Loss]:
-    bad = np.flatnonzero(status == UNREADABLE)
-    told = [
-        failure
-        for index in np.unique(bad // store.layout.part_rows)
-        for failure in (store.receipt(int(index)) or {}).get("failures", [])
-    ]
-    return _by_reason("slice", [(f["reason"], f"row {f['row']}: {f['detail']}") for f in told])
+    failures = store.unreadable(status)
+    return _by_reason("slice", [(f.reason, f"row {f.row}: {f.detail}") for f in failures])
 
 
 def _by_reason(what: str, lost: list[tuple[str, str]]) -> list[Loss]:

@@ -1,18 +1,15 @@
-"""What heads are asked: some masks of a config over its store, as units with a split."""
+"""What segmentation heads learn and are scored on: masks of a config, as units with a split."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.labels import read_labels
@@ -20,36 +17,42 @@ from pipeline.config.data import Labels
 from pipeline.config.heads import TUNED
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks, Segment
-from pipeline.config.tasks import Task
+from pipeline.config.tasks import Level, Task
 from pipeline.config.tuning import Tuning
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.result_files import segmentation_path
-from pipeline.segmentation.geometry import to_slice
-from pipeline.segmentation.masks import Kept, settle
-from pipeline.segmentation.sources import StoreSource, Unit, units_of
+from pipeline.segmentation.contracts import Rows
+from pipeline.segmentation.masks import StoredMasks, update_masks
+from pipeline.segmentation.sources import StoreSource
+from pipeline.segmentation.units import Unit, units_of
+from stores._disk import sha256
 from stores.errors import ConfigError
 from stores.features import FeatureStore
 
 # Raised whenever the same question is answered otherwise: older answers are then not found.
 CONTRACT = 3
-Labels2D = NDArray[np.uint8]
+# What is being done, how much of it is done, of how much.
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass
-class Asked:
-    """What all heads of a config are asked about: a store, some masks, units and their split."""
+class SegmentationCases:
+    """What all heads of a config share: a store, some masks, their units and the split of those.
+
+    mask_settings: the block of the config; task_cases: the units as a task of evaluation, each
+    labelled by the structures it has, which knows their split.
+    """
 
     config: Config
-    masks: Masks
+    mask_settings: Masks
     store: FeatureStore
-    kept: Kept
-    cases: Cases
+    masks: StoredMasks
+    task_cases: Cases
     units: list[Unit]
 
     @classmethod
-    def of(cls, config: Config, task: str, progress: Progress | None = None) -> Asked:
-        """Bring the masks up to date and join them.
+    def of(cls, config: Config, task: str, progress: Progress | None = None) -> SegmentationCases:
+        """Bring the masks that the config calls `task` up to date and join them to the slices.
 
         progress: called with what is done, how many mask files were looked at, of how many. Raises
         ConfigError, LabelError.
@@ -59,88 +62,99 @@ class Asked:
                 "Segmentation heads are fitted and tested on the tokens of one store. The config "
                 "has `fit_on`: leave it out."
             )
-        store, masks = FeatureStore.open(config.store), config.masks[task]
-        tell = functools.partial(progress, f"{task}: masks") if progress else None
-        kept = settle(config, store, masks, tell)
-        table = None
-        if config.labels is not None:
-            column = config.split.column
-            table = read_labels(config.labels, [], [column] if column else [])
-        elif config.split.column:
-            raise ConfigError(
-                f"A split of kind {config.split.kind!r} needs `labels`: the file that has the "
-                f"column {config.split.column!r}."
-            )
-        found, units = units_of(config, store, kept, table)
-        level: Any = "series" if any(unit.volume for unit in units) else "image"
-        question = Task(labels=kept.classes[1:], level=level)
-        table = table or LabelTable(Labels(file=Path()), {})
-        cases = Cases(config, store, table, store.fingerprint(), task, question)
-        cases.units = found
-        return cls(config, masks, store, kept, cases, units)
+        store = FeatureStore.open(config.store)
+        mask_settings = config.masks[task]
+        report = functools.partial(progress, f"{task}: masks") if progress else None
+        masks = update_masks(config, store, mask_settings, report)
+        table = _label_table(config)
+        labelled, units = units_of(config, store, masks, table)
+        level: Level = "series" if any(unit.volume for unit in units) else "image"
+        task_cases = Cases(
+            config,
+            store,
+            table or LabelTable(Labels(file=Path()), {}),
+            store.fingerprint(),
+            task,
+            Task(labels=masks.classes[1:], level=level),
+        )
+        # Known from the masks: they are not to be joined from labels, of which there may be none.
+        task_cases.units = labelled
+        return cls(config, mask_settings, store, masks, task_cases, units)
 
     @cached_property
     def source(self) -> StoreSource:
         """Tokens, masks and images by row."""
-        return StoreSource(self.config, self.store, self.kept)
+        return StoreSource(self.config, self.store, self.masks)
 
-    def rows_of(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the rows of some units, ascending."""
-        units = self.cases.units
-        return units.rows[np.isin(units.unit, which)]
+    def rows_of(self, units: Rows) -> Rows:
+        """Return the rows of some units (by number), ascending."""
+        labelled = self.task_cases.units
+        return labelled.rows[np.isin(labelled.unit, units)]
 
-    @property
-    def filed(self) -> list[str]:
-        """The heads, and methods that tune the network, whose answers are on file."""
-        if not self.cases.is_split:
+    def row_with_most_mask(self, unit: Unit) -> int:
+        """Return the row of a unit's slice that shows most of its structures."""
+        return max(unit.rows, key=lambda row: int((self.masks.labels(row) > 0).sum()))
+
+    # --- answers on file ---------------------------------------------------------------------
+
+    def heads_on_file(self) -> list[str]:
+        """Return the heads, and methods that tune the network, whose answers are on file."""
+        # An answer is named by its split among others: without one there is none.
+        if not self.task_cases.is_split:
             return []
         every = [*self.config.segment, *TUNED]
         return [name for name in every if self.settings(name) and self.path(name).is_file()]
 
     def settings(self, head: str) -> Segment | Tuning:
         """Return the settings of a head, or of a method that tunes the network."""
-        own: Segment | Tuning = self.config.segment.get(head) or getattr(self.config, head)
-        return own
+        settings: Segment | Tuning = self.config.segment.get(head) or getattr(self.config, head)
+        return settings
 
-    def begun_as(self, head: str) -> Segment | None:
+    def initial_head(self, head: str) -> Segment | None:
         """Return the head on cached tokens that a tuned network's begins as; None for noise.
 
         The first linear one of the config, or one of the defaults.
         """
-        own = self.settings(head)
-        if not isinstance(own, Tuning) or own.start == "noise":
+        settings = self.settings(head)
+        if not isinstance(settings, Tuning) or settings.start == "noise":
             return None
         linear = [each for each in self.config.segment.values() if each.method == "linear"]
-        return (linear or [Segment()])[0].model_copy(update={"refit": "none"})
+        initial = linear[0] if linear else Segment()
+        return initial.model_copy(update={"refit": "none"})
 
     def path(self, head: str) -> Path:
         """Return where the answer of a head is filed."""
-        return segmentation_path(self.store.path, self.cases.name, head, self.key(head))
+        return segmentation_path(self.store.path, self.task_cases.name, head, self.key(head))
 
     def key(self, head: str) -> str:
         """Return the sha256 of all that the answer of a head depends on."""
-        asked = {
+        patients = "\0".join(self.task_cases.units.groups)
+        question = {
             "contract": CONTRACT,
-            "task": self.cases.name,
+            "task": self.task_cases.name,
             "head": head,
             "settings": self.settings(head).model_dump(mode="json"),
-            "masks": self.kept.digest,
-            "tolerance": self.masks.tolerance,
-            "patients": hashlib.sha256("\0".join(self.cases.units.groups).encode()).hexdigest(),
-            "split": self.cases.split.digest,
+            "masks": self.masks.digest,
+            "tolerance": self.mask_settings.tolerance,
+            "patients": sha256(patients.encode()),
+            "split": self.task_cases.split.digest,
             "rules": self.config.split.model_dump(mode="json", include={"new", "allow"}),
-            "store": self.cases.fingerprint,
+            "store": self.task_cases.fingerprint,
         }
-        begun = self.begun_as(head)
-        if begun is not None:
-            asked["begun_as"] = begun.model_dump(mode="json")
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        initial = self.initial_head(head)
+        if initial is not None:
+            question["begun_as"] = initial.model_dump(mode="json")
+        return sha256(json.dumps(question, sort_keys=True).encode())
 
 
-def native(kept: Kept, unit: Unit, labels: Sequence[Labels2D]) -> Labels2D:
-    """Return label values (S, S) of a unit's slices at native size: (z, H, W), or (H, W)."""
-    planes = [
-        to_slice(each, kept.shows(row), kept.labels(row).shape)
-        for row, each in zip(unit.rows, labels, strict=True)
-    ]
-    return np.stack(planes) if unit.volume else planes[0]
+def _label_table(config: Config) -> LabelTable | None:
+    """Return the label table, which may name patients and say how to split; None without one."""
+    column = config.split.column
+    if config.labels is not None:
+        return read_labels(config.labels, [], [column] if column else [])
+    if column:
+        raise ConfigError(
+            f"A split of kind {config.split.kind!r} needs `labels`: the file that has the "
+            f"column {column!r}."
+        )
+    return None

@@ -1,6 +1,6 @@
 """What masks and heads promise each other: where a head's tokens come from, and what it gives back.
 
-A head is `pipeline.segmentation.heads.fit(source, parts, settings) -> Fitted`. It learns from the
+A head is fitted by `pipeline.segmentation.heads.fit(source, parts, settings)`. It learns from the
 rows of `parts["train"]`, chooses by those of `parts["val"]`, and looks at no others. Rows are those
 of the store, each a slice with tokens and a mask. Dims: b rows, l blocks, h, w patch grid,
 S side of the network's input, d embedding.
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from pipeline.config.tasks import Part
 
-Parts = dict[Part, NDArray[np.int64]]
+Rows = NDArray[np.int64]
+Parts = dict[Part, Rows]
 
 
-class Source(Protocol):
-    """What a head learns from and predicts on; in the order of the rows asked."""
+class TokenSource(Protocol):
+    """What a head learns from and predicts on; in the order of the rows that are asked for."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -28,23 +29,23 @@ class Source(Protocol):
 
     @property
     def image_size(self) -> int:
-        """S."""
+        """The side S of the network's input, in pixels."""
 
     @property
     def chunk_rows(self) -> int:
         """How many rows are read at once: whole runs of them, from a multiple of it, cost least."""
 
-    def tokens(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+    def tokens(self, rows: Rows) -> NDArray[Any]:
         """Return (b, l, h, w, d) float16 or float32: patch tokens, oldest block first."""
 
-    def masks(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def masks(self, rows: Rows) -> NDArray[np.uint8]:
         """Return (b, S, S) label values, through the very geometry of the images."""
 
-    def images(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def images(self, rows: Rows) -> NDArray[np.float32]:
         """Return (b, 3, S, S) as the network saw them: for heads that see the image."""
 
 
-class Fitted(Protocol):
+class FittedHead(Protocol):
     """A head that has learned.
 
     setting: what it chose, such as {"lr": 0.01}; notes: what a reader of its scores must know;
@@ -63,7 +64,5 @@ class Fitted(Protocol):
     def seconds(self) -> float:
         """Time of fitting, choosing included."""
 
-    def predict(
-        self, source: Source, rows: NDArray[np.int64]
-    ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield each row with its label values (S, S), in the order asked."""
+    def predict(self, source: TokenSource, rows: Rows) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield each row with its label values (S, S), in the order of `rows`."""

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.segmentation import pictures
-from pipeline.segmentation.cases import Asked, native
-from pipeline.segmentation.mask_writer import write_unit
+from pipeline.segmentation.cases import SegmentationCases
+from pipeline.segmentation.mask_writer import UnitLabels, write_unit
+from pipeline.segmentation.units import Unit, native_labels
 from pipeline.shared.pseudonyms import Names
 from stores.errors import UnreadableError
 
 # Most units that have a picture, and slices whose tokens are shown.
-MOST_PICTURES, MOST_TOKENS = 12, 6
-Predicted = Mapping[int, NDArray[np.uint8]]
+MOST_PICTURES = 12
+MOST_TOKENS = 6
+Predicted = Mapping[int, NDArray[np.uint8]]  # row -> label values (S, S)
 
 
 @dataclass(frozen=True)
@@ -32,67 +33,94 @@ class Unwritten:
     detail: str
 
 
+# --- files ---------------------------------------------------------------------------------------
+
+
 def write_units(
-    asked: Asked, predicted: Predicted, out: Path
+    cases: SegmentationCases, predicted: Predicted, out: Path
 ) -> tuple[list[Path], list[Unwritten]]:
     """Write each predicted unit in the space of its file; return the files, and what failed.
 
     That is a unit whose images can no longer be read, or lack what its format must have.
     """
-    config = asked.config
-    names = Names(asked.store.path, config.data.paths)
-    slices = names.revealed(asked.store.slices())
-    numbers = slices["row"].to_numpy()
+    names = Names(cases.store.path, cases.config.data.paths)
+    slices = names.revealed(cases.store.slices())
     written: list[Path] = []
     failed: list[Unwritten] = []
-    for unit in asked.units:
+    for unit in cases.units:
         if unit.rows[0] not in predicted:
             continue
-        own = slices.take(pa.array(np.searchsorted(numbers, unit.rows))).to_pylist()
-        labels = native(asked.kept, unit, [predicted[row] for row in unit.rows])
-        planes = list(labels) if unit.volume else [labels]
-        plane, classes = config.preprocess.plane, asked.kept.classes
+        labels = _labels_of(cases, unit, slices, predicted)
         try:
-            written += write_unit(config.data.root, own, planes, plane, classes, out)
+            written += write_unit(labels, out)
         except (UnreadableError, OSError, ValueError, AttributeError) as error:
-            # a library's words may quote a header: its kind alone is told
+            # A library's words may quote a header: of its errors the kind alone is reported.
             detail = str(error) if isinstance(error, UnreadableError) else type(error).__name__
-            failed.append(Unwritten(unit.rows[0], names.shown(own[0]["path"]), detail))
+            source = names.shown(labels.slices[0]["path"])
+            failed.append(Unwritten(unit.rows[0], source, detail))
     return written, failed
 
 
-def write_pictures(asked: Asked, predicted: Predicted, out: Path, head: str) -> list[Path]:
+def _labels_of(
+    cases: SegmentationCases, unit: Unit, slices: pa.Table, predicted: Predicted
+) -> UnitLabels:
+    """Return what was predicted of a unit, at native size; slices: with real paths."""
+    places = np.searchsorted(slices["row"].to_numpy(), unit.rows)
+    at_input = [predicted[row] for row in unit.rows]
+    labels = native_labels(cases.masks, unit, at_input)
+    return UnitLabels(
+        root=cases.config.data.root,
+        slices=slices.take(pa.array(places)).to_pylist(),
+        planes=list(labels) if unit.volume else [labels],
+        plane=cases.config.preprocess.plane,
+        classes=cases.masks.classes,
+    )
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def write_pictures(
+    cases: SegmentationCases, predicted: Predicted, out: Path, head: str
+) -> list[Path]:
     """Write overlays of the first units, and the tokens of their slices as colours.
 
     Each unit is shown by the slice with most of the mask. Files are named by row, and no picture
     has a name on it.
     """
-    recipe = Recipe.model_validate_json(asked.store.recipe_text)
-    note = "RANDOM WEIGHTS" if recipe.random else ""
-    rows = [telling(asked, unit.rows) for unit in asked.units if unit.rows[0] in predicted]
-    rows, written = rows[:MOST_PICTURES], []
-    if not rows:
+    units = [unit for unit in cases.units if unit.rows[0] in predicted][:MOST_PICTURES]
+    if not units:
         return []
-    images = asked.source.images(np.array(rows))
-    masks = asked.source.masks(np.array(rows))
-    for row, image, mask in zip(rows, images, masks, strict=True):
+    recipe = recipe_of(cases.store)
+    note = "RANDOM WEIGHTS" if recipe.random else ""
+    rows = np.array([cases.row_with_most_mask(unit) for unit in units])
+    images = cases.source.images(rows)
+    masks = cases.source.masks(rows)
+    written = []
+    for row, image, mask in zip(rows.tolist(), images, masks, strict=True):
+        path = out / f"{head}-row{row}.png"
         picture = pictures.overlay(pictures.grey_of(image), mask, predicted[row])
-        written.append(out / f"{head}-row{row}.png")
-        pictures.write_png(written[-1], picture, note)
-    shown = out / "tokens.png"
-    if shown.exists():  # by another head, of the same units
-        return written
-    few = np.array(rows[:MOST_TOKENS])
-    tokens: NDArray[Any] = asked.source.tokens(few)[:, -1].astype(np.float32)
-    colours = pictures.components(tokens, asked.source.image_size)
-    pairs = [
-        pictures.beside([np.repeat(pictures.grey_of(image)[..., None], 3, axis=2), colour])
-        for image, colour in zip(images, colours, strict=False)
-    ]
-    pictures.write_png(shown, pictures.below(pairs), note)
-    return [*written, shown]
+        pictures.write_png(path, picture, note)
+        written.append(path)
+    tokens = out / "tokens.png"
+    if not tokens.exists():  # else by another head, of the same units
+        _write_tokens(cases, rows[:MOST_TOKENS], images[:MOST_TOKENS], tokens, note)
+        written.append(tokens)
+    return written
 
 
-def telling(asked: Asked, rows: tuple[int, ...]) -> int:
-    """Return the row of a unit's slice that has most of the mask."""
-    return max(rows, key=lambda row: int((asked.kept.labels(row) > 0).sum()))
+def _write_tokens(
+    cases: SegmentationCases,
+    rows: NDArray[np.int64],
+    images: NDArray[np.float32],
+    path: Path,
+    note: str,
+) -> None:
+    """Write the images of some rows, each with its tokens as colours to its right."""
+    tokens: NDArray[np.float32] = cases.source.tokens(rows)[:, -1].astype(np.float32)
+    colours = pictures.components(tokens, cases.source.image_size)
+    pairs = []
+    for image, colour in zip(images, colours, strict=True):
+        grey = pictures.in_channels(pictures.grey_of(image))
+        pairs.append(pictures.side_by_side([grey, colour]))
+    pictures.write_png(path, pictures.stacked(pairs), note)

@@ -34,41 +34,53 @@ def shown(
 
     body: the rows and columns that the slice is cut to first.
     """
-    top, left = 0, 0
+    top = 0
+    left = 0
     if body is not None:
-        (top, bottom, _), (left, right, _) = body[0].indices(height), body[1].indices(width)
-        height, width = bottom - top, right - left
-    if aspect == "square":
-        return Shown(top, left, height, width)
-    side = max(height, width) if aspect == "pad" else min(height, width)
-    if aspect == "pad":
-        return Shown(top - (side - height) // 2, left - (side - width) // 2, side, side)
-    return Shown(top + (height - side) // 2, left + (width - side) // 2, side, side)
+        rows, columns = body
+        top, bottom, _ = rows.indices(height)
+        left, right, _ = columns.indices(width)
+        height = bottom - top
+        width = right - left
+    match aspect:
+        case "square":
+            return Shown(top, left, height, width)
+        case "pad":
+            side = max(height, width)
+            return Shown(top - (side - height) // 2, left - (side - width) // 2, side, side)
+        case "crop":
+            side = min(height, width)
+            return Shown(top + (height - side) // 2, left + (width - side) // 2, side, side)
 
 
 def to_input(labels: Labels, shows: Shown, size: int) -> Labels:
     """Return label values (size, size) of a slice's (H, W); 0 where the input shows no slice."""
-    rows = shows.top + nearest(shows.height, size)
-    columns = shows.left + nearest(shows.width, size)
     height, width = labels.shape
-    inside_rows, inside_columns = _inside(rows, height), _inside(columns, width)
+    # Which row and column of the slice each of the input's shows.
+    y = shows.top + nearest(shows.height, size)
+    x = shows.left + nearest(shows.width, size)
+    rows = _inside(y, height)
+    columns = _inside(x, width)
     out = np.zeros((size, size), np.uint8)
-    out[np.ix_(inside_rows, inside_columns)] = labels[
-        np.ix_(rows[inside_rows], columns[inside_columns])
-    ]
+    inside = np.ix_(rows, columns)
+    out[inside] = labels[np.ix_(y[rows], x[columns])]
     return out
 
 
 def to_slice(labels: Labels, shows: Shown, shape: tuple[int, int]) -> Labels:
     """Return label values (H, W) of a slice of an input's (S, S); 0 where the input shows none."""
     size = len(labels)
-    rows, columns = nearest(size, shows.height), nearest(size, shows.width)
-    y, x = np.arange(shows.height) + shows.top, np.arange(shows.width) + shows.left
-    inside_rows, inside_columns = _inside(y, shape[0]), _inside(x, shape[1])
+    height, width = shape
+    # Where in the slice the rectangle's rows and columns lie, and which of the input's they are.
+    y = np.arange(shows.height) + shows.top
+    x = np.arange(shows.width) + shows.left
+    input_y = nearest(size, shows.height)
+    input_x = nearest(size, shows.width)
+    rows = _inside(y, height)
+    columns = _inside(x, width)
     out = np.zeros(shape, np.uint8)
-    out[np.ix_(y[inside_rows], x[inside_columns])] = labels[
-        np.ix_(rows[inside_rows], columns[inside_columns])
-    ]
+    inside = np.ix_(y[rows], x[columns])
+    out[inside] = labels[np.ix_(input_y[rows], input_x[columns])]
     return out
 
 

@@ -1,14 +1,15 @@
-"""kNN over patch tokens: no training, so that a few masks are enough.
+"""The method knn: neighbours of patch tokens, without training, so that a few masks are enough.
 
 A reference is a patch of a slice with a mask, and the share of its pixels that each class has. A
-patch asked about takes the shares of its nearest references by DINOv2's soft vote; the shares are
-brought to full size by bilinear interpolation.
+patch of a query slice takes the shares of its nearest references by DINOv2's soft vote; the shares
+are brought to full size by bilinear interpolation. Dims: b slices, h, w patch grid, d embedding,
+c classes, S side of the network's input.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import faiss
@@ -18,116 +19,155 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from pipeline.config.segmentation import Segment
+from pipeline.config.segmentation_heads import Need
 from pipeline.evaluation.heads.knn import soft_vote
-from pipeline.segmentation.contracts import Parts, Source
-from pipeline.segmentation.loader import Batch, Need, Rows, in_order
+from pipeline.segmentation.contracts import Parts, Rows, TokenSource
+from pipeline.segmentation.loader import Batch, in_order
 from pipeline.segmentation.selection import Overlap, check_parts, chosen_note, learned_rows
 from pipeline.shared.arrays import unit_length
 
-# Slices whose patches are asked about at once.
+# Slices whose patches are looked up at once.
 SLICES = 8
 TOKENS: frozenset[Need] = frozenset({"tokens"})
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Bank:
-    """References: an index of m unit tokens, and their classes' shares (m, c)."""
+class References:
+    """An index of m unit tokens, and their classes' shares (m, c)."""
 
     index: faiss.IndexFlatIP
     shares: Floats
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """Patches that are asked for their masks; see `contracts.Fitted`."""
+class NeighbourHead:
+    """References that know their masks; see `contracts.FittedHead`."""
 
-    bank: Bank
+    references: References
     k: int
     temperature: float
     setting: dict[str, float]
     notes: tuple[str, ...]
     seconds: float
 
-    def predict(self, source: Source, rows: Rows) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield each row with its label values (S, S), in the order asked."""
+    def predict(self, source: TokenSource, rows: Rows) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield each row with its label values (S, S), in the order of `rows`."""
         for batch in in_order(source, rows, TOKENS, SLICES, masks=False):
-            found = votes(self.bank, batch, [self.k], self.temperature, source.image_size)
-            for row, labels in zip(batch.rows, found[self.k], strict=True):
-                yield int(row), labels
+            votes = vote(self.references, batch, [self.k], self.temperature, source.image_size)
+            labels = votes[self.k]
+            yield from zip(batch.rows.tolist(), labels, strict=True)
 
 
-def fit(source: Source, parts: Parts, settings: Segment) -> Neighbours:
-    """Gather references from train, choose k by the Dice on val."""
+def fit(source: TokenSource, parts: Parts, settings: Segment, *, device: str) -> NeighbourHead:
+    """Collect references from train, choose k by the Dice on val.
+
+    device: not looked at, since neighbours are searched for on the CPU.
+    """
     started = time.perf_counter()
     check_parts(parts, "k", settings.k)
-    bank, notes = gather(source, parts["train"], settings), []
-    ks = [k for k in settings.k if k <= len(bank.shares)] or [1]
+    references = collect_references(source, parts["train"], settings)
+    notes = []
+    # A vote of more neighbours than there are references is none.
+    ks = [k for k in settings.k if k <= len(references.shares)] or [1]
     best = ks[0]
     if len(ks) > 1:
-        overlap = Overlap(len(ks), len(source.classes))
-        for batch in in_order(source, parts["val"], TOKENS, SLICES, masks=True):
-            assert batch.masks is not None
-            found = votes(bank, batch, ks, settings.temperature, source.image_size)
-            for i, k in enumerate(ks):
-                overlap.add(i, batch.masks, found[k])
-        dice = overlap.dice()
+        dice = _dice_on(source, parts["val"], references, ks, settings.temperature)
         best = ks[int(dice.argmax())]
         notes.append(chosen_note("k", ks, dice))
     if settings.refit == "train+val" and len(parts["val"]):
-        bank = gather(source, learned_rows(parts, settings), settings)
+        references = collect_references(source, learned_rows(parts, settings), settings)
         notes.append("references of train and val, once k was chosen")
-    notes.append(f"{len(bank.shares)} reference patches")
-    spent = time.perf_counter() - started
-    return Neighbours(bank, best, settings.temperature, {"k": best}, tuple(notes), spent)
+    notes.append(f"{len(references.shares)} reference patches")
+    return NeighbourHead(
+        references=references,
+        k=best,
+        temperature=settings.temperature,
+        setting={"k": best},
+        notes=tuple(notes),
+        seconds=time.perf_counter() - started,
+    )
 
 
-def gather(source: Source, rows: Rows, settings: Segment) -> Bank:
-    """Return the patches of rows as references, equally many of each where not all may be kept."""
+def _dice_on(
+    source: TokenSource, val: Rows, references: References, ks: Sequence[int], temperature: float
+) -> NDArray[np.float64]:
+    """Return the Dice on val by each k."""
+    overlap = Overlap(len(ks), len(source.classes))
+    for batch in in_order(source, val, TOKENS, SLICES, masks=True):
+        assert batch.masks is not None
+        labels = vote(references, batch, ks, temperature, source.image_size)
+        for i, k in enumerate(ks):
+            overlap.add(i, batch.masks, labels[k])
+    return overlap.dice()
+
+
+def collect_references(source: TokenSource, rows: Rows, settings: Segment) -> References:
+    """Return the patches of rows as references, equally many of each where not all may stay."""
     rng = np.random.default_rng(settings.seed)
     if len(rows) > settings.references:
         rows = np.sort(rng.choice(rows, settings.references, replace=False))
     index = faiss.IndexFlatIP(source.tokens(rows[:1]).shape[-1])
     shares = []
     for batch in in_order(source, np.sort(rows), TOKENS, SLICES, masks=True):
-        assert batch.tokens is not None
         assert batch.masks is not None
-        last = batch.tokens[:, -1]
-        b, h, w, d = last.shape
-        share = class_shares(batch.masks, (h, w), len(source.classes)).reshape(b, h * w, -1)
-        most = min(h * w, settings.references // len(rows))
-        for tokens, of_slice in zip(last.reshape(b, h * w, d), share, strict=True):
-            kept = np.sort(rng.permutation(h * w)[:most])
-            index.add(unit_length(tokens[kept].astype(np.float32)))
-            shares.append(of_slice[kept])
-    return Bank(index, np.concatenate(shares))
+        tokens = _last_block(batch)
+        b, h, w, d = tokens.shape
+        number = h * w
+        by_patch = class_shares(batch.masks, (h, w), len(source.classes))
+        most = min(number, settings.references // len(rows))
+        for i in range(b):
+            chosen = rng.permutation(number)[:most]
+            chosen = np.sort(chosen)
+            of_slice = tokens[i].reshape(number, d)
+            of_chosen = of_slice[chosen].astype(np.float32)
+            index.add(unit_length(of_chosen))
+            share = by_patch[i].reshape(number, -1)
+            shares.append(share[chosen])
+    return References(index, np.concatenate(shares))
 
 
 def class_shares(masks: NDArray[np.uint8], grid: tuple[int, int], classes: int) -> Floats:
-    """Return (b, h, w, c): the share of each patch's pixels that have each class; they sum to 1."""
+    """Return (b, h, w, c): the share of each patch's pixels that have each class; they sum to 1.
+
+    masks (b, S, S); grid: h and w.
+    """
     b, size, _ = masks.shape
     h, w = grid
-    y, x = np.arange(size) * h // size, np.arange(size) * w // size
-    cell = (np.arange(b)[:, None, None] * h + y[:, None]) * w + x
-    counts = np.bincount((cell * classes + masks).ravel(), minlength=b * h * w * classes)
+    y = np.arange(size) * h // size
+    x = np.arange(size) * w // size
+    # The number of the patch that each pixel is in, and with its class that of its count.
+    image = np.arange(b)[:, None, None]
+    patch = (image * h + y[:, None]) * w + x
+    bins = (patch * classes + masks).ravel()
+    counts = np.bincount(bins, minlength=b * h * w * classes)
     counts = counts.reshape(b, h, w, classes)
-    shares: Floats = (counts / counts.sum(axis=-1, keepdims=True)).astype(np.float32)
+    total = counts.sum(axis=-1, keepdims=True)
+    shares: Floats = (counts / total).astype(np.float32)
     return shares
 
 
-def votes(
-    bank: Bank, batch: Batch, ks: list[int], temperature: float, size: int
+def vote(
+    references: References, batch: Batch, ks: Sequence[int], temperature: float, size: int
 ) -> dict[int, NDArray[np.uint8]]:
-    """Return for each k the likeliest label values (b, S, S) of a batch."""
+    """Return for each k the likeliest label values (b, S, S) of a batch; size: S."""
+    tokens = _last_block(batch)
+    b, h, w, d = tokens.shape
+    queries = unit_length(tokens.reshape(-1, d).astype(np.float32))
+    cosine, nearest = references.index.search(queries, max(ks))
+    labels = {}
+    votes = soft_vote(cosine, nearest, references.shares, list(ks), temperature)
+    for k, share in votes.items():
+        grid = torch.from_numpy(share.astype(np.float32)).reshape(b, h, w, -1)
+        channels = grid.permute(0, 3, 1, 2)  # (b, c, h, w)
+        full = interpolate(channels, (size, size), mode="bilinear", align_corners=False)
+        likeliest = full.argmax(dim=1)
+        labels[k] = likeliest.to(torch.uint8).numpy()
+    return labels
+
+
+def _last_block(batch: Batch) -> Floats:
+    """Return the tokens (b, h, w, d) of the last block."""
     assert batch.tokens is not None
-    last = batch.tokens[:, -1]
-    b, h, w, d = last.shape
-    cosine, nearest = bank.index.search(
-        unit_length(last.reshape(-1, d).astype(np.float32)), max(ks)
-    )
-    found = {}
-    for k, share in soft_vote(cosine, nearest, bank.shares, ks, temperature).items():
-        grid = torch.from_numpy(share.astype(np.float32)).reshape(b, h, w, -1).permute(0, 3, 1, 2)
-        full = interpolate(grid, (size, size), mode="bilinear", align_corners=False)
-        found[k] = full.argmax(dim=1).to(torch.uint8).numpy()
-    return found
+    last: Floats = batch.tokens[:, -1]
+    return last

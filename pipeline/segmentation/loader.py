@@ -10,24 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.segmentation.contracts import Source
+from pipeline.config.segmentation_heads import Need
+from pipeline.segmentation.contracts import Rows, TokenSource
 
-Rows = NDArray[np.int64]
-Need = Literal["tokens", "images"]
 T = TypeVar("T")
 
-# Two pools are held at a time: one that is learned from, and one that is read.
+# Of one pool. There are two at a time: one that is learned from, and one that is read.
 POOL_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What b rows are learned from or predicted on: None where it was not asked for.
+    """What b rows are learned from or predicted on: None where it is not needed.
 
     tokens (b, l, h, w, d) float16 or float32; images (b, 3, S, S) float32; masks (b, S, S) uint8.
     """
@@ -40,8 +39,8 @@ class Batch:
     @property
     def nbytes(self) -> int:
         """The bytes of its arrays."""
-        held = (self.tokens, self.images, self.masks)
-        return sum(array.nbytes for array in held if array is not None)
+        arrays = (self.tokens, self.images, self.masks)
+        return sum(array.nbytes for array in arrays if array is not None)
 
     def at(self, places: NDArray[np.int64] | slice) -> Batch:
         """Return some of its rows, by place."""
@@ -53,7 +52,7 @@ class Batch:
         )
 
 
-def read(source: Source, rows: Rows, needs: frozenset[Need], *, masks: bool) -> Batch:
+def read(source: TokenSource, rows: Rows, needs: frozenset[Need], *, masks: bool) -> Batch:
     """Read what is needed of some rows, in their order."""
     return Batch(
         rows,
@@ -64,11 +63,13 @@ def read(source: Source, rows: Rows, needs: frozenset[Need], *, masks: bool) -> 
 
 
 def in_order(
-    source: Source, rows: Rows, needs: frozenset[Need], batch_size: int, *, masks: bool
+    source: TokenSource, rows: Rows, needs: frozenset[Need], batch_size: int, *, masks: bool
 ) -> Iterator[Batch]:
     """Yield batches of rows in their order, each read while the one before is used."""
-    shares = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-    return ahead(read(source, share, needs, masks=masks) for share in shares)
+    starts = range(0, len(rows), batch_size)
+    return read_ahead(
+        read(source, rows[start : start + batch_size], needs, masks=masks) for start in starts
+    )
 
 
 class Loader:
@@ -79,7 +80,7 @@ class Loader:
 
     def __init__(
         self,
-        source: Source,
+        source: TokenSource,
         rows: Rows,
         needs: frozenset[Need],
         batch_size: int,
@@ -95,72 +96,86 @@ class Loader:
         row_bytes = read(source, self._chunks[0][:1], needs, masks=True).nbytes
         self._pool_rows = max(batch_size, pool_bytes // row_bytes)
         self.batches = -(-len(rows) // batch_size)
-        self._kept: Batch | None = None
+        # The only pool, once it is read, where all rows fit into one.
+        self._only_pool: Batch | None = None
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """Yield the batches of one epoch: each row once, the last batch with what is left."""
+        size = self._batch_size
         rng = np.random.default_rng((self._seed, number))
         order = [self._chunks[i] for i in rng.permutation(len(self._chunks))]
+        # What a pool left over, fewer rows than a batch: the next pool fills it up.
         rest: Batch | None = None
         for pool in self._pools(order):
             places = rng.permutation(len(pool.rows))
             if rest is not None:
-                missing = self._batch_size - len(rest.rows)
-                rest, places = _joined(rest, pool.at(places[:missing])), places[missing:]
-                if len(rest.rows) < self._batch_size:
+                missing = size - len(rest.rows)
+                rest = _joined(rest, pool.at(places[:missing]))
+                places = places[missing:]
+                if len(rest.rows) < size:
                     continue
                 yield rest
-            full = len(places) // self._batch_size * self._batch_size
-            for start in range(0, full, self._batch_size):
-                yield pool.at(places[start : start + self._batch_size])
+            full = len(places) // size * size
+            for start in range(0, full, size):
+                stop = start + size
+                yield pool.at(places[start:stop])
             rest = pool.at(places[full:]) if full < len(places) else None
         if rest is not None:
             yield rest
 
     def _pools(self, order: list[Rows]) -> Iterator[Batch]:
-        """Read the chunks in their order, as many at once as a pool holds."""
-        if self._kept is not None:
-            yield self._kept
+        """Read the chunks in their order, as many at once as fit a pool."""
+        if self._only_pool is not None:
+            yield self._only_pool
             return
-        shares = list(_shares(order, self._pool_rows))
-        if len(shares) == 1:
+        pools = list(_pool_rows(order, self._pool_rows))
+        if len(pools) == 1:
             # In an order that does not depend on the epoch that read it.
-            self._kept = read(self._source, np.sort(shares[0]), self._needs, masks=True)
-            yield self._kept
+            self._only_pool = self._read(pools[0])
+            yield self._only_pool
             return
-        pools = (read(self._source, np.sort(rows), self._needs, masks=True) for rows in shares)
-        yield from ahead(pools)
+        yield from read_ahead(self._read(rows) for rows in pools)
+
+    def _read(self, rows: Rows) -> Batch:
+        """Read a pool, ascending: neighbours in the store are then read together."""
+        return read(self._source, np.sort(rows), self._needs, masks=True)
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
+def read_ahead(items: Iterable[T]) -> Iterator[T]:
     """Yield the items, none of them None, each made in a thread while the one before is used."""
     iterator = iter(items)
     with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(next, iterator, None)
-        while (item := waiting.result()) is not None:
-            waiting = thread.submit(next, iterator, None)
+        upcoming = thread.submit(next, iterator, None)
+        while (item := upcoming.result()) is not None:
+            # Begun before this one is handed over, and no further: two are there at a time.
+            upcoming = thread.submit(next, iterator, None)
             yield item
 
 
 def _chunks(rows: Rows, chunk_rows: int) -> list[Rows]:
     """Return ascending rows by the chunk they lie in."""
-    return np.split(rows, np.flatnonzero(np.diff(rows // chunk_rows)) + 1)
+    chunk = rows // chunk_rows
+    last = np.flatnonzero(np.diff(chunk))
+    return np.split(rows, last + 1)
 
 
-def _shares(chunks: list[Rows], most: int) -> Iterator[Rows]:
+def _pool_rows(chunks: list[Rows], most: int) -> Iterator[Rows]:
     """Yield the rows of chunks that come one after the other, at most so many together.
 
     A chunk that alone has more is cut.
     """
-    share: list[Rows] = []
+    pool: list[Rows] = []
+    size = 0
     for chunk in chunks:
         for start in range(0, len(chunk), most):
             piece = chunk[start : start + most]
-            if share and sum(map(len, share)) + len(piece) > most:
-                yield np.concatenate(share)
-                share = []
-            share.append(piece)
-    yield np.concatenate(share)
+            if pool and size + len(piece) > most:
+                yield np.concatenate(pool)
+                pool = []
+                size = 0
+            pool.append(piece)
+            size += len(piece)
+    yield np.concatenate(pool)
 
 
 def _joined(first: Batch, second: Batch) -> Batch:
@@ -174,4 +189,6 @@ def _joined(first: Batch, second: Batch) -> Batch:
 
 
 def _both(first: NDArray[Any] | None, second: NDArray[Any] | None) -> NDArray[Any] | None:
-    return None if first is None or second is None else np.concatenate((first, second))
+    if first is None or second is None:
+        return None
+    return np.concatenate((first, second))

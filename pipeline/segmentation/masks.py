@@ -1,12 +1,12 @@
-"""The masks of a store's slices, kept beside its features: read once, checked on every use.
+"""The masks of a store's slices, kept in the store's folder: read once, checked on every use.
 
 <store>/masks/<16 hex>.parquet    a row a slice that a mask file was found for: which file it was,
                                   what the input shows of the slice, where its labels lie, or why
                                   they cannot be used
 <store>/masks/<16 hex>.pack       label values, each slice's a zlib stream, which has its checksum
 
-The table is named by what was asked (the block `masks`, the geometry of the images). A mask file
-that changed, and only that, is read again. Label values are indices into `Masks.classes`.
+The table is named by the settings it depends on (the block `masks`, the geometry of the images). A
+mask file that changed, and only that, is read again. Label values are indices into `Masks.classes`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +27,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.annotations.mask_files import inspect, planes
-from pipeline.annotations.mask_matching import Matched, Slices, join, match
+from pipeline.annotations.mask_matching import MaskedSlices, Matched, join, match
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.decode import read_slices
+from pipeline.preprocessing.content import body_box
+from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.geometry import Labels, Shown, shown, to_input
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
@@ -43,6 +46,8 @@ log = logging.getLogger(__name__)
 # Goes up when the same files give other labels.
 CONTRACT = 1
 _PACK_BYTES = 2**26
+# Of the columns below, those that say what the network's input shows of a slice.
+_SHOWN = {name: f"shown_{name}" for name in Shown._fields}
 _SCHEMA = pa.schema(
     [
         ("row", pa.int64()),
@@ -54,7 +59,7 @@ _SCHEMA = pa.schema(
         ("detail", pa.string()),
         ("height", pa.int32()),
         ("width", pa.int32()),
-        *((f"shown_{name}", pa.int32()) for name in Shown._fields),
+        *((column, pa.int32()) for column in _SHOWN.values()),
         ("pack", pa.string()),
         ("offset", pa.int64()),
         ("length", pa.int64()),
@@ -62,12 +67,16 @@ _SCHEMA = pa.schema(
         ("sha256", pa.string()),  # of the label values
     ]
 )
-Row = dict[str, Any]
-Sources = tuple[str, ...]
+MaskRow = dict[str, Any]  # of the table
+SliceRow = dict[str, Any]  # of the store's slice table
+Sources = tuple[str, ...]  # a mask's files, as the store shows their paths
+
+
+# --- what is stored ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Bad:
+class UnusableMask:
     """A mask file that cannot be used, by its shown path, and how many slices it was of."""
 
     source: str
@@ -76,41 +85,47 @@ class Bad:
     slices: int
 
 
-class Kept:
-    """The masks of a store's slices, as `settle` leaves them.
+class StoredMasks:
+    """The masks of a store's slices, as `update_masks` leaves them.
 
-    rows (n,) ascending: the slices that have a mask.
+    rows (n,) ascending: the slices that have a mask. classes: names by label value.
     """
 
     def __init__(self, folder: Path, table: pa.Table, masks: Masks) -> None:
         usable = table.filter(pa.compute.is_null(table["reason"])).sort_by("row")
-        self.classes, self._folder = masks.classes, folder
-        self._table, self._usable = table, usable
-        self.rows: NDArray[np.int64] = usable["row"].to_numpy()
+        self.classes = masks.classes
+        self.rows: Rows = usable["row"].to_numpy()
+        self._folder = folder
+        self._table = table
+        self._usable = usable
         self._packs: dict[str, NDArray[np.uint8]] = {}
 
-    @property
-    def bad(self) -> list[Bad]:
+    @cached_property
+    def unusable(self) -> list[UnusableMask]:
         """The mask files that cannot be used."""
-        found: dict[tuple[str, str, str], int] = {}
-        for row in self._table.filter(pa.compute.is_valid(self._table["reason"])).to_pylist():
-            key = (", ".join(row["source"]), row["reason"], row["detail"])
-            found[key] = found.get(key, 0) + 1
-        return [Bad(*key, slices) for key, slices in found.items()]
+        has_reason = pa.compute.is_valid(self._table["reason"])
+        counts: Counter[tuple[str, str, str]] = Counter()
+        for row in self._table.filter(has_reason).to_pylist():
+            source = ", ".join(row["source"])
+            counts[source, row["reason"], row["detail"]] += 1
+        unusable = []
+        for (source, reason, detail), slices in counts.items():
+            unusable.append(UnusableMask(source, reason, detail, slices))
+        return unusable
 
     @cached_property
     def digest(self) -> str:
         """The sha256 of all labels and of the way they go through the images' geometry."""
-        columns = [f"shown_{name}" for name in Shown._fields]
-        columns += ["row", "height", "width", "sha256"]
-        text = json.dumps([self.classes, *(self._usable[name].to_pylist() for name in columns)])
-        return sha256(text.encode())
+        columns = [*_SHOWN.values(), "row", "height", "width", "sha256"]
+        values = [self._usable[name].to_pylist() for name in columns]
+        return sha256(json.dumps([self.classes, *values]).encode())
 
     def labels(self, row: int) -> Labels:
         """Return the label values (H, W) of a slice. Raises KeyError, CorruptStoreError."""
         place = self._place(row)
-        shape = tuple(self._usable[name][place].as_py() for name in ("height", "width"))
+        shape = (self._value("height", place), self._value("width", place))
         try:
+            # The stream ends with its checksum, which decompress compares.
             data = zlib.decompress(self._stream(place).tobytes())
             return np.frombuffer(data, np.uint8).reshape(shape)
         except (zlib.error, ValueError) as error:
@@ -121,20 +136,21 @@ class Kept:
 
     def at_input(self, row: int, size: int) -> Labels:
         """Return the label values (size, size) as the network's input shows the slice."""
-        return to_input(self.labels(row), self.shows(row), size)
+        return to_input(self.labels(row), self.shown(row), size)
 
-    def shows(self, row: int) -> Shown:
+    def shown(self, row: int) -> Shown:
         """Return what the network's input shows of a slice."""
         place = self._place(row)
-        return Shown(*(self._usable[f"shown_{name}"][place].as_py() for name in Shown._fields))
+        return Shown(**{name: self._value(column, place) for name, column in _SHOWN.items()})
 
-    def present(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def present(self, rows: Rows) -> NDArray[np.bool_]:
         """Return (n, c): which label values each slice holds."""
-        found = np.zeros((len(rows), len(self.classes)), bool)
-        held = self._usable["classes"].take(pa.array([self._place(int(row)) for row in rows]))
-        for i, values in enumerate(held.to_pylist()):
-            found[i, values] = True
-        return found
+        places = pa.array([self._place(int(row)) for row in rows])
+        values_of = self._usable["classes"].take(places).to_pylist()
+        present = np.zeros((len(rows), len(self.classes)), bool)
+        for i, values in enumerate(values_of):
+            present[i, values] = True
+        return present
 
     def _place(self, row: int) -> int:
         place = int(np.searchsorted(self.rows, row))
@@ -142,64 +158,222 @@ class Kept:
             raise KeyError(f"Row {row} has no mask.")
         return place
 
+    def _value(self, column: str, place: int) -> Any:
+        return self._usable[column][place].as_py()
+
     def _stream(self, place: int) -> NDArray[np.uint8]:
-        pack, offset, length = (
-            self._usable[name][place].as_py() for name in ("pack", "offset", "length")
-        )
+        """Return the compressed bytes of a slice's labels."""
+        pack = self._value("pack", place)
+        offset = self._value("offset", place)
+        length = self._value("length", place)
         if pack not in self._packs:
-            self._packs[pack] = np.memmap(self._folder / f"{pack}.pack", np.uint8, "r")
-        return self._packs[pack][offset : offset + length]
+            path = self._folder / f"{pack}.pack"
+            self._packs[pack] = np.memmap(path, np.uint8, "r")
+        data = self._packs[pack]
+        return data[offset : offset + length]
 
 
-def settle(
+# --- bringing it up to date ----------------------------------------------------------------------
+
+
+def update_masks(
     config: Config,
     store: FeatureStore,
     masks: Masks,
     progress: Callable[[int, int], None] | None = None,
-) -> Kept:
-    """Bring some masks of a config, kept beside its store, up to their files, and return them.
+) -> StoredMasks:
+    """Bring some masks of a config, kept in its store, up to their files, and return them.
 
     progress: called with how many mask files were looked at, of how many. Raises LabelError where
     no slice has a mask, ConfigError.
     """
     names = Names(store.path, config.data.paths)
     slices = names.revealed(store.slices())
-    folder = store.path / "masks"
-    index = folder / f"{_asked(config, masks)[:16]}.parquet"
-    before = _read_index(index, folder)
-    builder = _Builder(config, masks, folder, index, names, slices, before)
     groups = join(config, masks, slices, names)
     if not groups:
         raise LabelError(
             f"No slice of {str(store.path)!r} has a mask under {str(masks.root)!r}. Correct root, "
             "or how masks are joined (by)."
         )
+    folder = store.path / "masks"
+    table = _MaskTable(folder, f"{_settings_digest(config, masks)[:16]}.parquet")
+    reader = _MaskReader(config, masks, names)
     for i, group in enumerate(groups):
-        builder.add(group)
+        rows = slices.take(pa.array(group.numbers)).to_pylist()
+        _update(table, reader, names, group, rows)
         if progress:
             progress(i + 1, len(groups))
-    kept = Kept(folder, builder.finish(), masks)
-    if not len(kept.rows):
-        bad = kept.bad[0]
+    stored = StoredMasks(folder, table.finish(), masks)
+    if not len(stored.rows):
+        first = stored.unusable[0]
         raise LabelError(
-            f"None of the {len(kept.bad)} masks can be used. The first, {bad.source!r}: "
-            f"{bad.detail}."
+            f"None of the {len(stored.unusable)} masks can be used. The first, {first.source!r}: "
+            f"{first.detail}."
         )
-    return kept
+    return stored
 
 
-def _asked(config: Config, masks: Masks) -> str:
+def _update(
+    table: _MaskTable,
+    reader: _MaskReader,
+    names: Names,
+    group: MaskedSlices,
+    slices: list[SliceRow],
+) -> None:
+    """Keep what is stored of the mask of some slices of one series, or read it."""
+    paths = reader.paths(group)
+    shown_paths = tuple(names.shown(source) if source else "" for source in group.sources)
+    # As the files are before they are read: one that changes meanwhile is read again next time.
+    mark = _MaskMark.of(shown_paths, paths)
+    numbers = [row["row"] for row in slices]
+    if table.keep(mark, numbers):
+        return
+    try:
+        # All slices of the group before the first is stored: a mask that turns out to be unusable
+        # at its last plane must not leave labels of the others.
+        masks = [(labels, reader.shown(row)) for row, labels in reader.read(paths, slices)]
+    except UnreadableError as error:
+        table.add_unusable(mark, numbers, error)
+        return
+    for number, (labels, shows) in zip(numbers, masks, strict=True):
+        table.add(mark, number, labels, shows)
+
+
+def _settings_digest(config: Config, masks: Masks) -> str:
     """Return the sha256 of all but the files that the labels depend on."""
-    asked = {
+    settings = {
         "contract": CONTRACT,
         "masks": masks.model_dump(mode="json", exclude={"root", "tolerance"}),
         "geometry": config.preprocess.model_dump(mode="json", include={"plane", "aspect", "crop"}),
     }
-    return sha256(json.dumps(asked, sort_keys=True).encode())
+    return sha256(json.dumps(settings, sort_keys=True).encode())
 
 
-def _read_index(index: Path, folder: Path) -> dict[Sources, list[Row]]:
-    """Return what is kept, by mask files; of packs that are gone, nothing."""
+# --- the table and its packs ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _MaskMark:
+    """The files of a mask, and their sizes and times, by which a change is seen; None: no file."""
+
+    sources: Sources
+    size: list[int | None]
+    mtime_ns: list[int | None]
+
+    @classmethod
+    def of(cls, sources: Sources, paths: Sequence[Path]) -> _MaskMark:
+        """Return the mark of files as they are now."""
+        sizes: list[int | None] = []
+        times: list[int | None] = []
+        for path in paths:
+            stat = path.stat() if path.is_file() else None
+            sizes.append(stat.st_size if stat else None)
+            times.append(stat.st_mtime_ns if stat else None)
+        return cls(sources, sizes, times)
+
+    def row(self, number: int, **values: Any) -> MaskRow:
+        """Return a row of the table: a slice's number, this mark, and the given values."""
+        row = dict.fromkeys(_SCHEMA.names) | values
+        row["row"] = number
+        row["source"] = list(self.sources)
+        row["size"] = self.size
+        row["mtime_ns"] = self.mtime_ns
+        return row
+
+    def fits(self, row: MaskRow) -> bool:
+        """Return whether a row was made of the files as they are now."""
+        return bool(row["size"] == self.size and row["mtime_ns"] == self.mtime_ns)
+
+
+class _MaskTable:
+    """The table of a store's masks while it is brought up to date, and the pack being filled."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._index = folder / name
+        self._before = _read_index(self._index, folder)
+        self._rows: list[MaskRow] = []
+        self._pack = bytearray()
+        self._pack_rows: list[MaskRow] = []
+        self._changed = False
+
+    def keep(self, mark: _MaskMark, numbers: Sequence[int]) -> bool:
+        """Take over what is stored of some slices; return False where it must be read."""
+        wanted = set(numbers)
+        stored = [row for row in self._before.get(mark.sources, ()) if row["row"] in wanted]
+        if len(stored) == len(numbers) and all(mark.fits(row) for row in stored):
+            self._rows += stored
+            return True
+        self._changed = True
+        return False
+
+    def add_unusable(self, mark: _MaskMark, numbers: Sequence[int], error: UnreadableError) -> None:
+        """Note why the mask of some slices cannot be used."""
+        for number in numbers:
+            self._rows.append(mark.row(number, reason=error.reason, detail=error.detail))
+
+    def add(self, mark: _MaskMark, number: int, labels: Labels, shows: Shown) -> None:
+        """Put the labels (H, W) of a slice into the pack."""
+        data = np.ascontiguousarray(labels).tobytes()
+        stream = zlib.compress(data, 1)
+        height, width = labels.shape
+        row = mark.row(
+            number,
+            height=height,
+            width=width,
+            offset=len(self._pack),
+            length=len(stream),
+            classes=np.unique(labels).tolist(),
+            sha256=sha256(data),
+        )
+        for name, value in shows._asdict().items():
+            row[_SHOWN[name]] = value
+        self._pack += stream
+        self._pack_rows.append(row)
+        if len(self._pack) >= _PACK_BYTES:
+            self._write()
+
+    def finish(self) -> pa.Table:
+        """Return the table, on the disk as well; packs that no table names are removed."""
+        if self._changed or len(self._rows) != sum(map(len, self._before.values())):
+            self._write()
+            # After the table: until it is written, the one before may name them.
+            self._remove_unnamed()
+        return pa.Table.from_pylist(self._rows, schema=_SCHEMA)
+
+    def _write(self) -> None:
+        """Write the pack, then the table: a kill in between leaves a pack that no table names.
+
+        A table that is written before all masks are read is one of those so far, and the next run
+        goes on from it.
+        """
+        self._folder.mkdir(exist_ok=True)
+        if self._pack_rows:
+            data = bytes(self._pack)
+            # By its content: two processes that read the same masks write the same file.
+            name = sha256(data)[:16]
+            write_checked(self._folder / f"{name}.pack", data)
+            for row in self._pack_rows:
+                row["pack"] = name
+            self._rows += self._pack_rows
+            self._pack_rows = []
+            self._pack = bytearray()
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(self._rows, schema=_SCHEMA), sink)
+        write_checked(self._index, sink.getvalue().to_pybytes())
+
+    def _remove_unnamed(self) -> None:
+        named: set[str | None] = set()
+        for index in self._folder.glob("*.parquet"):
+            named |= set(pq.read_table(index, columns=["pack"])["pack"].to_pylist())
+        for path in self._folder.glob("*.pack"):
+            if path.stem not in named:
+                path.unlink(missing_ok=True)
+                path.with_name(path.name + CHECKSUM).unlink(missing_ok=True)
+
+
+def _read_index(index: Path, folder: Path) -> dict[Sources, list[MaskRow]]:
+    """Return the rows of a table by mask files; none of packs that are gone or too short."""
     if not index.is_file():
         return {}
     try:
@@ -209,187 +383,141 @@ def _read_index(index: Path, folder: Path) -> dict[Sources, list[Row]]:
         return {}
     if not table.schema.equals(_SCHEMA):
         return {}
-    found: dict[Sources, list[Row]] = {}
+    rows: dict[Sources, list[MaskRow]] = {}
     sizes: dict[str, int] = {}
     for row in table.to_pylist():
         pack = row["pack"]
-        if pack is not None and pack not in sizes:
-            path = folder / f"{pack}.pack"
-            sizes[pack] = path.stat().st_size if path.is_file() else 0
-        if pack is None or row["offset"] + row["length"] <= sizes[pack]:
-            found.setdefault(tuple(row["source"]), []).append(row)
-    return found
+        if pack is not None:  # else a mask that cannot be used
+            if pack not in sizes:
+                path = folder / f"{pack}.pack"
+                sizes[pack] = path.stat().st_size if path.is_file() else 0
+            end = row["offset"] + row["length"]
+            if end > sizes[pack]:
+                continue
+        sources = tuple(row["source"])
+        rows.setdefault(sources, []).append(row)
+    return rows
 
 
-class _Builder:
-    """Reads mask files into packs, and keeps what needs no reading."""
+# --- reading mask files --------------------------------------------------------------------------
 
-    def __init__(
-        self,
-        config: Config,
-        masks: Masks,
-        folder: Path,
-        index: Path,
-        names: Names,
-        slices: pa.Table,
-        before: dict[Sources, list[Row]],
-    ) -> None:
-        self._config, self._masks, self._root = config, masks, masks.root or config.data.root
-        self._folder, self._index, self._names = folder, index, names
-        self._slices, self._before = slices, before
-        self._done: list[Row] = []
-        self._open: list[Row] = []  # of the pack that is being filled
-        self._pack = bytearray()
-        self._changed = False
 
-    def add(self, group: Slices) -> None:
-        """Keep or read the mask of the slices of one series."""
-        rows = self._slices.take(pa.array(group.numbers)).to_pylist()
-        source = tuple(self._names.shown(each) if each else "" for each in group.sources)
-        paths = [self._root / unescape_path(each) for each in group.sources]
-        about = [path.stat() if path.is_file() else None for path in paths]
-        stamp: Row = {
-            "size": [each and each.st_size for each in about],
-            "mtime_ns": [each and each.st_mtime_ns for each in about],
-        }
-        own = {row["row"] for row in rows}
-        kept = [row for row in self._before.get(source, ()) if row["row"] in own]
-        if len(kept) == len(rows) and all(stamp.items() <= row.items() for row in kept):
-            self._done += kept
-            return
-        self._changed = True
-        base = dict.fromkeys(_SCHEMA.names) | {"source": list(source), **stamp}
-        try:
-            read = list(self._read(paths, rows))
-        except UnreadableError as error:
-            fault = {"reason": error.reason, "detail": error.detail}
-            self._done += [{**base, "row": row["row"], **fault} for row in rows]
-            return
-        for row, labels, shows in read:
-            self._put({**base, "row": row["row"]}, labels, shows)
+@dataclass(frozen=True)
+class _MaskReader:
+    """Reads the mask files of slices, as label values of `Masks.classes`."""
 
-    def _read(
-        self, paths: Sequence[Path], rows: Sequence[Row]
-    ) -> Iterator[tuple[Row, Labels, Shown]]:
-        """Yield each slice with its labels and what the input shows of it."""
-        found = [np.zeros((row["height"], row["width"]), np.uint8) for row in rows]
-        for i, path in enumerate(paths):
+    config: Config
+    masks: Masks
+    names: Names
+
+    def paths(self, group: MaskedSlices) -> list[Path]:
+        """Return the mask files of some slices, whether they are there or not."""
+        root = self.masks.root or self.config.data.root
+        return [root / unescape_path(source) for source in group.sources]
+
+    def read(
+        self, paths: Sequence[Path], slices: Sequence[SliceRow]
+    ) -> list[tuple[SliceRow, Labels]]:
+        """Return each slice with its labels (H, W), all structures together.
+
+        Raises UnreadableError where a file is missing, does not fit, or overlaps with another.
+        """
+        stack = [np.zeros((row["height"], row["width"]), np.uint8) for row in slices]
+        # Of several files each is of one structure: the label values count them, from 1.
+        for label, path in enumerate(paths, start=1):
             if not path.is_file():
-                of = f" of {self._masks.classes[i + 1]}" if self._masks.apart else ""
+                of = f" of {self.masks.classes[label]}" if self.masks.apart else ""
                 raise UnreadableError("vanished", f"there is no such file{of}")
-            matched = match(path, rows, self._config, self._names)
-            stack = _encoded(path, matched, self._masks, i)
-            for labels, number in zip(found, matched.planes, strict=True):
+            matched = match(path, slices, self.config, self.names)
+            planes_of_file = _label_planes(path, matched, self.masks, label)
+            for labels, number in zip(stack, matched.planes, strict=True):
                 if number is not None:
-                    if ((labels > 0) & (stack[number] > 0)).any():
-                        raise UnreadableError("unsupported", "its structures overlap")
-                    labels += stack[number]
-        for row, labels in zip(rows, found, strict=True):
-            yield row, labels, self._shows(row)
+                    _add_structure(labels, planes_of_file[number])
+        return list(zip(slices, stack, strict=True))
 
-    def _shows(self, row: Row) -> Shown:
-        preprocess, body = self._config.preprocess, None
+    def shown(self, row: SliceRow) -> Shown:
+        """Return what the network's input shows of a slice. Raises UnreadableError."""
+        preprocess = self.config.preprocess
+        body = None
         if preprocess.crop == "body":
-            from pipeline.preprocessing.prepare import body_box
-
-            path = self._config.data.root / unescape_path(row["path"])
+            # Where the body lies is seen in the image alone, which is why it is read here.
+            path = self.config.data.root / unescape_path(row["path"])
             item = next(iter(read_slices(path, [row["frame"]], preprocess.plane)))
             if not isinstance(item, Slice):
                 raise UnreadableError(item.reason, f"its image: {item.detail}")
             body = body_box(item.pixels, row["modality"])
         return shown(row["height"], row["width"], preprocess.aspect, body)
 
-    def _put(self, row: Row, labels: Labels, shows: Shown) -> None:
-        data = np.ascontiguousarray(labels).tobytes()
-        stream = zlib.compress(data, 1)
-        row |= {"height": labels.shape[0], "width": labels.shape[1]}
-        row |= {f"shown_{name}": value for name, value in shows._asdict().items()}
-        row |= {"offset": len(self._pack), "length": len(stream)}
-        row |= {"classes": np.unique(labels).tolist(), "sha256": sha256(data)}
-        self._pack += stream
-        self._open.append(row)
-        if len(self._pack) >= _PACK_BYTES:
-            self._close()
 
-    def _close(self) -> None:
-        """Write the pack, and the table that speaks of it."""
-        self._folder.mkdir(exist_ok=True)
-        if self._open:
-            data = bytes(self._pack)
-            name = sha256(data)[:16]
-            write_checked(self._folder / f"{name}.pack", data)
-            self._done += [{**row, "pack": name} for row in self._open]
-            self._open, self._pack = [], bytearray()
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(self._done, schema=_SCHEMA), sink)
-        write_checked(self._index, sink.getvalue().to_pybytes())
-
-    def finish(self) -> pa.Table:
-        """Return the table, filed; packs that no table speaks of are removed."""
-        if self._changed or len(self._done) != sum(map(len, self._before.values())):
-            self._close()
-            self._sweep()
-        return pa.Table.from_pylist(self._done, schema=_SCHEMA)
-
-    def _sweep(self) -> None:
-        spoken = {
-            pack
-            for index in self._folder.glob("*.parquet")
-            for pack in pq.read_table(index, columns=["pack"])["pack"].to_pylist()
-        }
-        for path in self._folder.glob("*.pack"):
-            if path.stem not in spoken:
-                path.unlink(missing_ok=True)
-                path.with_name(path.name + CHECKSUM).unlink(missing_ok=True)
+def _add_structure(labels: Labels, structure: Labels) -> None:
+    """Add the labels of one more file to those of a slice, in place. Raises UnreadableError."""
+    if ((labels > 0) & (structure > 0)).any():
+        raise UnreadableError("unsupported", "its structures overlap")
+    labels += structure
 
 
-# --- values ------------------------------------------------------------------------------------
+def _label_planes(path: Path, matched: Matched, masks: Masks, label: int) -> dict[int, Labels]:
+    """Return the wanted planes of a mask file as label values. Raises UnreadableError.
 
-
-def _encoded(path: Path, matched: Matched, masks: Masks, file: int) -> dict[int, Labels]:
-    """Return the wanted planes of a mask's file as label values. Raises UnreadableError."""
+    label: what a file of a single structure becomes.
+    """
     wanted = {number for number in matched.planes if number is not None}
     segments = inspect(path, matched.plane).segments
-    code = _Code(masks, segments, file + 1)
+    if isinstance(masks.values, dict):
+        code: _NamedValues | _OneValue = _NamedValues(masks, segments)
+    else:
+        code = _OneValue(label)
     return {
-        number: code.encode(values)
+        number: _encode(values, code.label_of)
         for number, values in enumerate(planes(path, matched.plane))
         if number in wanted
     }
 
 
-class _Code:
-    """What the values of one mask file mean; only: the label value of a single structure."""
+def _encode(values: NDArray[np.int64], label_of: Callable[[int], int]) -> Labels:
+    """Return the label values (H, W) uint8 of a file's values."""
+    # Each value is looked up once, however many pixels have it.
+    distinct, inverse = np.unique(values, return_inverse=True)
+    labels = np.array([label_of(int(value)) for value in distinct], np.uint8)
+    of_pixels = labels[inverse]
+    return of_pixels.reshape(values.shape)
 
-    def __init__(self, masks: Masks, segments: dict[int, str], only: int) -> None:
-        self._only: int | None = None
-        self._label = only
-        self._named = isinstance(masks.values, dict)
-        self._known = {0: 0}
-        if isinstance(masks.values, dict):
-            numbers = {label: number for number, label in segments.items()}
-            for value, name in masks.values.items():
-                number = numbers.get(value) if isinstance(value, str) else value
-                if number is not None:
-                    self._known[number] = masks.classes.index(name)
 
-    def encode(self, values: NDArray[np.int64]) -> Labels:
-        """Return label values (H, W) uint8."""
-        found, inverse = np.unique(values, return_inverse=True)
-        codes = np.array([self._code_of(int(value)) for value in found], np.uint8)
-        return codes[inverse].reshape(values.shape)
+class _NamedValues:
+    """What the values of a mask file mean, where the settings name each of them."""
 
-    def _code_of(self, value: int) -> int:
-        if self._named:
-            if value not in self._known:
-                raise UnreadableError(
-                    "unsupported", f"holds the value {value}, which `values` does not name"
-                )
-            return self._known[value]
-        if value and self._only not in (None, value):
+    def __init__(self, masks: Masks, segments: dict[int, str]) -> None:
+        assert isinstance(masks.values, dict)
+        self._labels = {0: 0}
+        numbers = {label: number for number, label in segments.items()}
+        for value, name in masks.values.items():
+            # A text is the label of a DICOM segment, which this file may not have.
+            number = numbers.get(value) if isinstance(value, str) else value
+            if number is not None:
+                self._labels[number] = masks.classes.index(name)
+
+    def label_of(self, value: int) -> int:
+        """Return the label value of a file's value. Raises UnreadableError."""
+        if value not in self._labels:
+            raise UnreadableError(
+                "unsupported", f"holds the value {value}, which `values` does not name"
+            )
+        return self._labels[value]
+
+
+class _OneValue:
+    """What the values of a mask file mean, where whatever is not 0 is one structure."""
+
+    def __init__(self, label: int) -> None:
+        self._label = label
+        self._value: int | None = None
+
+    def label_of(self, value: int) -> int:
+        """Return the label value of a file's value. Raises UnreadableError at a second one."""
+        if value and self._value not in (None, value):
             raise UnreadableError(
                 "unsupported",
-                f"holds the values {self._only} and {value}, but `values` names one structure",
+                f"holds the values {self._value} and {value}, but `values` names one structure",
             )
-        self._only = value or self._only
+        self._value = value or self._value
         return self._label if value else 0

@@ -1,4 +1,4 @@
-"""Predicted masks as tables, and back."""
+"""Predicted masks as tables, and back; and as files and pictures in a folder."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from pipeline.annotations.units import Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Part
 from pipeline.evaluation.result_files import MASKS
 from pipeline.evaluation.splits import PARTS
 from pipeline.results import PartCount
-from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.cases import SegmentationCases
+from pipeline.segmentation.contracts import Rows
+from pipeline.segmentation.geometry import Labels
 from stores.errors import OccupiedError
 
 if TYPE_CHECKING:
-    from pipeline.segmentation.contracts import Parts
     from pipeline.segmentation.export import Unwritten
-    from pipeline.segmentation.scores import Measured
+    from pipeline.segmentation.scores import UnitScores
 
 
-Labels2D = NDArray[np.uint8]
+# --- files and pictures --------------------------------------------------------------------------
 
 
 def check_empty(out: Path) -> None:
@@ -49,28 +48,30 @@ def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwri
     written: list[Path] = []
     failed: list[Unwritten] = []
     for task in config.masks:
-        asked = Asked.of(config, task)
-        for head in asked.filed:
-            predicted = read_predicted(asked, head)
-            files, unwritten = write_units(asked, predicted, out / task / head)
-            written, failed = written + files, failed + unwritten
-            gone = {each.row for each in unwritten}
-            seen = {row: labels for row, labels in predicted.items() if row not in gone}
-            written += write_pictures(asked, seen, out / "pictures" / task, head)
+        cases = SegmentationCases.of(config, task)
+        for head in cases.heads_on_file():
+            predicted = read_predicted(cases, head)
+            files, unwritten = write_units(cases, predicted, out / task / head)
+            written += files
+            failed += unwritten
+            # A unit whose image could not be read has no picture either.
+            for unit in unwritten:
+                del predicted[unit.row]
+            written += write_pictures(cases, predicted, out / "pictures" / task, head)
     return written, failed
 
 
-def _unit_table(
-    asked: Asked,
-    order: NDArray[np.int64],
-    draw: NDArray[np.int64],
-    measured: Measured,
-    setting: dict[str, float],
+# --- tables --------------------------------------------------------------------------------------
+
+
+def unit_table(
+    cases: SegmentationCases, order: Rows, draw: Rows, scores: UnitScores, setting: dict[str, float]
 ) -> pa.Table:
-    units: Units = asked.cases.units
-    n, structures = len(order), asked.kept.classes[1:]
+    """Return a row a scored unit and structure. order, draw (n,): the units, and of which draw."""
+    units = cases.task_cases.units
+    n = len(order)
     tables = []
-    for j, structure in enumerate(structures):
+    for i, structure in enumerate(cases.masks.classes[1:]):
         columns = {
             "unit": units.ids[order],
             "patient": units.groups[order],
@@ -78,42 +79,52 @@ def _unit_table(
             "draw": draw,
             "structure": [structure] * n,
         }
-        columns |= {name: values[:, j] for name, values in measured.values.items()}
+        for name, values in scores.values.items():
+            columns[name] = values[:, i]
         tables.append(pa.table(columns))
     return pa.concat_tables(tables)
 
 
-def _label_table(drawn: Sequence[tuple[int, Labels2D]]) -> pa.Table:
+def label_table(predicted: Sequence[tuple[int, Labels]]) -> pa.Table:
+    """Return a row a slice with its label values (S, S), as a zlib stream."""
+    streams = []
+    for _, labels in predicted:
+        streams.append(zlib.compress(np.ascontiguousarray(labels).tobytes(), 1))
     return pa.table(
         {
-            "row": pa.array([row for row, _ in drawn], pa.int64()),
-            "size": pa.array([len(labels) for _, labels in drawn], pa.int32()),
-            "labels": pa.array(
-                [zlib.compress(np.ascontiguousarray(labels).tobytes(), 1) for _, labels in drawn],
-                pa.binary(),
-            ),
+            "row": pa.array([row for row, _ in predicted], pa.int64()),
+            "size": pa.array([len(labels) for _, labels in predicted], pa.int32()),
+            "labels": pa.array(streams, pa.binary()),
         }
     )
 
 
-def read_predicted(asked: Asked, head: str) -> dict[int, Labels2D]:
+def read_predicted(cases: SegmentationCases, head: str) -> dict[int, Labels]:
     """Return the label values (S, S) that a head predicted for each row of the test units."""
-    table = pq.read_table(asked.path(head).with_suffix(MASKS))
-    return {
-        row["row"]: np.frombuffer(zlib.decompress(row["labels"]), np.uint8).reshape(
-            row["size"], row["size"]
-        )
-        for row in table.to_pylist()
-    }
+    table = pq.read_table(cases.path(head).with_suffix(MASKS))
+    predicted = {}
+    for row in table.to_pylist():
+        values = np.frombuffer(zlib.decompress(row["labels"]), np.uint8)
+        predicted[row["row"]] = values.reshape(row["size"], row["size"])
+    return predicted
 
 
-def _counts(asked: Asked, turns: Sequence[Parts]) -> dict[Part, PartCount]:
-    sides = {**turns[0], "test": np.concatenate([turn["test"] for turn in turns])}
-    units, found = asked.cases.units, {}
+def part_counts(cases: SegmentationCases) -> dict[Part, PartCount]:
+    """Return how many units and patients each part has, and how many show each structure.
+
+    Of several folds train and val are the first one's, test is what they test together.
+    """
+    units = cases.task_cases.units
+    folds = cases.task_cases.folds
+    tested = np.concatenate([fold["test"] for fold in folds])
+    counts = {}
     for part in PARTS:
-        own = units.at(sides[part])
-        positives = dict(zip(units.classes, own.indicator.sum(axis=0).tolist(), strict=True))
-        found[part] = PartCount(
-            units=len(sides[part]), patients=len(np.unique(own.groups)), positives=positives
+        members = tested if part == "test" else folds[0][part]
+        truth = units.at(members)
+        positives = truth.indicator.sum(axis=0).tolist()
+        counts[part] = PartCount(
+            units=len(members),
+            patients=len(np.unique(truth.groups)),
+            positives=dict(zip(units.classes, positives, strict=True)),
         )
-    return found
+    return counts

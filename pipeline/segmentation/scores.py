@@ -13,6 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.meandice import compute_dice
+from monai.metrics.meaniou import compute_iou
+from monai.metrics.surface_dice import compute_surface_dice
 from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics.bootstrap import Values, bootstrap
@@ -22,14 +27,19 @@ from pipeline.results import Metric
 Floats = NDArray[np.float64]
 Labels = NDArray[np.uint8]
 METRICS = ("dice", "iou", "hd95", "nsd")
-# The paper's, named, and what resizing alone leaves of Dice.
-PAPER_DICE, PAPER_JACCARD, CEILING = "paper_dice", "paper_jaccard", "dice_ceiling"
+# Those that are 0 of a structure that only the mask or only the prediction has.
+OVERLAPS = ("dice", "iou", "nsd")
+# As the paper counts them.
+PAPER_DICE = "paper_dice"
+PAPER_JACCARD = "paper_jaccard"
+# What resizing to the input and back alone leaves of Dice.
+CEILING = "dice_ceiling"
 # How long a head learned for, its choice included: the mean of several fits.
 SECONDS = "fit_seconds"
 
 
 @dataclass(frozen=True)
-class Measured:
+class UnitScores:
     """What n units scored.
 
     values: metric -> (n, c - 1), NaN where undefined; confusion (n, c, c): pixels by label value in
@@ -40,21 +50,26 @@ class Measured:
     confusion: NDArray[np.int64]
 
     @classmethod
-    def of(cls, units: Sequence[tuple[dict[str, Floats], NDArray[np.int64]]]) -> Measured:
-        """Gather what `measure` and `confusion` said of each unit."""
-        values = {
-            name: np.stack([each[name] for each, _ in units])
-            for name in (units[0][0] if units else ())
-        }
-        return cls(values, np.stack([counts for _, counts in units]))
+    def of(cls, units: Sequence[tuple[dict[str, Floats], NDArray[np.int64]]]) -> UnitScores:
+        """Return the scores of units, each given as `measure` and `confusion` return them."""
+        all_scores = [scores for scores, _ in units]
+        values = {}
+        for name in all_scores[0]:
+            values[name] = np.stack([scores[name] for scores in all_scores])
+        counts = [confusion for _, confusion in units]
+        return cls(values, np.stack(counts))
 
     @classmethod
-    def joined(cls, parts: Sequence[Measured]) -> Measured:
+    def joined(cls, parts: Sequence[UnitScores]) -> UnitScores:
         """Return the units of all parts, one after the other."""
-        values = {
-            name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values
-        }
-        return cls(values, np.concatenate([part.confusion for part in parts]))
+        values = {}
+        for name in parts[0].values:
+            values[name] = np.concatenate([part.values[name] for part in parts])
+        counts = [part.confusion for part in parts]
+        return cls(values, np.concatenate(counts))
+
+
+# --- one unit ----------------------------------------------------------------------------------
 
 
 def measure(
@@ -65,18 +80,20 @@ def measure(
     predicted, mask: (z, H, W) of a volume or (H, W) of an image; spacing: mm a voxel along each
     axis, ones where unknown; tolerance: of the surface Dice, in the same unit.
     """
-    found = {name: np.full(c - 1, np.nan) for name in METRICS}
+    scores = {name: np.full(c - 1, np.nan) for name in METRICS}
     for i in range(1, c):
-        one, two = predicted == i, mask == i
-        if not one.any() and not two.any():
-            continue
-        if not one.any() or not two.any():
-            for name in ("dice", "iou", "nsd"):
-                found[name][i - 1] = 0.0
-            continue
-        for name, value in _by_monai(one, two, spacing, tolerance).items():
-            found[name][i - 1] = value
-    return found
+        of_prediction = predicted == i
+        of_mask = mask == i
+        match (bool(of_prediction.any()), bool(of_mask.any())):
+            case (False, False):
+                continue
+            case (True, True):
+                values = _by_monai(of_prediction, of_mask, spacing, tolerance)
+            case _:
+                values = dict.fromkeys(OVERLAPS, 0.0)
+        for name, value in values.items():
+            scores[name][i - 1] = value
+    return scores
 
 
 def _by_monai(
@@ -85,59 +102,66 @@ def _by_monai(
     spacing: Sequence[float],
     tolerance: float,
 ) -> dict[str, float]:
-    import torch
-    from monai.metrics.hausdorff_distance import compute_hausdorff_distance
-    from monai.metrics.meandice import compute_dice
-    from monai.metrics.meaniou import compute_iou
-    from monai.metrics.surface_dice import compute_surface_dice
-
+    """Return every metric of one structure that both have."""
     # What lies far from both changes nothing, and costs the distances their time.
     box = _box(predicted | mask)
-    y_pred, y = (
-        torch.from_numpy(np.ascontiguousarray(a[box]))[None, None] for a in (predicted, mask)
-    )
-    scale = [float(value) for value in spacing]
-    whole: dict[str, Any] = {"include_background": True}
+    y_pred = _one_of_a_batch(predicted[box])
+    y = _one_of_a_batch(mask[box])
+    mm = [float(value) for value in spacing]
+    # The structure is the only channel: without this it would be left out as the background.
+    options: dict[str, Any] = {"include_background": True}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of MONAI at calls of its own
-        hd95 = compute_hausdorff_distance(y_pred, y, percentile=95, spacing=scale, **whole)
-        nsd = compute_surface_dice(y_pred, y, [tolerance], spacing=scale, **whole)
+        warnings.simplefilter("ignore", FutureWarning)  # of MONAI, at calls that MONAI makes
+        hd95 = compute_hausdorff_distance(y_pred, y, percentile=95, spacing=mm, **options)
+        nsd = compute_surface_dice(y_pred, y, [tolerance], spacing=mm, **options)
     return {
-        "dice": float(compute_dice(y_pred, y, **whole)),
-        "iou": float(compute_iou(y_pred, y, **whole)),
+        "dice": float(compute_dice(y_pred, y, **options)),
+        "iou": float(compute_iou(y_pred, y, **options)),
         "hd95": float(hd95),
         "nsd": float(nsd),
     }
 
 
-def _box(found: NDArray[np.bool_]) -> tuple[slice, ...]:
+def _one_of_a_batch(structure: NDArray[np.bool_]) -> torch.Tensor:
+    """Return (1, 1, ...): a batch of one, of one channel, as MONAI takes it."""
+    return torch.from_numpy(np.ascontiguousarray(structure))[None, None]
+
+
+def _box(structure: NDArray[np.bool_]) -> tuple[slice, ...]:
     """Return the box of what is set, and a margin that keeps its surface inside."""
     box = []
-    for axis in range(found.ndim):
-        others = tuple(other for other in range(found.ndim) if other != axis)
-        on = np.flatnonzero(found.any(axis=others))
-        box.append(slice(max(0, int(on[0]) - 1), int(on[-1]) + 2))
+    for axis in range(structure.ndim):
+        others = tuple(other for other in range(structure.ndim) if other != axis)
+        occupied = np.flatnonzero(structure.any(axis=others))
+        first = int(occupied[0])
+        last = int(occupied[-1])
+        box.append(slice(max(0, first - 1), last + 2))
     return tuple(box)
 
 
 def dice(predicted: Labels, mask: Labels, c: int) -> Floats:
     """Return (c - 1,) Dice alone, NaN for a structure that neither has."""
     counts = confusion(predicted, mask, c).astype(np.float64)
-    hits = np.diag(counts)[1:]
-    return ratio(2 * hits, counts.sum(axis=0)[1:] + counts.sum(axis=1)[1:])
+    hits = np.diag(counts)
+    of_prediction = counts.sum(axis=0)
+    of_mask = counts.sum(axis=1)
+    of_all = ratio(2 * hits, of_prediction + of_mask)
+    return of_all[1:]
 
 
 def confusion(predicted: Labels, mask: Labels, c: int) -> NDArray[np.int64]:
     """Return (c, c): pixels by label value in the mask (rows) and in the prediction."""
+    # A pair of label values is a number of two digits to the base c.
     pairs = mask.astype(np.int64).ravel() * c + predicted.ravel()
-    return np.bincount(pairs, minlength=c * c).reshape(c, c)
+    counts = np.bincount(pairs, minlength=c * c)
+    return counts.reshape(c, c)
 
 
 # --- all units together ------------------------------------------------------------------------
 
 
 def summarise(
-    measured: Measured,
+    scores: UnitScores,
     groups: NDArray[np.str_],
     classes: Sequence[str],
     fits: NDArray[np.int64] | None = None,
@@ -151,36 +175,39 @@ def summarise(
     `of_the_paper`).
     """
     structures = list(classes)[1:]
+    c = len(classes)
 
     def statistic(weights: Floats) -> Values:
-        found: Values = {}
-        for name, values in measured.values.items():
-            defined = ~np.isnan(values)
-            own = ratio(
-                np.where(defined, values, 0.0).T @ weights, defined.T.astype(float) @ weights
-            )
-            found |= _named(name, own, structures)
-        c = len(classes)
-        counts = (measured.confusion.reshape(-1, c * c).T @ weights).reshape(c, c, -1)
-        for name, own in of_the_paper(counts).items():
-            found |= _named(name, own, structures)
-        return found
+        """Return every metric of the units as weights (n, b) count them."""
+        values: Values = {}
+        for name, of_units in scores.values.items():
+            defined = ~np.isnan(of_units)
+            known = np.where(defined, of_units, 0.0)
+            total = known.T @ weights
+            number = defined.T.astype(float) @ weights
+            values |= _by_structure(name, ratio(total, number), structures)
+        pairs = scores.confusion.reshape(-1, c * c)
+        counts = (pairs.T @ weights).reshape(c, c, -1)
+        for name, of_paper in of_the_paper(counts).items():
+            values |= _by_structure(name, of_paper, structures)
+        return values
 
     overall: dict[str, Metric] = {}
     labels: dict[str, dict[str, Metric]] = {}
-    metrics = bootstrap(statistic, groups, len(classes) ** 2, fits=fits)
+    metrics = bootstrap(statistic, groups, c**2, fits=fits)
     for (name, label), metric in metrics.items():
         into = labels.setdefault(label, {}) if label else overall
         into[name] = metric
     return overall, labels
 
 
-def _named(name: str, own: Floats, structures: Sequence[str]) -> Values:
-    """Return (c - 1, b) values by structure, and their mean."""
-    found: Values = {(name, ""): mean(own)}
+def _by_structure(name: str, values: Floats, structures: Sequence[str]) -> Values:
+    """Return a metric (c - 1, b) by structure, where there are several, and their mean."""
+    by_structure: Values = {(name, ""): mean(values)}
     if len(structures) > 1:
-        found |= {(name, label): own[i] for i, label in enumerate(structures)}
-    return found
+        for i, label in enumerate(structures):
+            by_structure[name, label] = values[i]
+    return by_structure
 
 
 def of_the_paper(counts: NDArray[Any]) -> dict[str, Floats]:
@@ -191,9 +218,10 @@ def of_the_paper(counts: NDArray[Any]) -> dict[str, Floats]:
     so that a structure drawn over background costs nothing: it can exceed Dice / (2 - Dice).
     """
     hits = np.einsum("iib->ib", counts)[1:].astype(np.float64)
-    targets, drawn = counts.sum(axis=1)[1:], counts.sum(axis=0)[1:]
-    inside = counts[1:].sum(axis=0)[1:]  # drawn, where the target is a structure
-    return {
-        PAPER_DICE: ratio(2 * hits, (targets + drawn).astype(np.float64)),
-        PAPER_JACCARD: ratio(hits, (targets + inside - hits).astype(np.float64)),
-    }
+    targets = counts.sum(axis=1)[1:]
+    drawn = counts.sum(axis=0)[1:]
+    both = (targets + drawn).astype(np.float64)
+    # The rows of structures alone: what is drawn where the target is the background is dropped.
+    drawn_inside = counts[1:].sum(axis=0)[1:]
+    either = (targets + drawn_inside - hits).astype(np.float64)
+    return {PAPER_DICE: ratio(2 * hits, both), PAPER_JACCARD: ratio(hits, either)}

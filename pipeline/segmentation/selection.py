@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.segmentation import Segment
-from pipeline.segmentation.contracts import Parts
+from pipeline.segmentation.contracts import Parts, Rows
 from stores.errors import ConfigError
 
 
@@ -22,20 +22,25 @@ class Overlap:
     def add(self, candidate: int, true: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
         """Count one batch of label values of one candidate."""
         c = self._counts.shape[1]
+        # A pair of label values is a number of two digits to the base c.
         pairs = true.astype(np.int64).ravel() * c + predicted.ravel()
-        self._counts[candidate] += np.bincount(pairs, minlength=c * c).reshape(c, c)
+        counts = np.bincount(pairs, minlength=c * c)
+        self._counts[candidate] += counts.reshape(c, c)
 
     def dice(self) -> NDArray[np.float64]:
         """Return (m,): the mean Dice of the foreground classes that are true anywhere.
 
         2 tp / (2 tp + fp + fn) of a class, over all pixels of all images together.
         """
-        both = self._counts.sum(axis=1) + self._counts.sum(axis=2)  # (m, c)
+        true = self._counts.sum(axis=2)  # (m, c)
+        predicted = self._counts.sum(axis=1)  # (m, c)
         hits = np.diagonal(self._counts, axis1=1, axis2=2)
-        present = self._counts.sum(axis=2)[0] > 0
+        # All candidates saw the same masks, so that those of the first tell what is true.
+        present = true[0] > 0
         present[0] = False
         if not present.any():
-            return np.zeros(len(both))
+            return np.zeros(len(true))
+        both = predicted + true
         dice: NDArray[np.float64] = (2 * hits[:, present] / both[:, present]).mean(axis=1)
         return dice
 
@@ -56,7 +61,8 @@ class Course:
         """Take the Dice of one more epoch; return whether it is the best so far."""
         self.seen += 1
         if dice > self.dice or not self.dice:
-            self.best, self.dice = self.seen, dice
+            self.best = self.seen
+            self.dice = dice
         return self.best == self.seen
 
     @property
@@ -76,7 +82,7 @@ def check_parts(parts: Parts, name: str, candidates: Sequence[float]) -> None:
         )
 
 
-def learned_rows(parts: Parts, settings: Segment) -> NDArray[np.int64]:
+def learned_rows(parts: Parts, settings: Segment) -> Rows:
     """Return the rows that the head in use has learned from, once it is chosen."""
     if settings.refit == "none":
         return parts["train"]
@@ -85,5 +91,5 @@ def learned_rows(parts: Parts, settings: Segment) -> NDArray[np.int64]:
 
 def chosen_note(name: str, candidates: Sequence[float], dice: NDArray[np.float64]) -> str:
     """Return what was chosen of what, and how well each did."""
-    scores = ", ".join(f"{value:g}: {d:.3f}" for value, d in zip(candidates, dice, strict=True))
-    return f"{name} chosen by the Dice on val ({scores})"
+    scores = [f"{value:g}: {score:.3f}" for value, score in zip(candidates, dice, strict=True)]
+    return f"{name} chosen by the Dice on val ({', '.join(scores)})"

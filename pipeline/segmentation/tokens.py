@@ -26,7 +26,7 @@ class Tokens:
 
     @property
     def blocks(self) -> int:
-        """Of how many blocks there are tokens."""
+        """The number of blocks that there are tokens of."""
         shape = self._store.array("patch").row_shape
         return shape[0] if len(shape) == 4 else 1
 

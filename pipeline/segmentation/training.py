@@ -9,6 +9,7 @@ then what it was at its best.
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,36 +21,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.config.segmentation import Segment
-from pipeline.segmentation.contracts import Parts, Source
-from pipeline.segmentation.loader import Batch, Loader, Need, Rows, in_order
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS, Need
+from pipeline.segmentation.contracts import Parts, Rows, TokenSource
+from pipeline.segmentation.loader import Batch, Loader, in_order
 from pipeline.segmentation.selection import Course, Overlap, check_parts, chosen_note, learned_rows
-from pipeline.segmentation.token_heads import Decoder, ImageDecoder, Linear
-from pipeline.segmentation.unet import TransUNet, UNet
-from stores.errors import ConfigError
+from stores.errors import DeviceError
 
 MOMENTUM = 0.9
-NOTHING: Rows = np.empty(0, np.int64)
+NO_ROWS: Rows = np.empty(0, np.int64)
+MEGABYTE = 2**20
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-# What each network is given, in the order of its arguments.
-NEEDS: dict[str, tuple[Need, ...]] = {
-    "linear": ("tokens",),
-    "linear-bn": ("tokens",),
-    "decoder": ("tokens",),
-    "image-decoder": ("tokens", "images"),
-    "unet": ("images",),
-    "transunet": ("images",),
-}
+# Makes a network that has learned nothing, of a source, rows whose tokens tell its width, settings.
+Build = Callable[[TokenSource, Rows, Segment], nn.Module]
 
 
 def needs_of(settings: Segment) -> frozenset[Need]:
     """Return what a method's network is given."""
-    return frozenset(NEEDS[settings.method])
+    return frozenset(SEGMENTATION_HEADS[settings.method].needs)
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A network that has learned; see `contracts.Fitted`."""
+class TrainedHead:
+    """A network that has learned; see `contracts.FittedHead`."""
 
     network: nn.Module
     needs: frozenset[Need]
@@ -59,162 +52,169 @@ class Trained:
     notes: tuple[str, ...]
     seconds: float
 
-    def predict(self, source: Source, rows: Rows) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Yield each row with its label values (S, S), in the order asked."""
-        batches = in_order(source, rows, self.needs, self.settings.batch_size, masks=False)
-        for batch in batches:
-            for row, labels in zip(
-                batch.rows, _labels(self.network, batch, self.device), strict=True
-            ):
-                yield int(row), labels
+    def predict(self, source: TokenSource, rows: Rows) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield each row with its label values (S, S), in the order of `rows`."""
+        for batch in in_order(source, rows, self.needs, self.settings.batch_size, masks=False):
+            labels = predict_labels(self.network, batch, self.device)
+            yield from zip(batch.rows.tolist(), labels, strict=True)
 
 
-def fit(source: Source, parts: Parts, settings: Segment, *, device: str = "auto") -> Trained:
+# --- choosing ------------------------------------------------------------------------------------
+
+
+def fit(
+    build: Build, source: TokenSource, parts: Parts, settings: Segment, *, device: str = "auto"
+) -> TrainedHead:
     """Train a network for each learning rate, keep the one with the best Dice on val, at its best.
 
     Raises ConfigError where there is nothing to learn from or to choose by, or where the store
     lacks the tokens.
     """
     started = time.perf_counter()
-    rates, val = settings.learning_rates, parts["val"]
+    rates = settings.learning_rates
+    val = parts["val"]
     check_parts(parts, "learning_rates", rates)
-    on = pick(device)
-    if on.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(on)
-    runs = train(source, parts["train"], settings, rates, on, val=val)
-    dice = np.array([run.course.dice for run in runs])
+    place = pick_device(device)
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
+    candidates = train(build, source, parts["train"], settings, rates, place, val=val)
+    dice = np.array([candidate.course.dice for candidate in candidates])
     best = int(dice.argmax())
-    run = runs[best]
+    chosen = candidates[best]
     notes = [chosen_note("learning rate", rates, dice)] if len(rates) > 1 else []
-    notes.append(_epochs_note(run.course, settings, len(val)))
+    notes.append(_epochs_note(chosen.course, settings, len(val)))
+    # The epochs that val found best; the training below, which has no val, goes through as many.
+    epochs = chosen.course.best
     if settings.refit == "train+val" and len(val):
-        rows, epochs = learned_rows(parts, settings), run.course.best
-        (run,) = train(source, rows, settings, rates[best : best + 1], on, epochs=epochs)
+        rows = learned_rows(parts, settings)
+        (chosen,) = train(build, source, rows, settings, [rates[best]], place, epochs=epochs)
         notes.append("trained again on train and val with what was chosen")
-    notes.append(f"peak memory {_peak_megabytes(on):.0f} MB on {on.type}")
-    return Trained(
-        run.network,
-        needs_of(settings),
-        settings,
-        on,
-        {"lr": rates[best], "epochs": float(run.course.best)},
-        tuple(notes),
-        time.perf_counter() - started,
+        epochs = chosen.course.best
+    notes.append(f"peak memory {peak_bytes(place) / MEGABYTE:.0f} MB on {place.type}")
+    return TrainedHead(
+        network=chosen.network,
+        needs=needs_of(settings),
+        settings=settings,
+        device=place,
+        setting={"lr": rates[best], "epochs": float(epochs)},
+        notes=tuple(notes),
+        seconds=time.perf_counter() - started,
     )
 
 
 def _epochs_note(course: Course, settings: Segment, val: int) -> str:
-    """Return after how many epochs a network was taken, and why."""
+    """Return after how many epochs a network was taken, and why; val: how many slices it has."""
     if not val:
         return f"trained for all {settings.epochs} epochs: val has no slice to end it by"
-    seen = f"the best Dice on val came after epoch {course.best} of {course.seen}"
+    taken = f"the best Dice on val came after epoch {course.best} of {course.seen}"
     if course.seen < settings.epochs:
-        return f"{seen}, where it ended (patience {settings.patience}, {settings.epochs} at most)"
-    return f"{seen} (patience {settings.patience})"
+        return f"{taken}, where it ended (patience {settings.patience}, {settings.epochs} at most)"
+    return f"{taken} (patience {settings.patience})"
+
+
+# --- training ------------------------------------------------------------------------------------
 
 
 @dataclass
-class Run:
+class Candidate:
     """A network in training, and how it does; once trained, it is what it was at its best."""
 
     network: nn.Module
     course: Course
 
     def judge(self, dice: float) -> None:
-        """Take the Dice on val of one more epoch: keep the weights, or go back to the best."""
+        """Take the Dice on val of one more epoch, and keep the weights where it is the best."""
         if self.course.add(dice):
-            self._state = {k: v.clone() for k, v in self.network.state_dict().items()}
+            weights = self.network.state_dict()
+            self._best_weights = {name: value.clone() for name, value in weights.items()}
 
     def finish(self) -> None:
         """Go back to the best weights."""
         if self.course.best < self.course.seen:
-            self.network.load_state_dict(self._state)
+            self.network.load_state_dict(self._best_weights)
 
 
 def train(
-    source: Source,
+    build: Build,
+    source: TokenSource,
     rows: Rows,
     settings: Segment,
     rates: Sequence[float],
     device: torch.device,
     *,
-    val: Rows = NOTHING,
+    val: Rows = NO_ROWS,
     epochs: int | None = None,
-) -> list[Run]:
+) -> list[Candidate]:
     """Return a network for each learning rate, all trained on the same batches of rows.
 
     val: rows that say when a network is at its best, and when it has ended; without them all train
     to the last epoch. epochs: how many of `settings.epochs` are gone through, whose cosine it is.
     """
     loader = Loader(source, rows, needs_of(settings), settings.batch_size, settings.seed)
-    runs = [Run(build(source, rows, settings).to(device), Course(settings.patience)) for _ in rates]
+    candidates = []
+    for _ in rates:
+        network = new_network(build, source, rows, settings).to(device)
+        candidates.append(Candidate(network, Course(settings.patience)))
     optimiser = torch.optim.SGD(
         [
-            {"params": list(run.network.parameters()), "lr": rate}
-            for run, rate in zip(runs, rates, strict=True)
+            {"params": list(candidate.network.parameters()), "lr": rate}
+            for candidate, rate in zip(candidates, rates, strict=True)
         ],
         momentum=MOMENTUM,
     )
     steps = settings.epochs * loader.batches
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
-    loss_of, active = loss(settings), runs
+    criterion = loss(settings)
+    active = candidates
     for epoch in range(epochs or settings.epochs):
-        for run in active:
-            run.network.train()
+        for candidate in active:
+            candidate.network.train()
         for batch in loader.epoch(epoch):
-            inputs, masks = inputs_of(batch, device), torch.from_numpy(batch.masks)
-            masks = masks[:, None].to(device)
-            for run in active:
-                torch.autograd.backward(loss_of(run.network(*inputs), masks))
+            _add_gradients(active, batch, criterion, device)
             optimiser.step()  # what has no gradient, since it has ended, stays
             optimiser.zero_grad()
             schedule.step()
-        dice = validate([run.network for run in active], source, val, settings, device)
-        for run, score in zip(active, dice, strict=True):
-            run.judge(float(score))
-        active = [run for run in active if not run.course.ended]
+        networks = [candidate.network for candidate in active]
+        dice = validate(networks, source, val, settings, device)
+        for candidate, score in zip(active, dice, strict=True):
+            candidate.judge(float(score))
+        active = [candidate for candidate in active if not candidate.course.ended]
         if not active:
             break
-    for run in runs:
-        run.finish()
-    return runs
+    for candidate in candidates:
+        candidate.finish()
+    return candidates
 
 
-def build(source: Source, rows: Rows, settings: Segment) -> nn.Module:
+def _add_gradients(
+    active: Sequence[Candidate], batch: Batch, criterion: Loss, device: torch.device
+) -> None:
+    """Add the gradient of each network's own loss on the same batch."""
+    assert batch.masks is not None
+    inputs = inputs_of(batch, device)
+    masks = torch.from_numpy(batch.masks)[:, None].to(device)
+    for candidate in active:
+        torch.autograd.backward(criterion(candidate.network(*inputs), masks))
+
+
+def new_network(build: Build, source: TokenSource, rows: Rows, settings: Segment) -> nn.Module:
     """Return a network that has learned nothing: equal seeds give equal weights."""
-    classes, size = len(source.classes), source.image_size
+    # The random stream of whoever called is as it was afterwards.
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        match settings.method:
-            case "unet":
-                return UNet(classes, settings.size)
-            case "transunet":
-                return TransUNet(classes, size, settings.size)
-        _, blocks, *_, dim = source.tokens(rows[:1]).shape
-        match settings.method:
-            case "decoder" if blocks < Decoder.BLOCKS:
-                raise ConfigError(
-                    f"The decoder needs the patch tokens of {Decoder.BLOCKS} blocks, and the store "
-                    f"has {blocks}. Extract a store with outputs.patch.blocks: {Decoder.BLOCKS}."
-                )
-            case "decoder":
-                return Decoder(dim, classes, size)
-            case "image-decoder":
-                return ImageDecoder(dim, classes)
-        return Linear(dim, classes, size, norm=settings.method == "linear-bn")
+        return build(source, rows, settings)
 
 
 def loss(settings: Segment) -> Loss:
     """Return MONAI's loss of logits (b, c, S, S) and label values (b, 1, S, S)."""
-    chosen: Loss = (DiceLoss if settings.loss == "dice" else DiceCELoss)(
-        softmax=True, to_onehot_y=True
-    )
-    return chosen
+    kind = DiceLoss if settings.loss == "dice" else DiceCELoss
+    criterion: Loss = kind(softmax=True, to_onehot_y=True)
+    return criterion
 
 
 def validate(
     networks: Sequence[nn.Module],
-    source: Source,
+    source: TokenSource,
     rows: Rows,
     settings: Segment,
     device: torch.device,
@@ -224,33 +224,49 @@ def validate(
     for batch in in_order(source, rows, needs_of(settings), settings.batch_size, masks=True):
         assert batch.masks is not None
         for i, network in enumerate(networks):
-            overlap.add(i, batch.masks, _labels(network, batch, device))
+            overlap.add(i, batch.masks, predict_labels(network, batch, device))
     return overlap.dice()
 
 
 def inputs_of(batch: Batch, device: torch.device) -> list[Tensor]:
-    """Return what a network is given, as float32 on its device."""
-    held = (batch.tokens, batch.images)
-    return [torch.from_numpy(array).to(device).float() for array in held if array is not None]
+    """Return what a network is given, as float32 on its device: tokens, images, or both."""
+    arrays = (batch.tokens, batch.images)
+    return [torch.from_numpy(array).to(device).float() for array in arrays if array is not None]
 
 
 @torch.inference_mode()
-def _labels(network: nn.Module, batch: Batch, device: torch.device) -> NDArray[np.uint8]:
+def predict_labels(network: nn.Module, batch: Batch, device: torch.device) -> NDArray[np.uint8]:
     """Return the likeliest label values (b, S, S)."""
     logits = network.eval()(*inputs_of(batch, device))
-    labels: NDArray[np.uint8] = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+    likeliest = logits.argmax(dim=1).to(torch.uint8)
+    labels: NDArray[np.uint8] = likeliest.cpu().numpy()
     return labels
 
 
-def pick(device: str) -> torch.device:
-    """Return a torch device: `auto` is the first GPU where there is one."""
+# --- where ---------------------------------------------------------------------------------------
+
+
+def pick_device(device: str) -> torch.device:
+    """Return a torch device: `auto` is the first GPU where there is one.
+
+    Raises DeviceError where it is not there.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch raises both, by what it lacks
+        raise DeviceError(
+            f"There is no device {device!r} here: {str(error).splitlines()[0]} Take --device cpu."
+        ) from None
+    return place
 
 
-def _peak_megabytes(device: torch.device) -> float:
+def peak_bytes(device: torch.device) -> int:
     """Return the most memory used so far: of the GPU, or else of the process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return int(torch.cuda.max_memory_allocated(device))
+    # macOS counts bytes where Linux counts kilobytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

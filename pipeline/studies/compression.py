@@ -28,7 +28,7 @@ from pipeline.extraction.sync import locate_weights, look, open_store, recipe_wi
 from pipeline.inference.forward import coded
 from pipeline.recipe import PatchTokens
 from pipeline.segmentation import heads, masks
-from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.contracts import Parts
 from pipeline.segmentation.selection import Overlap
 from pipeline.segmentation.sources import StoreSource
@@ -156,7 +156,7 @@ def _rows_to_study(config: Config, store: FeatureStore) -> Rows:
     numbers = slices["row"].to_numpy()
     drawn = np.zeros(len(numbers), bool)
     for each in config.masks.values():
-        cached = masks.settle(config, store, each)
+        cached = masks.update_masks(config, store, each)
         inside = cached.present(cached.rows)[:, 1:].any(axis=1)
         drawn |= np.isin(numbers, cached.rows[inside])
     rows: list[Rows] = []
@@ -204,17 +204,17 @@ class _MaskTask:
     @classmethod
     def of(cls, config: Config, task: str, rows: Rows) -> _MaskTask:
         """Return a task of a config. Raises ConfigError where no row is in its test part."""
-        question = Asked.of(config, task)
-        question.cases.ensure_split()
+        cases = SegmentationCases.of(config, task)
+        cases.task_cases.ensure_split()
         parts: Parts = {}
-        for part, units in question.cases.folds[0].items():
-            parts[part] = question.rows_of(units)
+        for part, units in cases.task_cases.folds[0].items():
+            parts[part] = cases.rows_of(units)
         if not len(parts["test"]):
             raise ConfigError(
                 f"None of the {len(rows)} slices that are looked at is in the test part of "
                 f"{task!r}. Ask for more, or for another split."
             )
-        return cls(task, rows, parts, question.source)
+        return cls(task, rows, parts, cases.source)
 
     def dice(self, tokens: NDArray[np.float32]) -> float:
         """Return the Dice of a linear head on tokens (n, h, w, d), over all pixels of test."""

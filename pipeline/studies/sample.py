@@ -13,7 +13,7 @@ from pipeline.config.root import Config
 from pipeline.extraction.discover import modality_of
 from pipeline.extraction.walk import walk
 from pipeline.io.decode import read_frames, read_headers
-from pipeline.preprocessing.prepare import check
+from pipeline.preprocessing.content import check_finite
 from pipeline.preprocessing.volume_range import Histogram
 from pipeline.recipe import Preprocess, of_volume
 from pipeline.shared.paths import unescape_path
@@ -82,7 +82,7 @@ def _spread(config: Config) -> Iterator[str]:
 
 def _has_pixels(item: Slice) -> bool:
     try:
-        check(item)
+        check_finite(item)
     except UnreadableError:
         return False
     return True

@@ -2,8 +2,8 @@
 
 What is drawn by chance in a step (order, slices, augmentation, dropout) depends on the seed and the
 step's number alone: that number stands for every generator's state. One safetensors file holds the
-trained parameters, the optimiser's state and the note on the rest, and is put there whole or not at
-all; a second one holds the best epoch so far, which the first names.
+trained parameters, the optimiser's state and a note with the rest, and is put there complete or not
+at all; a second one holds the best epoch so far, which the first names.
 """
 
 from __future__ import annotations
@@ -20,15 +20,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.tuning.network import Network
+from pipeline.tuning.network import TunableNetwork
 from stores._disk import sync, sync_folder, temporary_name, writing
 
-STATE, BEST = "checkpoint.safetensors", "best.safetensors"
-_NOTE, _MODEL, _OPTIMIZER = "note", "model/", "optimizer/"
+STATE = "checkpoint.safetensors"
+BEST = "best.safetensors"
+# Keys of a checkpoint: of its metadata, and the prefixes of its tensors.
+_NOTE = "note"
+_MODEL = "model/"
+_OPTIMIZER = "optimizer/"
 
 
 @dataclass
-class Run:
+class TrainingState:
     """How far training is. step: steps done; history: how good each epoch was on val.
 
     best: the epoch that is kept, from 1; 0 before the first. resumed: how often it went on. bad:
@@ -45,49 +49,65 @@ class Run:
     peak_bytes: int = 0
 
 
-def save(folder: Path, network: Network, optimizer: torch.optim.Optimizer, run: Run) -> None:
-    """Put a run's state into a folder."""
-    tensors: dict[str, Tensor] = {_MODEL + k: p for k, p in network.trained().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
+def save(
+    folder: Path,
+    network: TunableNetwork,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+) -> None:
+    """Put network, optimiser and state into a folder, in the place of an earlier checkpoint."""
+    tensors: dict[str, Tensor] = _trained_tensors(network)
+    for number, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{_OPTIMIZER}{number}/{name}"] = value
-    put(folder / STATE, tensors, {_NOTE: json.dumps(asdict(run))})
+    put(folder / STATE, tensors, {_NOTE: json.dumps(asdict(state))})
 
 
-def load(folder: Path, network: Network, optimizer: torch.optim.Optimizer) -> Run:
-    """Bring network and optimiser to the state in a folder; a fresh run where there is none."""
-    found = _read(folder / STATE, network)
-    if found is None:
-        return Run()
-    tensors, note = found
+def load(folder: Path, network: TunableNetwork, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Bring network and optimiser to the state in a folder; a fresh state where there is none."""
+    checkpoint = _read(folder / STATE, network)
+    if checkpoint is None:
+        return TrainingState()
+    tensors, note = checkpoint
     restore(network, tensors)
-    state: dict[int, dict[str, Tensor]] = {}
+    _restore_optimizer(optimizer, tensors)
+    state = TrainingState(**json.loads(note[_NOTE]))
+    # JSON's keys are text.
+    state.bad = {int(row): reason for row, reason in state.bad.items()}
+    state.resumed += 1
+    return state
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Set the optimiser's moments; its rates are those of the settings, as they are now."""
+    moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(_OPTIMIZER):
             number, _, name = key.removeprefix(_OPTIMIZER).partition("/")
-            state.setdefault(int(number), {})[name] = value
-    plain = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": plain})
-    run = Run(**json.loads(note[_NOTE]))
-    run.bad = {int(row): why for row, why in run.bad.items()}  # JSON's keys are text
-    run.resumed += 1
-    return run
+            moments.setdefault(int(number), {})[name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def save_best(folder: Path, network: Network) -> None:
+def save_best(folder: Path, network: TunableNetwork) -> None:
     """Put what is trained into a folder as the best so far."""
-    put(folder / BEST, {_MODEL + name: p for name, p in network.trained().items()}, {})
+    put(folder / BEST, _trained_tensors(network), {})
 
 
-def load_best(folder: Path, network: Network) -> None:
+def load_best(folder: Path, network: TunableNetwork) -> None:
     """Bring what is trained to the best epoch."""
-    found = _read(folder / BEST, network)
-    assert found is not None, f"{folder / BEST} belongs to its checkpoint"
-    restore(network, found[0])
+    best = _read(folder / BEST, network)
+    assert best is not None, f"{folder / BEST} belongs to its checkpoint"
+    tensors, _ = best
+    restore(network, tensors)
 
 
-def restore(network: Network, tensors: Mapping[str, Tensor]) -> None:
+def _trained_tensors(network: TunableNetwork) -> dict[str, Tensor]:
+    return {_MODEL + name: parameter for name, parameter in network.trained().items()}
+
+
+def restore(network: TunableNetwork, tensors: Mapping[str, Tensor]) -> None:
     """Set what is trained."""
     with torch.no_grad():
         for name, parameter in network.trained().items():
@@ -95,18 +115,21 @@ def restore(network: Network, tensors: Mapping[str, Tensor]) -> None:
 
 
 def put(path: Path, tensors: Mapping[str, Tensor], note: dict[str, str]) -> None:
-    """Write a safetensors file that is wholly there or not there."""
+    """Write a safetensors file that is there complete, or not there."""
     temporary = path.with_name(temporary_name(path.name))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        plain = {}
+        for name, value in tensors.items():
+            plain[name] = value.detach().cpu().contiguous()
         save_file(plain, temporary, note)
+        # The bytes first, then the name: a name that stands after a crash has its bytes.
         sync(temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
 
 
-def _read(path: Path, network: Network) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def _read(path: Path, network: TunableNetwork) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return tensors and note of a file; None where there is none that can be read and fits."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -114,5 +137,8 @@ def _read(path: Path, network: Network) -> tuple[dict[str, Tensor], dict[str, An
             note = dict(file.metadata() or {})
     except (FileNotFoundError, SafetensorError):
         return None
-    fits = {_MODEL + name for name in network.trained()} <= tensors.keys()
-    return (tensors, note) if fits else None
+    # A checkpoint of other settings lacks parameters: it is begun anew.
+    needed = {_MODEL + name for name in network.trained()}
+    if not needed <= tensors.keys():
+        return None
+    return tensors, note

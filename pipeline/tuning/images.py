@@ -1,4 +1,4 @@
-"""The images of asked slices, batch after batch, read and preprocessed as `extract` does it.
+"""The images of requested slices, batch after batch, read and preprocessed as `extract` does it.
 
 Files are read ahead by processes while the network learns; what waits is bounded there. A slice
 that cannot be read, or whose pixels are no longer those its features were made of, is left out of
@@ -31,27 +31,53 @@ from pipeline.types import Failure, Slice
 from stores.features import FeatureStore
 
 Rows = NDArray[np.int64]
+SliceRow = dict[str, Any]
 CHANGED = "changed since it was embedded"
 
 
 @dataclass(frozen=True)
-class Ask:
-    """m slices of b units that pass through the network together, never none.
+class BatchRequest:
+    """m slices of b units that are to pass through the network together, never none.
 
-    units (b,); rows (m,): the slices; own (m,): the place in `units` of the unit each belongs to.
-    step: of training, or epoch of val. first: of the slices of a step, how many came in batches
-    before. share: the part of its step's units that are in this batch. last: of its step, or of
-    all of val.
+    units (b,); rows (m,): the slices; unit_of (m,): the place in `units` of the unit each belongs
+    to. step: of training, or epoch of val. offset: of the slices of a step, how many came in
+    batches before. share: the part of its step's units that are in this batch. last: of its step,
+    or of all of val.
     """
 
     stage: Literal["train", "val", "test"]
     step: int
     units: Rows
     rows: Rows
-    own: Rows
-    first: int = 0
+    unit_of: Rows
+    offset: int = 0
     share: float = 1.0
     last: bool = False
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """What came of a request: k of its m slices, those that can be used.
+
+    x: images (k, 3, S, S) on the device; places (k,): which of the request's slices they are of.
+    """
+
+    request: BatchRequest
+    x: Tensor
+    places: Rows
+
+    @property
+    def rows(self) -> Rows:
+        """The rows (k,) of the slices."""
+        return self.request.rows[self.places]
+
+    @property
+    def unit_of(self) -> Rows:
+        """The place (k,) in the request's units of the unit each slice belongs to."""
+        return self.request.unit_of[self.places]
+
+
+Batches = Generator[ImageBatch]
 
 
 @dataclass
@@ -74,65 +100,74 @@ class Images:
         self._slices = names.revealed(self.store.slices())
         self._numbers: Rows = self._slices["row"].to_numpy()
 
-    def batches(self, asks: Iterable[Ask]) -> Generator[tuple[Ask, Tensor, Rows]]:
-        """Yield each ask with its images (m, 3, S, S), and which of its slices (m,) they are.
+    def batches(self, requests: Iterable[BatchRequest]) -> Batches:
+        """Yield the images of each request, in their order; fewer where some cannot be used."""
+        # Files are read ahead of what is yielded: the requests that wait for theirs, in order.
+        waiting: deque[tuple[BatchRequest, list[SliceRow]]] = deque()
 
-        Fewer than asked where some cannot be used.
-        """
-        waiting: deque[tuple[Ask, list[dict[str, Any]]]] = deque()
-
-        def requests() -> Iterator[Request]:
-            for ask in asks:
-                about = self._about(ask.rows)
-                waiting.append((ask, about))
-                for path, group in itertools.groupby(about, key=lambda row: row["path"]):
-                    yield Request(path, tuple(row["frame"] for row in group))
+        def file_requests() -> Iterator[Request]:
+            for request in requests:
+                slices = self._slices_of(request.rows)
+                # Before its files: once the first frame is there, its request must be known.
+                waiting.append((request, slices))
+                for path, frames in itertools.groupby(slices, key=lambda row: row["path"]):
+                    yield Request(path, tuple(row["frame"] for row in frames))
 
         reads = read_files(
             self.config.data.root,
-            requests(),
+            file_requests(),
             plane=self.recipe.preprocess.plane,
             workers=self.workers,
             time_limit_s=self.time_limit_s,
         )
+        # The processes that read end with this generator, however it is left.
         with contextlib.closing(reads):
             for first in reads:
-                ask, about = waiting.popleft()
-                rest = itertools.islice(reads, len(about) - 1)
-                yield ask, *self._prepared(ask, about, [first, *rest])
+                request, slices = waiting.popleft()
+                rest = itertools.islice(reads, len(slices) - 1)
+                yield self._prepare(request, slices, [first, *rest])
 
-    def _about(self, rows: Rows) -> list[dict[str, Any]]:
-        places = pa.array(np.searchsorted(self._numbers, rows))
-        found: list[dict[str, Any]] = self._slices.take(places).to_pylist()
-        return found
+    def _slices_of(self, rows: Rows) -> list[SliceRow]:
+        places = np.searchsorted(self._numbers, rows)
+        slices: list[SliceRow] = self._slices.take(pa.array(places)).to_pylist()
+        return slices
 
-    def _prepared(
-        self, ask: Ask, about: list[dict[str, Any]], reads: list[FrameRead]
-    ) -> tuple[Tensor, Rows]:
-        digests = self.store.read("pixel_digest", ask.rows)
+    def _prepare(
+        self, request: BatchRequest, slices: list[SliceRow], reads: list[FrameRead]
+    ) -> ImageBatch:
+        """Return the images of the slices that can be used; why others cannot goes to `bad`."""
+        digests = self.store.read("pixel_digest", request.rows)
         items: list[Slice] = []
-        kept: list[int] = []
+        usable: list[int] = []
         for i, (read, digest) in enumerate(zip(reads, digests, strict=True)):
-            why = _unusable(read, bytes(digest))
-            if why is None and isinstance(read.item, Slice):
-                ends = recorded_ends(self.store, self._slices, self.recipe.preprocess, about[i])
-                items.append(read.item if ends is None else replace(read.item, ends=ends))
-                kept.append(i)
-            else:
-                self.bad[int(ask.rows[i])] = str(why)
+            reason = _unusable(read, bytes(digest))
+            if reason is not None:
+                self.bad[int(request.rows[i])] = reason
+                continue
+            assert isinstance(read.item, Slice)
+            # The range of intensities by which the slice's volume scaled it, where one did.
+            ends = recorded_ends(self.store, self._slices, self.recipe.preprocess, slices[i])
+            item = read.item
+            if ends is not None:
+                item = replace(item, ends=ends)
+            items.append(item)
+            usable.append(i)
+        places = np.array(usable, np.int64)
         if not items:
             size = self.recipe.image_size
-            return torch.empty((0, 3, size, size), device=self.device), np.array(kept, np.int64)
+            nothing = torch.empty((0, 3, size, size), device=self.device)
+            return ImageBatch(request, nothing, places)
         # On the CPU unless it is a GPU: other devices lack float64.
         where = self.device if self.device.type == "cuda" else "cpu"
-        modalities = [about[i]["modality"] for i in kept]
+        modalities = [slices[i]["modality"] for i in usable]
         x = prepare_batch(items, modalities, self.recipe, where)
-        return x.to(self.device), np.array(kept, np.int64)
+        return ImageBatch(request, x.to(self.device), places)
 
 
 def _unusable(read: FrameRead, digest: bytes) -> str | None:
     """Return why a slice cannot be used; None where it is the one that has features."""
     if isinstance(read.item, Failure):
         return read.item.reason
-    same = read.pixel_digest is not None and bytes.fromhex(read.pixel_digest) == digest
-    return None if same else CHANGED
+    if read.pixel_digest is None or bytes.fromhex(read.pixel_digest) != digest:
+        return CHANGED
+    return None

@@ -1,4 +1,4 @@
-"""One fold trained by a process a device, on this machine. This process starts and watches them."""
+"""One fold trained by this process, or by a process a device that this one starts and watches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,65 +16,105 @@ import torch.distributed as dist
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import ProcessException, spawn
 
-from pipeline.tuning.checkpoint import Run
-from pipeline.tuning.fold import Fold
+from pipeline.tuning.checkpoint import TrainingState
+from pipeline.tuning.fold import Fold, TunedFold
+from pipeline.tuning.options import ReportSteps, report_nothing
 from pipeline.tuning.ranks import Ranks
 from stores.errors import DeviceError, RadprobeError
 
 # Others wait while the first looks at val; one that died is seen by the parent, not by waiting.
 _PATIENCE = timedelta(days=1)
+_POLL_S = 0.2
 
 
-def train_together(fold: Fold) -> Run:
+def tune_fold(fold: Fold) -> TunedFold:
+    """Train a fold's network, by one process or by several, and save it."""
+    if len(fold.job.devices) == 1:
+        return TunedFold.of(fold)
+    return TunedFold.of(fold, train_together(fold))
+
+
+def train_together(fold: Fold) -> TrainingState:
     """Train a fold by a process a device of its job; its state is then in the fold's folder.
 
     Raises what a process raised, DeviceError where one was killed; the others end with it.
     """
-    said = get_context("spawn").SimpleQueue()
-    heard: list[Run | BaseException] = []
-
-    def listen() -> None:
-        while not said.empty():
-            match said.get():
-                case (done, most):
-                    fold.job.beat(done, most)
-                case other:
-                    heard.append(other)
-
+    inbox = _Inbox(get_context("spawn").SimpleQueue(), fold.job.report_steps)
+    size = len(fold.job.devices)
+    # What reports the steps belongs to this process, and may not be picklable.
+    silent = replace(fold, job=replace(fold.job, report_steps=report_nothing))
     with tempfile.TemporaryDirectory() as meeting:
-        plain = replace(fold, job=replace(fold.job, beat=_silent))
-        args, size = (plain, Path(meeting) / "ranks", said), len(fold.job.devices)
-        started = spawn(_train, args, nprocs=size, join=False)  # type: ignore[no-untyped-call]
-        assert started is not None
+        args = (silent, Path(meeting) / "ranks", inbox.queue)
+        processes = spawn(_train, args, nprocs=size, join=False)  # type: ignore[no-untyped-call]
+        assert processes is not None
         try:
-            while not started.join(timeout=0.2):
-                listen()
+            while not processes.join(timeout=_POLL_S):
+                inbox.read()
         except ProcessException as error:
-            listen()
-            for own in heard:
-                if isinstance(own, BaseException):
-                    raise own from None
+            # An error that a process sent before it ended says more than that it ended.
+            inbox.read()
+            for raised in inbox.errors:
+                raise raised from None
             raise DeviceError(
                 f"One of {size} processes that tune the network ended: {error}. What was "
                 "learnt until the last checkpoint is kept, and the same command goes on from it; "
                 "where memory ran out, with fewer --processes or a smaller at_once."
             ) from None
         finally:
-            for process in started.processes:
+            # However this ends: the others would wait for the lost one's gradients.
+            for process in processes.processes:
                 process.kill()
-        listen()
-    (run,) = heard
-    assert isinstance(run, Run)
-    return run
+        inbox.read()
+    (state,) = inbox.states
+    return state
 
 
-def _silent(done: int, most: int) -> None:
-    """Say nothing."""
+@dataclass
+class _Inbox:
+    """What the processes have sent: steps, which are reported, errors, and the final state."""
+
+    queue: Any
+    report_steps: ReportSteps
+    errors: list[BaseException] = field(default_factory=list)
+    states: list[TrainingState] = field(default_factory=list)
+
+    def read(self) -> None:
+        """Take all messages that are there."""
+        while not self.queue.empty():
+            match self.queue.get():
+                case (done, most):
+                    self.report_steps(done, most)
+                case TrainingState() as state:
+                    self.states.append(state)
+                case error:
+                    self.errors.append(error)
 
 
-def _train(number: int, fold: Fold, meeting: Path, said: Any) -> None:
-    """Be one of the processes; the first says how far it is, and what it made."""
-    device, size = fold.job.devices[number], len(fold.job.devices)
+def _train(number: int, fold: Fold, meeting: Path, outbox: Any) -> None:
+    """Be one of the processes; the first sends how far it is, and the state it ended with.
+
+    meeting: a path at which the processes find each other.
+    """
+    device = fold.job.devices[number]
+    size = len(fold.job.devices)
+    _join_group(number, size, device, meeting)
+    job = replace(fold.job, devices=(device,), workers=-(-fold.job.workers // size))
+    if number == 0:
+        job = replace(job, report_steps=lambda done, most: outbox.put((done, most)))
+    try:
+        training, _ = replace(fold, job=job).training(Ranks(number, size))
+        state = training.run()
+    except (RadprobeError, torch.OutOfMemoryError) as error:
+        outbox.put(error)
+        raise
+    if number == 0:
+        outbox.put(state)
+    with contextlib.suppress(RuntimeError):  # another has gone already
+        dist.destroy_process_group()
+
+
+def _join_group(number: int, size: int, device: torch.device, meeting: Path) -> None:
+    """Let this process exchange with the others, on its device and its part of the cores."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
@@ -88,15 +128,3 @@ def _train(number: int, fold: Fold, meeting: Path, said: Any) -> None:
         world_size=size,
         timeout=_PATIENCE,
     )
-    job = replace(fold.job, devices=(device,), workers=-(-fold.job.workers // size))
-    if number == 0:
-        job = replace(job, beat=lambda done, most: said.put((done, most)))
-    try:
-        run = replace(fold, job=job).training(Ranks(number, size))[0].run()
-    except (RadprobeError, torch.OutOfMemoryError) as error:
-        said.put(error)
-        raise
-    if number == 0:
-        said.put(run)
-    with contextlib.suppress(RuntimeError):  # another has gone already
-        dist.destroy_process_group()

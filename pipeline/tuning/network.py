@@ -31,33 +31,37 @@ _BEFORE_BLOCKS = re.compile(r"embed|pre_layrnorm")
 _TOKENS = re.compile(r"token|position|pos_embed|class_embedding")
 
 
-class Network(nn.Module):
+class TunableNetwork(nn.Module):
     """A backbone, called `body`, and a head on the features, or patch tokens, of its images."""
 
     def __init__(
         self, backbone: Backbone, head: nn.Module, features: FeatureSet | Literal["patch"]
     ) -> None:
         super().__init__()
-        self.body, self.head = backbone.network, head
-        self.backbone, self.which = backbone, features
+        self.body = backbone.network
+        self.head = head
+        self.backbone = backbone
+        self.feature_set = features
 
     def features(self, x: Tensor) -> Tensor:
         """Return (m, d) as `tasks.pooling` has them: blocks, oldest first, then the mean token.
 
-        Or the last block's patch tokens (m, 1, h, w, d).
+        Or the last block's patch tokens (m, 1, h, w, d). x: images (m, 3, S, S).
         """
-        found = self.backbone.forward(x)
-        if self.which == "patch":
-            return found.patch[:, None]
-        cls = found.cls[:, -blocks_of(self.which) :].flatten(1)
-        return torch.cat([cls, found.mean], dim=1) if "mean" in self.which else cls
+        outputs = self.backbone.forward(x)
+        if self.feature_set == "patch":
+            return outputs.patch[:, None]
+        cls = outputs.cls[:, -blocks_of(self.feature_set) :].flatten(1)
+        if "mean" in self.feature_set:
+            return torch.cat([cls, outputs.mean], dim=1)
+        return cls
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Return logits (b, o) of units whose images (m, 3, S, S) count as weights (b, m) say."""
+        """Return logits (b, o) of units whose images (m, 3, S, S) count as weights (b, m) state."""
         logits: Tensor = self.head(weights @ self.features(x))
         return logits
 
-    def learning(self, on: bool) -> None:
+    def switch_dropout(self, on: bool) -> None:
         """Switch LoRA's dropout; all else is always as it is when features are made."""
         self.eval()
         for module in self.modules():
@@ -67,13 +71,17 @@ class Network(nn.Module):
     @property
     def linear(self) -> nn.Linear:
         """The linear part of the head."""
-        linear = self.head.classify if self.which == "patch" else self.head
+        linear = self.head.classify if self.feature_set == "patch" else self.head
         assert isinstance(linear, nn.Linear)
         return linear
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return what is trained, head included, by name."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
 
 
 def blocks_of(features: str) -> int:
@@ -81,28 +89,35 @@ def blocks_of(features: str) -> int:
     return 4 if features.startswith("cls4") else 1
 
 
-def opened(network: Network, settings: Tuning) -> LoraModel | None:
+# --- what a method trains ------------------------------------------------------------------------
+
+
+def make_trainable(network: TunableNetwork, settings: Tuning) -> LoraModel | None:
     """Let gradients into what a method trains and into nothing else; return LoRA's updates.
 
     What a method would train but no gradient reaches, such as DINOv2's mask token, is left out.
     Raises ConfigError where nothing is left.
     """
     body = network.body
-    body.requires_grad_(False)
     adapters = None
+    # All is shut first, so that each method states only what it opens.
+    body.requires_grad_(False)
     match settings:
         case Lora():
-            adapters = _adapted(body, settings)
+            adapters = _add_adapters(body, settings)
         case FineTune():
             body.requires_grad_(True)
         case BitFit():
             for name, parameter in body.named_parameters():
                 parameter.requires_grad_(name.endswith("bias"))
         case NormTune():
-            for parameter in _norms(body):
+            for parameter in _norm_parameters(body):
                 parameter.requires_grad_(True)
         case _:
-            raise TypeError(f"{type(settings).__name__} says not what is trained")
+            raise ConfigError(
+                f"A method must be one of finetune, lora, bitfit or norm. Got settings of "
+                f"{type(settings).__name__} instead."
+            )
     _close_unreached(network)
     if not any(parameter.requires_grad for parameter in body.parameters()):
         raise ConfigError(
@@ -112,7 +127,11 @@ def opened(network: Network, settings: Tuning) -> LoraModel | None:
     return adapters
 
 
-def _adapted(body: nn.Module, settings: Lora) -> LoraModel:
+def _add_adapters(body: nn.Module, settings: Lora) -> LoraModel:
+    """Put LoRA's updates into the layers that the settings name, whatever the network calls them.
+
+    Raises ConfigError where there is no such layer.
+    """
     wanted = re.compile("|".join(_LAYERS[target] for target in settings.targets))
     layers = [
         name
@@ -124,27 +143,28 @@ def _adapted(body: nn.Module, settings: Lora) -> LoraModel:
             f"LoRA finds no linear layers {list(settings.targets)} in this network; take finetune "
             "or norm."
         )
-    chosen = LoraConfig(
+    lora = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=layers,
         bias="lora_only" if settings.biases == "lora" else "none",
     )
-    return LoraModel(body, chosen, "default")
+    return LoraModel(body, lora, "default")
 
 
-def _norms(body: nn.Module) -> Iterator[nn.Parameter]:
+def _norm_parameters(body: nn.Module) -> Iterator[nn.Parameter]:
     for module in body.modules():
         if "norm" in type(module).__name__.lower():
             yield from module.parameters(recurse=False)
 
 
-def _close_unreached(network: Network) -> None:
+def _close_unreached(network: TunableNetwork) -> None:
     """Stop training what one backward pass gives no gradient."""
-    size, device = network.backbone.image_size, network.backbone.device
-    network.learning(False)
-    x = torch.zeros((1, 3, size, size), device=device)
+    size = network.backbone.image_size
+    # As features are made, without dropout.
+    network.switch_dropout(False)
+    x = torch.zeros((1, 3, size, size), device=network.backbone.device)
     network.head(network.features(x)).sum().backward()
     for parameter in network.parameters():
         if parameter.requires_grad and parameter.grad is None:
@@ -152,26 +172,41 @@ def _close_unreached(network: Network) -> None:
         parameter.grad = None
 
 
-def groups(network: Network, settings: Tuning) -> list[dict[str, Any]]:
+# --- how fast it is trained ----------------------------------------------------------------------
+
+
+def parameter_groups(network: TunableNetwork, settings: Tuning) -> list[dict[str, Any]]:
     """Return what is trained as an optimiser takes it: parameters of equal rate and decay.
 
     The rate of a block is layer_decay times that of the next; the embeddings stand before the
-    first, the final norm with the last. Biases, norms and tokens are not decayed.
+    first, the final norm with the last. Biases, norms and tokens are not decayed. `peak` is the
+    rate at its highest, of which `training.rate_factor` gives the part at a step.
     """
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
-    names = [name for name, _ in network.body.named_parameters()]
-    depth = 1 + max((int(m[1]) for m in map(_BLOCK.search, names) if m), default=0)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    depth = _depth(network.body)
     for name, parameter in network.trained().items():
-        rate = settings.head_rate
         if name.startswith("body."):
-            rate = settings.rate * settings.layer_decay ** (depth - _place(name, depth))
-        plain = parameter.ndim > 1 and not _TOKENS.search(name)
-        decay = settings.weight_decay if plain else 0.0
-        found.setdefault((rate, decay), []).append(parameter)
+            distance = depth - _place(name, depth)  # from the last block
+            rate = settings.rate * settings.layer_decay**distance
+        else:
+            rate = settings.head_rate
+        decays = parameter.ndim > 1 and not _TOKENS.search(name)
+        decay = settings.weight_decay if decays else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "peak": rate, "weight_decay": decay}
-        for (rate, decay), parameters in found.items()
+        for (rate, decay), parameters in groups.items()
     ]
+
+
+def _depth(body: nn.Module) -> int:
+    """Return how many blocks a network has."""
+    last = 0
+    for name, _ in body.named_parameters():
+        block = _BLOCK.search(name)
+        if block:
+            last = max(last, int(block[1]))
+    return last + 1
 
 
 def _place(name: str, depth: int) -> int:

@@ -1,7 +1,7 @@
 """Several processes that train one network: each learns from a part of every step.
 
 Gradients are added up over all, so that each takes the same step; the first alone looks at val,
-keeps the state and says when to end.
+keeps the state and decides when training ends.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+# Python objects are exchanged over gloo, which knows no GPU.
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among those that train together; by itself, nothing to be told."""
+    """The place of this process among those that train together; alone, it exchanges nothing.
+
+    number: of this process, from 0; size: how many there are. Every method that exchanges must be
+    called by all processes, in the same order: one that is missing keeps the others waiting.
+    """
 
     number: int = 0
     size: int = 1
@@ -29,35 +34,37 @@ class Ranks:
         return self.number == 0
 
     def align(self, parameters: Iterable[torch.Tensor]) -> None:
-        """Set parameters to the first process's."""
-        if self.size > 1:
-            for parameter in parameters:
-                dist.broadcast(parameter.data, 0)
-
-    def add(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Set each gradient to the sum over all processes."""
+        """Set parameters to those of the first process."""
         if self.size == 1:
             return
         for parameter in parameters:
-            if parameter.grad is None:  # none of this process's slices could be used
+            dist.broadcast(parameter.data, 0)
+
+    def add_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Set each gradient to its sum over all processes."""
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            # None of this process's slices could be used: it still takes part in the sum.
+            if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
 
-    def told(self, value: Any) -> Any:
-        """Return what the first process has."""
+    def broadcast(self, value: Any) -> Any:
+        """Return the first process's value; what the others pass is not looked at."""
         if self.size == 1:
             return value
-        said = [value]
-        dist.broadcast_object_list(said, 0, device=_CPU)
-        return said[0]
+        message = [value]
+        dist.broadcast_object_list(message, 0, device=_CPU)
+        return message[0]
 
-    def every(self, value: Any) -> list[Any]:
-        """Return what each process has."""
+    def gather(self, value: Any) -> list[Any]:
+        """Return the value of every process, by its number."""
         if self.size == 1:
             return [value]
-        held: list[Any] = [None] * self.size
-        dist.all_gather_object(held, value)
-        return held
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
 
 ALONE = Ranks()

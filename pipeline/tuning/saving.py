@@ -28,34 +28,29 @@ from stores._disk import (
 )
 
 HEAD = "head.safetensors"
+PREPROCESSOR = "preprocessor_config.json"
 
 
 def save_network(
-    body: nn.Module, head: nn.Linear, architecture: Architecture, began: str, to: Path
+    body: nn.Module, head: nn.Linear, architecture: Architecture, origin: str, to: Path
 ) -> str:
     """Save a network, LoRA's updates added in, and its head; return its weights' identity.
 
-    began: the identity of the weights it was tuned from; that they were random stays said. The
-    folder is there whole or not at all; each file has its checksum beside it.
+    origin: the identity of the weights it was tuned from; that they were random stays with it. The
+    folder is there complete or not at all; each file has its checksum beside it.
     """
     model = body.model if isinstance(body, Tower) else body
     sweep_temporaries(to.parent.glob(f"{TEMPORARY}*"))  # of runs that were killed here
     temporary = to.with_name(temporary_name(to.name))
     transformers_logging.disable_progress_bar()
     model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]
-    if began.startswith("random:"):
-        mark = {"format": "pt", BEGAN: began.partition("+")[0]}
-        put(temporary / SAFETENSORS, load_file(temporary / SAFETENSORS), mark)
+    if origin.startswith("random:"):
+        _mark_random(temporary / SAFETENSORS, origin)
     image = {"image_mean": architecture.mean, "image_std": architecture.std}
-    (temporary / "preprocessor_config.json").write_text(json.dumps(image, indent=1))
+    (temporary / PREPROCESSOR).write_text(json.dumps(image, indent=1))
     put(temporary / HEAD, {"weight": head.weight, "bias": head.bias}, {})
-    readers = (temporary / "preprocessor_config.json").stat().st_mode
-    for path in sorted(temporary.iterdir()):
-        path.chmod(readers)  # safetensors leaves files to their owner alone
-        sync(path)
-        line = f"{file_sha256(path)}  {path.name}\n"
-        write_new(path.with_name(path.name + CHECKSUM), line.encode())
-    sync_folder(temporary)
+    _seal(temporary)
+    # Only now under its name, with all its bytes on the disk.
     if to.exists():  # of a run that was killed before its answer was filed
         shutil.rmtree(to)
     os.replace(temporary, to)
@@ -63,11 +58,29 @@ def save_network(
     return identity_of(to / SAFETENSORS)
 
 
-def moved(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
+def _mark_random(weights: Path, origin: str) -> None:
+    """Write into a file that its weights began as random ones."""
+    began, _, _ = origin.partition("+")
+    put(weights, load_file(weights), {"format": "pt", BEGAN: began})
+
+
+def _seal(folder: Path) -> None:
+    """Bring the files of a folder to the disk, each with its checksum, for the same readers."""
+    # safetensors leaves files to their owner alone; this one is as the user's umask has it.
+    mode = (folder / PREPROCESSOR).stat().st_mode
+    for path in sorted(folder.iterdir()):
+        path.chmod(mode)
+        sync(path)
+        line = f"{file_sha256(path)}  {path.name}\n"
+        write_new(path.with_name(path.name + CHECKSUM), line.encode())
+    sync_folder(folder)
+
+
+def changed_parameters(before: nn.Module, after: nn.Module) -> tuple[str, ...]:
     """Return the parameters that are not as they were, by name."""
     old = dict(before.named_parameters())
-    return tuple(
-        name
-        for name, parameter in after.named_parameters()
-        if not torch.equal(parameter.detach().cpu(), old[name].detach().cpu())
-    )
+    changed = []
+    for name, parameter in after.named_parameters():
+        if not torch.equal(parameter.detach().cpu(), old[name].detach().cpu()):
+            changed.append(name)
+    return tuple(changed)

@@ -7,243 +7,331 @@ every look at val. Dims: m slices, b units.
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pipeline.annotations.units import Units
 from pipeline.config.tuning import Tuning
+from pipeline.segmentation.training import peak_bytes
 from pipeline.tuning import checkpoint
+from pipeline.tuning.checkpoint import TrainingState
 from pipeline.tuning.goals import Goal
-from pipeline.tuning.images import Ask, Images
-from pipeline.tuning.network import Network, groups
+from pipeline.tuning.images import Batches, BatchRequest, ImageBatch, Images
+from pipeline.tuning.network import TunableNetwork, parameter_groups
+from pipeline.tuning.options import ReportSteps
 from pipeline.tuning.ranks import ALONE, Ranks
 
 Rows = NDArray[np.int64]
-Batches = Generator[tuple[Ask, Tensor, Rows]]
-# What is drawn in a step by each of these has a stream of its own.
+# What is drawn in a step by each of these has a random stream of its own.
 _ORDER, _SLICES, _AUGMENT, _DROPOUT = range(4)
-Beat = Callable[[int, int], None]  # steps done, of how many at most
+
+
+@dataclass(frozen=True)
+class TrainVal:
+    """The units (by number) that a network learns from, and those that say when to end."""
+
+    units: Units
+    train: Rows
+    val: Rows
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder of a run's state, and how many seconds lie between two of its checkpoints."""
+
+    folder: Path
+    every_s: float
 
 
 @dataclass
 class Training:
     """A network, what it learns from, and where its state is kept.
 
-    train, val: unit numbers. every_s: seconds between two checkpoints. ranks: those that train it
-    together.
+    ranks: the place of this process among those that train the network together.
     """
 
-    network: Network
+    network: TunableNetwork
     images: Images
-    units: Units
-    train: Rows
-    val: Rows
-    settings: Tuning
+    data: TrainVal
     goal: Goal
-    folder: Path
-    every_s: float
-    beat: Beat
+    settings: Tuning
+    checkpoints: Checkpoints
+    report_steps: ReportSteps
     ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         settings = self.settings
-        self.bags = self.units.bags()
-        self.per_epoch = -(-len(self.train) // settings.batch)
-        self.steps = settings.epochs * self.per_epoch
-        peaks = groups(self.network, settings)
+        self.bags = self.data.units.bags()
+        self.steps_per_epoch = -(-len(self.data.train) // settings.batch)
+        self.steps = settings.epochs * self.steps_per_epoch
+        groups = parameter_groups(self.network, settings)
         if settings.optimizer == "sgd":
-            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(peaks, momentum=0.9)
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9)
         else:
-            self.optimizer = torch.optim.AdamW(peaks)
+            self.optimizer = torch.optim.AdamW(groups)
 
-    def run(self) -> checkpoint.Run:
+    def run(self) -> TrainingState:
         """Train to the end, from where a killed run stopped; its best epoch is in the folder.
 
         An epoch is better than another by the goal's quality on val; as long as that is not
         defined, the last is kept.
         """
-        began = time.perf_counter()
-        run = checkpoint.load(self.folder, self.network, self.optimizer)
-        before, saved = run.seconds, time.perf_counter()
-        self.images.bad.update(run.bad)
+        saver = _Saver(self)
+        state = saver.state
+        self.images.bad.update(state.bad)
+        # All begin alike, to the bit: their steps are then the same as well.
         self.ranks.align(self.network.trained().values())
-
-        def keep() -> float:
-            now = time.perf_counter()
-            run.bad, run.seconds = self.images.bad, before + now - began
-            run.peak_bytes = max(run.peak_bytes, _peak_bytes(self.images.device))
-            checkpoint.save(self.folder, self.network, self.optimizer, run)
-            return now
-
-        batches = self.images.batches(self._plan(run.step, len(run.history)))
-        while not self._over(run):
-            while run.step < self.per_epoch * (len(run.history) + 1):
-                self._step(run.step, batches)
-                run.step += 1
-                self.beat(run.step, self.steps)
-                if self.ranks.first and time.perf_counter() - saved > self.every_s:
-                    saved = keep()
+        # From here on batches come as `_requests` lists them. What takes them below must take as
+        # many in the same order: those of a step up to its `last`, then those of val.
+        batches = self.images.batches(self._requests(state.step, len(state.history)))
+        while not self._ended(state):
+            self._train_epoch(state, batches, saver)
             if self.ranks.first:
-                self._look(run, batches)
-            run.history, run.best = self.ranks.told((run.history, run.best))
-            for bad in self.ranks.every(self.images.bad):
+                self._validate(state, batches)
+            # All end at the same epoch, since all go by what the first has seen of val.
+            state.history, state.best = self.ranks.broadcast((state.history, state.best))
+            for bad in self.ranks.gather(self.images.bad):
                 self.images.bad.update(bad)
+            # Behind the best network, which the state names: a kill in between repeats the epoch's
+            # look at val, and writes the same file again.
             if self.ranks.first:
-                saved = keep()
+                saver.save()
         batches.close()
-        return run
+        return state
 
-    def _over(self, run: checkpoint.Run) -> bool:
-        epochs, patience = len(run.history), self.settings.patience
-        known = any(value is not None for value in run.history)
-        return epochs == self.settings.epochs or (known and epochs - run.best >= patience)
+    def _ended(self, state: TrainingState) -> bool:
+        """Return whether all epochs are done, or val has not become better for `patience`."""
+        epochs = len(state.history)
+        if epochs == self.settings.epochs:
+            return True
+        defined = any(value is not None for value in state.history)
+        return defined and epochs - state.best >= self.settings.patience
 
     # --- what is looked at, and when ---------------------------------------------------------
 
-    def _plan(self, step: int, scored: int) -> Iterator[Ask]:
-        """Yield what is to be seen from a step on, `scored` epochs having been held against val.
+    def _requests(self, step: int, scored: int) -> Iterator[BatchRequest]:
+        """Yield what is to be seen from a step on, `scored` epochs having been scored on val.
 
         By this process: its part of each step, and val where it is the first.
         """
         while True:
-            if step == self.per_epoch * (scored + 1):
+            if step == self.steps_per_epoch * (scored + 1):
                 scored += 1
                 if self.ranks.first:
-                    yield from self.all_of(self.val, "val", scored)
+                    yield from self.all_of(self.data.val, "val", scored)
             if step == self.steps:
                 return
-            yield from self._of_step(step)
+            yield from self._share_of_step(step)
             step += 1
 
-    def _of_step(self, step: int) -> Iterator[Ask]:
+    def _share_of_step(self, step: int) -> Iterator[BatchRequest]:
         """Yield the units of a step that are this process's, `at_once` slices together."""
-        number, size = self.ranks.number, self.ranks.size
-        asks = list(self._asks(step))
-        # With fewer asks than processes, one is seen again, for nothing: all take the step.
-        own = asks[number::size] or [replace(asks[0], share=0.0)]
-        yield from own[:-1]
-        yield replace(own[-1], last=True)
+        requests = list(self._step_requests(step))
+        share = requests[self.ranks.number :: self.ranks.size]
+        if not share:
+            # With fewer requests than processes, one is seen again, for nothing: all must take
+            # part in the step, since gradients are added up over all.
+            share = [replace(requests[0], share=0.0)]
+        yield from share[:-1]
+        yield replace(share[-1], last=True)
 
-    def _asks(self, step: int) -> Iterator[Ask]:
+    def _step_requests(self, step: int) -> Iterator[BatchRequest]:
         """Yield the units of a step, so many together as `at_once` slices are, one at least.
 
         Fewer slices where each process would not have its part.
         """
-        epoch, place = divmod(step, self.per_epoch)
-        order = self._chance(_ORDER, epoch).permutation(self.train)
-        chosen = order[place * self.settings.batch : (place + 1) * self.settings.batch]
-        rng, most = self._chance(_SLICES, step), self.settings.slices
-        bags = [self._slices(unit) for unit in chosen]
-        bags = [np.sort(rng.permutation(bag)[:most]) if len(bag) > most else bag for bag in bags]
+        units = self._units_of_step(step)
+        bags = self._drawn_slices(step, units)
         sizes = [len(bag) for bag in bags]
-        first = start = 0
-        for stop in _fits(sizes, min(self.settings.at_once, -(-sum(sizes) // self.ranks.size))):
-            some = bags[start:stop]
-            own = np.repeat(np.arange(len(some)), [len(bag) for bag in some])
-            units, share = chosen[start:stop], (stop - start) / len(chosen)
-            yield Ask("train", step, units, np.concatenate(some), own, first, share)
-            first, start = first + len(own), stop
+        a_process = -(-sum(sizes) // self.ranks.size)
+        offset = 0
+        start = 0
+        for stop in _cuts(sizes, min(self.settings.at_once, a_process)):
+            rows = np.concatenate(bags[start:stop])
+            yield BatchRequest(
+                stage="train",
+                step=step,
+                units=units[start:stop],
+                rows=rows,
+                unit_of=np.repeat(np.arange(stop - start), sizes[start:stop]),
+                offset=offset,
+                share=(stop - start) / len(units),
+            )
+            offset += len(rows)
+            start = stop
 
-    def all_of(self, units: Rows, stage: Literal["val", "test"], number: int = 0) -> Iterator[Ask]:
+    def _units_of_step(self, step: int) -> Rows:
+        """Return the units (b,) that a step learns from: each of train once an epoch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = self._random(_ORDER, epoch).permutation(self.data.train)
+        batch = self.settings.batch
+        return order[place * batch : (place + 1) * batch]
+
+    def _drawn_slices(self, step: int, units: Rows) -> list[Rows]:
+        """Return the rows of each unit's slices, drawn where it has more than `slices`."""
+        rng = self._random(_SLICES, step)
+        most = self.settings.slices
+        bags = []
+        for unit in units:
+            bag = self._slices_of(unit)
+            if len(bag) > most:
+                bag = np.sort(rng.permutation(bag)[:most])
+            bags.append(bag)
+        return bags
+
+    def all_of(
+        self, units: Rows, stage: Literal["val", "test"], number: int = 0
+    ) -> Iterator[BatchRequest]:
         """Yield all slices of some units, `at_once` together."""
-        rows = np.concatenate([self._slices(unit) for unit in units])
-        own = np.repeat(np.arange(len(units)), [len(self.bags[unit]) for unit in units])
+        bags = [self._slices_of(unit) for unit in units]
+        rows = np.concatenate(bags)
+        unit_of = np.repeat(np.arange(len(units)), [len(bag) for bag in bags])
         size = self.settings.at_once
         for start in range(0, len(rows), size):
-            some, places = rows[start : start + size], own[start : start + size]
-            yield Ask(stage, number, units, some, places, last=start + size >= len(rows))
+            stop = start + size
+            yield BatchRequest(
+                stage=stage,
+                step=number,
+                units=units,
+                rows=rows[start:stop],
+                unit_of=unit_of[start:stop],
+                last=stop >= len(rows),
+            )
 
-    def _slices(self, unit: int) -> Rows:
-        return self.units.rows[self.bags[unit]]
+    def _slices_of(self, unit: int) -> Rows:
+        return self.data.units.rows[self.bags[unit]]
 
-    def _chance(self, what: int, number: int) -> np.random.Generator:
-        return np.random.default_rng((self.settings.seed, what, number))
+    def _random(self, purpose: int, number: int) -> np.random.Generator:
+        """Return the stream of a step (or an epoch), the same whenever it is asked for.
+
+        So a run that goes on needs no generator's state.
+        """
+        return np.random.default_rng((self.settings.seed, purpose, number))
 
     # --- learning ------------------------------------------------------------------------------
 
-    def _learn(self, ask: Ask, x: Tensor, kept: Rows) -> None:
-        """Add the gradients of some units, whose share in the step's loss is that of their number.
+    def _train_epoch(self, state: TrainingState, batches: Batches, saver: _Saver) -> None:
+        """Take the steps that are left of an epoch; a run that goes on may begin in its middle."""
+        end = self.steps_per_epoch * (len(state.history) + 1)
+        while state.step < end:
+            self._take_step(state.step, batches)
+            state.step += 1
+            self.report_steps(state.step, self.steps)
+            if self.ranks.first and saver.due:
+                saver.save()
 
-        One none of whose slices can be used is left out.
-        """
-        if not len(kept) or not ask.share:
-            return
-        draws = self._chance(_AUGMENT, ask.step).random((ask.first + len(ask.rows), 6))
-        self.network.learning(True)
-        torch.manual_seed(int(self._chance(_DROPOUT, ask.step).integers(2**32)) + ask.first)
-        loss = self.goal.loss(self.network, ask, x, kept, draws[ask.first :][kept])
-        torch.autograd.backward(loss * ask.share)
-
-    def _step(self, step: int, batches: Batches) -> None:
+    def _take_step(self, step: int, batches: Batches) -> None:
         """Learn from a step's units, here and in the other processes."""
-        for ask, x, kept in batches:
-            self._learn(ask, x, kept)
-            if ask.last:
+        for batch in batches:
+            self._learn(batch)
+            if batch.request.last:
                 break
-        self.ranks.add(list(self.network.trained().values()))
-        factor = pace(step, self.steps, self.settings.warmup)
+        # Once all of this process's batches are in, so that the sum is the whole step's.
+        self.ranks.add_gradients(list(self.network.trained().values()))
+        factor = rate_factor(step, self.steps, self.settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def _learn(self, batch: ImageBatch) -> None:
+        """Add the gradients of some units, whose share in the step's loss is that of their number.
+
+        One none of whose slices can be used is left out.
+        """
+        request = batch.request
+        if not len(batch.places) or not request.share:
+            return
+        # A slice's draws are those of its place in the step, however the step is cut into batches.
+        rng = self._random(_AUGMENT, request.step)
+        draws = rng.random((request.offset + len(request.rows), 6))
+        draws = draws[request.offset :][batch.places]
+        self.network.switch_dropout(True)
+        seed = int(self._random(_DROPOUT, request.step).integers(2**32))
+        torch.manual_seed(seed + request.offset)
+        loss = self.goal.loss(self.network, batch, draws)
+        torch.autograd.backward(loss * request.share)
+
     # --- looking -------------------------------------------------------------------------------
 
-    def _look(self, run: checkpoint.Run, batches: Batches) -> None:
+    def _validate(self, state: TrainingState, batches: Batches) -> None:
         """Look at val, and keep the network where it is the best so far."""
-        self.network.learning(False)
-        for ask, x, kept in batches:
-            self.goal.see(self.network, ask, x, kept)
-            if ask.last:
+        self.network.switch_dropout(False)
+        for batch in batches:
+            self.goal.observe(self.network, batch)
+            if batch.request.last:
                 break
         value = self.goal.quality()
-        best = run.history[run.best - 1] if run.best else None
-        run.history.append(None if math.isnan(value) else value)
+        best = state.history[state.best - 1] if state.best else None
+        state.history.append(None if math.isnan(value) else value)
         if best is None or value > best:
-            run.best = len(run.history)
-            checkpoint.save_best(self.folder, self.network)
+            state.best = len(state.history)
+            checkpoint.save_best(self.checkpoints.folder, self.network)
 
-    def looks(self, units: Rows) -> Batches:
-        """Yield the images of all slices of some units, as `Images.batches` does, to be tested."""
-        self.network.learning(False)
+    def test_batches(self, units: Rows) -> Batches:
+        """Yield the images of all slices of some units, to be tested."""
+        self.network.switch_dropout(False)
         yield from self.images.batches(self.all_of(units, "test"))
 
 
-def pace(step: int, steps: int, warmup: float) -> float:
+@dataclass
+class _Saver:
+    """Loads the state of a run, and saves it with the time that all its sessions took."""
+
+    training: Training
+    state: TrainingState = field(init=False)
+
+    def __post_init__(self) -> None:
+        training = self.training
+        self._began = time.perf_counter()
+        self.state = checkpoint.load(
+            training.checkpoints.folder, training.network, training.optimizer
+        )
+        self._before = self.state.seconds
+        self._saved = time.perf_counter()
+
+    @property
+    def due(self) -> bool:
+        """Whether the last checkpoint is as old as one may be."""
+        return time.perf_counter() - self._saved > self.training.checkpoints.every_s
+
+    def save(self) -> None:
+        """Put the state into the folder."""
+        training = self.training
+        state = self.state
+        now = time.perf_counter()
+        state.bad = training.images.bad
+        state.seconds = self._before + now - self._began
+        state.peak_bytes = max(state.peak_bytes, peak_bytes(training.images.device))
+        checkpoint.save(training.checkpoints.folder, training.network, training.optimizer, state)
+        self._saved = now
+
+
+def rate_factor(step: int, steps: int, warmup: float) -> float:
     """Return what part of its peak a rate is at a step: up a line, down a cosine."""
-    up = round(warmup * steps)
-    if step < up:
-        return (step + 1) / up
-    return (1 + math.cos(math.pi * (step - up) / (steps - up))) / 2
+    rising = round(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    angle = math.pi * (step - rising) / (steps - rising)
+    return (1 + math.cos(angle)) / 2
 
 
-def _fits(sizes: list[int], most: int) -> Iterator[int]:
+def _cuts(sizes: list[int], most: int) -> Iterator[int]:
     """Yield where to cut units of these sizes so that together they have at most so many slices.
 
     A unit that alone has more is not cut.
     """
-    held = 0
+    total = 0
     for i, size in enumerate(sizes):
-        if held and held + size > most:
+        if total and total + size > most:
             yield i
-            held = 0
-        held += size
+            total = 0
+        total += size
     yield len(sizes)
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

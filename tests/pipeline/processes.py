@@ -19,6 +19,7 @@ import numpy as np
 from distributed import LocalCluster
 
 from stores import FeatureStore
+from stores.receipt import Receipt
 
 ROOT = Path(__file__).parents[2]
 SLOW = "tests.pipeline.slow"
@@ -95,13 +96,15 @@ def opened(path: Path) -> FeatureStore:
 
 def at_work(store: FeatureStore) -> list[int]:
     """Return the processes of this host that hold parts."""
-    return sorted({int(holder.name.rpartition(":")[2]) for holder in store.held().values()})
+    return sorted({int(holder.name.rpartition(":")[2]) for holder in store.holders().values()})
 
 
-def committed(store: FeatureStore) -> dict[int, dict[str, Any]]:
+def committed(store: FeatureStore) -> dict[int, Receipt]:
     """Return the receipts of a store by part."""
-    found = {int(path.stem): path for path in (store.path / "parts").glob("[0-9]*.json")}
-    return {index: json.loads(path.read_text()) for index, path in found.items()}
+    receipts = {}
+    for path in (store.path / "parts").glob("[0-9]*.json"):
+        receipts[int(path.stem)] = Receipt.parse(json.loads(path.read_text()))
+    return receipts
 
 
 def kill_one(store: FeatureStore, after: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
 from monai.metrics.meaniou import compute_iou
@@ -18,25 +19,29 @@ from monai.metrics.surface_dice import compute_surface_dice
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
+from typer.testing import CliRunner
 
+from pipeline.commands.evaluation import app
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
+from pipeline.config.segmentation import Segment
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS, SegmentationHead
 from pipeline.evaluation.result_files import write_tidy
 from pipeline.results import Segmented
 from pipeline.segment import segment
-from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.predictions import read_predicted, write_predictions
 from pipeline.segmentation.scores import (
     PAPER_DICE,
     PAPER_JACCARD,
-    Measured,
+    UnitScores,
     confusion,
     measure,
     of_the_paper,
     summarise,
 )
 from pipeline.shared.pseudonyms import Names
-from stores.errors import ConfigError, LabelError, OccupiedError
+from stores.errors import ConfigError, DeviceError, LabelError, OccupiedError
 from tests.pipeline.tokens import config_of, token_store
 
 C = 4
@@ -152,7 +157,7 @@ def test_a_summary_is_the_mean_of_structures_and_its_interval_holds_it() -> None
         values = measure(predicted, mask, C, (1.0, 1.0), 1.0)
         units.append((values, confusion(predicted, mask, C)))
     groups = np.array(list("aabbcd"))
-    joint, labels = summarise(Measured.of(units), groups, ("background", "x", "y", "z"))
+    joint, labels = summarise(UnitScores.of(units), groups, ("background", "x", "y", "z"))
     own = np.stack([values["dice"] for values, _ in units])
     assert joint["dice"].value == pytest.approx(own.mean())
     assert labels["y"]["dice"].value == pytest.approx(own[:, 1].mean())
@@ -165,7 +170,7 @@ def test_fits_widen_an_interval_and_leave_the_value() -> None:
     rng = np.random.default_rng(0)
     patients, fits = np.repeat(np.arange(20), 4), np.tile(np.arange(4), 20)
     dice = 0.5 + 0.1 * fits + 0.01 * rng.normal(size=80)
-    measured = Measured({"dice": dice[:, None]}, np.ones((80, 2, 2), np.int64))
+    measured = UnitScores({"dice": dice[:, None]}, np.ones((80, 2, 2), np.int64))
     groups, classes = patients.astype(str), ("background", "x")
     (alone, _), (both, _) = (summarise(measured, groups, classes, of) for of in (None, fits))
     assert alone["dice"].value == both["dice"].value == pytest.approx(dice.mean())
@@ -224,6 +229,40 @@ def test_volumes_are_segmented_filed_and_written_in_their_own_space(tmp_path: Pa
         assert picture.size[0] > config.backbone.image_size
     with pytest.raises(OccupiedError):
         write_predictions(config, tmp_path / "out")
+
+
+def test_a_new_head_is_a_module_and_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a method of the config, is scored and filed, and says what it has seen."""
+    module = "tests.pipeline.segmentation.largest_structure"
+    monkeypatch.setitem(SEGMENTATION_HEADS, "largest", SegmentationHead(module, ("images",)))
+    config = write_volumes(tmp_path)
+    config = config.model_copy(update={"segment": {"all": Segment(method="largest")}})
+    token_store(config)
+    (answer,) = segment(config)
+    assert (answer.head, answer.method) == ("all", "largest")
+    assert "all pixels are of one structure" in answer.notes
+    assert 0 < answer.scores[0].metrics["dice"].value < 0.6  # a mask is a fifth of its image
+    rows = pq.read_table(config.store / "results/results.parquet").to_pylist()
+    assert {row["features"] for row in rows} == {"image"}
+    assert segment(config)[0].cached
+
+
+def test_a_device_is_taken_and_is_no_part_of_an_answer(tmp_path: Path) -> None:
+    config = write_volumes(tmp_path)
+    token_store(config)
+    linear = {"method": "linear", "epochs": 1, "learning_rates": [0.1]}
+    content = config.model_dump(mode="json") | {"segment": {"lin": linear}}
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(content))
+    refused = CliRunner().invoke(app, ["segment", str(file), "--device", "cuda:99"])
+    assert isinstance(refused.exception, DeviceError)
+    done = CliRunner().invoke(app, ["segment", str(file), "--device", "cpu", "--json"])
+    assert done.exit_code == 0
+    (answer,) = json.loads(done.stdout)
+    assert any(note.endswith("MB on cpu") for note in answer["notes"])
+    (again,) = segment(load_config(file))
+    assert again.cached
+    assert again.provenance.key == answer["provenance"]["key"]
 
 
 def test_what_is_not_defined_is_said(tmp_path: Path) -> None:
@@ -300,10 +339,10 @@ def test_what_cannot_be_written_is_counted_and_named(tmp_path: Path) -> None:
     config = write_volumes(tmp_path)
     token_store(config)
     (answer,) = segment(config)
-    asked = Asked.of(config, "organ")
-    rows = sorted(read_predicted(asked, "near"))
-    gone = next(unit for unit in asked.units if unit.rows[0] in rows)
-    paths = Names(config.store, "hide").revealed(asked.store.slices())["path"].to_pylist()
+    cases = SegmentationCases.of(config, "organ")
+    rows = sorted(read_predicted(cases, "near"))
+    gone = next(unit for unit in cases.units if unit.rows[0] in rows)
+    paths = Names(config.store, "hide").revealed(cases.store.slices())["path"].to_pylist()
     (tmp_path / "images" / paths[gone.rows[0]]).write_bytes(b"no volume any more")
     written, failed = write_predictions(config, tmp_path / "out")
     assert [each.row for each in failed] == [gone.rows[0]]

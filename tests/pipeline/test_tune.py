@@ -33,9 +33,9 @@ from pipeline.recipe import Recipe
 from pipeline.results import Result
 from pipeline.tune import tune
 from pipeline.tuning.augment import augmented
-from pipeline.tuning.network import Network, groups, opened
+from pipeline.tuning.network import TunableNetwork, make_trainable, parameter_groups
 from pipeline.tuning.saving import save_network
-from pipeline.tuning.training import pace
+from pipeline.tuning.training import rate_factor
 from stores import FeatureStore
 from stores.errors import ConfigError, RecipeMismatchError
 from stores.purge import purge, withdraw
@@ -114,11 +114,11 @@ def config_of(path: Path, **changes: Any) -> Config:
     return load_config(altered)
 
 
-def network_of(path: Path, settings: Tuning) -> Network:
+def network_of(path: Path, settings: Tuning) -> TunableNetwork:
     config = load_config(path)
     torch.manual_seed(0)
     backbone = load_backbone(config.backbone.name, image_size=SIZE, blocks=1)
-    return Network(backbone, nn.Linear(96, 1), settings.features)
+    return TunableNetwork(backbone, nn.Linear(96, 1), settings.features)
 
 
 # --- what is trained -----------------------------------------------------------------------
@@ -154,12 +154,12 @@ def everywhere(block: set[str], outside: set[str], depth: int = 4) -> set[str]:
 @pytest.mark.parametrize("method", EACH)
 def test_gradients_reach_what_is_meant_and_nothing_else(collection: Path, method: str) -> None:
     network = network_of(collection, EACH[method])
-    opened(network, EACH[method])
+    make_trainable(network, EACH[method])
     meant = {f"body.{name}" for name in everywhere(*INTENDED[method])}
     meant |= {"head.weight", "head.bias"}
     assert set(network.trained()) == meant
     x = torch.randn((3, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
-    network.learning(True)
+    network.switch_dropout(True)
     for parameter in network.parameters():
         if parameter.requires_grad and not parameter.any():  # LoRA's B and the head's bias
             nn.init.normal_(parameter)
@@ -168,7 +168,7 @@ def test_gradients_reach_what_is_meant_and_nothing_else(collection: Path, method
     # A bias of the keys shifts all of a query's scores alike, which softmax takes out again.
     assert meant - reached <= {n for n in meant if n.endswith("k_proj.bias")}
     assert reached <= meant
-    listed = [p for group in groups(network, EACH[method]) for p in group["params"]]
+    listed = [p for group in parameter_groups(network, EACH[method]) for p in group["params"]]
     assert {id(p) for p in listed} == {id(p) for p in network.trained().values()}
 
 
@@ -177,11 +177,11 @@ def test_rates_fall_from_the_last_block_to_the_first_and_norms_do_not_decay(
 ) -> None:
     settings = FineTune(rate=1.0, layer_decay=0.5, weight_decay=0.1, head_rate=7.0)
     network = network_of(collection, settings)
-    opened(network, settings)
+    make_trainable(network, settings)
     names = {id(p): name for name, p in network.named_parameters()}
     found = {
         names[id(p)]: (group["lr"], group["weight_decay"])
-        for group in groups(network, settings)
+        for group in parameter_groups(network, settings)
         for p in group["params"]
     }
     assert found["body.encoder.layer.3.mlp.fc1.weight"] == (1.0, 0.1)
@@ -205,7 +205,7 @@ def test_the_papers_settings_by_name_and_what_is_given_beside_them() -> None:
 def test_lora_has_as_many_numbers_as_its_formula(collection: Path) -> None:
     settings = Lora(rank=5, dropout=0)
     network = network_of(collection, settings)
-    opened(network, settings)
+    make_trainable(network, settings)
     body = sum(p.numel() for n, p in network.trained().items() if n.startswith("body."))
     assert body == 4 * 5 * (3 * (48 + 48) + 2 * (48 + 4 * 48))
 
@@ -213,7 +213,7 @@ def test_lora_has_as_many_numbers_as_its_formula(collection: Path) -> None:
 def test_lora_merged_says_what_it_said_unmerged(collection: Path) -> None:
     settings = Lora(rank=4)
     network = network_of(collection, settings)
-    adapters = opened(network, settings)
+    adapters = make_trainable(network, settings)
     assert adapters is not None
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -221,7 +221,7 @@ def test_lora_merged_says_what_it_said_unmerged(collection: Path) -> None:
                 nn.init.normal_(parameter, std=0.3)
     x = torch.randn((4, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(1))
     plain = network_of(collection, settings).features(x)
-    network.learning(False)
+    network.switch_dropout(False)
     apart = network.features(x)
     adapters.merge_and_unload()
     together = network.features(x)
@@ -240,9 +240,9 @@ def test_other_networks_are_tuned_saved_and_loaded_again(family: str, tmp_path: 
             continue
         backbone = load_backbone(f"hf:{folder}", image_size=64, blocks=1)
         settings = EACH[method].model_copy(update={"features": "cls"})
-        network = Network(backbone, nn.Linear(48, 2), "cls")
-        adapters = opened(network, settings)
-        assert len(groups(network, settings)) > 1
+        network = TunableNetwork(backbone, nn.Linear(48, 2), "cls")
+        adapters = make_trainable(network, settings)
+        assert len(parameter_groups(network, settings)) > 1
         with torch.no_grad():
             for parameter in network.trained().values():
                 parameter += 0.05
@@ -270,7 +270,7 @@ def test_lora_says_where_a_network_has_no_such_layers(tmp_path: Path) -> None:
     folder, _ = saved("resnet", tmp_path / "network")
     backbone = load_backbone(f"hf:{folder}", image_size=64, blocks=1)
     with pytest.raises(ConfigError, match="no linear layers"):
-        opened(Network(backbone, nn.Linear(48, 2), "cls"), EACH["lora"])
+        make_trainable(TunableNetwork(backbone, nn.Linear(48, 2), "cls"), EACH["lora"])
 
 
 def test_augmentation_is_what_its_draws_say() -> None:
@@ -295,9 +295,9 @@ def test_augmentation_is_what_its_draws_say() -> None:
 
 
 def test_rates_rise_and_fall() -> None:
-    assert [pace(step, 10, 0.2) for step in (0, 1, 2)] == [0.5, 1, 1]
-    assert pace(6, 10, 0.2) == pytest.approx(0.5)
-    assert pace(0, 10, 0) == 1
+    assert [rate_factor(step, 10, 0.2) for step in (0, 1, 2)] == [0.5, 1, 1]
+    assert rate_factor(6, 10, 0.2) == pytest.approx(0.5)
+    assert rate_factor(0, 10, 0) == 1
 
 
 # --- the whole way -------------------------------------------------------------------------

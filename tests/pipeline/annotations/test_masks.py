@@ -19,9 +19,10 @@ from torch.nn import functional
 
 from pipeline.config.segmentation import Masks
 from pipeline.preprocessing.prepare import fit_aspect
+from pipeline.segmentation.dicom_writer import segmentation
 from pipeline.segmentation.geometry import shown, to_input, to_slice
-from pipeline.segmentation.mask_writer import segmentation, write_unit
-from pipeline.segmentation.masks import Kept, settle
+from pipeline.segmentation.mask_writer import UnitLabels, write_unit
+from pipeline.segmentation.masks import StoredMasks, update_masks
 from stores.errors import CorruptStoreError, LabelError
 from stores.purge import purge, withdraw
 from stores.verify import verify
@@ -37,10 +38,10 @@ def labels_of(shape: tuple[int, ...], c: int = 3, seed: int = 0) -> NDArray[np.u
     return np.random.default_rng(seed).integers(0, c, shape).astype(np.uint8)
 
 
-def kept_of(root: Path, by: dict[str, Any], **more: Any) -> Kept:
+def kept_of(root: Path, by: dict[str, Any], **more: Any) -> StoredMasks:
     """Return the masks of a store over root/images, which is made where there is none."""
     config = config_of(root, masks={"organs": by}, **more)
-    return settle(config, token_store(config), config.masks["organs"])
+    return update_masks(config, token_store(config), config.masks["organs"])
 
 
 def write_xray(root: Path, name: str, shape: tuple[int, int] = (40, 30), seed: int = 0) -> Path:
@@ -207,11 +208,12 @@ def test_bad_masks_are_named_and_counted_and_the_others_kept(tmp_path: Path) -> 
     kept = kept_of(tmp_path, by)
     assert kept.rows.tolist() == [0]
     assert np.array_equal(kept.labels(0), good)
-    details = [bad.detail for bad in kept.bad]
+    details = [bad.detail for bad in kept.unusable]
     assert len(details) == 4
     assert details[0] == "is 30 x 30 pixels, its image 40 x 30"
     assert "holds the value 5, which `values` does not name" in details[1]
-    assert all("p2" not in bad.source for bad in kept.bad)  # paths are hidden as the images' are
+    # Paths are hidden as the images' are.
+    assert all("p2" not in bad.source for bad in kept.unusable)
 
 
 def test_no_usable_mask_is_an_error_that_says_why(tmp_path: Path) -> None:
@@ -237,7 +239,7 @@ VALUES = {1: "liver", 2: "spleen"}
 SERIES = {"files": {"**": "ct.nii.gz"}, "values": VALUES}
 
 
-def planes_of(kept: Kept) -> NDArray[np.uint8]:
+def planes_of(kept: StoredMasks) -> NDArray[np.uint8]:
     return np.stack([kept.labels(row) for row in kept.rows])
 
 
@@ -313,9 +315,10 @@ def test_slices_that_do_not_lie_evenly_become_no_nifti(tmp_path: Path) -> None:
     gap = [i for i in range(len(files)) if i != 2]
     for name, which in (("whole", [*range(len(files))]), ("gap", gap)):
         slices = [{"path": f"p1/{files[i].name}", "frame": 0} for i in which]
-        planes, out = [labels[i] for i in which], tmp_path / name
+        planes = [labels[i] for i in which]
         classes = ("background", "liver", "spleen")
-        written = write_unit(tmp_path / "images", slices, planes, "axial", classes, out)
+        unit = UnitLabels(tmp_path / "images", slices, planes, "axial", classes)
+        written = write_unit(unit, tmp_path / name)
         kinds = sorted("".join(path.suffixes) for path in written)
         assert kinds == ([".nii.gz", ".seg.dcm"] if name == "whole" else [".seg.dcm"])
 
@@ -365,7 +368,7 @@ def test_a_purge_takes_the_masks_too(tmp_path: Path) -> None:
     write_png(tmp_path / "masks" / "p1.png", labels_of((40, 30), 2))
     config = config_of(tmp_path, masks={"lungs": {"files": {"**": "{name}"}, "values": "lung"}})
     store = token_store(config)
-    settle(config, store, config.masks["lungs"])
+    update_masks(config, store, config.masks["lungs"])
     patient = store.slices()["patient"][0].as_py()
     withdraw(store, patient)
     purge(store, patient)

@@ -23,8 +23,8 @@ from pipeline.backbones.models import COMPARATORS
 from pipeline.backbones.registry import count_parameters, fetch, known
 from pipeline.backbones.towers import network_parts
 from pipeline.config.tuning import NormTune
-from pipeline.recipe import FamilyName, Recipe
-from pipeline.tuning.network import Network, opened
+from pipeline.recipe import FamilyName, Recipe, recipe_of
+from pipeline.tuning.network import TunableNetwork, make_trainable
 from pipeline.tuning.saving import save_network
 from stores import FeatureStore
 from stores.errors import WeightsError
@@ -300,8 +300,8 @@ def test_a_grid_of_timms_equals_its_own_pass(name: str, tmp_path: Path) -> None:
 def test_a_grid_of_timms_is_trained_saved_and_read_back(tmp_path: Path) -> None:
     as_timm_saves("densenet121", tmp_path / "network")
     backbone = load_backbone(f"hf:{tmp_path / 'network'}", image_size=SIZE, blocks=1)
-    network = Network(backbone, torch.nn.Linear(1024, 1), "cls")
-    opened(network, NormTune())
+    network = TunableNetwork(backbone, torch.nn.Linear(1024, 1), "cls")
+    make_trainable(network, NormTune())
     for parameter in network.trained().values():
         parameter.data += 0.1
     to = tmp_path / "tuned"
@@ -443,7 +443,7 @@ def test_a_comparator_goes_through_extract_and_store(tmp_path: Path) -> None:
     )
     extract(load_config(tmp_path / "c.yaml"))
     store = FeatureStore.open(tmp_path / "store")
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     assert recipe.architecture.family == "clip"
     assert recipe.architecture.std == (0.2, 0.25, 0.3)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pipeline.preprocessing.content import body_box
 from pipeline.preprocessing.intensity import apply_intensity, percentiles, sorted_percentiles
-from pipeline.preprocessing.prepare import body_box, fit_aspect, prepare, prepare_batch, scale
+from pipeline.preprocessing.prepare import fit_aspect, prepare, prepare_batch, scale
 from pipeline.recipe import (
     CT_WINDOWS,
     Architecture,

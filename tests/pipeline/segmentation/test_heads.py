@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from pipeline.config.segmentation import Segment
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.segmentation import training
-from pipeline.segmentation.contracts import Fitted, Source
+from pipeline.segmentation.contracts import FittedHead, TokenSource
 from pipeline.segmentation.heads import fit
-from pipeline.segmentation.knn import class_shares, gather
+from pipeline.segmentation.knn import class_shares, collect_references
 from pipeline.segmentation.selection import Course, Overlap
-from stores.errors import ConfigError
+from stores.errors import ConfigError, DeviceError
 from tests.pipeline.segmentation.planted import GRID, Planted
 
 RATES = (0.01, 0.1)
@@ -41,7 +46,12 @@ def settings(method: str, **changes: Any) -> Segment:
     return Segment(method=method, batch_size=8, **{**LEARNING[method], **changes})  # type: ignore[arg-type]
 
 
-def predicted(head: Fitted, source: Source, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+def build_of(method: str) -> training.Build:
+    build: training.Build = importlib.import_module(SEGMENTATION_HEADS[method].module).build
+    return build
+
+
+def predicted(head: FittedHead, source: TokenSource, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
     pairs = list(head.predict(source, rows))
     assert [row for row, _ in pairs] == rows.tolist()
     return np.stack([labels for _, labels in pairs])
@@ -55,6 +65,36 @@ def dice(source: Planted, labels: NDArray[np.uint8], rows: NDArray[np.int64]) ->
         for c in (1, 2)
     ]
     return float(np.mean(each))
+
+
+def test_every_head_of_the_list_is_tried_here() -> None:
+    assert LEARNING.keys() == SEGMENTATION_HEADS.keys()
+
+
+def test_a_method_that_is_not_listed_is_refused_with_those_that_are() -> None:
+    known = "'linear', 'linear-bn', 'decoder', 'image-decoder', 'knn', 'unet' or 'transunet'"
+    with pytest.raises(ValidationError, match=f"Input should be {known}"):
+        Segment(method="lineal")
+
+
+def test_asking_for_a_head_imports_its_module_alone() -> None:
+    code = (
+        "import importlib, sys\n"
+        "from pipeline.config.segmentation_heads import SEGMENTATION_HEADS\n"
+        "from pipeline.segmentation import heads\n"
+        "print({'torch', 'monai', 'faiss'} & sys.modules.keys())\n"
+        "importlib.import_module(SEGMENTATION_HEADS['knn'].module)\n"
+        "others = {head.module for head in SEGMENTATION_HEADS.values()} & sys.modules.keys()\n"
+        "print(others, 'monai' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["set()", "{'pipeline.segmentation.knn'} False"]
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    source = Planted(16)
+    with pytest.raises(DeviceError, match="There is no device 'cuda:99' here"):
+        fit(source, source.parts, settings("linear"), device="cuda:99")
 
 
 @pytest.mark.parametrize("method", LEARNING)
@@ -83,12 +123,17 @@ def test_equal_seeds_give_equal_masks(method: str) -> None:
 def test_another_seed_is_another_start() -> None:
     source = Planted(16, blocks=5)
     rows = source.parts["train"]
-    for method in training.NEEDS:
+    for method in sorted(LEARNING.keys() - {"knn"}):
         asked = [settings(method, seed=seed) for seed in (0, 0, 1)]
-        first, again, other = (training.build(source, rows, a).state_dict() for a in asked)
+        first, again, other = (
+            training.new_network(build_of(method), source, rows, a).state_dict() for a in asked
+        )
         assert all(torch.equal(first[name], again[name]) for name in first), method
         assert any(not torch.equal(first[name], other[name]) for name in first), method
-    banks = [gather(source, rows, settings("knn", references=100, seed=s)).shares for s in (0, 1)]
+    banks = [
+        collect_references(source, rows, settings("knn", references=100, seed=s)).shares
+        for s in (0, 1)
+    ]
     assert (banks[0] != banks[1]).any()
 
 
@@ -98,10 +143,10 @@ def test_trained_together_is_trained_alone(method: str) -> None:
     rates = (1e-3, 1e-2, 1e-1)
     # The least rate that goes wrong must not spoil the others.
     asked = settings(method, learning_rates=(*rates, 1e6), epochs=2)
-    device = torch.device("cpu")
-    together = training.train(source, source.parts["train"], asked, (*rates, 1e6), device)
+    device, build = torch.device("cpu"), build_of(method)
+    together = training.train(build, source, source.parts["train"], asked, (*rates, 1e6), device)
     for rate, run in zip(rates, together, strict=False):
-        (alone,) = training.train(source, source.parts["train"], asked, (rate,), device)
+        (alone,) = training.train(build, source, source.parts["train"], asked, (rate,), device)
         for name, value in alone.network.state_dict().items():
             found = run.network.state_dict()[name]
             torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-6)
@@ -137,7 +182,9 @@ def test_a_network_ends_once_val_says_so_and_is_what_it_was_at_its_best() -> Non
     assert f"epoch {best} of {best + 3}, where it ended (patience 3, 40 at most)" in head.notes[0]
     # The weights are those of so many epochs of the same training.
     device, rates = torch.device("cpu"), asked.learning_rates
-    (told,) = training.train(source, parts["train"], asked, rates, device, epochs=best)
+    (told,) = training.train(
+        build_of("linear-bn"), source, parts["train"], asked, rates, device, epochs=best
+    )
     for name, value in told.network.state_dict().items():
         torch.testing.assert_close(head.network.state_dict()[name], value)  # type: ignore[attr-defined]
         assert torch.equal(head.network.state_dict()[name], again.network.state_dict()[name])  # type: ignore[attr-defined]
@@ -199,9 +246,9 @@ def test_overlap_is_the_dice_over_all_pixels() -> None:
 
 def test_knn_keeps_so_many_references_from_every_slice() -> None:
     source = Planted(16)
-    bank = gather(source, source.parts["train"], settings("knn", references=100))
+    bank = collect_references(source, source.parts["train"], settings("knn", references=100))
     assert bank.index.ntotal == len(bank.shares) == 8 * (100 // 8)
-    everything = gather(source, source.parts["train"], settings("knn"))
+    everything = collect_references(source, source.parts["train"], settings("knn"))
     assert everything.index.ntotal == 8 * GRID * GRID
 
 
@@ -239,12 +286,13 @@ def test_networks_from_scratch_take_any_image_size(classes: int) -> None:
     source = Planted(2)
     source.classes, source.image_size = ("background", *"ab"[: classes - 1]), 70
     for method in ("unet", "transunet"):
-        network = training.build(source, np.array([0]), settings(method))
+        network = training.new_network(build_of(method), source, np.array([0]), settings(method))
         assert network.eval()(torch.zeros(2, 3, 70, 70)).shape == (2, classes, 70, 70)
 
 
 def test_full_networks_have_their_papers_size() -> None:
-    from pipeline.segmentation.unet import TransUNet, UNet
+    from pipeline.segmentation.transunet import TransUNet
+    from pipeline.segmentation.unet import UNet
 
     with torch.device("meta"):
         networks = UNet(2, "full"), TransUNet(2, 224, "full")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.segmentation.loader import Batch, Loader, ahead, in_order
+from pipeline.segmentation.loader import Batch, Loader, in_order, read_ahead
 from tests.pipeline.segmentation.planted import Planted
 
 TOKENS = frozenset({"tokens"})
@@ -118,7 +118,7 @@ def test_the_next_is_made_while_one_is_used() -> None:
             event.set()
             yield i + 1
 
-    for item in ahead(items()):
+    for item in read_ahead(items()):
         assert item == 3 or made[item].wait(10)
         assert not any(event.is_set() for event in made[item + 1 :])  # and no further
 
@@ -129,7 +129,7 @@ def test_an_error_of_the_thread_is_raised() -> None:
         raise KeyError("gone")
 
     with pytest.raises(KeyError, match="gone"):
-        list(ahead(items()))
+        list(read_ahead(items()))
 
 
 def test_in_order_keeps_the_order() -> None:

@@ -17,7 +17,9 @@ from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.inference import forward
-from pipeline.tune import How, _devices, tune, tune_masks
+from pipeline.tune import tune, tune_masks
+from pipeline.tuning.job import pick_devices
+from pipeline.tuning.options import TuningOptions
 from stores.errors import DeviceError
 from tests.pipeline.processes import ROOT, environment, until
 from tests.pipeline.tuning.test_masks import config_of, write_collection
@@ -109,18 +111,18 @@ def _training(parent: int) -> list[int]:
 
 
 def test_each_process_wants_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def asked(device: str, processes: int) -> How:
-        return How(device, processes, 0, 300.0, None)
+    def options(device: str, processes: int) -> TuningOptions:
+        return TuningOptions(device, processes, 0, 300.0, None)
 
     def there(device: str) -> str:
         return "cuda:0" if device in ("auto", "cuda") else device
 
     monkeypatch.setattr(forward, "gpus", lambda: ["cuda:0", "cuda:1"])
     monkeypatch.setattr(forward, "pick_device", there)
-    assert _devices(asked("auto", 1)) == ["cuda:0"]
-    assert _devices(asked("cuda", 2)) == ["cuda:0", "cuda:1"]
-    assert _devices(asked("cpu", 3)) == ["cpu"] * 3
+    assert pick_devices(options("auto", 1)) == ["cuda:0"]
+    assert pick_devices(options("cuda", 2)) == ["cuda:0", "cuda:1"]
+    assert pick_devices(options("cpu", 3)) == ["cpu"] * 3
     with pytest.raises(DeviceError, match=r"3 processes need a GPU each. There are 2"):
-        _devices(asked("auto", 3))
+        pick_devices(options("auto", 3))
     with pytest.raises(DeviceError, match=r"There are 1 of --device cuda:1: cuda:1"):
-        _devices(asked("cuda:1", 2))
+        pick_devices(options("cuda:1", 2))

@@ -27,16 +27,16 @@ from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.segment import segment
-from pipeline.segmentation.cases import Asked
+from pipeline.segmentation.cases import SegmentationCases
+from pipeline.segmentation.linear import LinearTokenHead
 from pipeline.segmentation.predictions import write_predictions
-from pipeline.segmentation.token_heads import Linear
 from pipeline.tune import tune, tune_masks
 from pipeline.tuning.augment import augmented, moved_along
-from pipeline.tuning.goals import Outlines
-from pipeline.tuning.images import Ask, Images
-from pipeline.tuning.network import Network, opened
+from pipeline.tuning.goals import MaskGoal
+from pipeline.tuning.images import BatchRequest, ImageBatch, Images
+from pipeline.tuning.network import TunableNetwork, make_trainable
 from stores import FeatureStore
 from stores.errors import ConfigError
 from tests.pipeline.collection import probed_on_train
@@ -105,22 +105,23 @@ def test_masks_send_gradients_to_what_is_meant_and_nothing_else(
     collection: Path, method: str
 ) -> None:
     config, settings = load_config(collection), EACH[method]
-    asked = Asked.of(config, "thing")
+    cases = SegmentationCases.of(config, "thing")
     backbone = load_backbone(config.backbone.name, image_size=SIZE, blocks=1)
-    network = Network(backbone, Linear(48, 2, SIZE, norm=False), "patch")
-    opened(network, settings)
+    network = TunableNetwork(backbone, LinearTokenHead(48, 2, SIZE, norm=False), "patch")
+    make_trainable(network, settings)
     meant = {f"body.{name}" for name in everywhere(*INTENDED[method])}
     meant |= {"head.classify.weight", "head.classify.bias"}
     assert set(network.trained()) == meant
     for parameter in network.parameters():
         if parameter.requires_grad and not parameter.any():  # LoRA's B
             torch.nn.init.normal_(parameter)
-    rows = asked.cases.units.rows[:3]
-    goal = Outlines(asked.source, settings, backbone.architecture)
-    x = torch.from_numpy(asked.source.images(rows))
-    ask = Ask("train", 0, np.arange(3), rows, np.arange(3))
+    rows = cases.task_cases.units.rows[:3]
+    goal = MaskGoal(cases.source, settings, backbone.architecture)
+    x = torch.from_numpy(cases.source.images(rows))
+    request = BatchRequest("train", 0, np.arange(3), rows, np.arange(3))
+    batch = ImageBatch(request, x, np.arange(3))
     draws = np.random.default_rng(0).random((3, 6))
-    goal.loss(network, ask, x, np.arange(3), draws).backward()
+    goal.loss(network, batch, draws).backward()
     reached = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()}
     assert meant - reached <= {n for n in meant if n.endswith("k_proj.bias")}
     assert reached <= meant
@@ -288,12 +289,12 @@ def test_volumes_scale_the_slices_that_a_network_learns(tmp_path: Path) -> None:
     config = load_config(tmp_path / "c.yaml")
     extract(config, Speed(workers=0))
     store = FeatureStore.open(config.store)
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     images = Images(config, store, recipe, torch.device("cpu"), 0)
     rows = store.slices()["row"].to_numpy()
-    every = Ask("test", 0, rows, rows, np.arange(len(rows)))
-    ((_, x, kept),) = images.batches([every])
-    assert len(kept) == len(rows) == 9
+    every = BatchRequest("test", 0, rows, rows, np.arange(len(rows)))
+    (batch,) = images.batches([every])
+    assert len(batch.places) == len(rows) == 9
     backbone = load_backbone(config.backbone.name, image_size=SIZE, blocks=1)
     want: NDArray[np.float32] = store.read("mean", rows)
-    np.testing.assert_allclose(backbone(x).mean.numpy(), want, atol=1e-4)
+    np.testing.assert_allclose(backbone(batch.x).mean.numpy(), want, atol=1e-4)

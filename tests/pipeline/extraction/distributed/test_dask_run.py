@@ -78,7 +78,7 @@ def is_as_if_nothing_had_been(store: FeatureStore, alone: FeatureStore) -> None:
 
 def writers(store: FeatureStore) -> set[str]:
     """Return the processes that committed the parts of a store."""
-    return {receipt["by"] for receipt in committed(store).values()}
+    return {receipt.by for receipt in committed(store).values()}
 
 
 def unwritable(alone: FeatureStore, part: int, folder: Path) -> Path:
@@ -109,7 +109,7 @@ def test_shards_take_over_what_a_killed_one_left(
     dead.communicate()
     store = FeatureStore.open(path)
     is_as_if_nothing_had_been(store, alone)
-    by = [receipt["by"] for receipt in committed(store).values()]
+    by = [receipt.by for receipt in committed(store).values()]
     assert sum(summary["embedded"] for summary in done) == 4 * sum(
         not name.endswith(f":{victim}") for name in by
     )
