@@ -85,17 +85,16 @@ def shards(config: Path, path: Path, rng: random.Random, cost_s: float) -> str:
     for number in range(1, 4):
         until(lambda enough=5 * number: len(committed(store)) >= enough)
         victim = rng.choice(until(lambda: sorted({*at_work(store)} & running.keys())))
-        lost |= {i for i, holder in store.held().items() if holder.name.endswith(f":{victim}")}
+        lost |= {i for i, holder in store.holders().items() if holder.name.endswith(f":{victim}")}
         os.kill(victim, signal.SIGKILL)
         running.pop(victim).communicate()
     done = {pid: ended(shard)["embedded"] for pid, shard in running.items()}
     receipts = committed(store).values()
     rows = Counter()
     for receipt in receipts:
-        rows[int(receipt["by"].rpartition(":")[2])] += receipt["counts"].get("1", 0)
-        rows[int(receipt["by"].rpartition(":")[2])] -= len(receipt["links"])
+        rows[int(receipt.by.rpartition(":")[2])] += receipt.embedded
     once = all(rows[pid] == embedded for pid, embedded in done.items())
-    by = Counter(int(receipt["by"].rpartition(":")[2]) in done for receipt in receipts)
+    by = Counter(int(receipt.by.rpartition(":")[2]) in done for receipt in receipts)
     return (
         f"{by[True]} parts by the five that lived, {by[False]} by the three killed, of which "
         f"{len(lost)} more had to be done again; "
@@ -114,7 +113,9 @@ def chaos(config: Path, place: Path, rng: random.Random, workers: int, cost_s: f
         while run.poll() is None:
             time.sleep(rng.uniform(1, 5))
             if not restarts and len(committed(store)) > turn:
-                cluster.restart_scheduler(rng.uniform(0, 5))
+                cluster.kill_scheduler()
+                time.sleep(rng.uniform(0, 5))
+                cluster.start_scheduler()
                 restarts = 1
             # Not before the last kill was made up for: on a slow machine nothing would be done.
             elif (done := len(committed(store))) > seen and (victims := at_work(store)):

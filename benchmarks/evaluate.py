@@ -81,7 +81,7 @@ def make_store(path: Path, n: int, d: int) -> FeatureStore:
         x = rng.standard_normal((m, d), dtype=np.float32) + centres[rng.integers(0, CLUSTERS, m)]
         arrays["cls"][:m, 0] = x * spectrum(d) + 1
         arrays["status"][:m] = 1
-        with store.own(part) as claim:
+        with store.reclaim(part) as claim:
             store.write(part, claim, arrays, {"failures": []})
     return store
 

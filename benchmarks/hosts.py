@@ -59,7 +59,7 @@ def main() -> None:
         findings = [f for f in verify(store.path).findings if f.kind != "duplicate"]
         equal = bit_equal(calm, store)
         print(f"{said}; {time.perf_counter() - began:.0f} s in all")
-        by = Counter(receipt["by"].partition(":")[0] for receipt in committed(store).values())
+        by = Counter(receipt.by.partition(":")[0] for receipt in committed(store).values())
         print(f"parts by host: {dict(sorted(by.items()))} of {len(committed(calm))}")
         print(f"{'bit-equal' if equal else 'OTHER BITS'}, verify {findings or 'clean'}")
     sys.exit(not equal or bool(findings))
@@ -87,7 +87,7 @@ def disturbed(config: Path, path: Path, cost_s: float, cut_s: float) -> str:
 
         def of_last() -> int:
             receipts = committed(store).values()
-            return sum(r["by"].startswith(f"{HOSTS[-1]}:") for r in receipts)
+            return sum(r.by.startswith(f"{HOSTS[-1]}:") for r in receipts)
 
         until(lambda: len(committed(store)) > parts / 5 and of_last())
         before, cut_at = of_last(), len(committed(store))

@@ -97,7 +97,7 @@ def steady(store: FeatureStore, workers: int) -> tuple[float, int]:
     times: dict[str, list[float]] = {}
     for index, receipt in committed(store).items():
         when = store.receipts.path(index).stat().st_mtime
-        times.setdefault(receipt["by"], []).append(when)
+        times.setdefault(receipt.by, []).append(when)
     if len(times) < workers:
         return float("nan"), 0  # some began too late
     begin, end = max(map(min, times.values())), min(map(max, times.values()))

@@ -108,7 +108,7 @@ def disturbed(config: Path, path: Path, env: dict[str, str]) -> str:
     until(lambda: not told(env, "squeue", "--noheader", "--jobs", job).strip())
     by: dict[str, int] = {}
     for receipt in committed(store).values():
-        by[receipt["by"]] = by.get(receipt["by"], 0) + 1
+        by[receipt.by] = by.get(receipt.by, 0) + 1
     return (
         f"job {job}: four tasks, one queued again, one killed; parts by process: {[*by.values()]}"
     )

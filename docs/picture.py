@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config.loading import load_config
 from pipeline.io.decode import read_slices
 from pipeline.preprocessing.prepare import scale
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.shared.arrays import unit_length
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Slice
@@ -27,7 +27,7 @@ def main() -> None:
     """Show a query of each modality beside its nearest slices of other patients."""
     config = load_config(ROOT / "configs/demo.yaml")
     store = FeatureStore.open(config.store)
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     table = Names(store.path).revealed(store.slices())
     slices = [s for s in table.to_pylist() if not s["withdrawn"]]
     x = unit_length(store.read("mean", [s["row"] for s in slices]).astype(np.float32))

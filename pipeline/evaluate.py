@@ -34,7 +34,7 @@ from pipeline.evaluation.result_files import (
 from pipeline.evaluation.result_files import tidy as tidy
 from pipeline.evaluation.scoring import run
 from pipeline.evaluation.splits import PARTS
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.results import PartCount, Result, Score, Tuned
 
 METHODS: tuple[Method, ...] = ("knn", "probe", "fewshot")  # unless others are asked for by name
@@ -179,7 +179,7 @@ def _fitted_elsewhere(cases: Cases) -> list[str]:
     """Return a note where heads were fitted on another store."""
     if cases.fit_store is None:
         return []
-    recipe = Recipe.model_validate_json(cases.fit_store.store.recipe_text).digest[:12]
+    recipe = recipe_of(cases.fit_store.store).digest[:12]
     note = f"heads were fitted on the features of another store (recipe {recipe})"
     if cases.agreement is not None:
         note += f", with which those tested agree by ICC {cases.agreement:.3f}"

@@ -36,7 +36,7 @@ from pipeline.extraction.sync import locate_weights, open_store, recipe_with, up
 from pipeline.inference.speed import cores
 from stores import FeatureStore
 from stores.errors import ConfigError
-from stores.mirror import Mirror, check_shareable, occupied
+from stores.storage import storage_of
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,13 @@ def extract(
     ClusterError. What was committed before is kept. rehash: open every file, whatever its size and
     time say. where: the devices of this machine; one shard of several; the workers of a cluster.
     """
+    storage = storage_of(config.store)
     if not isinstance(where, Processes) or (where.count or 1) > 1:
-        check_shareable(config.store)
+        storage.check_shareable()
     # A store at a URL has one writer at a time, and this process is it.
-    if Mirror.of(config.store) is not None:
+    if not storage.shareable:
         where = Processes(1)
-    with occupied(config.store), _arrow_memory_from_system():
+    with storage.occupied(), _arrow_memory_from_system():
         return _extract(config, speed, progress, max_bad, rehash, where)
 
 

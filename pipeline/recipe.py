@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pipeline.types import Frozen, Plane
 
 if TYPE_CHECKING:
     import torch
+
+    from stores import FeatureStore
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -374,3 +377,16 @@ class Features:
     cls: torch.Tensor
     mean: torch.Tensor
     patch: torch.Tensor
+
+
+def recipe_of(store: FeatureStore) -> Recipe:
+    """Return the recipe of a store, whose text is parsed once however often it is asked for.
+
+    Raises pydantic's ValidationError where it is of another version, or of imported features.
+    """
+    return _parsed(store.recipe_text)
+
+
+@functools.lru_cache(maxsize=16)
+def _parsed(text: str) -> Recipe:
+    return Recipe.model_validate_json(text)

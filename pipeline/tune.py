@@ -125,7 +125,7 @@ def _with_networks(
     """
     answer = find()
     for tuned in answer.tuned:
-        store.bring(tuned.weights)
+        store.fetch_folder(tuned.weights)
     files = [store.path / tuned.weights / SAFETENSORS for tuned in answer.tuned]
     if not all(file.is_file() for file in files):
         # A network was removed. Without the answer's file it is made again.

@@ -10,6 +10,15 @@ from typing import Any
 import numpy as np
 
 from stores import manifest
+from stores.contents import (
+    FEATURES,
+    FILES,
+    FOLDERS,
+    RECIPE,
+    SLICES,
+    WITHDRAWN_PATIENTS,
+    ArraySpec,
+)
 from stores.layout import Layout
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, table_bytes
 
@@ -17,53 +26,52 @@ from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, table_bytes
 def build(
     root: Path,
     recipe_text: str,
-    specs: Mapping[str, tuple[tuple[int, ...], str]],
+    specs: Mapping[str, ArraySpec],
     layout: Layout,
 ) -> None:
-    """Write a store of no rows into a new folder; specs: name -> shape of a row, dtype."""
+    """Write a store of no rows into a new folder; specs: of all its arrays, by name."""
     import zarr
 
-    for folder in ("parts", "claims", "results", "splits"):
-        (root / folder).mkdir(parents=True)
+    for folder in FOLDERS:
+        if folder.from_start:
+            (root / folder.name).mkdir(parents=True)
     attributes = {"part_rows": layout.part_rows}
-    group = zarr.create_group(root / "features.zarr", zarr_format=3, attributes=attributes)
-    for name, (row_shape, dtype) in specs.items():
-        _create_array(group, name, row_shape, np.dtype(dtype), layout)
-    texts = {
-        "recipe.json": recipe_text.encode(),
-        "slices.parquet": table_bytes(SLICE_SCHEMA.empty_table()),
-        "files.parquet": table_bytes(FILE_SCHEMA.empty_table()),
-        "withdrawn.json": json.dumps({"patients": []}).encode(),
+    group = zarr.create_group(root / FEATURES, zarr_format=3, attributes=attributes)
+    for name, spec in specs.items():
+        _create_array(group, name, spec, layout)
+    files = {
+        RECIPE: recipe_text.encode(),
+        SLICES: table_bytes(SLICE_SCHEMA.empty_table()),
+        FILES: table_bytes(FILE_SCHEMA.empty_table()),
+        WITHDRAWN_PATIENTS: json.dumps({"patients": []}).encode(),
     }
-    for name, data in texts.items():
+    for name, data in files.items():
         (root / name).write_bytes(data)
-    for path in sorted((root / "features.zarr").rglob("zarr.json")):
-        texts[path.relative_to(root).as_posix()] = path.read_bytes()
-    manifest.begin(root, texts)
+    for path in sorted((root / FEATURES).rglob("zarr.json")):
+        files[path.relative_to(root).as_posix()] = path.read_bytes()
+    manifest.begin(root, files)
 
 
-def _create_array(
-    group: Any, name: str, row_shape: tuple[int, ...], dtype: np.dtype[Any], layout: Layout
-) -> None:
+def _create_array(group: Any, name: str, spec: ArraySpec, layout: Layout) -> None:
     """Make one array of no rows: plain chunks with a checksum, which costs reading nothing."""
     from zarr.codecs import Crc32cCodec
 
-    row_bytes = int(np.prod(row_shape, dtype=np.int64)) * dtype.itemsize
+    dtype = np.dtype(spec.dtype)
     group.create_array(
         name,
-        shape=(0, *row_shape),
-        chunks=(layout.chunk_rows(row_bytes), *row_shape),
+        shape=(0, *spec.row_shape),
+        chunks=(layout.chunk_rows(spec.row_bytes), *spec.row_shape),
         dtype=dtype,
         compressors=[Crc32cCodec()],
         fill_value=float("nan") if dtype.kind == "f" else 0,
-        dimension_names=_dimensions(name, row_shape),
+        dimension_names=_dimensions(name, len(spec.row_shape)),
     )
 
 
-def _dimensions(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
+def _dimensions(name: str, axes: int) -> tuple[str, ...]:
     """Return the names of an array's dimensions, by which xarray opens the group as it is.
 
-    Those of an array of another name or shape are named after it.
+    The dimensions of an array of another name or shape are named after the array.
     """
     tokens = ("block", "y", "x")
     names = {
@@ -72,7 +80,8 @@ def _dimensions(name: str, row_shape: tuple[int, ...]) -> tuple[str, ...]:
         "patch": (*tokens, "d"),
         "patch_scale": tokens,
     }
-    known = names.get(name, ("byte",) if name.endswith("_digest") else ())
-    if len(known) < len(row_shape):
-        known = tuple(f"{name}_{axis}" for axis in range(len(row_shape)))
-    return ("row", *known[len(known) - len(row_shape) :])
+    digest = ("byte",) if name.endswith("_digest") else ()
+    known = names.get(name, digest)
+    if len(known) < axes:
+        known = tuple(f"{name}_{axis}" for axis in range(axes))
+    return ("row", *known[len(known) - axes :])

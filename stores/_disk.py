@@ -40,7 +40,7 @@ _TROUBLE = {
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell what a disk refuses in words: raises UnwritableError for a full disk and its like."""
+    """Say in words what a disk refuses: raises UnwritableError for a full disk and its like."""
     try:
         yield
     except OSError as error:
@@ -72,8 +72,14 @@ def write_checked(path: Path, data: bytes) -> None:
 
     A crash in between leaves a file that does not fit, which `verify` finds and drops.
     """
-    write_atomic(path.with_name(path.name + CHECKSUM), f"{sha256(data)}  {path.name}\n".encode())
+    checksum = path.with_name(path.name + CHECKSUM)
+    write_atomic(checksum, checksum_text(path.name, sha256(data)))
     write_atomic(path, data)
+
+
+def checksum_text(name: str, digest: str) -> bytes:
+    """Return what stands in the file beside another that has its sha256."""
+    return f"{digest}  {name}\n".encode()
 
 
 def write_new(path: Path, *pieces: bytes | memoryview, force: bool = True) -> None:
@@ -115,29 +121,31 @@ def sync_folder(path: Path) -> None:
 def temporary_name(name: str) -> str:
     """Return a name nobody else uses, which tells whose it is."""
     pid = os.getpid()
-    return f"{TEMPORARY}{place()}-{pid}-{birth(pid)}-{uuid.uuid4().hex[:12]}-{name}"
+    owner = f"{place()}-{pid}-{birth(pid)}"
+    return f"{TEMPORARY}{owner}-{uuid.uuid4().hex[:12]}-{name}"
 
 
 def is_orphan(path: Path) -> bool:
     """Return whether a temporary file's writer has ended, or was silent for too long."""
-    fields = path.name.removeprefix(TEMPORARY).split("-", 4)
-    if len(fields) == 5 and fields[0] == place() and fields[1].isdigit():
-        return str(birth(int(fields[1]))) != fields[2]
+    match path.name.removeprefix(TEMPORARY).split("-", 4):
+        case [here, pid, born, _, _] if here == place() and pid.isdigit():
+            return str(birth(int(pid))) != born
+    # Of another machine or container: its age alone tells.
     try:
         return time.time() - path.stat().st_mtime > ORPHAN_AFTER_S
     except FileNotFoundError:
         return False
 
 
-def sweep_temporaries(found: Iterable[Path]) -> list[Path]:
+def sweep_temporaries(paths: Iterable[Path]) -> list[Path]:
     """Remove those temporary files and folders whose writers are dead; return them."""
-    left = [path for path in found if is_orphan(path)]
-    for path in left:
+    orphans = [path for path in paths if is_orphan(path)]
+    for path in orphans:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    return left
+    return orphans
 
 
 # --- documents -------------------------------------------------------------------------------
@@ -148,17 +156,20 @@ def seal(document: Mapping[str, Any]) -> bytes:
 
     `seal` is the sha256 of the file's bytes without the 64 digits of the seal itself.
     """
-    text = json.dumps({**document, "seal": ""}, indent=1, sort_keys=True).encode() + b"\n"
-    return text.replace(_EMPTY, b'\n "seal": "' + sha256(text).encode() + b'"')
+    unsealed = {**document, "seal": ""}
+    text = json.dumps(unsealed, indent=1, sort_keys=True).encode() + b"\n"
+    digest = sha256(text).encode()
+    return text.replace(_EMPTY, b'\n "seal": "' + digest + b'"')
 
 
 def unseal(path: Path) -> dict[str, Any]:
     """Read a sealed document. Raises CorruptStoreError where one of its bytes was altered."""
     data = path.read_bytes()
-    found = _SEAL.search(data)
-    if found is None:
+    digits = _SEAL.search(data)
+    if digits is None:
         raise CorruptStoreError(f"{path} is not a sealed document.")
-    if sha256(data[: found.start(1)] + data[found.end(1) :]) != found[1].decode():
+    unsealed = data[: digits.start(1)] + data[digits.end(1) :]
+    if sha256(unsealed) != digits[1].decode():
         raise CorruptStoreError(f"{path} was altered: its content does not fit its seal.")
     document = dict(json.loads(data))
     del document["seal"]

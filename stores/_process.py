@@ -35,16 +35,19 @@ def place() -> str:
 
 def gone(holder: Mapping[str, object]) -> bool | None:
     """Return whether a process has ended; None where that cannot be seen from here."""
-    if holder.get("host") != socket.gethostname() or holder.get("place") != place():
+    here = holder.get("host") == socket.gethostname() and holder.get("place") == place()
+    if not here:
         return None
-    return birth(int(str(holder["pid"]))) != holder.get("born")
+    pid = int(str(holder["pid"]))
+    return birth(pid) != holder.get("born")
 
 
 def birth(pid: int) -> str | None:
     """Return when a process of this host started, so that a reused pid is told apart."""
     try:
         # Field 22 of stat, counted after the command name, which may hold spaces.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[19]
     except (FileNotFoundError, ProcessLookupError):
         pass
     if Path("/proc/self").exists():

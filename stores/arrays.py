@@ -8,23 +8,24 @@ rows of a chunk are wanted, they alone are read: the receipt has the crc32c of e
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
-from numpy.typing import NDArray
 
 from stores._disk import sha256, temporary_name, write_new, writing
-from stores.errors import CorruptStoreError, StoreError, UnalignedWriteError
+from stores._types import Bytes, Crcs, Mask, Rows, Values
+from stores.errors import REPAIR, CorruptStoreError, StoreError, UnalignedWriteError
 from stores.layout import PartRange
+from stores.receipt import ChunkRecord
 
 # Threads that read chunks: copies out of the page cache, which take no interpreter lock.
 READ_THREADS = 2
@@ -55,11 +56,15 @@ class Chunk:
         return self.stop - self.start
 
 
+def _nowhere(chunk: Chunk) -> None:
+    """Bring no chunk: an array that was parsed alone has those that are in its folder."""
+
+
 @dataclass(frozen=True)
 class StoredArray:
     """An array (n, *row_shape) in the Zarr group at `root`.
 
-    bring: what makes a chunk's file be there, where chunks are elsewhere.
+    fetch: brings the file of a chunk that is not there, or raises CorruptStoreError.
     """
 
     root: Path
@@ -68,21 +73,28 @@ class StoredArray:
     row_shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunk_rows: int
-    bring: Callable[[Chunk], None] | None = None
+    fetch: Callable[[Chunk], None] = field(default=_nowhere, compare=False, repr=False)
 
     @classmethod
-    def parse(cls, root: Path, name: str, metadata: bytes) -> StoredArray:
+    def parse(
+        cls,
+        root: Path,
+        name: str,
+        metadata: bytes,
+        fetch: Callable[[Chunk], None] = _nowhere,
+    ) -> StoredArray:
         """Read zarr.json. Raises CorruptStoreError where the chunks are not as ours are."""
-        about = json.loads(metadata)
-        codecs = [codec["name"] for codec in about["codecs"]]
-        chunk = about["chunk_grid"]["configuration"]["chunk_shape"]
-        if codecs != _CODECS or chunk[1:] != about["shape"][1:]:
+        array = json.loads(metadata)
+        codecs = [codec["name"] for codec in array["codecs"]]
+        chunk_shape = array["chunk_grid"]["configuration"]["chunk_shape"]
+        n, *row_shape = array["shape"]
+        if codecs != _CODECS or chunk_shape[1:] != row_shape:
             raise CorruptStoreError(
-                f"{root / name} has the codecs {codecs} and chunks {chunk}; a store's arrays have "
-                f"{_CODECS} and chunks of whole rows. Read it with zarr instead."
+                f"{root / name} has the codecs {codecs} and chunks {chunk_shape}; a store's arrays "
+                f"have {_CODECS} and chunks of whole rows. Read it with zarr instead."
             )
-        n, *row_shape = about["shape"]
-        return cls(root, name, n, tuple(row_shape), np.dtype(about["data_type"]), chunk[0])
+        dtype = np.dtype(array["data_type"])
+        return cls(root, name, n, tuple(row_shape), dtype, chunk_shape[0], fetch)
 
     @property
     def void(self) -> float:
@@ -92,79 +104,97 @@ class StoredArray:
     @property
     def row_bytes(self) -> int:
         """The bytes of one row."""
-        return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.row_shape) * self.dtype.itemsize
 
-    def empty(self, rows: int) -> NDArray[Any]:
+    def empty(self, rows: int) -> Values:
         """Return (rows, *row_shape) of nothing."""
         return np.full((rows, *self.row_shape), self.void, self.dtype)
 
     def chunks(self, part: PartRange) -> Iterator[Chunk]:
         """Yield the chunks of a part."""
-        rest = "/0" * len(self.row_shape)
+        rest = "/0" * len(self.row_shape)  # a chunk has whole rows: it is the first of each axis
         for start in range(part.start, part.stop, self.chunk_rows):
-            name = f"{self.name}/c/{start // self.chunk_rows}{rest}"
+            number = start // self.chunk_rows
+            name = f"{self.name}/c/{number}{rest}"
             yield Chunk(name, start, start + self.chunk_rows)
 
     def chunk_of(self, row: int) -> Chunk:
         """Return the chunk that holds a row."""
         start = row // self.chunk_rows * self.chunk_rows
-        return next(self.chunks(PartRange(0, start, start + self.chunk_rows)))
+        alone = PartRange(0, start, start + self.chunk_rows)
+        return next(self.chunks(alone))
 
-    def read_into(self, chunk: Chunk, out: NDArray[Any]) -> None:
+    def read_into(self, chunk: Chunk, out: Values) -> None:
         """Fill out (chunk rows, *row_shape), contiguous, from a chunk's file.
 
         Raises CorruptStoreError where the file is missing, short or fails its checksum.
         """
-        view, crc = out.reshape(-1).view(np.uint8), bytearray(_CRC_BYTES + 1)
+        view = out.reshape(-1).view(np.uint8)
+        crc = bytearray(_CRC_BYTES + 1)  # with room for one byte too many, which is damage
         with self._opened(chunk) as file:
             got = os.preadv(file, [view.data[:_FIRST_BYTES]], 0)
+            # The kernel may give less than is asked for; the checksum is read with the last rows.
             while got <= len(view) and (more := os.preadv(file, [view.data[got:], crc], got)):
                 got += more
-        if got != len(view) + _CRC_BYTES:
-            raise CorruptStoreError(
-                f"{self.root / chunk.name} has not {len(view) + _CRC_BYTES} bytes. {_REPAIR}"
-            )
+        expected = len(view) + _CRC_BYTES
+        if got != expected:
+            raise CorruptStoreError(f"{self.root / chunk.name} has not {expected} bytes. {REPAIR}")
         self._check(chunk, view, int.from_bytes(crc[:_CRC_BYTES], "little"))
+
+    def read_part(self, part: PartRange) -> Values:
+        """Return (part rows, *row_shape) of a committed part. Raises as `read_into` does."""
+        out = self.empty(part.stop - part.start)
+        for chunk in self.chunks(part):
+            start = chunk.start - part.start
+            self.read_into(chunk, out[start : start + chunk.rows])
+        return out
 
     def read_rows(
         self,
         chunk: Chunk,
-        rows: NDArray[np.int64],
-        crcs: NDArray[np.uint32],
-        out: NDArray[Any],
-        places: NDArray[np.int64],
+        rows: Rows,
+        crcs: Crcs,
+        out: Values,
+        places: Rows,
     ) -> None:
         """Fill out[places] (out contiguous) with rows of a chunk, reading no others.
 
         crcs (chunk rows,): the checksums by the receipt. Raises CorruptStoreError as `read_into`.
         """
         view = out.reshape(len(out), -1).view(np.uint8)
+        size = self.row_bytes
+        within = rows - chunk.start
         with self._opened(chunk) as file:
-            for place, row in zip(places.tolist(), (rows - chunk.start).tolist(), strict=True):
-                if os.preadv(file, [view[place].data], row * self.row_bytes) != self.row_bytes:
-                    raise CorruptStoreError(f"{self.root / chunk.name} ends early. {_REPAIR}")
+            for place, row in zip(places.tolist(), within.tolist(), strict=True):
+                got = os.preadv(file, [view[place].data], row * size)
+                if got != size:
+                    raise CorruptStoreError(f"{self.root / chunk.name} ends early. {REPAIR}")
                 self._check(chunk, view[place], int(crcs[row]))
 
     @contextlib.contextmanager
     def _opened(self, chunk: Chunk) -> Iterator[int]:
+        """Yield the file descriptor of a chunk's file, which is fetched where it is elsewhere."""
         path = f"{self.root}/{chunk.name}"
+        flags = os.O_RDONLY | os.O_CLOEXEC
         try:
-            if self.bring is not None and not os.path.exists(path):
-                self.bring(chunk)
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = os.open(path, flags)
         except FileNotFoundError:
-            raise CorruptStoreError(f"{path} is missing. {_REPAIR}") from None
+            self.fetch(chunk)
+            try:
+                file = os.open(path, flags)
+            except FileNotFoundError:
+                raise CorruptStoreError(f"{path} is missing. {REPAIR}") from None
         try:
             yield file
         finally:
             os.close(file)
 
-    def _check(self, chunk: Chunk, view: NDArray[np.uint8], crc: int) -> None:
+    def _check(self, chunk: Chunk, view: Bytes, crc: int) -> None:
         if google_crc32c.value(view) != crc:
             path = self.root / chunk.name
-            raise CorruptStoreError(f"{path} does not fit its checksum: bits flipped. {_REPAIR}")
+            raise CorruptStoreError(f"{path} does not fit its checksum: bits flipped. {REPAIR}")
 
-    def read_chunks(self, chunks: Sequence[Chunk], out: NDArray[Any]) -> None:
+    def read_chunks(self, chunks: Sequence[Chunk], out: Values) -> None:
         """Read whole chunks into their rows of out (n, *row_shape)."""
 
         def read(share: Sequence[Chunk]) -> None:
@@ -175,22 +205,24 @@ class StoredArray:
 
     def gather(
         self,
-        rows: NDArray[np.int64],
-        crcs: Callable[[Chunk], NDArray[np.uint32] | None] = lambda chunk: None,
-    ) -> NDArray[Any]:
+        rows: Rows,
+        crcs: Callable[[Chunk], Crcs | None] = lambda chunk: None,
+    ) -> Values:
         """Return (len(rows), *row_shape) in the order of rows, each chunk opened once.
 
         crcs: the checksums of a chunk's rows, without which the chunk is read whole.
         """
         out = self.aligned(len(rows))
         order = np.argsort(rows, kind="stable")
-        breaks = np.flatnonzero(np.diff(rows[order] // self.chunk_rows)) + 1
+        chunk_numbers = rows[order] // self.chunk_rows
+        breaks = np.flatnonzero(np.diff(chunk_numbers)) + 1
         groups = np.split(order, breaks) if len(rows) else []
 
-        def read(share: Sequence[NDArray[np.int64]]) -> None:
+        def read(share: Sequence[Rows]) -> None:
             buffer = self.aligned(self.chunk_rows)
             for places in share:
-                chunk, wanted = self.chunk_of(int(rows[places[0]])), rows[places]
+                wanted = rows[places]
+                chunk = self.chunk_of(int(wanted[0]))
                 checks = crcs(chunk) if self._pays(len(wanted)) else None
                 if checks is None:
                     self.read_into(chunk, buffer)
@@ -203,16 +235,18 @@ class StoredArray:
 
     def _pays(self, rows: int) -> bool:
         """Return whether so many rows of a chunk are quicker read alone than the whole of it."""
-        return rows * (self.row_bytes + SEEK_BYTES) < self.chunk_rows * self.row_bytes
+        alone = rows * (self.row_bytes + SEEK_BYTES)
+        return alone < self.chunk_rows * self.row_bytes
 
-    def aligned(self, rows: int) -> NDArray[Any]:
+    def aligned(self, rows: int) -> Values:
         """Return (rows, *row_shape) of anything, in memory that begins where a page does."""
         size = rows * self.row_bytes
         memory = np.empty(size + _PAGE, np.uint8)
         start = -memory.ctypes.data % _PAGE
-        return memory[start : start + size].view(self.dtype).reshape(rows, *self.row_shape)
+        from_a_page_on = memory[start : start + size]
+        return from_a_page_on.view(self.dtype).reshape(rows, *self.row_shape)
 
-    def fit(self, values: NDArray[Any], part: PartRange, ok: NDArray[np.bool_]) -> NDArray[Any]:
+    def fit(self, values: Values, part: PartRange, ok: Mask) -> Values:
         """Return values as exactly one part in the dtype, refusing what would not survive.
 
         ok (part rows,): the rows whose values must be finite. Raises UnalignedWriteError or
@@ -226,30 +260,33 @@ class StoredArray:
             )
         with np.errstate(over="ignore"):  # the check below names what overflowed
             cast = values.astype(self.dtype, copy=False)
-        if cast.dtype.kind == "f" and not np.isfinite(cast[ok]).all():
+        overflown = cast.dtype.kind == "f" and not np.isfinite(cast[ok]).all()
+        if overflown:
             raise StoreError(
                 f"{self.name} of part {part.index} holds values that are not finite as "
                 f"{self.dtype}. Set outputs.dtype to float32; if that fails too, check the weights."
             )
         return cast
 
-    def stage(self, chunk: Chunk, values: NDArray[Any]) -> tuple[Path, dict[str, Any]]:
-        """Write a chunk under a temporary name; return that and the receipt's entry for it.
+    def stage(self, chunk: Chunk, values: Values) -> tuple[Path, ChunkRecord]:
+        """Write a chunk under a temporary name; return that and what the receipt vouches for.
 
         The file is not forced to disk yet.
         """
-        data = np.ascontiguousarray(values, self.dtype).reshape(len(values), -1).view(np.uint8)
-        crc = google_crc32c.value(data.reshape(-1)).to_bytes(_CRC_BYTES, "little")
+        contiguous = np.ascontiguousarray(values, self.dtype)
+        data = contiguous.reshape(len(values), -1).view(np.uint8)
+        crc32c = google_crc32c.value(data.reshape(-1))
+        crc = crc32c.to_bytes(_CRC_BYTES, "little")
         path = self.root / chunk.name
         temporary = path.with_name(temporary_name(path.name))
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_new(temporary, data.data, crc, force=False)
-        entry = {"bytes": data.nbytes + _CRC_BYTES, "sha256": sha256(data.data, crc)}
+        row_crcs = None
         if self._pays(1):
-            crcs = np.fromiter(map(google_crc32c.value, data), "<u4", len(data))
-            entry["row_crc32c"] = base64.b64encode(crcs.tobytes()).decode()
-        return temporary, entry
+            row_crcs = np.fromiter(map(google_crc32c.value, data), "<u4", len(data))
+        digest = sha256(data.data, crc)
+        return temporary, ChunkRecord.of(data.nbytes + _CRC_BYTES, digest, row_crcs)
 
 
 def _in_threads(read: Callable[[Sequence[Any]], None], items: Sequence[Any]) -> None:
@@ -258,14 +295,6 @@ def _in_threads(read: Callable[[Sequence[Any]], None], items: Sequence[Any]) -> 
     A share is handed out once: a task for each item costs a tenth more time (measured).
     """
     with ThreadPoolExecutor(READ_THREADS) as threads:
-        for _ in threads.map(read, [items[i::READ_THREADS] for i in range(READ_THREADS)]):
-            pass
-
-
-def row_crcs(entry: Mapping[str, Any]) -> NDArray[np.uint32] | None:
-    """Return the crc32c of each row of a chunk, by its entry in a receipt; None without any."""
-    text = entry.get("row_crc32c")
-    return None if text is None else np.frombuffer(base64.b64decode(text), "<u4")
-
-
-_REPAIR = "Run `radprobe verify --repair` on the store, then `radprobe extract`."
+        shares = [items[i::READ_THREADS] for i in range(READ_THREADS)]
+        for _ in threads.map(read, shares):
+            pass  # what a thread raised is raised here

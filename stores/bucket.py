@@ -42,7 +42,7 @@ class Bucket:
         Raises ConfigError where the place cannot be looked at.
         """
         try:
-            found = self._fs.find(self._path(folder).rstrip("/"), detail=True)
+            paths = self._fs.find(self._path(folder).rstrip("/"), detail=True)
         except FileNotFoundError:
             return {}
         except Exception as error:  # every file system has its own errors of the network
@@ -51,10 +51,11 @@ class Bucket:
                 "the endpoint (for s3://: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
                 "AWS_ENDPOINT_URL)."
             ) from error
-        return {
-            path.removeprefix(self._root + "/"): Object(int(about["size"] or 0), _stamp(about))
-            for path, about in found.items()
-        }
+        objects = {}
+        for path, about in paths.items():
+            name = path.removeprefix(self._root + "/")
+            objects[name] = Object(int(about["size"] or 0), _stamp(about))
+        return objects
 
     def names(self) -> set[str]:
         """Return the names of all objects."""
@@ -70,14 +71,15 @@ class Bucket:
 
     def put(self, objects: Mapping[str, bytes]) -> None:
         """Put objects, each whole."""
-        if objects:
-            self._fs.pipe({self._path(name): data for name, data in objects.items()})
+        by_path = {self._path(name): data for name, data in objects.items()}
+        if by_path:
+            self._fs.pipe(by_path)
 
     def get(self, names: Iterable[str]) -> dict[str, bytes]:
         """Return objects' bytes. Raises FileNotFoundError."""
         paths = {self._path(name): name for name in names}
-        found: dict[str, bytes] = self._fs.cat(list(paths)) if paths else {}
-        return {paths[path]: data for path, data in found.items()}
+        contents: dict[str, bytes] = self._fs.cat(list(paths)) if paths else {}
+        return {paths[path]: data for path, data in contents.items()}
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects."""
@@ -90,5 +92,6 @@ class Bucket:
 
 
 def _stamp(about: Mapping[str, Any]) -> str:
+    # Each file system names in its own way what differs once an object was replaced.
     marks = (about.get(key) for key in ("ETag", "etag", "LastModified", "mtime", "created"))
     return " ".join(str(mark) for mark in marks if mark is not None)

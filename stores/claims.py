@@ -20,8 +20,6 @@ from stores._disk import temporary_name, write_new, writing
 from stores._process import gone, me, name_of
 from stores.errors import ClaimedError
 
-# The folder of a store where they are.
-CLAIMS = "claims"
 # A claim of another host counts as dead when its owner has not touched it for this long.
 STALE_AFTER_S = 900.0
 
@@ -39,10 +37,10 @@ class Claim:
 
     def beat(self) -> None:
         """Say that the owner is alive, for readers on other hosts."""
-        with contextlib.suppress(FileNotFoundError):  # taken over: `held` will say so
+        with contextlib.suppress(FileNotFoundError):  # taken over: `stands` will say so
             os.utime(self.path)
 
-    def held(self) -> bool:
+    def stands(self) -> bool:
         """Return whether the claim still stands: nobody took the part over."""
         stem, number = _split(self.path)
         latest = _latest(self.path.parent, stem)
@@ -73,10 +71,11 @@ def try_claim(folder: Path, stem: str) -> Claim | None:
     number = 0 if latest is None else _split(latest)[1] + 1
     path = folder / f"{stem}.claim.{number}"
     temporary = folder / temporary_name("claim")
+    process = {**me(), "time": time.time()}
     with writing(path):
         folder.mkdir(exist_ok=True)
         # Not forced to disk: whatever loses the file loses its owner too.
-        write_new(temporary, json.dumps({**me(), "time": time.time()}).encode(), force=False)
+        write_new(temporary, json.dumps(process).encode(), force=False)
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -85,9 +84,10 @@ def try_claim(folder: Path, stem: str) -> Claim | None:
             temporary.unlink(missing_ok=True)
     # Whoever looked before a release and links after it may find another just as hopeful: each
     # links first and looks then, so that at least one of the two sees the other and steps back.
-    if any(other != path and not dead(other) for other in _claims(folder, stem)):
-        path.unlink(missing_ok=True)
-        return None
+    for other in _claims(folder, stem):
+        if other != path and not dead(other):
+            path.unlink(missing_ok=True)
+            return None
     return Claim(path)
 
 
@@ -114,28 +114,38 @@ def owner(folder: Path, stem: str) -> str | None:
     latest = _latest(folder, stem)
     if latest is None or dead(latest):
         return None
-    holder = _read(latest)
-    return name_of(holder) if holder else "another process"
+    process = _read(latest)
+    return name_of(process) if process else "another process"
 
 
 def holders(folder: Path) -> dict[str, Holder]:
     """Return the live holder of each stem, by one look at the folder."""
-    found, now = {}, time.time()
+    living: dict[str, Holder] = {}
+    now = time.time()
+    # Of a stem's claims the highest number comes last, and counts.
     for path in sorted(folder.glob("*.claim.*"), key=_split):
         with contextlib.suppress(FileNotFoundError):  # given back meanwhile
-            holder, beat = _read(path) or {}, path.stat().st_mtime
+            process = _read(path) or {}
+            beat = path.stat().st_mtime
             if not dead(path):
-                since = float(str(holder.get("time", beat)))
-                found[_split(path)[0]] = Holder(name_of(holder), now - since, now - beat)
-    return found
+                since = float(str(process.get("time", beat)))
+                stem, _ = _split(path)
+                living[stem] = Holder(name_of(process), now - since, now - beat)
+    return living
+
+
+def stems(folder: Path) -> set[str]:
+    """Return what is claimed, or was by processes that died."""
+    return {path.name.partition(".claim.")[0] for path in folder.glob("*.claim.*")}
 
 
 def dead(path: Path) -> bool:
     """Return whether a claim's owner is certainly gone, or silent for too long."""
-    holder = _read(path)
-    verdict = gone(holder) if holder is not None else None
-    if verdict is not None:
-        return verdict
+    process = _read(path)
+    ended = gone(process) if process is not None else None
+    if ended is not None:
+        return ended
+    # Of another host, or a claim that cannot be read: its silence alone tells.
     try:
         return time.time() - path.stat().st_mtime > STALE_AFTER_S
     except FileNotFoundError:
@@ -154,8 +164,8 @@ def _claims(folder: Path, stem: str) -> list[Path]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    found = (folder / name for name in names if name.startswith(f"{stem}.claim."))
-    return sorted(found, key=lambda path: _split(path)[1])
+    paths = [folder / name for name in names if name.startswith(f"{stem}.claim.")]
+    return sorted(paths, key=_split)
 
 
 def _latest(folder: Path, stem: str) -> Path | None:

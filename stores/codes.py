@@ -5,17 +5,16 @@ A token x of d numbers is kept as round(x / s) with s = max |x| / 127, as float3
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from stores._types import Rows, Values
 from stores.features import FeatureStore
 
 SCALE = "patch_scale"
 
 
-def read_patch(store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[Any]:
+def read_patch(store: FeatureStore, rows: Rows) -> Values:
     """Return the patch tokens of rows as floats, whatever they are kept as.
 
     Raises as `FeatureStore.read` does.

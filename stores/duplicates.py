@@ -10,7 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from stores.features import OK, FeatureStore
+from stores._types import Bytes, Rows
+from stores.contents import OK
+from stores.features import FeatureStore
+from stores.slices import row_numbers
 
 
 @dataclass(frozen=True)
@@ -29,25 +32,28 @@ def find_twins(store: FeatureStore) -> list[Twins]:
     rows = np.flatnonzero(store.status() == OK)
     groups = group_equal(store.read("pixel_digest")[rows])
     slices = store.slices(["row", "patient"])
-    patient = dict(zip(slices["row"].to_pylist(), slices["patient"].to_pylist(), strict=True))
-    found = []
+    patients = slices["patient"].to_pylist()
+    patient_of = dict(zip(slices["row"].to_pylist(), patients, strict=True))
+    twins = []
     for group in groups:
-        members = tuple(int(row) for row in rows[group])
+        members = tuple(rows[group].tolist())
         # A slice of no patient is a person of its own: nothing says that it is not.
-        people = {patient.get(row) or f"row {row}" for row in members}
-        found.append(Twins(members, len(people)))
-    return sorted(found, key=lambda twins: twins.rows)
+        people = {patient_of.get(row) or f"row {row}" for row in members}
+        twins.append(Twins(members, len(people)))
+    return sorted(twins, key=lambda each: each.rows)
 
 
-def group_equal(digests: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
+def group_equal(digests: Bytes) -> list[Rows]:
     """Return the places of each digest (m, 32) that occurs more than once, ascending."""
     if not len(digests):
         return []
-    keys = np.ascontiguousarray(digests).view(f"V{digests.shape[1]}").ravel()
+    size = digests.shape[1]
+    keys = np.ascontiguousarray(digests).view(f"V{size}").ravel()
     _, group, counts = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.argsort(group, kind="stable")
-    parts = np.split(order, np.cumsum(counts)[:-1])
-    return [part for part in parts if len(part) > 1]
+    ends = np.cumsum(counts)
+    groups = np.split(order, ends[:-1])
+    return [places for places in groups if len(places) > 1]
 
 
 class Originals:
@@ -61,19 +67,28 @@ class Originals:
 
     def __init__(self, store: FeatureStore, rule_of: Callable[[str], int | None]) -> None:
         """rule_of: modality -> a number below 256; None where equal pixels are not enough."""
-        self._store, self._rule_of = store, rule_of
-        self._keys, self._rows = np.empty(0, "S16"), np.empty(0, np.int64)
+        self._store = store
+        self._rule_of = rule_of
+        self._keys: NDArray[np.bytes_] = np.empty(0, "S16")  # ascending
+        self._rows: Rows = np.empty(0, np.int64)
         self._part: dict[bytes, int] = {}
-        ok, slices = store.status() == OK, store.slices(["row", "modality"])
-        slices = slices.filter(pa.array(ok[slices["row"].to_numpy()]))
-        digests = store.read("pixel_digest") if len(slices) else np.empty((0, 32), np.uint8)
-        for modality in pc.unique(slices["modality"]).to_pylist():
+        ok = store.status() == OK
+        slices = store.slices(["row", "modality"])
+        embedded = ok[row_numbers(slices)]
+        slices = slices.filter(pa.array(embedded))
+        if not len(slices):
+            return  # and no digest is read
+        digests = store.read("pixel_digest")
+        modalities = slices["modality"]
+        for modality in pc.unique(modalities).to_pylist():
             rule = rule_of(modality)
-            if rule is not None:
-                here = slices["row"].filter(pc.equal(slices["modality"], modality)).to_numpy()
-                keys = np.full((len(here), 16), rule, np.uint8)
-                keys[:, :15] = digests[here, :15]
-                self._insert(keys.view("S16").ravel(), here)
+            if rule is None:
+                continue
+            of_modality = slices.filter(pc.equal(modalities, modality))
+            rows = row_numbers(of_modality)
+            keys = np.full((len(rows), 16), rule, np.uint8)
+            keys[:, :15] = digests[rows, :15]
+            self._insert(keys.view("S16").ravel(), rows)
 
     def find(self, digest: bytes, modality: str, row: int) -> int | None:
         """Return the row that first held these pixels; None, and remember `row`, if it is new."""
@@ -82,14 +97,17 @@ class Originals:
             return None
         key = digest[:15] + bytes([rule])
         place = int(np.searchsorted(self._keys, np.bytes_(key)))
-        if place < len(self._keys) and self._keys[place] == key.rstrip(b"\0"):
-            return int(self._rows[place])
+        if place < len(self._keys):
+            stored = self._keys[place]
+            if stored == key.rstrip(b"\0"):  # as numpy gives it back
+                return int(self._rows[place])
         first = self._part.setdefault(key, row)
         return None if first == row else first
 
     def holds(self, row: int, digest: bytes) -> bool:
         """Return whether a row is committed and has features of these pixels now, on disk."""
-        store, place = self._store, np.array([row])
+        store = self._store
+        place = np.array([row])
         if store.receipts.believed(row // store.layout.part_rows) is None:
             return False
         if store.array("status").gather(place)[0] != OK:  # purged since
@@ -100,19 +118,23 @@ class Originals:
         """Take the rows of the part at work over."""
         if self._part:
             keys = np.array(list(self._part), "S16")
-            self._insert(keys, np.array(list(self._part.values()), np.int64))
+            rows = np.array(list(self._part.values()), np.int64)
+            self._insert(keys, rows)
         self.forget()
 
     def forget(self) -> None:
         """Forget the rows of the part at work."""
         self._part.clear()
 
-    def _insert(self, keys: NDArray[np.bytes_], rows: NDArray[np.int64]) -> None:
+    def _insert(self, keys: NDArray[np.bytes_], rows: Rows) -> None:
         """Add keys; of equal ones, the lowest row counts."""
         order = np.lexsort((rows, keys))
-        keys, rows = keys[order], rows[order]
-        first = np.append(True, keys[1:] != keys[:-1])[: len(keys)]
-        keys, rows = keys[first], rows[first]
+        keys = keys[order]
+        rows = rows[order]
+        first = np.ones(len(keys), bool)
+        first[1:] = keys[1:] != keys[:-1]
+        keys = keys[first]
+        rows = rows[first]
         places = np.searchsorted(self._keys, keys)
         self._keys = np.insert(self._keys, places, keys)
         self._rows = np.insert(self._rows, places, rows)

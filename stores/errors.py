@@ -26,6 +26,9 @@ from __future__ import annotations
 
 from typing import Literal
 
+# What to do about a part that is damaged or lost; ends the sentence that says which.
+REPAIR = "Run `radprobe verify --repair` on the store, then `radprobe extract`."
+
 # Why a file or a slice was set aside. The list is short and fixed: reports count by it.
 Reason = Literal[
     "empty",  # no bytes

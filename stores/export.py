@@ -15,12 +15,14 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from stores._disk import sync, temporary_name, writing
+from stores._types import Rows, Values
 from stores.codes import read_patch
+from stores.contents import OK
 from stores.errors import UnwritableError
-from stores.features import OK, FeatureStore
+from stores.features import FeatureStore
+from stores.slices import row_numbers
 
 Format = Literal["h5", "npy", "parquet"]
 _BATCH_BYTES = 64 * 2**20
@@ -34,7 +36,7 @@ class Selection:
     array: str = "cls"
     blocks: int = 1
 
-    def of(self, store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[Any]:
+    def of(self, store: FeatureStore, rows: Rows) -> Values:
         """Return (n, d) for cls and mean, patch tokens as they lie, as floats. Raises KeyError."""
         if self.array == "patch":
             return read_patch(store, rows)
@@ -64,16 +66,16 @@ class Selection:
 def live_slices(store: FeatureStore) -> pa.Table:
     """Return the slice table's rows that hold features, in row order."""
     slices = store.slices()
-    return slices.filter(pa.array(store.status()[slices["row"].to_numpy()] == OK))
+    status = store.status()[row_numbers(slices)]
+    return slices.filter(pa.array(status == OK))
 
 
-def batches(
-    store: FeatureStore, which: Selection, rows: NDArray[np.int64]
-) -> Iterator[NDArray[Any]]:
+def batches(store: FeatureStore, which: Selection, rows: Rows) -> Iterator[Values]:
     """Yield the features of rows, in order, in pieces that fit in memory."""
     if not len(rows):
         return
-    size = max(1, _BATCH_BYTES // which.of(store, rows[:1]).nbytes)
+    row_bytes = which.of(store, rows[:1]).nbytes
+    size = max(1, _BATCH_BYTES // row_bytes)
     for start in range(0, len(rows), size):
         yield which.of(store, rows[start : start + size])
 
@@ -83,16 +85,14 @@ def batches(
 
 def export_npy(store: FeatureStore, out: Path, which: Selection = Selection()) -> int:
     """Write features as one .npy (n, d) and the slices of its rows as .parquet beside it."""
-    slices, shape = live_slices(store), which.row_shape(store)
-    rows = slices["row"].to_numpy()
-    table = out.with_suffix(".parquet")
-    with aside(out) as path, aside(table) as beside:
-        _write_parquet(beside, [slices], slices.schema)
-        values = np.lib.format.open_memmap(path, "w+", which.dtype(store), (len(rows), *shape))
-        start = 0
-        for batch in batches(store, which, rows):
-            values[start : start + len(batch)] = batch
-            start += len(batch)
+    slices = live_slices(store)
+    rows = row_numbers(slices)
+    shape = (len(rows), *which.row_shape(store))
+    with aside(out) as path, aside(out.with_suffix(".parquet")) as table:
+        _write_parquet(table, [slices], slices.schema)
+        # On disk, not in memory: the features of a large store do not fit.
+        values = np.lib.format.open_memmap(path, "w+", which.dtype(store), shape)
+        _fill(values, batches(store, which, rows))
         values.flush()
     return len(rows)
 
@@ -100,16 +100,18 @@ def export_npy(store: FeatureStore, out: Path, which: Selection = Selection()) -
 def export_parquet(store: FeatureStore, out: Path, which: Selection = Selection()) -> int:
     """Write the slice table with a column `features`: a float32 list of fixed size d a row."""
     slices = live_slices(store)
-    rows = slices["row"].to_numpy()
+    rows = row_numbers(slices)
     d = int(np.prod(which.row_shape(store)))
-    schema = slices.schema.append(pa.field("features", pa.list_(pa.float32(), d)))
+    column = pa.field("features", pa.list_(pa.float32(), d))
+    schema = slices.schema.append(column)
 
     def pieces() -> Iterator[pa.Table]:
         start = 0
         for batch in batches(store, which, rows):
             flat = pa.array(batch.reshape(-1).astype(np.float32))
-            part = slices.slice(start, len(batch))
-            yield part.append_column("features", pa.FixedSizeListArray.from_arrays(flat, d))
+            features = pa.FixedSizeListArray.from_arrays(flat, d)
+            piece = slices.slice(start, len(batch))
+            yield piece.append_column(column, features)
             start += len(batch)
 
     with aside(out) as path:
@@ -136,46 +138,53 @@ def export_h5(
         return int(slices.num_rows)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    for study in pc.unique(slices["study"]).to_pylist():
-        same = pc.is_null(slices["study"]) if study is None else pc.equal(slices["study"], study)
-        theirs = slices.filter(pc.fill_null(same, False))
-        _write_h5(store, out / f"{study or 'no-study'}.h5", which, theirs)
+    studies = slices["study"]
+    for study in pc.unique(studies).to_pylist():
+        same = pc.is_null(studies) if study is None else pc.equal(studies, study)
+        of_study = slices.filter(pc.fill_null(same, False))
+        _write_h5(store, out / f"{study or 'no-study'}.h5", which, of_study)
     return int(slices.num_rows)
 
 
 def _write_h5(store: FeatureStore, out: Path, which: Selection, slices: pa.Table) -> None:
     import h5py
 
-    rows = slices["row"].to_numpy()
+    rows = row_numbers(slices)
     with aside(out) as path, h5py.File(path, "w") as file:
         file.attrs.update({"recipe": store.recipe_text, "array": which.array, "radprobe": 1})
-        features = file.create_dataset(
-            "features", (len(rows), *which.row_shape(store)), which.dtype(store)
-        )
-        start = 0
-        for batch in batches(store, which, rows):
-            features[start : start + len(batch)] = batch
-            start += len(batch)
+        shape = (len(rows), *which.row_shape(store))
+        features = file.create_dataset("features", shape, which.dtype(store))
+        _fill(features, batches(store, which, rows))
         file["coords"] = _coords(slices["series"].to_pylist())
         file["row"] = rows
         for name in _COLUMNS:
             values = slices[name].to_pylist()
             if name == "position_mm":
-                file[name] = np.array([np.nan if v is None else v for v in values], np.float64)
+                file[name] = np.array(values, np.float64)  # NaN where there is none
             elif name == "frame":
                 file[name] = np.array(values, np.int64)
             else:
-                file.create_dataset(name, data=[v or "" for v in values], dtype=h5py.string_dtype())
+                texts = [value or "" for value in values]
+                file.create_dataset(name, data=texts, dtype=h5py.string_dtype())
 
 
-def _coords(series: list[str]) -> NDArray[np.int64]:
+def _fill(out: Any, pieces: Iterator[Values]) -> None:
+    """Write pieces (some rows each) one after the other into an array or a data set."""
+    start = 0
+    for piece in pieces:
+        out[start : start + len(piece)] = piece
+        start += len(piece)
+
+
+def _coords(series: list[str]) -> Rows:
     """Return (n, 2): the number of each slice's series, and its number in that series."""
     numbers: dict[str, int] = {}
     counts: dict[str, int] = {}
     coords = np.empty((len(series), 2), np.int64)
     for i, name in enumerate(series):
-        coords[i] = numbers.setdefault(name, len(numbers)), counts.get(name, 0)
-        counts[name] = counts.get(name, 0) + 1
+        before = counts.get(name, 0)
+        coords[i] = numbers.setdefault(name, len(numbers)), before
+        counts[name] = before + 1
     return coords
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from stores._disk import file_sha256
+from stores._types import Values
+from stores.contents import OK, ArraySpec
 from stores.errors import ConfigError
-from stores.features import OK, ArraySpec, FeatureStore
+from stores.features import FeatureStore
 from stores.layout import default_part_rows
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
@@ -25,7 +26,7 @@ class Foreign:
     """Features (n, d) of another tool, and what is known of each row: columns by name."""
 
     source: Path
-    features: NDArray[Any]
+    features: Values
     columns: dict[str, list[Any]]
     ours: bool  # radprobe wrote it: its identifiers are pseudonyms
 
@@ -36,19 +37,21 @@ def read_foreign(source: Path, table: Path | None = None) -> Foreign:
     Without a table, the columns are those of the HDF5 file, or of the .parquet beside the .npy.
     Raises ConfigError where the features are not (n, d) or the columns not n long.
     """
-    beside, ours = source.with_suffix(".parquet"), False
+    ours = False
     columns: dict[str, list[Any]] = {}
     if source.suffix == ".npy":
         features = np.load(source, allow_pickle=False)
-        if table is None and beside.is_file():
-            table, ours = beside, True
+        exported = source.with_suffix(".parquet")
+        if table is None and exported.is_file():
+            table = exported
+            ours = True
     else:
         features, columns, ours = _read_h5(source)
     if table is not None:
         columns = _read_columns(table)
     if features.ndim == 3 and len(features) == 1:  # (1, n, d), as some MIL tools write it
         features = features[0]
-    lengths = {len(values) for values in columns.values()} | {len(features)}
+    lengths = {len(features), *map(len, columns.values())}
     if features.ndim != 2 or len(lengths) != 1:
         raise ConfigError(
             f"{source} must hold features (n, d) and columns of n values each. Got features "
@@ -63,30 +66,33 @@ def import_features(
     path: Path, recipe_text: str, blocks: int, dtype: str, foreign: Foreign
 ) -> FeatureStore:
     """Make a store whose `cls` (n, blocks, d) are foreign features; receipts say where from."""
-    n, width = foreign.features.shape
+    width = foreign.features.shape[1]
     row_shape = (blocks, width // blocks)
     part_rows = default_part_rows(width * np.dtype(dtype).itemsize)
     store = FeatureStore.create(path, recipe_text, {"cls": ArraySpec(row_shape, dtype)}, part_rows)
     store.write_tables(_slices(foreign), FILE_SCHEMA.empty_table())
     origin = {"file": foreign.source.name, "sha256": file_sha256(foreign.source)}
     for part in store.missing():
-        arrays, rows = store.empty_part(), slice(part.start, min(part.stop, n))
-        here = foreign.features[rows].reshape(-1, *row_shape)
-        arrays["cls"][: len(here)], arrays["status"][: len(here)] = here, OK
-        with store.own(part) as claim:
+        of_part = foreign.features[part.span]  # fewer in the last part
+        values = of_part.reshape(-1, *row_shape)
+        arrays = store.empty_part()
+        arrays["cls"][: len(values)] = values
+        arrays["status"][: len(values)] = OK
+        with store.reclaim(part) as claim:
             store.write(part, claim, arrays, {"imported": origin, "failures": []})
     return store
 
 
 def _slices(foreign: Foreign) -> pa.Table:
     n = len(foreign.features)
-    fixed: dict[str, list[Any]] = {"row": list(range(n)), "withdrawn": [False] * n}
-    columns = foreign.columns | fixed
-    empty = [None] * n
-    arrays = {
-        field.name: pa.array([_known(v) for v in columns.get(field.name, empty)], field.type)
-        for field in SLICE_SCHEMA
-    }
+    columns = dict(foreign.columns)
+    columns["row"] = list(range(n))
+    columns["withdrawn"] = [False] * n
+    nothing = [None] * n
+    arrays = {}
+    for field in SLICE_SCHEMA:
+        values = map(_known, columns.get(field.name, nothing))
+        arrays[field.name] = pa.array(values, field.type)
     return pa.table(arrays, schema=SLICE_SCHEMA)
 
 
@@ -95,20 +101,20 @@ def _known(value: Any) -> Any:
     return None if value == "" or value != value else value
 
 
-def _read_h5(source: Path) -> tuple[NDArray[Any], dict[str, list[Any]], bool]:
+def _read_h5(source: Path) -> tuple[Values, dict[str, list[Any]], bool]:
     import h5py
 
     with h5py.File(source) as file:
         if "features" not in file:
             raise ConfigError(f"{source} must have a dataset `features`. It has: {list(file)}.")
         features = np.asarray(file["features"])
-        columns = {
-            name: (
-                file[name].asstr()[:] if file[name].dtype.kind == "O" else file[name][:]
-            ).tolist()
-            for name in SLICE_SCHEMA.names
-            if name in file and name not in ("row", "withdrawn")
-        }
+        columns = {}
+        for name in SLICE_SCHEMA.names:
+            # The rows and their withdrawal are the new store's own.
+            if name in file and name not in ("row", "withdrawn"):
+                column = file[name]
+                values = column.asstr()[:] if column.dtype.kind == "O" else column[:]
+                columns[name] = values.tolist()
         return features, columns, "radprobe" in file.attrs
 
 
@@ -119,18 +125,20 @@ def _read_columns(table: Path) -> dict[str, list[Any]]:
         read = csv.read_csv(table)
     else:
         read = pq.read_table(table)
-    return {
-        name: read[name].to_pylist() for name in SLICE_SCHEMA.names if name in read.column_names
-    }
+    known = [name for name in SLICE_SCHEMA.names if name in read.column_names]
+    return {name: read[name].to_pylist() for name in known}
 
 
 def hide_identities(foreign: Foreign, hide: Any) -> Foreign:
     """Return the same with identifiers replaced by hide(kind, raw); what is ours stays as it is."""
     if foreign.ours:
         return foreign
-    hidden = {
-        kind: [None if v in (None, "") else hide(kind, str(v)) for v in foreign.columns[kind]]
-        for kind in _IDENTITIES
-        if kind in foreign.columns
-    }
+    hidden: dict[str, list[Any]] = {}
+    for kind in _IDENTITIES:
+        if kind in foreign.columns:
+            hidden[kind] = [_hidden(kind, value, hide) for value in foreign.columns[kind]]
     return Foreign(foreign.source, foreign.features, foreign.columns | hidden, foreign.ours)
+
+
+def _hidden(kind: str, value: Any, hide: Any) -> Any:
+    return None if value in (None, "") else hide(kind, str(value))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stores._types import Rows
+
 CHUNK_BYTES = 16 * 2**20
 # A part is held in memory while it is made.
 PART_BYTES = 256 * 2**20
@@ -22,6 +24,15 @@ class PartRange:
     index: int
     start: int
     stop: int
+
+    @property
+    def span(self) -> slice:
+        """Its rows, as an index into an array of all rows."""
+        return slice(self.start, self.stop)
+
+    def within(self, rows: Rows) -> Rows:
+        """Return those of some rows that are in the part."""
+        return rows[(rows >= self.start) & (rows < self.stop)]
 
 
 def default_part_rows(row_bytes: int) -> int:
@@ -45,7 +56,8 @@ class Layout:
 
     def parts(self, n: int) -> list[PartRange]:
         """Return the parts that hold rows 0 to n - 1."""
-        return [self.part(index) for index in range(self.n_parts(n))]
+        indices = range(self.n_parts(n))
+        return list(map(self.part, indices))
 
     def part(self, index: int) -> PartRange:
         """Return part number `index`."""
@@ -62,4 +74,5 @@ class Layout:
 
     def chunk_rows(self, row_bytes: int) -> int:
         """Return the rows of one chunk: the largest power of two within CHUNK_BYTES and a part."""
-        return min(self.part_rows, _power_of_two_within(CHUNK_BYTES // max(1, row_bytes)))
+        within_chunk = _power_of_two_within(CHUNK_BYTES // max(1, row_bytes))
+        return min(self.part_rows, within_chunk)

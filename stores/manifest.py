@@ -3,7 +3,9 @@
 `manifest.json`, sealed, names the sha256 of each; `copies/<sha256>` holds the same bytes again.
 Replacing any of them: new copies first, then the manifest (that is the commit), then the files
 themselves. A reader takes a file whose content fits the manifest, or else its copy, so that it
-never sees half a change; a crash in the middle and a flipped bit are mended in the same way.
+never sees half a change; a crash in the middle and a flipped bit are mended in the same way. A
+crash before the manifest leaves the old state and copies that nothing names, one after it the new
+state and files that do not fit: `mend` removes the ones and writes the others.
 """
 
 from __future__ import annotations
@@ -13,18 +15,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stores._disk import TEMPORARY, file_sha256, seal, sha256, unseal, write_atomic
+from stores.contents import COPIES, FEATURES, MANIFEST, TOP_FILES
 from stores.errors import CorruptStoreError
 
-MANIFEST, COPIES = "manifest.json", "copies"
 _TRIES = 5
+_REPAIR = "Run `radprobe verify --repair` on the store."
 
 
 def digests(root: Path) -> dict[str, str]:
-    """Return name -> sha256 of the kept files. Raises CorruptStoreError for a broken manifest."""
+    """Return name -> sha256 of the files. Raises CorruptStoreError for a broken manifest."""
     path = root / MANIFEST
     try:
-        about = path.stat()
-        return _digests(path, about.st_mtime_ns, about.st_ino, about.st_size)
+        status = path.stat()
+        return _digests(path, status.st_mtime_ns, status.st_ino, status.st_size)
     except FileNotFoundError:
         if not (root / COPIES).is_dir():
             raise CorruptStoreError(
@@ -43,15 +46,15 @@ def _digests(path: Path, *stamp: int) -> dict[str, str]:
 
 
 def version(root: Path) -> str:
-    """Return the sha256 of the manifest: equal where every kept file is equal."""
+    """Return the sha256 of the manifest: equal where every file it names is equal."""
     return file_sha256(root / MANIFEST)
 
 
-_REPAIR = "Run `radprobe verify --repair` on the store."
-
-
 def load(root: Path, name: str) -> bytes:
-    """Return a kept file's bytes as the manifest has them, from its copy where it must be."""
+    """Return a file's bytes as the manifest has them, from its copy where it must be.
+
+    Raises CorruptStoreError where both are lost.
+    """
     for _ in range(_TRIES):  # again where another process replaced it meanwhile
         expected = digests(root).get(name, "")
         for path in (root / name, root / COPIES / expected):
@@ -61,47 +64,75 @@ def load(root: Path, name: str) -> bytes:
     raise CorruptStoreError(f"{root / name} and its copy are both missing or damaged. {_REPAIR}")
 
 
-def begin(root: Path, names: Mapping[str, bytes]) -> None:
-    """Give a new store its manifest and copies; `names` are files that are already there."""
+def load_all(root: Path) -> dict[str, bytes]:
+    """Return name -> bytes of every file the manifest names. Raises as `load` does."""
+    return {name: load(root, name) for name in digests(root)}
+
+
+def copy_name(digest: str) -> str:
+    """Return where the copy of a file is within its store, by the file's sha256."""
+    return f"{COPIES}/{digest}"
+
+
+def copies(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the copies (name -> bytes) of files (name -> bytes)."""
+    return {copy_name(sha256(data)): data for data in files.values()}
+
+
+def names(root: Path) -> set[str]:
+    """Return the names of the manifest, of every file it names, and of their copies."""
+    files = digests(root)
+    return {MANIFEST, *files, *map(copy_name, files.values())}
+
+
+def begin(root: Path, files: Mapping[str, bytes]) -> None:
+    """Give a new store its manifest and copies; the files themselves are already there."""
     (root / COPIES).mkdir()
-    _copy(root, names)
-    write_atomic(root / MANIFEST, text({name: sha256(data) for name, data in names.items()}))
+    _copy(root, files)
+    write_atomic(root / MANIFEST, text(_digests_of(files)))
 
 
-def replace(root: Path, new: Mapping[str, bytes]) -> None:
-    """Replace kept files, all or none. One process at a time may do this."""
-    files = digests(root) | {name: sha256(data) for name, data in new.items()}
-    _copy(root, new)
-    write_atomic(root / MANIFEST, text(files))
-    settle(root)
+def replace(root: Path, files: Mapping[str, bytes]) -> None:
+    """Replace files, all or none. One process at a time may do this."""
+    replaced = text_with(root, files)
+    _copy(root, files)  # first: the manifest names nothing that has no copy
+    write_atomic(root / MANIFEST, replaced)  # the commit
+    mend(root)  # the files still have the old content, and the old copies go
 
 
-def settle(root: Path) -> list[str]:
+def mend(root: Path) -> list[str]:
     """Bring files and copies to what the manifest says; return what had to be mended.
 
     Raises CorruptStoreError where a file and its copy are both lost. One process at a time.
     """
-    files, mended = digests(root), []
-    for name, expected in files.items():
-        copy = root / COPIES / expected
-        for path in (root / name, copy):
-            if not _is(path, expected):
-                write_atomic(path, load(root, name))
-                mended.append(path.relative_to(root).as_posix())
-    for path in (root / COPIES).iterdir():
-        if path.name not in files.values() and not path.name.startswith(TEMPORARY):
-            path.unlink()
+    expected = digests(root)
+    mended = []
+    for name, digest in expected.items():
+        for place in (name, copy_name(digest)):
+            if not _has(root / place, digest):
+                write_atomic(root / place, load(root, name))
+                mended.append(place)
+    for copy in (root / COPIES).iterdir():
+        being_written = copy.name.startswith(TEMPORARY)
+        if copy.name not in expected.values() and not being_written:
+            copy.unlink()
     return mended
 
 
 def rebuild(root: Path) -> None:
-    """Write a lost manifest anew from the files whose copies bear them out."""
-    names = ["recipe.json", "slices.parquet", "files.parquet", "withdrawn.json"]
-    names += [
-        p.relative_to(root).as_posix() for p in sorted((root / "features.zarr").rglob("zarr.json"))
-    ]
-    files = {name: file_sha256(root / name) for name in names}
-    unproven = [name for name, digest in files.items() if not _is(root / COPIES / digest, digest)]
+    """Write a lost manifest anew from the files whose copies bear them out.
+
+    Raises CorruptStoreError where a file has no copy of the same content.
+    """
+    paths = [root / name for name in TOP_FILES if name != MANIFEST]
+    paths += sorted((root / FEATURES).rglob("zarr.json"))
+    files = {}
+    unproven = []
+    for path in paths:
+        name = path.relative_to(root).as_posix()
+        digest = files[name] = file_sha256(path)
+        if not _has(root / copy_name(digest), digest):
+            unproven.append(name)
     if unproven:
         raise CorruptStoreError(
             f"{root / MANIFEST} is lost, and so are the copies of {', '.join(unproven)}: nothing "
@@ -110,17 +141,26 @@ def rebuild(root: Path) -> None:
     write_atomic(root / MANIFEST, text(files))
 
 
-def _copy(root: Path, new: Mapping[str, bytes]) -> None:
-    for data in new.values():
-        path = root / COPIES / sha256(data)
-        if not _is(path, path.name):
+def _copy(root: Path, files: Mapping[str, bytes]) -> None:
+    for name, data in copies(files).items():
+        path = root / name
+        if not _has(path, path.name):  # it may be the copy of another file too
             write_atomic(path, data)
 
 
-def _is(path: Path, expected: str) -> bool:
-    return path.is_file() and file_sha256(path) == expected
+def _has(path: Path, digest: str) -> bool:
+    return path.is_file() and file_sha256(path) == digest
 
 
 def text(files: Mapping[str, str]) -> bytes:
     """Return the manifest of files (name -> sha256)."""
     return seal({"files": dict(files)})
+
+
+def text_with(root: Path, files: Mapping[str, bytes]) -> bytes:
+    """Return the manifest as it is once some files (name -> bytes) are replaced."""
+    return text(digests(root) | _digests_of(files))
+
+
+def _digests_of(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: sha256(data) for name, data in files.items()}

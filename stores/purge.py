@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from stores._types import Rows
+from stores.contents import FOLDERS, RUNS, WITHDRAWN
 from stores.errors import StaleTablesError
-from stores.features import RUNS, WITHDRAWN, FeatureStore
+from stores.features import FeatureStore
 from stores.layout import PartRange
-from stores.slices import SLICE_SCHEMA, Tables, as_table
+from stores.slices import SLICE_SCHEMA, Tables, as_table, row_numbers, with_column
+
+# A slice table, and the patients who are withdrawn by name.
+_Changed = tuple[pa.Table, frozenset[str]]
 
 
 def withdraw(store: FeatureStore, patient: str) -> int:
@@ -25,13 +28,13 @@ def withdraw(store: FeatureStore, patient: str) -> int:
     """
     taken = 0
 
-    def change(tables: Tables) -> tuple[pa.Table, frozenset[str]]:
+    def change(tables: Tables) -> _Changed:
         nonlocal taken
-        theirs = pc.fill_null(pc.equal(tables.slices["patient"], patient), False)
+        of_patient = pc.fill_null(pc.equal(tables.slices["patient"], patient), False)
         before = tables.slices["withdrawn"]
-        taken = pc.sum(pc.and_(theirs, pc.invert(before))).as_py() or 0
-        place = SLICE_SCHEMA.get_field_index("withdrawn")
-        slices = tables.slices.set_column(place, "withdrawn", pc.or_(theirs, before))
+        newly = pc.and_(of_patient, pc.invert(before))
+        taken = pc.sum(newly).as_py() or 0
+        slices = with_column(tables.slices, "withdrawn", pc.or_(of_patient, before))
         return slices, tables.patients | {patient}
 
     _change(store, change)
@@ -47,56 +50,54 @@ def purge(store: FeatureStore, patient: str) -> int:
     """Remove the numbers, digests and table entries of a withdrawn patient; return how many rows.
 
     The row numbers stay, void. Results, masks and tuned networks are dropped: they are of the
-    patient too. A purge that was interrupted is finished by the same call.
+    patient too. A purge that was interrupted is finished by the same call, since the table's
+    entries, which say which rows are the patient's, go last.
     """
     slices = store.slices()
-    rows = slices["row"].filter(pc.equal(slices["patient"], patient)).to_numpy()
-    for index in np.unique(rows // store.layout.part_rows):
-        _void(store, store.layout.part(int(index)), rows)
-    for folder in ("results", "segmentations", "masks", "tuned"):
-        store.clear(folder)
+    rows = row_numbers(slices.filter(pc.equal(slices["patient"], patient)))
+    for index in np.unique(rows // store.layout.part_rows).tolist():
+        _void(store, store.layout.part(index), rows)
+    for folder in FOLDERS:
+        if folder.of_patients:
+            store.storage.clear(folder.name)
     for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
         shutil.rmtree(path)
     _blank(store, rows)
     return len(rows)
 
 
-def _void(store: FeatureStore, part: PartRange, rows: Any) -> None:
+def _void(store: FeatureStore, part: PartRange, rows: Rows) -> None:
     """Rewrite one part without the numbers of some rows."""
-    with store.own(part) as claim:
+    with store.reclaim(part) as claim:
         receipt = store.receipt(part.index)
         if receipt is None:  # whatever lies there is no part: it goes altogether
-            for array in store.arrays.values():
-                for chunk in array.chunks(part):
-                    store.remove(array.root / chunk.name)
+            store.storage.remove(store.chunk_files(part))
             return
         arrays = store.read_part(part)
-        inside = rows[(rows >= part.start) & (rows < part.stop)] - part.start
+        inside = part.within(rows) - part.start
         for name, values in arrays.items():
             values[inside] = store.arrays[name].void
         arrays["status"][inside] = WITHDRAWN
         gone = set((inside + part.start).tolist())
-        receipt["failures"] = [f for f in receipt.get("failures", []) if f["row"] not in gone]
-        receipt["links"] = [link for link in receipt.get("links", []) if link[0] not in gone]
-        receipt["purged"] = sorted({*receipt.get("purged", []), *gone})
-        store.overwrite(part, claim, arrays, receipt)
+        # A crash between the chunks and the receipt leaves one that vouches for the old bytes. The
+        # same call, made again, reads the chunks by their own checksums and writes both.
+        store.overwrite(part, claim, arrays, receipt.purged_of(gone))
 
 
-def _blank(store: FeatureStore, rows: NDArray[np.int64]) -> None:
+def _blank(store: FeatureStore, rows: Rows) -> None:
     """Empty the slice table's entries of some rows but for the row numbers."""
     nothing = {"path": "", "frame": 0, "flags": [], "withdrawn": True}
     empty = as_table(({"row": row, **nothing} for row in rows.tolist()), SLICE_SCHEMA)
 
-    def change(tables: Tables) -> tuple[pa.Table, frozenset[str]]:
-        others = tables.slices.filter(~np.isin(tables.slices["row"].to_numpy(), rows))
+    def change(tables: Tables) -> _Changed:
+        blanked = np.isin(row_numbers(tables.slices), rows)
+        others = tables.slices.filter(~blanked)
         return pa.concat_tables([others, empty]).sort_by("row"), tables.patients
 
     _change(store, change)
 
 
-def _change(
-    store: FeatureStore, change: Callable[[Tables], tuple[pa.Table, frozenset[str]]]
-) -> None:
+def _change(store: FeatureStore, change: Callable[[Tables], _Changed]) -> None:
     """Replace the slice table and the withdrawn patients, again where somebody was quicker."""
     while True:
         tables = store.tables()

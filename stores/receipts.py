@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from stores._disk import seal, unseal, write_atomic
+from stores._disk import unseal
+from stores.contents import chunk_file
 from stores.errors import CorruptStoreError
-from stores.mirror import Mirror
+from stores.receipt import Receipt, receipt_name
+from stores.storage import Storage
 
 Stamp = tuple[int, int, int]  # time, inode and size of a receipt
 
 
 @dataclass(frozen=True)
 class Receipts:
-    """The receipts of the store at `root`, whose recipe has the digest `recipe`.
+    """The receipts of a store whose recipe has the digest `recipe`."""
 
-    mirror: of a store at a URL: what it lists counts, not what is here of it.
-    """
-
-    root: Path
+    storage: Storage
     recipe: str
-    mirror: Mirror | None = None
     _stamps: dict[int, Stamp] = field(default_factory=dict)
 
     def path(self, index: int) -> Path:
         """Return where a part's receipt is, or would be."""
-        return self.root / "parts" / f"{index:07d}.json"
+        return self.storage.folder / receipt_name(index)
 
-    def write(self, index: int, receipt: Mapping[str, Any]) -> None:
-        """Put a receipt in place: the commit."""
-        write_atomic(self.path(index), seal(receipt))
-
-    def read(self, index: int) -> dict[str, Any] | None:
+    def read(self, index: int) -> Receipt | None:
         """Return a part's receipt where it can be believed, else None.
 
         It must be whole (its own seal), of this recipe, and its chunk files must be there in
@@ -55,36 +47,27 @@ class Receipts:
         A receipt is examined once and then believed for as long as it is the same file.
         """
         try:
-            about = os.stat(self.path(index))
+            status = os.stat(self.path(index))
         except FileNotFoundError:
             return None
-        stamp = (about.st_mtime_ns, about.st_ino, about.st_size)
+        stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
         if self._stamps.get(index) != stamp:
             if self.read(index) is None:
                 return None
             self._stamps[index] = stamp
         return stamp
 
-    def _examine(self, index: int) -> dict[str, Any] | str:
+    def _examine(self, index: int) -> Receipt | str:
         """Return a receipt, or what is wrong with it."""
         try:
-            receipt = unseal(self.path(index))
-            if receipt["recipe"] != self.recipe or receipt["part"] != index:
-                return "its receipt is of another recipe or part"
-            for name, entry in receipt["chunks"].items():
-                if self._size(f"features.zarr/{name}") != entry["bytes"]:
-                    return f"{name} is missing or has another size"
+            receipt = Receipt.parse(unseal(self.path(index)))
         except FileNotFoundError:
             return "it was never embedded, or is to be embedded again"
-        except (CorruptStoreError, KeyError, TypeError, AttributeError):
+        except CorruptStoreError:
             return "its receipt is damaged"
+        if receipt.recipe != self.recipe or receipt.part != index:
+            return "its receipt is of another recipe or part"
+        for name, record in receipt.chunks.items():
+            if self.storage.size(chunk_file(name)) != record.bytes:
+                return f"{name} is missing or has another size"
         return receipt
-
-    def _size(self, name: str) -> int:
-        if self.mirror is not None:
-            there = self.mirror.objects.get(name)
-            return -1 if there is None else there.size
-        try:
-            return os.stat(f"{self.root}/{name}").st_size
-        except FileNotFoundError:
-            return -1

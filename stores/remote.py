@@ -10,20 +10,19 @@ lies beside a store and never travels.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from stores import manifest
 from stores._disk import sha256, temporary_name, writing
 from stores.bucket import Bucket
+from stores.contents import MANIFEST, PARTS, RECIPE, TOP_FILES, TRAVELLING, folder_of
 from stores.errors import CorruptStoreError, OccupiedError, StoreNotFoundError
 from stores.features import FeatureStore
-from stores.mirror import DERIVED, FILES, FOLDERS, is_derived, is_large
+from stores.mirror import derived_files, is_large
+from stores.receipt import Receipt, receipt_name
 from stores.verify import verify
-
-RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
@@ -34,40 +33,41 @@ class Copied:
     bytes: int
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A committed part: its receipt, and that as it lies on disk."""
+
+    receipt: Receipt
+    data: bytes
+
+
 def push(source: Path, url: str) -> Copied:
     """Send a store's committed parts and all that explains them to a URL, or bring it up to date.
 
     Raises OccupiedError where another store is there, CorruptStoreError where a chunk does not fit
     its receipt, here or when it is read back.
     """
-    store, bucket = FeatureStore.open(source), Bucket(url)
-    ours = _receipts(store)
-    there = _occupy(bucket, store, ours, url)
+    store = FeatureStore.open(source)
+    bucket = Bucket(url)
     sent = _Sent(bucket)
-    for name, (receipt, data) in ours.items():
-        if there.get(name) != data:
-            bucket.remove([name] if name in there else [])
-            _send_part(sent, store, name, receipt)
-            there.pop(name, None)
-    kept = manifest.digests(source)
-    files = {name: manifest.load(source, name) for name in kept}
-    sent.put({f"{manifest.COPIES}/{sha256(data)}": data for data in files.values()})
-    sent.put({name: data for name, data in files.items() if name != RECIPE})
-    paths = filter(is_derived, (p for folder in DERIVED for p in (source / folder).rglob("*")))
-    derived = {path.relative_to(source).as_posix(): path for path in paths}
-    sent.put({name: path.read_bytes() for name, path in derived.items() if not is_large(name)})
-    for name in filter(is_large, derived):
-        sent.put({name: derived[name].read_bytes()})
-    sent.put({manifest.MANIFEST: (source / manifest.MANIFEST).read_bytes()})
-    sent.put({name: data for name, (_, data) in ours.items() if name not in there})
-    valid = {
-        *kept,
-        *ours,
-        *sent.names,
-        *(f"{manifest.COPIES}/{digest}" for digest in kept.values()),
-    }
-    valid |= {f"features.zarr/{c}" for receipt, _ in ours.values() for c in receipt["chunks"]}
-    bucket.remove(name for name in bucket.names() - valid if name.partition("/")[0] in FOLDERS)
+    parts = _committed(store)
+    theirs = _occupy(bucket, store, parts)
+    news: dict[str, bytes] = {}
+    for name, part in parts.items():
+        if theirs.get(name) == part.data:
+            continue
+        # A receipt that is there goes first: it would vouch for chunks that are being replaced.
+        bucket.remove([name] if name in theirs else [])
+        _send_chunks(sent, store, name, part.receipt)
+        news[name] = part.data
+    _send_files(sent, store)
+    _send_derived(sent, store)
+    # The manifest comes when all that it names is there: from here on it is a store.
+    sent.put({MANIFEST: (source / MANIFEST).read_bytes()})
+    # The parts that are new are in it from here on: their chunks, and their rows in the tables,
+    # came before.
+    sent.put(news)
+    _remove_all_but(bucket, sent.names | _names(store, parts))
     return Copied(sent.objects, sent.bytes)
 
 
@@ -79,32 +79,49 @@ def fetch(url: str, target: Path) -> Copied:
     """
     bucket = Bucket(url)
     names = bucket.names()
-    if manifest.MANIFEST not in names:
-        raise StoreNotFoundError(f"There is no whole store at {url!r} (no {manifest.MANIFEST}).")
+    if MANIFEST not in names:
+        raise StoreNotFoundError(f"There is no whole store at {url!r} (no {MANIFEST}).")
     if target.exists() and any(target.iterdir()):
         raise OccupiedError(f"{target} is not empty. Fetch into a new folder.")
-    wanted = sorted(n for n in names if n in FILES or n.partition("/")[0] in FOLDERS)
-    aside, size = target.with_name(temporary_name(target.name)), 0
+    wanted = sorted(name for name in names if _is_of_a_store(name))
+    # Aside, and renamed once all of it is checked: what was cut short or damaged is no store.
+    aside = target.with_name(temporary_name(target.name))
     try:
         with writing(target):
-            for name in wanted:
-                data = bucket.get([name])[name]
-                path = aside / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(data)
-                size += len(data)
-            for folder in FOLDERS:
-                (aside / folder).mkdir(exist_ok=True)
-        damage = [finding for finding in verify(aside).findings if finding.damage]
-        if damage:
-            raise CorruptStoreError(
-                f"{url} is damaged: {damage[0].where} {damage[0].detail} ({len(damage)} findings). "
-                "Push it again from a store that verifies."
-            )
+            size = _fetch_files(bucket, wanted, aside)
+        _check_sound(aside, url)
         aside.replace(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Copied(len(wanted), size)
+
+
+def _fetch_files(bucket: Bucket, names: list[str], folder: Path) -> int:
+    """Write objects into a new folder; return their bytes."""
+    size = 0
+    for name in names:
+        data = bucket.get([name])[name]
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        size += len(data)
+    for each in TRAVELLING:
+        (folder / each).mkdir(exist_ok=True)
+    return size
+
+
+def _check_sound(folder: Path, url: str) -> None:
+    damage = [finding for finding in verify(folder).findings if finding.damage]
+    if damage:
+        first = f"{damage[0].where} {damage[0].detail}"
+        raise CorruptStoreError(
+            f"{url} is damaged: {first} ({len(damage)} findings). "
+            "Push it again from a store that verifies."
+        )
+
+
+def _is_of_a_store(name: str) -> bool:
+    return name in TOP_FILES or folder_of(name) in TRAVELLING
 
 
 class _Sent:
@@ -113,7 +130,8 @@ class _Sent:
     def __init__(self, bucket: Bucket) -> None:
         self.bucket = bucket
         self.names: set[str] = set()
-        self.objects = self.bytes = 0
+        self.objects = 0
+        self.bytes = 0
 
     def put(self, objects: Mapping[str, bytes]) -> None:
         self.bucket.put(objects)
@@ -122,45 +140,83 @@ class _Sent:
         self.bytes += sum(map(len, objects.values()))
 
 
-def _receipts(store: FeatureStore) -> dict[str, tuple[dict[str, Any], bytes]]:
-    """Return name -> (receipt, its bytes) of the parts that can be believed."""
-    found = {}
-    for part in store.layout.parts(store.arrays["status"].n):
+def _committed(store: FeatureStore) -> dict[str, _Part]:
+    """Return the parts whose receipts can be believed, by the names of those."""
+    parts = {}
+    for part in store.parts():
         path = store.receipts.path(part.index)
         data = path.read_bytes() if path.is_file() else b""
         receipt = store.receipt(part.index)
         if receipt is not None:
-            found[path.relative_to(store.path).as_posix()] = receipt, data
-    return found
+            parts[receipt_name(part.index)] = _Part(receipt, data)
+    return parts
 
 
-def _occupy(
-    bucket: Bucket, store: FeatureStore, ours: Mapping[str, tuple[Any, bytes]], url: str
-) -> dict[str, bytes]:
+def _occupy(bucket: Bucket, store: FeatureStore, parts: Mapping[str, _Part]) -> dict[str, bytes]:
     """Take the place, or find it to be this store's; return the receipts that are there."""
-    if bucket.create(RECIPE, store.recipe_text.encode()):
+    recipe = store.recipe_text.encode()
+    # Created and never replaced: of two stores that are sent here at once, one takes the place.
+    if bucket.create(RECIPE, recipe):
         return {}
-    receipts = [n for n in bucket.names() if n.startswith("parts/") and n.endswith(".json")]
-    there = bucket.get(receipts)
-    same = bucket.get([RECIPE])[RECIPE] == store.recipe_text.encode()
+    names = bucket.listing(PARTS)
+    theirs = bucket.get(name for name in names if name.endswith(".json"))
+    same_recipe = bucket.get([RECIPE])[RECIPE] == recipe
     # A receipt tells its part's checksums, times and writer: no two stores share one.
-    if not same or (there and not any(ours.get(n, (0, b""))[1] == d for n, d in there.items())):
-        raise OccupiedError(f"{url} holds another store. Choose another URL, or remove that.")
-    return there
+    ours = {name: part.data for name, part in parts.items()}
+    shared = theirs.items() & ours.items()
+    if not same_recipe or (theirs and not shared):
+        raise OccupiedError(
+            f"{bucket.url} holds another store. Choose another URL, or remove that."
+        )
+    return theirs
 
 
-def _send_part(sent: _Sent, store: FeatureStore, name: str, receipt: Mapping[str, Any]) -> None:
+def _send_chunks(sent: _Sent, store: FeatureStore, name: str, receipt: Receipt) -> None:
     """Put a part's chunks, and read them back."""
-    chunks = {
-        f"features.zarr/{chunk}": entry["sha256"] for chunk, entry in receipt["chunks"].items()
-    }
-    objects = {chunk: (store.path / chunk).read_bytes() for chunk in chunks}
-    _check(objects, chunks, f"{name} of {store.path}: run `radprobe verify --repair`")
+    digests = receipt.digests()
+    objects = _read(store, digests)
+    _check(objects, digests, f"{name} of {store.path}: run `radprobe verify --repair`")
     sent.put(objects)
-    _check(sent.bucket.get(chunks), chunks, f"{name} once it was sent: push again")
+    _check(sent.bucket.get(digests), digests, f"{name} once it was sent: push again")
+
+
+def _send_files(sent: _Sent, store: FeatureStore) -> None:
+    """Put the files of the manifest, their copies first: a reader falls back to those."""
+    files = manifest.load_all(store.path)
+    sent.put(manifest.copies(files))
+    del files[RECIPE]  # it took the place
+    sent.put(files)
+
+
+def _send_derived(sent: _Sent, store: FeatureStore) -> None:
+    """Put what was computed from the store; networks one by one, since each fills the memory."""
+    names = derived_files(store.path)
+    small = [name for name in names if not is_large(name)]
+    sent.put(_read(store, small))
+    for name in filter(is_large, names):
+        sent.put(_read(store, [name]))
+
+
+def _read(store: FeatureStore, names: Iterable[str]) -> dict[str, bytes]:
+    return {name: (store.path / name).read_bytes() for name in names}
+
+
+def _names(store: FeatureStore, parts: Mapping[str, _Part]) -> set[str]:
+    """Return the names of all that makes a store, whether it was sent now or before."""
+    names = manifest.names(store.path) | parts.keys()
+    for part in parts.values():
+        names |= part.receipt.digests().keys()
+    return names
+
+
+def _remove_all_but(bucket: Bucket, valid: set[str]) -> None:
+    """Remove what the folders of a store have no more: purged rows, old copies and answers."""
+    others = bucket.names() - valid
+    bucket.remove(name for name in others if folder_of(name) in TRAVELLING)
 
 
 def _check(objects: Mapping[str, bytes], digests: Mapping[str, str], of: str) -> None:
+    """Raise CorruptStoreError where an object's sha256 is not the one that it must have."""
     for name, digest in digests.items():
         if sha256(objects[name]) != digest:
             raise CorruptStoreError(f"{name} does not fit its checksum in {of}.")

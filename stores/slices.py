@@ -9,14 +9,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from stores._types import Mask, Rows
 from stores.errors import CorruptStoreError
 
 if TYPE_CHECKING:
@@ -62,6 +62,41 @@ FILE_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SliceRow:
+    """One row of the slice table, for the slices that are looked at one by one.
+
+    Bulk work goes by Arrow's columns: as Python's, a slice takes ten times the room. series and
+    modality are empty where the file named none. A field with a default has it where the table was
+    read without that column.
+    """
+
+    row: int
+    path: str
+    frame: int
+    series: str
+    modality: str
+    patient: str | None = None
+    instance: str | None = None
+    position_mm: float | None = None
+    height: int | None = None
+    width: int | None = None
+    withdrawn: bool = False
+
+
+def slice_rows(table: pa.Table) -> list[SliceRow]:
+    """Return the rows of a slice table that has at least the first five columns of SliceRow."""
+    columns: list[Iterable[Any]] = []
+    for field in fields(SliceRow):
+        if field.name not in table.column_names:
+            columns.append(itertools.repeat(field.default))
+        elif field.name in ("series", "modality"):
+            columns.append(value or "" for value in table[field.name].to_pylist())
+        else:
+            columns.append(table[field.name].to_pylist())
+    return [SliceRow(*values) for values in zip(*columns, strict=False)]
+
+
 @dataclass(frozen=True)
 class Tables:
     """Both tables of one moment, the patients withdrawn by name, and what the moment is called."""
@@ -84,13 +119,31 @@ def where(table: pa.Table, mask: pa.ChunkedArray | pa.Array) -> pa.Table:
     """Return the rows that a mask keeps: where it keeps all, the table itself and no copy."""
     import pyarrow.compute as pc  # an answer on file needs none
 
-    return table if pc.all(mask, skip_nulls=False, min_count=0).as_py() else table.filter(mask)
+    keeps_all = pc.all(mask, skip_nulls=False, min_count=0).as_py()
+    return table if keeps_all else table.filter(mask)
 
 
 def with_column(table: pa.Table, name: str, values: pa.Array | pa.ChunkedArray) -> pa.Table:
     """Return a table with other values in one of its columns, one a row."""
     place = table.schema.get_field_index(name)
     return table.set_column(place, table.schema.field(place), values)
+
+
+def row_numbers(slices: pa.Table) -> Rows:
+    """Return (n,) the rows of slices."""
+    rows: Rows = slices["row"].to_numpy()
+    return rows
+
+
+def is_withdrawn(slices: pa.Table) -> Mask:
+    """Return (n,) which slices are withdrawn."""
+    withdrawn: Mask = slices["withdrawn"].to_numpy(zero_copy_only=False)
+    return withdrawn
+
+
+def end_of(rows: Rows) -> int:
+    """Return the first row behind all of some ascending ones."""
+    return int(rows[-1]) + 1 if rows.size else 0
 
 
 def of_modalities(slices: pa.Table, wanted: Callable[[str], bool]) -> pa.ChunkedArray:
@@ -116,8 +169,8 @@ class TableFile:
             self._about = self._file().metadata
 
     @cached_property
-    def whole(self) -> pa.Table:
-        """The table, kept once it was asked for."""
+    def table(self) -> pa.Table:
+        """The table in full, kept once it was asked for."""
         return self.read()
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -130,7 +183,8 @@ class TableFile:
 
         columns: those to read, `row` among them.
         """
-        for group in range(int(np.searchsorted(self._last, start)), len(self._last)):
+        first_group = int(np.searchsorted(self._last, start))
+        for group in range(first_group, len(self._last)):
             with _readable():
                 piece = self._file().read_row_group(group, columns, use_threads=False)
             rows = piece["row"].to_numpy()
@@ -140,7 +194,7 @@ class TableFile:
             yield piece.slice(first, last - first)
 
     @cached_property
-    def _last(self) -> NDArray[np.int64]:
+    def _last(self) -> Rows:
         """The last row of each group of rows, which ascend."""
         assert self._about is not None
         groups = map(self._about.row_group, range(self._about.num_row_groups))

@@ -9,19 +9,43 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stores import manifest
-from stores._disk import CHECKSUM, TEMPORARY, file_sha256, is_orphan, unseal
-from stores.claims import CLAIMS, dead, exclusive
+from stores._disk import (
+    CHECKSUM,
+    TEMPORARY,
+    checksum_text,
+    file_sha256,
+    is_orphan,
+    unseal,
+)
+from stores._types import Bytes, Mask, Rows, Values
+from stores.claims import dead, exclusive
+from stores.contents import (
+    CLAIMS,
+    DERIVED,
+    FEATURES,
+    MANIFEST,
+    OK,
+    PARTS,
+    RUNS,
+    SLICES,
+    VOID,
+    WITHDRAWN,
+    chunk_file,
+    folder_of,
+)
 from stores.duplicates import find_twins
 from stores.errors import CorruptStoreError
-from stores.features import OK, RUNS, VOID, WITHDRAWN, FeatureStore
+from stores.features import FeatureStore
 from stores.layout import PartRange
-from stores.mirror import Mirror, located, occupied
+from stores.receipt import ChunkRecord, Receipt, receipt_name
+from stores.slices import end_of, row_numbers
+from stores.storage import Storage, storage_at
 
 Damage = Literal[
     "manifest", "kept-file", "receipt", "checksum", "status", "values", "table", "result"
@@ -30,12 +54,19 @@ Notice = Literal["zero", "outlier", "duplicate", "pending", "uncommitted", "orph
 NOTICES: frozenset[str] = frozenset(Notice.__args__)  # type: ignore[attr-defined]
 # A norm is an outlier so many robust standard deviations from the median of the logarithms.
 OUTLIER = 10.0
-_DERIVED = ("results", "splits", "masks", "segmentations", "tuned")
+
+
+@dataclass(frozen=True)
+class _Norms:
+    """The norms of all features of rows that are ok: (n,) both."""
+
+    rows: Rows
+    norms: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found: what kind, where (a file of the store, or rows), what is wrong."""
+    """One thing that was found: what kind, where (a file of the store, or rows), what is wrong."""
 
     kind: Damage | Notice
     where: str
@@ -44,7 +75,7 @@ class Finding:
 
     @property
     def damage(self) -> bool:
-        """True where it cannot be right."""
+        """Whether it cannot be right."""
         return self.kind not in NOTICES
 
 
@@ -60,22 +91,24 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """True where nothing is damaged."""
+        """Whether nothing is damaged."""
         return not any(finding.damage for finding in self.findings)
 
 
 def verify(path: Path | str) -> Report:
     """Check every byte of a store that radprobe wrote. Raises StoreNotFoundError."""
-    path, report = located(path), Report()
-    mirror = Mirror.of(path)
-    if mirror is not None:
-        mirror.refresh(anew=True)
+    storage = storage_at(path)
+    storage.refresh(anew=True)  # a fetched file is checked as it is where the store is
+    report = Report()
     try:
-        store = FeatureStore.open(path)
-        report.findings += _kept(path)
-        store.slices(), store.files(), store.tables()
+        store = FeatureStore.open(storage.folder)
+        report.findings += _manifest_files(store.path)
+        # Read for the errors alone: each must be decodable before it is judged by.
+        store.slices()
+        store.files()
+        store.tables()
     except CorruptStoreError as error:
-        report.findings.append(Finding("manifest", manifest.MANIFEST, str(error)))
+        report.findings.append(Finding("manifest", MANIFEST, str(error)))
         return report  # nothing else can be judged without it
     report.findings += _tables(store)
     _parts(store, report)
@@ -88,50 +121,69 @@ def verify(path: Path | str) -> Report:
 def repair(path: Path | str) -> Report:
     """Mend what can be mended and queue damaged parts again; return what was found and done.
 
-    Kept files come back from their copies; a damaged part loses its receipt, so that the next
-    extract embeds it again; damaged results are removed, to be computed again.
+    Files of the manifest come back from their copies; a damaged part loses its receipt, so that the
+    next extract embeds it again; damaged results are removed, to be computed again.
     """
-    path = located(path)
-    with occupied(path):
-        return _repair(path)
+    storage = storage_at(path)
+    with storage.occupied():
+        mended = _mend_manifest(storage)
+        report = verify(storage.folder)
+        store = FeatureStore.open(storage.folder)
+        mended += _queue_damaged(store, report)
+        mended += _remove_damaged_results(store, report)
+        mended += [f"{path.relative_to(store.path)}: orphan removed" for path in store.sweep()]
+        report.mended = mended
+        return report
 
 
-def _repair(path: Path) -> Report:
-    mended: list[str] = []
-    with exclusive(path / CLAIMS, "tables"):
+def _mend_manifest(storage: Storage) -> list[str]:
+    """Mend the manifest and the files it names; return what was done.
+
+    This comes first: nothing else can be judged, or replaced, without them.
+    """
+    root = storage.folder
+    done = []
+    with exclusive(root / CLAIMS, "tables"):
         try:
-            manifest.digests(path)
+            manifest.digests(root)
         except CorruptStoreError:
-            manifest.rebuild(path)
-            mended.append(f"{manifest.MANIFEST}: written anew from the copies")
-        restored = manifest.settle(path)
-        mended += [f"{name}: restored from its copy" for name in restored]
-    mirror = Mirror.of(path)
-    if mirror is not None and mended:
-        mirror.restore([*restored, manifest.MANIFEST])
-    report = verify(path)
-    store = FeatureStore.open(path)
-    for index in sorted({f.part for f in report.findings if f.damage and f.part is not None}):
-        with store.own(store.layout.part(index)):
-            store.remove(store.receipts.path(index))
-        mended.append(f"part {index}: queued again, run `radprobe extract`")
+            manifest.rebuild(root)
+            done.append(f"{MANIFEST}: written anew from the copies")
+        restored = manifest.mend(root)
+        done += [f"{name}: restored from its copy" for name in restored]
+    if done:
+        storage.restore([*restored, MANIFEST])
+    return done
+
+
+def _queue_damaged(store: FeatureStore, report: Report) -> list[str]:
+    """Take the receipts of damaged parts away; return what was done."""
+    done = []
+    damage = [finding for finding in report.findings if finding.damage]
+    for index in sorted({each.part for each in damage if each.part is not None}):
+        with store.reclaim(store.layout.part(index)):
+            store.storage.remove([receipt_name(index)])
+        done.append(f"part {index}: queued again, run `radprobe extract`")
+    return done
+
+
+def _remove_damaged_results(store: FeatureStore, report: Report) -> list[str]:
+    """Remove damaged results with their checksums; return what was done."""
+    done = []
     for finding in report.findings:
         if finding.kind == "result":
-            store.remove(path / finding.where)
-            store.remove(path / f"{finding.where}{CHECKSUM}")
-            mended.append(f"{finding.where}: removed, run `radprobe evaluate`")
-    mended += [f"{left.relative_to(path)}: orphan removed" for left in store.sweep()]
-    report.mended = mended
-    return report
+            store.storage.remove([finding.where, f"{finding.where}{CHECKSUM}"])
+            done.append(f"{finding.where}: removed, run `radprobe evaluate`")
+    return done
 
 
 # --- one check a function --------------------------------------------------------------------
 
 
-def _kept(root: Path) -> Iterator[Finding]:
+def _manifest_files(root: Path) -> Iterator[Finding]:
     """Check the files of the manifest and their copies."""
     for name, expected in manifest.digests(root).items():
-        for where in (name, f"{manifest.COPIES}/{expected}"):
+        for where in (name, manifest.copy_name(expected)):
             path = root / where
             if not path.is_file():
                 yield Finding("kept-file", where, "is missing")
@@ -141,164 +193,166 @@ def _kept(root: Path) -> Iterator[Finding]:
 
 def _tables(store: FeatureStore) -> Iterator[Finding]:
     """Check the slice table against itself and the arrays, and name the parts still to come."""
-    rows = store.slices()["row"].to_numpy()
-    if rows.size and ((np.diff(rows) <= 0).any() or rows[0] < 0):
-        yield Finding("table", "slices.parquet", "its rows are not ascending")
-    n = store.layout.next_boundary(int(rows[-1]) + 1 if rows.size else 0)
+    rows = row_numbers(store.slices())
+    ascending = (np.diff(rows, prepend=-1) > 0).all()  # from 0 on
+    if not ascending:
+        yield Finding("table", SLICES, "its rows are not ascending")
+    n = store.layout.next_boundary(end_of(rows))
     for name, array in store.arrays.items():
         if array.n != n:
-            yield Finding(
-                "table", f"features.zarr/{name}", f"has {array.n} rows; the slice table needs {n}"
-            )
-    pending = [p.index for p in store.missing() if not store.receipts.path(p.index).is_file()]
+            detail = f"has {array.n} rows; the slice table needs {n}"
+            yield Finding("table", f"{FEATURES}/{name}", detail)
+    # A part with a receipt that is not believed is damaged, and told with the receipts.
+    missing = [part.index for part in store.missing()]
+    pending = [index for index in missing if not store.receipts.path(index).is_file()]
     if pending:
-        yield Finding(
-            "pending", "parts", f"{len(pending)} parts are not embedded yet (first: {pending[:5]})"
-        )
+        detail = f"{len(pending)} parts are not embedded yet (first: {pending[:5]})"
+        yield Finding("pending", PARTS, detail)
 
 
 def _parts(store: FeatureStore, report: Report) -> None:
     """Check every receipt, and the part it vouches for."""
-    slices = store.slices()
-    rows = slices["row"].to_numpy()
-    live = rows[~slices["withdrawn"].to_numpy(zero_copy_only=False)]
-    norms: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
-    for path in sorted((store.path / "parts").glob("*.json")):
+    rows = row_numbers(store.slices())
+    live = store.live_rows()
+    norms: list[_Norms] = []
+    for path in sorted((store.path / PARTS).glob("*.json")):
         if not path.stem.isdigit():
             continue  # listed as foreign
         part = store.layout.part(int(path.stem))
-        report.findings += _part(store, part, report, rows, live, norms)
+        with store.fetched(part):
+            findings = list(_receipt(store, part, report))
+            if not findings:
+                arrays = store.read_part(part)
+                findings += _status(part, arrays["status"], part.within(rows), live)
+                findings += _values(part, arrays)
+                norms.append(_norms(part, arrays))
+        report.findings += findings
         report.parts += 1
     report.findings += _suspicious(norms)
     report.findings += _ranges(store)
     report.rows = len(live)
 
 
-def _part(
-    store: FeatureStore,
-    part: PartRange,
-    report: Report,
-    rows: NDArray[np.int64],
-    live: NDArray[np.int64],
-    norms: list[tuple[NDArray[np.int64], NDArray[np.float64]]],
-) -> list[Finding]:
-    """Check one part; its norms are added to `norms` where it is whole."""
-    with store.at_hand(part):
-        found = list(_receipt(store, part, report))
-        if not found:
-            arrays = store.read_part(part)
-            inside = (rows >= part.start) & (rows < part.stop)
-            found = list(_values(part, arrays, rows[inside], live))
-            norms.append(_norms(part, arrays))
-    return found
-
-
 def _receipt(store: FeatureStore, part: PartRange, report: Report) -> Iterator[Finding]:
     """Check a receipt and the chunk files it names."""
-    path = store.receipts.path(part.index)
-    where = path.relative_to(store.path).as_posix()
+    where = receipt_name(part.index)
     try:
-        receipt = unseal(path)
+        receipt = Receipt.parse(unseal(store.path / where))
     except CorruptStoreError as error:
         yield Finding("receipt", where, str(error), part.index)
         return
-    expected = {chunk.name for array in store.arrays.values() for chunk in array.chunks(part)}
-    if (receipt["recipe"], receipt["part"]) != (store.digest, part.index):
+    expected = set(store.chunk_files(part))
+    if receipt.recipe != store.digest or receipt.part != part.index:
         yield Finding("receipt", where, "is of another recipe or part", part.index)
-    elif receipt["chunks"].keys() != expected or part.stop > store.arrays["status"].n:
+    elif receipt.digests().keys() != expected or part.stop > store.n_rows:
         yield Finding("receipt", where, "does not name the chunks of its part", part.index)
-    for name, entry in receipt["chunks"].items():
-        chunk = store.path / "features.zarr" / name
-        if not chunk.is_file():
-            yield Finding("checksum", f"features.zarr/{name}", "is missing", part.index)
-        elif chunk.stat().st_size != entry["bytes"] or file_sha256(chunk) != entry["sha256"]:
-            yield Finding(
-                "checksum",
-                f"features.zarr/{name}",
-                "is not what its receipt vouches for",
-                part.index,
-            )
-        report.bytes += entry["bytes"]
+    for name, record in receipt.chunks.items():
+        file = chunk_file(name)
+        path = store.path / file
+        if not path.is_file():
+            yield Finding("checksum", file, "is missing", part.index)
+        elif not _vouched_for(path, record):
+            yield Finding("checksum", file, "is not what its receipt vouches for", part.index)
+        report.bytes += record.bytes
 
 
-def _values(
+def _vouched_for(path: Path, record: ChunkRecord) -> bool:
+    """Return whether a chunk's file is what its receipt vouches for."""
+    return path.stat().st_size == record.bytes and file_sha256(path) == record.sha256
+
+
+def _status(
     part: PartRange,
-    arrays: dict[str, NDArray[Any]],
-    rows: NDArray[np.int64],
-    live: NDArray[np.int64],
+    status: Bytes,
+    rows: Rows,
+    live: Rows,
 ) -> Iterator[Finding]:
-    """Check a part's status against the slice table and against its values."""
-    status, where = arrays["status"], f"part {part.index}"
+    """Check a part's status (part rows,) against the slice table.
+
+    rows: the table's in the part; live: all that are not withdrawn.
+    """
     known = np.zeros(len(status), bool)
     known[rows - part.start] = True
     living = np.isin(np.arange(part.start, part.stop), live)
-    for wrong, what in (
-        (status > WITHDRAWN, "have a status nobody writes"),
-        (~known & (status != VOID), "hold something, and no slice has their number"),
-        (living & np.isin(status, (VOID, WITHDRAWN)), "are live, and were never embedded"),
-    ):
+    empty = np.isin(status, (VOID, WITHDRAWN))
+    checks = {
+        "have a status nobody writes": status > WITHDRAWN,
+        "hold something, and no slice has their number": ~known & (status != VOID),
+        "are live, and were never embedded": living & empty,
+    }
+    for what, wrong in checks.items():
         if wrong.any():
-            first = (np.flatnonzero(wrong)[:5] + part.start).tolist()
-            detail = f"{wrong.sum()} rows {what} (first: {first})"
-            yield Finding("status", where, detail, part.index)
+            yield _wrong_rows("status", part, wrong, "rows", what)
+
+
+def _values(part: PartRange, arrays: dict[str, Values]) -> Iterator[Finding]:
+    """Check a part's features against its status: numbers where it is ok, and nowhere else."""
+    ok = arrays["status"] == OK
     for name, values in arrays.items():
         if values.dtype.kind != "f":
             continue
         finite = np.isfinite(values.reshape(len(values), -1))
-        for wrong, what in (
-            ((status == OK) & ~finite.all(1), "are ok, and not finite"),
-            ((status != OK) & finite.any(1), "are not ok, and hold numbers"),
-        ):
+        checks = {
+            "are ok, and not finite": ok & ~finite.all(1),
+            "are not ok, and hold numbers": ~ok & finite.any(1),
+        }
+        for what, wrong in checks.items():
             if wrong.any():
-                first = (np.flatnonzero(wrong)[:5] + part.start).tolist()
-                yield Finding(
-                    "values",
-                    where,
-                    f"{wrong.sum()} rows of {name} {what} (first: {first})",
-                    part.index,
-                )
+                yield _wrong_rows("values", part, wrong, f"rows of {name}", what)
+
+
+def _wrong_rows(kind: Damage, part: PartRange, wrong: Mask, rows: str, what: str) -> Finding:
+    """Return what is wrong with the rows of a part for which a check (part rows,) failed."""
+    places = np.flatnonzero(wrong)
+    first = (places[:5] + part.start).tolist()
+    detail = f"{len(places)} {rows} {what} (first: {first})"
+    return Finding(kind, f"part {part.index}", detail, part.index)
 
 
 def _ranges(store: FeatureStore) -> Iterator[Finding]:
     """Check that all parts of one volume were scaled by one range."""
-    told: dict[int, list[float]] = {}
-    for part in store.layout.parts(store.arrays["status"].n):
-        for row, *ends in (store.receipt(part.index) or {}).get("ranges", ()):
-            if told.setdefault(row, ends) != ends:
-                detail = f"scales the volume of row {row} by {ends}; earlier parts by {told[row]}"
+    first_seen: dict[int, list[float]] = {}
+    for part in store.parts():
+        receipt = store.receipt(part.index)
+        for volume in () if receipt is None else receipt.ranges:
+            ends = [volume.low, volume.high]
+            before = first_seen.setdefault(volume.row, ends)
+            if before != ends:
+                detail = (
+                    f"scales the volume of row {volume.row} by {ends}; earlier parts by {before}"
+                )
                 yield Finding("values", f"part {part.index}", detail, part.index)
 
 
-def _norms(
-    part: PartRange, arrays: dict[str, NDArray[Any]]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the ok rows of a part and the norm of all their features."""
+def _norms(part: PartRange, arrays: dict[str, Values]) -> _Norms:
+    """Return the norm of all features of each ok row of a part."""
     ok = np.flatnonzero(arrays["status"] == OK)
     squares = np.zeros(len(ok))
     for values in arrays.values():
         if values.dtype.kind == "f":
             flat = values.reshape(len(values), -1)[ok]
             squares += np.einsum("nd,nd->n", flat, flat, dtype=np.float64)
-    return ok + part.start, np.sqrt(squares)
+    return _Norms(ok + part.start, np.sqrt(squares))
 
 
-def _suspicious(
-    norms: list[tuple[NDArray[np.int64], NDArray[np.float64]]],
-) -> Iterator[Finding]:
+def _suspicious(of_parts: list[_Norms]) -> Iterator[Finding]:
     """Tell rows of nothing but zeros, and norms far from all others."""
-    if not norms:
+    if not of_parts:
         return
-    rows, norm = (np.concatenate(each) for each in zip(*norms, strict=True))
-    if (norm == 0).any():
-        zero = rows[norm == 0]
-        yield Finding(
-            "zero", "features", f"{len(zero)} rows are all zero (first: {zero[:5].tolist()})"
-        )
-    rows, logs = rows[norm > 0], np.log(norm[norm > 0])
+    rows = np.concatenate([part.rows for part in of_parts])
+    norms = np.concatenate([part.norms for part in of_parts])
+    zero = rows[norms == 0]
+    if len(zero):
+        detail = f"{len(zero)} rows are all zero (first: {zero[:5].tolist()})"
+        yield Finding("zero", "features", detail)
+    rows = rows[norms > 0]
+    logs = np.log(norms[norms > 0])
     if len(logs) < 3:
         return
     deviation = np.abs(logs - np.median(logs))
-    far = rows[deviation > OUTLIER * max(1.4826 * float(np.median(deviation)), 1e-3)]
+    # The median absolute deviation, times 1.4826, is the standard deviation of a normal sample.
+    spread = max(1.4826 * float(np.median(deviation)), 1e-3)
+    far = rows[deviation > OUTLIER * spread]
     if len(far):
         detail = f"{len(far)} rows have norms far from all others (first: {far[:5].tolist()})"
         yield Finding("outlier", "features", detail)
@@ -306,60 +360,61 @@ def _suspicious(
 
 def _files(store: FeatureStore) -> Iterator[Finding]:
     """Check results and splits by their checksums; name every file not accounted for."""
-    kept = manifest.digests(store.path)
-    known = {manifest.MANIFEST, *kept, *(f"{manifest.COPIES}/{digest}" for digest in kept.values())}
-    for path in sorted((store.path / "parts").glob("*.json")):
-        known.add(path.relative_to(store.path).as_posix())
+    names = store.storage.names()
+    for name in sorted(names - _accounted(store)):
+        yield from _unaccounted(store, name, names)
+
+
+def _accounted(store: FeatureStore) -> set[str]:
+    """Return the names of the files that the manifest or a receipt answers for."""
+    names = manifest.names(store.path)
+    for path in (store.path / PARTS).glob("*.json"):
+        names.add(f"{PARTS}/{path.name}")
         if path.stem.isdigit():
-            part = store.layout.part(int(path.stem))
-            for array in store.arrays.values():
-                known |= {f"features.zarr/{chunk.name}" for chunk in array.chunks(part)}
-    here = {p.relative_to(store.path).as_posix() for p in store.path.rglob("*") if p.is_file()}
-    if store.mirror is not None:
-        here |= {name for name in store.mirror.objects if not name.startswith(f"{CLAIMS}/")}
-    for where in sorted(here - known):
-        yield from _unaccounted(store, store.path / where, where)
+            names.update(store.chunk_files(store.layout.part(int(path.stem))))
+    return names
 
 
-def _unaccounted(store: FeatureStore, path: Path, where: str) -> Iterator[Finding]:
-    """Judge a file that neither the manifest nor a receipt names."""
-    folder, array = path.parts[len(store.path.parts)], where.split("/")[1:3]
+def _unaccounted(store: FeatureStore, name: str, names: set[str]) -> Iterator[Finding]:
+    """Judge a file that neither the manifest nor a receipt names. names: of all files."""
+    path = store.path / name
+    folder = folder_of(name)
     if path.name.startswith(TEMPORARY):
         if is_orphan(path):
-            yield Finding("orphan", where, "was left by a writer that is dead; --repair removes it")
+            yield Finding("orphan", name, "was left by a writer that is dead; --repair removes it")
     elif folder == RUNS:  # notes of runs, which nothing depends on
         return
     elif folder == CLAIMS:
         if dead(path):
-            yield Finding("orphan", where, "is the claim of a writer that is dead")
-    elif folder in _DERIVED:
-        yield from _derived(store, path, where)
-    elif (
-        folder == "features.zarr" and array[:1] and array[0] in store.arrays and array[1:] == ["c"]
-    ):
-        yield Finding("uncommitted", where, "belongs to a part without a receipt")
+            yield Finding("orphan", name, "is the claim of a writer that is dead")
+    elif folder in DERIVED:
+        with store.storage.fetched([name]):  # a network: it is not kept here
+            yield from _derived(path, name, names)
+    elif _is_chunk(store, name):
+        yield Finding("uncommitted", name, "belongs to a part without a receipt")
     else:
-        yield Finding("foreign", where, "is not a file of radprobe's; it is left alone")
+        yield Finding("foreign", name, "is not a file of radprobe's; it is left alone")
 
 
-def _derived(store: FeatureStore, path: Path, where: str) -> Iterator[Finding]:
+def _is_chunk(store: FeatureStore, name: str) -> bool:
+    """Return whether a file lies where an array of the store has its chunks."""
+    match name.split("/"):
+        case [folder, array, "c", *_]:
+            return folder == FEATURES and array in store.arrays
+    return False
+
+
+def _derived(path: Path, name: str, names: set[str]) -> Iterator[Finding]:
     """Check a result, a split or a network against the checksum beside it."""
-    if store.mirror is not None and not path.is_file():  # a network: not kept here
-        store.mirror.bring_all([where])
-        yield from _derived(store, path, where)
-        path.unlink()
-        return
-    there = store.mirror.objects if store.mirror else {}
-    if path.name.endswith(CHECKSUM):
-        of = path.with_name(path.name.removesuffix(CHECKSUM))
-        if not of.is_file() and where.removesuffix(CHECKSUM) not in there:
-            yield Finding("orphan", where, "is the checksum of a file that is gone")
+    if name.endswith(CHECKSUM):
+        if name.removesuffix(CHECKSUM) not in names:
+            yield Finding("orphan", name, "is the checksum of a file that is gone")
         return
     checksum = path.with_name(path.name + CHECKSUM)
     if not checksum.is_file():
-        yield Finding("foreign", where, "has no checksum beside it")
-    elif checksum.read_bytes() != f"{file_sha256(path)}  {path.name}\n".encode():
-        yield Finding("result", where, "does not fit the checksum beside it")
+        yield Finding("foreign", name, "has no checksum beside it")
+    elif checksum.read_bytes() != checksum_text(path.name, file_sha256(path)):
+        yield Finding("result", name, "does not fit the checksum beside it")
 
 
 def _twins(store: FeatureStore) -> Iterator[Finding]:

@@ -28,9 +28,10 @@ def slurm(
     """Print a SLURM array script that extracts in shards, to be edited and given to sbatch."""
     from pipeline.config.loading import load_config
     from pipeline.extraction.distributed.slurm import array_script
-    from stores.mirror import check_shareable
+    from stores.storage import storage_of
 
-    check_shareable(load_config(config).store)  # an error shows here, not in each task's log
+    # An error shows here, not in each task's log.
+    storage_of(load_config(config).store).check_shareable()
     print(array_script(config, tasks), end="")
 
 

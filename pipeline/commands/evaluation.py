@@ -229,7 +229,7 @@ def compare(
     With --heads the second method above the first; the stores may then be the same.
     """
     from pipeline.evaluation.compare import compare_stores
-    from stores.mirror import located
+    from stores.storage import located
 
     methods = None if heads is None else (_method(heads[0]), _method(heads[1]))
     pairs = compare_stores(located(first), located(second), methods)

@@ -153,13 +153,13 @@ def withdraw(
     from pipeline.extraction.sync import name_patient
     from stores import FeatureStore
     from stores import purge as taking
-    from stores.mirror import located, occupied
+    from stores.storage import storage_at
 
-    folder = located(store)
+    storage = storage_at(store)
     # A store in object storage has one writer at a time; a local folder needs no claim here.
-    with occupied(folder):
-        name = name_patient(folder, patient)
-        opened = FeatureStore.open(folder)
+    with storage.occupied():
+        name = name_patient(storage.folder, patient)
+        opened = FeatureStore.open(storage.folder)
         if undo:
             taking.readmit(opened, name)
         done = {

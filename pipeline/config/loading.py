@@ -14,7 +14,8 @@ from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
 from pipeline.types import Frozen
 from stores.errors import ConfigError
-from stores.mirror import located, url_of
+from stores.mirror import url_of
+from stores.storage import located
 
 Settings = TypeVar("Settings", bound=Frozen)
 

@@ -42,7 +42,7 @@ from pipeline.evaluation.splits import (
     split_path,
     split_text,
 )
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.results import Provenance
 from pipeline.shared.arrays import Floats
 from pipeline.shared.pseudonyms import Names
@@ -289,7 +289,7 @@ class Cases:
         libraries: Sequence[str],
     ) -> Provenance:
         """Return what an answer under a key came from; labels: their digest, or that of masks."""
-        recipe = Recipe.model_validate_json(self.store.recipe_text)
+        recipe = recipe_of(self.store)
         return Provenance(
             key=key,
             contract=contract,

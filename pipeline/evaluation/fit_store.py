@@ -14,7 +14,7 @@ from pipeline.annotations.units import Units
 from pipeline.config.tasks import FeatureSet, Pool
 from pipeline.evaluation.metrics.agreement import icc
 from pipeline.evaluation.pooling import pooled_features
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from stores.errors import LabelError, RecipeMismatchError
 from stores.features import OK, FeatureStore
 
@@ -121,8 +121,8 @@ class FitStore:
 
 def _differences(one: FeatureStore, other: FeatureStore) -> list[str]:
     """Return in what two stores' recipes differ, but for how images are preprocessed."""
-    ours = Recipe.model_validate_json(one.recipe_text)
-    theirs = Recipe.model_validate_json(other.recipe_text)
+    ours = recipe_of(one)
+    theirs = recipe_of(other)
     names = sorted(set(Recipe.model_fields) - {"preprocess"})
     return [name for name in names if getattr(ours, name) != getattr(theirs, name)]
 

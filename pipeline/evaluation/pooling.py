@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.annotations.units import Units
 from pipeline.config.tasks import FeatureSet, Pool, Scaling
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.shared.arrays import (
     ROWS_AT_ONCE,
     Doubles,
@@ -115,7 +115,7 @@ def _mean_of_patches(store: FeatureStore, rows: Rows) -> Floats:
 
 def _blocks_and_width(store: FeatureStore, which: FeatureSet) -> tuple[int, int]:
     """Return how many blocks a feature set takes and its width, if the store has them."""
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     blocks = 4 if which.startswith("cls4") else 1
     needed = {"cls", "mean"} if "mean" in which else {"cls"}
     if needed - set(recipe.outputs) or blocks > recipe.blocks:

@@ -14,7 +14,7 @@ from pipeline.config.tasks import Level
 from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.evaluation.pooling import read_features, scaled
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError
 from stores.features import OK, FeatureStore
@@ -130,7 +130,7 @@ def _nearest(
 
 def is_random(config: Config) -> bool:
     """Return whether the store was made by an untrained network, which must be said."""
-    return Recipe.model_validate_json(FeatureStore.open(config.store).recipe_text).random
+    return recipe_of(FeatureStore.open(config.store)).random
 
 
 def _queried(

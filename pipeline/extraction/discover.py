@@ -252,7 +252,8 @@ def opened_by(data: Data, plane: Plane, workers: int) -> Open:
 
 def _grouped(places: pa.Table) -> Iterator[Row]:
     """Yield SLICE_SCHEMA rows: series by series, volume by volume, along the normal."""
-    which = places["series"].combine_chunks().dictionary_encode().indices.to_numpy()
+    series = places["series"].combine_chunks().dictionary_encode()
+    which = series.indices.to_numpy()
     if (np.diff(which) < 0).any():  # series that lie among each other
         places = places.take(np.argsort(which, kind="stable"))
     rows = itertools.chain.from_iterable(

@@ -35,7 +35,7 @@ from pipeline.inference.speed import sleep_while_waiting
 from pipeline.inference.telemetry import bottleneck, clock, tracing
 from pipeline.io.read_queue import open_read_queue
 from pipeline.io.types import FrameRead
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from stores import FeatureStore, PartRange
 from stores._process import me, name_of
 from stores.duplicates import Originals
@@ -118,7 +118,7 @@ class EmbeddingRun:
         """Choose speed settings and look up the slices of the parts; nothing is opened yet."""
         from pipeline.inference.forward import pick_device
 
-        self.recipe = Recipe.model_validate_json(store.recipe_text)
+        self.recipe = recipe_of(store)
         self.speed = settings.speed.chosen(pick_device(settings.speed.device), self.recipe)
         self._store = store
         self._parts = parts
@@ -307,5 +307,5 @@ class EmbeddingRun:
 @functools.lru_cache(maxsize=1)
 def _known_pixels(store: FeatureStore) -> Originals:
     """Return which rows first held which pixels; read once, by a look at every part."""
-    preprocess = Recipe.model_validate_json(store.recipe_text).preprocess
+    preprocess = recipe_of(store).preprocess
     return Originals(store, functools.partial(rule_number, preprocess))

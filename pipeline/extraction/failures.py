@@ -32,15 +32,12 @@ def failures(path: Path) -> list[Lost]:
     files = names.revealed(store.files()).to_pylist()
     lost = [Lost(f["path"], None, f["reason"], f["detail"] or "") for f in files if f["reason"]]
     # The arrays say which rows are unreadable, the receipts of their parts why.
-    unreadable = np.flatnonzero(store.status() == UNREADABLE)
-    failures_by_row = {}
-    for index in np.unique(unreadable // store.layout.part_rows):
-        receipt = store.receipt(int(index)) or {}
-        for failure in receipt.get("failures", []):
-            failures_by_row[failure["row"]] = failure
+    status = store.status()
+    unreadable = np.flatnonzero(status == UNREADABLE)
+    failures_by_row = {failure.row: failure for failure in store.unreadable(status)}
     slices = store.slices()
     places = np.searchsorted(slices["row"].to_numpy(), unreadable)
     for row in names.revealed(slices.take(places)).to_pylist():
         failure = failures_by_row[row["row"]]
-        lost.append(Lost(row["path"], row["frame"], failure["reason"], failure["detail"]))
+        lost.append(Lost(row["path"], row["frame"], failure.reason, failure.detail))
     return lost

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.extraction.progress import BadLimit, Progress
-from pipeline.extraction.slices import Row
 from pipeline.inference.telemetry import clock
 from pipeline.io.types import FrameRead
 from pipeline.preprocessing.content import check_finite
@@ -25,6 +24,7 @@ from stores.claims import Claim
 from stores.duplicates import Originals
 from stores.errors import UnreadableError
 from stores.features import OK, UNREADABLE
+from stores.slices import SliceRow
 
 if TYPE_CHECKING:
     from pipeline.inference.forward import Forward, Values
@@ -43,9 +43,9 @@ class PartInFlight:
 
     part: PartRange
     claim: Claim
-    slices: list[Row] = field(default_factory=list)
-    survey: dict[Name, list[Row]] = field(default_factory=dict)
-    neighbours: dict[int, list[Row]] = field(default_factory=dict)
+    slices: list[SliceRow] = field(default_factory=list)
+    survey: dict[Name, list[SliceRow]] = field(default_factory=dict)
+    neighbours: dict[int, list[SliceRow]] = field(default_factory=dict)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     ranges: Ranges = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
@@ -120,15 +120,15 @@ class PartFiller:
             self._embed()
             yield
 
-    def _survey(self, name: Name, slices: Sequence[Row], reads: Iterator[FrameRead]) -> None:
+    def _survey(self, name: Name, slices: Sequence[SliceRow], reads: Iterator[FrameRead]) -> None:
         """Find the range of a volume, from all its slices, of whichever parts they are."""
         with clock(self.job.seconds, "survey"):
             items = (read.item for read in reads)
             self.job.left_out += self.context.volumes.survey(name, slices, items)
 
-    def _next_read(self, slice_: Row, reads: Iterator[FrameRead]) -> FrameRead:
+    def _next_read(self, slice_: SliceRow, reads: Iterator[FrameRead]) -> FrameRead:
         """Return what was read of a slice, with its neighbours in it where it is seen thicker."""
-        neighbours = self.job.neighbours.get(slice_["row"], ())
+        neighbours = self.job.neighbours.get(slice_.row, ())
         with clock(self.job.seconds, "wait"):
             read = next(reads)
             others = [next(reads) for _ in neighbours]
@@ -139,25 +139,25 @@ class PartFiller:
             if isinstance(other.item, Slice):
                 items.append(other.item)
             else:
-                self.job.left_out.append(neighbour["row"])
+                self.job.left_out.append(neighbour.row)
         return replace(read, item=thickened(read.item, items))
 
-    def _take(self, slice_: Row, read: FrameRead) -> None:
+    def _take(self, slice_: SliceRow, read: FrameRead) -> None:
         """Put a slice into the batch, or why it cannot be read into the part."""
         self.job.seconds["read"] += read.seconds
         if read.file_digest is not None:
-            self.job.put(slice_["row"], file_digest=_bytes(read.file_digest))
+            self.job.put(slice_.row, file_digest=_bytes(read.file_digest))
         try:
             self._take_pixels(slice_, read)
         except UnreadableError as error:
-            self.job.fail(slice_["row"], error.reason, error.detail)
+            self.job.fail(slice_.row, error.reason, error.detail)
             self.context.limit.count()
             self.context.progress.advance(1)
 
-    def _take_pixels(self, slice_: Row, read: FrameRead) -> None:
+    def _take_pixels(self, slice_: SliceRow, read: FrameRead) -> None:
         """Put a slice into the batch. Raises UnreadableError where there is nothing to embed."""
-        row = slice_["row"]
-        modality = slice_["modality"]
+        row = slice_.row
+        modality = slice_.modality
         if isinstance(read.item, Failure):
             raise UnreadableError(read.item.reason, read.item.detail)
         assert read.pixel_digest is not None

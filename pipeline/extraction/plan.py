@@ -25,9 +25,9 @@ from pipeline.inference.throughput import load_throughput
 from pipeline.recipe import Recipe
 from stores import FeatureStore, Layout
 from stores.errors import ConfigError, StoreNotFoundError
-from stores.features import LEDGER, OK, UNREADABLE
-from stores.mirror import place_of
+from stores.features import LEDGER
 from stores.reconcile import Change
+from stores.storage import storage_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def plan(config: Config, *, rehash: bool = False) -> Plan:
     hours, source = _hours(config, store, recipe, embed, size)
     reasons = this_look.files["reason"].drop_null().to_pylist()
     return Plan(
-        store=place_of(config.store),
+        store=storage_of(config.store).place,
         new=store is None,
         weights=recipe.weights,
         slices=len(live),
@@ -145,14 +145,11 @@ def _missing(store: FeatureStore | None, layout: Layout, live: NDArray[np.int64]
 
 def _part_size(recipe: Recipe, layout: Layout) -> tuple[int, int]:
     """Return bytes and files of one part: its chunks, and its receipt."""
-    features = feature_arrays(recipe)
-    specs = LEDGER | {name: (spec.row_shape, spec.dtype) for name, spec in features.items()}
     size = 0
     files = 1  # the receipt
-    for row_shape, dtype in specs.values():
-        row_bytes = int(np.prod(row_shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        size += row_bytes * layout.part_rows
-        files += layout.part_rows // layout.chunk_rows(row_bytes)
+    for spec in (LEDGER | feature_arrays(recipe)).values():
+        size += spec.row_bytes * layout.part_rows
+        files += layout.part_rows // layout.chunk_rows(spec.row_bytes)
     return size, files
 
 
@@ -178,13 +175,10 @@ def seconds_a_slice(store: FeatureStore | None) -> float | None:
         return None
     seconds = 0.0
     slices = 0
-    for part in store.layout.parts(store.arrays["status"].n):
+    for part in store.parts():
         receipt = store.receipt(part.index)
-        if receipt is None or not receipt.get("seconds"):
+        if receipt is None or not receipt.seconds:
             continue
-        spent = receipt["seconds"]
-        seconds += spent["all"] - spent.get("load", 0.0)
-        # An unreadable slice took its time too.
-        counts = receipt["counts"]
-        slices += counts.get(str(OK), 0) + counts.get(str(UNREADABLE), 0)
+        seconds += receipt.seconds["all"] - receipt.seconds.get("load", 0.0)
+        slices += receipt.read  # an unreadable slice took its time too
     return seconds / slices if slices else None

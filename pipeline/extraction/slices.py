@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.preprocessing.volume_range import by_series
 from stores import FeatureStore, PartRange
-from stores.slices import SLICE_SCHEMA, of_modalities
+from stores.slices import SLICE_SCHEMA, SliceRow, of_modalities, slice_rows
 
-Row = dict[str, Any]  # of the slice table
 _COLUMNS = ["row", "path", "frame", "series", "modality", "withdrawn"]
 _NOTHING = pa.schema([SLICE_SCHEMA.field(name) for name in _COLUMNS]).empty_table()
 
@@ -57,28 +55,28 @@ class PartSlices:
                 tables.append(dependent.filter(pc.is_in(dependent["series"], names)))
         return pa.concat_tables(tables)
 
-    def of(self, part: PartRange) -> list[Row]:
+    def of(self, part: PartRange) -> list[SliceRow]:
         """Return the slices of one part, in row order."""
-        slices: list[Row] = []
+        slices: list[SliceRow] = []
         for piece in self._file.between(part.start, part.stop, _COLUMNS):
-            slices += _live(piece).to_pylist()
+            slices += slice_rows(_live(piece))
         return slices
 
     def neighbours(
-        self, slices: Iterable[Row], thickens: Callable[[str], bool]
-    ) -> dict[int, list[Row]]:
+        self, slices: Iterable[SliceRow], thickens: Callable[[str], bool]
+    ) -> dict[int, list[SliceRow]]:
         """Return the neighbours in their series of those slices that are seen thicker, by row.
 
         The rows of a series are in the order of its slices.
         """
-        neighbours: dict[int, list[Row]] = {}
+        neighbours: dict[int, list[SliceRow]] = {}
         for slice_ in slices:
-            if thickens(slice_["modality"]):
-                places = self._series[slice_["series"]]
-                at = int(np.searchsorted(self._rows[places], slice_["row"]))
+            if thickens(slice_.modality):
+                places = self._series[slice_.series]
+                at = int(np.searchsorted(self._rows[places], slice_.row))
                 near = [*places[max(0, at - 1) : at], *places[at + 1 : at + 2]]
                 rows = self.joined.take(pa.array(near, pa.int64()))
-                neighbours[slice_["row"]] = rows.to_pylist()
+                neighbours[slice_.row] = slice_rows(rows)
         return neighbours
 
     @functools.cached_property

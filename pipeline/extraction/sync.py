@@ -25,7 +25,7 @@ from pipeline.annotations.mask_matching import join
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import (
     Names,
@@ -47,10 +47,10 @@ from stores.errors import (
     WeightsError,
 )
 from stores.layout import default_part_rows
-from stores.mirror import place_of
 from stores.purge import patients_on
 from stores.reconcile import Known, Reconciled, reconcile
 from stores.slices import SLICE_SCHEMA, Tables, of_modalities, where
+from stores.storage import storage_of
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _leaves(have: Any, want: Any, name: str = "") -> Iterator[Difference]:
 
 def _has_random_weights(path: Path) -> bool:
     try:
-        return Recipe.model_validate_json(FeatureStore.open(path).recipe_text).random
+        return recipe_of(FeatureStore.open(path)).random
     except StoreNotFoundError:
         return False
 
@@ -456,6 +456,6 @@ def name_patient(path: Path, patient: str) -> str:
         if name in known:
             return name
     raise ConfigError(
-        f"No slice of the store {place_of(path)!r} is of patient {patient!r}. Give the id as the "
-        "images or the config's `patient` rule have it, or the pseudonym of the slice table."
+        f"No slice of the store {storage_of(path).place!r} is of patient {patient!r}. Give the id "
+        "as the images or the config's `patient` rule have it, or the pseudonym of the slice table."
     )

@@ -8,11 +8,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pipeline.extraction.part import PartInFlight
-from pipeline.extraction.slices import PartSlices, Row
+from pipeline.extraction.slices import PartSlices
 from pipeline.io.types import Request
 from pipeline.preprocessing.volume_range import Ranges, Volumes
 from pipeline.recipe import Preprocess
 from stores import FeatureStore, PartRange
+from stores.slices import SliceRow
 
 # Parts that are claimed and requested before their turn, so that the readers go on while one is
 # embedded. Few: what is claimed here is out of reach for other processes.
@@ -84,27 +85,27 @@ class UpcomingParts:
     def _requests_of(self, claimed: PartInFlight) -> Iterator[Request]:
         """Yield what to read for a part, in the order in which it is filled; a file at a time."""
         # Volumes come before the part's own slices, which are scaled by their ranges.
-        surveyed: list[Row] = []
+        surveyed: list[SliceRow] = []
         for volume in claimed.survey.values():
             surveyed += volume
         yield from self._by_file(surveyed)
-        slices: list[Row] = []
+        slices: list[SliceRow] = []
         for slice_ in claimed.slices:
             slices.append(slice_)
-            slices += claimed.neighbours.get(slice_["row"], ())
+            slices += claimed.neighbours.get(slice_.row, ())
         yield from self._by_file(slices)
 
-    def _by_file(self, slices: Iterable[Row]) -> Iterator[Request]:
+    def _by_file(self, slices: Iterable[SliceRow]) -> Iterator[Request]:
         """Yield one request for each run of slices that are of the same file."""
-        for path, group in itertools.groupby(slices, key=lambda slice_: str(slice_["path"])):
-            yield Request(self._reveal(path), tuple(slice_["frame"] for slice_ in group))
+        for path, group in itertools.groupby(slices, key=lambda slice_: slice_.path):
+            yield Request(self._reveal(path), tuple(slice_.frame for slice_ in group))
 
 
 def _known_ranges(store: FeatureStore, rows: Iterable[int]) -> Ranges:
     """Return the ranges of volumes that the receipts of some rows' parts tell."""
     ranges: Ranges = {}
     for index in sorted({row // store.layout.part_rows for row in rows}):
-        receipt = store.receipt(index) or {}
-        for row, low, high in receipt.get("ranges", ()):
-            ranges[row] = (low, high)
+        receipt = store.receipt(index)
+        for volume in () if receipt is None else receipt.ranges:
+            ranges[volume.row] = (volume.low, volume.high)
     return ranges

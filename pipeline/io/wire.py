@@ -25,7 +25,8 @@ def send(wire: socket.socket, message: dict[str, Any], pixels: NDArray[Any] | No
     Raises OSError once the other end is gone.
     """
     if pixels is not None:
-        message = {**message, "dtype": pixels.dtype.name, "shape": pixels.shape}
+        described = {"dtype": pixels.dtype.name, "shape": pixels.shape}
+        message = message | described
     text = json.dumps(message).encode()
     wire.sendall(_LENGTH.pack(len(text)) + text)
     if pixels is not None:
@@ -47,7 +48,8 @@ def receive_pixels(wire: socket.socket, message: dict[str, Any]) -> NDArray[Any]
     if message["dtype"] not in _PIXELS:
         raise EOFError(f"a reading process sent pixels of type {message['dtype']!r}")
     pixels = np.empty(message["shape"], dtype=message["dtype"])
-    _fill(wire, pixels.data.cast("B"))
+    room = pixels.data.cast("B")
+    _fill(wire, room)
     return pixels
 
 

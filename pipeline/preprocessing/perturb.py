@@ -34,7 +34,8 @@ def viewed(item: Slice, view: ViewName) -> Slice:
         return item
     pixels = np.asarray(item.pixels, np.float32)
     known = np.isfinite(pixels)
-    filled = np.where(known, pixels, pixels[known].min())
+    darkest = pixels[known].min()
+    filled = np.where(known, pixels, darkest)
     return replace(item, pixels=_CHANGES[view](filled))
 
 
@@ -63,7 +64,8 @@ def _range(pixels: Pixels) -> float:
 
 def _noise(pixels: Pixels) -> Pixels:
     rng = np.random.default_rng(zlib.crc32(pixels.tobytes()))  # the same for the same slice
-    noise = rng.normal(0, NOISE * _range(pixels), pixels.shape)
+    deviation = NOISE * _range(pixels)
+    noise = rng.normal(0, deviation, pixels.shape)
     return (pixels + noise).astype(np.float32)
 
 
@@ -84,7 +86,8 @@ def _jpeg(pixels: Pixels) -> Pixels:
     low = float(pixels.min())
     high = float(pixels.max())
     scale = (high - low) / 255 or 1.0
-    grey = ((pixels - low) / scale).round().astype(np.uint8)
+    steps = (pixels - low) / scale
+    grey = steps.round().astype(np.uint8)
     sink = io.BytesIO()
     Image.fromarray(grey).save(sink, "JPEG", quality=QUALITY)
     with Image.open(sink, formats=("JPEG",)) as image:

@@ -175,8 +175,9 @@ def normalise(batch: Tensor, architecture: Architecture) -> Tensor:
 
     In place.
     """
-    mean = _channels(architecture.mean, batch.device)
-    std = _channels(architecture.std, batch.device)
+    device = batch.device
+    mean = _channels(architecture.mean, device)
+    std = _channels(architecture.std, device)
     return batch.sub_(mean).div_(std)
 
 

@@ -24,7 +24,7 @@ from pipeline.recipe import Intensity, Percentiles, Preprocess, ZScore, of_volum
 from pipeline.types import Failure, Slice
 from stores.errors import ConfigError, UnreadableError
 from stores.features import FeatureStore
-from stores.slices import of_modalities
+from stores.slices import SliceRow, of_modalities, slice_rows
 
 _DROPPED = 10  # of the 23 bits behind the point of a float32
 _ZERO = 2 ** (31 - _DROPPED)  # where the value zero is counted; negative values stand below
@@ -128,34 +128,34 @@ class Volumes:
         self._slices = slices.filter(of_modalities(slices, self._scales))
         self._places = by_series(self._slices)
 
-    def take(self, slices: Iterable[Row]) -> dict[Name, list[Row]]:
+    def take(self, slices: Iterable[SliceRow]) -> dict[Name, list[SliceRow]]:
         """Return the volumes to be surveyed, with all their slices.
 
         Those are the ones met here first, of which no committed part has the range on file.
         """
-        surveyed: dict[Name, list[Row]] = {}
+        surveyed: dict[Name, list[SliceRow]] = {}
         for name in filter(None, map(self._name, slices)):
             if name in self._first:
                 continue
             volume = self._volume(*name)
-            first = volume[0]["row"]
+            first = volume[0].row
             self._first[name] = first
             # A range on file stands: not all slices that made it may be readable by now.
-            recorded = self._recorded(slice_["row"] for slice_ in volume)
+            recorded = self._recorded(slice_.row for slice_ in volume)
             if first in recorded:
                 self._ends[name] = recorded[first]
             else:
                 surveyed[name] = volume
         return surveyed
 
-    def _volume(self, series: str, modality: str) -> list[Row]:
+    def _volume(self, series: str, modality: str) -> list[SliceRow]:
         """Return the slices of a volume, in row order."""
         places = pa.array(self._places[series])
-        rows = self._slices.take(places).to_pylist()
-        return [row for row in rows if row["modality"] == modality]
+        slices = slice_rows(self._slices.take(places))
+        return [slice_ for slice_ in slices if slice_.modality == modality]
 
     def survey(
-        self, name: Name, slices: Iterable[Row], items: Iterator[Slice | Failure]
+        self, name: Name, slices: Iterable[SliceRow], items: Iterator[Slice | Failure]
     ) -> list[int]:
         """Find the range of a volume from an item a slice; return the rows that are left out.
 
@@ -168,21 +168,23 @@ class Volumes:
             if isinstance(item, Slice):
                 histogram.add(item.pixels)
             else:
-                left_out.append(slice_["row"])
+                left_out.append(slice_.row)
         _, modality = name
         self._ends[name] = histogram.ends(self._preprocess.rule(modality))
         return left_out
 
-    def ranges(self, slices: Iterable[Row]) -> Ranges:
+    def ranges(self, slices: Iterable[SliceRow]) -> Ranges:
         """Return the ranges that scale some slices, to be put on file in their part's receipt."""
         ranges: Ranges = {}
         for name in set(filter(None, map(self._name, slices))):
             ends = self._ends[name]
-            if ends is not None:
-                ranges[self._first[name]] = ends
+            if ends is None:
+                continue  # nothing of it could be read
+            first = self._first[name]
+            ranges[first] = ends
         return dict(sorted(ranges.items()))
 
-    def ranged(self, slice_: Row, item: Slice) -> Slice:
+    def ranged(self, slice_: SliceRow, item: Slice) -> Slice:
         """Return a slice with the range of its volume, where that scales it.
 
         Raises UnreadableError where a slice can be read of whose volume nothing could be before.
@@ -195,10 +197,10 @@ class Volumes:
             raise UnreadableError("vanished", "no slice of its volume could be read for its range")
         return replace(item, ends=ends)
 
-    def _name(self, slice_: Row) -> Name | None:
+    def _name(self, slice_: SliceRow) -> Name | None:
         """Return which volume scales a slice; None where it does so itself."""
-        if self._scales(slice_["modality"]):
-            return slice_["series"], slice_["modality"]
+        if self._scales(slice_.modality):
+            return slice_.series, slice_.modality
         return None
 
     def _scales(self, modality: str) -> bool:
@@ -214,11 +216,11 @@ def recorded_ends(
     """
     if not of_volume(preprocess.rule(row["modality"])):
         return None
-    receipt = store.receipt(row["row"] // store.layout.part_rows) or {}
-    for first, low, high in receipt.get("ranges", ()):
-        place = int(np.searchsorted(slices["row"].to_numpy(), first))
+    receipt = store.receipt(row["row"] // store.layout.part_rows)
+    for volume in () if receipt is None else receipt.ranges:
+        place = int(np.searchsorted(slices["row"].to_numpy(), volume.row))
         if all(slices[name][place].as_py() == row[name] for name in _NAMED):
-            return low, high
+            return volume.low, volume.high
     raise ConfigError(
         f"Row {row['row']} was scaled by the range of its volume, which the store does not "
         "tell: it was extracted by an earlier version. Extract a new store for what sees images, "

@@ -19,12 +19,12 @@ from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluation.result_files import filed, filed_segmentations
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, recipe_of
 from pipeline.results import Result, Segmented
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError, LabelError
 from stores.export import live_slices
-from stores.features import UNREADABLE, FeatureStore
+from stores.features import FeatureStore
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Source:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe that the store's features were computed by."""
-        return Recipe.model_validate_json(self.store.recipe_text)
+        return recipe_of(self.store)
 
     @cached_property
     def slices(self) -> pa.Table:
@@ -226,14 +226,8 @@ def _files_lost(store: FeatureStore) -> list[Loss]:
 
 def _slices_lost(store: FeatureStore, status: NDArray[np.uint8]) -> list[Loss]:
     """Return the slices that could not be read, by the receipts of their parts."""
-    bad = np.flatnonzero(status == UNREADABLE)
-    lost = []
-    for part in np.unique(bad // store.layout.part_rows).tolist():
-        receipt = store.receipt(part) or {}
-        for failure in receipt.get("failures", []):
-            detail = f"row {failure['row']}: {failure['detail']}"
-            lost.append((failure["reason"], detail))
-    return _by_reason("slice", lost)
+    failures = store.unreadable(status)
+    return _by_reason("slice", [(f.reason, f"row {f.row}: {f.detail}") for f in failures])
 
 
 def _by_reason(what: str, lost: list[tuple[str, str]]) -> list[Loss]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.segmentation import pictures
 from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.mask_writer import UnitLabels, write_unit
@@ -91,7 +91,7 @@ def write_pictures(
     units = [unit for unit in cases.units if unit.rows[0] in predicted][:MOST_PICTURES]
     if not units:
         return []
-    recipe = Recipe.model_validate_json(cases.store.recipe_text)
+    recipe = recipe_of(cases.store)
     note = "RANDOM WEIGHTS" if recipe.random else ""
     rows = np.array([cases.row_with_most_mask(unit) for unit in units])
     images = cases.source.images(rows)

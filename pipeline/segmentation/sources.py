@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.config.root import Config
 from pipeline.io.decode import read_frames
 from pipeline.preprocessing.volume_range import recorded_ends
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.masks import StoredMasks
 from pipeline.segmentation.tokens import Tokens
@@ -34,7 +34,7 @@ class StoreSource:
         self._root = config.data.root
         self._store = store
         self._masks = masks
-        self._recipe = Recipe.model_validate_json(store.recipe_text)
+        self._recipe = recipe_of(store)
         self._slices = Names(store.path, config.data.paths).revealed(store.slices())
         self._numbers: Rows = self._slices["row"].to_numpy()
 

@@ -22,8 +22,8 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from stores.errors import ConfigError
-from stores.mirror import place_of
 from stores.slices import with_column
+from stores.storage import storage_of
 
 # Stands before each hidden folder or file name.
 HIDDEN = "~"
@@ -87,7 +87,10 @@ def hide_path(key: bytes, path: str) -> str:
 
     Equal names become equal ones (AES-SIV, RFC 5297), so that folders still hold their files.
     """
-    return "/".join(_hidden(key, name) for name in path.split("/")) if path else path
+    if not path:
+        return path
+    names = [_hidden(key, name) for name in path.split("/")]
+    return "/".join(names)
 
 
 def reveal_path(key: bytes, path: str) -> str:
@@ -166,9 +169,9 @@ def load_key(store: Path) -> bytes:
     if not path.exists():
         if (store / "recipe.json").exists():
             raise ConfigError(
-                f"The store {place_of(store)!r} has lost its key {str(path)!r}, without which "
-                "labels by path, patient, study or series do not join. Put the key back, or make "
-                "the store anew."
+                f"The store {storage_of(store).place!r} has lost its key {str(path)!r}, without "
+                "which labels by path, patient, study or series do not join. Put the key back, or "
+                "make the store anew."
             )
         _make_key(path)
     try:

@@ -110,11 +110,11 @@ def test_a_row_holds_the_features_of_its_own_slice(config: Path, network: Path) 
     from pipeline.backbones.load import load_backbone
     from pipeline.io.decode import read_slices
     from pipeline.preprocessing.prepare import prepare
-    from pipeline.recipe import Recipe
+    from pipeline.recipe import recipe_of
     from pipeline.types import Slice
 
     store = FeatureStore.open(extract(load_config(config), HERE).store)
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     backbone = load_backbone(f"hf:{network}", image_size=56)
     root = load_config(config).data.root
     for row in (0, 5, 13, 22):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from stores import ArraySpec, FeatureStore
+from stores.receipt import Receipt
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
 ARRAYS = {"cls": ArraySpec((4, 6), "float16"), "mean": ArraySpec((6,), "float16")}
@@ -26,7 +27,7 @@ def slice_table(names: list[tuple[int, str]], **common: Any) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=SLICE_SCHEMA)
 
 
-def fill(store: FeatureStore, index: int, seed: int = 0) -> dict[str, Any]:
+def fill(store: FeatureStore, index: int, seed: int = 0) -> Receipt:
     """Commit a part of random features, ok wherever there is a slice, and return the receipt."""
     part = store.layout.part(index)
     rng = np.random.default_rng([seed, index])

@@ -16,7 +16,7 @@ from stores.claims import STALE_AFTER_S, owner, try_claim
 def test_a_claim_is_exclusive_until_released(tmp_path: Path) -> None:
     claim = try_claim(tmp_path, "p")
     assert claim is not None
-    assert claim.held()
+    assert claim.stands()
     assert try_claim(tmp_path, "p") is None
     assert owner(tmp_path, "p") == f"{socket.gethostname()}:{os.getpid()}"
     claim.release()
@@ -28,7 +28,7 @@ def test_the_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from stores.claims import try_claim\n"
         "assert try_claim(pathlib.Path(sys.argv[1]), 'p'); print('claimed', flush=True)\n"
-        "import time; time.sleep(60)"
+        "import signal; signal.pause()"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert child.stdout is not None
@@ -62,7 +62,7 @@ def test_another_host_is_dead_when_silent_for_long(
     then = time.time() - silent_for
     os.utime(claim.path, (then, then))
     assert (try_claim(tmp_path, "p") is not None) is taken
-    assert claim.held() is not taken
+    assert claim.stands() is not taken
 
 
 def test_a_beat_keeps_the_claim_young(tmp_path: Path) -> None:
@@ -81,9 +81,9 @@ def test_a_latecomer_sees_that_it_was_replaced_and_leaves_the_new_claim(tmp_path
     os.utime(late.path, (0, 0))
     heir = try_claim(tmp_path, "p")
     assert heir is not None
-    assert not late.held()
+    assert not late.stands()
     late.release()
-    assert heir.held()
+    assert heir.stands()
 
 
 def test_a_claim_linked_beside_a_living_one_steps_back(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_power_loss_before_the_receipt_loses_the_part_alone(store: FeatureStore)
     """Chunks that never reached the disk are empty or short; no receipt vouches for them."""
     fill(store, 0)
     receipt = fill(store, 1)
-    for name in receipt["chunks"]:
+    for name in receipt.chunks:
         (store.path / "features.zarr" / name).write_bytes(b"")
     assert [part.index for part in store.missing()] == [1, 2]
     fill(store, 1)

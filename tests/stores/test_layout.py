@@ -10,7 +10,9 @@ def test_parts_cover_the_rows(rows: int, parts: int) -> None:
     layout = Layout(64)
     ranges = layout.parts(rows)
     assert len(ranges) == parts
-    assert [r for part in ranges for r in range(part.start, part.stop)] == list(range(parts * 64))
+    starts = [0, *(part.stop for part in ranges)]
+    assert starts == list(range(0, parts * 64 + 1, 64))
+    assert [part.start for part in ranges] == starts[:-1]
     assert layout.next_boundary(rows) == parts * 64
 
 

@@ -22,14 +22,14 @@ def test_a_crash_between_manifest_and_files_is_the_new_state(store: FeatureStore
     for name, data in old.items():
         (store.path / name).write_bytes(data)
     assert FeatureStore.open(store.path).slices()["path"][0].as_py() == "new0"
-    assert set(manifest.settle(store.path)) == {"slices.parquet"}
-    assert manifest.settle(store.path) == []
+    assert set(manifest.mend(store.path)) == {"slices.parquet"}
+    assert manifest.mend(store.path) == []
 
 
 def test_a_crash_before_the_manifest_is_the_old_state(store: FeatureStore) -> None:
     (store.path / "copies" / sha256(b"new")).write_bytes(b"new")
     assert store.slices()["path"][0].as_py() == "f0"
-    manifest.settle(store.path)
+    manifest.mend(store.path)
     assert not (store.path / "copies" / sha256(b"new")).exists()
 
 
@@ -60,7 +60,8 @@ def test_a_file_lost_with_its_copy_is_said(store: FeatureStore) -> None:
 
 def test_tables_of_an_older_moment_are_refused(store: FeatureStore) -> None:
     """Two planners that number different new slices alike must not both be believed."""
-    one, two = store.tables(), store.tables()
+    one = store.tables()
+    two = store.tables()
     store.write_tables(table("f", 22), FILE_SCHEMA.empty_table(), seen=one.seen)
     with pytest.raises(StaleTablesError):
         store.write_tables(table("g", 23), FILE_SCHEMA.empty_table(), seen=two.seen)
@@ -85,15 +86,17 @@ def _append(path: Path, name: str, start: object) -> None:
 def test_planners_at_once_lose_nothing_and_number_each_slice_once(store: FeatureStore) -> None:
     context = multiprocessing.get_context("spawn")
     start = context.Event()
-    planners = [context.Process(target=_append, args=(store.path, n, start)) for n in "xyz"]
-    for planner in planners:
-        planner.start()
+    processes = [context.Process(target=_append, args=(store.path, n, start)) for n in "xyz"]
+    for process in processes:
+        process.start()
     start.set()
-    for planner in planners:
-        planner.join()
-    assert [planner.exitcode for planner in planners] == [0, 0, 0]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     paths = store.slices()["path"].to_pylist()
-    expected = {f"f{i}" for i in range(20)} | {f"{n}{i}" for n in "xyz" for i in range(15)}
+    expected = {f"f{i}" for i in range(20)}
+    for planner in "xyz":
+        expected |= {f"{planner}{i}" for i in range(15)}
     assert len(paths) == 65
     assert set(paths) == expected
     assert not list(store.claims.iterdir())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from pipeline.segment import segment
 from pipeline.segmentation.predictions import write_predictions
 from pipeline.shared.pseudonyms import load_key
 from pipeline.tune import tune
-from stores import FeatureStore, mirror, remote
+from stores import FeatureStore, mirror, remote, storage
 from stores.bucket import Bucket
 from stores.errors import (
     ClaimedError,
@@ -48,6 +47,7 @@ from tests.pipeline.test_segment import write_volumes
 from tests.pipeline.test_tune import write_collection
 from tests.pipeline.tokens import token_store
 from tests.stores.conftest import fill, slice_table
+from tests.waiting import until
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
 PICTURES = 24
@@ -87,9 +87,9 @@ def config(tmp_path: Path) -> Path:
 
 def another_machine(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> Path:
     """Go on as on a machine with an empty disk, to which the key alone was brought."""
-    here = mirror.located(url)
+    here = storage.located(url)
     monkeypatch.setenv(mirror.PLACE, str(folder))
-    there = mirror.located(url)
+    there = storage.located(url)
     shutil.copy(here.with_name(here.name + ".key"), there.with_name(there.name + ".key"))
     return there
 
@@ -101,7 +101,8 @@ def test_a_store_at_a_url_is_read_in_its_place(
     sent: FeatureStore, url: str, tmp_path: Path
 ) -> None:
     there = FeatureStore.open(url)
-    assert (there.place, there.fingerprint()) == (url, sent.fingerprint())
+    assert there.place == url
+    assert there.fingerprint() == sent.fingerprint()
     np.testing.assert_array_equal(there.read("cls", [17, 2]), sent.read("cls", [17, 2]))
     chunks = {p.parts[-4] for p in there.path.rglob("c/*/*") if p.is_file()}
     assert "mean" not in chunks, "what was not asked for was fetched"
@@ -125,7 +126,8 @@ def test_what_was_added_and_taken_there_is_seen_when_opened_again(
 
 
 def test_a_corrupted_object_is_refused_found_and_queued_again(sent: FeatureStore, url: str) -> None:
-    bucket, chunk = Bucket(url), "features.zarr/mean/c/1/0"
+    bucket = Bucket(url)
+    chunk = "features.zarr/mean/c/1/0"
     data = bucket.get([chunk])[chunk]
     bucket.put({chunk: data[:9] + bytes([data[9] ^ 1]) + data[10:]})
     with pytest.raises(CorruptStoreError, match=r"s3://.*mean/c/1.*bits flipped"):
@@ -159,7 +161,7 @@ def test_a_patient_is_withdrawn_and_purged_there(sent: FeatureStore, url: str) -
     remote.push(sent.path, url)
     with pytest.raises(UnwritableError, match="object storage"):
         withdraw(FeatureStore.open(url), "p")  # not the writer
-    with mirror.occupied(mirror.located(url)):
+    with storage.storage_at(url).occupied():
         there = FeatureStore.open(url)
         assert (withdraw(there, "p"), purge(there, "p")) == (3, 3)
     there = FeatureStore.open(url)
@@ -192,7 +194,7 @@ def test_places_that_cannot_be_used_are_told(
 def at(config: Config, url: str) -> Config:
     """Return a config whose store, made in a folder, was sent to a URL with its key; there."""
     remote.push(config.store, url)
-    folder = mirror.located(url)
+    folder = storage.located(url)
     shutil.copy(config.store.with_name(config.store.name + ".key"), f"{folder}.key")
     return config.model_copy(update={"store": folder})
 
@@ -231,7 +233,7 @@ def test_tuned_networks_go_there_and_come_when_asked_for(
     assert again.cached
     assert identity_of(elsewhere / weights) == answer.tuned[0].identity
     patient = FeatureStore.open(url).slices()["patient"][0].as_py()
-    with mirror.occupied(elsewhere):
+    with storage.storage_of(elsewhere).occupied():
         store = FeatureStore.open(url)
         withdraw(store, patient)
         purge(store, patient)
@@ -274,11 +276,11 @@ def test_killed_at_any_moment_another_machine_goes_on(
 ) -> None:
     bucket = Bucket(url)
     whole = FeatureStore.open(extract(load_config(config), HERE).store)
-    mirror.located(url)
+    storage.located(url)
     here = load_config(config, Path(url)).store
     shutil.copy(tmp_path / "store.key", here.with_name("vits.key"))
     process = extraction(config, Path(url), cost_s=0.3)
-    _until(lambda: any(n.startswith("features.zarr/status/c/") for n in bucket.names()), process)
+    until(lambda: any(n.startswith("features.zarr/status/c/") for n in bucket.names()), process)
     process.kill()
     process.communicate()
     assert any(n.startswith("claims/writer.claim.") for n in bucket.names())
@@ -300,14 +302,14 @@ def test_a_second_writer_is_refused_and_changes_nothing(
     settings = load_config(config, Path(url))
     load_key(settings.store)
     process = extraction(config, Path(url), cost_s=0.5)
-    _until(lambda: any(n.startswith("parts/") for n in Bucket(url).names()), process)
+    until(lambda: any(n.startswith("parts/") for n in Bucket(url).names()), process)
     with pytest.raises(ClaimedError, match=rf":{process.pid} writes to {url}"):
         extract(load_config(config, Path(url)), HERE)
-    found = status(Path(url))
-    assert found.writer is not None
-    assert found.writer.by.endswith(f":{process.pid}")
-    assert 0 <= found.writer.silent_s <= found.writer.for_s + 0.1
-    assert found.slices_per_s is None
+    at_work = status(Path(url))
+    assert at_work.writer is not None
+    assert at_work.writer.by.endswith(f":{process.pid}")
+    assert 0 <= at_work.writer.silent_s <= at_work.writer.for_s + 0.1
+    assert at_work.slices_per_s is None
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert status(Path(url)).writer is None
@@ -321,27 +323,19 @@ def test_a_second_writer_is_refused_and_changes_nothing(
 def test_a_writer_that_was_taken_over_commits_nothing(store: FeatureStore, url: str) -> None:
     fill(store, 0)
     remote.push(store.path, url)
-    folder = mirror.located(url)
+    folder = storage.located(url)
     bucket = Bucket(url)
     other = {"host": "other", "pid": 1, "born": "", "place": ""}
-    with mirror.occupied(folder):
+    with storage.storage_of(folder).occupied():
         there = FeatureStore.open(url)
-        told = json.dumps({**other, "time": time.time()})
-        bucket.put({"claims/writer.claim.1": told.encode()})
+        living = json.dumps({**other, "time": time.time()})
+        bucket.put({"claims/writer.claim.1": living.encode()})
         with pytest.raises(ClaimedError, match="taken over"):
             fill(there, 1)
     assert "parts/0000001.json" not in bucket.names()
     silent = json.dumps({**other, "time": 0})
     bucket.put({"claims/writer.claim.1": silent.encode()})
-    with mirror.occupied(folder):  # silent for too long: taken over
+    with storage.storage_of(folder).occupied():  # silent for too long: taken over
         fill(FeatureStore.open(url), 1)
     assert [part.index for part in FeatureStore.open(url).missing()] == [2]
     assert verify(url).sound
-
-
-def _until(happened: object, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while not happened():  # type: ignore[operator]
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

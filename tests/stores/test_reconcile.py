@@ -6,15 +6,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from stores.reconcile import Known, Reconciled, _Settling, reconcile
+from stores.reconcile import Known, Reconciled, _Matching, reconcile
 from tests.stores.conftest import slice_table
 
 STORED = slice_table([(0, "a"), (1, "b"), (2, "c")])
 CONTENT = {0: "A", 1: "B", 2: "C"}
 
 
-def settle(
-    found: pa.Table,
+def reconciled(
+    discovered: pa.Table,
     now: dict[str, str],
     stored: pa.Table = STORED,
     opened: set[str] | None = None,
@@ -24,7 +24,7 @@ def settle(
     boundary: int = 8,
     joined: bool = False,
 ) -> Reconciled:
-    """Reconcile with every found file opened, as after a touch of the whole folder."""
+    """Reconcile with every discovered file opened, as after a touch of the whole folder."""
     known = Known(
         opened=pa.array(set(now) if opened is None else opened, pa.string()),
         digest_of=content.get,
@@ -34,7 +34,7 @@ def settle(
         spent=spent,
         joined=lambda modality: joined and modality == "MR",
     )
-    return reconcile(stored, found, known)
+    return reconcile(stored, discovered, known)
 
 
 def counts(result: Reconciled) -> dict[str, int]:
@@ -42,7 +42,7 @@ def counts(result: Reconciled) -> dict[str, int]:
     return {name: n for name, n in result.counts.items() if n}
 
 
-def found(*paths: str, **common: Any) -> pa.Table:
+def discovered(*paths: str, **common: Any) -> pa.Table:
     return slice_table([(0, path) for path in paths], **common)
 
 
@@ -51,80 +51,82 @@ def rows(result: Reconciled) -> dict[int, tuple[str, bool]]:
 
 
 def test_a_touched_but_equal_collection_changes_nothing() -> None:
-    result = settle(found("a", "b", "c"), {"a": "A", "b": "B", "c": "C"})
+    result = reconciled(discovered("a", "b", "c"), {"a": "A", "b": "B", "c": "C"})
     assert result.slices.equals(STORED)
     assert counts(result) == {"same": 3}
 
 
-def test_what_is_new_or_merely_touched_is_not_settled_one_by_one(
+def test_what_is_new_or_merely_touched_is_not_matched_one_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[Any] = []
-    settle_all = _Settling.settle
+    matched: list[Any] = []
+    match_all = _Matching.match
     monkeypatch.setattr(
-        _Settling, "settle", lambda self, found: asked.extend(found) or settle_all(self, found)
+        _Matching,
+        "match",
+        lambda self, discovered: matched.extend(discovered) or match_all(self, discovered),
     )
-    result = settle(found("a", "aa", "b", "c", "d"), {"a": "A", "b": "B", "c": "C"})
-    assert asked == []
+    result = reconciled(discovered("a", "aa", "b", "c", "d"), {"a": "A", "b": "B", "c": "C"})
+    assert matched == []
     assert counts(result) == {"same": 3, "added": 2}
     assert result.added["row"].to_pylist() == [8, 9]
     assert [(c.kind, c.path, c.row) for c in result.changes] == [
         ("added", "aa", 8),
         ("added", "d", 9),
     ]
-    settle(found("a", "b", "e"), {"a": "A", "b": "other", "e": "E"})
-    assert [row["path"] for row in asked] == ["b"]
+    reconciled(discovered("a", "b", "e"), {"a": "A", "b": "other", "e": "E"})
+    assert [row.path for row in matched] == ["b"]
 
 
 def test_files_that_were_not_opened_are_not_hashed() -> None:
-    result = settle(found("a", "b", "c"), {}, opened=set())
+    result = reconciled(discovered("a", "b", "c"), {}, opened=set())
     assert result.slices.equals(STORED)
 
 
 def test_added_slices_start_at_the_next_part() -> None:
-    result = settle(found("a", "b", "bb", "c"), {"a": "A", "b": "B", "c": "C", "bb": "X"})
+    result = reconciled(discovered("a", "b", "bb", "c"), {"a": "A", "b": "B", "c": "C", "bb": "X"})
     assert rows(result)[8] == ("bb", False)
     assert counts(result) == {"same": 3, "added": 1}
 
 
 def test_a_changed_file_gets_a_new_row_and_the_old_one_is_withdrawn() -> None:
-    result = settle(found("a", "b", "c"), {"a": "A", "b": "other", "c": "C"})
+    result = reconciled(discovered("a", "b", "c"), {"a": "A", "b": "other", "c": "C"})
     assert rows(result) == {0: ("a", False), 1: ("b", True), 2: ("c", False), 8: ("b", False)}
     assert counts(result) == {"same": 2, "changed": 1, "withdrawn": 1}
 
 
 def test_a_moved_file_keeps_its_row() -> None:
-    result = settle(found("a", "c", "z/b"), {"a": "A", "c": "C", "z/b": "B"})
+    result = reconciled(discovered("a", "c", "z/b"), {"a": "A", "c": "C", "z/b": "B"})
     assert rows(result) == {0: ("a", False), 1: ("z/b", False), 2: ("c", False)}
     assert counts(result) == {"same": 2, "moved": 1}
 
 
 def test_two_files_that_swap_names_keep_their_rows() -> None:
-    result = settle(found("a", "b", "c"), {"a": "B", "b": "A", "c": "C"})
+    result = reconciled(discovered("a", "b", "c"), {"a": "B", "b": "A", "c": "C"})
     assert rows(result) == {0: ("b", False), 1: ("a", False), 2: ("c", False)}
     assert counts(result) == {"same": 1, "moved": 2}
 
 
 def test_a_removed_file_is_withdrawn_and_comes_back_to_its_row() -> None:
-    gone = settle(found("a", "c"), {"a": "A", "c": "C"})
+    gone = reconciled(discovered("a", "c"), {"a": "A", "c": "C"})
     assert rows(gone)[1] == ("b", True)
     assert counts(gone) == {"same": 2, "withdrawn": 1}
-    back = settle(found("a", "b", "c"), {"a": "A", "b": "B", "c": "C"}, stored=gone.slices)
+    back = reconciled(discovered("a", "b", "c"), {"a": "A", "b": "B", "c": "C"}, stored=gone.slices)
     assert back.slices.equals(STORED)
 
 
 def test_another_modality_is_another_slice() -> None:
-    result = settle(found("a", "b", "c", modality="MR"), {}, opened=set())
+    result = reconciled(discovered("a", "b", "c", modality="MR"), {}, opened=set())
     assert counts(result) == {"changed": 3, "withdrawn": 3}
 
 
 def test_a_row_that_was_never_embedded_takes_the_file_as_it_is() -> None:
-    result = settle(found("a", "b", "c"), {"a": "x", "b": "y", "c": "z"}, content={})
+    result = reconciled(discovered("a", "b", "c"), {"a": "x", "b": "y", "c": "z"}, content={})
     assert result.same == 3
 
 
 def test_a_copy_is_added_and_the_original_stays() -> None:
-    result = settle(found("a", "b", "c", "d"), {"a": "A", "b": "B", "c": "C", "d": "A"})
+    result = reconciled(discovered("a", "b", "c", "d"), {"a": "A", "b": "B", "c": "C", "d": "A"})
     assert rows(result)[0] == ("a", False)
     assert rows(result)[8] == ("d", False)
 
@@ -133,43 +135,49 @@ def test_a_copy_is_added_and_the_original_stays() -> None:
 
 
 def test_a_passing_failure_is_tried_again_in_a_new_row_three_times_in_all() -> None:
-    table, failed = slice_table([(0, "a")]), {0: "vanished"}
+    table = slice_table([(0, "a")])
+    failed = {0: "vanished"}
     for row in (8, 16):
-        result = settle(found("a"), {}, table, set(), {}, failed, boundary=row)
+        result = reconciled(discovered("a"), {}, table, set(), {}, failed, boundary=row)
         assert counts(result) == {"retried": 1, "withdrawn": 1}
-        table, failed = result.slices, failed | {row: "vanished"}
-    assert counts(settle(found("a"), {}, table, set(), {}, failed, boundary=24)) == {"same": 1}
-    again = settle(found("a"), {"a": "A"}, table, {"a"}, {}, failed, boundary=24)
+        table = result.slices
+        failed[row] = "vanished"
+    result = reconciled(discovered("a"), {}, table, set(), {}, failed, boundary=24)
+    assert counts(result) == {"same": 1}
+    again = reconciled(discovered("a"), {"a": "A"}, table, {"a"}, {}, failed, boundary=24)
     assert counts(again) == {"retried": 1, "withdrawn": 1}
 
 
 def test_a_lasting_failure_is_not_tried_again_until_the_file_changes() -> None:
     failed = {0: "corrupt"}  # its decoder crashed, so nobody knows its digest
-    assert counts(settle(found("a", "b", "c"), {}, opened=set(), failed=failed)) == {"same": 3}
+    assert counts(reconciled(discovered("a", "b", "c"), {}, opened=set(), failed=failed)) == {
+        "same": 3
+    }
     content = {1: "B", 2: "C"}
-    result = settle(found("a", "b", "c"), {"a": "A"}, STORED, {"a"}, content, failed)
+    result = reconciled(discovered("a", "b", "c"), {"a": "A"}, STORED, {"a"}, content, failed)
     assert counts(result) == {"same": 2, "changed": 1, "withdrawn": 1}
 
 
 def test_a_row_that_holds_nothing_is_not_revived() -> None:
-    result = settle(found("a", "b", "c"), {}, opened=set(), spent={1})
+    result = reconciled(discovered("a", "b", "c"), {}, opened=set(), spent={1})
     assert rows(result)[8] == ("b", False)
     assert counts(result) == {"same": 2, "added": 1, "withdrawn": 1}
 
 
 def test_copies_of_one_file_that_move_together_keep_their_rows() -> None:
-    stored, content = slice_table([(0, "a"), (1, "b")]), {0: "A", 1: "A"}
-    result = settle(found("c", "d"), {"c": "A", "d": "A"}, stored, content=content)
+    stored = slice_table([(0, "a"), (1, "b")])
+    content = {0: "A", 1: "A"}
+    result = reconciled(discovered("c", "d"), {"c": "A", "d": "A"}, stored, content=content)
     assert counts(result) == {"moved": 2}
     assert sorted(rows(result)) == [0, 1]
 
 
 def test_the_order_in_which_slices_are_found_is_no_change() -> None:
-    assert counts(settle(found("c", "a", "b"), {}, opened=set())) == {"same": 3}
+    assert counts(reconciled(discovered("c", "a", "b"), {}, opened=set())) == {"same": 3}
 
 
 def test_each_change_says_why() -> None:
-    result = settle(found("z", "b", "d"), {"z": "A", "b": "other", "d": "D"})
+    result = reconciled(discovered("z", "b", "d"), {"z": "A", "b": "other", "d": "D"})
     assert [(c.kind, c.path, c.why) for c in result.changes] == [
         ("moved", "z", "it was 'a'"),
         ("changed", "b", "the content of its file changed"),
@@ -184,11 +192,12 @@ def test_each_change_says_why() -> None:
 
 def series(**members: str) -> pa.Table:
     """Return MR slices by series, `s="ab"` being two files of the series s; rows as they come."""
-    paths = [(name, path) for name, several in members.items() for path in several]
-    tables = [
-        slice_table([(row, path)], series=name, modality="CT" if name == "ct" else "MR")
-        for row, (name, path) in enumerate(paths)
-    ]
+    tables = []
+    for name, paths in members.items():
+        modality = "CT" if name == "ct" else "MR"
+        for path in paths:
+            row = len(tables)
+            tables.append(slice_table([(row, path)], series=name, modality=modality))
     return pa.concat_tables(tables)
 
 
@@ -200,7 +209,7 @@ NOW = {path: path.upper() for path in "abcdefgxyz"}
 def joined(
     now: pa.Table, stored: pa.Table = BEFORE, bytes_now: dict[str, str] = NOW, **known: Any
 ) -> Reconciled:
-    return settle(now, bytes_now, stored, **{"content": BYTES, "joined": True} | known)
+    return reconciled(now, bytes_now, stored, **{"content": BYTES, "joined": True} | known)
 
 
 def test_joined_series_that_are_as_they_were_keep_their_rows() -> None:

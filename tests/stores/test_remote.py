@@ -59,7 +59,9 @@ def test_a_second_push_sends_what_is_new(store: FeatureStore, url: str, tmp_path
 def test_a_push_cut_short_is_no_store_and_goes_on(
     full: FeatureStore, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bucket, put, left = remote.Bucket(url), remote.Bucket.put, [0]
+    bucket = remote.Bucket(url)
+    put = remote.Bucket.put
+    left = [0]  # puts before the network is gone
 
     def fails(self: remote.Bucket, objects: dict[str, bytes]) -> None:
         left[0] -= 1

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from stores import slices
 from stores.errors import CorruptStoreError
-from stores.slices import SLICE_SCHEMA, TableFile, table_bytes, where
+from stores.slices import SLICE_SCHEMA, SliceRow, TableFile, slice_rows, table_bytes, where
 from tests.stores.conftest import slice_table
 
 
@@ -19,19 +21,22 @@ def table(monkeypatch: pytest.MonkeyPatch) -> pa.Table:
 
 
 def test_rows_between_two_are_those_of_the_table(table: pa.Table) -> None:
-    file, rows = TableFile(table_bytes(table)), table["row"].to_numpy()
+    file = TableFile(table_bytes(table))
+    rows = table["row"].to_numpy()
     for start in range(-1, 62):
         for stop in range(start, 63):
-            pieces = file.between(start, stop, ["row", "path"])
-            found = [row for piece in pieces for row in piece["path"].to_pylist()]
-            assert found == [f"{row}.dcm" for row in rows[(rows >= start) & (rows < stop)]]
+            paths = []
+            for piece in file.between(start, stop, ["row", "path"]):
+                paths += piece["path"].to_pylist()
+            between = rows[(rows >= start) & (rows < stop)]
+            assert paths == [f"{row}.dcm" for row in between]
     assert len(list(file.between(0, 60, ["row"]))) == -(-len(rows) // 4)
 
 
 def test_a_table_is_read_whole_or_by_columns(table: pa.Table) -> None:
     file = TableFile(table_bytes(table))
-    assert file.read() == file.whole == table
-    assert file.whole is file.whole
+    assert file.read() == file.table == table
+    assert file.table is file.table
     assert file.read(["modality", "row"]) == table.select(["modality", "row"])
 
 
@@ -60,3 +65,19 @@ def test_a_mask_that_keeps_all_copies_nothing(table: pa.Table) -> None:
     unknown = pa.array([True] * (len(rows) - 1) + [None], pa.bool_())
     assert where(table, unknown)["row"].to_pylist() == rows[:-1].tolist()
     assert where(table.slice(0, 0), pa.array([], pa.bool_())).num_rows == 0
+
+
+def test_slices_one_by_one_have_what_was_read_of_them() -> None:
+    table = slice_table([(3, "a"), (8, "b")], patient="p", position_mm=1.5)
+    rows = slice_rows(table)
+    assert [(each.row, each.path, each.patient, each.position_mm) for each in rows] == [
+        (3, "a", "p", 1.5),
+        (8, "b", "p", 1.5),
+    ]
+    assert rows[0].series == ""  # of no series
+    few = slice_rows(table.select(["modality", "series", "frame", "path", "row"]))
+    assert few[1] == SliceRow(8, "b", 0, "", "CT")
+    assert few[1].patient is None
+    assert slice_rows(table.slice(0, 0)) == []
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rows[0].row = 4  # type: ignore[misc]

@@ -14,7 +14,7 @@ import pytest
 from stores import FeatureStore
 from stores._disk import seal, temporary_name, unseal, write_checked
 from stores.errors import CorruptStoreError, StoreNotFoundError
-from stores.verify import repair, verify
+from stores.verify import Finding, repair, verify
 from tests.stores.conftest import fill, slice_table
 
 
@@ -29,6 +29,10 @@ def full(store: FeatureStore) -> FeatureStore:
 
 def kinds(store: FeatureStore) -> set[str]:
     return {finding.kind for finding in verify(store.path).findings}
+
+
+def damages(store: FeatureStore) -> list[Finding]:
+    return [finding for finding in verify(store.path).findings if finding.damage]
 
 
 def test_a_whole_store_is_sound(full: FeatureStore) -> None:
@@ -105,12 +109,13 @@ def rewrite(store: FeatureStore, change: Callable[[dict[str, np.ndarray]], None]
     arrays = store.read_part(part)
     change(arrays)
     receipt = unseal(store.receipts.path(0))
-    staged = {}
+    chunks = {}
     for name, array in store.arrays.items():
         for chunk in array.chunks(part):
-            temporary, staged[chunk.name] = array.stage(chunk, arrays[name][: chunk.rows])
+            temporary, record = array.stage(chunk, arrays[name][: chunk.rows])
             temporary.replace(array.root / chunk.name)
-    store.receipts.path(0).write_bytes(seal(receipt | {"chunks": staged}))
+            chunks[chunk.name] = record.as_json()
+    store.receipts.path(0).write_bytes(seal(receipt | {"chunks": chunks}))
 
 
 def set_value(name: str, row: int, value: float) -> Callable[[dict[str, np.ndarray]], None]:
@@ -133,8 +138,8 @@ def test_wrong_values_are_damage(
     full: FeatureStore, name: str, value: float, kind: str, detail: str
 ) -> None:
     rewrite(full, set_value(name, 3, value))
-    found = {finding.kind: finding.detail for finding in verify(full.path).findings}
-    assert found[kind] == detail
+    details = {finding.kind: finding.detail for finding in verify(full.path).findings}
+    assert details[kind] == detail
 
 
 def test_suspicious_values_are_noticed_and_no_damage(full: FeatureStore) -> None:
@@ -160,9 +165,9 @@ def test_suspicious_values_are_noticed_and_no_damage(full: FeatureStore) -> None
 def test_a_table_that_does_not_fit_the_arrays_is_damage(full: FeatureStore) -> None:
     table = slice_table([(i, f"f{i}") for i in (*range(10), *range(16, 20))])
     full.write_tables(table, full.files())
-    found = [finding for finding in verify(full.path).findings if finding.damage]
-    assert [(f.kind, f.part) for f in found] == [("status", 1)]
-    assert found[0].detail.startswith("6 rows hold something, and no slice has their number")
+    (damage,) = damages(full)
+    assert (damage.kind, damage.part) == ("status", 1)
+    assert damage.detail.startswith("6 rows hold something, and no slice has their number")
 
 
 # --- files nobody vouches for -----------------------------------------------------------------
@@ -195,7 +200,7 @@ def test_what_dead_writers_left_is_swept_and_the_living_are_spared(full: Feature
     assert kinds(full) == {"orphan"}
     assert len(repair(full.path).mended) == 1
     assert mine.exists()
-    assert living.held()
+    assert living.stands()
     assert verify(full.path).findings == []
 
 
@@ -212,5 +217,4 @@ def test_a_receipt_of_another_part_is_damage(full: FeatureStore) -> None:
     receipt = json.loads(full.receipts.path(0).read_text())
     del receipt["seal"]
     full.receipts.path(1).write_bytes(seal(receipt))
-    found = [finding for finding in verify(full.path).findings if finding.damage]
-    assert {(finding.kind, finding.part) for finding in found} == {("receipt", 1)}
+    assert {(damage.kind, damage.part) for damage in damages(full)} == {("receipt", 1)}

@@ -206,7 +206,7 @@ class _ClusterRun:
         self.claims_read_at = now
         # Claims before receipts: a claim is given back after its part's receipt is there, so a part
         # whose claim is gone and that has no receipt then was given up, and not just committed.
-        holders = self.store.held()
+        holders = self.store.holders()
         for index in sorted(self.parts.claimed):
             if self.store.receipt(index) is not None:
                 self._count(self.parts.mark_done([index]))

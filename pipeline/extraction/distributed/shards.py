@@ -174,7 +174,7 @@ def embed_ring(
     progressed_at = time.monotonic()
     while left:
         # Looked at anew in each round: a claim of a process that died meanwhile is not among them.
-        holders = store.held()
+        holders = store.holders()
         free = [part for part in left if part.index not in holders]
         if free:
             more = embed_locally(work, store, shard.ring(free), progress, limit)

@@ -66,10 +66,10 @@ def status(path: Path) -> Status:
     store = FeatureStore.open(path)
     slices = live_slices(store)
     # Claims first: a part that is committed between the two looks is done, not gone.
-    holders = store.held()
+    holders = store.holders()
     committed = _commit_times(store, sorted(slices))
     done = sum(slices[index] for index in committed)
-    unfinished = len(committed) < len(slices) and store.mirror is None
+    unfinished = len(committed) < len(slices) and store.storage.dates_commits
     rate = _rate(committed, slices, time.time()) if unfinished else None
     left = slices.keys() - committed.keys()
     return Status(
@@ -105,7 +105,7 @@ def _running(part: int, holder: Holder) -> Running:
 
 
 def _writing(store: FeatureStore) -> Writing | None:
-    holder = store.mirror.writer() if store.mirror else None
+    holder = store.writer()
     if holder is None:
         return None
     return Writing(holder.name, round(holder.for_s, 1), round(holder.silent_s, 1))

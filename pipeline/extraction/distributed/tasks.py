@@ -38,7 +38,7 @@ from stores import FeatureStore, PartRange
 from stores._disk import write_atomic
 from stores._process import me, name_of
 from stores.errors import CorruptStoreError, RadprobeError
-from stores.features import OK, RUNS
+from stores.features import RUNS
 
 if TYPE_CHECKING:
     from pipeline.backbones.load import Backbone
@@ -216,13 +216,12 @@ def tally(
     seconds: Counter[str] = Counter()
     for index in sorted(indices):
         receipt = store.receipt(index)
-        if receipt is None or by not in (None, receipt["by"]):
+        if receipt is None or by not in (None, receipt.by):
             continue
-        links = len(receipt["links"])
-        rows += receipt["counts"].get(str(OK), 0) - links
-        linked += links
-        unreadable += len(receipt["failures"])
-        seconds.update(receipt["seconds"])
+        rows += receipt.embedded
+        linked += len(receipt.links)
+        unreadable += len(receipt.failures)
+        seconds.update(receipt.seconds)
     return Embedded(rows, linked, [], dict(seconds)), unreadable
 
 
@@ -287,7 +286,7 @@ def _embed_parts(work: Work, indices: Sequence[int], progress: Progress) -> Work
     # A part that another process commits between these two looks counts as undone: it goes out
     # again, and is found done then.
     left = {part.index for part in store.without_receipt(parts)}
-    claimed = tuple(index for index in store.held() if index in left)
+    claimed = tuple(index for index in store.holders() if index in left)
     undone = tuple(index for index in indices if index in left and index not in claimed)
     return WorkerOutcome(claimed, undone, error)
 

@@ -97,7 +97,8 @@ def hdf5_values(dataset: Any, most: int | None = None) -> Array:
 def hdf5_text(dataset: Any) -> str:
     """Return what MATLAB wrote as text: a number a character. Raises UnreadableError."""
     codes = hdf5_values(dataset, _LONGEST).ravel()
-    return "".join(chr(int(code)) for code in codes[:64])
+    characters = [chr(int(code)) for code in codes[:64]]
+    return "".join(characters)
 
 
 def _datasets(file: Any) -> dict[str, int]:
@@ -140,11 +141,20 @@ def _largest(sizes: dict[str, int]) -> str:
     return max(sizes, key=lambda name: (sizes[name], name))
 
 
+def _is_colour(array: Array) -> bool:
+    """Return whether the last axis is colour and no plane: three behind larger ones."""
+    if array.ndim != 3:
+        return False
+    height, width, channels = array.shape
+    larger = min(height, width) > 4
+    return bool(larger and channels == 3)
+
+
 def _stack(array: Array, slices: int) -> Array:
     """Return an array as slices (n, H, W); `slices` is the axis that counts them."""
     if array.dtype.kind not in "iufb":
         raise UnreadableError("unsupported", f"an array of type {array.dtype}")
-    if array.ndim == 3 and array.shape[2] == 3 and min(array.shape[:2]) > 4:
+    if _is_colour(array):
         height, width, _ = array.shape
         check_size(height, width, 3, 4, array.nbytes, coded=False)
         array = luma(array)

@@ -90,7 +90,7 @@ def frame_header(
             corner = corner + turn.shift(axes, (height, width), spacing)
         axes = turn.axes(axes)
         if turn.transpose:
-            height, width = (width, height)
+            height, width = width, height
             spacing = spacing and (spacing[1], spacing[0])
     position, offset = place(axes, corner)
     return Header(

@@ -42,7 +42,8 @@ def tag_values(dataset: Dataset, keywords: Iterable[str]) -> dict[str, str]:
         except (ValueError, TypeError, NotImplementedError):
             continue  # a value that contradicts its own type names nothing
         several = value if isinstance(value, MultiValue) else [value]
-        text = "\\".join(str(one).strip() for one in several if one is not None)
+        texts = [str(one).strip() for one in several if one is not None]
+        text = "\\".join(texts)
         if text:
             values[keyword] = text
     return values

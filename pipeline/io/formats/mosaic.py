@@ -72,7 +72,9 @@ def _corner(dataset: Dataset, tiling: Tiles, k: int) -> Floats | None:
     spacing = pixel_spacing(dataset, 0)
     step = floats(dataset, "SpacingBetweenSlices") or floats(dataset, "SliceThickness")
     start = floats(dataset, "ImagePositionPatient", 3)
-    if axes is None or spacing is None or step is None or start is None:
+    if axes is None or spacing is None:
+        return None
+    if step is None or start is None:
         return None
     # The scanner centres the whole mosaic where the tile should be centred.
     beyond = tiling.side - 1  # tiles, half of them on either side
@@ -121,4 +123,5 @@ def _direction(dataset: Dataset, normal: Floats | None) -> int:
     axes = orientation(dataset, 0)
     if axes is None or normal is None:
         return 1
-    return 1 if float(np.dot(axes[2], normal)) >= 0 else -1
+    along = float(np.dot(axes[2], normal))
+    return 1 if along >= 0 else -1

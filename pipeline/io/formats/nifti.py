@@ -104,8 +104,12 @@ class _Volume:
         a time point.
         """
         count = self.slice_count(plane)
-        times = [frame // count for frame in frames]
-        places = [frame % count for frame in frames]
+        times: list[int] = []
+        places: list[int] = []
+        for frame in frames:
+            time, place = divmod(frame, count)
+            times.append(time)
+            places.append(place)
         if not self.zipped:
             stored = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, order="F")
             pieces = (stored[..., time] for time in times)

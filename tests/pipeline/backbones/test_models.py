@@ -23,7 +23,7 @@ from pipeline.backbones.models import COMPARATORS
 from pipeline.backbones.registry import count_parameters, fetch, known
 from pipeline.backbones.towers import network_parts
 from pipeline.config.tuning import NormTune
-from pipeline.recipe import FamilyName, Recipe
+from pipeline.recipe import FamilyName, Recipe, recipe_of
 from pipeline.tuning.network import TunableNetwork, make_trainable
 from pipeline.tuning.saving import save_network
 from stores import FeatureStore
@@ -443,7 +443,7 @@ def test_a_comparator_goes_through_extract_and_store(tmp_path: Path) -> None:
     )
     extract(load_config(tmp_path / "c.yaml"))
     store = FeatureStore.open(tmp_path / "store")
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     assert recipe.architecture.family == "clip"
     assert recipe.architecture.std == (0.2, 0.25, 0.3)
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.loading import load_config
-from pipeline.recipe import Architecture, PatchTokens, Preprocess, Recipe, Window
+from pipeline.recipe import Architecture, PatchTokens, Preprocess, Recipe, Window, recipe_of
+from stores import ArraySpec, FeatureStore
 from stores.errors import ConfigError
 
 MINIMAL = "data: {root: images}\nstore: store\n"
@@ -98,6 +99,14 @@ def test_equal_values_have_equal_digests_however_they_were_written() -> None:
 def test_every_field_is_in_the_digest(change: dict[str, object]) -> None:
     plain = Recipe(architecture=VIT, weights=RANDOM)
     assert Recipe(**{"architecture": VIT, "weights": RANDOM, **change}).digest != plain.digest
+
+
+def test_the_recipe_of_a_store_is_parsed_once(tmp_path: Path) -> None:
+    recipe = Recipe(architecture=VIT, weights=RANDOM, preprocess=Preprocess(plane="axial"))
+    arrays = {"mean": ArraySpec((6,), "float16")}
+    store = FeatureStore.create(tmp_path / "store", recipe.canonical(), arrays, 8)
+    assert recipe_of(store) == recipe
+    assert recipe_of(FeatureStore.open(store.path)) is recipe_of(store)
 
 
 def test_patch_tokens_as_ever_leave_the_digest_as_it_was() -> None:

@@ -131,7 +131,7 @@ def test_what_goes_out_comes_in_again(
     assert verify(made.path).sound
     receipt = made.receipt(0)
     assert receipt is not None
-    assert receipt["imported"]["file"] == out.name
+    assert receipt.document["imported"]["file"] == out.name
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -51,8 +51,8 @@ def test_each_part_has_its_live_slices_whatever_order_is_asked(store: FeatureSto
     assert slices.counts == {4: 3, 0: 3}
     for part in parts:
         found = slices.of(part)
-        assert [each["row"] for each in found] == live[part.index]
-        assert [each["path"] for each in found] == [f"{row}.dcm" for row in live[part.index]]
+        assert [each.row for each in found] == live[part.index]
+        assert [each.path for each in found] == [f"{row}.dcm" for row in live[part.index]]
 
 
 def test_whole_volumes_are_at_hand_where_slices_depend_on_them(store: FeatureStore) -> None:
@@ -61,7 +61,7 @@ def test_whole_volumes_are_at_hand_where_slices_depend_on_them(store: FeatureSto
     first = PartSlices(store, [store.layout.part(0)], of_mr)
     assert first.joined["row"].to_pylist() == [0, 2, 8, 10]
     near = first.neighbours(first.of(store.layout.part(0)), of_mr)
-    assert {row: [each["row"] for each in many] for row, many in near.items()} == {
+    assert {row: [each.row for each in many] for row, many in near.items()} == {
         0: [2],
         2: [0, 8],
     }

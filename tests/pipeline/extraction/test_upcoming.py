@@ -68,7 +68,7 @@ def test_no_more_parts_are_claimed_ahead_until_one_is_begun(store: FeatureStore)
     assert len(parts.waiting) == PARTS_AHEAD
     assert parts.next_request() is None
     begun = parts.waiting.popleft()
-    assert [slice_["row"] for slice_ in begun.slices] == [0, 1, 2, 3]
+    assert [slice_.row for slice_ in begun.slices] == [0, 1, 2, 3]
     assert requested(parts)[0] == Request("real/m0", (0,))
     assert claimed(store) == {0, 1, 2}
 

@@ -20,7 +20,7 @@ from pipeline.extraction.embed import Speed
 from pipeline.io.decode import read_slices
 from pipeline.preprocessing.perturb import thickened
 from pipeline.preprocessing.prepare import prepare
-from pipeline.recipe import Preprocess, Recipe
+from pipeline.recipe import Preprocess, recipe_of
 from pipeline.segmentation.sources import StoreSource
 from pipeline.tune import tune
 from pipeline.types import Slice
@@ -60,7 +60,7 @@ def config(tmp_path: Path, network: Path) -> Config:
 def assert_true(config: Config, network: Path, folder: str, near: int, gone: str = "") -> None:
     """Hold each slice's features against those of the mean of its and `near` slices beside it."""
     store, backbone = FeatureStore.open(config.store), load_backbone(f"hf:{network}", image_size=56)
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     rows = live(store, folder)
     paths = sorted(rows, key=lambda path: rows[path])
     items = {p: next(iter(read_slices(config.data.root / p, [0]))) for p in paths if p != gone}

@@ -20,10 +20,11 @@ from pipeline.extraction.plan import explain, plan
 from pipeline.io.decode import read_slices
 from pipeline.preprocessing.prepare import prepare
 from pipeline.preprocessing.volume_range import Histogram
-from pipeline.recipe import Percentiles, Preprocess, Recipe, ZScore
+from pipeline.recipe import Percentiles, Preprocess, ZScore, recipe_of
 from pipeline.segmentation.sources import StoreSource
 from pipeline.types import Slice
 from stores import FeatureStore
+from stores._disk import seal, unseal
 from stores.errors import ConfigError
 from stores.verify import verify
 from tests.phantoms import volume, write_jpeg_12, write_series
@@ -135,7 +136,7 @@ def assert_true(config: Config, network: Path, folder: str, left_out: str = "") 
     from pipeline.backbones.load import load_backbone
 
     store, backbone = FeatureStore.open(config.store), load_backbone(f"hf:{network}", image_size=56)
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     rows = {path: row for path, row in live(store, folder).items() if path != left_out}
     items = {path: next(iter(read_slices(config.data.root / path, [0]))) for path in rows}
     low, high = np.percentile([item.pixels for item in items.values()], [2, 90])
@@ -160,7 +161,7 @@ def test_images_are_shown_again_as_the_network_saw_them(config: Config) -> None:
     kept = SimpleNamespace(classes=("background", "x"))
     source = StoreSource(config, store, kept)  # type: ignore[arg-type]
     seen = source.images(np.array(sorted(rows.values()))[::-1])
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     items = {r: next(iter(read_slices(config.data.root / p, [0]))) for p, r in rows.items()}
     ends = np.percentile([item.pixels for item in items.values()], [2, 90])
     for image, row in zip(seen, sorted(rows.values(), reverse=True), strict=True):
@@ -237,8 +238,8 @@ def test_parts_of_one_volume_keep_one_range_whatever_can_be_read_later(config: C
 
     store = FeatureStore.open(extract(config, HERE, Progress(lose, regain)).store)
     row = live(store)[f"a/{one.name}"]
-    receipts = [store.receipt(part) or {} for part in range(4)]
-    assert [receipt["left_out"] for receipt in receipts] == [[row], [], [], []]
+    receipts = [store.receipt(part) for part in range(4)]
+    assert [receipt and receipt.left_out for receipt in receipts] == [(row,), (), (), ()]
     want = store.read("cls")
     for part in (1, 2):
         store.receipts.path(part).unlink()
@@ -246,9 +247,10 @@ def test_parts_of_one_volume_keep_one_range_whatever_can_be_read_later(config: C
     assert store.read("cls").tobytes() == want.tobytes()
     assert verify(store.path).sound
     # Two hosts at once, of which one could not read a slice.
-    receipt = store.receipt(1) or {}
+    path = store.receipts.path(1)
+    receipt = unseal(path)
     ((first, low, high),) = receipt["ranges"]
-    store.receipts.write(1, receipt | {"ranges": [[first, low, high + 1]]})
+    path.write_bytes(seal(receipt | {"ranges": [[first, low, high + 1]]}))
     assert [(f.kind, f.part) for f in verify(store.path).findings] == [("values", 1)]
 
 

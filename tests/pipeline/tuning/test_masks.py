@@ -27,7 +27,7 @@ from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
-from pipeline.recipe import Recipe
+from pipeline.recipe import recipe_of
 from pipeline.segment import segment
 from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.linear import LinearTokenHead
@@ -41,8 +41,9 @@ from stores import FeatureStore
 from stores.errors import ConfigError
 from tests.pipeline.collection import probed_on_train
 from tests.pipeline.models import write_tiny_folder
-from tests.pipeline.processes import ROOT, environment, until
+from tests.pipeline.processes import ROOT, environment
 from tests.pipeline.test_tune import EACH, INTENDED, everywhere
+from tests.waiting import until
 
 SIZE = 56
 BLOCK: dict[str, Any] = {"epochs": 2, "batch": 8, "at_once": 4, "augment": "mild"}
@@ -289,7 +290,7 @@ def test_volumes_scale_the_slices_that_a_network_learns(tmp_path: Path) -> None:
     config = load_config(tmp_path / "c.yaml")
     extract(config, Speed(workers=0))
     store = FeatureStore.open(config.store)
-    recipe = Recipe.model_validate_json(store.recipe_text)
+    recipe = recipe_of(store)
     images = Images(config, store, recipe, torch.device("cpu"), 0)
     rows = store.slices()["row"].to_numpy()
     every = BatchRequest("test", 0, rows, rows, np.arange(len(rows)))

@@ -14,6 +14,7 @@ from pipeline.extraction.embed import Embedded, Progress, Speed
 from pipeline.extraction.sync import make_recipe, name_patient, open_store, update_tables
 from stores import FeatureStore
 from stores.purge import purge, withdraw
+from stores.receipt import Link
 from tests.phantoms import write_png
 from tests.pipeline.models import write_tiny_folder
 
@@ -50,7 +51,7 @@ def test_known_pixels_are_read_once_and_go_on_to_the_next_task(work: Work) -> No
     assert embed_parts(work, [2, 3], Progress()) == DONE
     receipt = store.receipt(3)
     assert receipt is not None
-    assert receipt["links"] == [[12, 0], [13, 1], [14, 2], [15, 3]]
+    assert receipt.links == (Link(12, 0), Link(13, 1), Link(14, 2), Link(15, 3))
 
 
 def test_pixels_that_were_purged_meanwhile_are_embedded_anew(work: Work) -> None:
@@ -63,7 +64,7 @@ def test_pixels_that_were_purged_meanwhile_are_embedded_anew(work: Work) -> None
     assert embed_parts(work, [2, 3], Progress()) == DONE
     receipt = store.receipt(3)
     assert receipt is not None
-    assert receipt["links"] == []
+    assert receipt.links == ()
     np.testing.assert_allclose(store.read("mean", range(12, 16)), first, atol=1e-2)
 
 
@@ -75,7 +76,7 @@ def test_a_part_that_is_embedded_again_does_not_stand_for_itself(work: Work) -> 
     assert embed_parts(work, [0], Progress()) == DONE
     receipt = store.receipt(0)
     assert receipt is not None
-    assert receipt["links"] == []
+    assert receipt.links == ()
     np.testing.assert_array_equal(store.read("mean", range(4)), before)
 
 

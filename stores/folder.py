@@ -1,0 +1,124 @@
+"""A store whose folder holds all of it: the backend of a local or shared file system."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from stores import manifest
+from stores._disk import sync_folder, write_atomic, writing
+from stores.claims import Holder
+from stores.errors import REPAIR, CorruptStoreError, OccupiedError
+
+
+class LocalFolder:
+    """A folder with every file of its store; see `stores.storage.Storage` for the contract.
+
+    Any number of processes may write at a time: their claims, part by part, are files too.
+    """
+
+    shareable = True
+    dates_commits = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def place(self) -> str:
+        """The folder, as people are told of it."""
+        return str(self.folder)
+
+    # --- who writes ------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Do nothing: parts are claimed one by one, and no process needs the whole."""
+        yield
+
+    def writer(self) -> Holder | None:
+        """Return None: there is no one writer."""
+        return None
+
+    def check_shareable(self) -> None:
+        """Do nothing: the work may be shared."""
+
+    def check_writable(self) -> None:
+        """Do nothing: the file system itself refuses what is not to be written."""
+
+    # --- what is there ---------------------------------------------------------------------
+
+    def refresh(self, *, anew: bool = False) -> None:
+        """Do nothing: the folder is what there is."""
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file; None where there is none."""
+        try:
+            # Put together as text: this is asked of every chunk of every part.
+            return os.stat(f"{self.folder}/{name}").st_size
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> set[str]:
+        """Return the names of all files, whoever they are of."""
+        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix() for path in files}
+
+    def fetch(self, name: str, digest: str) -> None:
+        """Raise CorruptStoreError: what is not in the folder is nowhere."""
+        raise CorruptStoreError(f"{self.folder / name} is missing. {REPAIR}")
+
+    @contextlib.contextmanager
+    def fetched(self, names: Iterable[str]) -> Iterator[None]:
+        """Do nothing: the files are here, or nowhere."""
+        yield
+
+    def fetch_folder(self, folder: str) -> None:
+        """Do nothing: the files are here, or nowhere."""
+
+    # --- writing ---------------------------------------------------------------------------
+
+    def adopt(self, built: Path) -> None:
+        """Rename a store that was built beside the folder to its place.
+
+        The place may be an empty folder, or nothing. Raises OccupiedError.
+        """
+        with writing(self.folder):
+            try:
+                built.replace(self.folder)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was quicker
+                    message = f"{self.folder} was filled by another process meanwhile."
+                    raise OccupiedError(message) from None
+                raise
+            sync_folder(self.folder.parent)
+
+    def replace(self, files: Mapping[str, bytes]) -> None:
+        """Replace files of the manifest, all or none. One process at a time may do this."""
+        manifest.replace(self.folder, files)
+
+    def restore(self, names: Iterable[str]) -> None:
+        """Do nothing: what was mended in the folder is mended."""
+
+    def commit(self, receipt: str, data: bytes, chunks: Mapping[str, str]) -> None:
+        """Put the receipt of a part whose chunks are in the folder and on the disk: the commit."""
+        write_atomic(self.folder / receipt, data)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove those of some files that are there."""
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def clear(self, folder: str) -> None:
+        """Remove all that is in a folder of the store, which stays."""
+        for path in (self.folder / folder).glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def publish(self) -> None:
+        """Do nothing: what was computed is where the store is."""

@@ -1,0 +1,162 @@
+"""What a receipt says of its part, read once into types.
+
+Of a receipt's JSON, `document` keeps every key, those of other versions too: what is written again
+(a purge) loses none, and stays byte for byte what it was.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stores._types import Crcs
+from stores.contents import OK, PARTS, UNREADABLE, chunk_file
+from stores.errors import CorruptStoreError
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRecord:
+    """What a receipt vouches for of one chunk's file.
+
+    bytes, sha256: of the file. row_crc32c: base64 of the crc32c of each row, little-endian uint32;
+    None where rows are too small to be read alone.
+    """
+
+    bytes: int
+    sha256: str
+    row_crc32c: str | None = None
+
+    @classmethod
+    def of(cls, size: int, digest: str, row_crcs: Crcs | None) -> ChunkRecord:
+        """Return the record of a file of so many bytes; row_crcs: (chunk rows,) little-endian."""
+        text = None if row_crcs is None else base64.b64encode(row_crcs.tobytes()).decode()
+        return cls(size, digest, text)
+
+    def row_crcs(self) -> Crcs | None:
+        """Return (chunk rows,) the crc32c of each row; None where the receipt has none."""
+        text = self.row_crc32c
+        return None if text is None else np.frombuffer(base64.b64decode(text), "<u4")
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the entry that stands for the chunk in a receipt."""
+        entry: dict[str, Any] = {"bytes": self.bytes, "sha256": self.sha256}
+        if self.row_crc32c is not None:
+            entry["row_crc32c"] = self.row_crc32c
+        return entry
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableRow:
+    """A row whose slice could not be read. reason: one of `stores.errors.Reason`."""
+
+    row: int
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A row that has the same pixels as an earlier one, and its features by copying."""
+
+    row: int
+    original: int
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRange:
+    """The values that became 0 and 1 throughout one volume, named by its first row."""
+
+    row: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One committed part.
+
+    recipe: the digest of the store's. chunks: name (`cls/c/0/0/0`) -> what is vouched for. counts:
+    status -> how many rows. left_out: rows that a volume's range or a thicker slice lacks. purged:
+    rows that a purge emptied. by: the process that wrote it (`host:pid`); empty where features were
+    imported. seconds: by stage.
+    """
+
+    part: int
+    recipe: str
+    chunks: Mapping[str, ChunkRecord]
+    counts: Mapping[int, int]
+    failures: tuple[UnreadableRow, ...]
+    links: tuple[Link, ...]
+    ranges: tuple[VolumeRange, ...]
+    left_out: tuple[int, ...]
+    purged: tuple[int, ...]
+    by: str
+    seconds: Mapping[str, float]
+    document: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, document: Mapping[str, Any]) -> Receipt:
+        """Read a receipt's JSON. Raises CorruptStoreError where it is not as receipts are.
+
+        Only the part, the recipe and the chunks must be there: other keys came with versions, and
+        features that were imported never had them.
+        """
+        try:
+            return cls(
+                part=document["part"],
+                recipe=document["recipe"],
+                chunks={name: _chunk(entry) for name, entry in document["chunks"].items()},
+                counts={int(status): n for status, n in document.get("counts", {}).items()},
+                failures=tuple(_unreadable(entry) for entry in document.get("failures", ())),
+                links=tuple(Link(*pair) for pair in document.get("links", ())),
+                ranges=tuple(VolumeRange(*entry) for entry in document.get("ranges", ())),
+                left_out=tuple(document.get("left_out", ())),
+                purged=tuple(document.get("purged", ())),
+                by=document.get("by", ""),
+                seconds=document.get("seconds", {}),
+                document=document,
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise CorruptStoreError(f"a receipt is not as receipts are: {error!r}.") from None
+
+    @property
+    def embedded(self) -> int:
+        """How many rows have features by a forward pass of their own."""
+        return self.counts.get(OK, 0) - len(self.links)
+
+    @property
+    def read(self) -> int:
+        """How many slices were read, or tried."""
+        return self.counts.get(OK, 0) + self.counts.get(UNREADABLE, 0)
+
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of each chunk's file, by its name within the store."""
+        return {chunk_file(name): record.sha256 for name, record in self.chunks.items()}
+
+    def purged_of(self, rows: Collection[int]) -> dict[str, Any]:
+        """Return the document without what it tells of some rows, which it names as purged."""
+        left = {
+            "failures": [
+                entry for entry in self.document.get("failures", ()) if entry["row"] not in rows
+            ],
+            "links": [[link.row, link.original] for link in self.links if link.row not in rows],
+            "purged": sorted({*self.purged, *rows}),
+        }
+        return {**self.document, **left}
+
+
+def receipt_name(index: int) -> str:
+    """Return where the receipt of a part is within its store."""
+    return f"{PARTS}/{index:07d}.json"
+
+
+def _chunk(entry: Mapping[str, Any]) -> ChunkRecord:
+    return ChunkRecord(entry["bytes"], entry["sha256"], entry.get("row_crc32c"))
+
+
+def _unreadable(entry: Mapping[str, Any]) -> UnreadableRow:
+    return UnreadableRow(entry["row"], entry["reason"], entry.get("detail", ""))
