@@ -130,7 +130,7 @@ def test_a_finished_store_loads_no_backbone(config: Path) -> None:
     store = FeatureStore.open(extract(load_config(config), HERE).store)
     before = store.fingerprint()
     code = (
-        "import sys; from pathlib import Path; from pipeline.config.root import load_config\n"
+        "import sys; from pathlib import Path; from pipeline.config.loading import load_config\n"
         "from pipeline.extract import extract; s = extract(load_config(Path(sys.argv[1])))\n"
         "print(s.embedded, s.found['same'], 'torch' in sys.modules)"
     )
@@ -408,7 +408,7 @@ SLOW = """
 import sys, time
 from pathlib import Path
 import pipeline.backbones.load as b
-from pipeline.config.root import load_config
+from pipeline.config.loading import load_config
 from pipeline.extraction.embed import Speed
 from pipeline.extract import extract
 from pipeline.shared.pseudonyms import Names
