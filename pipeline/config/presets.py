@@ -47,7 +47,8 @@ def expanded(config: Mapping[str, Any]) -> dict[str, Any]:
 
     A preset that is not known is left for the config's own check to refuse.
     """
-    blocks = PRESETS.get(config.get("preset"), {})  # type: ignore[call-overload]
+    name: Any = config.get("preset")
+    blocks = PRESETS.get(name, {})
     filled = dict(config)
     for block, settings in blocks.items():
         given = config.get(block, {})

@@ -370,8 +370,8 @@ def _y(table: pa.Table, result: Result) -> NDArray[Any]:
         return values
     bits = []
     for column in columns:
-        values = column.cast(pa.int8())
-        bits.append(values.fill_null(-1).to_numpy())
+        known = column.cast(pa.int8()).fill_null(-1)
+        bits.append(known.to_numpy())
     y = np.stack(bits, axis=1)
     return y if result.kind == "multilabel" else y.argmax(axis=1)
 
