@@ -18,6 +18,7 @@ from pipeline.recipe import Preprocess, of_volume
 from pipeline.report.sources import Source
 from pipeline.types import Slice
 from stores.errors import UnreadableError
+from stores.slices import slice_rows
 
 SIDE = 96
 QUALITY = 55
@@ -33,12 +34,12 @@ def pictures(source: Source, places: NDArray[np.int64]) -> dict[int, bytes]:
     """
     if source.config is None:
         return {}
-    slices = source.names.revealed(source.slices.take(places)).to_pylist()
+    slices = slice_rows(source.names.revealed(source.slices.take(places)))
     rules = _by_slice(source.recipe.preprocess)
     # The slices of a file follow each other in the table: a request a file opens each once.
     requests = []
-    for path, of_file in groupby(slices, key=lambda s: s["path"]):
-        frames = tuple(s["frame"] for s in of_file)
+    for path, of_file in groupby(slices, key=lambda s: s.path):
+        frames = tuple(s.frame for s in of_file)
         requests.append(Request(path, frames))
     root = source.config.data.root
     drawn: dict[int, bytes] = {}
@@ -46,7 +47,7 @@ def pictures(source: Source, places: NDArray[np.int64]) -> dict[int, bytes]:
     with one_thread(), closing(reading) as reads:
         for read, place, described in zip(reads, places.tolist(), slices, strict=True):
             if isinstance(read.item, Slice):
-                drawn |= _picture(read.item, described["modality"], rules, place)
+                drawn |= _picture(read.item, described.modality, rules, place)
     return drawn
 
 

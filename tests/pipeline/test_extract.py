@@ -35,7 +35,7 @@ from tests.phantoms import (
     write_series,
 )
 from tests.pipeline.models import write_tiny_folder
-from tests.pipeline.processes import at_work, committed, ended, extraction, opened
+from tests.pipeline.processes import at_work, committed, extraction, opened
 from tests.pipeline.slow import Hold
 from tests.waiting import PATIENCE_S, until
 
@@ -484,7 +484,12 @@ def test_two_processes_share_one_store(config: Path, tmp_path: Path) -> None:
     children = [extraction(config, store, hold=hold) for _ in range(2)]
     until(lambda: len(at_work(opened(store))) == 2)
     hold.release()
-    assert sum(ended(child)["embedded"] for child in children) == 24
+    # Who is through first leaves parts to the other, and says so by its exit code.
+    summaries = [json.loads(child.communicate(timeout=PATIENCE_S)[0]) for child in children]
+    assert [child.returncode for child in children] == [
+        0 if summary["clean"] else 1 for summary in summaries
+    ]
+    assert sum(summary["embedded"] for summary in summaries) == 24
     summary = extract(load_config(config), HERE)
     assert (summary.embedded, summary.clean) == (0, True)
     assert len(committed(FeatureStore.open(store))) == 3

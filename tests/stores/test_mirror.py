@@ -38,7 +38,6 @@ from stores.errors import (
     UnwritableError,
 )
 from stores.purge import purge, withdraw
-from stores.slices import FILE_SCHEMA
 from stores.verify import repair, verify
 from tests.phantoms import write_png
 from tests.pipeline.models import write_tiny_folder
@@ -46,7 +45,7 @@ from tests.pipeline.processes import extraction
 from tests.pipeline.test_segment import write_volumes
 from tests.pipeline.test_tune import write_collection
 from tests.pipeline.tokens import token_store
-from tests.stores.conftest import fill, slice_table
+from tests.stores.conftest import NO_FILES, fill, numbered
 from tests.waiting import until
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
@@ -153,11 +152,9 @@ def test_a_corrupted_table_is_read_from_its_copy_and_mended(sent: FeatureStore, 
 
 
 def test_a_patient_is_withdrawn_and_purged_there(sent: FeatureStore, url: str) -> None:
-    table = slice_table([(i, f"f{i}") for i in range(20)])
+    table = numbered(20)
     place = table.schema.get_field_index("patient")
-    sent.write_tables(
-        table.set_column(place, "patient", [["p"] * 3 + ["q"] * 17]), FILE_SCHEMA.empty_table()
-    )
+    sent.write_tables(table.set_column(place, "patient", [["p"] * 3 + ["q"] * 17]), NO_FILES)
     remote.push(sent.path, url)
     with pytest.raises(UnwritableError, match="object storage"):
         withdraw(FeatureStore.open(url), "p")  # not the writer
