@@ -41,7 +41,7 @@ from pipeline.io.digests import narrow, pixel_digest
 from pipeline.io.reader import read_files
 from pipeline.io.types import Request
 from pipeline.preprocessing.prepare import prepare_batch
-from pipeline.recipe import Features, Recipe
+from pipeline.recipe import BatchFeatures, Recipe
 from pipeline.shared.pseudonyms import load_key, reveal_path
 from pipeline.types import Slice
 from stores import FeatureStore
@@ -58,9 +58,9 @@ class Nothing(Backbone):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(torch.nn.Linear(1, 1), recipe.architecture, recipe.image_size, 4)
 
-    def __call__(self, x: torch.Tensor) -> Features:
+    def __call__(self, x: torch.Tensor) -> BatchFeatures:
         dim, b, grid = self.architecture.dim, len(x), self.image_size // self.architecture.patch
-        return Features(
+        return BatchFeatures(
             cls=torch.zeros(b, self.blocks, dim),
             mean=torch.zeros(b, dim),
             patch=torch.zeros(b, 1, 1, dim).expand(b, grid, grid, dim),

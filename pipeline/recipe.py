@@ -292,10 +292,10 @@ class Recipe(Frozen):
                 f"image_size must be a multiple of the patch size {patch}. Got {self.image_size} "
                 f"instead; the nearest are {below} and {below + patch}."
             )
-        own = self.architecture.settings.get("image_size", self.image_size)
-        if own != self.image_size:
+        only = self.architecture.settings.get("image_size", self.image_size)
+        if only != self.image_size:
             raise ValueError(
-                f"image_size must be {own}, the only one that this network takes. "
+                f"image_size must be {only}, the only one that this network takes. "
                 f"Got {self.image_size} instead."
             )
         if self.blocks > depth:
@@ -331,13 +331,13 @@ class Recipe(Frozen):
         # One block has no axis of its own.
         tokens = (side, side) if blocks == 1 else (blocks, side, side)
         shapes = {"cls": (self.blocks, dim), "mean": (dim,), "patch": (*tokens, dim)}
-        found: dict[str, tuple[tuple[int, ...], str]] = {}
+        arrays: dict[str, tuple[tuple[int, ...], str]] = {}
         for name in self.outputs:
-            found[name] = shapes[name], self.dtype
+            arrays[name] = shapes[name], self.dtype
         if self.patch.coding == "int8":
-            found["patch"] = shapes["patch"], "int8"
-            found["patch_scale"] = tokens, "float32"
-        return found
+            arrays["patch"] = shapes["patch"], "int8"
+            arrays["patch_scale"] = tokens, "float32"
+        return arrays
 
     @property
     def random(self) -> bool:
@@ -366,7 +366,7 @@ class Recipe(Frozen):
 
 
 @dataclass(frozen=True)
-class Features:
+class BatchFeatures:
     """One batch's features, float32.
 
     cls (b, l, d): CLS tokens of the last l blocks after the final LayerNorm, oldest first;

@@ -1,4 +1,4 @@
-"""The frozen types of FLOW 2: what is asked of a store, what it is asked of, what is answered."""
+"""Answers as they are filed: scores with intervals, counts, what they were computed from."""
 
 from __future__ import annotations
 

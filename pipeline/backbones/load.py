@@ -29,7 +29,7 @@ from pipeline.backbones.weights import (
     find_weights,
     stamp_of,
 )
-from pipeline.recipe import Architecture, Features, Precision, Recipe, Treatment
+from pipeline.recipe import Architecture, BatchFeatures, Precision, Recipe, Treatment
 from stores.errors import ConfigError, WeightsError
 
 # An untrained network: std of its weights and of its position embeddings, and the scale of its
@@ -45,7 +45,7 @@ _WRAPPERS = ("teacher", "model", "state_dict")
 class Backbone:
     """A network with its input size, mean and std.
 
-    Called with x, float32 (b, 3, S, S), already normalised, on any device; returns Features in
+    Called with x, float32 (b, 3, S, S), already normalised, on any device; returns BatchFeatures in
     float32 on the network's device. precision: what matrices are multiplied in, as DINOv2's own
     evaluation does it (autocast); sums and the weights on file stay float32. compiled: by
     torch.compile, anew for each batch size.
@@ -82,11 +82,11 @@ class Backbone:
         return self._model
 
     @torch.inference_mode()
-    def __call__(self, x: Tensor) -> Features:
+    def __call__(self, x: Tensor) -> BatchFeatures:
         """Return the features of a batch; refuses any shape but (b, 3, S, S)."""
         return self.forward(x)
 
-    def forward(self, x: Tensor) -> Features:
+    def forward(self, x: Tensor) -> BatchFeatures:
         """Return the features of a batch, which gradients can be taken of."""
         size = self.image_size
         if x.ndim != 4 or tuple(x.shape[1:]) != (3, size, size):
@@ -107,7 +107,7 @@ class Backbone:
             patch = torch.stack([*normed, tokens], dim=1)
         grid = size // self.architecture.patch
         patch = patch.unflatten(-2, (grid, grid))  # (b, h, w, d), or (b, l, h, w, d)
-        return Features(cls=cls.float(), mean=tokens.mean(dim=1), patch=patch)
+        return BatchFeatures(cls=cls.float(), mean=tokens.mean(dim=1), patch=patch)
 
     def _autocast(self) -> torch.autocast:
         # Disabled, and not left out, for float32: a caller's autocast must not reach the network.

@@ -93,7 +93,7 @@ class Steady:
 
     plain, seen: its metric on the images as they are, and on the view; difference: the second less
     the first, on the same test units. icc_scores: ICC(A,1) of the predictions, the mean over
-    classes; icc_features: see `questions.Result.agreement`.
+    classes; icc_features: as `results.Result.agreement` has it.
     """
 
     question: Question

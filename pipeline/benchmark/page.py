@@ -32,7 +32,7 @@ NAMES = METRICS | {"dice": "Dice"}
 
 
 @dataclass(frozen=True)
-class Layout:
+class PageLayout:
     """A table as the paper lays it out: a line a backbone, a column a question of one setting.
 
     cells: a line's entries, None where there is no answer.
@@ -93,7 +93,7 @@ def _write_tidy(out: Path, table: pa.Table) -> None:
     write_atomic(out / "results.csv", sink.getvalue().to_pybytes())
 
 
-def _layouts(gathered: Gathered) -> list[Layout]:
+def _layouts(gathered: Gathered) -> list[PageLayout]:
     """Return a table a setting, in the order of the questions."""
     layouts = []
     scores = gathered.scores
@@ -103,7 +103,7 @@ def _layouts(gathered: Gathered) -> list[Layout]:
         for name in gathered.backbones:
             entries = tuple(scores[question].get(name) for question in questions)
             lines.append((name, entries))
-        layouts.append(Layout(setting, questions, tuple(lines)))
+        layouts.append(PageLayout(setting, questions, tuple(lines)))
     return layouts
 
 
@@ -145,7 +145,7 @@ def entry_text(entry: Entry | None) -> str:
     return text
 
 
-def _grid(layout: Layout) -> list[list[str]]:
+def _grid(layout: PageLayout) -> list[list[str]]:
     """Return a table's cells: its head, then a row a backbone."""
     head = [layout.setting]
     for question in layout.questions:
@@ -155,7 +155,7 @@ def _grid(layout: Layout) -> list[list[str]]:
     return [head, *lines]
 
 
-def _markdown(layouts: Sequence[Layout], *, random: bool) -> str:
+def _markdown(layouts: Sequence[PageLayout], *, random: bool) -> str:
     grids = [_grid(layout) for layout in layouts]
     tables = [markdown_table(head, lines) for head, *lines in grids]
     stamp = f"**{RANDOM}**: untrained networks made these numbers.\n\n" if random else ""
@@ -186,7 +186,7 @@ def _steady(gathered: Gathered) -> str:
     return "\n" + markdown_table(head, lines) + "\n"
 
 
-def _latex(layouts: Sequence[Layout], *, random: bool) -> str:
+def _latex(layouts: Sequence[PageLayout], *, random: bool) -> str:
     """Return a LaTeX table (booktabs) a setting."""
     stamp = f"{RANDOM}: untrained networks made these numbers. " if random else ""
     out = ["% needs \\usepackage{booktabs}"]
@@ -213,7 +213,7 @@ def _render(
     settings: Benchmark,
     gathered: Gathered,
     outcomes: Sequence[Outcome],
-    layouts: Sequence[Layout],
+    layouts: Sequence[PageLayout],
     figures: dict[str, Figure],
 ) -> str:
     ranking = gathered.ranking

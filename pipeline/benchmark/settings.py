@@ -41,7 +41,7 @@ def _seen_otherwise(method: str) -> bool:
 CellMethod = Annotated[str, AfterValidator(lambda name: one_of(name, (*method_names(), SEGMENT)))]
 
 
-class Backbone(BackboneChoice):
+class BenchmarkBackbone(BackboneChoice):
     """A network; blocks: how many of its last blocks are kept (1 for ResNet)."""
 
     blocks: Annotated[int, Field(ge=1)] = 4
@@ -105,7 +105,7 @@ class Benchmark(Frozen):
 
     out: Path
     datasets: Annotated[dict[str, Path], Field(min_length=1)]
-    backbones: Annotated[dict[str, Backbone], Field(min_length=1)]
+    backbones: Annotated[dict[str, BenchmarkBackbone], Field(min_length=1)]
     settings: Annotated[dict[str, Setting], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     views: tuple[SeenAs, ...] = ()
@@ -159,7 +159,7 @@ def load_benchmark(path: Path) -> Benchmark:
     return settings.model_copy(update=anchored_paths)
 
 
-def _anchored_weights(base: Path, backbone: Backbone) -> Backbone:
+def _anchored_weights(base: Path, backbone: BenchmarkBackbone) -> BenchmarkBackbone:
     """Return a backbone whose weights, where they are a file, are named from anywhere."""
     weights = backbone.weights
     if weights is None or weights.startswith("random:"):

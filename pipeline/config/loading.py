@@ -59,8 +59,8 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
         update={"file": anchored(base, config.labels.file)}
     )
     masks = {
-        name: own.model_copy(update={"root": anchored(base, own.root or config.data.root)})
-        for name, own in config.masks.items()
+        name: masks.model_copy(update={"root": anchored(base, masks.root or config.data.root)})
+        for name, masks in config.masks.items()
     }
     split = config.split
     if split.file is not None:

@@ -21,7 +21,7 @@ FEW_PATIENTS = 20
 
 
 @dataclass(frozen=True)
-class Finding:
+class ReportFinding:
     """One thing to know of a store.
 
     weight: `warn` may undo a result, `note` should be known, `clear` was looked for in vain.
@@ -32,7 +32,7 @@ class Finding:
     text: str
 
 
-def findings(source: Source, stock: Inventory) -> list[Finding]:
+def findings(source: Source, stock: Inventory) -> list[ReportFinding]:
     """Return all findings, what may undo a result first and clear checks last."""
     every = [*_weights(source), *_leakage(source), *_shortcuts(source), *_answers(source)]
     every += _data(stock)
@@ -43,9 +43,9 @@ def findings(source: Source, stock: Inventory) -> list[Finding]:
 _ORDER = ("warn", "note", "clear")
 
 
-def _weights(source: Source) -> Iterator[Finding]:
+def _weights(source: Source) -> Iterator[ReportFinding]:
     if source.recipe.random:
-        yield Finding(
+        yield ReportFinding(
             "weights",
             "warn",
             "RANDOM WEIGHTS: an untrained network made these features. No number here says "
@@ -53,7 +53,7 @@ def _weights(source: Source) -> Iterator[Finding]:
         )
 
 
-def _leakage(source: Source) -> Iterator[Finding]:
+def _leakage(source: Source) -> Iterator[ReportFinding]:
     """Say which pictures exist more than once, exactly or all but, and under whose names."""
     named = dict(zip(source.rows.tolist(), source.patients.tolist(), strict=True))
     twins = []
@@ -63,11 +63,11 @@ def _leakage(source: Source) -> Iterator[Finding]:
         twins.append(people)
     across = [people for people in twins if len({*people}) > 1]
     if not twins:
-        yield Finding("leakage", "clear", "No two slices have exactly the same pixels.")
+        yield ReportFinding("leakage", "clear", "No two slices have exactly the same pixels.")
     elif not across:
         exist = count(len(twins), "picture exists", "pictures exist")
         text = f"{exist} more than once, each within one patient."
-        yield Finding("leakage", "note", text)
+        yield ReportFinding("leakage", "note", text)
     else:
         yield _copies(source, across)
     near: list[str] = []
@@ -75,10 +75,10 @@ def _leakage(source: Source) -> Iterator[Finding]:
         query = _query(result)
         near += [f"{query}: {note}" for note in result.notes if "all but copies" in note]
     if near:
-        yield Finding("leakage", "warn", f"{'; '.join(near)}.")
+        yield ReportFinding("leakage", "warn", f"{'; '.join(near)}.")
 
 
-def _copies(source: Source, across: list[list[str]]) -> Finding:
+def _copies(source: Source, across: list[list[str]]) -> ReportFinding:
     """Say how many pictures stand under several patients, and on which splits' two sides."""
     torn = {}
     for path in sorted((source.store.path / "splits").glob("*.json")):
@@ -102,7 +102,7 @@ def _copies(source: Source, across: list[list[str]]) -> Finding:
         f"{exist} under more than one patient: copies leak from "
         f"train to test however patients are divided. Checked: {where}."
     )
-    return Finding("leakage", "warn" if torn or nameless else "note", text)
+    return ReportFinding("leakage", "warn" if torn or nameless else "note", text)
 
 
 def _on_two_sides(split: Split, across: list[list[str]]) -> int:
@@ -117,7 +117,7 @@ def _on_two_sides(split: Split, across: list[list[str]]) -> int:
     return number
 
 
-def _shortcuts(source: Source) -> Iterator[Finding]:
+def _shortcuts(source: Source) -> Iterator[ReportFinding]:
     """Say how well the features predict each column that a task lists as a shortcut."""
     # Such a column is answered as the task `task/column`.
     shortcuts = [r for (task, _), r in source.results.items() if "/" in task and r.scores]
@@ -130,41 +130,41 @@ def _shortcuts(source: Source) -> Iterator[Finding]:
         tells = f"The features tell {column} with an AUROC of {interval(metric)}"
         ends = spread(metric)
         if ends is None or ends[1] < SHORTCUT:
-            yield Finding("shortcut", "clear", f"{tells}; {task} hardly rests on it.")
+            yield ReportFinding("shortcut", "clear", f"{tells}; {task} hardly rests on it.")
         elif metric.value >= SHORTCUT and ends[0] > CHANCE:
             text = f"{tells}: what scores on {task} may rest on it. Compare within one {column}."
-            yield Finding("shortcut", "warn", text)
+            yield ReportFinding("shortcut", "warn", text)
         else:
             text = f"{tells}: whether {task} rests on it, so few patients cannot tell."
-            yield Finding("shortcut", "note", text)
+            yield ReportFinding("shortcut", "note", text)
     if not shortcuts and source.results:
         text = (
             "No shortcut was looked for: list columns such as view, site or scanner under "
             "shortcuts of a task, and a probe is asked whether the features tell them."
         )
-        yield Finding("shortcut", "note", text)
+        yield ReportFinding("shortcut", "note", text)
 
 
-def _answers(source: Source) -> Iterator[Finding]:
+def _answers(source: Source) -> Iterator[ReportFinding]:
     """Say which answers are of an earlier store, near chance, or of few test patients."""
     scored = [r for r in source.results.values() if "/" not in r.task and r.scores]
     every: list[Result | Segmented] = [*scored, *source.segmented.values()]
     stale = [_query(r) for r in every if r.provenance.store != source.fingerprint]
     if stale:
         text = f"Computed before the store last changed: {'; '.join(stale)}. Evaluate again."
-        yield Finding("stale", "warn", text)
+        yield ReportFinding("stale", "warn", text)
     vague = [r for r in scored if _vague(r)]
     if vague:
         each = "; ".join(f"{_query(r)} {interval(r.scores[-1].metrics['auroc'])}" for r in vague)
         text = f"{len(vague)} of {len(scored)} AUROCs cannot be told from chance: {each}."
-        yield Finding("chance", "note", text)
+        yield ReportFinding("chance", "note", text)
     # All answers to a task have the same test patients: it is named once.
     patients = {r.task: r.counts["test"].patients for r in every}
     few = {task: n for task, n in patients.items() if n < FEW_PATIENTS}
     if few:
         each = ", ".join(f"{task} {n}" for task, n in few.items())
         text = f"Tested on fewer than {FEW_PATIENTS} patients, so intervals say little: {each}."
-        yield Finding("chance", "note", text)
+        yield ReportFinding("chance", "note", text)
 
 
 def _vague(result: Result) -> bool:
@@ -179,7 +179,7 @@ def _query(result: Result | Segmented) -> str:
     return f"{result.task} by {by}"
 
 
-def _data(stock: Inventory) -> Iterator[Finding]:
+def _data(stock: Inventory) -> Iterator[ReportFinding]:
     """Say what of the collection is not in the numbers, and what paths give away."""
     lost = dict.fromkeys(("file", "slice"), 0)
     for loss in stock.losses:
@@ -187,10 +187,10 @@ def _data(stock: Inventory) -> Iterator[Finding]:
     if any(lost.values()):
         each = " and ".join(count(n, what) for what, n in lost.items() if n)
         text = f"{each} could not be embedded; the reasons are listed below."
-        yield Finding("data", "note", text)
+        yield ReportFinding("data", "note", text)
     if stock.waiting:
         text = f"{count(stock.waiting, 'slice')} wait to be embedded: run radprobe extract."
-        yield Finding("data", "warn", text)
+        yield ReportFinding("data", "warn", text)
     if named := stock.flags.get("identifier-in-path"):
         text = f"{count(named, 'slice')} have an identifier of their patient in their path."
-        yield Finding("data", "note", text)
+        yield ReportFinding("data", "note", text)

@@ -20,7 +20,7 @@ from pipeline.report import tables
 from pipeline.report.atlas import Atlas, Column, Places, Scale, check_shared, draw_map
 from pipeline.report.comparison import Comparison, compare_sources
 from pipeline.report.figures import Drawn, overview, task_figures
-from pipeline.report.findings import Finding, findings
+from pipeline.report.findings import ReportFinding, findings
 from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
@@ -38,7 +38,7 @@ class Chapter:
 
     source: Source
     stock: Inventory
-    findings: list[Finding]
+    findings: list[ReportFinding]
     overview: Drawn | None
     tasks: dict[str, list[Drawn]]
     atlas: Atlas | None

@@ -33,7 +33,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class References:
+class TokenReferences:
     """An index of m unit tokens, and their classes' shares (m, c)."""
 
     index: faiss.IndexFlatIP
@@ -44,7 +44,7 @@ class References:
 class NeighbourHead:
     """References that know their masks; see `contracts.FittedHead`."""
 
-    references: References
+    references: TokenReferences
     k: int
     temperature: float
     setting: dict[str, float]
@@ -90,7 +90,11 @@ def fit(source: TokenSource, parts: Parts, settings: Segment, *, device: str) ->
 
 
 def _dice_on(
-    source: TokenSource, val: Rows, references: References, ks: Sequence[int], temperature: float
+    source: TokenSource,
+    val: Rows,
+    references: TokenReferences,
+    ks: Sequence[int],
+    temperature: float,
 ) -> NDArray[np.float64]:
     """Return the Dice on val by each k."""
     overlap = Overlap(len(ks), len(source.classes))
@@ -102,7 +106,7 @@ def _dice_on(
     return overlap.dice()
 
 
-def collect_references(source: TokenSource, rows: Rows, settings: Segment) -> References:
+def collect_references(source: TokenSource, rows: Rows, settings: Segment) -> TokenReferences:
     """Return the patches of rows as references, equally many of each where not all may stay."""
     rng = np.random.default_rng(settings.seed)
     if len(rows) > settings.references:
@@ -124,7 +128,7 @@ def collect_references(source: TokenSource, rows: Rows, settings: Segment) -> Re
             index.add(unit_length(of_chosen))
             share = by_patch[i].reshape(number, -1)
             shares.append(share[chosen])
-    return References(index, np.concatenate(shares))
+    return TokenReferences(index, np.concatenate(shares))
 
 
 def class_shares(masks: NDArray[np.uint8], grid: tuple[int, int], classes: int) -> Floats:
@@ -148,7 +152,7 @@ def class_shares(masks: NDArray[np.uint8], grid: tuple[int, int], classes: int) 
 
 
 def vote(
-    references: References, batch: Batch, ks: Sequence[int], temperature: float, size: int
+    references: TokenReferences, batch: Batch, ks: Sequence[int], temperature: float, size: int
 ) -> dict[int, NDArray[np.uint8]]:
     """Return for each k the likeliest label values (b, S, S) of a batch; size: S."""
     tokens = _last_block(batch)

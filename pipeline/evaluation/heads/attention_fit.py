@@ -108,7 +108,7 @@ def fit(given: FitInput[AttentionSettings]) -> Attention:
     val = given.parts["val"]
     truth = units.at(val)
     qualities = []
-    training = Training(given, given.parts["train"], objective)
+    training = AttentionTraining(given, given.parts["train"], objective)
     for _ in range(given.settings.epochs):
         training.epoch()
         on_val = training.weigher.proba(given.x, val)
@@ -119,7 +119,7 @@ def fit(given: FitInput[AttentionSettings]) -> Attention:
         return Attention(None, 0, [*objective.notes, note])
     best = int(np.nanargmax(qualities)) + 1
     # Again from the start: val is worth learning from too, once it has said when to end.
-    again = Training(given, given.train_and_val, objective)
+    again = AttentionTraining(given, given.train_and_val, objective)
     for _ in range(best):
         again.epoch()
     return Attention(again.weigher, best, objective.notes)
@@ -133,7 +133,7 @@ def predict(model: Attention, x: Floats, rows: Rows) -> Predicted:
     return Predicted([Prediction({"epochs": model.epochs}, proba)], model.notes)
 
 
-class Training:
+class AttentionTraining:
     """A network, its optimiser, and the units it learns from."""
 
     def __init__(

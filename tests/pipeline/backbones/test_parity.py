@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.backbones import load_backbone
-from pipeline.recipe import Features
+from pipeline.recipe import BatchFeatures
 from tests.pipeline.models import official_shapes, recipe_state
 
 REFERENCE = Path(__file__).with_name("parity") / "vits14.npz"
@@ -54,14 +54,14 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(
     scope="module", params=[("vits14", 224), ("vits14", 518), ("vits14_reg", 224)], ids=name_of
 )
-def case(request: pytest.FixtureRequest, official: dict[str, Path]) -> tuple[str, Features]:
+def case(request: pytest.FixtureRequest, official: dict[str, Path]) -> tuple[str, BatchFeatures]:
     """Return the name of a reference output, and our features of its input."""
     model, size = request.param
     backbone = load_backbone(f"dinov2_{model}", official[model], image_size=size)
     return name_of(request.param), backbone(picture(size))
 
 
-def differences(features: Features, expected: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+def differences(features: BatchFeatures, expected: Mapping[str, NDArray[Any]]) -> dict[str, float]:
     """Return the largest difference from each reference output."""
     patches = features.patch[0].flatten(0, 1)
     ours = {
@@ -76,7 +76,7 @@ def differences(features: Features, expected: Mapping[str, NDArray[Any]]) -> dic
     return {name: float(np.abs(ours[name].numpy() - expected[name]).max()) for name in compared}
 
 
-def test_features_equal_the_official_model(case: tuple[str, Features]) -> None:
+def test_features_equal_the_official_model(case: tuple[str, BatchFeatures]) -> None:
     name, features = case
     with np.load(REFERENCE) as file:
         expected = {
@@ -90,7 +90,7 @@ def test_features_equal_the_official_model(case: tuple[str, Features]) -> None:
 
 
 @pytest.mark.skipif(not FULL, reason="RADPROBE_PARITY (reference outputs) is not set")
-def test_features_equal_all_reference_outputs(case: tuple[str, Features]) -> None:
+def test_features_equal_all_reference_outputs(case: tuple[str, BatchFeatures]) -> None:
     name, features = case
     with np.load(Path(str(FULL)) / f"{name}.npz") as full, np.load(REFERENCE) as trimmed:
         largest = differences(features, full)
