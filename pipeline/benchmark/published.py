@@ -52,8 +52,8 @@ def _listed() -> Iterator[Published]:
     for backbone, values in _NIH.items():
         yield Published("nih", backbone, "linear", None, values[-1], _AUROC)
     for backbone, values in _MONTGOMERY.items():
-        for shots, value in zip((*SHOTS, None), values, strict=True):
-            yield Published("montgomery", backbone, "segment decoder", shots, value, _OVERLAP)
+        for number, value in zip((*SHOTS, None), values, strict=True):
+            yield Published("montgomery", backbone, "segment decoder", number, value, _OVERLAP)
     cited = "Dice at 448, cited by others"
     yield Published("amos", "dinov2_vitg14", "segment decoder", None, 0.642, cited)
 

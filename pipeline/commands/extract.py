@@ -79,8 +79,8 @@ def extract(
         nothing = "Nothing was embedded, so there is no trace."
         print_line(err, written if summary.embedded else nothing)
     if not summary.slices:
-        where = settings.data.root
-        print_line(err, f"No image was found in {where}: check data.root, include and exclude.")
+        root = settings.data.root
+        print_line(err, f"No image was found in {root}: check data.root, include and exclude.")
         raise typer.Exit(1)
     # What a shard leaves to live ones is theirs to do.
     if not (summary.done_here if shard else summary.clean):

@@ -193,4 +193,5 @@ def linear_cka(x: Floats, y: Floats) -> float:
 
 
 def _centred(x: Floats) -> NDArray[np.float64]:
-    return x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
+    centred: NDArray[np.float64] = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
+    return centred
