@@ -187,31 +187,35 @@ def test_a_head_is_one_module_and_one_line(tmp_path: Path) -> None:
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     code = (
-        "import sys\n"
+        "import json, sys\n"
         "from pipeline.config.heads import HEADS, Registered\n"
         "HEADS['nearest_mean'] = Registered(\n"
         "    'tests.pipeline.evaluation.heads.nearest_mean',\n"
         "    'Take the class of the nearest mean.')\n"
         "from pipeline.benchmark.settings import Setting\n"
         "Setting(method='nearest_mean', options={'temperature': 3.0})\n"
-        "from pipeline.cli import main\n"
-        "main()"
+        "from pipeline.cli import app\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    app(words, standalone_mode=False)\n"
+        "    print('=====')"
     )
-
-    def radprobe(*words: str) -> str:
-        command = [sys.executable, "-c", code, *words]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=Path(__file__).parents[4]
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    path = str(tmp_path / "c.yaml")
-    (result,) = json.loads(radprobe("nearest_mean", path, "--json"))
+    path, page = str(tmp_path / "c.yaml"), tmp_path / "page.html"
+    commands = [
+        ["--help"],
+        ["nearest_mean", path, "--json"],
+        ["nearest_mean", path],
+        ["nearest_mean", path, "--json"],
+        ["report", path, "--out", str(page)],
+    ]
+    command = [sys.executable, "-c", code, json.dumps(commands)]
+    root = Path(__file__).parents[4]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    listed, first, shown, again, _, _ = done.stdout.split("=====")
+    assert "Take the class of the nearest mean." in listed
+    (result,) = json.loads(first)
     assert result["settings"]["temperature"] == 2.0
     assert result["scores"][0]["metrics"]["auroc"]["value"] > 0.9
-    assert "Nearest class mean" in radprobe("nearest_mean", path)
-    assert json.loads(radprobe("nearest_mean", path, "--json"))[0]["cached"]
-    assert "Take the class of the nearest mean." in radprobe("--help")
-    radprobe("report", path, "--out", str(tmp_path / "page.html"))
-    assert "Nearest class mean" in (tmp_path / "page.html").read_text()
+    assert "Nearest class mean" in shown
+    assert json.loads(again)[0]["cached"]
+    assert "Nearest class mean" in page.read_text()
