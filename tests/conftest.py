@@ -9,5 +9,10 @@ from __future__ import annotations
 import os
 
 # Read when numpy and torch are first imported, and by the processes that tests start.
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+for name in (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "TORCHINDUCTOR_COMPILE_THREADS",  # more are processes, which import torch for one test
+):
     os.environ.setdefault(name, "1")

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from docs import house
+from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.config.methods import Method
 from pipeline.datasets.describing import describe
@@ -121,7 +123,7 @@ def test_nih(tmp_path: Path, network: Path) -> None:
 # --- the tutorial -----------------------------------------------------------------------------
 
 
-def test_the_tutorial(tmp_path: Path, network: Path) -> None:
+def test_the_tutorial(tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = []
     for i in range(30):
         if i % 3:
@@ -139,15 +141,13 @@ def test_the_tutorial(tmp_path: Path, network: Path) -> None:
     (tmp_path / "my.yaml").write_text(with_network(text, network))
     commands = [line for block in blocks("tutorial.md", "sh") for line in block.splitlines()]
     assert len(commands) == 8
-    environment = {**os.environ, "PYTHONPATH": str(DOCS.parent), "COLUMNS": "120"}
     printed = ""
+    monkeypatch.chdir(tmp_path)
     for command in commands:
         name, *arguments = command.split()
         assert name == "radprobe"
-        done = subprocess.run(
-            [*RADPROBE, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, (command, done.output, done.exception)
         printed += done.stdout
     for said in ("To embed: 51 slices", "51 embedded", "Every file was read", "AUROC", "Sound"):
         assert said in printed

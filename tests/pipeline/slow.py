@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 _PAUSE_S = 0.01
+_PARENT = os.getppid()
 
 
 class Hold:
@@ -51,7 +52,8 @@ def _slow_network(load: ModuleType) -> None:
 
     def slowly(self: Any, x: Any) -> Any:
         time.sleep(float(os.environ["COST_S"]) * len(x))
-        while _is_held():
+        # Not for ever where the tests have ended, and nobody is left to release it.
+        while _is_held() and os.getppid() == _PARENT:
             time.sleep(_PAUSE_S)
         return plain(self, x)
 
@@ -67,7 +69,7 @@ def _slow_disk() -> None:
 
     def slowly(descriptor: int) -> None:
         time.sleep(float(os.environ["SYNC_S"]))
-        while os.path.exists(os.environ["STALLED"]):
+        while os.path.exists(os.environ["STALLED"]) and os.getppid() == _PARENT:
             time.sleep(_PAUSE_S)
         plain(descriptor)
 

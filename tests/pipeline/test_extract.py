@@ -484,12 +484,15 @@ def test_two_processes_share_one_store(config: Path, tmp_path: Path) -> None:
     children = [extraction(config, store, hold=hold) for _ in range(2)]
     until(lambda: len(at_work(opened(store))) == 2)
     hold.release()
-    # Who is through first leaves parts to the other, and says so by its exit code.
-    summaries = [json.loads(child.communicate(timeout=PATIENCE_S)[0]) for child in children]
-    assert [child.returncode for child in children] == [
-        0 if summary["clean"] else 1 for summary in summaries
-    ]
-    assert sum(summary["embedded"] for summary in summaries) == 24
+    done = []
+    for child in children:
+        said, complained = child.communicate(timeout=PATIENCE_S)
+        done.append(json.loads(said))
+        # One may be through while the other is still at its last part, and then says so.
+        assert done[-1]["clean"] == (not done[-1]["parts_elsewhere"]), complained
+        assert child.returncode == (0 if done[-1]["clean"] else 1)
+    assert sum(summary["embedded"] for summary in done) == 24
+    assert all(summary["embedded"] for summary in done)
     summary = extract(load_config(config), HERE)
     assert (summary.embedded, summary.clean) == (0, True)
     assert len(committed(FeatureStore.open(store))) == 3

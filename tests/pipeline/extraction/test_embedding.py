@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,15 @@ from tests.pipeline.test_extract import arrays_of, write_config
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
 ROWS = 20
+
+
+@pytest.fixture(autouse=True)
+def two_lanes() -> Iterator[None]:
+    """Have passes run side by side, as on two cores, whatever the tests otherwise compute on."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -19,8 +17,10 @@ import pytest
 import yaml
 from PIL import Image
 from sklearn.metrics import precision_recall_curve, roc_curve
+from typer.testing import CliRunner
 
 from pipeline.annotations.units import Truth
+from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics.metrics import score
@@ -297,10 +297,10 @@ def test_a_store_alone_has_no_pictures_and_says_why(config: Path, tmp_path: Path
 
 
 def test_every_figure_is_a_file(config: Path, tmp_path: Path) -> None:
-    done = radprobe(
-        "report", config, "--out", tmp_path / "r.html", "--figures", tmp_path / "f", "--json"
-    )
-    assert done.returncode == 0, done.stderr
+    page, figures = str(tmp_path / "r.html"), str(tmp_path / "f")
+    command = ["report", str(config), "--out", page, "--figures", figures, "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     names = {Path(path).name for path in told["figures"]}
     stems = {n.removesuffix(".svg") for n in names if n.endswith(".svg")}
@@ -382,12 +382,6 @@ def test_segmentations_without_their_images_have_no_overlays(segmented: Written)
     (source,) = open_sources([store])
     keys = [drawn.key for drawn in segmentation_figures(source, "organ")]
     assert keys == ["organ-segmented-structures", "organ-segmented-patients"]
-
-
-def radprobe(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    code = "from pipeline.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 # --- in a browser -------------------------------------------------------------------------------
