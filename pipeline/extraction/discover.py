@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.data import Data
+from pipeline.extraction.lone_slices import flag_lone_slices
 from pipeline.extraction.walk import walk
 from pipeline.io.decode import check_tags, read_headers
 from pipeline.io.formats.limits import DICOMDIR, as_unreadable
@@ -133,7 +134,8 @@ def discover(
     del known, live, unchanged_paths, new, to_reopen, reopened
     grouped = as_table(_grouped(places), SLICE_SCHEMA)
     del places
-    slices = pa.concat_tables([grouped, remaining])
+    # Of all slices, since those of other series, old ones too, decide on it.
+    slices = flag_lone_slices(pa.concat_tables([grouped, remaining]))
     counts = _counts(files, slices["path"])
     files = _with_reasons(files, counts, opener.refused, files_before)
     return Discovery(

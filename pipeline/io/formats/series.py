@@ -12,6 +12,8 @@ is repaired: oddities become flags.
     time-points-unclear  places that come up several times, and no word of when
     copy                 a slice that is there twice, by its SOPInstanceUID; the first is none
     shared-series        a SeriesInstanceUID that several patients or studies have
+    one-slice-series     slices of one volume, each with a SeriesInstanceUID of its own (told by
+                         `pipeline.extraction.lone_slices`)
     localizer, oblique, mosaic, no-orientation: said by the file itself
 """
 
@@ -142,6 +144,13 @@ def _oddities(volume: list[Place]) -> set[str]:
         if step >= limit and _shift(a, b) > _TILT * step:
             oddities.add("gantry-tilt")
     return oddities
+
+
+def is_even(distances: list[float]) -> bool:
+    """Return whether distances along the normal (mm) are those of one volume's slices."""
+    if not distances or min(distances) <= 0:
+        return False
+    return "variable-spacing" not in _spacing_oddities(distances)
 
 
 def _spacing_oddities(distances: list[float]) -> set[str]:

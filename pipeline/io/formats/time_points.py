@@ -8,7 +8,7 @@ doubt. Where nothing tells, the slices stay together, flagged: none is dealt out
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pipeline.io.formats.stacks import Place, along_normal, by_position, in_time
@@ -63,17 +63,19 @@ def time_points(group: list[Place]) -> list[list[Place]]:
 
 def _begin(part: list[Place]) -> tuple[object, ...]:
     """Return what sorts volumes in time: of the slices of each, the first."""
-    return min(map(_by_acquisition, part))
+    return min(map(_as_volume, part))
 
 
-def _by_acquisition(place: Place) -> tuple[object, ...]:
-    """Return what sorts slices in time, by the numbers of their acquisitions as a last resort."""
-    moments = in_time(place)
-    numbers = [-1.0 if number is None else number for number in place.header.labels[:_PASSES]]
-    # By the moment of acquisition before anything that counts anew in each.
-    acquired = place.header.order[_ACQUIRED:_CREATED]
-    known = [moment for moment in acquired if moment is not None] or [0.0]
-    return *numbers[:1], *known, *numbers[1:], *moments
+def _as_volume(place: Place) -> tuple[object, ...]:
+    """Return what sorts slices of several volumes in time.
+
+    The number of the acquisition comes behind all that has an order in time, for series whose
+    numbers begin anew in each.
+    """
+    header = place.header
+    values = [*header.order, *header.labels[1:_PASSES]]
+    numbers = [-1.0 if value is None else value for value in values]
+    return *numbers, *in_time(place)
 
 
 def _repeats(stacks: Stacks) -> bool:

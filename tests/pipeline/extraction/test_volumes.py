@@ -283,3 +283,27 @@ def test_one_uid_for_all_slices_makes_no_copies(tmp_path):
     assert volumes(tmp_path) == [[f"{k}_{z}" for z in range(3)] for k in range(2)]
     assert flags(tmp_path) == set()
 
+
+# --- a series a slice ----------------------------------------------------------------------------
+
+
+def test_slices_with_a_series_each_are_flagged_while_they_lie_as_a_volume_does(tmp_path):
+    files = []
+    for k, z in enumerate([0, 2, 4, 8, 10]):  # one is missing
+        files.append(write(tmp_path / f"{k}", z, SeriesInstanceUID=f"1.2.{k}"))
+    whole = discover(Data(root=tmp_path), KEY, workers=0)
+    assert whole.slices["flags"].to_pylist() == [["one-slice-series"]] * 5
+    again = discover(Data(root=tmp_path), KEY, known=whole, workers=0)
+    assert again.slices.equals(whole.slices)
+    # Slices that were not opened again lose the flag as well.
+    for path in files[2:]:
+        path.unlink()
+    few = discover(Data(root=tmp_path), KEY, known=whole, workers=0)
+    assert few.slices["flags"].to_pylist() == [[], []]
+
+
+@pytest.mark.parametrize("positions", [[0, 2, 5.3, 6, 9.9], [0, 0, 0, 0, 0]], ids=str)
+def test_single_images_of_a_study_are_no_volume(tmp_path, positions):
+    for k, z in enumerate(positions):
+        write(tmp_path / f"{k}", z, SeriesInstanceUID=f"1.2.{k}")
+    assert flags(tmp_path) == set()
