@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.io.formats.stacks import Place, along_normal, by_position, in_time
@@ -87,7 +88,8 @@ def _repeats(stacks: Stacks) -> bool:
 # --- by labels --------------------------------------------------------------------------------
 
 
-class _Label(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Label:
     """A label of slices, by its number in their headers."""
 
     number: int
@@ -96,7 +98,8 @@ class _Label(NamedTuple):
         return place.header.labels[self.number]
 
 
-class _Clock(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Clock:
     """A moment of slices, by its number in their headers."""
 
     number: int
@@ -175,10 +178,10 @@ def _moments(stacks: Stacks, clock: int) -> list[_Moment]:
             frame = place.header.frame if clock == _INSTANCE else 0
             dated.append(((when or 0.0, frame), place))
         dated.sort(key=lambda pair: pair[0])
-        if len({when for when, _ in dated}) < len(dated):
+        if len({moment for moment, _ in dated}) < len(dated):
             return []
-        for rank, (when, place) in enumerate(dated):
-            moments.append(_Moment(when, rank, number, place))
+        for rank, (moment, place) in enumerate(dated):
+            moments.append(_Moment(moment, rank, number, place))
     return sorted(moments, key=lambda moment: moment[:3])
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pydicom
 import pytest
 
@@ -15,6 +16,8 @@ from pipeline.config.data import Data
 from pipeline.extraction.discover import discover
 from pipeline.io.decode import read_headers
 from pipeline.types import Header
+from stores.reconcile import Known, reconcile
+from stores.slices import with_column
 from tests import phantoms
 
 KEY = b"k" * 32
@@ -307,3 +310,35 @@ def test_single_images_of_a_study_are_no_volume(tmp_path, positions):
     for k, z in enumerate(positions):
         write(tmp_path / f"{k}", z, SeriesInstanceUID=f"1.2.{k}")
     assert flags(tmp_path) == set()
+
+
+# --- stores written before -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_slices_grouped_otherwise_keep_their_rows_unless_scaled_by_their_volume(tmp_path, joined):
+    for z in range(4):
+        write(tmp_path / "a" / f"{z}", z, EchoTime="30" if z % 2 else "30.0")
+        write(tmp_path / "b" / f"{z}", z, SeriesInstanceUID="1.2.3")
+    now = discover(Data(root=tmp_path), KEY, workers=0).slices
+    stored = with_column(now, "row", pa.array(range(8)))
+    # As the store has it: one series in two volumes, by the text of its echo time.
+    names = now["series"].to_pylist()
+    halves = [name if k > 3 or k % 2 else f"{name}.2" for k, name in enumerate(names)]
+    stored = with_column(stored, "series", pa.array(halves))
+    known = Known(
+        pa.array([], pa.string()),
+        digest_of=lambda row: None,
+        hash_file=lambda path: None,
+        boundary=16,
+        joined=lambda modality: joined,
+    )
+    result = reconcile(stored, now, known)
+    live = [row for row in result.slices.to_pylist() if not row["withdrawn"]]
+    anew = [16, 17, 18, 19] if joined else [0, 1, 2, 3]
+    assert sorted(row["row"] for row in live) == sorted([*anew, 4, 5, 6, 7])
+    assert len({row["series"] for row in live}) == 2
+    # No row changes what it is of.
+    before = {row["row"]: row["path"] for row in stored.to_pylist()}
+    after = {row["row"]: row["path"] for row in result.slices.to_pylist()}
+    assert before.items() <= after.items()
