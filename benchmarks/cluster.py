@@ -113,7 +113,9 @@ def chaos(config: Path, place: Path, rng: random.Random, workers: int, cost_s: f
         while run.poll() is None:
             time.sleep(rng.uniform(1, 5))
             if not restarts and len(committed(store)) > turn:
-                cluster.restart_scheduler(rng.uniform(0, 5))
+                cluster.kill_scheduler()
+                time.sleep(rng.uniform(0, 5))
+                cluster.start_scheduler()
                 restarts = 1
             # Not before the last kill was made up for: on a slow machine nothing would be done.
             elif (done := len(committed(store))) > seen and (victims := at_work(store)):

@@ -29,7 +29,7 @@ from tests.pipeline.models import write_tiny_folder
 RUN = """
 import sys
 from pathlib import Path
-from pipeline.config.root import load_config
+from pipeline.config.loading import load_config
 from pipeline.extraction.embed import Speed
 from pipeline.extract import extract
 summary = extract(load_config(Path(sys.argv[1])), Speed(device="cpu", batch_size=32))

@@ -32,7 +32,8 @@ from benchmarks.recheck import embed as commit_made_up
 from pipeline.extraction.distributed import dask_run
 from pipeline.extraction.distributed.clusters import Scheduler, connections
 from pipeline.extraction.distributed.tasks import Work, WorkerOutcome
-from pipeline.extraction.embed import BadLimit, Progress, Speed, _Slices
+from pipeline.extraction.embed import BadLimit, Progress, Speed
+from pipeline.extraction.slices import PartSlices
 from stores import ArraySpec, FeatureStore
 from stores.duplicates import Originals
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
@@ -224,7 +225,7 @@ def tables(folder: Path, slices: int) -> None:
     before, again = memory(), FeatureStore.open(store.path)
     timed("read the slice table", again.slices)
     print(f"{'its memory':<44} {memory() - before:>8.0f} MiB")
-    timed("slices of 64 parts", lambda: _Slices.of_parts(again, again.layout.parts(64 * rows)))
+    timed("slices of 64 parts", lambda: PartSlices.of_parts(again, again.layout.parts(64 * rows)))
     timed("which parts are missing", again.missing)
     timed("status of every row", again.status)
     timed("known pixels (once a process)", lambda: Originals(again, lambda modality: 0))

@@ -67,8 +67,8 @@ def discover(root: AnyPath, **data: Any) -> tuple[pa.Table, pa.Table]:
     from pipeline.config.data import Data
     from pipeline.extraction.discover import discover
 
-    found = discover(Data(root=Path(root), **data), secrets.token_bytes(32))
-    return found.slices, found.files
+    collection = discover(Data(root=Path(root), **data), secrets.token_bytes(32))
+    return collection.slices, collection.files
 
 
 def extract(config: Config, speed: Speed = Speed()) -> Summary:  # noqa: B008 (frozen)
@@ -95,7 +95,7 @@ def features(store: AnyPath, array: str = "cls", blocks: int = 1) -> tuple[NDArr
 
 @dataclass(frozen=True, init=False)
 class Features:
-    """The features of a store by place, read when asked: what a torch DataLoader takes.
+    """The features of a store by place, read when indexed: what a torch DataLoader takes.
 
     slices: the table of the slices that have features, ascending by row. Indexing by a number
     gives (...), by several numbers (b, ...), each chunk of the store read once.
@@ -106,9 +106,12 @@ class Features:
     slices: pa.Table
 
     def __init__(self, store: AnyPath, array: str = "cls", blocks: int = 1) -> None:
-        opened, which = FeatureStore.open(fspath(store)), Selection(array, blocks)
+        opened = FeatureStore.open(fspath(store))
+        which = Selection(array, blocks)
         which.row_shape(opened)  # raises for what is not there
-        names, slices = Names(opened.path), live_slices(opened)
+        names = Names(opened.path)
+        slices = live_slices(opened)
+        # A frozen class sets its fields by the way of its base.
         object.__setattr__(self, "store", opened)
         object.__setattr__(self, "which", which)
         object.__setattr__(self, "slices", names.revealed(slices) if names.has_key else slices)
@@ -119,8 +122,8 @@ class Features:
     def __getitem__(self, places: Any) -> NDArray[Any]:
         """Return the features at one place, a slice of places, or several."""
         rows = self.slices["row"].to_numpy()[places]
-        found = self.which.of(self.store, np.atleast_1d(rows))
-        return found if np.ndim(rows) else found[0]
+        features = self.which.of(self.store, np.atleast_1d(rows))
+        return features if np.ndim(rows) else features[0]
 
     def __getitems__(self, places: Sequence[int]) -> list[NDArray[Any]]:
         """Return a batch, as torch's DataLoader asks for it: one read for all."""

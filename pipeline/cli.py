@@ -30,6 +30,7 @@ from pipeline.commands import (
     weights,
 )
 from pipeline.commands.common import err
+from pipeline.commands.printing import print_line
 from stores.errors import RadprobeError, TooManyBadError
 
 DEBUG = "--debug"
@@ -70,13 +71,13 @@ def main() -> NoReturn:
     except Exception as error:
         if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()
-        code, said = _told(error)
-        err.print(f"radprobe: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
+        code, message = _code_and_message(error)
+        print_line(err, f"radprobe: {message}", style="red")
         sys.exit(code)
     sys.exit(0)
 
 
-def _told(error: Exception) -> tuple[int, str]:
+def _code_and_message(error: Exception) -> tuple[int, str]:
     """Return the exit code and the message of an error."""
     if isinstance(error, RadprobeError):
         return 1 if isinstance(error, TooManyBadError) else 2, str(error)

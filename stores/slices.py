@@ -62,13 +62,17 @@ FILE_SCHEMA = pa.schema(
 )
 
 
+# What stands in a SliceRow for null, so that whoever takes the value need not ask.
+_UNNAMED = {"series": "", "modality": "", "height": 0, "width": 0}
+
+
 @dataclass(frozen=True, slots=True)
 class SliceRow:
     """One row of the slice table, for the slices that are looked at one by one.
 
     Bulk work goes by Arrow's columns: as Python's, a slice takes ten times the room. series and
-    modality are empty where the file named none. A field with a default has it where the table was
-    read without that column.
+    modality are empty and height and width 0 where nothing names them. A field with a default has
+    it where the table was read without that column.
     """
 
     row: int
@@ -79,8 +83,10 @@ class SliceRow:
     patient: str | None = None
     instance: str | None = None
     position_mm: float | None = None
-    height: int | None = None
-    width: int | None = None
+    height: int = 0
+    width: int = 0
+    spacing_y_mm: float | None = None
+    spacing_x_mm: float | None = None
     withdrawn: bool = False
 
 
@@ -90,8 +96,9 @@ def slice_rows(table: pa.Table) -> list[SliceRow]:
     for field in fields(SliceRow):
         if field.name not in table.column_names:
             columns.append(itertools.repeat(field.default))
-        elif field.name in ("series", "modality"):
-            columns.append(value or "" for value in table[field.name].to_pylist())
+        elif field.name in _UNNAMED:
+            unnamed = _UNNAMED[field.name]
+            columns.append(value or unnamed for value in table[field.name].to_pylist())
         else:
             columns.append(table[field.name].to_pylist())
     return [SliceRow(*values) for values in zip(*columns, strict=False)]

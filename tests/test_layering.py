@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterable
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -84,11 +85,13 @@ HOMES = {
 }
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Return the modules a file imports, anywhere, for type checkers as well."""
     return imported(ast.walk(ast.parse(path.read_text(encoding="utf-8"))), path)
 
 
+@cache
 def runs(path: Path) -> set[str]:
     """Return the modules a file imports when it runs, within functions too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import _told
+from pipeline.cli import _code_and_message
 from stores.errors import ConfigError, TooManyBadError
 from tests.mistakes import MISTAKES, PAGE, Mistake, Project, line_of, told
 
@@ -47,8 +47,8 @@ def test_debug_shows_where_it_came_from(project: Project) -> None:
 def test_what_nobody_raised_on_purpose_is_told_too(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as lost:
         (tmp_path / "none").read_text()
-    assert _told(lost.value)[0] == 2
-    assert str(tmp_path / "none") in _told(lost.value)[1]
-    assert "workers" in _told(MemoryError())[1]
-    assert _told(KeyError("x"))[0] == 70
-    assert [_told(e)[0] for e in (ConfigError("x"), TooManyBadError("y"))] == [2, 1]
+    assert _code_and_message(lost.value)[0] == 2
+    assert str(tmp_path / "none") in _code_and_message(lost.value)[1]
+    assert "workers" in _code_and_message(MemoryError())[1]
+    assert _code_and_message(KeyError("x"))[0] == 70
+    assert [_code_and_message(e)[0] for e in (ConfigError("x"), TooManyBadError("y"))] == [2, 1]

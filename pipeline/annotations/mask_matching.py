@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +28,8 @@ from pipeline.shared.paths import matcher, unescape_path
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
+from stores.slices import SliceRow
 
-SliceRow = dict[str, Any]  # of the slice table
 Sources = tuple[str, ...]  # the paths of a mask's files, under their root
 # A glob over images' paths, and the patterns of the mask files of those that it matches.
 Rule = tuple[Callable[[str], bool], tuple[str, ...]]
@@ -233,17 +232,17 @@ def _headers(root: Path, slices: Sequence[SliceRow], plane: Plane) -> list[Heade
         headers = read_headers(root / unescape_path(path), plane)
         return {header.frame: header for header in headers}
 
-    return [by_frame(row["path"])[row["frame"]] for row in slices]
+    return [by_frame(row.path)[row.frame] for row in slices]
 
 
 def _by_instance(file: MaskFile, slices: Sequence[SliceRow], names: Names) -> PlaneNumbers | None:
     """Return the planes by the images' UIDs; None where UIDs do not tell the slices apart."""
-    wanted = {row["instance"] for row in slices}
+    wanted = {row.instance for row in slices}
     if len(wanted) < len(slices) or None in wanted:
         return None
     # The store knows instances by pseudonym alone.
     covered = {names.pseudonym("instance", uid) for uid in file.instances}
-    headers = {}
+    headers: dict[str | None, Header] = {}
     for header in file.headers:
         if header.instance:
             headers[names.pseudonym("instance", header.instance)] = header
@@ -251,7 +250,7 @@ def _by_instance(file: MaskFile, slices: Sequence[SliceRow], names: Names) -> Pl
         return None
     numbers: list[int | None] = []
     for row in slices:
-        drawn_on = headers.get(row["instance"])
+        drawn_on = headers.get(row.instance)
         if drawn_on is None:
             numbers.append(None)
             continue
@@ -332,7 +331,7 @@ def _check_within(header: Header, image: Header) -> None:
 
 
 def _check_shape(header: Header, row: SliceRow) -> None:
-    _check_sizes((header.height, header.width), (row["height"], row["width"]))
+    _check_sizes((header.height, header.width), (row.height, row.width))
 
 
 def _check_sizes(mask: tuple[int, int], image: tuple[int, int]) -> None:

@@ -10,30 +10,38 @@ from pipeline.evaluation.metrics.ranking import Ranking
 from pipeline.report.style import INK, MARKS, RULE, SERIES, SOFT, WIDTH, legend, style
 
 
-def critical_differences(found: Ranking) -> Figure | None:
-    """Draw mean ranks on a line, bars over those that Nemenyi's test does not tell apart."""
-    if found.critical is None:
+def critical_differences(ranking: Ranking) -> Figure | None:
+    """Draw mean ranks on a line (Demsar 2006), bars over those that Nemenyi's test joins.
+
+    None where the ranks have no test: `Ranking.unable` has why.
+    """
+    if ranking.critical is None:
         return None
-    s = len(found.names)
+    s = len(ranking.names)
     with style():
         figure = Figure(figsize=(WIDTH, 1.1 + 0.22 * s), layout="constrained")
         axis = figure.add_subplot()
+        # Better half to the left, the others to the right, so that no two lines cross.
         half = (s + 1) // 2
         depth = [1.0 + i for i in range(half)] + [1.0 + i for i in reversed(range(s - half))]
-        for i, (name, rank) in enumerate(zip(found.names, found.mean_ranks, strict=True)):
+        for i, (name, rank) in enumerate(zip(ranking.names, ranking.mean_ranks, strict=True)):
             left = i < half
             edge = 0.6 if left else s + 0.4
             axis.plot([rank, rank, edge], [0, depth[i], depth[i]], color=SOFT, lw=0.8)
-            axis.plot(rank, 0, color=SERIES[i % len(SERIES)], marker="o", ms=5)
-            said = f"{name}  {rank:.2f} " if left else f" {rank:.2f}  {name}"
-            axis.text(edge, depth[i], said, ha="right" if left else "left", va="center", color=INK)
-        for number, (first, last) in enumerate(found.alike):
-            ends = [found.mean_ranks[first] - 0.03, found.mean_ranks[last] + 0.03]
+            colour = SERIES[i % len(SERIES)]
+            axis.plot(rank, 0, color=colour, marker="o", ms=5)
+            text = f"{name}  {rank:.2f} " if left else f" {rank:.2f}  {name}"
+            side = "right" if left else "left"
+            axis.text(edge, depth[i], text, ha=side, va="center", color=INK)
+        for number, (first, last) in enumerate(ranking.alike):
+            ends = [ranking.mean_ranks[first] - 0.03, ranking.mean_ranks[last] + 0.03]
+            # Bars that overlap lie above each other.
             height = 0.25 + 0.18 * number
             axis.plot(ends, [height, height], color=INK, lw=3, solid_capstyle="butt")
-        axis.plot([1, 1 + found.critical], [-1.1, -1.1], color=INK, lw=1.2, marker="|", ms=7)
-        said = f"critical difference {found.critical:.2f}"
-        axis.text(1.08 + found.critical, -1.1, said, va="center", color=INK)
+        # How long the critical difference is, under the line of ranks.
+        axis.plot([1, 1 + ranking.critical], [-1.1, -1.1], color=INK, lw=1.2, marker="|", ms=7)
+        text = f"critical difference {ranking.critical:.2f}"
+        axis.text(1.08 + ranking.critical, -1.1, text, va="center", color=INK)
         axis.set(xlim=(-0.6, s + 1.6), ylim=(max(depth) + 0.6, -1.6))
         axis.plot([1, s], [0, 0], color=INK, lw=0.8)
         for tick in range(1, s + 1):
@@ -52,7 +60,8 @@ def cost_against_score(points: Mapping[str, tuple[float, float]], metric: str) -
         axis = figure.add_subplot()
         handles = []
         for i, (seconds, score) in enumerate(points.values()):
-            colour, mark = SERIES[i % len(SERIES)], MARKS[i % len(MARKS)]
+            colour = SERIES[i % len(SERIES)]
+            mark = MARKS[i % len(MARKS)]
             handles += axis.plot(1000 * seconds, score, color=colour, marker=mark, ms=7, ls="")
         spent = [seconds for seconds, _ in points.values()]
         if max(spent) > 5 * min(spent):  # decades, where there are any

@@ -15,6 +15,7 @@ from pyarrow import csv
 
 from pipeline.benchmark.collect import Entry, Gathered, Question, gather
 from pipeline.benchmark.figures import cost_against_score, critical_differences
+from pipeline.benchmark.published import Published
 from pipeline.benchmark.run import Outcome, cost
 from pipeline.benchmark.settings import Benchmark, absent
 from pipeline.preprocessing.perturb import VIEWS
@@ -43,40 +44,47 @@ class Layout:
 
     def best(self, column: int) -> float:
         """Return the greatest value of a column."""
-        known = [own[column] for _, own in self.lines]
-        return max(entry.metric.value for entry in known if entry is not None)
+        entries = [of_backbone[column] for _, of_backbone in self.lines]
+        return max(entry.metric.value for entry in entries if entry is not None)
 
     @property
     def has_published(self) -> bool:
-        """Whether a published figure stands beside any entry."""
-        return any(entry and entry.published for _, own in self.lines for entry in own)
+        """Whether any entry has a published figure."""
+        for _, of_backbone in self.lines:
+            if any(entry and entry.published for entry in of_backbone):
+                return True
+        return False
 
 
-def write_benchmark(asked: Benchmark, outcomes: Sequence[Outcome]) -> tuple[Gathered, Path]:
-    """Write what the answers say under `asked.out`; return it, and the page."""
-    found = gather(outcomes)
-    layouts = _layouts(found)
+def write_benchmark(settings: Benchmark, outcomes: Sequence[Outcome]) -> tuple[Gathered, Path]:
+    """Write what the answers say under `settings.out`; return it, and the page."""
+    gathered = gather(outcomes)
+    layouts = _layouts(gathered)
+    out = settings.out
     drawn = {
-        "ranks": critical_differences(found.ranking),
-        "cost": _costs(found, outcomes),
+        "ranks": critical_differences(gathered.ranking),
+        "cost": _costs(gathered, outcomes),
     }
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
-    with writing(asked.out):
-        asked.out.mkdir(parents=True, exist_ok=True)
-        _write_tidy(asked.out, found.tidy)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        # The table first: it has every number, should a figure or page fail.
+        _write_tidy(out, gathered.tidy)
         for name, figure in figures.items():
             for suffix in (".svg", ".png"):
-                save(figure, asked.out / f"{name}{suffix}")
-    stamp = found.random
-    text = _markdown(layouts, random=stamp) + _steady(found)
-    write_atomic(asked.out / "results.md", text.encode())
-    write_atomic(asked.out / "results.tex", _latex(layouts, random=stamp).encode())
-    text = _render(asked, found, outcomes, layouts, figures)
-    write_atomic(asked.out / "benchmark.html", text.encode())
-    return found, asked.out / "benchmark.html"
+                save(figure, out / f"{name}{suffix}")
+    text = _markdown(layouts, random=gathered.random) + _steady(gathered)
+    write_atomic(out / "results.md", text.encode())
+    text = _latex(layouts, random=gathered.random)
+    write_atomic(out / "results.tex", text.encode())
+    page = out / "benchmark.html"
+    text = _render(settings, gathered, outcomes, layouts, figures)
+    write_atomic(page, text.encode())
+    return gathered, page
 
 
 def _write_tidy(out: Path, table: pa.Table) -> None:
+    """Write the table as Parquet and as CSV, each whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     write_atomic(out / "results.parquet", sink.getvalue().to_pybytes())
@@ -85,30 +93,35 @@ def _write_tidy(out: Path, table: pa.Table) -> None:
     write_atomic(out / "results.csv", sink.getvalue().to_pybytes())
 
 
-def _layouts(found: Gathered) -> list[Layout]:
+def _layouts(gathered: Gathered) -> list[Layout]:
+    """Return a table a setting, in the order of the questions."""
     layouts = []
-    for setting in dict.fromkeys(question.setting for question in found.scores):
-        questions = tuple(question for question in found.scores if question.setting == setting)
-        lines = tuple(
-            (name, tuple(found.scores[question].get(name) for question in questions))
-            for name in found.backbones
-        )
-        layouts.append(Layout(setting, questions, lines))
+    scores = gathered.scores
+    for setting in dict.fromkeys(question.setting for question in scores):
+        questions = tuple(question for question in scores if question.setting == setting)
+        lines = []
+        for name in gathered.backbones:
+            entries = tuple(scores[question].get(name) for question in questions)
+            lines.append((name, entries))
+        layouts.append(Layout(setting, questions, tuple(lines)))
     return layouts
 
 
-def _costs(found: Gathered, outcomes: Sequence[Outcome]) -> Figure | None:
+def _costs(gathered: Gathered, outcomes: Sequence[Outcome]) -> Figure | None:
     """Draw each backbone's cost against its mean score over what all backbones answered."""
-    shared = [
-        own for q, own in found.scores.items() if q.ranked and own.keys() == {*found.backbones}
-    ]
+    shared = []
+    for question, entries in gathered.scores.items():
+        # A mean over fewer questions would be of easier, or harder, ones.
+        if question.ranked and entries.keys() == {*gathered.backbones}:
+            shared.append(entries)
     points: dict[str, tuple[float, float]] = {}
     stores = {(o.cell.backbone, o.cell.config.store) for o in outcomes if o.answers}
-    for name in found.backbones:
-        spent = [seconds for b, store in stores if b == name and (seconds := cost(store))]
-        if spent and shared:
-            score = float(np.mean([own[name].metric.value for own in shared]))
-            points[name] = (float(np.mean(spent)), score)
+    for name in gathered.backbones:
+        costs = [cost(store) for backbone, store in stores if backbone == name]
+        known = [seconds for seconds in costs if seconds]
+        if known and shared:
+            score = float(np.mean([entries[name].metric.value for entries in shared]))
+            points[name] = (float(np.mean(known)), score)
     return cost_against_score(points, "mean score")
 
 
@@ -126,14 +139,20 @@ def entry_text(entry: Entry | None) -> str:
     """Return an entry with its interval, and what was published."""
     if entry is None:
         return ""
-    seen = f" (published {entry.published.value:.3f})" if entry.published else ""
-    return interval(entry.metric) + seen
+    text = interval(entry.metric)
+    if entry.published:
+        text += f" (published {entry.published.value:.3f})"
+    return text
 
 
 def _grid(layout: Layout) -> list[list[str]]:
-    head = [f"{column_name(q)}, {NAMES.get(q.metric, q.metric)}" for q in layout.questions]
-    lines = [[name, *map(entry_text, own)] for name, own in layout.lines]
-    return [[layout.setting, *head], *lines]
+    """Return a table's cells: its head, then a row a backbone."""
+    head = [layout.setting]
+    for question in layout.questions:
+        metric = NAMES.get(question.metric, question.metric)
+        head.append(f"{column_name(question)}, {metric}")
+    lines = [[name, *map(entry_text, entries)] for name, entries in layout.lines]
+    return [head, *lines]
 
 
 def _markdown(layouts: Sequence[Layout], *, random: bool) -> str:
@@ -143,8 +162,9 @@ def _markdown(layouts: Sequence[Layout], *, random: bool) -> str:
     return stamp + "\n\n".join(tables) + "\n"
 
 
-def _steady(found: Gathered) -> str:
-    if not found.steady:
+def _steady(gathered: Gathered) -> str:
+    """Return how answers hold on views, as a Markdown table; "" where no view was taken."""
+    if not gathered.steady:
         return ""
     head = ["seen as", "setting", "backbone", "task", "metric"]
     head += ["as it is", "seen so", "difference", "ICC of predictions", "ICC of features"]
@@ -161,16 +181,20 @@ def _steady(found: Gathered) -> str:
             f"{each.icc_scores:.3f}",
             "" if each.icc_features is None else f"{each.icc_features:.3f}",
         ]
-        for each in found.steady
+        for each in gathered.steady
     ]
     return "\n" + markdown_table(head, lines) + "\n"
 
 
 def _latex(layouts: Sequence[Layout], *, random: bool) -> str:
+    """Return a LaTeX table (booktabs) a setting."""
     stamp = f"{RANDOM}: untrained networks made these numbers. " if random else ""
     out = ["% needs \\usepackage{booktabs}"]
     for layout in layouts:
-        head, *lines = [[tex(cell) for cell in row] for row in _grid(layout)]
+        rows = []
+        for row in _grid(layout):
+            rows.append([tex(cell) for cell in row])
+        head, *lines = rows
         out += [
             "\\begin{table}\n\\centering",
             f"\\caption{{{stamp}{head[0]}, with 95\\,\\% intervals over patients.}}",
@@ -186,31 +210,25 @@ def _latex(layouts: Sequence[Layout], *, random: bool) -> str:
 
 
 def _render(
-    asked: Benchmark,
-    found: Gathered,
+    settings: Benchmark,
+    gathered: Gathered,
     outcomes: Sequence[Outcome],
     layouts: Sequence[Layout],
     figures: dict[str, Figure],
 ) -> str:
-    notes = dict.fromkeys(
-        f"{o.cell.dataset}, {o.cell.backbone}, {o.cell.setting}: {note}"
-        for o in outcomes
-        for answer in o.answers
-        for note in answer.notes
-    )
+    ranking = gathered.ranking
     return template("pipeline.benchmark", "benchmark.html").render(
-        asked=asked,
-        found=found,
+        settings=settings,
+        gathered=gathered,
         layouts=layouts,
-        overall=dict(zip(found.ranking.names, found.ranking.mean_ranks, strict=False)),
+        overall=dict(zip(ranking.names, ranking.mean_ranks, strict=False)),
         failed=[outcome for outcome in outcomes if outcome.fault],
-        absent=absent(asked),
+        absent=absent(settings),
         missing=[o for o in outcomes if not o.fault and not o.answers],
         answered=sum(bool(outcome.answers) for outcome in outcomes),
         cells=len(outcomes),
-        notes=list(notes),
-        seen=sorted({e.published for own in found.scores.values() for e in own.values()
-                     if e.published}, key=lambda p: (p.dataset, p.backbone, p.shots or 10**9)),
+        notes=_notes(outcomes),
+        seen=_published_in(gathered),
         NAMES=NAMES,
         VIEWS=VIEWS,
         column_name=column_name,
@@ -219,4 +237,24 @@ def _render(
         figures=figures,
         style=Markup(asset("pipeline.report", "page.css")),
         script=Markup(asset("pipeline.benchmark", "benchmark.js")),
-    )  # fmt: skip
+    )
+
+
+def _notes(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the answers' notes, each with where it comes from, and once: seeds repeat them."""
+    notes: dict[str, None] = {}
+    for outcome in outcomes:
+        cell = outcome.cell
+        where = f"{cell.dataset}, {cell.backbone}, {cell.setting}"
+        for answer in outcome.answers:
+            notes |= dict.fromkeys(f"{where}: {note}" for note in answer.notes)
+    return list(notes)
+
+
+def _published_in(gathered: Gathered) -> list[Published]:
+    """Return the published figures of the tables, by data set and backbone, few shots first."""
+    figures: set[Published] = set()
+    for entries in gathered.scores.values():
+        figures |= {entry.published for entry in entries.values() if entry.published}
+    # None is all patients: it comes after any number of them.
+    return sorted(figures, key=lambda p: (p.dataset, p.backbone, p.shots or 10**9))

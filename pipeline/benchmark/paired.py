@@ -1,4 +1,4 @@
-"""Two backbones' answers to one question, held against each other on the same test units."""
+"""Two backbones' answers to one question, compared on the same test units."""
 
 from __future__ import annotations
 
@@ -40,16 +40,26 @@ def pair(
     Dice, its bootstrap and Wilcoxon's signed ranks. Raises LabelError for other test units.
     """
     if isinstance(first, Segmented) and isinstance(second, Segmented):
-        return _segmented(*(read_units(_path(*each)) for each in ((one, first), (two, second))))
+        return _segmented(read_units(_path(one, first)), read_units(_path(two, second)))
     if not isinstance(first, Result) or not isinstance(second, Result):
         raise LabelError("One backbone was asked for a class, the other for a segmentation.")
-    found = _compared((one, first), (two, second))
-    d = next((d for d in found if d.metric == metric and not d.label), None)
-    if d is None:
+    differences = _compared((one, first), (two, second))
+    overall = _overall(differences, metric)
+    if overall is None:
         return None
     # DeLong's p is of a label; of several labels, the joint difference has its interval alone.
-    p = d.p if d.p is not None else _only_p([x.p for x in found if x.metric == metric])
-    return Paired(d.difference, p, "" if p is None else "DeLong")
+    p = overall.p
+    if p is None:
+        p = _only_p([each.p for each in differences if each.metric == metric])
+    return Paired(overall.difference, p, "" if p is None else "DeLong")
+
+
+def _overall(differences: list[Difference], metric: str) -> Difference | None:
+    """Return the difference of a metric over all labels, if there is one."""
+    for difference in differences:
+        if difference.metric == metric and not difference.label:
+            return difference
+    return None
 
 
 def held_against(
@@ -60,23 +70,28 @@ def held_against(
     That is ICC(A,1), the mean over the classes that vary. None where they have no predictions.
     Raises LabelError for other test units.
     """
-    found = _compared(one, two)
-    d = next((d for d in found if d.metric == metric and not d.label), None)
-    if d is None:
+    overall = _overall(_compared(one, two), metric)
+    if overall is None:
         return None
-    said = [read_predictions(cell.config.store, answer, -1)[1] for cell, answer in (one, two)]
-    return d.difference, float(np.nanmean(icc(np.stack(said, axis=1))))
+    predictions = []
+    for cell, answer in (one, two):
+        _, probabilities, _ = read_predictions(cell.config.store, answer, -1)
+        predictions.append(probabilities)
+    agreement = icc(np.stack(predictions, axis=1))
+    return overall.difference, float(np.nanmean(agreement))
 
 
 def _compared(one: tuple[Cell, Result], two: tuple[Cell, Result]) -> list[Difference]:
     """Return what the second scores above the first; nothing where they have no predictions."""
-    first, second = ((cell.config.store, answer) for cell, answer in (one, two))
+    first = (one[0].config.store, one[1])
+    second = (two[0].config.store, two[1])
     if not all(predictions_path(*each).is_file() for each in (first, second)):
         return []
     return compare(first, second)
 
 
 def _only_p(every: list[float | None]) -> float | None:
+    """Return the one p that there is; None where there are none or several."""
     known = [p for p in every if p is not None]
     return known[0] if len(known) == 1 else None
 
@@ -91,8 +106,8 @@ def _segmented(one: pa.Table, two: pa.Table) -> Paired:
 
     By the units' order: each store has names of its own for patients.
     """
-    tables = one, two
-    first, second = (t["patient"].to_numpy(zero_copy_only=False).astype(np.str_) for t in tables)
+    first = _patients(one)
+    second = _patients(two)
     if len(first) != len(second) or not same_grouping(first, second):
         raise LabelError(
             f"Two backbones segmented other test patients: {len({*first})} and {len({*second})}. "
@@ -102,14 +117,26 @@ def _segmented(one: pa.Table, two: pa.Table) -> Paired:
 
     _, seen, of = np.unique(first, return_index=True, return_inverse=True)
     of = np.argsort(np.argsort(seen))[of]  # in the order of the units, not of names
-    mine, theirs = (_means(t["dice"].to_numpy(zero_copy_only=False), of) for t in tables)
-    apart = (theirs - mine)[np.isfinite(theirs - mine)]
+    differences = _means(_dice(two), of) - _means(_dice(one), of)
+    apart = differences[np.isfinite(differences)]
     if not len(apart):
         raise LabelError("No test patient has a Dice by both backbones.")
+    # A bootstrap over patients: units of one patient are not independent of each other.
     draws = np.random.default_rng(0).integers(0, len(apart), (2000, len(apart)))
     low, high = np.quantile(apart[draws].mean(axis=1), [0.025, 0.975]).tolist()
+    # The test has nothing to rank where all pairs are equal.
     p = float(stats.wilcoxon(apart).pvalue) if np.any(apart) else 1.0
     return Paired(Metric(value=float(apart.mean()), low=low, high=high), p, "Wilcoxon")
+
+
+def _patients(table: pa.Table) -> NDArray[np.str_]:
+    patients: NDArray[np.str_] = table["patient"].to_numpy(zero_copy_only=False).astype(np.str_)
+    return patients
+
+
+def _dice(table: pa.Table) -> NDArray[np.float64]:
+    dice: NDArray[np.float64] = table["dice"].to_numpy(zero_copy_only=False)
+    return dice
 
 
 def _means(dice: NDArray[np.float64], of: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Cells run one after the other, or told from file: what fails is named, and the rest goes on."""
+"""Cells run one after the other, or read from file: what fails is named, and the rest goes on."""
 
 from __future__ import annotations
 
@@ -39,31 +39,36 @@ class Outcome:
     fault: str = ""
 
 
-def run(cells: Sequence[Cell], speed: Speed, tell: Callable[[str], None]) -> list[Outcome]:
+def run(cells: Sequence[Cell], speed: Speed, report: Callable[[str], None]) -> list[Outcome]:
     """Embed each cell's store where slices are missing, then answer it, from file where it can be.
 
-    tell: called with a line a cell. A cell that fails is an Outcome with a fault; where its store
+    report: called with a line a cell. A cell that fails is an Outcome with a fault; where its store
     could not be embedded, so are the others of that store.
     """
+    # How many slices each store was given, or why it could not be: each is embedded once a run.
     stores: dict[Path, int | str] = {}
-    found = []
+    outcomes = []
     for number, cell in enumerate(cells, start=1):
-        started, embedded = time.perf_counter(), 0
+        place = f"[{number}/{len(cells)}]"
+        started = time.perf_counter()
+        embedded = 0
         for config in cell.needs:
             path = config.store
             if path not in stores:
-                tell(f"[{number}/{len(cells)}] {cell.dataset} by {cell.backbone}: {path.name}")
+                report(f"{place} {cell.dataset} by {cell.backbone}: {path.name}")
                 stores[path] = _embed(cell.name, config, speed)
                 embedded += _count(stores[path])
-        faults = [done for each in cell.needs if isinstance(done := stores[each.store], str)]
+        done = [stores[config.store] for config in cell.needs]
+        faults = [fault for fault in done if isinstance(fault, str)]
         outcome = Outcome(cell, fault=faults[0]) if faults else _answered(cell, speed)
         spent = time.perf_counter() - started
-        found.append(replace(outcome, seconds=spent, embedded=embedded))
-        tell(f"[{number}/{len(cells)}] {cell.name}: {said(found[-1])}")
-    return found
+        outcome = replace(outcome, seconds=spent, embedded=embedded)
+        outcomes.append(outcome)
+        report(f"{place} {cell.name}: {in_words(outcome)}")
+    return outcomes
 
 
-def said(outcome: Outcome) -> str:
+def in_words(outcome: Outcome) -> str:
     """Return what came of a cell in words."""
     if outcome.fault:
         return f"failed: {outcome.fault}"
@@ -89,14 +94,16 @@ def _embed(name: str, config: Config, speed: Speed) -> int | str:
 
 
 def _answered(cell: Cell, speed: Speed) -> Outcome:
+    """Return the cell's outcome, its fault where it could not be answered."""
     try:
         answers = answer(cell, speed)
-    except Exception as error:  # as above
+    except Exception as error:  # data too, as a store's fault is
         return Outcome(cell, fault=_fault(cell.name, error))
     return Outcome(cell, answers, computed=sum(not each.cached for each in answers))
 
 
 def _fault(name: str, error: Exception) -> str:
+    """Return an error in one line; where it is not one of ours, its trace is logged."""
     if isinstance(error, RadprobeError):
         return str(error)
     log.debug("%s", name, exc_info=error)
@@ -107,15 +114,15 @@ def answer(cell: Cell, speed: Speed) -> Answers:
     """Return the cell's answers, from file or computed."""
     if cell.method == "segment":
         return tuple(segment.segment(cell.config))
-    asked = [cell.method]
+    methods = [cell.method]
     if cell.method in TUNED:
         by = tune.tune_masks if cell.of == "masks" else tune.tune
-        return tuple(by(cell.config, asked, device=speed.device, workers=speed.workers))
-    return tuple(evaluate.evaluate(cell.config, asked))
+        return tuple(by(cell.config, methods, device=speed.device, workers=speed.workers))
+    return tuple(evaluate.evaluate(cell.config, methods))
 
 
 def on_file(cell: Cell) -> Answers:
-    """Return those of the cell's answers that are on file; none where they cannot be asked yet."""
+    """Return those of the cell's answers that are on file; none where its store is not ready."""
     try:
         if cell.method == "segment":
             return tuple(segment.on_file(cell.config))
@@ -134,7 +141,7 @@ def on_file(cell: Cell) -> Answers:
 class Planned:
     """A store of the plan, and its cells.
 
-    embed: slices that are missing; hours: to embed them, None where nothing tells the pace; cells,
+    embed: slices that are missing; hours: to embed them, None where no pace is known; cells,
     answered: how many there are and how many are on file; head_hours: for the others, by what the
     same settings took elsewhere. fault: why it cannot be looked at.
     """
@@ -155,7 +162,7 @@ def plan_of(cells: Sequence[Cell]) -> list[Planned]:
     """Return what is there and what is missing, a line a store."""
     filed = {cell.name: on_file(cell) for cell in cells}
     pace = _seconds_of(cells, filed)
-    return [_planned(own, filed, pace) for own in by_store(cells)]
+    return [_planned(of_store, filed, pace) for of_store in by_store(cells)]
 
 
 def by_store(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
@@ -170,40 +177,47 @@ def _seconds_of(cells: Sequence[Cell], filed: dict[str, Answers]) -> dict[tuple[
     """Return the mean seconds of an answer on file, by data set and setting."""
     spent: dict[tuple[str, str], list[float]] = {}
     for cell in cells:
-        own = spent.setdefault((cell.dataset, cell.setting), [])
-        own += [each.seconds for each in filed[cell.name]]
-    return {key: sum(own) / len(own) for key, own in spent.items() if own}
+        seconds = spent.setdefault((cell.dataset, cell.setting), [])
+        seconds += [answer.seconds for answer in filed[cell.name]]
+    return {key: sum(seconds) / len(seconds) for key, seconds in spent.items() if seconds}
 
 
 def _planned(
-    own: Sequence[Cell], filed: dict[str, Answers], pace: dict[tuple[str, str], float]
+    cells: Sequence[Cell], filed: dict[str, Answers], pace: dict[tuple[str, str], float]
 ) -> Planned:
-    first = own[0]
-    todo = [cell for cell in own if not filed[cell.name]]
-    known = [pace.get((cell.dataset, cell.setting)) for cell in todo]
-    sure = [seconds for seconds in known if seconds is not None]
-    heads = sum(sure) / 3600 if len(sure) == len(known) else None
-    slices = embed = 0
-    hours: float | None = None
-    fault = ""
+    """Return the line of a store. cells: those of it; pace: seconds by data set and setting."""
+    first = cells[0]
+    todo = [cell for cell in cells if not filed[cell.name]]
+    line = Planned(
+        store=first.config.store.name,
+        dataset=first.dataset,
+        backbone=first.backbone,
+        slices=0,
+        embed=0,
+        hours=None,
+        cells=len(cells),
+        answered=len(cells) - len(todo),
+        head_hours=_head_hours(todo, pace),
+        fault="",
+    )
     try:
         planned = plan(first.config)
-        slices, embed, hours = planned.slices, planned.embed, planned.hours
-        hours = hours if embed else 0.0
-    except (RadprobeError, OSError) as error:
-        fault = str(error)
-    return Planned(
-        first.config.store.name,
-        first.dataset,
-        first.backbone,
-        slices,
-        embed,
-        hours,
-        len(own),
-        len(own) - len(todo),
-        heads,
-        fault,
-    )
+    except (RadprobeError, OSError) as error:  # the other stores are still to be planned
+        return replace(line, fault=str(error))
+    # Without a slice to embed, a pace that is not known does not matter.
+    hours = planned.hours if planned.embed else 0.0
+    return replace(line, slices=planned.slices, embed=planned.embed, hours=hours)
+
+
+def _head_hours(todo: Sequence[Cell], pace: dict[tuple[str, str], float]) -> float | None:
+    """Return the hours that the heads of cells take; None where any one's pace is not known."""
+    hours = 0.0
+    for cell in todo:
+        seconds = pace.get((cell.dataset, cell.setting))
+        if seconds is None:
+            return None
+        hours += seconds
+    return hours / 3600
 
 
 def cost(path: Path) -> float | None:

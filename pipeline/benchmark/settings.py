@@ -1,7 +1,7 @@
-"""What a benchmark asks: data sets, backbones, settings and seeds, and the config of each cell.
+"""What a benchmark is of: data sets, backbones, settings and seeds, and the config of each cell.
 
 A cell is an ordinary config: its store is embedded by `extract`, its answers are filed by
-`evaluate` or `segment` under all they depend on. So a benchmark has no state of its own to lose.
+`evaluate` or `segment` under all they depend on. So a benchmark keeps no state that could be lost.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Setting(Frozen):
 
     of: the masks of a data set, or its tasks; where it is not given, those for `segment` and these
     for the others. Networks alone are tuned on either. image_size: where it is another than the
-    backbone's. options: instead of those in a data set's own config.
+    backbone's. options: instead of those in the config of a data set.
     """
 
     method: CellMethod
@@ -68,7 +68,7 @@ class Setting(Frozen):
         return data
 
     @model_validator(mode="after")
-    def _askable(self) -> Setting:
+    def _fits_its_kind(self) -> Setting:
         can = {"segment": ("masks",)} | dict.fromkeys(TUNED, ("tasks", "masks"))
         if self.of not in can.get(self.method, ("tasks",)):
             raise ValueError(
@@ -79,6 +79,7 @@ class Setting(Frozen):
 
     @model_validator(mode="after")
     def _known_options(self) -> Setting:
+        # Here rather than in each cell's config: the fault is of this file, and named by it.
         block = _block_of(self.method)
         extra = sorted(self.options.keys() - block.model_fields.keys())
         if extra:
@@ -86,8 +87,9 @@ class Setting(Frozen):
         try:
             block.model_validate(self.options)
         except ValidationError as error:
-            said = error.errors()[0]
-            raise ValueError(f"options.{'.'.join(map(str, said['loc']))}: {said['msg']}.") from None
+            first = error.errors()[0]
+            path = ".".join(map(str, first["loc"]))
+            raise ValueError(f"options.{path}: {first['msg']}.") from None
         return self
 
 
@@ -122,8 +124,8 @@ class Benchmark(Frozen):
 class Cell:
     """One data set, by one backbone, in one setting, with one seed; config: all of that.
 
-    of: whether its tasks or its masks are asked; view: what its test images are seen as; needs: the
-    configs whose stores it reads.
+    of: whether its tasks or its masks are answered; view: what its test images are seen as; needs:
+    the configs whose stores it reads.
     """
 
     dataset: str
@@ -138,71 +140,90 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What it is called on the command line and in tables."""
+        """The name on the command line and in tables."""
         seen = "" if self.view == "none" else f"+{self.view}"
         return f"{self.dataset}/{self.backbone}/{self.setting}{seen}/{self.seed}"
 
 
 def load_benchmark(path: Path) -> Benchmark:
     """Read a benchmark file; its paths are relative to it. Raises ConfigError."""
-    asked, base = read_settings(path, Benchmark), path.parent
-    backbones = {
-        name: each.model_copy(update={"weights": str(anchored(base, Path(each.weights)))})
-        if each.weights is not None and not each.weights.startswith("random:")
-        else each
-        for name, each in asked.backbones.items()
+    settings = read_settings(path, Benchmark)
+    base = path.parent
+    anchored_paths = {
+        "out": anchored(base, settings.out),
+        "datasets": {name: anchored(base, file) for name, file in settings.datasets.items()},
+        "backbones": {
+            name: _anchored_weights(base, each) for name, each in settings.backbones.items()
+        },
     }
-    datasets = {name: anchored(base, file) for name, file in asked.datasets.items()}
-    return asked.model_copy(
-        update={"out": anchored(base, asked.out), "datasets": datasets, "backbones": backbones}
-    )
+    return settings.model_copy(update=anchored_paths)
 
 
-def cells_of(asked: Benchmark, only: tuple[str, ...] = ("**",)) -> list[Cell]:
+def _anchored_weights(base: Path, backbone: Backbone) -> Backbone:
+    """Return a backbone whose weights, where they are a file, are named from anywhere."""
+    weights = backbone.weights
+    if weights is None or weights.startswith("random:"):
+        return backbone
+    return backbone.model_copy(update={"weights": str(anchored(base, Path(weights)))})
+
+
+def cells_of(settings: Benchmark, only: tuple[str, ...] = ("**",)) -> list[Cell]:
     """Return the cells that a benchmark has, in order.
 
-    only: globs over their names. A setting is asked of the data sets that have what it needs:
+    only: globs over their names. A setting is for the data sets that have what it needs:
     tasks, or masks; those that are absent have no cells. Raises ConfigError where all are, for a
     config that cannot be read, and where `only` leaves no cell.
     """
-    wanted, gone = matcher(only), absent(asked)
-    if len(gone) == len(asked.datasets):
-        name, file = next(iter(asked.datasets.items()))
+    if len(absent(settings)) == len(settings.datasets):
+        name, file = next(iter(settings.datasets.items()))
         raise ConfigError(
             f"No data set of the benchmark is here: there is no {str(file)!r} of {name!r}, ... "
             "`radprobe dataset NAME FOLDER --out DIR` writes the configs of public sets."
         )
-    found = [cell for cell in _cells(asked) if wanted(cell.name)]
-    if not found:
+    wanted = matcher(only)
+    cells = [cell for cell in _cells(settings) if wanted(cell.name)]
+    if not cells:
         raise ConfigError(
             f"No cell of the benchmark fits {', '.join(only)}. A cell is called "
             "dataset/backbone/setting/seed; a data set needs the `tasks` or `masks` that a "
             "setting is of."
         )
-    return found
+    return cells
 
 
-def absent(asked: Benchmark) -> list[str]:
+def absent(settings: Benchmark) -> list[str]:
     """Return the names of the data sets whose config is not there."""
-    return [name for name, file in asked.datasets.items() if not file.is_file()]
+    return [name for name, file in settings.datasets.items() if not file.is_file()]
 
 
-def _cells(asked: Benchmark) -> Iterator[Cell]:
-    for dataset, file in asked.datasets.items():
+def _cells(settings: Benchmark) -> Iterator[Cell]:
+    """Yield every cell, by data set, backbone, setting and seed, as the file lists them."""
+    for dataset, file in settings.datasets.items():
         if not file.is_file():
             continue
         base = load_config(file)
-        for backbone in asked.backbones:
-            for setting, what in asked.settings.items():
-                if not getattr(base, what.of):
+        for backbone in settings.backbones:
+            for name, setting in settings.settings.items():
+                if not getattr(base, setting.of):
                     continue
-                for seed in asked.seeds:
-                    plain = _config(asked, base, dataset, backbone, setting, seed)
-                    about = dataset, backbone, setting, seed
-                    yield Cell(*about, plain, what.method, what.of, "none", (plain,))
-                    for view in asked.views if _seen_otherwise(what.method) else ():
-                        seen = _seen_as(view, plain)
-                        yield Cell(*about, seen, what.method, what.of, view, (plain, seen))
+                for seed in settings.seeds:
+                    plain = _config(settings, base, dataset, backbone, name, seed)
+                    about = (dataset, backbone, name, seed)
+                    yield from _seen_each_way(settings, setting, about, plain)
+
+
+def _seen_each_way(
+    settings: Benchmark, setting: Setting, about: tuple[str, str, str, int], plain: Config
+) -> Iterator[Cell]:
+    """Yield the cell of the images as they are, then one a view. about: what names a cell."""
+    method = setting.method
+    yield Cell(*about, plain, method, setting.of, "none", (plain,))
+    if not _seen_otherwise(method):
+        return
+    for view in settings.views:
+        seen = _seen_as(view, plain)
+        # The plain store has the images that the head is fitted on, so it is needed too.
+        yield Cell(*about, seen, method, setting.of, view, (plain, seen))
 
 
 def _seen_as(view: SeenAs, plain: Config) -> Config:
@@ -213,28 +234,45 @@ def _seen_as(view: SeenAs, plain: Config) -> Config:
 
 
 def _config(
-    asked: Benchmark, base: Config, dataset: str, backbone: str, setting: str, seed: int
+    settings: Benchmark, base: Config, dataset: str, backbone: str, name: str, seed: int
 ) -> Config:
-    """Return a data set's config, asked by one backbone in one setting with one seed."""
-    network, what = asked.backbones[backbone], asked.settings[setting]
-    size, on_tokens = what.image_size or network.image_size, what.of == "masks"
-    # Tokens have a store of their own, so that a setting more never asks for another recipe.
-    store = asked.out / "stores" / dataset / f"{backbone}-{size}{'-tokens' if on_tokens else ''}"
+    """Return a data set's config by one backbone, in the setting of a name, with one seed."""
+    network = settings.backbones[backbone]
+    setting = settings.settings[name]
+    size = setting.image_size or network.image_size
+    on_tokens = setting.of == "masks"
+    # Tokens are stored apart, so that a setting more never asks for another recipe.
+    suffix = "-tokens" if on_tokens else ""
+    store = settings.out / "stores" / dataset / f"{backbone}-{size}{suffix}"
     choice = BackboneChoice(**network.model_dump(exclude={"blocks"}) | {"image_size": size})
-    keep = {"keep": ("patch",) if on_tokens else ("cls", "mean"), "patch": asked.tokens}
-    block = _block_of(what.method)
-    given = None if what.method == "segment" else getattr(base, what.method)
-    own = (given.model_dump(exclude_unset=True) if given else {}) | what.options
-    if "seed" in block.model_fields:
-        own["seed"] = seed
-    head = block.model_validate(own)
+    outputs = {
+        "keep": ("patch",) if on_tokens else ("cls", "mean"),
+        "patch": settings.tokens,
+        "blocks": network.blocks,
+    }
+    head = _head_settings(setting, base, seed)
     return base.model_copy(
         update={
             "store": store,
             "fit_on": None,
             "backbone": choice,
-            "outputs": base.outputs.model_copy(update={**keep, "blocks": network.blocks}),
+            "outputs": base.outputs.model_copy(update=outputs),
             "split": base.split.model_copy(update={"seed": seed}),
-            **({"segment": {setting: head}} if what.method == "segment" else {what.method: head}),
+            # A config has one block a method, but names its heads of segmentation.
+            setting.method: {name: head} if setting.method == SEGMENT else head,
         }
     )
+
+
+def _head_settings(setting: Setting, base: Config, seed: int) -> Frozen:
+    """Return a method's block: the data set's, over it the setting's options, over them the seed.
+
+    Heads of segmentation begin with the defaults: a data set's config has them by other names.
+    """
+    block = _block_of(setting.method)
+    given = None if setting.method == SEGMENT else getattr(base, setting.method)
+    options = given.model_dump(exclude_unset=True) if given else {}
+    options |= setting.options
+    if "seed" in block.model_fields:
+        options["seed"] = seed
+    return block.model_validate(options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.common import JsonOpt, err, out
-from pipeline.commands.printing import RANDOM
+from pipeline.commands.printing import RANDOM, print_line, print_lines
 
 if TYPE_CHECKING:
     from pipeline.benchmark.collect import Gathered
@@ -52,33 +51,36 @@ def benchmark(
     from pipeline.benchmark.settings import absent, cells_of, load_benchmark
     from pipeline.extraction.embed import Speed
 
-    asked = load_benchmark(file)
-    cells = cells_of(asked, tuple(only) if only else ("**",))
-    for name in absent(asked):
-        err.print(f"{name} is left out: there is no {asked.datasets[name]}", soft_wrap=True)
+    settings = load_benchmark(file)
+    cells = cells_of(settings, tuple(only) if only else ("**",))
+    for name in absent(settings):
+        err.print(f"{name} is left out: there is no {settings.datasets[name]}", soft_wrap=True)
     if plan:
         _show_plan(plan_of(cells), as_json)
         return
     from pipeline.benchmark.page import write_benchmark
 
-    def tell(line: str) -> None:
-        err.print(line, highlight=False, markup=False, soft_wrap=True)
+    def report(line: str) -> None:
+        print_line(err, line)
 
-    ran = run(cells, Speed(device, batch_size, workers), tell)
+    ran = run(cells, Speed(device, batch_size, workers), report)
+    # The page has all cells, also where --only left some out of this run.
     done = {outcome.cell.name: outcome for outcome in ran}
     every = [
-        done.get(cell.name) or Outcome(cell, answers=on_file(cell)) for cell in cells_of(asked)
+        done.get(cell.name) or Outcome(cell, answers=on_file(cell)) for cell in cells_of(settings)
     ]
-    found, page = write_benchmark(asked, every)
+    gathered, page = write_benchmark(settings, every)
     if as_json:
-        print(json.dumps(_told(ran, found, page), indent=1))
+        print(json.dumps(_as_json(ran, gathered, page), indent=1))
     else:
-        _show(ran, found, page)
+        _show(ran, gathered, page)
     if any(outcome.fault for outcome in ran):
-        sys.exit(1)
+        raise typer.Exit(1)
 
 
-def _told(ran: Sequence[Outcome], found: Gathered, page: Path) -> dict[str, Any]:
+def _as_json(ran: Sequence[Outcome], gathered: Gathered, page: Path) -> dict[str, Any]:
+    """Return what --json prints: each cell of this run, and the ranks over all cells."""
+    ranking = gathered.ranking
     return {
         "page": str(page),
         "cells": [
@@ -92,33 +94,34 @@ def _told(ran: Sequence[Outcome], found: Gathered, page: Path) -> dict[str, Any]
             }
             for outcome in ran
         ],
-        "ranks": dict(zip(found.ranking.names, found.ranking.mean_ranks, strict=False)),
-        "friedman_p": found.ranking.p,
-        "critical_difference": found.ranking.critical,
+        "ranks": dict(zip(ranking.names, ranking.mean_ranks, strict=False)),
+        "friedman_p": ranking.p,
+        "critical_difference": ranking.critical,
     }
 
 
-def _show(ran: Sequence[Outcome], found: Gathered, page: Path) -> None:
+def _show(ran: Sequence[Outcome], gathered: Gathered, page: Path) -> None:
+    """Print the table of scores, mean ranks, what this run did, and where the page is."""
     from rich import box
     from rich.table import Table
 
-    if found.random:
+    if gathered.random:
         out.print(RANDOM, style="bold yellow")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("data set", "task", "setting", "patients", *found.backbones):
+    for column in ("data set", "task", "setting", "patients", *gathered.backbones):
         table.add_column(column, overflow="fold")
-    for question, own in found.scores.items():
+    for question, by_backbone in gathered.scores.items():
         shots = "all" if question.shots is None else str(question.shots)
-        entries = [own.get(name) for name in found.backbones]
+        entries = [by_backbone.get(name) for name in gathered.backbones]
         values = [f"{entry.metric.value:.3f}" if entry else "" for entry in entries]
         table.add_row(question.dataset, question.task, question.setting, shots, *values)
     out.print(table)
-    ranking = found.ranking
+    ranking = gathered.ranking
     ranks = zip(ranking.names, ranking.mean_ranks, strict=False)
-    said = ", ".join(f"{name} {rank:.2f}" for name, rank in ranks)
+    text = ", ".join(f"{name} {rank:.2f}" for name, rank in ranks)
     if ranking.p is not None:
-        said += f"; Friedman p = {ranking.p:.2g}, critical difference {ranking.critical:.2f}"
-    lines = [f"Mean ranks: {said or ranking.unable}."]
+        text += f"; Friedman p = {ranking.p:.2g}, critical difference {ranking.critical:.2f}"
+    lines = [f"Mean ranks: {text or ranking.unable}."]
     failed = [outcome for outcome in ran if outcome.fault]
     computed = sum(bool(outcome.computed) for outcome in ran)
     lines.append(
@@ -127,11 +130,11 @@ def _show(ran: Sequence[Outcome], found: Gathered, page: Path) -> None:
     )
     lines += [f"Failed: {outcome.cell.name}: {outcome.fault}" for outcome in failed]
     lines.append(f"The page is {page}; the tables lie beside it.")
-    for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(out, lines)
 
 
 def _show_plan(plan: Sequence[Planned], as_json: bool) -> None:
+    """Print what is there and what is missing, a line a store."""
     if as_json:
         print(json.dumps([asdict(each) for each in plan], indent=1))
         return
@@ -157,7 +160,9 @@ def _show_plan(plan: Sequence[Planned], as_json: bool) -> None:
         table.add_row(each.dataset, each.store, *counts, hours[0], *cells, hours[1])
     out.print(table)
     lines = [f"{each.dataset} by {each.backbone}: {each.fault}" for each in plan if each.fault]
-    every = [hours for each in plan for hours in (each.hours, each.head_hours)]
+    every: list[float | None] = []
+    for each in plan:
+        every += [each.hours, each.head_hours]
     lines.append(
         f"{sum(each.cells for each in plan)} cells, {sum(each.answered for each in plan)} on file; "
         f"{sum(hours or 0.0 for hours in every):.2f} hours to go, as far as known."
@@ -167,8 +172,7 @@ def _show_plan(plan: Sequence[Planned], as_json: bool) -> None:
             "? is not known: `radprobe doctor CONFIG --bench` measures a network's pace, and heads "
             "are timed by their first answer in the same setting."
         )
-    for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(out, lines)
 
 
 def _hours(hours: float | None) -> str:

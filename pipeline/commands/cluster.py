@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.common import ConfigArg, JsonOpt, StorePath, out
+from pipeline.commands.printing import print_lines
 
 if TYPE_CHECKING:
     from pipeline.extraction.distributed.status import Status
@@ -29,7 +30,7 @@ def slurm(
     from pipeline.extraction.distributed.slurm import array_script
     from stores.storage import storage_of
 
-    # An error is told here, not by each task.
+    # An error shows here, not in each task's log.
     storage_of(load_config(config).store).check_shareable()
     print(array_script(config, tasks), end="")
 
@@ -39,44 +40,43 @@ def status(store: StorePath, as_json: JsonOpt = False) -> None:
     """Say how far a store is: parts done, at work and failed, rate and time left."""
     from pipeline.extraction.distributed.status import status
 
-    found = status(store)
+    state = status(store)
     if as_json:
-        print(json.dumps(asdict(found), indent=1))
+        print(json.dumps(asdict(state), indent=1))
     else:
-        _print_status(found)
+        _print_status(state)
 
 
-def _print_status(found: Status) -> None:
+def _print_status(state: Status) -> None:
+    """Print how far a store is: what is done, who is at work, and what failed."""
     lines = [
-        f"{found.slices_done} of {found.slices} slices done, in {found.parts_done} of "
-        f"{found.parts} parts."
+        f"{state.slices_done} of {state.slices} slices done, in {state.parts_done} of "
+        f"{state.parts} parts."
     ]
-    if found.slices_per_s is not None and found.seconds_left is not None:
-        left = _told(found.seconds_left)
-        lines.append(f"{found.slices_per_s:.1f} slices/s of late: about {left} left.")
-    by = sorted({each.by for each in found.running})
+    if state.slices_per_s is not None and state.seconds_left is not None:
+        left = _duration(state.seconds_left)
+        lines.append(f"{state.slices_per_s:.1f} slices/s of late: about {left} left.")
+    by = sorted({each.by for each in state.running})
     for name in by[:_SHOWN]:
-        held = [each for each in found.running if each.by == name]
-        parts = ", ".join(str(each.part) for each in held)
-        lines.append(
-            f"{name}: at part {parts} for {_told(max(each.for_s for each in held))}, "
-            f"last sign of life {_told(min(each.silent_s for each in held))} ago"
-        )
+        claims = [each for each in state.running if each.by == name]
+        parts = ", ".join(str(each.part) for each in claims)
+        # The oldest claim, and the newest sign of life: a process has one, whatever it is at.
+        since = _duration(max(each.for_s for each in claims))
+        silent = _duration(min(each.silent_s for each in claims))
+        lines.append(f"{name}: at part {parts} for {since}, last sign of life {silent} ago")
     if len(by) > _SHOWN:
         lines.append(f"and {len(by) - _SHOWN} more processes at work")
-    if found.writer is not None:
-        lines.append(
-            f"{found.writer.by} writes there for {_told(found.writer.for_s)}, last sign of life "
-            f"{_told(found.writer.silent_s)} ago"
-        )
-    if found.parts_done < found.parts and not (found.running or found.writer):
+    if state.writer is not None:
+        since = _duration(state.writer.for_s)
+        silent = _duration(state.writer.silent_s)
+        lines.append(f"{state.writer.by} writes there for {since}, last sign of life {silent} ago")
+    if state.parts_done < state.parts and not (state.running or state.writer):
         lines.append("Nobody is at it: `radprobe extract` goes on.")
-    lines += [f"part {each.part} failed: {each.reason}" for each in found.failed]
-    for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    lines += [f"part {each.part} failed: {each.reason}" for each in state.failed]
+    print_lines(out, lines)
 
 
-def _told(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     """Return a duration in words: 41 s, 12 min, 5.2 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"

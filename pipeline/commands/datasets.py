@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.common import JsonOpt, out
+from pipeline.commands.printing import print_lines
 
 if TYPE_CHECKING:
     from pipeline.datasets.describing import Described
@@ -47,6 +48,7 @@ def dataset(
 
 
 def _list(as_json: bool) -> None:
+    """Print the data sets that are known, and what each is looked for as."""
     from rich import box
     from rich.table import Table
 
@@ -70,6 +72,7 @@ def _list(as_json: bool) -> None:
 
 
 def _say(described: Described) -> None:
+    """Print what is in a folder beside what was published, and what to do next."""
     lines = [f"{described.name}: {described.images} labelled files or folders."]
     for count in described.counts:
         if count.published is None:
@@ -84,5 +87,4 @@ def _say(described: Described) -> None:
     if described.kept:
         lines.append(f"{described.config} was there and is left as it is; its tables are new.")
     lines.append(f"Next: radprobe extract {described.config}")
-    for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(out, lines)

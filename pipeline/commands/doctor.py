@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.commands.common import JsonOpt, StoreOpt, err, out
-from pipeline.commands.printing import RANDOM
+from pipeline.commands.printing import RANDOM, print_line, print_lines
 
 if TYPE_CHECKING:
     from pipeline.config.root import Config
     from pipeline.doctor.checks import Check
+    from pipeline.studies.compression import Fidelity
 
 app = typer.Typer()
 
@@ -92,34 +92,40 @@ def doctor(
     if as_json:
         print(json.dumps({"ready": not failed, "checks": [asdict(c) for c in checks]}, indent=1))
     if failed:
-        sys.exit(1)
+        raise typer.Exit(1)
 
 
 def _print_check(check: Check) -> None:
     out.print(f"{check.level:<8}", style=_STYLES[check.level], end="")
-    out.print(f"{check.name}: {check.found}", highlight=False, markup=False, soft_wrap=True)
+    print_line(out, f"{check.name}: {check.found}")
     if check.level != "ok":
-        for line in check.remedy.splitlines():
-            out.print(f"        {line}", highlight=False, markup=False, soft_wrap=True)
+        print_lines(out, [f"        {line}" for line in check.remedy.splitlines()])
 
 
 def _bench(config: Config, device: str, compiled: bool, as_json: bool) -> None:
+    """Measure network, reading and writing; a line as soon as each is known."""
     from pipeline.inference.speed import sleep_while_waiting
 
     sleep_while_waiting()  # before torch is imported
     from pipeline.studies.speed import bench
 
-    def tell(line: str) -> None:
-        (err if as_json else out).print(line, highlight=False, markup=False, soft_wrap=True)
+    # With --json, stdout has one document and nothing else.
+    console = err if as_json else out
 
-    measured = bench(config, device, compiled=compiled, report=tell)
+    def report(line: str) -> None:
+        print_line(console, line)
+
+    measured = bench(config, device, compiled=compiled, report=report)
     if as_json:
         print(measured.model_dump_json(indent=1))
     else:
-        tell(f"On {measured.card}, {measured.cores} cores. Kept for `radprobe plan` and `extract`.")
+        report(
+            f"On {measured.card}, {measured.cores} cores. Kept for `radprobe plan` and `extract`."
+        )
 
 
 def _drift(config: Config, device: str, as_json: bool) -> None:
+    """Print how far features move by batch, precision and device."""
     from pipeline.studies.precision import drift
 
     head = (
@@ -138,6 +144,7 @@ def _drift(config: Config, device: str, as_json: bool) -> None:
 
 
 def _stability(config: Config, device: str, as_json: bool) -> None:
+    """Print how far features move when images are seen otherwise."""
     from pipeline.studies.stability import stability
 
     head = (
@@ -156,25 +163,28 @@ def _stability(config: Config, device: str, as_json: bool) -> None:
 
 
 def _fidelity(config: Config, device: str, as_json: bool) -> None:
+    """Print what patch tokens lose by each way to store them."""
     from pipeline.extraction.sync import make_recipe
     from pipeline.studies.compression import fidelity
 
+    tasks = list(config.masks)
+    columns = f"{'kept as':<18}{'bytes a slice':>14}{'cosine':>10}{'least':>10}"
+    columns += "".join(f"{task:>18}" for task in tasks)
     head: tuple[str, ...] = (
         "Against float32: cosine of patch tokens; Dice of a linear head on them, and what it lost.",
-        f"{'kept as':<18}{'bytes a slice':>14}{'cosine':>10}{'least':>10}"
-        + "".join(f"{task:>18}" for task in config.masks),
+        columns,
     )
     if make_recipe(config)[0].random:
         head = (RANDOM, *head)
-    lines = (
-        (
-            one,
-            f"{one.way:<18}{one.bytes:>14,}{one.cosine_mean:>10.5f}{one.cosine_least:>10.5f}"
-            + "".join(f"{one.dice[task]:>10.4f} {one.lost[task]:>+7.4f}" for task in config.masks),
-        )
-        for one in fidelity(config, device=device)
-    )
+    lines = ((one, _fidelity_line(one, tasks)) for one in fidelity(config, device=device))
     _print_measured(head, lines, as_json)
+
+
+def _fidelity_line(one: Fidelity, tasks: Sequence[str]) -> str:
+    line = f"{one.way:<18}{one.bytes:>14,}{one.cosine_mean:>10.5f}{one.cosine_least:>10.5f}"
+    for task in tasks:
+        line += f"{one.dice[task]:>10.4f} {one.lost[task]:>+7.4f}"
+    return line
 
 
 def _print_measured(head: tuple[str, ...], lines: Iterable[tuple[Any, str]], as_json: bool) -> None:

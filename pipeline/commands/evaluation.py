@@ -96,20 +96,21 @@ def tune(
     from pipeline.config.loading import load_config
     from pipeline.tune import tune, tune_masks
 
-    asked = None if not method else [_one_of(TUNED, "--method", name) for name in method]
+    methods = None if not method else [_one_of(TUNED, "--method", name) for name in method]
     settings = load_config(config, store)
     results: list[Result] = []
     outlined: list[Segmented] = []
+    # A config may have tasks, masks or both; with neither, `tune` says what is missing.
     with _steps("tune") as progress:
         how: dict[str, Any] = {"device": device, "processes": processes, "workers": workers}
         how |= {"checkpoint_s": checkpoint_s, "progress": progress}
         if settings.tasks or not settings.masks:
-            results = tune(settings, asked, **how)
+            results = tune(settings, methods, **how)
         if settings.masks:
-            outlined = tune_masks(settings, asked, **how)
+            outlined = tune_masks(settings, methods, **how)
     if as_json:
-        told = [each.model_dump(mode="json") for each in (*results, *outlined)]
-        print(json.dumps(told, indent=1))
+        answers = [each.model_dump(mode="json") for each in (*results, *outlined)]
+        print(json.dumps(answers, indent=1))
         return
     if results:
         show_results(out, results)
@@ -119,17 +120,19 @@ def tune(
 
 
 @contextmanager
-def _steps(said: str) -> Iterator[Callable[[str, int, int], None]]:
-    """Show steps and time left of what takes long; silent where stderr is no terminal."""
+def _steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
+    """Show steps and time left of long work; silent where stderr is no terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
-        bar = bars.add_task(said, total=None)
-        yield lambda said, done, total: bars.update(
-            bar, description=said, completed=done, total=total
-        )
+        bar = bars.add_task(title, total=None)
+
+        def advance(text: str, done: int, total: int) -> None:
+            bars.update(bar, description=text, completed=done, total=total)
+
+        yield advance
 
 
 @app.command(epilog="Example: radprobe segment configs/demo_segment.yaml --out predictions")
@@ -204,11 +207,11 @@ def retest(
     from pipeline.evaluation.search import is_random
 
     settings = load_config(config, store)
-    found = retest(settings, pairs)
+    agreements = retest(settings, pairs)
     if as_json:
-        print(json.dumps([asdict(one) for one in found], indent=1))
+        print(json.dumps([asdict(one) for one in agreements], indent=1))
     else:
-        show_agreements(out, found, is_random(settings))
+        show_agreements(out, agreements, is_random(settings))
 
 
 @app.command(epilog="Example: radprobe compare stores/vits14 stores/vitb14")
@@ -229,20 +232,19 @@ def compare(
     from stores.storage import located
 
     methods = None if heads is None else (_method(heads[0]), _method(heads[1]))
-    found = compare_stores(located(first), located(second), methods)
+    pairs = compare_stores(located(first), located(second), methods)
     if as_json:
-        rows = [
-            {"task": result.task, "method": result.method, **difference.model_dump(mode="json")}
-            for result, differences in found
-            for difference in differences
-        ]
+        rows = []
+        for result, differences in pairs:
+            about = {"task": result.task, "method": result.method}
+            rows += [about | difference.model_dump(mode="json") for difference in differences]
         print(json.dumps(rows, indent=1))
     else:
-        show_differences(out, found)
+        show_differences(out, pairs)
 
 
 def _level(name: str) -> Level:
-    """Return a level by name."""
+    """Return a level by name. Raises ConfigError for another word."""
     from pipeline.config.tasks import Level
 
     known: tuple[Level, ...] = get_args(Level)
@@ -250,11 +252,12 @@ def _level(name: str) -> Level:
 
 
 def _method(name: str) -> Method:
-    """Return a method by name."""
+    """Return a method by name. Raises ConfigError for another word."""
     return _one_of(method_names(), "--heads", name)
 
 
 def _one_of(known: tuple[Name, ...], option: str, name: str) -> Name:
+    """Return what an option names. Raises ConfigError with the words that it takes."""
     for each in known:
         if each == name:
             return each
@@ -268,6 +271,7 @@ def _answer(
     as_json: bool,
     device: str | None = None,
 ) -> None:
+    """Answer the config's tasks by the methods, and print tables or one JSON document."""
     from pipeline.config.loading import load_config
     from pipeline.evaluate import evaluate
 

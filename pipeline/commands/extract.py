@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.common import ConfigArg, JsonOpt, RehashOpt, StoreOpt, err, out
-from pipeline.commands.printing import RANDOM
+from pipeline.commands.printing import RANDOM, print_line, print_lines
 
 if TYPE_CHECKING:
     from pipeline.extract import Summary
@@ -66,6 +65,7 @@ def extract(
     from pipeline.extraction.embed import Speed
 
     settings = load_config(config, store)
+    # No part of the recipe: runs of any speed go on with one store.
     speed = Speed(device, batch_size, workers, compiled=compiled, trace=profile)
     where = placement(settings, shard, processes, scheduler)
     with _progress() as progress:
@@ -75,22 +75,16 @@ def extract(
     else:
         _print_summary(summary)
     if profile is not None:
-        told = f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev."
+        written = f"The trace is in {profile}: open it in chrome://tracing or ui.perfetto.dev."
         nothing = "Nothing was embedded, so there is no trace."
-        err.print(
-            told if summary.embedded else nothing, highlight=False, markup=False, soft_wrap=True
-        )
+        print_line(err, written if summary.embedded else nothing)
     if not summary.slices:
-        err.print(
-            f"No image was found in {settings.data.root}: check data.root, include and exclude.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-        sys.exit(1)
+        where = settings.data.root
+        print_line(err, f"No image was found in {where}: check data.root, include and exclude.")
+        raise typer.Exit(1)
     # What a shard leaves to live ones is theirs to do.
     if not (summary.done_here if shard else summary.clean):
-        sys.exit(1)
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: radprobe plan configs/demo.yaml")
@@ -128,7 +122,7 @@ def explain(
     else:
         _print_explanation(why)
     if not why.fresh:
-        sys.exit(1)
+        raise typer.Exit(1)
 
 
 @contextmanager
@@ -158,10 +152,13 @@ def _progress() -> Iterator[Progress]:
 
 
 def _print_summary(summary: Summary) -> None:
+    """Print what was embedded and what was not, the faults last."""
     if summary.weights.startswith("random:"):
         out.print(RANDOM, style="bold yellow")
-    found = ", ".join(f"{n} {name}" for name, n in summary.found.items() if n)
-    out.print(f"{summary.slices} slices in the collection ({found or 'none'}).", highlight=False)
+    modalities = ", ".join(f"{n} {name}" for name, n in summary.found.items() if n)
+    out.print(
+        f"{summary.slices} slices in the collection ({modalities or 'none'}).", highlight=False
+    )
     out.print(
         f"{summary.embedded} embedded into {summary.store} in {summary.seconds['all']:.1f} s.",
         highlight=False,
@@ -179,13 +176,8 @@ def _print_summary(summary: Summary) -> None:
             "store keeps paths, as data.paths asks: set it to hide before you pass the store on.",
             highlight=False,
         )
-    for what, counts in (
-        ("slices unreadable", summary.unreadable),
-        ("files set aside", summary.files_set_aside),
-    ):
-        if counts:
-            each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
-            out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
+    _print_losses("slices unreadable", summary.unreadable)
+    _print_losses("files set aside", summary.files_set_aside)
     if summary.unreadable or summary.files_set_aside:
         out.print(f"`radprobe failures {summary.store}` lists them.", soft_wrap=True)
     if summary.bottleneck:
@@ -193,36 +185,43 @@ def _print_summary(summary: Summary) -> None:
     for line in summary.parts_elsewhere:
         out.print(f"Not done here, another process holds it: {line}.", highlight=False)
     for line in summary.parts_failed:
-        out.print(f"Failed: {line}", style="red", highlight=False, markup=False, soft_wrap=True)
+        print_line(out, f"Failed: {line}", style="red")
+
+
+def _print_losses(what: str, counts: Mapping[str, int]) -> None:
+    """Print how many were lost, and for which reasons; nothing where none were."""
+    if counts:
+        each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
+        out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
 
 
 def _print_plan(plan: Plan) -> None:
+    """Print what extract would do, in two or three lines."""
     if plan.weights.startswith("random:"):
         out.print(RANDOM, style="bold yellow")
-    found = ", ".join(f"{n} {name}" for name, n in plan.found.items() if n)
+    modalities = ", ".join(f"{n} {name}" for name, n in plan.found.items() if n)
     state = "not there yet" if plan.new else "there"
     pace = "time unknown (`radprobe doctor --bench CONFIG` measures it)"
     if plan.hours is not None:
         by = {"bench": "`radprobe doctor --bench`", "store": "what the store took so far"}
         pace = f"about {plan.hours:.2g} hours by {by[plan.hours_by]}"
     lines = [
-        f"{plan.slices} slices in the collection ({found or 'none'}).",
+        f"{plan.slices} slices in the collection ({modalities or 'none'}).",
         f"The store {plan.store} is {state}. To embed: {plan.embed} slices in {plan.parts} parts, "
         f"{plan.bytes / 1e6:.1f} MB in {plan.files} files, {pace}.",
     ]
     if plan.files_set_aside:
         each = ", ".join(f"{reason} {n}" for reason, n in sorted(plan.files_set_aside.items()))
         lines.append(f"Files set aside: {each}.")
-    for line in lines:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(out, lines)
 
 
 def _print_explanation(why: Explanation) -> None:
+    """Print each reason why the store is stale, or that it is not."""
     lines = [
         f"recipe: {name} is {have!r} in the store, {want!r} in the config"
         for name, have, want in why.fields
     ]
     lines += [f"{c.kind}: {c.path} frame {c.frame}, row {c.row}: {c.why}" for c in why.changes]
     lines += [f"part {index}: {doubt}" for index, doubt in why.parts]
-    for line in lines or [f"Nothing is stale: {why.store} holds the whole collection."]:
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    print_lines(out, lines or [f"Nothing is stale: {why.store} holds the whole collection."])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -32,7 +32,7 @@ HEADLINES = {
     "mae": "MAE",
 }
 
-# What a table of segmentations shows, beside which a result's file has IoU. Where images name no
+# What a table of segmentations shows; a result's file has IoU too. Where images name no
 # spacing, a note says that HD95 is in pixels. A ceiling is what resizing alone leaves of Dice.
 SEGMENTATION = {
     "dice": "Dice",
@@ -43,6 +43,17 @@ SEGMENTATION = {
     "paper_jaccard": "Jaccard",
     "fit_seconds": "fit, s",
 }
+
+
+def print_line(console: Console, text: str, style: str | None = None) -> None:
+    """Print one line as it is: paths and messages hold brackets and numbers, and are not folded."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_lines(console: Console, lines: Iterable[str]) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        print_line(console, line)
 
 
 def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
@@ -68,22 +79,34 @@ def show_results(out: Console, results: Sequence[Result]) -> None:
     """
     if any(result.provenance.random for result in results):
         out.print(RANDOM, style="bold yellow")
-    for method, is_number in dict.fromkeys((r.method, r.kind == "regression") for r in results):
-        answers = [r for r in results if (r.method, r.kind == "regression") == (method, is_number)]
-        features = ", ".join(dict.fromkeys(map(_features, answers)))
-        stamp = ", RANDOM WEIGHTS" if answers[0].provenance.random else ""
-        scores = [(result, score) for result in answers for score in result.scores]
-        shown = [name for name in HEADLINES if any(name in score.metrics for _, score in scores)]
-        title = f"{method_title(method)} on {features}{stamp}"
-        table = _table(title, ("task", "tested on", "setting"), [HEADLINES[n] for n in shown])
-        for result, score in scores:
-            table.add_row(result.task, _tested_on(result), *_score(score, shown))
-        if scores:  # else the notes say why there are none
-            _print(out, table)
+    # Classes and numbers have no metric in common, so a method may have a table of each.
+    tables: dict[tuple[str, bool], list[Result]] = {}
+    for result in results:
+        tables.setdefault((result.method, result.kind == "regression"), []).append(result)
+    for answers in tables.values():
+        _show_method(out, answers)
     for result in results:
         for note in result.notes:
             out.print(f"{result.task}, {result.method}: {note}.", highlight=False)
     _show_origin(out, results)
+
+
+def _show_method(out: Console, answers: Sequence[Result]) -> None:
+    """Print the table of one method; none where no answer has a score: its notes say why."""
+    features = ", ".join(dict.fromkeys(map(_features, answers)))
+    stamp = ", RANDOM WEIGHTS" if answers[0].provenance.random else ""
+    present: set[str] = set()
+    for result in answers:
+        for score in result.scores:
+            present |= score.metrics.keys()
+    shown = [name for name in HEADLINES if name in present]
+    title = f"{method_title(answers[0].method)} on {features}{stamp}"
+    table = _table(title, ("task", "tested on", "setting"), [HEADLINES[n] for n in shown])
+    for result in answers:
+        for score in result.scores:
+            table.add_row(result.task, _tested_on(result), *_score(score, shown))
+    if table.row_count:
+        _print(out, table)
 
 
 def _features(result: Result) -> str:
@@ -92,10 +115,10 @@ def _features(result: Result) -> str:
 
 
 def _tested_on(result: Result) -> str:
-    test, level = result.counts["test"], result.level
-    if level == "patient":
+    test = result.counts["test"]
+    if result.level == "patient":
         return f"{test.units} patients"
-    plural = {"image": "images", "series": "series", "study": "studies"}[level]
+    plural = {"image": "images", "series": "series", "study": "studies"}[result.level]
     return f"{test.units} {plural} of {test.patients} patients"
 
 
@@ -119,8 +142,8 @@ def _show_origin(out: Console, results: Sequence[Result]) -> None:
         left = {name: n for name, n in tally.model_dump().items() if isinstance(n, int) and n}
         filled = left.pop("filled_labels", 0)
         if filled:
-            said = f"{task}: {filled} uncertain or empty values count as 0 or 1, as asked."
-            out.print(said, highlight=False)
+            text = f"{task}: {filled} uncertain or empty values count as 0 or 1, as asked."
+            out.print(text, highlight=False)
         if left:
             each = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in left.items())
             out.print(f"{task}: left out {each}.", highlight=False)
@@ -129,8 +152,8 @@ def _show_origin(out: Console, results: Sequence[Result]) -> None:
 
 def show_tuned(out: Console, results: Sequence[Result | Segmented], store: Path) -> None:
     """Print what of each network was trained and moved, what that took, and where it is now."""
-    words, numbers = ("task", "method"), ("trained", "head", "moved", "epoch", "seconds", "peak")
-    table = _table("Tuned networks", words, numbers)
+    numbers = ("trained", "head", "moved", "epoch", "seconds", "peak")
+    table = _table("Tuned networks", ("task", "method"), numbers)
     for result in results:
         for each in result.tuned:
             table.add_row(
@@ -146,11 +169,10 @@ def show_tuned(out: Console, results: Sequence[Result | Segmented], store: Path)
     _print(out, table)
     for result in results:
         for each in result.tuned:
-            lines = (f"  {name}: {n}" for name, n in _by_kind(each.moved).items())
-            said = f"{result.task}, {result.method}: moved, of how many blocks each:"
-            saved = f"  saved as {store / each.weights}: backbone.weights takes it."
-            for line in (said, *lines, saved):
-                out.print(line, highlight=False, markup=False, soft_wrap=True)
+            lines = [f"{result.task}, {result.method}: moved, of how many blocks each:"]
+            lines += [f"  {name}: {n}" for name, n in _by_kind(each.moved).items()]
+            lines.append(f"  saved as {store / each.weights}: backbone.weights takes it.")
+            print_lines(out, lines)
 
 
 def _by_kind(names: Sequence[str]) -> Counter[str]:
@@ -174,20 +196,24 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
     if any(answer.provenance.random for answer in answers):
         out.print(RANDOM, style="bold yellow")
     for task in dict.fromkeys(answer.task for answer in answers):
-        own = [answer for answer in answers if answer.task == task]
-        stamp = ", RANDOM WEIGHTS" if own[0].provenance.random else ""
-        title = f"{task}: {_segmented_on(own[0])}{stamp}"
+        of_task = [answer for answer in answers if answer.task == task]
+        first = of_task[0]
+        stamp = ", RANDOM WEIGHTS" if first.provenance.random else ""
+        title = f"{task}: {_segmented_on(first)}{stamp}"
         table = _table(title, ("head", "setting"), list(SEGMENTATION.values()))
-        for answer in own:
+        notes: dict[str, None] = {}
+        for answer in of_task:
+            notes |= dict.fromkeys(answer.notes)
             for score in answer.scores:
                 setting = ", ".join(f"{key} = {value:.3g}" for key, value in score.setting.items())
                 table.add_row(answer.head, setting, *_marks(score.metrics))
                 for structure, metrics in score.labels.items():
                     table.add_row("", f"  {structure}", *_marks(metrics))
         _print(out, table)
-        for note in dict.fromkeys(note for answer in own for note in answer.notes):
+        for note in notes:
             out.print(f"{task}: {note}.", highlight=False)
-        _show_left_out(out, task, own[0])
+        # Masks and slices are the task's: every head left out the same.
+        _show_left_out(out, task, first)
     _show_filed(out, answers)
 
 
@@ -205,9 +231,9 @@ def _marks(metrics: Mapping[str, Metric]) -> Iterator[str]:
         elif name == "dice":
             yield _number(metric)
         else:
-            yield (
-                f"{metric.value:.1f}" if name in ("hd95", "fit_seconds") else f"{metric.value:.3f}"
-            )
+            # Millimetres and seconds are no shares: tenths are enough.
+            digits = 1 if name in ("hd95", "fit_seconds") else 3
+            yield f"{metric.value:.{digits}f}"
 
 
 def _show_left_out(out: Console, task: str, answer: Segmented) -> None:
@@ -217,8 +243,8 @@ def _show_left_out(out: Console, task: str, answer: Segmented) -> None:
         first = "; ".join(tally.unmatched_label_examples)
         out.print(f"{task}: {tally.unmatched_labels} masks cannot be used: {first}.")
     if tally.unmatched_slices:
-        said = f"{task}: {tally.unmatched_slices} slices with features have no mask of it."
-        out.print(said, highlight=False)
+        text = f"{task}: {tally.unmatched_slices} slices with features have no mask of it."
+        out.print(text, highlight=False)
 
 
 def show_hits(out: Console, hits: Sequence[Hit], random: bool) -> None:
@@ -227,32 +253,32 @@ def show_hits(out: Console, hits: Sequence[Hit], random: bool) -> None:
         out.print(RANDOM, style="bold yellow")
     table = _table("Nearest", ("path", "modality", "patient"), ("row", "slices", "cosine"))
     for hit in hits:
-        row, slices, cosine = str(hit.row), str(hit.slices), f"{hit.cosine:.4f}"
-        table.add_row(hit.path, hit.modality, hit.patient or "", row, slices, cosine)
+        numbers = (str(hit.row), str(hit.slices), f"{hit.cosine:.4f}")
+        table.add_row(hit.path, hit.modality, hit.patient or "", *numbers)
     _print(out, table)
 
 
-def show_differences(out: Console, found: Sequence[tuple[Result, list[Difference]]]) -> None:
+def show_differences(out: Console, pairs: Sequence[tuple[Result, list[Difference]]]) -> None:
     """Print what the second store scores above the first, for the metrics that tables show."""
-    if any(result.provenance.random for result, _ in found):
+    if any(result.provenance.random for result, _ in pairs):
         out.print(RANDOM, style="bold yellow")
-    words = ("task", "method", "label", "metric")
-    table = _table("Second less first", words, ("difference", "p (DeLong)", "p (Holm)"))
-    for result, differences in found:
+    columns = ("task", "method", "label", "metric")
+    table = _table("Second less first", columns, ("difference", "p (DeLong)", "p (Holm)"))
+    for result, differences in pairs:
         for d in differences:
             if d.metric in HEADLINES:
                 p = ["" if value is None else f"{value:.3g}" for value in (d.p, d.p_holm)]
-                name, number = HEADLINES[d.metric], _number(d.difference, "+")
-                table.add_row(result.task, result.method, d.label, name, number, *p)
+                words = (result.task, result.method, d.label, HEADLINES[d.metric])
+                table.add_row(*words, _number(d.difference, "+"), *p)
     _print(out, table)
 
 
-def show_agreements(out: Console, found: Sequence[Agreement], random: bool) -> None:
+def show_agreements(out: Console, agreements: Sequence[Agreement], random: bool) -> None:
     """Print how far pairs of scans agree."""
     if random:
         out.print(RANDOM, style="bold yellow")
     table = _table("Repeated scans", ("of",), ("pairs", "ICC", "5th pct", "cosine", "nearest"))
-    for one in found:
+    for one in agreements:
         shown = ((one.icc, ".3f"), (one.icc_low, ".3f"), (one.cosine, ".4f"), (one.nearest, ".0%"))
         numbers = ("" if value is None else format(value, form) for value, form in shown)
         table.add_row(one.what, str(one.pairs), *numbers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.common import JsonOpt, StorePath, out
+from pipeline.commands.printing import print_line, print_lines
 
 if TYPE_CHECKING:
     from stores.verify import Report
@@ -36,7 +36,7 @@ def verify(
     else:
         _print_report(report)
     if not report.sound:
-        sys.exit(1)
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: radprobe failures demo/store --json")
@@ -50,8 +50,7 @@ def failures(store: StorePath, as_json: JsonOpt = False) -> None:
         return
     for each in lost:
         frame = "" if each.frame is None else f" frame {each.frame}"
-        line = f"{each.reason}: {each.path}{frame}: {each.detail}"
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(out, f"{each.reason}: {each.path}{frame}: {each.detail}")
     if not lost:
         out.print("Every file was read, and every slice has features.")
 
@@ -136,8 +135,8 @@ def copy(
     if as_json:
         print(json.dumps(asdict(copied)))
     else:
-        said = f"{copied.objects} objects, {copied.bytes / 1e6:.1f} MB, are now in {target}."
-        out.print(said, highlight=False, soft_wrap=True)
+        text = f"{copied.objects} objects, {copied.bytes / 1e6:.1f} MB, are now in {target}."
+        out.print(text, highlight=False, soft_wrap=True)
 
 
 @app.command(epilog="Example: radprobe withdraw demo/store --patient RP-0042 --purge")
@@ -157,6 +156,7 @@ def withdraw(
     from stores.storage import storage_at
 
     storage = storage_at(store)
+    # A store in object storage has one writer at a time; a local folder needs no claim here.
     with storage.occupied():
         name = name_patient(storage.folder, patient)
         opened = FeatureStore.open(storage.folder)
@@ -178,10 +178,8 @@ def withdraw(
 def _print_report(report: Report) -> None:
     for finding in report.findings:
         style = "red" if finding.damage else "yellow"
-        line = f"{finding.kind}: {finding.where}: {finding.detail}"
-        out.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
-    for line in report.mended:
-        out.print(f"mended: {line}", highlight=False, markup=False, soft_wrap=True)
+        print_line(out, f"{finding.kind}: {finding.where}: {finding.detail}", style=style)
+    print_lines(out, [f"mended: {line}" for line in report.mended])
     verdict = "Sound" if report.sound else "Was damaged" if report.mended else "DAMAGED"
     size = f"{report.parts} parts, {report.rows} slices, {report.bytes / 1e6:.1f} MB"
     hint = "" if report.sound or report.mended else " --repair mends it."

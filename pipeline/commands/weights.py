@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from pipeline.commands.common import JsonOpt, out
+from pipeline.commands.printing import print_line
 
 app = typer.Typer()
 weights = typer.Typer(
@@ -35,9 +35,8 @@ def list_(as_json: JsonOpt = False) -> None:
     for column in ("name", "numbers a token", "registers", "about", "licence", "sha256", "here"):
         table.add_column(column, no_wrap=column != "here", overflow="fold")
     for each in every:
-        size, here = f"{each.megabytes:,} MB", each.file or "no"
-        numbers = str(each.dim), str(each.registers), size
-        table.add_row(each.name, *numbers, each.licence, each.sha256, here)
+        about = (str(each.dim), str(each.registers), f"{each.megabytes:,} MB")
+        table.add_row(each.name, *about, each.licence, each.sha256, each.file or "no")
     out.print(table)
     out.print(f"The folder of weights is {weights_folder()} (RADPROBE_WEIGHTS).", soft_wrap=True)
 
@@ -81,11 +80,11 @@ def check(
     else:
         for each in every:
             verdict = each.fault or f"ok, sha256 {each.sha256}"
-            out.print(f"{each.name}: {verdict}", highlight=False, markup=False, soft_wrap=True)
+            print_line(out, f"{each.name}: {verdict}")
         if not every:
             out.print("No weights are here. `radprobe weights list` says where they would be.")
     if not every or any(each.fault for each in every):
-        sys.exit(1)
+        raise typer.Exit(1)
 
 
 def _say(done: object, as_json: bool) -> None:
@@ -95,5 +94,4 @@ def _say(done: object, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(done), indent=1))
     else:
-        line = f"{done.name} is {done.file}, sha256 {done.sha256}."
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(out, f"{done.name} is {done.file}, sha256 {done.sha256}.")

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
 from stores.features import UNREADABLE
+from stores.slices import slice_rows
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def failures(path: Path) -> list[Lost]:
     failures_by_row = {failure.row: failure for failure in store.unreadable(status)}
     slices = store.slices()
     places = np.searchsorted(slices["row"].to_numpy(), unreadable)
-    for row in names.revealed(slices.take(places)).to_pylist():
-        failure = failures_by_row[row["row"]]
-        lost.append(Lost(row["path"], row["frame"], failure.reason, failure.detail))
+    for row in slice_rows(names.revealed(slices.take(places))):
+        failure = failures_by_row[row.row]
+        lost.append(Lost(row.path, row.frame, failure.reason, failure.detail))
     return lost

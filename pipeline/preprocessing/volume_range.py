@@ -24,18 +24,16 @@ from pipeline.recipe import Intensity, Percentiles, Preprocess, ZScore, of_volum
 from pipeline.types import Failure, Slice
 from stores.errors import ConfigError, UnreadableError
 from stores.features import FeatureStore
-from stores.slices import SliceRow, of_modalities, slice_rows
+from stores.slices import SliceRow, of_modalities, row_numbers, slice_rows
 
 _DROPPED = 10  # of the 23 bits behind the point of a float32
 _ZERO = 2 ** (31 - _DROPPED)  # where the value zero is counted; negative values stand below
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Row = dict[str, Any]  # of the slice table
 Name = tuple[str, str]  # of a volume: series, modality
 Ends = tuple[float, float]
 Ranges = dict[int, Ends]  # first row of a volume -> its range
-_NAMED = ("series", "modality")  # the columns of a volume's name
 
 
 class Histogram:
@@ -208,21 +206,22 @@ class Volumes:
 
 
 def recorded_ends(
-    store: FeatureStore, slices: pa.Table, preprocess: Preprocess, row: Row
+    store: FeatureStore, slices: pa.Table, preprocess: Preprocess, row: SliceRow
 ) -> Ends | None:
     """Return the range that a slice was scaled by; None where it was scaled by itself.
 
     slices: the store's table, by row. Raises ConfigError where its part's receipt does not tell it.
     """
-    if not of_volume(preprocess.rule(row["modality"])):
+    if not of_volume(preprocess.rule(row.modality)):
         return None
-    receipt = store.receipt(row["row"] // store.layout.part_rows)
+    receipt = store.receipt(row.row // store.layout.part_rows)
     for volume in () if receipt is None else receipt.ranges:
-        place = int(np.searchsorted(slices["row"].to_numpy(), volume.row))
-        if all(slices[name][place].as_py() == row[name] for name in _NAMED):
+        place = int(np.searchsorted(row_numbers(slices), volume.row))
+        (first,) = slice_rows(slices.slice(place, 1))
+        if first.series == row.series and first.modality == row.modality:
             return volume.low, volume.high
     raise ConfigError(
-        f"Row {row['row']} was scaled by the range of its volume, which the store does not "
+        f"Row {row.row} was scaled by the range of its volume, which the store does not "
         "tell: it was extracted by an earlier version. Extract a new store for what sees images, "
         "or ask heads on features alone."
     )

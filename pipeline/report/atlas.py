@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.labels import texts_of
+from pipeline.annotations.units import Units
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.report.sources import Source
 from pipeline.shared.arrays import principal_axes
@@ -44,7 +45,7 @@ class Places:
 
 @dataclass(frozen=True)
 class Column:
-    """What slices are coloured by: (n,) codes into values, 255 where nothing is said."""
+    """What slices are coloured by: (n,) codes into values, 255 for a slice without one."""
 
     name: str
     values: tuple[str, ...]
@@ -53,7 +54,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Scale:
-    """What slices are coloured by, as a number: (n,) from low to high, NaN where none is said."""
+    """What slices are coloured by, as a number: (n,) from low to high, NaN for a slice without."""
 
     name: str
     numbers: Floats
@@ -80,15 +81,15 @@ class Atlas:
 
 def draw_map(source: Source) -> Atlas | None:
     """Lay out the slices of a store; None where it has fewer than three, or patch tokens alone."""
-    n, which = len(source.rows), whole_slice(source)
+    n = len(source.rows)
+    which = whole_slice(source)
     if n < 3 or which is None:
         return None
-    x = np.concatenate(
-        [
-            b.reshape(len(b), -1).astype(np.float32)
-            for b in batches(source.store, which, source.rows)
-        ]
-    )
+    read = []
+    for batch in batches(source.store, which, source.rows):
+        read.append(batch.reshape(len(batch), -1).astype(np.float32))
+    x = np.concatenate(read)
+    # Evenly over the store, so that every patient and modality has its share.
     pictured = np.unique(np.linspace(0, n - 1, min(n, PICTURES)).astype(np.int64))
     nearest, cosine = _nearest(x, pictured, source)
     places = [_pca(x)]
@@ -107,7 +108,10 @@ def draw_map(source: Source) -> Atlas | None:
 
 def whole_slice(source: Source) -> Selection | None:
     """Return which features speak for a slice as a whole, where the store has any."""
-    return next((Selection(a) for a in ("cls", "mean") if a in source.recipe.outputs), None)
+    for array in ("cls", "mean"):
+        if array in source.recipe.outputs:
+            return Selection(array)
+    return None
 
 
 # --- places --------------------------------------------------------------------------------------
@@ -120,20 +124,22 @@ def _pca(x: Floats) -> Places:
     two = centred @ axes[:, :2].astype(np.float32)
     share = variance[:2] / max(float(variance.sum()), 1e-12)
     note = f"horizontal and vertical {share[0]:.0%} and {share[1]:.0%} of the variance"
-    return Places("PCA", *_unit(two), note)
+    x_unit, y_unit = _unit(two)
+    return Places("PCA", x_unit, y_unit, note)
 
 
 def _umap(x: Floats) -> Places:
     from umap import UMAP
 
+    # A seed makes UMAP use one thread; it warns where that is not written.
     two = UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(x)
-    return Places(
-        "UMAP", *_unit(np.asarray(two, np.float32)), "distances between groups mean little"
-    )
+    x_unit, y_unit = _unit(np.asarray(two, np.float32))
+    return Places("UMAP", x_unit, y_unit, "distances between groups mean little")
 
 
 def _unit(two: Floats) -> tuple[Floats, Floats]:
-    """Return both columns in [0, 1], each on its own scale: a page is wide, and PCA flat."""
+    """Return both columns in [0, 1], each scaled by itself: a page is wide, and PCA flat."""
+    # A few slices far out would press all others into a corner: they go to the edge.
     low, high = np.percentile(two, [0.1, 99.9], axis=0)
     span = np.maximum(high - low, 1e-12)
     inside = np.clip((two - (low + high) / 2) / span + 0.5, 0, 1).astype(np.float32)
@@ -143,9 +149,12 @@ def _unit(two: Floats) -> tuple[Floats, Floats]:
 def _nearest(x: Floats, pictured: Rows, source: Source) -> tuple[Rows, Floats]:
     """Return (n, k) places in `pictured` and cosines of the nearest of other patients."""
     table = source.slices
-    kin = zip(source.patients, table["series"].to_pylist(), table["path"].to_pylist(), strict=True)
-    own = np.array([p or series or file for p, series, file in kin], dtype=np.str_)
-    patient = np.unique(own, return_inverse=True)[1]
+    series = table["series"].to_pylist()
+    files = table["path"].to_pylist()
+    # Slices of one patient are alike for no reason worth showing, and of one series even more so.
+    names = [p or s or f for p, s, f in zip(source.patients, series, files, strict=True)]
+    patient = np.unique(np.array(names, dtype=np.str_), return_inverse=True)[1]
+    # As many neighbours as are left to a slice of the patient with most pictures.
     others = len(pictured) - int(np.bincount(patient[pictured]).max())
     k = min(K, others)
     if k < 1:
@@ -172,31 +181,41 @@ def _labels(source: Source) -> Iterator[Column]:
     done: set[str] = set()
     for name, task, units, table in source.labelled:
         assert source.config is not None
+        root = source.config.data.root
         slices = source.names.revealed(source.store.slices())
-        words: dict[str, NDArray[np.str_]] = {}
-        if units.kind == "multilabel":
-            said = np.array(["no", "yes", ""])  # -1 is not known
-            words = {c: said[units.y[:, j]] for j, c in enumerate(units.classes)}
-        elif units.kind != "regression":
-            words = {name: np.array(units.classes)[units.y]}
+        words = _words_of_units(name, units)
         for column in (*task.subgroups, *task.shortcuts):
-            joining = source.config.data.root, source.names
-            words[column] = texts_of(table, column, units, slices, *joining)
+            words[column] = texts_of(table, column, units, slices, root, source.names)
         place = np.searchsorted(source.rows, units.rows)
-        for column in [c for c in words if c not in done]:
+        for column in words:
+            if column in done:  # several tasks may list one column
+                continue
             of_slice = np.full(len(source.rows), "", dtype=object)
             of_slice[place] = words[column][units.unit]
             yield coded(column, of_slice.tolist())
         done |= words.keys()
 
 
+def _words_of_units(name: str, units: Units) -> dict[str, NDArray[np.str_]]:
+    """Return what a task's labels say of each unit, by column; nothing for numbers."""
+    if units.kind == "regression":
+        return {}
+    if units.kind != "multilabel":
+        return {name: np.array(units.classes)[units.y]}
+    answers = np.array(["no", "yes", ""])  # -1, the last, is not known
+    return {label: answers[units.y[:, j]] for j, label in enumerate(units.classes)}
+
+
 def coded(name: str, words: list[str]) -> Column:
     """Return a column of words: the commonest by name, the rest as other, "" as nothing."""
-    common = [w for w, _ in Counter(w for w in words if w).most_common()]
-    kept = sorted(common[:MOST_VALUES])
-    code = {w: i for i, w in enumerate(kept)} | {"": 255}
-    values = (*kept, "other") if len(common) > len(kept) else tuple(kept)
-    return Column(name, values, np.array([code.get(w, len(kept)) for w in words], np.uint8))
+    counts = Counter(word for word in words if word)
+    common = [word for word, _ in counts.most_common()]
+    # By name, so that a colour does not change with the numbers of slices.
+    named = sorted(common[:MOST_VALUES])
+    code = {word: i for i, word in enumerate(named)} | {"": 255}
+    values = (*named, "other") if len(common) > len(named) else tuple(named)
+    codes = [code.get(word, len(named)) for word in words]
+    return Column(name, values, np.array(codes, np.uint8))
 
 
 def _scales(source: Source) -> Iterator[Scale]:
@@ -210,10 +229,10 @@ def _scales(source: Source) -> Iterator[Scale]:
         numbers = source.slices[column].to_pandas().to_numpy(np.float32)
         known = numbers[~np.isnan(numbers)]
         if len(known) and known.min() < known.max():
+            # One outlier would leave all others the same colour.
             low, high = np.percentile(known, [1, 99])
-            yield Scale(
-                name, numbers, float(low), float(high) if high > low else float(known.max())
-            )
+            top = float(high) if high > low else float(known.max())
+            yield Scale(name, numbers, float(low), top)
 
 
 def check_shared(sources: list[Source]) -> None:

@@ -23,7 +23,7 @@ from pipeline.results import Difference, Metric, Result
 from stores.errors import LabelError, StoreNotFoundError
 
 Floats = NDArray[np.float32]
-# Shared slices that features are held against each other on.
+# Shared slices on which features are compared.
 SAMPLE = 2000
 K = 10
 
@@ -66,7 +66,9 @@ class Comparison:
 def compare_sources(sources: Sequence[Source]) -> Comparison:
     """Hold every pair of stores against each other."""
     ranked = _rank(sources)
-    means = np.mean([each.ranks for each in ranked], axis=0).tolist() if ranked else []
+    means: list[float] = []
+    if ranked:
+        means = np.mean([each.ranks for each in ranked], axis=0).tolist()
     return Comparison(
         names=tuple(source.name for source in sources),
         ranked=tuple(ranked),
@@ -77,10 +79,12 @@ def compare_sources(sources: Sequence[Source]) -> Comparison:
 
 
 def _rank(sources: Sequence[Source]) -> list[Ranked]:
-    shared = [asked for asked in sources[0].results if all(asked in s.results for s in sources)]
+    """Rank the stores on each question that all of them answered with its main metric."""
     ranked = []
-    for asked in shared:
-        results = [source.results[asked] for source in sources]
+    for query in sources[0].results:
+        if not all(query in source.results for source in sources):
+            continue
+        results = [source.results[query] for source in sources]
         name = headline(results[0])
         if not all(r.scores and name in r.scores[-1].metrics for r in results):
             continue
@@ -89,30 +93,34 @@ def _rank(sources: Sequence[Source]) -> list[Ranked]:
         above = (numbers[None] > numbers[:, None]).sum(axis=1)
         ties = (numbers[None] == numbers[:, None]).sum(axis=1)
         ranks = tuple((above + (ties + 1) / 2).tolist())  # ties share their mean rank
-        ranked.append(Ranked(asked[0], asked[1], name, values, ranks))
+        task, method = query
+        ranked.append(Ranked(task, method, name, values, ranks))
     return ranked
 
 
 def _forest(sources: Sequence[Source], ranked: Sequence[Ranked]) -> Figure | None:
-    rows = [
-        (f"{each.task} · {method_title(each.method)}", list(enumerate(each.values)))
-        for each in ranked
-        if each.metric == HEADLINE[0]
-    ]
+    rows = []
+    for each in ranked:
+        # One axis takes one metric: questions of another one are in the table alone.
+        if each.metric == HEADLINE[0]:
+            name = f"{each.task} · {method_title(each.method)}"
+            rows.append((name, list(enumerate(each.values))))
     names = [source.name for source in sources]
     return forest(rows, names, METRICS[HEADLINE[0]], chance=0.5) if rows else None
 
 
 def _pair(one: Source, two: Source) -> Pair:
+    """Compare two stores: their scores on the same test units, their features on equal pixels."""
     differences: list[tuple[Result, Difference]] = []
     unable = ""
     try:
-        for result, found in compare_stores(one.store.path, two.store.path):
+        for result, of_result in compare_stores(one.store.path, two.store.path):
             wanted = headline(result)
-            differences += [(result, d) for d in found if d.metric == wanted]
-    except (LabelError, StoreNotFoundError) as error:
+            differences += [(result, d) for d in of_result if d.metric == wanted]
+    except (LabelError, StoreNotFoundError) as error:  # the page says why, and goes on
         unable = str(error)
     x, y = _shared(one, two)
+    # K neighbours need K others, and one more for a choice.
     enough = min(len(x), len(y)) > K + 1
     return Pair(
         first=one.name,
@@ -127,22 +135,25 @@ def _pair(one: Source, two: Source) -> Pair:
 
 def _shared(one: Source, two: Source) -> tuple[Floats, Floats]:
     """Return features (n, d) and (n, d') of slices with equal pixels, at most SAMPLE of them."""
-    keys, first = [], []
+    keys = []
+    first = []
     for source in (one, two):
         digests = np.ascontiguousarray(source.store.read("pixel_digest", source.rows))
         key, at = np.unique(digests.view("V32").ravel(), return_index=True)
         keys.append(key.view("S32"))  # sorts as V32 does not compare
         first.append(source.rows[at])
     _, here, there = np.intersect1d(keys[0], keys[1], return_indices=True)
-    kept = np.unique(np.linspace(0, max(len(here) - 1, 0), SAMPLE).astype(np.int64))
-    kept = kept if len(here) else kept[:0]
-    return tuple(  # type: ignore[return-value]
-        _features(source, rows[at[kept]])
-        for source, rows, at in zip((one, two), first, (here, there), strict=True)
-    )
+    # Evenly over the shared slices, so that no patient's or series' alone are compared.
+    sample = np.unique(np.linspace(0, max(len(here) - 1, 0), SAMPLE).astype(np.int64))
+    if not len(here):
+        sample = sample[:0]
+    x = _features(one, first[0][here[sample]])
+    y = _features(two, first[1][there[sample]])
+    return x, y
 
 
 def _features(source: Source, rows: NDArray[np.int64]) -> Floats:
+    """Return the features (n, d) of rows, in their order; (0, 0) of a store of patch tokens."""
     which = whole_slice(source)
     if which is None:  # patch tokens alone
         return np.empty((0, 0), np.float32)
@@ -158,8 +169,8 @@ def mutual_overlap(x: Floats, y: Floats, k: int) -> float:
 
     Mutual k-nearest-neighbour alignment of Huh et al., arXiv 2405.07987. x (n, d), y (n, d').
     """
-    near = [_neighbours(each, k) for each in (x, y)]
-    common = [len(np.intersect1d(a, b)) for a, b in zip(*near, strict=True)]
+    nearest = zip(_neighbours(x, k), _neighbours(y, k), strict=True)
+    common = [len(np.intersect1d(of_x, of_y)) for of_x, of_y in nearest]
     return float(np.mean(common) / k)
 
 
@@ -174,6 +185,12 @@ def linear_cka(x: Floats, y: Floats) -> float:
     |Y'X|^2 / (|X'X| |Y'Y|), columns centred (Kornblith et al., arXiv 1905.00414, eq. 5 and
     section 3). x (n, d), y (n, d').
     """
-    x, y = (each.astype(np.float64) - each.mean(axis=0, dtype=np.float64) for each in (x, y))
-    below = np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y)
-    return float(np.linalg.norm(y.T @ x) ** 2 / below) if below > 0 else 0.0
+    x_centred = _centred(x)
+    y_centred = _centred(y)
+    below = np.linalg.norm(x_centred.T @ x_centred) * np.linalg.norm(y_centred.T @ y_centred)
+    # Zero where a space has all slices in one place.
+    return float(np.linalg.norm(y_centred.T @ x_centred) ** 2 / below) if below > 0 else 0.0
+
+
+def _centred(x: Floats) -> NDArray[np.float64]:
+    return x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)

@@ -56,50 +56,55 @@ def confusion(truth: Truth, proba: Floats) -> NDArray[np.int64]:
 def label_confusion(truth: Truth, proba: Floats, label: int) -> NDArray[np.int64]:
     """Return (2, 2): units without and with a label (rows), called so at 0.5 (columns)."""
     known = truth.known[:, label]
-    with_it, called = truth.indicator[known, label], proba[known, label] >= 0.5
+    with_it = truth.indicator[known, label]
+    called = proba[known, label] >= 0.5
     return np.bincount(2 * with_it + called, minlength=4).reshape(2, 2)
 
 
-# (positives found, negatives found) at each threshold, (t + 1,), and both totals -> x, y (t + 1,)
+# Weights of positives and of negatives at or above each threshold, (t + 1,) -> x, y (t + 1,).
 Points = Callable[[Floats, Floats], tuple[Floats, Floats]]
 
 
-def _roc_points(found: Floats, wrong: Floats) -> tuple[Floats, Floats]:
-    return wrong / wrong[-1], found / found[-1]
+def _roc_points(hits: Floats, alarms: Floats) -> tuple[Floats, Floats]:
+    return alarms / alarms[-1], hits / hits[-1]
 
 
-def _pr_points(found: Floats, wrong: Floats) -> tuple[Floats, Floats]:
-    total = found + wrong
-    precision = np.divide(found, total, out=np.ones_like(found), where=total > 0)
+def _pr_points(hits: Floats, alarms: Floats) -> tuple[Floats, Floats]:
+    total = hits + alarms
+    precision = np.divide(hits, total, out=np.ones_like(hits), where=total > 0)
+    # Nothing is called yet at the first point, so precision is not defined: the next one's stands.
     if len(precision) > 1:
         precision[0] = precision[1]
-    return found / found[-1], precision
+    return hits / hits[-1], precision
 
 
 def _curve(
     truth: Truth, values: Floats, fold: NDArray[np.int64] | None, label: int, points: Points
 ) -> Curve | None:
+    """Return the curve of values (n,) with its band over draws of patients; None for one side."""
+    # A label may be unknown of a unit, and a unit may have no prediction.
     on = truth.known[:, label] & ~np.isnan(values)
     positive = truth.indicator[on, label]
     if not positive.any() or positive.all():
         return None
-    values, groups = values[on], truth.groups[on]
+    values = values[on]
+    groups = truth.groups[on]
     fold = np.zeros(len(values), np.int64) if fold is None else fold[on]
     models = [_Ranked.of(positive, values, np.flatnonzero(fold == i)) for i in np.unique(fold)]
-    drawn = [
-        line
-        for weights in draws(groups, DRAWS)
-        for w in weights.T
-        if (line := _mean_line(models, w, points)) is not None
-    ]
+    drawn: list[Floats] = []
+    for weights in draws(groups, DRAWS):
+        lines = [_mean_line(models, of_draw, points) for of_draw in weights.T]
+        # A draw without patients of one side has no curve.
+        drawn += [line for line in lines if line is not None]
     if not drawn:
         return None
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    # The line itself is of all units once.
     ones = np.ones(len(values))
     if len(models) == 1:
-        x, y = points(*models[0].found(ones))
-        keep = np.unique(np.linspace(0, len(x) - 1, MOST_POINTS).astype(np.int64))
-        return Curve(x[keep], y[keep], low, high)
+        x, y = points(*models[0].above(ones))
+        thinned = np.unique(np.linspace(0, len(x) - 1, MOST_POINTS).astype(np.int64))
+        return Curve(x[thinned], y[thinned], low, high)
     line = _mean_line(models, ones, points)
     return None if line is None else Curve(GRID, line, low, high)
 
@@ -114,24 +119,25 @@ class _Ranked:
 
     @classmethod
     def of(cls, positive: Bools, values: Floats, units: NDArray[np.int64]) -> _Ranked:
+        # Stable, so that the curve does not hang on the machine where values tie.
         order = units[np.argsort(-values[units], kind="stable")]
         ends = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
         return cls(order, positive[order].astype(np.float64), ends)
 
-    def found(self, weights: Floats) -> tuple[Floats, Floats]:
+    def above(self, weights: Floats) -> tuple[Floats, Floats]:
         """Return the weight of positives and of negatives (t + 1,) at or above each value."""
-        own = weights[self.units]
-        found = np.cumsum(own * self.positive)[self.ends]
-        wrong = np.cumsum(own * (1 - self.positive))[self.ends]
-        return np.append(0, found), np.append(0, wrong)
+        weights = weights[self.units]
+        hits = np.cumsum(weights * self.positive)[self.ends]
+        alarms = np.cumsum(weights * (1 - self.positive))[self.ends]
+        return np.append(0, hits), np.append(0, alarms)
 
 
 def _mean_line(models: list[_Ranked], weights: Floats, points: Points) -> Floats | None:
     """Return the mean over models of y on GRID; None where no model has both sides."""
     lines = []
     for model in models:
-        found, wrong = model.found(weights)
-        if found[-1] > 0 and wrong[-1] > 0:
-            x, y = points(found, wrong)
+        hits, alarms = model.above(weights)
+        if hits[-1] > 0 and alarms[-1] > 0:
+            x, y = points(hits, alarms)
             lines.append(np.interp(GRID, x, y))
     return np.mean(lines, axis=0) if lines else None

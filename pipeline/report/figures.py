@@ -49,12 +49,12 @@ class Answer:
 
     @cached_property
     def predicted(self) -> tuple[Truth, Floats, NDArray[np.int64] | None]:
-        """Truth, probabilities (n, c) and folds."""
+        """The truth of n units, their probabilities (n, c), and their folds (n,) if any."""
         return read_predictions(self.store, self.result, -1)
 
     @property
     def name(self) -> str:
-        """How figures call it."""
+        """The name in legends: the title of its method."""
         return method_title(self.result.method)
 
     @property
@@ -63,17 +63,17 @@ class Answer:
 
     @property
     def colour(self) -> str:
-        """Its method's colour, the same in every figure."""
+        """The colour of its method, the same in every figure."""
         return SERIES[self._number % len(SERIES)]
 
     @property
     def line(self) -> Any:
-        """Its method's line, for eyes that tell colours badly."""
+        """The line style of its method, for eyes that confuse colours."""
         return LINES[self._number % len(LINES)]
 
     @property
     def mark(self) -> str:
-        """Its method's mark."""
+        """The mark of its method."""
         return MARKS[self._number % len(MARKS)]
 
     @property
@@ -107,50 +107,54 @@ KINDS = {
 def task_figures(source: Source, task: str) -> Iterator[Drawn]:
     """Yield the figures of one task: curves, reliability, confusion, settings, subgroups."""
     results = [r for (name, _), r in source.results.items() if name == task]
-    answers = [
-        Answer(source.store.path, r)
-        for r in results
-        if r.scores and r.kind != "regression" and _predictions(source, r).is_file()
-    ]
+    answers = [Answer(source.store.path, r) for r in results if _has_curves(source, r)]
+    # The key becomes the name of a file and an id of the page: a task may be called anything.
     key = "".join(c if c.isalnum() else "-" for c in task)
     if answers:
-        roc = list(_curves(answers, curves.roc, ("1 - specificity", "sensitivity")))
-        pr = list(_curves(answers, curves.precision_recall, ("recall", "precision")))
-        kinds = [roc, pr, list(_reliability(answers)), list(_confusion(answers))]
-        if len(roc) == len(pr) == 1:
-            titled = [
-                Panel(title if len(panels) == 1 else f"{title}, {panel.title}", panel.draw)
-                for title, panels in zip(KINDS, kinds, strict=True)
-                for panel in panels
-            ]
-            yield Drawn(
-                f"{key}-curves",
-                "Curves",
-                " ".join([*KINDS.values(), BAND]),
-                _figure(titled, answers),
-            )
-        else:
-            for (title, about), panels in zip(KINDS.items(), kinds, strict=True):
-                if panels:
-                    short = f"{key}-{title.split()[0].lower()}"
-                    yield Drawn(
-                        short,
-                        title,
-                        about,
-                        _figure(panels, answers if title != "Confusion" else ()),
-                    )
-    yield from _drawn(
-        _settings(results), f"{key}-settings", "By setting",
-        "What more labelled patients, or more neighbours, bring. Bands: 95 %.",
-    )  # fmt: skip
-    yield from _drawn(
-        _subgroups(results), f"{key}-subgroups", "Subgroups",
-        "The test units with each value of a column; intervals are 95 %.",
-    )  # fmt: skip
+        yield from _of_predictions(key, answers)
+    settings = _settings(results)
+    if settings is not None:
+        about = "What more labelled patients, or more neighbours, bring. Bands: 95 %."
+        yield Drawn(f"{key}-settings", "By setting", about, settings)
+    subgroups = _subgroups(results)
+    if subgroups is not None:
+        about = "The test units with each value of a column; intervals are 95 %."
+        yield Drawn(f"{key}-subgroups", "Subgroups", about, subgroups)
 
 
-def _predictions(source: Source, result: Result) -> Path:
-    return predictions_path(source.store.path, result)
+def _has_curves(source: Source, result: Result) -> bool:
+    """Return whether a result has probabilities on file; few-shot episodes and numbers do not."""
+    if not result.scores or result.kind == "regression":
+        return False
+    return predictions_path(source.store.path, result).is_file()
+
+
+def _of_predictions(key: str, answers: Sequence[Answer]) -> Iterator[Drawn]:
+    """Yield what probabilities show: in one figure where a label has it all, or one a kind."""
+    roc = list(_curves(answers, curves.roc, ("1 - specificity", "sensitivity")))
+    pr = list(_curves(answers, curves.precision_recall, ("recall", "precision")))
+    # In the order of KINDS.
+    panels_by_kind = [roc, pr, list(_reliability(answers)), list(_confusion(answers))]
+    if len(roc) == len(pr) == 1:
+        panels = []
+        for title, of_kind in zip(KINDS, panels_by_kind, strict=True):
+            panels += _titled(title, of_kind)
+        about = " ".join([*KINDS.values(), BAND])
+        yield Drawn(f"{key}-curves", "Curves", about, _figure(panels, answers))
+        return
+    for (title, about), panels in zip(KINDS.items(), panels_by_kind, strict=True):
+        if panels:
+            # Each matrix names its answer, so that figure has no legend.
+            in_legend = answers if title != "Confusion" else ()
+            short = f"{key}-{title.split()[0].lower()}"
+            yield Drawn(short, title, about, _figure(panels, in_legend))
+
+
+def _titled(title: str, panels: Sequence[Panel]) -> list[Panel]:
+    """Return panels of one kind under its title; of several, each with its name too."""
+    if len(panels) == 1:
+        return [Panel(title, panels[0].draw)]
+    return [Panel(f"{title}, {panel.title}", panel.draw) for panel in panels]
 
 
 def _figure(panels: Sequence[Panel], answers: Sequence[Answer]) -> Figure:
@@ -160,15 +164,14 @@ def _figure(panels: Sequence[Panel], answers: Sequence[Answer]) -> Figure:
         for axis, panel in zip(axes, panels, strict=True):
             panel.draw(axis)
             axis.set_title(panel.title)
-        handles = [Line2D([], [], color=a.colour, ls=a.line, marker=a.mark, ms=4) for a in answers]
-        names = [f"{a.name} ({setting_text(a.result.scores[-1].setting)})" for a in answers]
+        handles = []
+        names = []
+        for answer in answers:
+            handle = Line2D([], [], color=answer.colour, ls=answer.line, marker=answer.mark, ms=4)
+            handles.append(handle)
+            names.append(f"{answer.name} ({setting_text(answer.result.scores[-1].setting)})")
         legend(figure, handles, names)
     return figure
-
-
-def _drawn(figure: Figure | None, key: str, title: str, about: str) -> Iterator[Drawn]:
-    if figure is not None:
-        yield Drawn(key, title, about, figure)
 
 
 # --- curves ------------------------------------------------------------------------------------
@@ -180,8 +183,13 @@ UNIT = {"xlim": (-0.03, 1.03), "ylim": (-0.03, 1.03), "xticks": (0, 0.5, 1), "yt
 def _curves(answers: Sequence[Answer], of: CurveOf, names: tuple[str, str]) -> Iterator[Panel]:
     """Yield a panel a label, with a line an answer."""
     for label, title in answers[0].labels.items():
-        lines = [(a, c) for a in answers if (c := of(*a.predicted, label)) is not None]
+        lines = []
+        for answer in answers:
+            curve = of(*answer.predicted, label)
+            if curve is not None:
+                lines.append((answer, curve))
         if lines:
+            # All answers have the same test units, so any one's truth has how common it is.
             truth = answers[0].predicted[0]
             share = float(truth.indicator[truth.known[:, label], label].mean())
             chance = None if of is curves.roc else share
@@ -206,7 +214,10 @@ def _draw_curves(
 
 
 def _reliability(answers: Sequence[Answer]) -> Iterator[Panel]:
-    labels = dict.fromkeys(label for a in answers for label in a.result.scores[-1].reliability)
+    """Yield a panel a label that any answer has bins of, in the order of the answers."""
+    labels: dict[str, None] = {}
+    for answer in answers:
+        labels |= dict.fromkeys(answer.result.scores[-1].reliability)
     for label in labels:
         title = label or next(iter(answers[0].labels.values()))
         if answers[0].result.kind == "multiclass":
@@ -215,23 +226,28 @@ def _reliability(answers: Sequence[Answer]) -> Iterator[Panel]:
 
 
 def _draw_reliability(axis: Axes, answers: Sequence[Answer], label: str) -> None:
+    """Draw each answer's bins: the mean prediction by how often it came true."""
     axis.plot([0, 1], [0, 1], color=RULE, lw=0.8)
     for answer in answers:
         bins = answer.result.scores[-1].reliability.get(label, ())
-        x, y = [b.predicted for b in bins], [b.observed for b in bins]
+        x = [b.predicted for b in bins]
+        y = [b.observed for b in bins]
         most = max((b.units for b in bins), default=1)
         axis.plot(x, y, color=answer.colour, ls=answer.line, lw=0.9)
+        # Points squared: the fullest bin 40, and none so small that it is not seen.
         size = [6 + 34 * b.units / most for b in bins]
         axis.scatter(x, y, size, color=answer.colour, marker=answer.mark, lw=0)
     axis.set(xlabel="predicted", ylabel="came true", **UNIT)
 
 
 def _confusion(answers: Sequence[Answer]) -> Iterator[Panel]:
+    """Yield a matrix an answer; of several labels, one of each that its model could predict."""
     for answer in answers:
         truth, proba, _ = answer.predicted
         if answer.result.kind != "multilabel":
-            counts, classes = curves.confusion(truth, proba), answer.result.classes
-            yield Panel(answer.name, partial(_draw_matrix, counts=counts, classes=classes))
+            counts = curves.confusion(truth, proba)
+            draw = partial(_draw_matrix, counts=counts, classes=answer.result.classes)
+            yield Panel(answer.name, draw)
             continue
         for label, name in answer.labels.items():
             if not np.isnan(proba[:, label]).any():
@@ -245,6 +261,7 @@ def _draw_matrix(axis: Axes, counts: NDArray[np.int64], classes: Sequence[str]) 
     c = len(classes)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     for i, j in np.ndindex(c, c):
+        # Never so dark that the number could not be read.
         shade = float(share[i, j]) * 0.55
         square = Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=SERIES[0], alpha=shade, lw=0)
         axis.add_patch(square)
@@ -264,23 +281,37 @@ def _draw_matrix(axis: Axes, counts: NDArray[np.int64], classes: Sequence[str]) 
 
 def _settings(results: Sequence[Result]) -> Figure | None:
     """Draw the main metric by what was varied (shots, k, ...): a panel a result."""
-    varied = [(r, key) for r in results if (key := _varied(r)) is not None]
+    varied = []
+    for result in results:
+        key = _varied(result)
+        if key is not None:
+            varied.append((result, key))
     if not varied:
         return None
     with style():
         figure, axes = grid(len(varied))
         for axis, (result, key) in zip(axes, varied, strict=True):
-            name, of = headline(result), Answer(Path(), result)
-            points = [(s.setting[key], s.metrics[name]) for s in result.scores if name in s.metrics]
-            x = [at for at, _ in points]
-            low, high = zip(*(_ends(m) for _, m in points), strict=True)
-            axis.fill_between(x, low, high, color=of.colour, alpha=0.13, lw=0)
-            axis.plot(x, [m.value for _, m in points], color=of.colour, marker=of.mark, ms=3.5)
-            axis.set(title=method_title(result.method), xlabel=_AXES[key], xscale="log")
-            axis.set_xticks(x, [f"{at:g}" for at in x])
-            axis.minorticks_off()
-            axis.set_ylabel(METRICS.get(name, name))
+            _draw_settings(axis, result, key)
     return figure
+
+
+def _draw_settings(axis: Axes, result: Result, key: str) -> None:
+    """Draw the main metric of a result's scores by the number that was varied."""
+    name = headline(result)
+    scores = [score for score in result.scores if name in score.metrics]
+    x = [score.setting[key] for score in scores]
+    metrics = [score.metrics[name] for score in scores]
+    low, high = zip(*map(_ends, metrics), strict=True)
+    # For its colour and mark alone, which need no store.
+    answer = Answer(Path(), result)
+    axis.fill_between(x, low, high, color=answer.colour, alpha=0.13, lw=0)
+    values = [metric.value for metric in metrics]
+    axis.plot(x, values, color=answer.colour, marker=answer.mark, ms=3.5)
+    axis.set(title=method_title(result.method), xlabel=_AXES[key], xscale="log")
+    # Ticks where something was computed, in the place of the decades of a logarithmic axis.
+    axis.set_xticks(x, [f"{at:g}" for at in x])
+    axis.minorticks_off()
+    axis.set_ylabel(METRICS.get(name, name))
 
 
 _AXES = {"shots": "labelled patients a class", "k": "neighbours k"}
@@ -296,35 +327,38 @@ def _varied(result: Result) -> str | None:
 
 
 def _subgroups(results: Sequence[Result]) -> Figure | None:
-    lines: list[tuple[str, list[tuple[int, Metric]]]] = []
+    """Draw the main metric on all test units, then on those of each subgroup."""
     with_groups = [r for r in results if r.scores and r.scores[-1].subgroups]
     if not with_groups:
         return None
     name = headline(with_groups[0])
-    wholes = [
-        (i, r.scores[-1].metrics[name])
-        for i, r in enumerate(with_groups)
-        if name in r.scores[-1].metrics
-    ]
-    lines.append(("all", wholes))
-    groups = list(dict.fromkeys(g for r in with_groups for g in r.scores[-1].subgroups))
+    scores = [r.scores[-1] for r in with_groups]
+    on_all = [(i, s.metrics[name]) for i, s in enumerate(scores) if name in s.metrics]
+    lines = [("all", on_all)]
+    groups: dict[str, None] = {}
+    for score in scores:
+        groups |= dict.fromkeys(score.subgroups)
     for group in groups:
-        members = [(i, r.scores[-1].subgroups.get(group)) for i, r in enumerate(with_groups)]
-        found = [(i, g.metrics[name]) for i, g in members if g is not None and name in g.metrics]
-        size = next(g for _, g in members if g is not None)
+        members = [(i, s.subgroups[group]) for i, s in enumerate(scores) if group in s.subgroups]
+        marks = [(i, subgroup.metrics[name]) for i, subgroup in members if name in subgroup.metrics]
+        # All methods have the same test units: any one's counts are those of the group.
+        _, size = members[0]
         people = f"{count(size.units, 'unit')}, {count(size.patients, 'patient')}"
-        if found:
-            lines.append((f"{group}  ({people})", found))
-    return forest(lines, [method_title(r.method) for r in with_groups], METRICS.get(name, name))
+        if marks:
+            lines.append((f"{group}  ({people})", marks))
+    names = [method_title(r.method) for r in with_groups]
+    return forest(lines, names, METRICS.get(name, name))
 
 
 def overview(source: Source) -> Figure | None:
     """Draw every task's main metric by every method, with intervals."""
     lines: dict[str, list[tuple[int, Metric]]] = {}
-    methods = list(dict.fromkeys(method for (_, method), r in source.results.items() if r.scores))
+    scored = [method for (_, method), result in source.results.items() if result.scores]
+    methods = list(dict.fromkeys(scored))
     for (task, method), result in source.results.items():
         name = headline(result)
         if name == HEADLINE[0] and result.scores and name in result.scores[-1].metrics:
+            # The last setting stands for a result everywhere: most shots, most neighbours.
             metric = result.scores[-1].metrics[name]
             lines.setdefault(task, []).append((methods.index(method), metric))
     names = [method_title(method) for method in methods]
@@ -349,9 +383,11 @@ def forest(
             if row:
                 axis.axhline(row - 0.5, color=RULE, lw=0.5)
             for i, value in marks:
+                # Marks of one row lie above each other, around its middle.
                 at = row + (i - (len(series) - 1) / 2) * step
-                axis.plot(_ends(value), [at, at], color=SERIES[i % len(SERIES)], lw=1.2)
-                axis.plot(value.value, at, color=SERIES[i % len(SERIES)], marker=MARKS[i % 8], ms=4)
+                colour = SERIES[i % len(SERIES)]
+                axis.plot(_ends(value), [at, at], color=colour, lw=1.2)
+                axis.plot(value.value, at, color=colour, marker=MARKS[i % 8], ms=4)
         axis.set_yticks(range(len(lines)), [name for name, _ in lines], color=INK)
         axis.set(ylim=(len(lines) - 0.5, -0.5), xlabel=f"{metric}, 95 % interval")
         axis.tick_params(axis="y", length=0)
@@ -365,10 +401,17 @@ def forest(
 
 
 def _ends(metric: Metric) -> tuple[float, float]:
+    """Return the ends of a metric's interval; without one, its value twice."""
     return spread(metric) or (metric.value, metric.value)
 
 
 def headline(result: Result) -> str:
     """Return the metric that sums a result up."""
-    known = {name for score in result.scores for name in score.metrics}
-    return next((name for name in HEADLINE if name in known), next(iter(sorted(known)), ""))
+    known: set[str] = set()
+    for score in result.scores:
+        known |= score.metrics.keys()
+    for name in HEADLINE:
+        if name in known:
+            return name
+    # Of a metric that is not listed, the first by name; "" of a result without scores.
+    return min(known, default="")

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.evaluation.splits import load_split
+from pipeline.evaluation.splits import Split, load_split
 from pipeline.report.figures import headline
 from pipeline.report.sources import Inventory, Source
 from pipeline.report.wording import count, interval, method_title, spread
 from pipeline.results import Result, Segmented
 from stores.duplicates import find_twins
 
-# From here on a column is told so well by the features that a score may rest on it.
-TELLING = 0.75
+# AUROC from which on the features predict a column so well that a score may rest on it.
+SHORTCUT = 0.75
 CHANCE = 0.5
 # Fewer test patients make an interval that says little.
 FEW_PATIENTS = 20
@@ -22,7 +22,10 @@ FEW_PATIENTS = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing said of a store. weight: `warn` may undo a result, `note` should be known."""
+    """One thing to know of a store.
+
+    weight: `warn` may undo a result, `note` should be known, `clear` was looked for in vain.
+    """
 
     kind: Literal["weights", "leakage", "shortcut", "chance", "stale", "data"]
     weight: Literal["warn", "note", "clear"]
@@ -30,10 +33,14 @@ class Finding:
 
 
 def findings(source: Source, stock: Inventory) -> list[Finding]:
-    """Return what was found, what may undo a result first; a clear check is said as well."""
-    found = [*_weights(source), *_leakage(source), *_shortcuts(source), *_answers(source)]
-    found += _data(stock)
-    return sorted(found, key=lambda f: ("warn", "note", "clear").index(f.weight))
+    """Return all findings, what may undo a result first and clear checks last."""
+    every = [*_weights(source), *_leakage(source), *_shortcuts(source), *_answers(source)]
+    every += _data(stock)
+    # The sort is stable: within a weight the order stays that of the checks.
+    return sorted(every, key=lambda finding: _ORDER.index(finding.weight))
+
+
+_ORDER = ("warn", "note", "clear")
 
 
 def _weights(source: Source) -> Iterator[Finding]:
@@ -47,8 +54,13 @@ def _weights(source: Source) -> Iterator[Finding]:
 
 
 def _leakage(source: Source) -> Iterator[Finding]:
+    """Say which pictures exist more than once, exactly or all but, and under whose names."""
     named = dict(zip(source.rows.tolist(), source.patients.tolist(), strict=True))
-    twins = [[named[row] or f"row {row}" for row in t.rows] for t in find_twins(source.store)]
+    twins = []
+    for each in find_twins(source.store):
+        # A slice of no known patient counts as somebody else: nothing says that it is not.
+        people = [named[row] or f"row {row}" for row in each.rows]
+        twins.append(people)
     across = [people for people in twins if len({*people}) > 1]
     if not twins:
         yield Finding("leakage", "clear", "No two slices have exactly the same pixels.")
@@ -58,22 +70,24 @@ def _leakage(source: Source) -> Iterator[Finding]:
         yield Finding("leakage", "note", text)
     else:
         yield _copies(source, across)
-    near = [(r, n) for r in source.results.values() for n in r.notes if "all but copies" in n]
+    near: list[str] = []
+    for result in source.results.values():
+        query = _query(result)
+        near += [f"{query}: {note}" for note in result.notes if "all but copies" in note]
     if near:
-        each = "; ".join(f"{_asked(result)}: {note}" for result, note in near)
-        yield Finding("leakage", "warn", f"{each}.")
+        yield Finding("leakage", "warn", f"{'; '.join(near)}.")
 
 
 def _copies(source: Source, across: list[list[str]]) -> Finding:
     """Say how many pictures stand under several patients, and on which splits' two sides."""
     torn = {}
     for path in sorted((source.store.path / "splits").glob("*.json")):
-        by_side = load_split(path).patients
-        sides = {name: side for side, names in by_side.items() for name in names}
-        held = [{sides[person] for person in people if person in sides} for people in across]
-        if number := sum(len(each) > 1 for each in held):
-            torn[path.stem.rpartition("-")[0]] = number
-    nameless = sum(any(person.startswith("row ") for person in people) for people in across)
+        if number := _on_two_sides(load_split(path), across):
+            task = path.stem.rpartition("-")[0]  # the rest is the split's digest
+            torn[task] = number
+    nameless = 0
+    for people in across:
+        nameless += any(person.startswith("row ") for person in people)
     if torn:
         where = "; ".join(f"{n} on two sides of the split of {task}" for task, n in torn.items())
     elif nameless:
@@ -91,10 +105,23 @@ def _copies(source: Source, across: list[list[str]]) -> Finding:
     return Finding("leakage", "warn" if torn or nameless else "note", text)
 
 
+def _on_two_sides(split: Split, across: list[list[str]]) -> int:
+    """Return how many pictures have patients on more than one side of a split."""
+    sides: dict[str, str] = {}
+    for side, names in split.patients.items():
+        sides |= dict.fromkeys(names, side)
+    number = 0
+    for people in across:
+        # Patients that the split does not know take no part in its task.
+        number += len({sides[person] for person in people if person in sides}) > 1
+    return number
+
+
 def _shortcuts(source: Source) -> Iterator[Finding]:
-    """Say how well the features tell each column that was asked beside a task."""
-    asked = [r for (task, _), r in source.results.items() if "/" in task and r.scores]
-    for result in asked:
+    """Say how well the features predict each column that a task lists as a shortcut."""
+    # Such a column is answered as the task `task/column`.
+    shortcuts = [r for (task, _), r in source.results.items() if "/" in task and r.scores]
+    for result in shortcuts:
         name = headline(result)
         metric = result.scores[-1].metrics.get(name)
         if metric is None or name != "auroc":
@@ -102,15 +129,15 @@ def _shortcuts(source: Source) -> Iterator[Finding]:
         task, _, column = result.task.partition("/")
         tells = f"The features tell {column} with an AUROC of {interval(metric)}"
         ends = spread(metric)
-        if ends is None or ends[1] < TELLING:
+        if ends is None or ends[1] < SHORTCUT:
             yield Finding("shortcut", "clear", f"{tells}; {task} hardly rests on it.")
-        elif metric.value >= TELLING and ends[0] > CHANCE:
+        elif metric.value >= SHORTCUT and ends[0] > CHANCE:
             text = f"{tells}: what scores on {task} may rest on it. Compare within one {column}."
             yield Finding("shortcut", "warn", text)
         else:
             text = f"{tells}: whether {task} rests on it, so few patients cannot tell."
             yield Finding("shortcut", "note", text)
-    if not asked and source.results:
+    if not shortcuts and source.results:
         text = (
             "No shortcut was looked for: list columns such as view, site or scanner under "
             "shortcuts of a task, and a probe is asked whether the features tell them."
@@ -119,19 +146,21 @@ def _shortcuts(source: Source) -> Iterator[Finding]:
 
 
 def _answers(source: Source) -> Iterator[Finding]:
-    asked = [r for r in source.results.values() if "/" not in r.task and r.scores]
-    every: list[Result | Segmented] = [*asked, *source.segmented.values()]
-    stale = [_asked(r) for r in every if r.provenance.store != source.fingerprint]
+    """Say which answers are of an earlier store, near chance, or of few test patients."""
+    scored = [r for r in source.results.values() if "/" not in r.task and r.scores]
+    every: list[Result | Segmented] = [*scored, *source.segmented.values()]
+    stale = [_query(r) for r in every if r.provenance.store != source.fingerprint]
     if stale:
         text = f"Computed before the store last changed: {'; '.join(stale)}. Evaluate again."
         yield Finding("stale", "warn", text)
-    vague = [(r, r.scores[-1].metrics["auroc"]) for r in asked if _vague(r)]
+    vague = [r for r in scored if _vague(r)]
     if vague:
-        each = "; ".join(f"{_asked(r)} {interval(metric)}" for r, metric in vague)
-        text = f"{len(vague)} of {len(asked)} AUROCs cannot be told from chance: {each}."
+        each = "; ".join(f"{_query(r)} {interval(r.scores[-1].metrics['auroc'])}" for r in vague)
+        text = f"{len(vague)} of {len(scored)} AUROCs cannot be told from chance: {each}."
         yield Finding("chance", "note", text)
-    few = {r.task: r.counts["test"].patients for r in every}
-    few = {task: n for task, n in few.items() if n < FEW_PATIENTS}
+    # All answers to a task have the same test patients: it is named once.
+    patients = {r.task: r.counts["test"].patients for r in every}
+    few = {task: n for task, n in patients.items() if n < FEW_PATIENTS}
     if few:
         each = ", ".join(f"{task} {n}" for task, n in few.items())
         text = f"Tested on fewer than {FEW_PATIENTS} patients, so intervals say little: {each}."
@@ -144,23 +173,24 @@ def _vague(result: Result) -> bool:
     return ends is not None and ends[0] <= CHANCE <= ends[1]
 
 
-def _asked(result: Result | Segmented) -> str:
+def _query(result: Result | Segmented) -> str:
+    """Return what was answered, and by what, in words."""
     by = result.head if isinstance(result, Segmented) else method_title(result.method)
     return f"{result.task} by {by}"
 
 
 def _data(stock: Inventory) -> Iterator[Finding]:
-    lost = {
-        what: sum(x.count for x in stock.losses if x.what == what) for what in ("file", "slice")
-    }
+    """Say what of the collection is not in the numbers, and what paths give away."""
+    lost = dict.fromkeys(("file", "slice"), 0)
+    for loss in stock.losses:
+        lost[loss.what] += loss.count
     if any(lost.values()):
         each = " and ".join(count(n, what) for what, n in lost.items() if n)
-        yield Finding(
-            "data", "note", f"{each} could not be embedded; the reasons are listed below."
-        )
+        text = f"{each} could not be embedded; the reasons are listed below."
+        yield Finding("data", "note", text)
     if stock.waiting:
         text = f"{count(stock.waiting, 'slice')} wait to be embedded: run radprobe extract."
         yield Finding("data", "warn", text)
-    if telling := stock.flags.get("identifier-in-path"):
-        text = f"{count(telling, 'slice')} have an identifier of their patient in their path."
+    if named := stock.flags.get("identifier-in-path"):
+        text = f"{count(named, 'slice')} have an identifier of their patient in their path."
         yield Finding("data", "note", text)

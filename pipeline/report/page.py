@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.report import tables
-from pipeline.report.atlas import Atlas, Scale, check_shared, draw_map
+from pipeline.report.atlas import Atlas, Column, Places, Scale, check_shared, draw_map
 from pipeline.report.comparison import Comparison, compare_sources
 from pipeline.report.figures import Drawn, overview, task_figures
 from pipeline.report.findings import Finding, findings
@@ -37,7 +38,7 @@ class Chapter:
 
     source: Source
     stock: Inventory
-    found: list[Finding]
+    findings: list[Finding]
     overview: Drawn | None
     tasks: dict[str, list[Drawn]]
     atlas: Atlas | None
@@ -45,7 +46,7 @@ class Chapter:
 
     @property
     def nameless(self) -> int:
-        """How many slices are of no known patient."""
+        """The number of slices of no known patient."""
         return int((self.source.patients == "").sum())
 
 
@@ -68,7 +69,7 @@ def write_report(
     """Write the page of one or more stores, and with `figures` every figure and table as a file.
 
     paths: folders of stores, or their config files, which bring pictures and labels. out: by
-    default `<store>-report.html` beside the first store; a page that is there is replaced. Raises
+    default `<store>-report.html` next to the first store; a page that is there is replaced. Raises
     StoreNotFoundError, ConfigError, UnwritableError.
     """
     sources = open_sources(paths)
@@ -82,12 +83,14 @@ def write_report(
     first = sources[0].store.path
     out = out or first.with_name(f"{first.name}-report.html")
     _put(out, text.encode())
+    # The page is the answer: it is there before files for a paper are begun.
     written = _write_figures(figures, chapters, comparison) if figures else ()
     shown = sum(len(chapter.pictures) for chapter in chapters)
     return Written(out, len(text.encode()), tuple(written), shown)
 
 
 def _put(path: Path, data: bytes) -> None:
+    """Write a file so that whoever opens it meanwhile has the old one whole, or the new one."""
     temporary = path.with_name(temporary_name(path.name))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,26 +99,37 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def _chapter(source: Source, progress: Progress) -> Chapter:
+    """Gather all that the page says of one store; reads pictures, where a config brings them."""
     progress(f"{source.name}: what is in the store")
     stock = take_stock(source)
-    found = findings(source, stock)
+    checked = findings(source, stock)
     progress(f"{source.name}: figures")
-    whole = overview(source)
-    about = "Each task's newest answers; the dotted line is chance."
-    drawn = Drawn("overview", "At a glance", about, whole) if whole else None
-    tasks = {
-        task: list(task_figures(source, task))
-        for task in dict.fromkeys(task for task, _ in source.results)
-        if "/" not in task  # a shortcut: its finding and its line in the table say all
-    }
-    tasks |= {
-        f"{task}, segmented": list(segmentation_figures(source, task))
-        for task in dict.fromkeys(task for task, _ in source.segmented)
-    }
+    glance = _at_a_glance(source)
+    tasks = _figures_by_task(source)
     progress(f"{source.name}: map and pictures")
+    # The map says which slices may have a picture, so it comes before them.
     atlas = draw_map(source)
     shown = pictures(source, atlas.pictured) if atlas else {}
-    return Chapter(source, stock, found, drawn, tasks, atlas, shown)
+    return Chapter(source, stock, checked, glance, tasks, atlas, shown)
+
+
+def _at_a_glance(source: Source) -> Drawn | None:
+    figure = overview(source)
+    if figure is None:
+        return None
+    about = "Each task's newest answers; the dotted line is chance."
+    return Drawn("overview", "At a glance", about, figure)
+
+
+def _figures_by_task(source: Source) -> dict[str, list[Drawn]]:
+    """Return the figures of each task, then those of each name of masks."""
+    figures = {}
+    for task in dict.fromkeys(task for task, _ in source.results):
+        if "/" not in task:  # a shortcut: its finding and its line in the table say all
+            figures[task] = list(task_figures(source, task))
+    for task in dict.fromkeys(task for task, _ in source.segmented):
+        figures[f"{task}, segmented"] = list(segmentation_figures(source, task))
+    return figures
 
 
 # --- the page ------------------------------------------------------------------------------------
@@ -123,6 +137,11 @@ def _chapter(source: Source, progress: Progress) -> Chapter:
 
 def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
     """Return the page as HTML."""
+
+    def svg(drawn: Drawn, prefix: str) -> Markup:
+        label = f"{drawn.title}. {drawn.about}"
+        return Markup(inline_svg(drawn.figure, f"{prefix}-{drawn.key}", label))
+
     lines = tables.lines_of([chapter.source for chapter in chapters])
     random = any(chapter.source.recipe.random for chapter in chapters)
     return template("pipeline.report", "page.html").render(
@@ -137,9 +156,7 @@ def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
         METRICS=METRICS,
         count=count,
         interval=interval,
-        svg=lambda drawn, prefix: Markup(
-            inline_svg(drawn.figure, f"{prefix}-{drawn.key}", f"{drawn.title}. {drawn.about}")
-        ),
+        svg=svg,
         inline=lambda figure, key, label: Markup(inline_svg(figure, key, label)),
         style=Markup(asset("pipeline.report", "page.css")),
         script=Markup(asset("pipeline.report", "page.js")),
@@ -166,38 +183,57 @@ def asset(package: str, name: str) -> str:
 
 def _json(data: Any) -> str:
     """Return JSON that may stand in a <script>."""
+    # A word such as `</script>` in a table of the user would end the element.
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def map_data(chapter: Chapter) -> dict[str, Any]:
-    """Return what the map draws: typed arrays in base64, little endian, words beside them."""
-    atlas, source = chapter.atlas, chapter.source
+    """Return what the map draws: names and words, and typed arrays in base64, little endian."""
+    atlas = chapter.atlas
     assert atlas is not None
-    k = atlas.nearest.shape[1]
+    rows = chapter.source.rows
+    pictured = {}
+    for place, data in chapter.pictures.items():
+        pictured[str(place)] = base64.b64encode(data).decode()
     return {
-        "n": len(source.rows),
-        "k": k,
-        "row": _packed(source.rows, "<u4"),
-        "places": [
-            {"name": p.name, "note": p.note, "x": _packed(p.x * 65535, "<u2"),
-             "y": _packed(p.y * 65535, "<u2")}
-            for p in atlas.places
-        ],
-        "columns": [
-            {"name": c.name, "values": c.values, "codes": _packed(c.codes, "<u1")}
-            for c in atlas.columns
-        ],
-        "scales": [
-            {"name": s.name, "low": s.low, "high": s.high, "codes": _packed(_levels(s), "<u1")}
-            for s in atlas.scales
-        ],
+        "n": len(rows),
+        "k": atlas.nearest.shape[1],
+        "row": _packed(rows, "<u4"),
+        "places": [_packed_places(each) for each in atlas.places],
+        "columns": [_packed_column(each) for each in atlas.columns],
+        "scales": [_packed_scale(each) for each in atlas.scales],
         "pictured": _packed(atlas.pictured, "<u4"),
+        # Places among at most PICTURES slices: 16 bits are enough.
         "nearest": _packed(atlas.nearest, "<u2"),
         "cosine": _packed(np.clip(atlas.cosine, -1, 1) * 32767, "<i2"),
-        "pictures": {
-            str(place): base64.b64encode(data).decode() for place, data in chapter.pictures.items()
-        },
-    }  # fmt: skip
+        "pictures": pictured,
+    }
+
+
+def _packed_places(places: Places) -> dict[str, Any]:
+    return {
+        "name": places.name,
+        "note": places.note,
+        "x": _packed(places.x * 65535, "<u2"),
+        "y": _packed(places.y * 65535, "<u2"),
+    }
+
+
+def _packed_column(column: Column) -> dict[str, Any]:
+    return {
+        "name": column.name,
+        "values": column.values,
+        "codes": _packed(column.codes, "<u1"),
+    }
+
+
+def _packed_scale(scale: Scale) -> dict[str, Any]:
+    return {
+        "name": scale.name,
+        "low": scale.low,
+        "high": scale.high,
+        "codes": _packed(_levels(scale), "<u1"),
+    }
 
 
 def _levels(scale: Scale) -> NDArray[np.float64]:
@@ -207,7 +243,8 @@ def _levels(scale: Scale) -> NDArray[np.float64]:
 
 
 def _packed(values: NDArray[Any], dtype: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(np.round(values), dtype).tobytes()).decode()
+    array = np.ascontiguousarray(np.round(values), dtype)
+    return base64.b64encode(array.tobytes()).decode()
 
 
 # --- files for a paper ---------------------------------------------------------------------------
@@ -219,26 +256,35 @@ def _write_figures(
     """Write every figure as SVG and PNG, and the results as Markdown and LaTeX."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    for chapter in chapters:
-        prefix = f"{chapter.source.name.replace('/', '-')}-" if len(chapters) > 1 else ""
-        every = [d for figures in chapter.tasks.values() for d in figures]
-        drawn += [(f"{prefix}{d.key}", d.figure) for d in every]
-        drawn += [(f"{prefix}overview", chapter.overview.figure)] if chapter.overview else []
+    figures = _named_figures(chapters)
     if comparison and comparison.forest:
-        drawn.append(("stores", comparison.forest))
+        figures.append(("stores", comparison.forest))
     written = []
     with writing(folder):
-        for key, figure in drawn:
+        for key, figure in figures:
             for suffix in (".svg", ".png"):
-                save(figure, folder / f"{key}{suffix}")
-                written.append(folder / f"{key}{suffix}")
+                path = folder / f"{key}{suffix}"
+                save(figure, path)
+                written.append(path)
     lines = tables.lines_of([chapter.source for chapter in chapters])
     random = any(chapter.source.recipe.random for chapter in chapters)
-    for name, text in (
-        ("results.md", tables.markdown(lines, random=random)),
-        ("results.tex", tables.latex(lines, random=random)),
-    ):
+    texts = {
+        "results.md": tables.markdown(lines, random=random),
+        "results.tex": tables.latex(lines, random=random),
+    }
+    for name, text in texts.items():
         _put(folder / name, text.encode())
         written.append(folder / name)
     return written
+
+
+def _named_figures(chapters: Sequence[Chapter]) -> list[tuple[str, Figure]]:
+    """Return each chapter's figures by the names of their files; of several, with the store's."""
+    named = []
+    for chapter in chapters:
+        prefix = f"{chapter.source.name.replace('/', '-')}-" if len(chapters) > 1 else ""
+        for figures in chapter.tasks.values():
+            named += [(f"{prefix}{drawn.key}", drawn.figure) for drawn in figures]
+        if chapter.overview:
+            named.append((f"{prefix}overview", chapter.overview.figure))
+    return named

@@ -18,6 +18,7 @@ from pipeline.recipe import Preprocess, of_volume
 from pipeline.report.sources import Source
 from pipeline.types import Slice
 from stores.errors import UnreadableError
+from stores.slices import slice_rows
 
 SIDE = 96
 QUALITY = 55
@@ -33,23 +34,25 @@ def pictures(source: Source, places: NDArray[np.int64]) -> dict[int, bytes]:
     """
     if source.config is None:
         return {}
-    slices = source.names.revealed(source.slices.take(places)).to_pylist()
+    slices = slice_rows(source.names.revealed(source.slices.take(places)))
     rules = _by_slice(source.recipe.preprocess)
-    requests = [
-        Request(path, tuple(s["frame"] for s in of_file))
-        for path, of_file in groupby(slices, key=lambda s: s["path"])
-    ]
+    # The slices of a file follow each other in the table: a request a file opens each once.
+    requests = []
+    for path, of_file in groupby(slices, key=lambda s: s.path):
+        frames = tuple(s.frame for s in of_file)
+        requests.append(Request(path, frames))
     root = source.config.data.root
-    found: dict[int, bytes] = {}
+    drawn: dict[int, bytes] = {}
     reading = read_files(root, requests, plane=rules.plane, time_limit_s=TIME_LIMIT)
     with one_thread(), closing(reading) as reads:
         for read, place, described in zip(reads, places.tolist(), slices, strict=True):
             if isinstance(read.item, Slice):
-                found |= _picture(read.item, described["modality"], rules, place)
-    return found
+                drawn |= _picture(read.item, described.modality, rules, place)
+    return drawn
 
 
 def _picture(item: Slice, modality: str, rules: Preprocess, place: int) -> dict[int, bytes]:
+    """Return the picture of a slice by its place; none where its pixels cannot be scaled."""
     try:
         grey = scale(item, modality, rules)
     except UnreadableError:
@@ -70,5 +73,6 @@ def _by_slice(rules: Preprocess) -> Preprocess:
     """Return rules whose range is the slice's own, where it would be that of a whole volume."""
     kinds: Sequence[str] = ("ct", "mr", "xray", "other")
     wide = {k: getattr(rules, k) for k in kinds if of_volume(getattr(rules, k))}
+    # A map shows single slices: the rest of the volume is not read for a picture.
     narrow = {k: rule.model_copy(update={"scope": "slice"}) for k, rule in wide.items()}
     return rules.model_copy(update=narrow)

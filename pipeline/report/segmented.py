@@ -70,6 +70,7 @@ def _by_structure(answer: Segmented, score: Score) -> dict[str, dict[str, Metric
 
 
 def _structures(answers: Sequence[Segmented]) -> Figure:
+    """Draw Dice by structure: a mark a head, at its last score, of all training patients."""
     lines: dict[str, list[tuple[int, Metric]]] = {}
     for i, answer in enumerate(answers):
         for structure, metrics in _by_structure(answer, answer.scores[-1]).items():
@@ -90,7 +91,7 @@ def _few_shots(answers: Sequence[Segmented]) -> Figure:
         for axis, structure in zip(axes, panels, strict=True):
             for i, answer in enumerate(answers):
                 _draw_line(axis, answer, structure, i)
-            ticks = sorted({_patients(answer, s) for answer in answers for s in answer.scores})
+            ticks = _numbers_of_patients(answers)
             axis.set(title=structure or "all", xlabel="training patients", xscale="log")
             axis.set_xticks(ticks, [f"{at:g}" for at in ticks])
             axis.minorticks_off()
@@ -103,17 +104,27 @@ def _few_shots(answers: Sequence[Segmented]) -> Figure:
     return figure
 
 
+def _numbers_of_patients(answers: Sequence[Segmented]) -> list[float]:
+    numbers: set[float] = set()
+    for answer in answers:
+        numbers |= {_patients(answer, score) for score in answer.scores}
+    return sorted(numbers)
+
+
 def _draw_line(axis: Axes, answer: Segmented, structure: str, i: int) -> None:
-    points = [
-        (_patients(answer, score), metrics["dice"])
-        for score in answer.scores
-        if "dice" in (metrics := score.labels.get(structure, {}) if structure else score.metrics)
-    ]
-    x = [at for at, _ in points]
-    ends = np.array([spread(metric) or (metric.value, metric.value) for _, metric in points])
+    """Draw the Dice of a structure, or with "" the mean over all, by training patients."""
+    x = []
+    dice = []
+    for score in answer.scores:
+        metrics = score.labels.get(structure, {}) if structure else score.metrics
+        if "dice" in metrics:
+            x.append(_patients(answer, score))
+            dice.append(metrics["dice"])
+    # A score without an interval, of a single draw, has a band of no height.
+    ends = np.array([spread(metric) or (metric.value, metric.value) for metric in dice])
     colour = SERIES[i % 8]
     axis.fill_between(x, ends[:, 0], ends[:, 1], color=colour, alpha=0.13, lw=0)
-    values = [metric.value for _, metric in points]
+    values = [metric.value for metric in dice]
     axis.plot(x, values, color=colour, ls=LINES[i % 4], marker=MARKS[i % 8], ms=3.5)
 
 
@@ -136,7 +147,7 @@ def _overlays(source: Source, task: str) -> Figure | None:
         if not heads:
             return None
         dice = {head: _dice_of(cases, head) for head in heads}
-        units = _telling_units(dice)
+        units = _worst_median_best(dice)
         rows = np.array([cases.row_with_most_mask(cases.units[unit]) for unit in units])
         images = cases.source.images(rows)
     except (LabelError, ConfigError, UnreadableError) as error:  # the rest of the page stands
@@ -144,14 +155,18 @@ def _overlays(source: Source, task: str) -> Figure | None:
         return None
     predicted = {head: read_predicted(cases, head) for head in heads}
     lines: list[tuple[str, list[tuple[str, Any]]]] = []
-    for word, unit, row, image in zip(SHOWN[len(units)], units, rows.tolist(), images, strict=True):
+    words = SHOWN[len(units)]
+    for word, unit, row, image in zip(words, units, rows.tolist(), images, strict=True):
         grey = pictures.grey_of(image)
         mask = cases.masks.at_input(row, cases.source.image_size)
-        cells = [("", pictures.painted(grey, np.zeros_like(mask)))]
-        cells += [("", pictures.painted(grey, mask))]
-        cells += [
-            (f"{dice[h][unit]:.3f}", pictures.painted(grey, predicted[h][row])) for h in heads
+        # The image bare, the mask on it, then what each head made of it.
+        cells = [
+            ("", pictures.painted(grey, np.zeros_like(mask))),
+            ("", pictures.painted(grey, mask)),
         ]
+        for head in heads:
+            painted = pictures.painted(grey, predicted[head][row])
+            cells.append((f"{dice[head][unit]:.3f}", painted))
         lines.append((f"{word}\nrow {row}", cells))
     return _pictures(lines, ["image", "mask", *heads], cases.masks.classes[1:])
 
@@ -160,19 +175,19 @@ def _dice_of(cases: SegmentationCases, head: str) -> dict[int, float]:
     """Return the mean Dice over structures of each test unit, with all training patients."""
     table = read_units(cases.path(head))
     number = {unit: i for i, unit in enumerate(cases.task_cases.units.ids.tolist())}
-    found: dict[int, list[float]] = {}
+    of_unit: dict[int, list[float]] = {}
     for unit, dice in zip(table["unit"].to_pylist(), table["dice"].to_pylist(), strict=True):
-        if dice == dice:
-            found.setdefault(number[unit], []).append(dice)
-    return {unit: float(np.mean(each)) for unit, each in found.items()}
+        if dice == dice:  # NaN: the structure is neither in the mask nor in the prediction
+            of_unit.setdefault(number[unit], []).append(dice)
+    return {unit: float(np.mean(each)) for unit, each in of_unit.items()}
 
 
-def _telling_units(dice: dict[str, dict[int, float]]) -> list[int]:
+def _worst_median_best(dice: dict[str, dict[int, float]]) -> list[int]:
     """Return the units of worst, median and best mean Dice over the heads that all scored them."""
-    shared = set.intersection(*(set(own) for own in dice.values()))
+    shared = set.intersection(*(set(of_head) for of_head in dice.values()))
     if not shared:
         raise LabelError("no test unit was scored by every head")
-    ranked = sorted(shared, key=lambda unit: sum(own[unit] for own in dice.values()))
+    ranked = sorted(shared, key=lambda unit: sum(of_head[unit] for of_head in dice.values()))
     places = np.unique(np.linspace(0, len(ranked) - 1, min(len(ranked), max(SHOWN))).astype(int))
     return [ranked[i] for i in places]
 
@@ -188,6 +203,7 @@ def _pictures(
         for (name, cells), row in zip(lines, axes, strict=True):
             row[0].set_ylabel(name)
             for (below, picture), axis in zip(cells, row, strict=True):
+                # Every pixel of three large overlays by head would be most of the page.
                 step = max(1, len(picture) // SIDE)
                 axis.imshow(picture[::step, ::step], interpolation="none")
                 axis.set(xticks=[], yticks=[], xlabel=below)

@@ -41,7 +41,7 @@ class Source:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """What made the numbers."""
+        """The recipe that the store's features were computed by."""
         return recipe_of(self.store)
 
     @cached_property
@@ -58,12 +58,18 @@ class Source:
     @cached_property
     def results(self) -> dict[tuple[str, Method], Result]:
         """The newest answer to each task by each method."""
-        return {(result.task, result.method): result for _, result in filed(self.store.path)}
+        newest: dict[tuple[str, Method], Result] = {}
+        for _, result in filed(self.store.path):
+            newest[result.task, result.method] = result  # a later one takes its place
+        return newest
 
     @cached_property
     def segmented(self) -> dict[tuple[str, str], Segmented]:
         """The newest answer for each name of masks by each head."""
-        return {(a.task, a.head): a for _, a in filed_segmentations(self.store.path)}
+        newest: dict[tuple[str, str], Segmented] = {}
+        for _, answer in filed_segmentations(self.store.path):
+            newest[answer.task, answer.head] = answer
+        return newest
 
     @property
     def answers(self) -> list[Result | Segmented]:
@@ -72,7 +78,7 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the store holds now: an answer that names another is of an earlier state."""
+        """The digest of the store's present state; an answer with another is of an earlier one."""
         return self.store.fingerprint()
 
     @cached_property
@@ -81,20 +87,28 @@ class Source:
         config = self.config
         if config is None or config.labels is None:
             return ()
-        extra = [c for task in config.tasks.values() for c in (*task.subgroups, *task.shortcuts)]
-        table = read_labels(config.labels, config.tasks.values(), extra)
-        slices, status = self.names.revealed(self.store.slices()), self.store.status()
-        policy = {key: getattr(config.labels, key) for key in ("uncertain", "missing")}
-        found = []
+        columns: list[str] = []
+        for task in config.tasks.values():
+            columns += [*task.subgroups, *task.shortcuts]
+        table = read_labels(config.labels, config.tasks.values(), columns)
+        # Labels name files as they are on disk, also where the store hides paths.
+        slices = self.names.revealed(self.store.slices())
+        status = self.store.status()
+        joined = []
         for name, task in config.tasks.items():
-            asked = task.model_copy(update={k: getattr(task, k) or v for k, v in policy.items()})
+            # A task's policy goes before that of the whole table, as it does in `evaluate`.
+            policy = {
+                "uncertain": task.uncertain or config.labels.uncertain,
+                "missing": task.missing or config.labels.missing,
+            }
+            query = task.model_copy(update=policy)
             try:
-                units = label_units(table, asked, slices, status, config.data.root, self.names)
+                units = label_units(table, query, slices, status, config.data.root, self.names)
             except LabelError as error:  # `evaluate` refuses; the rest of the page stands
                 log.warning("%s is not on the map: %s", name, error)
             else:
-                found.append((name, task, units, table))
-        return tuple(found)
+                joined.append((name, task, units, table))
+        return tuple(joined)
 
     @cached_property
     def patients(self) -> NDArray[np.object_]:
@@ -102,20 +116,21 @@ class Source:
         patients = np.array([p or "" for p in self.slices["patient"].to_pylist()], dtype=object)
         for _, _, units, _ in self.labelled:
             place = np.searchsorted(self.rows, units.rows)
+            # A header goes before a label: only slices that are still nameless take one.
             blank = patients[place] == ""
             patients[place[blank]] = units.groups[units.unit][blank]
         return patients
 
     @property
     def names(self) -> Names:
-        """What the store calls patients and paths."""
+        """The names that the store has for patients and paths."""
         return Names(self.store.path, self.config.data.paths if self.config else "hide")
 
 
 def open_sources(paths: list[Path]) -> list[Source]:
     """Return the sources that paths name, each a store's folder or a config file of one.
 
-    Equal folder names are told apart by the folders above. Raises StoreNotFoundError, ConfigError.
+    Equal folder names get the names of the folders above. Raises StoreNotFoundError, ConfigError.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("A report takes each store once. Name stores of different recipes.")
@@ -125,11 +140,14 @@ def open_sources(paths: list[Path]) -> list[Source]:
         for path, config in zip(paths, configs, strict=True)
     ]
     names = _short_names([store.path.resolve() for store in stores])
-    return [Source(*each) for each in zip(names, stores, configs, strict=True)]
+    return [
+        Source(name, store, config)
+        for name, store, config in zip(names, stores, configs, strict=True)
+    ]
 
 
 def _short_names(paths: list[Path]) -> list[str]:
-    """Return the last folder names of paths, as many as tell them apart."""
+    """Return the last folder names of each path, as many as make all of them differ."""
     for depth in range(1, max(len(path.parts) for path in paths)):
         names = ["/".join(path.parts[-depth:]) for path in paths]
         if len(set(names)) == len(names):
@@ -139,7 +157,7 @@ def _short_names(paths: list[Path]) -> list[str]:
 
 @dataclass(frozen=True)
 class Loss:
-    """How many files or slices were lost for a reason, and what was said of the first few."""
+    """How many files or slices were lost for a reason, with the details of the first few."""
 
     what: str
     reason: str
@@ -161,22 +179,18 @@ class Inventory:
 
 
 def take_stock(source: Source) -> Inventory:
-    """Count a store: slices by modality, what was lost and why. No path is told, only details."""
-    live, table = source.slices, source.store.slices()
+    """Count a store: slices by modality, what was lost and why. It has details, no path."""
+    table = source.store.slices()
     status = source.store.status()
     withdrawn = table["withdrawn"].to_numpy(zero_copy_only=False)
     rows = table["row"].to_numpy()[~withdrawn]
-    modality = np.array(live["modality"].to_pylist(), dtype=object)
-    patient = source.patients
-    series = np.array(live["series"].fill_null("").to_pylist(), dtype=object)
-    counts = {}
-    for name, number in Counter(modality.tolist()).most_common():
-        on = modality == name
-        counts[str(name)] = (number, len({*series[on]} - {""}), len({*patient[on]} - {""}))
-    flags = Counter(flag for each in live["flags"].to_pylist() for flag in each or ())
+    flags: Counter[str] = Counter()
+    for of_slice in source.slices["flags"].to_pylist():
+        flags.update(of_slice or ())
     return Inventory(
-        modalities=counts,
-        patients=len({*patient} - {""}),
+        modalities=_by_modality(source),
+        patients=_distinct(source.patients),
+        # A withdrawn slice waits for nothing: its status does not count.
         waiting=int((status[rows] == 0).sum()),
         withdrawn=int(withdrawn.sum()),
         flags=dict(flags.most_common()),
@@ -185,19 +199,42 @@ def take_stock(source: Source) -> Inventory:
     )
 
 
+def _by_modality(source: Source) -> dict[str, tuple[int, int, int]]:
+    """Return (slices, series, patients) by modality, the commonest first."""
+    live = source.slices
+    modality = np.array(live["modality"].to_pylist(), dtype=object)
+    series = np.array(live["series"].fill_null("").to_pylist(), dtype=object)
+    counts = {}
+    for name, number in Counter(modality.tolist()).most_common():
+        on = modality == name
+        counts[str(name)] = (number, _distinct(series[on]), _distinct(source.patients[on]))
+    return counts
+
+
+def _distinct(names: NDArray[np.object_]) -> int:
+    """Return how many names there are, the empty one not counted."""
+    return len({*names} - {""})
+
+
 def _files_lost(store: FeatureStore) -> list[Loss]:
-    lost = [f for f in store.files(["reason", "detail"]).to_pylist() if f["reason"]]
-    return _by_reason("file", [(f["reason"], f["detail"] or "") for f in lost])
+    lost = []
+    for file in store.files(["reason", "detail"]).to_pylist():
+        if file["reason"]:
+            lost.append((file["reason"], file["detail"] or ""))
+    return _by_reason("file", lost)
 
 
 def _slices_lost(store: FeatureStore, status: NDArray[np.uint8]) -> list[Loss]:
+    """Return the slices that could not be read, by the receipts of their parts."""
     failures = store.unreadable(status)
     return _by_reason("slice", [(f.reason, f"row {f.row}: {f.detail}") for f in failures])
 
 
 def _by_reason(what: str, lost: list[tuple[str, str]]) -> list[Loss]:
-    counts = Counter(reason for reason, _ in lost)
-    return [
-        Loss(what, reason, n, tuple(dict.fromkeys(d for r, d in lost if r == reason))[:EXAMPLES])
-        for reason, n in counts.most_common()
-    ]
+    """Return a loss a reason, the commonest first. lost: a reason and a detail of each."""
+    losses = []
+    for reason, number in Counter(reason for reason, _ in lost).most_common():
+        # Equal details once each, in the order they came in.
+        details = dict.fromkeys(detail for r, detail in lost if r == reason)
+        losses.append(Loss(what, reason, number, tuple(details)[:EXAMPLES]))
+    return losses

@@ -16,13 +16,18 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, SOFT, RULE = "#1f1e1c", "#6f6a61", "#dad6cd"
+INK = "#1f1e1c"
+SOFT = "#6f6a61"
+RULE = "#dad6cd"
 # Okabe and Ito's palette (2008), its black last and grey, its yellow darker.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b8a900", "#7a7a7a")
 LINES = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 # Inches: of a figure, of a square plot, and of what stands below and above one.
-WIDTH, SQUARE, BELOW, ABOVE = 9.4, 1.6, 0.8, 0.3
+WIDTH = 9.4
+SQUARE = 1.6
+BELOW = 0.8
+ABOVE = 0.3
 COLUMNS = 4
 _VARIABLES = {INK: "--ink", SOFT: "--soft", RULE: "--rule"}
 _VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(SERIES)}
@@ -48,6 +53,7 @@ _STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "lines.linewidth": 1.4,
+    # Words stay words, and equal figures have equal ids: a page written again is the same page.
     "svg.fonttype": "none",
     "svg.hashsalt": "radprobe",
 }
@@ -60,14 +66,18 @@ def style() -> Any:
 
 def grid(count: int) -> tuple[Figure, list[Axes]]:
     """Return a figure and `count` square axes, COLUMNS a row: alike in every figure."""
-    rows, height = -(-count // COLUMNS), BELOW + SQUARE + ABOVE
-    figure = Figure(figsize=(WIDTH, height * rows))
+    rows = -(-count // COLUMNS)
+    of_row = BELOW + SQUARE + ABOVE
+    height = of_row * rows
+    figure = Figure(figsize=(WIDTH, height))
     axes = []
     for i in range(count):
         row, column = divmod(i, COLUMNS)
-        corner = (column + 1) * WIDTH / COLUMNS - SQUARE, (rows - row - 1) * height + BELOW
-        place = (corner[0] / WIDTH, corner[1] / (height * rows), SQUARE / WIDTH)
-        axes.append(figure.add_axes((*place, SQUARE / (height * rows))))
+        # Inches from the lower left; the first row is the highest.
+        left = (column + 1) * WIDTH / COLUMNS - SQUARE
+        bottom = (rows - row - 1) * of_row + BELOW
+        place = (left / WIDTH, bottom / height, SQUARE / WIDTH, SQUARE / height)
+        axes.append(figure.add_axes(place))
     return figure, axes
 
 
@@ -84,17 +94,20 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\n?", "", text, flags=re.DOTALL)
+    # Ids are of the whole page: each figure's have its key before them, and unused ones go.
     used = {*re.findall(r'(?:xlink:href="#|url\(#)([^")]+)', text)}
 
-    def own(match: re.Match[str]) -> str:
+    def prefixed(match: re.Match[str]) -> str:
         return f' id="{key}-{match[1]}"' if match[1] in used else ""
 
-    text = re.sub(r' id="([^"]+)"', own, text)
+    text = re.sub(r' id="([^"]+)"', prefixed, text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{key}-", text)
+    # The family is the page's.
     text = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     text = text.replace("#000000", "var(--ink)")
+    # The size in points becomes a greatest width in CSS pixels, 96 an inch: it may shrink.
     size = re.search(r' width="([\d.]+)pt"', text)
     assert size is not None
     width = float(size[1]) * 96 / 72
@@ -112,6 +125,7 @@ def save(figure: Figure, path: Path) -> None:
 def _saved(figure: Figure, form: str, **more: Any) -> bytes:
     """Return a figure with all that is drawn, also beyond its edges, and no margin."""
     sink = io.BytesIO()
+    # With its date, an equal figure would be another file.
     metadata = {"Date": None} if form == "svg" else None
     with style():
         figure.savefig(

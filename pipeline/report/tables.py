@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pipeline.report.sources import Source
@@ -33,21 +33,22 @@ class Line:
 
 def lines_of(sources: Sequence[Source]) -> list[Line]:
     """Return a line a setting of each answer, and one a label where it has several."""
-    return [
-        Line(
-            source.name,
-            result.task,
-            label,
-            result.head if isinstance(result, Segmented) else method_title(result.method),
-            setting_text(score.setting),
-            _tested(result),
-            metrics,
-        )
-        for source in sources
-        for result in source.answers
-        for score in result.scores
-        for label, metrics in {"": score.metrics, **score.labels}.items()
-    ]
+    lines: list[Line] = []
+    for source in sources:
+        for result in source.answers:
+            lines += _lines_of_answer(source.name, result)
+    return lines
+
+
+def _lines_of_answer(store: str, result: Result | Segmented) -> Iterator[Line]:
+    # A config names its heads of segmentation itself.
+    method = result.head if isinstance(result, Segmented) else method_title(result.method)
+    tested = _tested(result)
+    for score in result.scores:
+        setting = setting_text(score.setting)
+        # The score over all labels comes first, and is of no label.
+        for label, metrics in {"": score.metrics, **score.labels}.items():
+            yield Line(store, result.task, label, method, setting, tested, metrics)
 
 
 def _tested(result: Result | Segmented) -> str:
@@ -59,7 +60,10 @@ def _tested(result: Result | Segmented) -> str:
 
 def columns_of(lines: Sequence[Line]) -> list[str]:
     """Return the metrics that any line has, in the order tables show them."""
-    return [name for name in METRICS if any(name in line.metrics for line in lines)]
+    present: set[str] = set()
+    for line in lines:
+        present |= line.metrics.keys()
+    return [name for name in METRICS if name in present]
 
 
 def markdown(lines: Sequence[Line], *, random: bool) -> str:
@@ -71,8 +75,14 @@ def markdown(lines: Sequence[Line], *, random: bool) -> str:
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return cells as a Markdown table, without a last line break."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines)
+    rule = ["---"] * len(head)
+    return "\n".join(_markdown_row(row) for row in [head, rule, *rows])
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    # A bar within a cell would end it: names of tasks and columns are the user's.
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 _TEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"}
@@ -83,19 +93,28 @@ _TEX |= {"²": r"$^2$"}
 def latex(lines: Sequence[Line], *, random: bool) -> str:
     """Return the lines as a LaTeX table (booktabs), intervals small beside their values."""
     head, _ = _cells(lines)
-    shown, several = columns_of(lines), _several(lines)
+    shown = columns_of(lines)
+    several = _several(lines)
     stamp = f"{RANDOM}: not of DINOv2. " if random else ""
+    # Words to the left, numbers to the right.
+    alignment = "l" * (len(head) - len(shown)) + "r" * len(shown)
     out = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}\n\\centering",
         f"\\caption{{{stamp}Scores with 95\\,\\% intervals by a bootstrap over patients.}}",
-        f"\\begin{{tabular}}{{{'l' * (len(head) - len(shown))}{'r' * len(shown)}}}\n\\toprule",
-        " & ".join(map(tex, head)) + r" \\" + "\n\\midrule",
+        f"\\begin{{tabular}}{{{alignment}}}\n\\toprule",
+        _tex_row([tex(name) for name in head]) + "\n\\midrule",
     ]
     for line in lines:
+        words = [tex(word) for word in _words(line, several)]
         numbers = [_tex_number(line.metrics.get(name)) for name in shown]
-        out.append(" & ".join([*map(tex, _words(line, several)), *numbers]) + r" \\")
-    return "\n".join([*out, "\\bottomrule\n\\end{tabular}\n\\end{table}"]) + "\n"
+        out.append(_tex_row([*words, *numbers]))
+    out.append("\\bottomrule\n\\end{tabular}\n\\end{table}")
+    return "\n".join(out) + "\n"
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
 
 
 def tex(text: str) -> str:
@@ -106,21 +125,27 @@ def tex(text: str) -> str:
 def _tex_number(metric: Metric | None) -> str:
     if metric is None:
         return "--"
+    value = f"{metric.value:.3f}"
     ends = spread(metric)
-    return f"{metric.value:.3f}" + (
-        f" {{\\footnotesize [{ends[0]:.2f}, {ends[1]:.2f}]}}" if ends else ""
-    )
+    if ends is None:
+        return value
+    low, high = ends
+    return f"{value} {{\\footnotesize [{low:.2f}, {high:.2f}]}}"
 
 
 def _cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    shown, several = columns_of(lines), _several(lines)
-    head = [*(["Store"] if several else []), "Task", "Label", "Method", "Setting", "Tested on"]
-    rows = [
-        _words(line, several)
-        + [interval(line.metrics[name]) if name in line.metrics else "" for name in shown]
-        for line in lines
-    ]
-    return head + [METRICS[name] for name in shown], rows
+    """Return the head of the table and its rows: the words of a line, then its numbers."""
+    shown = columns_of(lines)
+    several = _several(lines)
+    head = ["Task", "Label", "Method", "Setting", "Tested on"]
+    head += [METRICS[name] for name in shown]
+    if several:
+        head.insert(0, "Store")
+    rows = []
+    for line in lines:
+        numbers = [interval(line.metrics[name]) if name in line.metrics else "" for name in shown]
+        rows.append(_words(line, several) + numbers)
+    return head, rows
 
 
 def _several(lines: Sequence[Line]) -> bool:

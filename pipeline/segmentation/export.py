@@ -17,6 +17,7 @@ from pipeline.segmentation.mask_writer import UnitLabels, write_unit
 from pipeline.segmentation.units import Unit, native_labels
 from pipeline.shared.pseudonyms import Names
 from stores.errors import UnreadableError
+from stores.slices import slice_rows
 
 # Most units that have a picture, and slices whose tokens are shown.
 MOST_PICTURES = 12
@@ -56,7 +57,7 @@ def write_units(
         except (UnreadableError, OSError, ValueError, AttributeError) as error:
             # A library's words may quote a header: of its errors the kind alone is reported.
             detail = str(error) if isinstance(error, UnreadableError) else type(error).__name__
-            source = names.shown(labels.slices[0]["path"])
+            source = names.shown(labels.slices[0].path)
             failed.append(Unwritten(unit.rows[0], source, detail))
     return written, failed
 
@@ -70,7 +71,7 @@ def _labels_of(
     labels = native_labels(cases.masks, unit, at_input)
     return UnitLabels(
         root=cases.config.data.root,
-        slices=slices.take(pa.array(places)).to_pylist(),
+        slices=slice_rows(slices.take(pa.array(places))),
         planes=list(labels) if unit.volume else [labels],
         plane=cases.config.preprocess.plane,
         classes=cases.masks.classes,

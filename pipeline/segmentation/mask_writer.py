@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -20,8 +19,7 @@ from pipeline.io.sniff import sniff
 from pipeline.segmentation.geometry import Labels
 from pipeline.shared.paths import unescape_path
 from pipeline.types import Plane
-
-SliceRow = dict[str, Any]  # of the slice table
+from stores.slices import SliceRow
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,12 @@ class UnitLabels:
     @property
     def files(self) -> list[Path]:
         """The file of each slice."""
-        return [self.root / unescape_path(row["path"]) for row in self.slices]
+        return [self.root / unescape_path(row.path) for row in self.slices]
 
     @property
     def frames(self) -> list[int]:
         """The frame of each slice in its file."""
-        return [int(row["frame"]) for row in self.slices]
+        return [row.frame for row in self.slices]
 
 
 def write_unit(unit: UnitLabels, out: Path) -> list[Path]:
@@ -65,7 +63,7 @@ def write_unit(unit: UnitLabels, out: Path) -> list[Path]:
 
 
 def _write_nifti(unit: UnitLabels, out: Path) -> list[Path]:
-    name = unescape_path(unit.slices[0]["path"])
+    name = unescape_path(unit.slices[0].path)
     path = _place(out, name.removesuffix(".gz").removesuffix(".nii"), ".nii.gz")
     frames = dict(zip(unit.frames, unit.planes, strict=True))
     write_like(unit.files[0], frames, unit.plane, path)
@@ -75,9 +73,9 @@ def _write_nifti(unit: UnitLabels, out: Path) -> list[Path]:
 def _write_pictures(unit: UnitLabels, out: Path) -> list[Path]:
     written = []
     for row, labels in zip(unit.slices, unit.planes, strict=True):
-        name = unescape_path(row["path"])
+        name = unescape_path(row.path)
         stem, _, _ = name.rpartition(".")
-        suffix = f".{row['frame']}.png" if len(unit.slices) > 1 else ".png"
+        suffix = f".{row.frame}.png" if len(unit.slices) > 1 else ".png"
         path = _place(out, stem or name, suffix)
         Image.fromarray(labels).save(path)
         written.append(path)
@@ -110,7 +108,7 @@ def _write_dicom(unit: UnitLabels, out: Path) -> list[Path]:
 
 def _dicom_name(unit: UnitLabels) -> str:
     """Return the folder of a series of files, or the file of a single one without its suffix."""
-    first = unescape_path(unit.slices[0]["path"])
+    first = unescape_path(unit.slices[0].path)
     if len(set(unit.files)) > 1:
         return str(Path(first).parent)
     return first.removesuffix(".dcm")

@@ -40,6 +40,7 @@ from pipeline.types import Slice
 from stores._disk import CHECKSUM, sha256, write_checked
 from stores.errors import CorruptStoreError, LabelError, UnreadableError
 from stores.features import FeatureStore
+from stores.slices import SliceRow, slice_rows
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,6 @@ _SCHEMA = pa.schema(
     ]
 )
 MaskRow = dict[str, Any]  # of the table
-SliceRow = dict[str, Any]  # of the store's slice table
 Sources = tuple[str, ...]  # a mask's files, as the store shows their paths
 
 
@@ -199,7 +199,7 @@ def update_masks(
     table = _MaskTable(folder, f"{_settings_digest(config, masks)[:16]}.parquet")
     reader = _MaskReader(config, masks, names)
     for i, group in enumerate(groups):
-        rows = slices.take(pa.array(group.numbers)).to_pylist()
+        rows = slice_rows(slices.take(pa.array(group.numbers)))
         _update(table, reader, names, group, rows)
         if progress:
             progress(i + 1, len(groups))
@@ -225,7 +225,7 @@ def _update(
     shown_paths = tuple(names.shown(source) if source else "" for source in group.sources)
     # As the files are before they are read: one that changes meanwhile is read again next time.
     mark = _MaskMark.of(shown_paths, paths)
-    numbers = [row["row"] for row in slices]
+    numbers = [row.row for row in slices]
     if table.keep(mark, numbers):
         return
     try:
@@ -422,7 +422,7 @@ class _MaskReader:
 
         Raises UnreadableError where a file is missing, does not fit, or overlaps with another.
         """
-        stack = [np.zeros((row["height"], row["width"]), np.uint8) for row in slices]
+        stack = [np.zeros((row.height, row.width), np.uint8) for row in slices]
         # Of several files each is of one structure: the label values count them, from 1.
         for label, path in enumerate(paths, start=1):
             if not path.is_file():
@@ -441,12 +441,12 @@ class _MaskReader:
         body = None
         if preprocess.crop == "body":
             # Where the body lies is seen in the image alone, which is why it is read here.
-            path = self.config.data.root / unescape_path(row["path"])
-            item = next(iter(read_slices(path, [row["frame"]], preprocess.plane)))
+            path = self.config.data.root / unescape_path(row.path)
+            item = next(iter(read_slices(path, [row.frame], preprocess.plane)))
             if not isinstance(item, Slice):
                 raise UnreadableError(item.reason, f"its image: {item.detail}")
-            body = body_box(item.pixels, row["modality"])
-        return shown(row["height"], row["width"], preprocess.aspect, body)
+            body = body_box(item.pixels, row.modality)
+        return shown(row.height, row.width, preprocess.aspect, body)
 
 
 def _add_structure(labels: Labels, structure: Labels) -> None:

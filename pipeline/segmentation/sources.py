@@ -23,8 +23,7 @@ from pipeline.shared.pseudonyms import Names
 from pipeline.types import Failure, Slice
 from stores.errors import ConfigError, UnreadableError
 from stores.features import FeatureStore
-
-SliceRow = dict[str, Any]  # of the slice table
+from stores.slices import SliceRow, slice_rows
 
 
 class StoreSource:
@@ -83,8 +82,8 @@ class StoreSource:
                 "its neighbours. Take a head that sees tokens alone."
             )
         places = np.searchsorted(self._numbers, rows)
-        slices = self._slices.take(pa.array(places)).to_pylist()
-        modalities = [row["modality"] for row in slices]
+        slices = slice_rows(self._slices.take(pa.array(places)))
+        modalities = [row.modality for row in slices]
         return prepare_batch(self._read(slices), modalities, self._recipe).numpy()
 
     def _read(self, slices: list[SliceRow]) -> list[Slice]:
@@ -92,15 +91,15 @@ class StoreSource:
         preprocess = self._recipe.preprocess
         by_file: defaultdict[str, list[int]] = defaultdict(list)
         for place, row in enumerate(slices):
-            by_file[row["path"]].append(place)
+            by_file[row.path].append(place)
         items: dict[int, Slice] = {}
         for path, places in by_file.items():
-            frames = tuple(slices[place]["frame"] for place in places)
+            frames = tuple(slices[place].frame for place in places)
             reads = read_frames(self._root / unescape_path(path), frames, preprocess.plane)
             for place, read in zip(places, reads, strict=True):
                 row = slices[place]
                 if isinstance(read.item, Failure):
-                    raise UnreadableError(read.item.reason, f"row {row['row']}: {read.item.detail}")
+                    raise UnreadableError(read.item.reason, f"row {row.row}: {read.item.detail}")
                 # The range of intensities by which the slice's volume scaled it, where one did.
                 ends = recorded_ends(self._store, self._slices, preprocess, row)
                 items[place] = read.item if ends is None else replace(read.item, ends=ends)

@@ -22,8 +22,8 @@ from pipeline.segmentation.masks import StoredMasks
 from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError
 from stores.features import OK, UNREADABLE, VOID, FeatureStore
+from stores.slices import SliceRow, slice_rows
 
-SliceRow = dict[str, Any]  # of the slice table
 # Bad masks that are named; the others are counted.
 _EXAMPLES = 3
 
@@ -47,13 +47,13 @@ class Unit:
     @classmethod
     def of(cls, slices: Sequence[SliceRow]) -> Unit:
         """Return the unit that some rows of the slice table are, in the order of the rows."""
-        rows = tuple(row["row"] for row in slices)
-        in_plane = (slices[0]["spacing_y_mm"], slices[0]["spacing_x_mm"])
+        rows = tuple(row.row for row in slices)
+        in_plane = (slices[0].spacing_y_mm, slices[0].spacing_x_mm)
         spacing = tuple(mm or 1.0 for mm in in_plane)
         if len(slices) == 1:
             return cls(rows, spacing, all(in_plane))
         # What has no place is not finite here.
-        positions = np.array([row["position_mm"] for row in slices], np.float64)
+        positions = np.array([row.position_mm for row in slices], np.float64)
         if not np.isfinite(positions).all():
             return cls(rows, (1.0, *spacing), in_mm=False)
         gaps = np.abs(np.diff(positions))
@@ -85,7 +85,7 @@ def units_of(
     places = np.searchsorted(numbers, ready)
     slices = every.take(pa.array(places))
     patients = _patients(config, slices, names, table)
-    rows = slices.to_pylist()
+    rows = slice_rows(slices)
     ids, members = _groups(rows)
     unit_of = np.empty(len(rows), np.int64)
     for i, of_unit in enumerate(members):
@@ -148,14 +148,13 @@ def _groups(rows: Sequence[SliceRow]) -> tuple[list[str], list[list[int]]]:
     An image is a slice that lies nowhere, in a file of its own: slices of one series that name no
     place are no volume, but for the frames of one file, which are in order.
     """
-    frames = Counter((row["series"], row["path"]) for row in rows)
+    frames = Counter((row.series, row.path) for row in rows)
     groups: dict[tuple[str, str], list[int]] = {}
     for place, row in enumerate(rows):
-        single = frames[row["series"], row["path"]] == 1
-        alone = single and row["position_mm"] is None
-        number = f"{row['row']}" if alone else ""
-        series = row["series"] or ""
-        groups.setdefault((series, number), []).append(place)
+        single = frames[row.series, row.path] == 1
+        alone = single and row.position_mm is None
+        number = f"{row.row}" if alone else ""
+        groups.setdefault((row.series, number), []).append(place)
     ids = [number or series for series, number in groups]
     return ids, list(groups.values())
 

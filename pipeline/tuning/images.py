@@ -12,7 +12,7 @@ import itertools
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +29,9 @@ from pipeline.recipe import Recipe
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Failure, Slice
 from stores.features import FeatureStore
+from stores.slices import SliceRow, slice_rows
 
 Rows = NDArray[np.int64]
-SliceRow = dict[str, Any]
 CHANGED = "changed since it was embedded"
 
 
@@ -110,8 +110,8 @@ class Images:
                 slices = self._slices_of(request.rows)
                 # Before its files: once the first frame is there, its request must be known.
                 waiting.append((request, slices))
-                for path, frames in itertools.groupby(slices, key=lambda row: row["path"]):
-                    yield Request(path, tuple(row["frame"] for row in frames))
+                for path, frames in itertools.groupby(slices, key=lambda row: row.path):
+                    yield Request(path, tuple(row.frame for row in frames))
 
         reads = read_files(
             self.config.data.root,
@@ -129,8 +129,7 @@ class Images:
 
     def _slices_of(self, rows: Rows) -> list[SliceRow]:
         places = np.searchsorted(self._numbers, rows)
-        slices: list[SliceRow] = self._slices.take(pa.array(places)).to_pylist()
-        return slices
+        return slice_rows(self._slices.take(pa.array(places)))
 
     def _prepare(
         self, request: BatchRequest, slices: list[SliceRow], reads: list[FrameRead]
@@ -159,7 +158,7 @@ class Images:
             return ImageBatch(request, nothing, places)
         # On the CPU unless it is a GPU: other devices lack float64.
         where = self.device if self.device.type == "cuda" else "cpu"
-        modalities = [slices[i]["modality"] for i in usable]
+        modalities = [slices[i].modality for i in usable]
         x = prepare_batch(items, modalities, self.recipe, where)
         return ImageBatch(request, x.to(self.device), places)
 

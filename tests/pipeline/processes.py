@@ -9,8 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,18 +18,24 @@ from distributed import LocalCluster
 
 from stores import FeatureStore
 from stores.receipt import Receipt
+from tests.pipeline.slow import Hold
+from tests.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).parents[2]
 SLOW = "tests.pipeline.slow"
 _CODE = "import tests.pipeline.slow; from pipeline.cli import main; main()"
 _started: list[subprocess.Popen[str]] = []
-PATIENCE_S = 240.0  # on a machine that is busy with much else
 
 
-def environment(cost_s: float, sync_s: float = 0.0, stalled: Path | None = None) -> dict[str, str]:
+def environment(
+    cost_s: float = 0.0,
+    sync_s: float = 0.0,
+    stalled: Path | None = None,
+    hold: Hold | None = None,
+) -> dict[str, str]:
     """Return the environment of a process in which a slice, and to sync a file, take so long.
 
-    stalled: a file; while it is there, no file is synced at all.
+    stalled: a file; while it is there, no file is synced at all. hold: where the network waits.
     """
     return {
         **os.environ,
@@ -40,6 +44,7 @@ def environment(cost_s: float, sync_s: float = 0.0, stalled: Path | None = None)
         "COST_S": str(cost_s),
         "SYNC_S": str(sync_s),
         "STALLED": str(stalled or ""),
+        "HOLD": str(hold.path) if hold else "",
         "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([SLOW]),
     }
 
@@ -51,12 +56,13 @@ def extraction(
     cost_s: float = 0.0,
     sync_s: float = 0.0,
     stalled: Path | None = None,
+    hold: Hold | None = None,
 ) -> subprocess.Popen[str]:
     """Start `radprobe extract` on the CPU into a store."""
     arguments = ["extract", str(config), "--store", str(store), "--device", "cpu", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-c", _CODE, *arguments, "--batch-size", "4", "--workers", "1", *options],
-        env=environment(cost_s, sync_s, stalled), cwd=ROOT,
+        env=environment(cost_s, sync_s, stalled, hold), cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     _started.append(process)
@@ -77,15 +83,6 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
     said, complained = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, (process.returncode, said[-2000:], complained[-4000:])
     return dict(json.loads(said)) if said else {}
-
-
-def until(true: Callable[[], Any]) -> Any:
-    """Wait for something to be true, and return it."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := true()):
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.05)
-    return found
 
 
 def opened(path: Path) -> FeatureStore:
@@ -141,8 +138,11 @@ def cluster_of(workers: int) -> LocalCluster:
 class Dask:
     """A scheduler with an address, and workers that are started again whenever they end."""
 
-    def __init__(self, folder: Path, workers: int, cost_s: float = 0.0) -> None:
-        self.folder, self.environment = folder, environment(cost_s)
+    def __init__(
+        self, folder: Path, workers: int, cost_s: float = 0.0, hold: Hold | None = None
+    ) -> None:
+        self.folder = folder
+        self.environment = environment(cost_s, hold=hold)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -163,11 +163,13 @@ class Dask:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
-    def restart_scheduler(self, pause_s: float = 0.5) -> None:
-        """Kill (-9) the scheduler, and start another at its address after a pause."""
+    def kill_scheduler(self) -> None:
+        """Kill (-9) the scheduler: nobody listens at its address any more."""
         os.killpg(self.scheduler.pid, signal.SIGKILL)
         self.scheduler.wait()
-        time.sleep(pause_s)
+
+    def start_scheduler(self) -> None:
+        """Start another scheduler at the address, which listens a second or so later."""
         self.scheduler = self._scheduler()
 
     def _scheduler(self) -> subprocess.Popen[bytes]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 import yaml
 from pydicom.uid import RLELossless
 
+from pipeline.backbones.load import Backbone
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import extract
@@ -34,6 +35,9 @@ from tests.phantoms import (
     write_series,
 )
 from tests.pipeline.models import write_tiny_folder
+from tests.pipeline.processes import at_work, committed, extraction, opened
+from tests.pipeline.slow import Hold
+from tests.waiting import PATIENCE_S, until
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
 
@@ -130,7 +134,7 @@ def test_a_finished_store_loads_no_backbone(config: Path) -> None:
     store = FeatureStore.open(extract(load_config(config), HERE).store)
     before = store.fingerprint()
     code = (
-        "import sys; from pathlib import Path; from pipeline.config.root import load_config\n"
+        "import sys; from pathlib import Path; from pipeline.config.loading import load_config\n"
         "from pipeline.extract import extract; s = extract(load_config(Path(sys.argv[1])))\n"
         "print(s.embedded, s.found['same'], 'torch' in sys.modules)"
     )
@@ -404,43 +408,49 @@ def test_random_weights_are_stamped_and_only_when_asked_for(
 
 # --- interruption -----------------------------------------------------------------------------
 
-SLOW = """
-import sys, time
+# A process that says when the network gets a batch, and when the disk is to take a file.
+STEPS = """
+import os, sys
 from pathlib import Path
 import pipeline.backbones.load as b
-from pipeline.config.root import load_config
-from pipeline.extraction.embed import Speed
-from pipeline.extract import extract
-from pipeline.shared.pseudonyms import Names
-plain = b.Backbone.__call__
-b.Backbone.__call__ = lambda self, x: (time.sleep(0.05), plain(self, x))[1]
-print("ready", flush=True)
+from pipeline.config.loading import load_config
+from pipeline.extract import Speed, extract
+plain, sync = b.Backbone.__call__, os.fsync
+b.Backbone.__call__ = lambda self, x: (print("batch", flush=True), plain(self, x))[1]
+os.fsync = lambda descriptor: (print("file", flush=True), sync(descriptor))[1]
 extract(load_config(Path(sys.argv[1])), Speed(device="cpu", batch_size=4, workers=1))
 """
 
 
-def start(config: Path) -> subprocess.Popen[bytes]:
-    """Start a slowed extraction in a process of its own; returns once it runs."""
-    child = subprocess.Popen([sys.executable, "-c", SLOW, str(config)], stdout=subprocess.PIPE)
+def kill_at(config: Path, step: int) -> bool:
+    """Kill (-9) an extraction at one of its steps; return whether it got there."""
+    child = subprocess.Popen([sys.executable, "-c", STEPS, str(config)], stdout=subprocess.PIPE)
     assert child.stdout is not None
     with child.stdout:
-        assert child.stdout.readline() == b"ready\n"
-    return child
+        for _ in range(step):
+            child.stdout.readline()
+        child.kill()
+    return child.wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("seed", [0])
 def test_killed_at_random_moments_and_resumed_gives_the_same_bits(
-    seed: int, config: Path, tmp_path: Path
+    seed: int, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = start(write_other(config, tmp_path / "undisturbed"))
-    assert undisturbed.wait() == 0
+    steps: list[str] = []
+    plain, sync = Backbone.__call__, os.fsync
+    with monkeypatch.context() as patch:
+        patch.setattr(Backbone, "__call__", lambda s, x: (steps.append("batch"), plain(s, x))[1])
+        patch.setattr(os, "fsync", lambda file: (steps.append("file"), sync(file))[1])
+        undisturbed = extract(load_config(config, tmp_path / "undisturbed"), HERE)
+    assert undisturbed.clean
+    assert steps.count("batch") == 6
     rng = random.Random(seed)
-    for _ in range(3):
-        child = start(config)
-        time.sleep(rng.uniform(0.1, 1.6))
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    assert start(config).wait() == 0
+    moments = [rng.randrange(1, len(steps) // 2) for _ in range(3)]
+    assert kill_at(config, moments[0])  # those after it have less to do, and may be through
+    for step in moments[1:]:
+        kill_at(config, step)
+    assert extract(load_config(config), HERE).clean
     want = arrays_of(FeatureStore.open(tmp_path / "undisturbed"))
     got = arrays_of(FeatureStore.open(tmp_path / "store"))
     for name, values in want.items():
@@ -448,42 +458,38 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bits(
     assert not list((tmp_path / "store/claims").iterdir())
 
 
-def write_other(config: Path, store: Path) -> Path:
-    """Write the same config for another store."""
-    content = yaml.safe_load(config.read_text()) | {"store": str(store)}
-    path = config.with_name(f"{store.name}.yaml")
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interruption_gives_claims_back_and_says_so(
     number: int, code: int, config: Path, tmp_path: Path
 ) -> None:
-    slow = SLOW.replace(
-        SLOW.splitlines()[-1],
-        "from pipeline.cli import main; sys.argv = ['radprobe', 'extract', sys.argv[1]]; main()",
-    ).replace("0.05", "0.5")
-    child = subprocess.Popen(
-        [sys.executable, "-c", slow, str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    claims = tmp_path / "store/claims"
-    deadline = time.monotonic() + 60
-    while not list(claims.glob("*.claim.*")) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    store, hold = tmp_path / "store", Hold(tmp_path / "hold")
+    hold.at(0, store)
+    child = extraction(config, store, hold=hold)
+    assert child.stderr is not None
+    until(lambda: list((store / "claims").glob("*.claim.*")), child)
     child.send_signal(number)
-    _, said = child.communicate(timeout=60)
+    said = child.stderr.readline()
+    hold.release()
+    _, more = child.communicate(timeout=PATIENCE_S)
     assert child.returncode == code
-    assert b"goes on from there" in said
-    assert b"Traceback" not in said
-    assert not list(claims.iterdir())
+    assert "goes on from there" in said
+    assert "Traceback" not in more
+    assert not list((store / "claims").iterdir())
     assert extract(load_config(config), HERE).clean
 
 
 def test_two_processes_share_one_store(config: Path, tmp_path: Path) -> None:
-    children = [start(config), start(config)]
-    assert [child.wait() for child in children] == [0, 0]
+    store, hold = tmp_path / "store", Hold(tmp_path / "hold")
+    hold.at(0, store)
+    children = [extraction(config, store, hold=hold) for _ in range(2)]
+    until(lambda: len(at_work(opened(store))) == 2)
+    hold.release()
+    # Who is through first leaves parts to the other, and says so by its exit code.
+    summaries = [json.loads(child.communicate(timeout=PATIENCE_S)[0]) for child in children]
+    assert [child.returncode for child in children] == [
+        0 if summary["clean"] else 1 for summary in summaries
+    ]
+    assert sum(summary["embedded"] for summary in summaries) == 24
     summary = extract(load_config(config), HERE)
     assert (summary.embedded, summary.clean) == (0, True)
-    receipts = [json.loads(p.read_text()) for p in (tmp_path / "store/parts").glob("*.json")]
-    assert len(receipts) == 3
+    assert len(committed(FeatureStore.open(store))) == 3

@@ -43,7 +43,8 @@ from stores.verify import verify
 from tests.pipeline.backbones.test_models import saved
 from tests.pipeline.collection import probed_on_train
 from tests.pipeline.models import write_tiny_folder
-from tests.pipeline.processes import ROOT, environment, until
+from tests.pipeline.processes import ROOT, environment
+from tests.waiting import until
 
 SIZE = 56
 QUICK: dict[str, Any] = {

@@ -26,10 +26,9 @@ from stores.errors import (
     UnwritableError,
 )
 from stores.purge import purge, withdraw
-from stores.slices import FILE_SCHEMA
 from stores.storage import Storage, storage_at
 from stores.verify import verify
-from tests.stores.conftest import ARRAYS, fill, slice_table
+from tests.stores.conftest import ARRAYS, NO_FILES, fill, numbered
 
 CHUNK = "features.zarr/status/c/0"
 RECEIPT = "parts/0000000.json"
@@ -270,8 +269,8 @@ class StorageTests:
         here = FeatureStore.create(storage.folder, "{}", ARRAYS, 8)
         plain = FeatureStore.create(tmp_path / "plain", "{}", ARRAYS, 8)
         for store in (here, plain):
-            table = slice_table([(i, f"f{i}") for i in range(20)], patient="p")
-            store.write_tables(table, FILE_SCHEMA.empty_table())
+            table = numbered(20, patient="p")
+            store.write_tables(table, NO_FILES)
             for index in range(3):
                 fill(store, index)
         there = FeatureStore.open(storage.place)

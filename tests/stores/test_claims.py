@@ -28,7 +28,7 @@ def test_the_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from stores.claims import try_claim\n"
         "assert try_claim(pathlib.Path(sys.argv[1]), 'p'); print('claimed', flush=True)\n"
-        "import time; time.sleep(60)"
+        "import signal; signal.pause()"
     )
     child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert child.stdout is not None

@@ -15,9 +15,8 @@ import pytest
 from stores import FeatureStore
 from stores._disk import seal, unseal, write_atomic
 from stores.errors import CorruptStoreError, UnwritableError
-from stores.slices import FILE_SCHEMA
 from stores.verify import verify
-from tests.stores.conftest import ARRAYS, fill, slice_table
+from tests.stores.conftest import ARRAYS, NO_FILES, fill, numbered
 
 ROOT = os.geteuid() == 0
 
@@ -55,7 +54,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def names(n: int) -> object:
-    return slice_table([(i, f"f{i}") for i in range(n)])
+    return numbered(n)
 
 
 def fill_up(path: Path) -> None:
@@ -91,13 +90,13 @@ def test_a_store_that_does_not_fit_is_not_there(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_and_the_store_goes_on_when_there_is_room(tiny_disk: Path) -> None:
     store = FeatureStore.create(tiny_disk / "store", "{}", ARRAYS, 8)
-    store.write_tables(names(20), FILE_SCHEMA.empty_table())
+    store.write_tables(names(20), NO_FILES)
     fill(store, 0)
     fill_up(tiny_disk / "ballast")
     with pytest.raises(UnwritableError, match="the disk is full"):
         fill(store, 1)
     with pytest.raises(UnwritableError, match="the disk is full"):
-        store.write_tables(names(24), FILE_SCHEMA.empty_table())
+        store.write_tables(names(24), NO_FILES)
     assert verify(store.path).sound
     (tiny_disk / "ballast").unlink()
     for path in store.claims.iterdir():
@@ -109,7 +108,7 @@ def test_a_full_disk_is_said_and_the_store_goes_on_when_there_is_room(tiny_disk:
 
 def test_a_read_only_disk_reads_and_refuses_to_be_written(tiny_disk: Path) -> None:
     store = FeatureStore.create(tiny_disk / "store", "{}", ARRAYS, 8)
-    store.write_tables(names(8), FILE_SCHEMA.empty_table())
+    store.write_tables(names(8), NO_FILES)
     fill(store, 0)
     subprocess.run(["mount", "-o", "remount,ro", str(tiny_disk)], check=True)
     opened = FeatureStore.open(store.path)
@@ -117,7 +116,7 @@ def test_a_read_only_disk_reads_and_refuses_to_be_written(tiny_disk: Path) -> No
     assert verify(store.path).sound
     assert opened.sweep() == []
     with pytest.raises(UnwritableError, match="the file system is read-only"):
-        opened.write_tables(names(9), FILE_SCHEMA.empty_table())
+        opened.write_tables(names(9), NO_FILES)
 
 
 @pytest.mark.skipif(ROOT, reason="root may write everywhere")

@@ -26,8 +26,7 @@ from stores.errors import (
     UnalignedWriteError,
 )
 from stores.receipt import ChunkRecord
-from stores.slices import FILE_SCHEMA
-from tests.stores.conftest import ARRAYS, fill, slice_table
+from tests.stores.conftest import ARRAYS, NO_FILES, fill, numbered, slice_table
 
 
 def test_what_was_written_is_read_in_the_order_asked(store: FeatureStore) -> None:
@@ -100,7 +99,7 @@ def test_a_lost_or_shortened_chunk_takes_the_receipt_with_it(store: FeatureStore
 def test_a_receipt_of_another_recipe_is_not_believed(store: FeatureStore, tmp_path: Path) -> None:
     fill(store, 0)
     other = FeatureStore.create(tmp_path / "other", '{"made": "otherwise"}', ARRAYS, 8)
-    other.write_tables(slice_table([(0, "f0")]), FILE_SCHEMA.empty_table())
+    other.write_tables(slice_table([(0, "f0")]), NO_FILES)
     shutil.copytree(store.path / "parts", other.path / "parts", dirs_exist_ok=True)
     shutil.copytree(store.path / "features.zarr", other.path / "features.zarr", dirs_exist_ok=True)
     assert store.receipt(0) is not None
@@ -131,8 +130,8 @@ def wide(tmp_path: Path) -> FeatureStore:
     """Return a store of 16 rows of 128 kB in one chunk: rows that pay to be read alone."""
     arrays = {"patch": ArraySpec((256, 256), "float16")}
     store = FeatureStore.create(tmp_path / "wide", "{}", arrays, 16)
-    table = slice_table([(i, f"f{i}") for i in range(16)])
-    store.write_tables(table, FILE_SCHEMA.empty_table())
+    table = numbered(16)
+    store.write_tables(table, NO_FILES)
     part = store.layout.part(0)
     claim = store.claim(part)
     assert claim is not None
@@ -220,7 +219,7 @@ def test_an_append_rewrites_no_chunk_and_leaves_rows_between_void(store: Feature
     chunks = {p: p.stat().st_mtime_ns for p in (store.path / "features.zarr").rglob("c/*")}
     start = store.layout.next_boundary(20)
     names = [(i, f"f{i}") for i in range(20)] + [(start, "new")]
-    store.write_tables(slice_table(names), FILE_SCHEMA.empty_table())
+    store.write_tables(slice_table(names), NO_FILES)
     assert [part.index for part in store.missing()] == [3]
     fill(store, 3)
     for path, written in chunks.items():
@@ -230,7 +229,7 @@ def test_an_append_rewrites_no_chunk_and_leaves_rows_between_void(store: Feature
 
 def test_withdrawn_slices_keep_their_row_and_say_so(store: FeatureStore) -> None:
     fill(store, 0)
-    table = slice_table([(i, f"f{i}") for i in range(20)]).to_pydict()
+    table = numbered(20).to_pydict()
     table["withdrawn"][2] = True
     store.write_tables(
         slice_table([]).from_pydict(table, schema=slice_table([]).schema), store.files()
@@ -242,7 +241,7 @@ def test_withdrawn_slices_keep_their_row_and_say_so(store: FeatureStore) -> None
 
 def test_rows_out_of_order_are_refused(store: FeatureStore) -> None:
     with pytest.raises(ValueError, match="ascending"):
-        store.write_tables(slice_table([(1, "a"), (0, "b")]), FILE_SCHEMA.empty_table())
+        store.write_tables(slice_table([(1, "a"), (0, "b")]), NO_FILES)
 
 
 def test_the_fingerprint_follows_what_answers_depend_on(store: FeatureStore) -> None:
@@ -251,7 +250,7 @@ def test_the_fingerprint_follows_what_answers_depend_on(store: FeatureStore) -> 
     one = store.fingerprint()
     assert one != empty
     assert FeatureStore.open(store.path).fingerprint() == one
-    store.write_tables(slice_table([(i, f"g{i}") for i in range(20)]), store.files())
+    store.write_tables(numbered(20, "g"), store.files())
     assert store.fingerprint() != one
 
 
@@ -313,7 +312,7 @@ def _write_all(path: Path, start: object) -> None:
 def test_two_writers_share_the_parts_and_corrupt_none(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "store", "{}", ARRAYS, 2)
     n = 60
-    store.write_tables(slice_table([(i, f"f{i}") for i in range(n)]), FILE_SCHEMA.empty_table())
+    store.write_tables(numbered(n), NO_FILES)
     context = multiprocessing.get_context("spawn")
     start = context.Event()
     writers = [context.Process(target=_write_all, args=(store.path, start)) for _ in range(3)]

@@ -8,8 +8,7 @@ import pytest
 from stores import FeatureStore, manifest
 from stores._disk import sha256
 from stores.errors import CorruptStoreError, StaleTablesError
-from stores.slices import FILE_SCHEMA
-from tests.stores.conftest import slice_table
+from tests.stores.conftest import NO_FILES, slice_table
 
 
 def table(prefix: str, n: int) -> object:
@@ -18,7 +17,7 @@ def table(prefix: str, n: int) -> object:
 
 def test_a_crash_between_manifest_and_files_is_the_new_state(store: FeatureStore) -> None:
     old = {p: (store.path / p).read_bytes() for p in ("slices.parquet", "files.parquet")}
-    store.write_tables(table("new", 30), FILE_SCHEMA.empty_table())
+    store.write_tables(table("new", 30), NO_FILES)
     for name, data in old.items():
         (store.path / name).write_bytes(data)
     assert FeatureStore.open(store.path).slices()["path"][0].as_py() == "new0"
@@ -62,9 +61,9 @@ def test_tables_of_an_older_moment_are_refused(store: FeatureStore) -> None:
     """Two planners that number different new slices alike must not both be believed."""
     one = store.tables()
     two = store.tables()
-    store.write_tables(table("f", 22), FILE_SCHEMA.empty_table(), seen=one.seen)
+    store.write_tables(table("f", 22), NO_FILES, seen=one.seen)
     with pytest.raises(StaleTablesError):
-        store.write_tables(table("g", 23), FILE_SCHEMA.empty_table(), seen=two.seen)
+        store.write_tables(table("g", 23), NO_FILES, seen=two.seen)
     assert store.slices()["path"][0].as_py() == "f0"
 
 
@@ -106,5 +105,5 @@ def test_a_reader_beside_a_writer_sees_whole_tables(store: FeatureStore) -> None
     reader = FeatureStore.open(store.path)
     for n in range(21, 40):
         assert reader.tables().slices.num_rows == n - 1
-        store.write_tables(table("f", n), FILE_SCHEMA.empty_table())
+        store.write_tables(table("f", n), NO_FILES)
         assert reader.arrays["status"].n == store.layout.next_boundary(n)

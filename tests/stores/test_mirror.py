@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -39,7 +38,6 @@ from stores.errors import (
     UnwritableError,
 )
 from stores.purge import purge, withdraw
-from stores.slices import FILE_SCHEMA
 from stores.verify import repair, verify
 from tests.phantoms import write_png
 from tests.pipeline.models import write_tiny_folder
@@ -47,7 +45,8 @@ from tests.pipeline.processes import extraction
 from tests.pipeline.test_segment import write_volumes
 from tests.pipeline.test_tune import write_collection
 from tests.pipeline.tokens import token_store
-from tests.stores.conftest import fill, slice_table
+from tests.stores.conftest import NO_FILES, fill, numbered
+from tests.waiting import until
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
 PICTURES = 24
@@ -153,11 +152,9 @@ def test_a_corrupted_table_is_read_from_its_copy_and_mended(sent: FeatureStore, 
 
 
 def test_a_patient_is_withdrawn_and_purged_there(sent: FeatureStore, url: str) -> None:
-    table = slice_table([(i, f"f{i}") for i in range(20)])
+    table = numbered(20)
     place = table.schema.get_field_index("patient")
-    sent.write_tables(
-        table.set_column(place, "patient", [["p"] * 3 + ["q"] * 17]), FILE_SCHEMA.empty_table()
-    )
+    sent.write_tables(table.set_column(place, "patient", [["p"] * 3 + ["q"] * 17]), NO_FILES)
     remote.push(sent.path, url)
     with pytest.raises(UnwritableError, match="object storage"):
         withdraw(FeatureStore.open(url), "p")  # not the writer
@@ -280,7 +277,7 @@ def test_killed_at_any_moment_another_machine_goes_on(
     here = load_config(config, Path(url)).store
     shutil.copy(tmp_path / "store.key", here.with_name("vits.key"))
     process = extraction(config, Path(url), cost_s=0.3)
-    _until(lambda: any(n.startswith("features.zarr/status/c/") for n in bucket.names()), process)
+    until(lambda: any(n.startswith("features.zarr/status/c/") for n in bucket.names()), process)
     process.kill()
     process.communicate()
     assert any(n.startswith("claims/writer.claim.") for n in bucket.names())
@@ -302,7 +299,7 @@ def test_a_second_writer_is_refused_and_changes_nothing(
     settings = load_config(config, Path(url))
     load_key(settings.store)
     process = extraction(config, Path(url), cost_s=0.5)
-    _until(lambda: any(n.startswith("parts/") for n in Bucket(url).names()), process)
+    until(lambda: any(n.startswith("parts/") for n in Bucket(url).names()), process)
     with pytest.raises(ClaimedError, match=rf":{process.pid} writes to {url}"):
         extract(load_config(config, Path(url)), HERE)
     at_work = status(Path(url))
@@ -339,11 +336,3 @@ def test_a_writer_that_was_taken_over_commits_nothing(store: FeatureStore, url: 
         fill(FeatureStore.open(url), 1)
     assert [part.index for part in FeatureStore.open(url).missing()] == [2]
     assert verify(url).sound
-
-
-def _until(happened: object, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while not happened():  # type: ignore[operator]
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

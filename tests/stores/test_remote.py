@@ -12,9 +12,8 @@ import zarr
 from stores import FeatureStore, remote
 from stores.errors import ConfigError, CorruptStoreError, OccupiedError, StoreNotFoundError
 from stores.purge import purge, withdraw
-from stores.slices import FILE_SCHEMA
 from stores.verify import verify
-from tests.stores.conftest import ARRAYS, fill, slice_table
+from tests.stores.conftest import ARRAYS, NO_FILES, fill, numbered, slice_table
 
 
 @pytest.fixture
@@ -103,7 +102,7 @@ def test_another_store_is_never_overwritten(full: FeatureStore, url: str, tmp_pa
     remote.push(full.path, url)
     for name, recipe in (("other", "{}"), ("twin", full.recipe_text)):
         other = FeatureStore.create(tmp_path / name, recipe, ARRAYS, 8)
-        other.write_tables(slice_table([(0, "x")]), FILE_SCHEMA.empty_table())
+        other.write_tables(slice_table([(0, "x")]), NO_FILES)
         fill(other, 0, seed=1)
         with pytest.raises(OccupiedError, match="another store"):
             remote.push(other.path, url)
@@ -113,15 +112,15 @@ def test_another_store_is_never_overwritten(full: FeatureStore, url: str, tmp_pa
 
 
 def test_what_was_purged_is_gone_there_too(full: FeatureStore, url: str) -> None:
-    table = slice_table([(i, f"f{i}") for i in range(20)], patient="p")
-    full.write_tables(table, FILE_SCHEMA.empty_table())
+    table = numbered(20, patient="p")
+    full.write_tables(table, NO_FILES)
     (full.path / "results" / "knn-1.json").write_text("{}")
     fill_again = FeatureStore.open(full.path)
     remote.push(full.path, url)
     one = table.set_column(
         table.schema.get_field_index("patient"), "patient", [["q"] * 8 + ["p"] * 12]
     )
-    fill_again.write_tables(one, FILE_SCHEMA.empty_table())
+    fill_again.write_tables(one, NO_FILES)
     withdraw(fill_again, "p")
     purge(fill_again, "p")
     remote.push(full.path, url)

@@ -25,6 +25,7 @@ from pipeline.segmentation.mask_writer import UnitLabels, write_unit
 from pipeline.segmentation.masks import StoredMasks, update_masks
 from stores.errors import CorruptStoreError, LabelError
 from stores.purge import purge, withdraw
+from stores.slices import SliceRow
 from stores.verify import verify
 from tests.phantoms import volume, write_nifti_of_series, write_png, write_series
 from tests.pipeline.collection import write_csv
@@ -314,7 +315,7 @@ def test_slices_that_do_not_lie_evenly_become_no_nifti(tmp_path: Path) -> None:
     files, labels = write_ct(tmp_path)
     gap = [i for i in range(len(files)) if i != 2]
     for name, which in (("whole", [*range(len(files))]), ("gap", gap)):
-        slices = [{"path": f"p1/{files[i].name}", "frame": 0} for i in which]
+        slices = [SliceRow(i, f"p1/{files[i].name}", 0, "", "CT") for i in which]
         planes = [labels[i] for i in which]
         classes = ("background", "liver", "spleen")
         unit = UnitLabels(tmp_path / "images", slices, planes, "axial", classes)

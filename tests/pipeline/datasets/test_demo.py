@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from pipeline.datasets.demo import VERSION, _publish, write_demo
+from tests.waiting import until
 
 REPOSITORY = Path(__file__).parents[3]
 FINDINGS = ["nodule", "effusion", "cardiomegaly"]
@@ -180,11 +180,7 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
     )
     writer = subprocess.Popen([sys.executable, "-c", code, str(root)], cwd=REPOSITORY)
     try:
-        deadline = time.monotonic() + 60
-        while not any(tmp_path.rglob("*.dcm")):
-            assert writer.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        until(lambda: any(tmp_path.rglob("*.dcm")), writer)
     finally:
         writer.kill()
         writer.wait()

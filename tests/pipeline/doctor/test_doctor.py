@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from pipeline.studies.stability import stability
 from tests.phantoms import volume, write_nifti_of_series, write_png, write_series
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.test_extract import write_config
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture
@@ -108,14 +109,25 @@ def test_a_file_system_on_which_two_links_win_is_a_failure(
 def test_a_rename_that_can_be_seen_halfway_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = os.replace
+    plain, read = os.replace, Path.read_bytes
+    seen_gone = threading.Event()
 
     def in_two_steps(source: Path, target: Path) -> None:
+        somebody_looks = Path(target).name == "swapped" and Path(target).exists()
         Path(target).unlink(missing_ok=True)
-        time.sleep(0.001)  # long enough that whoever looks sees it
+        if somebody_looks:
+            assert seen_gone.wait(PATIENCE_S)
         plain(source, target)
 
+    def looked_at(path: Path) -> bytes:
+        try:
+            return read(path)
+        except FileNotFoundError:
+            seen_gone.set()
+            raise
+
     monkeypatch.setattr(os, "replace", in_two_steps)
+    monkeypatch.setattr(Path, "read_bytes", looked_at)
     found = {check.name: check for check in disk(tmp_path / "store")}
     assert "was seen missing" in found["atomic rename"].found
 

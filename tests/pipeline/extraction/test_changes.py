@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import Speed, Summary, extract
 from pipeline.extraction.plan import explain, plan
-from pipeline.extraction.sync import make_recipe, name_patient, open_store
-from pipeline.recipe import Recipe
+from pipeline.extraction.sync import make_recipe, name_patient
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
 from stores.errors import ConfigError, RecipeMismatchError
@@ -34,6 +32,7 @@ from stores.features import WITHDRAWN
 from stores.purge import purge, readmit, withdraw
 from stores.verify import verify
 from tests.phantoms import dicom, save, volume, write_png, write_series
+from tests.pipeline.extraction.creating import create
 from tests.pipeline.models import write_tiny_folder
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
@@ -198,7 +197,7 @@ def test_processes_that_create_a_store_at_once_share_it(case: Case) -> None:
     recipe, _ = make_recipe(config)
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(4)
-    makers = [context.Process(target=_create, args=(config, recipe, start)) for _ in range(4)]
+    makers = [context.Process(target=create, args=(config, recipe, start)) for _ in range(4)]
     for maker in makers:
         maker.start()
     for maker in makers:
@@ -206,11 +205,6 @@ def test_processes_that_create_a_store_at_once_share_it(case: Case) -> None:
     assert [maker.exitcode for maker in makers] == [0] * 4
     assert verify(config.store).findings == []
     assert [path.name for path in case.folder.glob(".tmp-*")] == []
-
-
-def _create(config: Config, recipe: Recipe, start: Barrier) -> None:
-    start.wait()
-    assert open_store(config, recipe).recipe_text == recipe.canonical()
 
 
 # --- misses: only what changed is embedded ----------------------------------------------------
@@ -337,29 +331,34 @@ def test_another_recipe_is_refused_naming_field_and_values(
 # --- files that could not be read -------------------------------------------------------------
 
 
-def test_a_slow_file_is_tried_again_but_not_for_ever(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+# Each file costs a reading process, which its time limit ends.
+TOO_SLOW = Speed(device="cpu", batch_size=4, workers=1, time_limit_s=1e-9)
+
+
+def two_files(case: Case) -> Config:
+    """Return the config of two files alone."""
+    return case.config(data__include=["b", "x0.png"])
+
+
+def test_a_slow_file_is_tried_again_but_not_for_ever(case: Case) -> None:
     shutil.rmtree(case.folder / "store")
-    slow = Speed(device="cpu", batch_size=4, workers=1, time_limit_s=1e-9)
-    first = extract(case.config(), slow)
-    assert first.unreadable == {"time-limit": SLICES}
-    assert counts(extract(case.config(), slow)) == {"retried": SLICES, "withdrawn": SLICES}
-    assert counts(run(case.config())) == {"retried": SLICES, "withdrawn": SLICES}
-    assert counts(run(case.config())) == {"same": SLICES}
-    assert (case.store.status() == 1).sum() == SLICES
+    first = extract(two_files(case), TOO_SLOW)
+    assert first.unreadable == {"time-limit": 2}
+    assert counts(extract(two_files(case), TOO_SLOW)) == {"retried": 2, "withdrawn": 2}
+    assert counts(run(two_files(case))) == {"retried": 2, "withdrawn": 2}
+    assert counts(run(two_files(case))) == {"same": 2}
+    assert (case.store.status() == 1).sum() == 2
 
 
 def test_after_three_failures_only_a_touched_file_is_tried_again(case: Case) -> None:
     shutil.rmtree(case.folder / "store")
-    slow = Speed(device="cpu", batch_size=4, workers=1, time_limit_s=1e-9)
     for _ in range(3):
-        extract(case.config(), slow)
+        extract(two_files(case), TOO_SLOW)
     rows = case.store.slices().num_rows
-    assert counts(extract(case.config(), slow)) == {"same": SLICES}
-    assert case.store.slices().num_rows == rows == 3 * SLICES
+    assert counts(extract(two_files(case), TOO_SLOW)) == {"same": 2}
+    assert case.store.slices().num_rows == rows == 3 * 2
     os.utime(case.data / "x0.png", (1, 1))
-    assert counts(run(case.config())) == {"same": SLICES - 1, "retried": 1, "withdrawn": 1}
+    assert counts(run(two_files(case))) == {"same": 1, "retried": 1, "withdrawn": 1}
 
 
 def test_a_slice_that_could_not_be_read_is_embedded_once_it_is_mended(case: Case) -> None:

@@ -508,17 +508,18 @@ def test_what_was_measured_gives_batch_size_and_hours(
 
 # A process that embeds once each of the two holds a part, or has committed one.
 WAITS = """
-import json, time
+import json
 from pathlib import Path
 from pipeline.backbones.load import Backbone
+from tests.waiting import until
 plain = Backbone.__call__
+def both_are_at_work():
+    if list(Path("store/parts").glob("*.json")):
+        return True
+    claims = Path("store/claims").glob("*.claim.*")
+    return len({json.loads(claim.read_text())["pid"] for claim in claims}) == 2
 def waiting(self, x):
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not list(Path("store/parts").glob("*.json")):
-        claims = Path("store/claims").glob("*.claim.*")
-        if len({json.loads(claim.read_text())["pid"] for claim in claims}) == 2:
-            break
-        time.sleep(0.02)
+    until(both_are_at_work)
     return plain(self, x)
 Backbone.__call__ = waiting
 from pipeline.extraction.distributed.processes import child

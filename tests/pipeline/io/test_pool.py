@@ -27,6 +27,7 @@ from pipeline.io.types import Request
 from pipeline.types import Failure, Slice
 from tests import phantoms
 from tests.pipeline.io.samples import GREY
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -64,6 +65,19 @@ def _reading_children() -> set[int]:
         for pid in children
         if b"pipeline.io.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     }
+
+
+def _is_asleep(task: str | int, process: str | int = "self") -> bool:
+    """Return whether a thread waits for something; one that is only out of turn does not."""
+    state = Path(f"/proc/{process}/task/{task}/stat").read_text().rpartition(") ")[2]
+    return state.startswith("S")
+
+
+def _workers_wait() -> bool:
+    """Return whether there are workers, and all of them wait: for a task, or for their parent."""
+    pids = _reading_children()
+    # One that looks asleep may be about to wake: it is looked at again.
+    return bool(pids) and all(_is_asleep(pid, pid) for _ in range(20) for pid in pids)
 
 
 @contextmanager
@@ -142,12 +156,9 @@ def test_long_files_do_not_fill_the_memory(tmp_path, monkeypatch):
             for k, read in enumerate(reads):
                 assert isinstance(read.item, Slice)
                 if k == 10:
-                    deadline = time.monotonic() + 30
-                    while tracemalloc.get_traced_memory()[0] <= 2**24:
-                        assert time.monotonic() < deadline
-                        time.sleep(0.01)
-                    time.sleep(0.5)  # in which the workers could send more
-                    assert tracemalloc.get_traced_memory()[0] < 2**24 + 5 * 2**20
+                    until(lambda: tracemalloc.get_traced_memory()[0] > 2**24)
+                    until(_workers_wait)  # they have sent what they may
+                    assert 2**24 < tracemalloc.get_traced_memory()[0] < 2**24 + 5 * 2**20
         assert k == 4 * 48 - 1
         assert tracemalloc.get_traced_memory()[1] < 2**24 + 6 * 2**20
     finally:
@@ -226,7 +237,7 @@ def test_a_slow_caller_is_not_a_slow_file(mixed):
 def test_a_worker_that_died_idle_costs_no_file(mixed):
     with closing(read_files(mixed, [Request("00.png", (0,))] * 200, workers=1)) as reads:
         first = next(reads)
-        time.sleep(0.5)  # the files ahead are read, the worker waits
+        until(_workers_wait)  # the files ahead are read
         pids = _reading_children()
         with ended(pids):
             for pid in pids:
@@ -263,7 +274,7 @@ def test_requests_are_taken_by_and_by(mixed):
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_workers_end_with_their_parent_and_never_import_torch(mixed, ending):
     script = """
-import json, sys, time
+import json, signal, sys
 from pathlib import Path
 from pipeline.io.reader import read_files
 from pipeline.io.types import Request
@@ -275,7 +286,7 @@ tasks = Path("/proc/self/task").iterdir()
 pids = [pid for task in tasks for pid in (task / "children").read_text().split()]
 maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
 print(json.dumps([pids, "libtorch" in maps, "torch" in sys.modules]), flush=True)
-time.sleep(60)
+signal.pause()
 """
     command = [sys.executable, "-c", script, str(mixed)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}

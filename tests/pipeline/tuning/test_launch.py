@@ -21,8 +21,9 @@ from pipeline.tune import tune, tune_masks
 from pipeline.tuning.job import pick_devices
 from pipeline.tuning.options import TuningOptions
 from stores.errors import DeviceError
-from tests.pipeline.processes import ROOT, environment, until
+from tests.pipeline.processes import ROOT, environment
 from tests.pipeline.tuning.test_masks import config_of, write_collection
+from tests.waiting import until
 
 NUMBER = {"light": {"labels": ["light"], "values": "number"}}
 BLOCK = {"epochs": 2, "batch": 8, "at_once": 4, "augment": "mild", "rank": 4}

@@ -41,8 +41,9 @@ from stores import FeatureStore
 from stores.errors import ConfigError
 from tests.pipeline.collection import probed_on_train
 from tests.pipeline.models import write_tiny_folder
-from tests.pipeline.processes import ROOT, environment, until
+from tests.pipeline.processes import ROOT, environment
 from tests.pipeline.test_tune import EACH, INTENDED, everywhere
+from tests.waiting import until
 
 SIZE = 56
 BLOCK: dict[str, Any] = {"epochs": 2, "batch": 8, "at_once": 4, "augment": "mild"}

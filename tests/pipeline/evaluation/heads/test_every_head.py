@@ -186,32 +186,41 @@ def test_a_head_is_one_module_and_one_line(tmp_path: Path) -> None:
         "nearest_mean": {"temperature": 2.0},
     }
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    path, page = str(tmp_path / "c.yaml"), tmp_path / "page.html"
+    commands = [
+        ["nearest_mean", path, "--json"],
+        ["nearest_mean", path],
+        ["nearest_mean", path, "--json"],
+        ["--help"],
+        ["report", path, "--out", str(page)],
+    ]
     code = (
-        "import sys\n"
+        "import json, sys\n"
         "from pipeline.config.heads import HEADS, Registered\n"
         "HEADS['nearest_mean'] = Registered(\n"
         "    'tests.pipeline.evaluation.heads.nearest_mean',\n"
         "    'Take the class of the nearest mean.')\n"
         "from pipeline.benchmark.settings import Setting\n"
         "Setting(method='nearest_mean', options={'temperature': 3.0})\n"
-        "from pipeline.cli import main\n"
-        "main()"
+        "from typer.testing import CliRunner\n"
+        "from pipeline.cli import app\n"
+        "runs = [CliRunner().invoke(app, words) for words in json.loads(sys.argv[1])]\n"
+        "print(json.dumps([(run.exit_code, run.output) for run in runs]))"
     )
-
-    def radprobe(*words: str) -> str:
-        command = [sys.executable, "-c", code, *words]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=Path(__file__).parents[4]
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    path = str(tmp_path / "c.yaml")
-    (result,) = json.loads(radprobe("nearest_mean", path, "--json"))
+    # The registry is read when the command line is imported: by a process of its own, by one.
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(commands)],
+        capture_output=True, text=True, cwd=Path(__file__).parents[4],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outputs = []
+    for exit_code, output in json.loads(done.stdout):
+        assert exit_code == 0, output
+        outputs.append(output)
+    (result,) = json.loads(outputs[0])
     assert result["settings"]["temperature"] == 2.0
     assert result["scores"][0]["metrics"]["auroc"]["value"] > 0.9
-    assert "Nearest class mean" in radprobe("nearest_mean", path)
-    assert json.loads(radprobe("nearest_mean", path, "--json"))[0]["cached"]
-    assert "Take the class of the nearest mean." in radprobe("--help")
-    radprobe("report", path, "--out", str(tmp_path / "page.html"))
-    assert "Nearest class mean" in (tmp_path / "page.html").read_text()
+    assert "Nearest class mean" in outputs[1]
+    assert json.loads(outputs[2])[0]["cached"]
+    assert "Take the class of the nearest mean." in outputs[3]
+    assert "Nearest class mean" in page.read_text()

@@ -14,6 +14,8 @@ import yaml
 from distributed import Client
 
 from pipeline.config.data import JobQueue
+from pipeline.config.loading import load_config
+from pipeline.extract import extract
 from pipeline.extraction.distributed import dask_run
 from pipeline.extraction.distributed.clusters import job_queue
 from pipeline.extraction.distributed.tasks import Work, WorkerOutcome
@@ -33,10 +35,12 @@ from tests.pipeline.processes import (
     kill_all,
     kill_one,
     opened,
-    until,
 )
+from tests.pipeline.slow import Hold
+from tests.waiting import PATIENCE_S, until
 
 PARTS = 12
+HERE = Speed(device="cpu", batch_size=4, workers=1)
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +69,15 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def alone(config: Path) -> FeatureStore:
     """Return the store that one process makes."""
-    ended(extraction(config, config.parent / "alone"))
-    return FeatureStore.open(config.parent / "alone")
+    alone = config.parent / "alone"
+    assert extract(load_config(config, alone), HERE).clean
+    return FeatureStore.open(alone)
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Hold:
+    """Return what has the networks of other processes wait."""
+    return Hold(tmp_path / "hold")
 
 
 def is_as_if_nothing_had_been(store: FeatureStore, alone: FeatureStore) -> None:
@@ -98,11 +109,13 @@ def chunk_of(store: Path, part: int) -> Path:
 
 
 def test_shards_take_over_what_a_killed_one_left(
-    config: Path, alone: FeatureStore, tmp_path: Path
+    config: Path, alone: FeatureStore, tmp_path: Path, hold: Hold
 ) -> None:
     path = tmp_path / "store"
-    shards = [extraction(config, path, "--shard", f"{i}/3", cost_s=0.1) for i in (1, 2, 3)]
+    hold.at(2, path)
+    shards = [extraction(config, path, "--shard", f"{i}/3", hold=hold) for i in (1, 2, 3)]
     victim = kill_one(opened(path), after=2)
+    hold.release()
     (dead,) = (shard for shard in shards if shard.pid == victim)
     assert dead.wait() == -signal.SIGKILL
     done = [ended(shard) for shard in shards if shard is not dead]
@@ -148,43 +161,55 @@ def test_a_part_that_no_process_can_write_is_named_and_the_rest_is_done(
 
 
 def test_worker_processes_are_ended_and_killed_and_the_work_goes_on(
-    config: Path, alone: FeatureStore, tmp_path: Path
+    config: Path, alone: FeatureStore, tmp_path: Path, hold: Hold
 ) -> None:
     path = tmp_path / "store"
-    first = extraction(config, path, "--processes", "2", cost_s=0.1)
+    hold.at(2, path)
+    first = extraction(config, path, "--processes", "2", hold=hold)
     store = opened(path)
-    until(lambda: len(committed(store)) >= 2)
+    until(lambda: len(committed(store)) >= 2 and len(at_work(store)) == 2)
     family = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGTERM)
-    _, said = first.communicate(timeout=60)
+    assert first.stderr is not None
+    interrupted = first.stderr.readline()
+    # Each ends after the batch that it is at. Should they be quicker than the signal that reaches
+    # them, there is still work left.
+    hold.at(PARTS // 2, path)
+    _, said = first.communicate(timeout=PATIENCE_S)
     assert first.returncode == 143
-    assert "goes on from there" in said
+    assert "goes on from there" in interrupted
     assert "Traceback" not in said
     alive = [each for each in family if each.is_running()]
     assert not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
     kept = len(committed(store))
-    second = extraction(config, path, "--processes", "2", cost_s=0.1)
+    hold.at(kept + 1, path)
+    second = extraction(config, path, "--processes", "2", hold=hold)
     kill_one(store, after=kept + 1)
+    hold.release()
     assert ended(second)["embedded"] == 4 * (PARTS - kept)
     is_as_if_nothing_had_been(store, alone)
 
 
 def test_a_cluster_whose_scheduler_is_lost_and_a_part_that_nobody_can_write(
-    config: Path, alone: FeatureStore, tmp_path: Path
+    config: Path, alone: FeatureStore, tmp_path: Path, hold: Hold
 ) -> None:
     path = unwritable(alone, 7, tmp_path)
     store = FeatureStore.open(path)
-    with Dask(tmp_path, workers=2, cost_s=0.1) as cluster:
+    hold.at(2, path)
+    with Dask(tmp_path, workers=2, hold=hold) as cluster:
         run = extraction(config, path, "--scheduler", cluster.address)
         until(lambda: len(committed(store)) >= 2)
-        cluster.restart_scheduler()
+        cluster.kill_scheduler()
+        cluster.start_scheduler()
+        hold.at(5, path)
         kill_one(store, after=5)
+        hold.release()
         (failed,) = ended(run, 1)["parts_failed"]
         assert failed.startswith("part 7: IsADirectoryError")
         assert sorted(committed(store)) == [i for i in range(PARTS) if i != 7]
     chunk_of(path, 7).rmdir()
-    again = ended(extraction(config, path))
-    assert (again["embedded"], again["parts_failed"]) == (4, [])
+    again = extract(load_config(config, path), HERE)
+    assert (again.embedded, again.parts_failed) == (4, [])
     is_as_if_nothing_had_been(store, alone)
 
 

@@ -16,6 +16,7 @@ from pipeline.extraction.distributed.tasks import forget_failures, note_failure
 from stores import FeatureStore
 from tests.pipeline.processes import environment
 from tests.stores.conftest import ARRAYS, fill, slice_table
+from tests.waiting import until
 
 RADPROBE = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 
@@ -145,9 +146,7 @@ def test_a_task_that_must_end_hands_it_on_and_is_queued_again_where_its_time_is_
 
     path, config = script(tmp_path)
     task = run_task(path)
-    deadline = time.monotonic() + 30
-    while not (tmp_path / "running").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until((tmp_path / "running").exists, task)
     task.send_signal(getattr(signal, name))
     words, _ = task.communicate(timeout=30)
     assert words == f"extract {config} --shard 2/3\ngiven back\n{after}"

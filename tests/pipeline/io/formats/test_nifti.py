@@ -130,7 +130,7 @@ def test_no_more_of_a_large_file_is_in_memory_than_a_slice_or_a_time_point(tmp_p
     rng = np.random.default_rng(0)
     voxels = rng.integers(0, 9, (64, 64, 64, 40)).astype(np.int16)
     nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "long.nii.gz")
-    frames = rng.integers(0, 4096, (900, 100, 100)).astype(np.uint16)
+    frames = rng.integers(0, 4096, (225, 200, 200)).astype(np.uint16)
     plain = phantoms.save(phantoms.dicom(frames), tmp_path / "frames.dcm")
     coded = phantoms.transcode(plain, tmp_path / "coded.dcm", uid.RLELossless)
     pages = [Image.fromarray(page) for page in frames]

@@ -1,0 +1,31 @@
+"""The one way in which tests wait for what another thread or process does: with a deadline."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+PATIENCE_S = 240.0  # on a machine that is busy with much else
+_PAUSE_S = 0.01
+
+
+def until(
+    condition: Callable[[], T],
+    process: subprocess.Popen[Any] | None = None,
+    patience_s: float = PATIENCE_S,
+) -> T:
+    """Wait for a condition to return something true, and return it.
+
+    process: one that must bring it about, and may not end before.
+    """
+    deadline = time.monotonic() + patience_s
+    while not (value := condition()):
+        if process is not None and process.poll() is not None and not (value := condition()):
+            raise AssertionError(f"the process ended first, with exit code {process.returncode}")
+        assert time.monotonic() < deadline, f"it did not come true in {patience_s:g} s"
+        time.sleep(_PAUSE_S)
+    return value
