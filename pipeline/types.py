@@ -32,9 +32,13 @@ class Header:
     `modality` is None where the file names none. `patient`, `study`, `series` and `instance` are
     the file's own identifiers, `tags` (DICOM keyword -> value) what was asked for beside them:
     `discover` turns them into keyed pseudonyms, and nothing else may keep them. `volume` tells
-    apart what cannot lie in one volume (orientation, shape, echo); `order` sorts slices of one
-    place in time. `position_mm` is along the slice normal, `offset_mm` the first pixel's place
-    along the rows and columns.
+    apart what cannot lie in one volume (shape, kind of picture), as do `axes` (along the rows, down
+    the columns, as stored) and `echo_ms`, which are compared as numbers. `labels` are what slices
+    of one time point share, each by its place (the first: a temporal position; the second: the
+    number of an acquisition); only whether two are equal means anything. `order` sorts slices of
+    one place in time, the plainest first: temporal position, delay behind a trigger, acquisition,
+    creation, number of the instance; None where a file does not tell. `position_mm` is along the
+    slice normal, `offset_mm` the first pixel's place along the rows and columns.
     """
 
     frame: int
@@ -46,7 +50,10 @@ class Header:
     series: str | None = None
     instance: str | None = None
     volume: str = ""
-    order: tuple[float, ...] = ()
+    axes: tuple[float, ...] | None = None
+    echo_ms: float | None = None
+    labels: tuple[float | None, ...] = ()
+    order: tuple[float | None, ...] = ()
     position_mm: float | None = None
     offset_mm: tuple[float, float] | None = None
     spacing_mm: tuple[float, float] | None = None

@@ -20,10 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.data import Data
+from pipeline.extraction.lone_slices import flag_lone_slices
 from pipeline.extraction.walk import walk
 from pipeline.io.decode import check_tags, read_headers
 from pipeline.io.formats.limits import DICOMDIR, as_unreadable
-from pipeline.io.formats.series import Place, volumes
+from pipeline.io.formats.series import volumes
+from pipeline.io.formats.stacks import Place
 from pipeline.io.pool import headers_in_workers
 from pipeline.io.sniff import NO_FORMAT
 from pipeline.shared.paths import matcher, unescape_path
@@ -32,8 +34,9 @@ from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, as_table, where, with_column
 
-# Goes up when the reader sees other slices in the same file: `known` of another is no guide.
-READER_VERSION = 3
+# Goes up when the reader sees other slices in the same file, or groups them otherwise: `known` of
+# another is no guide.
+READER_VERSION = 4
 _TIME_LIMIT_S = 60.0
 _OTHER = "other"
 IDENTIFIER_IN_PATH = "identifier-in-path"
@@ -59,6 +62,9 @@ _PLACE_SCHEMA = pa.schema(
         *SLICE_SCHEMA,
         ("path_flags", pa.list_(pa.string())),
         ("volume", pa.string()),
+        ("axes", pa.list_(pa.float32())),
+        ("echo_ms", pa.float64()),
+        ("labels", pa.list_(pa.float32())),
         ("order", pa.list_(pa.float64())),
         ("offset_mm", pa.list_(pa.float64())),
     ]
@@ -128,7 +134,8 @@ def discover(
     del known, live, unchanged_paths, new, to_reopen, reopened
     grouped = as_table(_grouped(places), SLICE_SCHEMA)
     del places
-    slices = pa.concat_tables([grouped, remaining])
+    # Of all slices, since those of other series, old ones too, decide on it.
+    slices = flag_lone_slices(pa.concat_tables([grouped, remaining]))
     counts = _counts(files, slices["path"])
     files = _with_reasons(files, counts, opener.refused, files_before)
     return Discovery(
@@ -273,16 +280,26 @@ def _grouped(places: pa.Table) -> Iterator[Row]:
 
 
 def _header(row: Row) -> Header:
-    """Return what `volumes` needs to know of a slice."""
+    """Return what `volumes` needs to know of a slice: whose it is by pseudonyms."""
+    spacing = None
+    if row["spacing_y_mm"] is not None and row["spacing_x_mm"] is not None:
+        spacing = (row["spacing_y_mm"], row["spacing_x_mm"])
     return Header(
         frame=row["frame"],
         modality=None,
         height=row["height"],
         width=row["width"],
+        patient=row["patient"],
+        study=row["study"],
+        instance=row["instance"],
         volume=row["volume"],
+        axes=None if row["axes"] is None else tuple(row["axes"]),
+        echo_ms=row["echo_ms"],
+        labels=tuple(row["labels"]),
         order=tuple(row["order"]),
         position_mm=row["position_mm"],
-        offset_mm=row["offset_mm"],
+        offset_mm=None if row["offset_mm"] is None else tuple(row["offset_mm"]),
+        spacing_mm=spacing,
         flags=tuple(row["flags"]),
     )
 
@@ -356,6 +373,9 @@ def _place(stored: str, header: Header, fill: _Filler, key: bytes) -> Row:
         "withdrawn": False,
         "path_flags": _path_flags(path, header),
         "volume": header.volume,
+        "axes": header.axes,
+        "echo_ms": header.echo_ms,
+        "labels": header.labels,
         "order": header.order,
         "offset_mm": header.offset_mm,
     }

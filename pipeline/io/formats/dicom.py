@@ -37,6 +37,7 @@ from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.io.formats import mosaic
 from pipeline.io.formats.dicom_geometry import Reorientation, frame_header, orientation
+from pipeline.io.formats.dicom_moments import with_moment
 from pipeline.io.formats.dicom_rules import (
     DECODERS,
     PixelElement,
@@ -91,6 +92,7 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
                 headers = mosaic.headers(dataset, tiles)
             else:
                 headers = [frame_header(dataset, frame) for frame in range(frames)]
+            headers = [with_moment(header, dataset) for header in headers]
             return [replace(header, tags=values) for header in headers] if values else headers
         except Exception as error:
             raise as_unreadable(error, "reading the DICOM header") from error

@@ -16,7 +16,7 @@ Floats = NDArray[np.float64]
 Pixels = NDArray[np.float32]  # (H, W)
 
 # Gantry tilt from which the header's own word is believed (degrees).
-_TILTED = 0.5
+_TILTED = 0.05
 # By the axis of the normal (LPS), how its plane is shown: along the rows, down the columns.
 _SHOWN = {
     2: ((1, 0, 0), (0, 1, 0)),
@@ -55,6 +55,12 @@ def floats(dataset: Dataset, name: str, count: int = 1) -> tuple[float, ...] | N
     return numbers
 
 
+def positive(dataset: Dataset, name: str, count: int = 1) -> tuple[float, ...] | None:
+    """Return `floats` of a distance, None where one is 0 or less (PS3.3 10.7.1.3)."""
+    numbers = floats(dataset, name, count)
+    return numbers if numbers and min(numbers) > 0 else None
+
+
 def text(dataset: Dataset, name: str) -> str | None:
     """Return an element as text, None where it is absent or empty."""
     try:
@@ -81,8 +87,10 @@ def frame_header(
     axes = orientation(dataset, frame)
     if corner is None:
         corner = _corner(dataset, frame)
-    # By the axes as stored: a volume is told apart by what its own files say.
-    volume = _volume(dataset, frame, axes)
+    # As stored: a volume is told apart by what its own files say.
+    stored_axes = None
+    if axes is not None:
+        stored_axes = tuple(map(float, axes[:2].ravel()))
     if axes is not None:
         turn = Reorientation.of(axes)
         # The first shown pixel is another than the first stored one, and lies elsewhere.
@@ -102,8 +110,9 @@ def frame_header(
         study=text(dataset, "StudyInstanceUID"),
         series=text(dataset, "SeriesInstanceUID"),
         instance=text(dataset, "SOPInstanceUID"),
-        volume=volume,
-        order=_order(dataset, frame),
+        volume=_volume(dataset, frame),
+        axes=stored_axes,
+        echo_ms=_echo(dataset, frame),
         position_mm=position,
         offset_mm=offset,
         spacing_mm=spacing,
@@ -193,7 +202,7 @@ class Reorientation:
 def pixel_spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
     """Return the distance of rows and of columns (mm); at the detector for projections."""
     measures = macro(dataset, frame, "PixelMeasuresSequence")
-    spacing = floats(measures, "PixelSpacing", 2) or floats(dataset, "ImagerPixelSpacing", 2)
+    spacing = positive(measures, "PixelSpacing", 2) or positive(dataset, "ImagerPixelSpacing", 2)
     return (spacing[0], spacing[1]) if spacing else None
 
 
@@ -249,32 +258,20 @@ def image_type(dataset: Dataset, frame: int) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(map(str, value))
 
 
-def _volume(dataset: Dataset, frame: int, axes: Floats | None) -> str:
+def _volume(dataset: Dataset, frame: int) -> str:
     """Return a text that differs between slices that cannot be of one volume."""
     content = macro(dataset, frame, "FrameContentSequence")
-    echo = macro(dataset, frame, "MREchoSequence")
-    cosines = ""
-    if axes is not None:
-        rounded = axes[:2].ravel() + 0.0  # which makes 0 of -0
-        cosines = " ".join(f"{value:.2f}" for value in rounded)
     parts = (
         f"{dataset.Rows}x{dataset.Columns}",
-        cosines,
-        text(echo, "EffectiveEchoTime") or text(dataset, "EchoTime") or "",
         text(content, "StackID") or "",
-        "/".join(image_type(dataset, frame)[2:]),
+        # What is shown. Further values are the maker's own (PS3.3 C.8.2.1.1.1).
+        "/".join(image_type(dataset, frame)[2:3]),
     )
     return "|".join(parts)
 
 
-def _order(dataset: Dataset, frame: int) -> tuple[float, ...]:
-    """Return what sorts the slices of one place in time, the plainest first."""
-    content = macro(dataset, frame, "FrameContentSequence")
-    keys = (
-        floats(content, "TemporalPositionIndex") or floats(dataset, "TemporalPositionIdentifier"),
-        floats(dataset, "AcquisitionNumber"),
-        floats(dataset, "TriggerTime"),
-        floats(dataset, "InstanceNumber"),
-    )
-    order = [key[0] if key else 0.0 for key in keys]
-    return (*order, float(frame))
+def _echo(dataset: Dataset, frame: int) -> float | None:
+    """Return a frame's echo time (ms), None where unknown."""
+    echo = macro(dataset, frame, "MREchoSequence")
+    times = floats(echo, "EffectiveEchoTime") or floats(dataset, "EchoTime")
+    return times[0] if times else None

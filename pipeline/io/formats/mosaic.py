@@ -20,6 +20,7 @@ from pipeline.io.formats.dicom_geometry import (
     image_type,
     orientation,
     pixel_spacing,
+    positive,
 )
 from pipeline.types import Header
 from stores.errors import UnreadableError
@@ -70,7 +71,7 @@ def _corner(dataset: Dataset, tiling: Tiles, k: int) -> Floats | None:
     """Return where tile k's first pixel lies (x, y, z; mm), None where the file does not tell."""
     axes = orientation(dataset, 0)
     spacing = pixel_spacing(dataset, 0)
-    step = floats(dataset, "SpacingBetweenSlices") or floats(dataset, "SliceThickness")
+    step = positive(dataset, "SpacingBetweenSlices") or positive(dataset, "SliceThickness")
     start = floats(dataset, "ImagePositionPatient", 3)
     if axes is None or spacing is None:
         return None

@@ -1,125 +1,127 @@
 """Slices to volumes: grouped, ordered along the normal, and what is odd about them.
 
-Pure functions over headers. A volume is what one series holds of one orientation, shape, echo and
-time point. Nothing is repaired: oddities become flags.
+Pure functions over headers. A volume is what one series of one patient's study holds of one
+orientation, shape, echo and time point. Numbers are compared as numbers, with a tolerance. Nothing
+is repaired: oddities become flags.
 
-    missing-position    a gap of about two or more slice distances
-    duplicate-position  two slices of one volume at one place
-    variable-spacing    distances that are neither equal nor multiples of one
-    gantry-tilt         slices that shift within their plane from one to the next
-    no-position         several slices, and no word where they lie
+    missing-position     a gap of about two or more slice distances
+    duplicate-position   two slices of one volume at one place
+    variable-spacing     distances that are neither equal nor multiples of one
+    gantry-tilt          slices that shift within their plane from one to the next
+    no-position          several slices, and no word where they lie
+    time-points-unclear  places that come up several times, and no word of when
+    copy                 a slice that is there twice, by its SOPInstanceUID; the first is none
+    shared-series        a SeriesInstanceUID that several patients or studies have
+    one-slice-series     slices of one volume, each with a SeriesInstanceUID of its own (told by
+                         `pipeline.extraction.lone_slices`)
     localizer, oblique, mosaic, no-orientation: said by the file itself
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from pipeline.io.formats.stacks import COPY, Copies, Place, copies_of, same_mm
+from pipeline.io.formats.time_points import time_points
 from pipeline.types import Header
 
-# Positions closer than this are one place (mm); slices of one millimetre are told apart.
-_SAME_MM = 0.01
-# Distances that differ by more than this part of the usual one are not equal.
+SHARED_SERIES = "shared-series"
+# Axes that differ by less are one direction: a chord of half a degree.
+_SAME_AXIS = 0.0087
+# Echo times that differ by less, or by less than this part, are one (ms).
+_SAME_ECHO_MS = 0.01
+_SAME_ECHO = 0.001
+# Distances that differ by more than this part of the usual one, or by more (mm), are not equal.
 _UNEQUAL = 0.05
+_UNEQUAL_MM = 0.1
 # Shift within the plane, as a part of the distance along the normal: one degree.
 _TILT = 0.0175
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A header and the file it stands in."""
-
-    path: str
-    header: Header
-
-
 def volumes(places: Sequence[Place]) -> list[list[Place]]:
     """Return one series' slices as volumes, each in order, flags set; the first file's first."""
-    groups: dict[str, list[Place]] = defaultdict(list)
-    for place in sorted(places, key=_by_file):
-        groups[place.header.volume].append(place)
-    ordered: list[list[Place]] = []
-    for group in groups.values():
-        ordered.extend(_time_points(group))
-    return [_flagged(volume) for volume in ordered]
+    owners = {_owner(place.header) for place in places}
+    shared = {SHARED_SERIES} if len(owners) > 1 else set()
+    flagged = []
+    for group in _groups(sorted(places, key=_by_file)):
+        copies = copies_of(group)
+        for volume in time_points(copies.originals):
+            flagged.append(_flagged(volume, copies, shared))
+    return flagged
 
 
 def _by_file(place: Place) -> tuple[str, int]:
     return place.path, place.header.frame
 
 
-def _time_points(group: list[Place]) -> list[list[Place]]:
-    """Return a group as its time points, the first first; each sorted along the normal.
-
-    A place that comes up twice in a volume of otherwise single slices is a duplicate and no second
-    time point: a further volume needs at least half of the places. Where a position is missing,
-    all are one volume, in the order of time.
-    """
-    if any(place.header.position_mm is None for place in group):
-        return [sorted(group, key=_in_time)]
-    stacks = _by_position(group)
-    time_points: list[list[Place]] = []
-    duplicates: list[Place] = []
-    for layer in _layers(stacks):
-        if 2 * len(layer) >= len(stacks):
-            time_points.append(layer)
-        else:
-            duplicates.extend(layer)
-    # The first layer has a slice of every position, so there is a time point to take them in. The
-    # last one does: a layer is never wider than the one before it, so they came behind it in time.
-    if duplicates:
-        time_points[-1] = sorted([*time_points[-1], *duplicates], key=_along_normal)
-    return time_points
+def _owner(header: Header) -> tuple[str | None, str | None]:
+    """Return whose a slice is: a series is of one study, of one patient (PS3.3 A.1.4)."""
+    return header.patient, header.study
 
 
-def _by_position(group: list[Place]) -> list[list[Place]]:
-    """Return the slices of each position along the normal, ascending; those of one in time."""
-    stacks: list[list[Place]] = []
-    for place in sorted(group, key=_along_normal):
-        # Held against the first of its stack, so that small steps do not add up to one long stack.
-        if stacks and _position(place) - _position(stacks[-1][0]) < _SAME_MM:
-            stacks[-1].append(place)
-        else:
-            stacks.append([place])
-    return [sorted(stack, key=_in_time) for stack in stacks]
+def _groups(places: Sequence[Place]) -> list[list[Place]]:
+    """Return the slices that may be of one volume, but for their time; the first file's first."""
+    groups: list[list[Place]] = []
+    by_kind: dict[object, list[list[Place]]] = defaultdict(list)
+    # Most slices repeat what another says to the last digit, and need not be compared with all.
+    by_header: dict[object, list[Place]] = {}
+    for place in places:
+        header = place.header
+        kind = (*_owner(header), header.volume)
+        exact = (kind, header.axes, header.echo_ms)
+        group = by_header.get(exact)
+        if group is None:
+            group = _alike(by_kind[kind], header)
+        if group is None:
+            group = []
+            groups.append(group)
+            by_kind[kind].append(group)
+        by_header[exact] = group
+        group.append(place)
+    return groups
 
 
-def _layers(stacks: list[list[Place]]) -> list[list[Place]]:
-    """Return the first slices of all stacks, then the second ones of those that have two, etc."""
-    layers: list[list[Place]] = []
-    for stack in stacks:
-        for k, place in enumerate(stack):
-            if k == len(layers):
-                layers.append([])
-            layers[k].append(place)
-    return layers
+def _alike(groups: list[list[Place]], header: Header) -> list[Place] | None:
+    """Return the group of a header's orientation and echo; held against the first of each."""
+    for group in groups:
+        first = group[0].header
+        if _same_axes(first.axes, header.axes) and _same_echo(first.echo_ms, header.echo_ms):
+            return group
+    return None
 
 
-def _position(place: Place) -> float:
-    """Return where a slice lies along the normal (mm); only for one whose header tells."""
-    assert place.header.position_mm is not None
-    return place.header.position_mm
+def _same_axes(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:
+    """Return whether both axes of the pixels point the same way."""
+    if a is None or b is None:
+        return a is b
+    along = math.dist(a[:3], b[:3])
+    down = math.dist(a[3:], b[3:])
+    return max(along, down) < _SAME_AXIS
 
 
-def _along_normal(place: Place) -> tuple[float, tuple[float, ...], str, int]:
-    return _position(place), *_in_time(place)
+def _same_echo(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=_SAME_ECHO, abs_tol=_SAME_ECHO_MS)
 
 
-def _in_time(place: Place) -> tuple[tuple[float, ...], str, int]:
-    return place.header.order, place.path, place.header.frame
-
-
-def _flagged(volume: list[Place]) -> list[Place]:
-    """Return the volume with its oddities on each of its slices."""
-    oddities = _oddities(volume)
+def _flagged(volume: list[Place], copies: Copies, more: set[str]) -> list[Place]:
+    """Return the volume and its copies with its oddities on each of its slices."""
+    oddities = _oddities(volume) | more
     for place in volume:
         oddities.update(place.header.flags)
-    flags = tuple(sorted(oddities))
-    return [Place(place.path, replace(place.header, flags=flags)) for place in volume]
+    flagged = []
+    for place in copies.beside(volume):
+        # That it is a copy is said of a slice alone.
+        own_flags = {COPY} & set(place.header.flags)
+        flags = tuple(sorted(oddities | own_flags))
+        flagged.append(Place(place.path, replace(place.header, flags=flags)))
+    return flagged
 
 
 def _oddities(volume: list[Place]) -> set[str]:
@@ -130,27 +132,36 @@ def _oddities(volume: list[Place]) -> set[str]:
     positions = [h.position_mm for h in headers if h.position_mm is not None]
     if len(positions) < len(headers):
         return {"no-position"}
+    limit = same_mm(volume)
     steps = [b - a for a, b in itertools.pairwise(positions)]
     oddities: set[str] = set()
-    if min(steps) < _SAME_MM:
+    if min(steps) < limit:
         oddities.add("duplicate-position")
-    distances = [step for step in steps if step >= _SAME_MM]
+    distances = [step for step in steps if step >= limit]
     if distances:
         oddities |= _spacing_oddities(distances)
     for step, (a, b) in zip(steps, itertools.pairwise(headers), strict=True):
-        if step >= _SAME_MM and _shift(a, b) > _TILT * step:
+        if step >= limit and _shift(a, b) > _TILT * step:
             oddities.add("gantry-tilt")
     return oddities
+
+
+def is_even(distances: list[float]) -> bool:
+    """Return whether distances along the normal (mm) are those of one volume's slices."""
+    if not distances or min(distances) <= 0:
+        return False
+    return "variable-spacing" not in _spacing_oddities(distances)
 
 
 def _spacing_oddities(distances: list[float]) -> set[str]:
     """Return the flags of the distances (mm) between slices that lie at different places."""
     # The low median: where half of the slices are gone, the usual distance is still a single one.
     usual = statistics.median_low(distances)
+    unequal = min(_UNEQUAL * usual, _UNEQUAL_MM)
     oddities = set()
     for distance in distances:
         multiple = max(1, round(distance / usual))
-        if abs(distance - multiple * usual) > _UNEQUAL * usual:
+        if abs(distance - multiple * usual) > unequal:
             oddities.add("variable-spacing")
         elif multiple > 1:
             oddities.add("missing-position")
