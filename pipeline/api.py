@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pipeline import evaluate as _evaluate
 from pipeline import extract as _extract
 from pipeline.config import loading as _loading
+from pipeline.config.heads import DEFAULT_HEADS
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.extraction.embed import Speed
@@ -76,9 +77,7 @@ def extract(config: Config, speed: Speed = Speed()) -> Summary:  # noqa: B008 (f
     return _extract.extract(config, speed)
 
 
-def evaluate(
-    config: Config, methods: Sequence[Method] = ("knn", "probe", "fewshot")
-) -> list[Result]:
+def evaluate(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[Result]:
     """Answer the config's tasks from its store, as `radprobe evaluate` does."""
     return list(_evaluate.evaluate(config, methods))
 

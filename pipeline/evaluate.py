@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
-from pipeline.config.heads import declared
+from pipeline.config.heads import DEFAULT_HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
@@ -37,8 +37,6 @@ from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import recipe_of
 from pipeline.results import PartCount, Result, Score, Tuned
 
-METHODS: tuple[Method, ...] = ("knn", "probe", "fewshot")  # unless others are asked for by name
-
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
 # computes an answer: scores, the predictions behind them, and what was tuned for it
@@ -47,7 +45,7 @@ Compute = Callable[[], tuple[list[Score], OutOfFold, tuple[Tuned, ...]]]
 
 def evaluate(
     config: Config,
-    methods: Sequence[Method] = METHODS,
+    methods: Sequence[Method] = DEFAULT_HEADS,
     *,
     device: str | None = None,
     progress: Progress | None = None,
@@ -69,7 +67,7 @@ def evaluate(
     return results
 
 
-def on_file(config: Config, methods: Sequence[Method] = METHODS) -> list[Result]:
+def on_file(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[Result]:
     """Return those answers that `evaluate` or `tune` would find; computes none, writes nothing.
 
     Raises as `evaluate` does.

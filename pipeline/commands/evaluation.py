@@ -20,7 +20,7 @@ from pipeline.commands.printing import (
     show_segmented,
     show_tuned,
 )
-from pipeline.config.heads import HEADS, TUNED, Registered, method_names
+from pipeline.config.heads import DEFAULT_HEADS, HEADS, TUNED, Registered, method_names
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ DeviceOpt = Annotated[
 @app.command(epilog="Example: radprobe evaluate configs/demo.yaml --json")
 def evaluate(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
     """Answer every task of the config from the store: kNN, logistic probe and few-shot."""
-    _answer(config, store, ("knn", "probe", "fewshot"), as_json)
+    _answer(config, store, DEFAULT_HEADS, as_json)
 
 
 def _add_head(name: str, head: Registered) -> None:

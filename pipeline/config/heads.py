@@ -1,9 +1,9 @@
 """The heads: what learns from cached features, each by its name, and where it is declared.
 
 This is the one list of heads. A name in it is a key of the config, a command of `radprobe`, a
-method of `evaluate`, of benchmarks and of comparisons, and stands in reports; none of those has a
-list of its own. The list is plain text: whoever reads it imports no head, and asking for a name
-imports the module of that head alone.
+method of `api.evaluate`, of benchmarks and of comparisons, and stands in reports; none of those has
+a list of its own. `DEFAULT_HEADS` are those that `radprobe evaluate` answers by. The list is plain
+text: whoever reads it imports no head, and asking for a name imports the module of that head alone.
 
 To add a head, say one that predicts the class whose mean is nearest:
 
@@ -78,6 +78,8 @@ HEADS: dict[str, Registered] = {
         on_device=True,
     ),
 }
+# What `radprobe evaluate` answers by; other heads have their own command, or are asked by name.
+DEFAULT_HEADS: tuple[str, ...] = ("knn", "probe", "fewshot")
 # Not heads, and methods all the same: how a network itself is trained, by `radprobe tune`. One
 # module declares all four.
 TUNED: tuple[str, ...] = ("finetune", "lora", "bitfit", "norm")
