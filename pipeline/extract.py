@@ -131,6 +131,8 @@ def _extract(
             result = run.on_this_machine(where)
         case _:
             result = run.on_cluster(where)
+    # Last: a writer that was killed meanwhile may have committed, and left its claim.
+    store.sweep_committed()
     forget_failures(store)
     return _summary(run, result, recipe.weights, started)
 

@@ -440,6 +440,19 @@ class FeatureStore:
         with writing(self.path):
             return sweep_temporaries(self.path.rglob(f"{TEMPORARY}*"))
 
+    def sweep_committed(self) -> None:
+        """Remove the claims that dead writers left on parts they had committed.
+
+        A process that is killed between its receipt and the release of its claim leaves one, which
+        nobody takes over, since the part is done. Claims on other parts stay: who takes such a part
+        over needs them.
+        """
+        for stem in stems(self.claims):
+            if stem.isdigit() and self.receipt(int(stem)) is not None:
+                claim = try_claim(self.claims, stem)  # None where the owner lives
+                if claim is not None:
+                    claim.release()
+
     # --- reading ---------------------------------------------------------------------------
 
     def status(self) -> Bytes:

@@ -98,7 +98,7 @@ def slice_rows(table: pa.Table) -> list[SliceRow]:
             columns.append(itertools.repeat(field.default))
         elif field.name in _UNNAMED:
             unnamed = _UNNAMED[field.name]
-            columns.append(value or unnamed for value in table[field.name].to_pylist())
+            columns.append([value or unnamed for value in table[field.name].to_pylist()])
         else:
             columns.append(table[field.name].to_pylist())
     return [SliceRow(*values) for values in zip(*columns, strict=False)]

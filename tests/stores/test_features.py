@@ -17,6 +17,7 @@ import zarr
 
 from stores import ArraySpec, FeatureStore
 from stores._disk import seal, unseal
+from stores.claims import try_claim
 from stores.errors import (
     ClaimedError,
     CorruptStoreError,
@@ -354,3 +355,22 @@ def test_what_a_dead_writer_left_goes_when_its_part_is_taken_over(store: Feature
     assert list(store.path.rglob(".tmp-*"))
     fill(store, 1)
     assert not list(store.path.rglob(".tmp-*"))
+
+
+def test_a_dead_writers_claim_on_what_it_committed_is_swept_and_no_other(
+    store: FeatureStore,
+) -> None:
+    fill(store, 0)
+    claims = {}
+    for index in (0, 1, 2):
+        claims[index] = try_claim(store.claims, f"{index:07d}")
+    for index in (0, 1):  # the process of these is dead: its number was born at another time
+        claim = claims[index]
+        assert claim is not None
+        holder = json.loads(claim.path.read_text())
+        claim.path.write_text(json.dumps(holder | {"born": "1"}))
+
+    assert len(list(store.claims.iterdir())) == 3
+    store.sweep_committed()
+    left = sorted(path.name[:7] for path in store.claims.iterdir())
+    assert left == ["0000001", "0000002"]  # to be taken over; of a living writer
