@@ -191,19 +191,16 @@ def test_worker_processes_are_ended_and_killed_and_the_work_goes_on(
 
 
 def test_a_cluster_whose_scheduler_is_lost_and_a_part_that_nobody_can_write(
-    config: Path, alone: FeatureStore, tmp_path: Path, hold: Hold
+    config: Path, alone: FeatureStore, tmp_path: Path
 ) -> None:
     path = unwritable(alone, 7, tmp_path)
     store = FeatureStore.open(path)
-    hold.at(2, path)
-    with Dask(tmp_path, workers=2, hold=hold) as cluster:
+    with Dask(tmp_path, workers=2, cost_s=0.1) as cluster:
         run = extraction(config, path, "--scheduler", cluster.address)
         until(lambda: len(committed(store)) >= 2)
         cluster.kill_scheduler()
         cluster.start_scheduler()
-        hold.at(5, path)
         kill_one(store, after=5)
-        hold.release()
         (failed,) = ended(run, 1)["parts_failed"]
         assert failed.startswith("part 7: IsADirectoryError")
         assert sorted(committed(store)) == [i for i in range(PARTS) if i != 7]
