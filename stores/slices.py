@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -91,10 +91,18 @@ class SliceRow:
 
 
 def slice_rows(table: pa.Table) -> list[SliceRow]:
-    """Return the rows of a slice table that has at least the first five columns of SliceRow."""
+    """Return the rows of a slice table that has at least the first five columns of SliceRow.
+
+    Raises KeyError where one of the five is not there.
+    """
     columns: list[Iterable[Any]] = []
     for field in fields(SliceRow):
         if field.name not in table.column_names:
+            if field.default is MISSING:
+                raise KeyError(
+                    f"A slice table must have the column {field.name!r}. "
+                    f"It has: {', '.join(table.column_names)}."
+                )
             columns.append(itertools.repeat(field.default))
         elif field.name in _UNNAMED:
             unnamed = _UNNAMED[field.name]

@@ -79,5 +79,7 @@ def test_slices_one_by_one_have_what_was_read_of_them() -> None:
     assert few[1] == SliceRow(8, "b", 0, "", "CT")
     assert few[1].patient is None
     assert slice_rows(table.slice(0, 0)) == []
+    with pytest.raises(KeyError, match=r"'frame'.*path, row"):
+        slice_rows(table.select(["modality", "series", "path", "row"]))
     with pytest.raises(dataclasses.FrozenInstanceError):
         rows[0].row = 4  # type: ignore[misc]
