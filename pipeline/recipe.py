@@ -285,7 +285,8 @@ class Recipe(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        patch, depth = self.architecture.patch, self.architecture.depth
+        patch = self.architecture.patch
+        depth = self.architecture.depth
         if self.image_size % patch:
             below = self.image_size // patch * patch
             raise ValueError(
@@ -326,8 +327,10 @@ class Recipe(Frozen):
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Return the arrays that are filled: name -> shape of a row, dtype."""
-        dim, grid = self.architecture.dim, self.image_size // self.architecture.patch
-        side, blocks = grid // self.patch.pool, self.patch.blocks
+        dim = self.architecture.dim
+        grid = self.image_size // self.architecture.patch
+        side = grid // self.patch.pool
+        blocks = self.patch.blocks
         # One block has no axis of its own.
         tokens = (side, side) if blocks == 1 else (blocks, side, side)
         shapes = {"cls": (self.blocks, dim), "mean": (dim,), "patch": (*tokens, dim)}

@@ -433,10 +433,7 @@ class FeatureStore:
 
     def sweep(self) -> list[Path]:
         """Remove what dead writers left: claims and temporary files; return the latter."""
-        for stem in stems(self.claims):
-            claim = try_claim(self.claims, stem)  # a dead owner's can be taken, and nobody else's
-            if claim is not None:
-                claim.release()
+        self._drop_dead_claims(stems(self.claims))
         with writing(self.path):
             return sweep_temporaries(self.path.rglob(f"{TEMPORARY}*"))
 
@@ -447,11 +444,14 @@ class FeatureStore:
         nobody takes over, since the part is done. Claims on other parts stay: who takes such a part
         over needs them.
         """
-        for stem in stems(self.claims):
-            if stem.isdigit() and self.receipt(int(stem)) is not None:
-                claim = try_claim(self.claims, stem)  # None where the owner lives
-                if claim is not None:
-                    claim.release()
+        parts = [stem for stem in stems(self.claims) if stem.isdigit()]
+        self._drop_dead_claims(stem for stem in parts if self.receipt(int(stem)) is not None)
+
+    def _drop_dead_claims(self, claimed: Iterable[str]) -> None:
+        for stem in claimed:
+            claim = try_claim(self.claims, stem)  # a dead owner's can be taken, and nobody else's
+            if claim is not None:
+                claim.release()
 
     # --- reading ---------------------------------------------------------------------------
 

@@ -116,7 +116,7 @@ def _flagged(volume: list[Place], copies: Copies, more: set[str]) -> list[Place]
     for place in volume:
         oddities.update(place.header.flags)
     flagged = []
-    for place in copies.beside(volume):
+    for place in copies.behind_originals(volume):
         # That it is a copy is said of a slice alone.
         own_flags = {COPY} & set(place.header.flags)
         flags = tuple(sorted(oddities | own_flags))

@@ -40,7 +40,7 @@ class Copies:
     originals: list[Place]
     by_original: dict[tuple[str, int], list[Place]]
 
-    def beside(self, volume: Iterable[Place]) -> list[Place]:
+    def behind_originals(self, volume: Iterable[Place]) -> list[Place]:
         """Return a volume with each copy behind what it is a copy of."""
         places = []
         for place in volume:

@@ -25,7 +25,10 @@ Value = Callable[[Place], float | None]
 # a kernel, may change within one volume, and a slice that is there twice is no second volume then.
 _PASSES = 2
 # Places in `Header.order`.
-_TRIGGER, _ACQUIRED, _CREATED, _INSTANCE = 1, 2, 3, 4
+_TRIGGER = 1
+_ACQUIRED = 2
+_CREATED = 3
+_INSTANCE = 4
 
 
 def time_points(group: list[Place]) -> list[list[Place]]:
