@@ -40,6 +40,7 @@ from pipeline.recipe import PatchTokens, Recipe
 from pipeline.segmentation import training
 from pipeline.segmentation.loader import Batch, Loader
 from pipeline.segmentation.tokens import Tokens
+from pipeline.shared.devices import pick_device
 from stores import ArraySpec, FeatureStore
 from stores.layout import default_part_rows
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
@@ -99,7 +100,7 @@ def main() -> None:
     if args.train_on:
         print(peak(FeatureStore.open(args.train_on), args))
         return
-    device = training.pick_device(args.device)
+    device = torch.device(pick_device(args.device))
     print(
         f"{args.slices} slices, {NAME} at {args.size} px, {device}, "
         f"{torch.get_num_threads()} threads"

@@ -43,6 +43,7 @@ HOMES = {
         "pipeline.inference.lanes",
         "pipeline.inference.telemetry",
         "pipeline.doctor",
+        "pipeline.shared.devices",
         "pipeline.studies",
         "pipeline.segmentation",
         "pipeline.tune",

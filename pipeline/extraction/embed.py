@@ -116,7 +116,7 @@ class EmbeddingRun:
         self, store: FeatureStore, parts: Sequence[PartRange], settings: EmbedSettings
     ) -> None:
         """Choose speed settings and look up the slices of the parts; nothing is opened yet."""
-        from pipeline.inference.forward import pick_device
+        from pipeline.shared.devices import pick_device
 
         self.recipe = recipe_of(store)
         self.speed = settings.speed.chosen(pick_device(settings.speed.device), self.recipe)

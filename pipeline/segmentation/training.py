@@ -25,7 +25,7 @@ from pipeline.config.segmentation_heads import SEGMENTATION_HEADS, Need
 from pipeline.segmentation.contracts import Parts, Rows, TokenSource
 from pipeline.segmentation.loader import Batch, Loader, in_order
 from pipeline.segmentation.selection import Course, Overlap, check_parts, chosen_note, learned_rows
-from stores.errors import DeviceError
+from pipeline.shared.devices import pick_device
 
 MOMENTUM = 0.9
 NO_ROWS: Rows = np.empty(0, np.int64)
@@ -74,7 +74,7 @@ def fit(
     rates = settings.learning_rates
     val = parts["val"]
     check_parts(parts, "learning_rates", rates)
-    place = pick_device(device)
+    place = torch.device(pick_device(device))
     if place.type == "cuda":
         torch.cuda.reset_peak_memory_stats(place)
     candidates = train(build, source, parts["train"], settings, rates, place, val=val)
@@ -244,23 +244,6 @@ def predict_labels(network: nn.Module, batch: Batch, device: torch.device) -> ND
 
 
 # --- where ---------------------------------------------------------------------------------------
-
-
-def pick_device(device: str) -> torch.device:
-    """Return a torch device: `auto` is the first GPU where there is one.
-
-    Raises DeviceError where it is not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-        torch.empty(1, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch raises both, by what it lacks
-        raise DeviceError(
-            f"There is no device {device!r} here: {str(error).splitlines()[0]} Take --device cpu."
-        ) from None
-    return place
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -19,8 +19,9 @@ from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.extraction.sync import locate_weights, recipe_with
-from pipeline.inference.forward import Forward, Values, pick_device
+from pipeline.inference.forward import Forward, Values
 from pipeline.recipe import PatchTokens, Precision, Recipe
+from pipeline.shared.devices import pick_device
 from pipeline.studies.sample import Sample, take_sample
 from stores.errors import ConfigError
 

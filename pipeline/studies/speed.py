@@ -24,11 +24,12 @@ from pipeline.backbones.load import Backbone, load_recipe_backbone
 from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
 from pipeline.extraction.sync import feature_arrays, locate_weights, part_rows_of, recipe_with
-from pipeline.inference.forward import keep_memory, out_of_memory, pick_device
+from pipeline.inference.forward import keep_memory, out_of_memory
 from pipeline.inference.lanes import Lanes
 from pipeline.inference.speed import cores
 from pipeline.inference.throughput import ForwardRate, ReadingRate, Throughput, save_throughput
 from pipeline.recipe import Precision, Recipe
+from pipeline.shared.devices import pick_device
 from pipeline.studies.sample import take_sample
 from stores import FeatureStore
 from stores.features import OK

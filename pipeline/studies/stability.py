@@ -13,8 +13,8 @@ import numpy as np
 
 from pipeline.config.root import Config
 from pipeline.evaluation.metrics.agreement import icc
-from pipeline.inference.forward import pick_device
 from pipeline.preprocessing.perturb import OF_A_SLICE, viewed
+from pipeline.shared.devices import pick_device
 from pipeline.studies.precision import (
     K,
     agreement,

@@ -14,9 +14,9 @@ from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tuning import Tuning
 from pipeline.extraction.sync import differences, make_recipe
-from pipeline.inference import forward
 from pipeline.inference.speed import Speed
 from pipeline.recipe import Recipe
+from pipeline.shared import devices
 from pipeline.tuning.images import Images
 from pipeline.tuning.network import blocks_of
 from pipeline.tuning.options import ReportSteps, TuningOptions
@@ -138,14 +138,14 @@ def _check_recipe(store: FeatureStore, recipe: Recipe) -> None:
 
 def pick_devices(options: TuningOptions) -> list[str]:
     """Return the device of each process. Raises DeviceError where there are too few."""
-    first = forward.pick_device(options.device)
+    first = devices.pick_device(options.device)
     if first == "cpu" or options.processes == 1:
         return [first] * options.processes
-    devices = forward.gpus() if options.device in ("auto", "cuda") else [first]
-    if len(devices) < options.processes:
+    there = devices.gpus() if options.device in ("auto", "cuda") else [first]
+    if len(there) < options.processes:
         raise DeviceError(
-            f"{options.processes} processes need a GPU each. There are {len(devices)} of --device "
-            f"{options.device}: {', '.join(devices)}. Take fewer --processes, or --device cuda for "
+            f"{options.processes} processes need a GPU each. There are {len(there)} of --device "
+            f"{options.device}: {', '.join(there)}. Take fewer --processes, or --device cuda for "
             "all."
         )
-    return devices[: options.processes]
+    return there[: options.processes]

@@ -106,7 +106,7 @@ def _devices(names: str, count: int | None) -> list[str]:
     """
     devices = [name.strip() for name in names.split(",")]
     if names == "cuda" or (names == "auto" and count):
-        from pipeline.inference.forward import gpus
+        from pipeline.shared.devices import gpus
 
         devices = gpus() or (["cpu"] if names == "auto" else devices)
     return [devices[i % len(devices)] for i in range(count or len(devices))]

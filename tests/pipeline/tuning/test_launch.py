@@ -16,7 +16,7 @@ from pipeline.config.root import Config
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
-from pipeline.inference import forward
+from pipeline.shared import devices
 from pipeline.tune import tune, tune_masks
 from pipeline.tuning.job import pick_devices
 from pipeline.tuning.options import TuningOptions
@@ -116,8 +116,8 @@ def test_each_process_wants_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     def there(device: str) -> str:
         return "cuda:0" if device in ("auto", "cuda") else device
 
-    monkeypatch.setattr(forward, "gpus", lambda: ["cuda:0", "cuda:1"])
-    monkeypatch.setattr(forward, "pick_device", there)
+    monkeypatch.setattr(devices, "gpus", lambda: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(devices, "pick_device", there)
     assert pick_devices(options("auto", 1)) == ["cuda:0"]
     assert pick_devices(options("cuda", 2)) == ["cuda:0", "cuda:1"]
     assert pick_devices(options("cpu", 3)) == ["cpu"] * 3
