@@ -1,1 +1,1 @@
-"""What every stage uses: pseudonyms, paths, arrays."""
+"""What every stage uses: pseudonyms, paths, arrays, devices."""
