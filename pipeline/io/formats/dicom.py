@@ -67,6 +67,8 @@ _LOSSLESS = frozenset(
 )
 _UNDEFINED = 0xFFFFFFFF
 _JPEG_END = b"\xff\xd9"
+# Zeros before the end of a JPEG-LS that may be padding: each is one more try.
+_MOST_PADDING = 8
 _DELIMITER = b"\xfe\xff\xdd\xe0"  # behind the last item of encapsulated pixels
 
 
@@ -399,16 +401,31 @@ def _decode_jpeg_ls(picture: _Picture, frame: int) -> NDArray[Any]:
     shape = (int(dataset.Rows), int(dataset.Columns))
     bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
     stored = np.empty(shape, np.uint8 if bits <= 8 else np.uint16)
-    stream = _stream_of(picture, frame).rstrip(b"\0")
-    try:
-        jpegls_decode(stream, out=stored)
-    except JpeglsError:
-        # Of several bytes of padding one may stand there, which could be the last of the pixels.
-        pixels = stream.removesuffix(_JPEG_END).rstrip(b"\0")
-        jpegls_decode(pixels + b"\0" + _JPEG_END, out=stored)
+    _unpad_jpeg_ls(_stream_of(picture, frame), stored)
     if not int(dataset.get("PixelRepresentation", 0)):
         return stored
     # Nothing in the stream tells negative values from large ones.
     signed = stored.view(np.int8 if bits <= 8 else np.int16)
     unused = 8 * signed.dtype.itemsize - bits
     return (signed << unused) >> unused
+
+
+def _unpad_jpeg_ls(stream: bytes, stored: NDArray[Any]) -> None:
+    """Decode a JPEG-LS into an array of its size and type, with zeros before its end or without.
+
+    The last of the pixels may be zeros too, and less than all of them would decode to other values
+    without a word; a decoder refuses what is left over. So the first that it takes is right.
+    """
+    coded = stream.rstrip(b"\0")
+    if not coded.endswith(_JPEG_END):
+        raise UnreadableError("truncated", "a JPEG-LS stream without its end")
+    coded = coded.removesuffix(_JPEG_END)
+    pixels = coded.rstrip(b"\0")
+    zeros = min(len(coded) - len(pixels), _MOST_PADDING)
+    for count in range(zeros, -1, -1):
+        try:
+            jpegls_decode(pixels + count * b"\0" + _JPEG_END, out=stored)
+        except JpeglsError:
+            continue
+        return
+    raise UnreadableError("corrupt", "decoding the pixels: a damaged JPEG-LS stream")

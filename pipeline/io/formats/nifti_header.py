@@ -2,8 +2,9 @@
 
 Everything is in millimetres, whatever the file's own unit is. A qfac (pixdim[0]) of 0 is 1, as
 nifti1.h has it. Read as nifti_clib (ITK and FSL with it) reads them, and flagged `mended-header`:
-an axis of a size below 1, a spacing of 0 or less, a quaternion longer than 1, an sform without a
-matrix, which gives way to the qform.
+an axis of a size below 1, a quaternion longer than 1, an sform without a matrix, which gives way to
+the qform, and a spacing below 0, whose sign means nothing (as nibabel has it too; ITK by itself
+then mirrors the axis). A spacing of 0 is none.
 """
 
 from __future__ import annotations

@@ -57,6 +57,16 @@ def test_a_jpeg_ls_may_be_padded_before_its_end(tmp_path, padding, dtype):
         np.testing.assert_array_equal(one(path, frame), frames[frame].astype(np.float32))
 
 
+@pytest.mark.parametrize("ramp", range(8))
+def test_padding_of_a_jpeg_ls_is_told_from_its_last_pixels(tmp_path, ramp):
+    pixels = RAMP[: 20 + ramp, :40] * ramp
+    stream = bytes(jpegls_encode(pixels))
+    for padding in (b"\0", b"\0\0"):
+        padded = stream[:-2] + padding + stream[-2:]
+        path = write(tmp_path / "a", [padded], uid.JPEGLSLossless, pixels)
+        np.testing.assert_array_equal(one(path), pixels.astype(np.float32))
+
+
 def test_a_damaged_jpeg_ls_or_one_of_another_size_is_refused(tmp_path):
     stream = bytes(jpegls_encode(RAMP))
     path = write(tmp_path / "a", [stream[:200] + b"\0" + stream[-2:]], uid.JPEGLSLossless, RAMP)
