@@ -20,7 +20,7 @@ from pipeline.io.formats.contract import FormatReader
 from pipeline.io.formats.limits import as_unreadable
 from pipeline.io.formats.registry import FORMATS
 from pipeline.io.sniff import sniff
-from pipeline.io.types import FrameRead
+from pipeline.io.types import FrameRead, StoredPixels
 from pipeline.types import Failure, Header, Plane, Slice
 from stores._disk import file_sha256
 from stores.errors import UnreadableError
@@ -59,8 +59,8 @@ def _reader_of(path: Path) -> FormatReader:
     return FORMATS[sniff(path)].reader()
 
 
-def stored_pixels(path: Path) -> str | None:
-    """Return the sha256 of a single-frame DICOM's pixels as stored; None for all other files.
+def stored_pixels(path: Path) -> StoredPixels | None:
+    """Return what tells a DICOM of one frame by its pixels; None for all other files.
 
     Nothing is decoded.
     """
