@@ -86,7 +86,9 @@ def _open_hdf5(path: Path, is_matlab: bool) -> tuple[Array, str | None]:
         if "cjdata/PID" in file:
             patient = hdf5_text(file["cjdata/PID"])
         values = hdf5_values(file[name])
-        if is_matlab or "MATLAB_class" in file[name].attrs:
+        # The struct is known as MATLAB's, also where the bytes in front of the file are gone.
+        is_struct = name == "cjdata/image"
+        if is_matlab or is_struct or "MATLAB_class" in file[name].attrs:
             return _stack(values.T, slices=-1), patient
         return _stack(values, slices=0), patient
 
