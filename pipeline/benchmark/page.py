@@ -23,6 +23,7 @@ from pipeline.report.page import asset, template
 from pipeline.report.style import inline_svg, save
 from pipeline.report.tables import markdown_table, tex
 from pipeline.report.wording import METRICS, RANDOM, count, interval
+from pipeline.shared.spreadsheets import quoted
 from stores._disk import write_atomic, writing
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _write_tidy(out: Path, table: pa.Table) -> None:
     pq.write_table(table, sink)
     write_atomic(out / "results.parquet", sink.getvalue().to_pybytes())
     sink = pa.BufferOutputStream()
-    csv.write_csv(table, sink)
+    csv.write_csv(quoted(table), sink)
     write_atomic(out / "results.csv", sink.getvalue().to_pybytes())
 
 

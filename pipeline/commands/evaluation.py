@@ -125,7 +125,12 @@ def _steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Left(),
+    )
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
         bar = bars.add_task(title, total=None)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.report.wording import (
     method_title,
@@ -19,11 +21,10 @@ from pipeline.report.wording import (
     rule_text,
     setting_text,
 )
+from pipeline.shared.texts import one_line, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from rich.console import Console
 
     from pipeline.evaluation.retest import Agreement
     from pipeline.evaluation.search import Hit
@@ -60,6 +61,26 @@ SEGMENTATION = {
 }
 
 
+class PlainConsole(Console):
+    """Prints names as they are, whoever chose them: no markup, no emoji, no control character."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is drawn; tables draw their cells by this as well."""
+        return super().render_str(printable(text), **options)
+
+
+class _NamesTable(Table):
+    """A table whose cells are one line each, whatever is named in them."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a line."""
+        plain = [one_line(cell) if isinstance(cell, str) else cell for cell in cells]
+        super().add_row(*plain, **options)
+
+
 def print_line(console: Console, text: str, style: str | None = None) -> None:
     """Print one line as it is: paths and messages hold brackets and numbers, and are not folded."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -72,7 +93,9 @@ def print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _NamesTable(
+        title=one_line(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for column in words:
         table.add_column(column, no_wrap=True)
     for column in numbers:

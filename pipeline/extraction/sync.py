@@ -10,7 +10,7 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,25 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipeline.annotations.label_file import read_labels
 from pipeline.annotations.mask_matching import join
+from pipeline.annotations.patients import patients_by_labels
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import (
+    HIDDEN,
     Names,
     hide_path,
+    key_check,
     load_key,
-    pseudonym,
     relabelled,
     reveal_path,
 )
 from stores import ArraySpec, FeatureStore
-from stores._disk import file_sha256, writing
+from stores._disk import file_sha256
 from stores.errors import (
     ConfigError,
     LabelError,
@@ -46,15 +49,17 @@ from stores.errors import (
     StoreNotFoundError,
     WeightsError,
 )
+from stores.features import check_free, stored_key_check
 from stores.layout import default_part_rows
-from stores.purge import patients_on
 from stores.reconcile import Known, Reconciled, reconcile
 from stores.slices import SLICE_SCHEMA, Tables, of_modalities, where
-from stores.storage import storage_of
+from stores.withdrawn import Withdrawn
 
 log = logging.getLogger(__name__)
 
 DEMO_WEIGHTS = "random:0"
+# Of the paths of a store that does not know its key yet, so many are tried by it.
+_PATHS_TRIED = 1000
 Difference = tuple[str, Any, Any]  # field, what the store has, what the config asks
 
 
@@ -114,15 +119,23 @@ def recipe_with(config: Config, weights: Weights) -> Recipe:
         raise ConfigError("\n".join(faults) or str(error)) from None
 
 
-def open_store(config: Config, recipe: Recipe) -> FeatureStore:
+def open_store(
+    config: Config, recipe: Recipe, before_creating: Callable[[], object] | None = None
+) -> FeatureStore:
     """Open the config's store, or create it where there is none.
+
+    before_creating: called where there is none; where it raises, none is made.
 
     Raises RecipeMismatchError naming each field that differs, with both values.
     """
     try:
         store = FeatureStore.open(config.store)
     except StoreNotFoundError:
+        check_free(config.store)  # before anything else is found wrong: the place comes first
+        if before_creating is not None:
+            before_creating()
         store = _create(config, recipe)
+    _check_key(store)
     fields = differences(store, recipe)
     if fields:
         lines = [
@@ -139,19 +152,35 @@ def open_store(config: Config, recipe: Recipe) -> FeatureStore:
 
 def _create(config: Config, recipe: Recipe) -> FeatureStore:
     """Create the config's store, or open the one that another process created meanwhile."""
-    # The key comes before the store: a crash between the two leaves a key alone, which the next
-    # run takes; a store without its key could never be joined to labels again.
-    with writing(config.store):
-        load_key(config.store)
     arrays = feature_arrays(recipe)
     part_rows = part_rows_of(config, recipe)
     try:
-        return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows)
+        check_free(config.store)
+        # The key comes before the store: a crash between the two leaves a key alone, which the next
+        # run takes; a store without its key could never be joined to labels again.
+        check = key_check(load_key(config.store))
+        return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows, check)
     except OccupiedError as error:
         try:
             return FeatureStore.open(config.store)
         except StoreNotFoundError:  # something else lies there
             raise error from None
+
+
+def _check_key(store: FeatureStore) -> None:
+    """Raise ConfigError where the key is another store's; have the store know it from now on."""
+    key = load_key(store.path)
+    if stored_key_check(store.path) is not None:
+        return
+    # Made before keys were checked: hidden paths tell whose they are.
+    paths = store.slices(["path"])["path"].slice(0, _PATHS_TRIED).to_pylist()
+    hidden = [path for path in paths if path.startswith(HIDDEN)]
+    if hidden and not any(reveal_path(key, path) != path for path in hidden):
+        raise ConfigError(
+            f"The key beside the store {store.place} reveals none of its paths: it is another "
+            "store's. Put back the one that was."
+        )
+    store.keep_key_check(key_check(key))
 
 
 def feature_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
@@ -308,7 +337,7 @@ def _look(
 
     # Slices are left out before rows are given, so that none takes a row that must not have one:
     # those of a patient who was withdrawn by name, then those that are not wanted.
-    candidates = _without_patients(discovery.slices, tables.patients)
+    candidates = _without_patients(config, discovery.slices, tables.withdrawn, key)
     slices = _selected(config, candidates, stored.slices, key)
     # A digest of an earlier look says nothing where every file is to be hashed again.
     files_before = stored.files.slice(0, 0) if rehash else stored.files
@@ -345,12 +374,42 @@ def _rules_of(files: pa.Table) -> bytes | None:
     return metadata.get(_RULES)
 
 
-def _without_patients(slices: pa.Table, patients: frozenset[str]) -> pa.Table:
-    """Return the slices that are of none of the patients (pseudonyms)."""
-    if not patients:
+def _without_patients(
+    config: Config, slices: pa.Table, withdrawn: Withdrawn, key: bytes
+) -> pa.Table:
+    """Return the slices (real paths) that are of none of the patients who were withdrawn by name.
+
+    By their headers or the path rule, by the label file, and by the files that a label file gave to
+    one of them when they were withdrawn.
+    """
+    if not withdrawn.patients:
         return slices
-    withdrawn = pc.is_in(slices["patient"], pa.array(sorted(patients)))
-    return where(slices, pc.invert(withdrawn))
+    names = Names(config.store, config.data.paths, key)
+    patients = pa.array(sorted(withdrawn.patients))
+    by_labels = pa.array(_patients_by_labels(config, slices, names), pa.string())
+    theirs = pc.is_in(slices["patient"], patients).to_numpy()
+    theirs = theirs | pc.is_in(by_labels, patients).to_numpy(zero_copy_only=False)
+    if withdrawn.files:
+        hashes = withdrawn.all_files
+        paths = pc.unique(slices["path"]).to_pylist()
+        files = [path for path in paths if names.pseudonym("file", path) in hashes]
+        theirs = theirs | pc.is_in(slices["path"], pa.array(files, pa.string())).to_numpy()
+    return where(slices, pa.array(~theirs))
+
+
+def _patients_by_labels(config: Config, slices: pa.Table, names: Names) -> NDArray[np.object_]:
+    """Return (m,) whom the label file gives each slice to, None for nobody."""
+    if config.labels is not None and config.labels.patient is not None:
+        try:
+            table = read_labels(config.labels, [])
+            return patients_by_labels(table, slices, config.data.root, names)
+        except LabelError as error:
+            log.warning(
+                "Later images of withdrawn patients are kept out by their headers and paths alone, "
+                "since labels cannot be asked: %s",
+                error,
+            )
+    return np.full(len(slices), None, dtype=object)
 
 
 def _known(
@@ -371,7 +430,7 @@ def _known(
         boundary=store.layout.next_boundary(last_row + 1),
         failed=store.failures(),
         spent=store.spent(),
-        withdrawn=tables.patients,
+        withdrawn=tables.withdrawn.patients,
         joined=config.preprocess.by_volume,
     )
 
@@ -441,21 +500,3 @@ def _sha256(path: Path) -> str | None:
         return file_sha256(path)
     except OSError:
         return None
-
-
-# --- a patient ------------------------------------------------------------------------------
-
-
-def name_patient(path: Path, patient: str) -> str:
-    """Return the pseudonym of a patient of a store, given by id or by pseudonym.
-
-    Raises ConfigError where no slice is of that patient.
-    """
-    known = patients_on(path)
-    for name in (pseudonym(load_key(path), "patient", patient), patient):
-        if name in known:
-            return name
-    raise ConfigError(
-        f"No slice of the store {storage_of(path).place!r} is of patient {patient!r}. Give the id "
-        "as the images or the config's `patient` rule have it, or the pseudonym of the slice table."
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from statistics import median
 from typing import TYPE_CHECKING
@@ -43,9 +44,22 @@ METRICS = {
 HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
 
 
+# Letters of a key: some take four bytes, and a file's name has 255.
+_MOST = 40
+
+
 def method_title(method: str) -> str:
     """Return what a head, or a way to tune the network, is called."""
     return declared(method).title
+
+
+def key_of(task: str) -> str:
+    """Return a task's name as it may stand in the name of a file and in an id of the page."""
+    key = "".join(c if c.isalnum() else "-" for c in task)
+    if len(key) <= _MOST:
+        return key
+    digest = hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{key[:_MOST]}-{digest[:8]}"
 
 
 def setting_text(setting: Mapping[str, float]) -> str:

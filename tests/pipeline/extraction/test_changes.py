@@ -24,7 +24,8 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import Speed, Summary, extract
 from pipeline.extraction.plan import explain, plan
-from pipeline.extraction.sync import make_recipe, name_patient
+from pipeline.extraction.sync import make_recipe
+from pipeline.extraction.withdrawal import find_patient
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
 from stores.errors import ConfigError, RecipeMismatchError
@@ -417,7 +418,7 @@ def test_links_change_no_bit_of_other_rows(case: Case, tmp_path: Path) -> None:
 
 
 def test_a_withdrawn_patient_stays_out(case: Case) -> None:
-    anna = name_patient(case.folder / "store", "ANNA")
+    anna = find_patient(case.folder / "store", "ANNA").names[0]
     assert withdraw(case.store, anna) == 9
     assert (case.store.status() == WITHDRAWN).sum() == 9
     summary = run(case.config())
@@ -429,7 +430,7 @@ def test_a_withdrawn_patient_stays_out(case: Case) -> None:
 
 
 def test_purged_numbers_are_gone_from_every_file(case: Case) -> None:
-    store, bert = case.store, name_patient(case.folder / "store", "BERT")
+    store, bert = case.store, find_patient(case.folder / "store", "BERT").names[0]
     row = dict(zip(*_paths(case), strict=True))["b"]
     secrets = {name: store.read(name)[row].tobytes() for name in ("cls", "mean", "file_digest")}
     others = np.delete(store.read("cls"), row, axis=0)
@@ -446,7 +447,7 @@ def test_purged_numbers_are_gone_from_every_file(case: Case) -> None:
 
 
 def test_a_purged_patient_let_in_again_gets_new_rows(case: Case) -> None:
-    anna = name_patient(case.folder / "store", "ANNA")
+    anna = find_patient(case.folder / "store", "ANNA").names[0]
     withdraw(case.store, anna)
     purge(case.store, anna)
     readmit(case.store, anna)
@@ -455,8 +456,8 @@ def test_a_purged_patient_let_in_again_gets_new_rows(case: Case) -> None:
 
 
 def test_an_unknown_patient_is_said(case: Case) -> None:
-    with pytest.raises(ConfigError, match="is of patient 'CARL'"):
-        name_patient(case.folder / "store", "CARL")
+    with pytest.raises(ConfigError, match="is of that patient"):
+        find_patient(case.folder / "store", "CARL").names[0]
 
 
 def _paths(case: Case) -> tuple[list[str], list[int]]:
@@ -468,3 +469,20 @@ def _paths(case: Case) -> tuple[list[str], list[int]]:
 
 def _occurs(secret: bytes, root: Path) -> bool:
     return any(secret in path.read_bytes() for path in root.rglob("*") if path.is_file())
+
+
+def test_a_patient_of_labels_alone_stays_out(case: Case) -> None:
+    """Pictures name nobody: the label file does, also of pictures that come later."""
+    labels = case.folder / "labels.csv"
+    labels.write_text("path,who\nx0.png,LENA\nx1.png,LENA\nlater.png,LENA\n")
+    config = case.config(labels__file="labels.csv", labels__patient="who")
+    lena = find_patient(config.store, "LENA", config)
+    assert lena.found_by == {"labels": 2}
+    assert lena.withdraw(case.store) == 2
+    assert lena.purge(case.store).rows == 2
+    assert counts(run(config)) == {"same": SLICES - 2}
+    shutil.copy(case.data / "x0.png", case.data / "later.png")
+    assert counts(run(config)) == {"same": SLICES - 2}
+    # Without the labels, what was hers then stays out by its path.
+    (case.data / "later.png").unlink()
+    assert counts(run(case.config())) == {"same": SLICES - 2}
