@@ -34,7 +34,7 @@ TIDY = pa.schema(
     + [(name, pa.string()) for name in ("at", "metric", "label")]
     + [(name, pa.float64()) for name in ("value", "low", "high", "p", "published", "seconds")]
     + [("test_units", pa.int64()), ("test_patients", pa.int64()), ("random", pa.bool_())]
-    + [(name, pa.string()) for name in ("recipe", "weights", "split", "labels", "key")]
+    + [(name, pa.string()) for name in ("network", "recipe", "weights", "split", "labels", "key")]
 )
 
 
@@ -281,7 +281,8 @@ def _numbers(score: Score) -> Iterator[dict[str, Any]]:
 
 
 def _about(cell: Cell, answer: Answer) -> dict[str, Any]:
-    origin = answer.provenance.model_dump(include={"recipe", "weights", "split", "labels", "key"})
+    named = {"network", "recipe", "weights", "split", "labels", "key"}
+    origin = answer.provenance.model_dump(include=named)
     test = answer.counts["test"]
     return origin | {
         "dataset": cell.dataset,

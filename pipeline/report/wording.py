@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.config.heads import declared
 
 if TYPE_CHECKING:
-    from pipeline.results import Metric
+    from pipeline.results import Metric, Result, Segmented
 
 RANDOM = "RANDOM WEIGHTS"
 # In the order of the table's columns; those that no result has are left out.
@@ -32,6 +32,8 @@ METRICS = {
     "paper_jaccard": "Paper's Jaccard",
     "fit_seconds": "Training, s",
 }
+# Of fewer test patients a score says little, and that is said beside it.
+FEW_PATIENTS = 20
 # The one number that stands for an answer: the first of these that it has.
 HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
 
@@ -48,6 +50,21 @@ def setting_text(setting: Mapping[str, float]) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 1 and value == int(value) else f"{value:.3g}"
+
+
+def few_text(result: Result | Segmented) -> str:
+    """Return what is said beside a score of few test patients, and what would help; "" of others.
+
+    Below FEW_PATIENTS an interval is wide, and one patient more may turn the answer.
+    """
+    test = result.counts["test"]
+    if test.patients >= FEW_PATIENTS:
+        return ""
+    others = result.counts["train"].patients + result.counts["val"].patients
+    # Where folds test in turn everybody is tested already, and more than train and val are.
+    if test.patients > others:
+        return f" (few: below {FEW_PATIENTS} patients)"
+    return f" (few: below {FEW_PATIENTS} patients; split: {{kind: kfold}} tests all)"
 
 
 def spread(metric: Metric) -> tuple[float, float] | None:
