@@ -29,6 +29,7 @@ from pipeline.config.heads import DEFAULT_HEADS
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.extraction.embed import Speed
+from pipeline.extraction.same_store import check_store
 from pipeline.results import Result
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
@@ -90,7 +91,11 @@ def extract(config: Config, speed: Speed = Speed()) -> Summary:  # noqa: B008 (f
 
 
 def evaluate(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[Result]:
-    """Answer the config's tasks from its store, as `radprobe evaluate` does."""
+    """Answer the config's tasks from its store, as `radprobe evaluate` does.
+
+    Raises UnansweredError, which has the other answers, where some tasks cannot be answered.
+    """
+    check_store(config)
     return list(_evaluate.evaluate(config, methods))
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report.wording import (
+    few_text,
     method_title,
     point_text,
     positive_name,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from pipeline.evaluation.retest import Agreement
     from pipeline.evaluation.search import Hit
+    from pipeline.recipe import Recipe
     from pipeline.results import Difference, Metric, Result, Score, Segmented
 
 RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
@@ -105,6 +107,9 @@ def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
 
 def _print(out: Console, table: Table) -> None:
     """Print a table with all its cells whole, also where that is wider than the console."""
+    # Apart, since a table would fold its title to its own width, through the middle of names.
+    out.print(table.title, style="italic", highlight=False, soft_wrap=True)
+    table.title = None
     wanted = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
     table.width = wanted if wanted > out.width else None
     out.print(table, crop=False)
@@ -138,7 +143,8 @@ def _show_method(out: Console, answers: Sequence[Result]) -> None:
         for score in result.scores:
             present |= score.metrics.keys()
     shown = [name for name in HEADLINES if name in present]
-    title = f"{method_title(answers[0].method)} on {features}{stamp}"
+    networks = ", ".join(dict.fromkeys(each.provenance.network_in_words for each in answers))
+    title = f"{method_title(answers[0].method)} on {features} of {networks}{stamp}"
     words = ["task", "tested on", "setting"]
     has_positive = any(positive_name(result) for result in answers)
     if has_positive:
@@ -187,10 +193,11 @@ def _features(result: Result) -> str:
 
 def _tested_on(result: Result) -> str:
     test = result.counts["test"]
+    few = few_text(result)
     if result.level == "patient":
-        return f"{test.units} patients"
+        return f"{test.units} patients{few}"
     plural = {"image": "images", "series": "series", "study": "studies"}[result.level]
-    return f"{test.units} {plural} of {test.patients} patients"
+    return f"{test.units} {plural} of {test.patients} patients{few}"
 
 
 def _score(score: Score, metrics: Sequence[str]) -> Iterator[str]:
@@ -270,7 +277,8 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
         of_task = [answer for answer in answers if answer.task == task]
         first = of_task[0]
         stamp = ", RANDOM WEIGHTS" if first.provenance.random else ""
-        title = f"{task}: {_segmented_on(first)}{stamp}"
+        network = first.provenance.network_in_words
+        title = f"{task}: {_segmented_on(first)}, by {network}{stamp}"
         table = _table(title, ("head", "setting"), list(SEGMENTATION.values()))
         notes: dict[str, None] = {}
         for answer in of_task:
@@ -290,7 +298,7 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
 
 def _segmented_on(answer: Segmented) -> str:
     test = answer.counts["test"]
-    return f"{test.units} {answer.level}s of {test.patients} patients"
+    return f"{test.units} {answer.level}s of {test.patients} patients{few_text(answer)}"
 
 
 def _marks(metrics: Mapping[str, Metric]) -> Iterator[str]:
@@ -318,23 +326,36 @@ def _show_left_out(out: Console, task: str, answer: Segmented) -> None:
         out.print(text, highlight=False)
 
 
-def show_hits(out: Console, hits: Sequence[Hit], random: bool) -> None:
-    """Print the neighbours of a search, nearest first."""
-    if random:
+def show_hits(out: Console, hits: Sequence[Hit], recipe: Recipe) -> None:
+    """Print the neighbours of a search, nearest first; recipe: of the features."""
+    if recipe.random:
         out.print(RANDOM, style="bold yellow")
-    table = _table("Nearest", ("path", "modality", "patient"), ("row", "slices", "cosine"))
+    table = _table(
+        f"Nearest, by {recipe.network}",
+        ("path", "modality", "patient"),
+        ("row", "slices", "cosine"),
+    )
     for hit in hits:
         numbers = (str(hit.row), str(hit.slices), f"{hit.cosine:.4f}")
         table.add_row(hit.path, hit.modality, hit.patient or "", *numbers)
     _print(out, table)
 
 
-def show_differences(out: Console, pairs: Sequence[tuple[Result, list[Difference]]]) -> None:
-    """Print what the second store scores above the first, for the metrics that tables show."""
+def show_differences(
+    out: Console,
+    pairs: Sequence[tuple[Result, list[Difference]]],
+    networks: Sequence[str],
+) -> None:
+    """Print what the second store scores above the first, for the metrics that tables show.
+
+    networks: that of the first, and that of the second.
+    """
     if any(result.provenance.random for result, _ in pairs):
         out.print(RANDOM, style="bold yellow")
+    first, second = networks
+    title = f"Second ({second}) less first ({first})"
     columns = ("task", "positive", "method", "label", "metric")
-    table = _table("Second less first", columns, ("difference", "p (DeLong)", "p (Holm)"))
+    table = _table(title, columns, ("difference", "p (DeLong)", "p (Holm)"))
     for result, differences in pairs:
         for d in differences:
             if d.metric in HEADLINES:
@@ -345,11 +366,15 @@ def show_differences(out: Console, pairs: Sequence[tuple[Result, list[Difference
     _print(out, table)
 
 
-def show_agreements(out: Console, agreements: Sequence[Agreement], random: bool) -> None:
-    """Print how far pairs of scans agree."""
-    if random:
+def show_agreements(out: Console, agreements: Sequence[Agreement], recipe: Recipe) -> None:
+    """Print how far pairs of scans agree; recipe: of the features."""
+    if recipe.random:
         out.print(RANDOM, style="bold yellow")
-    table = _table("Repeated scans", ("of",), ("pairs", "ICC", "5th pct", "cosine", "nearest"))
+    table = _table(
+        f"Repeated scans, by {recipe.network}",
+        ("of",),
+        ("pairs", "ICC", "5th pct", "cosine", "nearest"),
+    )
     for one in agreements:
         shown = ((one.icc, ".3f"), (one.icc_low, ".3f"), (one.cosine, ".4f"), (one.nearest, ".0%"))
         numbers = ("" if value is None else format(value, form) for value, form in shown)

@@ -117,7 +117,8 @@ class SplitChoice(Frozen):
     holdout: of `folds` parts one tests, one validates, the rest train; kfold: each part tests in
     turn; list: as `file` says, a CSV of the columns key (as labels.by) and part; site: the label
     column `column` stays on one side; date: its latest test. new: what becomes of patients that a
-    split on file does not know. allow: what is otherwise refused as leakage.
+    split on file does not know. allow: what is otherwise refused as leakage. group: "duplicates"
+    puts patients who have copies of an image, or what is all but one, on one side.
     """
 
     kind: Literal["holdout", "kfold", "list", "site", "date"] = "holdout"
@@ -127,6 +128,7 @@ class SplitChoice(Frozen):
     column: str | None = None
     new: Literal["refuse", "deal", "leave-out"] = "refuse"
     allow: tuple[Literal["duplicates", "near-duplicates"], ...] = ()
+    group: Literal["none", "duplicates"] = "none"
 
     @model_validator(mode="after")
     def _complete(self) -> SplitChoice:
@@ -139,6 +141,11 @@ class SplitChoice(Frozen):
             raise ValueError(
                 f"New patients cannot be dealt into a split of kind {self.kind!r}. Set new to "
                 '"refuse" or "leave-out".'
+            )
+        if self.group == "duplicates" and self.kind not in ("holdout", "kfold"):
+            raise ValueError(
+                f"Copies cannot be put on one side in a split of kind {self.kind!r}, which says "
+                "itself where patients stand. Leave group out, or choose holdout or kfold."
             )
         return self
 

@@ -76,6 +76,7 @@ TIDY = pa.schema(
         ("key", pa.string()),
         ("contract", pa.int32()),
         ("random", pa.bool_()),
+        ("network", pa.string()),
     ]
 )
 
@@ -107,6 +108,9 @@ def result_key(cases: Cases, method: Method) -> str:
         "rules": config.split.model_dump(mode="json", include={"new", "allow"}),
         "store": cases.fingerprint,
     }
+    # Only where there is one: other answers keep their names.
+    if cases.split_column_digest is not None:
+        content["split_column"] = cases.split_column_digest
     if cases.fit_store is not None:
         content["fit_on"] = cases.fit_store.fingerprint
     text = json.dumps(content, sort_keys=True)

@@ -14,7 +14,7 @@ from pipeline.config.tasks import Level
 from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.evaluation.pooling import read_features, scaled
-from pipeline.recipe import recipe_of
+from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError
 from stores.features import OK, FeatureStore
@@ -128,9 +128,9 @@ def _nearest(
     return cosine[0], nearest[0]
 
 
-def is_random(config: Config) -> bool:
-    """Return whether the store was made by an untrained network, which must be said."""
-    return recipe_of(FeatureStore.open(config.store)).random
+def recipe_asked(config: Config) -> Recipe:
+    """Return the recipe of the config's store: whatever shows a number says of which network."""
+    return recipe_of(FeatureStore.open(config.store))
 
 
 def _queried(

@@ -136,6 +136,12 @@ def open_store(
             before_creating()
         store = _create(config, recipe)
     _check_key(store)
+    check_recipe(store, recipe)
+    return store
+
+
+def check_recipe(store: FeatureStore, recipe: Recipe) -> None:
+    """Raise RecipeMismatchError, naming each field that differs, where a store is of another."""
     fields = differences(store, recipe)
     if fields:
         lines = [
@@ -147,7 +153,6 @@ def open_store(
             + "\n".join(lines)
             + "\nTwo recipes never share a store: name another store, or undo the change."
         )
-    return store
 
 
 def _create(config: Config, recipe: Recipe) -> FeatureStore:
@@ -202,7 +207,7 @@ def differences(store: FeatureStore, recipe: Recipe) -> list[Difference]:
     have = json.loads(store.recipe_text)
     with contextlib.suppress(ValidationError):  # of other fields, as another version makes it
         # What a recipe leaves out at its default is named with that default.
-        have = Recipe.model_validate(have).model_dump(mode="json")
+        have = Recipe.from_text(store.recipe_text).model_dump(mode="json")
     return list(_leaves(have, recipe.model_dump(mode="json")))
 
 

@@ -40,6 +40,8 @@ METRICS = {
     "paper_jaccard": "Paper's Jaccard",
     "fit_seconds": "Training, s",
 }
+# Of fewer test patients a score says little, and that is said beside it.
+FEW_PATIENTS = 20
 # The one number that stands for an answer: the first of these that it has.
 HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
 
@@ -110,6 +112,21 @@ def rule_text(rule: OperatingRule) -> str:
         return {"youden": "Youden", "likeliest": "above 0.5"}[rule]
     reached = rule.model_dump(exclude_none=True)
     return ", ".join(f"{name} {value:g}" for name, value in reached.items())
+
+
+def few_text(result: Result | Segmented) -> str:
+    """Return what is said beside a score of few test patients, and what would help; "" of others.
+
+    Below FEW_PATIENTS an interval is wide, and one patient more may turn the answer.
+    """
+    test = result.counts["test"]
+    if test.patients >= FEW_PATIENTS:
+        return ""
+    others = result.counts["train"].patients + result.counts["val"].patients
+    # Where folds test in turn everybody is tested already, and more than train and val are.
+    if test.patients > others:
+        return f" (few: below {FEW_PATIENTS} patients)"
+    return f" (few: below {FEW_PATIENTS} patients; split: {{kind: kfold}} tests all)"
 
 
 def spread(metric: Metric) -> tuple[float, float] | None:

@@ -143,6 +143,9 @@ class SegmentationCases:
             "rules": self.config.split.model_dump(mode="json", include={"new", "allow"}),
             "store": self.task_cases.fingerprint,
         }
+        # Only where there is one: other answers keep their names.
+        if self.task_cases.split_column_digest is not None:
+            question["split_column"] = self.task_cases.split_column_digest
         initial = self.initial_head(head)
         if initial is not None:
             question["begun_as"] = initial.model_dump(mode="json")
