@@ -97,7 +97,7 @@ def _code_and_message(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError) and error.filename is not None:
         return (
             2,
-            f"{error.filename} cannot be used: {error.strerror}. Check the path and its rights.",
+            f"{error.filename!r} cannot be used: {error.strerror}. Check the path and its rights.",
         )
     kind = type(error).__name__
     # Not its words, which may quote a cell or a name.

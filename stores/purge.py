@@ -122,8 +122,8 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
 
 def out_of_reach(store: FeatureStore) -> tuple[str, ...]:
     """Return what a purge cannot reach and somebody has to look after, in words."""
-    left = ["the images and label files themselves", "reports, exports and pictures outside it"]
-    left.append("copies and backups of it, and stores and networks made from it")
+    left = ["the images and label files themselves", "reports and exports outside the store"]
+    left.append("copies and backups of the store, and stores and networks made from it")
     if store.place != str(store.path):
         left.append("old versions of objects, where the bucket keeps versions")
     living = sum(1 for path in store.path.rglob(f"{TEMPORARY}*") if path.is_file())

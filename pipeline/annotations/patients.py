@@ -1,8 +1,8 @@
 """Whose a slice is by whatever names a patient: its headers, the path rule, a label file.
 
-Headers and the path rule stand in the slice table. What a label file alone says does not: an
-evaluation leaves word of it in the store's folder `patients/`, and whoever has the config reads the
-label file itself. Dims: m slices.
+Headers and the path rule stand in the slice table. What a label file alone says does not: whoever
+extracts or evaluates leaves word of it in the store's folder `patients/`, and whoever has the
+config reads the label file itself. Dims: m slices.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class PatientNote:
 
 
 def notes_of(store: FeatureStore) -> list[PatientNote]:
-    """Return what evaluations noted of label files."""
+    """Return what was noted of label files."""
     import pyarrow.parquet as pq
 
     notes = []

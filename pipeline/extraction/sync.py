@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from pipeline.annotations.label_file import read_labels
 from pipeline.annotations.mask_matching import join
-from pipeline.annotations.patients import patients_by_labels
+from pipeline.annotations.patients import note_patients, patients_by_labels
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
@@ -287,9 +287,23 @@ def update_tables(
             return this_look
         try:
             store.write_tables(this_look.slices, this_look.files, seen=version)
+            _note_patients(config, store)
             return this_look
         except StaleTablesError:
             log.info("Another process has brought %s up to date; looking again.", store.path)
+
+
+def _note_patients(config: Config, store: FeatureStore) -> None:
+    """Leave word in the store of whom the label file names, where there is one by now."""
+    if config.labels is None or config.labels.patient is None:
+        return
+    names = Names(store.path, config.data.paths)
+    # What is wrong with labels is for those to say who need them.
+    with contextlib.suppress(LabelError, StaleTablesError), store.filing(store.withdrawn):
+        table = read_labels(config.labels, [])
+        slices = names.revealed(store.slice_file.read())  # not to be kept in memory
+        note_patients(store, table, slices, config.data.root, names)
+    store.publish()
 
 
 def _first_look(config: Config) -> Look:

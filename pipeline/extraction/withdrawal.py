@@ -69,8 +69,8 @@ class PatientSlices:
 def find_patient(path: Path, patient: str, config: Config | None = None) -> PatientSlices:
     """Return what a store has of a patient, given by id or by pseudonym.
 
-    config: whose label file and path rule are asked as well; without one, the word that evaluations
-    left of label files. Raises ConfigError where nothing is of that patient.
+    config: whose label file and path rule are asked as well; without one, the word that earlier
+    runs left of label files. Raises ConfigError where nothing is of that patient.
     """
     store = FeatureStore.open(path)
     names = Names(path)
@@ -150,7 +150,7 @@ class _LabelSource:
 def _label_sources(
     store: FeatureStore, config: Config | None, slices: pa.Table, names: Names
 ) -> Iterator[_LabelSource]:
-    """Yield what the config's label file says, and what evaluations noted of such files."""
+    """Yield what the config's label file says, and what was noted of such files."""
     rows = row_numbers(slices)
     for note in notes_of(store):
         patients = np.full(len(slices), None, dtype=object)

@@ -207,7 +207,7 @@ def test_an_official_list_divides_by_path_and_a_wrong_part_is_named(tmp_path: Pa
     result = ask(root, split=split)[0]
     assert [count.units for count in result.counts.values()] == [60, 20, 40]
     write_csv(root / "list.csv", key=["f0.png"], part=["training"])
-    with pytest.raises(LabelError, match=r"train, val or test. Got \['training'\]"):
+    with pytest.raises(LabelError, match=r"train, val or test. Got 1 other values"):
         ask(root, split=split)
 
 
@@ -243,7 +243,7 @@ def test_a_number_is_asked_for(tmp_path: Path) -> None:
     text = (root / "labels.csv").read_text().replace("f0.png,0,", "f0.png,0,old-")
     text = text.replace("f0.png,1,", "f0.png,1,old-")
     (root / "labels.csv").write_text(text)
-    with pytest.raises(LabelError, match="must hold numbers.*'old-.*data row 1"):
+    with pytest.raises(LabelError, match="must hold numbers.*data row 1"):
         ask(root, labels="age", task=task)
     with pytest.raises(ValueError, match="must have one label column"):
         ask(root, task={"values": "number", "labels": ["age", "signal"]})

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import Speed, Summary, extract
 from pipeline.extraction.plan import explain, plan
+from pipeline.extraction.progress import Progress
 from pipeline.extraction.sync import make_recipe
 from pipeline.extraction.withdrawal import find_patient
 from pipeline.shared.pseudonyms import Names
@@ -486,3 +488,37 @@ def test_a_patient_of_labels_alone_stays_out(case: Case) -> None:
     # Without the labels, what was hers then stays out by its path.
     (case.data / "later.png").unlink()
     assert counts(run(case.config())) == {"same": SLICES - 2}
+
+
+def test_a_patient_purged_while_parts_are_embedded_is_gone(case: Case, tmp_path: Path) -> None:
+    before = case.store
+    paths, rows = _paths(case)
+    # Of the third slice Bert has the pixels too, and so the features.
+    hers = [row for path, row in zip(paths, rows, strict=True) if path.startswith("ct/")]
+    secrets = [before.read("file_digest")[row].tobytes() for row in hers]
+    secrets += [before.read("cls")[row].tobytes() for row in hers[:2] + hers[3:]]
+    assert all(_occurs(secret, before.path) for secret in secrets)
+    again = Case(Path(shutil.copytree(case.folder, tmp_path / "again")))
+    shutil.rmtree(again.folder / "store")
+    withdrawn = threading.Event()
+
+    def purge_anna() -> None:
+        anna = find_patient(again.folder / "store", "ANNA")
+        anna.withdraw(again.store)
+        withdrawn.set()
+        anna.purge(again.store)  # waits for the parts that are being embedded
+
+    other = threading.Thread(target=purge_anna)
+
+    def advance(_: int) -> None:
+        if not withdrawn.is_set():
+            other.start()
+            assert withdrawn.wait(30)
+
+    summary = extract(again.config(), HERE, Progress(advance=advance))
+    other.join(60)
+    assert not other.is_alive()
+    assert summary.embedded == SLICES - len(hers)
+    assert not [secret for secret in secrets if _occurs(secret, again.folder / "store")]
+    assert verify(again.folder / "store").sound
+    assert counts(run(again.config())) == {"same": SLICES - len(hers)}
