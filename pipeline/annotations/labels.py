@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.classes import encode
+from pipeline.annotations.classes import encode, merged_spellings
 from pipeline.annotations.label_file import LabelTable as LabelTable
 from pipeline.annotations.label_file import Texts
 from pipeline.annotations.label_file import read_labels as read_labels
@@ -349,9 +349,12 @@ def column_of(
     root: Path,
     names: Names,
 ) -> NDArray[np.str_]:
-    """Return (m,) what a column says of each slice (SLICE_SCHEMA, real paths); "" for nothing."""
+    """Return (m,) what a column says of each slice (SLICE_SCHEMA, real paths); "" for nothing.
+
+    Values that differ in case alone are one: a site has patients in common with itself.
+    """
     keys = label_keys(table, root, names)
-    texts = table.columns[column]
+    texts, _ = merged_spellings(table.columns[column])
     refuse_repeated_keys(table, keys, texts[:, None])
     label = label_rows(table, keys, slices)
     return np.where(label >= 0, texts[label], "").astype(np.str_)

@@ -8,11 +8,10 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from pipeline.config.heads import declared
-from pipeline.results import Result
 
 if TYPE_CHECKING:
     from pipeline.config.tasks import OperatingRule
-    from pipeline.results import Metric, Score, Segmented
+    from pipeline.results import Metric, Result, Score, Segmented
 
 RANDOM = "RANDOM WEIGHTS"
 # In the order of the table's columns; those that no result has are left out.
@@ -91,6 +90,9 @@ def positive_text(result: Result | Segmented, label: str = "") -> str:
 
 def positive_name(result: Result | Segmented) -> str:
     """Return which of two classes is positive; "" where there are not two."""
+    # Here: `radprobe --help` reads this module, and needs no pydantic for it.
+    from pipeline.results import Result
+
     is_of_two = isinstance(result, Result) and result.kind == "binary"
     return result.classes[-1] if is_of_two else ""
 
