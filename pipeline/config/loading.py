@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
+from pipeline.config.yaml_text import RepeatedKeyError, read_yaml
 from pipeline.types import Frozen
 from stores.errors import ConfigError
 from stores.mirror import url_of
@@ -37,7 +38,9 @@ def read_settings(path: Path, model: type[Settings]) -> Settings:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The config file {str(path)!r} cannot be read: {error}.") from None
     try:
-        data = yaml.safe_load(text)
+        data = read_yaml(text)
+    except RepeatedKeyError as error:
+        raise ConfigError(f"In the config file {str(path)!r}, {error}.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"The config file {str(path)!r} is not YAML: {error}.") from None
     if not isinstance(data, dict):

@@ -11,6 +11,7 @@ import yaml
 from pyarrow import csv
 from pydantic import ValidationError
 
+from pipeline.config.yaml_text import read_yaml
 from pipeline.recipe import Recipe
 from pipeline.shared.arrays import unit_length
 from pipeline.shared.pseudonyms import Names
@@ -123,7 +124,7 @@ def import_file(source: Path, out: Path, recipe: Path, table: Path | None = None
 
 def _read_recipe(path: Path) -> Recipe:
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = read_yaml(path.read_text(encoding="utf-8"))
         return Recipe.model_validate(fields | {"outputs": ("cls",)})
     except (OSError, yaml.YAMLError, ValidationError, TypeError) as error:
         raise ConfigError(f"The recipe {str(path)!r} cannot be used: {error}") from None

@@ -32,6 +32,7 @@ from pipeline.io.formats.limits import (
     check_size,
     luma,
 )
+from pipeline.io.formats.planes import AXIS, OBLIQUE, cut, slice_place
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
@@ -39,10 +40,6 @@ Voxels = NDArray[Any]
 Pixels = NDArray[np.float32]  # (H, W)
 Affine = NDArray[np.float64]  # (4, 4): voxel -> mm, RAS
 
-# Axis of the RAS array that the slices of a plane follow, and its direction along their normal.
-_AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
-# Beyond this angle between volume and patient axes (radians, 1 degree) a volume is oblique.
-_OBLIQUE = 0.0175
 _FREE_BYTES = 2**20
 # Fields of voxels that are colours.
 _COLOURS = (("R", "G", "B"), ("R", "G", "B", "A"))
@@ -95,7 +92,7 @@ class _Volume:
         pieces, places = self._pieces(frames, plane)
         for piece, place in zip(pieces, places, strict=True):
             turned = nib.orientations.apply_orientation(piece, self.turn)
-            yield _cut(cast(Voxels, turned), plane, place)
+            yield cut(cast(Voxels, turned), plane, place)
 
     def _pieces(self, frames: Sequence[int], plane: Plane) -> tuple[Iterator[Voxels], list[int]]:
         """Return stored voxels (X, Y, Z) with each frame, and which slice of them it is.
@@ -115,9 +112,9 @@ class _Volume:
             pieces = (stored[..., time] for time in times)
             return pieces, places
         stored_axis, direction = self.turn[2]  # the RAS axis along which the file goes slowest
-        if int(stored_axis) != _AXIS[plane]:
+        if int(stored_axis) != AXIS[plane]:
             return self._inflated(times, self.shape[:3]), places
-        # Slices of a plane follow their RAS axis upwards, coronal ones downwards (see `_cut`).
+        # Slices of a plane follow their RAS axis upwards, coronal ones downwards (`planes.cut`).
         downwards = plane == "coronal"
         if (direction < 0) != downwards:
             places = [count - 1 - place for place in places]
@@ -172,24 +169,24 @@ class _Volume:
     def slice_count(self, plane: Plane) -> int:
         """Return how many slices of a plane a time point has."""
         shape, _ = self.canonical()
-        return shape[_AXIS[plane]]
+        return shape[AXIS[plane]]
 
 
 def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return a header for each slice of each time point. Raises UnreadableError."""
     volume = _open(path)
     shape, affine = volume.canonical()
-    axis = _AXIS[plane]
+    axis = AXIS[plane]
     count = shape[axis]
     times = volume.shape[3]
     down_axis, along_axis = (a for a in (2, 1, 0) if a != axis)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     flags = () if volume.placed else ("no-orientation",)
-    if obliquity(affine).max() > _OBLIQUE:
+    if obliquity(affine).max() > OBLIQUE:
         flags = (*flags, "oblique")
     # Once for all time points, which lie at the same places.
     in_plane = (down_axis, along_axis)
-    places = [_place(affine, shape, axis, in_plane, k) for k in range(count)]
+    places = [slice_place(affine, shape, axis, in_plane, k) for k in range(count)]
     headers = []
     for time in range(times):
         for k, (position_mm, offset_mm) in enumerate(places):
@@ -242,7 +239,7 @@ def write_like(
     shown = nib.orientations.apply_orientation(labels, volume.turn)  # a view
     count = volume.slice_count(plane)
     for frame, values in planes.items():
-        _cut(shown, plane, frame % count)[...] = values
+        cut(shown, plane, frame % count)[...] = values
     image = nib.Nifti1Image(labels, volume.affine)
     header = volume.header
     image.set_sform(volume.affine, int(header["sform_code"]) or 1)
@@ -306,47 +303,6 @@ def _affine(header: Any) -> tuple[Affine, bool]:
         return affine, placed
     # As a file without an affine is read: the first axis from right to left.
     return np.diag([-1.0, 1.0, 1.0, 1.0]), False
-
-
-def _place(
-    affine: Affine,
-    shape: tuple[int, ...],
-    axis: int,
-    in_plane: tuple[int, int],
-    k: int,
-) -> tuple[float, tuple[float, float]]:
-    """Return where slice k's first pixel lies: along the normal, and along rows and columns (mm).
-
-    axis: of the canonical volume, that the slices follow; in_plane: those that run down and along
-    a slice. In the patient coordinates of DICOM (LPS), so that the numbers equal those of a DICOM
-    series.
-    """
-    to_lps = np.diag([-1.0, -1.0, 1.0])
-    linear = affine[:3, :3]
-    translation = affine[:3, 3]
-    step = to_lps @ linear
-    # Shown rows and columns run against the RAS axes (see `_cut`).
-    down = -step[:, in_plane[0]]
-    down = down / np.linalg.norm(down)
-    along = -step[:, in_plane[1]]
-    along = along / np.linalg.norm(along)
-    normal = np.cross(along, down)
-    index = np.array([n - 1 for n in shape], dtype=np.float64)
-    index[axis] = shape[1] - 1 - k if axis == 1 else k
-    corner_ras = linear @ index + translation
-    corner = to_lps @ corner_ras
-    offset = (float(corner @ down), float(corner @ along))
-    return float(corner @ normal), offset
-
-
-def _cut(voxels: Voxels, plane: Plane, k: int) -> Voxels:
-    """Return slice k (H, W) of a RAS volume (X, Y, Z), laid as DICOM shows it."""
-    if plane == "axial":
-        return voxels[::-1, ::-1, k].T
-    if plane == "coronal":
-        from_behind = voxels.shape[1] - 1 - k
-        return voxels[::-1, from_behind, ::-1].T
-    return voxels[k, ::-1, ::-1].T
 
 
 def _scaled(picture: Voxels, slope: float | None, inter: float | None) -> Pixels:
