@@ -70,7 +70,8 @@ def _inflated(path: Path, stack: ExitStack) -> BinaryIO:
 
 def _on_disk(begun: BytesIO, stack: ExitStack) -> BinaryIO:
     """Return a file without a name, which is gone with the process, that has the bytes so far."""
-    file = stack.enter_context(tempfile.TemporaryFile())
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (the stack's caller closes it)
+    stack.enter_context(file)
     begun.seek(0)
     shutil.copyfileobj(begun, file, _BLOCK)
     return cast(BinaryIO, file)

@@ -241,11 +241,12 @@ def test_a_glob_without_effect_is_named(tmp_path, data, notes):
 
 
 def test_folders_of_tools_and_hidden_ones_are_left_out_counted_and_named(tmp_path):
-    for name in (".git/annex/k.png", "a/.ipynb_checkpoints/x.png", "@eaDir/x.png/t.jpg", ".p7/y.png",
-                 "__MACOSX/a/x.png", "a/.datalad/x.png", "b/.git/x.png"):  # fmt: skip
-        phantoms.write_png(tmp_path / name, DOT)
+    hidden = [".git/annex", "a/.ipynb_checkpoints", "@eaDir", ".p7", "__MACOSX/a", "a/.datalad"]
+    hidden.append("b/.git")
+    for folder in hidden:
+        phantoms.write_png(tmp_path / folder / "x.png", DOT)
     phantoms.write_png(tmp_path / "a/x.png", DOT)
-    (tmp_path / "a/linked.png").symlink_to("../.git/annex/k.png")
+    (tmp_path / "a/linked.png").symlink_to("../.git/annex/x.png")
     found = look(tmp_path)
     assert found.slices["path"].to_pylist() == ["a/linked.png", "a/x.png"]
     assert left_out_folders(found.files) == {
@@ -255,7 +256,7 @@ def test_folders_of_tools_and_hidden_ones_are_left_out_counted_and_named(tmp_pat
     assert set_aside(found.files) == {}
     assert reasons(found)["a/.datalad"] == "other"
     named = look(tmp_path, include=("**/.git/**", "a/*"))
-    of_git = [".git/annex/k.png", "b/.git/x.png"]
+    of_git = [".git/annex/x.png", "b/.git/x.png"]
     assert sorted(named.slices["path"].to_pylist()) == [
         of_git[0],
         "a/linked.png",
