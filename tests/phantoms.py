@@ -52,6 +52,8 @@ def dicom(pixels: np.ndarray, **tags: Any) -> Dataset:
     ds.StudyInstanceUID = "1.2.826.0.1.3680043.8.498.1111"
     ds.SeriesInstanceUID = "1.2.826.0.1.3680043.8.498.2222"
     ds.Modality = "CT"
+    ds.RescaleSlope = 1
+    ds.RescaleIntercept = 0
     for name, value in IDENTITY.items():
         setattr(ds, name, value)
     colour = pixels.ndim == 3 and pixels.shape[-1] == 3

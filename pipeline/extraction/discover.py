@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from pipeline.config.data import Data
 from pipeline.extraction.lone_slices import flag_lone_slices
 from pipeline.extraction.selection import Selection
 from pipeline.extraction.walk import walk
-from pipeline.io.decode import check_tags, read_headers
+from pipeline.io.decode import check_tags, read_headers, stored_pixels
 from pipeline.io.formats.limits import NO_PICTURE, as_unreadable
 from pipeline.io.formats.series import volumes
 from pipeline.io.formats.stacks import Place
@@ -141,7 +141,7 @@ def discover(
     places = pa.concat_tables([new, reopened])
     # Of a large collection, these tables are all there is in memory: none stays longer than needed.
     del known, live, unchanged_paths, new, to_reopen, reopened
-    grouped = as_table(_grouped(places), SLICE_SCHEMA)
+    grouped = as_table(_grouped(places, data.root), SLICE_SCHEMA)
     del places
     # Of all slices, since those of other series, old ones too, decide on it.
     slices = flag_lone_slices(pa.concat_tables([grouped, remaining]))
@@ -267,8 +267,12 @@ def opened_by(data: Data, plane: Plane, workers: int) -> Open:
     )
 
 
-def _grouped(places: pa.Table) -> Iterator[Row]:
+def _grouped(places: pa.Table, root: Path) -> Iterator[Row]:
     """Yield SLICE_SCHEMA rows: series by series, volume by volume, along the normal."""
+
+    def pixels_of(place: Place) -> str | None:
+        return stored_pixels(root / unescape_path(place.path))
+
     series = places["series"].combine_chunks().dictionary_encode()
     which = series.indices.to_numpy()
     if (np.diff(which) < 0).any():  # series that lie among each other
@@ -280,7 +284,7 @@ def _grouped(places: pa.Table) -> Iterator[Row]:
         # By address, since `volumes` knows no more of a slice.
         members = {(row["path"], row["frame"]): row for row in group}
         slices = [Place(row["path"], _header(row)) for row in members.values()]
-        for number, volume in enumerate(volumes(slices), start=1):
+        for number, volume in enumerate(volumes(slices, pixels_of), start=1):
             label = name if number == 1 else f"{name}.{number}"
             for place in volume:
                 header = place.header

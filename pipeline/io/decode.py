@@ -23,6 +23,7 @@ from pipeline.io.formats.registry import FORMATS
 from pipeline.io.sniff import sniff
 from pipeline.io.types import FrameRead
 from pipeline.types import Failure, Header, Plane, Slice
+from stores.errors import UnreadableError
 
 
 def check_tags(keywords: Sequence[str]) -> None:
@@ -56,6 +57,21 @@ def read_slices(
 def _reader_of(path: Path) -> FormatReader:
     """Return what reads a file, by its content. Raises UnreadableError."""
     return FORMATS[sniff(path)].reader()
+
+
+def stored_pixels(path: Path) -> str | None:
+    """Return the sha256 of a single-frame DICOM's pixels as stored; None for all other files.
+
+    Nothing is decoded.
+    """
+    try:
+        if sniff(path) != "dicom":
+            return None
+        from pipeline.io.formats import dicom  # heavy, and only few collections need it here
+
+        return dicom.stored_pixels(path)
+    except UnreadableError:
+        return None
 
 
 def read_frames(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[FrameRead]:

@@ -27,7 +27,10 @@ def data_files(path: Path) -> tuple[Path, ...]:
             start = file.read(START_BYTES)
     except OSError:
         return ()
-    known = FORMATS.get(recognise(start) or "")
+    name = recognise(start)
+    if name is None and path.name.lower().endswith(".hdr.gz"):
+        name = "nifti"
+    known = FORMATS.get(name or "")
     if known is None or known.data_files is None:
         return ()
     return known.data_files(path)

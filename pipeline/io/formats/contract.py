@@ -15,7 +15,7 @@ class FormatReader(Protocol):
     """The two functions of a module that reads files of one format.
 
     - Frames are counted from 0; a file's headers are those of all its frames, in this order.
-    - `read_headers` decodes no pixels.
+    - `read_headers` decodes no pixels, but where only they tell how many frames there are.
     - Pixels are float32 (H, W), C-contiguous, of the shape that the header says: HU for CT, scanner
       units or grey levels otherwise, higher is brighter, NaN is padding.
     - `read_slices` yields one item a frame, in the order of `frames`, which may repeat; a frame

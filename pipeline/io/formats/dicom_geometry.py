@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,34 +28,58 @@ _SHOWN = {
 }
 
 
-def macro(dataset: Dataset, frame: int, name: str) -> Dataset:
-    """Return what a frame's functional group `name` says: its own, the shared one, or the file."""
-    for groups, index in (
+def groups(dataset: Dataset, frame: int, name: str) -> Iterator[Dataset]:
+    """Yield what may speak of a frame: its functional group `name`, the shared one, the file."""
+    for sequences, index in (
         ("PerFrameFunctionalGroupsSequence", frame),
         ("SharedFunctionalGroupsSequence", 0),
     ):
-        sequence = dataset.get(groups)
+        sequence = dataset.get(sequences)
         if sequence is not None and index < len(sequence):
             group = sequence[index].get(name)
             if group:
-                first: Dataset = group[0]
-                return first
-    return dataset
+                yield group[0]
+    yield dataset
+
+
+def macro(dataset: Dataset, frame: int, name: str) -> Dataset:
+    """Return what a frame's functional group `name` says: its own, the shared one, or the file."""
+    return next(groups(dataset, frame, name))
 
 
 def floats(dataset: Dataset, name: str, count: int = 1) -> tuple[float, ...] | None:
-    """Return the first `count` values of an element, or None where it has not that many finite."""
+    """Return the first `count` values of an element, or None where it has not that many finite.
+
+    A comma in the place of the point is read as one: programs write it where a country does.
+    """
     try:
-        value: Any = dataset.get(name)
-        if value is None or value == "":
-            return None
-        several = [value] if isinstance(value, (str, int, float)) else list(value)
-        numbers = tuple(float(number) for number in several[:count])
-    except (ValueError, TypeError, OverflowError, AttributeError):
+        numbers = tuple(map(_number, _values(dataset, name)[:count]))
+    except (ValueError, TypeError, OverflowError):
         return None
     if len(numbers) < count or not all(map(math.isfinite, numbers)):
         return None
     return numbers
+
+
+def has_commas(dataset: Dataset, name: str) -> bool:
+    """Return whether a number of an element has a comma in the place of the point."""
+    return any(isinstance(value, str) and "," in value for value in _values(dataset, name))
+
+
+def _values(dataset: Dataset, name: str) -> list[Any]:
+    """Return the values of an element, none where it is absent, empty or contradicts its type."""
+    try:
+        value: Any = dataset.get(name)
+        if value is None or value == "":
+            return []
+        return [value] if isinstance(value, (str, int, float)) else list(value)
+    except (ValueError, TypeError, OverflowError, AttributeError):
+        return []
+
+
+def _number(value: Any) -> float:
+    # What is no number stays text, as pydicom reads it here.
+    return float(value.replace(",", ".")) if type(value) is str else float(value)
 
 
 def positive(dataset: Dataset, name: str, count: int = 1) -> tuple[float, ...] | None:

@@ -6,16 +6,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from gzip import BadGzipFile
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from isal import igzip
-
+from pipeline.io.formats.gzip_stream import MAGIC, end_of_gzip, open_gzip
 from pipeline.io.formats.limits import MAX_FILE_BYTES
 from stores.errors import UnreadableError
 
-GZIP = b"\x1f\x8b"
 # Pictures shrink to a half or a quarter, blank ones to a thousandth. A gzipped file may hold this
 # many times its bytes, and a large one no less than what one blank picture takes.
 _RATIO = 100
@@ -32,12 +31,19 @@ def open_inflated(path: Path) -> Iterator[BinaryIO]:
     Raises UnreadableError: `too-large` where it holds more than can be meant.
     """
     with path.open("rb") as file:
-        if file.read(2) != GZIP:
+        if file.read(2) != MAGIC:
             file.seek(0)
             yield file
             return
     with ExitStack() as stack:
-        yield _inflated(path, stack)
+        try:
+            stream = _inflated(path, None, stack)
+        except BadGzipFile:
+            end = end_of_gzip(path)  # of a whole stream, behind which the file goes on
+            if end is None:
+                raise
+            stream = _inflated(path, end, stack)
+        yield stream
 
 
 def stream_size(stream: BinaryIO) -> int:
@@ -48,15 +54,15 @@ def stream_size(stream: BinaryIO) -> int:
     return size
 
 
-def _inflated(path: Path, stack: ExitStack) -> BinaryIO:
+def _inflated(path: Path, end: int | None, stack: ExitStack) -> BinaryIO:
     """Return what a gzipped file holds, at its start; no size that it tells is believed.
 
-    stack: closes it.
+    end: where its stream ends, if before the file. stack: closes what is returned.
     """
     most = min(MAX_FILE_BYTES, max(_FREE_BYTES, path.stat().st_size * _RATIO))
     target: BinaryIO = BytesIO()
     done = 0
-    with igzip.open(path, "rb") as source:  # type: ignore[no-untyped-call]
+    with open_gzip(path, end) as source:
         while block := source.read(_BLOCK):
             done += len(block)
             if done > most:

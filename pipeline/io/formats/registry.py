@@ -11,6 +11,8 @@ from pipeline.io.formats.contract import Format
 from pipeline.io.formats.itk_text import data_files as itk_data_files
 from pipeline.io.formats.meta_text import is_meta_image
 from pipeline.io.formats.nrrd_text import MAGIC as NRRD
+from pipeline.io.formats.pair import data_files as pair_data_files
+from pipeline.io.formats.pair import is_analyze
 
 # Bytes of a file's start that are looked at: more than the last signature needs.
 START_BYTES = 540
@@ -26,7 +28,11 @@ FORMATS: dict[str, Format] = {
         gzipped=True,
     ),
     "nifti": Format(
-        "pipeline.io.formats.nifti", signatures=((344, b"n+1\0"), (4, b"n+2\0")), gzipped=True
+        "pipeline.io.formats.nifti",
+        signatures=((344, b"n+1\0"), (344, b"ni1\0"), (4, b"n+2\0"), (4, b"ni2\0")),
+        resembles=is_analyze,
+        gzipped=True,
+        data_files=pair_data_files,
     ),
     "raster": Format(
         "pipeline.io.formats.raster",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.types import Header
@@ -13,6 +13,8 @@ COPY = "copy"
 # that is less: slices of a micro-CT lie some micrometres apart.
 _SAME_MM = 0.01
 _SAME_PIXELS = 0.1
+# From this place on in `Header.order`, what an export may give anew: creation, and number.
+_EXPORTED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,10 @@ class Place:
         return Place(self.path, replace(self.header, flags=flags))
 
 
+# A slice -> what its pixels are told by, None where that is not to be had cheaply.
+PixelsOf = Callable[[Place], str | None]
+
+
 @dataclass(frozen=True)
 class Copies:
     """Slices without their copies, and the copies (flagged) by the name of what they are of."""
@@ -49,11 +55,13 @@ class Copies:
         return places
 
 
-def copies_of(group: Iterable[Place]) -> Copies:
+def copies_of(group: Iterable[Place], pixels_of: PixelsOf | None = None) -> Copies:
     """Tell slices from their copies; the first file's is the original.
 
     A copy has the SOPInstanceUID of another and all else that its header says of place and time:
-    careless anonymisation gives one UID to pictures that differ.
+    careless anonymisation gives one UID to pictures that differ. Or it has another UID and the
+    pixels of a slice from which nothing in its header tells it apart but the numbers and moments
+    that a second export gives anew.
     """
     first: dict[object, Place] = {}
     originals: list[Place] = []
@@ -77,7 +85,48 @@ def copies_of(group: Iterable[Place]) -> Copies:
             originals.append(place)
         else:
             by_original[original.name].append(place.flagged(COPY))
+    if pixels_of is not None:
+        originals = _without_equal_pixels(originals, by_original, pixels_of)
     return Copies(originals, by_original)
+
+
+def _without_equal_pixels(
+    originals: list[Place], by_original: dict[tuple[str, int], list[Place]], pixels_of: PixelsOf
+) -> list[Place]:
+    """Move slices with the pixels of another of their place to its copies; return the others.
+
+    Only where that is so at half of the places that come up again: a blank slice is at the ends of
+    many a volume, and equal in all of its time points.
+    """
+    alike: dict[object, list[Place]] = defaultdict(list)
+    for place in originals:
+        header = place.header
+        if header.instance is not None and header.position_mm is not None:
+            known = (header.labels, header.order[:_EXPORTED])
+            alike[header.position_mm, header.offset_mm, known].append(place)
+    repeated = [places for places in alike.values() if len(places) > 1]
+    copies: dict[tuple[str, int], Place] = {}
+    places_with_copies = 0
+    for places in repeated:
+        first: dict[str, Place] = {}
+        count_before = len(copies)
+        for place in places:
+            pixels = pixels_of(place)
+            original = first.setdefault(pixels, place) if pixels is not None else place
+            if original is not place:
+                copies[place.name] = original
+        places_with_copies += len(copies) > count_before
+    if 2 * places_with_copies < len(repeated):
+        return originals
+    remaining = []
+    for place in originals:
+        copied = copies.get(place.name)
+        if copied is None:
+            remaining.append(place)
+        else:
+            by_original[copied.name].append(place.flagged(COPY))
+            by_original[copied.name].extend(by_original.pop(place.name, ()))
+    return remaining
 
 
 def same_mm(group: Sequence[Place]) -> float:
