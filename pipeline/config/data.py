@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.modalities import modality_code
 from pipeline.config.tasks import Missing, Uncertain
 from pipeline.recipe import Output, PatchTokens, Precision, Treatment
 from pipeline.types import Frozen
@@ -22,6 +23,9 @@ class Data(Frozen):
     tags: DICOM keywords, such as AccessionNumber, whose values labels are keyed by. paths: whether
     the store hides the names of folders and files, which may name patients, or keeps them. only:
     "masked" embeds those slices alone that have a mask file (see `Masks`), of a volume all.
+    leave_out: flags of the slice table, such as secondary-capture, burned-in or localizer, whose
+    slices are not embedded. Hidden folders, what systems and tools keep for themselves, and stores
+    of radprobe are never searched, unless a glob of `include` has their name.
     """
 
     root: Path
@@ -32,6 +36,12 @@ class Data(Frozen):
     tags: tuple[str, ...] = ()
     paths: Literal["hide", "keep"] = "hide"
     only: Literal["all", "masked"] = "all"
+    leave_out: tuple[str, ...] = ()
+
+    @field_validator("modality")
+    @classmethod
+    def _codes(cls, value: dict[str, str]) -> dict[str, str]:
+        return {glob: modality_code(word) for glob, word in value.items()}
 
     @field_validator("patient")
     @classmethod

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
-from pipeline.config.yaml_text import parse_yaml
+from pipeline.config.yaml_text import RepeatedKeyError, parse_yaml
 from pipeline.shared.private import keep_private
 from pipeline.types import Frozen
 from stores.errors import ConfigError
@@ -53,6 +53,8 @@ def read_keys(path: Path, what: str) -> dict[Any, Any]:
         raise ConfigError(f"The {what} {str(path)!r} cannot be read: {error}.") from None
     try:
         data = parse_yaml(text)
+    except RepeatedKeyError as error:
+        raise ConfigError(f"In the {what} {str(path)!r}, {error}.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"The {what} {str(path)!r} is not YAML: {error}.") from None
     if not isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""YAML as data, of bounded depth and size: nobody knows who wrote a config that was passed on."""
+"""YAML as data, of bounded depth and size, no key twice: configs are passed on by strangers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ MAX_DEPTH = 40
 # Of nodes, an alias counted as often as it is used: a page of aliases may stand for billions.
 MAX_NODES = 100_000
 
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class RepeatedKeyError(yaml.YAMLError):
+    """A mapping has one key twice, of which a plain reader would drop the first without a word."""
+
 
 class _BoundedLoader(yaml.SafeLoader):
-    """Reads what `yaml.safe_load` does, unless it nests, repeats or names itself without end."""
+    """Reads what `yaml.safe_load` does, unless it nests or names itself without end."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -25,14 +31,14 @@ class _BoundedLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Return a node; raises ComposerError where the document is too deep or too large."""
         if self.check_event(AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self._mark()
             node = super().compose_node(parent, index)
             size = self._sizes.get(id(node))
             if size is None:
                 raise yaml.composer.ComposerError(None, None, "an alias refers to itself", mark)
             self._count(size, mark)
             return node
-        mark = self.peek_event().start_mark
+        mark = self._mark()
         before = self._nodes
         self._depth += 1
         self._count(1, mark)
@@ -43,6 +49,28 @@ class _BoundedLoader(yaml.SafeLoader):
         self._depth -= 1
         self._sizes[id(node)] = self._nodes - before
         return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return a mapping as written, its keys unique (YAML 1.2, 3.2.1.1), before `<<` merges."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            # `<<` is no key of the mapping, and several may be merged.
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            line = key.start_mark.line + 1
+            written = (key.tag, key.value)
+            if written in lines:
+                raise RepeatedKeyError(
+                    f"the key {key.value!r} stands twice, in lines {lines[written]} and {line}: "
+                    "keep one"
+                )
+            lines[written] = line
+        return node
+
+    def _mark(self) -> Any:
+        """Return where the next event stands."""
+        return self.peek_event().start_mark  # type: ignore[no-untyped-call]
 
     def _count(self, nodes: int, mark: Any) -> None:
         self._nodes += nodes

@@ -27,6 +27,7 @@ from pipeline.annotations.patients import note_patients, patients_by_labels
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
+from pipeline.io.detached import content_digest
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import (
@@ -39,7 +40,6 @@ from pipeline.shared.pseudonyms import (
     reveal_path,
 )
 from stores import ArraySpec, FeatureStore
-from stores._disk import file_sha256
 from stores.errors import (
     ConfigError,
     LabelError,
@@ -236,8 +236,8 @@ class Look:
 
     reconciled: the slices with their rows and real paths, and what changed. slices, files
     (SLICE_SCHEMA, FILE_SCHEMA): the tables that the store is to have, with paths as it shows them.
-    unchanged: the store has these tables already. unmasked: how many slices were left out, as
-    `data.only` asks.
+    unchanged: the store has these tables already. unmasked, flagged: how many slices were left out,
+    as `data.only` and `data.leave_out` ask. notes: what of the config had no effect.
     """
 
     reconciled: Reconciled
@@ -245,6 +245,8 @@ class Look:
     files: pa.Table
     unchanged: bool
     unmasked: int
+    flagged: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -252,6 +254,8 @@ class Look:
         counts = self.reconciled.counts
         if self.unmasked:
             counts["unmasked"] = self.unmasked
+        if self.flagged:
+            counts["left out by their flags"] = self.flagged
         return counts
 
 
@@ -312,7 +316,8 @@ def _first_look(config: Config) -> Look:
     key = bytes(32)
     stored = SLICE_SCHEMA.empty_table()
     discovery = discover(config.data, key, plane=config.preprocess.plane)
-    slices = _selected(config, discovery.slices, stored, key)
+    candidates, notes = _without_flags(discovery.slices, config.data.leave_out)
+    slices = _selected(config, candidates, stored, key)
     nothing = Known(pa.array([], pa.string()), lambda row: None, lambda path: None, boundary=0)
     reconciled = reconcile(stored, slices, nothing)
     return Look(
@@ -320,7 +325,9 @@ def _first_look(config: Config) -> Look:
         reconciled.slices,
         discovery.files,
         unchanged=False,
-        unmasked=len(discovery.slices) - len(slices),
+        unmasked=len(candidates) - len(slices),
+        flagged=len(discovery.slices) - len(candidates),
+        notes=(*discovery.notes, *notes),
     )
 
 
@@ -356,7 +363,8 @@ def _look(
 
     # Slices are left out before rows are given, so that none takes a row that must not have one:
     # those of a patient who was withdrawn by name, then those that are not wanted.
-    candidates = _without_patients(config, discovery.slices, tables.withdrawn, key)
+    of_patients = _without_patients(config, discovery.slices, tables.withdrawn, key)
+    candidates, notes = _without_flags(of_patients, config.data.leave_out)
     slices = _selected(config, candidates, stored.slices, key)
     # A digest of an earlier look says nothing where every file is to be hashed again.
     files_before = stored.files.slice(0, 0) if rehash else stored.files
@@ -372,8 +380,16 @@ def _look(
     unchanged = new_slices.equals(tables.slices) and new_files.equals(
         tables.files, check_metadata=True
     )
-    unmasked = len(candidates) - len(slices)
-    return Look(reconciled, new_slices, new_files, unchanged, unmasked), tables.seen
+    this_look = Look(
+        reconciled,
+        new_slices,
+        new_files,
+        unchanged,
+        unmasked=len(candidates) - len(slices),
+        flagged=len(of_patients) - len(candidates),
+        notes=(*discovery.notes, *notes),
+    )
+    return this_look, tables.seen
 
 
 # Where the file table's metadata has the rules by which its files were read.
@@ -429,6 +445,24 @@ def _patients_by_labels(config: Config, slices: pa.Table, names: Names) -> NDArr
                 error,
             )
     return np.full(len(slices), None, dtype=object)
+
+
+def _without_flags(slices: pa.Table, unwanted: tuple[str, ...]) -> tuple[pa.Table, list[str]]:
+    """Return the slices that have none of the flags, and a sentence for each flag that none has."""
+    if not unwanted:
+        return slices, []
+    lists = slices["flags"].combine_chunks()
+    flags = pc.list_flatten(lists)
+    owners = pc.list_parent_indices(lists).filter(pc.is_in(flags, pa.array(unwanted)))
+    wanted = np.ones(len(slices), bool)
+    wanted[owners.to_numpy()] = False
+    there = set(pc.unique(flags).to_pylist())
+    notes = []
+    for flag in unwanted:
+        if flag not in there:
+            others = f"There are: {', '.join(sorted(there))}." if there else "There are none."
+            notes.append(f"data.leave_out: no slice has the flag {flag!r}. {others}")
+    return where(slices, pa.array(wanted)), notes
 
 
 def _known(
@@ -514,8 +548,8 @@ class _FileDigests:
 
 
 def _sha256(path: Path) -> str | None:
-    """Return the sha256 of a file, as hex; None where it cannot be read."""
+    """Return the sha256 of an image's bytes, as hex; None where they cannot be read."""
     try:
-        return file_sha256(path)
+        return content_digest(path)
     except OSError:
         return None
