@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.io.detached import content_digest
 from pipeline.io.digests import narrow, pixel_digest
 from pipeline.io.formats.contract import FormatReader
 from pipeline.io.formats.limits import as_unreadable
@@ -22,7 +23,6 @@ from pipeline.io.formats.registry import FORMATS
 from pipeline.io.sniff import sniff
 from pipeline.io.types import FrameRead, StoredPixels
 from pipeline.types import Failure, Header, Plane, Slice
-from stores._disk import file_sha256
 from stores.errors import UnreadableError
 
 
@@ -83,7 +83,7 @@ def read_frames(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Fra
     digest: str | None = None
     started = time.perf_counter()
     try:
-        digest = file_sha256(path)
+        digest = content_digest(path)
         for item in read_slices(path, frames, plane):
             pixels: str | None = None
             if isinstance(item, Slice):

@@ -48,13 +48,15 @@ class Format:
     module: a FormatReader, imported when the first of its files is read. signatures: bytes and the
     place where they stand, one of which each file of the format has. resembles: whether a file
     without any format's signature could be one of these, by its first bytes. gzipped: whether its
-    files are also read gzipped.
+    files are also read gzipped. data_files: which other files have the voxels of one that is a
+    header alone, for formats that have such; it imports nothing heavy.
     """
 
     module: str
     signatures: tuple[tuple[int, bytes], ...]
     resembles: Callable[[bytes], bool] | None = None
     gzipped: bool = False
+    data_files: Callable[[Path], tuple[Path, ...]] | None = None
 
     def has_signature(self, start: bytes) -> bool:
         """Return whether a file that starts with these bytes has a signature of the format."""

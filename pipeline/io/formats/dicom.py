@@ -52,6 +52,7 @@ from pipeline.io.formats.dicom_rules import (
 from pipeline.io.formats.dicom_scaling import with_scaling
 from pipeline.io.formats.dicom_tags import tag_values
 from pipeline.io.formats.dicom_values import slice_of
+from pipeline.io.formats.inflate import open_inflated, stream_size
 from pipeline.io.formats.limits import as_unreadable
 from pipeline.io.types import StoredPixels
 from pipeline.types import Failure, Header, Plane, Slice
@@ -95,8 +96,9 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return a header for each frame, or each tile of a mosaic. Raises UnreadableError."""
     with _quiet():
         try:
-            dataset, pixels = _read_until_pixels(path)
-            frames = check(dataset, pixels, path)
+            with open_inflated(path) as file:
+                dataset, pixels = _read_until_pixels(file)
+                frames = check(dataset, pixels, stream_size(file))
             values = tag_values(dataset, tags)
             tiles = _tiles(dataset, path)
             if tiles is not None:
@@ -117,14 +119,14 @@ def stored_pixels(path: Path) -> StoredPixels | None:
     """
     with _quiet():
         try:
-            dataset, pixels = _read_until_pixels(path)
-            check(dataset, pixels, path)
-            assert pixels is not None
-            deflated = syntax_of(dataset) == uid.DeflatedExplicitVRLittleEndian
-            if deflated or frame_count(dataset) > 1:
-                return None
-            length = pixels.length if pixels.length is not None else -1
-            with path.open("rb") as file:
+            with open_inflated(path) as file:
+                dataset, pixels = _read_until_pixels(file)
+                check(dataset, pixels, stream_size(file))
+                assert pixels is not None
+                deflated = syntax_of(dataset) == uid.DeflatedExplicitVRLittleEndian
+                if deflated or frame_count(dataset) > 1:
+                    return None
+                length = pixels.length if pixels.length is not None else -1
                 file.seek(pixels.offset)
                 stored = file.read(length)
             is_blank = not stored.strip(stored[:1])
@@ -193,10 +195,10 @@ def _quiet() -> Iterator[None]:
 # --- the file -------------------------------------------------------------------------------------
 
 
-def _read_until_pixels(path: Path) -> tuple[Dataset, PixelElement | None]:
+def _read_until_pixels(file: BinaryIO) -> tuple[Dataset, PixelElement | None]:
     """Return all that stands before the pixels, and where they begin. Raises UnreadableError."""
-    refuse_deflation_bomb(path)
-    stored = path.stat().st_size
+    stored = stream_size(file)
+    refuse_deflation_bomb(file, stored)
     pixels: list[PixelElement] = []
     overlong = False
 
@@ -210,11 +212,10 @@ def _read_until_pixels(path: Path) -> tuple[Dataset, PixelElement | None]:
             overlong = True
         return bool(pixels)
 
-    with path.open("rb") as file:
-        stop: Callable[..., bool] = stop_at
-        dataset = read_partial(file, stop_when=stop, force=True)
-        if pixels:
-            return dataset, pixels[0]
+    stop: Callable[..., bool] = stop_at
+    dataset = read_partial(file, stop_when=stop, force=True)
+    if pixels:
+        return dataset, pixels[0]
     # A deflated file is read from memory, where its elements' places say nothing of the file.
     deflated = syntax_of(dataset) == uid.DeflatedExplicitVRLittleEndian
     if (overlong and not deflated) or not len(dataset):
@@ -227,11 +228,12 @@ def _open(path: Path, stack: ExitStack) -> _Picture:
 
     stack: closes the file.
     """
-    dataset, pixels = _read_until_pixels(path)
-    check(dataset, pixels, path)
+    stream = stack.enter_context(open_inflated(path))
+    dataset, pixels = _read_until_pixels(stream)
+    check(dataset, pixels, stream_size(stream))
     assert pixels is not None
-    stream: BinaryIO = stack.enter_context(path.open("rb"))
     if syntax_of(dataset) == uid.DeflatedExplicitVRLittleEndian:
+        stream.seek(0)
         inflated = pydicom.dcmread(stream, force=True)
         stream = BytesIO(inflated[pixels.keyword].value)
     else:

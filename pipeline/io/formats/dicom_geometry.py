@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from pipeline.io.formats.dicom_classes import SECONDARY_CAPTURE, capture_flags
+from pipeline.io.formats.localizers import LOCALIZER
 from pipeline.types import Header
 
 Floats = NDArray[np.float64]
@@ -263,10 +265,11 @@ def place(
 
 
 def flags(dataset: Dataset, frame: int) -> tuple[str, ...]:
-    """Return what the header itself says is unusual: a localizer, a tilted gantry."""
-    oddities = []
-    if "LOCALIZER" in image_type(dataset, frame):
-        oddities.append("localizer")
+    """Return what the header itself says is unusual: localizers, saved screens, tilted gantries."""
+    kind = image_type(dataset, frame)
+    oddities = capture_flags(dataset, kind)
+    if "LOCALIZER" in kind:
+        oddities.append(LOCALIZER)
     tilt = floats(dataset, "GantryDetectorTilt")
     if tilt is not None and abs(tilt[0]) > _TILTED:
         oddities.append("gantry-tilt")
@@ -286,11 +289,14 @@ def image_type(dataset: Dataset, frame: int) -> tuple[str, ...]:
 def _volume(dataset: Dataset, frame: int) -> str:
     """Return a text that differs between slices that cannot be of one volume."""
     content = macro(dataset, frame, "FrameContentSequence")
+    kind = image_type(dataset, frame)
     parts = (
         f"{dataset.Rows}x{dataset.Columns}",
         text(content, "StackID") or "",
         # What is shown. Further values are the maker's own (PS3.3 C.8.2.1.1.1).
-        "/".join(image_type(dataset, frame)[2:3]),
+        "/".join(kind[2:3]),
+        # A saved screen among slices is none of them, even where it bears their place.
+        SECONDARY_CAPTURE if SECONDARY_CAPTURE in capture_flags(dataset, kind) else "",
     )
     return "|".join(parts)
 

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2, plain or gzipped: slices of the canonical orientation.
+"""NIfTI-1, NIfTI-2 and Analyze 7.5, in one file or two: slices of the canonical orientation.
 
 - The array is turned so that its axes run to the patient's right, anterior and superior (RAS);
   nothing is interpolated, so an oblique volume keeps its obliqueness and is flagged.
@@ -6,6 +6,7 @@
   superior, rows running to posterior and columns to the patient's left; coronal from anterior to
   posterior and sagittal from left to right, rows running to inferior.
 - frame = time point * slices + slice.
+- A header (.hdr) whose voxels lie beside it (.img) is the image, and tells where they are.
 - A gzipped file is never held as a whole: it is checked in one pass, so that nothing of a damaged
   file is taken for an image, and read in a second, a slice at a time where the slices follow each
   other in the file, else a time point.
@@ -34,6 +35,8 @@ from pipeline.io.formats.limits import (
     luma,
 )
 from pipeline.io.formats.nifti_header import MENDED, Affine, NiftiHeader, read_header
+from pipeline.io.formats.pair import voxels_of
+from pipeline.io.formats.planes import AXIS, OBLIQUE, cut, slice_place
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
@@ -42,10 +45,6 @@ Pixels = NDArray[np.float32]  # (H, W)
 
 TRAILING_BYTES = "trailing-bytes"
 
-# Axis of the RAS array that the slices of a plane follow, and its direction along their normal.
-_AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
-# Beyond this angle between volume and patient axes (radians, 1 degree) a volume is oblique.
-_OBLIQUE = 0.0175
 _FREE_BYTES = 2**20
 # Fields of voxels that are colours.
 _COLOURS = (("R", "G", "B"), ("R", "G", "B", "A"))
@@ -54,7 +53,10 @@ _BLOCK = 2**20
 
 
 class _Volume:
-    """An opened file: its header, checked, and where the voxels begin."""
+    """An opened file: its header, checked, and where the voxels begin.
+
+    path: of the file that has the voxels; of a pair, not that of the header.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,14 +66,20 @@ class _Volume:
         # Where a gzipped stream ends, if the file goes on.
         self.end: int | None = None
         self.header = self._read_header()
+        if self.header.paired:
+            self.path = voxels_of(path)
+            with self.path.open("rb") as file:
+                self.zipped = file.read(2) == MAGIC
+            self.stored = self.path.stat().st_size
+            self.end = None
         self.shape = self.header.shape
         self.dtype = self.header.raw.get_data_dtype()
         self.offset = self.header.offset
         self._check()
         # The search decompresses all: only where the file's end does not state its voxels' size.
         size = self.offset + math.prod(self.shape) * self.dtype.itemsize
-        if self.zipped and self.end is None and stated_size(path) != size % 2**32:
-            self.end = end_of_gzip(path)
+        if self.zipped and self.end is None and stated_size(self.path) != size % 2**32:
+            self.end = end_of_gzip(self.path)
         self.affine = self.header.affine
         self.turn = nib.orientations.io_orientation(self.affine)
 
@@ -91,7 +99,7 @@ class _Volume:
     def flags(self) -> tuple[str, ...]:
         """What is odd about the file."""
         oddities = [] if self.header.placed else ["no-orientation"]
-        if obliquity(self.affine).max() > _OBLIQUE:
+        if obliquity(self.affine).max() > OBLIQUE:
             oddities.append("oblique")
         if self.header.mended:
             oddities.append(MENDED)
@@ -125,7 +133,7 @@ class _Volume:
         pieces, places = self._pieces(frames, plane)
         for piece, place in zip(pieces, places, strict=True):
             turned = nib.orientations.apply_orientation(piece, self.turn)
-            yield _cut(cast(Voxels, turned), plane, place)
+            yield cut(cast(Voxels, turned), plane, place)
 
     def _pieces(self, frames: Sequence[int], plane: Plane) -> tuple[Iterator[Voxels], list[int]]:
         """Return stored voxels (X, Y, Z) with each frame, and which slice of them it is.
@@ -145,9 +153,9 @@ class _Volume:
             pieces = (stored[..., time] for time in times)
             return pieces, places
         stored_axis, direction = self.turn[2]  # the RAS axis along which the file goes slowest
-        if int(stored_axis) != _AXIS[plane]:
+        if int(stored_axis) != AXIS[plane]:
             return self._inflated(times, self.shape[:3]), places
-        # Slices of a plane follow their RAS axis upwards, coronal ones downwards (see `_cut`).
+        # Slices of a plane follow their RAS axis upwards, coronal ones downwards (`planes.cut`).
         downwards = plane == "coronal"
         if (direction < 0) != downwards:
             places = [count - 1 - place for place in places]
@@ -207,14 +215,14 @@ class _Volume:
     def slice_count(self, plane: Plane) -> int:
         """Return how many slices of a plane a time point has."""
         shape, _ = self.canonical()
-        return shape[_AXIS[plane]]
+        return shape[AXIS[plane]]
 
 
 def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return a header for each slice of each time point. Raises UnreadableError."""
     volume = _open(path)
     shape, affine = volume.canonical()
-    axis = _AXIS[plane]
+    axis = AXIS[plane]
     count = shape[axis]
     times = volume.shape[3]
     down_axis, along_axis = (a for a in (2, 1, 0) if a != axis)
@@ -226,7 +234,7 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     flags = volume.flags
     # Once for all time points, which lie at the same places.
     in_plane = (down_axis, along_axis)
-    places = [_place(affine, shape, axis, in_plane, k) for k in range(count)]
+    places = [slice_place(affine, shape, axis, in_plane, k) for k in range(count)]
     headers = []
     for time in range(times):
         for k, (position_mm, offset_mm) in enumerate(places):
@@ -279,13 +287,15 @@ def write_like(
     shown = nib.orientations.apply_orientation(labels, volume.turn)  # a view
     count = volume.slice_count(plane)
     for frame, values in planes.items():
-        _cut(shown, plane, frame % count)[...] = values
+        cut(shown, plane, frame % count)[...] = values
     # Of the lengths as they were read, whatever the file's unit is.
     image = nib.Nifti1Image(labels, volume.affine)
     raw = volume.header.raw
-    image.set_sform(volume.affine, int(raw["sform_code"]) or 1)
-    image.set_qform(volume.affine, int(raw["qform_code"]))
-    image.header.set_xyzt_units("mm", raw.get_xyzt_units()[1])
+    image.header.set_xyzt_units("mm")
+    if not volume.header.is_analyze:
+        image.set_sform(volume.affine, int(raw["sform_code"]) or 1)
+        image.set_qform(volume.affine, int(raw["qform_code"]))
+        image.header.set_xyzt_units("mm", raw.get_xyzt_units()[1])
     nib.save(image, out)
 
 
@@ -311,47 +321,6 @@ def _fill(array: Voxels, stream: BinaryIO) -> Voxels:
 def _into(stream: BinaryIO, room: memoryview) -> int:
     """Fill some bytes from a stream; return how many, none at its end."""
     return int(stream.readinto(room))  # type: ignore[attr-defined]
-
-
-def _place(
-    affine: Affine,
-    shape: tuple[int, ...],
-    axis: int,
-    in_plane: tuple[int, int],
-    k: int,
-) -> tuple[float, tuple[float, float]]:
-    """Return where slice k's first pixel lies: along the normal, and along rows and columns (mm).
-
-    axis: of the canonical volume, that the slices follow; in_plane: those that run down and along
-    a slice. In the patient coordinates of DICOM (LPS), so that the numbers equal those of a DICOM
-    series.
-    """
-    to_lps = np.diag([-1.0, -1.0, 1.0])
-    linear = affine[:3, :3]
-    translation = affine[:3, 3]
-    step = to_lps @ linear
-    # Shown rows and columns run against the RAS axes (see `_cut`).
-    down = -step[:, in_plane[0]]
-    down = down / np.linalg.norm(down)
-    along = -step[:, in_plane[1]]
-    along = along / np.linalg.norm(along)
-    normal = np.cross(along, down)
-    index = np.array([n - 1 for n in shape], dtype=np.float64)
-    index[axis] = shape[1] - 1 - k if axis == 1 else k
-    corner_ras = linear @ index + translation
-    corner = to_lps @ corner_ras
-    offset = (float(corner @ down), float(corner @ along))
-    return float(corner @ normal), offset
-
-
-def _cut(voxels: Voxels, plane: Plane, k: int) -> Voxels:
-    """Return slice k (H, W) of a RAS volume (X, Y, Z), laid as DICOM shows it."""
-    if plane == "axial":
-        return voxels[::-1, ::-1, k].T
-    if plane == "coronal":
-        from_behind = voxels.shape[1] - 1 - k
-        return voxels[::-1, from_behind, ::-1].T
-    return voxels[k, ::-1, ::-1].T
 
 
 def _scaled(picture: Voxels, slope: float | None, inter: float | None) -> Pixels:

@@ -15,8 +15,10 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 from nibabel.quaternions import quat2mat
+from nibabel.spm2analyze import Spm2AnalyzeHeader
 from numpy.typing import NDArray
 
+from pipeline.io.formats.pair import is_analyze, is_pair
 from stores.errors import UnreadableError
 
 Affine = NDArray[np.float64]  # (4, 4): voxel -> mm, RAS
@@ -37,7 +39,8 @@ class NiftiHeader:
 
     raw: nibabel's. shape: (x, y, z, time). affine: voxel -> mm (RAS). placed: whether the file says
     how the volume lies in the patient. unit_mm: of the lengths in `raw`. known_spacing: which of
-    x, y, z have a spacing. mended: whether something in it was wrong.
+    x, y, z have a spacing. mended: whether something in it was wrong. paired: whether the voxels
+    lie in a file of their own; is_analyze: whether it is none of NIfTI, but of Analyze 7.5.
     """
 
     raw: Any
@@ -47,24 +50,34 @@ class NiftiHeader:
     unit_mm: float
     known_spacing: tuple[bool, bool, bool]
     mended: bool
+    paired: bool
+    is_analyze: bool
 
     @property
     def offset(self) -> int:
-        """Where the voxels begin (bytes)."""
-        return _offset(self.raw)
+        """Where the voxels begin (bytes) in their file."""
+        return _offset(self.raw, 0 if self.paired else int(self.raw.single_vox_offset))
 
 
 def read_header(stream: BinaryIO) -> NiftiHeader:
-    """Return the NIfTI-1 or -2 header at the start of a stream, in either byte order.
+    """Return the NIfTI-1, NIfTI-2 or Analyze header at the start of a stream, in any byte order.
 
     Raises UnreadableError.
     """
-    raw = _raw_header(stream)
-    _offset(raw)  # raises where it is none
+    start = stream.read(540)
+    analyze = is_analyze(start)
+    raw = _raw_header(start, analyze=analyze)
     shape, shape_mended = _four_dimensions(raw)
     spacing = _spacing(raw, shape)
-    placement = _placement(raw, spacing.steps)
-    unit_mm = _MILLIMETRES.get(int(raw["xyzt_units"]) & 7, 1.0)
+    if analyze:
+        # Nothing says how it lies: as nibabel (and SPM) has it, about its origin.
+        affine = np.asarray(raw.get_best_affine(), dtype=np.float64)
+        usable = affine if _is_usable(affine) else _middle(raw, spacing.steps)
+        placement = _Placement(usable, placed=False, by_spacing=True, mended=False)
+        unit_mm = 1.0
+    else:
+        placement = _placement(raw, spacing.steps)
+        unit_mm = _MILLIMETRES.get(int(raw["xyzt_units"]) & 7, 1.0)
     affine = placement.affine.copy()
     affine[:3] *= unit_mm
     mended = shape_mended or placement.mended
@@ -72,24 +85,37 @@ def read_header(stream: BinaryIO) -> NiftiHeader:
     if placement.by_spacing:
         mended = mended or spacing.mended
         known = spacing.known
-    return NiftiHeader(raw, shape, affine, placement.placed, unit_mm, known, mended)
+    header = NiftiHeader(
+        raw,
+        shape,
+        affine,
+        placement.placed,
+        unit_mm,
+        known,
+        mended,
+        paired=analyze or is_pair(start),
+        is_analyze=analyze,
+    )
+    header.offset  # noqa: B018 (raises where it is none)
+    return header
 
 
-def _raw_header(stream: BinaryIO) -> Any:
-    start = stream.read(540)
-    kind = nib.Nifti2Header if start[4:7] == b"n+2" else nib.Nifti1Header
-    size = 540 if kind is nib.Nifti2Header else 348
+def _raw_header(start: bytes, *, analyze: bool) -> Any:
+    is_second = start[4:7] in (b"n+2", b"ni2")
+    kind = nib.Nifti2Header if is_second else nib.Nifti1Header
+    if analyze:
+        kind = Spm2AnalyzeHeader
+    size = 540 if is_second else 348
     if len(start) < size:
         raise UnreadableError("truncated", f"has {len(start)} bytes of a header of {size}")
     return kind(start[:size], check=False)
 
 
-def _offset(raw: Any) -> int:
-    """Return where the voxels begin; 0 is behind the header. Raises UnreadableError.
+def _offset(raw: Any, least: int) -> int:
+    """Return where the voxels begin; 0 is behind the header, whose end is `least`.
 
-    Less would take bytes of the header for voxels.
+    Less would take bytes of the header for voxels: raises UnreadableError.
     """
-    least = int(raw.single_vox_offset)
     offset = float(raw["vox_offset"])
     if not np.isfinite(offset) or (offset and offset < least):
         raise UnreadableError("corrupt", f"its voxels begin at {offset:g}, within its header")
@@ -158,12 +184,16 @@ def _placement(raw: Any, steps: NDArray[np.float64]) -> _Placement:
         qform, mended = _qform(raw, steps)
         if _is_usable(qform):
             return _Placement(qform, placed=True, by_spacing=True, mended=mended or has_sform)
-    # As a file without an affine is read: the first axis from right to left, the middle at 0.
+    return _Placement(_middle(raw, steps), placed=False, by_spacing=True, mended=has_sform)
+
+
+def _middle(raw: Any, steps: NDArray[np.float64]) -> Affine:
+    """Return where a file without a matrix lies: the first axis from right to left, about 0."""
     base = np.diag([-steps[0], steps[1], steps[2], 1.0])
     sizes = np.maximum(np.asarray(raw["dim"][1:4], dtype=np.float64), 1)
     sizes[int(raw["dim"][0]) :] = 1
     base[:3, 3] = -base[:3, :3] @ ((sizes - 1) / 2)
-    return _Placement(base, placed=False, by_spacing=True, mended=has_sform)
+    return base
 
 
 def _qform(raw: Any, steps: NDArray[np.float64]) -> tuple[Affine, bool]:

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP.
+"""PNG, JPEG, TIFF, BMP and WebP.
 
 Pixels are the grey levels of the file, 1 to 16 bit or float; palettes and colour become luma
 (ITU-R BT.601); fully transparent pixels are padding; the EXIF rotation is applied; the pages of a
@@ -25,7 +25,7 @@ from pipeline.io.formats.limits import as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
-_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _EXIF_ORIENTATION = 0x0112
 _SIDEWAYS = frozenset({5, 6, 7, 8})
 _TIFF_PHOTOMETRIC = 0x0106

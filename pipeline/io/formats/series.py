@@ -15,7 +15,8 @@ is repaired: oddities become flags.
     shared-series        a SeriesInstanceUID that several patients or studies have
     one-slice-series     slices of one volume, each with a SeriesInstanceUID of its own (told by
                          `pipeline.extraction.lone_slices`)
-    localizer, oblique, mosaic, no-orientation, ...: said by the file itself
+    localizer            few slices that lie across each other, or as the file itself says
+    burned-in, secondary-capture, oblique, mosaic, no-orientation, ...: said by the file itself
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pipeline.io.formats.localizers import LOCALIZER, lie_as_localizers
 from pipeline.io.formats.stacks import COPY, Copies, PixelsOf, Place, copies_of, same_mm
 from pipeline.io.formats.time_points import time_points
 from pipeline.types import Header
 
 SHARED_SERIES = "shared-series"
+# Flags that are said of a slice, and not of its volume.
+_OF_A_SLICE = frozenset({COPY, "burned-in"})
 # Axes that differ by less are one direction: a chord of half a degree.
 _SAME_AXIS = 0.0087
 # Echo times that differ by less, or by less than this part, are one (ms).
@@ -54,6 +58,8 @@ def volumes(places: Sequence[Place], pixels_of: PixelsOf | None = None) -> list[
     """
     owners = {_owner(place.header) for place in places}
     shared = {SHARED_SERIES} if len(owners) > 1 else set()
+    if not shared and lie_as_localizers([place.header for place in places]):
+        shared = {LOCALIZER}
     flagged = []
     for group in _groups(sorted(places, key=_by_file)):
         copies = copies_of(group, pixels_of)
@@ -121,12 +127,11 @@ def _flagged(volume: list[Place], copies: Copies, more: set[str]) -> list[Place]
     """Return the volume and its copies with its oddities on each of its slices."""
     oddities = _oddities(volume) | more
     for place in volume:
-        oddities.update(place.header.flags)
+        oddities.update(set(place.header.flags) - _OF_A_SLICE)
     flagged = []
     for place in copies.behind_originals(volume):
-        # That it is a copy is said of a slice alone.
-        own_flags = {COPY} & set(place.header.flags)
-        flags = tuple(sorted(oddities | own_flags))
+        flags_of_slice = _OF_A_SLICE & set(place.header.flags)
+        flags = tuple(sorted(oddities | flags_of_slice))
         flagged.append(Place(place.path, replace(place.header, flags=flags)))
     return flagged
 
