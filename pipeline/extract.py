@@ -114,6 +114,8 @@ def _extract(
     weights = locate_weights(config)
     recipe = recipe_with(config, weights)
     store = open_store(config, recipe)
+    # What an earlier run left half done comes first: a look that finds nothing new writes nothing.
+    store.recover()
     checkpoint = Checkpoint.of(config.backbone.name, weights)
     work = Work(
         store=str(store.path.absolute()),

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from stores._disk import file_sha256
 from stores._types import Values
 from stores.contents import OK, ArraySpec
-from stores.errors import ConfigError
+from stores.errors import ConfigError, UnreadableError
 from stores.features import FeatureStore
+from stores.hdf5 import member
 from stores.layout import default_part_rows
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
@@ -105,14 +106,21 @@ def _read_h5(source: Path) -> tuple[Values, dict[str, list[Any]], bool]:
     import h5py
 
     with h5py.File(source) as file:
-        if "features" not in file:
+        try:
+            members = {name: member(file, name) for name in ("features", *SLICE_SCHEMA.names)}
+        except UnreadableError as error:
+            raise ConfigError(
+                f"{source} cannot be imported: {error.detail}. Write the features and their "
+                "columns into one file."
+            ) from None
+        if members["features"] is None:
             raise ConfigError(f"{source} must have a dataset `features`. It has: {list(file)}.")
-        features = np.asarray(file["features"])
+        features = np.asarray(members["features"])
         columns = {}
         for name in SLICE_SCHEMA.names:
+            column = members[name]
             # The rows and their withdrawal are the new store's own.
-            if name in file and name not in ("row", "withdrawn"):
-                column = file[name]
+            if column is not None and name not in ("row", "withdrawn"):
                 values = column.asstr()[:] if column.dtype.kind == "O" else column[:]
                 columns[name] = values.tolist()
         return features, columns, "radprobe" in file.attrs

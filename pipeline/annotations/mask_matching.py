@@ -24,7 +24,7 @@ from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.decode import read_headers
 from pipeline.io.sniff import sniff
-from pipeline.shared.paths import matcher, unescape_path
+from pipeline.shared.paths import collection_file, matcher, unescape_path
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
@@ -229,7 +229,7 @@ def _headers(root: Path, slices: Sequence[SliceRow], plane: Plane) -> list[Heade
 
     @functools.cache
     def by_frame(path: str) -> dict[int, Header]:
-        headers = read_headers(root / unescape_path(path), plane)
+        headers = read_headers(collection_file(root, path), plane)
         return {header.frame: header for header in headers}
 
     return [by_frame(row.path)[row.frame] for row in slices]

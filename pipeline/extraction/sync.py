@@ -26,7 +26,7 @@ from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
 from pipeline.recipe import Recipe, recipe_of
-from pipeline.shared.paths import unescape_path
+from pipeline.shared.paths import collection_file
 from pipeline.shared.pseudonyms import (
     Names,
     hide_path,
@@ -44,6 +44,7 @@ from stores.errors import (
     RecipeMismatchError,
     StaleTablesError,
     StoreNotFoundError,
+    UnreadableError,
     WeightsError,
 )
 from stores.layout import default_part_rows
@@ -366,7 +367,7 @@ def _known(
     return Known(
         opened=opened,
         digest_of=_FileDigests(store).of,
-        hash_file=lambda path: _sha256(root / unescape_path(path)),
+        hash_file=lambda path: _sha256(root, path),
         # A committed part is never written again: new slices begin a part of their own.
         boundary=store.layout.next_boundary(last_row + 1),
         failed=store.failures(),
@@ -435,11 +436,11 @@ class _FileDigests:
         return bytes(digest).hex() if digest.any() else None
 
 
-def _sha256(path: Path) -> str | None:
-    """Return the sha256 of a file, as hex; None where it cannot be read."""
+def _sha256(root: Path, stored: str) -> str | None:
+    """Return the sha256 of a file of the collection, as hex; None where it cannot be read."""
     try:
-        return file_sha256(path)
-    except OSError:
+        return file_sha256(collection_file(root, stored))
+    except (OSError, UnreadableError):
         return None
 
 

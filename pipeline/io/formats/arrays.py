@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline.io.formats.limits import as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
+from stores.hdf5 import check_values, member
 
 Array = NDArray[Any]
 
@@ -72,12 +73,14 @@ def _open(path: Path) -> tuple[Array, str | None]:
 def _open_mat73(path: Path) -> tuple[Array, str | None]:
     """Read a v7.3 .mat: HDF5, whose axes are MATLAB's reversed."""
     with h5py.File(path, "r") as file:
-        named = [name for name in ("cjdata/image", "image") if name in file]
-        name = named[0] if named else _largest(_datasets(file))
-        patient = None
-        if "cjdata/PID" in file:
-            patient = hdf5_text(file["cjdata/PID"])
-        return _stack(hdf5_values(file[name]).T, slices=-1), patient
+        image = member(file, "cjdata/image")
+        if image is None:
+            image = member(file, "image")
+        if image is None:
+            image = member(file, _largest(_datasets(file)))
+        named = member(file, "cjdata/PID")
+        patient = None if named is None else hdf5_text(named)
+        return _stack(hdf5_values(image).T, slices=-1), patient
 
 
 def hdf5_values(dataset: Any, most: int | None = None) -> Array:
@@ -85,8 +88,9 @@ def hdf5_values(dataset: Any, most: int | None = None) -> Array:
 
     most: how many values it may have. Raises UnreadableError, where they lie in another file too.
     """
-    if dataset.is_virtual or dataset.external:
-        raise UnreadableError("unsupported", "the array lies in another file")
+    if not isinstance(dataset, h5py.Dataset):
+        raise UnreadableError("unsupported", "a group stands where an array is expected")
+    check_values(dataset)
     values = math.prod(dataset.shape)
     if most is not None and values > most:
         raise UnreadableError("unsupported", f"{values} values where at most {most} are expected")
@@ -104,7 +108,8 @@ def hdf5_text(dataset: Any) -> str:
 def _datasets(file: Any) -> dict[str, int]:
     """Return the sizes of the numeric 2D and 3D datasets at the top of an HDF5 file."""
     sizes = {}
-    for name, item in file.items():
+    for name in file:
+        item = member(file, name)
         if not isinstance(item, h5py.Dataset):
             continue
         if item.dtype.kind in "iufb" and len(item.shape) in (2, 3):
