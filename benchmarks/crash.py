@@ -131,14 +131,13 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
     good = True
-    print(f"{'command':<9}" + "".join(f"{name:>7}" for name in _COLUMNS), flush=True)
+    print(f"{'command':<9}" + "".join(f"{name:>9}" for name in _COLUMNS), flush=True)
     with tempfile.TemporaryDirectory() as folder, server(args.of) as url:
         for name in args.of:
             place = Place(commands()[name], Path(folder) / name, url)
             outcome = crash(place, args.sample, args.seed)
             good = good and outcome.good
-            cells = [getattr(outcome, column) for column in _COLUMNS]
-            print(f"{name:<9}" + "".join(f"{cell:>7.0f}" for cell in cells), flush=True)
+            print(_row(outcome), flush=True)
             for fault in outcome.faults[:20]:
                 print(f"    {fault}", flush=True)
             shutil.rmtree(place.folder)
@@ -156,9 +155,14 @@ def crash(place: Place, sample: int | None, seed: int) -> Outcome:
     for number, trial in enumerate(trials[:sample]):
         try_again(place, trial, number, outcome)
         if number % 20 == 19:
-            print(outcome, file=sys.stderr, flush=True)
+            print(_row(outcome), file=sys.stderr, flush=True)
     outcome.seconds = time.perf_counter() - began
     return outcome
+
+
+def _row(outcome: Outcome) -> str:
+    cells = [getattr(outcome, column) for column in _COLUMNS]
+    return f"{outcome.command:<9}" + "".join(f"{cell:>9.0f}" for cell in cells)
 
 
 def try_again(place: Place, trial: Trial, number: int, outcome: Outcome) -> None:
@@ -175,6 +179,7 @@ def try_again(place: Place, trial: Trial, number: int, outcome: Outcome) -> None
     if again.code or not all(state.get(name) for name in _JUDGED):
         detail = {**state, "code": again.code, "log": _tail(at)}
         outcome.faults.append(f"{', '.join(trial.points[:3])}: {detail}")
+        print(outcome.faults[-1], file=sys.stderr, flush=True)
     shutil.rmtree(at)
 
 

@@ -143,6 +143,6 @@ def as_corrupt(where: str) -> Iterator[None]:
     except RadprobeError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CorruptStoreError(f"{where} is not as stores are: {error!r}.") from None
+        raise CorruptStoreError(f"{where} is not as a store has it: {error!r}.") from None
     except RecursionError:
-        raise CorruptStoreError(f"{where} is not as stores are: nested too deep.") from None
+        raise CorruptStoreError(f"{where} is not as a store has it: nested too deep.") from None

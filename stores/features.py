@@ -50,6 +50,7 @@ from stores.contents import (
     MANIFEST,
     OK,
     PARTS,
+    PUBLISHED,
     RECIPE,
     RUNS,
     SLICES,
@@ -488,7 +489,12 @@ class FeatureStore:
         return names
 
     def publish(self) -> None:
-        """Send what was computed from the store to where that is."""
+        """Send what was computed from the store to where that is.
+
+        What others left half written beside it is removed, where they are dead.
+        """
+        for folder in PUBLISHED:
+            sweep_temporaries((self.path / folder).glob(f"{TEMPORARY}*"))
         self.storage.publish()
 
     def fetch_folder(self, folder: str) -> None:

@@ -310,7 +310,10 @@ class MirroredBucket:
 
         Raises ClaimedError where another process committed it.
         """
-        self.remove([receipt])  # one that was not believed
+        if over:
+            self.remove([receipt])
+        elif receipt in self.objects:  # before a chunk of it is replaced
+            raise ClaimedError(f"{self.url}/{receipt} was committed by another process.")
         self.check_writable()
         sizes = {}
         for name, digest in chunks.items():

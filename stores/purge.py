@@ -27,6 +27,7 @@ def withdraw(store: FeatureStore, patient: str) -> int:
     Returns how many slices it took. The rows stay, and so do their numbers until they are purged.
     """
     taken = 0
+    _finish_others(store)
 
     def change(tables: Tables) -> _Changed:
         nonlocal taken
@@ -53,6 +54,7 @@ def purge(store: FeatureStore, patient: str) -> int:
     patient too. A purge that was interrupted is finished by the same call, since the table's
     entries, which say which rows are the patient's, go last.
     """
+    _finish_others(store)
     slices = store.slices()
     rows = row_numbers(slices.filter(pc.equal(slices["patient"], patient)))
     for index in np.unique(rows // store.layout.part_rows).tolist():
@@ -61,9 +63,16 @@ def purge(store: FeatureStore, patient: str) -> int:
         if folder.of_patients:
             store.storage.clear(folder.name)
     for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
-        shutil.rmtree(path)
+        if not path.is_symlink():  # what a link leads to is not the store's
+            shutil.rmtree(path)
     _blank(store, rows)
     return len(rows)
+
+
+def _finish_others(store: FeatureStore) -> None:
+    """Mend and remove what dead writers left: their half-written files are of the patient too."""
+    store.recover()
+    store.sweep()
 
 
 def _void(store: FeatureStore, part: PartRange, rows: Rows) -> None:

@@ -204,7 +204,7 @@ def test_a_record_beside_a_folder_makes_no_mirror_of_it(
 
 def test_a_record_of_no_kind_is_corrupt(tmp_path: Path, store: FeatureStore) -> None:
     (store.path.parent / f".{store.path.name}.mirror").write_text("{")
-    with pytest.raises(CorruptStoreError, match="not as stores are"):
+    with pytest.raises(CorruptStoreError, match="not as a store has it"):
         MirroredBucket.of(store.path)
 
 
