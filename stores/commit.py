@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from stores._disk import TEMPORARY, seal, sweep_temporaries, sync, sync_folder, writing
+from stores._disk import TEMPORARY, hard_link, seal, sweep_temporaries, sync, sync_folder, writing
 from stores._types import Values
 from stores.arrays import StoredArray
 from stores.claims import Claim
@@ -136,14 +136,14 @@ class PartWriter:
 def _place(temporary: Path, path: Path, claim: Claim, part: PartRange) -> None:
     """Link a chunk to its name. Raises ClaimedError where another process has the part."""
     try:
-        os.link(temporary, path)
+        hard_link(temporary, path)
         return
     except FileExistsError:
         # Left by a writer that died, or put there by one that took the part over from this one.
         check_claim(claim, part)
     path.unlink()
     try:
-        os.link(temporary, path)
+        hard_link(temporary, path)
     except FileExistsError:
         raise ClaimedError(f"Part {part.index} was taken over by another process.") from None
 

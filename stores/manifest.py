@@ -11,6 +11,7 @@ mends first; plain Zarr and Parquet readers, who know nothing of copies, read th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Mapping
@@ -80,6 +81,15 @@ def _checked(document: object, where: object) -> dict[str, str]:
         if not sound or name == MANIFEST or folder_of(name) == COPIES:
             raise CorruptStoreError(f"{where} names {name!r}, which no store has.")
     return dict(files)
+
+
+def look_again(root: Path) -> None:
+    """Have a network file system say anew which manifest there is.
+
+    It may answer `stat` from memory for a minute, but asks its server when a file is opened.
+    """
+    with contextlib.suppress(OSError), (root / MANIFEST).open("rb"):
+        pass
 
 
 def version(root: Path) -> str:

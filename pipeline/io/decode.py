@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.io.detached import ImageStat, content_digest
 from pipeline.io.digests import narrow, pixel_digest
 from pipeline.io.formats.contract import FormatReader
 from pipeline.io.formats.limits import as_unreadable
 from pipeline.io.formats.registry import FORMATS
 from pipeline.io.sniff import sniff
-from pipeline.io.types import FileStamp, FrameRead
+from pipeline.io.types import FileStamp, FrameRead, StoredPixels
 from pipeline.types import Failure, Header, Plane, Slice
-from stores._disk import file_sha256
 from stores.errors import UnreadableError
 
 CHANGED = "it changed after its slices were found, and is looked at again by the next run"
@@ -63,6 +63,21 @@ def _reader_of(path: Path) -> FormatReader:
     return FORMATS[sniff(path)].reader()
 
 
+def stored_pixels(path: Path) -> StoredPixels | None:
+    """Return what tells a DICOM of one frame by its pixels; None for all other files.
+
+    Nothing is decoded.
+    """
+    try:
+        if sniff(path) != "dicom":
+            return None
+        from pipeline.io.formats import dicom  # heavy, and only few collections need it here
+
+        return dicom.stored_pixels(path)
+    except UnreadableError:
+        return None
+
+
 def read_frames(
     path: Path, frames: Sequence[int], plane: Plane, stamp: FileStamp | None = None
 ) -> Iterator[FrameRead]:
@@ -76,7 +91,7 @@ def read_frames(
     started = time.perf_counter()
     try:
         _check_stamp(path, stamp)
-        digest = file_sha256(path)
+        digest = content_digest(path)
         for item in read_slices(path, frames, plane):
             pixels: str | None = None
             if isinstance(item, Slice):
@@ -105,9 +120,9 @@ def _check_stamp(path: Path, stamp: FileStamp | None) -> None:
     if stamp is None:
         return
     size, mtime_ns = stamp
-    status = path.stat()
+    image = ImageStat.of(path)
     # Seen from another machine, a time may have lost its fractions.
-    times = (status.st_mtime_ns, mtime_ns)
+    times = (image.mtime_ns, mtime_ns)
     step = _SECOND_NS if any(time_ns % _SECOND_NS == 0 for time_ns in times) else _TICK_NS
-    if status.st_size != size or times[0] // step != times[1] // step:
+    if image.size != size or times[0] // step != times[1] // step:
         raise UnreadableError("vanished", CHANGED)
