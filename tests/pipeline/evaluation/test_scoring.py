@@ -90,7 +90,7 @@ def test_every_table_names_the_positive_and_how_many_carry_it(root: Path, tmp_pa
     results = evaluate(config(root, subgroups=["sex"]), ["knn", "probe"])
     test = results[0].counts["test"]
     carry = test.positives["malignant"]
-    named = f"malignant, {carry} of {test.units}"
+    named = f"malignant ({carry} of {test.units})"
     for result in results:
         assert result.positive is not None
         written = json.loads(result.model_dump_json())["positive"]
