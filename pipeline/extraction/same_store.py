@@ -1,8 +1,8 @@
-"""A config held against its store, where nothing is embedded: is it of this network, these images?
+"""A config held against its store where nothing is embedded: the same network, the same images.
 
-`extract` refuses a store that another recipe made. Whoever asks such a store by that config would be
-answered from another network's features, or another folder's, and not see it: so every command that
-takes a config to a store asks here first. No image is opened, and no weights are needed.
+`extract` refuses a store that another recipe made. Whoever asks such a store by that config would
+be answered from another network's features, or another folder's, and not see it: so every command
+that takes a config to a store asks here first. No weights are needed, and no image is decoded.
 """
 
 from __future__ import annotations
