@@ -33,6 +33,7 @@ from pipeline.extraction.same_store import check_store
 from pipeline.results import Result
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
+from stores.errors import PartsFailedError
 from stores.export import Selection, live_slices
 
 if TYPE_CHECKING:
@@ -74,8 +75,19 @@ def discover(root: AnyPath, **data: Any) -> tuple[pa.Table, pa.Table]:
 
 
 def extract(config: Config, speed: Speed = Speed()) -> Summary:  # noqa: B008 (frozen)
-    """Embed what is not in the config's store yet, as `radprobe extract` does."""
-    return _extract.extract(config, speed)
+    """Embed what is not in the config's store yet, as `radprobe extract` does.
+
+    Raises PartsFailedError where parts failed; those that did not are committed.
+    """
+    summary = _extract.extract(config, speed)
+    if summary.parts_failed:
+        raise PartsFailedError(
+            f"{len(summary.parts_failed)} parts of {summary.store} failed, first "
+            f"{summary.parts_failed[0]}. The others are committed; mend what it says and extract "
+            "again.",
+            summary,
+        )
+    return summary
 
 
 def evaluate(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[Result]:

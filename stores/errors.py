@@ -10,6 +10,7 @@ RadprobeError
 │   └── UnansweredError               some tasks that could not be answered; carries the others
 ├── DeviceError (RuntimeError)        a device that is not there, or too small for the network
 ├── ClusterError (RuntimeError)       a cluster that cannot be reached, or was lost
+├── PartsFailedError (RuntimeError)   parts that could not be embedded; carries the run's summary
 └── StoreError
     ├── StoreNotFoundError (FileNotFoundError)
     ├── RecipeMismatchError (ValueError)   the store was made by another recipe; names the fields
@@ -101,6 +102,14 @@ class DeviceError(RadprobeError, RuntimeError):
 
 class ClusterError(RadprobeError, RuntimeError):
     """A cluster cannot be reached, was lost for long, or fails at everything."""
+
+
+class PartsFailedError(RadprobeError, RuntimeError):
+    """Parts could not be embedded; `summary` says what became of all others."""
+
+    def __init__(self, message: str, summary: object = None) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 class StoreError(RadprobeError):

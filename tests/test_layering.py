@@ -34,6 +34,7 @@ api, commands, cli
 HOMES = {
     "torch": {
         "pipeline.backbones.families",  # inside functions: a family is declared without it
+        "pipeline.backbones.dinov2",
         "pipeline.backbones.load",
         "pipeline.backbones.positions",
         "pipeline.backbones.towers",
@@ -56,7 +57,6 @@ HOMES = {
     "monai": {"pipeline.segmentation"},
     "transformers": {
         "pipeline.backbones.families",
-        "pipeline.backbones.load",
         "pipeline.backbones.towers",
         "pipeline.tuning",
     },
@@ -79,6 +79,7 @@ HOMES = {
         "pipeline.extraction.distributed.clusters",
     },
     "dask_jobqueue": {"pipeline.extraction.distributed.clusters"},
+    "SimpleITK": {"pipeline.io.formats.itk_volume"},
     "typer": {"pipeline.cli", "pipeline.commands"},
     "matplotlib": {"pipeline.report", "pipeline.benchmark.figures"},
     "jinja2": {"pipeline.report.page"},
@@ -234,7 +235,7 @@ def test_starting_a_flow_imports_nothing_heavy(module: str) -> None:
     code = (
         f"import sys, {module}\n"
         "heavy = {'torch', 'transformers', 'sklearn', 'faiss', 'zarr', 'scipy', 'pydicom'}\n"
-        "heavy |= {'nibabel', 'PIL'}\n"
+        "heavy |= {'nibabel', 'PIL', 'SimpleITK'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -128,7 +128,12 @@ def _steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Left(),
+    )
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
         bar = bars.add_task(title, total=None)
 
@@ -258,7 +263,8 @@ def compare(
     if as_json:
         rows = []
         for result, differences in pairs:
-            about = {"task": result.task, "method": result.method}
+            positive = None if result.positive is None else result.positive.model_dump()
+            about = {"task": result.task, "method": result.method, "positive": positive}
             about |= {"first": networks[0], "second": networks[1]}
             rows += [about | difference.model_dump(mode="json") for difference in differences]
         print(json.dumps(rows, indent=1))

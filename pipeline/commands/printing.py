@@ -5,18 +5,27 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
-from pipeline.report.wording import few_text, method_title, setting_text
+from pipeline.report.wording import (
+    few_text,
+    method_title,
+    point_text,
+    positive_name,
+    positive_text,
+    rule_text,
+    setting_text,
+)
+from pipeline.shared.texts import one_line, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from rich.console import Console
 
     from pipeline.evaluation.retest import Agreement
     from pipeline.evaluation.search import Hit
@@ -33,6 +42,14 @@ HEADLINES = {
     "mae": "MAE",
 }
 
+# What a table of operating points shows.
+RATES = {
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
+}
+
 # What a table of segmentations shows; a result's file has IoU too. Where images name no
 # spacing, a note says that HD95 is in pixels. A ceiling is what resizing alone leaves of Dice.
 SEGMENTATION = {
@@ -44,6 +61,26 @@ SEGMENTATION = {
     "paper_jaccard": "Jaccard",
     "fit_seconds": "fit, s",
 }
+
+
+class PlainConsole(Console):
+    """Prints names as they are, whoever chose them: no markup, no emoji, no control character."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is drawn; tables draw their cells by this as well."""
+        return super().render_str(printable(text), **options)
+
+
+class _NamesTable(Table):
+    """A table whose cells are one line each, whatever is named in them."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a line."""
+        plain = [one_line(cell) if isinstance(cell, str) else cell for cell in cells]
+        super().add_row(*plain, **options)
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
@@ -58,7 +95,9 @@ def print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _NamesTable(
+        title=one_line(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for column in words:
         table.add_column(column, no_wrap=True)
     for column in numbers:
@@ -79,7 +118,7 @@ def _print(out: Console, table: Table) -> None:
 def show_results(out: Console, results: Sequence[Result]) -> None:
     """Print a table a method, classes and numbers apart: a line a task and setting, with intervals.
 
-    The intervals are of 95 %.
+    The intervals are of 95 %; a star marks the setting that stands for the answer.
     """
     if any(result.provenance.random for result in results):
         out.print(RANDOM, style="bold yellow")
@@ -106,10 +145,43 @@ def _show_method(out: Console, answers: Sequence[Result]) -> None:
     shown = [name for name in HEADLINES if name in present]
     networks = ", ".join(dict.fromkeys(each.provenance.network_in_words for each in answers))
     title = f"{method_title(answers[0].method)} on {features} of {networks}{stamp}"
-    table = _table(title, ("task", "tested on", "setting"), [HEADLINES[n] for n in shown])
+    words = ["task", "tested on", "setting"]
+    has_positive = any(positive_name(result) for result in answers)
+    if has_positive:
+        words.insert(2, "positive")
+    table = _table(title, words, [HEADLINES[n] for n in shown])
     for result in answers:
+        about = [result.task, _tested_on(result)]
+        if has_positive:
+            about.append(positive_text(result))
         for score in result.scores:
-            table.add_row(result.task, _tested_on(result), *_score(score, shown))
+            setting, *numbers = _score(score, shown)
+            # Of several settings the one that stands for the answer is marked.
+            is_chosen = len(result.scores) > 1 and score is result.main_score
+            table.add_row(*about, f"{setting} *" if is_chosen else setting, *numbers)
+    if table.row_count:
+        _print(out, table)
+        _show_points(out, answers)
+
+
+def _show_points(out: Console, answers: Sequence[Result]) -> None:
+    """Print from which probability on units are called positive, and the rates on test at it."""
+    words = ("task", "positive", "by", "called from")
+    table = _table("At the operating point that val chose", words, list(RATES.values()))
+    for result in answers:
+        if not result.scores:
+            continue
+        score = result.main_score
+        rule = rule_text(result.question.operating_point)
+        for label, metrics in {"": score.metrics, **score.labels}.items():
+            positive = positive_text(result, label)
+            # What is of all labels together has no point; older answers have none at all.
+            if not positive or "sensitivity" not in metrics:
+                continue
+            name = f"{result.task}: {label}" if label else result.task
+            point = point_text(score, label) or "above 0.5"
+            numbers = [_number(metrics[n]) if n in metrics else "" for n in RATES]
+            table.add_row(name, positive, rule, point, *numbers)
     if table.row_count:
         _print(out, table)
 
@@ -282,13 +354,14 @@ def show_differences(
         out.print(RANDOM, style="bold yellow")
     first, second = networks
     title = f"Second ({second}) less first ({first})"
-    columns = ("task", "method", "label", "metric")
+    columns = ("task", "positive", "method", "label", "metric")
     table = _table(title, columns, ("difference", "p (DeLong)", "p (Holm)"))
     for result, differences in pairs:
         for d in differences:
             if d.metric in HEADLINES:
                 p = ["" if value is None else f"{value:.3g}" for value in (d.p, d.p_holm)]
-                words = (result.task, result.method, d.label, HEADLINES[d.metric])
+                positive = positive_text(result, d.label)
+                words = (result.task, positive, result.method, d.label, HEADLINES[d.metric])
                 table.add_row(*words, _number(d.difference, "+"), *p)
     _print(out, table)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.modalities import modality_code
 from pipeline.config.tasks import Missing, Uncertain
 from pipeline.recipe import Output, PatchTokens, Precision, Treatment
 from pipeline.types import Frozen
@@ -22,6 +23,9 @@ class Data(Frozen):
     tags: DICOM keywords, such as AccessionNumber, whose values labels are keyed by. paths: whether
     the store hides the names of folders and files, which may name patients, or keeps them. only:
     "masked" embeds those slices alone that have a mask file (see `Masks`), of a volume all.
+    leave_out: flags of the slice table, such as secondary-capture, burned-in or localizer, whose
+    slices are not embedded. Hidden folders, what systems and tools keep for themselves, and stores
+    of radprobe are never searched, unless a glob of `include` has their name.
     """
 
     root: Path
@@ -32,6 +36,12 @@ class Data(Frozen):
     tags: tuple[str, ...] = ()
     paths: Literal["hide", "keep"] = "hide"
     only: Literal["all", "masked"] = "all"
+    leave_out: tuple[str, ...] = ()
+
+    @field_validator("modality")
+    @classmethod
+    def _codes(cls, value: dict[str, str]) -> dict[str, str]:
+        return {glob: modality_code(word) for glob, word in value.items()}
 
     @field_validator("patient")
     @classmethod
@@ -86,6 +96,10 @@ class Outputs(Frozen):
     part_rows: int | None = None
 
 
+# pyarrow's own spellings of a missing value in CSV, and pandas' in a cast float column.
+EMPTY = ("#N/A", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan")
+
+
 class Labels(Frozen):
     """Where the labels are, what joins them to the slices, and what unclear values mean.
 
@@ -93,7 +107,8 @@ class Labels(Frozen):
     series id, or with the value of a DICOM tag listed in data.tags, as `by` says
     ("tag:AccessionNumber"). patient: the column that names each row's patient, for files whose
     headers do not. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of
-    Irvin et al., arXiv 1901.07031); missing: what an empty cell means.
+    Irvin et al., arXiv 1901.07031); missing: what an empty cell means; empty: what is written in a
+    cell that holds nothing: a class that is called NA is taken out of this list.
     """
 
     file: Path
@@ -103,6 +118,7 @@ class Labels(Frozen):
     headers: Literal["agree", "ignore"] = "agree"
     uncertain: Uncertain = "refuse"
     missing: Missing = "leave-out"
+    empty: tuple[str, ...] = EMPTY
 
 
 class SplitChoice(Frozen):

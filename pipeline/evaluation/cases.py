@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.labels import LabelTable, label_units, read_labels, texts_of
+from pipeline.annotations.patients import note_patients
 from pipeline.annotations.units import Units
 from pipeline.config.base import HeadSettings
 from pipeline.config.data import Labels
@@ -51,9 +51,11 @@ from pipeline.recipe import recipe_of
 from pipeline.results import Provenance
 from pipeline.shared.arrays import Floats
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.versions import versions_of
 from stores._disk import write_checked
 from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
+from stores.withdrawn import Withdrawn
 
 Texts = NDArray[np.str_]
 
@@ -78,9 +80,14 @@ class Cases:
     fit_store: FitStore | None = None
     notes: list[str] = field(default_factory=list, init=False)
     agreement: float | None = field(default=None, init=False)
+    # Who was withdrawn before anything was read: an answer is not filed once others are.
+    withdrawn: Withdrawn = field(init=False)
     # The features that were read last: they may fill the memory, so that no others are remembered.
     _last_read: tuple[FeatureSet, Floats] | None = field(default=None, init=False)
     _split_ensured: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.withdrawn = self.store.withdrawn
 
     # --- units ---------------------------------------------------------------------------
 
@@ -94,6 +101,8 @@ class Cases:
             self.store.status(),
             self._root,
             self._names,
+            # Of a shortcut's two values neither is the finding: view, sex, site.
+            either_way=self.shortcut_of is not None,
         )
 
     def column(self, name: str) -> Texts:
@@ -177,7 +186,10 @@ class Cases:
         if self._split_ensured:
             return
         if self.shortcut_of is None:
-            self._file_split()
+            _ = self.units  # joined before others are kept from filing
+            with self.store.filing(self.withdrawn):
+                self._file_split()
+                note_patients(self.store, self.table, self._slices, self._root, self._names)
         else:  # the other task's split counts as it is
             self._refuse_copies(self._copies(self.split))
         self._split_ensured = True
@@ -259,8 +271,8 @@ class Cases:
         odd = set(parts.columns["part"]) - set(PARTS)
         if odd:
             raise LabelError(
-                f"The part of a split list must be train, val or test. Got {sorted(odd)[:3]} "
-                f"in {str(choice.file)!r} instead."
+                f"The part of a split list must be train, val or test. Got {len(odd)} other values "
+                f"in {str(choice.file)!r}."
             )
         return self._texts_of(parts, "part")
 
@@ -377,7 +389,7 @@ class Cases:
             store=self.fingerprint,
             labels=labels,
             split=self.split.digest,
-            versions={name: version(name) for name in libraries},
+            versions=versions_of(libraries),
             network=recipe.network,
         )
 

@@ -55,7 +55,7 @@ def search(
     patients = _units_of(slices, "patient")
     others = np.flatnonzero(~np.isin(patients, patients[queried]))
     if not len(others):
-        raise ConfigError(f"All slices of the store are of the patient of {query!r}.")
+        raise ConfigError("All slices of the store are of the query's patient.")
     ids, first, unit = np.unique(
         _units_of(slices, level)[others],
         return_index=True,
@@ -151,8 +151,8 @@ def _queried(
         is_named = slices["row"].to_numpy() == int(query)
     if not is_named.any():
         raise ConfigError(
-            f"Nothing with features in the store {str(config.store)!r} is named {query!r}. Give a "
-            f"row number, a path under {root!r}, or a patient's pseudonym of the slice table."
+            f"Nothing with features in the store {str(config.store)!r} bears that name. Give a row "
+            f"number, a path under {root!r}, or a patient's pseudonym of the slice table."
         )
     return np.flatnonzero(is_named)
 

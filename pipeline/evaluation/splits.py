@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -33,7 +32,9 @@ from pipeline.evaluation.stratify import (
     torn_by_date,
     torn_by_site,
 )
+from pipeline.shared.texts import file_name
 from stores.errors import LabelError
+from stores.split_files import digest_of
 
 PARTS: tuple[Part, ...] = get_args(Part)
 # Settings of a split that say nothing of who stands where: a list counts by its content.
@@ -61,9 +62,7 @@ class Split:
     @property
     def digest(self) -> str:
         """The sha256 of who stands where, as hex."""
-        # Sorted and without spaces: equal splits are equal text.
-        text = json.dumps(self.patients, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self.patients)
 
     @property
     def folds(self) -> list[dict[Part, tuple[str, ...]]]:
@@ -359,8 +358,7 @@ def split_path(
         separators=(",", ":"),
     )
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    safe_name = re.sub(r"[^\w.-]", "_", name)
-    return store / "splits" / f"{safe_name}-{digest}.json"
+    return store / "splits" / f"{file_name(name)}-{digest}.json"
 
 
 def _settings_of(choice: SplitChoice) -> dict[str, Any]:

@@ -157,7 +157,7 @@ def sides_by_site(
     )
     if len(names) < len(SIDES):
         raise LabelError(
-            f"A split by site must have at least three sites. Got {names.tolist()} instead; choose "
+            f"A split by site must have at least three sites. Got {len(names)} instead; choose "
             "another column, or a split of kind holdout."
         )
     # Shuffled first, so that the seed decides between sites of one size.
@@ -228,8 +228,8 @@ def _sortable_days(dates: Names) -> NDArray[np.int64]:
     for date in dates.tolist():
         if not DATE.fullmatch(date):
             raise LabelError(
-                f"A date must be YYYY-MM-DD or YYYYMMDD. Got {date!r} instead; correct the column "
-                "that split.column names."
+                "A date must be YYYY-MM-DD or YYYYMMDD. Got something else instead; correct the "
+                "column that split.column names."
             )
     return np.char.replace(dates, "-", "").astype(np.int64)
 
@@ -338,9 +338,8 @@ def _one_value_each(
     patients, counts = np.unique(pairs[:, 0], return_counts=True)
     torn = patients[counts > 1]
     if len(torn):
-        of_first = pairs[pairs[:, 0] == torn[0], 1].tolist()
         raise LabelError(
-            f"{len(torn)} patients have more than one {what}, for example {torn[0]!r} with "
-            f"{of_first}: they would stand on both sides."
+            f"{len(torn)} patients have more than one {what}, for example {torn[0]!r} (a "
+            "pseudonym): they would stand on both sides."
         )
     return patients, pairs[:, 1]

@@ -24,6 +24,7 @@ from pipeline.backbones.weights import (
     treated,
 )
 from pipeline.config.root import Config
+from pipeline.extraction.selection import Selection
 from pipeline.extraction.sync import DEMO_WEIGHTS, check_recipe, recipe_with
 from pipeline.extraction.walk import walk
 from pipeline.io.sniff import sniff
@@ -166,7 +167,7 @@ def _some_paths(config: Config, store: FeatureStore) -> list[str]:
 def _has_images(config: Config) -> bool:
     """Return whether any of the first files of the collection is of a format that is known."""
     root = config.data.root
-    tables = (table["path"].to_pylist() for table in walk(config.data))
+    tables = (table["path"].to_pylist() for table in walk(root, Selection(config.data)))
     files = itertools.chain.from_iterable(tables)
     return any(_is_image(root / unescape_path(path)) for path in itertools.islice(files, LOOKED_AT))
 

@@ -20,6 +20,7 @@ from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluation.result_files import filed, filed_segmentations
 from pipeline.extraction.same_store import check_store
+from pipeline.extraction.selection import LEFT_OUT
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.results import Result, Segmented
 from pipeline.shared.pseudonyms import Names
@@ -228,7 +229,8 @@ def _distinct(names: NDArray[np.object_]) -> int:
 def _files_lost(store: FeatureStore) -> list[Loss]:
     lost = []
     for file in store.files(["reason", "detail"]).to_pylist():
-        if file["reason"]:
+        is_folder = (file["detail"] or "").startswith(LEFT_OUT)
+        if file["reason"] and not is_folder:
             lost.append((file["reason"], file["detail"] or ""))
     return _by_reason("file", lost)
 

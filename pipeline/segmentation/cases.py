@@ -63,6 +63,7 @@ class SegmentationCases:
                 "has `fit_on`: leave it out."
             )
         store = FeatureStore.open(config.store)
+        withdrawn = store.withdrawn  # before anything of the store is read
         mask_settings = config.masks[task]
         report = functools.partial(progress, f"{task}: masks") if progress else None
         masks = update_masks(config, store, mask_settings, report)
@@ -79,6 +80,7 @@ class SegmentationCases:
         )
         # Known from the masks: they are not to be joined from labels, of which there may be none.
         task_cases.units = labelled
+        task_cases.withdrawn = withdrawn
         return cls(config, mask_settings, store, masks, task_cases, units)
 
     @cached_property

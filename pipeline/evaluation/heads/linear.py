@@ -44,7 +44,7 @@ HEAD = Head(
     name="linear",
     title="Linear heads by SGD",
     settings=LinearSettings,
-    contract=5,
+    contract=6,
     fit=deferred("pipeline.evaluation.heads.linear_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.linear_fit.predict"),
 )
