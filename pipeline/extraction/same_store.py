@@ -142,9 +142,10 @@ def _check_root(config: Config, store: FeatureStore) -> None:
     if not paths or any((root / unescape_path(path)).exists() for path in paths):
         return
     if _has_images(config):
+        example = Names(store.path, config.data.paths).shown(paths[0])
         raise RecipeMismatchError(
             f"The store {store.place} was made of another folder: the config's data.root is "
-            f"{str(root)!r}, which has images, and none of the store's, such as {paths[0]!r}. Set "
+            f"{str(root)!r}, which has images, and none of the store's, such as {example!r}. Set "
             "data.root to the folder that the store was made of, or name the store of this folder; "
             "if files were renamed, run `radprobe extract`."
         )

@@ -42,6 +42,8 @@ Scale = Literal["logit", "log", "plain"]
 NORMAL_REACH = 1.959964
 # Patients who are wrong, or right, of whom a bootstrap tells too little where they are fewer.
 FEW_WRONG = 5
+# What is a share of the patients of one side, or of those called so.
+OF_ONE_SIDE = ("sensitivity", "specificity", "ppv", "npv")
 # How far on the logit scale an interval reaches at most: exp of more is no number.
 MOST_LOGIT = 50.0
 # Metrics that every unit counts in alike; in the others the rarer side of a label weighs most.
@@ -100,9 +102,9 @@ def bootstrap(
         patients = _hangs_on(key, rules.rarest, everyone)
         drawn = np.concatenate([chunk[key] for chunk in chunks])
         metric = _with_interval(key[0], float(value[0]), drawn, patients, rules)
-        # A sensitivity is of the patients of one side; a mean over both sides is of all.
-        of_all = patients if key[0].startswith("sensitivity") else everyone
-        metrics[key] = _within_bounds(key[0], metric, of_all, rules)
+        # What is of one side's patients hangs on the fewer ones; a mean over both is of all.
+        of_side = key[0].startswith(OF_ONE_SIDE)
+        metrics[key] = _within_bounds(key[0], metric, patients if of_side else everyone, rules)
     return metrics
 
 

@@ -41,6 +41,7 @@ CORRECTIONS: dict[str, Correction] = {
 SHARES: dict[str, float] = {
     **dict.fromkeys(("accuracy", "balanced_accuracy", "f1", "f1_micro", "brier"), 0.0),
     **dict.fromkeys(RANKING, 0.0),
+    **dict.fromkeys(("sensitivity", "specificity", "ppv", "npv"), 0.0),
     **dict.fromkeys(("auroc_micro", "average_precision_micro"), 0.0),
     **dict.fromkeys(("mcc", "quadratic_kappa"), -1.0),
 }
