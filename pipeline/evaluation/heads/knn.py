@@ -300,4 +300,4 @@ def _likelihood(counts: Rows, side: Bools, k: int) -> NDArray[np.float64]:
     return likelihood
 
 
-HEAD = Head(name="knn", title="kNN", settings=KnnSettings, contract=8, fit=fit, predict=predict)
+HEAD = Head(name="knn", title="kNN", settings=KnnSettings, contract=9, fit=fit, predict=predict)

@@ -27,7 +27,7 @@ HEAD = Head(
     name="probe",
     title="Linear probe",
     settings=ProbeSettings,
-    contract=9,
+    contract=10,
     fit=deferred("pipeline.evaluation.heads.probe_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.probe_fit.predict"),
 )
