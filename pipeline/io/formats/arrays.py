@@ -82,6 +82,8 @@ def _open_hdf5(path: Path, is_matlab: bool) -> tuple[Array, str | None]:
     """
     with h5py.File(path, "r") as file:
         image = member(file, "cjdata/image")
+        # The struct is known as MATLAB's, also where the bytes in front of the file are gone.
+        is_struct = image is not None
         if image is None:
             image = member(file, "image")
         if image is None:
@@ -89,7 +91,7 @@ def _open_hdf5(path: Path, is_matlab: bool) -> tuple[Array, str | None]:
         named = member(file, "cjdata/PID")
         patient = None if named is None else hdf5_text(named)
         values = hdf5_values(image)
-        if is_matlab or "MATLAB_class" in image.attrs:
+        if is_matlab or is_struct or "MATLAB_class" in image.attrs:
             return _stack(values.T, slices=-1), patient
         return _stack(values, slices=0), patient
 
