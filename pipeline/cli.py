@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -25,6 +25,7 @@ from pipeline.commands import (
     doctor,
     evaluation,
     extract,
+    models,
     report,
     store,
     weights,
@@ -47,6 +48,7 @@ for group in (
     extract,
     cluster,
     evaluation,
+    models,
     report,
     store,
     weights,
@@ -56,6 +58,19 @@ for group in (
     doctor,
 ):
     app.add_typer(group.app)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version, and end.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"radprobe {installed('radprobe')}")
+        raise typer.Exit
 
 
 def main() -> NoReturn:

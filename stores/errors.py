@@ -7,6 +7,7 @@ RadprobeError
 ├── UnreadableError (ValueError)      one file or slice cannot be read; carries a `Reason`
 ├── TooManyBadError (ValueError)       more bad images than the run may meet
 ├── LabelError (ValueError)           labels that do not join, or cannot be split by patient
+├── ModelError (ValueError)           a model's folder that is damaged, or of another version
 ├── DeviceError (RuntimeError)        a device that is not there, or too small for the network
 ├── ClusterError (RuntimeError)       a cluster that cannot be reached, or was lost
 └── StoreError
@@ -79,6 +80,10 @@ class TooManyBadError(RadprobeError, ValueError):
 
 class LabelError(RadprobeError, ValueError):
     """Labels that do not join the slices, or cannot be split by patient."""
+
+
+class ModelError(RadprobeError, ValueError):
+    """A model's folder is missing, damaged, of another version, or lacks what it is asked for."""
 
 
 class DeviceError(RadprobeError, RuntimeError):

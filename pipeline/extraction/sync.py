@@ -122,7 +122,7 @@ def open_store(config: Config, recipe: Recipe) -> FeatureStore:
     try:
         store = FeatureStore.open(config.store)
     except StoreNotFoundError:
-        store = _create(config, recipe)
+        store = create_store(config, recipe)
     fields = differences(store, recipe)
     if fields:
         lines = [
@@ -137,7 +137,7 @@ def open_store(config: Config, recipe: Recipe) -> FeatureStore:
     return store
 
 
-def _create(config: Config, recipe: Recipe) -> FeatureStore:
+def create_store(config: Config, recipe: Recipe) -> FeatureStore:
     """Create the config's store, or open the one that another process created meanwhile."""
     # The key comes before the store: a crash between the two leaves a key alone, which the next
     # run takes; a store without its key could never be joined to labels again.
@@ -175,6 +175,11 @@ def differences(store: FeatureStore, recipe: Recipe) -> list[Difference]:
         # What a recipe leaves out at its default is named with that default.
         have = Recipe.model_validate(have).model_dump(mode="json")
     return list(_leaves(have, recipe.model_dump(mode="json")))
+
+
+def recipe_differences(have: Recipe, want: Recipe) -> list[Difference]:
+    """Return each field in which two recipes differ, with both values."""
+    return list(_leaves(have.model_dump(mode="json"), want.model_dump(mode="json")))
 
 
 def _leaves(have: Any, want: Any, name: str = "") -> Iterator[Difference]:
