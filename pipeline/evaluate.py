@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Units
+from pipeline.annotations.units import Truth, Units
 from pipeline.config.heads import DEFAULT_HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
@@ -35,7 +35,7 @@ from pipeline.evaluation.result_files import tidy as tidy
 from pipeline.evaluation.scoring import run
 from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import recipe_of
-from pipeline.results import PartCount, Result, Score, Tuned
+from pipeline.results import PartCount, Positive, Result, Score, Tuned
 
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
@@ -111,7 +111,7 @@ def _questions(task: Cases, methods: Sequence[Method]) -> Iterator[tuple[Cases, 
 
 def _shortcut(cases: Cases, column: str) -> Cases:
     """Return the question whether the features tell a column, on the split of a task."""
-    shared = {"level", "modality", "pool", "uncertain", "missing"}
+    shared = {"level", "modality", "pool", "uncertain", "missing", "empty"}
     task = Task(labels=(column,), **cases.task.model_dump(include=shared))
     return replace(cases, name=f"{cases.name}/{column}", task=task, shortcut_of=cases)
 
@@ -160,7 +160,7 @@ def _result(
         counts={part: _count(units, sides[part]) for part in PARTS},
         tally=units.tally,
         scores=tuple(scores),
-        notes=(*_fitted_elsewhere(cases), *cases.notes, *tested.notes),
+        notes=(*_fitted_elsewhere(cases), *units.notes, *cases.notes, *tested.notes),
         provenance=cases.provenance(
             result_key(cases, method),
             declaration.contract,
@@ -170,7 +170,18 @@ def _result(
         seconds=seconds,
         tuned=tuned,
         agreement=cases.agreement,
+        positive=_positive(units.at(tested.rows)),
+        chosen=tested.chosen,
     )
+
+
+def _positive(tested: Truth) -> Positive | None:
+    """Return the positive of two classes, and how many of the test units carry it."""
+    if tested.kind != "binary":
+        return None
+    carried = tested.y == 1
+    patients = np.unique(tested.groups[carried])
+    return Positive(name=tested.classes[1], units=int(carried.sum()), patients=len(patients))
 
 
 def _fitted_elsewhere(cases: Cases) -> list[str]:

@@ -44,10 +44,10 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
         rng = np.random.default_rng(0)
-        lines = ["path,patient,look"]
+        lines = ["path,patient,look,age"]
         for i in range(24):
             write_png(root / f"data/{i:02d}.png", rng.integers(0, 255, (40, 40), np.uint8))
-            lines.append(f"{i:02d}.png,p{i // 2},{('dark', 'bright')[i // 2 % 2]}")
+            lines.append(f"{i:02d}.png,p{i // 2},{('dark', 'bright')[i // 2 % 2]},{30 + i}")
         (root / "labels.csv").write_text("\n".join(lines) + "\n")
         network = write_tiny_folder(root / "tiny")
         self.settings: dict[str, Any] = {
@@ -55,7 +55,7 @@ class Project:
             "backbone": {"name": f"hf:{network}", "image_size": 28},
             "store": "store",
             "labels": {"file": "labels.csv", "patient": "patient"},
-            "tasks": {"look": {"labels": ["look"]}},
+            "tasks": {"look": {"labels": ["look"], "positive": "bright"}},
         }
         self.config({})
         assert self.run("extract my.yaml --device cpu --workers 0")[0] == 0
@@ -161,6 +161,12 @@ MISTAKES = [
     Mistake("evaluated before extracted", "evaluate my.yaml", {"store": "s6"}),
     Mistake("the labels are not there", "evaluate my.yaml", {"labels.file": "lables.csv"}),
     Mistake("a label column is misspelt", "evaluate my.yaml", {"tasks.look.labels": ["lok"]}),
+    Mistake("which class is positive is not said", "evaluate my.yaml", {"tasks.look.positive": None}),
+    Mistake(
+        "a column of numbers is taken for classes",
+        "evaluate my.yaml",
+        {"tasks.look": {"labels": ["age"]}},
+    ),
     Mistake("the key column is not there", "evaluate my.yaml", {"labels.key": "file"}),
     Mistake("the patient column is not there", "evaluate my.yaml", {"labels.patient": "pid"}),
     Mistake("no patient column was named", "evaluate my.yaml", {"labels.patient": None}),

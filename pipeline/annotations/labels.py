@@ -1,7 +1,8 @@
 """Labels: a CSV or Parquet table, joined to the slices and gathered into units.
 
 A value is compared as text, so a CSV and a Parquet of the same labels are the same labels: 1.0 is
-1, and an empty cell, NaN, NA, n/a or null is no label. Dims: m slices, n units.
+1, Yes is yes, and an empty cell, NaN, NA, n/a or null is no label, unless `labels.empty` says
+otherwise. Dims: m slices, n units.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotations.classes import encode
 from pipeline.annotations.label_file import LabelTable as LabelTable
 from pipeline.annotations.label_file import Texts
 from pipeline.annotations.label_file import read_labels as read_labels
@@ -28,7 +30,8 @@ from pipeline.annotations.label_join import (
     refuse_repeated_keys,
 )
 from pipeline.annotations.label_join import matched as matched
-from pipeline.annotations.label_values import LabelValues, apply_policies, encode, is_text
+from pipeline.annotations.label_values import LabelValues, apply_policies
+from pipeline.annotations.texts import is_text
 from pipeline.annotations.units import Units
 from pipeline.config.tasks import Level, Task
 from pipeline.results import Tally
@@ -91,14 +94,16 @@ def label_units(
     status: Status,
     root: Path,
     names: Names,
+    *,
+    either_way: bool = False,
 ) -> Units:
     """Join the labels of `task` to the slices as units.
 
     slices: SLICE_SCHEMA, with the real paths; status (n,) by row. What is returned shows paths as
-    `names` allows.
+    `names` allows. either_way: see `classes.encode`.
 
     Raises LabelError where labels do not join, contradict each other within a unit, or name no
-    patient, saying how many and an example.
+    patient, saying how many and an example, and where classes are none (see `classes.encode`).
     """
     # The table is read through before it is joined: what is wrong in it is so for every store.
     keys = label_keys(table, root, names)
@@ -113,8 +118,15 @@ def label_units(
     patients = patients[use]
     unit_names = unit_names[use]
     _refuse_unknown_patients(labelled, patients)
-    y, classes, kind = encode(values.texts, labelled.label, task)
     first, unit = _first_and_inverse(unit_names)
+    classes = encode(
+        values.texts,
+        labelled.label,
+        task,
+        len(first),
+        either_way=either_way,
+    )
+    y = classes.y
     within = _WithinUnits(labelled.paths, unit, first, task.level)
     within.refuse_disagreement(y, f"labels {list(task.labels)}")
     within.refuse_disagreement(patients, "patients")
@@ -129,12 +141,13 @@ def label_units(
     return Units(
         y=y[first],
         groups=patients[first].astype(np.str_),
-        classes=classes,
-        kind=kind,
+        classes=classes.names,
+        kind=classes.kind,
         ids=unit_names[first].astype(np.str_),
         rows=labelled.rows,
         unit=unit,
         tally=tally,
+        notes=values.notes,
     )
 
 

@@ -47,6 +47,14 @@ class PageLayout:
         entries = [of_backbone[column] for _, of_backbone in self.lines]
         return max(entry.metric.value for entry in entries if entry is not None)
 
+    def positive(self, column: int) -> str:
+        """Return which of two classes a column calls positive, and how many carry it; "" for none.
+
+        As the first backbone's first seed has them.
+        """
+        entries = [of_backbone[column] for _, of_backbone in self.lines]
+        return next((entry.positive for entry in entries if entry is not None), "")
+
     @property
     def has_published(self) -> bool:
         """Whether any entry has a published figure."""
@@ -135,6 +143,10 @@ def column_name(question: Question) -> str:
     return f"{question.dataset}{task}{shots}"
 
 
+def _with_positive(name: str, positive: str) -> str:
+    return f"{name} (positive: {positive})" if positive else name
+
+
 def entry_text(entry: Entry | None) -> str:
     """Return an entry with its interval, and what was published."""
     if entry is None:
@@ -148,9 +160,10 @@ def entry_text(entry: Entry | None) -> str:
 def _grid(layout: PageLayout) -> list[list[str]]:
     """Return a table's cells: its head, then a row a backbone."""
     head = [layout.setting]
-    for question in layout.questions:
+    for i, question in enumerate(layout.questions):
         metric = NAMES.get(question.metric, question.metric)
-        head.append(f"{column_name(question)}, {metric}")
+        positive = layout.positive(i)
+        head.append(_with_positive(f"{column_name(question)}, {metric}", positive))
     lines = [[name, *map(entry_text, entries)] for name, entries in layout.lines]
     return [head, *lines]
 
@@ -173,7 +186,7 @@ def _steady(gathered: Gathered) -> str:
             VIEWS[each.view],
             each.question.setting,
             each.backbone,
-            column_name(each.question),
+            _with_positive(column_name(each.question), each.positive),
             NAMES.get(each.question.metric, each.question.metric),
             interval(each.plain),
             interval(each.seen),

@@ -75,7 +75,7 @@ def held_against(
         return None
     predictions = []
     for cell, answer in (one, two):
-        _, probabilities, _ = read_predictions(cell.config.store, answer, -1)
+        _, probabilities, _ = read_predictions(cell.config.store, answer)
         predictions.append(probabilities)
     agreement = icc(np.stack(predictions, axis=1))
     return overall.difference, float(np.nanmean(agreement))

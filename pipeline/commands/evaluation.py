@@ -236,7 +236,8 @@ def compare(
     if as_json:
         rows = []
         for result, differences in pairs:
-            about = {"task": result.task, "method": result.method}
+            positive = None if result.positive is None else result.positive.model_dump()
+            about = {"task": result.task, "method": result.method, "positive": positive}
             rows += [about | difference.model_dump(mode="json") for difference in differences]
         print(json.dumps(rows, indent=1))
     else:

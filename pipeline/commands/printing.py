@@ -11,7 +11,14 @@ from rich import box
 from rich.measure import Measurement
 from rich.table import Table
 
-from pipeline.report.wording import method_title, setting_text
+from pipeline.report.wording import (
+    method_title,
+    point_text,
+    positive_name,
+    positive_text,
+    rule_text,
+    setting_text,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,6 +37,14 @@ HEADLINES = {
     "auroc": "AUROC",
     "r2": "R2",
     "mae": "MAE",
+}
+
+# What a table of operating points shows.
+RATES = {
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
 }
 
 # What a table of segmentations shows; a result's file has IoU too. Where images name no
@@ -75,7 +90,7 @@ def _print(out: Console, table: Table) -> None:
 def show_results(out: Console, results: Sequence[Result]) -> None:
     """Print a table a method, classes and numbers apart: a line a task and setting, with intervals.
 
-    The intervals are of 95 %.
+    The intervals are of 95 %; a star marks the setting that stands for the answer.
     """
     if any(result.provenance.random for result in results):
         out.print(RANDOM, style="bold yellow")
@@ -101,10 +116,43 @@ def _show_method(out: Console, answers: Sequence[Result]) -> None:
             present |= score.metrics.keys()
     shown = [name for name in HEADLINES if name in present]
     title = f"{method_title(answers[0].method)} on {features}{stamp}"
-    table = _table(title, ("task", "tested on", "setting"), [HEADLINES[n] for n in shown])
+    words = ["task", "tested on", "setting"]
+    has_positive = any(positive_name(result) for result in answers)
+    if has_positive:
+        words.insert(2, "positive")
+    table = _table(title, words, [HEADLINES[n] for n in shown])
     for result in answers:
+        about = [result.task, _tested_on(result)]
+        if has_positive:
+            about.append(positive_text(result))
         for score in result.scores:
-            table.add_row(result.task, _tested_on(result), *_score(score, shown))
+            setting, *numbers = _score(score, shown)
+            # Of several settings the one that stands for the answer is marked.
+            is_chosen = len(result.scores) > 1 and score is result.main_score
+            table.add_row(*about, f"{setting} *" if is_chosen else setting, *numbers)
+    if table.row_count:
+        _print(out, table)
+        _show_points(out, answers)
+
+
+def _show_points(out: Console, answers: Sequence[Result]) -> None:
+    """Print from which probability on units are called positive, and the rates on test at it."""
+    words = ("task", "positive", "by", "called from")
+    table = _table("At the operating point that val chose", words, list(RATES.values()))
+    for result in answers:
+        if not result.scores:
+            continue
+        score = result.main_score
+        rule = rule_text(result.question.operating_point)
+        for label, metrics in {"": score.metrics, **score.labels}.items():
+            positive = positive_text(result, label)
+            # What is of all labels together has no point; older answers have none at all.
+            if not positive or "sensitivity" not in metrics:
+                continue
+            name = f"{result.task}: {label}" if label else result.task
+            point = point_text(score, label) or "above 0.5"
+            numbers = [_number(metrics[n]) if n in metrics else "" for n in RATES]
+            table.add_row(name, positive, rule, point, *numbers)
     if table.row_count:
         _print(out, table)
 
@@ -262,13 +310,14 @@ def show_differences(out: Console, pairs: Sequence[tuple[Result, list[Difference
     """Print what the second store scores above the first, for the metrics that tables show."""
     if any(result.provenance.random for result, _ in pairs):
         out.print(RANDOM, style="bold yellow")
-    columns = ("task", "method", "label", "metric")
+    columns = ("task", "positive", "method", "label", "metric")
     table = _table("Second less first", columns, ("difference", "p (DeLong)", "p (Holm)"))
     for result, differences in pairs:
         for d in differences:
             if d.metric in HEADLINES:
                 p = ["" if value is None else f"{value:.3g}" for value in (d.p, d.p_holm)]
-                words = (result.task, result.method, d.label, HEADLINES[d.metric])
+                positive = positive_text(result, d.label)
+                words = (result.task, positive, result.method, d.label, HEADLINES[d.metric])
                 table.add_row(*words, _number(d.difference, "+"), *p)
     _print(out, table)
 

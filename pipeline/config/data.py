@@ -86,6 +86,10 @@ class Outputs(Frozen):
     part_rows: int | None = None
 
 
+# pyarrow's own spellings of a missing value in CSV, and pandas' in a cast float column.
+EMPTY = ("#N/A", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan")
+
+
 class Labels(Frozen):
     """Where the labels are, what joins them to the slices, and what unclear values mean.
 
@@ -93,7 +97,8 @@ class Labels(Frozen):
     series id, or with the value of a DICOM tag listed in data.tags, as `by` says
     ("tag:AccessionNumber"). patient: the column that names each row's patient, for files whose
     headers do not. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of
-    Irvin et al., arXiv 1901.07031); missing: what an empty cell means.
+    Irvin et al., arXiv 1901.07031); missing: what an empty cell means; empty: what is written in a
+    cell that holds nothing: a class that is called NA is taken out of this list.
     """
 
     file: Path
@@ -103,6 +108,7 @@ class Labels(Frozen):
     headers: Literal["agree", "ignore"] = "agree"
     uncertain: Uncertain = "refuse"
     missing: Missing = "leave-out"
+    empty: tuple[str, ...] = EMPTY
 
 
 class SplitChoice(Frozen):

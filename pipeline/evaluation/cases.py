@@ -89,6 +89,8 @@ class Cases:
             self.store.status(),
             self._root,
             self._names,
+            # Of a shortcut's two values neither is the finding: view, sex, site.
+            either_way=self.shortcut_of is not None,
         )
 
     def column(self, name: str) -> Texts:

@@ -27,7 +27,7 @@ from pipeline.config.methods import Method
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold
-from pipeline.results import Metric, Result, Segmented
+from pipeline.results import Metric, Result, Score, Segmented
 from stores import FeatureStore
 from stores._disk import write_checked
 
@@ -57,6 +57,9 @@ TIDY = pa.schema(
         ("metric", pa.string()),
         ("label", pa.string()),
         ("subgroup", pa.string()),
+        ("positive", pa.string()),
+        ("positives", pa.int64()),
+        ("threshold", pa.float64()),
         ("value", pa.float64()),
         ("low", pa.float64()),
         ("high", pa.float64()),
@@ -228,20 +231,42 @@ def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
 def tidy(results: Sequence[Result | Segmented]) -> pa.Table:
     """Return one row a number: what it is, its interval, and what it was computed from.
 
-    A segmentation is of kind `segmentation`, its method the head's name in the config.
+    positive: of two classes, or the class or label that a row is of; positives: how many of the
+    test units (of the subgroup) carry it; threshold: its operating point, of several models the
+    mean. A segmentation is of kind `segmentation`, its method the head's name in the config.
     """
     rows: list[dict[str, Any]] = []
     for result in results:
         origin = result.provenance.model_dump(exclude={"store", "versions"})
         about = origin | _question(result)
+        positives = result.counts["test"].positives
+        positive = result.classes[-1] if result_kind(result) == "binary" else ""
         for score in result.scores:
             about["setting"] = _setting_text(score.setting)
-            rows += _rows_of(about, score.metrics)
+            of_two = about | _positive_of(positive, positives, score)
+            rows += _rows_of(of_two, score.metrics)
             for label, metrics in score.labels.items():
-                rows += _rows_of(about, metrics, label=label)
+                of_label = about | _positive_of(label, positives, score)
+                rows += _rows_of(of_label, metrics, label=label)
             for name, subgroup in score.subgroups.items():
-                rows += _rows_of(about, subgroup.metrics, subgroup=name)
+                of_subgroup = about | _positive_of(positive, subgroup.positives, score)
+                rows += _rows_of(of_subgroup, subgroup.metrics, subgroup=name)
     return pa.Table.from_pylist(rows, schema=TIDY)
+
+
+def result_kind(result: Result | Segmented) -> str:
+    """Return the kind of question that was answered."""
+    return result.kind if isinstance(result, Result) else SEGMENTATION
+
+
+def _positive_of(name: str, positives: Mapping[str, int], score: Score) -> dict[str, Any]:
+    """Return what a tidy row says of the class or label that it calls positive; "" for none."""
+    points = score.operating_points.get(name) or score.operating_points.get("")
+    return {
+        "positive": name or None,
+        "positives": positives.get(name),
+        "threshold": float(np.mean(points)) if name and points else None,
+    }
 
 
 def _rows_of(
@@ -300,7 +325,10 @@ def _questions(table: pa.Table) -> Iterator[tuple[str, str, bool]]:
 
 
 def predictions_table(units: Units, tested: OutOfFold) -> pa.Table:
-    """Return a row a test unit and setting: unit, patient, truth and probability a class."""
+    """Return a row a test unit and setting: unit, patient, truth and probability a class.
+
+    And from which probability on it is called so, where it has an operating point.
+    """
     tables = []
     truth = units.at(tested.rows)
     for prediction in tested.predictions:
@@ -315,8 +343,12 @@ def predictions_table(units: Units, tested: OutOfFold) -> pa.Table:
         for j, name in enumerate(units.classes):
             columns[f"truth:{name}"] = _truth_column(truth, j)
             columns[f"proba:{name}"] = prediction.proba[:, j]
+            thresholds = prediction.thresholds
+            if thresholds is not None and not np.isnan(thresholds[:, j]).all():
+                columns[f"threshold:{name}"] = thresholds[:, j]
         tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
+    # A label may have an operating point in one setting and none in another.
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _truth_column(truth: Truth, j: int) -> Any:
@@ -328,9 +360,12 @@ def _truth_column(truth: Truth, j: int) -> Any:
 
 
 def read_predictions(
-    store: Path, result: Result, setting: int
+    store: Path, result: Result, setting: int | None = None
 ) -> tuple[Truth, NDArray[np.float64], NDArray[np.int64] | None]:
-    """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result."""
+    """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result.
+
+    By default of the one that stands for the answer.
+    """
     table = _predictions(store, result, setting)
     columns = [table[f"proba:{name}"].to_numpy() for name in result.classes]
     proba = np.stack(columns, axis=1)
@@ -340,7 +375,22 @@ def read_predictions(
     return truth, proba, fold
 
 
-def predicted_units(store: Path, result: Result, setting: int) -> NDArray[np.str_]:
+def read_thresholds(
+    store: Path, result: Result, setting: int | None = None
+) -> NDArray[np.float64]:
+    """Return (n, c) the operating points of what `read_predictions` tells; NaN where none is."""
+    table = _predictions(store, result, setting)
+    thresholds = np.full((table.num_rows, len(result.classes)), np.nan)
+    for j, name in enumerate(result.classes):
+        column = f"threshold:{name}"
+        if column in table.column_names:
+            thresholds[:, j] = table[column].to_numpy(zero_copy_only=False)
+    return thresholds
+
+
+def predicted_units(
+    store: Path, result: Result, setting: int | None = None
+) -> NDArray[np.str_]:
     """Return the ids (n,) of the units that `read_predictions` tells of."""
     return _texts(_predictions(store, result, setting), "unit")
 
@@ -357,9 +407,10 @@ def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
     return texts
 
 
-def _predictions(store: Path, result: Result, setting: int) -> pa.Table:
+def _predictions(store: Path, result: Result, setting: int | None) -> pa.Table:
     table = _read(predictions_path(store, result))
-    return _of_setting(table, _setting_text(result.scores[setting].setting))
+    score = result.main_score if setting is None else result.scores[setting]
+    return _of_setting(table, _setting_text(score.setting))
 
 
 def _y(table: pa.Table, result: Result) -> NDArray[Any]:

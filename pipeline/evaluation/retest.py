@@ -183,8 +183,8 @@ def _paired_predictions(
 
     Of a scan the mean over its units.
     """
-    _, proba, _ = read_predictions(cases.store.path, result, -1)
-    tested = predicted_units(cases.store.path, result, -1)
+    _, proba, _ = read_predictions(cases.store.path, result)
+    tested = predicted_units(cases.store.path, result)
     scan_of_unit = dict(
         zip(cases.units.ids.tolist(), _scan_of_units(cases.units, scans), strict=True)
     )

@@ -194,7 +194,7 @@ def _record_and_files(
 ) -> tuple[ModelRecord, Mapping[str, bytes]]:
     """Return a model's record, without digests, and its other files."""
     cases = fitting.cases
-    score = headline(result)
+    score = result.main_score
     references = References.of(fitting.pooled, fitting.learnt_from, cases.units.patient)
     if references is None:
         raise LabelError(
@@ -236,11 +236,6 @@ def _record_and_files(
         CARD: card_text(record).encode(),
     }
     return record, files
-
-
-def headline(result: Result) -> Score:
-    """Return the score of the setting that an answer is known by."""
-    return result.scores[-1]
 
 
 def _notes(cases: Cases) -> list[str]:
@@ -328,11 +323,10 @@ def _difference(cases: Cases, result: Result, test: Rows, proba: Proba) -> float
 
     Raises LabelError where it is more than rounding: the model would not be the answer's.
     """
-    number = result.scores.index(headline(result))
-    _, answered, fold = read_predictions(cases.store.path, result, number)
+    _, answered, fold = read_predictions(cases.store.path, result)
     if fold is not None:  # the model is of the first fold
         answered = answered[fold == 0]
-    ids = predicted_units(cases.store.path, result, number)[: len(test)]
+    ids = predicted_units(cases.store.path, result)[: len(test)]
     assert (ids == cases.units.ids[test]).all()
     difference = float(np.nanmax(np.abs(answered - proba), initial=0))
     if difference > ROUNDING * max(1.0, float(np.nanmax(np.abs(answered)))):

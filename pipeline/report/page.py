@@ -25,7 +25,7 @@ from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
 from pipeline.report.style import inline_svg, save
-from pipeline.report.wording import METRICS, count, interval, method_title
+from pipeline.report.wording import METRICS, count, interval, method_title, positive_text
 from stores._disk import temporary_name, writing
 
 # Says what is being done, such as "map of vits14".
@@ -153,6 +153,7 @@ def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
         latex=tables.latex(lines, random=random),
         random=random,
         method_title=method_title,
+        positive_text=positive_text,
         METRICS=METRICS,
         count=count,
         interval=interval,

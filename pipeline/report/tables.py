@@ -12,6 +12,8 @@ from pipeline.report.wording import (
     count,
     interval,
     method_title,
+    point_text,
+    positive_text,
     setting_text,
     spread,
 )
@@ -20,7 +22,10 @@ from pipeline.results import Metric, Result, Segmented
 
 @dataclass(frozen=True)
 class Line:
-    """One score: which, on what, and its metrics by name."""
+    """One score: which, on what, and its metrics by name.
+
+    positive: which of two classes is, and how many carry it; point: from which probability on.
+    """
 
     store: str
     task: str
@@ -28,6 +33,8 @@ class Line:
     method: str
     setting: str
     tested: str
+    positive: str
+    point: str
     metrics: dict[str, Metric]
 
 
@@ -48,7 +55,17 @@ def _lines_of_answer(store: str, result: Result | Segmented) -> Iterator[Line]:
         setting = setting_text(score.setting)
         # The score over all labels comes first, and is of no label.
         for label, metrics in {"": score.metrics, **score.labels}.items():
-            yield Line(store, result.task, label, method, setting, tested, metrics)
+            yield Line(
+                store=store,
+                task=result.task,
+                label=label,
+                method=method,
+                setting=setting,
+                tested=tested,
+                positive=positive_text(result, label),
+                point=point_text(score, label),
+                metrics=metrics,
+            )
 
 
 def _tested(result: Result | Segmented) -> str:
@@ -96,12 +113,13 @@ def latex(lines: Sequence[Line], *, random: bool) -> str:
     shown = columns_of(lines)
     several = _several(lines)
     stamp = f"{RANDOM}: not of DINOv2. " if random else ""
+    called = "Called from: the probability, chosen on validation, from which a case is positive."
     # Words to the left, numbers to the right.
     alignment = "l" * (len(head) - len(shown)) + "r" * len(shown)
     out = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}\n\\centering",
-        f"\\caption{{{stamp}Scores with 95\\,\\% intervals by a bootstrap over patients.}}",
+        f"\\caption{{{stamp}Scores with 95\\,\\% intervals by a bootstrap over patients. {called}}}",
         f"\\begin{{tabular}}{{{alignment}}}\n\\toprule",
         _tex_row([tex(name) for name in head]) + "\n\\midrule",
     ]
@@ -137,7 +155,7 @@ def _cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """Return the head of the table and its rows: the words of a line, then its numbers."""
     shown = columns_of(lines)
     several = _several(lines)
-    head = ["Task", "Label", "Method", "Setting", "Tested on"]
+    head = ["Task", "Label", "Method", "Setting", "Tested on", "Positive", "Called from"]
     head += [METRICS[name] for name in shown]
     if several:
         head.insert(0, "Store")
@@ -154,4 +172,5 @@ def _several(lines: Sequence[Line]) -> bool:
 
 def _words(line: Line, several: bool) -> list[str]:
     words = [line.task, line.label, line.method, line.setting, line.tested]
+    words += [line.positive, line.point]
     return [line.store, *words] if several else words

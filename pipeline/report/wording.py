@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 from typing import TYPE_CHECKING
 
 from pipeline.config.heads import declared
+from pipeline.results import Result
 
 if TYPE_CHECKING:
-    from pipeline.results import Metric
+    from pipeline.config.tasks import OperatingRule
+    from pipeline.results import Metric, Score, Segmented
 
 RANDOM = "RANDOM WEIGHTS"
 # In the order of the table's columns; those that no result has are left out.
@@ -17,6 +20,10 @@ METRICS = {
     "average_precision": "Avg. precision",
     "balanced_accuracy": "Bal. accuracy",
     "accuracy": "Accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
     "f1": "F1",
     "brier": "Brier",
     "ece": "ECE",
@@ -42,12 +49,53 @@ def method_title(method: str) -> str:
 
 
 def setting_text(setting: Mapping[str, float]) -> str:
-    """Return a setting as people write it."""
+    """Return a setting as people write it; none is that of each fold's choice."""
+    if not setting:
+        return "chosen by fold"
     return ", ".join(f"{name} = {_number(value)}" for name, value in setting.items())
 
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 1 and value == int(value) else f"{value:.3g}"
+
+
+def positive_text(result: Result | Segmented, label: str = "") -> str:
+    """Return which of two classes is positive and how many test units carry it, of how many.
+
+    Of a label alone the numbers: its name stands beside them. "" where nothing is positive.
+    """
+    test = result.counts["test"]
+    if label:
+        known = test.units - test.unknown.get(label, 0)
+        carried = test.positives.get(label)
+        return "" if carried is None else f"{carried} of {known}"
+    name = positive_name(result)
+    return f"{name}, {test.positives[name]} of {test.units}" if name else ""
+
+
+def positive_name(result: Result | Segmented) -> str:
+    """Return which of two classes is positive; "" where there are not two."""
+    is_of_two = isinstance(result, Result) and result.kind == "binary"
+    return result.classes[-1] if is_of_two else ""
+
+
+def point_text(score: Score, label: str = "") -> str:
+    """Return from which probability on a unit is called positive, of several models the median."""
+    points = score.operating_points.get(label, ())
+    if not points:
+        return ""
+    middle = f"{median(points):.3g}"
+    if len(points) == 1:
+        return middle
+    return f"{middle} ({min(points):.3g} to {max(points):.3g})"
+
+
+def rule_text(rule: OperatingRule) -> str:
+    """Return by what an operating point is chosen on val."""
+    if isinstance(rule, str):
+        return {"youden": "Youden", "likeliest": "above 0.5"}[rule]
+    reached = rule.model_dump(exclude_none=True)
+    return ", ".join(f"{name} {value:g}" for name, value in reached.items())
 
 
 def spread(metric: Metric) -> tuple[float, float] | None:

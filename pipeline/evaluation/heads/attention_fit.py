@@ -25,6 +25,7 @@ from pipeline.evaluation.heads.contract import (
     Rows,
 )
 from pipeline.evaluation.heads.objective import Objective
+from pipeline.evaluation.metrics.quality import best_of, quality
 
 
 class GatedAttention(nn.Module):
@@ -92,11 +93,15 @@ class Weigher:
 
 @dataclass(frozen=True)
 class Attention:
-    """A trained network, and after how many epochs; none where nothing can be fitted."""
+    """A trained network, and after how many epochs; none where nothing can be fitted.
+
+    on_val (v, c): what it said of val after as many, when it had learnt train alone.
+    """
 
     weigher: Weigher | None
     epochs: int
     notes: list[str]
+    on_val: NDArray[np.float64] | None = None
 
 
 def fit(given: FitInput[AttentionSettings]) -> Attention:
@@ -114,22 +119,22 @@ def fit(given: FitInput[AttentionSettings]) -> Attention:
         return Attention(None, 0, objective.notes)
     val = given.parts["val"]
     truth = units.at(val)
-    qualities = []
+    each_on_val = []
     training = AttentionTraining(given, given.parts["train"], objective)
     for _ in range(given.settings.epochs):
         training.epoch()
-        on_val = training.weigher.proba(given.x, val)
-        qualities.append(objective.quality(truth, on_val))
+        each_on_val.append(training.weigher.proba(given.x, val))
+    best = best_of([quality(truth, on_val) for on_val in each_on_val])
     # Without both sides of any label on val nothing tells epochs apart.
-    if np.isnan(qualities).all():
+    if best is None:
         note = "epochs were not chosen: all val units have the same labels"
         return Attention(None, 0, [*objective.notes, note])
-    best = int(np.nanargmax(qualities)) + 1
+    epochs = best + 1
     # Again from the start: val is worth learning from too, once it has said when to end.
     again = AttentionTraining(given, given.train_and_val, objective)
-    for _ in range(best):
+    for _ in range(epochs):
         again.epoch()
-    return Attention(again.weigher, best, objective.notes)
+    return Attention(again.weigher, epochs, objective.notes, each_on_val[best])
 
 
 def predict(model: Attention, x: Floats, rows: Rows) -> Predicted:
@@ -137,7 +142,8 @@ def predict(model: Attention, x: Floats, rows: Rows) -> Predicted:
     if model.weigher is None:
         return Predicted([], model.notes)
     proba = model.weigher.proba(x, rows)
-    return Predicted([Prediction({"epochs": model.epochs}, proba)], model.notes)
+    prediction = Prediction({"epochs": model.epochs}, proba, on_val=model.on_val)
+    return Predicted([prediction], model.notes)
 
 
 # --- filed -----------------------------------------------------------------------------------

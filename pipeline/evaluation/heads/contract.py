@@ -7,6 +7,9 @@ fold that tests, on train and val, and then predicts the units of test:
   sees which units test.
 - `predict(model, x, rows)` returns a `Predicted` of the units `rows`. A model need not hold the
   features: `predict` is handed the same x again.
+- What a model that was fitted on train alone says of val goes along (`Prediction.on_val`): from
+  which probability on a unit is called positive is chosen by it. Of several settings the one that
+  val chose is marked (`chosen`); `metrics.quality` says what is better.
 - What cannot be fitted or predicted is a note, and no error: the next head goes on.
 - What is drawn by chance is seeded by the settings, so that an answer is the same each time.
 - A head whose model can be filed has `to_state` and `from_state`: what it learnt as arrays and a

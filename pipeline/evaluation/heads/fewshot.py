@@ -78,7 +78,8 @@ def predict(model: Supports | list[DrawnProbe], x: Floats, rows: Rows) -> Predic
         probe = drawn.probe
         if probe.fitted is not None:
             setting = {"shots": drawn.shots} | probe.setting
-            predictions.append(Prediction(setting, probe.fitted.predict(x, rows)))
+            proba = probe.fitted.predict(x, rows)
+            predictions.append(Prediction(setting, proba, on_val=probe.on_val))
         notes += [f"{drawn.shots} shots: {note}" for note in probe.notes]
     return Predicted(predictions, notes)
 
@@ -435,7 +436,7 @@ HEAD = Head(
     name="fewshot",
     title="Few-shot",
     settings=FewShotSettings,
-    contract=7,
+    contract=8,
     fit=fit,
     predict=predict,
     folds="first",

@@ -30,6 +30,7 @@ from pipeline.evaluation.heads.contract import (
 )
 from pipeline.evaluation.heads.linear import LinearSettings
 from pipeline.evaluation.heads.objective import Objective
+from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import batches
 
 
@@ -54,11 +55,15 @@ Layers = list[tuple[GridPlace, nn.Linear]]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The layer that was chosen on val, and what it learnt; none where nothing can be fitted."""
+    """The layer that was chosen on val, and what it learnt; none where nothing can be fitted.
+
+    on_val (v, c): what it said of val when it had learnt train alone.
+    """
 
     layers: Layers
     objective: Objective
     notes: list[str]
+    on_val: NDArray[np.float64] | None = None
 
 
 def fit(given: FitInput[LinearSettings]) -> Chosen:
@@ -77,19 +82,19 @@ def fit(given: FitInput[LinearSettings]) -> Chosen:
     trained = train(given, given.parts["train"], grid, objective)
     truth = given.units.at(val)
     on_val = outputs_of(trained, x, val, objective)
-    qualities = [objective.quality(truth, proba) for proba in on_val]
+    chosen = best_of([quality(truth, proba) for proba in on_val])
     # Without both sides of any label on val nothing tells heads apart.
-    if np.isnan(qualities).all():
+    if chosen is None:
         note = "no head was chosen: all val units have the same labels"
         return Chosen([], objective, [*objective.notes, note])
-    best = grid[int(np.nanargmax(qualities))]
+    best = grid[chosen]
     # Again from the start, and the chosen head alone: val is worth learning from too.
     again = train(given, given.train_and_val, [best], objective)
     notes = list(objective.notes)
     edges = (min(settings.rates), max(settings.rates))
     if len(settings.rates) > 1 and best.rate in edges:
         notes.append(f"lr = {best.rate:.3g} is at the edge of the grid")
-    return Chosen(again, objective, notes)
+    return Chosen(again, objective, notes, on_val[chosen])
 
 
 def predict(model: Chosen, x: Floats, rows: Rows) -> Predicted:
@@ -97,7 +102,7 @@ def predict(model: Chosen, x: Floats, rows: Rows) -> Predicted:
     each = outputs_of(model.layers, x, rows, model.objective)
     predictions = []
     for (place, _), proba in zip(model.layers, each, strict=True):
-        predictions.append(Prediction(place.setting, proba))
+        predictions.append(Prediction(place.setting, proba, on_val=model.on_val))
     return Predicted(predictions, model.notes)
 
 

@@ -18,7 +18,6 @@ from torch.nn import functional
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.tasks import Kind
 from pipeline.evaluation.heads.modelled import modelled
-from pipeline.evaluation.metrics.metrics import macro_auroc
 
 Proba = NDArray[np.float64]
 
@@ -115,13 +114,6 @@ class Objective:
                 without_model = np.isin(self.classes, self.left_out)
                 proba[:, without_model] = np.nan
                 return np.asarray(proba)
-
-    def quality(self, truth: Truth, proba: Proba) -> float:
-        """Return what is chosen by on val: macro AUROC, or less the squared error; or NaN."""
-        if self.kind == "regression":
-            error = truth.y - proba[:, 0]
-            return -float(np.mean(error**2))
-        return macro_auroc(truth, proba)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from pipeline.annotations.units import Prediction, Units
+from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.tasks import Part
 from pipeline.evaluation.heads.contract import (
     FitInput,
@@ -36,7 +36,7 @@ from pipeline.evaluation.heads.modelled import modelled
 from pipeline.evaluation.heads.probe import ProbeSettings
 from pipeline.evaluation.heads.probe_state import LogisticProblem, LogisticState, ridge_state
 from pipeline.evaluation.heads.ridge import RidgePath, fit_ridge
-from pipeline.evaluation.metrics.metrics import macro_auroc
+from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import mean, moments, take_scaled
 
 Proba = NDArray[np.float64]
@@ -55,17 +55,22 @@ class Fitted(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe, and the C or alpha that was chosen for it; no model where none can be."""
+    """A fitted probe, and the C or alpha that was chosen for it; no model where none can be.
+
+    on_val (v, c): what the fit on train alone with that C says of val; None for a number.
+    """
 
     fitted: Fitted | None
     setting: dict[str, float]
     notes: list[str]
+    on_val: Proba | None = None
 
 
 def fit(given: FitInput[ProbeSettings], refit_on: Sequence[Part] = ("train", "val")) -> Probe:
     """Fit on train for each C, choose C on val by macro AUROC, and fit it again on `refit_on`.
 
-    Of equals the smaller C is chosen. Notes say which labels have no model, how C was chosen, and
+    Of equals the C of the smaller log-loss is chosen: the smallest of many that rank alike would
+    say nearly the same of every unit. Notes say which labels have no model, how C was chosen, and
     how many fits stopped early. On a device scikit-learn fits classes through its array API.
     """
     if given.units.kind == "regression":
@@ -78,11 +83,11 @@ def predict(model: Probe, x: Floats, rows: Rows) -> Predicted:
     if model.fitted is None:
         return Predicted([], model.notes)
     proba = model.fitted.predict(x, rows)
-    return Predicted([Prediction(model.setting, proba)], model.notes)
+    return Predicted([Prediction(model.setting, proba, on_val=model.on_val)], model.notes)
 
 
 def _fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
-    """Fit logistic regression, with the C whose macro AUROC on val is greatest."""
+    """Fit logistic regression, with the C that does best on val."""
     x = given.x
     units = given.units
     train = given.parts["train"]
@@ -95,13 +100,14 @@ def _fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Pr
     device = given.device
     # Along the path of C each fit starts from the one before, which is most of the speed.
     on_val, stopped = probabilities(x, units, train, val, grid, left_out, device)
-    c, notes = _choose(_aurocs(units, val, on_val), grid)
+    best, notes = _choose(units.at(val), on_val, grid)
+    c = float(grid[best])
     refit = _rows_of(given.parts, refit_on)
     model, stopped_again = _fit_one(x, units, refit, c, left_out, device)
     stopped += stopped_again
     if stopped:
         notes.append(f"{stopped} fits stopped before they converged")
-    return Probe(model, {"C": c}, able.notes + notes)
+    return Probe(model, {"C": c}, able.notes + notes, on_val[best])
 
 
 def _fit_number(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
@@ -132,28 +138,25 @@ def _at_edge(best: int, grid: Proba) -> bool:
     return last > 0 and best in (0, last)
 
 
-def _aurocs(units: Units, val: Rows, on_val: list[Proba]) -> Proba:
-    """Return (a,) the macro AUROC on val of the probabilities by each C."""
-    truth = units.at(val)
-    return np.array([macro_auroc(truth, proba) for proba in on_val])
-
-
 def _rows_of(parts: Parts, names: Sequence[Part]) -> Rows:
     return np.concatenate([parts[part] for part in names])
 
 
-def _choose(aurocs: Proba, grid: Proba) -> tuple[float, list[str]]:
-    """Return the smallest of the best C, and what there is to say about it."""
-    if np.isnan(aurocs).all():
+def _choose(val: Truth, on_val: list[Proba], grid: Proba) -> tuple[int, list[str]]:
+    """Return the place of the best C of a grid, and what there is to say about it.
+
+    on_val: what the fit with each C says of the units of val.
+    """
+    best = best_of([quality(val, proba) for proba in on_val])
+    if best is None:
         # The C nearest to 1, scikit-learn's own.
         distance = np.abs(np.log(grid))
-        c = float(grid[distance.argmin()])
-        return c, [f"C = {c:.3g} was not chosen: all val units have the same labels"]
-    best = int(np.nanargmax(aurocs))
-    c = float(grid[best])
+        nearest = int(distance.argmin())
+        reason = "was not chosen: all val units have the same labels"
+        return nearest, [f"C = {grid[nearest]:.3g} {reason}"]
     if _at_edge(best, grid):
-        return c, [f"C = {c:.3g} is at the edge of the grid"]
-    return c, []
+        return best, [f"C = {grid[best]:.3g} is at the edge of the grid"]
+    return best, []
 
 
 def _errors_on_val(
@@ -439,7 +442,8 @@ def linear_head(
     train = parts["train"]
     val = parts["val"]
     on_val, _ = probabilities(x, units, train, val, grid, left_out)
-    c, _ = _choose(_aurocs(units, val, on_val), grid)
+    best, _ = _choose(units.at(val), on_val, grid)
+    c = float(grid[best])
     scale = _Scale.of(x, train)
     o = 1 if units.kind == "binary" else len(units.classes)
     weight = np.zeros((o, x.shape[1]))

@@ -46,11 +46,13 @@ def score(
     proba: Floats,
     fold: Numbers | None = None,
     permutations: int = 0,
+    thresholds: Floats | None = None,
 ) -> tuple[dict[str, Metric], dict[str, dict[str, Metric]]]:
     """Return the metrics over all, and by class or label, each with its 95 % interval.
 
-    proba (n, c): of the units of `truth`; fold (n,): the model that scored each, where there are
-    several: a metric is then its mean over folds, since scores of two models do not compare. The
+    proba (n, c): of the units of `truth`; thresholds (n, c): their operating points, as
+    `all_metrics` has them; fold (n,): the model that scored each, where there are several: a metric
+    is then its mean over folds, since scores of two models do not compare. The
     interval is of percentiles over 2,000 seeded draws of patients with replacement: the 2.5th to
     97.5th for very many patients, wider ones for few (`lowest_percentile`), on the rarer side of a
     label where a metric has sides; one patient has none. A draw without both sides of a label
@@ -61,7 +63,7 @@ def score(
     """
 
     def values(weights: Floats) -> Values:
-        return _mean_over_folds(truth, proba, fold, weights)
+        return _mean_over_folds(truth, proba, fold, weights, thresholds)
 
     metrics = bootstrap(
         values,
@@ -86,14 +88,16 @@ def _mean_over_folds(
     proba: Floats,
     fold: Numbers | None,
     weights: Floats,
+    thresholds: Floats | None = None,
 ) -> Values:
     """Return the mean of each metric over the folds that define it."""
     if fold is None:
-        return all_metrics(truth, proba, weights)
+        return all_metrics(truth, proba, weights, thresholds)
     of_folds: dict[Key, list[Floats]] = {}
     for i in np.unique(fold):
         on = fold == i
-        values = all_metrics(truth.at(on), proba[on], weights[on])
+        of_fold = None if thresholds is None else thresholds[on]
+        values = all_metrics(truth.at(on), proba[on], weights[on], of_fold)
         for key, value in values.items():
             of_folds.setdefault(key, []).append(value)
     return {key: mean(np.array(values)) for key, values in of_folds.items()}
@@ -200,16 +204,18 @@ def compare(
     first: Floats,
     second: Floats,
     fold: Numbers | None = None,
+    thresholds: tuple[Floats | None, Floats | None] = (None, None),
 ) -> list[Difference]:
     """Return what `second` scores above `first` (n, c) on the same units, metric by metric.
 
-    p, by DeLong's test, is of an AUROC of one model: not of a mean over folds.
+    thresholds: the operating points (n, c) of each. p, by DeLong's test, is of an AUROC of one
+    model: not of a mean over folds.
     """
 
     # Both under the same draws of patients: what both find hard cancels out.
     def difference(weights: Floats) -> Values:
-        less = _mean_over_folds(truth, first, fold, weights)
-        more = _mean_over_folds(truth, second, fold, weights)
+        less = _mean_over_folds(truth, first, fold, weights, thresholds[0])
+        more = _mean_over_folds(truth, second, fold, weights, thresholds[1])
         return {key: more[key] - less[key] for key in more if key in less}
 
     differences = bootstrap(

@@ -94,9 +94,8 @@ def config(root: Path, task: str, **more: Any) -> Config:
 def answered(root: Path, config: Config, method: str) -> dict[str, np.ndarray]:
     """Return what `evaluate` filed of each test unit, by its name."""
     (result,) = evaluate(config, [method])
-    number = len(result.scores) - 1
-    _, proba, _ = read_predictions(root / "store", result, number)
-    return dict(zip(predicted_units(root / "store", result, number), proba, strict=True))
+    _, proba, _ = read_predictions(root / "store", result)
+    return dict(zip(predicted_units(root / "store", result), proba, strict=True))
 
 
 def numbers(table: Any) -> np.ndarray:
@@ -364,8 +363,8 @@ def test_new_images_elsewhere_are_answered_as_in_the_store(project: Path, tmp_pa
     config = load_config(project / "my.yaml")
     store = project / "store"
     (result,) = evaluate(config, ["probe"])
-    _, expected, _ = read_predictions(store, result, 0)
-    rows = predicted_units(store, result, 0).astype(int)
+    _, expected, _ = read_predictions(store, result)
+    rows = predicted_units(store, result).astype(int)
     # Under other names, in another order, so that nothing but the pictures tells what they are.
     (tmp_path / "new").mkdir()
     for place, row in enumerate(rows[::-1]):

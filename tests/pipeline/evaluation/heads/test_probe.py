@@ -62,12 +62,16 @@ def test_a_fit_goes_on_far_enough_whatever_the_scale_of_the_features(scale: floa
     assert abs(found.proba - expected).mean() < 5e-3
 
 
-def test_of_equals_the_smaller_c_is_chosen_and_an_edge_is_said() -> None:
+def test_of_equals_the_c_of_the_smaller_log_loss_is_chosen_and_an_edge_is_said() -> None:
     y = np.arange(80) % 2
     x = (y[:, None] * 10 + np.zeros((80, 3))).astype(np.float32)  # every C ranks perfectly
     predictions, notes = answered(probe.HEAD, x, units_of(y), thirds(80), ProbeSettings(steps=5))
-    assert predictions[0].setting["C"] == pytest.approx(1e-6)
-    assert notes == ["C = 1e-06 is at the edge of the grid"]
+    assert predictions[0].setting["C"] == pytest.approx(1e5)
+    assert notes[0] == "C = 1e+05 is at the edge of the grid"
+    # The smallest says one half of everything: it ranks as well, and decides nothing.
+    assert (predictions[0].proba[:, 1].round() == y[60:]).all()
+    assert predictions[0].on_val is not None
+    assert predictions[0].on_val.shape == (20, 2)
 
 
 def test_multilabel_is_one_model_a_label() -> None:
