@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, out
-from pipeline.commands.printing import RANDOM, print_line, print_lines
+from pipeline.commands.printing import RANDOM, print_line, print_lines, show_validation
 
 if TYPE_CHECKING:
     from pipeline.fitted.model import Model
@@ -94,6 +94,41 @@ def predict(
         _print_tally(loaded, tally, out_to)
     if tally.unreadable:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: radprobe validate chest-model elsewhere.yaml")
+def validate(
+    model: ModelArg,
+    config: ConfigArg,
+    task: Annotated[
+        str | None, typer.Option(help="Which task of the config is the model's question.")
+    ] = None,
+    leave_out_known: Annotated[
+        bool,
+        typer.Option("--leave-out-known", help="Leave out what the model has learnt from."),
+    ] = False,
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Hold a model against the labels of another collection: external validation.
+
+    Discrimination, calibration, net benefit and subgroups at the model's own operating point, and
+    how far the images differ. Refused where patients or pixels of training are among them.
+    """
+    from pipeline.config.loading import load_config
+    from pipeline.fitted.model import Model
+    from pipeline.fitted.validate import validate
+
+    validation = validate(
+        Model.load(model),
+        load_config(config, store),
+        task=task,
+        leave_out_known=leave_out_known,
+    )
+    if as_json:
+        print(json.dumps(validation.model_dump(mode="json"), indent=1))
+    else:
+        show_validation(out, validation)
 
 
 def _print_model(model: Model) -> None:

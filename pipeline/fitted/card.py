@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.config.tasks import Part
+from pipeline.fitted.calibration import Calibration
 from pipeline.fitted.record import ModelRecord
 from pipeline.report.wording import METRICS, RANDOM, interval, method_title, setting_text
 
@@ -54,9 +55,32 @@ def _what(record: ModelRecord) -> Iterator[str]:
     modality = ", ".join(question.modality or record.trained_on.modalities)
     yield f"Images: {modality}; features `{record.features}`, pooled by `{question.pool}`,"
     yield f"scaled by `{record.scaling.kind}`."
+    for name, threshold in record.thresholds.items():
+        yield f"`{name}` is called from a probability of {threshold:.4g} on"
+        yield f"({_rule(record)}, chosen on val)."
+    if record.calibration is not None:
+        yield from _calibration(record.calibration)
     if record.setting:
         yield f"Setting: {setting_text(record.setting)}."
     yield ""
+
+
+def _rule(record: ModelRecord) -> str:
+    rule = record.question.operating_point
+    if isinstance(rule, str):
+        return rule
+    name = "specificity" if rule.sensitivity is None else "sensitivity"
+    return f"{name} of {rule.sensitivity or rule.specificity:g}"
+
+
+def _calibration(calibration: Calibration) -> Iterator[str]:
+    for name, sigmoid in calibration.sigmoids.items():
+        yield f"`{name}` is calibrated on {sigmoid.units} units of val (Platt's sigmoid, slope"
+        yield f"{sigmoid.slope:.3g}, intercept {sigmoid.intercept:.3g})."
+    temperature = calibration.temperature
+    if temperature is not None:
+        yield f"Probabilities are calibrated on {temperature.units} units of val (temperature"
+        yield f"{temperature.temperature:.3g})."
 
 
 def _codes(names: tuple[str, ...]) -> str:

@@ -12,17 +12,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Prediction, Units
+from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.base import HeadSettings
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.cases import Cases, cases_of, slices_of
+from pipeline.evaluation.folds import place_of_chosen
 from pipeline.evaluation.heads.contract import FitInput, Head, HeadState
 from pipeline.evaluation.pooling import FittedScaling, fit_scaling
 from pipeline.evaluation.result_files import KEY_LENGTH, predicted_units, read_predictions
+from pipeline.evaluation.scoring import at_operating_points
 from pipeline.evaluation.splits import Parts
+from pipeline.fitted.calibration import calibrate
 from pipeline.fitted.card import card_text
 from pipeline.fitted.folder import (
     CARD,
@@ -37,7 +40,7 @@ from pipeline.fitted.model import SCALING, Model
 from pipeline.fitted.record import ModelRecord, Scaled, TrainedOn, Unlike
 from pipeline.fitted.unlike import References
 from pipeline.recipe import recipe_of
-from pipeline.results import Result, Score
+from pipeline.results import Result
 from pipeline.shared.arrays import Floats, Rows
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError, LabelError
@@ -75,10 +78,14 @@ def fit(
             f"{'; '.join(result.notes) or 'no reason is noted'}."
         )
     fitting = _Fitting.of(cases, head, device)
-    state = head.to_state(fitting.fitted(), fitting.x) if head.to_state else None
-    if state is None:
+    fitted = fitting.fitted()
+    assert head.to_state is not None
+    state = head.to_state(fitted, fitting.x)
+    predictions = list(head.predict(fitted, fitting.x, fitting.parts["test"]).predictions)
+    if state is None or not predictions:
         raise LabelError(f"{result.task}: {method} could not be fitted: {'; '.join(result.notes)}.")
-    record, files = _record_and_files(fitting, result, state)
+    chosen = predictions[place_of_chosen(predictions)]
+    record, files = _record_and_files(fitting, result, state, chosen)
     written = write_model(out, record, files)
     return Model(out, written)
 
@@ -191,17 +198,22 @@ def _record_and_files(
     fitting: _Fitting,
     result: Result,
     state: HeadState,
+    chosen: Prediction,
 ) -> tuple[ModelRecord, Mapping[str, bytes]]:
-    """Return a model's record, without digests, and its other files."""
+    """Return a model's record, without digests, and its other files.
+
+    chosen: the prediction of test by the setting that the model is of.
+    """
     cases = fitting.cases
-    score = result.main_score
+    val = cases.units.at(fitting.parts["val"])
+    calibration, notes = calibrate(val, chosen.on_val)
+    filed = _predict_test(fitting, state, chosen.setting)
     references = References.of(fitting.pooled, fitting.learnt_from, cases.units.patient)
     if references is None:
         raise LabelError(
             f"{result.task}: a model needs two patients at least in train and val, so that new "
             "images can be held against them."
         )
-    chosen = _chosen(_predict_test(fitting, state), score)
     names = Names(cases.store.path)
     record = ModelRecord(
         task=result.task,
@@ -214,15 +226,17 @@ def _record_and_files(
         scaling=Scaled(kind=fitting.scaling.kind),
         settings=result.settings,
         setting=chosen.setting,
+        thresholds=_thresholds(cases, val, chosen),
+        calibration=calibration,
         head=dict(state.about),
         recipe=recipe_of(cases.store),
         backbone=cases.config.backbone,
         counts=result.counts,
         trained_on=_trained_on(fitting, names),
-        score=score,
+        score=result.main_score,
         unlike=Unlike(neighbours=references.k, references=len(references.features)),
-        difference=_difference(cases, result, fitting.parts["test"], chosen.proba),
-        notes=(*result.notes, *_notes(cases)),
+        difference=_difference(cases, result, fitting.parts["test"], filed),
+        notes=(*result.notes, *notes, *_notes(cases)),
         provenance=result.provenance,
         files={},
     )
@@ -230,7 +244,11 @@ def _record_and_files(
     files = {
         HEAD: array_bytes(arrays),
         UNLIKE: array_bytes(
-            {"features": references.features, "distances": references.distances},
+            {
+                "features": references.features,
+                "patient": references.patient,
+                "distances": references.distances,
+            },
         ),
         TRAINING: array_bytes(_training(fitting)),
         CARD: card_text(record).encode(),
@@ -295,19 +313,21 @@ def patient_digest(pseudonym: str) -> Digests:
     return np.frombuffer(digest[:DIGEST], np.uint8)
 
 
-def _chosen(predictions: list[Prediction], score: Score) -> Prediction:
-    """Return the prediction of the setting that an answer is known by.
+def _thresholds(cases: Cases, val: Truth, chosen: Prediction) -> dict[str, float]:
+    """Return the operating points of a model, by class or label, as its answer's were chosen."""
+    rule = cases.task.operating_point
+    thresholds = at_operating_points(chosen, val, rule).thresholds
+    if thresholds is None:
+        return {}
+    points = {}
+    for name, threshold in zip(val.classes, thresholds[0].tolist(), strict=True):
+        if not np.isnan(threshold):
+            points[name] = threshold
+    return points
 
-    Where each fold chose a setting of its own, the model's one.
-    """
-    for prediction in predictions:
-        if prediction.setting == score.setting:
-            return prediction
-    return predictions[0]
 
-
-def _predict_test(fitting: _Fitting, state: HeadState) -> list[Prediction]:
-    """Return what the filed head says of the units of test: none that it was fitted on."""
+def _predict_test(fitting: _Fitting, state: HeadState, setting: dict[str, float]) -> Proba:
+    """Return (q, c) what the filed head says of the units of test: none that it was fitted on."""
     assert fitting.head.from_state is not None
     units = fitting.units
     test = fitting.parts["test"]
@@ -315,7 +335,8 @@ def _predict_test(fitting: _Fitting, state: HeadState) -> list[Prediction]:
     number = np.searchsorted(test, units.unit[places])
     asked = Units.unlabelled(units.ids[test], units.rows[places], number)
     seen = fitting.x[places] if fitting.head.sees == "slices" else fitting.x[test]
-    return fitting.head.from_state(state)(seen, asked)
+    predictions = fitting.head.from_state(state)(seen, asked)
+    return next(each.proba for each in predictions if each.setting == setting)
 
 
 def _difference(cases: Cases, result: Result, test: Rows, proba: Proba) -> float:

@@ -18,6 +18,7 @@ from pipeline.evaluation.heads.contract import Head, HeadState, Predictor
 from pipeline.evaluation.pooling import FittedScaling, read_features, read_slice_features
 from pipeline.fitted.folder import HEAD, TRAINING, UNLIKE, read_arrays, read_file, read_record
 from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.units import unit_chunks
 from pipeline.fitted.unlike import References
 from pipeline.shared.arrays import Floats
 from stores.errors import ModelError
@@ -92,9 +93,10 @@ class Model:
         """The features that new ones are held against."""
         arrays = read_arrays(self.path, self.record, UNLIKE)
         return References(
-            arrays["features"],
-            arrays["distances"],
-            self.record.unlike.neighbours,
+            features=arrays["features"],
+            patient=arrays["patient"],
+            distances=arrays["distances"],
+            k=self.record.unlike.neighbours,
         )
 
     @cached_property
@@ -133,11 +135,20 @@ class Model:
     def of_store(self, store: FeatureStore, units: Units) -> tuple[Doubles, Doubles]:
         """Return (n, c) what the head says of units of a store, and (n,) how far each is.
 
-        Each unit must have a slice with features.
+        Each unit must have a slice with features; so many are read as are held at a time.
         """
+        proba = []
+        distances = []
+        for some in unit_chunks(units):
+            pooled = self.features_of(store, some)
+            x = pooled
+            if self.head.sees == "slices":
+                x = read_slice_features(store, some, self.record.features)
+            proba.append(self.proba(x, some))
+            distances.append(self.references.distances_of(pooled))
+        return np.concatenate(proba), np.concatenate(distances)
+
+    def features_of(self, store: FeatureStore, units: Units) -> Floats:
+        """Return (n, d) the features of units of a store, pooled and not scaled."""
         record = self.record
-        pooled = read_features(store, units, record.features, record.question.pool)
-        x = pooled
-        if self.head.sees == "slices":
-            x = read_slice_features(store, units, record.features)
-        return self.proba(x, units), self.references.distances_of(pooled)
+        return read_features(store, units, record.features, record.question.pool)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.evaluation.metrics.operating import is_called
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, Source, open_source
@@ -97,7 +98,8 @@ def schema_of(record: ModelRecord) -> pa.Schema:
     """Return the columns of predictions.
 
     unit: row number or pseudonym; path: of the unit's first slice, the real one where the key is
-    there; patient: a pseudonym. unlike: what percentage of the images that the model learnt from
+    there; patient: a pseudonym. proba: what `evaluate` says of such a unit; calibrated: made right on
+    val; decision: at the operating point. unlike: what percentage of the images that the model learnt from
     is nearer to the others than this unit is; unlike_p: the conformal p-value. Without an image
     that can be read, all numbers are null and the notes say why.
     """
@@ -109,6 +111,7 @@ def schema_of(record: ModelRecord) -> pa.Schema:
         ("slices", pa.int64()),
     ]
     columns += [(name, pa.float64()) for name in number_columns(record)]
+    columns += [(name, pa.float64()) for name in calibrated_columns(record)]
     if record.kind != "regression":
         columns += [("decision", pa.string())]
     columns += [("unlike", pa.float64()), ("unlike_p", pa.float64()), ("notes", pa.string())]
@@ -122,14 +125,28 @@ def number_columns(record: ModelRecord) -> list[str]:
     return [f"proba:{name}" for name in record.classes]
 
 
+def calibrated_columns(record: ModelRecord) -> list[str]:
+    """Return the columns of calibrated probabilities, where the model has any."""
+    if record.calibration is None:
+        return []
+    return [f"calibrated:{name}" for name in record.classes]
+
+
 def decisions(record: ModelRecord, proba: Doubles) -> list[str]:
-    """Return (n,) what is decided: the class, or the labels that are there, parted by ";"."""
+    """Return (n,) what is decided at the operating point: the class, or the labels, parted by ";".
+
+    Of several classes the likeliest.
+    """
     classes = np.array(record.classes, np.str_)
+    thresholds = np.array([record.thresholds.get(name, np.nan) for name in record.classes])
+    called = is_called(proba, thresholds)
     if record.kind == "multilabel":
-        above = proba > 0.5
-        return [";".join(classes[on]) for on in above]
-    likeliest: list[str] = classes[proba.argmax(axis=1)].tolist()
-    return likeliest
+        return [";".join(classes[on]) for on in called]
+    likeliest = proba.argmax(axis=1)
+    if record.kind == "binary":
+        likeliest = called[:, 1].astype(np.int64)
+    decided: list[str] = classes[likeliest].tolist()
+    return decided
 
 
 # --- a piece at a time -----------------------------------------------------------------------
@@ -153,6 +170,7 @@ def _table(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Table
     record = model.record
     n = len(piece.ids)
     numbers = np.full((n, len(number_columns(record))), np.nan)
+    calibrated = np.full((n, len(calibrated_columns(record))), np.nan)
     percentile = np.full(n, np.nan)
     p = np.full(n, np.nan)
     decided: list[str | None] = [None] * n
@@ -160,6 +178,8 @@ def _table(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Table
     if len(at):
         proba, distance = model.of_store(source.store, piece.units)
         numbers[at] = proba
+        if record.calibration is not None:
+            calibrated[at] = record.calibration.apply(proba, record.classes, record.kind)
         percentile[at] = model.references.percentiles(distance)
         p[at] = model.references.p_values(distance)
         if record.kind != "regression":
@@ -181,6 +201,8 @@ def _table(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Table
         "notes": _notes(record, piece, p),
     }
     for name, column in zip(number_columns(record), numbers.T, strict=True):
+        columns[name] = _or_null(column)
+    for name, column in zip(calibrated_columns(record), calibrated.T, strict=True):
         columns[name] = _or_null(column)
     schema = schema_of(record)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)

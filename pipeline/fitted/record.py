@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pipeline.config.data import BackboneChoice
 from pipeline.config.methods import Method
 from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Scaling, Task
+from pipeline.fitted.calibration import Calibration
 from pipeline.recipe import Recipe
 from pipeline.results import PartCount, Provenance, Score
 from pipeline.types import Frozen
@@ -50,7 +51,8 @@ class TrainedOn(Frozen):
 class ModelRecord(Frozen):
     """One model. task: the question's name; question: as the answer had it.
 
-    setting: which of the head's predictions the model gives, such as {"k": 20}. score: on test, of
+    setting: which of the head's predictions the model gives, such as {"k": 20}. thresholds: from
+    which probability on a class or label is called so; above one half where it has none. score: on test, of
     the answer that `provenance.key` names. head: what of the fitted head is no array. difference:
     the greatest between what the model says of the test units and what the answer says. files: the
     sha256 of each other file of the folder.
@@ -67,6 +69,8 @@ class ModelRecord(Frozen):
     scaling: Scaled
     settings: dict[str, Any]
     setting: dict[str, float]
+    thresholds: dict[str, float]
+    calibration: Calibration | None
     head: dict[str, Any]
     recipe: Recipe
     backbone: BackboneChoice

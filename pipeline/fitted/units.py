@@ -128,6 +128,30 @@ class Asked:
         )
 
 
+def unit_chunks(units: Units) -> Iterator[Units]:
+    """Yield whole units, without labels, of about SLICES_AT_ONCE slices together."""
+    bags = units.bags()
+    first = 0
+    while first < len(units.ids):
+        limit = bags.first[first] + SLICES_AT_ONCE
+        within = int(np.searchsorted(bags.first[1:], limit, side="right"))
+        stop = max(first + 1, within)
+        yield units_from(units, np.arange(first, stop))
+        first = stop
+
+
+def units_from(units: Units, numbers: Rows) -> Units:
+    """Return some units by their numbers, without labels; each must have a slice."""
+    bags = units.bags()
+    places = [bags[unit] for unit in numbers.tolist()]
+    sizes = [len(each) for each in places]
+    return Units.unlabelled(
+        units.ids[numbers],
+        units.rows[np.concatenate(places)],
+        np.repeat(np.arange(len(numbers)), sizes),
+    )
+
+
 def _with_patients(slices: pa.Table, patients: Texts) -> pa.Table:
     place = slices.schema.get_field_index("patient")
     return slices.set_column(place, "patient", pa.array(patients, pa.string()))

@@ -27,9 +27,13 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class References:
-    """Features (r, d) of length 1, and the distances (r,) of each, ascending."""
+    """Features (r, d) of length 1, whose they are (r,), and the distances (r,), ascending.
+
+    patient: numbers that say nothing of who it is.
+    """
 
     features: Floats
+    patient: Rows
     distances: Doubles
     k: int
 
@@ -49,7 +53,8 @@ class References:
         places = np.arange(len(chosen))
         # To other patients' alone: images of one patient are alike, and a new one is a stranger.
         cosine, _ = neighbours(features, places, places, k, whose)
-        return cls(features, np.sort(_distances(cosine)), k)
+        _, numbers = np.unique(whose, return_inverse=True)
+        return cls(features, numbers.astype(np.int64), np.sort(_distances(cosine)), k)
 
     def distances_of(self, x: Floats) -> Doubles:
         """Return (q,) the distance of each unit of x (q, d) to the references."""

@@ -34,11 +34,10 @@ def calibration(column: ScoredColumn, weights: Floats) -> dict[str, Floats]:
     NaN where draws are of one side, or where probabilities part the sides entirely.
     """
     on = column.known
-    said = np.clip(column.proba[on], LEAST, 1 - LEAST)
-    z = np.log(said / (1 - said))
+    z = logit(column.proba[on])
     y = column.positive[on].astype(np.float64)
     w = weights[on]
-    intercept, slope = _fit_line(z, y, w)
+    intercept, slope = fit_line(z, y, w)
     return {
         "slope": slope,
         "intercept": intercept,
@@ -46,8 +45,18 @@ def calibration(column: ScoredColumn, weights: Floats) -> dict[str, Floats]:
     }
 
 
-def _fit_line(z: Floats, y: Floats, w: Floats) -> tuple[Floats, Floats]:
-    """Return intercept and slope (b,) of logistic regression of y on z, by Newton's method."""
+def logit(proba: Floats) -> Floats:
+    """Return the logits of probabilities, those nearer to 0 or 1 than LEAST counted as so near."""
+    said = np.clip(proba, LEAST, 1 - LEAST)
+    logits: Floats = np.log(said / (1 - said))
+    return logits
+
+
+def fit_line(z: Floats, y: Floats, w: Floats) -> tuple[Floats, Floats]:
+    """Return intercept and slope (b,) of logistic regression of y (n,) on z (n,), w (n, b).
+
+    By Newton's method; NaN where there is no maximum.
+    """
     draws = w.shape[1]
     intercept = np.zeros(draws)
     slope = np.ones(draws)
