@@ -56,7 +56,7 @@ def rows_of(root: Path) -> list[dict[str, str]]:
 def write_config(root: Path, work: Path, weights: str, name: str, rows: list[Any]) -> Path:
     """Write labels, a split of the first 80 patients and the others, and a config of it."""
     patients = list(dict.fromkeys(row["patient_id"] for row in rows))
-    part = {patient: "test" for patient in patients}
+    part = dict.fromkeys(patients, "test")
     for i, patient in enumerate(patients[:TRAINED]):
         part[patient] = "val" if i % 4 == 0 else "train"
     with (work / f"{name}.csv").open("w", newline="") as file:

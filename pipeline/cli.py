@@ -60,17 +60,24 @@ for group in (
     app.add_typer(group.app)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"radprobe {version('radprobe')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version, and end.", is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Print the version, and end.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        print(f"radprobe {installed('radprobe')}")
-        raise typer.Exit
+    pass
 
 
 def main() -> NoReturn:

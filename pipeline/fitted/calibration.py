@@ -103,7 +103,9 @@ def calibrate(truth: Truth, on_val: Doubles | None) -> tuple[Calibration | None,
                 f"{FEWEST} are needed"
             )
         else:
-            notes.append(f"{column.name!r} is not calibrated: on val it ranks no better than chance")
+            notes.append(
+                f"{column.name!r} is not calibrated: on val it ranks no better than chance"
+            )
     return (Calibration(sigmoids=sigmoids) if sigmoids else None), notes
 
 

@@ -39,7 +39,8 @@ class Unlike(Frozen):
 
 class TrainedOn(Frozen):
     """The units of train and val, counted. slices: fewest and most a unit; key: which store key
-    made their pseudonyms, as a digest of it."""
+    made their pseudonyms, as a digest of it.
+    """
 
     units: int
     patients: int

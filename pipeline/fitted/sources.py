@@ -78,7 +78,7 @@ class FolderOptions:
 def open_source(
     model: Model,
     target: Path,
-    options: FolderOptions = FolderOptions(),  # noqa: B008 (frozen)
+    options: FolderOptions = FolderOptions(),
 ) -> Iterator[Source]:
     """Yield the store that a target names: a store, a config, or a folder of images.
 

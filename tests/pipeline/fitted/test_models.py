@@ -136,9 +136,7 @@ def test_features_are_scaled_as_the_train_units_said(
         np.testing.assert_allclose(said[unit], proba, atol=1e-6)
 
 
-def test_of_folds_the_model_is_the_first_ones_and_says_so(
-    collection: Path, tmp_path: Path
-) -> None:
+def test_of_folds_the_model_is_the_first_ones_and_says_so(collection: Path, tmp_path: Path) -> None:
     settings = config(collection, "binary", split={"kind": "kfold"})
     record = fit(settings, tmp_path / "model").record
     assert record.difference <= 1e-6
@@ -349,7 +347,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "backbone": {"name": f"hf:{network}", "image_size": 28},
         "store": "store",
         "labels": {"file": "labels.csv", "patient": "patient"},
-        "tasks": {"look": {"labels": ["look"]}},
+        "tasks": {"look": {"labels": ["look"], "positive": "bright"}},
         "probe": {"steps": 5},
     }
     (root / "my.yaml").write_text(yaml.safe_dump(settings))
