@@ -95,8 +95,8 @@ class TaskData(NamedTuple):
     """The units of a task, as arrays for scikit-learn.
 
     X (n, d) float32: features, not scaled. y (n,): class names, or numbers; of several labels
-    (n, c) int8: 1, 0, or -1 where not known. groups (n,): patients, as pseudonyms. part (n,): train,
-    val or test, or the number of the fold; "" for patients whom the split leaves out.
+    (n, c) int8: 1, 0, or -1 where not known. groups (n,): patients, as pseudonyms. part (n,):
+    train, val or test, or the number of the fold; "" for patients whom the split leaves out.
     """
 
     X: NDArray[np.float32]

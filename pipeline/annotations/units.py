@@ -105,7 +105,7 @@ class Units(Truth):
         )
 
     def each_slice(self) -> Units:
-        """Return every slice as a unit of its own, in the order of `rows`; labels are not theirs."""
+        """Return every slice as a unit of its own, in the order of `rows`, without its label."""
         return replace(self, unit=np.arange(len(self.rows)), ids=self.rows.astype(np.str_))
 
     def bags(self) -> Bags:

@@ -54,6 +54,10 @@ def predict(
     out_to: Annotated[
         Path, typer.Option("--out", help="Write a row a unit: .csv, .parquet or .json.")
     ],
+    tag: Annotated[
+        str | None,
+        typer.Option(help="A DICOM keyword, such as AccessionNumber, as a column more."),
+    ] = None,
     store: Annotated[
         Path | None,
         typer.Option(help="Keep a folder's features in this store; else they are thrown away."),
@@ -87,7 +91,7 @@ def predict(
     loaded = Model.load(model)
     speed = Speed(device=device, workers=workers)
     options = FolderOptions(store=store, modality=modality, weights=weights, speed=speed)
-    tally = predict(loaded, target, out_to, options)
+    tally = predict(loaded, target, out_to, options, tag=tag)
     if as_json:
         print(json.dumps(asdict(tally), indent=1))
     else:

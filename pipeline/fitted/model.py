@@ -109,7 +109,7 @@ class Model:
     def proba(self, x: Floats, units: Units) -> Doubles:
         """Return (n, c) what the head says of units, from unscaled features.
 
-        x (n, d) of units, or (m, d) of their slices where the head sees slices. For a number (n, 1).
+        x (n, d) of units, or (m, d) of their slices where the head sees those. For a number (n, 1).
         Raises ModelError for features of another width.
         """
         width = self.width

@@ -20,7 +20,9 @@ from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, Source, open_source
 from pipeline.fitted.tables import check_suffix, table_writer
 from pipeline.fitted.units import Asked, Piece
-from stores.errors import ConfigError
+from pipeline.io.decode import check_tags, read_headers
+from pipeline.shared.paths import unescape_path
+from stores.errors import ConfigError, UnreadableError
 
 Doubles = NDArray[np.float64]
 # Of images like those a model has learnt from, this share is called unlike.
@@ -52,19 +54,44 @@ def predict(
     target: Path,
     out: Path,
     options: FolderOptions = FolderOptions(),  # noqa: B008 (frozen)
+    *,
+    tag: str | None = None,
 ) -> Tally:
     """Write what a model says of a store, a config's store or a folder; return the counts.
 
-    A row a unit: see `schema_of`. Raises as `open_source` does, and writes nothing then.
+    A row a unit: see `schema_of`. tag: a DICOM keyword, whose value in each unit's first file is a
+    column more, for the user's own eyes. Raises as `open_source` does, and writes nothing then.
     """
     check_suffix(out)  # before hours of work
+    check_tags([tag] if tag else [])
     with open_source(model, target, options) as source:
         asked = _asked(model, source)
         tally = Tally(other=asked.other, pending=asked.pending, notes=list(source.notes))
-        with table_writer(out, schema_of(model.record)) as write:
+        schema = schema_of(model.record)
+        if tag is not None:
+            schema = schema.insert(0, pa.field(tag, pa.string()))
+        with table_writer(out, schema) as write:
             for piece in _tables(model, source, asked, tally):
-                write(piece)
+                write(piece if tag is None else _with_tag(piece, source, tag))
     return tally
+
+
+def _with_tag(piece: pa.Table, source: Source, tag: str) -> pa.Table:
+    """Return predictions with the value of a tag in each unit's first file; "" where none is."""
+    if source.root is None or not source.names.has_key:
+        raise ConfigError(
+            f"{tag} is read from the files, and {source.store.place} alone does not say where they "
+            "are. Name the config or the folder, not the store."
+        )
+    values = []
+    for path in piece["path"].to_pylist():
+        try:
+            header = read_headers(source.root / unescape_path(path), tags=[tag])[0]
+        except (UnreadableError, OSError):
+            values.append("")
+            continue
+        values.append(header.tags.get(tag, ""))
+    return piece.add_column(0, pa.field(tag, pa.string()), pa.array(values, pa.string()))
 
 
 def predictions(
@@ -98,10 +125,10 @@ def schema_of(record: ModelRecord) -> pa.Schema:
     """Return the columns of predictions.
 
     unit: row number or pseudonym; path: of the unit's first slice, the real one where the key is
-    there; patient: a pseudonym. proba: what `evaluate` says of such a unit; calibrated: made right on
-    val; decision: at the operating point. unlike: what percentage of the images that the model learnt from
-    is nearer to the others than this unit is; unlike_p: the conformal p-value. Without an image
-    that can be read, all numbers are null and the notes say why.
+    there; patient: a pseudonym. proba: what `evaluate` says of such a unit; calibrated: made right
+    on val; decision: at the operating point. unlike: what percentage of the images that the model
+    learnt from is nearer to the others than this unit is; unlike_p: the conformal p-value. Without
+    an image that can be read, all numbers are null and the notes say why.
     """
     columns = [
         ("unit", pa.string()),

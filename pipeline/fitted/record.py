@@ -53,10 +53,10 @@ class ModelRecord(Frozen):
     """One model. task: the question's name; question: as the answer had it.
 
     setting: which of the head's predictions the model gives, such as {"k": 20}. thresholds: from
-    which probability on a class or label is called so; above one half where it has none. score: on test, of
-    the answer that `provenance.key` names. head: what of the fitted head is no array. difference:
-    the greatest between what the model says of the test units and what the answer says. files: the
-    sha256 of each other file of the folder.
+    which probability on a class or label is called so; above one half where it has none. score: on
+    test, of the answer that `provenance.key` names. head: what of the fitted head is no array.
+    difference: the greatest between what the model says of the test units and what the answer says.
+    files: the sha256 of each other file of the folder.
     """
 
     format: Literal[1] = FORMAT

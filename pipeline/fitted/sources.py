@@ -48,13 +48,14 @@ UNKNOWN = "OT"
 class Source:
     """A store that a model may be asked about.
 
-    patients (slices,): who each slice is of where labels say it; None for the headers' word.
-    lost: the files that were set aside, of a folder that was embedded just now. notes: what was
-    taken for granted.
+    root: the folder of its files, where that is known. patients (slices,): who each slice is of
+    where labels say it; None for the headers' word. lost: the files that were set aside, of a
+    folder that was embedded just now. notes: what was taken for granted.
     """
 
     store: FeatureStore
     names: Names
+    root: Path | None = None
     patients: Texts | None = None
     lost: list[Lost] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -112,7 +113,8 @@ def _of_config(model: Model, path: Path) -> Source:
     """Return the store of a config, with the patients that its labels name."""
     config = load_config(path)
     source = _of_store(model, config.store)
-    return Source(source.store, source.names, labelled_patients(config, source))
+    patients = labelled_patients(config, source)
+    return Source(source.store, source.names, config.data.root, patients)
 
 
 def labelled_patients(config: Config, source: Source) -> Texts | None:
@@ -170,6 +172,7 @@ def _embedded(model: Model, folder: Path, options: FolderOptions) -> Iterator[So
         yield Source(
             store,
             names,
+            folder,
             lost=failures(store.path),
             notes=_assumed(model.record, store, options),
         )

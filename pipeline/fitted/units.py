@@ -28,9 +28,10 @@ COLUMNS = ("row", "path", "frame", "patient", "study", "series", "modality", "wi
 class Piece:
     """Some units: what a model needs of them, and what is said of each beside.
 
-    answered (a,): the numbers of those that have features, which `units` is of. paths (n,): of the first slice, the real one where the key is there; frames (n,): its frame;
-    patients (n,): pseudonyms, "" for none; modalities (n,): of the first slice; sizes (n,): slices
-    with features; unreadable (n,): slices without, for good.
+    answered (a,): the numbers of those that have features, which `units` is of. paths (n,): of the
+    first slice, the real one where the key is there; frames (n,): its frame; patients (n,):
+    pseudonyms, "" for none; modalities (n,): of the first slice; sizes (n,): slices with features;
+    unreadable (n,): slices without, for good.
     """
 
     ids: Texts

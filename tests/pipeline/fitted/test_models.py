@@ -38,7 +38,7 @@ from stores.errors import (
     RadprobeError,
     RecipeMismatchError,
 )
-from tests.phantoms import write_png
+from tests.phantoms import dicom, save, write_png
 from tests.pipeline.collection import config_of, make_store, write_csv
 from tests.pipeline.models import write_tiny_folder
 
@@ -404,6 +404,22 @@ def test_a_bad_file_has_a_row_that_says_why(project: Path, tmp_path: Path) -> No
     assert [row["path"] for row in rows] == ["a.png", "b.png"]
     assert rows[1]["proba:dark"] is None
     assert "read" in rows[1]["notes"]
+
+
+def test_a_tag_of_the_files_is_a_column_where_they_are(project: Path, tmp_path: Path) -> None:
+    for i, number in enumerate(("A-17", "A-4")):
+        pixels = np.full((40, 40), 100 * i, np.int16)
+        save(dicom(pixels, AccessionNumber=number), tmp_path / f"new/{i}.dcm")
+    model = Model.load(project / "model")
+    out = tmp_path / "p.csv"
+    predict(model, tmp_path / "new", out, FolderOptions(speed=HERE), tag="AccessionNumber")
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["AccessionNumber"] for row in rows] == ["A-17", "A-4"]
+    with pytest.raises(ConfigError, match="does not say where they"):
+        predict(model, project / "store", out, tag="AccessionNumber")
+    with pytest.raises(ConfigError):
+        predict(model, tmp_path / "new", out, tag="NoSuchTag")
 
 
 def test_a_folder_without_images_is_refused(project: Path, tmp_path: Path) -> None:
