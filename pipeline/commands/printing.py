@@ -345,7 +345,8 @@ def show_validation(out: Console, validation: Validation) -> None:
     table = _table(title, ("metric",), ("here", "at home"))
     for name, metric in validation.score.metrics.items():
         at_home = validation.internal.get(name)
-        table.add_row(METRICS.get(name, name), _number(metric), at_home and _number(at_home))
+        there = "" if at_home is None else _number(at_home)
+        table.add_row(METRICS.get(name, name), _number(metric), there)
     _print(out, table)
     _show_calibration(out, "Calibration", validation.calibration)
     _show_calibration(out, "Calibration, as the model calibrates", validation.calibrated)

@@ -235,10 +235,14 @@ class FittedScaling:
                 assert_never(self.kind)
 
     def _standardised(self, rows: Floats) -> Doubles:
+        assert self.centre is not None
+        assert self.over is not None
         standardised: Doubles = (rows - self.centre) / self.over
         return standardised
 
     def _whitened(self, rows: Floats) -> Doubles:
+        assert self.centre is not None
+        assert self.onto is not None
         whitened: Doubles = (rows - self.centre) @ self.onto
         return whitened
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +54,7 @@ class Model:
         return np.array(self.record.classes, np.str_)
 
     @cached_property
-    def head(self) -> Head[object, object]:
+    def head(self) -> Head[Any, Any]:
         """The head whose parameters the model has."""
         head = declared(self.record.method)
         assert isinstance(head, Head)

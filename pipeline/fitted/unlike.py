@@ -85,4 +85,5 @@ def _evenly(rows: Rows) -> Rows:
 
 
 def _distances(cosine: Floats) -> Doubles:
-    return 1 - cosine.astype(np.float64).mean(axis=1)
+    distances: Doubles = 1 - cosine.astype(np.float64).mean(axis=1)
+    return distances
