@@ -34,6 +34,7 @@ api, commands, cli
 HOMES = {
     "torch": {
         "pipeline.backbones.families",  # inside functions: a family is declared without it
+        "pipeline.backbones.dinov2",
         "pipeline.backbones.load",
         "pipeline.backbones.positions",
         "pipeline.backbones.towers",
@@ -56,7 +57,6 @@ HOMES = {
     "monai": {"pipeline.segmentation"},
     "transformers": {
         "pipeline.backbones.families",
-        "pipeline.backbones.load",
         "pipeline.backbones.towers",
         "pipeline.tuning",
     },

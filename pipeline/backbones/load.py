@@ -1,8 +1,8 @@
 """Names to networks: DINOv2 S/B/L/g with and without registers, exact to the official model.
 
-transformers holds the architectures. Loading is ours: official .pth files, training checkpoints and
-Hugging Face files all become one state dict under the names of the Hugging Face format, which is
-then loaded strictly. `families` says what differs from family to family.
+`dinov2` is the network; transformers holds the others, and is imported for them alone. Official
+.pth files, training checkpoints and Hugging Face files all become one state dict under the names of
+the network, which is then loaded strictly. `families` says what differs from family to family.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
+from pipeline.backbones import dinov2
+from pipeline.backbones.dinov2 import BlockTokens
 from pipeline.backbones.families import family_of
 from pipeline.backbones.positions import resample_as_transformers, resample_positions
-from pipeline.backbones.towers import Tower, network_parts
 from pipeline.backbones.weights import (
     Checkpoint,
     WeightsSource,
@@ -93,21 +93,21 @@ class Backbone:
             raise ValueError(f"x must be (b, 3, {size}, {size}). Got {tuple(x.shape)} instead.")
         dtype = next(self._model.parameters()).dtype
         with self._autocast():
-            output = self._model(x.to(self.device, dtype), output_hidden_states=True)
+            tokens: BlockTokens = self._model(x.to(self.device, dtype))
         norm = self._model.get_submodule("layernorm")
-        hidden = output.hidden_states  # a block each: (b, 1 + registers + h w, d)
-        cls = torch.stack([norm(x[:, 0].to(dtype)) for x in hidden[-self.blocks :]], dim=1)
+        blocks = tokens.blocks
+        cls = torch.stack([norm(x[:, 0].to(dtype)) for x in blocks[-self.blocks :]], dim=1)
         # Token order: CLS, registers, patches row by row.
         first = 1 + self.architecture.registers
-        tokens = output.last_hidden_state[:, first:].float()  # through the norm already
-        patch = tokens
+        last = tokens.last[:, first:].float()  # through the norm already
+        patch = last
         if self.patch_blocks > 1:
-            earlier = hidden[-self.patch_blocks : -1]
+            earlier = blocks[-self.patch_blocks : -1]
             normed = [norm(x[:, first:].to(dtype)).float() for x in earlier]
-            patch = torch.stack([*normed, tokens], dim=1)
+            patch = torch.stack([*normed, last], dim=1)
         grid = size // self.architecture.patch
-        patch = patch.unflatten(-2, (grid, grid))  # (b, h, w, d), or (b, l, h, w, d)
-        return BatchFeatures(cls=cls.float(), mean=tokens.mean(dim=1), patch=patch)
+        patch = patch.reshape(*patch.shape[:-2], grid, grid, -1)  # (b, h, w, d), or (b, l, h, w, d)
+        return BatchFeatures(cls=cls.float(), mean=last.mean(dim=1), patch=patch)
 
     def _autocast(self) -> torch.autocast:
         # Disabled, and not left out, for float32: a caller's autocast must not reach the network.
@@ -183,14 +183,27 @@ def _network_of(source: WeightsSource, image_size: int) -> torch.nn.Module:
         raise ConfigError(
             f"image_size must be a multiple of {architecture.patch}. Got {image_size} instead."
         )
+    maker = _maker_of(architecture)
     if source.file is None:
-        model = _random_model(architecture, image_size, source.seed or 0)
+        model = maker.empty_network(architecture, image_size)
+        _fill_randomly(model, source.seed or 0, family_of(architecture.family).is_grid)
     else:
         state = _read_tower(source.file, architecture, image_size)
-        model = _strictly_loaded(architecture, image_size, state, source.file)
-    if not family_of(architecture.family).is_plain:
-        model = Tower(model, architecture)
-    return model.eval().requires_grad_(False)
+        model = maker.loaded_network(architecture, image_size, state, source.file)
+    if maker is not dinov2:
+        model = maker.Tower(model, architecture)
+    network: torch.nn.Module = model.eval().requires_grad_(False)
+    return network
+
+
+def _maker_of(architecture: Architecture) -> Any:
+    """Return the module that makes networks of a family."""
+    if family_of(architecture.family).is_own:
+        return dinov2
+    # Its library takes seconds to import, and DINOv2 needs it not.
+    from pipeline.backbones import towers
+
+    return towers
 
 
 def _read_tower(file: Path, architecture: Architecture, image_size: int) -> dict[str, Tensor]:
@@ -241,52 +254,13 @@ def read_state(file: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _strictly_loaded(
-    architecture: Architecture, image_size: int, state: dict[str, Tensor], file: Path
-) -> torch.nn.Module:
-    """Build the network from a state dict; every key must fit."""
-    model_class, config, options = network_parts(architecture, image_size)
-    transformers_logging.disable_progress_bar()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # its report on keys comes back below, as an error
-    try:
-        model, info = model_class.from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, with all other faults at once
-            dtype=torch.float32,
-            **options,
-        )
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-    faults: list[str] = []
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
-            keys = ", ".join(sorted(map(str, info[kind])))
-            faults.append(f"{kind.removesuffix('_keys')}: {keys}")
-    if faults:
-        raise WeightsError(
-            f"{str(file)!r} does not fit the network asked for (dim {architecture.dim}, depth "
-            f"{architecture.depth}, {architecture.registers} registers). " + "; ".join(faults)
-        )
-    module: torch.nn.Module = model
-    return module
-
-
-def _random_model(architecture: Architecture, image_size: int, seed: int) -> torch.nn.Module:
-    """Build an untrained network from a seed: the same numbers on every machine."""
-    model_class, config, options = network_parts(architecture, image_size)
+def _fill_randomly(model: torch.nn.Module, seed: int, is_grid: bool) -> None:
+    """Make an untrained network from a seed: the same numbers on every machine."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # the library draws initial values; ours follow
-        model: torch.nn.Module = model_class(config, **options)
-    is_grid = family_of(architecture.family).is_grid
     with torch.no_grad():
         # By name: the order in which a library registers its modules is no promise.
         for name, parameter in sorted(model.named_parameters()):
             _draw(name, parameter, generator, is_grid)
-    return model
 
 
 def _draw(name: str, parameter: Tensor, generator: torch.Generator, is_grid: bool) -> None:

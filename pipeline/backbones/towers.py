@@ -1,4 +1,4 @@
-"""A network of any family, made to hand out tokens as DINOv2 does.
+"""A network of any other family, made to hand out tokens as DINOv2 does.
 
 transformers holds the architectures, and wraps those of timm. `Tower` lays their tokens out as CLS,
 registers, patches row by row, of every block, before the final norm.
@@ -6,19 +6,22 @@ registers, patches row by row, of every block, before the final norm.
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import logging as transformers_logging
 
+from pipeline.backbones.dinov2 import BlockTokens, Dinov2, check_keys
 from pipeline.backbones.families import family_of
 from pipeline.recipe import Architecture
 
 
 class Tower(nn.Module):
-    """A network that answers as DINOv2's does: `hidden_states` before `layernorm`, and after it.
+    """A network that answers as DINOv2's does: tokens before `layernorm`, and after it.
 
     A grid without a CLS token gets the mean of the grid as one. `layernorm` does nothing where the
     network has no final norm, or the paper's treatment leaves it out.
@@ -32,20 +35,16 @@ class Tower(nn.Module):
         self.layernorm = nn.Identity() if norm is None else model.get_submodule(norm)
         self.architecture = architecture
 
-    def forward(self, x: Tensor, output_hidden_states: bool = True) -> BaseModelOutput:
-        """Return every block's tokens, (b, 1 + registers + h w, d)."""
+    def forward(self, x: Tensor) -> BlockTokens:
+        """Return every block's tokens."""
         arguments = self.family.arguments(x, self.architecture.patch)
         is_grid = self.family.is_grid
-        states = output_hidden_states and not is_grid
-        output = self.model(x, output_hidden_states=states, **arguments)
+        output = self.model(x, output_hidden_states=not is_grid, **arguments)
         blocks = output.hidden_states
         if is_grid:
             blocks = [output.last_hidden_state.permute(0, 2, 3, 1)]
-        hidden = tuple(_with_cls(block) if block.ndim == 4 else block for block in blocks)
-        return BaseModelOutput(
-            last_hidden_state=self.layernorm(hidden[-1]),
-            hidden_states=hidden,
-        )
+        tokens = tuple(_with_cls(block) if block.ndim == 4 else block for block in blocks)
+        return BlockTokens(tokens, self.layernorm(tokens[-1]))
 
 
 def _with_cls(grid: Tensor) -> Tensor:
@@ -64,3 +63,49 @@ def network_parts(architecture: Architecture, image_size: int) -> tuple[Any, Any
     config_class, model_class = family.classes(transformers, architecture)
     config = config_class(**family.config_values(architecture, image_size))
     return model_class, config, dict(family.options)
+
+
+def empty_network(architecture: Architecture, image_size: int) -> Any:
+    """Return a network whose parameters hold anything: to be filled, every one."""
+    model_class, config, options = network_parts(architecture, image_size)
+    with torch.random.fork_rng(devices=[]):  # the library draws initial values, which nobody sees
+        return model_class(config, **options)
+
+
+def loaded_network(
+    architecture: Architecture, image_size: int, state: dict[str, Tensor], file: Path
+) -> Any:
+    """Return a network with the weights of a state dict, in float32; every key must fit.
+
+    Raises WeightsError naming every missing, unexpected or misshapen key.
+    """
+    model_class, config, options = network_parts(architecture, image_size)
+    transformers_logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # its report on keys comes back below, as an error
+    try:
+        model, info = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=state,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, with all other faults at once
+            dtype=torch.float32,
+            **options,
+        )
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    check_keys(architecture, file, *([str(key) for key in info[kind]] for kind in kinds))
+    return model
+
+
+def as_library_model(network: nn.Module, architecture: Architecture) -> Any:
+    """Return a network as transformers' class of it, which saves it in its own format."""
+    if isinstance(network, Tower):
+        return network.model
+    assert isinstance(network, Dinov2)
+    positions = network.embeddings.position_embeddings.shape[1] - 1
+    model = empty_network(architecture, math.isqrt(positions) * architecture.patch)
+    model.load_state_dict(network.state_dict())
+    return model

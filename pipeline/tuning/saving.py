@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from pipeline.backbones.towers import Tower
+from pipeline.backbones.towers import as_library_model
 from pipeline.backbones.weights import BEGAN, SAFETENSORS, identity_of
 from pipeline.recipe import Architecture
 from pipeline.tuning.checkpoint import put
@@ -39,11 +39,11 @@ def save_network(
     origin: the identity of the weights it was tuned from; that they were random stays with it. The
     folder is there complete or not at all; each file has its checksum beside it.
     """
-    model = body.model if isinstance(body, Tower) else body
+    model = as_library_model(body, architecture)
     sweep_temporaries(to.parent.glob(f"{TEMPORARY}*"))  # of runs that were killed here
     temporary = to.with_name(temporary_name(to.name))
     transformers_logging.disable_progress_bar()
-    model.save_pretrained(temporary, max_shard_size="1TB")  # type: ignore[operator]
+    model.save_pretrained(temporary, max_shard_size="1TB")
     if origin.startswith("random:"):
         _mark_random(temporary / SAFETENSORS, origin)
     image = {"image_mean": architecture.mean, "image_std": architecture.std}

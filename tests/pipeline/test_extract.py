@@ -478,7 +478,9 @@ def test_an_interruption_gives_claims_back_and_says_so(
     assert extract(load_config(config), HERE).clean
 
 
-def test_two_processes_share_one_store(config: Path, tmp_path: Path) -> None:
+def test_two_processes_share_one_store(root: Path, network: Path, tmp_path: Path) -> None:
+    # More parts than one process has claimed ahead when the other comes.
+    config = write_config(tmp_path, root, network, outputs={"part_rows": 2})
     store, hold = tmp_path / "store", Hold(tmp_path / "hold")
     hold.at(0, store)
     children = [extraction(config, store, hold=hold) for _ in range(2)]
@@ -495,4 +497,4 @@ def test_two_processes_share_one_store(config: Path, tmp_path: Path) -> None:
     assert all(summary["embedded"] for summary in done)
     summary = extract(load_config(config), HERE)
     assert (summary.embedded, summary.clean) == (0, True)
-    assert len(committed(FeatureStore.open(store))) == 3
+    assert len(committed(FeatureStore.open(store))) == 12

@@ -14,7 +14,7 @@ POSITIONS = "embeddings.position_embeddings"
 # Heads that training checkpoints carry beside the backbone.
 _HEADS = re.compile(r"^(dino_head|ibot_head)\.")
 _PREFIXES = ("module.", "backbone.", "dinov2.")
-# Official name -> Hugging Face name, within a block and outside.
+# Official name -> the network's own, but for what Hugging Face's files call otherwise.
 _NAMES = (
     (r"^cls_token$", "embeddings.cls_token"),
     (r"^mask_token$", "embeddings.mask_token"),
@@ -29,6 +29,15 @@ _NAMES = (
     (r"\.mlp\.w12\.", ".mlp.weights_in."),
     (r"\.mlp\.w3\.", ".mlp.weights_out."),
 )
+# The name in Hugging Face's files -> the network's own. `weights_in` is two matrices in one.
+_FILE_NAMES = (
+    (r"\.attention\.attention\.query\.", ".attention.q_proj."),
+    (r"\.attention\.attention\.key\.", ".attention.k_proj."),
+    (r"\.attention\.attention\.value\.", ".attention.v_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.mlp\.weights_out\.", ".mlp.down_proj."),
+)
+_JOINT = ".mlp.weights_in."
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,9 @@ class _Dinov2(Family):
             name = _without_prefixes(key)
             if not _HEADS.match(name):
                 backbone[name] = tensor
-        named = renamed(backbone, _NAMES)
+        named = renamed(renamed(backbone, _NAMES), _FILE_NAMES)
         self.check_positions(named, tensors, file, "not a DINOv2 backbone")
-        return named
+        return _with_gates_apart(named)
 
     def config_values(self, architecture: Architecture, image_size: int) -> dict[str, Any]:
         """Return what the transformers config of an architecture is made of."""
@@ -83,6 +92,19 @@ class _Dinov2(Family):
         return transformers.Dinov2Config, transformers.Dinov2Model
 
 
+def _with_gates_apart(tensors: Tensors) -> dict[str, Any]:
+    """Return tensors with SwiGLU's joint matrix as the two that the network has."""
+    result: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if _JOINT in name:
+            gate, up = tensor.chunk(2)
+            result[name.replace(_JOINT, ".mlp.gate_proj.")] = gate
+            result[name.replace(_JOINT, ".mlp.up_proj.")] = up
+        else:
+            result[name] = tensor
+    return result
+
+
 def _without_prefixes(key: str) -> str:
     while True:
         prefix = next((p for p in _PREFIXES if key.startswith(p)), None)
@@ -98,5 +120,5 @@ FAMILY = _Dinov2(
     norm="layernorm",
     positions=POSITIONS,
     resampling="dinov2",
-    is_plain=True,
+    is_own=True,
 )

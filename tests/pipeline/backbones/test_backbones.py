@@ -11,9 +11,11 @@ import torch
 from torch.nn.functional import gelu, interpolate, layer_norm, linear, scaled_dot_product_attention
 
 from pipeline.backbones import weights
+from pipeline.backbones.dinov2 import empty_network
 from pipeline.backbones.families import family_of
 from pipeline.backbones.load import load_backbone, read_state
 from pipeline.backbones.positions import resample_positions
+from pipeline.backbones.towers import as_library_model
 from pipeline.backbones.weights import BACKBONES, PublishedBackbone
 from pipeline.recipe import Architecture
 from stores.errors import WeightsError
@@ -210,6 +212,26 @@ def test_a_hugging_face_folder_equals_its_own_library(registers: int, tmp_path: 
     assert ours.architecture.registers == registers
     assert torch.allclose(ours(x).cls[:, -1], theirs[:, 0], atol=1e-5)
     assert torch.allclose(ours(x).patch.flatten(1, 2), theirs[:, 1 + registers :], atol=1e-5)
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+def test_the_network_is_that_of_the_library_to_the_bit(registers: int, ffn: str) -> None:
+    """On one machine both call the same operations in the same order."""
+    architecture = Architecture(dim=128, depth=3, heads=2, registers=registers, ffn=ffn)
+    ours = empty_network(architecture, 70)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_(0.0, 0.1, generator=generator)
+    theirs = as_library_model(ours, architecture).eval()
+    x = picture(70, count=2)
+    with torch.inference_mode():
+        expected = theirs(x, output_hidden_states=True)
+        tokens = ours(x)
+    assert torch.equal(tokens.last, expected.last_hidden_state)
+    for block, theirs_of_it in zip(tokens.blocks[::-1], expected.hidden_states[::-1], strict=False):
+        assert torch.equal(block, theirs_of_it)
 
 
 @pytest.mark.parametrize("registers", [0, 4])

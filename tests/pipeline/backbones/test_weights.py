@@ -98,7 +98,10 @@ def test_a_folder_of_another_family_is_read_without_torch(tmp_path: Path) -> Non
 def test_the_package_loads_networks_and_imports_torch_for_that_alone() -> None:
     code = (
         "import sys, pipeline.backbones as b; before = 'torch' in sys.modules; "
-        "print(before, b.load_backbone.__module__, hasattr(b, 'nothing'))"
+        "print(before, b.load_backbone.__module__, hasattr(b, 'nothing')); "
+        # The library that has all networks takes seconds, in every process that embeds.
+        "b.load_backbone('dinov2_vits14', 'random:0', image_size=28); "
+        "print('transformers' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False pipeline.backbones.load False"
+    assert done.stdout.split() == ["False", "pipeline.backbones.load", "False", "False"]
