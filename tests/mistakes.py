@@ -161,7 +161,9 @@ MISTAKES = [
     Mistake("evaluated before extracted", "evaluate my.yaml", {"store": "s6"}),
     Mistake("the labels are not there", "evaluate my.yaml", {"labels.file": "lables.csv"}),
     Mistake("a label column is misspelt", "evaluate my.yaml", {"tasks.look.labels": ["lok"]}),
-    Mistake("which class is positive is not said", "evaluate my.yaml", {"tasks.look.positive": None}),
+    Mistake(
+        "which class is positive is not said", "evaluate my.yaml", {"tasks.look.positive": None}
+    ),
     Mistake(
         "a column of numbers is taken for classes",
         "evaluate my.yaml",

@@ -1,9 +1,10 @@
 """From the text of one label column to classes: which there are, in which order, which is positive.
 
-Of two classes the second is the positive one, whom sensitivity, F1 and average precision are of. It
-is the one that the task names; else the one that the words say: of yes and no, abnormal and normal,
-1 and 0 the first of each pair, and what stands against a word for nothing found, such as `covid`
-against `healthy`. Of two other words none is taken for positive by their alphabet: the task says it.
+Of two classes the second is the positive one, which sensitivity, F1 and average precision are of.
+It is the one that the task names; else the one that the words say: of yes and no, abnormal and
+normal, 1 and 0 the first of each pair, and what stands against a word for nothing found, such as
+`covid` against `healthy`. Of two other words none is taken for positive by their alphabet: the task
+says it.
 """
 
 from __future__ import annotations
@@ -26,18 +27,48 @@ MOST_NUMBERS = 20
 SOME = 5
 
 # Words that say that something is there, and that it is not, whatever it is.
-_PRESENT = frozenset(
-    "yes ja true positive positiv pos abnormal malignant maligne present diseased sick krank case "
-    "cases oui si sí vrai".split()
-)
-_ABSENT = frozenset(
-    "0 no nein false negative negativ neg normal benign benigne absent healthy gesund control "
-    "controls none non faux".split()
-) | {"no finding", "no findings", "not present"}
+_PRESENT = {
+    "yes",
+    "ja",
+    "oui",
+    "si",
+    "sí",
+    "true",
+    "vrai",
+    "positive",
+    "positiv",
+    "pos",
+    "abnormal",
+}
+_PRESENT |= {"malignant", "maligne", "present", "diseased", "sick", "krank", "case", "cases"}
+_ABSENT = {
+    "0",
+    "no",
+    "nein",
+    "non",
+    "false",
+    "faux",
+    "none",
+    "negative",
+    "negativ",
+    "neg",
+    "normal",
+}
+_ABSENT |= {
+    "benign",
+    "benigne",
+    "absent",
+    "not present",
+    "healthy",
+    "gesund",
+    "control",
+    "controls",
+}
+_ABSENT |= {"no finding", "no findings"}
 # Known as a pair alone: by itself each means something else too (1 and 2, f and m).
 _PAIRS = {("0", "1"): "1", ("n", "y"): "y", ("j", "n"): "j", ("f", "t"): "t"}
 # What YAML makes a truth of.
-_TRUTHS = {"true": ("yes", "true", "on", "y"), "false": ("no", "false", "off", "n")}
+_TRUTHS = {"true": ("yes", "true", "on", "y", "1"), "false": ("no", "false", "off", "n", "0")}
 
 
 @dataclass(frozen=True)
@@ -92,8 +123,8 @@ def encode(
 
     Classes are those that occur, in order: numbers by value first, then text. units: how many there
     are. either_way: of two words that say nothing the last is the positive, since whether features
-    tell a shortcut is the same question either way. Raises LabelError for one class, for numbers or dates that nobody can mean
-    as classes, and where nothing says which of two is positive.
+    tell a shortcut is the same question either way. Raises LabelError for one class, for numbers or
+    dates that nobody can mean as classes, and where nothing says which of two is positive.
     """
     used, place = np.unique(label, return_inverse=True)
     present = texts[used]

@@ -58,9 +58,21 @@ def read_labels(
             f"There is no label file {str(settings.file)!r}; set labels.file to a CSV or Parquet."
         ) from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise LabelError(f"The label file {str(settings.file)!r} cannot be read: {error}") from None
+        raise LabelError(
+            f"The label file {str(settings.file)!r} cannot be read: {_without_cells(error)}"
+        ) from None
     columns = {name: _texts(table.column(name)) for name in names}
     return LabelTable(settings, columns)
+
+
+def _without_cells(error: Exception) -> str:
+    """Return what pyarrow says of a file, without the row that it quotes, which may name people."""
+    text = str(error)
+    fault, separator, _ = text.partition(", got ")
+    if not separator:
+        return text.partition("\n")[0]
+    number = text.removeprefix(fault + separator).partition(":")[0]
+    return f"{fault}, got {number}. Correct that row, or put cells with commas into quotes."
 
 
 def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
@@ -91,14 +103,16 @@ def _read_parquet(path: Path, names: Sequence[str]) -> Any:
 def _read_csv(path: Path, names: Sequence[str]) -> Any:
     from pyarrow import csv
 
-    with csv.open_csv(path) as reader:
+    # A report may stand in a quoted cell, over several lines (RFC 4180).
+    parse = csv.ParseOptions(newlines_in_values=True)
+    with csv.open_csv(path, parse_options=parse) as reader:
         _require(path, names, reader.schema.names)
     # As text: what pyarrow would make of a column depends on all of its values.
     convert = csv.ConvertOptions(
         include_columns=list(names),
         column_types={name: pa.string() for name in names},
     )
-    return csv.read_csv(path, convert_options=convert)
+    return csv.read_csv(path, parse_options=parse, convert_options=convert)
 
 
 def _require(

@@ -18,7 +18,8 @@ class Truth:
 
     y (n,) int64 class indices; (n, c) int8 for multi-label: 1, 0, or -1 where not known; or (n,)
     float64 for regression. groups (n,): the patients; classes: the c names in index order, of
-    which the last is the positive one where there are two (see `classes.encode`); for regression the column's name.
+    which the last is the positive one where there are two (see `classes.encode`); for regression
+    the column's name.
     """
 
     y: NDArray[Any]

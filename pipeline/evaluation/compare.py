@@ -75,7 +75,7 @@ def compare_stores(
 
     With heads, each task that the first answered by the one method and the second by the other; it
     may be one store. The newest answer of each counts, in the setting that stands for it. p_holm is
-    adjusted for every p of the whole table. Raises LabelError where they answered nothing in common.
+    adjusted for every p of the table. Raises LabelError where they answered nothing in common.
     """
     one = newest(first)
     two = newest(second)

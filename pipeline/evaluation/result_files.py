@@ -375,9 +375,7 @@ def read_predictions(
     return truth, proba, fold
 
 
-def read_thresholds(
-    store: Path, result: Result, setting: int | None = None
-) -> NDArray[np.float64]:
+def read_thresholds(store: Path, result: Result, setting: int | None = None) -> NDArray[np.float64]:
     """Return (n, c) the operating points of what `read_predictions` tells; NaN where none is."""
     table = _predictions(store, result, setting)
     thresholds = np.full((table.num_rows, len(result.classes)), np.nan)
@@ -388,9 +386,7 @@ def read_thresholds(
     return thresholds
 
 
-def predicted_units(
-    store: Path, result: Result, setting: int | None = None
-) -> NDArray[np.str_]:
+def predicted_units(store: Path, result: Result, setting: int | None = None) -> NDArray[np.str_]:
     """Return the ids (n,) of the units that `read_predictions` tells of."""
     return _texts(_predictions(store, result, setting), "unit")
 

@@ -311,9 +311,7 @@ def _subgroup(cases: Cases, members: _Members) -> Subgroup:
     rows = members.rows
     truth = cases.units.at(rows)
     joint: dict[str, Metric]
-    joint, _ = metrics.score(
-        truth, members.proba, members.fold, thresholds=members.thresholds
-    )
+    joint, _ = metrics.score(truth, members.proba, members.fold, thresholds=members.thresholds)
     carried: list[int] = []
     if truth.kind != "regression":
         carried = truth.indicator.sum(axis=0).tolist()

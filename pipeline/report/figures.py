@@ -105,8 +105,8 @@ KINDS = {
     "ROC": "Sensitivity against false alarms on test units.",
     "Precision and recall": "Dotted: how common the label is among test units.",
     "Reliability": "How often what was predicted came true. A mark's area: its number of units.",
-    "Confusion": "Rows: what is true. Columns: what was said, at the operating point that val chose. "
-    "Shade: the share of the row.",
+    "Confusion": "Rows: what is true. Columns: what was said, at the point that val chose. Shade: "
+    "the share of the row.",
 }
 
 

@@ -113,13 +113,14 @@ def latex(lines: Sequence[Line], *, random: bool) -> str:
     shown = columns_of(lines)
     several = _several(lines)
     stamp = f"{RANDOM}: not of DINOv2. " if random else ""
+    intervals = "Scores with 95\\,\\% intervals by a bootstrap over patients."
     called = "Called from: the probability, chosen on validation, from which a case is positive."
     # Words to the left, numbers to the right.
     alignment = "l" * (len(head) - len(shown)) + "r" * len(shown)
     out = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}\n\\centering",
-        f"\\caption{{{stamp}Scores with 95\\,\\% intervals by a bootstrap over patients. {called}}}",
+        f"\\caption{{{stamp}{intervals} {called}}}",
         f"\\begin{{tabular}}{{{alignment}}}\n\\toprule",
         _tex_row([tex(name) for name in head]) + "\n\\midrule",
     ]

@@ -1,7 +1,7 @@
 """How well probabilities do on val, by which heads choose among settings and epochs.
 
-AUROC first. On few val units many settings rank alike, among them models that say nearly the same of
-everything, so that between equals the log-loss decides. Dims: n units, c classes.
+AUROC first. On few val units many settings rank alike, among them models that say nearly the same
+of everything, so that between equals the log-loss decides. Dims: n units, c classes.
 """
 
 from __future__ import annotations

@@ -120,13 +120,13 @@ def all_metrics(
     What needs a decision takes the likeliest class, the first of equals; of two classes, and of a
     label, the positive from its threshold (n, c) on, or without one above 0.5 (so that 0.5 itself
     is a no). It is averaged over classes or labels; the f1 of two classes, and so of a label, is
-    the positive's, as sensitivity, specificity, ppv and npv are. What ranks (auroc, average precision, sensitivity
-    at a specificity of 0.9) is of one class against the rest, and their mean; for binary, of the
-    positive alone; `_micro` ranks all (unit, class) pairs together. brier is half the squared
-    distance (binary and multi-label: the plain square); ece is of the positive, or for multi-class
-    of the likeliest class. A label that is not known of a unit leaves the unit out for that label;
-    one whose column is NaN has no model and stays out of every mean, and one that all units carry,
-    or none, has nothing said of it alone.
+    the positive's, as sensitivity, specificity, ppv and npv are. What ranks (auroc, average
+    precision, sensitivity at a specificity of 0.9) is of one class against the rest, and their
+    mean; for binary, of the positive alone; `_micro` ranks all (unit, class) pairs together. brier
+    is half the squared distance (binary and multi-label: the plain square); ece is of the positive,
+    or for multi-class of the likeliest class. A label that is not known of a unit leaves the unit
+    out for that label; one whose column is NaN has no model and stays out of every mean, and one
+    that all units carry, or none, has nothing said of it alone.
     """
     if truth.kind == "regression":
         return _for_all(regression(truth.y, proba[:, 0], weights))

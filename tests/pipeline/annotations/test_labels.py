@@ -271,6 +271,19 @@ def test_a_series_of_two_patients_is_refused(tmp_path: Path) -> None:
         ask(file, table, level="series")
 
 
+def test_reports_in_cells_are_read_and_no_error_shows_a_cell(tmp_path: Path) -> None:
+    # More than pyarrow reads at once: a cell of several lines lies across the cut.
+    report = "FINDINGS: Mrs. EXAMPLE: clear lungs.\nIMPRESSION: none.\n" * 30
+    rows = [f'f{i}.png,{i % 2},"{report}"' for i in range(1000)]
+    file = tmp_path / "l.csv"
+    file.write_text("\n".join(["path,sick,report", *rows]) + "\n")
+    assert ask(file, slices({}, {}, {})).y.tolist() == [0, 1, 0]
+    file.write_text("path,sick,who\nf0.png,0,Doe^Jane\nf1.png,1,Doe^Joan,,\n")
+    with pytest.raises(LabelError, match="Expected 3 columns, got 5. Correct that row") as refusal:
+        ask(file, slices({}, {}))
+    assert "Doe" not in str(refusal.value)
+
+
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="no label file"):
         ask(tmp_path / "none.csv", slices({}))

@@ -1,4 +1,4 @@
-"""A task from labels to tables: what is positive, where it is called, which setting stands for it."""
+"""A task from labels to tables: what is positive, where it is called, which setting counts."""
 
 from __future__ import annotations
 
@@ -189,7 +189,11 @@ def test_k_that_val_chose_stands_for_the_answer(root: Path) -> None:
     assert other.main_score.metrics == knn.main_score.metrics
     assert other.chosen == 0
     assert "k = 30 *" in printed([other])
-    (auroc,) = [d for d in compare((root / "store", other), (root / "store", results[1])) if d.metric == "auroc"]
+    (auroc,) = [
+        d
+        for d in compare((root / "store", other), (root / "store", results[1]))
+        if d.metric == "auroc"
+    ]
     expected = numbers(results[1])["auroc"] - numbers(other)["auroc"]
     assert auroc.difference.value == pytest.approx(expected)
 

@@ -30,10 +30,14 @@ def test_no_other_threshold_does_better(seed: int, decimals: int) -> None:
     chosen = rates(positive, values, threshold_of(positive, values, "youden"))
     assert sum(chosen) == pytest.approx(max(map(sum, every)))
     for least in (0.5, 0.9, 1.0):
-        sensitive = rates(positive, values, threshold_of(positive, values, AtLeast(sensitivity=least)))
+        sensitive = rates(
+            positive, values, threshold_of(positive, values, AtLeast(sensitivity=least))
+        )
         assert sensitive[0] >= least
         assert sensitive[1] == max(spec for sens, spec in every if sens >= least)
-        specific = rates(positive, values, threshold_of(positive, values, AtLeast(specificity=least)))
+        specific = rates(
+            positive, values, threshold_of(positive, values, AtLeast(specificity=least))
+        )
         assert specific[1] >= least
         assert specific[0] == max(sens for sens, spec in every if spec >= least)
 
@@ -55,9 +59,11 @@ def test_a_threshold_lies_half_way_and_calls_from_there_on() -> None:
     positive = np.array([False, False, True, True])
     values = np.array([0.01, 0.02, 0.06, 0.5])
     assert threshold_of(positive, values, "youden") == pytest.approx(0.04)
-    assert is_called(np.array([0.04, 0.039, 0.5, 0.51]), np.array([0.04, 0.04, np.nan, np.nan])).tolist() == [
-        True, False, False, True,
-    ]  # fmt: skip
+    called = is_called(
+        np.array([0.04, 0.039, 0.5, 0.51]),
+        np.array([0.04, 0.04, np.nan, np.nan]),
+    )
+    assert called.tolist() == [True, False, False, True]
 
 
 def test_labels_have_points_of_their_own_and_likeliest_has_none() -> None:
