@@ -25,6 +25,7 @@ import yaml
 
 from pipeline.annotations.units import Truth
 from pipeline.config.loading import load_config
+from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics.metrics import score
 from pipeline.evaluation.metrics.weighted import auroc
@@ -54,10 +55,11 @@ def rows_of(root: Path) -> list[dict[str, str]]:
 
 
 def write_config(root: Path, work: Path, weights: str, name: str, rows: list[Any]) -> Path:
-    """Write labels, a split of the first 80 patients and the others, and a config of it."""
+    """Write labels, a split of the first 80 patients (or 3 of 4) and the others, and a config."""
     patients = list(dict.fromkeys(row["patient_id"] for row in rows))
     part = dict.fromkeys(patients, "test")
-    for i, patient in enumerate(patients[:TRAINED]):
+    trained = min(TRAINED, len(patients) * 3 // 4)
+    for i, patient in enumerate(patients[:trained]):
         part[patient] = "val" if i % 4 == 0 else "train"
     with (work / f"{name}.csv").open("w", newline="") as file:
         out = csv.writer(file)
@@ -83,11 +85,17 @@ def write_config(root: Path, work: Path, weights: str, name: str, rows: list[Any
     return path
 
 
+def fit_anew(config: Config, out: Path, method: str) -> Model:
+    """Fit a model in the place of one of an earlier run."""
+    shutil.rmtree(out, ignore_errors=True)
+    return fit(config, out, method=method)
+
+
 def same_numbers(config_path: Path, work: Path, method: str) -> Model:
     """Copy the test images elsewhere and hold what the model says of them against the answer."""
     config = load_config(config_path)
     (result,) = evaluate(config, [method])
-    model = fit(config, work / f"model-{method}", method=method)
+    model = fit_anew(config, work / f"model-{method}", method)
     _, expected, _ = read_predictions(config.store, result)
     rows = predicted_units(config.store, result).astype(int)
     store = FeatureStore.open(config.store)
@@ -153,7 +161,8 @@ def elsewhere(root: Path, work: Path, weights: str) -> None:
     here = [row for row, host in zip(rows, hosts, strict=True) if host == most]
     whose = {row["patient_id"] for row in here}
     there = [row for row in rows if row["patient_id"] not in whose]
-    model = fit(load_config(write_config(root, work, weights, "here", here)), work / "model-here")
+    config = load_config(write_config(root, work, weights, "here", here))
+    model = fit_anew(config, work / "model-here", "probe")
     config = load_config(write_config(root, work, weights, "there", there))
     started = time.perf_counter()
     validation = validate(model, config, leave_out_known=True)
@@ -214,6 +223,7 @@ def main() -> None:
     words.add_argument("--weights", default="random:0")
     words.add_argument("--work", type=Path)
     words.add_argument("--coverage", type=int)
+    words.add_argument("--elsewhere", action="store_true", help="the other sources alone")
     given = words.parse_args()
     if given.coverage:
         coverage(given.coverage)
@@ -225,10 +235,11 @@ def main() -> None:
     started = time.perf_counter()
     extract(load_config(config_path), SPEED)
     print(f"extracted in {time.perf_counter() - started:.1f} s")
-    for method in ("knn", "probe"):
-        model = same_numbers(config_path, work, method)
-    times(model, work)
-    unlike(model, root, config_path)
+    if not given.elsewhere:
+        for method in ("knn", "probe"):
+            model = same_numbers(config_path, work, method)
+        times(model, work)
+        unlike(model, root, config_path)
     elsewhere(root / "cxr", work, given.weights)
 
 

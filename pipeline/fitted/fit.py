@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.base import HeadSettings
+from pipeline.config.data import BackboneChoice
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
@@ -230,7 +231,7 @@ def _record_and_files(
         calibration=calibration,
         head=dict(state.about),
         recipe=recipe_of(cases.store),
-        backbone=cases.config.backbone,
+        backbone=_backbone(cases),
         counts=result.counts,
         trained_on=_trained_on(fitting, names),
         score=result.main_score,
@@ -254,6 +255,16 @@ def _record_and_files(
         CARD: card_text(record).encode(),
     }
     return record, files
+
+
+def _backbone(cases: Cases) -> BackboneChoice:
+    """Return the network as the config names it, with random weights where a demo fell back."""
+    recipe = recipe_of(cases.store)
+    choice = cases.config.backbone
+    # What was tuned from random weights has a file, which the config names.
+    if recipe.random and "+" not in recipe.weights:
+        return choice.model_copy(update={"weights": recipe.weights})
+    return choice
 
 
 def _notes(cases: Cases) -> list[str]:
