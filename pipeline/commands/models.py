@@ -77,6 +77,14 @@ def predict(
         int | None,
         typer.Option(min=0, help="Processes that read files; by the machine if not given."),
     ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            metavar="SECONDS",
+            help="Look at the folder again and again, and answer what arrives; needs --store.",
+        ),
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Say what a model makes of new images: probabilities, a decision, and how unlike they are.
@@ -86,16 +94,17 @@ def predict(
     from pipeline.extraction.embed import Speed
     from pipeline.fitted.model import Model
     from pipeline.fitted.predict import predict
+    from pipeline.fitted.predict import watch as watch_folder
     from pipeline.fitted.sources import FolderOptions
 
     loaded = Model.load(model)
     speed = Speed(device=device, workers=workers)
     options = FolderOptions(store=store, modality=modality, weights=weights, speed=speed)
+    if watch is not None:
+        for tally in watch_folder(loaded, target, out_to, options, every_s=watch, tag=tag):
+            _show_tally(loaded, tally, out_to, as_json)
     tally = predict(loaded, target, out_to, options, tag=tag)
-    if as_json:
-        print(json.dumps(asdict(tally), indent=1))
-    else:
-        _print_tally(loaded, tally, out_to)
+    _show_tally(loaded, tally, out_to, as_json)
     if tally.unreadable:
         raise typer.Exit(1)
 
@@ -144,6 +153,13 @@ def _print_model(model: Model) -> None:
         out.print(RANDOM, style="bold yellow")
     print_lines(out, [summary_line(record), *(f"{note}." for note in record.notes)])
     print_line(out, f"The model is in {model.path}; its card.md tells what it is made of.")
+
+
+def _show_tally(model: Model, tally: Tally, written: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(tally), indent=1), flush=True)
+    else:
+        _print_tally(model, tally, written)
 
 
 def _print_tally(model: Model, tally: Tally, written: Path) -> None:

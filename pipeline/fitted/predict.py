@@ -5,7 +5,9 @@ Dims: n units, c classes or labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation.metrics.operating import is_called
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
-from pipeline.fitted.sources import FolderOptions, Source, open_source
+from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
 from pipeline.fitted.tables import check_suffix, table_writer
 from pipeline.fitted.units import Asked, Piece
 from pipeline.io.decode import check_tags, read_headers
@@ -74,6 +76,39 @@ def predict(
             for piece in _tables(model, source, asked, tally):
                 write(piece if tag is None else _with_tag(piece, source, tag))
     return tally
+
+
+def watch(
+    model: Model,
+    folder: Path,
+    out: Path,
+    options: FolderOptions,
+    *,
+    every_s: float,
+    tag: str | None = None,
+) -> Generator[Tally]:
+    """Yield the counts each time a folder's images have changed and `out` was written anew.
+
+    The folder is looked at every so many seconds, without end. What was embedded stays in
+    `options.store`, so that whoever starts again goes on from there, and whoever reads `out` finds
+    it whole. A file that is being copied is read again once it has grown. Raises ConfigError
+    without a store, and for what is no folder.
+    """
+    if options.store is None or not folder.is_dir():
+        raise ConfigError(
+            "To watch, name a folder of images, and by --store where its features stay. Got "
+            f"{str(folder)!r} and store {options.store}."
+        )
+    before = None
+    while True:
+        # An empty folder is one whose first image is still to come.
+        with contextlib.suppress(NoImagesError):
+            with open_source(model, folder, options) as source:
+                now = (source.store.fingerprint(), source.lost)
+            if now != before:
+                yield predict(model, folder, out, options, tag=tag)
+                before = now
+        time.sleep(every_s)
 
 
 def _with_tag(piece: pa.Table, source: Source, tag: str) -> pa.Table:

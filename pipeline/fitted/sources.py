@@ -44,6 +44,10 @@ NOT_OF_VALUES = ("outputs", "blocks", "patch")
 UNKNOWN = "OT"
 
 
+class NoImagesError(ConfigError):
+    """A folder holds no image that can be read, or none yet."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A store that a model may be asked about.
@@ -242,7 +246,7 @@ def _extract(model: Model, config: Config, speed: Speed) -> Summary:
 def _refuse_empty(folder: Path, summary: Summary) -> None:
     if not summary.slices:
         aside = ", ".join(f"{reason} {n}" for reason, n in summary.files_set_aside.items())
-        raise ConfigError(
+        raise NoImagesError(
             f"The folder {str(folder)!r} holds no image that can be read. Files set aside: "
             f"{aside or 'none'}. Check the path."
         )
