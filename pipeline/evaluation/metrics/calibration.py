@@ -24,8 +24,8 @@ STEPS = 50
 # A step of Newton's at most, which the first ones may overshoot.
 LONGEST = 4.0
 CONVERGED = 1e-8
-# Beyond, both sides are told apart entirely, and there is no slope.
-STEEPEST = 1e3
+# No intercept lies farther out: the logits do not.
+FARTHEST = 60.0
 
 
 def calibration(column: ScoredColumn, weights: Floats) -> dict[str, Floats]:
@@ -57,46 +57,65 @@ def fit_line(z: Floats, y: Floats, w: Floats) -> tuple[Floats, Floats]:
 
     By Newton's method; NaN where there is no maximum.
     """
-    draws = w.shape[1]
-    intercept = np.zeros(draws)
-    slope = np.ones(draws)
-    step = np.full(draws, np.inf)
+    # About their mean and in units of their spread: logits of extreme probabilities are so far out
+    # that steps of raw ones would go astray.
+    centre = z.mean()
+    spread = float(z.std()) or 1.0
+    inside = (z - centre) / spread
+    level = np.zeros(w.shape[1])
+    slope = np.zeros(w.shape[1])
+    step = np.full(w.shape[1], np.inf)
     with np.errstate(divide="ignore", invalid="ignore"):
         for _ in range(STEPS):
-            p = _sigmoid(intercept + z[:, None] * slope)
+            p = _sigmoid(level + inside[:, None] * slope)
             wrong = w * (y[:, None] - p)
             curve = w * p * (1 - p)
             g0 = wrong.sum(axis=0)
-            g1 = z @ wrong
+            g1 = inside @ wrong
             h0 = curve.sum(axis=0)
-            h1 = z @ curve
-            h2 = (z**2) @ curve
+            h1 = inside @ curve
+            h2 = (inside**2) @ curve
             determinant = h0 * h2 - h1**2
             first = (h2 * g0 - h1 * g1) / determinant
             second = (h0 * g1 - h1 * g0) / determinant
             step = np.maximum(np.abs(first), np.abs(second))
             shorter = np.minimum(1, LONGEST / np.maximum(step, LONGEST))
-            intercept = intercept + first * shorter
+            level = level + first * shorter
             slope = slope + second * shorter
             if not (step > CONVERGED).any():
                 break
-    # Not reached, or NaN already, where there is no maximum.
-    is_lost = ~(step <= CONVERGED) | (np.abs(slope) > STEEPEST)
-    return np.where(is_lost, np.nan, intercept), np.where(is_lost, np.nan, slope)
+    # Not reached, or NaN already, where both sides are told apart entirely or one is not there.
+    is_lost = ~(step <= CONVERGED)
+    level[is_lost] = np.nan
+    slope[is_lost] = np.nan
+    return level - slope * centre / spread, slope / spread
 
 
 def _fit_offset(z: Floats, y: Floats, w: Floats) -> Floats:
-    """Return the intercept (b,) of logistic regression of y on z, whose slope is 1."""
+    """Return the intercept (b,) of logistic regression of y on z, whose slope is 1.
+
+    NaN for draws of one side. By Newton's method between bounds that close in.
+    """
+    low = np.full(w.shape[1], -FARTHEST)
+    high = np.full(w.shape[1], FARTHEST)
     intercept = np.zeros(w.shape[1])
-    step = np.full(w.shape[1], np.inf)
+    positives = y @ w
+    is_lost = (positives <= 0) | (positives >= w.sum(axis=0))
     with np.errstate(divide="ignore", invalid="ignore"):
         for _ in range(STEPS):
             p = _sigmoid(intercept + z[:, None])
-            step = (w * (y[:, None] - p)).sum(axis=0) / (w * p * (1 - p)).sum(axis=0)
-            intercept = intercept + np.clip(step, -LONGEST, LONGEST)
-            if not (np.abs(step) > CONVERGED).any():
+            wrong = (w * (y[:, None] - p)).sum(axis=0)
+            low = np.where(wrong > 0, intercept, low)
+            high = np.where(wrong < 0, intercept, high)
+            step = wrong / (w * p * (1 - p)).sum(axis=0)
+            after = intercept + step
+            # Where nearly all probabilities are 0 or 1, the step would leave the bounds.
+            is_between = (after > low) & (after < high)
+            after = np.where(is_between | (step == 0), after, (low + high) / 2)
+            moved = np.abs(after - intercept)
+            intercept = after
+            if not (moved[~is_lost] > CONVERGED).any():
                 break
-    is_lost = ~(np.abs(step) <= CONVERGED)
     return np.where(is_lost, np.nan, intercept)
 
 

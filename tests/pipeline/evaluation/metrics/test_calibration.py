@@ -34,6 +34,19 @@ def test_slope_and_intercept_are_those_of_logistic_regression_on_the_logit() -> 
         assert values["intercept"][i] == pytest.approx(model.intercept_[0], abs=1e-4)
 
 
+def test_extreme_probabilities_have_a_slope_too() -> None:
+    rng = np.random.default_rng(0)
+    proba = 1 / (1 + np.exp(-rng.normal(0, 12, 60)))
+    positive = rng.random(60) < 0.3 + 0.4 * (proba > 0.5)
+    values = calibration(column(positive, proba), np.ones((60, 1)))
+    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000)
+    model.fit(logit(proba)[:, None], positive)
+    assert values["slope"][0] == pytest.approx(model.coef_[0, 0], abs=1e-5)
+    assert values["intercept"][0] == pytest.approx(model.intercept_[0], abs=1e-4)
+    moved = 1 / (1 + np.exp(-(logit(proba) + values["in_the_large"][0])))
+    assert moved.mean() == pytest.approx(positive.mean(), abs=1e-6)
+
+
 def test_in_the_large_makes_the_mean_right() -> None:
     drawn_column = drawn()
     offset = calibration(drawn_column, np.ones((400, 1)))["in_the_large"][0]
