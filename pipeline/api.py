@@ -33,9 +33,11 @@ from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet
 from pipeline.extraction.embed import Speed
+from pipeline.extraction.same_store import check_store
 from pipeline.results import Result
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
+from stores.errors import PartsFailedError
 from stores.export import Selection, live_slices
 
 if TYPE_CHECKING:
@@ -82,12 +84,27 @@ def discover(root: AnyPath, **data: Any) -> tuple[pa.Table, pa.Table]:
 
 
 def extract(config: Config, speed: Speed = Speed()) -> Summary:  # noqa: B008 (frozen)
-    """Embed what is not in the config's store yet, as `radprobe extract` does."""
-    return _extract.extract(config, speed)
+    """Embed what is not in the config's store yet, as `radprobe extract` does.
+
+    Raises PartsFailedError where parts failed; those that did not are committed.
+    """
+    summary = _extract.extract(config, speed)
+    if summary.parts_failed:
+        raise PartsFailedError(
+            f"{len(summary.parts_failed)} parts of {summary.store} failed, first "
+            f"{summary.parts_failed[0]}. The others are committed; mend what it says and extract "
+            "again.",
+            summary,
+        )
+    return summary
 
 
 def evaluate(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[Result]:
-    """Answer the config's tasks from its store, as `radprobe evaluate` does."""
+    """Answer the config's tasks from its store, as `radprobe evaluate` does.
+
+    Raises UnansweredError, which has the other answers, where some tasks cannot be answered.
+    """
+    check_store(config)
     return list(_evaluate.evaluate(config, methods))
 
 

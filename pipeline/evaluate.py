@@ -21,6 +21,7 @@ from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.result_files import (
     Computed,
@@ -53,17 +54,22 @@ def evaluate(
     """Answer every task of the config by every method, from `results/` where nothing changed.
 
     device: of torch's, such as "cuda", where probes and trained heads are fitted; unset, the CPU.
+    A task that cannot be answered leaves the others answered: then UnansweredError has those.
     Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
     """
     number = _count_answers(config, methods)
     results: list[Result] = []
-    for task in cases_of(config):
+    failures = Failures()
+    for task in cases_of(config, failures):
         for cases, method in _questions(task, methods):
             if progress:
                 progress(f"{cases.name}: {method}", len(results), number)
             compute = functools.partial(_run, cases, method, device)
-            results.append(answer(cases, method, compute))
-    publish(config.store, results)
+            with failures.of(cases.name):
+                results.append(answer(cases, method, compute))
+    if results:
+        publish(config.store, results)
+    failures.raise_with(results)
     return results
 
 
@@ -73,7 +79,7 @@ def on_file(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[R
     Raises as `evaluate` does.
     """
     results = []
-    for task in cases_of(config):
+    for task in cases_of(config, Failures()):
         for cases, method in _questions(task, methods):
             # Without a split there is no key, and no answer under one.
             if not cases.is_split:

@@ -7,6 +7,7 @@ look at the folder and no import of torch. `pipeline.extraction.embed` does the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ from pipeline.extraction.distributed.shards import (
     rules_of,
 )
 from pipeline.extraction.distributed.tasks import EmbedResult, Work, forget_failures
-from pipeline.extraction.embed import BadLimit, Progress, Speed
+from pipeline.extraction.embed import BadLimit, Progress, Speed, load_network
+from pipeline.extraction.selection import left_out_folders, set_aside
 from pipeline.extraction.sync import locate_weights, open_store, recipe_with, update_tables
 from pipeline.inference.speed import cores
 from stores import FeatureStore
@@ -44,7 +46,8 @@ class Summary:
     """What one run found, did and left aside; every count is of slices unless it says files.
 
     linked: slices that took the features of another slice with the same pixels. telling: slices
-    whose path holds their patient's id or a UID, where the store keeps paths. bottleneck: a
+    whose path holds their patient's id or a UID, where the store keeps paths. folders_left_out: by
+    what they are; notes: what of the config had no effect, as far as this run looked. bottleneck: a
     sentence on what took the time.
     """
 
@@ -57,6 +60,8 @@ class Summary:
     found: dict[str, int]
     unreadable: dict[str, int]
     files_set_aside: dict[str, int]
+    folders_left_out: dict[str, int]
+    notes: list[str]
     parts_elsewhere: list[str]
     parts_failed: list[str]
     seconds: dict[str, float]
@@ -113,8 +118,10 @@ def _extract(
     started = time.perf_counter()
     weights = locate_weights(config)
     recipe = recipe_with(config, weights)
-    store = open_store(config, recipe)
     checkpoint = Checkpoint.of(config.backbone.name, weights)
+    # A store whose network cannot be loaded would be in the way of the next try.
+    load = functools.partial(load_network, recipe, checkpoint, Speed("cpu"))
+    store = open_store(config, recipe, load)
     work = Work(
         store=str(store.path.absolute()),
         backbone=checkpoint.name,
@@ -152,7 +159,9 @@ def _summary(run: _ExtractRun, result: _RunResult, weights: str, started: float)
         telling=_flagged(store, IDENTIFIER_IN_PATH) if keeps_paths else 0,
         found=result.counts,
         unreadable=dict(_unreadable(store)),
-        files_set_aside=dict(_set_aside(store)),
+        files_set_aside=dict(set_aside(_files(store))),
+        folders_left_out=dict(left_out_folders(_files(store))),
+        notes=list(run.notes),
         parts_elsewhere=embedded.elsewhere,
         parts_failed=[f"part {index}: {why}" for index, why in failed],
         seconds={
@@ -210,7 +219,7 @@ class _RunResult:
 class _ExtractRun:
     """One run of `extract`: a look at the collection, then what is missing, in one of three ways.
 
-    look_s, embed_s: the seconds that both took.
+    notes: what its look says of the config. look_s, embed_s: the seconds that both took.
     """
 
     config: Config
@@ -219,6 +228,7 @@ class _ExtractRun:
     progress: Progress
     max_bad: float
     rehash: bool
+    notes: tuple[str, ...] = ()
     look_s: float = 0.0
     embed_s: float = 0.0
 
@@ -287,6 +297,7 @@ class _ExtractRun:
                 workers=self._header_workers(),
                 open_files=open_files,
             )
+        self.notes = look.notes
         return look.counts
 
     def _look_once(self, before: LookRecord) -> dict[str, int]:
@@ -303,7 +314,10 @@ class _ExtractRun:
                 rehash=self.rehash,
                 workers=self._header_workers(),
             )
-        return look.counts if look else {}
+        if look is None:
+            return {}
+        self.notes = look.notes
+        return look.counts
 
     def _ring(self, shard: Shard) -> EmbedResult:
         with self._clock("embed_s"):
@@ -322,7 +336,7 @@ class _ExtractRun:
 
     def _limit(self) -> BadLimit:
         """Return the limit of bad images, which the bad files of the look count towards."""
-        reasons = _set_aside(self.store)
+        reasons = set_aside(_files(self.store))
         bad = reasons.total() - reasons["other"]
         return BadLimit(seen=len(self.store.live_rows()) + bad, fraction=self.max_bad, bad=bad)
 
@@ -333,10 +347,9 @@ class _ExtractRun:
         setattr(self, name, getattr(self, name) + time.perf_counter() - began)
 
 
-def _set_aside(store: FeatureStore) -> Counter[str]:
-    """Count the files that were set aside by reason."""
-    counts = pc.value_counts(store.files(["reason"])["reason"].drop_null()).to_pylist()
-    return Counter({each["values"]: each["counts"] for each in counts})
+def _files(store: FeatureStore) -> pa.Table:
+    """Return why files were set aside: the columns of the file table that say so."""
+    return store.files(["reason", "detail"])
 
 
 def _flagged(store: FeatureStore, flag: str) -> int:

@@ -113,7 +113,10 @@ class Positive(Frozen):
 
 
 class Provenance(Frozen):
-    """All that a result was computed from. `random`: the weights were never trained."""
+    """All that a result was computed from. `random`: the weights were never trained.
+
+    network: what made the features, in words; "" in answers that were filed before it was named.
+    """
 
     key: str
     contract: int
@@ -124,6 +127,12 @@ class Provenance(Frozen):
     labels: str
     split: str
     versions: dict[str, str]
+    network: str = ""
+
+    @property
+    def network_in_words(self) -> str:
+        """The network, or where the answer has no name of it, its weights."""
+        return self.network or f"weights {self.weights[:15]}"
 
 
 class Tuned(Frozen):

@@ -37,6 +37,9 @@ _TROUBLE = {
     errno.EIO: "the disk reports an input/output error",
 }
 
+# What a link is refused with where there are none at all.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
+
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -113,6 +116,23 @@ def sync_folder(path: Path) -> None:
     """Force a folder's entries to disk, where the system can."""
     with contextlib.suppress(PermissionError):  # some systems refuse to open a folder
         sync(path)
+
+
+def hard_link(source: Path, path: Path) -> None:
+    """Give a file a second name, which nobody has yet.
+
+    Raises FileExistsError, and UnwritableError where the file system has no hard links.
+    """
+    try:
+        os.link(source, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        raise UnwritableError(
+            f"{path} cannot be made: the file system has no hard links (FAT, exFAT and some "
+            "network mounts have none), by which processes that share a store stay apart. Put the "
+            "store on another file system."
+        ) from error
 
 
 # --- temporary files -------------------------------------------------------------------------

@@ -67,13 +67,25 @@ class Bucket:
             self._fs.pipe_file(self._path(name), data, mode="create")
         except FileExistsError:
             return False
+        except FileNotFoundError as error:
+            raise self._absent() from error
         return True
 
     def put(self, objects: Mapping[str, bytes]) -> None:
         """Put objects, each whole."""
         by_path = {self._path(name): data for name, data in objects.items()}
         if by_path:
-            self._fs.pipe(by_path)
+            try:
+                self._fs.pipe(by_path)
+            except FileNotFoundError as error:
+                raise self._absent() from error
+
+    def _absent(self) -> ConfigError:
+        """Return the error of a bucket that is not there: who writes an object needs no other."""
+        return ConfigError(
+            f"{self.url} cannot be written to: there is no such bucket. Create it, or correct the "
+            "URL."
+        )
 
     def get(self, names: Iterable[str]) -> dict[str, bytes]:
         """Return objects' bytes. Raises FileNotFoundError."""

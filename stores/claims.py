@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stores._disk import temporary_name, write_new, writing
+from stores._disk import hard_link, temporary_name, write_new, writing
 from stores._process import gone, me, name_of
 from stores.errors import ClaimedError
 
@@ -77,7 +77,7 @@ def try_claim(folder: Path, stem: str) -> Claim | None:
         # Not forced to disk: whatever loses the file loses its owner too.
         write_new(temporary, json.dumps(process).encode(), force=False)
         try:
-            os.link(temporary, path)
+            hard_link(temporary, path)
         except FileExistsError:
             return None
         finally:

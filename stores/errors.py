@@ -7,9 +7,11 @@ RadprobeError
 ├── UnreadableError (ValueError)      one file or slice cannot be read; carries a `Reason`
 ├── TooManyBadError (ValueError)       more bad images than the run may meet
 ├── LabelError (ValueError)           labels that do not join, or cannot be split by patient
+│   └── UnansweredError               some tasks that could not be answered; carries the others
 ├── ModelError (ValueError)           a model's folder that is damaged, or of another version
 ├── DeviceError (RuntimeError)        a device that is not there, or too small for the network
 ├── ClusterError (RuntimeError)       a cluster that cannot be reached, or was lost
+├── PartsFailedError (RuntimeError)   parts that could not be embedded; carries the run's summary
 └── StoreError
     ├── StoreNotFoundError (FileNotFoundError)
     ├── RecipeMismatchError (ValueError)   the store was made by another recipe; names the fields
@@ -25,7 +27,8 @@ Each also derives from the builtin a caller would catch.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 # What to do about a part that is damaged or lost; ends the sentence that says which.
 REPAIR = "Run `radprobe verify --repair` on the store, then `radprobe extract`."
@@ -86,12 +89,32 @@ class ModelError(RadprobeError, ValueError):
     """A model's folder is missing, damaged, of another version, or lacks what it is asked for."""
 
 
+class UnansweredError(LabelError, ConfigError):
+    """Some tasks of a config could not be answered; `answers` are those of the others."""
+
+    def __init__(self, message: str, answers: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.answers = list(answers)
+
+    def __reduce__(self) -> tuple[type[UnansweredError], tuple[str, list[Any]]]:
+        """Cross process borders with both fields (the default keeps only the message)."""
+        return type(self), (str(self), self.answers)
+
+
 class DeviceError(RadprobeError, RuntimeError):
     """The device asked for is not there, or too small for the network."""
 
 
 class ClusterError(RadprobeError, RuntimeError):
     """A cluster cannot be reached, was lost for long, or fails at everything."""
+
+
+class PartsFailedError(RadprobeError, RuntimeError):
+    """Parts could not be embedded; `summary` says what became of all others."""
+
+    def __init__(self, message: str, summary: object = None) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 class StoreError(RadprobeError):

@@ -20,12 +20,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,7 @@ from stores.contents import (
     CLAIMS,
     FEATURES,
     FILES,
+    KEY_CHECK,
     LEDGER,
     MANIFEST,
     OK,
@@ -65,10 +67,11 @@ from stores.errors import (
     MissingRowsError,
     OccupiedError,
     StaleTablesError,
+    StoreError,
     StoreNotFoundError,
 )
 from stores.layout import Layout, PartRange
-from stores.receipt import Receipt, UnreadableRow
+from stores.receipt import Receipt, UnreadableRow, notes_without
 from stores.receipts import Receipts, Stamp
 from stores.slices import (
     FILE_SCHEMA,
@@ -81,6 +84,7 @@ from stores.slices import (
     table_bytes,
 )
 from stores.storage import Storage, storage_at, storage_of
+from stores.withdrawn import Withdrawn
 
 __all__ = [
     "LEDGER",
@@ -92,6 +96,9 @@ __all__ = [
     "ArraySpec",
     "FeatureStore",
 ]
+
+# Of all arrays together.
+_GROUP = f"{FEATURES}/zarr.json"
 
 
 class FeatureStore:
@@ -111,22 +118,28 @@ class FeatureStore:
 
     @classmethod
     def create(
-        cls, path: Path, recipe_text: str, arrays: Mapping[str, ArraySpec], part_rows: int
+        cls,
+        path: Path,
+        recipe_text: str,
+        arrays: Mapping[str, ArraySpec],
+        part_rows: int,
+        key_check: str | None = None,
     ) -> FeatureStore:
         """Make an empty store: built aside and renamed, so that it is there wholly or not at all.
+
+        key_check: by which the key of its pseudonyms is known again.
 
         Raises OccupiedError where the path holds anything, UnwritableError.
         """
         layout = Layout(part_rows)
-        if path.exists() and any(path.iterdir()):
-            raise OccupiedError(f"{path} is not empty and holds no store. Choose another path.")
+        check_free(path)
         aside = path.with_name(temporary_name(path.name))
         try:
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # What was built aside by processes that died since.
                 sweep_temporaries(path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"))
-                build(aside, recipe_text, LEDGER | dict(arrays), layout)
+                build(aside, recipe_text, LEDGER | dict(arrays), layout, key_check)
             storage_of(path).adopt(aside)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -149,8 +162,17 @@ class FeatureStore:
                 "Run `radprobe extract` first, or check the path."
             )
         recipe = manifest.load(folder, RECIPE).decode()
-        group = json.loads(manifest.load(folder, f"{FEATURES}/zarr.json"))
+        group = json.loads(manifest.load(folder, _GROUP))
         return cls(storage, recipe, Layout(int(group["attributes"]["part_rows"])))
+
+    def keep_key_check(self, key_check: str) -> None:
+        """Have a store that was made before keys were checked know its key again."""
+        self.storage.check_writable()
+        with exclusive(self.claims, "tables"):
+            manifest.mend(self.path)
+            group = json.loads(manifest.load(self.path, _GROUP))
+            group["attributes"].setdefault(KEY_CHECK, key_check)
+            self.storage.replace({_GROUP: json.dumps(group, indent=2).encode()})
 
     @property
     def place(self) -> str:
@@ -204,6 +226,20 @@ class FeatureStore:
         """Return the file table (FILE_SCHEMA), set-aside files included, or some columns of it."""
         return self._parsed(FILES, TableFile).read(columns)
 
+    @property
+    def withdrawn(self) -> Withdrawn:
+        """Who is withdrawn by name at this moment."""
+        withdrawn: Withdrawn = self._parsed(WITHDRAWN_PATIENTS, Withdrawn.parse)
+        return withdrawn
+
+    def withdrawn_in(self, part: PartRange) -> Rows:
+        """Return the rows of a part whose slices are withdrawn by the table of this moment."""
+        manifest.look_again(self.path)
+        rows = [np.zeros(0, np.int64)]
+        for piece in self.slice_file.between(part.start, part.stop, ["row", "withdrawn"]):
+            rows.append(row_numbers(piece)[is_withdrawn(piece)])
+        return np.concatenate(rows)
+
     def live_rows(self) -> Rows:
         """Return (n,) the rows of the slices that are not withdrawn, ascending."""
         slices = self.slices(["row", "withdrawn"])
@@ -214,8 +250,7 @@ class FeatureStore:
         """Return both tables and the withdrawn patients, of one moment; nothing is kept."""
         while True:  # until nobody replaced one of them while the others were read
             seen = manifest.version(self.path)
-            patients = frozenset(self._parsed(WITHDRAWN_PATIENTS, json.loads)["patients"])
-            tables = Tables(self.slice_file.read(), self.files(), patients, seen)
+            tables = Tables(self.slice_file.read(), self.files(), self.withdrawn, seen)
             if manifest.version(self.path) == seen:
                 return tables
 
@@ -224,12 +259,12 @@ class FeatureStore:
         slices: pa.Table,
         files: pa.Table,
         *,
-        patients: frozenset[str] | None = None,
+        withdrawn: Withdrawn | None = None,
         seen: str | None = None,
     ) -> None:
         """Replace both tables at once, and grow the arrays to hold every row of the slice table.
 
-        Rows of slices must keep their meaning. patients: who is withdrawn by name, if that changed.
+        Rows of slices must keep their meaning. withdrawn: who is, by name, if that changed.
         seen: of the `tables()` these come from; raises StaleTablesError where they are no longer
         the store's, since two that number new rows must not both be believed.
         """
@@ -242,8 +277,8 @@ class FeatureStore:
             FILES: table_bytes(files),
             SLICES: table_bytes(slices.cast(SLICE_SCHEMA)),
         }
-        if patients is not None:
-            new[WITHDRAWN_PATIENTS] = json.dumps({"patients": sorted(patients)}).encode()
+        if withdrawn is not None:
+            new[WITHDRAWN_PATIENTS] = withdrawn.as_json()
         self.storage.check_writable()
         with exclusive(self.claims, "tables"):
             # What a crash left half done is finished first, so that `seen` is judged by what holds.
@@ -358,10 +393,10 @@ class FeatureStore:
             return None
         return claim
 
-    def reclaim(self, part: PartRange) -> AbstractContextManager[Claim]:
+    def reclaim(self, part: PartRange, wait_s: float = 60.0) -> AbstractContextManager[Claim]:
         """Claim a part, committed or not, to mend it. Raises ClaimedError if it stays taken."""
         self.storage.check_writable()
-        return exclusive(self.claims, _stem(part.index))
+        return exclusive(self.claims, _stem(part.index), wait_s)
 
     def empty_part(self) -> dict[str, Values]:
         """Return arrays (part_rows, ...) for one part, every row void, ready to be filled."""
@@ -393,13 +428,24 @@ class FeatureStore:
         """Commit one part: data, fsync, checksums, then the receipt. Returns the receipt.
 
         arrays: name -> (part_rows, ...) for every array of the store; notes: JSON to keep in the
-        receipt. Raises ClaimedError where the part was taken over, UnalignedWriteError where the
+        receipt. Rows that were withdrawn meanwhile are emptied in `arrays`, and left out of the
+        notes. Raises ClaimedError where the part was taken over, UnalignedWriteError where the
         shapes are not exactly one part, StoreError where a feature overflows the dtype,
         UnwritableError for a full disk and its like.
         """
         if self.receipt(part.index) is not None:
             raise ClaimedError(f"Part {part.index} was taken over or committed by another process.")
-        return self.overwrite(part, claim, arrays, notes)
+        # Looked at while the claim is held: whoever is withdrawn before this is left out, and a
+        # purge of whoever is withdrawn after it waits for the claim, and finds the part committed.
+        rows = self.withdrawn_in(part)
+        self.empty_rows(part, rows, arrays, VOID)
+        gone = set(rows.tolist())
+        # A volume is named by its first row, which may be of an earlier part.
+        for row, *_ in notes.get("ranges", ()):
+            volume_part = self.layout.part(row // self.layout.part_rows)
+            if row not in gone and row in self.withdrawn_in(volume_part):
+                gone.add(row)
+        return self.overwrite(part, claim, arrays, notes_without(notes, gone))
 
     def overwrite(
         self,
@@ -412,6 +458,15 @@ class FeatureStore:
         writer = PartWriter(self.storage, self.arrays, self.digest)
         return writer.write(part, claim, arrays, notes)
 
+    def empty_rows(
+        self, part: PartRange, rows: Rows, arrays: Mapping[str, Values], status: int
+    ) -> None:
+        """Take the numbers and digests of some rows of a part out of its arrays, in place."""
+        inside = part.within(rows) - part.start
+        for name, values in arrays.items():
+            values[inside] = self.arrays[name].void
+        arrays["status"][inside] = status
+
     def fetched(self, part: PartRange) -> AbstractContextManager[None]:
         """Have a part's chunk files in the folder as they are, sound or not, for a while."""
         return self.storage.fetched(self.chunk_files(part))
@@ -422,6 +477,26 @@ class FeatureStore:
         for array in self.arrays.values():
             names += [chunk_file(chunk.name) for chunk in array.chunks(part)]
         return names
+
+    def deriving(self) -> AbstractContextManager[Claim]:
+        """Be the one process that changes what was computed from the store, for a moment."""
+        return exclusive(self.claims, "derived")
+
+    @contextlib.contextmanager
+    def filing(self, withdrawn: Withdrawn) -> Iterator[None]:
+        """File what was computed while `withdrawn` was who is; a purge waits until it is filed.
+
+        Raises StaleTablesError where a patient was withdrawn since: the answer is of the patient
+        too, and a purge that has gone through the files already would not find it.
+        """
+        with self.deriving():
+            manifest.look_again(self.path)
+            if self.withdrawn.patients - withdrawn.patients:
+                raise StaleTablesError(
+                    f"A patient was withdrawn from {self.place} while this was computed, so that "
+                    "it is not filed. Run the same command again."
+                )
+            yield
 
     def publish(self) -> None:
         """Send what was computed from the store to where that is."""
@@ -553,6 +628,22 @@ class FeatureStore:
         if known is None or known[0] != stamp:
             known = self._status[part.index] = (stamp, self.arrays["status"].read_part(part))
         return known[1]
+
+
+def check_free(path: Path) -> None:
+    """Raise OccupiedError where a new store's path holds anything."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OccupiedError(f"{path} is not empty and holds no store. Choose another path.")
+
+
+def stored_key_check(folder: Path) -> str | None:
+    """Return by what a store's key is known; None where there is no store, or it does not say."""
+    try:
+        group = json.loads(manifest.load(folder, _GROUP))
+    except (StoreError, OSError):
+        return None
+    check: str | None = group["attributes"].get(KEY_CHECK)
+    return check
 
 
 def _fetch_chunk(receipts: Receipts, layout: Layout, chunk: Chunk) -> None:

@@ -64,7 +64,11 @@ class LocalFolder:
 
     def names(self) -> set[str]:
         """Return the names of all files, whoever they are of."""
-        files = (path for path in self.folder.rglob("*") if path.is_file())
+        return self.names_in("")
+
+    def names_in(self, folder: str) -> set[str]:
+        """Return the names of all files below a folder of the store."""
+        files = (path for path in (self.folder / folder).rglob("*") if path.is_file())
         return {path.relative_to(self.folder).as_posix() for path in files}
 
     def fetch(self, name: str, digest: str) -> None:

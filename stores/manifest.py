@@ -10,6 +10,7 @@ state and files that do not fit: `mend` removes the ones and writes the others.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,15 @@ def digests(root: Path) -> dict[str, str]:
 def _digests(path: Path, *stamp: int) -> dict[str, str]:
     """Read the manifest; `stamp` tells one from the next, since each is a new file."""
     return dict(unseal(path)["files"])
+
+
+def look_again(root: Path) -> None:
+    """Have a network file system say anew which manifest there is.
+
+    It may answer `stat` from memory for a minute, but asks its server when a file is opened.
+    """
+    with contextlib.suppress(OSError), (root / MANIFEST).open("rb"):
+        pass
 
 
 def version(root: Path) -> str:

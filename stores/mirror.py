@@ -29,6 +29,7 @@ from stores.contents import (
     CLAIMS,
     COPIES,
     FEATURES,
+    FOLDERS,
     LEDGER,
     MANIFEST,
     PARTS,
@@ -36,6 +37,7 @@ from stores.contents import (
     RECIPE,
     TOP_FILES,
     TRAVELLING,
+    WITHDRAWN_PATIENTS,
     chunk_file,
     folder_of,
 )
@@ -224,6 +226,11 @@ class MirroredBucket:
             _put_here(self.folder / name, fetched[name])
         gone = known.keys() - self.objects.keys()
         self._here.remove((changed | gone) - fetched.keys())
+        if WITHDRAWN_PATIENTS in known and WITHDRAWN_PATIENTS in changed:
+            # What was computed here and never sent may be of whoever was withdrawn.
+            for folder in FOLDERS:
+                unsent = self._here.names_in(folder.name) if folder.derived else set()
+                self._here.remove(unsent - self.objects.keys())
 
     def _fetch_unchecked(self, names: Iterable[str]) -> None:
         there = [name for name in names if name in self.objects]
@@ -334,16 +341,38 @@ class MirroredBucket:
     def publish(self) -> None:
         """Send what was computed here; where that is forbidden, it stays here."""
         news = [name for name in derived_files(self.folder) if self._is_news(name)]
+        if not news or self._withdrawn_there():
+            return
         try:
             for batch in _batches(news):
                 self.bucket.put(self._read(batch))
         except PermissionError as error:
             log.warning("Answers stay in %s: %s takes none (%s).", self.folder, self.url, error)
             return
-        if news:
+        # Looked at again: a purge that began meanwhile may have gone through the bucket already.
+        # One that begins now finds what was sent.
+        if self._withdrawn_there():
+            self.bucket.remove(news)
+        else:
             there = self.bucket.listing()
             self.objects |= {name: there[name] for name in news if name in there}
             self._record_objects()
+
+    def _withdrawn_there(self) -> bool:
+        """Return whether somebody else was withdrawn there since the mirror was brought up."""
+        try:
+            there = json.loads(self.bucket.get([MANIFEST])[MANIFEST])["files"]
+        except FileNotFoundError:  # a store that is being made
+            return False
+        here = manifest.digests(self.folder)
+        changed = there.get(WITHDRAWN_PATIENTS) != here.get(WITHDRAWN_PATIENTS)
+        if changed:
+            log.warning(
+                "Answers are not sent to %s: patients were withdrawn there since it was opened. "
+                "Run the same command again.",
+                self.url,
+            )
+        return bool(changed)
 
     def _read(self, names: Iterable[str]) -> dict[str, bytes]:
         return {name: (self.folder / name).read_bytes() for name in names}

@@ -139,14 +139,25 @@ class Receipt:
 
     def purged_of(self, rows: Collection[int]) -> dict[str, Any]:
         """Return the document without what it tells of some rows, which it names as purged."""
-        left = {
-            "failures": [
-                entry for entry in self.document.get("failures", ()) if entry["row"] not in rows
-            ],
-            "links": [[link.row, link.original] for link in self.links if link.row not in rows],
-            "purged": sorted({*self.purged, *rows}),
-        }
-        return {**self.document, **left}
+        left = {"failures": [], "links": [], **self.document}
+        return {**notes_without(left, rows), "purged": sorted({*self.purged, *rows})}
+
+
+def notes_without(notes: Mapping[str, Any], rows: Collection[int]) -> dict[str, Any]:
+    """Return what is noted of a part without what is noted of some of its rows.
+
+    A volume is named by its first row, and its range is a range of that row's patient.
+    """
+    gone = set(rows)
+    left = dict(notes)
+    if "failures" in notes:
+        left["failures"] = [entry for entry in notes["failures"] if entry["row"] not in gone]
+    for name in ("links", "ranges"):
+        if name in notes:
+            left[name] = [list(entry) for entry in notes[name] if entry[0] not in gone]
+    if "left_out" in notes:
+        left["left_out"] = [row for row in notes["left_out"] if row not in gone]
+    return left
 
 
 def receipt_name(index: int) -> str:

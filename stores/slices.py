@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from stores._types import Mask, Rows
 from stores.errors import CorruptStoreError
+from stores.withdrawn import Withdrawn
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -114,11 +115,11 @@ def slice_rows(table: pa.Table) -> list[SliceRow]:
 
 @dataclass(frozen=True)
 class Tables:
-    """Both tables of one moment, the patients withdrawn by name, and what the moment is called."""
+    """Both tables of one moment, who is withdrawn by name, and what the moment is called."""
 
     slices: pa.Table
     files: pa.Table
-    patients: frozenset[str]
+    withdrawn: Withdrawn
     seen: str
 
 

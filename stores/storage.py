@@ -15,12 +15,14 @@ Every backend passes the tests in `tests/stores/storage_tests.py`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 from stores.claims import Holder
+from stores.errors import ConfigError
 from stores.folder import LocalFolder
 from stores.mirror import MirroredBucket, url_of
 
@@ -117,7 +119,14 @@ class Storage(Protocol):
 
 
 def storage_of(folder: Path) -> Storage:
-    """Return the backend of the store that has its files in a folder, or will have."""
+    """Return the backend of the store that has its files in a folder, or will have.
+
+    Raises ConfigError for a folder without a name, beside which a store's key cannot lie.
+    """
+    if folder.name in ("", ".."):  # `.`, `..` and what ends in them: called by the name it has
+        folder = Path(os.path.abspath(folder))
+    if not folder.name:
+        raise ConfigError(f"A store must be a folder with a name. Got {str(folder)!r} instead.")
     return MirroredBucket.of(folder) or LocalFolder(folder)
 
 

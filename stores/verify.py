@@ -43,14 +43,17 @@ from stores.duplicates import find_twins
 from stores.errors import CorruptStoreError
 from stores.features import FeatureStore
 from stores.layout import PartRange
+from stores.purge import drop_derived, files_naming, purged_rows, void_parts
 from stores.receipt import ChunkRecord, Receipt, receipt_name
 from stores.slices import end_of, row_numbers
 from stores.storage import Storage, storage_at
 
 Damage = Literal[
-    "manifest", "kept-file", "receipt", "checksum", "status", "values", "table", "result"
+    "manifest", "kept-file", "receipt", "checksum", "status", "values", "table", "result", "purged"
 ]
-Notice = Literal["zero", "outlier", "duplicate", "pending", "uncommitted", "orphan", "foreign"]
+Notice = Literal[
+    "zero", "outlier", "duplicate", "pending", "uncommitted", "orphan", "foreign", "withdrawn"
+]
 NOTICES: frozenset[str] = frozenset(Notice.__args__)  # type: ignore[attr-defined]
 # A norm is an outlier so many robust standard deviations from the median of the logarithms.
 OUTLIER = 10.0
@@ -113,6 +116,7 @@ def verify(path: Path | str) -> Report:
     report.findings += _tables(store)
     _parts(store, report)
     report.findings += _files(store)
+    report.findings += _files_of_purged(store)
     if report.sound:
         report.findings += _twins(store)
     return report
@@ -131,6 +135,7 @@ def repair(path: Path | str) -> Report:
         store = FeatureStore.open(storage.folder)
         mended += _queue_damaged(store, report)
         mended += _remove_damaged_results(store, report)
+        mended += _finish_purges(store, report)
         mended += [f"{path.relative_to(store.path)}: orphan removed" for path in store.sweep()]
         report.mended = mended
         return report
@@ -177,6 +182,17 @@ def _remove_damaged_results(store: FeatureStore, report: Report) -> list[str]:
     return done
 
 
+def _finish_purges(store: FeatureStore, report: Report) -> list[str]:
+    """Take out what is left of patients who were purged; return what was done."""
+    left = [finding for finding in report.findings if finding.kind == "purged"]
+    if not left:
+        return []
+    rows = purged_rows(store)
+    void_parts(store, rows)
+    drop_derived(store, store.withdrawn.purged, rows)
+    return [f"{finding.where}: purged" for finding in left]
+
+
 # --- one check a function --------------------------------------------------------------------
 
 
@@ -214,6 +230,7 @@ def _parts(store: FeatureStore, report: Report) -> None:
     """Check every receipt, and the part it vouches for."""
     rows = row_numbers(store.slices())
     live = store.live_rows()
+    purged = purged_rows(store)
     norms: list[_Norms] = []
     for path in sorted((store.path / PARTS).glob("*.json")):
         if not path.stem.isdigit():
@@ -224,6 +241,7 @@ def _parts(store: FeatureStore, report: Report) -> None:
             if not findings:
                 arrays = store.read_part(part)
                 findings += _status(part, arrays["status"], part.within(rows), live)
+                findings += _withdrawn(part, arrays, part.within(rows), live, purged)
                 findings += _values(part, arrays)
                 norms.append(_norms(part, arrays))
         report.findings += findings
@@ -283,6 +301,38 @@ def _status(
     for what, wrong in checks.items():
         if wrong.any():
             yield _wrong_rows("status", part, wrong, "rows", what)
+
+
+def _withdrawn(
+    part: PartRange, arrays: dict[str, Values], rows: Rows, live: Rows, purged: Rows
+) -> Iterator[Finding]:
+    """Tell the withdrawn rows of a part that hold anything; of purged ones, it is damage.
+
+    rows: the table's in the part; live: all that are not withdrawn; purged: all whose entries a
+    purge emptied.
+    """
+    # A digest alone tells whose the slice was, too.
+    holds = ~np.isin(arrays["status"], (VOID, WITHDRAWN))
+    for name in ("file_digest", "pixel_digest"):
+        holds |= arrays[name].any(axis=1)
+    holding = np.flatnonzero(holds) + part.start
+    of_purged = np.intersect1d(holding, purged)
+    if len(of_purged):
+        detail = (
+            f"{len(of_purged)} rows of purged patients hold something (first: {_few(of_purged)})"
+        )
+        yield Finding("purged", f"part {part.index}", detail)
+    others = np.union1d(part.within(live), part.within(purged))
+    withdrawn = np.setdiff1d(np.intersect1d(holding, rows), others)
+    if len(withdrawn):
+        detail = f"{len(withdrawn)} withdrawn rows hold numbers until they are purged"
+        yield Finding("withdrawn", f"part {part.index}", f"{detail} (first: {_few(withdrawn)})")
+
+
+def _few(rows: Rows) -> list[int]:
+    """Return the first rows, as they are told."""
+    few: list[int] = rows[:5].tolist()
+    return few
 
 
 def _values(part: PartRange, arrays: dict[str, Values]) -> Iterator[Finding]:
@@ -363,6 +413,12 @@ def _files(store: FeatureStore) -> Iterator[Finding]:
     names = store.storage.names()
     for name in sorted(names - _accounted(store)):
         yield from _unaccounted(store, name, names)
+
+
+def _files_of_purged(store: FeatureStore) -> Iterator[Finding]:
+    """Name the files that tell of a patient who was purged."""
+    for name in files_naming(store, store.withdrawn.purged):
+        yield Finding("purged", name, "names a patient who was purged; --repair takes it out")
 
 
 def _accounted(store: FeatureStore) -> set[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import random
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 import scipy.io
+import SimpleITK as sitk
 from pydicom import uid
 
 from pipeline.config.data import Data
@@ -19,6 +22,9 @@ from pipeline.io.types import Request
 from pipeline.types import Failure, Slice
 
 from . import phantoms
+
+# The stem of headers whose voxels are a file of their own.
+DETACHED = "detached"
 
 
 def seeds(folder: Path) -> dict[str, bytes]:
@@ -46,9 +52,32 @@ def seeds(folder: Path) -> dict[str, bytes]:
         made.append(phantoms.write_png(folder / name, grey))
     made.append(phantoms.write_png(folder / "sixteen.png", voxels[0].astype(np.uint16)))
     made.append(phantoms.write_png(folder / "palette.png", np.dstack([grey] * 3), "P"))
+    made.append(phantoms.write_png(folder / "a.webp", grey))
+    made.append(folder / "zipped.dcm.gz")
+    made[-1].write_bytes(gzip.compress(plain.read_bytes()))
+    made += [phantoms.write_bigtiff(folder / "big.tif", voxels[0].astype(np.uint16))]
+    made += _volumes_of_itk(folder, voxels)
     np.save(folder / "a.npy", voxels)
     scipy.io.savemat(folder / "a.mat", {"image": voxels[0]}, do_compression=True)
     return {path.name: path.read_bytes() for path in [*made, folder / "a.npy", folder / "a.mat"]}
+
+
+def _volumes_of_itk(folder: Path, voxels: np.ndarray) -> list[Path]:
+    """Write MetaImages and NRRDs, coded and not, and headers of the voxels that lie beside them."""
+    image = sitk.GetImageFromArray(voxels)
+    image.SetDirection((0.8, -0.6, 0, 0.6, 0.8, 0, 0, 0, 1))
+    made = []
+    for name, coded in (
+        ("raw.mha", False),
+        ("coded.mha", True),
+        ("raw.nrrd", False),
+        ("coded.nrrd", True),
+        (f"{DETACHED}.mhd", False),
+        (f"{DETACHED}.nhdr", True),
+    ):
+        made.append(folder / name)
+        sitk.WriteImage(image, made[-1], useCompression=coded)
+    return made
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -89,17 +118,24 @@ def run(folder: Path, count: int, seed: int, *, workers: int, batch: int = 500) 
     for start in range(0, count, batch):
         root = folder / f"batch{start}"
         root.mkdir()
+        # What the headers name whose voxels lie beside them.
+        for path in (folder / "seeds").glob(f"{DETACHED}.*raw*"):
+            shutil.copy(path, root)
+        beside = {path.name for path in root.iterdir()}
         for k in range(start, min(start + batch, count)):
             name = names[k % len(names)]
             (root / f"{k:06d}_{name}").write_bytes(mutate(whole[name], rng))
-        found.update(_outcomes(root, workers))
+        found.update(_outcomes(root, workers, beside))
         for path in root.iterdir():
             path.unlink()
     return found
 
 
-def _outcomes(root: Path, workers: int) -> Iterator[str]:
-    """Yield one outcome a file, and hold the reader to its promises about rows."""
+def _outcomes(root: Path, workers: int, beside: Collection[str]) -> Iterator[str]:
+    """Yield one outcome a file, and hold the reader to its promises about rows.
+
+    beside: names of files that are none of the mutated ones.
+    """
     before = len(list(root.iterdir()))
     found = discover(Data(root=root), b"fuzz", workers=workers)
     assert found.files.num_rows == before
@@ -107,6 +143,8 @@ def _outcomes(root: Path, workers: int) -> Iterator[str]:
     for row in found.slices.to_pylist():
         frames.setdefault(row["path"], []).append(row["frame"])
     for row in found.files.to_pylist():
+        if row["path"] in beside:
+            continue
         assert (row["reason"] is None) == (row["path"] in frames)
         if row["reason"] is not None:
             yield f"set aside: {row['detail'] if 'crash' in row['detail'] else row['reason']}"

@@ -52,6 +52,8 @@ def dicom(pixels: np.ndarray, **tags: Any) -> Dataset:
     ds.StudyInstanceUID = "1.2.826.0.1.3680043.8.498.1111"
     ds.SeriesInstanceUID = "1.2.826.0.1.3680043.8.498.2222"
     ds.Modality = "CT"
+    ds.RescaleSlope = 1
+    ds.RescaleIntercept = 0
     for name, value in IDENTITY.items():
         setattr(ds, name, value)
     colour = pixels.ndim == 3 and pixels.shape[-1] == 3
@@ -233,6 +235,24 @@ def write_png(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     (image if mode is None else image.convert(mode)).save(path)
+    return path
+
+
+def write_bigtiff(path: Path, pixels: np.ndarray, order: str = "<") -> Path:
+    """Write grey pixels of 16 bits as BigTIFF, of a byte order."""
+    data = pixels.astype(f"{order}u2").tobytes()
+    height, width = pixels.shape
+    # Tag, type (3: short, 4: long, 16: of eight bytes), value; 273 is where the pixels begin.
+    tags = [(256, 4, width), (257, 4, height), (258, 3, 16), (259, 3, 1), (262, 3, 1)]
+    tags += [(273, 16, None), (277, 3, 1), (278, 4, height), (279, 16, len(data))]
+    place = 16 + 8 + 20 * len(tags) + 8
+    magic = b"II+\0" if order == "<" else b"MM\0+"
+    out = magic + struct.pack(f"{order}HHQQ", 8, 0, 16, len(tags))
+    codes = {3: "H6x", 4: "I4x", 16: "Q"}
+    for tag, kind, value in tags:
+        out += struct.pack(f"{order}HHQ", tag, kind, 1)
+        out += struct.pack(f"{order}{codes[kind]}", place if value is None else value)
+    path.write_bytes(out + bytes(8) + data)
     return path
 
 

@@ -84,6 +84,7 @@ HOMES = {
         "pipeline.extraction.distributed.clusters",
     },
     "dask_jobqueue": {"pipeline.extraction.distributed.clusters"},
+    "SimpleITK": {"pipeline.io.formats.itk_volume"},
     "typer": {"pipeline.cli", "pipeline.commands"},
     "matplotlib": {"pipeline.report", "pipeline.benchmark.figures"},
     "jinja2": {"pipeline.report.page"},
@@ -239,7 +240,7 @@ def test_starting_a_flow_imports_nothing_heavy(module: str) -> None:
     code = (
         f"import sys, {module}\n"
         "heavy = {'torch', 'transformers', 'sklearn', 'faiss', 'zarr', 'scipy', 'pydicom'}\n"
-        "heavy |= {'nibabel', 'PIL'}\n"
+        "heavy |= {'nibabel', 'PIL', 'SimpleITK'}\n"
         "print(sorted(heavy & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -20,6 +20,7 @@ from pipeline.io.formats.dicom_geometry import (
     macro,
     orientation,
 )
+from pipeline.io.formats.inflate import open_inflated, stream_size
 from pipeline.io.formats.limits import as_unreadable, check_size
 from pipeline.types import Header
 from stores.errors import UnreadableError
@@ -90,13 +91,15 @@ def _plane_values(dataset: Dataset, stored: NDArray[Any], members: list[int]) ->
 def _open(path: Path, *, pixels: bool) -> tuple[Dataset, Frames]:
     """Return the dataset, and the frames of each plane. Raises UnreadableError."""
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels)
+        with open_inflated(path) as file:
+            stored_bytes = stream_size(file)
+            dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
         if str(dataset.get("SOPClassUID", "")) not in _SEGMENTATIONS:
             raise UnreadableError("unsupported", "a DICOM file that is no segmentation")
         if dataset.get("SegmentationType") == "FRACTIONAL":
             raise UnreadableError("unsupported", "a segmentation of fractions, not of labels")
         count = int(dataset.get("NumberOfFrames") or 1)
-        _check_limits(dataset, count, path.stat().st_size)
+        _check_limits(dataset, count, stored_bytes)
         frames: Frames = {}
         for frame in range(count):
             frames.setdefault(_plane_key(dataset, frame), []).append(frame)

@@ -73,8 +73,8 @@ def apply_policies(table: LabelTable, task: Task) -> LabelValues:
         if _missing(table, task) == "zero" and not is_text(texts[is_empty]).all():
             raise LabelError(
                 f"Missing values can count as 0 only in a column of zeros and ones. Column "
-                f"{name!r} has {sorted(set(texts[~is_empty]))[:3]} and {int(is_empty.sum())} empty "
-                'cells; set the task\'s missing to "leave-out".'
+                f"{name!r} has {len(set(texts[~is_empty]))} other values and "
+                f'{int(is_empty.sum())} empty cells; set the task\'s missing to "leave-out".'
             )
         columns.append(texts)
     return LabelValues(np.stack(columns, axis=1), filled, tuple(notes))
@@ -84,9 +84,9 @@ def _refuse_text(texts: Texts, name: str) -> None:
     for i, text in enumerate(texts):
         if text is not None and not is_number(text):
             raise LabelError(
-                f"A column of values: number must hold finite numbers. Column {name!r} has "
-                f"{text!r} in data row {i + 1}; correct it, leave the cell empty, or leave values "
-                "out for classes."
+                f"A column of values: number must hold finite numbers. Column {name!r} has another "
+                f"in data row {i + 1}; correct it, leave the cell empty, or leave values out for "
+                "classes."
             )
 
 
@@ -123,12 +123,12 @@ def _finding(
         None: "0" if _missing(table, task) == "zero" else None,
     }
     values = []
-    for text in texts:
+    for i, text in enumerate(texts):
         value = text and text.lower()
         if value not in meaning:
             raise LabelError(
-                f"A multi-label value must be 0, 1, -1 or empty. Got {value!r} instead, in column "
-                f"{name!r}."
+                f"A multi-label value must be 0, 1, -1 or empty. Column {name!r} has another in "
+                f"data row {i + 1}."
             )
         values.append(meaning[value])
     return np.array(values, dtype=object)

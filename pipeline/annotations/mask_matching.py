@@ -8,8 +8,9 @@ or, where nothing says where they lie, in order. What does not fit is refused, n
 from __future__ import annotations
 
 import functools
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -24,15 +25,17 @@ from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.decode import read_headers
 from pipeline.io.sniff import sniff
-from pipeline.shared.paths import matcher, unescape_path
+from pipeline.shared.folders import hidden_kind
+from pipeline.shared.globs import Globs
+from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
 from stores.slices import SliceRow
 
+log = logging.getLogger(__name__)
+
 Sources = tuple[str, ...]  # the paths of a mask's files, under their root
-# A glob over images' paths, and the patterns of the mask files of those that it matches.
-Rule = tuple[Callable[[str], bool], tuple[str, ...]]
 PlaneNumbers = tuple[int | None, ...]  # by slice; None: background
 _PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 # How far a plane may lie from its slice along the normal: as a part of the distance of planes, and
@@ -83,16 +86,20 @@ def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[M
 
 def _by_path(masks: Masks, root: Path, slices: pa.Table) -> list[Sources]:
     """Return the mask files of each slice by the patterns of its path; () where none is there."""
-    rules = []
-    for glob, named in masks.files.items():
-        rules.append((matcher([glob]), masks.each(named)))
+    globs = Globs(tuple(masks.files))
     paths = slices["path"].to_pylist()
+    sources: dict[str, Sources] = {}
     # Once a file, not once a slice: each is looked for on the disk.
-    sources = {path: _sources_of(path, rules, root) for path in dict.fromkeys(paths)}
+    for path in dict.fromkeys(paths):
+        glob = globs.first(path)
+        patterns = () if glob is None else masks.each(masks.files[glob])
+        sources[path] = _sources_of(path, patterns, root)
+    for glob in globs.idle:
+        log.warning("masks.files: %r matches no image that no glob before it matches.", glob)
     return [sources[path] for path in paths]
 
 
-def _sources_of(path: str, rules: Sequence[Rule], root: Path) -> Sources:
+def _sources_of(path: str, patterns: Sequence[str], root: Path) -> Sources:
     """Return the mask files of an image; () where none of them is there. Raises ConfigError."""
     image = PurePosixPath(path)
     folder = str(image.parent)
@@ -104,8 +111,6 @@ def _sources_of(path: str, rules: Sequence[Rule], root: Path) -> Sources:
         "name": image.name,
         "stem": stem.rpartition(".")[0] or stem,
     }
-    # The first glob that matches wins.
-    patterns = next((patterns for fits, patterns in rules if fits(path)), ())
     try:
         sources = tuple(pattern.format(**parts) for pattern in patterns)
     except (KeyError, IndexError, ValueError):
@@ -159,6 +164,8 @@ def _segmentations(root: Path) -> list[tuple[str, MaskFile]]:
     """Return the DICOM segmentations under a folder, in the order of their paths."""
     segmentations = []
     for folder, _, files in sorted(os.walk(root)):
+        if any(map(hidden_kind, Path(folder).relative_to(root).parts)):
+            continue
         for file in sorted(files):
             path = Path(folder) / file
             try:

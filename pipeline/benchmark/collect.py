@@ -35,7 +35,7 @@ TIDY = pa.schema(
     + [(name, pa.float64()) for name in ("value", "low", "high", "p", "published", "seconds")]
     + [("test_units", pa.int64()), ("test_patients", pa.int64())]
     + [("positive", pa.string()), ("positives", pa.int64()), ("random", pa.bool_())]
-    + [(name, pa.string()) for name in ("recipe", "weights", "split", "labels", "key")]
+    + [(name, pa.string()) for name in ("network", "recipe", "weights", "split", "labels", "key")]
 )
 
 
@@ -301,7 +301,8 @@ def _positive_of(answer: Answer, label: str) -> dict[str, Any]:
 
 
 def _about(cell: Cell, answer: Answer) -> dict[str, Any]:
-    origin = answer.provenance.model_dump(include={"recipe", "weights", "split", "labels", "key"})
+    named = {"network", "recipe", "weights", "split", "labels", "key"}
+    origin = answer.provenance.model_dump(include=named)
     test = answer.counts["test"]
     return origin | {
         "dataset": cell.dataset,

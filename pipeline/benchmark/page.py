@@ -23,6 +23,7 @@ from pipeline.report.page import asset, template
 from pipeline.report.style import inline_svg, save
 from pipeline.report.tables import markdown_table, tex
 from pipeline.report.wording import METRICS, RANDOM, count, interval
+from pipeline.shared.spreadsheets import quoted
 from stores._disk import write_atomic, writing
 
 if TYPE_CHECKING:
@@ -81,9 +82,10 @@ def write_benchmark(settings: Benchmark, outcomes: Sequence[Outcome]) -> tuple[G
         for name, figure in figures.items():
             for suffix in (".svg", ".png"):
                 save(figure, out / f"{name}{suffix}")
-    text = _markdown(layouts, random=gathered.random) + _steady(gathered)
+    networks = "; ".join(_networks(outcomes))
+    text = _markdown(layouts, networks, random=gathered.random) + _steady(gathered)
     write_atomic(out / "results.md", text.encode())
-    text = _latex(layouts, random=gathered.random)
+    text = _latex(layouts, networks, random=gathered.random)
     write_atomic(out / "results.tex", text.encode())
     page = out / "benchmark.html"
     text = _render(settings, gathered, outcomes, layouts, figures)
@@ -97,7 +99,7 @@ def _write_tidy(out: Path, table: pa.Table) -> None:
     pq.write_table(table, sink)
     write_atomic(out / "results.parquet", sink.getvalue().to_pybytes())
     sink = pa.BufferOutputStream()
-    csv.write_csv(table, sink)
+    csv.write_csv(quoted(table), sink)
     write_atomic(out / "results.csv", sink.getvalue().to_pybytes())
 
 
@@ -168,11 +170,11 @@ def _grid(layout: PageLayout) -> list[list[str]]:
     return [head, *lines]
 
 
-def _markdown(layouts: Sequence[PageLayout], *, random: bool) -> str:
+def _markdown(layouts: Sequence[PageLayout], networks: str, *, random: bool) -> str:
     grids = [_grid(layout) for layout in layouts]
     tables = [markdown_table(head, lines) for head, *lines in grids]
     stamp = f"**{RANDOM}**: untrained networks made these numbers.\n\n" if random else ""
-    return stamp + "\n\n".join(tables) + "\n"
+    return stamp + "\n\n".join([*tables, networks]) + "\n"
 
 
 def _steady(gathered: Gathered) -> str:
@@ -199,7 +201,7 @@ def _steady(gathered: Gathered) -> str:
     return "\n" + markdown_table(head, lines) + "\n"
 
 
-def _latex(layouts: Sequence[PageLayout], *, random: bool) -> str:
+def _latex(layouts: Sequence[PageLayout], networks: str, *, random: bool) -> str:
     """Return a LaTeX table (booktabs) a setting."""
     stamp = f"{RANDOM}: untrained networks made these numbers. " if random else ""
     out = ["% needs \\usepackage{booktabs}"]
@@ -210,7 +212,8 @@ def _latex(layouts: Sequence[PageLayout], *, random: bool) -> str:
         head, *lines = rows
         out += [
             "\\begin{table}\n\\centering",
-            f"\\caption{{{stamp}{head[0]}, with 95\\,\\% intervals over patients.}}",
+            f"\\caption{{{stamp}{head[0]}, with 95\\,\\% intervals over patients. "
+            f"{tex(networks)}.}}",
             f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule",
             " & ".join(["", *head[1:]]) + " \\\\\n\\midrule",
             *(" & ".join(line) + r" \\" for line in lines),
@@ -241,6 +244,7 @@ def _render(
         answered=sum(bool(outcome.answers) for outcome in outcomes),
         cells=len(outcomes),
         notes=_notes(outcomes),
+        networks=_networks(outcomes),
         seen=_published_in(gathered),
         NAMES=NAMES,
         VIEWS=VIEWS,
@@ -251,6 +255,16 @@ def _render(
         style=Markup(asset("pipeline.report", "page.css")),
         script=Markup(asset("pipeline.benchmark", "benchmark.js")),
     )
+
+
+def _networks(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return each backbone of the tables with the network that its answers came from."""
+    networks: dict[str, None] = {}
+    for outcome in outcomes:
+        for answer in outcome.answers:
+            network = answer.provenance.network_in_words
+            networks[f"{outcome.cell.backbone}: {network}"] = None
+    return list(networks)
 
 
 def _notes(outcomes: Sequence[Outcome]) -> list[str]:

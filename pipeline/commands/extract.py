@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -178,6 +178,7 @@ def _print_summary(summary: Summary) -> None:
         )
     _print_losses("slices unreadable", summary.unreadable)
     _print_losses("files set aside", summary.files_set_aside)
+    _print_left_out(summary.folders_left_out, summary.notes)
     if summary.unreadable or summary.files_set_aside:
         out.print(f"`radprobe failures {summary.store}` lists them.", soft_wrap=True)
     if summary.bottleneck:
@@ -193,6 +194,19 @@ def _print_losses(what: str, counts: Mapping[str, int]) -> None:
     if counts:
         each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
         out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
+
+
+def _print_left_out(folders: Mapping[str, int], notes: Sequence[str]) -> None:
+    """Print which folders were not searched, and what of the config had no effect."""
+    if folders:
+        each = ", ".join(f"{kind} {n}" for kind, n in sorted(folders.items()))
+        out.print(
+            f"{sum(folders.values())} folders left out: {each}. Name one in data.include to have "
+            "it searched.",
+            highlight=False,
+        )
+    for note in notes:
+        print_line(out, f"Note: {note}", style="yellow")
 
 
 def _print_plan(plan: Plan) -> None:
@@ -214,6 +228,7 @@ def _print_plan(plan: Plan) -> None:
         each = ", ".join(f"{reason} {n}" for reason, n in sorted(plan.files_set_aside.items()))
         lines.append(f"Files set aside: {each}.")
     print_lines(out, lines)
+    _print_left_out(plan.folders_left_out, plan.notes)
 
 
 def _print_explanation(why: Explanation) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.report.wording import (
     METRICS,
+    few_text,
     method_title,
     point_text,
     positive_name,
@@ -20,15 +23,15 @@ from pipeline.report.wording import (
     rule_text,
     setting_text,
 )
+from pipeline.shared.texts import one_line, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.console import Console
-
     from pipeline.evaluation.retest import Agreement
     from pipeline.evaluation.search import Hit
     from pipeline.fitted.validate import Validation
+    from pipeline.recipe import Recipe
     from pipeline.results import Difference, Metric, Result, Score, Segmented
 
 RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
@@ -62,6 +65,26 @@ SEGMENTATION = {
 }
 
 
+class PlainConsole(Console):
+    """Prints names as they are, whoever chose them: no markup, no emoji, no control character."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is drawn; tables draw their cells by this as well."""
+        return super().render_str(printable(text), **options)
+
+
+class _NamesTable(Table):
+    """A table whose cells are one line each, whatever is named in them."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a line."""
+        plain = [one_line(cell) if isinstance(cell, str) else cell for cell in cells]
+        super().add_row(*plain, **options)
+
+
 def print_line(console: Console, text: str, style: str | None = None) -> None:
     """Print one line as it is: paths and messages hold brackets and numbers, and are not folded."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -74,7 +97,9 @@ def print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _NamesTable(
+        title=one_line(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for column in words:
         table.add_column(column, no_wrap=True)
     for column in numbers:
@@ -84,6 +109,9 @@ def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
 
 def _print(out: Console, table: Table) -> None:
     """Print a table with all its cells whole, also where that is wider than the console."""
+    # Apart, since a table would fold its title to its own width, through the middle of names.
+    out.print(table.title, style="italic", highlight=False, soft_wrap=True)
+    table.title = None
     wanted = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
     table.width = wanted if wanted > out.width else None
     out.print(table, crop=False)
@@ -117,7 +145,8 @@ def _show_method(out: Console, answers: Sequence[Result]) -> None:
         for score in result.scores:
             present |= score.metrics.keys()
     shown = [name for name in HEADLINES if name in present]
-    title = f"{method_title(answers[0].method)} on {features}{stamp}"
+    networks = ", ".join(dict.fromkeys(each.provenance.network_in_words for each in answers))
+    title = f"{method_title(answers[0].method)} on {features} of {networks}{stamp}"
     words = ["task", "tested on", "setting"]
     has_positive = any(positive_name(result) for result in answers)
     if has_positive:
@@ -166,10 +195,11 @@ def _features(result: Result) -> str:
 
 def _tested_on(result: Result) -> str:
     test = result.counts["test"]
+    few = few_text(result)
     if result.level == "patient":
-        return f"{test.units} patients"
+        return f"{test.units} patients{few}"
     plural = {"image": "images", "series": "series", "study": "studies"}[result.level]
-    return f"{test.units} {plural} of {test.patients} patients"
+    return f"{test.units} {plural} of {test.patients} patients{few}"
 
 
 def _score(score: Score, metrics: Sequence[str]) -> Iterator[str]:
@@ -249,7 +279,8 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
         of_task = [answer for answer in answers if answer.task == task]
         first = of_task[0]
         stamp = ", RANDOM WEIGHTS" if first.provenance.random else ""
-        title = f"{task}: {_segmented_on(first)}{stamp}"
+        network = first.provenance.network_in_words
+        title = f"{task}: {_segmented_on(first)}, by {network}{stamp}"
         table = _table(title, ("head", "setting"), list(SEGMENTATION.values()))
         notes: dict[str, None] = {}
         for answer in of_task:
@@ -269,7 +300,7 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
 
 def _segmented_on(answer: Segmented) -> str:
     test = answer.counts["test"]
-    return f"{test.units} {answer.level}s of {test.patients} patients"
+    return f"{test.units} {answer.level}s of {test.patients} patients{few_text(answer)}"
 
 
 def _marks(metrics: Mapping[str, Metric]) -> Iterator[str]:
@@ -297,23 +328,36 @@ def _show_left_out(out: Console, task: str, answer: Segmented) -> None:
         out.print(text, highlight=False)
 
 
-def show_hits(out: Console, hits: Sequence[Hit], random: bool) -> None:
-    """Print the neighbours of a search, nearest first."""
-    if random:
+def show_hits(out: Console, hits: Sequence[Hit], recipe: Recipe) -> None:
+    """Print the neighbours of a search, nearest first; recipe: of the features."""
+    if recipe.random:
         out.print(RANDOM, style="bold yellow")
-    table = _table("Nearest", ("path", "modality", "patient"), ("row", "slices", "cosine"))
+    table = _table(
+        f"Nearest, by {recipe.network}",
+        ("path", "modality", "patient"),
+        ("row", "slices", "cosine"),
+    )
     for hit in hits:
         numbers = (str(hit.row), str(hit.slices), f"{hit.cosine:.4f}")
         table.add_row(hit.path, hit.modality, hit.patient or "", *numbers)
     _print(out, table)
 
 
-def show_differences(out: Console, pairs: Sequence[tuple[Result, list[Difference]]]) -> None:
-    """Print what the second store scores above the first, for the metrics that tables show."""
+def show_differences(
+    out: Console,
+    pairs: Sequence[tuple[Result, list[Difference]]],
+    networks: Sequence[str],
+) -> None:
+    """Print what the second store scores above the first, for the metrics that tables show.
+
+    networks: that of the first, and that of the second.
+    """
     if any(result.provenance.random for result, _ in pairs):
         out.print(RANDOM, style="bold yellow")
+    first, second = networks
+    title = f"Second ({second}) less first ({first})"
     columns = ("task", "positive", "method", "label", "metric")
-    table = _table("Second less first", columns, ("difference", "p (DeLong)", "p (Holm)"))
+    table = _table(title, columns, ("difference", "p (DeLong)", "p (Holm)"))
     for result, differences in pairs:
         for d in differences:
             if d.metric in HEADLINES:
@@ -324,11 +368,15 @@ def show_differences(out: Console, pairs: Sequence[tuple[Result, list[Difference
     _print(out, table)
 
 
-def show_agreements(out: Console, agreements: Sequence[Agreement], random: bool) -> None:
-    """Print how far pairs of scans agree."""
-    if random:
+def show_agreements(out: Console, agreements: Sequence[Agreement], recipe: Recipe) -> None:
+    """Print how far pairs of scans agree; recipe: of the features."""
+    if recipe.random:
         out.print(RANDOM, style="bold yellow")
-    table = _table("Repeated scans", ("of",), ("pairs", "ICC", "5th pct", "cosine", "nearest"))
+    table = _table(
+        f"Repeated scans, by {recipe.network}",
+        ("of",),
+        ("pairs", "ICC", "5th pct", "cosine", "nearest"),
+    )
     for one in agreements:
         shown = ((one.icc, ".3f"), (one.icc_low, ".3f"), (one.cosine, ".4f"), (one.nearest, ".0%"))
         numbers = ("" if value is None else format(value, form) for value, form in shown)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.config.modalities import modality_code
 from pipeline.config.tasks import Missing, Uncertain
 from pipeline.recipe import Output, PatchTokens, Precision, Treatment
 from pipeline.types import Frozen
@@ -22,6 +23,9 @@ class Data(Frozen):
     tags: DICOM keywords, such as AccessionNumber, whose values labels are keyed by. paths: whether
     the store hides the names of folders and files, which may name patients, or keeps them. only:
     "masked" embeds those slices alone that have a mask file (see `Masks`), of a volume all.
+    leave_out: flags of the slice table, such as secondary-capture, burned-in or localizer, whose
+    slices are not embedded. Hidden folders, what systems and tools keep for themselves, and stores
+    of radprobe are never searched, unless a glob of `include` has their name.
     """
 
     root: Path
@@ -32,6 +36,12 @@ class Data(Frozen):
     tags: tuple[str, ...] = ()
     paths: Literal["hide", "keep"] = "hide"
     only: Literal["all", "masked"] = "all"
+    leave_out: tuple[str, ...] = ()
+
+    @field_validator("modality")
+    @classmethod
+    def _codes(cls, value: dict[str, str]) -> dict[str, str]:
+        return {glob: modality_code(word) for glob, word in value.items()}
 
     @field_validator("patient")
     @classmethod
@@ -117,7 +127,8 @@ class SplitChoice(Frozen):
     holdout: of `folds` parts one tests, one validates, the rest train; kfold: each part tests in
     turn; list: as `file` says, a CSV of the columns key (as labels.by) and part; site: the label
     column `column` stays on one side; date: its latest test. new: what becomes of patients that a
-    split on file does not know. allow: what is otherwise refused as leakage.
+    split on file does not know. allow: what is otherwise refused as leakage. group: "duplicates"
+    puts patients who have copies of an image, or what is all but one, on one side.
     """
 
     kind: Literal["holdout", "kfold", "list", "site", "date"] = "holdout"
@@ -127,6 +138,7 @@ class SplitChoice(Frozen):
     column: str | None = None
     new: Literal["refuse", "deal", "leave-out"] = "refuse"
     allow: tuple[Literal["duplicates", "near-duplicates"], ...] = ()
+    group: Literal["none", "duplicates"] = "none"
 
     @model_validator(mode="after")
     def _complete(self) -> SplitChoice:
@@ -139,6 +151,11 @@ class SplitChoice(Frozen):
             raise ValueError(
                 f"New patients cannot be dealt into a split of kind {self.kind!r}. Set new to "
                 '"refuse" or "leave-out".'
+            )
+        if self.group == "duplicates" and self.kind not in ("holdout", "kfold"):
+            raise ValueError(
+                f"Copies cannot be put on one side in a split of kind {self.kind!r}, which says "
+                "itself where patients stand. Leave group out, or choose holdout or kfold."
             )
         return self
 

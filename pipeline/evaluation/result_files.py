@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +28,13 @@ from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.results import Metric, Result, Score, Segmented
+from pipeline.shared.texts import file_name
 from stores import FeatureStore
 from stores._disk import write_checked
+from stores.contents import MASKS as MASK_FOLDER
+from stores.contents import RUNS
+from stores.contents import TUNED as TUNED_NETWORKS
+from stores.errors import StaleTablesError
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +76,7 @@ TIDY = pa.schema(
         ("key", pa.string()),
         ("contract", pa.int32()),
         ("random", pa.bool_()),
+        ("network", pa.string()),
     ]
 )
 
@@ -102,6 +108,9 @@ def result_key(cases: Cases, method: Method) -> str:
         "rules": config.split.model_dump(mode="json", include={"new", "allow"}),
         "store": cases.fingerprint,
     }
+    # Only where there is one: other answers keep their names.
+    if cases.split_column_digest is not None:
+        content["split_column"] = cases.split_column_digest
     if cases.fit_store is not None:
         content["fit_on"] = cases.fit_store.fingerprint
     text = json.dumps(content, sort_keys=True)
@@ -120,7 +129,7 @@ def segmentation_path(
     key: str,
 ) -> Path:
     """Return where the answer of a head for some masks is filed; key: of all it depends on."""
-    name = re.sub(r"[^\w.-]", "_", f"{task}-{head}")
+    name = file_name(f"{task}-{head}")
     return store / SEGMENTATIONS / f"{name}-{key[:KEY_LENGTH]}.json"
 
 
@@ -172,13 +181,33 @@ def find_or_compute(
     if answer is not None:
         return answer
     computed = compute()
-    file.parent.mkdir(exist_ok=True)
+    try:
+        with cases.store.filing(cases.withdrawn):
+            _file(file, computed)
+    except StaleTablesError:
+        _drop_traces(cases.store, file.stem)
+        raise
+    return computed.answer
+
+
+def _file(path: Path, computed: Computed[Answer]) -> None:
+    """Write an answer and its tables."""
+    path.parent.mkdir(exist_ok=True)
     # The answer comes last: tables that a crash leaves without one are written again.
     for suffix, table in computed.tables.items():
-        write_table(file.with_suffix(suffix), table)
+        write_table(path.with_suffix(suffix), table)
     text = computed.answer.model_dump_json(indent=1)
-    write_checked(file, text.encode())
-    return computed.answer
+    write_checked(path, text.encode())
+
+
+def _drop_traces(store: FeatureStore, name: str) -> None:
+    """Remove what an answer of this name left that is not filed: it is of a withdrawn patient too.
+
+    Its networks, the state of their runs, and masks, which are made anew where they are gone.
+    """
+    shutil.rmtree(store.path / TUNED_NETWORKS / name, ignore_errors=True)
+    shutil.rmtree(store.path / RUNS / name, ignore_errors=True)
+    store.storage.clear(MASK_FOLDER)
 
 
 def read_answer(path: Path, kind: type[Answer]) -> Answer | None:
@@ -220,9 +249,22 @@ def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
 
     Every flow ends here; what an earlier run could not send goes along.
     """
+    opened = FeatureStore.open(store)
     if not all(answer.cached for answer in answers):
-        write_tidy(store, answers)
-    FeatureStore.open(store).publish()
+        with opened.deriving():
+            # What a purge has removed meanwhile does not come back by the table.
+            write_tidy(
+                store, [answer for answer in answers if _answer_file(store, answer).is_file()]
+            )
+    opened.publish()
+
+
+def _answer_file(store: Path, answer: Result | Segmented) -> Path:
+    """Return where an answer is filed."""
+    key = answer.provenance.key
+    if isinstance(answer, Result):
+        return _result_file(store, answer.method, key)
+    return segmentation_path(store, answer.task, answer.head, key)
 
 
 # --- the tidy table ------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,15 @@ import pyarrow.compute as pc
 
 from pipeline.config.data import Data
 from pipeline.extraction.lone_slices import flag_lone_slices
+from pipeline.extraction.selection import Selection
 from pipeline.extraction.walk import walk
-from pipeline.io.decode import check_tags, read_headers
-from pipeline.io.formats.limits import DICOMDIR, as_unreadable
+from pipeline.io.decode import check_tags, read_headers, stored_pixels
+from pipeline.io.formats.limits import NO_PICTURE, as_unreadable
 from pipeline.io.formats.series import volumes
 from pipeline.io.formats.stacks import Place
 from pipeline.io.pool import headers_in_workers
-from pipeline.io.sniff import NO_FORMAT
+from pipeline.io.sniff import ARCHIVE, NO_FORMAT
+from pipeline.io.types import StoredPixels
 from pipeline.shared.paths import matcher, unescape_path
 from pipeline.shared.pseudonyms import pseudonym
 from pipeline.types import Header, Plane
@@ -51,6 +53,8 @@ _IMAGE_SUFFIXES = (
     ".jp2", ".j2k", ".jls",
 )
 # fmt: on
+_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".7z", ".rar", ".bz2", ".xz", ".zst")
+_TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".xml", ".html", ".log", ".sql", ".parquet")
 
 Row = dict[str, Any]
 Matcher = Callable[[str], bool]
@@ -82,10 +86,14 @@ Open = Callable[[Iterable[str]], Iterator[Headers]]
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a folder holds: `files` (FILE_SCHEMA) and `slices` (SLICE_SCHEMA, `row` still null)."""
+    """What a folder holds: `files` (FILE_SCHEMA) and `slices` (SLICE_SCHEMA, `row` still null).
+
+    notes: sentences on what of the config had no effect.
+    """
 
     files: pa.Table
     slices: pa.Table
+    notes: tuple[str, ...] = ()
 
 
 def discover(
@@ -108,8 +116,10 @@ def discover(
         raise ConfigError(
             f"data.root must be a folder that exists. Got {str(data.root)!r} instead."
         )
-    folders = walk(data)
+    selection = Selection(data)
+    folders = walk(data.root, selection)
     files = _in_order(pa.concat_tables([FILE_SCHEMA.empty_table(), *folders]))
+    notes = selection.notes(files["path"])
     known = known or Discovery(FILE_SCHEMA.empty_table(), SLICE_SCHEMA.empty_table())
     files_before = known.files
     live = where(known.slices, pc.invert(known.slices["withdrawn"]))
@@ -132,7 +142,7 @@ def discover(
     places = pa.concat_tables([new, reopened])
     # Of a large collection, these tables are all there is in memory: none stays longer than needed.
     del known, live, unchanged_paths, new, to_reopen, reopened
-    grouped = as_table(_grouped(places), SLICE_SCHEMA)
+    grouped = as_table(_grouped(places, data.root), SLICE_SCHEMA)
     del places
     # Of all slices, since those of other series, old ones too, decide on it.
     slices = flag_lone_slices(pa.concat_tables([grouped, remaining]))
@@ -141,6 +151,7 @@ def discover(
     return Discovery(
         files=with_column(files, "slices", counts),
         slices=_by_first_file(slices, files["path"]),
+        notes=tuple(notes),
     )
 
 
@@ -257,8 +268,12 @@ def opened_by(data: Data, plane: Plane, workers: int) -> Open:
     )
 
 
-def _grouped(places: pa.Table) -> Iterator[Row]:
+def _grouped(places: pa.Table, root: Path) -> Iterator[Row]:
     """Yield SLICE_SCHEMA rows: series by series, volume by volume, along the normal."""
+
+    def pixels_of(place: Place) -> StoredPixels | None:
+        return stored_pixels(root / unescape_path(place.path))
+
     series = places["series"].combine_chunks().dictionary_encode()
     which = series.indices.to_numpy()
     if (np.diff(which) < 0).any():  # series that lie among each other
@@ -270,7 +285,7 @@ def _grouped(places: pa.Table) -> Iterator[Row]:
         # By address, since `volumes` knows no more of a slice.
         members = {(row["path"], row["frame"]): row for row in group}
         slices = [Place(row["path"], _header(row)) for row in members.values()]
-        for number, volume in enumerate(volumes(slices), start=1):
+        for number, volume in enumerate(volumes(slices, pixels_of), start=1):
             label = name if number == 1 else f"{name}.{number}"
             for place in volume:
                 header = place.header
@@ -432,16 +447,24 @@ def _with_reasons(
 
 def _reason(path: str, error: UnreadableError) -> str:
     """Return the reason for the table; what nobody took for an image is `other`."""
-    if error.detail.startswith(DICOMDIR):
+    if error.detail.startswith(NO_PICTURE):
         return _OTHER
-    no_image = error.reason == "empty" or error.detail.startswith(NO_FORMAT)
+    no_image = error.reason == "empty" or error.detail.startswith((NO_FORMAT, ARCHIVE))
     return _OTHER if no_image and not _named_as_image(path) else error.reason
 
 
 def _named_as_image(path: str) -> bool:
     """Return whether a file's name promises an image: by its suffix, or as scanners number files.
 
-    `IM0001`, `I10` and `1.2.840.113` are meant to be images; `README` and `.gitkeep` are not.
+    `IM0001`, `I10` and `1.2.840.113` are meant to be images; `README` and `.gitkeep` are not. An
+    archive is, unless its name says that it holds something else (`labels.csv.zip`).
     """
     name = PurePosixPath(path).name.lower()
+    packed, dot, suffix = name.rpartition(".")
+    if dot + suffix in _ARCHIVE_SUFFIXES:
+        return not packed.endswith(_TEXT_SUFFIXES)
+    if suffix == "gz":
+        name = packed
+    if name.endswith(".tar"):
+        return True
     return name.endswith(_IMAGE_SUFFIXES) or bool(re.fullmatch(r"[\d.]+|[^.]*\d[^.]*", name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.root import Config
+from pipeline.extraction.selection import left_out_folders, set_aside
 from pipeline.extraction.sync import (
     Difference,
     Look,
@@ -35,7 +35,8 @@ class Plan:
     """What `extract` would do now.
 
     found: how many slices came which way, or were left out as unmasked; embed: slices that the
-    network would see (of those, some may turn out to have known pixels); parts, bytes, files: what
+    network would see (of those, some may turn out to have known pixels); folders_left_out: by what
+    they are; notes: what of the config has no effect; parts, bytes, files: what
     would be written; hours: by what `hours_by` names, None where nothing is known: what this
     machine measured of the network, or else the pace of what the store holds.
     """
@@ -46,6 +47,8 @@ class Plan:
     slices: int
     found: dict[str, int]
     files_set_aside: dict[str, int]
+    folders_left_out: dict[str, int]
+    notes: list[str]
     embed: int
     parts: int
     bytes: int
@@ -86,14 +89,15 @@ def plan(config: Config, *, rehash: bool = False) -> Plan:
     embed = int(np.isin(live // layout.part_rows, parts).sum())
     size = len(parts) * part_bytes
     hours, source = _hours(config, store, recipe, embed, size)
-    reasons = this_look.files["reason"].drop_null().to_pylist()
     return Plan(
         store=storage_of(config.store).place,
         new=store is None,
         weights=recipe.weights,
         slices=len(live),
         found=this_look.counts,
-        files_set_aside=dict(Counter(reasons)),
+        files_set_aside=dict(set_aside(this_look.files)),
+        folders_left_out=dict(left_out_folders(this_look.files)),
+        notes=list(this_look.notes),
         embed=embed,
         parts=len(parts),
         bytes=size,

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +21,25 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipeline.annotations.label_file import read_labels
 from pipeline.annotations.mask_matching import join
+from pipeline.annotations.patients import note_patients, patients_by_labels
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
+from pipeline.io.detached import content_digest
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import (
+    HIDDEN,
     Names,
     hide_path,
+    key_check,
     load_key,
-    pseudonym,
     relabelled,
     reveal_path,
 )
 from stores import ArraySpec, FeatureStore
-from stores._disk import file_sha256, writing
 from stores.errors import (
     ConfigError,
     LabelError,
@@ -46,15 +49,17 @@ from stores.errors import (
     StoreNotFoundError,
     WeightsError,
 )
+from stores.features import check_free, stored_key_check
 from stores.layout import default_part_rows
-from stores.purge import patients_on
 from stores.reconcile import Known, Reconciled, reconcile
 from stores.slices import SLICE_SCHEMA, Tables, of_modalities, where
-from stores.storage import storage_of
+from stores.withdrawn import Withdrawn
 
 log = logging.getLogger(__name__)
 
 DEMO_WEIGHTS = "random:0"
+# Of the paths of a store that does not know its key yet, so many are tried by it.
+_PATHS_TRIED = 1000
 Difference = tuple[str, Any, Any]  # field, what the store has, what the config asks
 
 
@@ -114,15 +119,29 @@ def recipe_with(config: Config, weights: Weights) -> Recipe:
         raise ConfigError("\n".join(faults) or str(error)) from None
 
 
-def open_store(config: Config, recipe: Recipe) -> FeatureStore:
+def open_store(
+    config: Config, recipe: Recipe, before_creating: Callable[[], object] | None = None
+) -> FeatureStore:
     """Open the config's store, or create it where there is none.
+
+    before_creating: called where there is none; where it raises, none is made.
 
     Raises RecipeMismatchError naming each field that differs, with both values.
     """
     try:
         store = FeatureStore.open(config.store)
     except StoreNotFoundError:
+        check_free(config.store)  # before anything else is found wrong: the place comes first
+        if before_creating is not None:
+            before_creating()
         store = create_store(config, recipe)
+    _check_key(store)
+    check_recipe(store, recipe)
+    return store
+
+
+def check_recipe(store: FeatureStore, recipe: Recipe) -> None:
+    """Raise RecipeMismatchError, naming each field that differs, where a store is of another."""
     fields = differences(store, recipe)
     if fields:
         lines = [
@@ -134,24 +153,39 @@ def open_store(config: Config, recipe: Recipe) -> FeatureStore:
             + "\n".join(lines)
             + "\nTwo recipes never share a store: name another store, or undo the change."
         )
-    return store
 
 
 def create_store(config: Config, recipe: Recipe) -> FeatureStore:
     """Create the config's store, or open the one that another process created meanwhile."""
-    # The key comes before the store: a crash between the two leaves a key alone, which the next
-    # run takes; a store without its key could never be joined to labels again.
-    with writing(config.store):
-        load_key(config.store)
     arrays = feature_arrays(recipe)
     part_rows = part_rows_of(config, recipe)
     try:
-        return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows)
+        check_free(config.store)
+        # The key comes before the store: a crash between the two leaves a key alone, which the next
+        # run takes; a store without its key could never be joined to labels again.
+        check = key_check(load_key(config.store))
+        return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows, check)
     except OccupiedError as error:
         try:
             return FeatureStore.open(config.store)
         except StoreNotFoundError:  # something else lies there
             raise error from None
+
+
+def _check_key(store: FeatureStore) -> None:
+    """Raise ConfigError where the key is another store's; have the store know it from now on."""
+    key = load_key(store.path)
+    if stored_key_check(store.path) is not None:
+        return
+    # Made before keys were checked: hidden paths tell whose they are.
+    paths = store.slices(["path"])["path"].slice(0, _PATHS_TRIED).to_pylist()
+    hidden = [path for path in paths if path.startswith(HIDDEN)]
+    if hidden and not any(reveal_path(key, path) != path for path in hidden):
+        raise ConfigError(
+            f"The key beside the store {store.place} reveals none of its paths: it is another "
+            "store's. Put back the one that was."
+        )
+    store.keep_key_check(key_check(key))
 
 
 def feature_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
@@ -173,7 +207,7 @@ def differences(store: FeatureStore, recipe: Recipe) -> list[Difference]:
     have = json.loads(store.recipe_text)
     with contextlib.suppress(ValidationError):  # of other fields, as another version makes it
         # What a recipe leaves out at its default is named with that default.
-        have = Recipe.model_validate(have).model_dump(mode="json")
+        have = Recipe.from_text(store.recipe_text).model_dump(mode="json")
     return list(_leaves(have, recipe.model_dump(mode="json")))
 
 
@@ -207,8 +241,8 @@ class Look:
 
     reconciled: the slices with their rows and real paths, and what changed. slices, files
     (SLICE_SCHEMA, FILE_SCHEMA): the tables that the store is to have, with paths as it shows them.
-    unchanged: the store has these tables already. unmasked: how many slices were left out, as
-    `data.only` asks.
+    unchanged: the store has these tables already. unmasked, flagged: how many slices were left out,
+    as `data.only` and `data.leave_out` ask. notes: what of the config had no effect.
     """
 
     reconciled: Reconciled
@@ -216,6 +250,8 @@ class Look:
     files: pa.Table
     unchanged: bool
     unmasked: int
+    flagged: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -223,6 +259,8 @@ class Look:
         counts = self.reconciled.counts
         if self.unmasked:
             counts["unmasked"] = self.unmasked
+        if self.flagged:
+            counts["left out by their flags"] = self.flagged
         return counts
 
 
@@ -258,9 +296,23 @@ def update_tables(
             return this_look
         try:
             store.write_tables(this_look.slices, this_look.files, seen=version)
+            _note_patients(config, store)
             return this_look
         except StaleTablesError:
             log.info("Another process has brought %s up to date; looking again.", store.path)
+
+
+def _note_patients(config: Config, store: FeatureStore) -> None:
+    """Leave word in the store of whom the label file names, where there is one by now."""
+    if config.labels is None or config.labels.patient is None:
+        return
+    names = Names(store.path, config.data.paths)
+    # What is wrong with labels is for those to say who need them.
+    with contextlib.suppress(LabelError, StaleTablesError), store.filing(store.withdrawn):
+        table = read_labels(config.labels, [])
+        slices = names.revealed(store.slice_file.read())  # not to be kept in memory
+        note_patients(store, table, slices, config.data.root, names)
+    store.publish()
 
 
 def _first_look(config: Config) -> Look:
@@ -269,7 +321,8 @@ def _first_look(config: Config) -> Look:
     key = bytes(32)
     stored = SLICE_SCHEMA.empty_table()
     discovery = discover(config.data, key, plane=config.preprocess.plane)
-    slices = _selected(config, discovery.slices, stored, key)
+    candidates, notes = _without_flags(discovery.slices, config.data.leave_out)
+    slices = _selected(config, candidates, stored, key)
     nothing = Known(pa.array([], pa.string()), lambda row: None, lambda path: None, boundary=0)
     reconciled = reconcile(stored, slices, nothing)
     return Look(
@@ -277,7 +330,9 @@ def _first_look(config: Config) -> Look:
         reconciled.slices,
         discovery.files,
         unchanged=False,
-        unmasked=len(discovery.slices) - len(slices),
+        unmasked=len(candidates) - len(slices),
+        flagged=len(discovery.slices) - len(candidates),
+        notes=(*discovery.notes, *notes),
     )
 
 
@@ -313,7 +368,8 @@ def _look(
 
     # Slices are left out before rows are given, so that none takes a row that must not have one:
     # those of a patient who was withdrawn by name, then those that are not wanted.
-    candidates = _without_patients(discovery.slices, tables.patients)
+    of_patients = _without_patients(config, discovery.slices, tables.withdrawn, key)
+    candidates, notes = _without_flags(of_patients, config.data.leave_out)
     slices = _selected(config, candidates, stored.slices, key)
     # A digest of an earlier look says nothing where every file is to be hashed again.
     files_before = stored.files.slice(0, 0) if rehash else stored.files
@@ -329,8 +385,16 @@ def _look(
     unchanged = new_slices.equals(tables.slices) and new_files.equals(
         tables.files, check_metadata=True
     )
-    unmasked = len(candidates) - len(slices)
-    return Look(reconciled, new_slices, new_files, unchanged, unmasked), tables.seen
+    this_look = Look(
+        reconciled,
+        new_slices,
+        new_files,
+        unchanged,
+        unmasked=len(candidates) - len(slices),
+        flagged=len(of_patients) - len(candidates),
+        notes=(*discovery.notes, *notes),
+    )
+    return this_look, tables.seen
 
 
 # Where the file table's metadata has the rules by which its files were read.
@@ -350,12 +414,60 @@ def _rules_of(files: pa.Table) -> bytes | None:
     return metadata.get(_RULES)
 
 
-def _without_patients(slices: pa.Table, patients: frozenset[str]) -> pa.Table:
-    """Return the slices that are of none of the patients (pseudonyms)."""
-    if not patients:
+def _without_patients(
+    config: Config, slices: pa.Table, withdrawn: Withdrawn, key: bytes
+) -> pa.Table:
+    """Return the slices (real paths) that are of none of the patients who were withdrawn by name.
+
+    By their headers or the path rule, by the label file, and by the files that a label file gave to
+    one of them when they were withdrawn.
+    """
+    if not withdrawn.patients:
         return slices
-    withdrawn = pc.is_in(slices["patient"], pa.array(sorted(patients)))
-    return where(slices, pc.invert(withdrawn))
+    names = Names(config.store, config.data.paths, key)
+    patients = pa.array(sorted(withdrawn.patients))
+    by_labels = pa.array(_patients_by_labels(config, slices, names), pa.string())
+    theirs = pc.is_in(slices["patient"], patients).to_numpy()
+    theirs = theirs | pc.is_in(by_labels, patients).to_numpy(zero_copy_only=False)
+    if withdrawn.files:
+        hashes = withdrawn.all_files
+        paths = pc.unique(slices["path"]).to_pylist()
+        files = [path for path in paths if names.pseudonym("file", path) in hashes]
+        theirs = theirs | pc.is_in(slices["path"], pa.array(files, pa.string())).to_numpy()
+    return where(slices, pa.array(~theirs))
+
+
+def _patients_by_labels(config: Config, slices: pa.Table, names: Names) -> NDArray[np.object_]:
+    """Return (m,) whom the label file gives each slice to, None for nobody."""
+    if config.labels is not None and config.labels.patient is not None:
+        try:
+            table = read_labels(config.labels, [])
+            return patients_by_labels(table, slices, config.data.root, names)
+        except LabelError as error:
+            log.warning(
+                "Later images of withdrawn patients are kept out by their headers and paths alone, "
+                "since labels cannot be asked: %s",
+                error,
+            )
+    return np.full(len(slices), None, dtype=object)
+
+
+def _without_flags(slices: pa.Table, unwanted: tuple[str, ...]) -> tuple[pa.Table, list[str]]:
+    """Return the slices that have none of the flags, and a sentence for each flag that none has."""
+    if not unwanted:
+        return slices, []
+    lists = slices["flags"].combine_chunks()
+    flags = pc.list_flatten(lists)
+    owners = pc.list_parent_indices(lists).filter(pc.is_in(flags, pa.array(unwanted)))
+    wanted = np.ones(len(slices), bool)
+    wanted[owners.to_numpy()] = False
+    there = set(pc.unique(flags).to_pylist())
+    notes = []
+    for flag in unwanted:
+        if flag not in there:
+            others = f"There are: {', '.join(sorted(there))}." if there else "There are none."
+            notes.append(f"data.leave_out: no slice has the flag {flag!r}. {others}")
+    return where(slices, pa.array(wanted)), notes
 
 
 def _known(
@@ -376,7 +488,7 @@ def _known(
         boundary=store.layout.next_boundary(last_row + 1),
         failed=store.failures(),
         spent=store.spent(),
-        withdrawn=tables.patients,
+        withdrawn=tables.withdrawn.patients,
         joined=config.preprocess.by_volume,
     )
 
@@ -441,26 +553,8 @@ class _FileDigests:
 
 
 def _sha256(path: Path) -> str | None:
-    """Return the sha256 of a file, as hex; None where it cannot be read."""
+    """Return the sha256 of an image's bytes, as hex; None where they cannot be read."""
     try:
-        return file_sha256(path)
+        return content_digest(path)
     except OSError:
         return None
-
-
-# --- a patient ------------------------------------------------------------------------------
-
-
-def name_patient(path: Path, patient: str) -> str:
-    """Return the pseudonym of a patient of a store, given by id or by pseudonym.
-
-    Raises ConfigError where no slice is of that patient.
-    """
-    known = patients_on(path)
-    for name in (pseudonym(load_key(path), "patient", patient), patient):
-        if name in known:
-            return name
-    raise ConfigError(
-        f"No slice of the store {storage_of(path).place!r} is of patient {patient!r}. Give the id "
-        "as the images or the config's `patient` rule have it, or the pseudonym of the slice table."
-    )

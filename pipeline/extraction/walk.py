@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.config.data import Data
-from pipeline.io.formats.limits import as_unreadable
-from pipeline.shared.paths import escape_path, matcher
-from stores.slices import FILE_SCHEMA, as_table
+from pipeline.extraction.selection import LEFT_OUT, STORE, Selection
+from pipeline.io.detached import ImageStat, may_be_detached
+from pipeline.io.formats.limits import NO_PICTURE, as_unreadable
+from pipeline.shared.paths import escape_path
+from stores.contents import FEATURES, RECIPE
+from stores.slices import FILE_SCHEMA, as_table, with_column
 
 Row = dict[str, Any]
 
 # Folders that are listed at a time.
 _THREADS = 16
+_OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,12 @@ class _Listing:
     below: list[str]
 
 
-def walk(data: Data) -> Iterator[pa.Table]:
+def walk(root: Path, selection: Selection) -> Iterator[pa.Table]:
     """Yield tables (FILE_SCHEMA) of the wanted files, a folder each, or why it cannot be listed.
 
-    A few folders are listed ahead by threads, since a disk elsewhere takes its time for each call.
+    A folder that is left out is a row too. A few folders are listed ahead by threads, since a disk
+    elsewhere takes its time for each call.
     """
-    wanted = _wanted(data)
     seen: set[tuple[int, int]] = set()
     threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="radprobe-walk")
     begun: dict[str, Future[_Listing]] = {}
@@ -46,7 +50,7 @@ def walk(data: Data) -> Iterator[pa.Table]:
             # The next folders by turn, which are at the end of the stack.
             for path in reversed(stack[-_THREADS:]):
                 if path not in begun:
-                    begun[path] = threads.submit(_list, data.root, path, wanted)
+                    begun[path] = threads.submit(_list, root, path, selection)
             listing = begun.pop(stack.pop()).result()
             if listing.place is not None:
                 if listing.place in seen:
@@ -58,18 +62,28 @@ def walk(data: Data) -> Iterator[pa.Table]:
         threads.shutdown(cancel_futures=True)
 
 
-def _list(root: Path, folder: str, wanted: Callable[[str], bool]) -> _Listing:
+def _list(root: Path, folder: str, selection: Selection) -> _Listing:
     """Return what a folder holds; one that cannot be listed is a row with its reason."""
     below: list[str] = []
+    headers: list[str] = []
+    marks: set[str] = set()
 
     def rows() -> Iterator[Row]:
         with os.scandir(root / folder) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if _is_folder(entry):
+                if entry.name in (RECIPE, FEATURES):
+                    marks.add(entry.name)
+                if not _is_folder(entry):
+                    if selection.wants(path):
+                        row = _stat(f"{root}/{path}", path)
+                        if may_be_detached(entry.name, row["size"] or 0):
+                            headers.append(path)
+                        yield row
+                elif kind := selection.left_out(path):
+                    yield _file_row(path, None, _OTHER, f"{LEFT_OUT}{kind}")
+                else:
                     below.append(path)
-                elif wanted(path):
-                    yield _stat(f"{root}/{path}", path)
 
     try:
         status = os.stat(root / folder)
@@ -79,7 +93,43 @@ def _list(root: Path, folder: str, wanted: Callable[[str], bool]) -> _Listing:
         unlisted = _file_row(folder, None, known.reason, known.detail)
         return _Listing(None, as_table([unlisted], FILE_SCHEMA), [])
     place = (status.st_dev, status.st_ino)
+    if folder and len(marks) == 2:
+        store = _file_row(folder, None, _OTHER, f"{LEFT_OUT}{STORE}")
+        return _Listing(place, as_table([store], FILE_SCHEMA), [])
+    files = _with_voxels(root, files, headers)
     return _Listing(place, files, sorted(below, key=os.fsencode))
+
+
+def _with_voxels(root: Path, files: pa.Table, headers: list[str]) -> pa.Table:
+    """Return files of which headers have the size and the time of their voxels as well.
+
+    So that one whose voxels have changed has changed. The files of voxels are set aside: what their
+    bytes look like says nothing.
+    """
+    voxels: set[str] = set()
+    stats: dict[str, ImageStat] = {}
+    for header in headers:
+        try:
+            stat = ImageStat.of(root / header)
+        except OSError:
+            continue  # which is told when it is opened
+        if stat.others:
+            stats[escape_path(header)] = stat
+            voxels.update(escape_path(os.path.relpath(other, root)) for other in stat.others)
+    if not stats:
+        return files
+    paths = files["path"].to_pylist()
+    for name in ("size", "mtime_ns"):
+        values = files[name].to_pylist()
+        for number, path in enumerate(paths):
+            if path in stats:
+                values[number] = getattr(stats[path], name)
+        files = with_column(files, name, pa.array(values, pa.int64()))
+    is_voxels = pc.is_in(files["path"], pa.array(sorted(voxels), pa.string()))
+    for name, value in (("reason", _OTHER), ("detail", f"{NO_PICTURE}voxels of a header")):
+        column = pc.if_else(is_voxels, value, files[name])
+        files = with_column(files, name, column)
+    return files
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -109,10 +159,3 @@ def _file_row(
         "reason": reason,
         "detail": detail,
     }
-
-
-def _wanted(data: Data) -> Callable[[str], bool]:
-    """Return whether a relative path is included and not excluded."""
-    include = matcher(data.include)
-    exclude = matcher(data.exclude)
-    return lambda path: include(path) and not exclude(path)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.data import BackboneChoice, Data, Outputs
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet
-from pipeline.extract import Summary, extract
+from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.failures import Lost, failures
 from pipeline.extraction.sync import (
@@ -26,15 +28,18 @@ from pipeline.extraction.sync import (
     create_store,
     make_recipe,
     recipe_differences,
+    update_tables,
 )
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
+from pipeline.inference.speed import cores
 from pipeline.recipe import Output, PatchTokens, Recipe, recipe_of
 from pipeline.shared.pseudonyms import Names
 from stores.contents import MANIFEST, RECIPE
 from stores.errors import ConfigError, RecipeMismatchError
 from stores.features import FeatureStore
 from stores.mirror import url_of
+from stores.slices import is_withdrawn
 from stores.storage import located
 
 Texts = NDArray[np.str_]
@@ -169,9 +174,9 @@ def _embedded(model: Model, folder: Path, options: FolderOptions) -> Iterator[So
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="radprobe-"))
             place = Path(scratch) / "store"
         config = folder_config(model.record, folder, place, options)
-        summary = _extract(model, config, options.speed)
-        _refuse_empty(folder, summary)
-        store = FeatureStore.open(place)
+        store = _look(model, config, options.speed)
+        _refuse_empty(folder, store, model.record)
+        _extract(model, config, options.speed)
         names = Names(store.path)
         yield Source(
             store,
@@ -226,30 +231,58 @@ def only_modality(record: ModelRecord) -> str | None:
     return modalities[0] if len(modalities) == 1 else None
 
 
-def _extract(model: Model, config: Config, speed: Speed) -> Summary:
+def _look(model: Model, config: Config, speed: Speed) -> FeatureStore:
+    """Return the folder's store, made by the model's recipe, with the slices it is to have.
+
+    Whatever weights are found later must then fit that recipe: what does not is refused before
+    anything is embedded.
+    """
+    if _is_store(config.store):
+        store = FeatureStore.open(config.store)
+        check_recipe(model, store)
+    else:
+        store = create_store(config, folder_recipe(model.record))
+    workers = cores() if speed.workers is None else speed.workers
+    update_tables(config, store, workers=workers)
+    return store
+
+
+def _extract(model: Model, config: Config, speed: Speed) -> None:
     """Embed what is not in the store yet. Raises RecipeMismatchError, naming the model's values."""
-    record = model.record
-    # Made by the model's recipe first: whatever weights are found here must then fit it, and what
-    # does not is refused before anything is embedded.
-    if not _is_store(config.store):
-        create_store(config, folder_recipe(record))
     try:
-        return extract(config, speed)
+        extract(config, speed)
     except RecipeMismatchError:
         recipe, _ = make_recipe(config)
-        fields = recipe_differences(recipe, folder_recipe(record))
+        fields = recipe_differences(recipe, folder_recipe(model.record))
         if fields:
             _refuse(model, str(config.data.root), fields)
         raise
 
 
-def _refuse_empty(folder: Path, summary: Summary) -> None:
-    if not summary.slices:
-        aside = ", ".join(f"{reason} {n}" for reason, n in summary.files_set_aside.items())
+def _refuse_empty(folder: Path, store: FeatureStore, record: ModelRecord) -> None:
+    """Raise NoImagesError where a folder holds nothing that the model is asked about."""
+    slices = store.slices(["modality", "withdrawn"])
+    live = slices.filter(pa.array(~is_withdrawn(slices)))
+    if not len(live):
+        reasons = Counter(store.files(["reason"])["reason"].drop_null().to_pylist())
+        aside = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
         raise NoImagesError(
             f"The folder {str(folder)!r} holds no image that can be read. Files set aside: "
             f"{aside or 'none'}. Check the path."
         )
+    counts = Counter(live["modality"].to_pylist())
+    wanted = record.question.modality
+    # Before hours of work for nothing.
+    if wanted is not None and not counts.keys() & set(wanted):
+        raise NoImagesError(
+            f"The folder {str(folder)!r} holds no image of {', '.join(wanted)}, which the model is "
+            f"asked about. It holds {_counted(counts)}. Name another folder, or say by --modality "
+            "what files are that name none."
+        )
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
 
 
 def _assumed(record: ModelRecord, store: FeatureStore, options: FolderOptions) -> list[str]:

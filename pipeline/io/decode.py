@@ -15,14 +15,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from pipeline.io.detached import content_digest
 from pipeline.io.digests import narrow, pixel_digest
 from pipeline.io.formats.contract import FormatReader
 from pipeline.io.formats.limits import as_unreadable
 from pipeline.io.formats.registry import FORMATS
 from pipeline.io.sniff import sniff
-from pipeline.io.types import FrameRead
+from pipeline.io.types import FrameRead, StoredPixels
 from pipeline.types import Failure, Header, Plane, Slice
-from stores._disk import file_sha256
+from stores.errors import UnreadableError
 
 
 def check_tags(keywords: Sequence[str]) -> None:
@@ -58,6 +59,21 @@ def _reader_of(path: Path) -> FormatReader:
     return FORMATS[sniff(path)].reader()
 
 
+def stored_pixels(path: Path) -> StoredPixels | None:
+    """Return what tells a DICOM of one frame by its pixels; None for all other files.
+
+    Nothing is decoded.
+    """
+    try:
+        if sniff(path) != "dicom":
+            return None
+        from pipeline.io.formats import dicom  # heavy, and only few collections need it here
+
+        return dicom.stored_pixels(path)
+    except UnreadableError:
+        return None
+
+
 def read_frames(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[FrameRead]:
     """Read frames of one file in this process; what ends it early fails the frames that are left.
 
@@ -67,7 +83,7 @@ def read_frames(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Fra
     digest: str | None = None
     started = time.perf_counter()
     try:
-        digest = file_sha256(path)
+        digest = content_digest(path)
         for item in read_slices(path, frames, plane):
             pixels: str | None = None
             if isinstance(item, Slice):

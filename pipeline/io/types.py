@@ -16,6 +16,17 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPixels:
+    """What tells a picture by its pixels as stored, undecoded.
+
+    is_blank: whether all of it is one value, as pictures that are no copies of each other can be.
+    """
+
+    digest: str
+    is_blank: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FrameRead:
     """What came of one frame of a Request.
 

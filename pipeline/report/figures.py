@@ -22,7 +22,15 @@ from pipeline.report import curves
 from pipeline.report.curves import Curve
 from pipeline.report.sources import Source
 from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, WIDTH, grid, legend, style
-from pipeline.report.wording import HEADLINE, METRICS, count, method_title, setting_text, spread
+from pipeline.report.wording import (
+    HEADLINE,
+    METRICS,
+    count,
+    key_of,
+    method_title,
+    setting_text,
+    spread,
+)
 from pipeline.results import Metric, Result
 
 # More squares than these are too small for a number.
@@ -115,7 +123,7 @@ def task_figures(source: Source, task: str) -> Iterator[Drawn]:
     results = [r for (name, _), r in source.results.items() if name == task]
     answers = [Answer(source.store.path, r) for r in results if _has_curves(source, r)]
     # The key becomes the name of a file and an id of the page: a task may be called anything.
-    key = "".join(c if c.isalnum() else "-" for c in task)
+    key = key_of(task)
     if answers:
         yield from _of_predictions(key, answers)
     settings = _settings(results)

@@ -143,14 +143,16 @@ def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
         return Markup(inline_svg(drawn.figure, f"{prefix}-{drawn.key}", label))
 
     lines = tables.lines_of([chapter.source for chapter in chapters])
+    networks = tables.networks_of([chapter.source for chapter in chapters])
     random = any(chapter.source.recipe.random for chapter in chapters)
     return template("pipeline.report", "page.html").render(
         chapters=chapters,
         comparison=comparison,
         lines=lines,
         columns=tables.columns_of(lines),
-        markdown=tables.markdown(lines, random=random),
-        latex=tables.latex(lines, random=random),
+        markdown=tables.markdown(lines, random=random, networks=networks),
+        latex=tables.latex(lines, random=random, networks=networks),
+        networks=networks,
         random=random,
         method_title=method_title,
         positive_text=positive_text,
@@ -268,10 +270,11 @@ def _write_figures(
                 save(figure, path)
                 written.append(path)
     lines = tables.lines_of([chapter.source for chapter in chapters])
+    networks = tables.networks_of([chapter.source for chapter in chapters])
     random = any(chapter.source.recipe.random for chapter in chapters)
     texts = {
-        "results.md": tables.markdown(lines, random=random),
-        "results.tex": tables.latex(lines, random=random),
+        "results.md": tables.markdown(lines, random=random, networks=networks),
+        "results.tex": tables.latex(lines, random=random, networks=networks),
     }
     for name, text in texts.items():
         _put(folder / name, text.encode())

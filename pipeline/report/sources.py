@@ -19,6 +19,8 @@ from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluation.result_files import filed, filed_segmentations
+from pipeline.extraction.same_store import check_store
+from pipeline.extraction.selection import LEFT_OUT
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.results import Result, Segmented
 from pipeline.shared.pseudonyms import Names
@@ -43,6 +45,11 @@ class Source:
     def recipe(self) -> Recipe:
         """The recipe that the store's features were computed by."""
         return recipe_of(self.store)
+
+    @property
+    def network(self) -> str:
+        """The network that the features are of, in words."""
+        return self.recipe.network
 
     @cached_property
     def slices(self) -> pa.Table:
@@ -135,6 +142,9 @@ def open_sources(paths: list[Path]) -> list[Source]:
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("A report takes each store once. Name stores of different recipes.")
     configs = [load_config(path) if path.is_file() else None for path in paths]
+    for config in configs:
+        if config is not None:
+            check_store(config)
     stores = [
         FeatureStore.open(config.store if config else path)
         for path, config in zip(paths, configs, strict=True)
@@ -219,7 +229,8 @@ def _distinct(names: NDArray[np.object_]) -> int:
 def _files_lost(store: FeatureStore) -> list[Loss]:
     lost = []
     for file in store.files(["reason", "detail"]).to_pylist():
-        if file["reason"]:
+        is_folder = (file["detail"] or "").startswith(LEFT_OUT)
+        if file["reason"] and not is_folder:
             lost.append((file["reason"], file["detail"] or ""))
     return _by_reason("file", lost)
 

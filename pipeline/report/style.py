@@ -55,6 +55,8 @@ _STYLE: Any = {
     "lines.linewidth": 1.4,
     # Words stay words, and equal figures have equal ids: a page written again is the same page.
     "svg.fonttype": "none",
+    # A name with dollar signs is a name, and no formula.
+    "text.parse_math": False,
     "svg.hashsalt": "radprobe",
 }
 

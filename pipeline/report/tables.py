@@ -10,6 +10,7 @@ from pipeline.report.wording import (
     METRICS,
     RANDOM,
     count,
+    few_text,
     interval,
     method_title,
     point_text,
@@ -70,9 +71,10 @@ def _lines_of_answer(store: str, result: Result | Segmented) -> Iterator[Line]:
 
 def _tested(result: Result | Segmented) -> str:
     test = result.counts["test"]
+    few = few_text(result)
     if result.level == "patient":
-        return count(test.units, "patient")
-    return f"{count(test.units, result.level)} of {count(test.patients, 'patient')}"
+        return count(test.units, "patient") + few
+    return f"{count(test.units, result.level)} of {count(test.patients, 'patient')}{few}"
 
 
 def columns_of(lines: Sequence[Line]) -> list[str]:
@@ -83,11 +85,17 @@ def columns_of(lines: Sequence[Line]) -> list[str]:
     return [name for name in METRICS if name in present]
 
 
-def markdown(lines: Sequence[Line], *, random: bool) -> str:
-    """Return the lines as a Markdown table."""
+def networks_of(sources: Sequence[Source]) -> str:
+    """Return a sentence that says of which network each store's features are."""
+    return " ".join(f"{source.name} is of {source.network}." for source in sources)
+
+
+def markdown(lines: Sequence[Line], *, random: bool, networks: str = "") -> str:
+    """Return the lines as a Markdown table, and below it what the features are of."""
     head, rows = _cells(lines)
     stamp = f"**{RANDOM}**: not of DINOv2.\n\n" if random else ""
-    return f"{stamp}{markdown_table(head, rows)}\n"
+    below = f"\n{networks}\n" if networks else ""
+    return f"{stamp}{markdown_table(head, rows)}\n{below}"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -107,8 +115,11 @@ _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbac
 _TEX |= {"²": r"$^2$"}
 
 
-def latex(lines: Sequence[Line], *, random: bool) -> str:
-    """Return the lines as a LaTeX table (booktabs), intervals small beside their values."""
+def latex(lines: Sequence[Line], *, random: bool, networks: str = "") -> str:
+    """Return the lines as a LaTeX table (booktabs), intervals small beside their values.
+
+    networks: a sentence for the caption on what the features are of.
+    """
     head, _ = _cells(lines)
     shown = columns_of(lines)
     several = _several(lines)
@@ -120,7 +131,7 @@ def latex(lines: Sequence[Line], *, random: bool) -> str:
     out = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}\n\\centering",
-        f"\\caption{{{stamp}{intervals} {called}}}",
+        f"\\caption{{{stamp}{intervals} {called}{' ' if networks else ''}{tex(networks)}}}",
         f"\\begin{{tabular}}{{{alignment}}}\n\\toprule",
         _tex_row([tex(name) for name in head]) + "\n\\midrule",
     ]

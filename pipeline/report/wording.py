@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
 from pipeline.config.heads import declared
-from pipeline.results import Result
 
 if TYPE_CHECKING:
     from pipeline.config.tasks import OperatingRule
-    from pipeline.results import Metric, Score, Segmented
+    from pipeline.results import Metric, Result, Score, Segmented
 
 RANDOM = "RANDOM WEIGHTS"
 # In the order of the table's columns; those that no result has are left out.
@@ -39,13 +39,28 @@ METRICS = {
     "paper_jaccard": "Paper's Jaccard",
     "fit_seconds": "Training, s",
 }
+# Of fewer test patients a score says little, and that is said beside it.
+FEW_PATIENTS = 20
 # The one number that stands for an answer: the first of these that it has.
 HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
+
+
+# Letters of a key: some take four bytes, and a file's name has 255.
+_MOST = 40
 
 
 def method_title(method: str) -> str:
     """Return what a head, or a way to tune the network, is called."""
     return declared(method).title
+
+
+def key_of(task: str) -> str:
+    """Return a task's name as it may stand in the name of a file and in an id of the page."""
+    key = "".join(c if c.isalnum() else "-" for c in task)
+    if len(key) <= _MOST:
+        return key
+    digest = hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{key[:_MOST]}-{digest[:8]}"
 
 
 def setting_text(setting: Mapping[str, float]) -> str:
@@ -75,6 +90,9 @@ def positive_text(result: Result | Segmented, label: str = "") -> str:
 
 def positive_name(result: Result | Segmented) -> str:
     """Return which of two classes is positive; "" where there are not two."""
+    # Here: `radprobe --help` reads this module, and needs no pydantic for it.
+    from pipeline.results import Result
+
     is_of_two = isinstance(result, Result) and result.kind == "binary"
     return result.classes[-1] if is_of_two else ""
 
@@ -96,6 +114,21 @@ def rule_text(rule: OperatingRule) -> str:
         return {"youden": "Youden", "likeliest": "above 0.5"}[rule]
     reached = rule.model_dump(exclude_none=True)
     return ", ".join(f"{name} {value:g}" for name, value in reached.items())
+
+
+def few_text(result: Result | Segmented) -> str:
+    """Return what is said beside a score of few test patients, and what would help; "" of others.
+
+    Below FEW_PATIENTS an interval is wide, and one patient more may turn the answer.
+    """
+    test = result.counts["test"]
+    if test.patients >= FEW_PATIENTS:
+        return ""
+    others = result.counts["train"].patients + result.counts["val"].patients
+    # Where folds test in turn everybody is tested already, and more than train and val are.
+    if test.patients > others:
+        return f" (few: below {FEW_PATIENTS} patients)"
+    return f" (few: below {FEW_PATIENTS} patients; split: {{kind: kfold}} tests all)"
 
 
 def spread(metric: Metric) -> tuple[float, float] | None:

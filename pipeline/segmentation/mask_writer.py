@@ -13,13 +13,17 @@ import nibabel as nib
 import numpy as np
 import pydicom
 from PIL import Image
+from pydicom.dataset import Dataset
 
-from pipeline.io.formats.nifti import write_like
+from pipeline.io.formats import nifti
+from pipeline.io.formats.inflate import open_inflated
 from pipeline.io.sniff import sniff
 from pipeline.segmentation.geometry import Labels
 from pipeline.shared.paths import unescape_path
 from pipeline.types import Plane
 from stores.slices import SliceRow
+
+_VOLUME_SUFFIXES = (".nii", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".nhdr")
 
 
 @dataclass(frozen=True)
@@ -50,23 +54,32 @@ class UnitLabels:
 def write_unit(unit: UnitLabels, out: Path) -> list[Path]:
     """Write a unit under `out`; return the files.
 
-    What came from NIfTI becomes NIfTI in the space of its file; DICOM becomes a DICOM segmentation,
-    and NIfTI where the slices lie evenly in space; other images become PNG of label values.
+    What came from a file of a volume becomes NIfTI in the space of that file; DICOM becomes a DICOM
+    segmentation, and NIfTI where the slices lie evenly in space; other images become PNG of label
+    values.
     """
     match sniff(unit.files[0]):
-        case "nifti":
-            return _write_nifti(unit, out)
+        case "nifti" | "itk" as name:
+            return _write_nifti(unit, out, name)
         case "dicom":
             return _write_dicom(unit, out)
         case _:
             return _write_pictures(unit, out)
 
 
-def _write_nifti(unit: UnitLabels, out: Path) -> list[Path]:
-    name = unescape_path(unit.slices[0].path)
-    path = _place(out, name.removesuffix(".gz").removesuffix(".nii"), ".nii.gz")
+def _write_nifti(unit: UnitLabels, out: Path, form: str) -> list[Path]:
+    """Write labels as NIfTI in the space of a volume's file, which is of this format."""
+    name = unescape_path(unit.slices[0].path).removesuffix(".gz")
+    stem, dot, suffix = name.rpartition(".")
+    path = _place(out, stem if dot + suffix in _VOLUME_SUFFIXES else name, ".nii.gz")
     frames = dict(zip(unit.frames, unit.planes, strict=True))
-    write_like(unit.files[0], frames, unit.plane, path)
+    if form == "nifti":
+        nifti.write_like(unit.files[0], frames, unit.plane, path)
+    else:
+        # ITK takes a quarter of a second to import, and most collections need none of it.
+        from pipeline.io.formats import itk_volume
+
+        itk_volume.write_like(unit.files[0], frames, unit.plane, path)
     return [path]
 
 
@@ -87,7 +100,7 @@ def _write_dicom(unit: UnitLabels, out: Path) -> list[Path]:
     from pipeline.segmentation.dicom_writer import affine_of, segmentation
 
     files = unit.files
-    opened = {file: pydicom.dcmread(file) for file in dict.fromkeys(files)}
+    opened = {file: _dataset(file) for file in dict.fromkeys(files)}
     datasets = [opened[file] for file in files]
     name = _dicom_name(unit)
     written = []
@@ -106,12 +119,17 @@ def _write_dicom(unit: UnitLabels, out: Path) -> list[Path]:
     return written
 
 
+def _dataset(path: Path) -> Dataset:
+    with open_inflated(path) as file:
+        return pydicom.dcmread(file)
+
+
 def _dicom_name(unit: UnitLabels) -> str:
     """Return the folder of a series of files, or the file of a single one without its suffix."""
     first = unescape_path(unit.slices[0].path)
     if len(set(unit.files)) > 1:
         return str(Path(first).parent)
-    return first.removesuffix(".dcm")
+    return first.removesuffix(".gz").removesuffix(".dcm")
 
 
 def _place(out: Path, name: str, suffix: str) -> Path:

@@ -31,6 +31,7 @@ from pipeline.annotations.mask_matching import MaskedSlices, Matched, join, matc
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.decode import read_slices
+from pipeline.io.detached import ImageStat
 from pipeline.preprocessing.content import body_box
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.geometry import Labels, Shown, shown, to_input
@@ -266,9 +267,9 @@ class _MaskMark:
         sizes: list[int | None] = []
         times: list[int | None] = []
         for path in paths:
-            stat = path.stat() if path.is_file() else None
-            sizes.append(stat.st_size if stat else None)
-            times.append(stat.st_mtime_ns if stat else None)
+            stat = ImageStat.of(path) if path.is_file() else None
+            sizes.append(stat.size if stat else None)
+            times.append(stat.mtime_ns if stat else None)
         return cls(sources, sizes, times)
 
     def row(self, number: int, **values: Any) -> MaskRow:

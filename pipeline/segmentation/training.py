@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.losses.dice import DiceCELoss, DiceLoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -207,6 +206,9 @@ def new_network(build: Build, source: TokenSource, rows: Rows, settings: Segment
 
 def loss(settings: Segment) -> Loss:
     """Return MONAI's loss of logits (b, c, S, S) and label values (b, 1, S, S)."""
+    # MONAI takes six seconds to import: tuning on classes and numbers needs it not.
+    from monai.losses.dice import DiceCELoss, DiceLoss
+
     kind = DiceLoss if settings.loss == "dice" else DiceCELoss
     criterion: Loss = kind(softmax=True, to_onehot_y=True)
     return criterion

@@ -42,8 +42,16 @@ def _regex(glob: str) -> str:
     for piece in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob):
         if piece in special:
             pattern += special[piece]
-        elif piece.startswith("["):
-            pattern += piece.replace("[!", "[^")
+        elif piece.startswith("[") and piece.endswith("]"):
+            pattern += _one_of(piece[1:-1])
         else:
             pattern += re.escape(piece)
     return pattern
+
+
+def _one_of(characters: str) -> str:
+    """Return a regular expression of the characters in brackets; `[[]` is a bracket itself."""
+    negated = characters[:1] in ("!", "^") and len(characters) > 1
+    listed = characters[1:] if negated else characters
+    escaped = re.sub(r"[\\\[^]", r"\\\g<0>", listed)
+    return f"[{'^' if negated else ''}{escaped}]"

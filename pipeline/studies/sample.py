@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.config.root import Config
 from pipeline.extraction.discover import modality_of
+from pipeline.extraction.selection import Selection
 from pipeline.extraction.walk import walk
 from pipeline.io.decode import read_frames, read_headers
 from pipeline.preprocessing.content import check_finite
@@ -73,7 +74,7 @@ def take_sample(config: Config, slices: int) -> Sample:
 
 def _spread(config: Config) -> Iterator[str]:
     """Yield the files of a collection in an order that soon has been everywhere."""
-    files = pa.concat_tables(walk(config.data))
+    files = pa.concat_tables(walk(config.data.root, Selection(config.data)))
     paths = sorted(files["path"].filter(pc.is_null(files["reason"])).to_pylist())
     step = max(1, len(paths) // 64)
     for start in range(step):

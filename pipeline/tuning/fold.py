@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from peft import LoraModel
 from torch import nn
 
 from pipeline.config.tasks import FeatureSet
@@ -22,6 +21,9 @@ from pipeline.tuning.network import TunableNetwork, make_trainable
 from pipeline.tuning.ranks import ALONE, Ranks
 from pipeline.tuning.saving import changed_parameters, save_network
 from pipeline.tuning.training import Checkpoints, Training, TrainVal
+
+if TYPE_CHECKING:
+    from peft import LoraModel
 
 
 @dataclass(frozen=True)

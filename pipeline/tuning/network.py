@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from peft import LoraConfig, LoraModel
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from pipeline.backbones.load import Backbone
@@ -19,13 +17,9 @@ from pipeline.config.tasks import FeatureSet
 from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune, Tuning
 from stores.errors import ConfigError
 
-# What the families of `comparators` call the layers that LoRA adds to.
-_LAYERS = {
-    "qkv": r"\.(q_proj|k_proj|v_proj|qkv)$",
-    "proj": r"\.(o_proj|out_proj|attn\.proj)$",
-    "fc1": r"\.(fc1|lin1|up_proj|gate_proj|weights_in)$",
-    "fc2": r"\.(fc2|lin2|down_proj|weights_out)$",
-}
+if TYPE_CHECKING:
+    from peft import LoraModel
+
 _BLOCK = re.compile(r"(?:^|\.)(?:stages|layers?)\.(\d+)\.")
 _BEFORE_BLOCKS = re.compile(r"embed|pre_layrnorm")
 _TOKENS = re.compile(r"token|position|pos_embed|class_embedding")
@@ -65,8 +59,9 @@ class TunableNetwork(nn.Module):
         """Switch LoRA's dropout; all else is always as it is when features are made."""
         self.eval()
         for module in self.modules():
-            if isinstance(module, LoraLayer):
-                module.lora_dropout.train(on)
+            dropout = getattr(module, "lora_dropout", None)  # of a layer that LoRA adds to
+            if dropout is not None:
+                dropout.train(on)
 
     @property
     def linear(self) -> nn.Linear:
@@ -104,7 +99,10 @@ def make_trainable(network: TunableNetwork, settings: Tuning) -> LoraModel | Non
     body.requires_grad_(False)
     match settings:
         case Lora():
-            adapters = _add_adapters(body, settings)
+            # Its library takes seconds to import, in each process that shares a training.
+            from pipeline.tuning.adapters import add_adapters
+
+            adapters = add_adapters(body, settings)
         case FineTune():
             body.requires_grad_(True)
         case BitFit():
@@ -125,32 +123,6 @@ def make_trainable(network: TunableNetwork, settings: Tuning) -> LoraModel | Non
             f"{network.backbone.architecture.family!r}; take finetune."
         )
     return adapters
-
-
-def _add_adapters(body: nn.Module, settings: Lora) -> LoraModel:
-    """Put LoRA's updates into the layers that the settings name, whatever the network calls them.
-
-    Raises ConfigError where there is no such layer.
-    """
-    wanted = re.compile("|".join(_LAYERS[target] for target in settings.targets))
-    layers = [
-        name
-        for name, module in body.named_modules()
-        if isinstance(module, nn.Linear) and wanted.search(name)
-    ]
-    if not layers:
-        raise ConfigError(
-            f"LoRA finds no linear layers {list(settings.targets)} in this network; take finetune "
-            "or norm."
-        )
-    lora = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=layers,
-        bias="lora_only" if settings.biases == "lora" else "none",
-    )
-    return LoraModel(body, lora, "default")
 
 
 def _norm_parameters(body: nn.Module) -> Iterator[nn.Parameter]:

@@ -10,9 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers.utils import logging as transformers_logging
 
-from pipeline.backbones.towers import as_library_model
 from pipeline.backbones.weights import BEGAN, SAFETENSORS, identity_of
 from pipeline.recipe import Architecture
 from pipeline.tuning.checkpoint import put
@@ -39,6 +37,11 @@ def save_network(
     origin: the identity of the weights it was tuned from; that they were random stays with it. The
     folder is there complete or not at all; each file has its checksum beside it.
     """
+    # Not for the processes that share the training: the library takes seconds to import.
+    from transformers.utils import logging as transformers_logging
+
+    from pipeline.backbones.towers import as_library_model
+
     model = as_library_model(body, architecture)
     sweep_temporaries(to.parent.glob(f"{TEMPORARY}*"))  # of runs that were killed here
     temporary = to.with_name(temporary_name(to.name))

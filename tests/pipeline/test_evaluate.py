@@ -63,7 +63,7 @@ def config(root: Path, *names: str, **more: Any) -> Config:
 
 
 def auroc(result: Result) -> tuple[float, float, float]:
-    metric = result.scores[-1].metrics["auroc"]
+    metric = result.main_score.metrics["auroc"]
     assert metric.low is not None
     assert metric.high is not None
     return metric.low, metric.value, metric.high

@@ -23,12 +23,14 @@ from pipeline.config.root import Config
 from pipeline.extract import extract
 from pipeline.extraction.embed import Progress, Speed
 from pipeline.extraction.failures import failures
+from pipeline.extraction.plan import plan
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
 from stores.errors import RecipeMismatchError, TooManyBadError, WeightsError
 from tests.phantoms import (
     IDENTITY,
     dicom,
+    save,
     volume,
     write_nifti_of_series,
     write_png,
@@ -223,6 +225,44 @@ def test_no_weights_is_an_error_and_nothing_is_written(
     with pytest.raises(WeightsError, match="Three ways to get them"):
         extract(load_config(config), HERE)
     assert not (tmp_path / "store").exists()
+
+
+def test_objects_beside_pictures_and_what_is_left_out_are_no_finding(
+    config: Path, root: Path
+) -> None:
+    for kind in ("SR", "PR", "RTPLAN"):
+        ds = dicom(np.eye(4, dtype=np.uint8), Modality=kind)
+        del ds.PixelData
+        save(ds, root / f"{kind}.dcm")
+    write_png(root / ".git/x.png", np.eye(30, dtype=np.uint8))
+    shutil.move(config, root / "config.yaml")  # a store below the root, as of `root: .`
+    settings = yaml.safe_load((root / "config.yaml").read_text())
+    settings["data"]["exclude"] = ["masks"]
+    (root / "config.yaml").write_text(yaml.safe_dump(settings))
+    for _ in range(2):
+        summary = extract(load_config(root / "config.yaml"), HERE)
+        assert (summary.clean, summary.slices) == (True, 24)
+        # The config and the store's key beside the three objects.
+        assert summary.files_set_aside == {"other": 5}
+        assert summary.folders_left_out == {".git": 1, "a store of radprobe": 1}
+        assert summary.notes == ["data.exclude: 'masks' matches no file."]
+
+
+def test_slices_are_left_out_by_their_flags_and_come_back(config: Path, root: Path) -> None:
+    write_series(root / "scout", volume(1, 40, 44), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    settings = load_config(config)
+    assert extract(settings, HERE).slices == 25
+    data = settings.data.model_copy(update={"leave_out": ("localizer", "burnt-in")})
+    without = settings.model_copy(update={"data": data})
+    summary = extract(without, HERE)
+    assert (summary.slices, summary.embedded) == (24, 0)
+    assert summary.found["left out by their flags"] == 1
+    assert summary.notes == [
+        "data.leave_out: no slice has the flag 'burnt-in'. There are: localizer."
+    ]
+    assert plan(without).notes == summary.notes
+    again = extract(settings, HERE)
+    assert (again.slices, again.embedded) == (25, 0)
 
 
 def test_bad_slices_are_counted_and_no_row_shifts(config: Path, root: Path) -> None:

@@ -42,6 +42,11 @@ from pipeline.shared.arrays import mean, moments, take_scaled
 Proba = NDArray[np.float64]
 MAX_ITER = 1000
 TOLERANCE = 1e-6  # where L-BFGS stops: the greatest slope of the mean loss
+# A fit has converged where one that goes on to a slope so many times less says the same of val, to
+# within MOVED of a probability. Of classes that can be told apart the loss is flat long before a
+# large C has its say: the slope alone does not tell.
+FURTHER = 100
+MOVED = 0.01
 FEW = 2**22  # numbers: 32 MB in float64
 
 
@@ -107,6 +112,15 @@ def _fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Pr
     stopped += stopped_again
     if stopped:
         notes.append(f"{stopped} fits stopped before they converged")
+    goes_on, _ = probabilities(
+        x, units, train, val, grid[best : best + 1], left_out, device, further=True
+    )
+    moved = float(np.nanmax(np.abs(goes_on[0] - on_val[best])))
+    if moved > MOVED:
+        notes.append(
+            f"the fit with C = {c:.3g} stopped before it converged: where it goes on, its "
+            f"probabilities of val move by up to {moved:.2f}"
+        )
     return Probe(model, {"C": c}, able.notes + notes, on_val[best])
 
 
@@ -195,11 +209,14 @@ def probabilities(
     grid: Proba,
     left_out: list[str],
     device: str | None = None,
+    *,
+    further: bool = False,
 ) -> tuple[list[Proba], int]:
     """Fit on some units with each C of a grid; return what they say of others, (q, c) a C.
 
     One multinomial model, or for multi-label one a label, NaN for labels `left_out`. Each fit
-    starts from the one before. Also returns how many fits stopped before they converged.
+    starts from the one before. further: fits go on where they would stop. Also returns how many
+    fits stopped before they converged.
     """
     # What is fitted alone says how features are scaled.
     scale = _Scale.of(x, fit)
@@ -208,7 +225,7 @@ def probabilities(
     proba = [np.full(shape, np.nan) for _ in grid]
     stopped = 0
     for problem in _problems(x, units, fit, scale, left_out):
-        classifier = problem.classifier(device)
+        classifier = problem.classifier(device, TOLERANCE / FURTHER if further else TOLERANCE)
         fitted = classifier.prepared(problem.x)
         prepared_queries = classifier.prepared(queries)
         for joint, c in zip(proba, grid, strict=True):
@@ -231,7 +248,7 @@ def _fit_one(
     classifiers = []
     stopped = 0
     for problem in _problems(x, units, rows, scale, left_out):
-        classifier = problem.classifier(device)
+        classifier = problem.classifier(device, TOLERANCE)
         fitted = classifier.prepared(problem.x)
         stopped += classifier.fit(fitted, problem.y, scale.of_scaled(c))
         classifiers.append((problem.label, classifier))
@@ -269,11 +286,11 @@ class _Problem:
     c: int
     label: int | None
 
-    def classifier(self, device: str | None) -> _Classifier:
-        """Return a model that is not fitted yet."""
+    def classifier(self, device: str | None, tolerance: float) -> _Classifier:
+        """Return a model that is not fitted yet; tolerance: the slope where a fit of it stops."""
         # Few numbers cost little in float64; a tensor stays what it is.
         wide = device is None and self.x.size <= FEW
-        model = LogisticRegression(max_iter=MAX_ITER, tol=TOLERANCE, warm_start=True)
+        model = LogisticRegression(max_iter=MAX_ITER, tol=tolerance, warm_start=True)
         return _Classifier(model, self.c, wide, device)
 
 

@@ -304,7 +304,7 @@ def _cached_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Bac
 @functools.lru_cache(maxsize=1)
 def _network_of(recipe_text: str, checkpoint: Checkpoint, speed: Speed) -> Backbone:
     """Load a network once: it stays in the process for the tasks that follow."""
-    return load_network(Recipe.model_validate_json(recipe_text), checkpoint, speed)
+    return load_network(Recipe.from_text(recipe_text), checkpoint, speed)
 
 
 # --- parts that failed -------------------------------------------------------------------------

@@ -1,9 +1,12 @@
-"""NumPy .npy and MATLAB .mat (v5 and v7.3).
+"""NumPy .npy, MATLAB .mat (v5 and v7.3) and other HDF5.
 
-A 2D array is one slice; of a 3D .npy the first axis counts the slices, of a 3D .mat the last (each
-as its own language writes them); a last axis of three behind larger ones is colour. Of a .mat the
-largest numeric variable is taken, or the `image` of the brain tumour set's struct `cjdata`.
-Nothing is unpickled.
+- A 2D array is one slice. Of a 3D one the first axis counts the slices, of MATLAB's the last: each
+  as its own language writes them. HDF5 is MATLAB's where MATLAB says so, else Python's.
+- A last axis of one or three behind larger ones is that of a picture's channels; so is one of four
+  (the last opacity), but for MATLAB, which has no such pictures.
+- Of several arrays the largest numeric one is taken, or the `image` of the brain tumour set's
+  struct `cjdata`.
+- Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ Array = NDArray[Any]
 
 # Characters of a text, at the most.
 _LONGEST = 10_000
+# How a .mat of v7.3 begins, in front of its HDF5.
+_MATLAB_73 = b"MATLAB 7.3 MAT"
 _MATLAB_NUMBERS = frozenset(
     {"double", "single", "logical"}
     | {"int8", "int16", "int32", "int64"}
@@ -58,26 +63,32 @@ def _open(path: Path) -> tuple[Array, str | None]:
     """Return the slices (n, H, W) and the patient the file names, if any."""
     try:
         with path.open("rb") as file:
-            start = file.read(6)
-        if start == b"\x93NUMPY":
+            start = file.read(len(_MATLAB_73))
+        if start.startswith(b"\x93NUMPY"):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             return _stack(array, slices=0), None
         if h5py.is_hdf5(path):
-            return _open_mat73(path)
+            return _open_hdf5(path, is_matlab=start == _MATLAB_73)
         return _open_mat5(path)
     except Exception as error:
         raise as_unreadable(error, "reading the array") from error
 
 
-def _open_mat73(path: Path) -> tuple[Array, str | None]:
-    """Read a v7.3 .mat: HDF5, whose axes are MATLAB's reversed."""
+def _open_hdf5(path: Path, is_matlab: bool) -> tuple[Array, str | None]:
+    """Read an HDF5 file, whose axes are reversed where MATLAB wrote it (a .mat of v7.3).
+
+    is_matlab: whether the file begins as MATLAB's do; its arrays may say it by themselves.
+    """
     with h5py.File(path, "r") as file:
         named = [name for name in ("cjdata/image", "image") if name in file]
         name = named[0] if named else _largest(_datasets(file))
         patient = None
         if "cjdata/PID" in file:
             patient = hdf5_text(file["cjdata/PID"])
-        return _stack(hdf5_values(file[name]).T, slices=-1), patient
+        values = hdf5_values(file[name])
+        if is_matlab or "MATLAB_class" in file[name].attrs:
+            return _stack(values.T, slices=-1), patient
+        return _stack(values, slices=0), patient
 
 
 def hdf5_values(dataset: Any, most: int | None = None) -> Array:
@@ -141,23 +152,42 @@ def _largest(sizes: dict[str, int]) -> str:
     return max(sizes, key=lambda name: (sizes[name], name))
 
 
-def _is_colour(array: Array) -> bool:
-    """Return whether the last axis is colour and no plane: three behind larger ones."""
+def _channels(array: Array, slices: int) -> int:
+    """Return how many channels a picture's last axis has; 0 where that is one of slices or pixels.
+
+    slices: the axis that counts slices, where there are such.
+    """
     if array.ndim != 3:
-        return False
-    height, width, channels = array.shape
-    larger = min(height, width) > 4
-    return bool(larger and channels == 3)
+        return 0
+    height, width, last = array.shape
+    if min(height, width) <= 4:
+        return 0
+    # Four of MATLAB's are slices more likely than colours and their opacity.
+    counts = (1, 3, 4) if slices == 0 else (1, 3)
+    return last if last in counts else 0
+
+
+def _grey(picture: Array) -> Array:
+    """Return a picture (H, W, 1, 3 or 4) as grey levels (H, W), NaN where it is transparent."""
+    height, width, channels = picture.shape
+    if channels == 1:
+        return picture[..., 0]
+    check_size(height, width, channels, 4, picture.nbytes, coded=False)
+    grey = luma(picture)
+    # As in picture files. Numbers of another type are no opacity.
+    if channels == 4 and picture.dtype in (np.uint8, np.uint16):
+        opacity = picture[..., 3]
+        if opacity.any():
+            grey[opacity == 0] = np.nan
+    return grey
 
 
 def _stack(array: Array, slices: int) -> Array:
     """Return an array as slices (n, H, W); `slices` is the axis that counts them."""
     if array.dtype.kind not in "iufb":
         raise UnreadableError("unsupported", f"an array of type {array.dtype}")
-    if _is_colour(array):
-        height, width, _ = array.shape
-        check_size(height, width, 3, 4, array.nbytes, coded=False)
-        array = luma(array)
+    if _channels(array, slices):
+        array = _grey(array)
     if array.ndim not in (2, 3):
         raise UnreadableError("unsupported", f"an array of {array.ndim} dimensions, not 2 or 3")
     array = array[None] if array.ndim == 2 else np.moveaxis(array, slices, 0)

@@ -15,7 +15,7 @@ class FormatReader(Protocol):
     """The two functions of a module that reads files of one format.
 
     - Frames are counted from 0; a file's headers are those of all its frames, in this order.
-    - `read_headers` decodes no pixels.
+    - `read_headers` decodes no pixels, but where only they tell how many frames there are.
     - Pixels are float32 (H, W), C-contiguous, of the shape that the header says: HU for CT, scanner
       units or grey levels otherwise, higher is brighter, NaN is padding.
     - `read_slices` yields one item a frame, in the order of `frames`, which may repeat; a frame
@@ -48,13 +48,15 @@ class Format:
     module: a FormatReader, imported when the first of its files is read. signatures: bytes and the
     place where they stand, one of which each file of the format has. resembles: whether a file
     without any format's signature could be one of these, by its first bytes. gzipped: whether its
-    files are also read gzipped.
+    files are also read gzipped. data_files: which other files have the voxels of one that is a
+    header alone, for formats that have such; it imports nothing heavy.
     """
 
     module: str
     signatures: tuple[tuple[int, bytes], ...]
     resembles: Callable[[bytes], bool] | None = None
     gzipped: bool = False
+    data_files: Callable[[Path], tuple[Path, ...]] | None = None
 
     def has_signature(self, start: bytes) -> bool:
         """Return whether a file that starts with these bytes has a signature of the format."""

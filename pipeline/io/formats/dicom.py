@@ -5,14 +5,16 @@
   rows and columns are laid as the plane is usually shown.
 - Each transfer syntax has one decoder, so that values do not depend on what else is installed.
 - Frames are read one by one where they lie in the file, which is never in memory as a whole.
-- A Siemens mosaic is one frame a tile. Objects that are no pictures of the patient (segmentations,
-  dose, presentation states, reports) are refused with a reason.
+- A mosaic (Siemens) or grid (United Imaging) is one frame a tile.
+- Objects that are no pictures of the patient (segmentations, dose, presentation states, reports)
+  are refused with a reason.
 - Values of the file never reach an error, a warning or a log.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import logging
 import warnings
@@ -25,7 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from imagecodecs import jpeg8_decode
+from imagecodecs import JpeglsError, jpeg8_decode, jpegls_decode
 from numpy.typing import NDArray
 from pydicom import config as pydicom_config
 from pydicom import uid
@@ -47,9 +49,12 @@ from pipeline.io.formats.dicom_rules import (
     refuse_deflation_bomb,
     syntax_of,
 )
+from pipeline.io.formats.dicom_scaling import with_scaling
 from pipeline.io.formats.dicom_tags import tag_values
 from pipeline.io.formats.dicom_values import slice_of
+from pipeline.io.formats.inflate import open_inflated, stream_size
 from pipeline.io.formats.limits import as_unreadable
+from pipeline.io.types import StoredPixels
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
@@ -58,7 +63,14 @@ _PIXELS = {
     0x7FE00009: "DoubleFloatPixelData",
     0x7FE00010: "PixelData",
 }
+# Codecs that return what stands above the stored bits as well.
+_LOSSLESS = frozenset(
+    {uid.JPEG2000Lossless, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.JPEGLSLossless}
+)
 _UNDEFINED = 0xFFFFFFFF
+_JPEG_END = b"\xff\xd9"
+# Zeros before the end of a JPEG-LS that may be padding: each is one more try.
+_MOST_PADDING = 8
 _DELIMITER = b"\xfe\xff\xdd\xe0"  # behind the last item of encapsulated pixels
 
 
@@ -84,18 +96,43 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return a header for each frame, or each tile of a mosaic. Raises UnreadableError."""
     with _quiet():
         try:
-            dataset, pixels = _read_until_pixels(path)
-            frames = check(dataset, pixels, path)
+            with open_inflated(path) as file:
+                dataset, pixels = _read_until_pixels(file)
+                frames = check(dataset, pixels, stream_size(file))
             values = tag_values(dataset, tags)
-            tiles = mosaic.tiles(dataset)
+            tiles = _tiles(dataset, path)
             if tiles is not None:
                 headers = mosaic.headers(dataset, tiles)
             else:
                 headers = [frame_header(dataset, frame) for frame in range(frames)]
             headers = [with_moment(header, dataset) for header in headers]
+            headers = [with_scaling(header, dataset) for header in headers]
             return [replace(header, tags=values) for header in headers] if values else headers
         except Exception as error:
             raise as_unreadable(error, "reading the DICOM header") from error
+
+
+def stored_pixels(path: Path) -> StoredPixels | None:
+    """Return what tells a file by its pixels as stored, None where it has several frames.
+
+    Raises UnreadableError.
+    """
+    with _quiet():
+        try:
+            with open_inflated(path) as file:
+                dataset, pixels = _read_until_pixels(file)
+                check(dataset, pixels, stream_size(file))
+                assert pixels is not None
+                deflated = syntax_of(dataset) == uid.DeflatedExplicitVRLittleEndian
+                if deflated or frame_count(dataset) > 1:
+                    return None
+                length = pixels.length if pixels.length is not None else -1
+                file.seek(pixels.offset)
+                stored = file.read(length)
+            is_blank = not stored.strip(stored[:1])
+            return StoredPixels(hashlib.sha256(stored).hexdigest(), is_blank)
+        except Exception as error:
+            raise as_unreadable(error, "reading the pixels") from error
 
 
 def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:
@@ -158,10 +195,10 @@ def _quiet() -> Iterator[None]:
 # --- the file -------------------------------------------------------------------------------------
 
 
-def _read_until_pixels(path: Path) -> tuple[Dataset, PixelElement | None]:
+def _read_until_pixels(file: BinaryIO) -> tuple[Dataset, PixelElement | None]:
     """Return all that stands before the pixels, and where they begin. Raises UnreadableError."""
-    refuse_deflation_bomb(path)
-    stored = path.stat().st_size
+    stored = stream_size(file)
+    refuse_deflation_bomb(file, stored)
     pixels: list[PixelElement] = []
     overlong = False
 
@@ -175,11 +212,10 @@ def _read_until_pixels(path: Path) -> tuple[Dataset, PixelElement | None]:
             overlong = True
         return bool(pixels)
 
-    with path.open("rb") as file:
-        stop: Callable[..., bool] = stop_at
-        dataset = read_partial(file, stop_when=stop, force=True)
-        if pixels:
-            return dataset, pixels[0]
+    stop: Callable[..., bool] = stop_at
+    dataset = read_partial(file, stop_when=stop, force=True)
+    if pixels:
+        return dataset, pixels[0]
     # A deflated file is read from memory, where its elements' places say nothing of the file.
     deflated = syntax_of(dataset) == uid.DeflatedExplicitVRLittleEndian
     if (overlong and not deflated) or not len(dataset):
@@ -192,11 +228,12 @@ def _open(path: Path, stack: ExitStack) -> _Picture:
 
     stack: closes the file.
     """
-    dataset, pixels = _read_until_pixels(path)
-    check(dataset, pixels, path)
+    stream = stack.enter_context(open_inflated(path))
+    dataset, pixels = _read_until_pixels(stream)
+    check(dataset, pixels, stream_size(stream))
     assert pixels is not None
-    stream: BinaryIO = stack.enter_context(path.open("rb"))
     if syntax_of(dataset) == uid.DeflatedExplicitVRLittleEndian:
+        stream.seek(0)
         inflated = pydicom.dcmread(stream, force=True)
         stream = BytesIO(inflated[pixels.keyword].value)
     else:
@@ -206,7 +243,21 @@ def _open(path: Path, stack: ExitStack) -> _Picture:
         options["pixel_vr"] = pixels.vr
     if pixels.length is None:
         options = _frame_offsets(stream, frame_count(dataset)) | options
-    return _Picture(dataset, stream, options, mosaic.tiles(dataset))
+    picture = _Picture(dataset, stream, options, mosaic.tiles(dataset))
+    if picture.tiles is None or not picture.tiles.inferred:
+        return picture
+    # The one case in which pixels are decoded to know the slices: no header tells any more.
+    tiles = mosaic.filled(picture.tiles, _decode(picture, 0))
+    return replace(picture, tiles=tiles)
+
+
+def _tiles(dataset: Dataset, path: Path) -> mosaic.Tiles | None:
+    """Return the tiling of a file whose header has passed the checks; None for single slices."""
+    tiles = mosaic.tiles(dataset)
+    if tiles is None or not tiles.inferred:
+        return tiles
+    with ExitStack() as stack:
+        return _open(path, stack).tiles
 
 
 def _frame_offsets(stream: BinaryIO, frames: int) -> dict[str, Any]:
@@ -265,15 +316,47 @@ def _decode(picture: _Picture, frame: int) -> NDArray[Any]:
     try:
         if syntax == uid.JPEGExtended12Bit and int(dataset.get("BitsStored") or 0) > 8:
             return _decode_jpeg_12(picture, frame)
-        array, _ = get_decoder(syntax).as_array(
-            picture.pixels,
-            index=frame,
-            decoding_plugin=DECODERS.get(syntax, ""),
-            **picture.options,
-        )
-        return np.asarray(array)
+        try:
+            array, _ = get_decoder(syntax).as_array(
+                picture.pixels,
+                index=frame,
+                decoding_plugin=DECODERS.get(syntax, ""),
+                **picture.options,
+            )
+        except RuntimeError:
+            if syntax not in uid.JPEGLSTransferSyntaxes:
+                raise
+            picture.pixels.seek(begin)
+            array = _decode_jpeg_ls(picture, frame)
+        return _without_unused_bits(np.asarray(array), dataset, syntax)
     finally:
         picture.pixels.seek(begin)  # where each frame is counted from
+
+
+def _without_unused_bits(stored: NDArray[Any], dataset: Dataset, syntax: uid.UID) -> NDArray[Any]:
+    """Return stored values without what stands above their bits, which is no part of them.
+
+    PS3.5 8.1.1: an overlay, mostly. pydicom does this for other codecs, and where there is none. A
+    lossy codec goes beyond the highest value by a little, which must not become the lowest: there,
+    only what the file declares as an overlay is taken off.
+    """
+    is_lossy = syntax in uid.JPEG2000TransferSyntaxes and syntax not in _LOSSLESS
+    if syntax not in _LOSSLESS and not (is_lossy and _has_overlay_bits(dataset)):
+        return stored
+    unused = 8 * stored.dtype.itemsize - int(dataset.get("BitsStored") or 0)
+    if unused <= 0 or stored.dtype.kind not in "iu":
+        return stored
+    return (stored << unused) >> unused
+
+
+def _has_overlay_bits(dataset: Dataset) -> bool:
+    """Return whether a file declares overlays among the bits of its pixels (PS3.3 C.9.2)."""
+    for group in range(0x6000, 0x6020, 2):
+        element = dataset.get((group, 0x0102))  # OverlayBitPosition
+        position = element.value if element else None
+        if isinstance(position, int) and position >= int(dataset.get("BitsStored") or 0) > 0:
+            return True
+    return False
 
 
 def _pixel_syntax(dataset: Dataset) -> uid.UID:
@@ -285,19 +368,66 @@ def _pixel_syntax(dataset: Dataset) -> uid.UID:
     return uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
 
 
+def _stream_of(picture: _Picture, frame: int) -> bytes:
+    """Return a frame as its codec wrote it."""
+    return get_frame(
+        picture.pixels,
+        frame,
+        number_of_frames=frame_count(picture.dataset),
+        extended_offsets=picture.options.get("extended_offsets"),
+    )
+
+
 def _decode_jpeg_12(picture: _Picture, frame: int) -> NDArray[Any]:
     """Return stored values (H, W) of a lossy JPEG of 12 bits, which `gdcm` cannot decode."""
     dataset = picture.dataset
-    stream = get_frame(
-        picture.pixels,
-        frame,
-        number_of_frames=frame_count(dataset),
-        extended_offsets=picture.options.get("extended_offsets"),
-    )
-    if not stream.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # the decoder would make up the rest
+    stream = _stream_of(picture, frame)
+    if not stream.rstrip(b"\0\xff").endswith(_JPEG_END):  # the decoder would make up the rest
         raise UnreadableError("truncated", "a JPEG stream without its end")
     rows = int(dataset.Rows)
     columns = int(dataset.Columns)
     stored = np.empty((rows, columns), np.uint16)
     jpeg8_decode(stream, out=stored)  # refuses a picture of another size before it decodes it
     return stored.view(np.int16) if int(dataset.get("PixelRepresentation", 0)) else stored
+
+
+def _decode_jpeg_ls(picture: _Picture, frame: int) -> NDArray[Any]:
+    """Return stored values (H, W) of a JPEG-LS that `pyjpegls` refuses.
+
+    Such as one with a padding byte before its end. The values are the same: a stream has one
+    meaning, lossy or not (ISO 14495-1).
+    """
+    dataset = picture.dataset
+    if int(dataset.get("SamplesPerPixel") or 1) != 1:
+        raise UnreadableError("corrupt", "decoding the pixels: a JPEG-LS stream of colours")
+    shape = (int(dataset.Rows), int(dataset.Columns))
+    bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    stored = np.empty(shape, np.uint8 if bits <= 8 else np.uint16)
+    _unpad_jpeg_ls(_stream_of(picture, frame), stored)
+    if not int(dataset.get("PixelRepresentation", 0)):
+        return stored
+    # Nothing in the stream tells negative values from large ones.
+    signed: NDArray[Any] = stored.view(np.int8 if bits <= 8 else np.int16)
+    unused = 8 * signed.dtype.itemsize - bits
+    return np.asarray((signed << unused) >> unused)
+
+
+def _unpad_jpeg_ls(stream: bytes, stored: NDArray[Any]) -> None:
+    """Decode a JPEG-LS into an array of its size and type, with zeros before its end or without.
+
+    The last of the pixels may be zeros too, and less than all of them would decode to other values
+    without a word; a decoder refuses what is left over. So the first that it takes is right.
+    """
+    coded = stream.rstrip(b"\0")
+    if not coded.endswith(_JPEG_END):
+        raise UnreadableError("truncated", "a JPEG-LS stream without its end")
+    coded = coded.removesuffix(_JPEG_END)
+    pixels = coded.rstrip(b"\0")
+    zeros = min(len(coded) - len(pixels), _MOST_PADDING)
+    for count in range(zeros, -1, -1):
+        try:
+            jpegls_decode(pixels + count * b"\0" + _JPEG_END, out=stored)
+        except JpeglsError:
+            continue
+        return
+    raise UnreadableError("corrupt", "decoding the pixels: a damaged JPEG-LS stream")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from pipeline.io.formats.dicom_classes import SECONDARY_CAPTURE, capture_flags
+from pipeline.io.formats.localizers import LOCALIZER
 from pipeline.types import Header
 
 Floats = NDArray[np.float64]
@@ -25,34 +28,58 @@ _SHOWN = {
 }
 
 
-def macro(dataset: Dataset, frame: int, name: str) -> Dataset:
-    """Return what a frame's functional group `name` says: its own, the shared one, or the file."""
-    for groups, index in (
+def groups(dataset: Dataset, frame: int, name: str) -> Iterator[Dataset]:
+    """Yield what may speak of a frame: its functional group `name`, the shared one, the file."""
+    for sequences, index in (
         ("PerFrameFunctionalGroupsSequence", frame),
         ("SharedFunctionalGroupsSequence", 0),
     ):
-        sequence = dataset.get(groups)
+        sequence = dataset.get(sequences)
         if sequence is not None and index < len(sequence):
             group = sequence[index].get(name)
             if group:
-                first: Dataset = group[0]
-                return first
-    return dataset
+                yield group[0]
+    yield dataset
+
+
+def macro(dataset: Dataset, frame: int, name: str) -> Dataset:
+    """Return what a frame's functional group `name` says: its own, the shared one, or the file."""
+    return next(groups(dataset, frame, name))
 
 
 def floats(dataset: Dataset, name: str, count: int = 1) -> tuple[float, ...] | None:
-    """Return the first `count` values of an element, or None where it has not that many finite."""
+    """Return the first `count` values of an element, or None where it has not that many finite.
+
+    A comma in the place of the point is read as one: programs write it where a country does.
+    """
     try:
-        value: Any = dataset.get(name)
-        if value is None or value == "":
-            return None
-        several = [value] if isinstance(value, (str, int, float)) else list(value)
-        numbers = tuple(float(number) for number in several[:count])
-    except (ValueError, TypeError, OverflowError, AttributeError):
+        numbers = tuple(map(_number, _values(dataset, name)[:count]))
+    except (ValueError, TypeError, OverflowError):
         return None
     if len(numbers) < count or not all(map(math.isfinite, numbers)):
         return None
     return numbers
+
+
+def has_commas(dataset: Dataset, name: str) -> bool:
+    """Return whether a number of an element has a comma in the place of the point."""
+    return any(isinstance(value, str) and "," in value for value in _values(dataset, name))
+
+
+def _values(dataset: Dataset, name: str) -> list[Any]:
+    """Return the values of an element, none where it is absent, empty or contradicts its type."""
+    try:
+        value: Any = dataset.get(name)
+        if value is None or value == "":
+            return []
+        return [value] if isinstance(value, (str, int, float)) else list(value)
+    except (ValueError, TypeError, OverflowError, AttributeError):
+        return []
+
+
+def _number(value: Any) -> float:
+    # What is no number stays text, as pydicom reads it here.
+    return float(value.replace(",", ".")) if type(value) is str else float(value)
 
 
 def positive(dataset: Dataset, name: str, count: int = 1) -> tuple[float, ...] | None:
@@ -238,10 +265,11 @@ def place(
 
 
 def flags(dataset: Dataset, frame: int) -> tuple[str, ...]:
-    """Return what the header itself says is unusual: a localizer, a tilted gantry."""
-    oddities = []
-    if "LOCALIZER" in image_type(dataset, frame):
-        oddities.append("localizer")
+    """Return what the header itself says is unusual: localizers, saved screens, tilted gantries."""
+    kind = image_type(dataset, frame)
+    oddities = capture_flags(dataset, kind)
+    if "LOCALIZER" in kind:
+        oddities.append(LOCALIZER)
     tilt = floats(dataset, "GantryDetectorTilt")
     if tilt is not None and abs(tilt[0]) > _TILTED:
         oddities.append("gantry-tilt")
@@ -261,11 +289,14 @@ def image_type(dataset: Dataset, frame: int) -> tuple[str, ...]:
 def _volume(dataset: Dataset, frame: int) -> str:
     """Return a text that differs between slices that cannot be of one volume."""
     content = macro(dataset, frame, "FrameContentSequence")
+    kind = image_type(dataset, frame)
     parts = (
         f"{dataset.Rows}x{dataset.Columns}",
         text(content, "StackID") or "",
         # What is shown. Further values are the maker's own (PS3.3 C.8.2.1.1.1).
-        "/".join(image_type(dataset, frame)[2:3]),
+        "/".join(kind[2:3]),
+        # A saved screen among slices is none of them, even where it bears their place.
+        SECONDARY_CAPTURE if SECONDARY_CAPTURE in capture_flags(dataset, kind) else "",
     )
     return "|".join(parts)
 

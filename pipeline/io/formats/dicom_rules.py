@@ -5,15 +5,23 @@ Values of the file never reach a message, but for its sizes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from typing import BinaryIO
 
 from pydicom import uid
 from pydicom.dataset import Dataset
 
-from pipeline.io.formats.limits import DEFLATE_RATIO, DICOMDIR, MAX_FILE_BYTES, check_size
-from stores.errors import UnreadableError
+from pipeline.io.formats.dicom_classes import SLIDE_TILES, no_picture
+from pipeline.io.formats.limits import (
+    DEFLATE_RATIO,
+    DICOMDIR,
+    MAX_FILE_BYTES,
+    NO_PICTURE,
+    check_size,
+)
+from stores.errors import Reason, UnreadableError
 
 # All with permissive licences; pylibjpeg-libjpeg (GPL) is never used.
 DECODERS = {
@@ -30,20 +38,15 @@ DECODERS = {
     uid.HTJ2K: "pylibjpeg",
     uid.RLELossless: "pydicom",
 }
-# Modalities whose objects describe a picture, or are computed on one, but are none.
-_NO_PICTURE = {
-    "SEG": "a segmentation",
-    "RTDOSE": "a dose grid",
-    "PR": "a presentation state",
-    "SR": "a structured report",
-    "KO": "a selection of key objects",
-    "RTSTRUCT": "contours",
-    "RTPLAN": "a treatment plan",
-    "REG": "a registration",
-    "ECG": "a waveform",
-    "HD": "a waveform",
-    "DOC": "a document",
+
+# Those of PS3.6 that pydicom's table has not.
+_NEW_SYNTAXES = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL",
+    "1.2.840.10008.1.2.4.111": "JPEG XL",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.8.1": "frames deflated one by one",
 }
+_UID = re.compile(r"[0-2](\.[0-9]+)+")
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def meta_of(dataset: Dataset) -> Dataset:
 
 def syntax_of(dataset: Dataset) -> uid.UID:
     """Return a file's transfer syntax; a file that does not say is implicit little endian."""
-    return uid.UID(meta_of(dataset).get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
+    return uid.UID(meta_of(dataset).get("TransferSyntaxUID") or uid.ImplicitVRLittleEndian)
 
 
 def frame_count(dataset: Dataset) -> int:
@@ -75,13 +78,17 @@ def frame_count(dataset: Dataset) -> int:
     return int(dataset.get("NumberOfFrames") or 1)
 
 
-def refuse_deflation_bomb(path: Path) -> None:
-    """Refuse a deflated file that could blow up: pydicom inflates it whole, without a limit."""
-    if path.stat().st_size * DEFLATE_RATIO <= MAX_FILE_BYTES:
+def refuse_deflation_bomb(file: BinaryIO, stored: int) -> None:
+    """Refuse a deflated file that could blow up: pydicom inflates it whole, without a limit.
+
+    file: at its start, where it is left; stored: its bytes.
+    """
+    if stored * DEFLATE_RATIO <= MAX_FILE_BYTES:
         return
-    with path.open("rb") as file:
-        if uid.DeflatedExplicitVRLittleEndian.encode() in file.read(1024):
-            raise UnreadableError("too-large", "a deflated file of this size may inflate too far")
+    start = file.read(1024)
+    file.seek(0)
+    if uid.DeflatedExplicitVRLittleEndian.encode() in start:
+        raise UnreadableError("too-large", "a deflated file of this size may inflate too far")
 
 
 class _Claims:
@@ -130,11 +137,20 @@ def _refuse_directory(claims: _Claims) -> None:
 
 
 def _refuse_no_picture(claims: _Claims) -> None:
-    kind = _NO_PICTURE.get(str(claims.dataset.get("Modality", "")))
-    if claims.pixels is None:
-        raise UnreadableError("not-an-image", f"{kind or 'a DICOM object'} without pixels")
+    has_pixels = claims.pixels is not None
+    kind = no_picture(claims.dataset, has_pixels=has_pixels)
     if kind is not None:
-        raise UnreadableError("unsupported", f"{kind}, not a picture")
+        reason: Reason = "unsupported" if has_pixels else "not-an-image"
+        raise UnreadableError(reason, f"{NO_PICTURE}{kind}")
+    if not has_pixels:
+        raise UnreadableError("not-an-image", "a DICOM object without pixels")
+
+
+def _refuse_slide_tiles(claims: _Claims) -> None:
+    if str(claims.dataset.get("SOPClassUID", "")) in SLIDE_TILES:
+        raise UnreadableError(
+            "unsupported", "a whole-slide image, whose frames are tiles of a microscope's slide"
+        )
 
 
 def _refuse_no_shape(claims: _Claims) -> None:
@@ -145,6 +161,15 @@ def _refuse_no_shape(claims: _Claims) -> None:
 
 def _refuse_unknown_syntax(claims: _Claims) -> None:
     syntax = claims.syntax
+    if not syntax.type:
+        # One of a maker's own, or newer than the table: the file is whole, and nothing is known of
+        # how its pixels are coded.
+        if not _UID.fullmatch(syntax):
+            raise UnreadableError("corrupt", "its transfer syntax is no UID")
+        name = _NEW_SYNTAXES.get(syntax, "the transfer syntax")
+        raise UnreadableError("unsupported", f"no decoder for {name} {syntax}")
+    if not syntax.is_transfer_syntax:
+        raise UnreadableError("corrupt", "its transfer syntax is a UID of something else")
     if syntax.is_encapsulated and syntax not in DECODERS:
         raise UnreadableError("unsupported", f"no decoder for {syntax.name}")
     if claims.element.length is None and not syntax.is_encapsulated:
@@ -189,6 +214,7 @@ def _refuse_cut_pixels(claims: _Claims) -> None:
 _RULES: tuple[Callable[[_Claims], None], ...] = (
     _refuse_directory,
     _refuse_no_picture,
+    _refuse_slide_tiles,
     _refuse_no_shape,
     _refuse_unknown_syntax,
     _refuse_size,
@@ -198,9 +224,12 @@ _RULES: tuple[Callable[[_Claims], None], ...] = (
 )
 
 
-def check(dataset: Dataset, pixels: PixelElement | None, path: Path) -> int:
-    """Return the number of frames of a file that can be a picture. Raises UnreadableError."""
-    claims = _Claims(dataset, pixels, path.stat().st_size)
+def check(dataset: Dataset, pixels: PixelElement | None, stored: int) -> int:
+    """Return the number of frames of a file that can be a picture. Raises UnreadableError.
+
+    stored: the bytes of the file.
+    """
+    claims = _Claims(dataset, pixels, stored)
     for rule in _RULES:
         rule(claims)
     return frame_count(dataset)

@@ -11,11 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.processing import apply_color_lut
 
 from pipeline.io.formats.dicom_geometry import floats, macro
+from pipeline.io.formats.dicom_scaling import modality_table, rescale_of
 from pipeline.io.formats.limits import luma
 from pipeline.types import Slice, Voi
+from stores.errors import UnreadableError
 
 Values = NDArray[Any]  # (H, W), or (H, W, 3)
 
@@ -46,23 +48,27 @@ def slice_of(dataset: Dataset, frame: int, stored: Values) -> Slice:
 
 def _modality_values(dataset: Dataset, frame: int, stored: Values) -> Values:
     """Return stored values after the modality LUT or the frame's rescale (PS3.3 C.11.1)."""
-    if dataset.get("ModalityLUTSequence"):
-        return np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
-    slope, intercept = _rescale(dataset, frame)
-    if stored.dtype.itemsize <= 2 and slope == 1 and intercept.is_integer():
+    table = modality_table(dataset)
+    if table is not None:
+        return _looked_up(table, dataset, stored)
+    rescale = rescale_of(dataset, frame)
+    if stored.dtype.itemsize <= 2 and rescale.slope == 1 and rescale.intercept.is_integer():
         # As most CT is: exact in float32, at half the memory traffic.
-        return stored.astype(np.float32) + np.float32(intercept)
-    return stored.astype(np.float64) * slope + intercept
+        return stored.astype(np.float32) + np.float32(rescale.intercept)
+    return stored.astype(np.float64) * rescale.slope + rescale.intercept
 
 
-def _rescale(dataset: Dataset, frame: int) -> tuple[float, float]:
-    """Return slope and intercept from stored to modality values; 1 and 0 where a file has none."""
-    transformation = macro(dataset, frame, "PixelValueTransformationSequence")
-    slope = floats(transformation, "RescaleSlope")
-    intercept = floats(transformation, "RescaleIntercept")
-    if slope is None or intercept is None:
-        return 1.0, 0.0
-    return slope[0], intercept[0]
+def _looked_up(item: Dataset, dataset: Dataset, stored: Values) -> Values:
+    """Return what a modality LUT has for stored values (PS3.3 C.11.1.1.1). Raises UnreadableError.
+
+    Values below the table are its first entry, those beyond it its last.
+    """
+    table = _table(item, dataset)
+    if table is None:
+        raise UnreadableError("corrupt", "its modality LUT is not as it is described")
+    first = _signed(int(item.LUTDescriptor[1]), dataset)
+    place = np.clip(stored.astype(np.int64) - first, 0, len(table) - 1)
+    return np.asarray(table[place], dtype=np.float64)
 
 
 def _range_sum(dataset: Dataset, frame: int, stored: Values) -> float:
@@ -112,7 +118,7 @@ def _voi(dataset: Dataset, frame: int) -> Voi | None:
     frame_voi = macro(dataset, frame, "FrameVOILUTSequence")
     tables = frame_voi.get("VOILUTSequence")
     if tables:
-        return _voi_table(tables[0])
+        return _voi_table(tables[0], dataset)
     centres = floats(frame_voi, "WindowCenter")
     widths = floats(frame_voi, "WindowWidth")
     if centres is None or widths is None:
@@ -130,22 +136,36 @@ def _voi(dataset: Dataset, frame: int) -> Voi | None:
     return Voi(centre - width / 2, centre + width / 2, shape)
 
 
-def _voi_table(item: Dataset) -> Voi | None:
+def _voi_table(item: Dataset, dataset: Dataset) -> Voi | None:
     """Return a VOI LUT (PS3.3 C.11.2.1.1), None where its description and its data disagree."""
+    table = _table(item, dataset)
+    if table is None:
+        return None
+    _, first, bits = (int(value) for value in item.LUTDescriptor)
+    if len(table) < 2 or not 1 <= bits <= 16:
+        return None
+    grey = table.astype(np.float64) / (2**bits - 1)
+    last = first + len(table) - 1
+    return Voi(first, last, "table", tuple(np.clip(grey, 0, 1).tolist()))
+
+
+def _table(item: Dataset, dataset: Dataset) -> NDArray[Any] | None:
+    """Return the entries of a LUT, None where its description and its data disagree."""
     descriptor = item.get("LUTDescriptor")
     data = item.get("LUTData")
     if descriptor is None or data is None or len(descriptor) != 3:
         return None
-    entries, first, bits = (int(value) for value in descriptor)
-    entries = entries or 2**16  # 65,536 does not fit the descriptor's 16 bits, and is written as 0
-    if entries < 2 or not 1 <= bits <= 16:
-        return None
-    table = np.frombuffer(data, "<u2") if isinstance(data, bytes) else np.asarray(data)
-    if len(table) < entries:
-        return None
-    grey = table[:entries].astype(np.float64) / (2**bits - 1)
-    last = first + entries - 1
-    return Voi(first, last, "table", tuple(np.clip(grey, 0, 1).tolist()))
+    # 65,536 does not fit the descriptor's 16 bits, and is written as 0.
+    entries = int(descriptor[0]) or 2**16
+    if isinstance(data, bytes):
+        little = dataset.original_encoding[1] is not False
+        words = "<u2" if little else ">u2"
+        # Entries of 8 bits may be packed, two to a word.
+        packed = len(data) < 2 * entries
+        table = np.frombuffer(data, np.uint8 if packed else words)
+    else:
+        table = np.atleast_1d(np.asarray(data))
+    return table[:entries] if 1 <= entries <= len(table) else None
 
 
 def _turned(voi: Voi, total: float) -> Voi:

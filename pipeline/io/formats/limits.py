@@ -24,8 +24,10 @@ DEFLATE_RATIO = 1032
 CODEC_RATIO = 1000
 CODEC_FREE_BYTES = 2**28
 
-# The detail of a file that is the index of a DICOM folder, which nobody took for an image.
-DICOMDIR = "a DICOMDIR, the index of other files"
+# How the details begin of files that are whole, and that nobody took for an image: objects of
+# DICOM that describe pictures, voxels whose header is another file, what systems keep beside files.
+NO_PICTURE = "no picture: "
+DICOMDIR = f"{NO_PICTURE}a DICOMDIR, the index of other files"
 
 
 def check_size(

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2, plain or gzipped: slices of the canonical orientation.
+"""NIfTI-1, NIfTI-2 and Analyze 7.5, in one file or two: slices of the canonical orientation.
 
 - The array is turned so that its axes run to the patient's right, anterior and superior (RAS);
   nothing is interpolated, so an oblique volume keeps its obliqueness and is flagged.
@@ -6,6 +6,7 @@
   superior, rows running to posterior and columns to the patient's left; coronal from anterior to
   posterior and sagittal from left to right, rows running to inferior.
 - frame = time point * slices + slice.
+- A header (.hdr) whose voxels lie beside it (.img) is the image, and tells where they are.
 - A gzipped file is never held as a whole: it is checked in one pass, so that nothing of a damaged
   file is taken for an image, and read in a second, a slice at a time where the slices follow each
   other in the file, else a time point.
@@ -16,15 +17,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
-from isal import igzip
 from nibabel.affines import obliquity
 from numpy.typing import NDArray
 
+from pipeline.io.formats.gzip_stream import MAGIC, end_of_gzip, open_gzip, stated_size
 from pipeline.io.formats.limits import (
     DEFLATE_RATIO,
     MAX_FILE_BYTES,
@@ -32,17 +34,17 @@ from pipeline.io.formats.limits import (
     check_size,
     luma,
 )
+from pipeline.io.formats.nifti_header import MENDED, Affine, NiftiHeader, read_header
+from pipeline.io.formats.pair import voxels_of
+from pipeline.io.formats.planes import AXIS, OBLIQUE, cut, slice_place
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
 Voxels = NDArray[Any]
 Pixels = NDArray[np.float32]  # (H, W)
-Affine = NDArray[np.float64]  # (4, 4): voxel -> mm, RAS
 
-# Axis of the RAS array that the slices of a plane follow, and its direction along their normal.
-_AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
-# Beyond this angle between volume and patient axes (radians, 1 degree) a volume is oblique.
-_OBLIQUE = 0.0175
+TRAILING_BYTES = "trailing-bytes"
+
 _FREE_BYTES = 2**20
 # Fields of voxels that are colours.
 _COLOURS = (("R", "G", "B"), ("R", "G", "B", "A"))
@@ -51,26 +53,62 @@ _BLOCK = 2**20
 
 
 class _Volume:
-    """An opened file: its header, checked, and where the voxels begin."""
+    """An opened file: its header, checked, and where the voxels begin.
+
+    path: of the file that has the voxels; of a pair, not that of the header.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         with path.open("rb") as file:
-            self.zipped = file.read(2) == b"\x1f\x8b"
+            self.zipped = file.read(2) == MAGIC
         self.stored = path.stat().st_size
-        with self._stream() as stream:
-            self.header = _read_header(stream)
-        self.shape = _four_dimensions(self.header)
-        self.dtype = self.header.get_data_dtype()
-        self.offset = int(self.header.get_data_offset())
+        # Where a gzipped stream ends, if the file goes on.
+        self.end: int | None = None
+        self.header = self._read_header()
+        if self.header.paired:
+            self.path = voxels_of(path)
+            with self.path.open("rb") as file:
+                self.zipped = file.read(2) == MAGIC
+            self.stored = self.path.stat().st_size
+            self.end = None
+        self.shape = self.header.shape
+        self.dtype = self.header.raw.get_data_dtype()
+        self.offset = self.header.offset
         self._check()
-        self.affine, self.placed = _affine(self.header)
+        # The search decompresses all: only where the file's end does not state its voxels' size.
+        size = self.offset + math.prod(self.shape) * self.dtype.itemsize
+        if self.zipped and self.end is None and stated_size(self.path) != size % 2**32:
+            self.end = end_of_gzip(self.path)
+        self.affine = self.header.affine
         self.turn = nib.orientations.io_orientation(self.affine)
 
+    def _read_header(self) -> NiftiHeader:
+        try:
+            with self._stream() as stream:
+                return read_header(stream)
+        except (EOFError, BadGzipFile):
+            # Of a small file the end is met with the header.
+            self.end = end_of_gzip(self.path) if self.zipped else None
+            if self.end is None:
+                raise
+            with self._stream() as stream:
+                return read_header(stream)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What is odd about the file."""
+        oddities = [] if self.header.placed else ["no-orientation"]
+        if obliquity(self.affine).max() > OBLIQUE:
+            oddities.append("oblique")
+        if self.header.mended:
+            oddities.append(MENDED)
+        if self.end is not None:
+            oddities.append(TRAILING_BYTES)
+        return tuple(oddities)
+
     def _stream(self) -> BinaryIO:
-        if self.zipped:
-            return cast(BinaryIO, igzip.open(self.path, "rb"))  # type: ignore[no-untyped-call]
-        return self.path.open("rb")
+        return open_gzip(self.path, self.end) if self.zipped else self.path.open("rb")
 
     def _check(self) -> None:
         if self.dtype.kind not in "iufV" or self.dtype.itemsize > 8:
@@ -95,7 +133,7 @@ class _Volume:
         pieces, places = self._pieces(frames, plane)
         for piece, place in zip(pieces, places, strict=True):
             turned = nib.orientations.apply_orientation(piece, self.turn)
-            yield _cut(cast(Voxels, turned), plane, place)
+            yield cut(cast(Voxels, turned), plane, place)
 
     def _pieces(self, frames: Sequence[int], plane: Plane) -> tuple[Iterator[Voxels], list[int]]:
         """Return stored voxels (X, Y, Z) with each frame, and which slice of them it is.
@@ -115,9 +153,9 @@ class _Volume:
             pieces = (stored[..., time] for time in times)
             return pieces, places
         stored_axis, direction = self.turn[2]  # the RAS axis along which the file goes slowest
-        if int(stored_axis) != _AXIS[plane]:
+        if int(stored_axis) != AXIS[plane]:
             return self._inflated(times, self.shape[:3]), places
-        # Slices of a plane follow their RAS axis upwards, coronal ones downwards (see `_cut`).
+        # Slices of a plane follow their RAS axis upwards, coronal ones downwards (`planes.cut`).
         downwards = plane == "coronal"
         if (direction < 0) != downwards:
             places = [count - 1 - place for place in places]
@@ -169,27 +207,34 @@ class _Volume:
         unturn = nib.orientations.inv_ornt_aff(self.turn, self.shape[:3])
         return shape, self.affine @ unturn
 
+    def known_spacing(self) -> list[bool]:
+        """Return which axes of the volume have a spacing, once it is turned to RAS."""
+        order = np.argsort(self.turn[:, 0])
+        return [self.header.known_spacing[int(axis)] for axis in order]
+
     def slice_count(self, plane: Plane) -> int:
         """Return how many slices of a plane a time point has."""
         shape, _ = self.canonical()
-        return shape[_AXIS[plane]]
+        return shape[AXIS[plane]]
 
 
 def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return a header for each slice of each time point. Raises UnreadableError."""
     volume = _open(path)
     shape, affine = volume.canonical()
-    axis = _AXIS[plane]
+    axis = AXIS[plane]
     count = shape[axis]
     times = volume.shape[3]
     down_axis, along_axis = (a for a in (2, 1, 0) if a != axis)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    flags = () if volume.placed else ("no-orientation",)
-    if obliquity(affine).max() > _OBLIQUE:
-        flags = (*flags, "oblique")
+    known = volume.known_spacing()
+    spacing_mm: tuple[float, float] | None = None
+    if known[down_axis] and known[along_axis]:
+        spacing_mm = (float(spacing[down_axis]), float(spacing[along_axis]))
+    flags = volume.flags
     # Once for all time points, which lie at the same places.
     in_plane = (down_axis, along_axis)
-    places = [_place(affine, shape, axis, in_plane, k) for k in range(count)]
+    places = [slice_place(affine, shape, axis, in_plane, k) for k in range(count)]
     headers = []
     for time in range(times):
         for k, (position_mm, offset_mm) in enumerate(places):
@@ -202,7 +247,7 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
                 order=(float(time),),
                 position_mm=position_mm,
                 offset_mm=offset_mm,
-                spacing_mm=(float(spacing[down_axis]), float(spacing[along_axis])),
+                spacing_mm=spacing_mm,
                 flags=flags,
             )
             headers.append(header)
@@ -218,7 +263,7 @@ def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Sli
     stop = volume.slice_count(plane) * volume.shape[3]
     there = [frame for frame in frames if 0 <= frame < stop]
     pictures = volume.pictures(there, plane)
-    slope, inter = volume.header.get_slope_inter()
+    slope, inter = volume.header.raw.get_slope_inter()
     for frame in frames:
         if not 0 <= frame < stop:
             yield Failure(frame, "corrupt", f"the file has no frame {frame}")
@@ -242,12 +287,15 @@ def write_like(
     shown = nib.orientations.apply_orientation(labels, volume.turn)  # a view
     count = volume.slice_count(plane)
     for frame, values in planes.items():
-        _cut(shown, plane, frame % count)[...] = values
+        cut(shown, plane, frame % count)[...] = values
+    # Of the lengths as they were read, whatever the file's unit is.
     image = nib.Nifti1Image(labels, volume.affine)
-    header = volume.header
-    image.set_sform(volume.affine, int(header["sform_code"]) or 1)
-    image.set_qform(volume.affine, int(header["qform_code"]))
-    image.header.set_xyzt_units(*header.get_xyzt_units())
+    raw = volume.header.raw
+    image.header.set_xyzt_units("mm")
+    if not volume.header.is_analyze:
+        image.set_sform(volume.affine, int(raw["sform_code"]) or 1)
+        image.set_qform(volume.affine, int(raw["qform_code"]))
+        image.header.set_xyzt_units("mm", raw.get_xyzt_units()[1])
     nib.save(image, out)
 
 
@@ -273,80 +321,6 @@ def _fill(array: Voxels, stream: BinaryIO) -> Voxels:
 def _into(stream: BinaryIO, room: memoryview) -> int:
     """Fill some bytes from a stream; return how many, none at its end."""
     return int(stream.readinto(room))  # type: ignore[attr-defined]
-
-
-def _read_header(stream: BinaryIO) -> Any:
-    """Return the NIfTI-1 or -2 header at the start of a stream, in either byte order."""
-    raw = stream.read(540)
-    kind = nib.Nifti2Header if raw[4:7] == b"n+2" else nib.Nifti1Header
-    size = 540 if kind is nib.Nifti2Header else 348
-    if len(raw) < size:
-        raise UnreadableError("truncated", f"has {len(raw)} bytes of a header of {size}")
-    return kind(raw[:size], check=False)
-
-
-def _four_dimensions(header: Any) -> tuple[int, ...]:
-    """Return a volume's shape (x, y, z, time), 1 where the file has fewer dimensions."""
-    shape = [int(n) for n in header.get_data_shape()]
-    while len(shape) > 4 and shape[-1] == 1:
-        shape.pop()
-    if not 2 <= len(shape) <= 4:
-        raise UnreadableError("unsupported", f"has {len(shape)} dimensions, not 2 to 4")
-    while len(shape) < 4:
-        shape.append(1)
-    return tuple(shape)
-
-
-def _affine(header: Any) -> tuple[Affine, bool]:
-    """Return voxel -> mm (RAS), and whether the file says how the volume lies in the patient."""
-    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
-    placed = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
-    volume_mm3 = abs(np.linalg.det(affine[:3, :3]))  # of a voxel
-    if np.isfinite(affine).all() and volume_mm3 > 1e-12:
-        return affine, placed
-    # As a file without an affine is read: the first axis from right to left.
-    return np.diag([-1.0, 1.0, 1.0, 1.0]), False
-
-
-def _place(
-    affine: Affine,
-    shape: tuple[int, ...],
-    axis: int,
-    in_plane: tuple[int, int],
-    k: int,
-) -> tuple[float, tuple[float, float]]:
-    """Return where slice k's first pixel lies: along the normal, and along rows and columns (mm).
-
-    axis: of the canonical volume, that the slices follow; in_plane: those that run down and along
-    a slice. In the patient coordinates of DICOM (LPS), so that the numbers equal those of a DICOM
-    series.
-    """
-    to_lps = np.diag([-1.0, -1.0, 1.0])
-    linear = affine[:3, :3]
-    translation = affine[:3, 3]
-    step = to_lps @ linear
-    # Shown rows and columns run against the RAS axes (see `_cut`).
-    down = -step[:, in_plane[0]]
-    down = down / np.linalg.norm(down)
-    along = -step[:, in_plane[1]]
-    along = along / np.linalg.norm(along)
-    normal = np.cross(along, down)
-    index = np.array([n - 1 for n in shape], dtype=np.float64)
-    index[axis] = shape[1] - 1 - k if axis == 1 else k
-    corner_ras = linear @ index + translation
-    corner = to_lps @ corner_ras
-    offset = (float(corner @ down), float(corner @ along))
-    return float(corner @ normal), offset
-
-
-def _cut(voxels: Voxels, plane: Plane, k: int) -> Voxels:
-    """Return slice k (H, W) of a RAS volume (X, Y, Z), laid as DICOM shows it."""
-    if plane == "axial":
-        return voxels[::-1, ::-1, k].T
-    if plane == "coronal":
-        from_behind = voxels.shape[1] - 1 - k
-        return voxels[::-1, from_behind, ::-1].T
-    return voxels[k, ::-1, ::-1].T
 
 
 def _scaled(picture: Voxels, slope: float | None, inter: float | None) -> Pixels:

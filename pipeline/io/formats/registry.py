@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from pipeline.io.formats.bare_dicom import is_bare_dicom
 from pipeline.io.formats.contract import Format
+from pipeline.io.formats.itk_text import data_files as itk_data_files
+from pipeline.io.formats.meta_text import is_meta_image
+from pipeline.io.formats.nrrd_text import MAGIC as NRRD
+from pipeline.io.formats.pair import data_files as pair_data_files
+from pipeline.io.formats.pair import is_analyze
 
 # Bytes of a file's start that are looked at: more than the last signature needs.
 START_BYTES = 540
@@ -17,10 +22,17 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 FORMATS: dict[str, Format] = {
     # First: a DICOM preamble may hold another format's magic (dual TIFF files).
     "dicom": Format(
-        "pipeline.io.formats.dicom", signatures=((128, b"DICM"),), resembles=is_bare_dicom
+        "pipeline.io.formats.dicom",
+        signatures=((128, b"DICM"),),
+        resembles=is_bare_dicom,
+        gzipped=True,
     ),
     "nifti": Format(
-        "pipeline.io.formats.nifti", signatures=((344, b"n+1\0"), (4, b"n+2\0")), gzipped=True
+        "pipeline.io.formats.nifti",
+        signatures=((344, b"n+1\0"), (344, b"ni1\0"), (4, b"n+2\0"), (4, b"ni2\0")),
+        resembles=is_analyze,
+        gzipped=True,
+        data_files=pair_data_files,
     ),
     "raster": Format(
         "pipeline.io.formats.raster",
@@ -29,7 +41,9 @@ FORMATS: dict[str, Format] = {
             (0, b"\xff\xd8\xff"),  # JPEG
             (0, b"II*\0"),  # TIFF in either byte order
             (0, b"MM\0*"),
+            (0, b"II+\0"),  # BigTIFF, which Pillow reads in this byte order alone
             (0, b"BM"),
+            (8, b"WEBP"),
         ),
     ),
     "array": Format(
@@ -41,6 +55,12 @@ FORMATS: dict[str, Format] = {
             (0, _HDF5),
             (512, _HDF5),  # behind MATLAB's own 512 bytes
         ),
+    ),
+    "itk": Format(
+        "pipeline.io.formats.itk_volume",
+        signatures=((0, NRRD),),
+        resembles=is_meta_image,
+        data_files=itk_data_files,
     ),
 }
 

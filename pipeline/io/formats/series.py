@@ -10,11 +10,13 @@ is repaired: oddities become flags.
     gantry-tilt          slices that shift within their plane from one to the next
     no-position          several slices, and no word where they lie
     time-points-unclear  places that come up several times, and no word of when
-    copy                 a slice that is there twice, by its SOPInstanceUID; the first is none
+    copy                 a slice that is there twice, by its SOPInstanceUID or its pixels; the first
+                         is none
     shared-series        a SeriesInstanceUID that several patients or studies have
     one-slice-series     slices of one volume, each with a SeriesInstanceUID of its own (told by
                          `pipeline.extraction.lone_slices`)
-    localizer, oblique, mosaic, no-orientation: said by the file itself
+    localizer            few slices that lie across each other, or as the file itself says
+    burned-in, secondary-capture, oblique, mosaic, no-orientation, ...: said by the file itself
 """
 
 from __future__ import annotations
@@ -26,11 +28,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.io.formats.stacks import COPY, Copies, Place, copies_of, same_mm
+from pipeline.io.formats.localizers import LOCALIZER, lie_as_localizers
+from pipeline.io.formats.stacks import COPY, Copies, PixelsOf, Place, copies_of, same_mm
 from pipeline.io.formats.time_points import time_points
 from pipeline.types import Header
 
 SHARED_SERIES = "shared-series"
+# Flags that are said of a slice, and not of its volume.
+_OF_A_SLICE = frozenset({COPY, "burned-in"})
 # Axes that differ by less are one direction: a chord of half a degree.
 _SAME_AXIS = 0.0087
 # Echo times that differ by less, or by less than this part, are one (ms).
@@ -39,17 +44,25 @@ _SAME_ECHO = 0.001
 # Distances that differ by more than this part of the usual one, or by more (mm), are not equal.
 _UNEQUAL = 0.05
 _UNEQUAL_MM = 0.1
-# Shift within the plane, as a part of the distance along the normal: one degree.
+# Shift within the plane, as a part of the distance along the normal: one degree from a slice to the
+# next, where positions are rounded; over all slices, the angle whose cosine is 1 - 1e-4, from which
+# on dcm2niix shears a volume back (`_Tilt`).
 _TILT = 0.0175
+_TILT_OF_ALL = 0.01414
 
 
-def volumes(places: Sequence[Place]) -> list[list[Place]]:
-    """Return one series' slices as volumes, each in order, flags set; the first file's first."""
+def volumes(places: Sequence[Place], pixels_of: PixelsOf | None = None) -> list[list[Place]]:
+    """Return one series' slices as volumes, each in order, flags set; the first file's first.
+
+    pixels_of: tells copies by their pixels, asked only where headers do not tell slices apart.
+    """
     owners = {_owner(place.header) for place in places}
     shared = {SHARED_SERIES} if len(owners) > 1 else set()
+    if not shared and lie_as_localizers([place.header for place in places]):
+        shared = {LOCALIZER}
     flagged = []
     for group in _groups(sorted(places, key=_by_file)):
-        copies = copies_of(group)
+        copies = copies_of(group, pixels_of)
         for volume in time_points(copies.originals):
             flagged.append(_flagged(volume, copies, shared))
     return flagged
@@ -114,12 +127,11 @@ def _flagged(volume: list[Place], copies: Copies, more: set[str]) -> list[Place]
     """Return the volume and its copies with its oddities on each of its slices."""
     oddities = _oddities(volume) | more
     for place in volume:
-        oddities.update(place.header.flags)
+        oddities.update(set(place.header.flags) - _OF_A_SLICE)
     flagged = []
     for place in copies.behind_originals(volume):
-        # That it is a copy is said of a slice alone.
-        own_flags = {COPY} & set(place.header.flags)
-        flags = tuple(sorted(oddities | own_flags))
+        flags_of_slice = _OF_A_SLICE & set(place.header.flags)
+        flags = tuple(sorted(oddities | flags_of_slice))
         flagged.append(Place(place.path, replace(place.header, flags=flags)))
     return flagged
 
@@ -140,10 +152,20 @@ def _oddities(volume: list[Place]) -> set[str]:
     distances = [step for step in steps if step >= limit]
     if distances:
         oddities |= _spacing_oddities(distances)
+    if _is_tilted(headers, steps, limit):
+        oddities.add("gantry-tilt")
+    return oddities
+
+
+def _is_tilted(headers: list[Header], steps: list[float], limit: float) -> bool:
+    """Return whether slices shift within their plane, over a volume or from one to the next."""
+    whole = sum(steps)
+    if whole >= limit and _shift(headers[0], headers[-1]) > _TILT_OF_ALL * whole:
+        return True
     for step, (a, b) in zip(steps, itertools.pairwise(headers), strict=True):
         if step >= limit and _shift(a, b) > _TILT * step:
-            oddities.add("gantry-tilt")
-    return oddities
+            return True
+    return False
 
 
 def is_even(distances: list[float]) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.io.types import StoredPixels
 from pipeline.types import Header
 
 COPY = "copy"
@@ -13,6 +14,10 @@ COPY = "copy"
 # that is less: slices of a micro-CT lie some micrometres apart.
 _SAME_MM = 0.01
 _SAME_PIXELS = 0.1
+# From this place on in `Header.order`, what an export may give anew: creation, and number.
+_EXPORTED = 3
+# Positions whose slices are compared by their pixels before the rest is taken to be like them.
+_ENOUGH = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,10 @@ class Place:
         return Place(self.path, replace(self.header, flags=flags))
 
 
+# A slice -> what its pixels are told by, None where that is not to be had cheaply.
+PixelsOf = Callable[[Place], StoredPixels | None]
+
+
 @dataclass(frozen=True)
 class Copies:
     """Slices without their copies, and the copies (flagged) by the name of what they are of."""
@@ -49,11 +58,13 @@ class Copies:
         return places
 
 
-def copies_of(group: Iterable[Place]) -> Copies:
+def copies_of(group: Iterable[Place], pixels_of: PixelsOf | None = None) -> Copies:
     """Tell slices from their copies; the first file's is the original.
 
     A copy has the SOPInstanceUID of another and all else that its header says of place and time:
-    careless anonymisation gives one UID to pictures that differ.
+    careless anonymisation gives one UID to pictures that differ. Or it has another UID and the
+    pixels of a slice from which nothing in its header tells it apart but the numbers and moments
+    that a second export gives anew.
     """
     first: dict[object, Place] = {}
     originals: list[Place] = []
@@ -77,7 +88,87 @@ def copies_of(group: Iterable[Place]) -> Copies:
             originals.append(place)
         else:
             by_original[original.name].append(place.flagged(COPY))
+    if pixels_of is not None:
+        originals = _without_equal_pixels(originals, by_original, pixels_of)
     return Copies(originals, by_original)
+
+
+def _without_equal_pixels(
+    originals: list[Place], by_original: dict[tuple[str, int], list[Place]], pixels_of: PixelsOf
+) -> list[Place]:
+    """Move slices with the pixels of another of their place to its copies; return the others.
+
+    Only where that is so at half of the places that come up again: a blank slice is at the ends of
+    many a volume, and equal in all of its time points.
+    """
+    copies: dict[tuple[str, int], Place] = {}
+    stacks_with_copies = 0
+    stacks_compared = 0
+    for places in _alike(originals):
+        comparison = _compare(places, pixels_of)
+        copies |= comparison.copies
+        if comparison.is_telling:
+            stacks_compared += 1
+            stacks_with_copies += bool(comparison.copies)
+        if stacks_compared == _ENOUGH and not stacks_with_copies:
+            return originals  # time points without their times: the rest need not be read
+    if not stacks_with_copies or 2 * stacks_with_copies < stacks_compared:
+        return originals
+    remaining = []
+    for place in originals:
+        original = copies.get(place.name)
+        if original is None:
+            remaining.append(place)
+            continue
+        # What is a copy by its UID of a copy by its pixels is one of the original.
+        further = by_original.pop(place.name, [])
+        by_original[original.name].extend([place.flagged(COPY), *further])
+    return remaining
+
+
+def _alike(originals: list[Place]) -> list[list[Place]]:
+    """Return slices that nothing tells apart but what exports give anew, from the middle outwards.
+
+    Only those of files of one frame: the frames of a file are no copies of each other.
+    """
+    frames = Counter(place.path for place in originals)
+    alike: dict[tuple[object, ...], list[Place]] = defaultdict(list)
+    for place in originals:
+        header = place.header
+        if header.instance is None or header.position_mm is None or frames[place.path] > 1:
+            continue
+        moment = (header.labels, header.order[:_EXPORTED])
+        alike[header.position_mm, header.offset_mm, moment].append(place)
+    stacks = [places for places in alike.values() if len(places) > 1]
+    positions = [position(places[0]) for places in stacks]
+    middle = sum(positions) / max(1, len(positions))
+    return sorted(stacks, key=lambda places: abs(position(places[0]) - middle))
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The name of each slice of a place that has the pixels of an earlier one -> that one.
+
+    is_telling: whether two of the slices are no blank ones, which say nothing by themselves.
+    """
+
+    copies: dict[tuple[str, int], Place]
+    is_telling: bool
+
+
+def _compare(places: list[Place], pixels_of: PixelsOf) -> _Comparison:
+    first: dict[str, Place] = {}
+    copies: dict[tuple[str, int], Place] = {}
+    pictures = 0
+    for place in places:
+        pixels = pixels_of(place)
+        if pixels is None:
+            continue
+        pictures += not pixels.is_blank
+        original = first.setdefault(pixels.digest, place)
+        if original is not place:
+            copies[place.name] = original
+    return _Comparison(copies, is_telling=pictures > 1)
 
 
 def same_mm(group: Sequence[Place]) -> float:

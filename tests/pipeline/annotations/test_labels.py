@@ -149,7 +149,9 @@ def test_multilabel_takes_zeros_and_ones_and_leaves_out_what_is_empty(tmp_path: 
     assert units.indicator.tolist() == [[True, True], [False, False], [True, False]]
     assert (units.tally.unknown_labels, units.tally.unlabelled_units) == (1, 1)
     write_csv(file, path=paths, a=[1, 0, 1, 0], b=[1, 2, 0, 1])
-    with pytest.raises(LabelError, match="must be 0, 1, -1 or empty.*'2'.*'b'"):
+    with pytest.raises(
+        LabelError, match="must be 0, 1, -1 or empty.*'b' has another in data row 2"
+    ):
         ask(file, slices({}, {}, {}, {}), labels=("a", "b"))
 
 
@@ -200,7 +202,7 @@ def test_an_uncertain_finding_is_never_guessed_and_a_grade_is_no_finding(tmp_pat
     write_csv(file, path=["f0.png", "f1.png", "f2.png"], sick=[-2, -1, 1])
     assert ask(file, slices({}, {}, {})).classes == ("-2", "-1", "1")
     write_csv(file, path=["f0.png", "f1.png", "f2.png"], sick=["no", "", "yes"])
-    with pytest.raises(LabelError, match="only in a column of zeros and ones.*'no', 'yes'"):
+    with pytest.raises(LabelError, match="only in a column of zeros and ones.*2 other values"):
         ask(file, slices({}, {}, {}), missing="zero")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -254,6 +256,62 @@ def test_a_nifti_mask_finds_the_slices_of_a_series(tmp_path: Path, turn: str) ->
     )
     nib.save(image.as_reoriented(way), path)
     assert np.array_equal(planes_of(kept_of(tmp_path, SERIES)), labels)
+
+
+def image_of_series(labels: NDArray[np.uint8]) -> sitk.Image:
+    """Return the labels of an axial `write_series` as ITK writes them."""
+    image = sitk.GetImageFromArray(labels)
+    image.SetSpacing((0.7, 0.8, 2.5))
+    image.SetOrigin((-30.0, -40.0, 100.0))
+    return image
+
+
+@pytest.mark.parametrize("name", ["ct.mha", "ct.mhd", "ct.nrrd", "ct.nhdr"])
+def test_a_mask_of_itk_finds_the_slices_of_a_series_and_is_read_again(
+    tmp_path: Path, name: str
+) -> None:
+    _, labels = write_ct(tmp_path)
+    by = {"files": {"**": name}, "values": VALUES}
+    turned = sitk.DICOMOrient(image_of_series(labels), "PIR")
+    sitk.WriteImage(turned, tmp_path / "masks" / name)
+    assert np.array_equal(planes_of(kept_of(tmp_path, by)), labels)
+    labels[0] = 2 - labels[0]
+    # Of a header and a file of voxels, only the latter changes.
+    sitk.WriteImage(image_of_series(labels), tmp_path / "masks" / name)
+    assert np.array_equal(planes_of(kept_of(tmp_path, by)), labels)
+
+
+def test_predictions_for_an_image_of_itk_lie_where_it_does(tmp_path: Path) -> None:
+    labels = labels_of((6, 20, 24))
+    turned = sitk.DICOMOrient(image_of_series(labels), "PIR")
+    sitk.WriteImage(turned, tmp_path / "v.mha")
+    slices = [SliceRow(i, "v.mha", i, "", "CT") for i in range(6)]
+    unit = UnitLabels(tmp_path, slices, list(labels), "axial", ("background", "a", "b"))
+    (written,) = write_unit(unit, tmp_path / "out")
+    assert written.name == "v.nii.gz"
+    again = sitk.Resample(
+        sitk.ReadImage(written), turned, sitk.Transform(), sitk.sitkNearestNeighbor
+    )
+    assert np.array_equal(sitk.GetArrayFromImage(again), sitk.GetArrayFromImage(turned))
+
+
+def test_gzipped_segmentations_and_images_of_dicom(tmp_path: Path) -> None:
+    files, labels = write_ct(tmp_path)
+    datasets = [pydicom.dcmread(file) for file in files]
+    found = segmentation(datasets, list(labels), ("background", "liver", "spleen"))
+    found.save_as(tmp_path / "seg.dcm")
+    zipped = gzip.compress((tmp_path / "seg.dcm").read_bytes())
+    (tmp_path / "masks" / "any.dcm.gz").write_bytes(zipped)
+    for file in files:
+        file.with_suffix(".dcm.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    how = {"values": {"liver": "liver", 2: "spleen"}, "by": "uid"}
+    kept = kept_of(tmp_path, how)
+    assert np.array_equal(planes_of(kept), labels)
+    by_place = [f"p1/{file.with_suffix('.dcm.gz').name}" for file in files]
+    slices = [SliceRow(i, path, 0, "", "CT") for i, path in enumerate(by_place)]
+    unit = UnitLabels(tmp_path / "images", slices, list(labels), "axial", kept.classes)
+    assert len(write_unit(unit, tmp_path / "out")) == 2
 
 
 def test_a_series_that_is_stored_turned_gets_its_mask_turned(tmp_path: Path) -> None:

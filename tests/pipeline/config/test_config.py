@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.config.loading import load_config
-from pipeline.recipe import Architecture, PatchTokens, Preprocess, Recipe, Window, recipe_of
+from pipeline.config.modalities import modality_code
+from pipeline.recipe import (
+    XRAY_MODALITIES,
+    Architecture,
+    PatchTokens,
+    Preprocess,
+    Recipe,
+    Window,
+    recipe_of,
+)
 from stores import ArraySpec, FeatureStore
 from stores.errors import ConfigError
 
@@ -58,11 +67,34 @@ def test_shipped_configs_load(path: Path) -> None:
         ("hello", "must hold keys and values"),
         ("data: {root: x, patient: 'p(['}\nstore: s", "data.patient: patient must be a regular"),
         ("data: {root: x, patient: 'p'}\nstore: s", "exactly one group. Got 'p'"),
+        (MINIMAL + "store: other", "the key 'store' stands twice, in lines 2 and 3: keep one"),
+        ("data:\n  root: a\n  root: b\nstore: s", "key 'root' stands twice, in lines 2 and 3"),
+        ("data: {root: x, modality: {'**': MRI}}\nstore: s", "'MRI' is no modality .* 'MR'"),
+        ("data: {root: x, modality: {'**': Xray}}\nstore: s", "'Xray' is no modality .* 'DX'"),
+        (
+            "data: {root: x, modality: {'**': quux}}\nstore: s",
+            "no modality .* MRI is MR, others OT",
+        ),
     ],
 )
 def test_a_wrong_config_is_said_in_one_plain_message(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=says):
         load_config(write(tmp_path, text))
+
+
+def test_a_modality_is_a_code_whatever_its_case(tmp_path: Path) -> None:
+    config = load_config(
+        write(tmp_path, "data: {root: x, modality: {a: ct, b: ' Mr ', c: DX}}\nstore: s")
+    )
+    assert config.data.modality == {"a": "CT", "b": "MR", "c": "DX"}
+    for known in XRAY_MODALITIES:
+        assert modality_code(known) == known
+
+
+def test_merged_keys_are_no_repeated_ones(tmp_path: Path) -> None:
+    text = "tasks:\n  a: &a {labels: [x], level: image}\n  b: {<<: *a, level: patient}\n" + MINIMAL
+    tasks = load_config(write(tmp_path, text)).tasks
+    assert (tasks["b"].labels, tasks["b"].level) == (("x",), "patient")
 
 
 def test_a_missing_config_is_said(tmp_path: Path) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import itertools
 import os
+import re
+import tarfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -15,8 +20,10 @@ import pytest
 from pipeline.config.data import Data
 from pipeline.extraction import discover as module
 from pipeline.extraction.discover import Discovery, discover
+from pipeline.extraction.selection import left_out_folders, set_aside
 from pipeline.io.decode import read_headers
 from pipeline.shared.pseudonyms import load_key, pseudonym
+from stores import ArraySpec, FeatureStore
 from stores.errors import ConfigError
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 from tests import phantoms
@@ -203,6 +210,201 @@ def test_include_and_exclude(tmp_path):
     assert paths(include=("a/**",), exclude=("**/mask*",)) == ["a/b/y.png", "a/x.png"]
     assert paths(include=("*.png",)) == ["z.png"]
     assert paths(include=("**/[xy].png",)) == ["a/b/y.png", "a/x.png"]
+
+
+@pytest.mark.parametrize(
+    ("data", "notes"),
+    [
+        ({"exclude": ("masks",)}, ["data.exclude: 'masks' .* Did you mean 'masks/\\*\\*'"]),
+        ({"exclude": ("**/masks",)}, ["data.exclude: .* Did you mean"]),
+        ({"exclude": ("masks/",)}, ["data.exclude: 'masks/' .* Did you mean 'masks/\\*\\*'"]),
+        ({"exclude": ("/masks/**",)}, ["data.exclude: .* Did you mean 'masks/\\*\\*'"]),
+        ({"exclude": ("./masks/**",)}, ["data.exclude: .* Did you mean 'masks/\\*\\*'"]),
+        ({"exclude": ("MASKS/**",)}, ["data.exclude: .* Capitals and small letters"]),
+        ({"exclude": ("nothing/**",)}, ["data.exclude: 'nothing/\\*\\*' matches no file.$"]),
+        ({"exclude": ("masks/**", "**/._*", "**/.git/**")}, []),
+        ({"include": ("a/**", "b */**", "c/**")}, ["data.include: 'c/\\*\\*' matches no file"]),
+        ({"modality": {"b [1]/**": "CT"}}, ["data.modality: .* Did you mean 'b \\[\\[\\]1\\]"]),
+        ({"modality": {"*.png": "CT"}}, ["data.modality: .* Did you mean '\\*\\*/\\*.png'"]),
+        ({"modality": {"**": "CT", "a/**": "MR"}}, ["'a/\\*\\*' comes behind a glob"]),
+        ({"modality": {"a/**": "MR", "**": "CT"}, "include": ("a/**", "masks/**")}, []),
+    ],
+    ids=str,
+)
+def test_a_glob_without_effect_is_named(tmp_path, data, notes):
+    for name in ("a/x.png", "a/b/y.png", "masks/x.png", "b [1]/x.png"):
+        phantoms.write_png(tmp_path / name, DOT)
+    said = look(tmp_path, **data).notes
+    assert len(said) == len(notes), said
+    for note, expected in zip(said, notes, strict=True):
+        assert re.search(expected, note), note
+
+
+def test_folders_of_tools_and_hidden_ones_are_left_out_counted_and_named(tmp_path):
+    hidden = [".git/annex", "a/.ipynb_checkpoints", "@eaDir", ".p7", "__MACOSX/a", "a/.datalad"]
+    hidden.append("b/.git")
+    for folder in hidden:
+        phantoms.write_png(tmp_path / folder / "x.png", DOT)
+    phantoms.write_png(tmp_path / "a/x.png", DOT)
+    (tmp_path / "a/linked.png").symlink_to("../.git/annex/x.png")
+    found = look(tmp_path)
+    assert found.slices["path"].to_pylist() == ["a/linked.png", "a/x.png"]
+    assert left_out_folders(found.files) == {
+        ".git": 2, ".ipynb_checkpoints": 1, "@eaDir": 1, "__MACOSX": 1, ".datalad": 1,
+        "a hidden folder": 1,
+    }  # fmt: skip
+    assert set_aside(found.files) == {}
+    assert reasons(found)["a/.datalad"] == "other"
+    named = look(tmp_path, include=("**/.git/**", "a/*"))
+    of_git = [".git/annex/x.png", "b/.git/x.png"]
+    assert sorted(named.slices["path"].to_pylist()) == [
+        of_git[0],
+        "a/linked.png",
+        "a/x.png",
+        of_git[1],
+    ]
+    assert set(look(tmp_path, found).files["path"].to_pylist()) == set(reasons(found))
+
+
+def test_stores_below_the_root_are_left_out(tmp_path):
+    phantoms.write_png(tmp_path / "x.png", DOT)
+    arrays = {"mean": ArraySpec((6,), "float16")}
+    store = FeatureStore.create(tmp_path / "out/store", "{}", arrays, 8)
+    phantoms.write_png(store.path / "results/figure.png", DOT)
+    found = look(tmp_path)
+    assert found.slices["path"].to_pylist() == ["x.png"]
+    assert reasons(found) == {"out/store": "other", "x.png": None}
+    assert left_out_folders(found.files) == {"a store of radprobe": 1}
+
+
+def test_archives_are_named_with_the_remedy_and_are_findings_by_their_names(tmp_path):
+    (tmp_path / "x.png").write_bytes(phantoms.write_png(tmp_path / "x.png", DOT).read_bytes())
+    for name in ("study.zip", "labels.xlsx", "IM0001", "labels.csv.zip", "a.npz"):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.write(tmp_path / "x.png", "x.png")
+    for name, how in (
+        ("a.tar", "w"),
+        ("a.tar.gz", "w:gz"),
+        ("b.tgz", "w:gz"),
+        ("c.tar.xz", "w:xz"),
+    ):
+        with tarfile.open(tmp_path / name, how) as file:
+            file.add(tmp_path / "x.png", "x.png")
+    (tmp_path / "scan.nii.bz2").write_bytes(bz2.compress(b"n" * 400))
+    (tmp_path / "x.png.gz").write_bytes(gzip.compress((tmp_path / "x.png").read_bytes()))
+    (tmp_path / "labels.csv.gz").write_bytes(gzip.compress(b"path,label"))
+    found = look(tmp_path)
+    fine = {
+        "x.png": None,
+        "labels.xlsx": "other",
+        "labels.csv.zip": "other",
+        "labels.csv.gz": "other",
+    }
+    told = reasons(found)
+    assert {name: told.pop(name) for name in fine} == fine
+    assert set(told.values()) == {"unsupported"}
+    details = {row["path"]: row["detail"] for row in found.files.to_pylist()}
+    assert all("unpack it" in details[name] for name in told)
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_objects_that_describe_pictures_are_no_finding(tmp_path, pixels):
+    """By class or by modality; a picture that has lost its pixels is a finding."""
+    storage = "1.2.840.10008.5.1.4.1.1."
+    for number, (sop_class, modality) in enumerate(
+        [
+            (storage + "88.67", "SR"),
+            (storage + "88.59", "KO"),
+            (storage + "11.1", "PR"),
+            (storage + "481.5", "RTPLAN"),
+            (storage + "481.3", "RTSTRUCT"),
+            (storage + "66.4", "SEG"),
+            (storage + "66", "MR"),
+            (storage + "4.2", "MR"),
+            (storage + "104.1", "OT"),
+            (storage + "9.1.1", "ECG"),
+            (storage + "2", "SR"),
+        ]
+    ):
+        ds = phantoms.dicom(DOT, SOPClassUID=sop_class, Modality=modality)
+        if not pixels:
+            del ds.PixelData
+        phantoms.save(ds, tmp_path / f"{number}.dcm")
+    assert set(reasons(look(tmp_path)).values()) == {"other"}
+    ds = phantoms.dicom(DOT, SOPClassUID="1.3.12.2.1107.5.9.1", Modality="MR")
+    del ds.PixelData
+    phantoms.save(ds, tmp_path / "private.dcm")
+    lost = phantoms.dicom(DOT)
+    del lost.PixelData
+    phantoms.save(lost, tmp_path / "lost.dcm")
+    found = reasons(look(tmp_path))
+    assert (found["private.dcm"], found["lost.dcm"]) == ("other", "not-an-image")
+
+
+def test_what_macos_keeps_beside_a_file_is_furniture(tmp_path):
+    (tmp_path / "._x.nii.gz").write_bytes(b"\0\x05\x16\x07\0\2\0\0Mac OS X        ")
+    assert reasons(look(tmp_path)) == {"._x.nii.gz": "other"}
+
+
+def test_a_capture_among_slices_is_flagged_by_itself(tmp_path):
+    phantoms.write_series(tmp_path / "s", phantoms.volume(4))
+    place = {"ImagePositionPatient": [-30.0, -40.0, 110.0], "PixelSpacing": [0.8, 0.7]}
+    place["ImageOrientationPatient"] = list(phantoms.AXIAL)
+    for name, tags in (
+        ("sop", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}),
+        ("sop with a place", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2", **place}),
+        ("ge", {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}),
+        ("philips", {"ImageType": ["DERIVED", "SECONDARY", "PATIENT_INFO"]}),
+        ("siemens", {"ImageType": ["DERIVED", "SECONDARY", "OTHER", "CT_SOM5 PROT"], **place}),
+    ):
+        pixels = phantoms.volume(1)[0]
+        phantoms.save(phantoms.dicom(pixels, **tags), tmp_path / "s" / name)
+    rgb = np.zeros((20, 24, 3), np.uint8)
+    phantoms.save(phantoms.dicom(rgb, **place), tmp_path / "s/colour")
+    rows = look(tmp_path).slices.to_pylist()
+    captured = sorted(r["path"] for r in rows if "secondary-capture" in r["flags"])
+    names = ("colour", "ge", "philips", "siemens", "sop", "sop with a place")
+    assert captured == [f"s/{name}" for name in names]
+    acquired = [r for r in rows if r["path"].startswith("s/IM")]
+    assert all(r["flags"] == [] for r in acquired)
+    others = {r["series"] for r in rows if r["path"] in captured}
+    assert others.isdisjoint(r["series"] for r in acquired)
+
+
+def test_text_burned_into_a_slice_is_said_of_that_slice(tmp_path):
+    files = phantoms.write_series(tmp_path, phantoms.volume(4))
+    ds = pydicom.dcmread(files[1])
+    ds.BurnedInAnnotation = "YES"
+    ds.save_as(files[1])
+    rows = look(tmp_path).slices.to_pylist()
+    assert [row["flags"] for row in rows] == [[], ["burned-in"], [], []]
+    assert len({row["series"] for row in rows}) == 1
+
+
+THREE = [(1, 0, 0, 0, 1, 0), (1, 0, 0, 0, 0, -1), (0, 1, 0, 0, 0, -1)]
+
+
+@pytest.mark.parametrize(
+    ("orientations", "each", "is_localizer"),
+    [
+        (THREE, 1, True),
+        (THREE, 5, True),
+        (THREE[1:], 1, True),  # a view from the front and one from the side
+        ([(0.98, 0.17, 0.1, -0.17, 0.98, 0), *THREE[1:]], 3, True),
+        (THREE, 25, False),  # reformatted, or a localizer as long as a series
+        (THREE[:1], 3, False),
+        ([(np.cos(t), np.sin(t), 0, 0, 0, -1) for t in np.arange(0, 3, 0.2)], 1, False),
+    ],
+)
+def test_localizers_are_told_by_how_they_lie(tmp_path, orientations, each, is_localizer):
+    for number, orientation in enumerate(orientations):
+        phantoms.write_series(
+            tmp_path / f"{number}", np.zeros((each, 4, 4), np.uint8), orientation=orientation
+        )
+    found = look(tmp_path)
+    assert ("localizer" in flags(found)) == is_localizer
+    lists = found.slices["flags"].to_pylist()
+    assert all(("localizer" in each) == is_localizer for each in lists)
 
 
 def test_path_fills_in_modality_and_patient(tmp_path):

@@ -150,6 +150,38 @@ def test_a_little_tilt_of_the_gantry_is_told(tmp_path):
     assert flags(tmp_path) == {"gantry-tilt"}
 
 
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        ([0, 5, 10, 15.08, 20.16, 25.24], set()),
+        ([0, 5, 10, 15.3, 20.3, 25.3], {"variable-spacing"}),
+        ([0, 2.5, 5, 10, 15, 20], {"variable-spacing"}),
+        ([0, 5, 10, 12.5, 15, 17.5], {"missing-position"}),
+        ([0, 5, 10, 17, 24, 31], {"variable-spacing"}),
+        ([0, 0.625, 1.25, 2.1, 2.725], {"variable-spacing"}),
+    ],
+    ids=str,
+)
+def test_what_dcm2niix_makes_equal_is_flagged(tmp_path, positions, expected):
+    """Which is what it writes as `_Eq`: distances of which one differs by 0.2 mm from the first."""
+    for k, z in enumerate(positions):
+        write(tmp_path / f"{k}", z)
+    assert flags(tmp_path) == expected
+    steps = np.diff(positions)
+    if (np.abs(steps - steps[0]) > 0.2).any():
+        assert flags(tmp_path)
+
+
+@pytest.mark.parametrize(("degrees", "is_tilted"), [(0.7, False), (0.85, True), (20, True)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_dcm2niix_shears_back_is_flagged(tmp_path, degrees, is_tilted, sign):
+    """Which is what it writes as `_Tilt`: the cosine of slices to normal below 1 - 1e-4."""
+    for k in range(30):
+        shift = sign * np.tan(np.deg2rad(degrees)) * 2 * k
+        write(tmp_path / f"{k:02}", 0, ImagePositionPatient=[0.0, round(float(shift), 2), 2.0 * k])
+    assert flags(tmp_path) == ({"gantry-tilt"} if is_tilted else set())
+
+
 # --- time points ---------------------------------------------------------------------------------
 
 
@@ -285,6 +317,90 @@ def test_one_uid_for_all_slices_makes_no_copies(tmp_path):
             write(tmp_path / f"{k}_{z}", z, SOPInstanceUID="1.2", InstanceNumber=3 * k + z)
     assert volumes(tmp_path) == [[f"{k}_{z}" for z in range(3)] for k in range(2)]
     assert flags(tmp_path) == set()
+
+
+def picture(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 999, (4, 4)).astype(np.uint16)
+
+
+def write_pixels(path: Path, z: float, pixels: np.ndarray, **tags: Any) -> Path:
+    return write(path, z, PixelData=pixels.tobytes(), **tags)
+
+
+@pytest.mark.parametrize("numbers", ["same", "further", "again", "none"])
+def test_equal_pixels_under_another_uid_are_copies_and_no_time_points(tmp_path, numbers):
+    for z in range(4):
+        for k in range(2):
+            tags: dict[str, Any] = {"AcquisitionTime": "101112"}
+            if numbers != "none":
+                tags["InstanceNumber"] = {"same": z, "further": 4 * k + z, "again": 9 - z}[numbers]
+            tags["ContentTime"] = f"10111{k}"
+            write_pixels(tmp_path / f"{'ab'[k]}{z}", z, picture(z), **tags)
+    assert len(volumes(tmp_path)) == 1
+    of_files = {Path(row["path"]).name: row["flags"] for row in rows(tmp_path)}
+    assert of_files == {f"a{z}": [] for z in range(4)} | {f"b{z}": ["copy"] for z in range(4)}
+
+
+def test_blank_slices_of_a_copy_are_copies_too(tmp_path):
+    for z in range(6):
+        content = picture(z) if z in (2, 3) else SMALL
+        for k in range(2):
+            write_pixels(tmp_path / f"{k}_{z}", z, content, InstanceNumber=10 * k + z)
+    assert volumes(tmp_path) == [[f"{k}_{z}" for z in range(6) for k in range(2)]]
+    assert flags(tmp_path) == {"copy"}
+
+
+def test_slices_that_were_sent_twice_are_copies(tmp_path):
+    for z in range(6):
+        write_pixels(tmp_path / f"a{z}", z, picture(z), InstanceNumber=z)
+    for z in (2, 3):
+        write_pixels(tmp_path / f"b{z}", z, picture(z), InstanceNumber=10 + z)
+    assert len(volumes(tmp_path)) == 1
+    assert {Path(r["path"]).name for r in rows(tmp_path) if "copy" in r["flags"]} == {"b2", "b3"}
+    assert flags(tmp_path) == {"copy"}
+
+
+def test_a_time_point_that_was_sent_twice_is_a_copy_of_it_alone(tmp_path):
+    for number, name in enumerate(("t0", "t1", "t2", "t2again")):
+        for z in range(3):
+            content = picture(10 * min(number, 2) + z)
+            write_pixels(tmp_path / f"{name}_{z}", z, content, InstanceNumber=10 * number + z)
+    assert volumes(tmp_path) == [
+        ["t0_0", "t0_1", "t0_2"],
+        ["t1_0", "t1_1", "t1_2"],
+        ["t2_0", "t2again_0", "t2_1", "t2again_1", "t2_2", "t2again_2"],
+    ]
+    assert flags(tmp_path) == {"copy"}
+
+
+def test_time_points_whose_ends_are_alike_stay_time_points(tmp_path):
+    for k in range(3):
+        for z in range(6):
+            content = picture(77) if z in (0, 5) else picture(10 * k + z)
+            write_pixels(tmp_path / f"{k}_{z}", z, content, InstanceNumber=10 * k + z)
+    assert volumes(tmp_path) == [[f"{k}_{z}" for z in range(6)] for k in range(3)]
+    assert flags(tmp_path) == set()
+
+
+def test_equal_pixels_at_moments_of_their_own_are_time_points(tmp_path):
+    for k in range(2):
+        for z in range(3):
+            tags = {"TemporalPositionIdentifier": k + 1, "InstanceNumber": 3 * k + z}
+            write_pixels(tmp_path / f"{k}_{z}", z, picture(z), **tags)
+    assert len(volumes(tmp_path)) == 2
+
+
+def test_only_slices_that_no_header_tells_apart_are_read_for_their_pixels(tmp_path, monkeypatch):
+    from pipeline.extraction import discover as module
+
+    read: list[Path] = []
+    monkeypatch.setattr(module, "stored_pixels", lambda path: read.append(path))
+    for k in range(3):
+        for z in range(4):
+            moment = f"10101{k}"
+            write_pixels(tmp_path / f"{k}_{z}", z, picture(z), AcquisitionTime=moment)
+    assert len(volumes(tmp_path)) == 3
+    assert read == []
 
 
 # --- a series a slice ----------------------------------------------------------------------------

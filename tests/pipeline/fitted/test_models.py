@@ -470,6 +470,22 @@ def test_a_folder_without_images_is_refused(project: Path, tmp_path: Path) -> No
     assert not (tmp_path / "p.csv").exists()
 
 
+def test_a_folder_of_other_modalities_is_refused_before_it_is_embedded(
+    project: Path, tmp_path: Path
+) -> None:
+    settings = yaml.safe_load((project / "my.yaml").read_text())
+    settings["tasks"]["look"]["modality"] = ["DX"]
+    settings["store"] = str(project / "store")
+    for key in ("data", "labels"):
+        name = "root" if key == "data" else "file"
+        settings[key][name] = str(project / settings[key][name])
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(settings))
+    model = fit(load_config(tmp_path / "my.yaml"), tmp_path / "model")
+    save(dicom(np.zeros((40, 40), np.int16)), tmp_path / "new/ct.dcm")
+    with pytest.raises(ConfigError, match="no image of DX, .* It holds 1 CT"):
+        predict(model, tmp_path / "new", tmp_path / "p.csv", FolderOptions(speed=HERE))
+
+
 def test_other_weights_are_refused_with_both_values(project: Path, tmp_path: Path) -> None:
     other = write_tiny_folder(tmp_path / "other", seed=1)
     model = Model.load(project / "model")

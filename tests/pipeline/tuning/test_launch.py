@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from tests.pipeline.tuning.test_masks import config_of, write_collection
 from tests.waiting import until
 
 NUMBER = {"light": {"labels": ["light"], "values": "number"}}
-BLOCK = {"epochs": 2, "batch": 8, "at_once": 4, "augment": "mild", "rank": 4}
+BLOCK = {"epochs": 2, "batch": 8, "at_once": 4, "augment": "mild"}
 
 
 @pytest.fixture
@@ -44,8 +45,15 @@ def forget(config: Config) -> None:
             file.unlink()
 
 
+def learning_numbers(collection: Path, **settings: Any) -> Config:
+    """Return a config that trains biases on a number: no library for LoRA or masks to import."""
+    return config_of(
+        collection, tasks=NUMBER, masks={}, split={}, lora=None, bitfit=BLOCK | settings
+    )
+
+
 def test_two_processes_learn_what_one_learns(collection: Path) -> None:
-    config = config_of(collection, tasks=NUMBER, split={}, lora=BLOCK)
+    config = config_of(collection, tasks=NUMBER, split={}, lora=BLOCK | {"rank": 4})
     (alone,) = tune(config, device="cpu", workers=0)
     _, said_alone, _ = read_predictions(config.store, alone, 0)
     forget(config)
@@ -61,7 +69,8 @@ def test_two_processes_learn_what_one_learns(collection: Path) -> None:
 
 def test_a_process_that_is_left_without_a_part_takes_the_step(collection: Path) -> None:
     """Where each step has one image, the second process learns from none."""
-    config = config_of(collection, split={}, lora=BLOCK | {"batch": 1, "epochs": 1})
+    block = BLOCK | {"batch": 1, "epochs": 1}
+    config = config_of(collection, split={}, lora=None, bitfit=block)
     (alone,) = tune_masks(config, device="cpu", workers=0)
     forget(config)
     (answer,) = tune_masks(config, device="cpu", processes=2, workers=0)
@@ -70,8 +79,7 @@ def test_a_process_that_is_left_without_a_part_takes_the_step(collection: Path) 
 
 
 def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(collection: Path) -> None:
-    lora = BLOCK | {"epochs": 3}
-    config = config_of(collection, split={}, lora=lora)
+    config = learning_numbers(collection, epochs=3)
     altered = next(collection.parent.glob("altered-*.yaml"))
     (collection.parent / "images/00_0.png").write_bytes(b"")  # not to be read any more
     options = ["--processes", "2", "--device", "cpu", "--workers", "0", "--checkpoint-s", "0"]
@@ -89,11 +97,11 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(collection: Pat
     assert "goes on from it" in complained
     assert "Traceback" not in complained
     until(lambda: not any(Path(f"/proc/{child}/cwd").exists() for child in children))
-    (resumed,) = tune_masks(config, device="cpu", processes=2, workers=0)
+    (resumed,) = tune(config, device="cpu", processes=2, workers=0)
     assert resumed.tuned[0].resumed == 1
     assert any("slices were left out: empty" in note for note in resumed.notes)
     forget(config)
-    (straight,) = tune_masks(config, device="cpu", processes=2, workers=0)
+    (straight,) = tune(config, device="cpu", processes=2, workers=0)
     assert straight.tuned[0].resumed == 0
     # Two processes end at the same bits each time, and where they were interrupted as well.
     assert straight.tuned[0].identity == resumed.tuned[0].identity

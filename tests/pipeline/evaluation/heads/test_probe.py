@@ -128,6 +128,19 @@ def test_fits_that_stop_early_are_counted_and_not_shown(monkeypatch: pytest.Monk
     assert any("fits stopped before they converged" in note for note in notes)
 
 
+@pytest.mark.parametrize(("c", "stopped"), [(1e5, True), (1.0, False)])
+def test_a_c_too_large_for_the_fit_to_feel_is_said(c: float, stopped: bool) -> None:
+    """Classes that can be told apart: the loss is flat before the penalty has its say."""
+    rng = np.random.default_rng(1)
+    y = rng.choice(2, 300, p=[0.92, 0.08])
+    spread = np.geomspace(1, 0.05, 64)
+    classes = 0.2 * rng.standard_normal((2, 64)) * spread
+    x = (rng.standard_normal((300, 64)) * spread + classes[y]).astype(np.float32)
+    settings = ProbeSettings(low=np.log10(c), high=np.log10(c), steps=1)
+    _, notes = answered(probe.HEAD, x, units_of(y), thirds(300), settings)
+    assert any("stopped before it converged" in note for note in notes) == stopped
+
+
 def test_an_unknown_label_is_not_fitted_and_its_unit_serves_the_others() -> None:
     rng = np.random.default_rng(5)
     y = (rng.random((300, 2)) < 0.4).astype(np.int8)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from PIL import Image
 
 from pipeline.io.decode import read_headers, read_slices
@@ -34,12 +35,19 @@ def _pages(path: Path) -> Path:
     return path
 
 
+def _nrrd(path: Path) -> Path:
+    written = path.with_suffix(".nrrd")
+    sitk.WriteImage(sitk.GetImageFromArray(VOXELS), written)
+    return written.rename(path)
+
+
 # A file of each format with four frames, written at a path.
 SAMPLES: dict[str, Callable[[Path], Path]] = {
     "dicom": lambda path: phantoms.write_enhanced(path, VOXELS, [1.0, 2.0, 0.5, 3.0]),
     "nifti": lambda path: phantoms.write_nifti_of_series(path.with_suffix(".nii"), VOXELS),
     "raster": _pages,
     "array": _array,
+    "itk": _nrrd,
 }
 FRAMES = 4
 

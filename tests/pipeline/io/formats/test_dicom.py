@@ -14,6 +14,7 @@ from pydicom import uid
 from pydicom.encaps import encapsulate, generate_frames
 
 from pipeline.io.decode import read_headers, read_slices
+from pipeline.io.formats import inflate
 from pipeline.io.formats.dicom_geometry import Reorientation, orientation
 from pipeline.io.formats.dicom_rules import DECODERS
 from pipeline.types import Failure, Voi
@@ -140,7 +141,8 @@ def test_all_files_of_pydicom_are_set_aside_with_reason_or_equal_its_pixel_array
         items = list(read_slices(path, frames))
         if path.name in JPEG_12:
             continue
-        ds = pydicom.dcmread(path, force=True)
+        with inflate.open_inflated(path) as file:
+            ds = pydicom.dcmread(file, force=True)
         if "TransferSyntaxUID" not in ds.file_meta:
             implicit, _ = ds.original_encoding
             ds.file_meta.TransferSyntaxUID = (
@@ -369,15 +371,13 @@ def test_mosaic_without_its_count_is_set_aside(tmp_path):
     assert reason_of(path) == "unsupported"
 
 
-def test_siemens_file_of_nibabel_is_a_mosaic_of_48(tmp_path):
+def test_siemens_file_of_nibabel_is_a_mosaic_of_48():
     source = Path(nib.__file__).parent / "nicom/tests/data/siemens_dwi_0.dcm.gz"
     if not source.exists():
         pytest.skip("nibabel is installed without its test data")
-    path = tmp_path / "dwi.dcm"
-    path.write_bytes(gzip.decompress(source.read_bytes()))
-    headers = read_headers(path)
+    headers = read_headers(source)
     assert len(headers) == 48
-    assert one(path, 20).shape == (headers[0].height, headers[0].width) == (128, 128)
+    assert one(source, 20).shape == (headers[0].height, headers[0].width) == (128, 128)
 
 
 @pytest.mark.parametrize(
@@ -419,6 +419,97 @@ def test_objects_without_pixels_are_set_aside(tmp_path, modality):
         with pytest.raises(UnreadableError) as caught:
             read_headers(phantoms.save(ds, tmp_path / "a", syntax))
         assert caught.value.reason == "not-an-image"
+
+
+@pytest.mark.parametrize("modality", ["SM", "OT"])
+def test_tiles_of_a_slide_are_told_by_their_class(tmp_path, modality):
+    tiles = np.zeros((4, 16, 16), np.uint8)
+    slide = {"SOPClassUID": uid.VLWholeSlideMicroscopyImageStorage, "Modality": modality}
+    assert reason_of(phantoms.save(phantoms.dicom(tiles, **slide), tmp_path / "a")) == "unsupported"
+    single = {"SOPClassUID": uid.VLMicroscopicImageStorage, "Modality": modality}
+    assert reason_of(phantoms.save(phantoms.dicom(GREY, **single), tmp_path / "b")) is None
+
+
+def with_syntax(path: Path, syntax: str) -> Path:
+    """Write a DICOM whose file meta names any transfer syntax, as no library would."""
+    data = phantoms.save(phantoms.dicom(GREY), path).read_bytes()
+    plain = uid.ExplicitVRLittleEndian.encode() + b"\0"
+    named = syntax.encode() + b"\0" * (len(syntax) % 2)
+    place = data.index(plain)
+    longer = len(named) - len(plain)
+    group = data.index(b"\2\0\0\0UL\4\0") + 8
+    length = int.from_bytes(data[group : group + 4], "little") + longer
+    path.write_bytes(
+        data[:group]
+        + length.to_bytes(4, "little")
+        + data[group + 4 : place - 2]
+        + len(named).to_bytes(2, "little")
+        + named
+        + data[place + len(plain) :]
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("syntax", "reason"),
+    [
+        ("1.2.840.10008.1.2.4.110", "unsupported"),  # JPEG XL
+        ("1.2.840.10008.1.2.4.112", "unsupported"),
+        ("1.2.840.113619.5.2", "unsupported"),  # GE's own
+        ("1.3.46.670589.33.1.4.1", "unsupported"),  # Philips' own
+        ("1.2.840.10008.1.2.9.99", "unsupported"),  # none yet
+        ("1.2.840.10008.5.1.4.1.1.2", "corrupt"),  # CT Image Storage
+        ("SECRETNAME", "corrupt"),
+    ],
+)
+def test_a_syntax_that_nothing_is_known_of_is_unsupported_and_named(tmp_path, syntax, reason):
+    with pytest.raises(UnreadableError) as refused:
+        read_headers(with_syntax(tmp_path / "a", syntax))
+    assert refused.value.reason == reason
+    assert (syntax in refused.value.detail) == (reason == "unsupported")
+    assert "SECRET" not in str(refused.value)
+
+
+def test_gzipped_dicom_is_read_as_it_is(tmp_path):
+    voxels = phantoms.volume(4)
+    plain = phantoms.write_enhanced(tmp_path / "e.dcm", voxels, [1.0, 2.0, 0.5, 3.0])
+    coded = phantoms.save(phantoms.dicom(GREY), tmp_path / "j.dcm", uid.RLELossless)
+    bare = tmp_path / "bare.dcm"
+    bare.write_bytes(plain.read_bytes()[132:])
+    for path in (plain, coded, bare):
+        zipped = path.with_suffix(".dcm.gz")
+        zipped.write_bytes(gzip.compress(path.read_bytes()))
+        assert read_headers(zipped) == read_headers(path)
+        frames = [header.frame for header in read_headers(path)]
+        pairs = zip(read_slices(zipped, frames), read_slices(path, frames), strict=True)
+        for item, expected in pairs:
+            np.testing.assert_array_equal(item.pixels, expected.pixels)
+
+
+def test_gzipped_dicom_is_not_trusted(tmp_path, monkeypatch):
+    whole = gzip.compress(phantoms.save(phantoms.dicom(GREY), tmp_path / "a").read_bytes())
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    for name, data, expected in (
+        ("cut", whole[:-30], {"truncated"}),
+        ("flipped", bytes(flipped), {"corrupt"}),
+        # The sum at its end, and the size that it tells.
+        ("sum", whole[:-8] + b"\1\2\3\4" + whole[-4:], {"corrupt"}),
+        ("size", whole[:-4] + b"\xff\xff\xff\xff", {"corrupt"}),
+    ):
+        (tmp_path / name).write_bytes(data)
+        assert reason_of(tmp_path / name) in expected, name
+    monkeypatch.setattr(inflate, "_FREE_BYTES", 2**20)
+    monkeypatch.setattr(inflate, "_IN_MEMORY", 2**18)
+    large = phantoms.dicom(np.zeros((2000, 2000), np.uint8))  # 4 MB in 4 kB
+    bomb = gzip.compress(phantoms.save(large, tmp_path / "b").read_bytes())
+    (tmp_path / "bomb").write_bytes(bomb)
+    assert reason_of(tmp_path / "bomb") == "too-large"
+    noise = np.random.default_rng(0).integers(0, 255, (900, 900), np.uint8)
+    (tmp_path / "big").write_bytes(
+        gzip.compress(phantoms.save(phantoms.dicom(noise), tmp_path / "c").read_bytes())
+    )
+    np.testing.assert_array_equal(one(tmp_path / "big"), noise)  # by way of a file without a name
 
 
 @pytest.mark.parametrize("modality", ["SEG", "RTDOSE"])

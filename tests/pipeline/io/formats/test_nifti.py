@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tracemalloc
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -11,12 +12,15 @@ import pytest
 from PIL import Image
 from pydicom import uid
 
+from pipeline.config.data import Data
+from pipeline.extraction.discover import discover
 from pipeline.io.decode import read_headers, read_slices
+from pipeline.io.detached import content_digest
 from pipeline.io.formats import nifti
 from pipeline.types import Failure, Slice
 from stores.errors import UnreadableError
 from tests import phantoms
-from tests.pipeline.io.samples import one
+from tests.pipeline.io.samples import one, reason_of
 
 
 @pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
@@ -172,3 +176,76 @@ def test_nothing_of_a_damaged_gzip_is_read(tmp_path):
     assert reason(data[:-1]) == "truncated"
     short = nib.Nifti1Image(voxels, np.eye(4)).to_bytes()[:-1]
     assert reason(gzip.compress(short)) == "truncated"
+
+
+# --- headers and voxels in two files -----------------------------------------------------------
+
+
+def same_as_nifti(path: Path, image: nib.spatialimages.SpatialImage) -> None:
+    """Hold a file's slices and headers against those of the same image in one NIfTI."""
+    whole = nib.Nifti1Image(image.get_fdata().astype(np.float32), image.affine)
+    nib.save(whole, path.with_name("whole.nii"))
+    for plane in ("axial", "coronal", "sagittal"):
+        ours = read_headers(path, plane)
+        theirs = read_headers(path.with_name("whole.nii"), plane)
+        for header, expected in zip(ours, theirs, strict=True):
+            assert header.position_mm == pytest.approx(expected.position_mm, abs=1e-4)
+            assert header.offset_mm == pytest.approx(expected.offset_mm, abs=1e-4)
+            assert header.spacing_mm == pytest.approx(expected.spacing_mm, abs=1e-5)
+        frames = range(len(ours))
+        pictures = [item.pixels for item in read_slices(path, frames, plane)]
+        for frame, pixels in enumerate(pictures):
+            expected = one(path.with_name("whole.nii"), frame, plane)
+            np.testing.assert_allclose(pixels, expected, rtol=1e-6)
+
+
+AFFINE = np.array([[-0.7, 0.1, 0, 9], [0.1, 0.8, 0, -4], [0, 0, 2.5, 100], [0, 0, 0, 1.0]])
+VOXELS = np.ascontiguousarray(phantoms.volume(4, 5, 6).T)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair])
+def test_a_pair_is_the_image_that_nibabel_reads(tmp_path, kind, zipped):
+    image = kind(VOXELS, AFFINE)
+    image.header.set_slope_inter(2, -1)
+    nib.save(image, tmp_path / f"p.img{'.gz' * zipped}")
+    header = tmp_path / f"p.hdr{'.gz' * zipped}"
+    same_as_nifti(header, nib.load(header))
+    assert read_headers(header)[0].flags == ("oblique",)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", [nib.AnalyzeImage, nib.Spm99AnalyzeImage, nib.Spm2AnalyzeImage])
+def test_analyze_is_the_image_that_nibabel_reads(tmp_path, kind, order):
+    voxels = VOXELS.astype(np.int16)
+    header = kind.header_class(endianness=order)
+    header.set_data_shape(voxels.shape)
+    header.set_data_dtype(np.int16)
+    header.set_zooms((0.7, 0.8, 2.5))
+    if kind is not nib.AnalyzeImage:
+        header["origin"][:3] = 2, 3, 1
+        header["scl_slope"] = 0.5
+    (tmp_path / "a.hdr").write_bytes(header.binaryblock)
+    (tmp_path / "a.img").write_bytes(voxels.astype(f"{order}i2").tobytes("F"))
+    same_as_nifti(tmp_path / "a.hdr", nib.load(tmp_path / "a.hdr"))
+    assert read_headers(tmp_path / "a.hdr")[0].flags == ("no-orientation",)
+
+
+def test_the_voxels_of_a_pair_are_no_image_and_without_them_there_is_none(tmp_path):
+    nib.save(nib.Nifti1Pair(VOXELS, AFFINE), tmp_path / "a.img")
+    nib.save(nib.Nifti1Pair(VOXELS + 1, AFFINE), tmp_path / "b.img.gz")
+    found = discover(Data(root=tmp_path), b"k" * 32, workers=0)
+    reasons = dict(zip(*(found.files[n].to_pylist() for n in ("path", "reason")), strict=True))
+    assert reasons == {"a.hdr": None, "a.img": "other", "b.hdr.gz": None, "b.img.gz": "other"}
+    assert len(found.slices) == 8
+    before = content_digest(tmp_path / "a.hdr"), content_digest(tmp_path / "b.hdr.gz")
+    nib.save(nib.Nifti1Pair(VOXELS + 2, AFFINE), tmp_path / "a.img")
+    nib.save(nib.Nifti1Pair(VOXELS + 2, AFFINE), tmp_path / "b.img.gz")
+    after = content_digest(tmp_path / "a.hdr"), content_digest(tmp_path / "b.hdr.gz")
+    assert not set(before) & set(after)
+    (tmp_path / "a.img").write_bytes((tmp_path / "a.img").read_bytes()[:-2])
+    assert reason_of(tmp_path / "a.hdr") == "truncated"
+    (tmp_path / "a.img").unlink()
+    assert reason_of(tmp_path / "a.hdr") == "truncated"
+    (tmp_path / "envi.hdr").write_text("ENVI\nsamples = 5")
+    assert reason_of(tmp_path / "envi.hdr") == "not-an-image"

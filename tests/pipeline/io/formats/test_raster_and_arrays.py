@@ -70,6 +70,29 @@ def test_tiff_pages_are_frames(tmp_path):
     assert [item.pixels[0, 0] for item in read_slices(tmp_path / "p.tif", [2, 0])] == [2, 0]
 
 
+def test_bigtiff(tmp_path):
+    path = phantoms.write_bigtiff(tmp_path / "big.tif", GREY)
+    np.testing.assert_array_equal(one(path), GREY)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert reason_of(path) in ("truncated", "corrupt")
+    # Which Pillow does not read: it says so by name, and nobody takes it for a damaged file.
+    assert reason_of(phantoms.write_bigtiff(path, GREY, ">")) == "unsupported"
+
+
+def test_webp(tmp_path):
+    grey = (GREY % 251).astype(np.uint8)
+    Image.fromarray(np.dstack([grey] * 3)).save(tmp_path / "a.webp", lossless=True)
+    np.testing.assert_allclose(one(tmp_path / "a.webp"), grey, atol=0.01)
+    alpha = np.full(grey.shape, 255, np.uint8)
+    alpha[0] = 0
+    rgba = np.dstack([grey, grey, grey, alpha])
+    Image.fromarray(rgba).save(tmp_path / "b.webp", lossless=True, exact=True)
+    assert np.isnan(one(tmp_path / "b.webp")[0]).all()
+    data = (tmp_path / "a.webp").read_bytes()
+    (tmp_path / "cut.webp").write_bytes(data[: len(data) // 2])
+    assert reason_of(tmp_path / "cut.webp") in ("truncated", "corrupt")
+
+
 def test_numpy_arrays(tmp_path):
     voxels = phantoms.volume()
     np.save(tmp_path / "v.npy", voxels)

@@ -1,0 +1,45 @@
+"""LoRA's updates, put into the layers that its settings name."""
+
+from __future__ import annotations
+
+import re
+
+from peft import LoraConfig, LoraModel
+from torch import nn
+
+from pipeline.config.tuning import Lora
+from stores.errors import ConfigError
+
+# What the families of `comparators` call the layers that LoRA adds to.
+_LAYERS = {
+    "qkv": r"\.(q_proj|k_proj|v_proj|qkv)$",
+    "proj": r"\.(o_proj|out_proj|attn\.proj)$",
+    "fc1": r"\.(fc1|lin1|up_proj|gate_proj|weights_in)$",
+    "fc2": r"\.(fc2|lin2|down_proj|weights_out)$",
+}
+
+
+def add_adapters(body: nn.Module, settings: Lora) -> LoraModel:
+    """Put LoRA's updates into the layers that the settings name, whatever the network calls them.
+
+    Raises ConfigError where there is no such layer.
+    """
+    wanted = re.compile("|".join(_LAYERS[target] for target in settings.targets))
+    layers = [
+        name
+        for name, module in body.named_modules()
+        if isinstance(module, nn.Linear) and wanted.search(name)
+    ]
+    if not layers:
+        raise ConfigError(
+            f"LoRA finds no linear layers {list(settings.targets)} in this network; take finetune "
+            "or norm."
+        )
+    lora = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=layers,
+        bias="lora_only" if settings.biases == "lora" else "none",
+    )
+    return LoraModel(body, lora, "default")
