@@ -26,6 +26,7 @@ from pipeline.evaluation.pooling import FittedScaling, fit_scaling
 from pipeline.evaluation.result_files import KEY_LENGTH, predicted_units, read_predictions
 from pipeline.evaluation.scoring import at_operating_points
 from pipeline.evaluation.splits import Parts
+from pipeline.extraction.same_store import check_store
 from pipeline.fitted.calibration import calibrate
 from pipeline.fitted.card import card_text
 from pipeline.fitted.folder import (
@@ -71,6 +72,7 @@ def fit(
     check_free(out)  # before hours of work
     head = fileable_head(method)
     config = _of_one_task(config, task)
+    check_store(config)
     (result,) = evaluate(config, [method], device=device)
     (cases,) = cases_of(config)
     if not result.scores:

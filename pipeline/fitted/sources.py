@@ -6,6 +6,7 @@ A folder is embedded by the model's own recipe, into a store that stays or is th
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from pipeline.config.tasks import FeatureSet
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.failures import Lost, failures
+from pipeline.extraction.same_store import check_store
 from pipeline.extraction.sync import (
     Difference,
     create_store,
@@ -34,7 +36,7 @@ from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.inference.speed import cores
 from pipeline.recipe import Output, PatchTokens, Recipe, recipe_of
-from pipeline.shared.pseudonyms import Names
+from pipeline.shared.pseudonyms import Names, drop_key
 from stores.contents import MANIFEST, RECIPE
 from stores.errors import ConfigError, RecipeMismatchError
 from stores.features import FeatureStore
@@ -121,6 +123,7 @@ def _of_store(model: Model, path: Path) -> Source:
 def _of_config(model: Model, path: Path) -> Source:
     """Return the store of a config, with the patients that its labels name."""
     config = load_config(path)
+    check_store(config)
     source = _of_store(model, config.store)
     patients = labelled_patients(config, source)
     return Source(source.store, source.names, config.data.root, patients)
@@ -174,8 +177,14 @@ def _embedded(model: Model, folder: Path, options: FolderOptions) -> Iterator[So
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="radprobe-"))
             place = Path(scratch) / "store"
         config = folder_config(model.record, folder, place, options)
+        is_new = not _is_store(place) and not Names(place).has_key
         store = _look(model, config, options.speed)
-        _refuse_empty(folder, store, model.record)
+        try:
+            _refuse_empty(folder, store, model.record)
+        except NoImagesError:
+            if is_new:  # nothing is left of what is refused
+                _remove(place)
+            raise
         _extract(model, config, options.speed)
         names = Names(store.path)
         yield Source(
@@ -257,6 +266,12 @@ def _extract(model: Model, config: Config, speed: Speed) -> None:
         if fields:
             _refuse(model, str(config.data.root), fields)
         raise
+
+
+def _remove(store: Path) -> None:
+    """Remove a store that was made just now, and its key."""
+    shutil.rmtree(store)
+    drop_key(store)
 
 
 def _refuse_empty(folder: Path, store: FeatureStore, record: ModelRecord) -> None:

@@ -20,6 +20,7 @@ from pipeline.evaluation.metrics.bootstrap import Values, bootstrap, patients_on
 from pipeline.evaluation.metrics.calibration import calibration, net_benefit
 from pipeline.evaluation.metrics.values import columns_of
 from pipeline.evaluation.scoring import score_of
+from pipeline.extraction.same_store import check_store
 from pipeline.fitted.fit import DIGEST, patient_digest
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import UNLIKE_AT
@@ -91,6 +92,7 @@ def validate(
     """
     record = model.record
     config = _of_one_task(record, config, task)
+    check_store(config)
     (cases,) = cases_of(config)
     check_recipe(model, cases.store)
     _refuse_other_question(record, cases)

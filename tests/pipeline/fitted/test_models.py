@@ -465,9 +465,10 @@ def test_a_folder_without_images_is_refused(project: Path, tmp_path: Path) -> No
     (tmp_path / "new").mkdir()
     (tmp_path / "new/readme.txt").write_text("no image")
     model = Model.load(project / "model")
+    options = FolderOptions(store=tmp_path / "kept", speed=HERE)
     with pytest.raises(ConfigError, match="holds no image"):
-        predict(model, tmp_path / "new", tmp_path / "p.csv", FolderOptions(speed=HERE))
-    assert not (tmp_path / "p.csv").exists()
+        predict(model, tmp_path / "new", tmp_path / "p.csv", options)
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_a_folder_of_other_modalities_is_refused_before_it_is_embedded(
