@@ -114,7 +114,7 @@ def main() -> None:
     results = evaluate(config, given.methods)
     show_results(Console(width=160), results)
     for result in results:
-        for name, group in result.scores[-1].subgroups.items():
+        for name, group in result.main_score.subgroups.items():
             metric = group.metrics.get("auroc")
             if metric and metric.low is not None:
                 span = f"{metric.value:.3f} [{metric.low:.2f}, {metric.high:.2f}]"

@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -25,12 +27,15 @@ from pipeline.commands import (
     doctor,
     evaluation,
     extract,
+    models,
     report,
     store,
     weights,
 )
 from pipeline.commands.common import err
-from pipeline.commands.printing import print_line
+from pipeline.commands.printing import print_line, print_lines
+from pipeline.shared.private import without_files
+from pipeline.shared.texts import printable
 from stores.errors import RadprobeError, TooManyBadError
 
 DEBUG = "--debug"
@@ -47,6 +52,7 @@ for group in (
     extract,
     cluster,
     evaluation,
+    models,
     report,
     store,
     weights,
@@ -58,11 +64,35 @@ for group in (
     app.add_typer(group.app)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"radprobe {version('radprobe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version, and end.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> NoReturn:
     """Run the command line; an error becomes one message, and with --debug a traceback too."""
     # Or pydantic opens every installed package's metadata in search of plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    # A library's warning quotes what it found in a file: a name, a date of birth.
+    warnings.showwarning = _show_warning
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupted)
     arguments = [a for a in sys.argv[1:] if a != DEBUG]
@@ -70,9 +100,9 @@ def main() -> NoReturn:
         app(arguments, prog_name="radprobe")
     except Exception as error:
         if len(arguments) < len(sys.argv) - 1:
-            traceback.print_exc()
+            print_lines(err, _traceback(error))
         code, message = _code_and_message(error)
-        print_line(err, f"radprobe: {message}", style="red")
+        print_line(err, f"radprobe: {without_files(message)}", style="red")
         sys.exit(code)
     sys.exit(0)
 
@@ -89,10 +119,41 @@ def _code_and_message(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError) and error.filename is not None:
         return (
             2,
-            f"{error.filename} cannot be used: {error.strerror}. Check the path and its rights.",
+            f"{error.filename!r} cannot be used: {error.strerror}. Check the path and its rights.",
         )
     kind = type(error).__name__
-    return 70, f"A fault of radprobe: {kind}: {error}. {DEBUG} says where; please report it."
+    # Not its words, which may quote a cell or a name.
+    return 70, f"A fault of radprobe: {kind}. {DEBUG} says where; please report it."
+
+
+class _Formatter(logging.Formatter):
+    """Logs a message without control characters, and without names of files of the collection."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return printable(without_files(super().format(record)))
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+    """Tell of a library's warning by its kind alone."""
+    logging.getLogger(__name__).info("A warning of a library: %s", category.__name__)
+
+
+def _traceback(error: BaseException) -> Iterator[str]:
+    """Yield the lines that say where an error came from, the first cause first.
+
+    Of errors that are not radprobe's, only the kind is told: their words may quote what was read.
+    """
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if cause is not None:
+        yield from _traceback(cause)
+        yield ""
+        yield "which led to:"
+    yield "Traceback (most recent call last):"
+    for lines in traceback.format_tb(error.__traceback__):
+        yield lines.rstrip("\n")
+    words = f": {without_files(str(error))}" if isinstance(error, RadprobeError) else ""
+    yield f"{type(error).__module__}.{type(error).__qualname__}{words}"
 
 
 def _interrupted(number: int, frame: FrameType | None) -> NoReturn:

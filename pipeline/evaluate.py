@@ -15,12 +15,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Units
+from pipeline.annotations.units import Truth, Units
 from pipeline.config.heads import DEFAULT_HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.result_files import (
     Computed,
@@ -35,7 +36,7 @@ from pipeline.evaluation.result_files import tidy as tidy
 from pipeline.evaluation.scoring import run
 from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import recipe_of
-from pipeline.results import PartCount, Result, Score, Tuned
+from pipeline.results import PartCount, Positive, Result, Score, Tuned
 
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
@@ -53,17 +54,22 @@ def evaluate(
     """Answer every task of the config by every method, from `results/` where nothing changed.
 
     device: of torch's, such as "cuda", where probes and trained heads are fitted; unset, the CPU.
+    A task that cannot be answered leaves the others answered: then UnansweredError has those.
     Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
     """
     number = _count_answers(config, methods)
     results: list[Result] = []
-    for task in cases_of(config):
+    failures = Failures()
+    for task in cases_of(config, failures):
         for cases, method in _questions(task, methods):
             if progress:
                 progress(f"{cases.name}: {method}", len(results), number)
             compute = functools.partial(_run, cases, method, device)
-            results.append(answer(cases, method, compute))
-    publish(config.store, results)
+            with failures.of(cases.name):
+                results.append(answer(cases, method, compute))
+    if results:
+        publish(config.store, results)
+    failures.raise_with(results)
     return results
 
 
@@ -73,7 +79,7 @@ def on_file(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[R
     Raises as `evaluate` does.
     """
     results = []
-    for task in cases_of(config):
+    for task in cases_of(config, Failures()):
         for cases, method in _questions(task, methods):
             # Without a split there is no key, and no answer under one.
             if not cases.is_split:
@@ -111,7 +117,7 @@ def _questions(task: Cases, methods: Sequence[Method]) -> Iterator[tuple[Cases, 
 
 def _shortcut(cases: Cases, column: str) -> Cases:
     """Return the question whether the features tell a column, on the split of a task."""
-    shared = {"level", "modality", "pool", "uncertain", "missing"}
+    shared = {"level", "modality", "pool", "uncertain", "missing", "empty"}
     task = Task(labels=(column,), **cases.task.model_dump(include=shared))
     return replace(cases, name=f"{cases.name}/{column}", task=task, shortcut_of=cases)
 
@@ -160,7 +166,7 @@ def _result(
         counts={part: _count(units, sides[part]) for part in PARTS},
         tally=units.tally,
         scores=tuple(scores),
-        notes=(*_fitted_elsewhere(cases), *cases.notes, *tested.notes),
+        notes=(*_fitted_elsewhere(cases), *units.notes, *cases.notes, *tested.notes),
         provenance=cases.provenance(
             result_key(cases, method),
             declaration.contract,
@@ -170,7 +176,18 @@ def _result(
         seconds=seconds,
         tuned=tuned,
         agreement=cases.agreement,
+        positive=_positive(units.at(tested.rows)),
+        chosen=tested.chosen,
     )
+
+
+def _positive(tested: Truth) -> Positive | None:
+    """Return the positive of two classes, and how many of the test units carry it."""
+    if tested.kind != "binary":
+        return None
+    carried = tested.y == 1
+    patients = np.unique(tested.groups[carried])
+    return Positive(name=tested.classes[1], units=int(carried.sum()), patients=len(patients))
 
 
 def _fitted_elsewhere(cases: Cases) -> list[str]:

@@ -7,6 +7,7 @@ look at the folder and no import of torch. `pipeline.extraction.embed` does the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ from pipeline.extraction.distributed.shards import (
     rules_of,
 )
 from pipeline.extraction.distributed.tasks import EmbedResult, Work, forget_failures
-from pipeline.extraction.embed import BadLimit, Progress, Speed
+from pipeline.extraction.embed import BadLimit, Progress, Speed, load_network
 from pipeline.extraction.selection import left_out_folders, set_aside
 from pipeline.extraction.sync import locate_weights, open_store, recipe_with, update_tables
 from pipeline.inference.speed import cores
@@ -117,8 +118,12 @@ def _extract(
     started = time.perf_counter()
     weights = locate_weights(config)
     recipe = recipe_with(config, weights)
-    store = open_store(config, recipe)
     checkpoint = Checkpoint.of(config.backbone.name, weights)
+    # A store whose network cannot be loaded would be in the way of the next try.
+    load = functools.partial(load_network, recipe, checkpoint, Speed("cpu"))
+    store = open_store(config, recipe, load)
+    # What an earlier run left half done comes first: a look that finds nothing new writes nothing.
+    store.recover()
     work = Work(
         store=str(store.path.absolute()),
         backbone=checkpoint.name,

@@ -6,6 +6,7 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -176,13 +177,23 @@ SeenAs = Literal["noise", "shift", "turn", "jpeg", "thick"]
 ViewName = Literal["none", SeenAs]
 
 
+# How a slice comes to be a square; see `Preprocess`.
+Aspect = Literal["square", "pad", "crop", "dinov2"]
+# DINOv2's evaluation resizes the shorter side to 256 of each 224 pixels that it then cuts out.
+RESIZED_OF_CROPPED = 256 / 224
+
+
 class Preprocess(Frozen):
     """How pixels become numbers in [0, 1], one rule for each kind of image, and which pixels.
 
     The defaults follow arXiv 2312.02366: HU clamped to [-1024, 600], X-rays by minimum and
     maximum, the whole image squeezed to a square; MR by percentiles of the slice. aspect: `pad`
-    adds black to make the square, `crop` cuts its middle out. crop: `body` cuts to the box of the
+    adds black to make the square, `crop` cuts its middle out, `dinov2` resizes the shorter side to
+    8 / 7 of the input and cuts the input out of the middle. crop: `body` cuts to the box of the
     body first. view: what the slice is changed to before all that, to ask how steady answers are.
+    shift: whether a shifted view is shifted after it was scaled, where the rule takes its range
+    from the slice and would undo it, or before, as stores have it that were made before there was
+    a choice.
     """
 
     ct: ShortIntensity = Window(low=-1024, high=600)
@@ -190,9 +201,10 @@ class Preprocess(Frozen):
     xray: ShortIntensity = MinMax()
     other: ShortIntensity = MinMax()
     plane: Plane = "axial"
-    aspect: Literal["square", "pad", "crop"] = "square"
+    aspect: Aspect = "square"
     crop: Literal["none", "body"] = "none"
     view: ViewName = "none"
+    shift: Literal["scaled", "pixels"] = "scaled"
 
     def rule(self, modality: str) -> Intensity:
         """Return the rule that scales slices of a modality."""
@@ -202,6 +214,18 @@ class Preprocess(Frozen):
     def by_volume(self, modality: str) -> bool:
         """Return whether what is made of a slice of a modality depends on its volume as well."""
         return self.thickens(modality) or of_volume(self.rule(modality))
+
+    def shifts_scaled(self, modality: str, has_window: bool) -> bool:
+        """Return whether a slice is shifted after it was scaled; has_window: of its file's own.
+
+        A rule that goes by the slice's own values makes the same of a shifted slice.
+        """
+        if self.view != "shift" or self.shift != "scaled":
+            return False
+        rule = self.rule(modality)
+        by_extremes = isinstance(rule, FileWindow) and not has_window
+        by_values = isinstance(rule, (MinMax, Percentiles, ZScore)) and not of_volume(rule)
+        return by_extremes or by_values
 
     def thickens(self, modality: str) -> bool:
         """Return whether slices of a modality are seen thicker; X-rays have no neighbours."""
@@ -249,6 +273,25 @@ class Architecture(Frozen):
     eps: float = 1e-6
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def name(self) -> str:
+        """What the network is called: DINOv2's as configs do, others by family and shape."""
+        size = _SIZES.get((self.dim, self.depth))
+        defaults = Architecture.model_fields
+        is_normed_alike = self.mean == defaults["mean"].default
+        if self.family == "dinov2" and self.patch == 14 and size and is_normed_alike:
+            return f"dinov2_vit{size}14{'_reg' if self.registers else ''}"
+        if "architecture" in self.settings:  # timm's name of it
+            return f"timm {self.settings['architecture']}"
+        shape = f"{self.depth} blocks of {self.dim}, patch {self.patch}"
+        if size:
+            shape = f"ViT-{size.upper()}/{self.patch}"
+        return f"{self.family} {shape}"
+
+
+# What vision transformers of a width and depth are called.
+_SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1280, 32): "h", (1536, 40): "g"}
 
 
 class PatchTokens(Frozen):
@@ -347,6 +390,24 @@ class Recipe(Frozen):
         """True where the weights are seeded noise: whatever shows a number must say so."""
         return self.weights.startswith("random:")
 
+    @property
+    def network(self) -> str:
+        """The network that made the features, and by which weights, for whatever shows a number."""
+        # Of a digest so much as tells two files apart.
+        weights = re.sub(r"(?<=sha256:)[0-9a-f]{64}", lambda match: match[0][:8], self.weights)
+        treatment = "" if self.architecture.treatment == "own" else ", as the paper treats it"
+        return f"{self.architecture.name} ({weights}{treatment})"
+
+    @classmethod
+    def from_text(cls, text: str) -> Recipe:
+        """Return the recipe that a store has the text of, `canonical` as it was in its time."""
+        content = json.loads(text)
+        preprocess = content.get("preprocess", {})
+        # Before there was a choice, pixels were shifted whatever the rule made of it.
+        if preprocess.get("view") == "shift":
+            preprocess.setdefault("shift", "pixels")
+        return cls.model_validate(content)
+
     def canonical(self) -> str:
         """Return the one JSON text of this recipe: sorted keys, no spaces."""
         content = self.model_dump(mode="json")
@@ -356,6 +417,8 @@ class Recipe(Frozen):
             del content["patch"]
         if self.preprocess.view == "none":
             del content["preprocess"]["view"]
+        if self.preprocess.view != "shift" or self.preprocess.shift == "pixels":
+            del content["preprocess"]["shift"]
         network = content["architecture"]
         for name, plain in (("family", "dinov2"), ("settings", {}), ("treatment", "own")):
             if network[name] == plain:
@@ -392,4 +455,4 @@ def recipe_of(store: FeatureStore) -> Recipe:
 
 @functools.lru_cache(maxsize=16)
 def _parsed(text: str) -> Recipe:
-    return Recipe.model_validate_json(text)
+    return Recipe.from_text(text)

@@ -67,7 +67,10 @@ class Score(Frozen):
     """The metrics of one setting, such as {"k": 10}: overall, and by class or label name.
 
     subgroups: by `column=value`; reliability: the curve that ece sums up, by label name, or "" for
-    the positive of two classes or the likeliest of several.
+    the positive of two classes or the likeliest of several. operating_points: from which
+    probabilities on a unit is called positive, by label name, or "" for the positive of two: one a
+    model, where folds or draws have several; a label that is not there has none, and is called
+    above 0.5.
     """
 
     setting: dict[str, float]
@@ -75,6 +78,7 @@ class Score(Frozen):
     labels: dict[str, dict[str, Metric]] = Field(default_factory=dict)
     subgroups: dict[str, Subgroup] = Field(default_factory=dict)
     reliability: dict[str, tuple[Bin, ...]] = Field(default_factory=dict)
+    operating_points: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
 
 class Difference(Frozen):
@@ -100,8 +104,19 @@ class PartCount(Frozen):
     unknown: dict[str, int] = Field(default_factory=dict)
 
 
+class Positive(Frozen):
+    """The class of two that is positive, and how many of the test units and patients carry it."""
+
+    name: str
+    units: int
+    patients: int
+
+
 class Provenance(Frozen):
-    """All that a result was computed from. `random`: the weights were never trained."""
+    """All that a result was computed from. `random`: the weights were never trained.
+
+    network: what made the features, in words; "" in answers that were filed before it was named.
+    """
 
     key: str
     contract: int
@@ -112,6 +127,12 @@ class Provenance(Frozen):
     labels: str
     split: str
     versions: dict[str, str]
+    network: str = ""
+
+    @property
+    def network_in_words(self) -> str:
+        """The network, or where the answer has no name of it, its weights."""
+        return self.network or f"weights {self.weights[:15]}"
 
 
 class Tuned(Frozen):
@@ -143,9 +164,10 @@ class Tuned(Frozen):
 class Result(Frozen):
     """One task answered by one method. `notes` says what was left out, and why.
 
-    tuned: of methods that train the network, what each fold made. agreement: where heads were
-    fitted on another store's features, how far those of the test units agree with them there (the
-    median over the numbers of a feature of ICC(A,1)).
+    positive: of two classes. chosen: the place of the score that stands for the answer, by default
+    the last. tuned: of methods that train the network, what each fold made. agreement: where heads
+    were fitted on another store's features, how far those of the test units agree with them there
+    (the median over the numbers of a feature of ICC(A,1)).
     """
 
     task: str
@@ -165,6 +187,13 @@ class Result(Frozen):
     cached: bool = False
     tuned: tuple[Tuned, ...] = ()
     agreement: float | None = None
+    positive: Positive | None = None
+    chosen: int = -1
+
+    @property
+    def main_score(self) -> Score:
+        """The score that stands for the answer; there must be one."""
+        return self.scores[self.chosen]
 
 
 class Segmented(Frozen):

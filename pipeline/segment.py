@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
+from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.result_files import (
     MASKS,
     SEGMENTATIONS,
@@ -44,7 +45,8 @@ def segment(
     """Answer for all masks of a config by every head, from `segmentations/` where nothing changed.
 
     device: of torch's, such as "cuda", where heads are trained; auto, the first GPU where there is
-    one; an answer does not depend on it. Raises ConfigError where there is nothing to ask,
+    one; an answer does not depend on it. Masks that cannot be answered for leave the others
+    answered: then UnansweredError has those. Raises ConfigError where there is nothing to ask,
     StoreNotFoundError, LabelError, or DeviceError where there is no such device.
     """
     if not config.segment or not config.masks:
@@ -53,14 +55,19 @@ def segment(
             "segmented, with where its masks are) and `segment` (a name for each head)."
         )
     answers: list[Segmented] = []
+    failures = Failures()
     for task in config.masks:
-        cases = SegmentationCases.of(config, task, progress)
-        for head in config.segment:
-            if progress:
-                progress(f"{task}: {head}", len(answers), len(config.masks) * len(config.segment))
-            compute = functools.partial(_compute_trials, cases, head, device)
-            answers.append(answer(cases, head, compute))
-    publish(config.store, answers)
+        with failures.of(task):
+            cases = SegmentationCases.of(config, task, progress)
+            for head in config.segment:
+                if progress:
+                    number = len(config.masks) * len(config.segment)
+                    progress(f"{task}: {head}", len(answers), number)
+                compute = functools.partial(_compute_trials, cases, head, device)
+                answers.append(answer(cases, head, compute))
+    if answers:
+        publish(config.store, answers)
+    failures.raise_with(answers)
     return answers
 
 

@@ -14,6 +14,7 @@ from stores.contents import (
     FEATURES,
     FILES,
     FOLDERS,
+    KEY_CHECK,
     RECIPE,
     SLICES,
     WITHDRAWN_PATIENTS,
@@ -28,14 +29,20 @@ def build(
     recipe_text: str,
     specs: Mapping[str, ArraySpec],
     layout: Layout,
+    key_check: str | None = None,
 ) -> None:
-    """Write a store of no rows into a new folder; specs: of all its arrays, by name."""
+    """Write a store of no rows into a new folder; specs: of all its arrays, by name.
+
+    key_check: by which the key of its pseudonyms is known again.
+    """
     import zarr
 
     for folder in FOLDERS:
         if folder.from_start:
             (root / folder.name).mkdir(parents=True)
-    attributes = {"part_rows": layout.part_rows}
+    attributes: dict[str, Any] = {"part_rows": layout.part_rows}
+    if key_check is not None:
+        attributes[KEY_CHECK] = key_check
     group = zarr.create_group(root / FEATURES, zarr_format=3, attributes=attributes)
     for name, spec in specs.items():
         _create_array(group, name, spec, layout)

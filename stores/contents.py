@@ -21,12 +21,19 @@ WITHDRAWN_PATIENTS = "withdrawn.json"
 TOP_FILES = (MANIFEST, RECIPE, SLICES, FILES, WITHDRAWN_PATIENTS)
 
 FEATURES = "features.zarr"
+# The attribute of features.zarr by which a store knows the key of its pseudonyms again.
+KEY_CHECK = "key_check"
 PARTS = "parts"
 COPIES = "copies"
 CLAIMS = "claims"
 # What runs leave for each other and for `status`. No result depends on it.
 RUNS = "runs"
 RESULTS = "results"
+SPLITS = "splits"
+# Which patients a label file names rows after, of which the images say nothing.
+PATIENTS = "patients"
+MASKS = "masks"
+TUNED = "tuned"
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,13 @@ FOLDERS = (
     Folder(CLAIMS, from_start=True),  # of processes of one machine: they mean nothing elsewhere
     Folder(RUNS),
     Folder(RESULTS, derived=True, travels=True, of_patients=True, from_start=True),
-    # Who is in which part of a split stays known, so that an answer computed again is comparable.
-    Folder("splits", derived=True, travels=True, from_start=True),
+    # A purge takes the patient out of these. Where the others stand stays known, so that an answer
+    # computed again is comparable; and so does whom a label file names, so that they can be found.
+    Folder(SPLITS, derived=True, travels=True, from_start=True),
+    Folder(PATIENTS, derived=True, travels=True),
     Folder("segmentations", derived=True, travels=True, of_patients=True),
-    Folder("masks", derived=True, of_patients=True),  # made anew from the mask files where gone
-    Folder("tuned", derived=True, travels=True, of_patients=True),
+    Folder(MASKS, derived=True, of_patients=True),  # made anew from the mask files where gone
+    Folder(TUNED, derived=True, travels=True, of_patients=True),
 )
 DERIVED = tuple(folder.name for folder in FOLDERS if folder.derived)
 TRAVELLING = tuple(folder.name for folder in FOLDERS if folder.travels)

@@ -7,8 +7,11 @@ RadprobeError
 ├── UnreadableError (ValueError)      one file or slice cannot be read; carries a `Reason`
 ├── TooManyBadError (ValueError)       more bad images than the run may meet
 ├── LabelError (ValueError)           labels that do not join, or cannot be split by patient
+│   └── UnansweredError               some tasks that could not be answered; carries the others
+├── ModelError (ValueError)           a model's folder that is damaged, or of another version
 ├── DeviceError (RuntimeError)        a device that is not there, or too small for the network
 ├── ClusterError (RuntimeError)       a cluster that cannot be reached, or was lost
+├── PartsFailedError (RuntimeError)   parts that could not be embedded; carries the run's summary
 └── StoreError
     ├── StoreNotFoundError (FileNotFoundError)
     ├── RecipeMismatchError (ValueError)   the store was made by another recipe; names the fields
@@ -24,7 +27,9 @@ Each also derives from the builtin a caller would catch.
 
 from __future__ import annotations
 
-from typing import Literal
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 # What to do about a part that is damaged or lost; ends the sentence that says which.
 REPAIR = "Run `radprobe verify --repair` on the store, then `radprobe extract`."
@@ -40,6 +45,7 @@ Reason = Literal[
     "no-permission",
     "vanished",  # there at discovery, gone at reading
     "time-limit",  # decoding took longer than the limit
+    "killed",  # the process that read it was killed from outside, as when memory runs out
     "not-finite",  # no finite pixel in the slice
 ]
 
@@ -81,12 +87,36 @@ class LabelError(RadprobeError, ValueError):
     """Labels that do not join the slices, or cannot be split by patient."""
 
 
+class ModelError(RadprobeError, ValueError):
+    """A model's folder is missing, damaged, of another version, or lacks what it is asked for."""
+
+
+class UnansweredError(LabelError, ConfigError):
+    """Some tasks of a config could not be answered; `answers` are those of the others."""
+
+    def __init__(self, message: str, answers: Sequence[Any]) -> None:
+        super().__init__(message)
+        self.answers = list(answers)
+
+    def __reduce__(self) -> tuple[type[UnansweredError], tuple[str, list[Any]]]:
+        """Cross process borders with both fields (the default keeps only the message)."""
+        return type(self), (str(self), self.answers)
+
+
 class DeviceError(RadprobeError, RuntimeError):
     """The device asked for is not there, or too small for the network."""
 
 
 class ClusterError(RadprobeError, RuntimeError):
     """A cluster cannot be reached, was lost for long, or fails at everything."""
+
+
+class PartsFailedError(RadprobeError, RuntimeError):
+    """Parts could not be embedded; `summary` says what became of all others."""
+
+    def __init__(self, message: str, summary: object = None) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 class StoreError(RadprobeError):
@@ -127,3 +157,19 @@ class MissingRowsError(StoreError, KeyError):
 
 class CorruptStoreError(StoreError, ValueError):
     """What is on disk does not fit what its receipt says."""
+
+
+@contextlib.contextmanager
+def as_corrupt(where: str) -> Iterator[None]:
+    """Raise CorruptStoreError where what a store has is not of the kind that it must be.
+
+    A file may fit every checksum and be of a stranger: what it holds is no fault of ours.
+    """
+    try:
+        yield
+    except RadprobeError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CorruptStoreError(f"{where} is not as a store has it: {error!r}.") from None
+    except RecursionError:
+        raise CorruptStoreError(f"{where} is not as a store has it: nested too deep.") from None

@@ -7,7 +7,8 @@ of the slice table, whose identifiers are pseudonyms.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,9 @@ from stores.slices import row_numbers
 
 Format = Literal["h5", "npy", "parquet"]
 _BATCH_BYTES = 64 * 2**20
+# Where an export says that its identifiers are pseudonyms: the digest of these very columns.
+SEAL = "radprobe"
+_SEALED = ("path", "patient", "study", "series", "instance", "tags")
 _COLUMNS = ("path", "frame", "patient", "study", "series", "modality", "position_mm")
 
 
@@ -89,7 +93,7 @@ def export_npy(store: FeatureStore, out: Path, which: Selection = Selection()) -
     rows = row_numbers(slices)
     shape = (len(rows), *which.row_shape(store))
     with aside(out) as path, aside(out.with_suffix(".parquet")) as table:
-        _write_parquet(table, [slices], slices.schema)
+        _write_parquet(table, [slices], slices.schema.with_metadata({SEAL: _seal(slices)}))
         # On disk, not in memory: the features of a large store do not fit.
         values = np.lib.format.open_memmap(path, "w+", which.dtype(store), shape)
         _fill(values, batches(store, which, rows))
@@ -151,7 +155,9 @@ def _write_h5(store: FeatureStore, out: Path, which: Selection, slices: pa.Table
 
     rows = row_numbers(slices)
     with aside(out) as path, h5py.File(path, "w") as file:
-        file.attrs.update({"recipe": store.recipe_text, "array": which.array, "radprobe": 1})
+        names = [name for name in _COLUMNS if name in _SEALED]
+        seal = _seal(slices.select(names))
+        file.attrs.update({"recipe": store.recipe_text, "array": which.array, SEAL: seal})
         shape = (len(rows), *which.row_shape(store))
         features = file.create_dataset("features", shape, which.dtype(store))
         _fill(features, batches(store, which, rows))
@@ -166,6 +172,33 @@ def _write_h5(store: FeatureStore, out: Path, which: Selection, slices: pa.Table
             else:
                 texts = [value or "" for value in values]
                 file.create_dataset(name, data=texts, dtype=h5py.string_dtype())
+
+
+def seal_of(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Return the digest of the columns that hold identifiers, by which an import knows its own.
+
+    A column of another tool never has it by chance; one that was changed since has it no more.
+    """
+    digest = hashlib.sha256(b"radprobe export")
+    for name in _SEALED:
+        if name in columns:
+            digest.update(f"\0{name}".encode())
+            for value in columns[name]:
+                digest.update(b"\0" + _cell(value))
+    return digest.hexdigest()
+
+
+def _seal(slices: pa.Table) -> str:
+    there = [name for name in _SEALED if name in slices.column_names]
+    return seal_of({name: slices[name].to_pylist() for name in there})
+
+
+def _cell(value: Any) -> bytes:
+    """Return a cell as text, the same whichever format it went through; nothing is no text."""
+    if isinstance(value, bytes):
+        return value
+    pairs = "" if not value else str(sorted(value)) if isinstance(value, list) else str(value)
+    return pairs.encode("utf-8", "surrogatepass")
 
 
 def _fill(out: Any, pieces: Iterator[Values]) -> None:

@@ -20,12 +20,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -41,15 +42,17 @@ from stores._disk import TEMPORARY, sha256, sweep_temporaries, temporary_name, w
 from stores._types import Bytes, Crcs, Rows, Values
 from stores.arrays import Chunk, StoredArray
 from stores.claims import Claim, Holder, exclusive, holders, owner, stems, try_claim
-from stores.commit import PartWriter
+from stores.commit import PartWriter, check_claim
 from stores.contents import (
     CLAIMS,
     FEATURES,
     FILES,
+    KEY_CHECK,
     LEDGER,
     MANIFEST,
     OK,
     PARTS,
+    PUBLISHED,
     RECIPE,
     RUNS,
     SLICES,
@@ -61,14 +64,19 @@ from stores.contents import (
     chunk_file,
 )
 from stores.errors import (
+    REPAIR,
     ClaimedError,
+    CorruptStoreError,
     MissingRowsError,
     OccupiedError,
     StaleTablesError,
+    StoreError,
     StoreNotFoundError,
+    as_corrupt,
 )
+from stores.inside import check_folders
 from stores.layout import Layout, PartRange
-from stores.receipt import Receipt, UnreadableRow
+from stores.receipt import Receipt, UnreadableRow, notes_without, part_of, receipt_name
 from stores.receipts import Receipts, Stamp
 from stores.slices import (
     FILE_SCHEMA,
@@ -81,6 +89,7 @@ from stores.slices import (
     table_bytes,
 )
 from stores.storage import Storage, storage_at, storage_of
+from stores.withdrawn import Withdrawn
 
 __all__ = [
     "LEDGER",
@@ -92,6 +101,9 @@ __all__ = [
     "ArraySpec",
     "FeatureStore",
 ]
+
+# Of all arrays together.
+_GROUP = f"{FEATURES}/zarr.json"
 
 
 class FeatureStore:
@@ -111,22 +123,28 @@ class FeatureStore:
 
     @classmethod
     def create(
-        cls, path: Path, recipe_text: str, arrays: Mapping[str, ArraySpec], part_rows: int
+        cls,
+        path: Path,
+        recipe_text: str,
+        arrays: Mapping[str, ArraySpec],
+        part_rows: int,
+        key_check: str | None = None,
     ) -> FeatureStore:
         """Make an empty store: built aside and renamed, so that it is there wholly or not at all.
+
+        key_check: by which the key of its pseudonyms is known again.
 
         Raises OccupiedError where the path holds anything, UnwritableError.
         """
         layout = Layout(part_rows)
-        if path.exists() and any(path.iterdir()):
-            raise OccupiedError(f"{path} is not empty and holds no store. Choose another path.")
+        check_free(path)
         aside = path.with_name(temporary_name(path.name))
         try:
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # What was built aside by processes that died since.
                 sweep_temporaries(path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"))
-                build(aside, recipe_text, LEDGER | dict(arrays), layout)
+                build(aside, recipe_text, LEDGER | dict(arrays), layout, key_check)
             storage_of(path).adopt(aside)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
@@ -148,9 +166,21 @@ class FeatureStore:
                 f"There is no feature store at {storage.place!r} (no {RECIPE}). "
                 "Run `radprobe extract` first, or check the path."
             )
-        recipe = manifest.load(folder, RECIPE).decode()
-        group = json.loads(manifest.load(folder, f"{FEATURES}/zarr.json"))
-        return cls(storage, recipe, Layout(int(group["attributes"]["part_rows"])))
+        check_folders(folder)
+        recipe = manifest.load(folder, RECIPE)
+        group = manifest.load(folder, _GROUP)
+        with as_corrupt(str(folder)):
+            part_rows = int(json.loads(group)["attributes"]["part_rows"])
+            return cls(storage, recipe.decode(), Layout(part_rows))
+
+    def keep_key_check(self, key_check: str) -> None:
+        """Have a store that was made before keys were checked know its key again."""
+        self.storage.check_writable()
+        with exclusive(self.claims, "tables"):
+            self._mend()
+            group = json.loads(manifest.load(self.path, _GROUP))
+            group["attributes"].setdefault(KEY_CHECK, key_check)
+            self.storage.replace({_GROUP: json.dumps(group, indent=2).encode()})
 
     @property
     def place(self) -> str:
@@ -173,7 +203,12 @@ class FeatureStore:
             folder, _, name = file.removesuffix("/zarr.json").partition("/")
             if folder == FEATURES and name:
                 parse = functools.partial(StoredArray.parse, root, name, fetch=fetch)
-                arrays[name] = self._parsed(file, parse, digest)
+                array = self._parsed(file, parse, digest)
+                array.check_part(self.layout)
+                arrays[name] = array
+        missing = LEDGER.keys() - arrays.keys()
+        if missing:
+            raise CorruptStoreError(f"{self.path} has no arrays {sorted(missing)}. {REPAIR}")
         return arrays
 
     def array(self, name: str) -> StoredArray:
@@ -197,25 +232,49 @@ class FeatureStore:
     @property
     def slice_file(self) -> TableFile:
         """The slice table of this moment, to be read piece by piece."""
-        file: TableFile = self._parsed(SLICES, TableFile)
+        file: TableFile = self._parsed(SLICES, functools.partial(TableFile, schema=SLICE_SCHEMA))
         return file
 
     def files(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the file table (FILE_SCHEMA), set-aside files included, or some columns of it."""
-        return self._parsed(FILES, TableFile).read(columns)
+        parse = functools.partial(TableFile, schema=FILE_SCHEMA)
+        return self._parsed(FILES, parse).read(columns)
+
+    @property
+    def withdrawn(self) -> Withdrawn:
+        """Who is withdrawn by name at this moment."""
+        withdrawn: Withdrawn = self._parsed(WITHDRAWN_PATIENTS, _withdrawn_of)
+        return withdrawn
+
+    def withdrawn_in(self, part: PartRange) -> Rows:
+        """Return the rows of a part whose slices are withdrawn by the table of this moment."""
+        manifest.look_again(self.path)
+        rows = [np.zeros(0, np.int64)]
+        for piece in self.slice_file.between(part.start, part.stop, ["row", "withdrawn"]):
+            rows.append(row_numbers(piece)[is_withdrawn(piece)])
+        return np.concatenate(rows)
 
     def live_rows(self) -> Rows:
         """Return (n,) the rows of the slices that are not withdrawn, ascending."""
         slices = self.slices(["row", "withdrawn"])
-        rows: Rows = row_numbers(slices)[~is_withdrawn(slices)]
+        rows: Rows = self._checked_rows(slices)[~is_withdrawn(slices)]
+        return rows
+
+    def _checked_rows(self, slices: pa.Table) -> Rows:
+        """Return (n,) the rows of slices. Raises CorruptStoreError where the arrays lack one."""
+        rows = row_numbers(slices)
+        if rows.size and (rows.min() < 0 or rows.max() >= self.n_rows):
+            raise CorruptStoreError(
+                f"{self.path / SLICES} has the rows {rows.min()} to {rows.max()}, and the arrays "
+                f"have {self.n_rows}. {REPAIR}"
+            )
         return rows
 
     def tables(self) -> Tables:
         """Return both tables and the withdrawn patients, of one moment; nothing is kept."""
         while True:  # until nobody replaced one of them while the others were read
             seen = manifest.version(self.path)
-            patients = frozenset(self._parsed(WITHDRAWN_PATIENTS, json.loads)["patients"])
-            tables = Tables(self.slice_file.read(), self.files(), patients, seen)
+            tables = Tables(self.slice_file.read(), self.files(), self.withdrawn, seen)
             if manifest.version(self.path) == seen:
                 return tables
 
@@ -224,12 +283,12 @@ class FeatureStore:
         slices: pa.Table,
         files: pa.Table,
         *,
-        patients: frozenset[str] | None = None,
+        withdrawn: Withdrawn | None = None,
         seen: str | None = None,
     ) -> None:
         """Replace both tables at once, and grow the arrays to hold every row of the slice table.
 
-        Rows of slices must keep their meaning. patients: who is withdrawn by name, if that changed.
+        Rows of slices must keep their meaning. withdrawn: who is, by name, if that changed.
         seen: of the `tables()` these come from; raises StaleTablesError where they are no longer
         the store's, since two that number new rows must not both be believed.
         """
@@ -242,17 +301,39 @@ class FeatureStore:
             FILES: table_bytes(files),
             SLICES: table_bytes(slices.cast(SLICE_SCHEMA)),
         }
-        if patients is not None:
-            new[WITHDRAWN_PATIENTS] = json.dumps({"patients": sorted(patients)}).encode()
+        if withdrawn is not None:
+            new[WITHDRAWN_PATIENTS] = withdrawn.as_json()
         self.storage.check_writable()
         with exclusive(self.claims, "tables"):
             # What a crash left half done is finished first, so that `seen` is judged by what holds.
-            manifest.mend(self.path)
+            self._mend()
             if seen is not None and seen != manifest.version(self.path):
                 raise StaleTablesError(f"The tables of {self.path} were replaced meanwhile.")
             n = self.layout.next_boundary(end_of(rows))
             # Tables and arrays in one replacement: no slice without a row to hold its features.
             self.storage.replace(new | self._grown(n))
+
+    def recover(self) -> None:
+        """Finish what a crash left half done of the manifest's files, wherever the store is.
+
+        Whoever is to write calls this first: what is left as it is, radprobe reads by its copies,
+        but nobody else can, and a run that changes no table would leave it for good. Raises
+        UnwritableError.
+        """
+        if manifest.is_mended(self.path):
+            return
+        self.storage.check_writable()
+        # Another process may be at it right now: then there is nothing left to mend.
+        with exclusive(self.claims, "tables"):
+            self._mend()
+
+    def _mend(self) -> None:
+        unnamed = manifest.unnamed_copies(self.path)
+        mended = manifest.mend(self.path)
+        if mended:
+            self.storage.restore([*mended, MANIFEST])
+        if unnamed:  # wherever the store is: a mirror would have them back
+            self.storage.remove(unnamed)
 
     def _grown(self, n: int) -> dict[str, bytes]:
         """Return the zarr.json of each array that has fewer than n rows, with n."""
@@ -282,8 +363,19 @@ class FeatureStore:
 
     @property
     def n_rows(self) -> int:
-        """How many rows the arrays have, void ones included."""
-        return self.arrays["status"].n
+        """How many rows the arrays have, void ones included.
+
+        Raises CorruptStoreError for more than the slice table can ask for.
+        """
+        n = self.arrays["status"].n
+        # Each slice that was added began a part of its own, at the most.
+        most = (self.slice_file.rows + 1) * self.layout.part_rows
+        if n > most:
+            raise CorruptStoreError(
+                f"{self.path} has arrays of {n} rows, and its {self.slice_file.rows} slices need "
+                f"{most} at the most. {REPAIR}"
+            )
+        return n
 
     def parts(self) -> list[PartRange]:
         """Return every part, committed or not, in order."""
@@ -335,7 +427,7 @@ class FeatureStore:
 
         They were withdrawn before their part was embedded, or purged.
         """
-        rows = row_numbers(self.slices(["row"]))
+        rows = self._checked_rows(self.slices(["row"]))
         usable = np.ones(self.n_rows, bool)
         for part in self.parts():
             status = self._committed(part)
@@ -358,10 +450,10 @@ class FeatureStore:
             return None
         return claim
 
-    def reclaim(self, part: PartRange) -> AbstractContextManager[Claim]:
+    def reclaim(self, part: PartRange, wait_s: float = 60.0) -> AbstractContextManager[Claim]:
         """Claim a part, committed or not, to mend it. Raises ClaimedError if it stays taken."""
         self.storage.check_writable()
-        return exclusive(self.claims, _stem(part.index))
+        return exclusive(self.claims, _stem(part.index), wait_s)
 
     def empty_part(self) -> dict[str, Values]:
         """Return arrays (part_rows, ...) for one part, every row void, ready to be filled."""
@@ -393,13 +485,29 @@ class FeatureStore:
         """Commit one part: data, fsync, checksums, then the receipt. Returns the receipt.
 
         arrays: name -> (part_rows, ...) for every array of the store; notes: JSON to keep in the
-        receipt. Raises ClaimedError where the part was taken over, UnalignedWriteError where the
+        receipt. Rows that were withdrawn meanwhile are emptied in `arrays`, and left out of the
+        notes. Raises ClaimedError where the part was taken over, UnalignedWriteError where the
         shapes are not exactly one part, StoreError where a feature overflows the dtype,
         UnwritableError for a full disk and its like.
         """
         if self.receipt(part.index) is not None:
             raise ClaimedError(f"Part {part.index} was taken over or committed by another process.")
-        return self.overwrite(part, claim, arrays, notes)
+        if self.receipts.path(part.index).is_file():
+            # One that is not believed. It goes first: it may fit the sizes of the new chunks, and
+            # must not vouch for them.
+            check_claim(claim, part)
+            self.storage.remove([receipt_name(part.index)])
+        # Looked at while the claim is held: whoever is withdrawn before this is left out, and a
+        # purge of whoever is withdrawn after it waits for the claim, and finds the part committed.
+        rows = self.withdrawn_in(part)
+        self.empty_rows(part, rows, arrays, VOID)
+        gone = set(rows.tolist())
+        # A volume is named by its first row, which may be of an earlier part.
+        for row, *_ in notes.get("ranges", ()):
+            volume_part = self.layout.part(row // self.layout.part_rows)
+            if row not in gone and row in self.withdrawn_in(volume_part):
+                gone.add(row)
+        return self._part_writer.write(part, claim, arrays, notes_without(notes, gone), over=False)
 
     def overwrite(
         self,
@@ -409,8 +517,20 @@ class FeatureStore:
         notes: Mapping[str, Any],
     ) -> Receipt:
         """Do what `write` does, over a committed part too: for a purge, and nothing else."""
-        writer = PartWriter(self.storage, self.arrays, self.digest)
-        return writer.write(part, claim, arrays, notes)
+        return self._part_writer.write(part, claim, arrays, notes, over=True)
+
+    @property
+    def _part_writer(self) -> PartWriter:
+        return PartWriter(self.storage, self.arrays, self.digest)
+
+    def empty_rows(
+        self, part: PartRange, rows: Rows, arrays: Mapping[str, Values], status: int
+    ) -> None:
+        """Take the numbers and digests of some rows of a part out of its arrays, in place."""
+        inside = part.within(rows) - part.start
+        for name, values in arrays.items():
+            values[inside] = self.arrays[name].void
+        arrays["status"][inside] = status
 
     def fetched(self, part: PartRange) -> AbstractContextManager[None]:
         """Have a part's chunk files in the folder as they are, sound or not, for a while."""
@@ -423,8 +543,33 @@ class FeatureStore:
             names += [chunk_file(chunk.name) for chunk in array.chunks(part)]
         return names
 
+    def deriving(self) -> AbstractContextManager[Claim]:
+        """Be the one process that changes what was computed from the store, for a moment."""
+        return exclusive(self.claims, "derived")
+
+    @contextlib.contextmanager
+    def filing(self, withdrawn: Withdrawn) -> Iterator[None]:
+        """File what was computed while `withdrawn` was who is; a purge waits until it is filed.
+
+        Raises StaleTablesError where a patient was withdrawn since: the answer is of the patient
+        too, and a purge that has gone through the files already would not find it.
+        """
+        with self.deriving():
+            manifest.look_again(self.path)
+            if self.withdrawn.patients - withdrawn.patients:
+                raise StaleTablesError(
+                    f"A patient was withdrawn from {self.place} while this was computed, so that "
+                    "it is not filed. Run the same command again."
+                )
+            yield
+
     def publish(self) -> None:
-        """Send what was computed from the store to where that is."""
+        """Send what was computed from the store to where that is.
+
+        What others left half written beside it is removed, where they are dead.
+        """
+        for folder in PUBLISHED:
+            sweep_temporaries((self.path / folder).glob(f"{TEMPORARY}*"))
         self.storage.publish()
 
     def fetch_folder(self, folder: str) -> None:
@@ -444,7 +589,7 @@ class FeatureStore:
         nobody takes over, since the part is done. Claims on other parts stay: who takes such a part
         over needs them.
         """
-        parts = [stem for stem in stems(self.claims) if stem.isdigit()]
+        parts = [stem for stem in stems(self.claims) if stem.isdecimal()]
         self._drop_dead_claims(stem for stem in parts if self.receipt(int(stem)) is not None)
 
     def _drop_dead_claims(self, claimed: Iterable[str]) -> None:
@@ -467,7 +612,7 @@ class FeatureStore:
             if committed is not None:
                 status[part.span] = committed
         slices = self.slices(["row", "withdrawn"])
-        withdrawn = row_numbers(slices)[is_withdrawn(slices)]
+        withdrawn = self._checked_rows(slices)[is_withdrawn(slices)]
         status[withdrawn] = WITHDRAWN
         return status
 
@@ -521,14 +666,25 @@ class FeatureStore:
     def fingerprint(self) -> str:
         """Return a digest of all that answers depend on: receipts and the slice table.
 
-        It reads no array. Two equal fingerprints hold equal features for equal slices.
+        It reads no array. Two equal fingerprints hold equal features for equal slices. Raises
+        CorruptStoreError where a receipt is there and cannot be believed.
         """
         digest = hashlib.sha256(self.digest.encode())
         digest.update(manifest.digests(self.path)[SLICES].encode())
         for path in sorted((self.path / PARTS).glob("[0-9]*.json")):
-            receipt = self.receipt(int(path.stem))
+            index = part_of(path.name)
+            if index is None:
+                continue
+            receipt = self.receipt(index)
+            if receipt is None:
+                # Not the same as a part that was never embedded: an answer without its slices would
+                # look like any other.
+                raise CorruptStoreError(
+                    f"Part {index} of {self.path} is damaged: {self.receipts.doubt(index)}. "
+                    f"{REPAIR}"
+                )
             # As the receipt has them: answers on file are named by this digest.
-            chunks = None if receipt is None else receipt.document["chunks"]
+            chunks = receipt.document["chunks"]
             entry = json.dumps([path.stem, chunks], sort_keys=True)
             digest.update(entry.encode())
         return digest.hexdigest()
@@ -555,12 +711,35 @@ class FeatureStore:
         return known[1]
 
 
+def check_free(path: Path) -> None:
+    """Raise OccupiedError where a new store's path holds anything."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OccupiedError(f"{path} is not empty and holds no store. Choose another path.")
+
+
+def stored_key_check(folder: Path) -> str | None:
+    """Return by what a store's key is known; None where there is no store, or it does not say."""
+    try:
+        group = json.loads(manifest.load(folder, _GROUP))
+    except (StoreError, OSError):
+        return None
+    check: str | None = group["attributes"].get(KEY_CHECK)
+    return check
+
+
 def _fetch_chunk(receipts: Receipts, layout: Layout, chunk: Chunk) -> None:
     """Fetch a chunk from where the store is, held against its receipt."""
     receipt = receipts.read(chunk.start // layout.part_rows)
+    record = None if receipt is None else receipt.chunks.get(chunk.name)
     # Without a receipt no content is right.
-    digest = "" if receipt is None else receipt.chunks[chunk.name].sha256
+    digest = "" if record is None else record.sha256
     receipts.storage.fetch(chunk_file(chunk.name), digest)
+
+
+def _withdrawn_of(text: bytes) -> Withdrawn:
+    """Return who is withdrawn by name. Raises CorruptStoreError."""
+    with as_corrupt(WITHDRAWN_PATIENTS):
+        return Withdrawn.parse(text)
 
 
 def _stem(index: int) -> str:

@@ -1,109 +1,280 @@
-"""Withdrawing a patient: out of every answer at once, and, purged, out of the files too."""
+"""Withdrawing a patient: out of every answer at once, and, purged, out of the files too.
+
+The order is what the promise rests on, whoever else works on the store at the same moment:
+
+1. The withdrawal is written first. Whoever commits a part, or files an answer, reads it again while
+   holding a claim (`FeatureStore.write`, `FeatureStore.filing`), and leaves the patient out.
+2. Then the parts and the derived files are gone through under the same claims: what was committed
+   or filed before the withdrawal was seen is found here.
+3. The table's entries, which say which rows are the patient's, go last: a purge that was
+   interrupted is finished by the same call.
+"""
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stores._types import Rows
-from stores.contents import FOLDERS, RUNS, WITHDRAWN
+from stores._disk import CHECKSUM, TEMPORARY, write_checked
+from stores._types import Mask, Rows
+from stores.contents import DERIVED, FEATURES, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
 from stores.errors import StaleTablesError
 from stores.features import FeatureStore
 from stores.layout import PartRange
-from stores.slices import SLICE_SCHEMA, Tables, as_table, row_numbers, with_column
+from stores.receipt import notes_without
+from stores.slices import SLICE_SCHEMA, Tables, as_table, row_numbers, where, with_column
+from stores.split_files import names_any, text_without
+from stores.withdrawn import Withdrawn
 
-# A slice table, and the patients who are withdrawn by name.
-_Changed = tuple[pa.Table, frozenset[str]]
+log = logging.getLogger(__name__)
+
+# How long a purge waits for a part that another process is embedding.
+PATIENCE_S = 3600.0
+NO_ROWS: Rows = np.zeros(0, np.int64)
 
 
-def withdraw(store: FeatureStore, patient: str) -> int:
-    """Withdraw a patient (a pseudonym) and keep later slices of the patient out.
+@dataclass(frozen=True)
+class _Changed:
+    """The tables as a change leaves them."""
 
-    Returns how many slices it took. The rows stay, and so do their numbers until they are purged.
+    slices: pa.Table
+    files: pa.Table
+    withdrawn: Withdrawn
+
+
+@dataclass(frozen=True)
+class Purged:
+    """What a purge took out: rows, and files by folder; and what it cannot reach, in words."""
+
+    rows: int
+    files: dict[str, int] = field(default_factory=dict)
+    out_of_reach: tuple[str, ...] = ()
+
+
+def withdraw(
+    store: FeatureStore,
+    *patients: str,
+    rows: Rows = NO_ROWS,
+    files: Mapping[str, frozenset[str]] | None = None,
+) -> int:
+    """Withdraw a patient (a pseudonym, or several of one) and keep later slices of the patient out.
+
+    rows: of slices that are the patient's by a label file alone; files: the keyed hashes of their
+    paths, by patient. Returns how many slices it took. The rows stay, and so do their numbers until
+    they are purged.
     """
     taken = 0
+    store.recover()  # what another run left half done
 
     def change(tables: Tables) -> _Changed:
         nonlocal taken
-        of_patient = pc.fill_null(pc.equal(tables.slices["patient"], patient), False)
+        theirs = _of(tables.slices, patients, rows)
         before = tables.slices["withdrawn"]
-        newly = pc.and_(of_patient, pc.invert(before))
+        newly = pc.and_(theirs, pc.invert(before))
         taken = pc.sum(newly).as_py() or 0
-        slices = with_column(tables.slices, "withdrawn", pc.or_(of_patient, before))
-        return slices, tables.patients | {patient}
+        slices = with_column(tables.slices, "withdrawn", pc.or_(theirs, before))
+        return _Changed(slices, tables.files, tables.withdrawn.adding(patients, files or {}))
 
     _change(store, change)
     return taken
 
 
-def readmit(store: FeatureStore, patient: str) -> None:
+def readmit(store: FeatureStore, *patients: str) -> None:
     """Undo a withdrawal: the next extract brings back the slices that are still found."""
-    _change(store, lambda tables: (tables.slices, tables.patients - {patient}))
+
+    def change(tables: Tables) -> _Changed:
+        return _Changed(tables.slices, tables.files, tables.withdrawn.without(patients))
+
+    _change(store, change)
 
 
-def purge(store: FeatureStore, patient: str) -> int:
-    """Remove the numbers, digests and table entries of a withdrawn patient; return how many rows.
+def purge(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> int:
+    """Do what `purge_all` does; return how many rows were the patient's."""
+    return purge_all(store, *patients, rows=rows).rows
 
-    The row numbers stay, void. Results, masks and tuned networks are dropped: they are of the
-    patient too. A purge that was interrupted is finished by the same call, since the table's
-    entries, which say which rows are the patient's, go last.
+
+def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purged:
+    """Remove what the store holds of a withdrawn patient: numbers, digests, table entries, names.
+
+    rows: those that are the patient's by a label file alone. The row numbers stay, void. Results,
+    predictions, masks, tuned networks and the state of their runs go altogether, since they are of
+    the patient too; splits go on without the patient. Raises ClaimedError where another process
+    holds one of the parts for an hour.
     """
+    store.recover()  # what another run left half done
     slices = store.slices()
-    rows = row_numbers(slices.filter(pc.equal(slices["patient"], patient)))
-    for index in np.unique(rows // store.layout.part_rows).tolist():
-        _void(store, store.layout.part(index), rows)
-    for folder in FOLDERS:
-        if folder.of_patients:
-            store.storage.clear(folder.name)
-    for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
-        shutil.rmtree(path)
-    _blank(store, rows)
-    return len(rows)
+    theirs = row_numbers(slices.filter(_of(slices, patients, rows)))
+    void_parts(store, theirs)
+    # What writers that are dead left of parts: it holds numbers too.
+    swept = len(store.sweep())
+    store.storage.refresh()  # what others have put into a bucket since the store was opened
+    removed = drop_derived(store, patients, theirs)
+    if swept:
+        removed["temporary files"] = swept
+    _blank(store, theirs, patients)
+    return Purged(len(theirs), removed, out_of_reach(store))
+
+
+def out_of_reach(store: FeatureStore) -> tuple[str, ...]:
+    """Return what a purge cannot reach and somebody has to look after, in words."""
+    left = ["the images and label files themselves", "reports and exports outside the store"]
+    left.append("copies and backups of the store, and stores and networks made from it")
+    if store.place != str(store.path):
+        left.append("old versions of objects, where the bucket keeps versions")
+    living = 0
+    for folder in (FEATURES, *DERIVED):
+        files = (store.path / folder).rglob(f"{TEMPORARY}*")
+        living += sum(1 for path in files if path.is_file())
+    if living:
+        left.append(
+            f"{living} temporary files of processes at work: purge again when they are done"
+        )
+    return tuple(left)
+
+
+# --- parts -------------------------------------------------------------------------------------
+
+
+def void_parts(store: FeatureStore, rows: Rows) -> None:
+    """Take rows out of their parts; parts that others are at come last."""
+    indices = np.unique(rows // store.layout.part_rows).tolist()
+    held = store.holders()
+    for index in sorted(indices, key=lambda index: (index in held, index)):
+        part = store.layout.part(index)
+        owner = store.owner(part)
+        if owner is not None:
+            log.warning("Waiting for %s, which is embedding part %d.", owner, index)
+        _void(store, part, rows)
 
 
 def _void(store: FeatureStore, part: PartRange, rows: Rows) -> None:
     """Rewrite one part without the numbers of some rows."""
-    with store.reclaim(part) as claim:
+    with store.reclaim(part, PATIENCE_S) as claim:
         receipt = store.receipt(part.index)
         if receipt is None:  # whatever lies there is no part: it goes altogether
             store.storage.remove(store.chunk_files(part))
             return
+        inside = part.within(rows)
+        if set(inside.tolist()) <= set(receipt.purged):
+            return
         arrays = store.read_part(part)
-        inside = part.within(rows) - part.start
-        for name, values in arrays.items():
-            values[inside] = store.arrays[name].void
-        arrays["status"][inside] = WITHDRAWN
-        gone = set((inside + part.start).tolist())
+        store.empty_rows(part, inside, arrays, WITHDRAWN)
+        document = receipt.purged_of(set(inside.tolist()))
         # A crash between the chunks and the receipt leaves one that vouches for the old bytes. The
         # same call, made again, reads the chunks by their own checksums and writes both.
-        store.overwrite(part, claim, arrays, receipt.purged_of(gone))
+        store.overwrite(part, claim, arrays, notes_without(document, rows.tolist()))
 
 
-def _blank(store: FeatureStore, rows: Rows) -> None:
-    """Empty the slice table's entries of some rows but for the row numbers."""
+# --- what was computed -------------------------------------------------------------------------
+
+
+def drop_derived(store: FeatureStore, patients: Collection[str], rows: Rows) -> dict[str, int]:
+    """Take patients out of what was computed from the store; return how many files, by folder."""
+    removed: dict[str, int] = {}
+    # Whoever files an answer holds the same claim, and has not seen the withdrawal before it.
+    with store.deriving():
+        for folder in FOLDERS:
+            if folder.of_patients:
+                count = _count_files(store.path / folder.name)
+                store.storage.clear(folder.name)
+                if count:
+                    removed[folder.name] = count
+        for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
+            if not path.is_symlink():  # what a link leads to is not the store's
+                shutil.rmtree(path)
+        changed = sum(1 for _ in _rewrite_splits(store, patients))
+        if changed:
+            removed[SPLITS] = changed
+        _rewrite_patients(store, patients, rows)
+        store.storage.publish()
+    return removed
+
+
+def _count_files(folder: Path) -> int:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sum(1 for path in files if not path.name.endswith(CHECKSUM))
+
+
+def _rewrite_splits(store: FeatureStore, patients: Collection[str]) -> Iterator[Path]:
+    """Take patients out of the splits; yield those that named one."""
+    for path in sorted((store.path / SPLITS).glob("*.json")):
+        text = path.read_text("utf-8")
+        if not names_any(text, patients):
+            continue
+        try:
+            left = text_without(text, patients)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            left = None  # no split: whatever names a patient goes
+        if left is None:
+            name = path.relative_to(store.path).as_posix()
+            store.storage.remove([name, f"{name}{CHECKSUM}"])
+        else:
+            write_checked(path, left.encode())
+        yield path
+
+
+def _rewrite_patients(store: FeatureStore, patients: Collection[str], rows: Rows) -> None:
+    """Take patients out of what label files said of rows."""
+    import pyarrow.parquet as pq
+
+    for path in sorted((store.path / PATIENTS).glob("*.parquet")):
+        table = pq.read_table(path)
+        theirs = np.isin(row_numbers(table), rows) | _named(table, patients)
+        if theirs.any():
+            sink = pa.BufferOutputStream()
+            pq.write_table(table.filter(pa.array(~theirs)), sink)
+            write_checked(path, sink.getvalue().to_pybytes())
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def _of(slices: pa.Table, patients: Collection[str], rows: Rows) -> pa.ChunkedArray:
+    """Return which slices are of any of the patients, or have one of the rows: bool, one each."""
+    by_name = _named(slices, patients)
+    return pa.chunked_array([by_name | np.isin(row_numbers(slices), rows)])
+
+
+def _named(table: pa.Table, patients: Collection[str]) -> Mask:
+    """Return (n,) which rows of a table have one of the patients in the column of that name."""
+    names = pa.array(sorted(patients), pa.string())
+    named: Mask = pc.is_in(table["patient"].cast(pa.string()), names).to_numpy()
+    return named
+
+
+def _blank(store: FeatureStore, rows: Rows, patients: Collection[str]) -> None:
+    """Empty the slice table's entries of some rows, but for the row numbers; drop their files'."""
     nothing = {"path": "", "frame": 0, "flags": [], "withdrawn": True}
     empty = as_table(({"row": row, **nothing} for row in rows.tolist()), SLICE_SCHEMA)
 
     def change(tables: Tables) -> _Changed:
         blanked = np.isin(row_numbers(tables.slices), rows)
+        theirs = tables.slices["path"].filter(pa.array(blanked)).combine_chunks()
         others = tables.slices.filter(~blanked)
-        return pa.concat_tables([others, empty]).sort_by("row"), tables.patients
+        # Of a file with slices of others too, the entry stays.
+        shared = pc.is_in(tables.files["path"], others["path"].combine_chunks())
+        gone = pc.and_(pc.is_in(tables.files["path"], theirs), pc.invert(shared))
+        files = where(tables.files, pc.invert(gone))
+        slices = pa.concat_tables([others, empty]).sort_by("row")
+        return _Changed(slices, files, tables.withdrawn.purging(patients))
 
     _change(store, change)
 
 
 def _change(store: FeatureStore, change: Callable[[Tables], _Changed]) -> None:
-    """Replace the slice table and the withdrawn patients, again where somebody was quicker."""
+    """Replace the tables and who is withdrawn, again where somebody was quicker."""
     while True:
         tables = store.tables()
-        slices, patients = change(tables)
+        new = change(tables)
         try:
-            store.write_tables(slices, tables.files, patients=patients, seen=tables.seen)
+            store.write_tables(new.slices, new.files, withdrawn=new.withdrawn, seen=tables.seen)
             return
         except StaleTablesError:
             continue
@@ -112,4 +283,43 @@ def _change(store: FeatureStore, change: Callable[[Tables], _Changed]) -> None:
 def patients_on(path: Path) -> frozenset[str]:
     """Return the pseudonyms of every patient of a store, withdrawn ones included."""
     tables = FeatureStore.open(path).tables()
-    return frozenset(tables.slices["patient"].drop_null().to_pylist()) | tables.patients
+    in_images = frozenset(tables.slices["patient"].drop_null().to_pylist())
+    return in_images | tables.withdrawn.patients
+
+
+# --- what is left of those who were purged -----------------------------------------------------
+
+
+def purged_rows(store: FeatureStore) -> Rows:
+    """Return the rows whose entries a purge emptied."""
+    slices = store.slices(["row", "path", "withdrawn"])
+    empty = pc.and_(slices["withdrawn"], pc.equal(slices["path"], ""))
+    return row_numbers(slices.filter(pc.fill_null(empty, False)))
+
+
+def files_naming(store: FeatureStore, patients: Collection[str]) -> Iterator[str]:
+    """Yield the names of the derived files that name any of the patients."""
+    if not patients:
+        return
+    for folder in DERIVED:
+        for path in sorted((store.path / folder).rglob("*")):
+            if path.is_file() and _names_patient(path, patients):
+                yield path.relative_to(store.path).as_posix()
+
+
+def _names_patient(path: Path, patients: Collection[str]) -> bool:
+    if path.suffix in (".json", ".jsonl"):
+        return names_any(path.read_text("utf-8", errors="replace"), patients)
+    if path.suffix != ".parquet":
+        return False
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError):  # damaged: found by its checksum
+        return False
+    names = pa.array(sorted(patients), pa.string())
+    for column in table.columns:
+        if pa.types.is_string(column.type) and pc.any(pc.is_in(column, names)).as_py():
+            return True
+    return False

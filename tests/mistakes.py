@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import resource
@@ -38,16 +39,32 @@ what was expected, and what to do. Exit codes: 2 for wrong usage or config, 1 fo
 """
 
 
+# What stands in the names of files and the cells of labels, and must stand in no message.
+NAME = "MARKDOE^JOHN"
+DATE = "19570101"
+MARKS = ("MARKDOE", "MARKID", DATE)
+
+
+def picture(i: int) -> str:
+    """Return the path of a picture, which names its patient, as those of hospitals do."""
+    return f"{NAME}/{i:02d}-{DATE}.png"
+
+
 class Project:
-    """A folder with 24 pictures of 12 patients, labels, a config, and a store made by it."""
+    """A folder with 24 pictures of 12 patients, labels, a config, and a store made by it.
+
+    said: all that the last command printed and logged.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.said = ""
         rng = np.random.default_rng(0)
-        lines = ["path,patient,look"]
+        lines = ["path,patient,look,age"]
         for i in range(24):
-            write_png(root / f"data/{i:02d}.png", rng.integers(0, 255, (40, 40), np.uint8))
-            lines.append(f"{i:02d}.png,p{i // 2},{('dark', 'bright')[i // 2 % 2]}")
+            write_png(root / "data" / picture(i), rng.integers(0, 255, (40, 40), np.uint8))
+            look = ("dark", "bright")[i // 2 % 2]
+            lines.append(f"{picture(i)},MARKID{i // 2},{look},{30 + i}")
         (root / "labels.csv").write_text("\n".join(lines) + "\n")
         network = write_tiny_folder(root / "tiny")
         self.settings: dict[str, Any] = {
@@ -55,7 +72,7 @@ class Project:
             "backbone": {"name": f"hf:{network}", "image_size": 28},
             "store": "store",
             "labels": {"file": "labels.csv", "patient": "patient"},
-            "tasks": {"look": {"labels": ["look"]}},
+            "tasks": {"look": {"labels": ["look"], "positive": "bright"}},
         }
         self.config({})
         assert self.run("extract my.yaml --device cpu --workers 0")[0] == 0
@@ -75,17 +92,21 @@ class Project:
         """Run a command line in this process; return its exit code and what it said as errors."""
         from pipeline.cli import main
 
-        said, before = io.StringIO(), Path.cwd()
+        said = io.StringIO()
+        out = io.StringIO()
+        before = Path.cwd()
         handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
         os.chdir(self.root)
         try:
             with (
                 mock.patch.object(sys, "argv", ["radprobe", *line.split()]),
                 contextlib.redirect_stderr(said),
-                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stdout(out),
+                _logged(out),
             ):
                 main()
         except SystemExit as end:
+            self.said = out.getvalue() + said.getvalue()
             text = re.sub(r"[╭╮╰╯│─]", "", said.getvalue().replace(str(self.root), "."))
             # what torch says of a device is its own
             text = re.sub(r"(no device '\S+' here: ).* (?=Take)", r"\1... ", text)
@@ -95,6 +116,24 @@ class Project:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         raise AssertionError("main returned")
+
+
+@contextlib.contextmanager
+def _logged(out: io.StringIO) -> Iterator[None]:
+    """Have what is logged, at any level, written as the command line writes it."""
+    from pipeline.cli import _Formatter
+
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(_Formatter("%(message)s"))
+    root = logging.getLogger("pipeline")
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
 
 
 @dataclass(frozen=True)
@@ -167,6 +206,14 @@ MISTAKES = [
     Mistake("evaluated before extracted", "evaluate my.yaml", {"store": "s6"}),
     Mistake("the labels are not there", "evaluate my.yaml", {"labels.file": "lables.csv"}),
     Mistake("a label column is misspelt", "evaluate my.yaml", {"tasks.look.labels": ["lok"]}),
+    Mistake(
+        "which class is positive is not said", "evaluate my.yaml", {"tasks.look.positive": None}
+    ),
+    Mistake(
+        "a column of numbers is taken for classes",
+        "evaluate my.yaml",
+        {"tasks.look": {"labels": ["age"]}},
+    ),
     Mistake("the key column is not there", "evaluate my.yaml", {"labels.key": "file"}),
     Mistake("the patient column is not there", "evaluate my.yaml", {"labels.patient": "pid"}),
     Mistake("no patient column was named", "evaluate my.yaml", {"labels.patient": None}),
@@ -174,7 +221,10 @@ MISTAKES = [
         "the labels' paths are of another folder",
         "evaluate my.yaml",
         {"labels.file": "other.csv"},
-        _write("other.csv", "path,patient,look\nx/a.png,p1,dark\nx/b.png,p2,bright\n"),
+        _write(
+            "other.csv",
+            f"path,patient,look\nx/{picture(0)},MARKID1,dark\nx/{picture(1)},MARKID2,bright\n",
+        ),
     ),
     Mistake("more folds than patients", "evaluate my.yaml", {"split.folds": 50}),
     Mistake("a store's path is misspelt", "verify stroe"),
@@ -185,13 +235,15 @@ MISTAKES = [
 
 
 def told(project: Project, mistake: Mistake) -> tuple[int, str]:
-    """Make a mistake; return the exit code and the message."""
+    """Make a mistake, with --debug; return the exit code and the message behind the traceback."""
     project.config(mistake.changes or {})
     if mistake.prepare:
         mistake.prepare(project.root)
     try:
         with _limited(mistake.limit):
-            return project.run(mistake.command)
+            code, said = project.run(f"{mistake.command} --debug")
+            start = said.rfind("radprobe: ") if "Traceback" in said else 0
+            return code, said[start:]
     finally:
         away = project.root / "store.key.away"
         if away.exists():

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.cli import _code_and_message
 from stores.errors import ConfigError, TooManyBadError
-from tests.mistakes import MISTAKES, PAGE, Mistake, Project, line_of, told
+from tests.mistakes import MARKS, MISTAKES, PAGE, Mistake, Project, line_of, told
 
 LINES = PAGE.read_text(encoding="utf-8").splitlines()
 
@@ -29,6 +29,7 @@ def test_a_mistake_gives_its_message(project: Project, mistake: Mistake) -> None
     assert code in (1, 2)
     assert "Traceback" not in said
     assert "fault of radprobe" not in said
+    assert not [mark for mark in MARKS if mark in project.said]
     assert line_of(mistake, said) in LINES
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,14 @@ from numpy.typing import NDArray
 
 from pipeline.config.data import Labels
 from pipeline.config.tasks import Task
+from pipeline.shared.spreadsheets import unquoted_cell
 from stores.errors import LabelError
 
 # Endings of names that are read as Parquet; all else is CSV.
 PARQUET = (".parquet", ".pq")
+
+# What Arrow says of a row that is torn, without the row.
+_COUNTS = re.compile(r"(Row #\d+: )?Expected \d+ columns, got \d+")
 
 # (n,) of str, or None
 Texts = NDArray[Any]
@@ -58,7 +63,8 @@ def read_labels(
             f"There is no label file {str(settings.file)!r}; set labels.file to a CSV or Parquet."
         ) from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise LabelError(f"The label file {str(settings.file)!r} cannot be read: {error}") from None
+        why = _why_unread(error)
+        raise LabelError(f"The label file {str(settings.file)!r} cannot be read: {why}.") from None
     columns = {name: _texts(table.column(name)) for name in names}
     return LabelTable(settings, columns)
 
@@ -91,14 +97,16 @@ def _read_parquet(path: Path, names: Sequence[str]) -> Any:
 def _read_csv(path: Path, names: Sequence[str]) -> Any:
     from pyarrow import csv
 
-    with csv.open_csv(path) as reader:
+    # A report may stand in a quoted cell, over several lines (RFC 4180).
+    parse = csv.ParseOptions(newlines_in_values=True)
+    with csv.open_csv(path, parse_options=parse) as reader:
         _require(path, names, reader.schema.names)
     # As text: what pyarrow would make of a column depends on all of its values.
     convert = csv.ConvertOptions(
         include_columns=list(names),
         column_types={name: pa.string() for name in names},
     )
-    return csv.read_csv(path, convert_options=convert)
+    return csv.read_csv(path, parse_options=parse, convert_options=convert)
 
 
 def _require(
@@ -110,8 +118,23 @@ def _require(
     for name in names:
         if name not in there:
             near = difflib.get_close_matches(name, there, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(there)}."
+            if near:
+                hint = f"Did you mean {near[0]!r}?"
+            elif set(names) & set(there):
+                hint = f"It has {', '.join(there)}."
+            else:  # the first line may be data, and name a patient
+                hint = f"Its first line must name the columns; it has {len(there)} others."
             raise LabelError(f"The label file {str(path)!r} has no column {name!r}. {hint}")
+
+
+def _why_unread(error: Exception) -> str:
+    """Return why a table cannot be read, without the cells that Arrow quotes."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    counts = _COUNTS.search(str(error))
+    if counts is None:
+        return "it is no table of UTF-8 text, or no Parquet"
+    return f"{counts[0]}. Correct that row, or put cells with commas into quotes"
 
 
 def _texts(column: Any) -> Texts:
@@ -122,7 +145,7 @@ def _texts(column: Any) -> Texts:
 
 
 def _text(value: str) -> str:
-    value = value.strip()
+    value = unquoted_cell(value.strip())
     digits, point, fraction = value.partition(".")
     is_integer = point and not fraction.strip("0") and digits.lstrip("+-").isdecimal()
     return digits if is_integer else value

@@ -69,8 +69,7 @@ def refuse_repeated_keys(
         first, second = clashes[0]
         raise LabelError(
             f"{len(clashes)} rows of {str(table.settings.file)!r} repeat a key with other values, "
-            f"for example data rows {first + 1} and {second + 1}: {texts[first].tolist()} and "
-            f"{texts[second].tolist()}. Keep one row a key."
+            f"for example data rows {first + 1} and {second + 1}. Keep one row a key."
         )
 
 

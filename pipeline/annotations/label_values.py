@@ -1,4 +1,4 @@
-"""From the text of label columns to classes, zeros and ones, under a stated policy.
+"""From the text of label columns to values: words, zeros and ones, numbers, by a stated policy.
 
 Nothing is guessed: an uncertain finding is refused until the config says what it means.
 """
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.annotations.classes import merged_spellings
 from pipeline.annotations.label_file import LabelTable, Texts
-from pipeline.config.tasks import Kind, Task
+from pipeline.annotations.texts import is_number, is_text
+from pipeline.config.tasks import Task
 from stores.errors import LabelError
 
-# pyarrow's own spellings of a missing value in CSV, and pandas' in a cast float column.
-EMPTY = ("", "#N/A", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan")
 # What zeros and ones are written as.
 FINDING: dict[str | None, str | None] = {"0": "0", "1": "1", "false": "0", "true": "1"}
 UNCERTAIN = "-1"
@@ -32,11 +32,12 @@ class LabelValues:
     """What the label rows say once the policies for uncertain and missing values are applied.
 
     texts (rows, labels): None where left out; filled (rows,): how many uncertain or empty values
-    count as 0 or 1.
+    count as 0 or 1. notes: what there is to say, such as spellings that are one value.
     """
 
     texts: NDArray[Any]
     filled: Counts
+    notes: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
@@ -44,23 +45,20 @@ class LabelValues:
         return np.asarray(is_text(self.texts).any(axis=1))
 
 
-def is_text(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where an array of text and None has text."""
-    return np.asarray(values != None)  # noqa: E711  element by element
-
-
 def apply_policies(table: LabelTable, task: Task) -> LabelValues:
     """Apply the policies for uncertain and missing values to the task's columns.
 
     -1 is uncertain where the other values of its column are 0 and 1, and in every multi-label
-    column. Raises LabelError for an uncertain value where no policy says what it means, and for a
-    multi-label value that is neither 0 nor 1.
+    column. Words that differ in case alone are one value. Raises LabelError for an uncertain value
+    where no policy says what it means, and for a multi-label value that is neither 0 nor 1.
     """
+    empty = ["", *_empty(table, task)]
     columns = []
+    notes: list[str] = []
     filled = np.zeros(len(table.columns[task.labels[0]]), np.int64)
     for name in task.labels:
         raw = table.columns[name]
-        is_empty = np.isin(raw.astype(np.str_), EMPTY)
+        is_empty = np.isin(raw.astype(np.str_), empty)
         texts = raw.copy()
         texts[is_empty] = None
         if task.values == "number":
@@ -68,23 +66,27 @@ def apply_policies(table: LabelTable, task: Task) -> LabelValues:
         elif len(task.labels) > 1 or _is_finding(texts[~is_empty]):
             texts = _finding(texts, name, table, task)
             filled += is_text(texts) & (is_empty | (raw == UNCERTAIN))
+        else:
+            texts, of_spelling = merged_spellings(texts)
+            notes += of_spelling
         # A finding's empty cells are zeros by now: what is still empty cannot be made one.
         if _missing(table, task) == "zero" and not is_text(texts[is_empty]).all():
             raise LabelError(
                 f"Missing values can count as 0 only in a column of zeros and ones. Column "
-                f"{name!r} has {sorted(set(texts[~is_empty]))[:3]} and {int(is_empty.sum())} empty "
-                'cells; set the task\'s missing to "leave-out".'
+                f"{name!r} has {len(set(texts[~is_empty]))} other values and "
+                f'{int(is_empty.sum())} empty cells; set the task\'s missing to "leave-out".'
             )
         columns.append(texts)
-    return LabelValues(np.stack(columns, axis=1), filled)
+    return LabelValues(np.stack(columns, axis=1), filled, tuple(notes))
 
 
 def _refuse_text(texts: Texts, name: str) -> None:
     for i, text in enumerate(texts):
-        if text is not None and not _is_number(text):
+        if text is not None and not is_number(text):
             raise LabelError(
-                f"A column of values: number must hold numbers. Column {name!r} has {text!r} in "
-                f"data row {i + 1}; correct it, or leave values out for classes."
+                f"A column of values: number must hold finite numbers. Column {name!r} has another "
+                f"in data row {i + 1}; correct it, leave the cell empty, or leave values out for "
+                "classes."
             )
 
 
@@ -94,6 +96,10 @@ def _is_finding(texts: Texts) -> bool:
 
 def _missing(table: LabelTable, task: Task) -> str:
     return task.missing or table.settings.missing
+
+
+def _empty(table: LabelTable, task: Task) -> tuple[str, ...]:
+    return table.settings.empty if task.empty is None else task.empty
 
 
 def _finding(
@@ -117,60 +123,12 @@ def _finding(
         None: "0" if _missing(table, task) == "zero" else None,
     }
     values = []
-    for text in texts:
+    for i, text in enumerate(texts):
         value = text and text.lower()
         if value not in meaning:
             raise LabelError(
-                f"A multi-label value must be 0, 1, -1 or empty. Got {value!r} instead, in column "
-                f"{name!r}."
+                f"A multi-label value must be 0, 1, -1 or empty. Column {name!r} has another in "
+                f"data row {i + 1}."
             )
         values.append(meaning[value])
     return np.array(values, dtype=object)
-
-
-# --- classes -------------------------------------------------------------------------------
-
-
-def encode(
-    texts: NDArray[Any],
-    label: NDArray[np.int64],
-    task: Task,
-) -> tuple[NDArray[Any], tuple[str, ...], Kind]:
-    """Return y for each slice, whose label row is label (m,), the classes and the kind.
-
-    Classes are those that occur, in order: numbers by value first, then text.
-    """
-    used, place = np.unique(label, return_inverse=True)
-    present = texts[used]
-    if task.values == "number":
-        numbers = present[:, 0].astype(np.float64)
-        return numbers[place], task.labels, "regression"
-    if len(task.labels) > 1:
-        bits = np.where(is_text(present), present, -1).astype(np.int8)
-        return bits[place], task.labels, "multilabel"
-    values = present[:, 0].tolist()
-    classes = sorted(set(values), key=_numbers_first)
-    if len(classes) < 2:
-        raise LabelError(
-            f"The labels {list(task.labels)} must have at least two values among the slices with "
-            f"features. Got only {classes} instead."
-        )
-    number = {name: i for i, name in enumerate(classes)}
-    y = np.array([number[value] for value in values], dtype=np.int64)
-    kind: Kind = "binary" if len(classes) == 2 else "multiclass"
-    return y[place], tuple(classes), kind
-
-
-def _numbers_first(name: str) -> tuple[bool, float, str]:
-    """Return what a class is sorted by: numbers by value, and text after them."""
-    if _is_number(name):
-        return (False, float(name), name)
-    return (True, 0.0, name)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

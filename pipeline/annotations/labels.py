@@ -1,7 +1,8 @@
 """Labels: a CSV or Parquet table, joined to the slices and gathered into units.
 
 A value is compared as text, so a CSV and a Parquet of the same labels are the same labels: 1.0 is
-1, and an empty cell, NaN, NA, n/a or null is no label. Dims: m slices, n units.
+1, Yes is yes, and an empty cell, NaN, NA, n/a or null is no label, unless `labels.empty` says
+otherwise. Dims: m slices, n units.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotations.classes import encode, merged_spellings
 from pipeline.annotations.label_file import LabelTable as LabelTable
 from pipeline.annotations.label_file import Texts
 from pipeline.annotations.label_file import read_labels as read_labels
@@ -28,7 +30,8 @@ from pipeline.annotations.label_join import (
     refuse_repeated_keys,
 )
 from pipeline.annotations.label_join import matched as matched
-from pipeline.annotations.label_values import LabelValues, apply_policies, encode, is_text
+from pipeline.annotations.label_values import LabelValues, apply_policies
+from pipeline.annotations.texts import is_text
 from pipeline.annotations.units import Units
 from pipeline.config.tasks import Level, Task
 from pipeline.results import Tally
@@ -79,6 +82,10 @@ class _Labelled:
             label=label,
         )
 
+    def in_message(self, place: int, names: Names) -> str:
+        """Return how a message names one of the slices."""
+        return names.in_message(self.paths[place], int(self.rows[place]))
+
     def at(self, keep: Bools) -> _Labelled:
         columns = {field.name: getattr(self, field.name)[keep] for field in fields(self)}
         return _Labelled(**columns)
@@ -91,14 +98,16 @@ def label_units(
     status: Status,
     root: Path,
     names: Names,
+    *,
+    either_way: bool = False,
 ) -> Units:
     """Join the labels of `task` to the slices as units.
 
     slices: SLICE_SCHEMA, with the real paths; status (n,) by row. What is returned shows paths as
-    `names` allows.
+    `names` allows. either_way: see `classes.encode`.
 
     Raises LabelError where labels do not join, contradict each other within a unit, or name no
-    patient, saying how many and an example.
+    patient, saying how many and an example, and where classes are none (see `classes.encode`).
     """
     # The table is read through before it is joined: what is wrong in it is so for every store.
     keys = label_keys(table, root, names)
@@ -112,10 +121,17 @@ def label_units(
     labelled = labelled.at(use)
     patients = patients[use]
     unit_names = unit_names[use]
-    _refuse_unknown_patients(labelled, patients)
-    y, classes, kind = encode(values.texts, labelled.label, task)
+    _refuse_unknown_patients(labelled, patients, names)
     first, unit = _first_and_inverse(unit_names)
-    within = _WithinUnits(labelled.paths, unit, first, task.level)
+    classes = encode(
+        values.texts,
+        labelled.label,
+        task,
+        len(first),
+        either_way=either_way,
+    )
+    y = classes.y
+    within = _WithinUnits(labelled, unit, first, task.level, names)
     within.refuse_disagreement(y, f"labels {list(task.labels)}")
     within.refuse_disagreement(patients, "patients")
     # A row counts once, however many slices it labels.
@@ -129,12 +145,13 @@ def label_units(
     return Units(
         y=y[first],
         groups=patients[first].astype(np.str_),
-        classes=classes,
-        kind=kind,
+        classes=classes.names,
+        kind=classes.kind,
         ids=unit_names[first].astype(np.str_),
         rows=labelled.rows,
         unit=unit,
         tally=tally,
+        notes=values.notes,
     )
 
 
@@ -157,13 +174,13 @@ def _join(
     has_slice = np.zeros(len(keys), bool)
     has_slice[label[is_live & (label >= 0)]] = True
     spare_rows = np.flatnonzero(~has_slice)
-    spare_names = [keys[i] if by == "path" else f"data row {i + 1}" for i in spare_rows[:EXAMPLES]]
+    spare_names = []
+    for i in spare_rows[:EXAMPLES].tolist():
+        spare_names.append(names.shown(keys[i]) if by == "path" else f"data row {i + 1}")
     lost_paths = column_texts(slices, "path")[is_wanted & (label < 0)]
     if not is_joined.any():
-        raise LabelError(_nothing_joins(table, keys, spare_names, lost_paths))
+        raise LabelError(_nothing_joins(table, keys, lost_paths, names))
     lost_names = list(dict.fromkeys(lost_paths))[:EXAMPLES]
-    if by == "path":
-        spare_names = [names.shown(name) for name in spare_names]
     tally = Tally(
         unmatched_slices=len(lost_paths),
         unmatched_labels=len(spare_rows),
@@ -176,19 +193,36 @@ def _join(
 def _nothing_joins(
     table: LabelTable,
     keys: Sequence[str],
-    spare_names: Sequence[str],
     lost_paths: Texts,
+    names: Names,
 ) -> str:
-    """Return what is said where no label row joins a slice; of files named alike, if there are."""
-    # Of one name in other folders: most likely paths that are relative to another root.
-    files = {key.rpartition("/")[2] for key in keys}
-    alike = [path for path in lost_paths if path.rpartition("/")[2] in files]
-    examples = (alike or lost_paths.tolist())[:EXAMPLES]
+    """Return what is said where no label row joins a slice; no key and no path, which may name."""
+    column = f"column {table.settings.key!r}"
+    if table.settings.by != "path":
+        compared = f"{column} has {len(set(keys))} ids, of which none is one of the store's"
+    else:
+        # Of one name in other folders: most likely paths that are relative to another root.
+        files = {key.rpartition("/")[2] for key in keys}
+        alike = [path for path in lost_paths if path.rpartition("/")[2] in files]
+        if names.paths == "keep":
+            examples = (alike or lost_paths.tolist())[:EXAMPLES]
+            compared = f"{column} has {list(keys[:EXAMPLES])}, the store has {examples}"
+        else:
+            compared = (
+                f"{column} names files {_depth(keys)} deep, the store has them "
+                f"{_depth(lost_paths)} deep, {len(alike)} of {len(lost_paths)} by the same name in "
+                "another folder"
+            )
     return (
-        f"No row of {str(table.settings.file)!r} joins a slice by {table.settings.by}: column "
-        f"{table.settings.key!r} has {list(spare_names)}, the store has {examples}. Set "
-        "labels.key and labels.by; paths are relative to data.root."
+        f"No row of {str(table.settings.file)!r} joins a slice by {table.settings.by}: {compared}. "
+        "Set labels.key and labels.by; paths are relative to data.root, and `radprobe slices` "
+        "lists them."
     )
+
+
+def _depth(paths: Sequence[str]) -> str:
+    """Return how many folders the first path of several has above it."""
+    return str(paths[0].count("/")) if len(paths) else "no"
 
 
 def _has_modality(slices: pa.Table, task: Task) -> Bools:
@@ -261,12 +295,13 @@ def _first_and_inverse(unit_names: Texts) -> tuple[Numbers, Numbers]:
 
 @dataclass(frozen=True)
 class _WithinUnits:
-    """Slices (m,) by their paths, the unit of each, and the first slice (n,) of each unit."""
+    """Slices (m,), the unit of each, and the first slice (n,) of each unit."""
 
-    paths: Texts
+    labelled: _Labelled
     unit: Numbers
     first: Numbers
     level: Level
+    names: Names
 
     def refuse_disagreement(self, values: NDArray[Any], what: str) -> None:
         """Raise LabelError where slices of one unit differ in values (m,) or (m, c)."""
@@ -275,12 +310,13 @@ class _WithinUnits:
             differs = np.asarray(differs.any(axis=1))
         if differs.any():
             i = int(np.flatnonzero(differs)[0])
-            first = self.first[self.unit[i]]
+            first = int(self.first[self.unit[i]])
             units = np.unique(self.unit[differs])
+            one = self.labelled.in_message(first, self.names)
+            other = self.labelled.in_message(i, self.names)
             raise LabelError(
                 f"{len(units)} {self.level} units hold slices with different {what}, for example "
-                f"{self.paths[first]!r} and {self.paths[i]!r}. Ask at a finer level, or give each "
-                f"{self.level} one value."
+                f"{one} and {other}. Ask at a finer level, or give each {self.level} one value."
             )
 
 
@@ -313,9 +349,12 @@ def column_of(
     root: Path,
     names: Names,
 ) -> NDArray[np.str_]:
-    """Return (m,) what a column says of each slice (SLICE_SCHEMA, real paths); "" for nothing."""
+    """Return (m,) what a column says of each slice (SLICE_SCHEMA, real paths); "" for nothing.
+
+    Values that differ in case alone are one: a site has patients in common with itself.
+    """
     keys = label_keys(table, root, names)
-    texts = table.columns[column]
+    texts, _ = merged_spellings(table.columns[column])
     refuse_repeated_keys(table, keys, texts[:, None])
     label = label_rows(table, keys, slices)
     return np.where(label >= 0, texts[label], "").astype(np.str_)
@@ -359,7 +398,7 @@ def _patients(
     of_row = np.array([pseudonyms.get(text) for text in raw], dtype=object)
     named: Texts = of_row[labelled.label]
     if table.settings.headers == "agree":
-        _refuse_other_grouping(labelled, named)
+        _refuse_other_grouping(labelled, named, names)
     # A slice that its row leaves without a patient is of whom its header is elsewhere.
     same = _patient_of_header(labelled.headers, named)
     fallback = np.array([same.get(header, header) for header in labelled.headers], dtype=object)
@@ -371,7 +410,7 @@ def _patient_of_header(headers: Texts, named: Texts) -> Mapping[str, str]:
     return {header: name for header, name in zip(headers, named, strict=True) if header and name}
 
 
-def _refuse_other_grouping(labelled: _Labelled, named: Texts) -> None:
+def _refuse_other_grouping(labelled: _Labelled, named: Texts, names: Names) -> None:
     """Raise LabelError unless headers and labels agree on which slices are one patient's."""
     both = list(zip(labelled.headers, named, strict=True))
     pairs = {(header, name) for header, name in both if header and name}
@@ -382,7 +421,8 @@ def _refuse_other_grouping(labelled: _Labelled, named: Texts) -> None:
         [names_of_header[header] > 1 or headers_of_name[name] > 1 for header, name in both]
     )
     if is_torn.any():
-        examples = list(dict.fromkeys(labelled.paths[is_torn]))[:EXAMPLES]
+        places = np.flatnonzero(is_torn)[:EXAMPLES].tolist()
+        examples = ", ".join(labelled.in_message(place, names) for place in places)
         raise LabelError(
             f"The patient column and the file headers group {int(is_torn.sum())} slices "
             f"differently, for example {examples}: a patient could stand on both sides of a split. "
@@ -390,11 +430,12 @@ def _refuse_other_grouping(labelled: _Labelled, named: Texts) -> None:
         )
 
 
-def _refuse_unknown_patients(labelled: _Labelled, patients: Texts) -> None:
+def _refuse_unknown_patients(labelled: _Labelled, patients: Texts, names: Names) -> None:
     is_unknown = ~is_text(patients)
     if is_unknown.any():
+        example = labelled.in_message(int(np.flatnonzero(is_unknown)[0]), names)
         raise LabelError(
-            f"{int(is_unknown.sum())} labelled slices name no patient, for example "
-            f"{labelled.paths[is_unknown][0]!r}, so they cannot be split by patient. Name the "
-            "column that does in labels.patient, or a pattern of the path in data.patient."
+            f"{int(is_unknown.sum())} labelled slices name no patient, for example {example}, "
+            "so they cannot be split by patient. Name the column that does in labels.patient, or a "
+            "pattern of the path in data.patient."
         )

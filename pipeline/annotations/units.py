@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ class Truth:
 
     y (n,) int64 class indices; (n, c) int8 for multi-label: 1, 0, or -1 where not known; or (n,)
     float64 for regression. groups (n,): the patients; classes: the c names in index order, of
-    which the last is the positive one where there are two; for regression the column's name.
+    which the last is the positive one where there are two (see `classes.encode`); for regression
+    the column's name.
     """
 
     y: NDArray[Any]
@@ -75,13 +76,15 @@ class Units(Truth):
     """What a task is scored on: n images, series, studies or patients, with their labels.
 
     ids (n,): row number, or pseudonym; rows (m,) ascending: the slices; unit (m,): the unit each
-    slice belongs to, whose features are pooled over its slices.
+    slice belongs to, whose features are pooled over its slices. notes: what results say of the
+    labels.
     """
 
     ids: NDArray[np.str_]
     rows: NDArray[np.int64]
     unit: NDArray[np.int64]
     tally: Tally
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def unlabelled(
@@ -101,6 +104,10 @@ class Units(Truth):
             unit=unit,
             tally=Tally(),
         )
+
+    def each_slice(self) -> Units:
+        """Return every slice as a unit of its own, in the order of `rows`, without its label."""
+        return replace(self, unit=np.arange(len(self.rows)), ids=self.rows.astype(np.str_))
 
     def bags(self) -> Bags:
         """Return which slices belong to each unit."""
@@ -130,9 +137,16 @@ class Prediction:
 
     Rows sum to 1, but for multi-label, where each column stands by itself. For regression: the
     numbers (q, 1). draws: where models were fitted on so many draws of the train units, proba is
-    (draws * q, c), draw after draw; None for one model of all of them.
+    (draws * q, c), draw after draw; None for one model of all of them. on_val (v, c): what models
+    that were fitted on train alone say of val, draw after draw, by which the operating point is
+    chosen; None where a head says nothing of val. thresholds, as proba: the operating points, once
+    they are chosen; NaN where a decision has none. chosen: of several predictions the one that val
+    chose, and that stands for the answer; where none is, the last does.
     """
 
     setting: dict[str, float]
     proba: NDArray[np.float64]
     draws: int | None = None
+    on_val: NDArray[np.float64] | None = None
+    thresholds: NDArray[np.float64] | None = None
+    chosen: bool = False

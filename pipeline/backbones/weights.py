@@ -127,13 +127,17 @@ def find_weights(
     Raises WeightsError with the ways to get them.
     """
     source = _find(name, weights, hub=hub)
+    return replace(source, architecture=treated(source.architecture, treatment))
+
+
+def treated(architecture: Architecture, treatment: Treatment) -> Architecture:
+    """Return a network as a config treats it; see `pipeline.recipe.Treatment`."""
     if treatment == "own":
-        return source
+        return architecture
     # As the paper's code treats comparators: with ImageNet's mean and std, whatever theirs are.
     defaults = Architecture.model_fields
     change = {"mean": defaults["mean"].default, "std": defaults["std"].default}
-    changed = source.architecture.model_copy(update={**change, "treatment": treatment})
-    return replace(source, architecture=changed)
+    return architecture.model_copy(update={**change, "treatment": treatment})
 
 
 def locate(

@@ -21,7 +21,7 @@ from pipeline.benchmark.settings import Cell
 from pipeline.evaluation.metrics.paired import holm
 from pipeline.evaluation.metrics.ranking import Ranking, ranking
 from pipeline.recipe import ViewName
-from pipeline.report.wording import HEADLINE
+from pipeline.report.wording import HEADLINE, positive_text
 from pipeline.results import Metric, Result, Score, Segmented
 from stores.errors import LabelError
 
@@ -33,8 +33,9 @@ TIDY = pa.schema(
     + [("seed", pa.int64()), ("patients", pa.int64())]
     + [(name, pa.string()) for name in ("at", "metric", "label")]
     + [(name, pa.float64()) for name in ("value", "low", "high", "p", "published", "seconds")]
-    + [("test_units", pa.int64()), ("test_patients", pa.int64()), ("random", pa.bool_())]
-    + [(name, pa.string()) for name in ("recipe", "weights", "split", "labels", "key")]
+    + [("test_units", pa.int64()), ("test_patients", pa.int64())]
+    + [("positive", pa.string()), ("positives", pa.int64()), ("random", pa.bool_())]
+    + [(name, pa.string()) for name in ("network", "recipe", "weights", "split", "labels", "key")]
 )
 
 
@@ -42,8 +43,8 @@ TIDY = pa.schema(
 class Question:
     """What all backbones are asked alike: a task of a data set, in a setting, at a number of shots.
 
-    shots: None for all training patients; ranked: whether it counts for ranks: the last of a
-    setting's scores does.
+    shots: None for all training patients; ranked: whether it counts for ranks: of a setting's
+    scores the one that stands for the answer does.
     """
 
     dataset: str
@@ -58,13 +59,15 @@ class Question:
 class Entry:
     """A backbone's score on a question: the mean over seeds of value and of both ends.
 
-    spread: the standard deviation over seeds, where there are several that differ.
+    spread: the standard deviation over seeds, where there are several that differ. positive: which
+    of two classes is, and how many test units of the first seed carry it.
     """
 
     metric: Metric
     seeds: int
     spread: float | None
     published: Published | None
+    positive: str
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,17 @@ class Seed:
 
 @dataclass(frozen=True)
 class Test:
-    """Two backbones on the same test units: second less first. p_holm: over the whole table."""
+    """Two backbones on the same test units: second less first. p_holm: over the whole table.
+
+    positive: as `Entry` has it.
+    """
 
     question: Question
     first: str
     second: str
     paired: Paired
     p_holm: float | None
+    positive: str
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ class Steady:
     difference: Metric
     icc_scores: float
     icc_features: float | None
+    positive: str
 
 
 @dataclass(frozen=True)
@@ -217,12 +225,15 @@ def shots_of(answer: Answer, score: Score) -> int | None:
 
 
 def _shown(answer: Answer) -> Iterator[tuple[int | None, Score, bool]]:
-    """Yield the scores that tables show: of each number of shots, and else the last."""
+    """Yield the scores that tables show: of each number of shots, and else the main one."""
+    if not answer.scores:
+        return
+    main = answer.main_score if isinstance(answer, Result) else answer.scores[-1]
     for score in answer.scores:
         shots = shots_of(answer, score)
-        last = score is answer.scores[-1]
-        if shots is not None or last:
-            yield shots, score, last
+        is_main = score is main
+        if shots is not None or is_main:
+            yield shots, score, is_main
 
 
 def _scores(answers: Sequence[CellAnswer]) -> dict[Question, dict[str, Entry]]:
@@ -260,6 +271,7 @@ def _entry(question: Question, seeds: Sequence[Seed]) -> Entry:
         seeds=len(seeds),
         spread=float(np.std(values, ddof=1)) if len(seeds) > 1 else None,
         published=_published(first.cell, first.answer, question.shots),
+        positive=positive_text(first.answer),
     )
 
 
@@ -269,7 +281,8 @@ def tidy(answers: Sequence[CellAnswer]) -> pa.Table:
     for cell, answer in answers:
         for score in answer.scores:
             about = {**_about(cell, answer), **_at(cell, answer, score)}
-            rows += [about | number for number in _numbers(score)]
+            for number in _numbers(score):
+                rows.append(about | number | _positive_of(answer, number["label"]))
     return pa.Table.from_pylist(rows, schema=TIDY)
 
 
@@ -280,8 +293,16 @@ def _numbers(score: Score) -> Iterator[dict[str, Any]]:
             yield {"metric": name, "label": label, **metric.model_dump()}
 
 
+def _positive_of(answer: Answer, label: str) -> dict[str, Any]:
+    """Return the class or label that a number calls positive, and how many test units carry it."""
+    is_of_two = isinstance(answer, Result) and answer.kind == "binary"
+    name = answer.classes[-1] if is_of_two else label
+    return {"positive": name or None, "positives": answer.counts["test"].positives.get(name)}
+
+
 def _about(cell: Cell, answer: Answer) -> dict[str, Any]:
-    origin = answer.provenance.model_dump(include={"recipe", "weights", "split", "labels", "key"})
+    named = {"network", "recipe", "weights", "split", "labels", "key"}
+    origin = answer.provenance.model_dump(include=named)
     test = answer.counts["test"]
     return origin | {
         "dataset": cell.dataset,
@@ -341,23 +362,28 @@ def _steady(answers: Sequence[CellAnswer]) -> tuple[list[Steady], list[str]]:
             unpaired.append(f"{cell.name}: {error}")
             continue
         if compared is not None:
-            as_they_are = first[1].scores[-1].metrics[metric]
-            seen = answer.scores[-1].metrics[metric]
-            values = (as_they_are, seen, *compared, answer.agreement)
+            as_they_are = first[1].main_score.metrics[metric]
+            seen = answer.main_score.metrics[metric]
+            positive = positive_text(answer)
+            values = (as_they_are, seen, *compared, answer.agreement, positive)
             steady.append(Steady(question, cell.backbone, cell.view, *values))
     return steady, unpaired
+
+
+# A question, two backbones, how they compare, and what is positive.
+_Pair = tuple[Question, str, str, Paired, str]
 
 
 # --- paired tests ----------------------------------------------------------------------------
 
 
 def _tests(answers: Sequence[CellAnswer]) -> tuple[tuple[Test, ...], tuple[str, ...]]:
-    """Return every pair of backbones on every question, of the first seed, in the last setting."""
+    """Return every pair of backbones on every question: of the first seed, by the main score."""
     by_question: dict[Question, dict[str, CellAnswer]] = {}
     for cell, answer in answers:
         question = Question(cell.dataset, answer.task, cell.setting, None, True, headline(answer))
         by_question.setdefault(question, {}).setdefault(cell.backbone, (cell, answer))
-    pairs: list[tuple[Question, str, str, Paired]] = []
+    pairs: list[_Pair] = []
     unpaired: list[str] = []
     for question, by_backbone in by_question.items():
         for first, second in combinations(by_backbone, 2):
@@ -367,15 +393,16 @@ def _tests(answers: Sequence[CellAnswer]) -> tuple[tuple[Test, ...], tuple[str, 
                 unpaired.append(f"{question.dataset}, {question.task}, {question.setting}: {error}")
                 continue
             if paired is not None:
-                pairs.append((question, first, second, paired))
+                positive = positive_text(by_backbone[first][1])
+                pairs.append((question, first, second, paired, positive))
     return _adjusted(pairs), tuple(unpaired)
 
 
-def _adjusted(pairs: Sequence[tuple[Question, str, str, Paired]]) -> tuple[Test, ...]:
+def _adjusted(pairs: Sequence[_Pair]) -> tuple[Test, ...]:
     """Return the tests with Holm's p over all that have a p at all."""
-    adjusted = iter(holm([paired.p for *_, paired in pairs if paired.p is not None]))
+    adjusted = iter(holm([paired.p for *_, paired, _ in pairs if paired.p is not None]))
     tests: list[Test] = []
-    for question, first, second, paired in pairs:
+    for question, first, second, paired, positive in pairs:
         p_holm = None if paired.p is None else next(adjusted)
-        tests.append(Test(question, first, second, paired, p_holm))
+        tests.append(Test(question, first, second, paired, p_holm, positive))
     return tuple(tests)

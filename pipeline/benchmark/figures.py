@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from pipeline.evaluation.metrics.ranking import Ranking
 from pipeline.report.style import INK, MARKS, RULE, SERIES, SOFT, WIDTH, legend, style
@@ -66,6 +67,9 @@ def cost_against_score(points: Mapping[str, tuple[float, float]], metric: str) -
         spent = [seconds for seconds, _ in points.values()]
         if max(spent) > 5 * min(spent):  # decades, where there are any
             axis.set_xscale("log")
+            # By figures, not by a formula: dollar signs are names here (see `style`).
+            axis.xaxis.set_major_formatter(LogFormatter())
+            axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         axis.set(xlabel="ms a slice to embed, on the machine that did", ylabel=metric)
         axis.grid(color=RULE, lw=0.5)
         axis.margins(0.25)

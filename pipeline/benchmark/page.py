@@ -23,6 +23,7 @@ from pipeline.report.page import asset, template
 from pipeline.report.style import inline_svg, save
 from pipeline.report.tables import markdown_table, tex
 from pipeline.report.wording import METRICS, RANDOM, count, interval
+from pipeline.shared.spreadsheets import quoted
 from stores._disk import write_atomic, writing
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ class PageLayout:
         """Return the greatest value of a column."""
         entries = [of_backbone[column] for _, of_backbone in self.lines]
         return max(entry.metric.value for entry in entries if entry is not None)
+
+    def positive(self, column: int) -> str:
+        """Return which of two classes a column calls positive, and how many carry it; "" for none.
+
+        As the first backbone's first seed has them.
+        """
+        entries = [of_backbone[column] for _, of_backbone in self.lines]
+        return next((entry.positive for entry in entries if entry is not None), "")
 
     @property
     def has_published(self) -> bool:
@@ -73,9 +82,10 @@ def write_benchmark(settings: Benchmark, outcomes: Sequence[Outcome]) -> tuple[G
         for name, figure in figures.items():
             for suffix in (".svg", ".png"):
                 save(figure, out / f"{name}{suffix}")
-    text = _markdown(layouts, random=gathered.random) + _steady(gathered)
+    networks = "; ".join(_networks(outcomes))
+    text = _markdown(layouts, networks, random=gathered.random) + _steady(gathered)
     write_atomic(out / "results.md", text.encode())
-    text = _latex(layouts, random=gathered.random)
+    text = _latex(layouts, networks, random=gathered.random)
     write_atomic(out / "results.tex", text.encode())
     page = out / "benchmark.html"
     text = _render(settings, gathered, outcomes, layouts, figures)
@@ -89,7 +99,7 @@ def _write_tidy(out: Path, table: pa.Table) -> None:
     pq.write_table(table, sink)
     write_atomic(out / "results.parquet", sink.getvalue().to_pybytes())
     sink = pa.BufferOutputStream()
-    csv.write_csv(table, sink)
+    csv.write_csv(quoted(table), sink)
     write_atomic(out / "results.csv", sink.getvalue().to_pybytes())
 
 
@@ -135,6 +145,10 @@ def column_name(question: Question) -> str:
     return f"{question.dataset}{task}{shots}"
 
 
+def _with_positive(name: str, positive: str) -> str:
+    return f"{name}, positive: {positive}" if positive else name
+
+
 def entry_text(entry: Entry | None) -> str:
     """Return an entry with its interval, and what was published."""
     if entry is None:
@@ -148,18 +162,19 @@ def entry_text(entry: Entry | None) -> str:
 def _grid(layout: PageLayout) -> list[list[str]]:
     """Return a table's cells: its head, then a row a backbone."""
     head = [layout.setting]
-    for question in layout.questions:
+    for i, question in enumerate(layout.questions):
         metric = NAMES.get(question.metric, question.metric)
-        head.append(f"{column_name(question)}, {metric}")
+        positive = layout.positive(i)
+        head.append(_with_positive(f"{column_name(question)}, {metric}", positive))
     lines = [[name, *map(entry_text, entries)] for name, entries in layout.lines]
     return [head, *lines]
 
 
-def _markdown(layouts: Sequence[PageLayout], *, random: bool) -> str:
+def _markdown(layouts: Sequence[PageLayout], networks: str, *, random: bool) -> str:
     grids = [_grid(layout) for layout in layouts]
     tables = [markdown_table(head, lines) for head, *lines in grids]
     stamp = f"**{RANDOM}**: untrained networks made these numbers.\n\n" if random else ""
-    return stamp + "\n\n".join(tables) + "\n"
+    return stamp + "\n\n".join([*tables, networks]) + "\n"
 
 
 def _steady(gathered: Gathered) -> str:
@@ -173,7 +188,7 @@ def _steady(gathered: Gathered) -> str:
             VIEWS[each.view],
             each.question.setting,
             each.backbone,
-            column_name(each.question),
+            _with_positive(column_name(each.question), each.positive),
             NAMES.get(each.question.metric, each.question.metric),
             interval(each.plain),
             interval(each.seen),
@@ -186,7 +201,7 @@ def _steady(gathered: Gathered) -> str:
     return "\n" + markdown_table(head, lines) + "\n"
 
 
-def _latex(layouts: Sequence[PageLayout], *, random: bool) -> str:
+def _latex(layouts: Sequence[PageLayout], networks: str, *, random: bool) -> str:
     """Return a LaTeX table (booktabs) a setting."""
     stamp = f"{RANDOM}: untrained networks made these numbers. " if random else ""
     out = ["% needs \\usepackage{booktabs}"]
@@ -197,7 +212,8 @@ def _latex(layouts: Sequence[PageLayout], *, random: bool) -> str:
         head, *lines = rows
         out += [
             "\\begin{table}\n\\centering",
-            f"\\caption{{{stamp}{head[0]}, with 95\\,\\% intervals over patients.}}",
+            f"\\caption{{{stamp}{head[0]}, with 95\\,\\% intervals over patients. "
+            f"{tex(networks)}.}}",
             f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule",
             " & ".join(["", *head[1:]]) + " \\\\\n\\midrule",
             *(" & ".join(line) + r" \\" for line in lines),
@@ -228,6 +244,7 @@ def _render(
         answered=sum(bool(outcome.answers) for outcome in outcomes),
         cells=len(outcomes),
         notes=_notes(outcomes),
+        networks=_networks(outcomes),
         seen=_published_in(gathered),
         NAMES=NAMES,
         VIEWS=VIEWS,
@@ -238,6 +255,16 @@ def _render(
         style=Markup(asset("pipeline.report", "page.css")),
         script=Markup(asset("pipeline.benchmark", "benchmark.js")),
     )
+
+
+def _networks(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return each backbone of the tables with the network that its answers came from."""
+    networks: dict[str, None] = {}
+    for outcome in outcomes:
+        for answer in outcome.answers:
+            network = answer.provenance.network_in_words
+            networks[f"{outcome.cell.backbone}: {network}"] = None
+    return list(networks)
 
 
 def _notes(outcomes: Sequence[Outcome]) -> list[str]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.benchmark.settings import Cell
 from pipeline.evaluation.compare import compare, same_grouping
 from pipeline.evaluation.metrics.agreement import icc
+from pipeline.evaluation.metrics.bootstrap import IntervalRules, Values, bootstrap
 from pipeline.evaluation.result_files import (
     predictions_path,
     read_predictions,
@@ -75,7 +76,7 @@ def held_against(
         return None
     predictions = []
     for cell, answer in (one, two):
-        _, probabilities, _ = read_predictions(cell.config.store, answer, -1)
+        _, probabilities, _ = read_predictions(cell.config.store, answer)
         predictions.append(probabilities)
     agreement = icc(np.stack(predictions, axis=1))
     return overall.difference, float(np.nanmean(agreement))
@@ -121,12 +122,24 @@ def _segmented(one: pa.Table, two: pa.Table) -> Paired:
     apart = differences[np.isfinite(differences)]
     if not len(apart):
         raise LabelError("No test patient has a Dice by both backbones.")
-    # A bootstrap over patients: units of one patient are not independent of each other.
-    draws = np.random.default_rng(0).integers(0, len(apart), (2000, len(apart)))
-    low, high = np.quantile(apart[draws].mean(axis=1), [0.025, 0.975]).tolist()
     # The test has nothing to rank where all pairs are equal.
     p = float(stats.wilcoxon(apart).pvalue) if np.any(apart) else 1.0
-    return Paired(Metric(value=float(apart.mean()), low=low, high=high), p, "Wilcoxon")
+    return Paired(_mean_of(apart), p, "Wilcoxon")
+
+
+def _mean_of(differences: NDArray[np.float64]) -> Metric:
+    """Return the mean of patients' differences, with its interval over patients.
+
+    One patient has none, as everywhere.
+    """
+    names = np.arange(len(differences)).astype(np.str_)
+
+    def statistic(weights: NDArray[np.float64]) -> Values:
+        return {("dice", ""): differences @ weights / weights.sum(axis=0)}
+
+    # A bootstrap over patients: units of one patient are not independent of each other.
+    rules = IntervalRules(rarest={}, scales={"dice": "plain"})
+    return bootstrap(statistic, names, 1, rules)["dice", ""]
 
 
 def _patients(table: pa.Table) -> NDArray[np.str_]:

@@ -15,9 +15,10 @@ from pipeline.config.root import Config
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.plan import plan, seconds_a_slice
+from pipeline.extraction.same_store import check_store
 from pipeline.results import Result, Segmented
 from stores import FeatureStore
-from stores.errors import RadprobeError, StoreNotFoundError
+from stores.errors import LabelError, RadprobeError, StoreNotFoundError, UnansweredError
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +98,22 @@ def _answered(cell: Cell, speed: Speed) -> Outcome:
     """Return the cell's outcome, its fault where it could not be answered."""
     try:
         answers = answer(cell, speed)
+    except UnansweredError as error:
+        # One task that failed leaves the others answered, and the cell named as failed.
+        return Outcome(cell, tuple(error.answers), fault=_fault(cell.name, error))
     except Exception as error:  # data too, as a store's fault is
         return Outcome(cell, fault=_fault(cell.name, error))
     return Outcome(cell, answers, computed=sum(not each.cached for each in answers))
 
 
 def _fault(name: str, error: Exception) -> str:
-    """Return an error in one line; where it is not one of ours, its trace is logged."""
+    """Return an error in one line; where it is not one of ours, its trace is logged.
+
+    A page has no paths: the lines that list the files of copies are for a console.
+    """
+    if isinstance(error, LabelError):
+        lines = str(error).splitlines()
+        return "\n".join(line for line in lines if not line.startswith("  "))
     if isinstance(error, RadprobeError):
         return str(error)
     log.debug("%s", name, exc_info=error)
@@ -122,8 +132,13 @@ def answer(cell: Cell, speed: Speed) -> Answers:
 
 
 def on_file(cell: Cell) -> Answers:
-    """Return those of the cell's answers that are on file; none where its store is not ready."""
+    """Return those of the cell's answers that are on file; none where its store is not ready.
+
+    None either where the store is not what the cell names: of another network, or other images.
+    """
     try:
+        for config in cell.needs:
+            check_store(config)
         if cell.method == "segment":
             return tuple(segment.on_file(cell.config))
         if cell.of == "masks":

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from pipeline.commands.printing import PlainConsole
 
 # Where no terminal says its width, tables keep their lines whole.
-out = Console(width=None if sys.stdout.isatty() else 120)
-err = Console(stderr=True)
+out = PlainConsole(width=None if sys.stdout.isatty() else 120)
+err = PlainConsole(stderr=True)
 
 ConfigArg = Annotated[Path, typer.Argument(help="The YAML file that names data, store and tasks.")]
 StorePath = Annotated[Path, typer.Argument(help="The folder of a store, or its URL.")]

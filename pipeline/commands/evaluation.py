@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
-from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, StorePath, err, out
+from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, err, out
 from pipeline.commands.printing import (
     show_agreements,
     show_differences,
@@ -21,7 +21,7 @@ from pipeline.commands.printing import (
     show_tuned,
 )
 from pipeline.config.heads import DEFAULT_HEADS, HEADS, TUNED, Registered, method_names
-from stores.errors import ConfigError
+from stores.errors import ConfigError, UnansweredError
 
 if TYPE_CHECKING:
     from pipeline.config.methods import Method
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pipeline.results import Result, Segmented
 
 Name = TypeVar("Name", bound=str)
+ComparedStore = Annotated[
+    Path, typer.Argument(help="The folder of a store, its URL, or its config file.")
+]
 
 app = typer.Typer()
 DeviceOpt = Annotated[
@@ -125,7 +128,12 @@ def _steps(title: str) -> Iterator[Callable[[str, int, int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Left
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Left(),
+    )
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
         bar = bars.add_task(title, total=None)
 
@@ -150,25 +158,37 @@ def segment(
 ) -> None:
     """Train each head of the config on cached patch tokens and score it against the masks."""
     from pipeline.config.loading import load_config
+    from pipeline.extraction.same_store import check_store
     from pipeline.segment import segment
     from pipeline.segmentation.predictions import check_empty, write_predictions
 
     settings = load_config(config, store)
+    check_store(settings)
     if out_to:
         check_empty(out_to)  # before hours of work
     with _steps("segment") as progress:
-        answers = segment(settings, device=device, progress=progress)
+        try:
+            answers = segment(settings, device=device, progress=progress)
+        except UnansweredError as error:
+            # What was answered is shown all the same, and the error said after it.
+            _print_segmented(error.answers, as_json)
+            raise
     written, failed = write_predictions(settings, out_to) if out_to else ([], [])
-    if as_json:
-        print(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=1))
-    else:
-        show_segmented(out, answers)
+    _print_segmented(answers, as_json)
+    if not as_json:
         if out_to:
             out.print(f"{len(written)} files written under {out_to}.", highlight=False)
         for each in failed:
             out.print(f"Not written: {each.source}: {each.detail}.", highlight=False)
     if failed or any(answer.tally.unmatched_labels for answer in answers):
         raise typer.Exit(1)
+
+
+def _print_segmented(answers: Sequence[Segmented], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=1))
+    elif answers:
+        show_segmented(out, answers)
 
 
 @app.command(epilog="Example: radprobe search configs/demo.yaml ct/0042 --k 5")
@@ -182,14 +202,16 @@ def search(
 ) -> None:
     """Find the nearest series of a slice, file, folder or patient; its own patient is left out."""
     from pipeline.config.loading import load_config
-    from pipeline.evaluation.search import is_random, search
+    from pipeline.evaluation.search import recipe_asked, search
+    from pipeline.extraction.same_store import check_store
 
     settings = load_config(config, store)
+    check_store(settings)
     hits = search(settings, query, k=k, level=_level(level))
     if as_json:
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
     else:
-        show_hits(out, hits, is_random(settings))
+        show_hits(out, hits, recipe_asked(settings))
 
 
 @app.command(epilog="Example: radprobe retest my.yaml pairs.csv")
@@ -204,20 +226,22 @@ def retest(
     """Say how far repeated scans agree: in their features, and in what answers on file say."""
     from pipeline.config.loading import load_config
     from pipeline.evaluation.retest import retest
-    from pipeline.evaluation.search import is_random
+    from pipeline.evaluation.search import recipe_asked
+    from pipeline.extraction.same_store import check_store
 
     settings = load_config(config, store)
+    check_store(settings)
     agreements = retest(settings, pairs)
     if as_json:
         print(json.dumps([asdict(one) for one in agreements], indent=1))
     else:
-        show_agreements(out, agreements, is_random(settings))
+        show_agreements(out, agreements, recipe_asked(settings))
 
 
 @app.command(epilog="Example: radprobe compare stores/vits14 stores/vitb14")
 def compare(
-    first: StorePath,
-    second: StorePath,
+    first: ComparedStore,
+    second: ComparedStore,
     heads: Annotated[
         tuple[str, str] | None,
         typer.Option(help="A method of the first and one of the second, such as knn probe."),
@@ -229,18 +253,36 @@ def compare(
     With --heads the second method above the first; the stores may then be the same.
     """
     from pipeline.evaluation.compare import compare_stores
-    from stores.storage import located
+    from pipeline.recipe import recipe_of
+    from stores import FeatureStore
 
     methods = None if heads is None else (_method(heads[0]), _method(heads[1]))
-    pairs = compare_stores(located(first), located(second), methods)
+    stores = [_store_of(path) for path in (first, second)]
+    pairs = compare_stores(stores[0], stores[1], methods)
+    networks = [recipe_of(FeatureStore.open(store)).network for store in stores]
     if as_json:
         rows = []
         for result, differences in pairs:
-            about = {"task": result.task, "method": result.method}
+            positive = None if result.positive is None else result.positive.model_dump()
+            about = {"task": result.task, "method": result.method, "positive": positive}
+            about |= {"first": networks[0], "second": networks[1]}
             rows += [about | difference.model_dump(mode="json") for difference in differences]
         print(json.dumps(rows, indent=1))
     else:
-        show_differences(out, pairs)
+        show_differences(out, pairs, networks)
+
+
+def _store_of(path: Path) -> Path:
+    """Return the store that a path names, or that the config of that path does and fits."""
+    from pipeline.config.loading import load_config
+    from pipeline.extraction.same_store import check_store
+    from stores.storage import located
+
+    if not path.is_file():
+        return located(path)
+    config = load_config(path)
+    check_store(config)
+    return config.store
 
 
 def _level(name: str) -> Level:
@@ -274,9 +316,21 @@ def _answer(
     """Answer the config's tasks by the methods, and print tables or one JSON document."""
     from pipeline.config.loading import load_config
     from pipeline.evaluate import evaluate
+    from pipeline.extraction.same_store import check_store
 
-    results = evaluate(load_config(config, store), methods, device=device)
+    settings = load_config(config, store)
+    check_store(settings)
+    try:
+        results = evaluate(settings, methods, device=device)
+    except UnansweredError as error:
+        # What was answered is shown all the same, and the error said after it.
+        _print_results(error.answers, as_json)
+        raise
+    _print_results(results, as_json)
+
+
+def _print_results(results: Sequence[Result], as_json: bool) -> None:
     if as_json:
         print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
-    else:
+    elif results:
         show_results(out, results)

@@ -5,21 +5,33 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
-from pipeline.report.wording import method_title, setting_text
+from pipeline.report.wording import (
+    METRICS,
+    few_text,
+    method_title,
+    point_text,
+    positive_name,
+    positive_text,
+    rule_text,
+    setting_text,
+)
+from pipeline.shared.texts import one_line, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.console import Console
-
     from pipeline.evaluation.retest import Agreement
     from pipeline.evaluation.search import Hit
+    from pipeline.fitted.validate import Validation
+    from pipeline.recipe import Recipe
     from pipeline.results import Difference, Metric, Result, Score, Segmented
 
 RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
@@ -30,6 +42,14 @@ HEADLINES = {
     "auroc": "AUROC",
     "r2": "R2",
     "mae": "MAE",
+}
+
+# What a table of operating points shows.
+RATES = {
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
 }
 
 # What a table of segmentations shows; a result's file has IoU too. Where images name no
@@ -45,6 +65,26 @@ SEGMENTATION = {
 }
 
 
+class PlainConsole(Console):
+    """Prints names as they are, whoever chose them: no markup, no emoji, no control character."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text as it is drawn; tables draw their cells by this as well."""
+        return super().render_str(printable(text), **options)
+
+
+class _NamesTable(Table):
+    """A table whose cells are one line each, whatever is named in them."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a line."""
+        plain = [one_line(cell) if isinstance(cell, str) else cell for cell in cells]
+        super().add_row(*plain, **options)
+
+
 def print_line(console: Console, text: str, style: str | None = None) -> None:
     """Print one line as it is: paths and messages hold brackets and numbers, and are not folded."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -57,7 +97,9 @@ def print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = _NamesTable(
+        title=one_line(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for column in words:
         table.add_column(column, no_wrap=True)
     for column in numbers:
@@ -67,6 +109,9 @@ def _table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
 
 def _print(out: Console, table: Table) -> None:
     """Print a table with all its cells whole, also where that is wider than the console."""
+    # Apart, since a table would fold its title to its own width, through the middle of names.
+    out.print(table.title, style="italic", highlight=False, soft_wrap=True)
+    table.title = None
     wanted = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
     table.width = wanted if wanted > out.width else None
     out.print(table, crop=False)
@@ -75,7 +120,7 @@ def _print(out: Console, table: Table) -> None:
 def show_results(out: Console, results: Sequence[Result]) -> None:
     """Print a table a method, classes and numbers apart: a line a task and setting, with intervals.
 
-    The intervals are of 95 %.
+    The intervals are of 95 %; a star marks the setting that val chose of several.
     """
     if any(result.provenance.random for result in results):
         out.print(RANDOM, style="bold yellow")
@@ -100,11 +145,46 @@ def _show_method(out: Console, answers: Sequence[Result]) -> None:
         for score in result.scores:
             present |= score.metrics.keys()
     shown = [name for name in HEADLINES if name in present]
-    title = f"{method_title(answers[0].method)} on {features}{stamp}"
-    table = _table(title, ("task", "tested on", "setting"), [HEADLINES[n] for n in shown])
+    networks = ", ".join(dict.fromkeys(each.provenance.network_in_words for each in answers))
+    title = f"{method_title(answers[0].method)} on {features} of {networks}{stamp}"
+    words = ["task", "tested on", "setting"]
+    has_positive = any(positive_name(result) for result in answers)
+    if has_positive:
+        words.insert(2, "positive")
+    table = _table(title, words, [HEADLINES[n] for n in shown])
     for result in answers:
+        about = [result.task, _tested_on(result)]
+        if has_positive:
+            about.append(positive_text(result))
         for score in result.scores:
-            table.add_row(result.task, _tested_on(result), *_score(score, shown))
+            setting, *numbers = _score(score, shown)
+            # What val chose of several is marked; of shots the last stands for the answer.
+            is_chosen = result.chosen >= 0 and score is result.main_score
+            is_chosen = is_chosen and len(result.scores) > 1
+            table.add_row(*about, f"{setting} *" if is_chosen else setting, *numbers)
+    if table.row_count:
+        _print(out, table)
+        _show_points(out, answers)
+
+
+def _show_points(out: Console, answers: Sequence[Result]) -> None:
+    """Print from which probability on units are called positive, and the rates on test at it."""
+    words = ("task", "positive", "by", "called from")
+    table = _table("At the operating point that val chose", words, list(RATES.values()))
+    for result in answers:
+        if not result.scores:
+            continue
+        score = result.main_score
+        rule = rule_text(result.question.operating_point)
+        for label, metrics in {"": score.metrics, **score.labels}.items():
+            positive = positive_text(result, label)
+            # What is of all labels together has no point; older answers have none at all.
+            if not positive or "sensitivity" not in metrics:
+                continue
+            name = f"{result.task}: {label}" if label else result.task
+            point = point_text(score, label) or "above 0.5"
+            numbers = [_number(metrics[n]) if n in metrics else "" for n in RATES]
+            table.add_row(name, positive, rule, point, *numbers)
     if table.row_count:
         _print(out, table)
 
@@ -116,10 +196,11 @@ def _features(result: Result) -> str:
 
 def _tested_on(result: Result) -> str:
     test = result.counts["test"]
+    few = few_text(result)
     if result.level == "patient":
-        return f"{test.units} patients"
+        return f"{test.units} patients{few}"
     plural = {"image": "images", "series": "series", "study": "studies"}[result.level]
-    return f"{test.units} {plural} of {test.patients} patients"
+    return f"{test.units} {plural} of {test.patients} patients{few}"
 
 
 def _score(score: Score, metrics: Sequence[str]) -> Iterator[str]:
@@ -199,7 +280,8 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
         of_task = [answer for answer in answers if answer.task == task]
         first = of_task[0]
         stamp = ", RANDOM WEIGHTS" if first.provenance.random else ""
-        title = f"{task}: {_segmented_on(first)}{stamp}"
+        network = first.provenance.network_in_words
+        title = f"{task}: {_segmented_on(first)}, by {network}{stamp}"
         table = _table(title, ("head", "setting"), list(SEGMENTATION.values()))
         notes: dict[str, None] = {}
         for answer in of_task:
@@ -219,7 +301,7 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
 
 def _segmented_on(answer: Segmented) -> str:
     test = answer.counts["test"]
-    return f"{test.units} {answer.level}s of {test.patients} patients"
+    return f"{test.units} {answer.level}s of {test.patients} patients{few_text(answer)}"
 
 
 def _marks(metrics: Mapping[str, Metric]) -> Iterator[str]:
@@ -247,39 +329,105 @@ def _show_left_out(out: Console, task: str, answer: Segmented) -> None:
         out.print(text, highlight=False)
 
 
-def show_hits(out: Console, hits: Sequence[Hit], random: bool) -> None:
-    """Print the neighbours of a search, nearest first."""
-    if random:
+def show_hits(out: Console, hits: Sequence[Hit], recipe: Recipe) -> None:
+    """Print the neighbours of a search, nearest first; recipe: of the features."""
+    if recipe.random:
         out.print(RANDOM, style="bold yellow")
-    table = _table("Nearest", ("path", "modality", "patient"), ("row", "slices", "cosine"))
+    table = _table(
+        f"Nearest, by {recipe.network}",
+        ("path", "modality", "patient"),
+        ("row", "slices", "cosine"),
+    )
     for hit in hits:
         numbers = (str(hit.row), str(hit.slices), f"{hit.cosine:.4f}")
         table.add_row(hit.path, hit.modality, hit.patient or "", *numbers)
     _print(out, table)
 
 
-def show_differences(out: Console, pairs: Sequence[tuple[Result, list[Difference]]]) -> None:
-    """Print what the second store scores above the first, for the metrics that tables show."""
+def show_differences(
+    out: Console,
+    pairs: Sequence[tuple[Result, list[Difference]]],
+    networks: Sequence[str],
+) -> None:
+    """Print what the second store scores above the first, for the metrics that tables show.
+
+    networks: that of the first, and that of the second.
+    """
     if any(result.provenance.random for result, _ in pairs):
         out.print(RANDOM, style="bold yellow")
-    columns = ("task", "method", "label", "metric")
-    table = _table("Second less first", columns, ("difference", "p (DeLong)", "p (Holm)"))
+    first, second = networks
+    title = f"Second ({second}) less first ({first})"
+    columns = ("task", "positive", "method", "label", "metric")
+    table = _table(title, columns, ("difference", "p (DeLong)", "p (Holm)"))
     for result, differences in pairs:
         for d in differences:
             if d.metric in HEADLINES:
                 p = ["" if value is None else f"{value:.3g}" for value in (d.p, d.p_holm)]
-                words = (result.task, result.method, d.label, HEADLINES[d.metric])
+                positive = positive_text(result, d.label)
+                words = (result.task, positive, result.method, d.label, HEADLINES[d.metric])
                 table.add_row(*words, _number(d.difference, "+"), *p)
     _print(out, table)
 
 
-def show_agreements(out: Console, agreements: Sequence[Agreement], random: bool) -> None:
-    """Print how far pairs of scans agree."""
-    if random:
+def show_agreements(out: Console, agreements: Sequence[Agreement], recipe: Recipe) -> None:
+    """Print how far pairs of scans agree; recipe: of the features."""
+    if recipe.random:
         out.print(RANDOM, style="bold yellow")
-    table = _table("Repeated scans", ("of",), ("pairs", "ICC", "5th pct", "cosine", "nearest"))
+    table = _table(
+        f"Repeated scans, by {recipe.network}",
+        ("of",),
+        ("pairs", "ICC", "5th pct", "cosine", "nearest"),
+    )
     for one in agreements:
         shown = ((one.icc, ".3f"), (one.icc_low, ".3f"), (one.cosine, ".4f"), (one.nearest, ".0%"))
         numbers = ("" if value is None else format(value, form) for value, form in shown)
         table.add_row(one.what, str(one.pairs), *numbers)
     _print(out, table)
+
+
+def show_validation(out: Console, validation: Validation) -> None:
+    """Print how a model does elsewhere, beside how it did at home."""
+    if validation.random:
+        out.print(RANDOM, style="bold yellow")
+    count = validation.count
+    title = f"{validation.task}: {count.units} units of {count.patients} patients"
+    table = _table(title, ("metric",), ("here", "at home"))
+    for name, metric in validation.score.metrics.items():
+        at_home = validation.internal.get(name)
+        there = "" if at_home is None else _number(at_home)
+        table.add_row(METRICS.get(name, name), _number(metric), there)
+    _print(out, table)
+    _show_calibration(out, "Calibration", validation.calibration)
+    _show_calibration(out, "Calibration, as the model calibrates", validation.calibrated)
+    lines = [
+        f"{_share(validation.unlike)} of the units are unlike the images that the model learnt "
+        f"from (5 % of such images would be); a probe tells both apart with an AUROC of "
+        f"{validation.domain_auroc:.3f} (0.5 where it cannot)."
+    ]
+    if validation.left_out:
+        lines.append(f"{validation.left_out} units that the model has learnt from were left out.")
+    lines += [f"{note}." for note in validation.notes]
+    print_lines(out, lines)
+
+
+def _show_calibration(
+    out: Console,
+    title: str,
+    by_label: Mapping[str, Mapping[str, Metric]],
+) -> None:
+    if not by_label:
+        return
+    names = ("slope", "intercept", "in_the_large")
+    table = _table(title, ("class",), [name.replace("_", " ") for name in names])
+    for label, metrics in by_label.items():
+        cells = [_number(metrics[name]) if name in metrics else "" for name in names]
+        table.add_row(label, *cells)
+    _print(out, table)
+
+
+def _share(metric: Metric) -> str:
+    """Return a share with its interval, in percent."""
+    text = f"{metric.value:.1%}"
+    if metric.low is None or metric.high is None:
+        return text
+    return f"{text} [{metric.low:.1%}, {metric.high:.1%}]"

@@ -13,6 +13,8 @@ from pipeline.commands.common import JsonOpt, StorePath, out
 from pipeline.commands.printing import print_line, print_lines
 
 if TYPE_CHECKING:
+    from pipeline.extraction.withdrawal import PatientSlices
+    from stores.purge import Purged
     from stores.verify import Report
 
 
@@ -77,7 +79,9 @@ def slices(
 def export(
     store: StorePath,
     target: Annotated[Path, typer.Argument(help="The file to write; with --per-study, a folder.")],
-    to: Annotated[str, typer.Option(help="h5, npy, parquet or faiss.")] = "h5",
+    to: Annotated[
+        str | None, typer.Option(help="h5, npy, parquet or faiss; by the file's name if not given.")
+    ] = None,
     array: Annotated[str, typer.Option(help="cls, mean or patch.")] = "cls",
     blocks: Annotated[int, typer.Option(min=1, help="Last blocks of cls, side by side.")] = 1,
     per_study: Annotated[bool, typer.Option("--per-study", help="One HDF5 a study.")] = False,
@@ -139,10 +143,13 @@ def copy(
         out.print(text, highlight=False, soft_wrap=True)
 
 
-@app.command(epilog="Example: radprobe withdraw demo/store --patient RP-0042 --purge")
+@app.command(epilog="Example: radprobe withdraw configs/demo.yaml --patient RP-0042 --purge")
 def withdraw(
-    store: StorePath,
-    patient: Annotated[str, typer.Option(help="The id as in the images, or its pseudonym.")],
+    store: Annotated[
+        Path,
+        typer.Argument(help="A store, its URL, or a config whose labels and path rule name too."),
+    ],
+    patient: Annotated[str, typer.Option(help="The id as in images or labels, or a pseudonym.")],
     purge: Annotated[
         bool, typer.Option("--purge", help="Remove the numbers from the files too.")
     ] = False,
@@ -150,29 +157,49 @@ def withdraw(
     as_json: JsonOpt = False,
 ) -> None:
     """Take a patient out of the store, and keep later images of the patient out."""
-    from pipeline.extraction.sync import name_patient
+    from pipeline.config.loading import load_config
+    from pipeline.extraction.withdrawal import find_patient
     from stores import FeatureStore
-    from stores import purge as taking
     from stores.storage import storage_at
 
-    storage = storage_at(store)
+    config = load_config(store) if store.is_file() else None
+    storage = storage_at(store if config is None else config.store)
     # A store in object storage has one writer at a time; a local folder needs no claim here.
     with storage.occupied():
-        name = name_patient(storage.folder, patient)
+        slices = find_patient(storage.folder, patient, config)
         opened = FeatureStore.open(storage.folder)
         if undo:
-            taking.readmit(opened, name)
-        done = {
-            "patient": name,
-            "withdrawn": 0 if undo else taking.withdraw(opened, name),
-            "purged": taking.purge(opened, name) if purge and not undo else 0,
-        }
+            slices.readmit(opened)
+            withdrawn = 0
+        else:
+            withdrawn = slices.withdraw(opened)
+        purged = slices.purge(opened) if purge and not undo else None
     if as_json:
-        print(json.dumps(done))
-    elif undo:
-        out.print(f"Patient {name} is let in again by the next extract.")
+        done = {"patient": slices.names[0], "names": slices.names, "found_by": slices.found_by}
+        counts = {"withdrawn": withdrawn, "purged": purged.rows if purged else 0}
+        reach = {} if purged is None else {"removed": purged.files, "left": purged.out_of_reach}
+        print(json.dumps(done | counts | reach))
     else:
-        out.print(f"Patient {name}: {done['withdrawn']} slices withdrawn, {done['purged']} purged.")
+        _print_withdrawal(slices, withdrawn, purged, undo=undo)
+
+
+def _print_withdrawal(
+    slices: PatientSlices, withdrawn: int, purged: Purged | None, *, undo: bool
+) -> None:
+    """Print what became of a patient's slices, and by what they were found."""
+    patient = f"Patient {' = '.join(slices.names)}"
+    found_by = ", ".join(f"{count} by {what}" for what, count in slices.found_by.items())
+    lines = [f"{patient}: {found_by or 'no slice is left in the table'}."]
+    if undo:
+        lines.append(f"{patient} is let in again by the next extract.")
+    else:
+        rows = 0 if purged is None else purged.rows
+        lines.append(f"{patient}: {withdrawn} slices withdrawn, {rows} purged.")
+    if purged is not None:
+        each = ", ".join(f"{name} {count}" for name, count in purged.files.items())
+        lines.append(f"Removed from the store, or rewritten without the patient: {each or 'none'}.")
+        lines.append(f"Out of reach, for you to look after: {'; '.join(purged.out_of_reach)}.")
+    print_lines(out, lines)
 
 
 def _print_report(report: Report) -> None:

@@ -96,6 +96,10 @@ class Outputs(Frozen):
     part_rows: int | None = None
 
 
+# pyarrow's own spellings of a missing value in CSV, and pandas' in a cast float column.
+EMPTY = ("#N/A", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan")
+
+
 class Labels(Frozen):
     """Where the labels are, what joins them to the slices, and what unclear values mean.
 
@@ -103,7 +107,8 @@ class Labels(Frozen):
     series id, or with the value of a DICOM tag listed in data.tags, as `by` says
     ("tag:AccessionNumber"). patient: the column that names each row's patient, for files whose
     headers do not. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of
-    Irvin et al., arXiv 1901.07031); missing: what an empty cell means.
+    Irvin et al., arXiv 1901.07031); missing: what an empty cell means; empty: what is written in a
+    cell that holds nothing: a class that is called NA is taken out of this list.
     """
 
     file: Path
@@ -113,6 +118,7 @@ class Labels(Frozen):
     headers: Literal["agree", "ignore"] = "agree"
     uncertain: Uncertain = "refuse"
     missing: Missing = "leave-out"
+    empty: tuple[str, ...] = EMPTY
 
 
 class SplitChoice(Frozen):
@@ -121,7 +127,8 @@ class SplitChoice(Frozen):
     holdout: of `folds` parts one tests, one validates, the rest train; kfold: each part tests in
     turn; list: as `file` says, a CSV of the columns key (as labels.by) and part; site: the label
     column `column` stays on one side; date: its latest test. new: what becomes of patients that a
-    split on file does not know. allow: what is otherwise refused as leakage.
+    split on file does not know. allow: what is otherwise refused as leakage. group: "duplicates"
+    puts patients who have copies of an image, or what is all but one, on one side.
     """
 
     kind: Literal["holdout", "kfold", "list", "site", "date"] = "holdout"
@@ -131,6 +138,7 @@ class SplitChoice(Frozen):
     column: str | None = None
     new: Literal["refuse", "deal", "leave-out"] = "refuse"
     allow: tuple[Literal["duplicates", "near-duplicates"], ...] = ()
+    group: Literal["none", "duplicates"] = "none"
 
     @model_validator(mode="after")
     def _complete(self) -> SplitChoice:
@@ -143,6 +151,11 @@ class SplitChoice(Frozen):
             raise ValueError(
                 f"New patients cannot be dealt into a split of kind {self.kind!r}. Set new to "
                 '"refuse" or "leave-out".'
+            )
+        if self.group == "duplicates" and self.kind not in ("holdout", "kfold"):
+            raise ValueError(
+                f"Copies cannot be put on one side in a split of kind {self.kind!r}, which says "
+                "itself where patients stand. Leave group out, or choose holdout or kfold."
             )
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -12,18 +13,26 @@ from pydantic import ValidationError
 
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
-from pipeline.config.yaml_text import RepeatedKeyError, read_yaml
+from pipeline.config.yaml_text import RepeatedKeyError, parse_yaml
+from pipeline.shared.private import keep_private
 from pipeline.types import Frozen
 from stores.errors import ConfigError
 from stores.mirror import url_of
 from stores.storage import located
 
 Settings = TypeVar("Settings", bound=Frozen)
+# What is told of a file that is wrong in many places, or in long ones.
+_MOST_FAULTS = 20
+_MOST_SHOWN = 200
 
 
 def load_config(path: Path, store: Path | None = None) -> Config:
     """Read and validate a config file; `store` overrides the one it names. Raises ConfigError."""
-    return _anchored(read_settings(path, Config), path.parent, store)
+    config = _anchored(read_settings(path, Config), path.parent, store)
+    masks = [masks.root for masks in config.masks.values() if masks.root is not None]
+    labels = [] if config.labels is None else [config.labels.file]
+    keep_private([config.data.root, *masks], but=[path, config.store, *labels])
+    return config
 
 
 def read_settings(path: Path, model: type[Settings]) -> Settings:
@@ -31,26 +40,38 @@ def read_settings(path: Path, model: type[Settings]) -> Settings:
 
     Raises ConfigError with one line a fault: what, got, expected, what to do.
     """
+    return validated(path, read_keys(path, "config file"), model)
+
+
+def read_keys(path: Path, what: str) -> dict[Any, Any]:
+    """Read the keys and values of a YAML file; what: it is called. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"There is no config file {str(path)!r}. Check the path.") from None
+        raise ConfigError(f"There is no {what} {str(path)!r}. Check the path.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The config file {str(path)!r} cannot be read: {error}.") from None
+        raise ConfigError(f"The {what} {str(path)!r} cannot be read: {error}.") from None
     try:
-        data = read_yaml(text)
+        data = parse_yaml(text)
     except RepeatedKeyError as error:
-        raise ConfigError(f"In the config file {str(path)!r}, {error}.") from None
+        raise ConfigError(f"In the {what} {str(path)!r}, {error}.") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"The config file {str(path)!r} is not YAML: {error}.") from None
+        raise ConfigError(f"The {what} {str(path)!r} is not YAML: {error}.") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"The config file {str(path)!r} must hold keys and values.")
+        raise ConfigError(f"The {what} {str(path)!r} must hold keys and values.")
+    return data
+
+
+def validated(path: Path, data: dict[Any, Any], model: type[Settings]) -> Settings:
+    """Return the keys of a file as settings. Raises ConfigError with one line a fault."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(
-            f"{path}: " + "\n".join(_fault(fault, model) for fault in error.errors())
-        ) from None
+        faults = error.errors()
+        lines = [_fault(fault, model) for fault in faults[:_MOST_FAULTS]]
+        if len(faults) > _MOST_FAULTS:
+            lines.append(f"and {len(faults) - _MOST_FAULTS} more")
+        raise ConfigError(f"{path}: " + "\n".join(lines)) from None
 
 
 def _anchored(config: Config, base: Path, store: Path | None) -> Config:
@@ -83,7 +104,7 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
 
 def _store(base: Path, store: Path) -> Path:
     """Return the folder of a config's store; of one at a URL, its mirror here."""
-    return located(store) if url_of(store) else anchored(base, store)
+    return located(store if url_of(store) else anchored(base, store))
 
 
 def anchored(base: Path, path: Path) -> Path:
@@ -95,11 +116,21 @@ def _fault(fault: Any, model: type[Frozen]) -> str:
     """Return one pydantic fault as one sentence; an unknown key comes with the nearest known."""
     where = ".".join(str(step) for step in fault["loc"])
     if fault["type"] != "extra_forbidden":
-        return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"
+        return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {_few(fault['input'])})"
     known = _known_keys(fault["loc"][:-1], model)
     near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}."
     return f"{where}: unknown key. {hint}"
+
+
+def _few(value: Any) -> str:
+    """Return a value as it is told: of a long one, its beginning."""
+    # Bounded on the way too: what a file holds may be as long as the file.
+    bounded = reprlib.Repr()
+    bounded.maxstring = bounded.maxother = _MOST_SHOWN
+    bounded.maxlist = bounded.maxdict = 20
+    text = bounded.repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def _known_keys(steps: tuple[int | str, ...], top: type[Frozen]) -> list[str]:

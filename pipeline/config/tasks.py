@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.types import Frozen
 
@@ -23,23 +23,64 @@ Uncertain = Literal["refuse", "zero", "one", "leave-out"]
 Missing = Literal["leave-out", "zero"]
 
 
+def _as_text(value: Any) -> Any:
+    """Return a class as labels write it: YAML reads yes, 1 and 1.0 as a truth and as numbers."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, int | float) else value
+
+
+ClassName = Annotated[str, BeforeValidator(_as_text)]
+
+
+class AtLeast(Frozen):
+    """A sensitivity, or a specificity, that the operating point reaches on val: one of them."""
+
+    sensitivity: Annotated[float, Field(gt=0, le=1)] | None = None
+    specificity: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> AtLeast:
+        if (self.sensitivity is None) == (self.specificity is None):
+            raise ValueError(
+                "An operating point reaches a sensitivity or a specificity. Got "
+                f"{self.model_dump()} instead; give one, such as {{sensitivity: 0.95}}."
+            )
+        return self
+
+
+# From which probability on a unit is called positive: where Youden's index is greatest on val,
+# where a rate is reached there, or where the positive is the likelier of two.
+OperatingRule = Literal["youden", "likeliest"] | AtLeast
+
+
 class Task(Frozen):
     """A question: which label columns, at which level, over which modalities.
 
     One column is binary or multi-class by its values, or a number to be predicted (values:
-    number); several are multi-label (0 or 1). uncertain, missing: as `Labels` has them, where the
-    task does not say. subgroups: label columns by whose values scores are given too; shortcuts:
-    label columns that a probe is asked beside the task, on the same split, such as view or site;
-    permutations: how many times labels are permuted for a p value of each AUROC.
+    number); several are multi-label (0 or 1). values: unset, classes, unless the column holds so
+    many numbers or dates that none can be meant. positive: which of two classes sensitivity, F1 and
+    average precision are of; unset, what the words say (see `pipeline.annotations.classes`).
+    operating_point: how the probability is chosen on val from which on a unit is called positive:
+    youden, {sensitivity: 0.95}, {specificity: 0.9}, or likeliest (above 0.5, chosen on nothing).
+    uncertain, missing, empty: as `Labels` has them, where the task does not say. subgroups: label
+    columns by whose values scores are given too; shortcuts: label columns that a probe is asked
+    beside the task, on the same split, such as view or site; permutations: how many times labels
+    are permuted for a p value of each AUROC.
     """
 
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
-    values: Literal["classes", "number"] = "classes"
+    values: Literal["classes", "number"] | None = None
+    positive: ClassName | None = None
+    operating_point: OperatingRule = "youden"
     level: Level = "image"
     modality: tuple[str, ...] | None = None
     pool: Pool = "mean"
     uncertain: Uncertain | None = None
     missing: Missing | None = None
+    empty: tuple[str, ...] | None = None
     subgroups: tuple[str, ...] = ()
     shortcuts: tuple[str, ...] = ()
     permutations: Annotated[int, Field(ge=0)] = 0
@@ -50,5 +91,15 @@ class Task(Frozen):
             raise ValueError(
                 f"A task of values: number must have one label column. Got {list(self.labels)} "
                 "instead; make a task of each."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _positive_of_one_column(self) -> Task:
+        if self.positive is not None and (self.values == "number" or len(self.labels) > 1):
+            what = "a number" if self.values == "number" else f"{len(self.labels)} label columns"
+            raise ValueError(
+                f"positive names one of two classes of one label column. Got {self.positive!r} for "
+                f"{what} instead; leave it out: of several labels each is positive where it is 1."
             )
         return self

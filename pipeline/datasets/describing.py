@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.datasets.contracts import Contents, DataSet
 from pipeline.datasets.known import DATASETS
+from pipeline.shared.spreadsheets import quoted_cell
 from stores._disk import write_atomic, writing
 from stores.errors import ConfigError
 
@@ -119,7 +120,12 @@ def _labels(contents: Contents) -> str:
 
 def _csv(rows: list[list[Any]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    columns, *items = rows
+    writer.writerow(columns)
+    for item in items:
+        # Names come from the files of a set: to a spreadsheet, none is a formula.
+        writer.writerow([quoted_cell(cell) if isinstance(cell, str) else cell for cell in item])
     return text.getvalue()
 
 

@@ -6,10 +6,10 @@ opens no array. Dims: n units, m slices, d features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +17,28 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.labels import LabelTable, label_units, read_labels, texts_of
+from pipeline.annotations.patients import note_patients
 from pipeline.annotations.units import Units
 from pipeline.config.base import HeadSettings
 from pipeline.config.data import Labels
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Task
+from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.fit_store import FitStore
 from pipeline.evaluation.leakage import (
+    Copies,
+    Links,
     describe_near_copies,
+    equal_pixels,
     near_copies,
-    refuse_duplicates,
-    refuse_near_copies,
+    refuse_copies,
 )
 from pipeline.evaluation.pooling import comparable_features, read_features, scaled
 from pipeline.evaluation.splits import (
     PARTS,
     Parts,
     Split,
+    check_column,
     extended_text,
     load_split,
     make_split,
@@ -46,9 +51,11 @@ from pipeline.recipe import recipe_of
 from pipeline.results import Provenance
 from pipeline.shared.arrays import Floats
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.versions import versions_of
 from stores._disk import write_checked
 from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
+from stores.withdrawn import Withdrawn
 
 Texts = NDArray[np.str_]
 
@@ -73,9 +80,14 @@ class Cases:
     fit_store: FitStore | None = None
     notes: list[str] = field(default_factory=list, init=False)
     agreement: float | None = field(default=None, init=False)
+    # Who was withdrawn before anything was read: an answer is not filed once others are.
+    withdrawn: Withdrawn = field(init=False)
     # The features that were read last: they may fill the memory, so that no others are remembered.
     _last_read: tuple[FeatureSet, Floats] | None = field(default=None, init=False)
     _split_ensured: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.withdrawn = self.store.withdrawn
 
     # --- units ---------------------------------------------------------------------------
 
@@ -89,6 +101,8 @@ class Cases:
             self.store.status(),
             self._root,
             self._names,
+            # Of a shortcut's two values neither is the finding: view, sex, site.
+            either_way=self.shortcut_of is not None,
         )
 
     def column(self, name: str) -> Texts:
@@ -126,6 +140,15 @@ class Cases:
     # --- the split -----------------------------------------------------------------------
 
     @property
+    def split_column_digest(self) -> str | None:
+        """The sha256 of the label column that patients are divided by, where they are."""
+        column = self.config.split.column
+        if column is None:
+            return None
+        text = "\0".join(self.table.columns[column])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
     def _split_path(self) -> Path:
         return split_path(self.store.path, self.name, self.task, self.config.split)
 
@@ -157,32 +180,84 @@ class Cases:
 
         The key of an answer holds who stands where, so that this comes before it is computed.
         Raises LabelError where patients cannot be dealt, where the split does not know some and may
-        not take them in, and where copies of an image stand on two sides.
+        not take them in, where its column says otherwise by now, and where copies of an image stand
+        on two sides. What is refused is not filed.
         """
         if self._split_ensured:
             return
-        if self.shortcut_of is None:  # else the other task's split counts as it is
-            self._file_split()
-        # New patients are on their sides by now, so that their copies are found as well.
-        self._check_copies()
+        if self.shortcut_of is None:
+            _ = self.units  # joined before others are kept from filing
+            with self.store.filing(self.withdrawn):
+                self._file_split()
+                note_patients(self.store, self.table, self._slices, self._root, self._names)
+        else:  # the other task's split counts as it is
+            self._refuse_copies(self._copies(self.split))
         self._split_ensured = True
 
     def _file_split(self) -> None:
-        """Deal a split and file it, or add the patients that the one on file does not know."""
-        choice = self.config.split
+        """Deal a split, or add the patients that the one on file does not know, and file it."""
         path = self._split_path
-        if not path.is_file():
-            split = make_split(self.units, choice, self._split_column())
+        choice = self.config.split
+        column = self._split_column()
+        on_file = load_split(path) if path.is_file() else None
+        if on_file is not None and column is not None:
+            check_column(on_file, self.units, column, choice)
+        split, addition = self._dealt(on_file, column)
+        # Last of all: nothing is left to be refused.
+        if on_file is None:
             # Named by who is asked about: a crash before this line leaves nothing, and one after
             # it a split that the next run reads.
             path.parent.mkdir(exist_ok=True)
             write_checked(path, split_text(split, self.name, choice).encode())
-        # Read back: what is answered from is what is on file, whoever wrote it.
-        addition = split_new_patients(self.split, self.units, choice)
-        if addition is not None:
+        elif addition is not None:
             text = path.read_text("utf-8")
             write_checked(path, extended_text(text, addition).encode())
-            self.split = merged(self.split, addition)
+        # Read back: what is answered from is what is on file, whoever wrote it.
+        self.split = load_split(path)
+
+    def _dealt(
+        self,
+        on_file: Split | None,
+        column: Texts | None,
+    ) -> tuple[Split, Split | None]:
+        """Return the split with all patients in it, and what it adds to the one on file, if any.
+
+        Raises LabelError, where copies stand on two sides too.
+        """
+        choice = self.config.split
+        links = Links(self.units) if choice.group == "duplicates" else None
+        while True:
+            linked = None if links is None else links.names
+            if on_file is None:
+                addition = None
+                split = make_split(
+                    self.units, choice, column, keys=self._keys_of_units, linked=linked
+                )
+            else:
+                keys = self._keys_of_units if choice.new == "deal" else None
+                addition = split_new_patients(on_file, self.units, choice, keys=keys, linked=linked)
+                split = on_file if addition is None else merged(on_file, addition)
+            # New patients are on their sides by now, so that their copies are found as well.
+            copies = self._copies(split)
+            # Copies that were on one side by chance may be parted by the next deal, so that this
+            # goes on until none are: each time at least two patients more are linked.
+            if links is None or not links.add(copies):
+                self._refuse_copies(copies)
+                return split, addition
+
+    @cached_property
+    def _keys_of_units(self) -> Texts:
+        """(n,) the first file of each unit: of one collection, the same in every store."""
+        units = self.units
+        slices = self._slices
+        place = pa.array(np.searchsorted(slices["row"].to_numpy(), units.rows))
+        paths = slices["path"].take(place).to_pylist()
+        frames = slices["frame"].take(place).to_pylist()
+        of_slices = np.array([f"{path}\0{n}" for path, n in zip(paths, frames, strict=True)])
+        by_key = np.argsort(of_slices, kind="stable")
+        _, first = np.unique(units.unit[by_key], return_index=True)
+        keys: Texts = of_slices[by_key[first]]
+        return keys
 
     def _split_column(self) -> Texts | None:
         """Return what units are split by other than their labels: site, date or listed part."""
@@ -196,31 +271,50 @@ class Cases:
         odd = set(parts.columns["part"]) - set(PARTS)
         if odd:
             raise LabelError(
-                f"The part of a split list must be train, val or test. Got {sorted(odd)[:3]} "
-                f"in {str(choice.file)!r} instead."
+                f"The part of a split list must be train, val or test. Got {len(odd)} other values "
+                f"in {str(choice.file)!r}."
             )
         return self._texts_of(parts, "part")
 
-    def _check_copies(self) -> None:
-        """Refuse copies on two sides, or note those that are allowed."""
+    def _copies(self, split: Split) -> Copies:
+        """Return the copies that stand on two sides of a split."""
         units = self.units
-        allow = self.config.split.allow
         # -1 stands for patients whom the split leaves out: they can leak nothing.
         digests = self.store.read("pixel_digest", units.rows)
-        side = self.split.sides_of(units.groups)
-        if "duplicates" not in allow:
-            refuse_duplicates(digests, units, side)
+        side = split.sides_of(units.groups)
         features = comparable_features(self.store, units, self.task.pool)
-        near = near_copies(features, digests, units, side)
-        if "near-duplicates" not in allow:
-            refuse_near_copies(near, units)
-        elif near:
-            self.notes.append(describe_near_copies(near, units))
+        return Copies(
+            equal_pixels(digests, units, side),
+            near_copies(features, digests, units, side),
+        )
+
+    def _refuse_copies(self, copies: Copies) -> None:
+        """Refuse copies on two sides, or note those that are allowed. Raises LabelError."""
+        allow = self.config.split.allow
+        refused = copies
+        if "duplicates" in allow:
+            refused = replace(refused, equal=refused.equal.without_units())
+        if "near-duplicates" in allow:
+            refused = replace(refused, near=[])
+            if copies.near:
+                self.notes.append(describe_near_copies(copies.near, self.units))
+        refuse_copies(refused, self.units, self._path_of)
+
+    def _path_of(self, row: int) -> str:
+        """Return the path of a slice as the store shows it, which a message may name."""
+        slices = self._slices
+        place = int(np.searchsorted(slices["row"].to_numpy(), row))
+        return self._names.shown(slices["path"][place].as_py())
 
     # --- features ------------------------------------------------------------------------
 
     def features(self, head: HeadSettings, parts: Parts) -> Floats:
-        """Return (n, d) the units' features as a head sees them.
+        """Return (n, d) the units' features as a head sees them."""
+        x = self.unscaled(head, parts)
+        return scaled(x, parts["train"], head.scaling, head.components)
+
+    def unscaled(self, head: HeadSettings, parts: Parts) -> Floats:
+        """Return (n, d) the units' features before they are scaled for a head.
 
         The last ones read are remembered, and no others, nor those of the task that this one asks
         for a shortcut of.
@@ -240,7 +334,7 @@ class Cases:
                 self.task.pool,
             )
             self._note_agreement(agreement)
-        return scaled(x, parts["train"], head.scaling, head.components)
+        return x
 
     def _remembered(self, which: FeatureSet) -> Floats:
         """Return (n, d) the units' features in this store, read unless they were read last."""
@@ -254,26 +348,27 @@ class Cases:
 
     def slices(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) the features of every slice of the units, as a head sees them."""
+        x = self.unscaled_slices(head, parts)
+        fit = slices_of(self.units, parts["train"])
+        return scaled(x, fit, head.scaling, head.components)
+
+    def unscaled_slices(self, head: HeadSettings, parts: Parts) -> Floats:
+        """Return (m, d) the features of every slice, before they are scaled for a head."""
         # Forgotten first: the features of every slice are the most that memory is asked for.
         self._last_read = None
         units = self.units
-        each_alone = replace(
-            units,
-            unit=np.arange(len(units.rows)),
-            ids=units.rows.astype(np.str_),
-        )
+        each_alone = units.each_slice()
         x = read_features(self.store, each_alone, head.features)
         if self.fit_store is not None:
             agreement = self.fit_store.replace_features(
                 x,
                 each_alone,
-                _slices_of(units, parts["test"]),
+                slices_of(units, parts["test"]),
                 head.features,
                 "mean",
             )
             self._note_agreement(agreement)
-        fit = _slices_of(units, parts["train"])
-        return scaled(x, fit, head.scaling, head.components)
+        return x
 
     def _note_agreement(self, agreement: float | None) -> None:
         if agreement is not None:
@@ -299,19 +394,21 @@ class Cases:
             store=self.fingerprint,
             labels=labels,
             split=self.split.digest,
-            versions={name: version(name) for name in libraries},
+            versions=versions_of(libraries),
+            network=recipe.network,
         )
 
 
-def _slices_of(units: Units, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+def slices_of(units: Units, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the places in `units.rows` of the slices of some units."""
     return np.flatnonzero(np.isin(units.unit, numbers))
 
 
-def cases_of(config: Config) -> Iterator[Cases]:
+def cases_of(config: Config, failures: Failures | None = None) -> Iterator[Cases]:
     """Yield each task of the config over its store; one at a time, since they hold their features.
 
-    Raises ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
+    failures: what notes the tasks whose columns are not there; without it, they are raised. Raises
+    ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
     """
     if config.labels is None or not config.tasks:
         raise ConfigError(
@@ -319,29 +416,54 @@ def cases_of(config: Config) -> Iterator[Cases]:
             "name with its label columns)."
         )
     store = FeatureStore.open(config.store)
-    tasks = {name: _with_policies(task, config.labels) for name, task in config.tasks.items()}
-    # One table for all tasks: the file is read once.
-    table = read_labels(config.labels, tasks.values(), _other_columns(config))
+    labels = config.labels
+    tasks = {name: _with_policies(task, labels) for name, task in config.tasks.items()}
+    tables = _tables(config, labels, tasks, failures)
     fingerprint = store.fingerprint()
     fit_store = None
     if config.fit_on is not None:
         fit_store = FitStore.of(config.fit_on, store)
-    for name, task in tasks.items():
+    for name, table in tables.items():
         yield Cases(
             config=config,
             store=store,
             table=table,
             fingerprint=fingerprint,
             name=name,
-            task=task,
+            task=tasks[name],
             fit_store=fit_store,
         )
 
 
-def _other_columns(config: Config) -> list[str]:
+def _tables(
+    config: Config,
+    labels: Labels,
+    tasks: dict[str, Task],
+    failures: Failures | None,
+) -> dict[str, LabelTable]:
+    """Return the label table of each task, one for all: the file is read once.
+
+    Where that cannot be read, each task is read alone, so that one that names no column of the
+    file leaves the others answered.
+    """
+    try:
+        return dict.fromkeys(
+            tasks, read_labels(labels, tasks.values(), _other_columns(config, tasks.values()))
+        )
+    except LabelError:
+        if failures is None:
+            raise
+    tables = {}
+    for name, task in tasks.items():
+        with failures.of(name):
+            tables[name] = read_labels(labels, [task], _other_columns(config, [task]))
+    return tables
+
+
+def _other_columns(config: Config, tasks: Iterable[Task]) -> list[str]:
     """Return the label columns that are read for shortcuts and for the split."""
     columns: list[str] = []
-    for task in config.tasks.values():
+    for task in tasks:
         columns += task.shortcuts
     if config.split.column:
         columns.append(config.split.column)

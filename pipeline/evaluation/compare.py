@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.config.methods import Method
 from pipeline.evaluation.metrics import metrics
 from pipeline.evaluation.metrics.paired import holm
-from pipeline.evaluation.result_files import filed, read_predictions
+from pipeline.evaluation.result_files import filed, read_predictions, read_thresholds
 from pipeline.results import Difference, Result
 from stores.errors import LabelError, StoreNotFoundError
 
@@ -23,12 +23,13 @@ def compare(
     first: StoreResult,
     second: StoreResult,
     *,
-    setting: int = -1,
+    setting: int | None = None,
 ) -> list[Difference]:
     """Return what the second scores above the first on the same test units, metric by metric.
 
-    For two backbones, heads or settings; `setting` picks one of each result's scores. Raises
-    LabelError unless both scored the same units with the same labels, in the same order.
+    For two backbones, heads or settings; `setting` picks one of each result's scores, by default
+    the one that stands for the answer. Raises LabelError unless both scored the same units with the
+    same labels, in the same order, and call the same class positive.
     """
     truth, proba, fold = read_predictions(*first, setting)
     other_truth, other_proba, other_fold = read_predictions(*second, setting)
@@ -36,6 +37,7 @@ def compare(
     # another store has others.
     is_same = (
         np.array_equal(truth.y, other_truth.y)
+        and truth.classes == other_truth.classes
         and same_grouping(truth.groups, other_truth.groups)
         and _same_folds(fold, other_fold)
     )
@@ -43,9 +45,11 @@ def compare(
         raise LabelError(
             f"Results of {first[1].task!r} and {second[1].task!r} can be compared only on the same "
             f"test units with the same labels. Got {len(truth.y)} and {len(other_truth.y)} units, "
-            "other labels or other patients; use one collection, task and split seed."
+            "other labels, patients or another positive class; use one collection, task and split "
+            "seed."
         )
-    return metrics.compare(truth, proba, other_proba, fold)
+    thresholds = (read_thresholds(*first, setting), read_thresholds(*second, setting))
+    return metrics.compare(truth, proba, other_proba, fold, thresholds)
 
 
 def same_grouping(first: NDArray[np.str_], second: NDArray[np.str_]) -> bool:
@@ -70,8 +74,8 @@ def compare_stores(
     """Return each task and method that two stores both answered, with the differences.
 
     With heads, each task that the first answered by the one method and the second by the other; it
-    may be one store. The newest answer of each counts, in its last setting. p_holm is adjusted for
-    every p of the whole table. Raises LabelError where they answered nothing in common.
+    may be one store. The newest answer of each counts, in the setting that stands for it. p_holm is
+    adjusted for every p of the table. Raises LabelError where they answered nothing in common.
     """
     one = newest(first)
     two = newest(second)

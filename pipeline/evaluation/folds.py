@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,39 +22,45 @@ class OutOfFold:
     """Predictions of units by models that were not fitted on them, one prediction a setting.
 
     rows (q,): the numbers of the units; fold (q,): the model that predicted each, None where there
-    is one alone. notes: what was left out, and why.
+    is one alone. notes: what was left out, and why. chosen: the place of the score that stands for
+    the answer.
     """
 
     predictions: list[Prediction]
     rows: Rows
     fold: Rows | None
     notes: list[str]
+    chosen: int = -1
 
 
 def join_folds(answers: Sequence[FoldAnswer], tests: Sequence[Rows]) -> OutOfFold:
     """Join the predictions and notes of each fold, whose test units are `tests`.
 
-    Predictions belong together where they are of one setting. Where each fold made one, by a
-    setting it chose itself, they do too, and a note says what was chosen.
+    Predictions belong together where they are of one setting. Those that each fold chose, or made
+    alone, do too, and a note says by which settings.
     """
     if len(answers) == 1:
         predictions, notes = answers[0]
-        return OutOfFold(predictions, tests[0], None, notes)
+        return OutOfFold(predictions, tests[0], None, notes, place_of_chosen(predictions))
     # Several folds: each unit is tested once, by the one model that has not seen its patient.
     by_fold = [predictions for predictions, _ in answers]
     notes = _numbered_notes(answers)
-    if _each_chose_another(by_fold):
-        chosen = [predictions[0] for predictions in by_fold]
-        notes.append(f"chosen by fold: {', '.join(_in_words(chosen))}")
-        joined = [_joined({}, chosen)]
-    else:
+    joined: list[Prediction] = []
+    # Of a head that tries one setting alone, each fold's is the one that it chose.
+    if any(len(predictions) != 1 for predictions in by_fold):
         joined = _joined_by_setting(by_fold)
+    chosen = _chosen_by_fold(by_fold)
+    if chosen:
+        joined += _joined_chosen(chosen, joined)
+        if len({tuple(each.setting.items()) for each in chosen}) > 1:
+            notes.append(f"chosen by fold: {', '.join(_in_words(chosen))}")
     sizes = [len(test) for test in tests]
     return OutOfFold(
         predictions=joined,
         rows=np.concatenate(tests),
         fold=np.repeat(np.arange(len(tests)), sizes),
         notes=notes,
+        chosen=place_of_chosen(joined),
     )
 
 
@@ -65,12 +71,38 @@ def _numbered_notes(answers: Sequence[FoldAnswer]) -> list[str]:
     return notes
 
 
-def _each_chose_another(by_fold: Sequence[list[Prediction]]) -> bool:
-    """Return whether every fold has one prediction, and not all are of one setting."""
-    if any(len(predictions) != 1 for predictions in by_fold):
-        return False
-    first = by_fold[0][0].setting
-    return any(predictions[0].setting != first for predictions in by_fold)
+def place_of_chosen(predictions: Sequence[Prediction]) -> int:
+    """Return the place of the prediction that val chose; -1, of the last, where none is marked."""
+    for i, prediction in enumerate(predictions):
+        if prediction.chosen:
+            return i
+    return -1
+
+
+def _chosen_by_fold(by_fold: Sequence[list[Prediction]]) -> list[Prediction]:
+    """Return the prediction that each fold chose, or made alone; nothing where one has none."""
+    chosen = []
+    for predictions in by_fold:
+        if len(predictions) == 1:
+            chosen += predictions
+        else:
+            chosen += [prediction for prediction in predictions if prediction.chosen]
+    return chosen if len(chosen) == len(by_fold) else []
+
+
+def _joined_chosen(chosen: Sequence[Prediction], joined: list[Prediction]) -> list[Prediction]:
+    """Return what the folds chose as a prediction of its own, unless it stands in `joined`.
+
+    Where all chose alike, the one of that setting is marked there.
+    """
+    setting = chosen[0].setting
+    if any(each.setting != setting for each in chosen):
+        return [replace(_joined({}, chosen), chosen=True)]
+    for i, prediction in enumerate(joined):
+        if prediction.setting == setting:
+            joined[i] = replace(prediction, chosen=True)
+            return []
+    return [_joined(setting, chosen)]
 
 
 def _in_words(chosen: Sequence[Prediction]) -> list[str]:
@@ -98,4 +130,8 @@ def _by_setting(predictions: Sequence[Prediction]) -> dict[Setting, Prediction]:
 
 
 def _joined(setting: dict[str, float], each: Sequence[Prediction]) -> Prediction:
-    return Prediction(setting, np.concatenate([prediction.proba for prediction in each]))
+    proba = np.concatenate([prediction.proba for prediction in each])
+    thresholds = [prediction.thresholds for prediction in each if prediction.thresholds is not None]
+    if len(thresholds) < len(each):
+        return Prediction(setting, proba)
+    return Prediction(setting, proba, thresholds=np.concatenate(thresholds))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from pipeline.annotations.units import Units
 from stores.errors import LabelError
 
 EXAMPLES = 3
+# Copies that a message lists.
+MOST_LISTED = 1000
 # Units are all but copies where they are nearer than this share of what is usual: of the distance
 # to the fifth nearest, theirs and everybody's. Of real X-rays, by an untrained network, images
 # encoded again stand at 0.01 to 0.1, different images at 0.2 and above (benchmarks/xrays.py); among
@@ -31,12 +34,23 @@ Digests = NDArray[np.uint8]
 # --- equal pixels --------------------------------------------------------------------------
 
 
-def refuse_duplicates(
-    digests: Digests,
-    units: Units,
-    side: Rows,
-) -> None:
-    """Raise LabelError where a unit on one side is, for the most part, copied on another.
+@dataclass(frozen=True)
+class EqualPixels:
+    """Units that are, for the most part, copied on another side, and the rows of equal pixels.
+
+    units (k,): by number; images: the rows of each image that such a unit shares.
+    """
+
+    units: Rows
+    images: tuple[Rows, ...]
+
+    def without_units(self) -> EqualPixels:
+        """Return none, as where copies are allowed."""
+        return EqualPixels(self.units[:0], ())
+
+
+def equal_pixels(digests: Digests, units: Units, side: Rows) -> EqualPixels:
+    """Return the units on one side that are, for the most part, copied on another.
 
     digests (m, 32): of the pixels of units.rows; side (n,): of each unit, -1 for none. For the most
     part: series share blank slices and are no copies for that.
@@ -46,15 +60,19 @@ def refuse_duplicates(
     copied = np.bincount(units.unit, weights=is_copied, minlength=n)
     slices = np.bincount(units.unit, minlength=n)
     leaked = np.flatnonzero(copied > slices / 2)
-    if len(leaked):
-        of_leaked = is_copied & np.isin(units.unit, leaked)
-        first = np.flatnonzero(of_leaked)[0]
-        same = units.rows[(digests == digests[first]).all(axis=1)]
-        raise LabelError(
-            f"{len(leaked)} units have the pixels of units on another side of the split, for "
-            f"example rows {same[:EXAMPLES].tolist()} of the slice table: scores would be leaked. "
-            'Leave the copies\' labels empty, or set split.allow: ["duplicates"].'
-        )
+    of_leaked = np.flatnonzero(is_copied & np.isin(units.unit, leaked))
+    return EqualPixels(leaked, tuple(_rows_by_image(digests, units.rows, of_leaked)))
+
+
+def _rows_by_image(digests: Digests, rows: Rows, places: Rows) -> list[Rows]:
+    """Return for each image at some places the rows (of all) that have its pixels."""
+    wanted = {digests[place].tobytes(): None for place in places}
+    by_image: dict[bytes, list[int]] = {image: [] for image in wanted}
+    for place in np.flatnonzero(digests.any(axis=1)):
+        image = digests[place].tobytes()
+        if image in by_image:
+            by_image[image].append(int(rows[place]))
+    return [np.array(each, np.int64) for each in by_image.values()]
 
 
 def _copied_across(digests: Digests, side: Rows) -> NDArray[np.bool_]:
@@ -206,17 +224,134 @@ def describe_near_copies(near: list[NearCopy], units: Units) -> str:
 
 def _rows_of(pair: NearCopy, units: Units) -> str:
     """Return which slices two units are, by the row of the first of each."""
-    first = units.rows[units.unit == pair.first][0]
-    second = units.rows[units.unit == pair.second][0]
+    first, second = _first_rows(pair, units)
     return f"rows {first} and {second} ({pair.share:.2f})"
 
 
-def refuse_near_copies(near: list[NearCopy], units: Units) -> None:
-    """Raise LabelError where there are near copies."""
-    if near:
-        raise LabelError(
-            f"{describe_near_copies(near, units)}: scores would be leaked. Look at both (`radprobe "
-            "slices` says which files they are). If they are of one patient, give both the same in "
-            "the column that labels.patient names; else leave the label of one empty, or set "
-            'split.allow: ["near-duplicates"].'
+def _first_rows(pair: NearCopy, units: Units) -> tuple[int, int]:
+    first = units.rows[units.unit == pair.first][0]
+    second = units.rows[units.unit == pair.second][0]
+    return int(first), int(second)
+
+
+# --- all copies together -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What stands on two sides of a split: equal pixels, and pairs that are all but equal."""
+
+    equal: EqualPixels
+    near: list[NearCopy]
+
+
+def refuse_copies(copies: Copies, units: Units, path_of: Callable[[int], str]) -> None:
+    """Raise LabelError where there are copies, which lists all of them.
+
+    path_of: the file of a row, as messages may name it.
+    """
+    sentences = []
+    lines = []
+    if len(copies.equal.units):
+        first = copies.equal.images[0]
+        sentences.append(
+            f"{len(copies.equal.units)} units have the pixels of units on another side of the "
+            f"split, for example rows {first[:EXAMPLES].tolist()} of the slice table: scores would "
+            "be leaked."
         )
+        lines += [_line("equal pixels", rows.tolist(), path_of) for rows in copies.equal.images]
+    if copies.near:
+        sentences.append(f"{describe_near_copies(copies.near, units)}: scores would be leaked.")
+        for pair in copies.near:
+            lines.append(_line("all but equal", _first_rows(pair, units), path_of))
+    if sentences:
+        raise LabelError(" ".join([*sentences, _what_to_do(copies)]) + "\n" + _listed(lines))
+
+
+def _what_to_do(copies: Copies) -> str:
+    """Return the ways out of a refusal."""
+    allow = []
+    if len(copies.equal.units):
+        allow.append('"duplicates"')
+    if copies.near:
+        allow.append('"near-duplicates"')
+    return (
+        "Look at them (`radprobe slices` says which files they are, where the store hides paths). "
+        "Those that are of one patient need the same id in the column that "
+        "labels.patient names. Else leave the labels of the copies empty, or set split.group: "
+        '"duplicates" to keep whoever has copies on one side, or accept them by '
+        f"split.allow: [{', '.join(allow)}]."
+    )
+
+
+def _line(what: str, rows: Iterable[int], path_of: Callable[[int], str]) -> str:
+    each = [f"row {row}: {path_of(row)}" for row in rows]
+    return f"  {what}: {', '.join(each)}"
+
+
+def _listed(lines: Sequence[str]) -> str:
+    """Return the lines of all copies, and of very many how many more there are."""
+    more = len(lines) - MOST_LISTED
+    rest = [f"  and {more} more"] if more > 0 else []
+    return "\n".join([*lines[:MOST_LISTED], *rest])
+
+
+# --- patients who have copies of an image between them ---------------------------------------
+
+
+@dataclass
+class Links:
+    """Which patients must stand on one side, as their units turn out to be copies of each other."""
+
+    units: Units
+    # By patient: another one of the same link, or himself.
+    _leader: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> NDArray[np.str_]:
+        """(n,) what the patients of one link have in common: the name of one of them."""
+        patients, patient = np.unique(self.units.groups, return_inverse=True)
+        leaders = np.array([self._leader_of(name) for name in patients.tolist()])
+        return leaders[patient]
+
+    def add(self, copies: Copies) -> bool:
+        """Link the patients of copies; return whether any were not linked before."""
+        groups = self.units.groups
+        pairs = _patients_who_share(copies.equal, self.units)
+        pairs += [(str(groups[pair.first]), str(groups[pair.second])) for pair in copies.near]
+        is_new = False
+        for one, other in pairs:
+            first = self._leader_of(one)
+            second = self._leader_of(other)
+            is_new |= first != second
+            # The first in order leads, whichever pair came first.
+            self._leader[max(first, second)] = min(first, second)
+        return is_new
+
+    def _leader_of(self, patient: str) -> str:
+        while self._leader.get(patient, patient) != patient:
+            patient = self._leader[patient]
+        return patient
+
+
+def _patients_who_share(equal: EqualPixels, units: Units) -> list[tuple[str, str]]:
+    """Return for each copied unit its patient and the other who has most of its pixels.
+
+    Not all who have any: a blank slice is in many series.
+    """
+    groups = units.groups.tolist()
+    patient_of_row = dict(zip(units.rows.tolist(), units.groups[units.unit].tolist(), strict=True))
+    unit_of_row = dict(zip(units.rows.tolist(), units.unit.tolist(), strict=True))
+    shared: dict[int, Counter[str]] = {number: Counter() for number in equal.units.tolist()}
+    for rows in equal.images:
+        patients = {patient_of_row[row] for row in rows.tolist()}
+        for row in rows.tolist():
+            if unit_of_row[row] in shared:
+                shared[unit_of_row[row]].update(patients - {patient_of_row[row]})
+    pairs = []
+    for number, others in shared.items():
+        if others:
+            most = max(others.values())
+            other = min(name for name, times in others.items() if times == most)
+            pairs.append((groups[number], other))
+    return pairs

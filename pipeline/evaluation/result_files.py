@@ -7,10 +7,12 @@ of a store stand in one tidy table too, `results/results.parquet` and `.jsonl`.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
 import logging
-import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +29,14 @@ from pipeline.config.methods import Method
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold
-from pipeline.results import Metric, Result, Segmented
+from pipeline.results import Metric, Result, Score, Segmented
+from pipeline.shared.texts import file_name
 from stores import FeatureStore
-from stores._disk import write_checked
+from stores._disk import CHECKSUM, fits_checksum, read_checked, write_checked
+from stores.contents import MASKS as MASK_FOLDER
+from stores.contents import RUNS
+from stores.contents import TUNED as TUNED_NETWORKS
+from stores.errors import CorruptStoreError, StaleTablesError
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +44,14 @@ log = logging.getLogger(__name__)
 RESULTS = "results"
 SEGMENTATIONS = "segmentations"
 TIDY_FILE = "results.parquet"
+LINES = ".jsonl"  # the same rows, by the suffix of their file
 # What stands in a segmentation's file beside its name: predicted masks, and scores a unit.
 MASKS = ".masks.parquet"
 UNITS = ".units.parquet"
 KEY_LENGTH = 16  # hex digits of a key in a file's name
+# How often the tidy table is written where other processes write it too.
+_TRIES = 10
+_MOST_TABLE_BYTES = 2**40
 
 Answer = TypeVar("Answer", Result, Segmented)
 
@@ -57,6 +68,9 @@ TIDY = pa.schema(
         ("metric", pa.string()),
         ("label", pa.string()),
         ("subgroup", pa.string()),
+        ("positive", pa.string()),
+        ("positives", pa.int64()),
+        ("threshold", pa.float64()),
         ("value", pa.float64()),
         ("low", pa.float64()),
         ("high", pa.float64()),
@@ -68,6 +82,7 @@ TIDY = pa.schema(
         ("key", pa.string()),
         ("contract", pa.int32()),
         ("random", pa.bool_()),
+        ("network", pa.string()),
     ]
 )
 
@@ -99,6 +114,9 @@ def result_key(cases: Cases, method: Method) -> str:
         "rules": config.split.model_dump(mode="json", include={"new", "allow"}),
         "store": cases.fingerprint,
     }
+    # Only where there is one: other answers keep their names.
+    if cases.split_column_digest is not None:
+        content["split_column"] = cases.split_column_digest
     if cases.fit_store is not None:
         content["fit_on"] = cases.fit_store.fingerprint
     text = json.dumps(content, sort_keys=True)
@@ -117,7 +135,7 @@ def segmentation_path(
     key: str,
 ) -> Path:
     """Return where the answer of a head for some masks is filed; key: of all it depends on."""
-    name = re.sub(r"[^\w.-]", "_", f"{task}-{head}")
+    name = file_name(f"{task}-{head}")
     return store / SEGMENTATIONS / f"{name}-{key[:KEY_LENGTH]}.json"
 
 
@@ -169,47 +187,95 @@ def find_or_compute(
     if answer is not None:
         return answer
     computed = compute()
-    file.parent.mkdir(exist_ok=True)
+    try:
+        with cases.store.filing(cases.withdrawn):
+            _file(file, computed)
+    except StaleTablesError:
+        _drop_traces(cases.store, file.stem)
+        raise
+    return computed.answer
+
+
+def _file(path: Path, computed: Computed[Answer]) -> None:
+    """Write an answer and its tables."""
+    path.parent.mkdir(exist_ok=True)
     # The answer comes last: tables that a crash leaves without one are written again.
     for suffix, table in computed.tables.items():
-        write_table(file.with_suffix(suffix), table)
+        write_table(path.with_suffix(suffix), table)
     text = computed.answer.model_dump_json(indent=1)
-    write_checked(file, text.encode())
-    return computed.answer
+    write_checked(path, text.encode())
+
+
+def _drop_traces(store: FeatureStore, name: str) -> None:
+    """Remove what an answer of this name left that is not filed: it is of a withdrawn patient too.
+
+    Its networks, the state of their runs, and masks, which are made anew where they are gone.
+    """
+    shutil.rmtree(store.path / TUNED_NETWORKS / name, ignore_errors=True)
+    shutil.rmtree(store.path / RUNS / name, ignore_errors=True)
+    store.storage.clear(MASK_FOLDER)
 
 
 def read_answer(path: Path, kind: type[Answer]) -> Answer | None:
     """Return the answer in a file, as found and not computed; None where none can be read."""
     try:
-        answer = kind.model_validate_json(path.read_bytes())
+        answer = kind.model_validate_json(read_checked(path))
     except FileNotFoundError:
         return None
-    except ValidationError as error:
+    except (ValidationError, CorruptStoreError) as error:
         log.warning("%s is no answer and is found anew: %s", path, error)
+        return None
+    if not _tables_fit(path):
+        log.warning("%s has lost a table, or has a damaged one, and is found anew.", path)
         return None
     return answer.model_copy(update={"cached": True})
 
 
-def filed(store: Path) -> Iterator[tuple[Path, Result]]:
-    """Yield the answers in results/ and their files, the oldest first.
+def _tables_fit(answer: Path) -> bool:
+    """Return whether each table that was filed with an answer is there, as it was written."""
+    for checksum in answer.parent.glob(f"{glob.escape(answer.stem)}.*{CHECKSUM}"):
+        table = checksum.with_name(checksum.name.removesuffix(CHECKSUM))
+        if table != answer and not fits_checksum(table):
+            return False
+    return True
 
-    What is there and is no answer of this version is skipped: `evaluate` computes it anew.
+
+def filed(store: Path, since_ns: int = 0) -> Iterator[tuple[Path, Result]]:
+    """Yield the answers in results/ and their files, the oldest first; since_ns: from a time on.
+
+    What is there and is damaged, or no answer of this version, is skipped: `evaluate` computes it
+    anew.
     """
-    yield from _filed(store / RESULTS, Result)
+    yield from _filed(store / RESULTS, Result, since_ns)
 
 
-def filed_segmentations(store: Path) -> Iterator[tuple[Path, Segmented]]:
+def filed_segmentations(store: Path, since_ns: int = 0) -> Iterator[tuple[Path, Segmented]]:
     """Yield the answers in segmentations/ and their files, as `filed` does."""
-    yield from _filed(store / SEGMENTATIONS, Segmented)
+    yield from _filed(store / SEGMENTATIONS, Segmented, since_ns)
 
 
-def _filed(folder: Path, kind: type[Answer]) -> Iterator[tuple[Path, Answer]]:
-    files = list(folder.glob("*.json"))
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+def _filed(folder: Path, kind: type[Answer], since_ns: int) -> Iterator[tuple[Path, Answer]]:
+    times = _times(folder)
+    for path in sorted(times, key=times.__getitem__):
+        if times[path] < since_ns:
+            continue
         try:
-            yield path, kind.model_validate_json(path.read_bytes())
+            yield path, kind.model_validate_json(read_checked(path))
         except ValidationError as error:
             log.warning("%s is not an answer of this version: %d faults", path, error.error_count())
+        except CorruptStoreError as error:
+            log.warning("%s is left out: %s", path, error)
+        except FileNotFoundError:
+            continue  # removed since it was listed
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    """Return when each answer in a folder was filed, in ns."""
+    times = {}
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            times[path] = path.stat().st_mtime_ns
+    return times
 
 
 def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
@@ -217,9 +283,29 @@ def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
 
     Every flow ends here; what an earlier run could not send goes along.
     """
-    if not all(answer.cached for answer in answers):
-        write_tidy(store, answers)
-    FeatureStore.open(store).publish()
+    opened = FeatureStore.open(store)
+    path = store / RESULTS / TIDY_FILE
+    # Where all answers were on file, the table has them, unless it was lost or damaged since.
+    tables = (path, path.with_suffix(LINES))
+    if not all(answer.cached for answer in answers) or not all(map(_is_sound, tables)):
+        with opened.deriving():
+            # What a purge has removed meanwhile does not come back by the table.
+            write_tidy(
+                store, [answer for answer in answers if _answer_file(store, answer).is_file()]
+            )
+    opened.publish()
+
+
+def _answer_file(store: Path, answer: Result | Segmented) -> Path:
+    """Return where an answer is filed."""
+    key = answer.provenance.key
+    if isinstance(answer, Result):
+        return _result_file(store, answer.method, key)
+    return segmentation_path(store, answer.task, answer.head, key)
+
+
+def _is_sound(path: Path) -> bool:
+    return path.is_file() and fits_checksum(path) is not False
 
 
 # --- the tidy table ------------------------------------------------------------------------
@@ -228,20 +314,42 @@ def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
 def tidy(results: Sequence[Result | Segmented]) -> pa.Table:
     """Return one row a number: what it is, its interval, and what it was computed from.
 
-    A segmentation is of kind `segmentation`, its method the head's name in the config.
+    positive: of two classes, or the class or label that a row is of; positives: how many of the
+    test units (of the subgroup) carry it; threshold: its operating point, of several models the
+    mean. A segmentation is of kind `segmentation`, its method the head's name in the config.
     """
     rows: list[dict[str, Any]] = []
     for result in results:
         origin = result.provenance.model_dump(exclude={"store", "versions"})
         about = origin | _question(result)
+        positives = result.counts["test"].positives
+        positive = result.classes[-1] if result_kind(result) == "binary" else ""
         for score in result.scores:
             about["setting"] = _setting_text(score.setting)
-            rows += _rows_of(about, score.metrics)
+            of_two = about | _positive_of(positive, positives, score)
+            rows += _rows_of(of_two, score.metrics)
             for label, metrics in score.labels.items():
-                rows += _rows_of(about, metrics, label=label)
+                of_label = about | _positive_of(label, positives, score)
+                rows += _rows_of(of_label, metrics, label=label)
             for name, subgroup in score.subgroups.items():
-                rows += _rows_of(about, subgroup.metrics, subgroup=name)
+                of_subgroup = about | _positive_of(positive, subgroup.positives, score)
+                rows += _rows_of(of_subgroup, subgroup.metrics, subgroup=name)
     return pa.Table.from_pylist(rows, schema=TIDY)
+
+
+def result_kind(result: Result | Segmented) -> str:
+    """Return the kind of question that was answered."""
+    return result.kind if isinstance(result, Result) else SEGMENTATION
+
+
+def _positive_of(name: str, positives: Mapping[str, int], score: Score) -> dict[str, Any]:
+    """Return what a tidy row says of the class or label that it calls positive; "" for none."""
+    points = score.operating_points.get(name) or score.operating_points.get("")
+    return {
+        "positive": name or None,
+        "positives": positives.get(name),
+        "threshold": float(np.mean(points)) if name and points else None,
+    }
 
 
 def _rows_of(
@@ -271,21 +379,74 @@ def _question(result: Result | Segmented) -> dict[str, str]:
 
 
 def write_tidy(store: Path, results: Sequence[Result | Segmented]) -> None:
-    """Write results/results.parquet, and .jsonl: these, and those of other tasks and methods."""
+    """Write results/results.parquet, and .jsonl: these, and those of other tasks and methods.
+
+    A table that is lost or damaged is made anew, of all answers on file. Of processes that write at
+    once, whoever ends last writes what all have answered.
+    """
     path = store / RESULTS / TIDY_FILE
-    table = tidy(results)
-    answered = set(_questions(table))
-    if path.is_file():
-        before = _read(path)
-        # A table of another version has other columns: its rows come back as they are answered.
-        if before.schema.equals(TIDY):
-            stays = [question not in answered for question in _questions(before)]
-            others = before.filter(pa.array(stays, pa.bool_()))
-            table = pa.concat_tables([others, table])
     path.parent.mkdir(exist_ok=True)
-    write_table(path, table)
-    lines = [json.dumps(row) + "\n" for row in table.to_pylist()]
-    write_checked(path.with_suffix(".jsonl"), "".join(lines).encode())
+    # Answers are taken from the time on at which the table was written that is there first: what
+    # another process files meanwhile is older than what this one writes.
+    since_ns = None
+    for _ in range(_TRIES):
+        on_file = _all_times(store)
+        before = _tidy_on_file(path)
+        if before is None:
+            since_ns = 0
+        elif since_ns is None:
+            since_ns = path.stat().st_mtime_ns
+        table = _brought_up_to_date(store, before, since_ns, results)
+        write_table(path, table)
+        lines = [json.dumps(row) + "\n" for row in table.to_pylist()]
+        write_checked(path.with_suffix(LINES), "".join(lines).encode())
+        # An answer that came meanwhile may be in another process's table, which this one replaced.
+        if _all_times(store) == on_file and _is_sound(path):
+            return
+
+
+def _all_times(store: Path) -> dict[Path, int]:
+    return _times(store / RESULTS) | _times(store / SEGMENTATIONS)
+
+
+def _brought_up_to_date(
+    store: Path,
+    before: pa.Table | None,
+    since_ns: int,
+    results: Sequence[Result | Segmented],
+) -> pa.Table:
+    """Return a table with what was filed since a time, and with results."""
+    table = TIDY.empty_table() if before is None else before
+    # The oldest first, and these last: the later answer to a question counts.
+    for _, answer in filed(store, since_ns):
+        table = _with_answers(table, [answer])
+    for _, segmented in filed_segmentations(store, since_ns):
+        table = _with_answers(table, [segmented])
+    return _with_answers(table, results)
+
+
+def _with_answers(table: pa.Table, results: Sequence[Result | Segmented]) -> pa.Table:
+    """Return a tidy table with answers, in the place of those to the same questions."""
+    new = tidy(results)
+    answered = set(_questions(new))
+    stays = [question not in answered for question in _questions(table)]
+    others = table.filter(pa.array(stays, pa.bool_()))
+    return pa.concat_tables([others, new])
+
+
+def _tidy_on_file(path: Path) -> pa.Table | None:
+    """Return the tidy table at a path; None where there is none that can be read.
+
+    A table of another version has other columns: its rows come back as they are answered.
+    """
+    try:
+        table = read_filed_table(path)
+    except FileNotFoundError:
+        return None
+    except (CorruptStoreError, pa.ArrowException, OSError) as error:
+        log.warning("%s is made anew: %s", path, error)
+        return None
+    return table if table.schema.equals(TIDY) else None
 
 
 def _questions(table: pa.Table) -> Iterator[tuple[str, str, bool]]:
@@ -300,7 +461,10 @@ def _questions(table: pa.Table) -> Iterator[tuple[str, str, bool]]:
 
 
 def predictions_table(units: Units, tested: OutOfFold) -> pa.Table:
-    """Return a row a test unit and setting: unit, patient, truth and probability a class."""
+    """Return a row a test unit and setting: unit, patient, truth and probability a class.
+
+    And from which probability on it is called so, where it has an operating point.
+    """
     tables = []
     truth = units.at(tested.rows)
     for prediction in tested.predictions:
@@ -315,8 +479,12 @@ def predictions_table(units: Units, tested: OutOfFold) -> pa.Table:
         for j, name in enumerate(units.classes):
             columns[f"truth:{name}"] = _truth_column(truth, j)
             columns[f"proba:{name}"] = prediction.proba[:, j]
+            thresholds = prediction.thresholds
+            if thresholds is not None and not np.isnan(thresholds[:, j]).all():
+                columns[f"threshold:{name}"] = thresholds[:, j]
         tables.append(pa.table(columns))
-    return pa.concat_tables(tables)
+    # A label may have an operating point in one setting and none in another.
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _truth_column(truth: Truth, j: int) -> Any:
@@ -328,9 +496,12 @@ def _truth_column(truth: Truth, j: int) -> Any:
 
 
 def read_predictions(
-    store: Path, result: Result, setting: int
+    store: Path, result: Result, setting: int | None = None
 ) -> tuple[Truth, NDArray[np.float64], NDArray[np.int64] | None]:
-    """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result."""
+    """Return truth, probabilities (n, c) and folds (n,), if any, of one setting of a result.
+
+    By default of the one that stands for the answer.
+    """
     table = _predictions(store, result, setting)
     columns = [table[f"proba:{name}"].to_numpy() for name in result.classes]
     proba = np.stack(columns, axis=1)
@@ -340,14 +511,25 @@ def read_predictions(
     return truth, proba, fold
 
 
-def predicted_units(store: Path, result: Result, setting: int) -> NDArray[np.str_]:
+def read_thresholds(store: Path, result: Result, setting: int | None = None) -> NDArray[np.float64]:
+    """Return (n, c) the operating points of what `read_predictions` tells; NaN where none is."""
+    table = _predictions(store, result, setting)
+    thresholds = np.full((table.num_rows, len(result.classes)), np.nan)
+    for j, name in enumerate(result.classes):
+        column = f"threshold:{name}"
+        if column in table.column_names:
+            thresholds[:, j] = table[column].to_numpy(zero_copy_only=False)
+    return thresholds
+
+
+def predicted_units(store: Path, result: Result, setting: int | None = None) -> NDArray[np.str_]:
     """Return the ids (n,) of the units that `read_predictions` tells of."""
     return _texts(_predictions(store, result, setting), "unit")
 
 
 def read_units(answer: Path) -> pa.Table:
     """Return a row a test unit and structure of a filed segmentation, of all training patients."""
-    table = _read(answer.with_suffix(UNITS))
+    table = read_filed_table(answer.with_suffix(UNITS))
     return _of_setting(table, table["setting"][-1].as_py())
 
 
@@ -357,9 +539,10 @@ def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
     return texts
 
 
-def _predictions(store: Path, result: Result, setting: int) -> pa.Table:
-    table = _read(predictions_path(store, result))
-    return _of_setting(table, _setting_text(result.scores[setting].setting))
+def _predictions(store: Path, result: Result, setting: int | None) -> pa.Table:
+    table = read_filed_table(predictions_path(store, result))
+    score = result.main_score if setting is None else result.scores[setting]
+    return _of_setting(table, _setting_text(score.setting))
 
 
 def _y(table: pa.Table, result: Result) -> NDArray[Any]:
@@ -393,10 +576,15 @@ def write_table(path: Path, table: pa.Table) -> None:
     write_checked(path, sink.getvalue().to_pybytes())
 
 
-def _read(path: Path) -> pa.Table:
+def read_filed_table(path: Path) -> pa.Table:
+    """Read a table that was filed with an answer, held against its checksum.
+
+    Raises FileNotFoundError, CorruptStoreError.
+    """
     import pyarrow.parquet as pq
 
-    return pq.read_table(path)
+    data = read_checked(path, _MOST_TABLE_BYTES)
+    return pq.read_table(pa.BufferReader(data))
 
 
 def _of_setting(table: pa.Table, setting: str) -> pa.Table:

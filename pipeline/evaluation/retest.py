@@ -97,12 +97,12 @@ def _scans(
     is_usable = np.isin(pairs, scan[scan >= 0]).all(axis=1) & (pairs[:, 0] != pairs[:, 1])
     if is_usable.sum() < LEAST:
         there = {name for name, i in number.items() if i in scan}
-        absent = sorted(number.keys() - there)
+        absent = len(number.keys() - there)
         raise LabelError(
             f"{LEAST} pairs of scans or more must have features. {str(file)!r} has {len(pairs)} "
-            f"pairs, of which {is_usable.sum()} have; not in the store {str(store.path)!r}: "
-            f"{absent[:3] or 'none'}. Paths are relative to data.root, as `radprobe slices` "
-            "lists them."
+            f"pairs, of which {is_usable.sum()} have; {absent} of its {len(number)} scans are not "
+            f"in the store {str(store.path)!r}. Paths are relative to data.root, as `radprobe "
+            "slices` lists them."
         )
     return Scans(rows, scan, pairs[is_usable])
 
@@ -183,8 +183,8 @@ def _paired_predictions(
 
     Of a scan the mean over its units.
     """
-    _, proba, _ = read_predictions(cases.store.path, result, -1)
-    tested = predicted_units(cases.store.path, result, -1)
+    _, proba, _ = read_predictions(cases.store.path, result)
+    tested = predicted_units(cases.store.path, result)
     scan_of_unit = dict(
         zip(cases.units.ids.tolist(), _scan_of_units(cases.units, scans), strict=True)
     )

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Prediction
+from pipeline.annotations.units import Prediction, Truth
 from pipeline.config.base import HeadSettings
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.methods import Method
+from pipeline.config.tasks import OperatingRule
 from pipeline.evaluation.cases import Cases
-from pipeline.evaluation.folds import OutOfFold, join_folds
+from pipeline.evaluation.folds import OutOfFold, join_folds, place_of_chosen
 from pipeline.evaluation.heads.contract import Head, Predicted, fit_and_predict
 from pipeline.evaluation.splits import Parts
 from pipeline.results import Metric, Score, Subgroup
@@ -57,12 +59,12 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
         # Features are the most that is in memory: these go before the next fold's are read.
         del x
     if len(folds) == 1:
-        test = folds[0]["test"]
-        scores, tested = _score_one_fold(cases, predicted[0], test, scratch_notes)
+        scores, tested = _score_one_fold(cases, predicted[0], folds[0], scratch_notes)
     else:
         answers = []
-        for each in predicted:
-            answers.append((list(each.predictions), list(each.notes)))
+        for each, parts in zip(predicted, folds, strict=True):
+            predictions = [_at_points(cases, prediction, parts) for prediction in each.predictions]
+            answers.append((predictions, list(each.notes)))
         tested = join_folds(answers, [parts["test"] for parts in folds])
         tested.notes.extend(scratch_notes)
         scores = scores_of(cases, tested)
@@ -91,23 +93,30 @@ def _features(cases: Cases, head: Head[Any, Any], parts: Parts) -> Floats:
 def _score_one_fold(
     cases: Cases,
     predicted: Predicted,
-    rows: Rows,
+    parts: Parts,
     scratch_notes: list[str],
 ) -> tuple[list[Score], OutOfFold]:
     """Score what a head says of the one fold it is asked, each prediction as it is made."""
+    rows = parts["test"]
     scores = list(predicted.scores or ())
     filed = []
     drawn = False
+    point_notes: list[list[str]] = []
     for prediction in predicted.predictions:
-        scores.append(score_of(cases, prediction, rows, None))
+        at_points = _at_points(cases, prediction, parts)
+        scores.append(score_of(cases, at_points, rows, None))
+        point_notes.append(_point_notes(cases, at_points))
         if prediction.draws is None:
-            filed.append(prediction)
+            filed.append(at_points)
         else:  # a unit has several predictions: the table of predictions has one row for it
             drawn = True
     notes = [*predicted.notes, *scratch_notes]
     if predicted.scores is None and not drawn:
         notes += _one_sided_notes(cases, rows)
-    return scores, OutOfFold(filed, rows, None, notes)
+    chosen = place_of_chosen(filed)
+    if point_notes:  # of the setting that stands for the answer
+        notes += point_notes[chosen]
+    return scores, OutOfFold(filed, rows, None, notes, chosen)
 
 
 def _scratch_notes(x: NDArray[Any]) -> list[str]:
@@ -127,12 +136,85 @@ def _open_array_api() -> None:
     os.environ["SCIPY_ARRAY_API"] = "1"
 
 
+# --- operating points ----------------------------------------------------------------------
+
+
+def _at_points(cases: Cases, prediction: Prediction, parts: Parts) -> Prediction:
+    """Return a prediction of test with the thresholds that its rule chooses on val."""
+    truth = cases.units.at(parts["val"])
+    return at_operating_points(prediction, truth, cases.task.operating_point)
+
+
+def at_operating_points(prediction: Prediction, val: Truth, rule: OperatingRule) -> Prediction:
+    """Return a prediction with the thresholds that a rule chooses by what it says of val.
+
+    val: what is true of the units (v,) that `on_val` is of. Every draw has thresholds of its own.
+    """
+    from pipeline.evaluation.metrics.operating import thresholds_of
+
+    if prediction.on_val is None or val.kind not in ("binary", "multilabel"):
+        return replace(prediction, on_val=None)
+    draws = prediction.draws or 1
+    q = len(prediction.proba) // draws
+    thresholds = []
+    for of_draw in np.split(prediction.on_val, draws):
+        of_model = thresholds_of(val, of_draw, rule)
+        thresholds.append(np.tile(of_model, (q, 1)))
+    return replace(prediction, on_val=None, thresholds=np.concatenate(thresholds))
+
+
+def _point_notes(cases: Cases, prediction: Prediction) -> list[str]:
+    """Return a note for each class or label that is to have an operating point, and has none."""
+    units = cases.units
+    columns = _with_points(units)
+    if cases.task.operating_point == "likeliest":
+        return []
+    notes = []
+    for j in columns:
+        has_model = ~np.isnan(prediction.proba[:, j])
+        thresholds = prediction.thresholds
+        lacks = has_model if thresholds is None else has_model & np.isnan(thresholds[:, j])
+        if lacks.any():
+            notes.append(
+                f"{units.classes[j]!r} is called above 0.5: val says nothing of where it should be"
+            )
+    return notes
+
+
+def _with_points(truth: Truth) -> list[int]:
+    """Return the columns that have operating points: the positive of two classes, or each label."""
+    if truth.kind == "binary":
+        return [1]
+    return list(range(len(truth.classes))) if truth.kind == "multilabel" else []
+
+
+def _points_of(
+    truth: Truth,
+    prediction: Prediction,
+    model: Rows | None,
+) -> dict[str, tuple[float, ...]]:
+    """Return the operating points as results have them; model (q,): which one each is of."""
+    if prediction.thresholds is None:
+        return {}
+    first = [0] if model is None else np.unique(model, return_index=True)[1]
+    points = {}
+    for j in _with_points(truth):
+        of_label = prediction.thresholds[first, j]
+        defined = of_label[~np.isnan(of_label)]
+        if len(defined):
+            name = "" if truth.kind == "binary" else truth.classes[j]
+            points[name] = tuple(defined.tolist())
+    return points
+
+
 # --- scores --------------------------------------------------------------------------------
 
 
 def scores_of(cases: Cases, tested: OutOfFold) -> list[Score]:
     """Return what predictions score, by label and subgroup too; adds to the notes of `tested`."""
     tested.notes.extend(_one_sided_notes(cases, tested.rows))
+    if tested.predictions:
+        tested.notes.extend(_point_notes(cases, tested.predictions[tested.chosen]))
     return [score_of(cases, each, tested.rows, tested.fold) for each in tested.predictions]
 
 
@@ -165,19 +247,21 @@ def score_of(
         rows = np.tile(rows, draws)
     truth = cases.units.at(rows)
     proba = prediction.proba
-    joint, labels = metrics.score(truth, proba, fold, cases.task.permutations)
+    thresholds = prediction.thresholds
+    joint, labels = metrics.score(truth, proba, fold, cases.task.permutations, thresholds)
     return Score(
         setting=prediction.setting,
         metrics=joint,
         labels=labels,
-        subgroups=_subgroups(cases, proba, rows, fold),
+        subgroups=_subgroups(cases, prediction, rows, fold),
         reliability={} if truth.kind == "regression" else metrics.reliability(truth, proba),
+        operating_points=_points_of(truth, prediction, fold),
     )
 
 
 def _subgroups(
     cases: Cases,
-    proba: NDArray[np.float64],
+    prediction: Prediction,
     rows: Rows,
     fold: Rows | None,
 ) -> dict[str, Subgroup]:
@@ -197,24 +281,37 @@ def _subgroups(
             )
         for value in values:
             members = texts == value
-            of_members = None if fold is None else fold[members]
-            subgroups[f"{column}={value}"] = _subgroup(
-                cases, proba[members], rows[members], of_members
+            of_members = _Members(
+                rows=rows[members],
+                proba=prediction.proba[members],
+                fold=_at(fold, members),
+                thresholds=_at(prediction.thresholds, members),
             )
+            subgroups[f"{column}={value}"] = _subgroup(cases, of_members)
     return subgroups
 
 
-def _subgroup(
-    cases: Cases,
-    proba: NDArray[np.float64],
-    rows: Rows,
-    fold: Rows | None,
-) -> Subgroup:
+@dataclass(frozen=True)
+class _Members:
+    """The test units (q,) of a subgroup, and what was said of them, as `Prediction` has it."""
+
+    rows: Rows
+    proba: NDArray[np.float64]
+    fold: Rows | None
+    thresholds: NDArray[np.float64] | None
+
+
+def _at(values: NDArray[Any] | None, which: NDArray[np.bool_]) -> NDArray[Any] | None:
+    return None if values is None else values[which]
+
+
+def _subgroup(cases: Cases, members: _Members) -> Subgroup:
     from pipeline.evaluation.metrics import metrics
 
+    rows = members.rows
     truth = cases.units.at(rows)
     joint: dict[str, Metric]
-    joint, _ = metrics.score(truth, proba, fold)
+    joint, _ = metrics.score(truth, members.proba, members.fold, thresholds=members.thresholds)
     carried: list[int] = []
     if truth.kind != "regression":
         carried = truth.indicator.sum(axis=0).tolist()

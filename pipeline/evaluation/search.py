@@ -14,7 +14,7 @@ from pipeline.config.tasks import Level
 from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.evaluation.pooling import read_features, scaled
-from pipeline.recipe import recipe_of
+from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError
 from stores.features import OK, FeatureStore
@@ -55,7 +55,7 @@ def search(
     patients = _units_of(slices, "patient")
     others = np.flatnonzero(~np.isin(patients, patients[queried]))
     if not len(others):
-        raise ConfigError(f"All slices of the store are of the patient of {query!r}.")
+        raise ConfigError("All slices of the store are of the query's patient.")
     ids, first, unit = np.unique(
         _units_of(slices, level)[others],
         return_index=True,
@@ -128,9 +128,9 @@ def _nearest(
     return cosine[0], nearest[0]
 
 
-def is_random(config: Config) -> bool:
-    """Return whether the store was made by an untrained network, which must be said."""
-    return recipe_of(FeatureStore.open(config.store)).random
+def recipe_asked(config: Config) -> Recipe:
+    """Return the recipe of the config's store: whatever shows a number says of which network."""
+    return recipe_of(FeatureStore.open(config.store))
 
 
 def _queried(
@@ -151,8 +151,8 @@ def _queried(
         is_named = slices["row"].to_numpy() == int(query)
     if not is_named.any():
         raise ConfigError(
-            f"Nothing with features in the store {str(config.store)!r} is named {query!r}. Give a "
-            f"row number, a path under {root!r}, or a patient's pseudonym of the slice table."
+            f"Nothing with features in the store {str(config.store)!r} bears that name. Give a row "
+            f"number, a path under {root!r}, or a patient's pseudonym of the slice table."
         )
     return np.flatnonzero(is_named)
 

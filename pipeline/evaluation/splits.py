@@ -1,15 +1,15 @@
 """Patient-disjoint splits: dealt once, kept as a file, checked on every use.
 
-A split names patients (pseudonyms), not rows, so it outlives corrected labels and added slices.
+A split names patients (pseudonyms), not rows, so it outlives corrected labels and added slices. One
+that was made of a column or a list is checked against what that says now.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, get_args
@@ -29,12 +29,19 @@ from pipeline.evaluation.stratify import (
     sides_by_date,
     sides_by_list,
     sides_by_site,
+    torn_by_date,
+    torn_by_site,
 )
-from stores.errors import LabelError
+from pipeline.shared.texts import file_name
+from stores._disk import read_file
+from stores.errors import CorruptStoreError, LabelError, as_corrupt
+from stores.split_files import digest_of
 
 PARTS: tuple[Part, ...] = get_args(Part)
 # Settings of a split that say nothing of who stands where: a list counts by its content.
 NOT_OF_THE_SPLIT = {"file", "new", "allow"}
+# Patients that a message names.
+MOST_NAMED = 50
 
 Texts = NDArray[np.str_]
 # The unit numbers of train, val and test.
@@ -56,9 +63,7 @@ class Split:
     @property
     def digest(self) -> str:
         """The sha256 of who stands where, as hex."""
-        # Sorted and without spaces: equal splits are equal text.
-        text = json.dumps(self.patients, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return digest_of(self.patients)
 
     @property
     def folds(self) -> list[dict[Part, tuple[str, ...]]]:
@@ -129,32 +134,67 @@ def check_disjoint(split: Split) -> None:
 # --- making and extending ------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class ToSplit:
+    """The units that are divided, and what beside their labels says how.
+
+    keys (n,): a text of each unit that is the same in every store of the collection, by which
+    chance knows its patient; without, the patients' names. column (n,): each unit's site, date or
+    listed part. linked (n,): what patients who must stand on one side have in common.
+    """
+
+    units: Units
+    keys: Texts | None = None
+    column: Texts | None = None
+    linked: Texts | None = None
+
+
 def make_split(
     units: Units,
     choice: SplitChoice,
     column: Texts | None = None,
+    *,
+    keys: Texts | None = None,
+    linked: Texts | None = None,
 ) -> Split:
-    """Divide the patients of `units` as chosen; column (n,): each unit's site, date or list part.
+    """Divide the patients of `units` as chosen; column, keys, linked: as `ToSplit` has them.
 
     Raises LabelError for fewer patients than folds, and where the column cannot be split by.
     """
-    n = len(np.unique(units.groups))
+    given = ToSplit(units, keys, column, linked)
+    dealt = units.groups if linked is None else linked
+    n = len(np.unique(dealt))
     if n < choice.folds:
+        what = "patients" if linked is None else "patients without a copy of another"
         raise LabelError(
-            f"A split into {choice.folds} folds must have at least as many patients. Got {n} "
+            f"A split into {choice.folds} folds must have at least as many {what}. Got {n} "
             "instead; label more patients or lower split.folds."
         )
     if column is None:
-        patients, fold = folds_by_label(units, choice.folds, choice.seed)
+        patients, fold = _dealt(given, choice, alone=False)
         return _split_of_folds(patients, fold, choice)
     match choice.kind:
         case "site":
             patients, side = sides_by_site(units, column, choice.folds, choice.seed)
         case "date":
-            patients, side = sides_by_date(units, column, choice.folds)
+            patients, side = sides_by_date(units, column, choice.folds, keys)
         case _:
-            patients, side = sides_by_list(units, column, choice.folds, choice.seed)
+            patients, side = sides_by_list(units, column, choice.folds, choice.seed, keys)
     return _split_of_sides(patients, side, PARTS)
+
+
+def _dealt(given: ToSplit, choice: SplitChoice, *, alone: bool) -> tuple[Texts, Sides]:
+    """Return the patients and the fold of each, those that are linked in one.
+
+    alone: as `folds_by_label` has it.
+    """
+    units = given.units
+    if given.linked is None:
+        return folds_by_label(units, choice.folds, choice.seed, given.keys, alone=alone)
+    clusters = replace(units, groups=given.linked)
+    names, fold = folds_by_label(clusters, choice.folds, choice.seed, given.keys, alone=alone)
+    patients, first = np.unique(units.groups, return_index=True)
+    return patients, fold[np.searchsorted(names, given.linked[first])]
 
 
 def _split_of_folds(
@@ -187,10 +227,14 @@ def split_new_patients(
     split: Split,
     units: Units,
     choice: SplitChoice,
+    *,
+    keys: Texts | None = None,
+    linked: Texts | None = None,
 ) -> Split | None:
     """Return what the patients whom the split does not know add to it; None if nothing.
 
-    Raises LabelError where they may neither be dealt nor left out.
+    keys, linked: as `ToSplit` has them. Raises LabelError where they may neither be dealt nor left
+    out.
     """
     known: set[str] = set()
     known.update(*split.patients.values())
@@ -204,14 +248,33 @@ def split_new_patients(
             'stand, or "leave-out" to leave them out; or delete the split file to deal all '
             "patients anew (scores are then not comparable with earlier ones)."
         )
-    # They go on where the patients before them stopped, so that folds stay of one size.
-    patients, fold = folds_by_label(
-        units.at(is_new),
-        choice.folds,
-        choice.seed,
-        first=len(known) - 1,
-    )
-    return _split_of_folds(patients, fold, choice)
+    # Each by his hash alone: whoever comes before or after him, he goes to the same side.
+    patients, fold = _dealt(ToSplit(units, keys, None, linked), choice, alone=True)
+    is_added = np.isin(patients, units.groups[is_new])
+    addition = _split_of_folds(patients[is_added], fold[is_added], choice)
+    return addition if linked is None else _beside_their_copies(addition, split, units, linked)
+
+
+def _beside_their_copies(
+    addition: Split,
+    split: Split,
+    units: Units,
+    linked: Texts,
+) -> Split:
+    """Return an addition whose patients stand where those of the split do that they are linked to.
+
+    Those of a link that knows two sides stay: copies on two sides are refused later.
+    """
+    side_of = {}
+    for name, patients in split.patients.items():
+        for link in np.unique(linked[np.isin(units.groups, patients)]).tolist():
+            side_of.setdefault(link, name)
+    link_of = dict(zip(units.groups.tolist(), linked.tolist(), strict=True))
+    by_name: dict[str, list[str]] = {name: [] for name in addition.patients}
+    for name, patients in addition.patients.items():
+        for patient in patients:
+            by_name[side_of.get(link_of[patient], name)].append(patient)
+    return Split({name: tuple(sorted(patients)) for name, patients in by_name.items()})
 
 
 def merged(split: Split, addition: Split) -> Split:
@@ -220,6 +283,59 @@ def merged(split: Split, addition: Split) -> Split:
     for name, patients in split.patients.items():
         by_name[name] = tuple(sorted(patients + addition.patients[name]))
     return Split(by_name)
+
+
+# --- whether the column still says so ------------------------------------------------------
+
+
+def check_column(
+    split: Split,
+    units: Units,
+    column: Texts,
+    choice: SplitChoice,
+) -> None:
+    """Raise LabelError where a column (n,) no longer puts patients where the split has them."""
+    side = _in_order_of_parts(split)[split.sides_of(units.groups)]
+    match choice.kind:
+        case "site":
+            sites, moved = torn_by_site(units, column, side)
+            what = f"{len(sites)} sites stand on two sides by now"
+        case "date":
+            moved = torn_by_date(units, column, side)
+            what = "train does not come before val, and val before test, any more"
+        case _:
+            moved = _moved_by_list(units, column, side)
+            what = "the list has them in another part by now"
+    if len(moved):
+        raise LabelError(
+            f"The split on file was made of the {choice.kind} of each patient, and that has "
+            f"changed since: {what}. {len(moved)} patients moved: {_some(moved)}. Put the column "
+            "back as it was, or delete the split file to divide the patients anew (scores are "
+            "then not comparable with earlier ones)."
+        )
+
+
+def _in_order_of_parts(split: Split) -> Sides:
+    """Return for each number of a side of the split, and for -1, what it is among the parts."""
+    places = [PARTS.index(name) for name in split.patients]
+    return np.array([*places, -1], np.int64)
+
+
+def _moved_by_list(units: Units, parts: Texts, side: Sides) -> Texts:
+    """Return the patients who stand on another side than a list has them."""
+    listed = np.array([PARTS.index(part) if part in PARTS else -1 for part in parts.tolist()])
+    moved = (listed >= 0) & (side >= 0) & (listed != side)
+    # Where the list has no val, the split has taken it out of train.
+    if not (listed == VAL).any():
+        moved &= ~((listed == TRAIN) & (side == VAL))
+    return np.unique(units.groups[moved])
+
+
+def _some(patients: Texts) -> str:
+    """Return the first patients of many, by their pseudonyms."""
+    names = ", ".join(patients[:MOST_NAMED].tolist())
+    more = len(patients) - MOST_NAMED
+    return f"{names} and {more} more" if more > 0 else names
 
 
 # --- files ---------------------------------------------------------------------------------
@@ -234,7 +350,7 @@ def split_path(
     """Return where a task's split is kept: named by who is asked about, never by their labels."""
     # Not the pool, nor the policies for values: they change no unit's patient.
     question = task.model_dump(mode="json", include={"labels", "level", "modality"})
-    how = choice.model_dump(mode="json", exclude=NOT_OF_THE_SPLIT)
+    how = _settings_of(choice)
     if choice.file is not None:
         how["file"] = hashlib.sha256(_list_bytes(choice.file)).hexdigest()
     text = json.dumps(
@@ -243,8 +359,16 @@ def split_path(
         separators=(",", ":"),
     )
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    safe_name = re.sub(r"[^\w.-]", "_", name)
-    return store / "splits" / f"{safe_name}-{digest}.json"
+    return store / "splits" / f"{file_name(name)}-{digest}.json"
+
+
+def _settings_of(choice: SplitChoice) -> dict[str, Any]:
+    """Return the settings that say who stands where, as the names of split files have them."""
+    settings = choice.model_dump(mode="json", exclude=NOT_OF_THE_SPLIT)
+    # As before there was a choice: splits on file are found under the name that they have.
+    if choice.group == "none":
+        del settings["group"]
+    return settings
 
 
 def _list_bytes(file: Path) -> bytes:
@@ -258,17 +382,21 @@ def _list_bytes(file: Path) -> bytes:
 
 def load_split(path: Path) -> Split:
     """Read and check a split file. Raises FileNotFoundError, or LabelError if it was altered."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    split = _patients_in(data)
-    # Before the digest is looked at: of a patient on two sides, this is what must be said.
-    check_disjoint(split)
-    _check_digest(split, data, path)
-    for each in data["additions"]:
-        addition = _patients_in(each)
-        _check_digest(addition, each, path)
-        split = merged(split, addition)
-    check_disjoint(split)
-    return split
+    try:
+        with as_corrupt(f"The split file {str(path)!r}"):
+            data = json.loads(read_file(path))
+            split = _patients_in(data)
+            # Before the digest is looked at: of a patient on two sides, this must be said.
+            check_disjoint(split)
+            _check_digest(split, data, path)
+            for each in data["additions"]:
+                addition = _patients_in(each)
+                _check_digest(addition, each, path)
+                split = merged(split, addition)
+            check_disjoint(split)
+            return split
+    except CorruptStoreError as error:
+        raise LabelError(f"{error} Restore it, or delete it to deal the patients anew.") from None
 
 
 def _patients_in(data: Any) -> Split:
@@ -297,7 +425,7 @@ def split_text(
     """Return the JSON text of a split file."""
     data = {
         "task": name,
-        "settings": choice.model_dump(mode="json", exclude=NOT_OF_THE_SPLIT),
+        "settings": _settings_of(choice),
         "digest": split.digest,
         "patients": split.patients,
         "additions": [],

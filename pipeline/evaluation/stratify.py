@@ -1,13 +1,16 @@
 """Which patient stands on which side: spread by label, by site, by date, or as a list says.
 
-Patients count in the order of their first units, so that two stores of one collection are split
-alike whatever their pseudonyms. Every function returns the p patients and a side (p,) for each.
-Dims: n units, p patients, c classes or labels.
+Where chance decides, it is a keyed hash of the patient: neither the order of rows nor how a store
+grew matters, and another patient moves nobody. Who a patient is, `keys` (n,) say: a text of each
+unit that is the same in every store of a collection, as pseudonyms are not. Every function returns
+the p patients and a side (p,) for each. Dims: n units, p patients, c classes or labels.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +20,48 @@ from stores.errors import LabelError
 
 Names = NDArray[np.str_]
 Sides = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 TRAIN = 0
 VAL = 1
 TEST = 2
 SIDES = ("train", "val", "test")
 DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
+
+
+# --- chance --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Patients:
+    """The p patients of some units, by name, and what stands for each in every store.
+
+    first_key (p,): the first of the keys of a patient's units; patient (n,): of each unit.
+    """
+
+    names: Names
+    first_key: Names
+    patient: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, units: Truth, keys: Names | None) -> _Patients:
+        names, patient = np.unique(units.groups, return_inverse=True)
+        if keys is None:
+            return cls(names, names, patient)
+        by_key = np.argsort(keys, kind="stable")
+        # The first place of each patient, once the units stand in the order of their keys.
+        _, first = np.unique(patient[by_key], return_index=True)
+        return cls(names, keys[by_key[first]], patient)
+
+    def chances(self, seed: int) -> Floats:
+        """Return (p,) a number in [0, 1) for each patient, evenly spread: a hash by the seed."""
+        return np.array([_chance(seed, key) for key in self.first_key.tolist()])
+
+
+def _chance(seed: int, key: str) -> float:
+    digest = hashlib.sha256(f"{seed}\0{key}".encode(errors="surrogatepass")).digest()
+    # 53 bits are what a float holds.
+    return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
 
 
 # --- by label ------------------------------------------------------------------------------
@@ -32,38 +71,67 @@ def folds_by_label(
     units: Truth,
     folds: int,
     seed: int,
-    first: int = -1,
+    keys: Names | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[Names, Sides]:
-    """Return patients and their folds, stratified by label combination, rarest label first.
+    """Return patients and their folds: each by the hash of the patient, spread over the labels.
 
-    Patients are sorted by combination, shuffled within, and take the folds in turn: every
-    combination, and the rarest label exactly, is spread over the folds to within one patient,
-    however few carry it. The first patient goes to the fold `first`.
+    Patients are stratified by the rarest label that they carry. Of a stratum each fold has between
+    half of its share and one and a half, at least one patient: where the hashes give it less or
+    more, some change folds. Strata of fewer patients than folds are dealt one by one, rarest first:
+    to the last fold, then the first, the second, and so on. alone: by the hash and nothing else, as
+    patients are added to folds that stand.
     """
-    patients, carries = _labels_of_patients(units)
-    shuffled = np.random.default_rng(seed).permutation(len(patients))
-    # lexsort takes its last key first, which is so the rarest label.
-    rarest_last = np.argsort(-carries.sum(axis=0), kind="stable")
-    combinations = carries[shuffled][:, rarest_last]
-    carriers_last = np.lexsort(combinations.T)
-    ordered = shuffled[carriers_last[::-1]]
-    fold = np.empty(len(ordered), np.int64)
-    fold[ordered] = (np.arange(len(ordered)) + first) % folds
-    return patients, fold
+    patients = _Patients.of(units, keys)
+    chance = patients.chances(seed)
+    fold = np.floor(chance * folds).astype(np.int64)
+    if alone:
+        return patients.names, fold
+    stratum = _rarest_label(units, patients)
+    sizes = np.bincount(stratum)
+    for number in np.flatnonzero(sizes >= folds):
+        members = np.flatnonzero(stratum == number)
+        fold[members] = _evened(chance[members] * folds, folds)
+    small = np.flatnonzero(sizes[stratum] < folds)
+    rarest_first = small[np.lexsort((chance[small], stratum[small]))]
+    fold[rarest_first] = (np.arange(len(small)) - 1) % folds
+    return patients.names, fold
 
 
-def _labels_of_patients(units: Truth) -> tuple[Names, NDArray[np.bool_]]:
-    """Return the patients and, (p, c), which classes, labels or quarters of y they carry."""
-    patients, first, patient = np.unique(
-        units.groups,
-        return_index=True,
-        return_inverse=True,
-    )
+def _rarest_label(units: Truth, patients: _Patients) -> Sides:
+    """Return (p,) a stratum for each patient: the rarest class or label carried, 0 the rarest.
+
+    Of a number, the quarter; after the last label, those who carry none.
+    """
     strata = units.strata
-    carries = np.zeros((len(patients), strata.shape[1]), bool)
-    np.logical_or.at(carries, patient, strata)
-    by_first_unit = np.argsort(first)
-    return patients[by_first_unit], carries[by_first_unit]
+    carries = np.zeros((len(patients.names), strata.shape[1] + 1), bool)
+    np.logical_or.at(carries[:, :-1], patients.patient, strata)
+    carries[:, -1] = True
+    rarest_first = np.argsort(carries[:, :-1].sum(axis=0), kind="stable")
+    in_order = carries[:, [*rarest_first, -1]]
+    return np.asarray(in_order.argmax(axis=1))
+
+
+def _evened(place: Floats, folds: int) -> Sides:
+    """Return the folds (m,) of a stratum's patients, each with half to one and a half of its share.
+
+    place (m,): in [0, folds), whose whole part is a patient's fold. There are m >= folds.
+    """
+    fold = np.floor(place).astype(np.int64)
+    share = len(place) / folds
+    fewest = max(1, int(np.ceil(share / 2)))
+    most = max(fewest + 1, int(share * 1.5))
+    # Who changes folds depends on what is left of the hash, which says nothing of the fold.
+    order = place - fold
+    while True:
+        sizes = np.bincount(fold, minlength=folds)
+        largest = int(sizes.argmax())
+        smallest = int(sizes.argmin())
+        if sizes[smallest] >= fewest and sizes[largest] <= most:
+            return fold
+        members = np.flatnonzero(fold == largest)
+        fold[members[order[members].argmin()]] = smallest
 
 
 # --- by site -------------------------------------------------------------------------------
@@ -89,7 +157,7 @@ def sides_by_site(
     )
     if len(names) < len(SIDES):
         raise LabelError(
-            f"A split by site must have at least three sites. Got {names.tolist()} instead; choose "
+            f"A split by site must have at least three sites. Got {len(names)} instead; choose "
             "another column, or a split of kind holdout."
         )
     # Shuffled first, so that the seed decides between sites of one size.
@@ -130,27 +198,29 @@ def sides_by_date(
     units: Truth,
     dates: Names,
     folds: int,
+    keys: Names | None = None,
 ) -> tuple[Names, Sides]:
     """Return patients and their sides, the last 1 / folds of them for test, those before for val.
 
     A patient's date is the last of his units', so that nothing is fitted on what came after the
     first test patient's last. Raises LabelError for a date that is not YYYY-MM-DD or YYYYMMDD.
     """
-    days = _sortable_days(dates)
-    patients, first, patient = np.unique(
-        units.groups,
-        return_index=True,
-        return_inverse=True,
-    )
-    last_day = np.zeros(len(patients), np.int64)
-    np.maximum.at(last_day, patient, days)
-    # Of one day, by first unit: the order of pseudonyms must not matter.
-    latest_first = np.lexsort((first, last_day))[::-1]
-    share = max(1, len(patients) // folds)
-    side = np.full(len(patients), TRAIN)
+    patients = _Patients.of(units, keys)
+    last_day = _last_days(patients, dates)
+    # Of one day, by the hash: neither the order of rows nor that of pseudonyms may matter.
+    latest_first = np.lexsort((patients.chances(0), last_day))[::-1]
+    share = max(1, len(last_day) // folds)
+    side = np.full(len(last_day), TRAIN)
     side[latest_first[:share]] = TEST
     side[latest_first[share : 2 * share]] = VAL
-    return patients, side
+    return patients.names, side
+
+
+def _last_days(patients: _Patients, dates: Names) -> Sides:
+    """Return (p,) the last day of each patient, as a number YYYYMMDD. Raises LabelError."""
+    last_day = np.zeros(len(patients.names), np.int64)
+    np.maximum.at(last_day, patients.patient, _sortable_days(dates))
+    return last_day
 
 
 def _sortable_days(dates: Names) -> NDArray[np.int64]:
@@ -158,8 +228,8 @@ def _sortable_days(dates: Names) -> NDArray[np.int64]:
     for date in dates.tolist():
         if not DATE.fullmatch(date):
             raise LabelError(
-                f"A date must be YYYY-MM-DD or YYYYMMDD. Got {date!r} instead; correct the column "
-                "that split.column names."
+                "A date must be YYYY-MM-DD or YYYYMMDD. Got something else instead; correct the "
+                "column that split.column names."
             )
     return np.char.replace(dates, "-", "").astype(np.int64)
 
@@ -172,6 +242,7 @@ def sides_by_list(
     parts: Names,
     folds: int,
     seed: int,
+    keys: Names | None = None,
 ) -> tuple[Names, Sides]:
     """Return the listed patients and their sides; parts (n,): "" for a unit that is not listed.
 
@@ -187,9 +258,74 @@ def sides_by_list(
     side = np.array([SIDES.index(name) for name in part.tolist()], np.int64)
     if not (side == VAL).any():
         in_train = np.isin(units.groups, patients[side == TRAIN])
-        train_patients, fold = folds_by_label(units.at(in_train), folds, seed)
+        train_keys = None if keys is None else keys[in_train]
+        train_patients, fold = folds_by_label(units.at(in_train), folds, seed, train_keys)
         side[np.isin(patients, train_patients[fold == 0])] = VAL
     return patients, side
+
+
+# --- whether sides still are what a column says ---------------------------------------------
+
+
+def torn_by_site(units: Truth, sites: Names, side: Sides) -> tuple[Names, Names]:
+    """Return the sites that stand on two sides, and the patients who are not where most are.
+
+    side (n,): of each unit, -1 where the split leaves its patient out. Raises LabelError for a
+    patient at two sites.
+    """
+    counts = side >= 0
+    patients, site_of_patient = _one_value_each(units.groups[counts], sites[counts], "site")
+    _, first = np.unique(units.groups[counts], return_index=True)
+    side_of_patient = side[counts][first]
+    moved = np.zeros(len(patients), bool)
+    torn: list[str] = []
+    for site in np.unique(site_of_patient):
+        members = site_of_patient == site
+        sizes = np.bincount(side_of_patient[members])
+        if np.count_nonzero(sizes) > 1:
+            torn.append(str(site))
+            moved |= members & (side_of_patient != sizes.argmax())
+    return np.array(torn, np.str_), patients[moved]
+
+
+def torn_by_date(units: Truth, dates: Names, side: Sides) -> Names:
+    """Return the patients whose last day is on another side of what is fitted, and tested on.
+
+    side (n,): TRAIN, VAL or TEST of each unit, -1 where the split leaves its patient out. Those are
+    the fewest without whom train comes before val, and val before test. Raises LabelError for a
+    date that is none.
+    """
+    counts = side >= 0
+    patients = _Patients.of(units.at(counts), None)
+    last_day = _last_days(patients, dates[counts])
+    _, first = np.unique(units.groups[counts], return_index=True)
+    # By day, and of one day in the order of the sides, which is as good as any.
+    side_of_patient = side[counts][first]
+    in_order = np.lexsort((side_of_patient, last_day))
+    stays = _longest_ascending(side_of_patient[in_order])
+    return np.sort(patients.names[in_order[~stays]])
+
+
+def _longest_ascending(numbers: Sides) -> NDArray[np.bool_]:
+    """Return (p,) which of some numbers make up their longest run that never falls.
+
+    The numbers are TRAIN, VAL and TEST: the run is all of TRAIN before one place, all of VAL
+    between it and another, and all of TEST after that.
+    """
+    best = {TRAIN: 0, VAL: 0, TEST: 0}
+    before: list[tuple[int, ...]] = []
+    for number in numbers.tolist():
+        source = max(range(number + 1), key=lambda each: best[each])
+        before.append((number, source))
+        best[number] = best[source] + 1
+    stays = np.zeros(len(numbers), bool)
+    last = max(best, key=lambda each: best[each])
+    for place in range(len(numbers) - 1, -1, -1):
+        number, source = before[place]
+        if number == last:
+            stays[place] = True
+            last = source
+    return stays
 
 
 def _one_value_each(
@@ -202,9 +338,8 @@ def _one_value_each(
     patients, counts = np.unique(pairs[:, 0], return_counts=True)
     torn = patients[counts > 1]
     if len(torn):
-        of_first = pairs[pairs[:, 0] == torn[0], 1].tolist()
         raise LabelError(
-            f"{len(torn)} patients have more than one {what}, for example {torn[0]!r} with "
-            f"{of_first}: they would stand on both sides."
+            f"{len(torn)} patients have more than one {what}, for example {torn[0]!r} (a "
+            "pseudonym): they would stand on both sides."
         )
     return patients, pairs[:, 1]

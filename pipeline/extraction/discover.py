@@ -29,6 +29,7 @@ from pipeline.io.formats.series import volumes
 from pipeline.io.formats.stacks import Place
 from pipeline.io.pool import headers_in_workers
 from pipeline.io.sniff import ARCHIVE, NO_FORMAT
+from pipeline.io.types import StoredPixels
 from pipeline.shared.paths import matcher, unescape_path
 from pipeline.shared.pseudonyms import pseudonym
 from pipeline.types import Header, Plane
@@ -73,7 +74,7 @@ _PLACE_SCHEMA = pa.schema(
     ]
 )
 # Reasons that can pass by themselves: such files are opened again.
-_PASSING = ("no-permission", "vanished", "time-limit")
+_PASSING = ("no-permission", "vanished", "time-limit", "killed")
 # Files and slices that Python holds at once: there they take ten times the room of a table.
 _AT_ONCE = 2**10
 
@@ -270,7 +271,7 @@ def opened_by(data: Data, plane: Plane, workers: int) -> Open:
 def _grouped(places: pa.Table, root: Path) -> Iterator[Row]:
     """Yield SLICE_SCHEMA rows: series by series, volume by volume, along the normal."""
 
-    def pixels_of(place: Place) -> str | None:
+    def pixels_of(place: Place) -> StoredPixels | None:
         return stored_pixels(root / unescape_path(place.path))
 
     series = places["series"].combine_chunks().dictionary_encode()

@@ -17,7 +17,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,7 @@ from pipeline.inference.telemetry import bottleneck, clock, tracing
 from pipeline.io.read_queue import open_read_queue
 from pipeline.io.types import FrameRead
 from pipeline.recipe import Recipe, recipe_of
+from pipeline.shared.versions import versions_of
 from stores import FeatureStore, PartRange
 from stores._process import me, name_of
 from stores.duplicates import Originals
@@ -120,6 +120,8 @@ class EmbeddingRun:
 
         self.recipe = recipe_of(store)
         self.speed = settings.speed.chosen(pick_device(settings.speed.device), self.recipe)
+        # Asked before hours are spent, not at the first commit.
+        self._versions = versions_of(("radprobe", "torch", "transformers"))
         self._store = store
         self._parts = parts
         self._settings = settings
@@ -281,15 +283,16 @@ class EmbeddingRun:
             "device": self.speed.device,
             "by": name_of(me()),
             "batch_size": {"asked": self.speed.batch_size, "at_once": job.at_once},
-            "versions": {name: version(name) for name in ("radprobe", "torch", "transformers")},
+            "versions": self._versions,
         }
         try:
-            self._store.write(job.part, job.claim, job.arrays, notes)
+            receipt = self._store.write(job.part, job.claim, job.arrays, notes)
         except ClaimedError as error:
             log.warning("%s Its work stands; this process goes on.", error)
         else:
-            self._rows += job.count_embedded()
-            self._linked += len(job.links)
+            # By the receipt: slices that were withdrawn meanwhile are not in it.
+            self._rows += receipt.embedded
+            self._linked += len(receipt.links)
             for stage, spent in job.seconds.items():
                 self._seconds[stage] += spent
             self._seconds["write"] += time.perf_counter() - began

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from pyarrow import csv
-from pydantic import ValidationError
 
-from pipeline.config.yaml_text import read_yaml
+from pipeline.config.loading import read_keys, validated
 from pipeline.recipe import Recipe
 from pipeline.shared.arrays import unit_length
-from pipeline.shared.pseudonyms import Names
+from pipeline.shared.paths import escape_path
+from pipeline.shared.pseudonyms import Names, drop_key, key_check, load_key
+from pipeline.shared.spreadsheets import quoted
 from stores import FeatureStore
 from stores.errors import ConfigError, StoreError
 from stores.export import (
@@ -26,15 +26,29 @@ from stores.export import (
     export_parquet,
     live_slices,
 )
+from stores.features import check_free
 from stores.imports import hide_identities, import_features, read_foreign
 
 FORMATS = ("h5", "npy", "parquet", "faiss")
+# What a file of a name is; HDF5 where its name says nothing.
+_SUFFIXES = {".npy": "npy", ".parquet": "parquet", ".faiss": "faiss", ".index": "faiss"}
 
 
 def export_store(
-    path: Path, out: Path, to: str, array: str, blocks: int, *, per_study: bool = False
+    path: Path,
+    out: Path,
+    to: str | None,
+    array: str,
+    blocks: int,
+    *,
+    per_study: bool = False,
 ) -> int:
-    """Write a store's features as `to` says; return how many rows. Raises ConfigError."""
+    """Write a store's features as `to` says, or the file's name; return how many rows.
+
+    Raises ConfigError.
+    """
+    if to is None:
+        to = "h5" if per_study else _SUFFIXES.get(out.suffix.lower(), "h5")
     store = FeatureStore.open(path)
     which = Selection(array, blocks)
     if to not in FORMATS or (per_study and to != "h5"):
@@ -93,7 +107,7 @@ def export_slices(path: Path, out: Path) -> int:
             # CSV has no lists and no maps: flags become words, tags are left out.
             flags = pc.binary_join(slices["flags"], " ")
             flat = slices.drop_columns(["tags", "flags"]).append_column("flags", flags)
-            csv.write_csv(flat, temporary)
+            csv.write_csv(quoted(flat), temporary)
     return int(slices.num_rows)
 
 
@@ -104,6 +118,7 @@ def import_file(source: Path, out: Path, recipe: Path, table: Path | None = None
     `blocks` stand side by side. Raises ConfigError where they do not fit it.
     """
     settings = _read_recipe(recipe)
+    check_free(out)
     foreign = read_foreign(source, table)
     width = settings.blocks * settings.architecture.dim
     if foreign.features.shape[1] != width:
@@ -113,18 +128,27 @@ def import_file(source: Path, out: Path, recipe: Path, table: Path | None = None
             "recipe."
         )
     names = Names(out)
+    key_was_there = names.has_key
 
     def hide(kind: str, raw: str) -> str:
-        return names.shown(raw) if kind == "path" else names.pseudonym(kind, raw)
+        return names.shown(escape_path(raw)) if kind == "path" else names.pseudonym(kind, raw)
 
-    # Before anything is written: no identifier of a foreign table enters the store.
-    foreign = hide_identities(foreign, hide)
-    return import_features(out, settings.canonical(), settings.blocks, settings.dtype, foreign)
+    try:
+        # Before anything is written: no identifier of a foreign table enters the store.
+        foreign = hide_identities(foreign, hide)
+        check = key_check(load_key(out))
+        return import_features(
+            out, settings.canonical(), settings.blocks, settings.dtype, foreign, check
+        )
+    except BaseException:
+        if not key_was_there:
+            drop_key(out)
+        raise
 
 
 def _read_recipe(path: Path) -> Recipe:
+    fields = read_keys(path, "recipe")
     try:
-        fields = read_yaml(path.read_text(encoding="utf-8"))
-        return Recipe.model_validate(fields | {"outputs": ("cls",)})
-    except (OSError, yaml.YAMLError, ValidationError, TypeError) as error:
-        raise ConfigError(f"The recipe {str(path)!r} cannot be used: {error}") from None
+        return validated(path, fields | {"outputs": ("cls",)}, Recipe)
+    except ConfigError as error:
+        raise ConfigError(f"The recipe cannot be used: {error}") from None

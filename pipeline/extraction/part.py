@@ -64,10 +64,6 @@ class PartInFlight:
         self.put(row, status=UNREADABLE)
         self.failures.append({"row": row, "reason": reason, "detail": detail})
 
-    def count_embedded(self) -> int:
-        """Return how many slices went through the network, or will have."""
-        return int((self.arrays["status"] == OK).sum()) - len(self.links)
-
 
 @dataclass(frozen=True)
 class FillContext:

@@ -20,7 +20,7 @@ _NOTHING = pa.schema([SLICE_SCHEMA.field(name) for name in _COLUMNS]).empty_tabl
 
 
 class PartSlices:
-    """The live slices of some parts, as the table was at one moment.
+    """The live slices of some parts, as the table was at one moment; withdrawn since, none.
 
     counts: part -> how many slices it has. joined: a table, by row, of the slices that depend on
     their volumes, of every series that has one in these parts: all of the table that is in memory.
@@ -30,6 +30,7 @@ class PartSlices:
         self, store: FeatureStore, parts: Sequence[PartRange], depends: Callable[[str], bool]
     ) -> None:
         """depends: whether what is made of a slice of a modality depends on its volume as well."""
+        self._store = store
         self._file = store.slice_file
         self.counts = Counter[int]()
         start = min(part.start for part in parts)
@@ -56,11 +57,15 @@ class PartSlices:
         return pa.concat_tables(tables)
 
     def of(self, part: PartRange) -> list[SliceRow]:
-        """Return the slices of one part, in row order."""
+        """Return the slices of one part, in row order, but for those withdrawn since.
+
+        To be called once the part is claimed: whoever withdraws a patient later finds the claim.
+        """
         slices: list[SliceRow] = []
         for piece in self._file.between(part.start, part.stop, _COLUMNS):
             slices += slice_rows(_live(piece))
-        return slices
+        withdrawn = set(self._store.withdrawn_in(part).tolist())
+        return [slice_ for slice_ in slices if slice_.row not in withdrawn]
 
     def neighbours(
         self, slices: Iterable[SliceRow], thickens: Callable[[str], bool]

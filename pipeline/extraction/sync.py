@@ -10,7 +10,7 @@ import contextlib
 import functools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,23 +21,25 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from pipeline.annotations.label_file import read_labels
 from pipeline.annotations.mask_matching import join
+from pipeline.annotations.patients import note_patients, patients_by_labels
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
 from pipeline.io.detached import content_digest
 from pipeline.recipe import Recipe, recipe_of
-from pipeline.shared.paths import unescape_path
+from pipeline.shared.paths import collection_file
 from pipeline.shared.pseudonyms import (
+    HIDDEN,
     Names,
     hide_path,
+    key_check,
     load_key,
-    pseudonym,
     relabelled,
     reveal_path,
 )
 from stores import ArraySpec, FeatureStore
-from stores._disk import writing
 from stores.errors import (
     ConfigError,
     LabelError,
@@ -45,17 +47,20 @@ from stores.errors import (
     RecipeMismatchError,
     StaleTablesError,
     StoreNotFoundError,
+    UnreadableError,
     WeightsError,
 )
+from stores.features import check_free, stored_key_check
 from stores.layout import default_part_rows
-from stores.purge import patients_on
 from stores.reconcile import Known, Reconciled, reconcile
 from stores.slices import SLICE_SCHEMA, Tables, of_modalities, where
-from stores.storage import storage_of
+from stores.withdrawn import Withdrawn
 
 log = logging.getLogger(__name__)
 
 DEMO_WEIGHTS = "random:0"
+# Of the paths of a store that does not know its key yet, so many are tried by it.
+_PATHS_TRIED = 1000
 Difference = tuple[str, Any, Any]  # field, what the store has, what the config asks
 
 
@@ -115,15 +120,29 @@ def recipe_with(config: Config, weights: Weights) -> Recipe:
         raise ConfigError("\n".join(faults) or str(error)) from None
 
 
-def open_store(config: Config, recipe: Recipe) -> FeatureStore:
+def open_store(
+    config: Config, recipe: Recipe, before_creating: Callable[[], object] | None = None
+) -> FeatureStore:
     """Open the config's store, or create it where there is none.
+
+    before_creating: called where there is none; where it raises, none is made.
 
     Raises RecipeMismatchError naming each field that differs, with both values.
     """
     try:
         store = FeatureStore.open(config.store)
     except StoreNotFoundError:
-        store = _create(config, recipe)
+        check_free(config.store)  # before anything else is found wrong: the place comes first
+        if before_creating is not None:
+            before_creating()
+        store = create_store(config, recipe)
+    _check_key(store)
+    check_recipe(store, recipe)
+    return store
+
+
+def check_recipe(store: FeatureStore, recipe: Recipe) -> None:
+    """Raise RecipeMismatchError, naming each field that differs, where a store is of another."""
     fields = differences(store, recipe)
     if fields:
         lines = [
@@ -135,24 +154,39 @@ def open_store(config: Config, recipe: Recipe) -> FeatureStore:
             + "\n".join(lines)
             + "\nTwo recipes never share a store: name another store, or undo the change."
         )
-    return store
 
 
-def _create(config: Config, recipe: Recipe) -> FeatureStore:
+def create_store(config: Config, recipe: Recipe) -> FeatureStore:
     """Create the config's store, or open the one that another process created meanwhile."""
-    # The key comes before the store: a crash between the two leaves a key alone, which the next
-    # run takes; a store without its key could never be joined to labels again.
-    with writing(config.store):
-        load_key(config.store)
     arrays = feature_arrays(recipe)
     part_rows = part_rows_of(config, recipe)
     try:
-        return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows)
+        check_free(config.store)
+        # The key comes before the store: a crash between the two leaves a key alone, which the next
+        # run takes; a store without its key could never be joined to labels again.
+        check = key_check(load_key(config.store))
+        return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows, check)
     except OccupiedError as error:
         try:
             return FeatureStore.open(config.store)
         except StoreNotFoundError:  # something else lies there
             raise error from None
+
+
+def _check_key(store: FeatureStore) -> None:
+    """Raise ConfigError where the key is another store's; have the store know it from now on."""
+    key = load_key(store.path)
+    if stored_key_check(store.path) is not None:
+        return
+    # Made before keys were checked: hidden paths tell whose they are.
+    paths = store.slices(["path"])["path"].slice(0, _PATHS_TRIED).to_pylist()
+    hidden = [path for path in paths if path.startswith(HIDDEN)]
+    if hidden and not any(reveal_path(key, path) != path for path in hidden):
+        raise ConfigError(
+            f"The key beside the store {store.place} reveals none of its paths: it is another "
+            "store's. Put back the one that was."
+        )
+    store.keep_key_check(key_check(key))
 
 
 def feature_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
@@ -174,8 +208,13 @@ def differences(store: FeatureStore, recipe: Recipe) -> list[Difference]:
     have = json.loads(store.recipe_text)
     with contextlib.suppress(ValidationError):  # of other fields, as another version makes it
         # What a recipe leaves out at its default is named with that default.
-        have = Recipe.model_validate(have).model_dump(mode="json")
+        have = Recipe.from_text(store.recipe_text).model_dump(mode="json")
     return list(_leaves(have, recipe.model_dump(mode="json")))
+
+
+def recipe_differences(have: Recipe, want: Recipe) -> list[Difference]:
+    """Return each field in which two recipes differ, with both values."""
+    return list(_leaves(have.model_dump(mode="json"), want.model_dump(mode="json")))
 
 
 def _leaves(have: Any, want: Any, name: str = "") -> Iterator[Difference]:
@@ -258,9 +297,23 @@ def update_tables(
             return this_look
         try:
             store.write_tables(this_look.slices, this_look.files, seen=version)
+            _note_patients(config, store)
             return this_look
         except StaleTablesError:
             log.info("Another process has brought %s up to date; looking again.", store.path)
+
+
+def _note_patients(config: Config, store: FeatureStore) -> None:
+    """Leave word in the store of whom the label file names, where there is one by now."""
+    if config.labels is None or config.labels.patient is None:
+        return
+    names = Names(store.path, config.data.paths)
+    # What is wrong with labels is for those to say who need them.
+    with contextlib.suppress(LabelError, StaleTablesError), store.filing(store.withdrawn):
+        table = read_labels(config.labels, [])
+        slices = names.revealed(store.slice_file.read())  # not to be kept in memory
+        note_patients(store, table, slices, config.data.root, names)
+    store.publish()
 
 
 def _first_look(config: Config) -> Look:
@@ -316,7 +369,7 @@ def _look(
 
     # Slices are left out before rows are given, so that none takes a row that must not have one:
     # those of a patient who was withdrawn by name, then those that are not wanted.
-    of_patients = _without_patients(discovery.slices, tables.patients)
+    of_patients = _without_patients(config, discovery.slices, tables.withdrawn, key)
     candidates, notes = _without_flags(of_patients, config.data.leave_out)
     slices = _selected(config, candidates, stored.slices, key)
     # A digest of an earlier look says nothing where every file is to be hashed again.
@@ -362,12 +415,42 @@ def _rules_of(files: pa.Table) -> bytes | None:
     return metadata.get(_RULES)
 
 
-def _without_patients(slices: pa.Table, patients: frozenset[str]) -> pa.Table:
-    """Return the slices that are of none of the patients (pseudonyms)."""
-    if not patients:
+def _without_patients(
+    config: Config, slices: pa.Table, withdrawn: Withdrawn, key: bytes
+) -> pa.Table:
+    """Return the slices (real paths) that are of none of the patients who were withdrawn by name.
+
+    By their headers or the path rule, by the label file, and by the files that a label file gave to
+    one of them when they were withdrawn.
+    """
+    if not withdrawn.patients:
         return slices
-    withdrawn = pc.is_in(slices["patient"], pa.array(sorted(patients)))
-    return where(slices, pc.invert(withdrawn))
+    names = Names(config.store, config.data.paths, key)
+    patients = pa.array(sorted(withdrawn.patients))
+    by_labels = pa.array(_patients_by_labels(config, slices, names), pa.string())
+    theirs = pc.is_in(slices["patient"], patients).to_numpy()
+    theirs = theirs | pc.is_in(by_labels, patients).to_numpy(zero_copy_only=False)
+    if withdrawn.files:
+        hashes = withdrawn.all_files
+        paths = pc.unique(slices["path"]).to_pylist()
+        files = [path for path in paths if names.pseudonym("file", path) in hashes]
+        theirs = theirs | pc.is_in(slices["path"], pa.array(files, pa.string())).to_numpy()
+    return where(slices, pa.array(~theirs))
+
+
+def _patients_by_labels(config: Config, slices: pa.Table, names: Names) -> NDArray[np.object_]:
+    """Return (m,) whom the label file gives each slice to, None for nobody."""
+    if config.labels is not None and config.labels.patient is not None:
+        try:
+            table = read_labels(config.labels, [])
+            return patients_by_labels(table, slices, config.data.root, names)
+        except LabelError as error:
+            log.warning(
+                "Later images of withdrawn patients are kept out by their headers and paths alone, "
+                "since labels cannot be asked: %s",
+                error,
+            )
+    return np.full(len(slices), None, dtype=object)
 
 
 def _without_flags(slices: pa.Table, unwanted: tuple[str, ...]) -> tuple[pa.Table, list[str]]:
@@ -401,12 +484,12 @@ def _known(
     return Known(
         opened=opened,
         digest_of=_FileDigests(store).of,
-        hash_file=lambda path: _sha256(root / unescape_path(path)),
+        hash_file=lambda path: _sha256(root, path),
         # A committed part is never written again: new slices begin a part of their own.
         boundary=store.layout.next_boundary(last_row + 1),
         failed=store.failures(),
         spent=store.spent(),
-        withdrawn=tables.patients,
+        withdrawn=tables.withdrawn.patients,
         joined=config.preprocess.by_volume,
     )
 
@@ -470,27 +553,9 @@ class _FileDigests:
         return bytes(digest).hex() if digest.any() else None
 
 
-def _sha256(path: Path) -> str | None:
+def _sha256(root: Path, stored: str) -> str | None:
     """Return the sha256 of an image's bytes, as hex; None where they cannot be read."""
     try:
-        return content_digest(path)
-    except OSError:
+        return content_digest(collection_file(root, stored))
+    except (OSError, UnreadableError):
         return None
-
-
-# --- a patient ------------------------------------------------------------------------------
-
-
-def name_patient(path: Path, patient: str) -> str:
-    """Return the pseudonym of a patient of a store, given by id or by pseudonym.
-
-    Raises ConfigError where no slice is of that patient.
-    """
-    known = patients_on(path)
-    for name in (pseudonym(load_key(path), "patient", patient), patient):
-        if name in known:
-            return name
-    raise ConfigError(
-        f"No slice of the store {storage_of(path).place!r} is of patient {patient!r}. Give the id "
-        "as the images or the config's `patient` rule have it, or the pseudonym of the slice table."
-    )

@@ -6,13 +6,31 @@ from dataclasses import dataclass
 
 from pipeline.types import Failure, Slice
 
+FileStamp = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Request:
-    """Frames wanted of one file; `path` is relative to the root, as the slice table has it."""
+    """Frames wanted of one file; `path` is relative to the root, as the slice table has it.
+
+    stamp: the size and time (ns) that the file had when its slices were found. One that has others
+    by now is another file: it is not read.
+    """
 
     path: str
     frames: tuple[int, ...]
+    stamp: FileStamp | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPixels:
+    """What tells a picture by its pixels as stored, undecoded.
+
+    is_blank: whether all of it is one value, as pictures that are no copies of each other can be.
+    """
+
+    digest: str
+    is_blank: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +21,15 @@ from torch.nn import functional
 
 from pipeline.preprocessing.content import body_box, check_finite
 from pipeline.preprocessing.intensity import apply_intensity
-from pipeline.preprocessing.perturb import viewed
-from pipeline.recipe import Architecture, FileWindow, Preprocess, Recipe
+from pipeline.preprocessing.perturb import SHIFT, viewed
+from pipeline.recipe import (
+    RESIZED_OF_CROPPED,
+    Architecture,
+    Aspect,
+    FileWindow,
+    Preprocess,
+    Recipe,
+)
 from pipeline.types import Slice
 
 # Pixels that are scaled at once: more of a batch gains nothing, and takes memory.
@@ -52,19 +59,21 @@ def prepare_batch(
     """
     size = recipe.image_size
     device = torch.device(device)
-    items = [viewed(item, recipe.preprocess.view) for item in items]
+    items = [
+        _as_seen(item, modality, recipe.preprocess)
+        for item, modality in zip(items, modalities, strict=True)
+    ]
     out = torch.empty((len(items), 3, size, size), device=device)
     for piece in _pieces(items, modalities, recipe.preprocess):
         alike = items[piece]
         modality = modalities[piece.start]
         grey = _grey(alike, modality, recipe.preprocess, device)
         if recipe.preprocess.crop == "none":
-            out[piece] = resize(fit_aspect(grey, recipe.preprocess.aspect), size)
+            out[piece] = _squared(grey, recipe.preprocess.aspect, size)
             continue
         for i, item in enumerate(alike):
             body = _cropped(grey[i], item, modality)  # of another shape than the next one's
-            fitted = fit_aspect(body, recipe.preprocess.aspect)[None]
-            out[piece.start + i] = resize(fitted, size)[0]
+            out[piece.start + i] = _squared(body[None], recipe.preprocess.aspect, size)[0]
     return normalise(out, recipe.architecture)
 
 
@@ -76,7 +85,7 @@ def scale(item: Slice, modality: str, preprocess: Preprocess) -> Tensor:
     all other pixels, and differently for each image size. Raises UnreadableError (`not-finite`).
     """
     check_finite(item)
-    item = viewed(item, preprocess.view)
+    item = _as_seen(item, modality, preprocess)
     grey = _grey([item], modality, preprocess, torch.device("cpu"))[0]
     if preprocess.crop == "body":
         grey = _cropped(grey, item, modality)
@@ -118,7 +127,21 @@ def _grey(
     items: Sequence[Slice], modality: str, preprocess: Preprocess, device: torch.device
 ) -> Tensor:
     """Return slices of one kind as grey in [0, 1], (b, 1 or 3, H, W), on the device."""
-    return apply_intensity(_stacked(items, device), preprocess.rule(modality), items)
+    grey = apply_intensity(_stacked(items, device), preprocess.rule(modality), items)
+    if _shifts_scaled(items[0], modality, preprocess):
+        grey = (grey + SHIFT).clamp(0.0, 1.0)
+    return grey
+
+
+def _as_seen(item: Slice, modality: str, preprocess: Preprocess) -> Slice:
+    """Return a slice as the recipe's view has it, unless that comes after it is scaled."""
+    if _shifts_scaled(item, modality, preprocess):
+        return item
+    return viewed(item, preprocess.view)
+
+
+def _shifts_scaled(item: Slice, modality: str, preprocess: Preprocess) -> bool:
+    return preprocess.shifts_scaled(modality, has_window=item.voi is not None)
 
 
 def _stacked(items: Sequence[Slice], device: torch.device) -> Tensor:
@@ -143,8 +166,28 @@ def _cropped(grey: Tensor, item: Slice, modality: str) -> Tensor:
     return grey[:, rows, columns]
 
 
-def fit_aspect(grey: Tensor, aspect: Literal["square", "pad", "crop"]) -> Tensor:
-    """Return (..., H, W) padded with black to a square, its middle square, or as it is."""
+def _squared(grey: Tensor, aspect: Aspect, size: int) -> Tensor:
+    """Return (b, C, H, W) as (b, C, size, size)."""
+    if aspect != "dinov2":
+        return resize(fit_aspect(grey, aspect), size)
+    # As torchvision's Resize and CenterCrop, which DINOv2's evaluation takes: the longer side is
+    # rounded down, and the middle is cut out after the resize.
+    height, width = grey.shape[-2:]
+    shorter = min(height, width)
+    short = round(size * RESIZED_OF_CROPPED)
+    to_height = short * height // shorter
+    to_width = short * width // shorter
+    resized = _interpolated(grey, to_height, to_width)
+    top = round((to_height - size) / 2)
+    left = round((to_width - size) / 2)
+    return resized[..., top : top + size, left : left + size]
+
+
+def fit_aspect(grey: Tensor, aspect: Aspect) -> Tensor:
+    """Return (..., H, W) padded with black to a square, its middle square, or as it is.
+
+    Of `dinov2` that is what is left of the middle, before it is resized.
+    """
     height, width = grey.shape[-2:]
     if aspect == "pad":
         side = max(height, width)
@@ -153,8 +196,10 @@ def fit_aspect(grey: Tensor, aspect: Literal["square", "pad", "crop"]) -> Tensor
         left = (side - width) // 2
         right = side - width - left
         return functional.pad(grey, (left, right, top, bottom))
-    if aspect == "crop":
+    if aspect in ("crop", "dinov2"):
         side = min(height, width)
+        if aspect == "dinov2":
+            side = max(1, round(side / RESIZED_OF_CROPPED))
         top = (height - side) // 2
         left = (width - side) // 2
         return grey[..., top : top + side, left : left + side]
@@ -163,9 +208,13 @@ def fit_aspect(grey: Tensor, aspect: Literal["square", "pad", "crop"]) -> Tensor
 
 def resize(batch: Tensor, size: int) -> Tensor:
     """Return (b, C, size, size): antialiased bicubic, its overshoot clipped to [0, 1]."""
-    if batch.shape[2:] != (size, size):
+    return _interpolated(batch, size, size)
+
+
+def _interpolated(batch: Tensor, height: int, width: int) -> Tensor:
+    if batch.shape[2:] != (height, width):
         batch = functional.interpolate(
-            batch, (size, size), mode="bicubic", antialias=True, align_corners=False
+            batch, (height, width), mode="bicubic", antialias=True, align_corners=False
         )
     return batch.clamp(0.0, 1.0)
 

@@ -18,7 +18,7 @@ from pipeline.evaluation.neighbours import neighbours
 from pipeline.report.atlas import whole_slice
 from pipeline.report.figures import forest, headline
 from pipeline.report.sources import Source
-from pipeline.report.wording import HEADLINE, METRICS, method_title
+from pipeline.report.wording import HEADLINE, METRICS, method_title, positive_text
 from pipeline.results import Difference, Metric, Result
 from stores.errors import LabelError, StoreNotFoundError
 
@@ -30,9 +30,13 @@ K = 10
 
 @dataclass(frozen=True)
 class Ranked:
-    """One question that every store answered: its metric (s,) in the order of the stores."""
+    """One question that every store answered: its metric (s,) in the order of the stores.
+
+    positive: which of two classes is, and how many of the first store's test units carry it.
+    """
 
     task: str
+    positive: str
     method: str
     metric: str
     values: tuple[Metric, ...]
@@ -86,15 +90,16 @@ def _rank(sources: Sequence[Source]) -> list[Ranked]:
             continue
         results = [source.results[query] for source in sources]
         name = headline(results[0])
-        if not all(r.scores and name in r.scores[-1].metrics for r in results):
+        if not all(r.scores and name in r.main_score.metrics for r in results):
             continue
-        values = tuple(r.scores[-1].metrics[name] for r in results)
+        values = tuple(r.main_score.metrics[name] for r in results)
         numbers = np.array([value.value for value in values])
         above = (numbers[None] > numbers[:, None]).sum(axis=1)
         ties = (numbers[None] == numbers[:, None]).sum(axis=1)
         ranks = tuple((above + (ties + 1) / 2).tolist())  # ties share their mean rank
         task, method = query
-        ranked.append(Ranked(task, method, name, values, ranks))
+        positive = positive_text(results[0])
+        ranked.append(Ranked(task, positive, method, name, values, ranks))
     return ranked
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
 from pipeline.evaluation.metrics.bootstrap import draws
+from pipeline.evaluation.metrics.operating import is_called
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -53,11 +54,16 @@ def confusion(truth: Truth, proba: Floats) -> NDArray[np.int64]:
     return np.bincount(truth.y * c + proba.argmax(axis=1), minlength=c * c).reshape(c, c)
 
 
-def label_confusion(truth: Truth, proba: Floats, label: int) -> NDArray[np.int64]:
-    """Return (2, 2): units without and with a label (rows), called so at 0.5 (columns)."""
+def label_confusion(
+    truth: Truth, proba: Floats, thresholds: Floats, label: int
+) -> NDArray[np.int64]:
+    """Return (2, 2): units without and with a label, or the positive of two classes (rows).
+
+    Columns: not called and called so, at the operating points, thresholds (n, c).
+    """
     known = truth.known[:, label]
     with_it = truth.indicator[known, label]
-    called = proba[known, label] >= 0.5
+    called = is_called(proba[known, label], thresholds[known, label])
     return np.bincount(2 * with_it + called, minlength=4).reshape(2, 2)
 
 

@@ -17,12 +17,20 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
 from pipeline.config.heads import method_names
-from pipeline.evaluation.result_files import predictions_path, read_predictions
+from pipeline.evaluation.result_files import predictions_path, read_predictions, read_thresholds
 from pipeline.report import curves
 from pipeline.report.curves import Curve
 from pipeline.report.sources import Source
 from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, WIDTH, grid, legend, style
-from pipeline.report.wording import HEADLINE, METRICS, count, method_title, setting_text, spread
+from pipeline.report.wording import (
+    HEADLINE,
+    METRICS,
+    count,
+    key_of,
+    method_title,
+    setting_text,
+    spread,
+)
 from pipeline.results import Metric, Result
 
 # More squares than these are too small for a number.
@@ -42,7 +50,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Answer:
-    """One result with its probabilities, in its last setting."""
+    """One result with its probabilities, in the setting that stands for it."""
 
     store: Path
     result: Result
@@ -50,7 +58,12 @@ class Answer:
     @cached_property
     def predicted(self) -> tuple[Truth, Floats, NDArray[np.int64] | None]:
         """The truth of n units, their probabilities (n, c), and their folds (n,) if any."""
-        return read_predictions(self.store, self.result, -1)
+        return read_predictions(self.store, self.result)
+
+    @cached_property
+    def thresholds(self) -> Floats:
+        """(n, c): from which probability on each unit is called so; NaN where above one half."""
+        return read_thresholds(self.store, self.result)
 
     @property
     def name(self) -> str:
@@ -100,7 +113,8 @@ KINDS = {
     "ROC": "Sensitivity against false alarms on test units.",
     "Precision and recall": "Dotted: how common the label is among test units.",
     "Reliability": "How often what was predicted came true. A mark's area: its number of units.",
-    "Confusion": "Rows: what is true. Columns: what was said. Shade: the share of the row.",
+    "Confusion": "Rows: what is true. Columns: what was said, at the point that val chose. Shade: "
+    "the share of the row.",
 }
 
 
@@ -109,7 +123,7 @@ def task_figures(source: Source, task: str) -> Iterator[Drawn]:
     results = [r for (name, _), r in source.results.items() if name == task]
     answers = [Answer(source.store.path, r) for r in results if _has_curves(source, r)]
     # The key becomes the name of a file and an id of the page: a task may be called anything.
-    key = "".join(c if c.isalnum() else "-" for c in task)
+    key = key_of(task)
     if answers:
         yield from _of_predictions(key, answers)
     settings = _settings(results)
@@ -169,7 +183,7 @@ def _figure(panels: Sequence[Panel], answers: Sequence[Answer]) -> Figure:
         for answer in answers:
             handle = Line2D([], [], color=answer.colour, ls=answer.line, marker=answer.mark, ms=4)
             handles.append(handle)
-            names.append(f"{answer.name} ({setting_text(answer.result.scores[-1].setting)})")
+            names.append(f"{answer.name} ({setting_text(answer.result.main_score.setting)})")
         legend(figure, handles, names)
     return figure
 
@@ -217,7 +231,7 @@ def _reliability(answers: Sequence[Answer]) -> Iterator[Panel]:
     """Yield a panel a label that any answer has bins of, in the order of the answers."""
     labels: dict[str, None] = {}
     for answer in answers:
-        labels |= dict.fromkeys(answer.result.scores[-1].reliability)
+        labels |= dict.fromkeys(answer.result.main_score.reliability)
     for label in labels:
         title = label or next(iter(answers[0].labels.values()))
         if answers[0].result.kind == "multiclass":
@@ -229,7 +243,7 @@ def _draw_reliability(axis: Axes, answers: Sequence[Answer], label: str) -> None
     """Draw each answer's bins: the mean prediction by how often it came true."""
     axis.plot([0, 1], [0, 1], color=RULE, lw=0.8)
     for answer in answers:
-        bins = answer.result.scores[-1].reliability.get(label, ())
+        bins = answer.result.main_score.reliability.get(label, ())
         x = [b.predicted for b in bins]
         y = [b.observed for b in bins]
         most = max((b.units for b in bins), default=1)
@@ -245,13 +259,16 @@ def _confusion(answers: Sequence[Answer]) -> Iterator[Panel]:
     for answer in answers:
         truth, proba, _ = answer.predicted
         if answer.result.kind != "multilabel":
-            counts = curves.confusion(truth, proba)
+            if answer.result.kind == "binary":
+                counts = curves.label_confusion(truth, proba, answer.thresholds, 1)
+            else:
+                counts = curves.confusion(truth, proba)
             draw = partial(_draw_matrix, counts=counts, classes=answer.result.classes)
             yield Panel(answer.name, draw)
             continue
         for label, name in answer.labels.items():
             if not np.isnan(proba[:, label]).any():
-                counts = curves.label_confusion(truth, proba, label)
+                counts = curves.label_confusion(truth, proba, answer.thresholds, label)
                 draw = partial(_draw_matrix, counts=counts, classes=("no", "yes"))
                 yield Panel(f"{answer.name}: {name}", draw)
 
@@ -298,7 +315,7 @@ def _settings(results: Sequence[Result]) -> Figure | None:
 def _draw_settings(axis: Axes, result: Result, key: str) -> None:
     """Draw the main metric of a result's scores by the number that was varied."""
     name = headline(result)
-    scores = [score for score in result.scores if name in score.metrics]
+    scores = [s for s in result.scores if name in s.metrics and key in s.setting]
     x = [score.setting[key] for score in scores]
     metrics = [score.metrics[name] for score in scores]
     low, high = zip(*map(_ends, metrics), strict=True)
@@ -321,18 +338,20 @@ def _varied(result: Result) -> str | None:
     """Return what differs between a result's scores, where it is one of _AXES."""
     scores = [s for s in result.scores if headline(result) in s.metrics]
     for key in _AXES:
-        if len({s.setting.get(key) for s in scores}) == len(scores) > 1:
+        # What folds chose is of none of them: its setting is empty.
+        values = [s.setting[key] for s in scores if key in s.setting]
+        if len(set(values)) == len(values) > 1:
             return key
     return None
 
 
 def _subgroups(results: Sequence[Result]) -> Figure | None:
     """Draw the main metric on all test units, then on those of each subgroup."""
-    with_groups = [r for r in results if r.scores and r.scores[-1].subgroups]
+    with_groups = [r for r in results if r.scores and r.main_score.subgroups]
     if not with_groups:
         return None
     name = headline(with_groups[0])
-    scores = [r.scores[-1] for r in with_groups]
+    scores = [r.main_score for r in with_groups]
     on_all = [(i, s.metrics[name]) for i, s in enumerate(scores) if name in s.metrics]
     lines = [("all", on_all)]
     groups: dict[str, None] = {}
@@ -357,9 +376,9 @@ def overview(source: Source) -> Figure | None:
     methods = list(dict.fromkeys(scored))
     for (task, method), result in source.results.items():
         name = headline(result)
-        if name == HEADLINE[0] and result.scores and name in result.scores[-1].metrics:
-            # The last setting stands for a result everywhere: most shots, most neighbours.
-            metric = result.scores[-1].metrics[name]
+        if name == HEADLINE[0] and result.scores and name in result.main_score.metrics:
+            # One setting stands for a result everywhere: most shots, the neighbours val chose.
+            metric = result.main_score.metrics[name]
             lines.setdefault(task, []).append((methods.index(method), metric))
     names = [method_title(method) for method in methods]
     return forest(list(lines.items()), names, METRICS[HEADLINE[0]], chance=0.5) if lines else None

@@ -123,7 +123,7 @@ def _shortcuts(source: Source) -> Iterator[ReportFinding]:
     shortcuts = [r for (task, _), r in source.results.items() if "/" in task and r.scores]
     for result in shortcuts:
         name = headline(result)
-        metric = result.scores[-1].metrics.get(name)
+        metric = result.main_score.metrics.get(name)
         if metric is None or name != "auroc":
             continue
         task, _, column = result.task.partition("/")
@@ -155,7 +155,7 @@ def _answers(source: Source) -> Iterator[ReportFinding]:
         yield ReportFinding("stale", "warn", text)
     vague = [r for r in scored if _vague(r)]
     if vague:
-        each = "; ".join(f"{_query(r)} {interval(r.scores[-1].metrics['auroc'])}" for r in vague)
+        each = "; ".join(f"{_query(r)} {interval(r.main_score.metrics['auroc'])}" for r in vague)
         text = f"{len(vague)} of {len(scored)} AUROCs cannot be told from chance: {each}."
         yield ReportFinding("chance", "note", text)
     # All answers to a task have the same test patients: it is named once.
@@ -168,7 +168,7 @@ def _answers(source: Source) -> Iterator[ReportFinding]:
 
 
 def _vague(result: Result) -> bool:
-    metric = result.scores[-1].metrics.get("auroc")
+    metric = result.main_score.metrics.get("auroc")
     ends = None if metric is None else spread(metric)
     return ends is not None and ends[0] <= CHANCE <= ends[1]
 

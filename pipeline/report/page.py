@@ -25,7 +25,7 @@ from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
 from pipeline.report.style import inline_svg, save
-from pipeline.report.wording import METRICS, count, interval, method_title
+from pipeline.report.wording import METRICS, count, interval, method_title, positive_text
 from stores._disk import temporary_name, writing
 
 # Says what is being done, such as "map of vits14".
@@ -143,16 +143,19 @@ def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
         return Markup(inline_svg(drawn.figure, f"{prefix}-{drawn.key}", label))
 
     lines = tables.lines_of([chapter.source for chapter in chapters])
+    networks = tables.networks_of([chapter.source for chapter in chapters])
     random = any(chapter.source.recipe.random for chapter in chapters)
     return template("pipeline.report", "page.html").render(
         chapters=chapters,
         comparison=comparison,
         lines=lines,
         columns=tables.columns_of(lines),
-        markdown=tables.markdown(lines, random=random),
-        latex=tables.latex(lines, random=random),
+        markdown=tables.markdown(lines, random=random, networks=networks),
+        latex=tables.latex(lines, random=random, networks=networks),
+        networks=networks,
         random=random,
         method_title=method_title,
+        positive_text=positive_text,
         METRICS=METRICS,
         count=count,
         interval=interval,
@@ -267,10 +270,11 @@ def _write_figures(
                 save(figure, path)
                 written.append(path)
     lines = tables.lines_of([chapter.source for chapter in chapters])
+    networks = tables.networks_of([chapter.source for chapter in chapters])
     random = any(chapter.source.recipe.random for chapter in chapters)
     texts = {
-        "results.md": tables.markdown(lines, random=random),
-        "results.tex": tables.latex(lines, random=random),
+        "results.md": tables.markdown(lines, random=random, networks=networks),
+        "results.tex": tables.latex(lines, random=random, networks=networks),
     }
     for name, text in texts.items():
         _put(folder / name, text.encode())

@@ -17,7 +17,7 @@ from pipeline.evaluation.result_files import read_units
 from pipeline.report.figures import Drawn, forest
 from pipeline.report.sources import Source
 from pipeline.report.style import LINES, MARKS, SERIES, WIDTH, grid, legend, style
-from pipeline.report.wording import METRICS, spread
+from pipeline.report.wording import METRICS, key_of, spread
 from pipeline.results import Metric, Score, Segmented
 from pipeline.segmentation import pictures
 from pipeline.segmentation.cases import SegmentationCases
@@ -35,7 +35,7 @@ Labels = NDArray[np.uint8]
 def segmentation_figures(source: Source, task: str) -> Iterator[Drawn]:
     """Yield the figures of the masks of one name: structures, few-shot curves, overlays."""
     answers = [answer for (name, _), answer in source.segmented.items() if name == task]
-    key = "".join(c if c.isalnum() else "-" for c in task) + "-segmented"
+    key = key_of(task) + "-segmented"
     yield Drawn(
         f"{key}-structures",
         "By structure",

@@ -19,6 +19,7 @@ from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluation.result_files import filed, filed_segmentations
+from pipeline.extraction.same_store import check_store
 from pipeline.extraction.selection import LEFT_OUT
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.results import Result, Segmented
@@ -44,6 +45,11 @@ class Source:
     def recipe(self) -> Recipe:
         """The recipe that the store's features were computed by."""
         return recipe_of(self.store)
+
+    @property
+    def network(self) -> str:
+        """The network that the features are of, in words."""
+        return self.recipe.network
 
     @cached_property
     def slices(self) -> pa.Table:
@@ -136,6 +142,9 @@ def open_sources(paths: list[Path]) -> list[Source]:
     if len({path.resolve() for path in paths}) < len(paths):
         raise ConfigError("A report takes each store once. Name stores of different recipes.")
     configs = [load_config(path) if path.is_file() else None for path in paths]
+    for config in configs:
+        if config is not None:
+            check_store(config)
     stores = [
         FeatureStore.open(config.store if config else path)
         for path, config in zip(paths, configs, strict=True)

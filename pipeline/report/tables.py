@@ -10,8 +10,11 @@ from pipeline.report.wording import (
     METRICS,
     RANDOM,
     count,
+    few_text,
     interval,
     method_title,
+    point_text,
+    positive_text,
     setting_text,
     spread,
 )
@@ -20,7 +23,10 @@ from pipeline.results import Metric, Result, Segmented
 
 @dataclass(frozen=True)
 class Line:
-    """One score: which, on what, and its metrics by name."""
+    """One score: which, on what, and its metrics by name.
+
+    positive: which of two classes is, and how many carry it; point: from which probability on.
+    """
 
     store: str
     task: str
@@ -28,6 +34,8 @@ class Line:
     method: str
     setting: str
     tested: str
+    positive: str
+    point: str
     metrics: dict[str, Metric]
 
 
@@ -48,14 +56,25 @@ def _lines_of_answer(store: str, result: Result | Segmented) -> Iterator[Line]:
         setting = setting_text(score.setting)
         # The score over all labels comes first, and is of no label.
         for label, metrics in {"": score.metrics, **score.labels}.items():
-            yield Line(store, result.task, label, method, setting, tested, metrics)
+            yield Line(
+                store=store,
+                task=result.task,
+                label=label,
+                method=method,
+                setting=setting,
+                tested=tested,
+                positive=positive_text(result, label),
+                point=point_text(score, label),
+                metrics=metrics,
+            )
 
 
 def _tested(result: Result | Segmented) -> str:
     test = result.counts["test"]
+    few = few_text(result)
     if result.level == "patient":
-        return count(test.units, "patient")
-    return f"{count(test.units, result.level)} of {count(test.patients, 'patient')}"
+        return count(test.units, "patient") + few
+    return f"{count(test.units, result.level)} of {count(test.patients, 'patient')}{few}"
 
 
 def columns_of(lines: Sequence[Line]) -> list[str]:
@@ -66,11 +85,17 @@ def columns_of(lines: Sequence[Line]) -> list[str]:
     return [name for name in METRICS if name in present]
 
 
-def markdown(lines: Sequence[Line], *, random: bool) -> str:
-    """Return the lines as a Markdown table."""
+def networks_of(sources: Sequence[Source]) -> str:
+    """Return a sentence that says of which network each store's features are."""
+    return " ".join(f"{source.name} is of {source.network}." for source in sources)
+
+
+def markdown(lines: Sequence[Line], *, random: bool, networks: str = "") -> str:
+    """Return the lines as a Markdown table, and below it what the features are of."""
     head, rows = _cells(lines)
     stamp = f"**{RANDOM}**: not of DINOv2.\n\n" if random else ""
-    return f"{stamp}{markdown_table(head, rows)}\n"
+    below = f"\n{networks}\n" if networks else ""
+    return f"{stamp}{markdown_table(head, rows)}\n{below}"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -90,18 +115,23 @@ _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbac
 _TEX |= {"²": r"$^2$"}
 
 
-def latex(lines: Sequence[Line], *, random: bool) -> str:
-    """Return the lines as a LaTeX table (booktabs), intervals small beside their values."""
+def latex(lines: Sequence[Line], *, random: bool, networks: str = "") -> str:
+    """Return the lines as a LaTeX table (booktabs), intervals small beside their values.
+
+    networks: a sentence for the caption on what the features are of.
+    """
     head, _ = _cells(lines)
     shown = columns_of(lines)
     several = _several(lines)
     stamp = f"{RANDOM}: not of DINOv2. " if random else ""
+    intervals = "Scores with 95\\,\\% intervals by a bootstrap over patients."
+    called = "Called from: the probability, chosen on validation, from which a case is positive."
     # Words to the left, numbers to the right.
     alignment = "l" * (len(head) - len(shown)) + "r" * len(shown)
     out = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}\n\\centering",
-        f"\\caption{{{stamp}Scores with 95\\,\\% intervals by a bootstrap over patients.}}",
+        f"\\caption{{{stamp}{intervals} {called}{' ' if networks else ''}{tex(networks)}}}",
         f"\\begin{{tabular}}{{{alignment}}}\n\\toprule",
         _tex_row([tex(name) for name in head]) + "\n\\midrule",
     ]
@@ -137,7 +167,7 @@ def _cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """Return the head of the table and its rows: the words of a line, then its numbers."""
     shown = columns_of(lines)
     several = _several(lines)
-    head = ["Task", "Label", "Method", "Setting", "Tested on"]
+    head = ["Task", "Label", "Method", "Setting", "Tested on", "Positive", "Called from"]
     head += [METRICS[name] for name in shown]
     if several:
         head.insert(0, "Store")
@@ -154,4 +184,5 @@ def _several(lines: Sequence[Line]) -> bool:
 
 def _words(line: Line, several: bool) -> list[str]:
     words = [line.task, line.label, line.method, line.setting, line.tested]
+    words += [line.positive, line.point]
     return [line.store, *words] if several else words

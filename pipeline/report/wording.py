@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from statistics import median
 from typing import TYPE_CHECKING
 
 from pipeline.config.heads import declared
 
 if TYPE_CHECKING:
-    from pipeline.results import Metric
+    from pipeline.config.tasks import OperatingRule
+    from pipeline.results import Metric, Result, Score, Segmented
 
 RANDOM = "RANDOM WEIGHTS"
 # In the order of the table's columns; those that no result has are left out.
@@ -17,6 +20,10 @@ METRICS = {
     "average_precision": "Avg. precision",
     "balanced_accuracy": "Bal. accuracy",
     "accuracy": "Accuracy",
+    "sensitivity": "Sensitivity",
+    "specificity": "Specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
     "f1": "F1",
     "brier": "Brier",
     "ece": "ECE",
@@ -32,8 +39,14 @@ METRICS = {
     "paper_jaccard": "Paper's Jaccard",
     "fit_seconds": "Training, s",
 }
+# Of fewer test patients a score says little, and that is said beside it.
+FEW_PATIENTS = 20
 # The one number that stands for an answer: the first of these that it has.
 HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
+
+
+# Letters of a key: some take four bytes, and a file's name has 255.
+_MOST = 40
 
 
 def method_title(method: str) -> str:
@@ -41,13 +54,81 @@ def method_title(method: str) -> str:
     return declared(method).title
 
 
+def key_of(task: str) -> str:
+    """Return a task's name as it may stand in the name of a file and in an id of the page."""
+    key = "".join(c if c.isalnum() else "-" for c in task)
+    if len(key) <= _MOST:
+        return key
+    digest = hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{key[:_MOST]}-{digest[:8]}"
+
+
 def setting_text(setting: Mapping[str, float]) -> str:
-    """Return a setting as people write it."""
+    """Return a setting as people write it; none is that of each fold's choice."""
+    if not setting:
+        return "chosen by fold"
     return ", ".join(f"{name} = {_number(value)}" for name, value in setting.items())
 
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 1 and value == int(value) else f"{value:.3g}"
+
+
+def positive_text(result: Result | Segmented, label: str = "") -> str:
+    """Return which of two classes is positive and how many test units carry it, of how many.
+
+    Of a label alone the numbers: its name stands beside them. "" where nothing is positive.
+    """
+    test = result.counts["test"]
+    if label:
+        known = test.units - test.unknown.get(label, 0)
+        carried = test.positives.get(label)
+        return "" if carried is None else f"{carried} of {known}"
+    name = positive_name(result)
+    return f"{name} ({test.positives[name]} of {test.units})" if name else ""
+
+
+def positive_name(result: Result | Segmented) -> str:
+    """Return which of two classes is positive; "" where there are not two."""
+    # Here: `radprobe --help` reads this module, and needs no pydantic for it.
+    from pipeline.results import Result
+
+    is_of_two = isinstance(result, Result) and result.kind == "binary"
+    return result.classes[-1] if is_of_two else ""
+
+
+def point_text(score: Score, label: str = "") -> str:
+    """Return from which probability on a unit is called positive, of several models the median."""
+    points = score.operating_points.get(label, ())
+    if not points:
+        return ""
+    middle = f"{median(points):.3g}"
+    if len(points) == 1:
+        return middle
+    return f"{middle} ({min(points):.3g} to {max(points):.3g})"
+
+
+def rule_text(rule: OperatingRule) -> str:
+    """Return by what an operating point is chosen on val."""
+    if isinstance(rule, str):
+        return {"youden": "Youden", "likeliest": "above 0.5"}[rule]
+    reached = rule.model_dump(exclude_none=True)
+    return ", ".join(f"{name} {value:g}" for name, value in reached.items())
+
+
+def few_text(result: Result | Segmented) -> str:
+    """Return what is said beside a score of few test patients, and what would help; "" of others.
+
+    Below FEW_PATIENTS an interval is wide, and one patient more may turn the answer.
+    """
+    test = result.counts["test"]
+    if test.patients >= FEW_PATIENTS:
+        return ""
+    others = result.counts["train"].patients + result.counts["val"].patients
+    # Where folds test in turn everybody is tested already, and more than train and val are.
+    if test.patients > others:
+        return f" (few: below {FEW_PATIENTS} patients)"
+    return f" (few: below {FEW_PATIENTS} patients; split: {{kind: kfold}} tests all)"
 
 
 def spread(metric: Metric) -> tuple[float, float] | None:

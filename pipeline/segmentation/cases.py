@@ -30,7 +30,7 @@ from stores.errors import ConfigError
 from stores.features import FeatureStore
 
 # Raised whenever the same question is answered otherwise: older answers are then not found.
-CONTRACT = 3
+CONTRACT = 4
 # What is being done, how much of it is done, of how much.
 Progress = Callable[[str, int, int], None]
 
@@ -63,6 +63,7 @@ class SegmentationCases:
                 "has `fit_on`: leave it out."
             )
         store = FeatureStore.open(config.store)
+        withdrawn = store.withdrawn  # before anything of the store is read
         mask_settings = config.masks[task]
         report = functools.partial(progress, f"{task}: masks") if progress else None
         masks = update_masks(config, store, mask_settings, report)
@@ -79,6 +80,7 @@ class SegmentationCases:
         )
         # Known from the masks: they are not to be joined from labels, of which there may be none.
         task_cases.units = labelled
+        task_cases.withdrawn = withdrawn
         return cls(config, mask_settings, store, masks, task_cases, units)
 
     @cached_property
@@ -141,6 +143,9 @@ class SegmentationCases:
             "rules": self.config.split.model_dump(mode="json", include={"new", "allow"}),
             "store": self.task_cases.fingerprint,
         }
+        # Only where there is one: other answers keep their names.
+        if self.task_cases.split_column_digest is not None:
+            question["split_column"] = self.task_cases.split_column_digest
         initial = self.initial_head(head)
         if initial is not None:
             question["begun_as"] = initial.model_dump(mode="json")

@@ -6,7 +6,6 @@ A segmentation names the patient and study of its images, as PACS want it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 import highdicom as hd
@@ -24,6 +23,7 @@ from pipeline.io.formats.dicom_geometry import (
     pixel_spacing,
 )
 from pipeline.segmentation.geometry import Labels
+from pipeline.shared.versions import version_of
 
 Floats = NDArray[np.float64]
 # What a segmentation takes over from its images, which messy ones lack (type 2 in PS3.3).
@@ -129,7 +129,7 @@ def segmentation(
         instance_number=1,
         manufacturer="radprobe",
         manufacturer_model_name="radprobe",
-        software_versions=version("radprobe"),
+        software_versions=version_of("radprobe"),
         device_serial_number="0",
         omit_empty_frames=False,
     )
@@ -146,7 +146,7 @@ def _complete(dataset: Dataset, thickness: float) -> None:
 def _segments(classes: Sequence[str]) -> list[Any]:
     """Return the description of each structure, numbered by its label value."""
     algorithm = hd.AlgorithmIdentificationSequence(
-        "radprobe", codes.DCM.ArtificialIntelligence, version("radprobe")
+        "radprobe", codes.DCM.ArtificialIntelligence, version_of("radprobe")
     )
     return [
         hd.seg.SegmentDescription(

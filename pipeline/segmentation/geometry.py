@@ -7,10 +7,12 @@ pixel j of n that show m is pixel floor((j + 1/2) m / n), here in whole numbers.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.recipe import RESIZED_OF_CROPPED, Aspect
 
 Labels = NDArray[np.uint8]
 
@@ -27,7 +29,7 @@ class Shown(NamedTuple):
 def shown(
     height: int,
     width: int,
-    aspect: Literal["square", "pad", "crop"],
+    aspect: Aspect,
     body: tuple[slice, slice] | None = None,
 ) -> Shown:
     """Return what the input shows of a slice (H, W), as `preprocess.fit_aspect` has it.
@@ -48,8 +50,10 @@ def shown(
         case "pad":
             side = max(height, width)
             return Shown(top - (side - height) // 2, left - (side - width) // 2, side, side)
-        case "crop":
+        case "crop" | "dinov2":
             side = min(height, width)
+            if aspect == "dinov2":  # in pixels of the slice, which may be a fraction off
+                side = max(1, round(side / RESIZED_OF_CROPPED))
             return Shown(top + (height - side) // 2, left + (width - side) // 2, side, side)
 
 

@@ -21,10 +21,14 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from stores._disk import hard_link, sync_folder, writing
+from stores.contents import FEATURES, TOP_FILES
 from stores.errors import ConfigError
+from stores.features import stored_key_check
 from stores.slices import with_column
 from stores.storage import storage_of
 
+KEY_BYTES = 32
 # Stands before each hidden folder or file name.
 HIDDEN = "~"
 # Names of folders and files that are met again and again, one folder after the other.
@@ -73,6 +77,10 @@ class Names:
     def shown(self, path: str) -> str:
         """Return a path as the store and its results may show it."""
         return hide_path(self._load_key(), path) if self.paths == "hide" else path
+
+    def in_message(self, path: str, row: int) -> str:
+        """Return how a message names a slice: by its path only where the store keeps paths."""
+        return repr(path) if self.paths == "keep" else f"row {row}"
 
     def revealed(self, slices: pa.Table) -> pa.Table:
         """Return a slice or file table with the real paths, for the user's own eyes."""
@@ -160,26 +168,66 @@ def _cipher(key: bytes) -> _Cipher:
 
 
 def load_key(store: Path) -> bytes:
-    """Return the key of a store's pseudonyms, made on first use: the file `<store>.key` beside it.
+    """Return the key of a store's pseudonyms: the 32 bytes in the file `<store>.key` beside it.
 
-    Raises ConfigError where the store is there and its key is not: a new key would make strangers
-    of its patients.
+    It is made on first use, where nothing of a store is there yet. Raises ConfigError where the
+    key of a store is not there, is no key, or is another store's: by a new one its patients would
+    be strangers, and those who were withdrawn would come back.
     """
     path = _key_path(store)
     if not path.exists():
-        if (store / "recipe.json").exists():
+        if is_begun(store):
             raise ConfigError(
                 f"The store {storage_of(store).place!r} has lost its key {str(path)!r}, without "
                 "which labels by path, patient, study or series do not join. Put the key back, or "
                 "make the store anew."
             )
         _make_key(path)
+    key = _read_key(path)
+    _refuse_foreign(store, path, key)
+    return key
+
+
+def drop_key(store: Path) -> None:
+    """Remove the key of a store that was not made after all."""
+    if not is_begun(store):
+        _key_path(store).unlink(missing_ok=True)
+
+
+def key_check(key: bytes) -> str:
+    """Return what a store keeps to know its key again, and from which no key can be found."""
+    return pseudonym(key, "key", "radprobe")
+
+
+def is_begun(store: Path) -> bool:
+    """Return whether there is anything of a store in a folder, its recipe or not."""
+    # Not what is there while a store of object storage is made, or claimed: empty folders.
+    return any((store / name).is_file() for name in TOP_FILES) or (store / FEATURES).is_dir()
+
+
+def _read_key(path: Path) -> bytes:
+    text = path.read_bytes().strip()
     try:
-        return bytes.fromhex(path.read_text(encoding="ascii").strip())
+        key = bytes.fromhex(text.decode("ascii"))
     except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
         raise ConfigError(
-            f"The key {str(path)!r} must be hexadecimal; put back the one that was."
-        ) from None
+            f"The key {str(path)!r} must be {2 * KEY_BYTES} hexadecimal digits. Got {len(text)} "
+            "characters that are none, or too few or many: put back the one that was."
+        )
+    return key
+
+
+def _refuse_foreign(store: Path, path: Path, key: bytes) -> None:
+    """Raise ConfigError where a store was made by another key."""
+    check = stored_key_check(store)
+    if check is not None and not hmac.compare_digest(check, key_check(key)):
+        raise ConfigError(
+            f"The key {str(path)!r} is not the one that the store {storage_of(store).place!r} was "
+            "made with: by it, every patient would be another, and whoever was withdrawn would "
+            "come back. Put back the one that was."
+        )
 
 
 def _key_path(store: Path) -> Path:
@@ -188,15 +236,20 @@ def _key_path(store: Path) -> Path:
 
 def _make_key(path: Path) -> None:
     """Make a key that only its owner reads; where another process is first, its key counts."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
-    # Linked once it is whole: whoever finds the name reads all of it, and a link, unlike a rename,
-    # never replaces the key of a process that was first.
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.link(fresh, path)
-    finally:
-        fresh.unlink()
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        # Linked once it is whole: whoever finds the name reads all of it, and a link, unlike a
+        # rename, never replaces the key of a process that was first.
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_hex(KEY_BYTES) + "\n")
+                file.flush()
+                # On the disk before any store is made by it: a store outlives no key.
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                hard_link(fresh, path)
+        finally:
+            fresh.unlink()
+        sync_folder(path.parent)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.config.root import Config
 from pipeline.evaluation.metrics.agreement import icc
-from pipeline.preprocessing.perturb import OF_A_SLICE, viewed
+from pipeline.preprocessing.perturb import OF_A_SLICE
 from pipeline.shared.devices import pick_device
 from pipeline.studies.precision import (
     K,
@@ -53,8 +53,10 @@ def stability(config: Config, slices: int = 64, device: str = "auto") -> Iterato
     network = load_network(recipe, checkpoint, pick_device(device), "float32")
     baseline = features_of(network, sample, BATCH)
     for view, words in OF_A_SLICE.items():
-        items = [viewed(item, view) for item in sample.items]
-        features = features_of(network, replace(sample, items=items), BATCH)
+        # By the recipe, as `extract` would: what a rule undoes is changed after it was scaled.
+        preprocess = recipe.preprocess.model_copy(update={"view": view})
+        seen = recipe.model_copy(update={"preprocess": preprocess})
+        features = features_of(replace(network, recipe=seen), sample, BATCH)
         # (n, 2, d): the two are repeats of one measurement.
         agreements = icc(np.stack([baseline, features], axis=1))
         low, middle = np.nanquantile(agreements, [0.05, 0.5]).tolist()

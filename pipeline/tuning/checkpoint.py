@@ -35,14 +35,15 @@ _OPTIMIZER = "optimizer/"
 class TrainingState:
     """How far training is. step: steps done; history: how good each epoch was on val.
 
-    best: the epoch that is kept, from 1; 0 before the first. resumed: how often it went on. bad:
-    row -> why it could not be used. seconds: spent in all. peak_bytes: most memory, of the GPU, or
-    of the process on a CPU.
+    best: the epoch that is kept, from 1; 0 before the first; best_loss: its log-loss on val.
+    resumed: how often it went on. bad: row -> why it could not be used. seconds: spent in all.
+    peak_bytes: most memory, of the GPU, or of the process on a CPU.
     """
 
     step: int = 0
     history: list[float | None] = field(default_factory=list)
     best: int = 0
+    best_loss: float = 0.0
     resumed: int = 0
     bad: dict[int, str] = field(default_factory=dict)
     seconds: float = 0.0

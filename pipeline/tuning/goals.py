@@ -20,6 +20,7 @@ from pipeline.annotations.units import Units
 from pipeline.config.segmentation import Segment
 from pipeline.config.tuning import Tuning
 from pipeline.evaluation.heads.objective import Objective
+from pipeline.evaluation.metrics.quality import Quality, quality
 from pipeline.recipe import Architecture
 from pipeline.segmentation.contracts import TokenSource
 from pipeline.segmentation.selection import Overlap
@@ -45,8 +46,8 @@ class Goal(Protocol):
     def observe(self, network: TunableNetwork, batch: ImageBatch) -> None:
         """Take note of what the network predicts for a batch."""
 
-    def quality(self) -> float:
-        """Return how good what was observed of val is, more being better, or NaN; and forget it."""
+    def quality(self) -> Quality:
+        """Return how good what was observed of val is, its score NaN for nothing; and forget it."""
 
 
 # --- classes and numbers -------------------------------------------------------------------------
@@ -94,12 +95,12 @@ class LabelGoal:
         self._observed.append((batch, features))
         self._head = head
 
-    def quality(self) -> float:
-        """Return the macro AUROC, or less the squared error."""
+    def quality(self) -> Quality:
+        """Return the macro AUROC and the log-loss, or less the squared error."""
         proba, there = self.predictions()
         if not there.any():
-            return math.nan
-        return self.objective.quality(self.units.at(self.val[there]), proba)
+            return Quality(math.nan)
+        return quality(self.units.at(self.val[there]), proba)
 
     @torch.no_grad()
     def predictions(self) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -168,11 +169,11 @@ class MaskGoal:
         for row, labels in predict_masks(network, batch):
             self._overlap.add(0, self.source.masks(np.array([row])), labels)
 
-    def quality(self) -> float:
+    def quality(self) -> Quality:
         """Return the Dice (see `Overlap.dice`); NaN as long as nothing that is true is drawn."""
         dice = float(self._overlap.dice()[0])
         self._overlap = self._no_overlap()
-        return dice or math.nan
+        return Quality(dice or math.nan)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold, join_folds
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.heads.probe import HEAD as PROBE
-from pipeline.evaluation.scoring import scores_of
+from pipeline.evaluation.scoring import at_operating_points, scores_of
 from pipeline.evaluation.splits import Parts
 from pipeline.results import Score, Tuned
 from pipeline.tuning.fold import Fold, TunedFold, fold_name
@@ -98,7 +98,13 @@ def _tune_fold(job: TuningJob, cases: Cases, parts: Parts, name: str) -> _FoldAn
         notes.append(f"{(~there).sum()} test units are not scored: none of their slices")
     if all(value is None for value in fold.tuned.history):
         notes.append("the last epoch is kept: all val units have the same labels")
-    prediction = Prediction({"epoch": fold.tuned.epoch}, proba)
+    # The network has learnt nothing of val, so that val may say where it calls.
+    on_val, val_there = _predict(fold, parts["val"])
+    prediction = at_operating_points(
+        Prediction({"epoch": fold.tuned.epoch}, proba, on_val=on_val),
+        units.at(parts["val"][val_there]),
+        cases.task.operating_point,
+    )
     return _FoldAnswer([prediction], notes, test[there], fold.tuned)
 
 
@@ -133,7 +139,7 @@ def _start_as_probe(
 def _predict(
     fold: TunedFold, units: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the probabilities of the test units that have a slice to be read, and which have."""
+    """Return the probabilities of the units that have a slice to be read, and which have one."""
     goal = fold.training.goal
     assert isinstance(goal, LabelGoal)
     for batch in fold.training.test_batches(units):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
 from pipeline.config.tuning import Tuning
+from pipeline.evaluation.metrics.quality import Quality, is_better
 from pipeline.segmentation.training import peak_bytes
 from pipeline.tuning import checkpoint
 from pipeline.tuning.checkpoint import TrainingState
@@ -80,8 +81,8 @@ class Training:
     def run(self) -> TrainingState:
         """Train to the end, from where a killed run stopped; its best epoch is in the folder.
 
-        An epoch is better than another by the goal's quality on val; as long as that is not
-        defined, the last is kept.
+        An epoch is better than another by the goal's quality on val, of equals by the log-loss; as
+        long as that is not defined, the last is kept.
         """
         saver = _Saver(self)
         state = saver.state
@@ -270,9 +271,10 @@ class Training:
                 break
         value = self.goal.quality()
         best = state.history[state.best - 1] if state.best else None
-        state.history.append(None if math.isnan(value) else value)
-        if best is None or value > best:
+        state.history.append(None if math.isnan(value.score) else value.score)
+        if best is None or is_better(value, Quality(best, state.best_loss)):
             state.best = len(state.history)
+            state.best_loss = value.loss
             checkpoint.save_best(self.checkpoints.folder, self.network)
 
     def test_batches(self, units: Rows) -> Batches:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline import api
-from stores.errors import StoreNotFoundError
+from pipeline.shared.versions import UNKNOWN, version_of
+from stores.errors import PartsFailedError, StoreNotFoundError, WeightsError
 from tests.phantoms import volume, write_png, write_series
 from tests.pipeline.models import write_tiny_folder
 
@@ -88,3 +89,34 @@ def test_a_store_without_its_key_opens_with_its_paths_hidden(
 
     copy = shutil.copytree(config.store, tmp_path / "copy")
     assert all(path.startswith("~") for path in api.features(copy)[1]["path"].to_pylist())
+
+
+def test_parts_that_failed_are_no_success(
+    config: api.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(api.FeatureStore, "write", refuse)
+    again = config.model_copy(update={"store": tmp_path / "store"})
+    with pytest.raises(PartsFailedError, match=r"1 parts of .*part 0: ValueError: no") as failed:
+        api.extract(again)
+    assert failed.value.summary.slices == 17
+
+
+def test_a_store_is_made_once_its_network_has_loaded(
+    config: api.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(*_: object) -> None:
+        raise WeightsError("torn")
+
+    monkeypatch.setattr("pipeline.extract.load_network", torn)
+    again = config.model_copy(update={"store": tmp_path / "new" / "store"})
+    with pytest.raises(WeightsError):
+        api.extract(again)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_is_not_installed_has_a_version_all_the_same() -> None:
+    assert version_of("no-such-package-anywhere") == UNKNOWN
+    assert version_of("torch") != UNKNOWN

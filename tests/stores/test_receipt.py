@@ -62,7 +62,7 @@ def test_imported_features_have_little_of_a_receipt() -> None:
     ],
 )
 def test_what_is_no_receipt_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(CorruptStoreError, match="not as receipts are"):
+    with pytest.raises(CorruptStoreError, match="a receipt is not as a store has it"):
         Receipt.parse(DOCUMENT | change)
     with pytest.raises(CorruptStoreError):
         Receipt.parse({})
@@ -94,8 +94,8 @@ def test_what_is_returned_of_a_commit_is_what_lies_on_disk(store: FeatureStore) 
 
 
 def test_lists_of_folders_are_of_one_table() -> None:
-    assert DERIVED == ("results", "splits", "segmentations", "masks", "tuned")
-    assert PUBLISHED == ("results", "splits", "segmentations", "tuned")
+    assert DERIVED == ("results", "splits", "patients", "segmentations", "masks", "tuned")
+    assert PUBLISHED == ("results", "splits", "patients", "segmentations", "tuned")
     assert set(TRAVELLING) == {"parts", "features.zarr", "copies", *PUBLISHED}
     of_patients = {folder.name for folder in FOLDERS if folder.of_patients}
     assert of_patients == {"results", "segmentations", "masks", "tuned"}

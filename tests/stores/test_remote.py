@@ -138,3 +138,8 @@ def test_unknown_places_are_told(full: FeatureStore, url: str, tmp_path: Path) -
     shutil.rmtree(full.path)
     with pytest.raises(StoreNotFoundError):
         remote.push(full.path, url)
+
+
+def test_a_bucket_that_is_not_there_is_told(full: FeatureStore, url: str) -> None:
+    with pytest.raises(ConfigError, match="there is no such bucket. Create it"):
+        remote.push(full.path, f"s3://no-such-bucket-{url.split('/')[2]}/store")

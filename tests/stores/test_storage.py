@@ -10,7 +10,9 @@ import fsspec
 import pytest
 
 from stores import folder, manifest
+from stores._disk import link_new
 from stores.bucket import Bucket
+from stores.errors import ConfigError
 from stores.folder import LocalFolder
 from stores.mirror import MirroredBucket
 from stores.storage import Storage, storage_at
@@ -43,9 +45,15 @@ class TestLocalFolder(StorageTests):
                 raise CutShortError
             write(path, data)
 
+        def fails_to_link(path: Path, data: bytes) -> bool:
+            if path.as_posix().endswith(name):
+                raise CutShortError
+            return link_new(path, data)
+
         with pytest.MonkeyPatch.context() as patch:
             for module in (manifest, folder):
                 patch.setattr(module, "write_atomic", fails)
+            patch.setattr(folder, "link_new", fails_to_link)
             yield
 
 
@@ -95,3 +103,15 @@ class TestMirroredBucket(StorageTests):
         yield lambda: reader.replace({})
         yield lambda: reader.restore([])
         yield lambda: reader.commit("parts/0000000.json", b"", {})
+
+
+def test_a_folder_without_a_name_is_called_by_the_one_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "store" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "store" / "sub")
+    for place in (".", "./", Path()):
+        assert storage_at(place).folder == tmp_path / "store" / "sub"
+    assert storage_at("..").folder == tmp_path / "store"
+    with pytest.raises(ConfigError, match="a folder with a name"):
+        storage_at("/")

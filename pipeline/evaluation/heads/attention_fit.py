@@ -14,10 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.annotations.units import Bags, Prediction
+from pipeline.annotations.units import Bags, Prediction, Units
 from pipeline.evaluation.heads.attention import AttentionSettings
-from pipeline.evaluation.heads.contract import FitInput, Floats, Predicted, Rows
+from pipeline.evaluation.heads.contract import (
+    FitInput,
+    Floats,
+    HeadState,
+    Predicted,
+    Predictor,
+    Rows,
+)
 from pipeline.evaluation.heads.objective import Objective
+from pipeline.evaluation.metrics.quality import best_of, quality
 
 
 class GatedAttention(nn.Module):
@@ -85,11 +93,15 @@ class Weigher:
 
 @dataclass(frozen=True)
 class Attention:
-    """A trained network, and after how many epochs; none where nothing can be fitted."""
+    """A trained network, and after how many epochs; none where nothing can be fitted.
+
+    on_val (v, c): what it said of val after as many, when it had learnt train alone.
+    """
 
     weigher: Weigher | None
     epochs: int
     notes: list[str]
+    on_val: NDArray[np.float64] | None = None
 
 
 def fit(given: FitInput[AttentionSettings]) -> Attention:
@@ -107,22 +119,22 @@ def fit(given: FitInput[AttentionSettings]) -> Attention:
         return Attention(None, 0, objective.notes)
     val = given.parts["val"]
     truth = units.at(val)
-    qualities = []
+    each_on_val = []
     training = AttentionTraining(given, given.parts["train"], objective)
     for _ in range(given.settings.epochs):
         training.epoch()
-        on_val = training.weigher.proba(given.x, val)
-        qualities.append(objective.quality(truth, on_val))
+        each_on_val.append(training.weigher.proba(given.x, val))
+    best = best_of([quality(truth, on_val) for on_val in each_on_val])
     # Without both sides of any label on val nothing tells epochs apart.
-    if np.isnan(qualities).all():
+    if best is None:
         note = "epochs were not chosen: all val units have the same labels"
         return Attention(None, 0, [*objective.notes, note])
-    best = int(np.nanargmax(qualities)) + 1
+    epochs = best + 1
     # Again from the start: val is worth learning from too, once it has said when to end.
     again = AttentionTraining(given, given.train_and_val, objective)
-    for _ in range(best):
+    for _ in range(epochs):
         again.epoch()
-    return Attention(again.weigher, best, objective.notes)
+    return Attention(again.weigher, epochs, objective.notes, each_on_val[best])
 
 
 def predict(model: Attention, x: Floats, rows: Rows) -> Predicted:
@@ -130,7 +142,48 @@ def predict(model: Attention, x: Floats, rows: Rows) -> Predicted:
     if model.weigher is None:
         return Predicted([], model.notes)
     proba = model.weigher.proba(x, rows)
-    return Predicted([Prediction({"epochs": model.epochs}, proba)], model.notes)
+    prediction = Prediction({"epochs": model.epochs}, proba, on_val=model.on_val)
+    return Predicted([prediction], model.notes)
+
+
+# --- filed -----------------------------------------------------------------------------------
+
+
+def to_state(model: Attention, x: Floats) -> HeadState | None:
+    """Return the trained network as arrays; None where nothing could be fitted."""
+    weigher = model.weigher
+    if weigher is None:
+        return None
+    arrays = {}
+    for name, tensor in weigher.network.state_dict().items():
+        arrays[name] = tensor.detach().cpu().numpy()
+    about = {
+        "epochs": model.epochs,
+        "hidden": weigher.network.weigh.in_features,
+        "batch": weigher.batch,
+        "objective": weigher.objective.to_about(),
+    }
+    return HeadState(arrays, about)
+
+
+def from_state(state: HeadState) -> Predictor:
+    """Return what a filed network says of units, from the features (m, d) of their slices."""
+    about = state.about
+    objective = Objective.of_about(about["objective"])
+    d = state.arrays["classify.weight"].shape[1]
+    # What it draws its weights by is left as it was: they are filled at once.
+    with torch.random.fork_rng(devices=[]):
+        network = GatedAttention(d, int(about["hidden"]), objective.outputs)
+    tensors = {name: torch.from_numpy(np.array(a)) for name, a in state.arrays.items()}
+    network.load_state_dict(tensors)
+    setting = {"epochs": about["epochs"]}
+
+    def predictor(x: Floats, units: Units) -> list[Prediction]:
+        device = torch.device("cpu")
+        weigher = Weigher(network, units.bags(), objective, int(about["batch"]), device)
+        return [Prediction(setting, weigher.proba(x, np.arange(len(units.ids))))]
+
+    return predictor
 
 
 class AttentionTraining:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.annotations.units import Prediction, Truth
@@ -42,12 +43,14 @@ class Point:
     """Probes that were fitted on `shots` patients a class, `patients` in all: one a draw.
 
     patients: their mean number over the draws, since one may carry several classes. failed: how
-    many draws had one class only; their probes are not among `probes`.
+    many draws had one class only; their probes are not among `probes`. on_val: what each probe says
+    of val, None of a number.
     """
 
     shots: int
     patients: float
     probes: list[Fitted]
+    on_val: list[NDArray[np.float64] | None]
     failed: int
 
     @property
@@ -63,7 +66,9 @@ class Point:
         number = len(self.probes)
         setting = {"shots": self.shots, "patients": self.patients, "draws": number}
         proba = np.concatenate([fitted.predict(x, rows) for fitted in self.probes])
-        return Prediction(setting, proba, draws=number)
+        of_classes = [each for each in self.on_val if each is not None]
+        on_val = np.concatenate(of_classes) if of_classes else None
+        return Prediction(setting, proba, draws=number, on_val=on_val)
 
 
 def fit(given: FitInput[EfficiencySettings]) -> list[Point]:
@@ -97,6 +102,7 @@ def points(given: FitInput[EfficiencySettings]) -> Iterator[Point]:
     everyone = max(len(patients) for patients in carriers)
     for shots in _numbers(settings.shots, everyone):
         probes: list[Fitted] = []
+        on_val: list[NDArray[np.float64] | None] = []
         patients = []
         draws = _draws(settings, shots, everyone)
         for draw in range(draws):
@@ -112,10 +118,11 @@ def points(given: FitInput[EfficiencySettings]) -> Iterator[Point]:
             probe = probe_fit.fit(of_draw, refit_on=("train",))
             if probe.fitted is not None:
                 probes.append(probe.fitted)
+                on_val.append(probe.on_val)
             whose = given.units.patient[units]
             patients.append(len(np.unique(whose)))
         failed = draws - len(probes)
-        yield Point(shots, float(np.mean(patients)), probes, failed)
+        yield Point(shots, float(np.mean(patients)), probes, on_val, failed)
 
 
 def _draws(settings: EfficiencySettings, shots: int, everyone: int) -> int:
@@ -144,7 +151,7 @@ HEAD = Head(
     name="efficiency",
     title="Label efficiency",
     settings=EfficiencySettings,
-    contract=6,
+    contract=8,
     fit=fit,
     predict=predict,
     folds="first",

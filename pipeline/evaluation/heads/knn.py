@@ -10,23 +10,35 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.annotations.units import Prediction, Units
+from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.base import HeadSettings
-from pipeline.evaluation.heads.contract import FitInput, Floats, Head, Predicted, Rows
+from pipeline.evaluation.heads.contract import (
+    FitInput,
+    Floats,
+    Head,
+    HeadState,
+    Predicted,
+    Predictor,
+    Rows,
+)
+from pipeline.evaluation.metrics.quality import best_of, quality
+from pipeline.results import Tally
 from pipeline.shared.arrays import batches
 
 Bools = NDArray[np.bool_]
 # k -> probabilities (q, c)
 Votes = dict[int, NDArray[np.float64]]
 AT_ONCE = 1024  # queries whose neighbours' labels are looked up together
+GRID = 2.0**-40  # that shares of votes are multiples of, so that 1 less a share is exact as well
 
 
 class KnnSettings(HeadSettings):
     """FAISS kNN settings.
 
-    multilabel: how neighbours vote on multi-label tasks: as on any other (DINOv2's soft vote), or
-    by ML-kNN; "mlknn-paper" counts a training image among its own neighbours, as the code of
-    arXiv 2312.02366 does. exact_up_to: how many references are all looked at; where there are more,
+    k: all that are asked, of which val chooses the one that stands for the answer. multilabel: how
+    neighbours vote on multi-label tasks: as on any other (DINOv2's soft vote), or by ML-kNN;
+    "mlknn-paper" counts a training image among its own neighbours, as the code of arXiv 2312.02366
+    does. exact_up_to: how many references are all looked at; where there are more,
     an inverted file is asked, so many of its lists that the share `recall` of the true neighbours
     is found: faster from about 2,560 + 4 sqrt(references) test units on, and for ML-kNN, which asks
     about the references too. Unset, all are always looked at.
@@ -41,16 +53,15 @@ class KnnSettings(HeadSettings):
 
 @dataclass(frozen=True)
 class References:
-    """The units of train and val (r,), among which neighbours are looked for, and for which k.
+    """Units (r,) among which neighbours are looked for, and for which k.
 
-    notes: every k that was left out.
+    They are train and val; while k is chosen on val, train alone.
     """
 
     units: Units
     settings: KnnSettings
     rows: Rows
     ks: list[int]
-    notes: list[str]
 
     @property
     def by_ml_knn(self) -> bool:
@@ -58,44 +69,93 @@ class References:
         return self.units.kind == "multilabel" and self.settings.multilabel != "soft"
 
 
-def fit(given: FitInput[KnnSettings]) -> References:
-    """Take train and val as references, and leave out every k that there are too few of."""
-    units = given.units
-    settings = given.settings
-    rows = given.train_and_val
+@dataclass(frozen=True)
+class Neighbours:
+    """References, and the k that val chose; None where there are too few for any.
+
+    on_val: what train alone says of val for each k that it is enough for. notes: every k that was
+    left out, and how k was chosen.
+    """
+
+    references: References
+    k: int | None
+    on_val: Votes
+    notes: list[str]
+
+
+def fit(given: FitInput[KnnSettings]) -> Neighbours:
+    """Take train and val as references, and choose k on val by the neighbours in train.
+
+    By macro AUROC, or of a number the squared error; of equals by the log-loss.
+    """
+    references = _references(given, given.train_and_val)
+    too_many = [str(k) for k in given.settings.k if k not in references.ks]
+    notes = []
+    if too_many:
+        most = _most_neighbours(references.units, references.settings, references.rows)
+        notes.append(f"k = {', '.join(too_many)} left out: only {most} reference units")
+    if not references.ks:
+        return Neighbours(references, None, {}, notes)
+    # Val must not be among its own neighbours, nor may those it is asked by be other than train.
+    of_train = _references(given, given.parts["train"])
+    val = given.parts["val"]
+    on_val, _ = _votes_of(of_train, given.x, val)
+    truth = given.units.at(val)
+    best = best_of([quality(truth, proba) for proba in on_val.values()])
+    if best is not None:
+        return Neighbours(references, list(on_val)[best], on_val, notes)
+    # As many as the root of the references, by the rule of thumb.
+    root = len(references.rows) ** 0.5
+    nearest = min(references.ks, key=lambda k: abs(np.log(k / root)))
+    reason = "all val units have the same labels" if on_val else "train has too few units"
+    notes.append(f"k = {nearest} was not chosen on val: {reason}")
+    return Neighbours(references, nearest, on_val, notes)
+
+
+def _references(given: FitInput[KnnSettings], rows: Rows) -> References:
+    """Return units as references, for every k that there are enough of."""
+    most = _most_neighbours(given.units, given.settings, rows)
+    ks = [k for k in given.settings.k if k <= most]
+    return References(given.units, given.settings, rows, ks)
+
+
+def _most_neighbours(units: Units, settings: KnnSettings, rows: Rows) -> int:
+    """Return the greatest k that the references `rows` are enough for."""
     # A label has its neighbours among the units of which it is known: the rarest sets the bound.
     most = int(units.known[rows].sum(axis=0).min())
     if units.kind == "multilabel" and settings.multilabel == "mlknn":
         # A reference's own patient is no neighbour of it: so many fewer are left for it.
         most -= int(np.bincount(units.patient[rows]).max())
-    ks = [k for k in settings.k if k <= most]
-    too_many = [str(k) for k in settings.k if k > most]
-    notes = []
-    if too_many:
-        notes.append(f"k = {', '.join(too_many)} left out: only {most} reference units")
-    return References(units, settings, rows, ks, notes)
+    return most
 
 
-def predict(model: References, x: Floats, rows: Rows) -> Predicted:
+def predict(model: Neighbours, x: Floats, rows: Rows) -> Predicted:
     """Score units by their neighbours among the references; x (n, d).
 
     A label has its neighbours among the units of which it is known; a number is the weighted mean
     of the neighbours'. A prediction a k; notes say how many of the true neighbours an inverted file
     finds.
     """
-    notes = list(model.notes)
+    votes, notes = _votes_of(model.references, x, rows)
+    predictions = []
+    for k, proba in votes.items():
+        of_k = Prediction({"k": k}, proba, on_val=model.on_val.get(k), chosen=k == model.k)
+        predictions.append(of_k)
+    return Predicted(predictions, list(dict.fromkeys([*model.notes, *notes])))
+
+
+def _votes_of(model: References, x: Floats, rows: Rows) -> tuple[Votes, list[str]]:
+    """Return for each k what the references say of the units `rows`, and notes."""
     votes = _no_votes(model.ks, len(rows), len(model.units.classes))
+    notes: list[str] = []
     # Labels that the same references are known of share one search for neighbours.
     for known, labels in _known_alike(model) if model.ks else ():
         among = model.rows[known]
-        voted, note = _vote(model, x, rows, among, labels)
-        notes += note
+        voted, of_search = _vote(model, x, rows, among, labels)
+        notes += of_search
         for k, proba in voted.items():
             votes[k][:, labels] = proba
-    predictions = []
-    for k, proba in votes.items():
-        predictions.append(Prediction({"k": k}, proba))
-    return Predicted(predictions, list(dict.fromkeys(notes)))
+    return votes, notes
 
 
 def _no_votes(ks: list[int], q: int, c: int) -> Votes:
@@ -161,7 +221,9 @@ def soft_vote(
     Weights are softmax(cosine / temperature) over the largest k, once; a smaller k sums its first
     k (facebookresearch/dinov2, eval/knn.py). There the sums are left as they are; here they are
     divided by the k weights, so that they are probabilities. The likeliest class is the same; an
-    AUROC, which compares queries, is not.
+    AUROC, which compares queries, is not. A class's share is of what votes for it and what votes
+    against it, both summed alike, and is rounded to multiples of GRID: neighbours who all carry a
+    class give 1 and tie, and of two classes each is exactly what the other leaves.
     cosine, nearest (q, k) from the greatest; targets (n, c) of the references.
     """
     votes = _no_votes(ks, len(nearest), targets.shape[1])
@@ -172,9 +234,25 @@ def soft_vote(
         carried = targets[nearest[batch]]  # (b, k, c)
         for k, proba in votes.items():
             first = weights[:, :k]
-            shares = first / first.sum(axis=1, keepdims=True)
-            proba[batch] = np.einsum("qk,qkc->qc", shares, carried[:, :k])
+            if targets.dtype != bool:
+                proba[batch] = _weighted_mean(first, carried[:, :k])
+                continue
+            for_it = np.einsum("qk,qkc->qc", first, carried[:, :k])
+            against = np.einsum("qk,qkc->qc", first, ~carried[:, :k])
+            # The lesser part and what it leaves: the same two numbers, whichever side is which.
+            lesser = np.minimum(for_it, against) / (for_it + against)
+            rounded = np.round(lesser / GRID) * GRID
+            proba[batch] = np.where(for_it < against, rounded, 1 - rounded)
     return votes
+
+
+def _weighted_mean(weights: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.float64]:
+    """Return (b, c) the means of values (b, k, c), exactly theirs where all are equal."""
+    nearest = values[:, 0]
+    apart = values - nearest[:, None]
+    total = weights.sum(axis=1, keepdims=True)
+    mean: NDArray[np.float64] = nearest + np.einsum("qk,qkc->qc", weights / total, apart)
+    return mean
 
 
 def ml_knn(
@@ -231,4 +309,82 @@ def _likelihood(counts: Rows, side: Bools, k: int) -> NDArray[np.float64]:
     return likelihood
 
 
-HEAD = Head(name="knn", title="kNN", settings=KnnSettings, contract=7, fit=fit, predict=predict)
+# --- filed -----------------------------------------------------------------------------------
+
+
+def to_state(model: Neighbours, x: Floats) -> HeadState | None:
+    """Return the references with what they carry; nothing of whose they are.
+
+    x (n, d): of all units. None where there were too few references for any k.
+    """
+    references = model.references
+    if not references.ks:
+        return None
+    units = references.units
+    rows = references.rows
+    arrays = {
+        "references": np.ascontiguousarray(x[rows], np.float32),
+        "y": np.ascontiguousarray(units.y[rows]),
+        # Whose neighbours count for ML-kNN, by numbers that say nothing of who it is.
+        "patient": units.at(rows).patient,
+    }
+    about = {
+        "k": references.ks,
+        "kind": units.kind,
+        "classes": list(units.classes),
+        "settings": references.settings.model_dump(mode="json"),
+    }
+    return HeadState(arrays, about)
+
+
+def from_state(state: HeadState) -> Predictor:
+    """Return what says of units what their neighbours among filed references carry.
+
+    All references are looked at, whatever `exact_up_to` says.
+    """
+    about = state.about
+    patient = state.arrays["patient"]
+    r = len(patient)
+    places = np.arange(r)
+    references = state.arrays["references"]
+    settings = KnnSettings.model_validate(about["settings"])
+    settings = settings.model_copy(update={"exact_up_to": None})
+    truth = Truth(
+        y=state.arrays["y"],
+        groups=patient.astype(np.str_),
+        classes=tuple(about["classes"]),
+        kind=about["kind"],
+    )
+
+    def predictor(x: Floats, units: Units) -> list[Prediction]:
+        # Behind the references stand the units that are asked about, each a patient of its own.
+        q = len(x)
+        queries = np.arange(r, r + q)
+        unknown = np.zeros((q, *truth.y.shape[1:]), truth.y.dtype)
+        everyone = Units(
+            y=np.concatenate([truth.y, unknown]),
+            groups=np.concatenate([truth.groups, np.char.add("query ", queries.astype(np.str_))]),
+            classes=truth.classes,
+            kind=truth.kind,
+            ids=np.arange(r + q).astype(np.str_),
+            rows=np.arange(r + q),
+            unit=np.arange(r + q),
+            tally=Tally(),
+        )
+        model = References(everyone, settings, places, list(about["k"]))
+        votes, _ = _votes_of(model, np.concatenate([references, x]), queries)
+        return [Prediction({"k": k}, proba) for k, proba in votes.items()]
+
+    return predictor
+
+
+HEAD = Head(
+    name="knn",
+    title="kNN",
+    settings=KnnSettings,
+    contract=9,
+    fit=fit,
+    predict=predict,
+    to_state=to_state,
+    from_state=from_state,
+)

@@ -17,11 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
-from pipeline.annotations.units import Prediction
-from pipeline.evaluation.heads.contract import FitInput, Floats, Predicted, Rows
+from pipeline.annotations.units import Prediction, Units
+from pipeline.evaluation.heads.contract import (
+    FitInput,
+    Floats,
+    HeadState,
+    Predicted,
+    Predictor,
+    Rows,
+)
 from pipeline.evaluation.heads.linear import LinearSettings
 from pipeline.evaluation.heads.objective import Objective
+from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import batches
 
 
@@ -46,11 +55,15 @@ Layers = list[tuple[GridPlace, nn.Linear]]
 
 @dataclass(frozen=True)
 class Chosen:
-    """The layer that was chosen on val, and what it learnt; none where nothing can be fitted."""
+    """The layer that was chosen on val, and what it learnt; none where nothing can be fitted.
+
+    on_val (v, c): what it said of val when it had learnt train alone.
+    """
 
     layers: Layers
     objective: Objective
     notes: list[str]
+    on_val: NDArray[np.float64] | None = None
 
 
 def fit(given: FitInput[LinearSettings]) -> Chosen:
@@ -69,19 +82,19 @@ def fit(given: FitInput[LinearSettings]) -> Chosen:
     trained = train(given, given.parts["train"], grid, objective)
     truth = given.units.at(val)
     on_val = outputs_of(trained, x, val, objective)
-    qualities = [objective.quality(truth, proba) for proba in on_val]
+    chosen = best_of([quality(truth, proba) for proba in on_val])
     # Without both sides of any label on val nothing tells heads apart.
-    if np.isnan(qualities).all():
+    if chosen is None:
         note = "no head was chosen: all val units have the same labels"
         return Chosen([], objective, [*objective.notes, note])
-    best = grid[int(np.nanargmax(qualities))]
+    best = grid[chosen]
     # Again from the start, and the chosen head alone: val is worth learning from too.
     again = train(given, given.train_and_val, [best], objective)
     notes = list(objective.notes)
     edges = (min(settings.rates), max(settings.rates))
     if len(settings.rates) > 1 and best.rate in edges:
         notes.append(f"lr = {best.rate:.3g} is at the edge of the grid")
-    return Chosen(again, objective, notes)
+    return Chosen(again, objective, notes, on_val[chosen])
 
 
 def predict(model: Chosen, x: Floats, rows: Rows) -> Predicted:
@@ -89,8 +102,43 @@ def predict(model: Chosen, x: Floats, rows: Rows) -> Predicted:
     each = outputs_of(model.layers, x, rows, model.objective)
     predictions = []
     for (place, _), proba in zip(model.layers, each, strict=True):
-        predictions.append(Prediction(place.setting, proba))
+        predictions.append(Prediction(place.setting, proba, on_val=model.on_val))
     return Predicted(predictions, model.notes)
+
+
+# --- filed -----------------------------------------------------------------------------------
+
+
+def to_state(model: Chosen, x: Floats) -> HeadState | None:
+    """Return the chosen layer as arrays, with its place in the grid; None where there is none."""
+    if not model.layers:
+        return None
+    ((place, layer),) = model.layers
+    arrays = {
+        "weight": layer.weight.detach().cpu().numpy(),
+        "bias": layer.bias.detach().cpu().numpy(),
+    }
+    columns = [place.columns.start, place.columns.stop]
+    about = {"setting": place.setting, "columns": columns, "objective": model.objective.to_about()}
+    return HeadState(arrays, about)
+
+
+def from_state(state: HeadState) -> Predictor:
+    """Return what a filed layer says of units, from their features (n, d)."""
+    weight = torch.from_numpy(np.array(state.arrays["weight"]))
+    bias = torch.from_numpy(np.array(state.arrays["bias"]))
+    columns = slice(*state.about["columns"])
+    objective = Objective.of_about(state.about["objective"])
+    setting = dict(state.about["setting"])
+
+    def predictor(x: Floats, units: Units) -> list[Prediction]:
+        outputs = []
+        for batch in batches(len(x)):
+            seen = torch.from_numpy(np.ascontiguousarray(x[batch, columns]))
+            outputs.append(functional.linear(seen, weight, bias))
+        return [Prediction(setting, objective.decode(torch.cat(outputs)))]
+
+    return predictor
 
 
 def grid_of(settings: LinearSettings, width: int) -> list[GridPlace]:

@@ -5,7 +5,9 @@ Dims: b units, o outputs: one for two classes or a number, else one a class or l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,6 @@ from torch.nn import functional
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.tasks import Kind
 from pipeline.evaluation.heads.modelled import modelled
-from pipeline.evaluation.metrics.metrics import macro_auroc
 
 Proba = NDArray[np.float64]
 
@@ -49,6 +50,29 @@ class Objective:
             spread = float(y.std()) or 1.0
         return cls(
             units.kind, units.classes, able.left_out, able.enough, able.notes, middle, spread
+        )
+
+    def to_about(self) -> dict[str, Any]:
+        """Return what outputs stand for as a filed head says it."""
+        return {
+            "kind": self.kind,
+            "classes": list(self.classes),
+            "left_out": self.left_out,
+            "middle": self.middle,
+            "spread": self.spread,
+        }
+
+    @classmethod
+    def of_about(cls, about: Mapping[str, Any]) -> Objective:
+        """Return what `to_about` told."""
+        return cls(
+            kind=about["kind"],
+            classes=tuple(about["classes"]),
+            left_out=list(about["left_out"]),
+            enough=True,
+            notes=[],
+            middle=float(about["middle"]),
+            spread=float(about["spread"]),
         )
 
     @property
@@ -90,13 +114,6 @@ class Objective:
                 without_model = np.isin(self.classes, self.left_out)
                 proba[:, without_model] = np.nan
                 return np.asarray(proba)
-
-    def quality(self, truth: Truth, proba: Proba) -> float:
-        """Return what is chosen by on val: macro AUROC, or less the squared error; or NaN."""
-        if self.kind == "regression":
-            error = truth.y - proba[:, 0]
-            return -float(np.mean(error**2))
-        return macro_auroc(truth, proba)
 
 
 @dataclass(frozen=True)

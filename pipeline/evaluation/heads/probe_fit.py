@@ -22,18 +22,31 @@ from sklearn import config_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from pipeline.annotations.units import Prediction, Units
+from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.tasks import Part
-from pipeline.evaluation.heads.contract import FitInput, Floats, Parts, Predicted, Rows
+from pipeline.evaluation.heads.contract import (
+    FitInput,
+    Floats,
+    HeadState,
+    Parts,
+    Predicted,
+    Rows,
+)
 from pipeline.evaluation.heads.modelled import modelled
 from pipeline.evaluation.heads.probe import ProbeSettings
+from pipeline.evaluation.heads.probe_state import LogisticProblem, LogisticState, ridge_state
 from pipeline.evaluation.heads.ridge import RidgePath, fit_ridge
-from pipeline.evaluation.metrics.metrics import macro_auroc
+from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import mean, moments, take_scaled
 
 Proba = NDArray[np.float64]
 MAX_ITER = 1000
 TOLERANCE = 1e-6  # where L-BFGS stops: the greatest slope of the mean loss
+# A fit has converged where one that goes on to a slope so many times less says the same of val, to
+# within MOVED of a probability. Of classes that can be told apart the loss is flat long before a
+# large C has its say: the slope alone does not tell.
+FURTHER = 100
+MOVED = 0.01
 FEW = 2**22  # numbers: 32 MB in float64
 
 
@@ -47,17 +60,22 @@ class Fitted(Protocol):
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe, and the C or alpha that was chosen for it; no model where none can be."""
+    """A fitted probe, and the C or alpha that was chosen for it; no model where none can be.
+
+    on_val (v, c): what the fit on train alone with that C says of val; None for a number.
+    """
 
     fitted: Fitted | None
     setting: dict[str, float]
     notes: list[str]
+    on_val: Proba | None = None
 
 
 def fit(given: FitInput[ProbeSettings], refit_on: Sequence[Part] = ("train", "val")) -> Probe:
     """Fit on train for each C, choose C on val by macro AUROC, and fit it again on `refit_on`.
 
-    Of equals the smaller C is chosen. Notes say which labels have no model, how C was chosen, and
+    Of equals the C of the smaller log-loss is chosen: the smallest of many that rank alike would
+    say nearly the same of every unit. Notes say which labels have no model, how C was chosen, and
     how many fits stopped early. On a device scikit-learn fits classes through its array API.
     """
     if given.units.kind == "regression":
@@ -70,11 +88,11 @@ def predict(model: Probe, x: Floats, rows: Rows) -> Predicted:
     if model.fitted is None:
         return Predicted([], model.notes)
     proba = model.fitted.predict(x, rows)
-    return Predicted([Prediction(model.setting, proba)], model.notes)
+    return Predicted([Prediction(model.setting, proba, on_val=model.on_val)], model.notes)
 
 
 def _fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
-    """Fit logistic regression, with the C whose macro AUROC on val is greatest."""
+    """Fit logistic regression, with the C that does best on val."""
     x = given.x
     units = given.units
     train = given.parts["train"]
@@ -87,13 +105,23 @@ def _fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Pr
     device = given.device
     # Along the path of C each fit starts from the one before, which is most of the speed.
     on_val, stopped = probabilities(x, units, train, val, grid, left_out, device)
-    c, notes = _choose(_aurocs(units, val, on_val), grid)
+    best, notes = _choose(units.at(val), on_val, grid)
+    c = float(grid[best])
     refit = _rows_of(given.parts, refit_on)
     model, stopped_again = _fit_one(x, units, refit, c, left_out, device)
     stopped += stopped_again
     if stopped:
         notes.append(f"{stopped} fits stopped before they converged")
-    return Probe(model, {"C": c}, able.notes + notes)
+    goes_on, _ = probabilities(
+        x, units, train, val, grid[best : best + 1], left_out, device, further=True
+    )
+    moved = float(np.nanmax(np.abs(goes_on[0] - on_val[best])))
+    if moved > MOVED:
+        notes.append(
+            f"the fit with C = {c:.3g} stopped before it converged: where it goes on, its "
+            f"probabilities of val move by up to {moved:.2f}"
+        )
+    return Probe(model, {"C": c}, able.notes + notes, on_val[best])
 
 
 def _fit_number(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:
@@ -124,28 +152,25 @@ def _at_edge(best: int, grid: Proba) -> bool:
     return last > 0 and best in (0, last)
 
 
-def _aurocs(units: Units, val: Rows, on_val: list[Proba]) -> Proba:
-    """Return (a,) the macro AUROC on val of the probabilities by each C."""
-    truth = units.at(val)
-    return np.array([macro_auroc(truth, proba) for proba in on_val])
-
-
 def _rows_of(parts: Parts, names: Sequence[Part]) -> Rows:
     return np.concatenate([parts[part] for part in names])
 
 
-def _choose(aurocs: Proba, grid: Proba) -> tuple[float, list[str]]:
-    """Return the smallest of the best C, and what there is to say about it."""
-    if np.isnan(aurocs).all():
+def _choose(val: Truth, on_val: list[Proba], grid: Proba) -> tuple[int, list[str]]:
+    """Return the place of the best C of a grid, and what there is to say about it.
+
+    on_val: what the fit with each C says of the units of val.
+    """
+    best = best_of([quality(val, proba) for proba in on_val])
+    if best is None:
         # The C nearest to 1, scikit-learn's own.
         distance = np.abs(np.log(grid))
-        c = float(grid[distance.argmin()])
-        return c, [f"C = {c:.3g} was not chosen: all val units have the same labels"]
-    best = int(np.nanargmax(aurocs))
-    c = float(grid[best])
+        nearest = int(distance.argmin())
+        reason = "was not chosen: all val units have the same labels"
+        return nearest, [f"C = {grid[nearest]:.3g} {reason}"]
     if _at_edge(best, grid):
-        return c, [f"C = {c:.3g} is at the edge of the grid"]
-    return c, []
+        return best, [f"C = {grid[best]:.3g} is at the edge of the grid"]
+    return best, []
 
 
 def _errors_on_val(
@@ -184,11 +209,14 @@ def probabilities(
     grid: Proba,
     left_out: list[str],
     device: str | None = None,
+    *,
+    further: bool = False,
 ) -> tuple[list[Proba], int]:
     """Fit on some units with each C of a grid; return what they say of others, (q, c) a C.
 
     One multinomial model, or for multi-label one a label, NaN for labels `left_out`. Each fit
-    starts from the one before. Also returns how many fits stopped before they converged.
+    starts from the one before. further: fits go on where they would stop. Also returns how many
+    fits stopped before they converged.
     """
     # What is fitted alone says how features are scaled.
     scale = _Scale.of(x, fit)
@@ -197,7 +225,7 @@ def probabilities(
     proba = [np.full(shape, np.nan) for _ in grid]
     stopped = 0
     for problem in _problems(x, units, fit, scale, left_out):
-        classifier = problem.classifier(device)
+        classifier = problem.classifier(device, TOLERANCE / FURTHER if further else TOLERANCE)
         fitted = classifier.prepared(problem.x)
         prepared_queries = classifier.prepared(queries)
         for joint, c in zip(proba, grid, strict=True):
@@ -220,7 +248,7 @@ def _fit_one(
     classifiers = []
     stopped = 0
     for problem in _problems(x, units, rows, scale, left_out):
-        classifier = problem.classifier(device)
+        classifier = problem.classifier(device, TOLERANCE)
         fitted = classifier.prepared(problem.x)
         stopped += classifier.fit(fitted, problem.y, scale.of_scaled(c))
         classifiers.append((problem.label, classifier))
@@ -258,11 +286,11 @@ class _Problem:
     c: int
     label: int | None
 
-    def classifier(self, device: str | None) -> _Classifier:
-        """Return a model that is not fitted yet."""
+    def classifier(self, device: str | None, tolerance: float) -> _Classifier:
+        """Return a model that is not fitted yet; tolerance: the slope where a fit of it stops."""
         # Few numbers cost little in float64; a tensor stays what it is.
         wide = device is None and self.x.size <= FEW
-        model = LogisticRegression(max_iter=MAX_ITER, tol=TOLERANCE, warm_start=True)
+        model = LogisticRegression(max_iter=MAX_ITER, tol=tolerance, warm_start=True)
         return _Classifier(model, self.c, wide, device)
 
 
@@ -355,6 +383,42 @@ class _Logistic:
             _put(proba, label, joint)
         return joint
 
+    @property
+    def state(self) -> LogisticState:
+        """The same without scikit-learn's objects."""
+        problems = []
+        for label, classifier in self.classifiers:
+            model = classifier.model
+            problem = LogisticProblem(
+                coef=_array(model.coef_),
+                intercept=_array(model.intercept_),
+                classes=_array(model.classes_).astype(np.int64),
+                label=label,
+            )
+            problems.append(problem)
+        return LogisticState(self.scale.centre, self.scale.spread, problems, self.c)
+
+
+# --- filed -----------------------------------------------------------------------------------
+
+
+def to_state(model: Probe, x: Floats) -> HeadState | None:
+    """Return a fitted probe as arrays, none of which is of a single unit; None without a model."""
+    match model.fitted:
+        case _Number(path):
+            return ridge_state(path, model.setting)
+        case _Logistic():
+            return model.fitted.state.to_state(model.setting)
+        case _:
+            return None
+
+
+def _array(values: Any) -> NDArray[Any]:
+    """Return what scikit-learn has fitted as an array, of a tensor's numbers too."""
+    if not isinstance(values, np.ndarray):
+        values = values.detach().cpu().numpy()
+    return np.ascontiguousarray(values)
+
 
 def _convergence_warnings(fit: Callable[[], object]) -> int:
     """Call a fit; return how many convergence warnings it raised, passing on all others."""
@@ -395,7 +459,8 @@ def linear_head(
     train = parts["train"]
     val = parts["val"]
     on_val, _ = probabilities(x, units, train, val, grid, left_out)
-    c, _ = _choose(_aurocs(units, val, on_val), grid)
+    best, _ = _choose(units.at(val), on_val, grid)
+    c = float(grid[best])
     scale = _Scale.of(x, train)
     o = 1 if units.kind == "binary" else len(units.classes)
     weight = np.zeros((o, x.shape[1]))

@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Truth
 from pipeline.evaluation.metrics.bootstrap import (
     Correction,
+    IntervalRules,
     Key,
     Values,
     bootstrap,
+    fold_widening,
     patients_on_rarer_side,
+    score_bounds,
 )
 from pipeline.evaluation.metrics.null import permuted_aurocs
 from pipeline.evaluation.metrics.paired import delong, holm, two_sided_p
-from pipeline.evaluation.metrics.values import ScoredColumn, all_metrics, columns_of
+from pipeline.evaluation.metrics.values import RANKING, ScoredColumn, all_metrics, columns_of
 from pipeline.evaluation.metrics.weighted import auroc, bins_of, confidence, mean
 from pipeline.results import Bin, Difference, Metric
 
@@ -34,8 +37,17 @@ CORRECTIONS: dict[str, Correction] = {
     "average_precision": "bias",
     "average_precision_micro": "bias",
 }
+# The metrics that are shares of patients, or means of such, and the lowest value of each.
+SHARES: dict[str, float] = {
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "f1", "f1_micro", "brier"), 0.0),
+    **dict.fromkeys(RANKING, 0.0),
+    **dict.fromkeys(("sensitivity", "specificity", "ppv", "npv"), 0.0),
+    **dict.fromkeys(("auroc_micro", "average_precision_micro"), 0.0),
+    **dict.fromkeys(("mcc", "quadratic_kappa"), -1.0),
+}
 # Permuted labels count towards p where they do as well as the true ones, but for rounding.
 ROUNDING = 1e-12
+CHANCE = 0.5
 
 
 # --- scores --------------------------------------------------------------------------------
@@ -46,29 +58,36 @@ def score(
     proba: Floats,
     fold: Numbers | None = None,
     permutations: int = 0,
+    thresholds: Floats | None = None,
 ) -> tuple[dict[str, Metric], dict[str, dict[str, Metric]]]:
     """Return the metrics over all, and by class or label, each with its 95 % interval.
 
-    proba (n, c): of the units of `truth`; fold (n,): the model that scored each, where there are
-    several: a metric is then its mean over folds, since scores of two models do not compare. The
+    proba (n, c): of the units of `truth`; thresholds (n, c): their operating points, as
+    `all_metrics` has them; fold (n,): the model that scored each, where there are several: a metric
+    is then its mean over folds, since scores of two models do not compare. The
     interval is of percentiles over 2,000 seeded draws of patients with replacement: the 2.5th to
     97.5th for very many patients, wider ones for few (`lowest_percentile`), on the rarer side of a
-    label where a metric has sides; one patient has none. A draw without both sides of a label
-    counts for the others only. ece is above the truth where bins hold few units, and average
-    precision where few units are positive; their intervals are corrected for that, and may lie
-    below them. With permutations, each AUROC has its p. A metric that the units leave undefined (a
-    label of one value) is not there.
+    label where a metric has sides; one patient has none. Of several folds it is wider still
+    (`fold_widening`), and a perfect share has one too (`score_bounds`). A draw without both sides
+    of a label counts for the others only. ece is above the truth where bins hold few units, and
+    average precision where few units are positive; their intervals are corrected for that, and may
+    lie below them. With permutations, each AUROC has its p. A metric that the units leave undefined
+    (a label of one value) is not there.
     """
 
     def values(weights: Floats) -> Values:
-        return _mean_over_folds(truth, proba, fold, weights)
+        return _mean_over_folds(truth, proba, fold, weights, thresholds)
 
     metrics = bootstrap(
         values,
         truth.groups,
         proba.shape[1],
-        corrections=CORRECTIONS,
-        rarest=patients_on_rarer_side(truth),
+        IntervalRules(
+            corrections=CORRECTIONS,
+            rarest=patients_on_rarer_side(truth),
+            folds=_parts_that_test(truth, fold),
+            shares=SHARES,
+        ),
     )
     p = _permutation_p(truth, proba, fold, permutations) if permutations else {}
     overall: dict[str, Metric] = {}
@@ -81,19 +100,33 @@ def score(
     return overall, by_label
 
 
+def _parts_that_test(truth: Truth, fold: Numbers | None) -> int:
+    """Return how many folds test patients of their own; 1 where draws of one train test the same.
+
+    Models of several draws of few patients are folds here as well, of one and the same test set.
+    """
+    if fold is None:
+        return 1
+    pairs = np.unique(np.stack([truth.patient, fold]), axis=1)
+    is_of_one_fold = pairs.shape[1] == len(np.unique(truth.patient))
+    return len(np.unique(fold)) if is_of_one_fold else 1
+
+
 def _mean_over_folds(
     truth: Truth,
     proba: Floats,
     fold: Numbers | None,
     weights: Floats,
+    thresholds: Floats | None = None,
 ) -> Values:
     """Return the mean of each metric over the folds that define it."""
     if fold is None:
-        return all_metrics(truth, proba, weights)
+        return all_metrics(truth, proba, weights, thresholds)
     of_folds: dict[Key, list[Floats]] = {}
     for i in np.unique(fold):
         on = fold == i
-        values = all_metrics(truth.at(on), proba[on], weights[on])
+        of_fold = None if thresholds is None else thresholds[on]
+        values = all_metrics(truth.at(on), proba[on], weights[on], of_fold)
         for key, value in values.items():
             of_folds.setdefault(key, []).append(value)
     return {key: mean(np.array(values)) for key, values in of_folds.items()}
@@ -119,7 +152,10 @@ def _permutation_p(
         return {}
     # Draw i permutes the patients of all labels alike, so that draws average one by one.
     aurocs[""] = np.mean(list(aurocs.values()), axis=0)
-    return {label: _share_as_great(values) for label, values in aurocs.items()}
+    # Labels are permuted after the fit, so that the draws do not show how models of folds that
+    # share their patients vary together: they are spread by as much as intervals are.
+    wider = fold_widening(_parts_that_test(truth, fold))
+    return {label: _share_as_great(values, wider) for label, values in aurocs.items()}
 
 
 def _permuted_and_true(
@@ -144,9 +180,14 @@ def _permuted_and_true(
     return np.mean(of_folds, axis=0) if of_folds else None
 
 
-def _share_as_great(aurocs: Floats) -> float:
-    """Return the share of AUROCs that are at least the last one, itself included."""
-    return float((aurocs >= aurocs[-1] - ROUNDING).mean())
+def _share_as_great(aurocs: Floats, wider: float) -> float:
+    """Return the share of AUROCs that are at least the last one, itself included.
+
+    wider: how much further from chance the permuted ones lie than they do.
+    """
+    permuted = CHANCE + wider * (aurocs[:-1] - CHANCE)
+    as_great = (permuted >= aurocs[-1] - ROUNDING).sum() + 1
+    return float(as_great / len(aurocs))
 
 
 def macro_auroc(truth: Truth, proba: Floats) -> float:
@@ -200,24 +241,30 @@ def compare(
     first: Floats,
     second: Floats,
     fold: Numbers | None = None,
+    thresholds: tuple[Floats | None, Floats | None] = (None, None),
 ) -> list[Difference]:
     """Return what `second` scores above `first` (n, c) on the same units, metric by metric.
 
-    p, by DeLong's test, is of an AUROC of one model: not of a mean over folds.
+    thresholds: the operating points (n, c) of each. p, by DeLong's test, is of an AUROC of one
+    model: not of a mean over folds.
     """
 
     # Both under the same draws of patients: what both find hard cancels out.
     def difference(weights: Floats) -> Values:
-        less = _mean_over_folds(truth, first, fold, weights)
-        more = _mean_over_folds(truth, second, fold, weights)
+        less = _mean_over_folds(truth, first, fold, weights, thresholds[0])
+        more = _mean_over_folds(truth, second, fold, weights, thresholds[1])
         return {key: more[key] - less[key] for key in more if key in less}
 
+    rarest = patients_on_rarer_side(truth)
+    folds = _parts_that_test(truth, fold)
     differences = bootstrap(
         difference,
         truth.groups,
         first.shape[1],
-        rarest=patients_on_rarer_side(truth),
+        IntervalRules(rarest=rarest, folds=folds),
     )
+    if not np.array_equal(first, second):
+        differences = _with_some_width(differences, truth)
     p = _delong_p(truth, first, second, differences) if fold is None else {}
     # As many labels as are tested, so many chances to be wrong.
     p_holm = dict(zip(p, holm(list(p.values())), strict=True))
@@ -231,6 +278,26 @@ def compare(
         )
         for (name, label), metric in differences.items()
     ]
+
+
+def _with_some_width(
+    differences: dict[Key, Metric],
+    truth: Truth,
+) -> dict[Key, Metric]:
+    """Return differences of shares with an interval where all draws agree.
+
+    Two that are right of everybody may yet differ: by as much as each may be wrong.
+    """
+    patients = len(np.unique(truth.groups))
+    widened = {}
+    for key, metric in differences.items():
+        if key[0] in SHARES and metric.low is not None and metric.low == metric.high:
+            lowest, _ = score_bounds(1.0, patients)
+            reach = (1 - lowest) * (1 - SHARES[key[0]])
+            bounds = {"low": metric.value - reach, "high": metric.value + reach}
+            metric = metric.model_copy(update=bounds)
+        widened[key] = metric
+    return widened
 
 
 def _delong_p(

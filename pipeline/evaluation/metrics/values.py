@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.annotations.texts import is_number
 from pipeline.annotations.units import Truth
 from pipeline.evaluation.metrics.bootstrap import Values
+from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.metrics.weighted import (
     SPECIFICITY,
     RankMetrics,
@@ -28,6 +30,7 @@ from pipeline.evaluation.metrics.weighted import (
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Numbers = NDArray[np.int64]
 # (b,) values, or (s, b) of each scored class or label, by the name of the metric
 ByMetric = dict[str, Floats]
 
@@ -43,16 +46,34 @@ RANKING = (
 
 @dataclass(frozen=True)
 class ScoredColumn:
-    """One class or label of n units: which carry it, of which that is known, how likely it is."""
+    """One class or label of n units: which carry it, of which that is known, how likely it is.
+
+    thresholds (n,): from which on each unit is called so; NaN where that is above one half.
+    """
 
     name: str
     positive: Bools
     known: Bools
     proba: Floats
+    thresholds: Floats
+
+    @property
+    def called(self) -> Bools:
+        """(n,): which units are called so."""
+        return is_called(self.proba, self.thresholds)
 
 
-def columns_of(truth: Truth, proba: Floats) -> list[ScoredColumn]:
-    """Return the columns that are scored: those with a model, or the positive of two."""
+def columns_of(
+    truth: Truth,
+    proba: Floats,
+    thresholds: Floats | None = None,
+) -> list[ScoredColumn]:
+    """Return the columns that are scored: those with a model, or the positive of two.
+
+    proba, thresholds: (n, c).
+    """
+    if thresholds is None:
+        thresholds = np.full(proba.shape, np.nan)
     indicator = truth.indicator
     known = truth.known
     has_model = ~np.isnan(proba).any(axis=0)
@@ -63,6 +84,7 @@ def columns_of(truth: Truth, proba: Floats) -> list[ScoredColumn]:
             indicator[:, j],
             known[:, j],
             proba[:, j],
+            thresholds[:, j],
         )
         for j in scored
     ]
@@ -91,27 +113,33 @@ def all_metrics(
     truth: Truth,
     proba: Floats,
     weights: Floats,
+    thresholds: Floats | None = None,
 ) -> Values:
     """Return every metric under each column of weights (n, b).
 
-    What needs a decision takes the likeliest class, the first of equals, or for multi-label what is
-    above 0.5 (so 0.5 itself is a no in both), and is averaged over classes or labels; the f1 of two
-    classes, and so of a label, is the positive's. What ranks (auroc, average precision, sensitivity
-    at a specificity of 0.9) is of one class against the rest, and their mean; for binary, of the
-    positive alone; `_micro` ranks all (unit, class) pairs together. brier is half the squared
-    distance (binary and multi-label: the plain square); ece is of the positive, or for multi-class
-    of the likeliest class. A label that is not known of a unit leaves the unit out for that label;
-    one whose column is NaN has no model and stays out of every mean, and one that all units carry,
-    or none, has nothing said of it alone.
+    What needs a decision takes the likeliest class, the first of equals; of two classes, and of a
+    label, the positive from its threshold (n, c) on, or without one above 0.5 (so that 0.5 itself
+    is a no). It is averaged over classes or labels; the f1 of two classes, and so of a label, is
+    the positive's, as sensitivity, specificity, ppv and npv are. What ranks (auroc, average
+    precision, sensitivity at a specificity of 0.9) is of one class against the rest, and their
+    mean; for binary, of the positive alone; `_micro` ranks all (unit, class) pairs together. brier
+    is half the squared distance (binary and multi-label: the plain square); ece is of the positive,
+    or for multi-class of the likeliest class. A label that is not known of a unit leaves the unit
+    out for that label; one whose column is NaN has no model and stays out of every mean, and one
+    that all units carry, or none, has nothing said of it alone.
     """
     if truth.kind == "regression":
         return _for_all(regression(truth.y, proba[:, 0], weights))
-    columns = columns_of(truth, proba)
+    columns = columns_of(truth, proba, thresholds)
     ranks = _ranks_by_label(columns, weights)
     if truth.kind == "multilabel":
         joint, by_label = _decisions_on_labels(columns, weights)
     else:
-        joint, by_label = _decisions_on_classes(truth, proba, weights)
+        decided = proba.argmax(axis=1)
+        if truth.kind == "binary":
+            (positive,) = columns
+            decided = positive.called.astype(np.int64)
+        joint, by_label = _decisions_on_classes(truth, proba, decided, weights)
     # Labels without both sides are NaN by now, and stay out of the mean.
     for name, values in ranks.items():
         joint[name] = mean(values)
@@ -165,16 +193,17 @@ def _micro_ranks(columns: list[ScoredColumn], weights: Floats) -> ByMetric:
 def _decisions_on_classes(
     truth: Truth,
     proba: Floats,
+    decided: Numbers,
     weights: Floats,
 ) -> tuple[ByMetric, ByMetric]:
-    """Return what is of all classes, and (c, b) what is of each."""
+    """Return what is of all classes, and (c, b) what is of each; decided (n,): the class said."""
     c = len(truth.classes)
-    terms = decision_terms(truth.indicator, proba, proba.argmax(axis=1))
+    terms = decision_terms(truth.indicator, proba, decided)
     sums = terms @ weights
     joint = decision_metrics(sums, c)
     table = confusion_table(sums, c)
     # Distances between classes mean something where classes are numbers, such as grades.
-    if c > 2 and all(map(_is_number, truth.classes)):
+    if c > 2 and all(map(is_number, truth.classes)):
         joint["quadratic_kappa"] = quadratic_kappa(table)
     return joint, {"f1": f1_by_class(table)}
 
@@ -204,7 +233,7 @@ def _terms_of_label(column: ScoredColumn) -> Floats:
     terms = decision_terms(
         np.stack([~column.positive, column.positive], axis=1),
         np.stack([1 - column.proba, column.proba], axis=1),
-        (column.proba > 0.5).astype(np.int64),
+        column.called.astype(np.int64),
     )
     return terms * column.known
 
@@ -215,11 +244,3 @@ def _micro_f1(sums: Floats) -> Floats:
     wrong = sums[:, 1:3].sum(axis=(0, 1))
     right = sums[:, 3].sum(axis=0)
     return ratio(2 * right, 2 * right + wrong)
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True

@@ -197,20 +197,37 @@ def bins_of(sure: Floats) -> Numbers:
 def decision_metrics(sums: Floats, c: int) -> dict[str, Floats]:
     """Return the metrics of c classes from the sums (r, b) of their `decision_terms`.
 
-    ece is the expected calibration error over 15 equal bins (Guo et al., ICML 2017, eq. 3).
+    ece is the expected calibration error over 15 equal bins (Guo et al., ICML 2017, eq. 3). Of two
+    classes there are the rates of the second as well: the share of positives and of negatives that
+    are called so (sensitivity, specificity), and of those called positive and negative that are so
+    (ppv, npv), which hang on how common the positive is among these units.
     """
     table = confusion_table(sums, c)
     brier = sums[c * c]
     gaps = sums[c * c + 1 :]
     right = np.einsum("iib->ib", table)
     total = table.sum(axis=(0, 1))
-    return {
+    metrics = {
         "accuracy": ratio(right.sum(axis=0), total),
         "balanced_accuracy": mean(ratio(right, table.sum(axis=1))),
         "f1": f1(table),
         "mcc": mcc(table),
         "brier": ratio(brier, total),
         "ece": ratio(np.abs(gaps).sum(axis=0), total),
+    }
+    return metrics | rates_of_two(table) if c == 2 else metrics
+
+
+def rates_of_two(table: Floats) -> dict[str, Floats]:
+    """Return the four rates of a confusion table of two classes, the second the positive."""
+    right = np.einsum("iib->ib", table)
+    of_true = ratio(right, table.sum(axis=1))
+    of_called = ratio(right, table.sum(axis=0))
+    return {
+        "sensitivity": of_true[1],
+        "specificity": of_true[0],
+        "ppv": of_called[1],
+        "npv": of_called[0],
     }
 
 

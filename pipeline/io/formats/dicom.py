@@ -54,6 +54,7 @@ from pipeline.io.formats.dicom_tags import tag_values
 from pipeline.io.formats.dicom_values import slice_of
 from pipeline.io.formats.inflate import open_inflated, stream_size
 from pipeline.io.formats.limits import as_unreadable
+from pipeline.io.types import StoredPixels
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
@@ -111,11 +112,10 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
             raise as_unreadable(error, "reading the DICOM header") from error
 
 
-def stored_pixels(path: Path) -> str | None:
-    """Return the sha256 of a file's pixels as stored.
+def stored_pixels(path: Path) -> StoredPixels | None:
+    """Return what tells a file by its pixels as stored, None where it has several frames.
 
-    None where they are blank, since all such are equal, or of several frames. Raises
-    UnreadableError.
+    Raises UnreadableError.
     """
     with _quiet():
         try:
@@ -130,7 +130,7 @@ def stored_pixels(path: Path) -> str | None:
                 file.seek(pixels.offset)
                 stored = file.read(length)
             is_blank = not stored.strip(stored[:1])
-            return None if is_blank else hashlib.sha256(stored).hexdigest()
+            return StoredPixels(hashlib.sha256(stored).hexdigest(), is_blank)
         except Exception as error:
             raise as_unreadable(error, "reading the pixels") from error
 
@@ -407,9 +407,9 @@ def _decode_jpeg_ls(picture: _Picture, frame: int) -> NDArray[Any]:
     if not int(dataset.get("PixelRepresentation", 0)):
         return stored
     # Nothing in the stream tells negative values from large ones.
-    signed = stored.view(np.int8 if bits <= 8 else np.int16)
+    signed: NDArray[Any] = stored.view(np.int8 if bits <= 8 else np.int16)
     unused = 8 * signed.dtype.itemsize - bits
-    return (signed << unused) >> unused
+    return np.asarray((signed << unused) >> unused)
 
 
 def _unpad_jpeg_ls(stream: bytes, stored: NDArray[Any]) -> None:

@@ -56,7 +56,7 @@ def end_of_gzip(path: Path) -> int | None:
             file.seek(end)
             try:
                 done += _inflated_size(file, MAX_FILE_BYTES - done)
-            except (isal_zlib.error, EOFError):
+            except (isal_zlib.error, EOFError):  # type: ignore[misc]  # a class, to Python
                 return None
             end = file.tell()
     return None

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from imagecodecs import png_decode, tiff_decode
@@ -155,13 +156,13 @@ def _without(grey: Grey, transparent: NDArray[np.bool_]) -> Grey:
 
 def _transparent_level(image: Image.Image, path: Path) -> int | None:
     """Return the grey level that a grey PNG has for transparent, None where it has none."""
-    level = image.info.get("transparency")
+    level: Any = image.info.get("transparency")
     if image.mode not in ("1", "L", "I;16") or not isinstance(level, int):
         return None
     depth, _ = _png_depth(path)
     if image.mode == "L" and depth < 8:  # Pillow spreads the levels over 8 bits, and not this one
-        return level * 255 // (2**depth - 1)
-    return level
+        return int(level) * 255 // ((1 << depth) - 1)
+    return int(level)
 
 
 # --- channels of 16 bits --------------------------------------------------------------------------

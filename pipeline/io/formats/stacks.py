@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from pipeline.io.types import StoredPixels
 from pipeline.types import Header
 
 COPY = "copy"
@@ -15,6 +16,8 @@ _SAME_MM = 0.01
 _SAME_PIXELS = 0.1
 # From this place on in `Header.order`, what an export may give anew: creation, and number.
 _EXPORTED = 3
+# Positions whose slices are compared by their pixels before the rest is taken to be like them.
+_ENOUGH = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Place:
 
 
 # A slice -> what its pixels are told by, None where that is not to be had cheaply.
-PixelsOf = Callable[[Place], str | None]
+PixelsOf = Callable[[Place], StoredPixels | None]
 
 
 @dataclass(frozen=True)
@@ -98,35 +101,74 @@ def _without_equal_pixels(
     Only where that is so at half of the places that come up again: a blank slice is at the ends of
     many a volume, and equal in all of its time points.
     """
-    alike: dict[object, list[Place]] = defaultdict(list)
-    for place in originals:
-        header = place.header
-        if header.instance is not None and header.position_mm is not None:
-            known = (header.labels, header.order[:_EXPORTED])
-            alike[header.position_mm, header.offset_mm, known].append(place)
-    repeated = [places for places in alike.values() if len(places) > 1]
     copies: dict[tuple[str, int], Place] = {}
-    places_with_copies = 0
-    for places in repeated:
-        first: dict[str, Place] = {}
-        count_before = len(copies)
-        for place in places:
-            pixels = pixels_of(place)
-            original = first.setdefault(pixels, place) if pixels is not None else place
-            if original is not place:
-                copies[place.name] = original
-        places_with_copies += len(copies) > count_before
-    if 2 * places_with_copies < len(repeated):
+    stacks_with_copies = 0
+    stacks_compared = 0
+    for places in _alike(originals):
+        comparison = _compare(places, pixels_of)
+        copies |= comparison.copies
+        if comparison.is_telling:
+            stacks_compared += 1
+            stacks_with_copies += bool(comparison.copies)
+        if stacks_compared == _ENOUGH and not stacks_with_copies:
+            return originals  # time points without their times: the rest need not be read
+    if not stacks_with_copies or 2 * stacks_with_copies < stacks_compared:
         return originals
     remaining = []
     for place in originals:
-        copied = copies.get(place.name)
-        if copied is None:
+        original = copies.get(place.name)
+        if original is None:
             remaining.append(place)
-        else:
-            by_original[copied.name].append(place.flagged(COPY))
-            by_original[copied.name].extend(by_original.pop(place.name, ()))
+            continue
+        # What is a copy by its UID of a copy by its pixels is one of the original.
+        further = by_original.pop(place.name, [])
+        by_original[original.name].extend([place.flagged(COPY), *further])
     return remaining
+
+
+def _alike(originals: list[Place]) -> list[list[Place]]:
+    """Return slices that nothing tells apart but what exports give anew, from the middle outwards.
+
+    Only those of files of one frame: the frames of a file are no copies of each other.
+    """
+    frames = Counter(place.path for place in originals)
+    alike: dict[tuple[object, ...], list[Place]] = defaultdict(list)
+    for place in originals:
+        header = place.header
+        if header.instance is None or header.position_mm is None or frames[place.path] > 1:
+            continue
+        moment = (header.labels, header.order[:_EXPORTED])
+        alike[header.position_mm, header.offset_mm, moment].append(place)
+    stacks = [places for places in alike.values() if len(places) > 1]
+    positions = [position(places[0]) for places in stacks]
+    middle = sum(positions) / max(1, len(positions))
+    return sorted(stacks, key=lambda places: abs(position(places[0]) - middle))
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The name of each slice of a place that has the pixels of an earlier one -> that one.
+
+    is_telling: whether two of the slices are no blank ones, which say nothing by themselves.
+    """
+
+    copies: dict[tuple[str, int], Place]
+    is_telling: bool
+
+
+def _compare(places: list[Place], pixels_of: PixelsOf) -> _Comparison:
+    first: dict[str, Place] = {}
+    copies: dict[tuple[str, int], Place] = {}
+    pictures = 0
+    for place in places:
+        pixels = pixels_of(place)
+        if pixels is None:
+            continue
+        pictures += not pixels.is_blank
+        original = first.setdefault(pixels.digest, place)
+        if original is not place:
+            copies[place.name] = original
+    return _Comparison(copies, is_telling=pictures > 1)
 
 
 def same_mm(group: Sequence[Place]) -> float:

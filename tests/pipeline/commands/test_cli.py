@@ -46,7 +46,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "backbone": {"name": f"hf:{network}", "weights": "random:0", "image_size": 56},
         "store": "store",
         "labels": {"file": "labels.csv", "patient": "patient"},
-        "tasks": {"look": {"labels": ["look"]}},
+        "tasks": {"look": {"labels": ["look"], "positive": "bright"}},
         "fewshot": {"episodes": 50, "features": "cls+mean"},
         "knn": {"k": [3]},
     }

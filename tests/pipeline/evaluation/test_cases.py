@@ -10,9 +10,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.result_files import read_predictions
+from pipeline.evaluation.result_files import predicted_units, read_predictions
 from pipeline.results import Result
-from stores.errors import LabelError
+from pipeline.shared.pseudonyms import Names
+from stores.errors import LabelError, UnansweredError
 from tests.pipeline.collection import config_of, make_store, write_csv
 
 N = 120
@@ -53,8 +54,12 @@ def test_a_copy_on_the_other_side_is_refused_unless_allowed_by_name(tmp_path: Pa
     root = collection(tmp_path, copies(list(range(0, N, 2))))
     with pytest.raises(
         LabelError, match=r"60 units have the pixels.*rows \[0, 2, 4\].*split\.allow"
-    ):
+    ) as refused:
         ask(root)
+    # All of them at once, each with its file, and nothing filed that was refused.
+    for i in range(0, N, 2):
+        assert f"row {i}: f{i}.png" in str(refused.value)
+    assert not list((root / "store").glob("splits/*"))
     with pytest.raises(LabelError, match="60 units have the pixels"):
         ask(root, split={"kind": "kfold"})
     allowed = ask(root, split={"allow": ["duplicates"]})
@@ -63,6 +68,103 @@ def test_a_copy_on_the_other_side_is_refused_unless_allowed_by_name(tmp_path: Pa
         ask(root)
     # pooled, a patient is no copy for one shared slice of two
     assert ask(root, task={"level": "patient"})[0].level == "patient"
+
+
+def test_copies_can_be_kept_on_one_side(tmp_path: Path) -> None:
+    images = np.arange(1, N + 1)
+    images[40:60] = images[:20]  # ten patients are there again under other names
+    root = collection(tmp_path, images)
+    with pytest.raises(LabelError, match="have the pixels"):
+        ask(root, split={"kind": "kfold"})
+    split = {"kind": "kfold", "group": "duplicates"}
+    result = ask(root, split=split)[0]
+    assert result.counts["test"].patients == 60
+    _, _, fold = read_predictions(root / "store", result, 0)
+    assert fold is not None
+    units = predicted_units(root / "store", result, 0).astype(int)
+    fold_of = dict(zip(units.tolist(), fold.tolist(), strict=True))
+    assert all(fold_of[i] == fold_of[i + 40] for i in range(20))
+    assert ask(root, split=split)[0].cached
+
+
+def test_near_copies_can_be_kept_on_one_side(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    cls = rng.standard_normal((80, 4, 16))
+    cls[60:] = cls[:20] + 0.02 * rng.standard_normal((20, 4, 16))
+    make_store(tmp_path / "store", cls, [{} for _ in cls], images=np.arange(80) + 1)
+    write_csv(
+        tmp_path / "labels.csv",
+        path=[f"f{i}.png" for i in range(80)],
+        signal=np.arange(80) % 2,
+        patient=[f"P{i}" for i in range(80)],
+    )
+    named = {"labels": {"patient": "patient"}, "tasks": {"t": {"labels": ["signal"]}}}
+    with pytest.raises(LabelError, match="all but copies") as refused:
+        evaluate(config_of(tmp_path, **named), ["knn"])
+    assert ".png, row " in str(refused.value)
+    config = config_of(tmp_path, split={"kind": "kfold", "group": "duplicates"}, **named)
+    (result,) = evaluate(config, ["knn"])
+    assert not any("copies" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("kind", ["holdout", "kfold"])
+def test_a_store_that_grew_otherwise_is_split_alike(tmp_path: Path, kind: str) -> None:
+    tested = []
+    order = np.random.default_rng(4).permutation(40)
+    for name, rows in (("one", np.arange(40)), ("other", order)):
+        root = tmp_path / name
+        cls = np.random.default_rng(0).standard_normal((40, 4, 8))[rows]
+        slices = [{"path": f"f{i}.png", "patient": f"P{i // 2}"} for i in rows]
+        make_store(root / "store", cls, slices)
+        write_csv(root / "labels.csv", path=[f"f{i}.png" for i in range(40)],
+                  signal=np.arange(40) // 2 % 2)  # fmt: skip
+        (result,) = ask(root, "knn", split={"kind": kind})
+        _, _, fold = read_predictions(root / "store", result, 0)
+        units = rows[predicted_units(root / "store", result, 0).astype(int)]
+        folds = np.zeros(len(units), int) if fold is None else fold
+        tested.append(sorted(zip(units.tolist(), folds.tolist(), strict=True)))
+    assert tested[0] == tested[1]
+
+
+@pytest.mark.parametrize("kind", ["site", "date"])
+def test_a_column_that_changed_is_refused_with_who_moved(tmp_path: Path, kind: str) -> None:
+    root = collection(tmp_path)
+    split = {"kind": kind, "column": kind}
+    ask(root, split=split)
+    assert ask(root, split=split)[0].cached
+    lines = (root / "labels.csv").read_text().splitlines()
+    head, rows = lines[0], [line.split(",") for line in lines[1:]]
+    place = head.split(",").index(kind)
+    columns = [row[place] for row in rows]
+    for row, value in zip(rows, columns[::-1] if kind == "date" else columns[24:] + columns[:24],
+                          strict=True):  # fmt: skip
+        row[place] = value
+    for i in (0, 1):  # one patient at the site of another
+        if kind == "site":
+            rows[i][place] = next(v for v in columns if v != rows[i][place])
+    (root / "labels.csv").write_text("\n".join([head, *(",".join(row) for row in rows)]) + "\n")
+    patients = {Names(root / "store").pseudonym("patient", f"P{i}") for i in range(60)}
+    with pytest.raises(LabelError, match=f"made of the {kind} of each patient.* moved") as refused:
+        ask(root, split=split)
+    assert any(patient in str(refused.value) for patient in patients)
+
+
+def test_a_task_that_fails_leaves_the_others_answered(tmp_path: Path) -> None:
+    root = collection(tmp_path)
+    tasks = {
+        "bad": {"labels": ["nowhere"]},
+        "good": {"labels": ["signal"]},
+        "odd": {"labels": ["site"], "values": "number"},
+    }
+    with pytest.raises(UnansweredError, match="not be answered: bad, odd") as failed:
+        evaluate(config_of(root, tasks=tasks), ["knn", "probe"])
+    assert "bad: The label file" in str(failed.value)
+    assert str(failed.value).count("must hold numbers") == 1
+    assert [result.method for result in failed.value.answers] == ["knn", "probe"]
+    assert {result.task for result in failed.value.answers} == {"good"}
+    assert (root / "store/results/results.parquet").is_file()
+    with pytest.raises(LabelError, match="no column 'nowhere'"):
+        evaluate(config_of(root, tasks={"bad": tasks["bad"]}), ["knn"])
 
 
 def test_copies_of_one_patient_and_unknown_digests_are_no_leak(tmp_path: Path) -> None:
@@ -75,7 +177,10 @@ def test_every_fold_tests_and_metrics_are_means_over_folds(tmp_path: Path) -> No
     root = collection(tmp_path)
     knn, probe, few = ask(root, "knn", "probe", "fewshot", split={"kind": "kfold", "folds": 4})
     assert knn.counts["test"].units == probe.counts["test"].units == N
-    assert [score.setting for score in knn.scores] == [{"k": 3}, {"k": 5}]
+    # Each fold chose a k on its val; where they differ, what they chose is a score of its own.
+    assert [score.setting for score in knn.scores] == [{"k": 3}, {"k": 5}, {}]
+    assert knn.main_score is knn.scores[2]
+    assert any(note.startswith("chosen by fold: k = ") for note in knn.notes)
     assert few.notes[0] == "only the first fold is asked"
     if probe.scores[0].setting == {}:
         assert any(note.startswith("chosen by fold: C = ") for note in probe.notes)
@@ -105,7 +210,7 @@ def test_an_official_list_divides_by_path_and_a_wrong_part_is_named(tmp_path: Pa
     result = ask(root, split=split)[0]
     assert [count.units for count in result.counts.values()] == [60, 20, 40]
     write_csv(root / "list.csv", key=["f0.png"], part=["training"])
-    with pytest.raises(LabelError, match=r"train, val or test. Got \['training'\]"):
+    with pytest.raises(LabelError, match=r"train, val or test. Got 1 other values"):
         ask(root, split=split)
 
 
@@ -141,7 +246,7 @@ def test_a_number_is_asked_for(tmp_path: Path) -> None:
     text = (root / "labels.csv").read_text().replace("f0.png,0,", "f0.png,0,old-")
     text = text.replace("f0.png,1,", "f0.png,1,old-")
     (root / "labels.csv").write_text(text)
-    with pytest.raises(LabelError, match="must hold numbers.*'old-.*data row 1"):
+    with pytest.raises(LabelError, match="must hold finite numbers.*data row 1"):
         ask(root, labels="age", task=task)
     with pytest.raises(ValueError, match="must have one label column"):
         ask(root, task={"values": "number", "labels": ["age", "signal"]})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -57,6 +59,38 @@ def test_what_each_fold_chose_itself_is_joined_and_told() -> None:
     same = join_folds(alike, TESTS)
     assert same.predictions[0].setting == {"C": 0.1}
     assert same.notes == []
+
+
+def test_of_several_the_one_that_each_fold_chose_stands_for_the_answer() -> None:
+    def answers(*chosen: float) -> list[tuple[list[Prediction], list[str]]]:
+        each = []
+        for test, k in zip(TESTS, chosen, strict=True):
+            made = predictions(test, {"k": 3.0}, {"k": 5.0})
+            each.append(([replace(p, chosen=p.setting["k"] == k) for p in made], []))
+        return each
+
+    alike = join_folds(answers(3, 3, 3), TESTS)
+    assert [p.setting for p in alike.predictions] == [{"k": 3.0}, {"k": 5.0}]
+    assert alike.chosen == 0
+    assert alike.notes == []
+    apart = join_folds(answers(3, 5, 3), TESTS)
+    assert [p.setting for p in apart.predictions] == [{"k": 3.0}, {"k": 5.0}, {}]
+    assert apart.chosen == 2
+    assert apart.predictions[2].proba.ravel().tolist() == [43, 3, 15, 33, 23, 53]
+    assert apart.notes == ["chosen by fold: k = 3, k = 5, k = 3"]
+
+
+def test_operating_points_are_joined_where_every_fold_has_them() -> None:
+    with_points = []
+    for i, test in enumerate(TESTS):
+        (made,) = predictions(test, {"C": 1.0})
+        points = np.full(made.proba.shape, float(i))
+        with_points.append(([replace(made, thresholds=points)], []))
+    joined = join_folds(with_points, TESTS).predictions[0]
+    assert joined.thresholds is not None
+    assert joined.thresholds.ravel().tolist() == [0, 0, 1, 2, 2, 2]
+    with_points[1] = (predictions(TESTS[1], {"C": 1.0}), [])
+    assert join_folds(with_points, TESTS).predictions[0].thresholds is None
 
 
 def test_a_fold_without_a_prediction_leaves_none() -> None:

@@ -62,5 +62,5 @@ def test_a_row_a_path_and_a_pseudonym_ask_and_the_own_patient_never_answers(aske
 
 def test_what_is_not_there_is_said(asked: Any) -> None:
     for query in ("p99", "77", "59"):  # 59 could not be read
-        with pytest.raises(ConfigError, match="Nothing with features .* is named"):
+        with pytest.raises(ConfigError, match="Nothing with features .* bears that name"):
             search(asked[0], query)

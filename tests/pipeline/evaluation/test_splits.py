@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pipeline.config.data import SplitChoice
 from pipeline.config.tasks import Task
 from pipeline.evaluation.splits import (
     Split,
+    check_column,
     check_disjoint,
     extended_text,
     load_split,
@@ -35,19 +37,22 @@ def test_patients_stand_on_one_side_and_all_stand_somewhere() -> None:
     assert sum(map(len, sides)) == 40
     (parts,) = split.parts_of(units.groups)
     assert sorted(np.concatenate(list(parts.values()))) == list(range(300))
-    assert len(split.patients["test"]) == len(split.patients["val"]) == 8
+    for part in ("val", "test"):
+        assert 4 <= len(split.patients[part]) <= 12
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.03])
-def test_labels_are_spread_evenly(share: float) -> None:
-    y = (RNG.random((500, 3)) < [share, 0.3, 0.6]).astype(np.int8)
+@pytest.mark.parametrize("seed", range(5))
+def test_each_side_has_half_to_one_and_a_half_of_its_share(share: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    y = (rng.random((500, 3)) < [share, 0.3, 0.6]).astype(np.int8)
     units = units_of(y)
-    (parts,) = make_split(units, SplitChoice()).parts_of(units.groups)
-    expected = y.sum(axis=0) / 5
+    (parts,) = make_split(units, SplitChoice(seed=seed)).parts_of(units.groups)
+    rarest = y.sum(axis=0).argmin()
+    expected = y.sum(axis=0)[rarest] / 5
     for part in ("val", "test"):
-        got = y[parts[part]].sum(axis=0)
-        assert abs(got - expected)[0] <= 1  # the rarest is exact
-        assert (abs(got - expected) <= 4).all()
+        got = y[parts[part]].sum(axis=0)[rarest]
+        assert expected / 2 <= got <= max(expected * 1.5, 2)
 
 
 def test_a_rare_label_trains_first_then_tests_then_validates() -> None:
@@ -67,12 +72,58 @@ def test_the_seed_and_nothing_else_decides() -> None:
     assert make_split(units, SplitChoice()) != make_split(units, SplitChoice(seed=1))
 
 
-def test_renamed_patients_are_split_alike() -> None:
+def test_renamed_patients_are_split_alike_by_what_is_the_same_in_every_store() -> None:
     y, groups = RNG.integers(0, 2, 100), RNG.integers(0, 30, 100)
     renamed = RNG.permutation(30)[groups]
+    keys = np.array([f"scan{i}" for i in range(100)])
     ours, theirs = (units_of(y, names) for names in (groups, renamed))
-    (parts,), (same,) = (make_split(u, SplitChoice()).parts_of(u.groups) for u in (ours, theirs))
+    (parts,), (same,) = (
+        make_split(u, SplitChoice(), keys=keys).parts_of(u.groups) for u in (ours, theirs)
+    )
     assert all(np.array_equal(parts[part], same[part]) for part in parts)
+
+
+@pytest.mark.parametrize("kind", ["holdout", "kfold"])
+def test_the_order_of_rows_decides_nothing(kind: Any) -> None:
+    y, groups = RNG.integers(0, 3, 200), RNG.integers(0, 60, 200)
+    keys = np.array([f"scan{i}" for i in range(200)])
+    order = RNG.permutation(200)
+    choice = SplitChoice(kind=kind)
+    first = make_split(units_of(y, groups), choice, keys=keys)
+    assert make_split(units_of(y[order], groups[order]), choice, keys=keys[order]) == first
+
+
+def test_dates_of_one_day_are_divided_alike_in_any_order() -> None:
+    units = units_of(np.arange(60) % 2)
+    dates = np.array(["2020-01-01"] * 60)
+    choice = SplitChoice(kind="date", column="when")
+    order = RNG.permutation(60)
+    turned = units_of(units.y[order], units.groups[order])
+    assert make_split(units, choice, dates) == make_split(turned, choice, dates)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_patient_more_moves_nobody(seed: int) -> None:
+    y = np.arange(200) % 2
+    choice = SplitChoice(kind="kfold", seed=seed)
+    before = make_split(units_of(y), choice)
+    after = make_split(units_of(np.append(y, seed % 2)), choice)
+    for side, patients in before.patients.items():
+        assert set(patients) <= set(after.patients[side])
+
+
+def test_how_patients_came_in_decides_nothing() -> None:
+    y = np.arange(100) % 2
+    choice = SplitChoice(new="deal")
+    split = make_split(units_of(y[:40]), choice)
+    at_once = split_new_patients(split, units_of(y), choice)
+    assert at_once is not None
+    grown = split
+    for n in range(41, 101):
+        addition = split_new_patients(grown, units_of(y[:n]), choice)
+        assert addition is not None
+        grown = merged(grown, addition)
+    assert grown == merged(split, at_once)
 
 
 def test_too_few_patients_are_refused() -> None:
@@ -117,7 +168,9 @@ def test_every_fold_tests_once_and_the_next_validates() -> None:
         sides = [set(units.groups[rows]) for rows in turn.values()]
         assert sum(map(len, sides)) == len(set().union(*sides))
     carried = [np.unique(units.groups[t["test"]][y[t["test"]] == 1]).size for t in folds]
-    assert max(carried) - min(carried) <= 2
+    share = np.unique(units.groups[y == 1]).size / 4
+    assert share / 2 <= min(carried)
+    assert max(carried) <= 1.5 * share
 
 
 def test_a_number_is_stratified_by_quarter() -> None:
@@ -127,7 +180,8 @@ def test_a_number_is_stratified_by_quarter() -> None:
     (parts,) = make_split(units, SplitChoice()).parts_of(units.groups)
     for part in ("val", "test"):
         quarter = np.searchsorted(np.quantile(age, [0.25, 0.5, 0.75]), age[parts[part]])
-        assert np.bincount(quarter).tolist() == [5, 5, 5, 5]
+        assert (np.bincount(quarter, minlength=4) >= 3).all()
+        assert (np.bincount(quarter, minlength=4) <= 7).all()
 
 
 def test_new_patients_are_dealt_to_the_sides_that_stand(tmp_path: Path) -> None:
@@ -142,11 +196,9 @@ def test_new_patients_are_dealt_to_the_sides_that_stand(tmp_path: Path) -> None:
     addition = split_new_patients(split, units, choice)
     assert addition is not None
     whole = merged(split, addition)
-    assert [len(whole.patients[part]) for part in ("train", "val", "test")] == [60, 20, 20]
+    assert sum(len(patients) for patients in whole.patients.values()) == 100
     for part, patients in split.patients.items():
         assert set(patients) <= set(whole.patients[part])  # nobody was dealt again
-    (parts,) = whole.parts_of(units.groups)
-    assert [int(units.y[rows].sum()) for rows in parts.values()] == [30, 10, 10]
     file = tmp_path / "split.json"
     file.write_text(extended_text(split_text(split, "t", choice), addition))
     assert load_split(file) == whole
@@ -170,7 +222,7 @@ def test_a_site_stands_on_one_side() -> None:
     few = np.repeat(list("abc"), [180, 10, 10])
     (parts,) = make_split(units, choice, few).parts_of(units.groups)
     assert sorted(len(rows) for rows in parts.values()) == [10, 10, 180]
-    with pytest.raises(LabelError, match=r"at least three sites. Got \['a', 'b'\]"):
+    with pytest.raises(LabelError, match=r"at least three sites. Got 2 instead"):
         make_split(units, choice, np.repeat(["a", "b"], 100))
     twice = units_of(units.y, np.arange(200) // 2)
     with pytest.raises(LabelError, match="1 patients have more than one site"):
@@ -189,7 +241,7 @@ def test_the_latest_test_and_nothing_later_is_fitted() -> None:
     assert last[sides[0]].max() < last[sides[1]].min()
     assert last[sides[1]].max() < last[sides[2]].min()
     assert days[parts["train"]].max() < last[sides[2]].min()
-    with pytest.raises(LabelError, match="Got 'May 4' instead"):
+    with pytest.raises(LabelError, match="must be YYYY-MM-DD"):
         make_split(units, choice, np.array(["May 4"] * 200))
 
 
@@ -204,7 +256,8 @@ def test_an_official_list_is_followed() -> None:
     ]  # fmt: skip
     no_val = np.repeat(["train", "test"], [80, 20])
     (found,) = make_split(units, choice, no_val).parts_of(units.groups)
-    assert [len(rows) for rows in found.values()] == [64, 16, 20]
+    assert [len(rows) for rows in found.values()][2] == 20
+    assert 8 <= len(found["val"]) <= 24
     assert found["test"].tolist() == list(range(80, 100))
     parts[1] = "test"
     with pytest.raises(LabelError, match="1 patients have more than one part of the split list"):
@@ -237,3 +290,86 @@ def test_the_file_is_named_by_the_question(tmp_path: Path) -> None:
     assert split_path(tmp_path, "t", task, listed) != before
     assert split_path(tmp_path, "lung/left", Task(labels=("b",)), SplitChoice()) != path
     assert split_path(tmp_path, "lung/left", Task(labels=("a",), pool="max"), SplitChoice()) == path
+
+
+# --- copies on one side ----------------------------------------------------------------------
+
+
+def test_patients_who_are_linked_stand_on_one_side() -> None:
+    units = units_of(np.arange(60) % 2)
+    links = np.array([f"p{i // 3 * 3:05}" for i in range(60)])
+    for kind in ("holdout", "kfold"):
+        split = make_split(units, SplitChoice(kind=kind, group="duplicates"), linked=links)
+        side = split.sides_of(units.groups)
+        assert (side.reshape(20, 3) == side[::3, None]).all()
+        assert (side >= 0).all()
+    with pytest.raises(LabelError, match="patients without a copy of another. Got 1 instead"):
+        make_split(units, SplitChoice(group="duplicates"), linked=np.array(["p"] * 60))
+
+
+def test_a_new_patient_goes_where_his_copy_stands() -> None:
+    units = units_of(np.arange(40) % 2)
+    choice = SplitChoice(new="deal", group="duplicates")
+    split = make_split(units_of(np.arange(20) % 2), choice)
+    links = np.array([f"p{i % 20:05}" for i in range(40)])
+    addition = split_new_patients(split, units, choice, linked=links)
+    assert addition is not None
+    whole = merged(split, addition).sides_of(units.groups)
+    assert (whole[:20] == whole[20:]).all()
+
+
+def test_a_split_before_there_was_a_choice_of_groups_has_its_name(tmp_path: Path) -> None:
+    task = Task(labels=("a",))
+    path = split_path(tmp_path, "t", task, SplitChoice())
+    assert split_path(tmp_path, "t", task, SplitChoice(group="duplicates")) != path
+    assert path.name == "t-bcf0df96.json"
+    with pytest.raises(ValueError, match="one side in a split of kind 'site'"):
+        SplitChoice(kind="site", column="x", group="duplicates")
+
+
+# --- what a split was made of ----------------------------------------------------------------
+
+
+def test_a_site_that_moved_is_refused_with_its_patients() -> None:
+    units = units_of(np.arange(60) % 2)
+    sites = np.array(["abcdef"[i % 6] for i in range(60)])
+    choice = SplitChoice(kind="site", column="site")
+    split = make_split(units, choice, sites)
+    check_column(split, units, sites, choice)
+    renamed = np.char.add("x", sites)  # the same division by other names
+    check_column(split, units, renamed, choice)
+    moved = sites.copy()
+    other = next(i for i in range(1, 60) if split.sides_of(units.groups)[i] != split.sides_of(
+        units.groups)[0])  # fmt: skip
+    moved[0] = sites[other]
+    with pytest.raises(LabelError, match="1 sites stand on two sides.*1 patients moved: p00000"):
+        check_column(split, units, moved, choice)
+
+
+def test_a_date_that_moved_is_refused_with_its_patients() -> None:
+    units = units_of(np.arange(50) % 2)
+    dates = (np.datetime64("2020-01-01") + np.arange(50)).astype(str)
+    choice = SplitChoice(kind="date", column="when")
+    split = make_split(units, choice, dates)
+    check_column(split, units, dates, choice)
+    swapped = dates.copy()
+    swapped[[0, 49]] = dates[[49, 0]]
+    with pytest.raises(LabelError, match="2 patients moved: p00000, p00049"):
+        check_column(split, units, swapped, choice)
+    inside = dates.copy()
+    inside[[0, 1]] = dates[[1, 0]]  # both train, as before
+    check_column(split, units, inside, choice)
+
+
+def test_a_listed_part_that_moved_is_refused_with_its_patients() -> None:
+    units = units_of(np.arange(50) % 2)
+    parts = np.array(["train", "train", "train", "val", "test"] * 10)
+    choice = SplitChoice(kind="list", file=Path("list.csv"))
+    split = make_split(units, choice, parts)
+    check_column(split, units, parts, choice)
+    moved = parts.copy()
+    moved[7] = "test"
+    with pytest.raises(LabelError, match="1 patients moved: p00007"):
+        check_column(split, units, moved, choice)
+    no_val = np.array(["train", "train", "train", "train", "test"] * 10)
+    check_column(make_split(units, choice, no_val), units, no_val, choice)

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,11 @@ import yaml
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import Speed, Summary, extract
+from pipeline.extraction.distributed.processes import embed_by_processes
 from pipeline.extraction.plan import explain, plan
-from pipeline.extraction.sync import make_recipe, name_patient
+from pipeline.extraction.progress import Progress
+from pipeline.extraction.sync import make_recipe
+from pipeline.extraction.withdrawal import find_patient
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
 from stores.errors import ConfigError, RecipeMismatchError
@@ -350,6 +354,45 @@ def test_a_slow_file_is_tried_again_but_not_for_ever(case: Case) -> None:
     assert (case.store.status() == 1).sum() == 2
 
 
+def other_picture(path: Path) -> None:
+    write_png(path, np.full((31, 33), 7, np.uint8))
+
+
+def of_the_same_size(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("replace", [other_picture, of_the_same_size, pipe, Path.unlink])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_lies_under_a_name_since_the_look_is_not_embedded_as_what_was_found(
+    case: Case, monkeypatch: pytest.MonkeyPatch, workers: int, replace: Callable[[Path], None]
+) -> None:
+    shutil.rmtree(case.folder / "store")
+    real = embed_by_processes
+
+    def replaced_first(*args: Any) -> Any:
+        replace(case.data / "x0.png")
+        return real(*args)
+
+    speed = Speed(device="cpu", batch_size=4, workers=workers)
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.extract.embed_by_processes", replaced_first)
+        assert extract(two_files(case), speed).unreadable == {"vanished": 1}
+    assert verify(case.store.path).sound
+    if replace is not other_picture:
+        return
+    # The next run looks again: what is there now is another slice, in a row of its own.
+    assert run(two_files(case)).unreadable == {}
+    assert (case.store.status() == 1).sum() == 2
+
+
 def test_after_three_failures_only_a_touched_file_is_tried_again(case: Case) -> None:
     shutil.rmtree(case.folder / "store")
     for _ in range(3):
@@ -417,7 +460,7 @@ def test_links_change_no_bit_of_other_rows(case: Case, tmp_path: Path) -> None:
 
 
 def test_a_withdrawn_patient_stays_out(case: Case) -> None:
-    anna = name_patient(case.folder / "store", "ANNA")
+    anna = find_patient(case.folder / "store", "ANNA").names[0]
     assert withdraw(case.store, anna) == 9
     assert (case.store.status() == WITHDRAWN).sum() == 9
     summary = run(case.config())
@@ -429,7 +472,7 @@ def test_a_withdrawn_patient_stays_out(case: Case) -> None:
 
 
 def test_purged_numbers_are_gone_from_every_file(case: Case) -> None:
-    store, bert = case.store, name_patient(case.folder / "store", "BERT")
+    store, bert = case.store, find_patient(case.folder / "store", "BERT").names[0]
     row = dict(zip(*_paths(case), strict=True))["b"]
     secrets = {name: store.read(name)[row].tobytes() for name in ("cls", "mean", "file_digest")}
     others = np.delete(store.read("cls"), row, axis=0)
@@ -446,7 +489,7 @@ def test_purged_numbers_are_gone_from_every_file(case: Case) -> None:
 
 
 def test_a_purged_patient_let_in_again_gets_new_rows(case: Case) -> None:
-    anna = name_patient(case.folder / "store", "ANNA")
+    anna = find_patient(case.folder / "store", "ANNA").names[0]
     withdraw(case.store, anna)
     purge(case.store, anna)
     readmit(case.store, anna)
@@ -455,8 +498,8 @@ def test_a_purged_patient_let_in_again_gets_new_rows(case: Case) -> None:
 
 
 def test_an_unknown_patient_is_said(case: Case) -> None:
-    with pytest.raises(ConfigError, match="is of patient 'CARL'"):
-        name_patient(case.folder / "store", "CARL")
+    with pytest.raises(ConfigError, match="is of that patient"):
+        find_patient(case.folder / "store", "CARL").names[0]
 
 
 def _paths(case: Case) -> tuple[list[str], list[int]]:
@@ -468,3 +511,54 @@ def _paths(case: Case) -> tuple[list[str], list[int]]:
 
 def _occurs(secret: bytes, root: Path) -> bool:
     return any(secret in path.read_bytes() for path in root.rglob("*") if path.is_file())
+
+
+def test_a_patient_of_labels_alone_stays_out(case: Case) -> None:
+    """Pictures name nobody: the label file does, also of pictures that come later."""
+    labels = case.folder / "labels.csv"
+    labels.write_text("path,who\nx0.png,LENA\nx1.png,LENA\nlater.png,LENA\n")
+    config = case.config(labels__file="labels.csv", labels__patient="who")
+    lena = find_patient(config.store, "LENA", config)
+    assert lena.found_by == {"labels": 2}
+    assert lena.withdraw(case.store) == 2
+    assert lena.purge(case.store).rows == 2
+    assert counts(run(config)) == {"same": SLICES - 2}
+    shutil.copy(case.data / "x0.png", case.data / "later.png")
+    assert counts(run(config)) == {"same": SLICES - 2}
+    # Without the labels, what was hers then stays out by its path.
+    (case.data / "later.png").unlink()
+    assert counts(run(case.config())) == {"same": SLICES - 2}
+
+
+def test_a_patient_purged_while_parts_are_embedded_is_gone(case: Case, tmp_path: Path) -> None:
+    before = case.store
+    paths, rows = _paths(case)
+    # Of the third slice Bert has the pixels too, and so the features.
+    hers = [row for path, row in zip(paths, rows, strict=True) if path.startswith("ct/")]
+    secrets = [before.read("file_digest")[row].tobytes() for row in hers]
+    secrets += [before.read("cls")[row].tobytes() for row in hers[:2] + hers[3:]]
+    assert all(_occurs(secret, before.path) for secret in secrets)
+    again = Case(Path(shutil.copytree(case.folder, tmp_path / "again")))
+    shutil.rmtree(again.folder / "store")
+    withdrawn = threading.Event()
+
+    def purge_anna() -> None:
+        anna = find_patient(again.folder / "store", "ANNA")
+        anna.withdraw(again.store)
+        withdrawn.set()
+        anna.purge(again.store)  # waits for the parts that are being embedded
+
+    other = threading.Thread(target=purge_anna)
+
+    def advance(_: int) -> None:
+        if not withdrawn.is_set():
+            other.start()
+            assert withdrawn.wait(30)
+
+    summary = extract(again.config(), HERE, Progress(advance=advance))
+    other.join(60)
+    assert not other.is_alive()
+    assert summary.embedded == SLICES - len(hers)
+    assert not [secret for secret in secrets if _occurs(secret, again.folder / "store")]
+    assert verify(again.folder / "store").sound
+    assert counts(run(again.config())) == {"same": SLICES - len(hers)}

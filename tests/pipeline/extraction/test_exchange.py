@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import faiss
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
 from pipeline.extraction.exchange import export_slices, export_store, import_file
 from pipeline.shared.pseudonyms import Names, load_key, pseudonym
+from pipeline.shared.spreadsheets import unquoted_cell
 from stores import FeatureStore
-from stores.errors import ConfigError, UnwritableError
+from stores.errors import ConfigError, OccupiedError, UnwritableError
+from stores.export import SEAL, seal_of
+from stores.slices import SLICE_SCHEMA, with_column
 from stores.verify import verify
 from tests.pipeline.collection import make_store
 
@@ -159,6 +164,212 @@ def test_features_of_another_tool_take_a_table_and_its_ids_are_hidden(
     assert made.slices()["patient"].to_pylist() == [anna, anna, None]
     assert not {"a", "b", "c"} & set(made.slices()["path"].to_pylist())
     assert Names(made.path).revealed(made.slices())["path"].to_pylist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_ids_stay_text(recipe: Path, tmp_path: Path, suffix: str) -> None:
+    ids = ["007", "7", "1.0", "NA", " x"]
+    table = pa.table({"path": list("abcde"), "patient": ids, "frame": [0, 1, 0, 0, 0]})
+    if suffix == ".csv":
+        csv.write_csv(table, tmp_path / "t.csv")
+    else:
+        pq.write_table(table, tmp_path / "t.parquet")
+    np.save(tmp_path / "x.npy", np.ones((5, 32), np.float32))
+    made = import_file(tmp_path / "x.npy", tmp_path / "made", recipe, tmp_path / f"t{suffix}")
+    key = load_key(made.path)
+    expected = [pseudonym(key, "patient", raw) for raw in ids]
+    assert made.slices()["patient"].to_pylist() == expected
+    assert made.slices()["frame"].to_pylist() == [0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", ["vlen", "fixed"])
+def test_text_of_hdf5_is_no_bytes(recipe: Path, tmp_path: Path, kind: str) -> None:
+    ids = ["007", "ä", ""]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["features"] = np.ones((3, 32), np.float32)
+        if kind == "vlen":
+            file.create_dataset("patient", data=ids, dtype=h5py.string_dtype())
+        else:
+            file["patient"] = np.array([each.encode() for each in ids], "S8")
+    made = import_file(tmp_path / "x.h5", tmp_path / "made", recipe)
+    key = load_key(made.path)
+    expected = [pseudonym(key, "patient", raw) for raw in ids[:2]]
+    assert made.slices()["patient"].to_pylist() == [*expected, None]
+
+
+NAMED = {"path": ["DOE/a", "b"], "patient": ["DOE^JOHN", "0" * 16], "study": ["ACC1", "ACC2"]}
+
+
+def test_a_table_that_lies_beside_is_not_believed(recipe: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((2, 32), np.float32))
+    table = pa.table(NAMED)
+    pq.write_table(table, tmp_path / "x.parquet")
+    made = import_file(tmp_path / "x.npy", tmp_path / "plain", recipe)
+    assert made.slices()["patient"].to_pylist() == [None, None]
+    # A mark that is not radprobe's own: sealed by anybody, the ids are hidden.
+    pq.write_table(table.replace_schema_metadata({"radprobe": "1"}), tmp_path / "x.parquet")
+    made = import_file(tmp_path / "x.npy", tmp_path / "marked", recipe)
+    key = load_key(made.path)
+    expected = [pseudonym(key, "patient", raw) for raw in NAMED["patient"]]
+    assert made.slices()["patient"].to_pylist() == expected
+
+
+def test_an_exported_table_that_was_changed_is_not_believed(
+    store: FeatureStore, recipe: Path, tmp_path: Path
+) -> None:
+    export_store(store.path, tmp_path / "x.h5", "h5", "cls", 4)
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        before = file["patient"].asstr()[0]
+        file["patient"][1] = "DOE^JOHN"
+    made = import_file(tmp_path / "x.h5", tmp_path / "made", recipe)
+    key = load_key(made.path)
+    patients = made.slices()["patient"].to_pylist()
+    assert patients[:2] == [pseudonym(key, "patient", raw) for raw in (before, "DOE^JOHN")]
+
+
+def test_a_sealed_table_hides_real_paths_and_what_is_no_pseudonym(
+    recipe: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", np.ones((2, 32), np.float32))
+    sealed = pa.table(NAMED).replace_schema_metadata({SEAL: seal_of(NAMED)})
+    pq.write_table(sealed, tmp_path / "x.parquet")
+    made = import_file(tmp_path / "x.npy", tmp_path / "made", recipe)
+    key = load_key(made.path)
+    slices = made.slices()
+    assert slices["patient"].to_pylist() == [pseudonym(key, "patient", "DOE^JOHN"), "0" * 16]
+    assert all(path.startswith("~") for path in slices["path"].to_pylist())
+    assert Names(made.path).revealed(slices)["path"].to_pylist() == NAMED["path"]
+
+
+def test_tags_are_hidden_and_odd_words_refused(recipe: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((1, 32), np.float32))
+    tags = pa.array([[("StudyID", "DOE")]], pa.map_(pa.string(), pa.string()))
+    pq.write_table(pa.table({"tags": tags}), tmp_path / "t.parquet")
+    made = import_file(tmp_path / "x.npy", tmp_path / "made", recipe, tmp_path / "t.parquet")
+    hidden = pseudonym(load_key(made.path), "tag:StudyID", "DOE")
+    assert made.slices()["tags"].to_pylist() == [[("StudyID", hidden)]]
+    for name, odd in {
+        "flags": ["DOE^JOHN"],
+        "modality": "DOE^JOHN",
+        "tags": [("DOE J", "x")],
+    }.items():
+        kind = SLICE_SCHEMA.field(name).type
+        pq.write_table(pa.table({name: pa.array([odd], kind)}), tmp_path / "t.parquet")
+        with pytest.raises(ConfigError, match=f"column '{name}' must hold"):
+            import_file(tmp_path / "x.npy", tmp_path / "odd", recipe, tmp_path / "t.parquet")
+
+
+def _h5(to: Path, values: object, **more: object) -> None:
+    with h5py.File(to, "w") as file:
+        if values is not None:
+            file["features"] = values
+        for name, column in more.items():
+            file[name] = column
+
+
+class _Object:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("pwned"),)
+
+
+def _npz(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, x=ONES)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+ONES = np.ones((3, 32), np.float32)
+DOORS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "objects": ("x.npy", lambda p: np.save(p, np.array([[_Object()]])), "loads no pickles"),
+    "a cut npy": ("x.npy", lambda p: (np.save(p, ONES), _cut(p)), "no whole .npy file"),
+    "an empty npy": ("x.npy", lambda p: p.write_bytes(b""), "no whole .npy file"),
+    "an npz": ("x.npy", _npz, "no whole .npy file"),
+    "no rows": ("x.npy", lambda p: np.save(p, ONES[:0]), "must hold features|no whole"),
+    "a scalar npy": ("x.npy", lambda p: np.save(p, np.float32(3)), "must hold features"),
+    "text": ("x.npy", lambda p: np.save(p, ONES.astype("S4")), "must be real numbers"),
+    "complex": ("x.npy", lambda p: np.save(p, ONES * 1j), "must be real numbers"),
+    "NaN": ("x.npy", lambda p: np.save(p, ONES * [[np.nan], [1], [1]]), "1 rows, first in row 0"),
+    "too large": ("x.npy", lambda p: np.save(p, ONES * 1e6), "not finite as float16"),
+    "no HDF5": ("x.h5", lambda p: p.write_bytes(b"x" * 99), "no whole HDF5 file"),
+    "a cut HDF5": ("x.h5", lambda p: (_h5(p, ONES), _cut(p)), "no whole HDF5 file"),
+    "no features": ("x.h5", lambda p: _h5(p, None, other=ONES), "a dataset `features`"),
+    "a group": ("x.h5", lambda p: _h5(p, None, **{"features/x": ONES}), "Got a group"),
+    "a scalar": ("x.h5", lambda p: _h5(p, 3.0), "Got a group or a scalar"),
+    "strings": ("x.h5", lambda p: _h5(p, [[b"a"] * 32] * 3), "must be real numbers"),
+    "a short column": ("x.h5", lambda p: _h5(p, ONES, path=[b"a"]), "must have 3 values"),
+    "an odd column": ("x.h5", lambda p: _h5(p, ONES, path=ONES[:, 0] > 0), "text or numbers"),
+    "a column of columns": ("x.h5", lambda p: _h5(p, ONES, path=ONES), "must have 3 values"),
+    "half a number": ("x.h5", lambda p: _h5(p, ONES, frame=[0, 0.5, 1]), "a whole number"),
+    "nowhere": ("x.h5", lambda p: None, "There is no file"),
+}
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_what_cannot_come_in_is_said_and_nothing_is_left(
+    recipe: Path, tmp_path: Path, name: str
+) -> None:
+    file, write, says = DOORS[name]
+    write(tmp_path / file)
+    with pytest.raises(ConfigError, match=says):
+        import_file(tmp_path / file, tmp_path / "new" / "made", recipe)
+    left = {path.name for path in tmp_path.iterdir()} - {"store", "store.key", "recipe.json", file}
+    assert left <= {"new"}
+    assert not list((tmp_path / "new").glob("*"))
+
+
+def test_numbers_that_a_file_does_not_hold_are_not_believed(recipe: Path, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("features", (10**9, 32), "f4", chunks=(1000, 32))
+    with pytest.raises(ConfigError, match="119 GiB, in a file of"):
+        import_file(tmp_path / "x.h5", tmp_path / "made", recipe)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1, 2]", "must hold keys and values"),
+        ("{a: [}", "is not YAML"),
+        ("{}", "architecture: Field required"),
+        ("{architecture: {dim: 8, depth: 2, heads: 2}, weights: 3}", "weights"),
+    ],
+)
+def test_a_recipe_that_is_none_is_said(tmp_path: Path, text: str, says: str) -> None:
+    np.save(tmp_path / "x.npy", ONES)
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"(?s)recipe.*{says}"):
+        import_file(tmp_path / "x.npy", tmp_path / "made", tmp_path / "r.yaml")
+
+
+def test_a_store_that_is_there_is_left_alone(
+    store: FeatureStore, recipe: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", ONES)
+    before = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
+    with pytest.raises(OccupiedError):
+        import_file(tmp_path / "x.npy", store.path, recipe)
+    assert before == {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
+    assert (tmp_path / "store.key").exists()
+
+
+@pytest.mark.parametrize(("name", "is_npy"), [("x.npy", True), ("x.NPY", True), ("x.h5", False)])
+def test_a_file_is_what_its_name_says(
+    store: FeatureStore, tmp_path: Path, name: str, is_npy: bool
+) -> None:
+    export_store(store.path, tmp_path / name, None, "cls", 1)
+    assert (tmp_path / name).read_bytes().startswith(b"\x93NUMPY") == is_npy
+
+
+def test_no_cell_of_a_csv_is_a_formula(store: FeatureStore, tmp_path: Path) -> None:
+    paths = ["=cmd|x", "+1", "-a", "@a", "a=b", "\tx"]
+    slices = with_column(store.slices(), "path", pa.array(paths))
+    store.write_tables(slices, store.files())
+    export_slices(store.path, tmp_path / "s.csv")
+    cells = csv.read_csv(tmp_path / "s.csv")["path"].to_pylist()
+    assert cells == ["'=cmd|x", "'+1", "'-a", "'@a", "a=b", "'\tx"]
+    assert [unquoted_cell(cell) for cell in cells] == paths
 
 
 def test_features_that_do_not_fit_the_recipe_are_refused(recipe: Path, tmp_path: Path) -> None:

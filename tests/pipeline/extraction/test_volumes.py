@@ -341,6 +341,15 @@ def test_equal_pixels_under_another_uid_are_copies_and_no_time_points(tmp_path, 
     assert of_files == {f"a{z}": [] for z in range(4)} | {f"b{z}": ["copy"] for z in range(4)}
 
 
+def test_blank_slices_of_a_copy_are_copies_too(tmp_path):
+    for z in range(6):
+        content = picture(z) if z in (2, 3) else SMALL
+        for k in range(2):
+            write_pixels(tmp_path / f"{k}_{z}", z, content, InstanceNumber=10 * k + z)
+    assert volumes(tmp_path) == [[f"{k}_{z}" for z in range(6) for k in range(2)]]
+    assert flags(tmp_path) == {"copy"}
+
+
 def test_slices_that_were_sent_twice_are_copies(tmp_path):
     for z in range(6):
         write_pixels(tmp_path / f"a{z}", z, picture(z), InstanceNumber=z)

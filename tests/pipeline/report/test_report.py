@@ -195,7 +195,10 @@ def test_confusion_counts_every_unit_once() -> None:
             assert counts[i, j] == ((truth.y == i) & (called == j)).sum()
     marks = Truth(np.array([[1], [0], [-1], [1]], np.int8), truth.groups[:4], ("a",), "multilabel")
     said = np.array([[0.9], [0.8], [0.9], [0.1]])
-    assert curves.label_confusion(marks, said, 0).tolist() == [[0, 1], [1, 1]]
+    half = np.full((4, 1), np.nan)
+    assert curves.label_confusion(marks, said, half, 0).tolist() == [[0, 1], [1, 1]]
+    points = np.full((4, 1), 0.85)
+    assert curves.label_confusion(marks, said, points, 0).tolist() == [[1, 0], [1, 1]]
 
 
 def test_likeness_of_spaces() -> None:

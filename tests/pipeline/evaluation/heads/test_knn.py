@@ -188,6 +188,53 @@ def test_an_unknown_label_is_as_if_the_unit_were_not_there_for_that_label(multil
     assert not np.allclose(whole[:, 1], without[:, 1])
 
 
+def test_k_is_chosen_on_val_by_neighbours_in_train_and_the_others_stay() -> None:
+    rng = np.random.default_rng(3)
+    y = np.arange(240) % 2
+    x = rng.standard_normal((240, 6)).astype(np.float32)
+    x[:, 0] += 1.5 * y
+    units, parts = units_of(y), thirds(240)
+    given, notes = answered(knn.HEAD, x, units, parts, KnnSettings(k=(1, 15, 180)))
+    assert [p.setting["k"] for p in given] == [1, 15, 180]
+    assert [p.chosen for p in given] == [False, True, False]
+    assert notes == []
+    # What is said of val is said by train alone; 180 of 120 is said by nobody.
+    assert given[1].on_val is not None
+    assert given[2].on_val is None
+    train = parts["train"]
+    whole = {"train": train[:60], "val": train[60:], "test": parts["val"]}
+    of_val = answered(knn.HEAD, x, units, whole, KnnSettings(k=(15,)))[0][0].proba
+    np.testing.assert_array_equal(given[1].on_val, of_val)
+    alike = units_of(np.where(np.isin(np.arange(240), parts["val"]), 0, y))
+    unsaid, notes = answered(knn.HEAD, x, alike, parts, KnnSettings(k=(1, 15, 180)))
+    assert [p.chosen for p in unsaid] == [False, True, False]
+    assert notes == ["k = 15 was not chosen on val: all val units have the same labels"]
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.01])
+def test_unanimous_votes_are_one_and_classes_may_swap_their_names(temperature: float) -> None:
+    rng = np.random.default_rng(4)
+    cosine = np.sort(rng.uniform(0.2, 0.99, (2000, 20)).astype(np.float32), axis=1)[:, ::-1]
+    nearest = np.arange(40_000).reshape(2000, 20)
+    positive = rng.random(40_000) < 0.5
+    positive[:10_000] = True
+    targets = np.stack([~positive, positive], axis=1)
+    votes = knn.soft_vote(cosine, nearest, targets, [5, 20], temperature)
+    swapped = knn.soft_vote(cosine, nearest, targets[:, ::-1], [5, 20], temperature)
+    for k in (5, 20):
+        assert (votes[k][:500, 1] == 1).all()
+        assert (votes[k][:500, 0] == 0).all()
+        np.testing.assert_array_equal(votes[k], swapped[k][:, ::-1])
+        np.testing.assert_array_equal(votes[k][:, 0], 1 - votes[k][:, 1])
+        np.testing.assert_allclose(votes[k].sum(axis=1), 1, rtol=0, atol=1e-15)
+
+
+def test_neighbours_of_one_number_give_that_number() -> None:
+    cosine = np.sort(RNG.uniform(0.2, 0.99, (50, 9)).astype(np.float32), axis=1)[:, ::-1]
+    votes = knn.soft_vote(cosine, np.zeros((50, 9), np.int64), np.array([[0.1]]), [9], 0.07)
+    assert set(votes[9].ravel().tolist()) == {0.1}
+
+
 def test_a_number_is_the_weighted_mean_of_the_neighbours() -> None:
     x = RNG.standard_normal((80, 5)).astype(np.float32)
     age = RNG.random(80) * 80

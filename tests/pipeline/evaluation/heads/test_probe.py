@@ -62,12 +62,16 @@ def test_a_fit_goes_on_far_enough_whatever_the_scale_of_the_features(scale: floa
     assert abs(found.proba - expected).mean() < 5e-3
 
 
-def test_of_equals_the_smaller_c_is_chosen_and_an_edge_is_said() -> None:
+def test_of_equals_the_c_of_the_smaller_log_loss_is_chosen_and_an_edge_is_said() -> None:
     y = np.arange(80) % 2
     x = (y[:, None] * 10 + np.zeros((80, 3))).astype(np.float32)  # every C ranks perfectly
     predictions, notes = answered(probe.HEAD, x, units_of(y), thirds(80), ProbeSettings(steps=5))
-    assert predictions[0].setting["C"] == pytest.approx(1e-6)
-    assert notes == ["C = 1e-06 is at the edge of the grid"]
+    assert predictions[0].setting["C"] == pytest.approx(1e5)
+    assert notes[0] == "C = 1e+05 is at the edge of the grid"
+    # The smallest says one half of everything: it ranks as well, and decides nothing.
+    assert (predictions[0].proba[:, 1].round() == y[60:]).all()
+    assert predictions[0].on_val is not None
+    assert predictions[0].on_val.shape == (20, 2)
 
 
 def test_multilabel_is_one_model_a_label() -> None:
@@ -122,6 +126,19 @@ def test_fits_that_stop_early_are_counted_and_not_shown(monkeypatch: pytest.Monk
         probe.HEAD, planted(100, y), units_of(y), thirds(100), ProbeSettings(steps=3)
     )
     assert any("fits stopped before they converged" in note for note in notes)
+
+
+@pytest.mark.parametrize(("c", "stopped"), [(1e5, True), (1.0, False)])
+def test_a_c_too_large_for_the_fit_to_feel_is_said(c: float, stopped: bool) -> None:
+    """Classes that can be told apart: the loss is flat before the penalty has its say."""
+    rng = np.random.default_rng(1)
+    y = rng.choice(2, 300, p=[0.92, 0.08])
+    spread = np.geomspace(1, 0.05, 64)
+    classes = 0.2 * rng.standard_normal((2, 64)) * spread
+    x = (rng.standard_normal((300, 64)) * spread + classes[y]).astype(np.float32)
+    settings = ProbeSettings(low=np.log10(c), high=np.log10(c), steps=1)
+    _, notes = answered(probe.HEAD, x, units_of(y), thirds(300), settings)
+    assert any("stopped before it converged" in note for note in notes) == stopped
 
 
 def test_an_unknown_label_is_not_fitted_and_its_unit_serves_the_others() -> None:

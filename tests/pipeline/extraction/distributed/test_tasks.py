@@ -11,7 +11,8 @@ import yaml
 from pipeline.config.loading import load_config
 from pipeline.extraction.distributed.tasks import EmbedResult, Work, WorkerOutcome, embed_parts
 from pipeline.extraction.embed import Embedded, Progress, Speed
-from pipeline.extraction.sync import make_recipe, name_patient, open_store, update_tables
+from pipeline.extraction.sync import make_recipe, open_store, update_tables
+from pipeline.extraction.withdrawal import find_patient
 from stores import FeatureStore
 from stores.purge import purge, withdraw
 from stores.receipt import Link
@@ -58,7 +59,7 @@ def test_pixels_that_were_purged_meanwhile_are_embedded_anew(work: Work) -> None
     assert embed_parts(work, [0, 1], Progress()) == DONE
     store = FeatureStore.open(work.store)
     first = store.read("mean", range(4))
-    patient = name_patient(store.path, "p0")
+    patient = find_patient(store.path, "p0").names[0]
     withdraw(store, patient)
     purge(store, patient)
     assert embed_parts(work, [2, 3], Progress()) == DONE

@@ -1,0 +1,243 @@
+"""From the text of one label column to classes: which there are, in which order, which is positive.
+
+Of two classes the second is the positive one, which sensitivity, F1 and average precision are of.
+It is the one that the task names; else the one that the words say: of yes and no, abnormal and
+normal, 1 and 0 the first of each pair, and what stands against a word for nothing found, such as
+`covid` against `healthy`. Of two other words none is taken for positive by their alphabet: the task
+says it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.annotations.texts import is_date, is_measured, is_number, is_text
+from pipeline.config.tasks import Kind, Task
+from stores.errors import LabelError
+
+# More classes of numbers or dates than these are a column of measurements, which no one means as
+# classes; as are more than half as many as there are units, from so many on.
+MOST_NUMBERS = 20
+SOME = 5
+
+# Words that say that something is there, and that it is not, whatever it is.
+_PRESENT = ("yes", "ja", "true", "positive", "positiv", "pos", "abnormal", "malignant")
+_PRESENT += ("present", "diseased", "sick", "krank", "case", "cases")
+_ABSENT = ("0", "no", "nein", "false", "negative", "negativ", "neg", "normal", "benign")
+_ABSENT += ("absent", "none", "healthy", "gesund", "control", "controls")
+_ABSENT += ("no finding", "no findings")
+# Known as a pair alone: by itself each means something else too (1 and 2, f and m).
+_PAIRS = {("0", "1"): "1", ("n", "y"): "y", ("j", "n"): "j", ("f", "t"): "t"}
+# What YAML makes a truth of.
+_TRUTHS = {"true": ("yes", "true", "on", "y", "1"), "false": ("no", "false", "off", "n", "0")}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Classes of one column in the order of their numbers; of two, the positive last.
+
+    y (m,): the class of each slice.
+    """
+
+    y: NDArray[Any]
+    names: tuple[str, ...]
+    kind: Kind
+
+
+# --- spellings -----------------------------------------------------------------------------
+
+
+def merged_spellings(texts: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
+    """Return texts and None (n,) with one spelling of values that differ in case alone, and notes.
+
+    That is the commonest, of equals the first by alphabet.
+    """
+    numbers = Counter(text for text in texts.tolist() if text is not None)
+    by_value: dict[str, list[str]] = {}
+    for text in sorted(numbers):
+        by_value.setdefault(text.casefold(), []).append(text)
+    spelling: dict[str | None, str | None] = {None: None}
+    notes = []
+    for alike in by_value.values():
+        commonest = max(alike, key=lambda text: numbers[text])
+        spelling |= dict.fromkeys(alike, commonest)
+        if len(alike) > 1:
+            each = ", ".join(f"{text!r} ({numbers[text]} rows)" for text in alike)
+            notes.append(f"{each} are one value, {commonest!r}: they differ in case alone")
+    if not notes:
+        return texts, []
+    return np.array([spelling[text] for text in texts.tolist()], dtype=object), notes
+
+
+# --- classes -------------------------------------------------------------------------------
+
+
+def encode(
+    texts: NDArray[Any],
+    label: NDArray[np.int64],
+    task: Task,
+    units: int,
+    *,
+    either_way: bool = False,
+) -> Classes:
+    """Return the class of each slice, whose label row is label (m,), of texts (rows, labels).
+
+    Classes are those that occur, in order: numbers by value first, then text. units: how many there
+    are. either_way: of two words that say nothing the last is the positive, since whether features
+    tell a shortcut is the same question either way. Raises LabelError for one class, for numbers or
+    dates that nobody can mean as classes, and where nothing says which of two is positive.
+    """
+    used, place = np.unique(label, return_inverse=True)
+    present = texts[used]
+    if task.values == "number":
+        numbers = present[:, 0].astype(np.float64)
+        return Classes(numbers[place], task.labels, "regression")
+    if len(task.labels) > 1:
+        bits = np.where(is_text(present), present, -1).astype(np.int8)
+        return Classes(bits[place], task.labels, "multilabel")
+    values = present[:, 0].tolist()
+    classes = sorted(set(values), key=_numbers_first)
+    if len(classes) < 2:
+        raise LabelError(
+            f"The labels {list(task.labels)} must have at least two values among the slices with "
+            f"features. Got only {classes} instead."
+        )
+    if task.values is None:
+        _refuse_measurements(classes, task.labels[0], units, is_shortcut=either_way)
+    kind: Kind = "binary" if len(classes) == 2 else "multiclass"
+    if kind == "binary":
+        classes = _positive_last(classes, Counter(values), task, either_way)
+    elif task.positive is not None:
+        raise LabelError(
+            f"positive names one of two classes. The slices with features have {_listed(classes)} "
+            f"in column {task.labels[0]!r}: leave positive out (each is scored against the rest), "
+            "or give the column two values."
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    y = np.array([number[value] for value in values], dtype=np.int64)
+    return Classes(y[place], tuple(classes), kind)
+
+
+def _numbers_first(name: str) -> tuple[bool, float, str, str]:
+    """Return what a class is sorted by: numbers by value, and text after them, in any case."""
+    value = float(name) if is_number(name) else 0.0
+    return (not is_number(name), value, name.casefold(), name)
+
+
+def _listed(classes: Sequence[str]) -> str:
+    """Return the names of few classes; many may be free text, which messages keep to themselves."""
+    if len(classes) > SOME:
+        return f"{len(classes)} classes"
+    return ", ".join(repr(name) for name in classes)
+
+
+def _refuse_measurements(
+    classes: Sequence[str],
+    column: str,
+    units: int,
+    *,
+    is_shortcut: bool,
+) -> None:
+    """Raise LabelError for so many numbers, dates or texts that no class could be learnt.
+
+    The values themselves stay out of the message: they may be dates of birth, or identifiers.
+    """
+    n = len(classes)
+    is_mostly_one_each = n >= SOME and n > units / 2
+    dates = sum(map(is_date, classes))
+    numbers = sum(map(is_measured, classes))
+    if max(dates, numbers) > n / 2:
+        if n <= MOST_NUMBERS and not is_mostly_one_each:
+            return
+        what = "dates" if dates > n / 2 else "numbers"
+    elif n > MOST_NUMBERS and is_mostly_one_each:
+        what = "texts"
+    else:
+        return
+    if is_shortcut:
+        remedy = "A shortcut takes a column of few values: give it by group, such as age by decade."
+    else:
+        meant = {
+            "numbers": "To predict the number, write `values: number` into the task",
+            "dates": (
+                "To divide patients by date, write `split: {kind: date, column: "
+                f"{column}}}`; dates are not predicted"
+            ),
+            "texts": "Name a column of few values in the task's labels",
+        }[what]
+        remedy = f"{meant}; if they are classes all the same, write `values: classes`."
+    raise LabelError(
+        f"Column {column!r} holds {n} different {what} in {units} units, each of which would be a "
+        f"class of its own. {remedy}"
+    )
+
+
+# --- the positive of two -------------------------------------------------------------------
+
+
+def _positive_last(
+    classes: Sequence[str],
+    numbers: Mapping[str, int],
+    task: Task,
+    either_way: bool,
+) -> list[str]:
+    """Return two classes, the positive last. numbers: label rows of each."""
+    positive = known_positive(classes)
+    if task.positive is not None:
+        positive = _named(classes, task)
+    elif positive is None and either_way:
+        positive = classes[-1]
+    if positive is None:
+        first, second = classes
+        raise LabelError(
+            f"Which class is positive must be known. Column {task.labels[0]!r} has {first!r} "
+            f"({numbers[first]} rows) and {second!r} ({numbers[second]} rows), and nothing says "
+            f"which of them is the finding. Write `positive: {_yaml(second)}`, or `positive: "
+            f"{_yaml(first)}`, into the task, beside `labels: [{_yaml(task.labels[0])}]`."
+        )
+    (other,) = [name for name in classes if name != positive]
+    return [other, positive]
+
+
+def known_positive(classes: Sequence[str]) -> str | None:
+    """Return which of two classes their words say is positive; None where they do not say it."""
+    words = {name.casefold(): name for name in classes}
+    pair = _PAIRS.get(tuple(sorted(words)))  # type: ignore[arg-type]
+    if pair is not None:
+        return words[pair]
+    present = [words[word] for word in words if word in _PRESENT]
+    absent = [words[word] for word in words if word in _ABSENT]
+    # One side is enough: what stands against `normal` is the finding, whatever it is called.
+    if len(absent) == 1:
+        (positive,) = [name for name in classes if name not in absent]
+        return positive
+    return present[0] if len(present) == 1 and not absent else None
+
+
+def _named(classes: Sequence[str], task: Task) -> str:
+    """Return the class that the task names as positive, in any case. Raises LabelError."""
+    assert task.positive is not None
+    wanted = task.positive.casefold()
+    matching = [name for name in classes if name.casefold() == wanted]
+    if not matching:
+        alike = _TRUTHS.get(wanted, ())
+        matching = [name for name in classes if name.casefold() in alike]
+    if not matching:
+        raise LabelError(
+            f"positive must be a class of column {task.labels[0]!r}. Got {task.positive!r} "
+            f"instead; the slices with features have {_listed(classes)}."
+        )
+    return matching[0]
+
+
+def _yaml(text: str) -> str:
+    """Return a text as a config has it: in quotes where YAML would read another thing."""
+    is_plain = text.replace("_", "a").isalnum() and text[:1].isalpha()
+    is_truth = any(text.casefold() in words for words in _TRUTHS.values())
+    return text if is_plain and not is_truth else f'"{text}"'

@@ -1,0 +1,223 @@
+"""A patient by whatever names one: an id or a pseudonym, in headers, paths or a label file.
+
+`stores.purge` takes slices out by their rows and pseudonyms; here is found whose they are, and what
+found them is told, so that nobody believes a patient gone of whom half the images are left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.annotations.label_file import LabelTable, read_labels
+from pipeline.annotations.label_join import column_texts, pseudonyms_of
+from pipeline.annotations.patients import notes_of, patients_by_labels
+from pipeline.config.data import Data
+from pipeline.config.root import Config
+from pipeline.shared.paths import unescape_path
+from pipeline.shared.pseudonyms import Names
+from stores import FeatureStore
+from stores._types import Mask, Rows
+from stores.errors import ConfigError
+from stores.purge import Purged, purge_all, readmit, withdraw
+from stores.slices import row_numbers
+from stores.storage import storage_of
+
+# What an id looks like once it is hidden.
+_PSEUDONYM = re.compile(r"[0-9a-f]{16}")
+HEADERS = "headers"
+PATH_RULE = "the path rule"
+EITHER = "headers or the path rule"
+LABELS = "labels"
+
+
+@dataclass(frozen=True)
+class PatientSlices:
+    """What a store has of one patient.
+
+    names: the patient's pseudonyms; several where a label file calls the patient of a header
+    otherwise. rows: of slices that a label file alone gives to the patient; files: the keyed hashes
+    of their paths, by patient. found_by: how many slices were found by what.
+    """
+
+    names: tuple[str, ...]
+    rows: Rows
+    files: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    found_by: Mapping[str, int] = field(default_factory=dict)
+
+    def withdraw(self, store: FeatureStore) -> int:
+        """Withdraw the patient; return how many slices it took."""
+        return withdraw(store, *self.names, rows=self.rows, files=self.files)
+
+    def readmit(self, store: FeatureStore) -> None:
+        """Let the patient in again."""
+        readmit(store, *self.names)
+
+    def purge(self, store: FeatureStore) -> Purged:
+        """Take out what the store holds of the patient, who was withdrawn."""
+        return purge_all(store, *self.names, rows=self.rows)
+
+
+def find_patient(path: Path, patient: str, config: Config | None = None) -> PatientSlices:
+    """Return what a store has of a patient, given by id or by pseudonym.
+
+    config: whose label file and path rule are asked as well; without one, the word that earlier
+    runs left of label files. Raises ConfigError where nothing is of that patient.
+    """
+    store = FeatureStore.open(path)
+    names = Names(path)
+    slices = store.slices()
+    in_headers = column_texts(slices, "patient")
+    sources = list(_label_sources(store, config, slices, names))
+    known = set(in_headers) | store.withdrawn.patients
+    for source in sources:
+        known |= source.known
+    wanted = _candidates(names, patient) & known
+    if not wanted:
+        raise ConfigError(_unknown(path, config))
+    for source in sources:
+        wanted |= source.aliases(wanted, in_headers)
+    of_header = np.isin(in_headers.astype(object), sorted(wanted))
+    by_labels = np.zeros(len(slices), bool)
+    for source in sources:
+        by_labels |= np.isin(source.patients, sorted(wanted))
+    alone = by_labels & ~of_header
+    rows = row_numbers(slices)[alone]
+    return PatientSlices(
+        names=tuple(sorted(wanted)),
+        rows=rows,
+        files=_files_of(sources, names, slices, alone, wanted),
+        found_by=_found_by(config, names, slices, of_header, alone, wanted),
+    )
+
+
+def _candidates(names: Names, patient: str) -> set[str]:
+    """Return the pseudonyms that may be meant."""
+    text = patient.strip()
+    if _PSEUDONYM.fullmatch(text) and not names.has_key:
+        return {text}
+    return {text, names.pseudonym("patient", text), names.pseudonym("patient", patient)}
+
+
+def _unknown(path: Path, config: Config | None) -> str:
+    # Not who was asked for: messages end in logs.
+    looked_at = "headers, the path rule or labels" if config else "headers or the path rule"
+    hint = (
+        ""
+        if config
+        else " Where a label file names patients, give the config in the place of the store."
+    )
+    return (
+        f"No slice of the store {storage_of(path).place!r} is of that patient, by {looked_at}. "
+        "Give the id as the images, the config's `patient` rule or the label file have it, or the "
+        f"pseudonym of the slice table.{hint}"
+    )
+
+
+# --- what label files say ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _LabelSource:
+    """Whose slices are by one label file: patients (m,), None where it says nothing.
+
+    agrees: that headers and labels name the same people, each by names of its own.
+    """
+
+    patients: NDArray[np.object_]
+    known: frozenset[str]
+    agrees: bool
+
+    def aliases(self, wanted: set[str], headers: NDArray[np.object_]) -> set[str]:
+        """Return what some patients are called on the other side, where both sides agree."""
+        if not self.agrees:
+            return set()
+        others: set[str] = set()
+        for header, label in zip(headers, self.patients, strict=True):
+            if header and label and (header in wanted or label in wanted):
+                others |= {header, label}
+        return others
+
+
+def _label_sources(
+    store: FeatureStore, config: Config | None, slices: pa.Table, names: Names
+) -> Iterator[_LabelSource]:
+    """Yield what the config's label file says, and what was noted of such files."""
+    rows = row_numbers(slices)
+    for note in notes_of(store):
+        patients = np.full(len(slices), None, dtype=object)
+        there = np.isin(note.rows, rows)
+        patients[np.searchsorted(rows, note.rows[there])] = note.patients[there]
+        yield _LabelSource(patients, frozenset(note.patients) - {None}, note.agrees)
+    if config is not None and config.labels is not None and config.labels.patient is not None:
+        table = read_labels(config.labels, [])
+        patients = patients_by_labels(table, names.revealed(slices), config.data.root, names)
+        yield _LabelSource(patients, _everybody(table, names), config.labels.headers == "agree")
+
+
+def _everybody(table: LabelTable, names: Names) -> frozenset[str]:
+    """Return all patients of a label file, with slices or without."""
+    assert table.settings.patient is not None
+    raw = table.columns[table.settings.patient]
+    return frozenset(pseudonyms_of("patient", raw, names).values())
+
+
+def _files_of(
+    sources: list[_LabelSource], names: Names, slices: pa.Table, alone: Mask, wanted: set[str]
+) -> dict[str, frozenset[str]]:
+    """Return the keyed hashes of the files that label files alone give to the patient."""
+    if not alone.any():
+        return {}
+    paths = names.revealed(slices.filter(pa.array(alone)))["path"].to_pylist()
+    hashes: dict[str, set[str]] = defaultdict(set)
+    for source in sources:
+        for path, patient in zip(paths, source.patients[alone], strict=True):
+            if path and patient in wanted:
+                hashes[patient].add(names.pseudonym("file", path))
+    return {patient: frozenset(each) for patient, each in hashes.items()}
+
+
+# --- what found them ---------------------------------------------------------------------------
+
+
+def _found_by(
+    config: Config | None,
+    names: Names,
+    slices: pa.Table,
+    of_header: Mask,
+    alone: Mask,
+    wanted: set[str],
+) -> dict[str, int]:
+    """Count the patient's slices by what named the patient, those withdrawn before included."""
+    in_table = int(of_header.sum())
+    counts: dict[str, int] = {}
+    if config is None:
+        counts[EITHER] = in_table
+    else:
+        by_path = _count_by_path(config.data, names, slices.filter(pa.array(of_header)), wanted)
+        counts[HEADERS] = in_table - by_path
+        counts[PATH_RULE] = by_path
+    counts[LABELS] = int(alone.sum())
+    return {what: count for what, count in counts.items() if count}
+
+
+def _count_by_path(data: Data, names: Names, slices: pa.Table, wanted: set[str]) -> int:
+    """Count the slices whose path names the patient by the config's rule."""
+    if data.patient is None:
+        return 0
+    rule = re.compile(data.patient)
+    counts = pc.value_counts(names.revealed(slices)["path"]).to_pylist()
+    by_path = 0
+    for each in counts:
+        match = rule.search(unescape_path(each["values"]))
+        if match and match[1] and names.pseudonym("patient", match[1]) in wanted:
+            by_path += each["counts"]
+    return by_path

@@ -1,0 +1,158 @@
+"""A config that asks a store of another network, or of other images, is refused by every door."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from pipeline import api
+from pipeline.cli import app
+from pipeline.config.loading import load_config
+from pipeline.extract import extract
+from pipeline.extraction.embed import Speed
+from pipeline.extraction.same_store import check_store
+from pipeline.report.sources import open_sources
+from stores.errors import RecipeMismatchError, WeightsError
+from tests.phantoms import write_png
+from tests.pipeline.collection import make_store
+from tests.pipeline.models import write_tiny_folder
+
+PATIENTS = 12
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write pictures, labels, a network and a config, and embed them with its trained weights."""
+    folder = tmp_path_factory.mktemp("project")
+    rng = np.random.default_rng(0)
+    lines = ["path,patient,look"]
+    for i in range(PATIENTS):
+        write_png(folder / f"data/{i:02d}.png", rng.integers(0, 60_000, (30, 30), np.uint16))
+        lines.append(f"{i:02d}.png,p{i},{i % 2}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n")
+    write_png(folder / "other/a.png", rng.integers(0, 60_000, (30, 30), np.uint16))
+    write_tiny_folder(folder / "tiny", depth=1)
+    extract(load_config(config_of(folder)), Speed(device="cpu", workers=0))
+    return folder
+
+
+def config_of(folder: Path, **changes: Any) -> Path:
+    """Write a config of the project; changes: blocks, of which some keys replace others."""
+    content: dict[str, Any] = {
+        "data": {"root": "data", "modality": {"*.png": "DX"}},
+        "backbone": {"name": f"hf:{folder / 'tiny'}", "image_size": 28},
+        "outputs": {"blocks": 1},
+        "store": "store",
+        "labels": {"file": "labels.csv", "patient": "patient"},
+        "tasks": {"look": {"labels": ["look"]}},
+        "knn": {"k": [3], "features": "cls"},
+    }
+    for name, block in changes.items():
+        content[name] = {**content.get(name, {}), **block}
+    path = folder / "asked.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def check(folder: Path, **changes: Any) -> None:
+    check_store(load_config(config_of(folder, **changes)))
+
+
+def test_what_the_store_was_made_by_is_answered(project: Path) -> None:
+    check(project)
+    # Elsewhere there may be neither the weights nor the images.
+    check(project, backbone={"weights": "/nowhere/model.safetensors"})
+    check(project, backbone={"name": "hf:nobody/nowhere"})
+    check(project, data={"root": "nowhere"})
+    (project / "empty").mkdir(exist_ok=True)
+    check(project, data={"root": "empty"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"backbone": {"image_size": 42}}, "image_size: the store has 28, the config asks 42"),
+        ({"backbone": {"name": "dinov2_vitb14"}}, "architecture.dim: .* 48, the config asks 768"),
+        ({"backbone": {"name": "mae_large", "image_size": 224}}, "architecture.family"),
+        ({"backbone": {"weights": "random:0"}}, "weights: .*sha256:.* asks 'random:0'"),
+        ({"backbone": {"precision": "bfloat16"}}, "precision: .*'float32'.* 'bfloat16'"),
+        ({"preprocess": {"xray": "percentiles"}}, "preprocess.xray"),
+        ({"outputs": {"dtype": "float32"}}, "dtype: .*'float16'.* 'float32'"),
+        ({"data": {"root": "other"}}, "another folder: .*other.* such as '00.png'"),
+    ],
+)
+def test_another_network_recipe_or_folder_is_refused_with_both_values(
+    project: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeMismatchError, match=said):
+        check(project, **changes)
+
+
+def test_a_name_that_no_network_has_is_refused(project: Path) -> None:
+    with pytest.raises(WeightsError, match="There is no backbone 'dinov2_vitx14'"):
+        check(project, backbone={"name": "dinov2_vitx14"})
+
+
+def test_other_weights_of_the_same_shape_are_refused(project: Path) -> None:
+    other = write_tiny_folder(project / "tiny1", seed=1, depth=1)
+    with pytest.raises(RecipeMismatchError, match="weights: the store has 'sha256:"):
+        check(project, backbone={"name": f"hf:{other}"})
+
+
+def test_random_weights_are_asked_for_by_name(project: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(project, tmp_path / "copy", ignore=lambda *_: {"store"}))
+    (folder / "store.key").unlink()
+    random = {"weights": "random:3"}
+    extract(load_config(config_of(folder, backbone=random)), Speed(device="cpu", workers=0))
+    check(folder, backbone=random)
+    for weights in ("/nowhere/trained.safetensors", "random:4", None):
+        with pytest.raises(RecipeMismatchError, match="weights: the store has 'random:3'"):
+            check(folder, backbone={"weights": weights})
+
+
+def test_imported_features_are_of_the_network_that_they_say(tmp_path: Path) -> None:
+    make_store(tmp_path / "store", np.ones((4, 1, 8)), [{} for _ in range(4)])
+    (tmp_path / "data").mkdir()
+    check(tmp_path, backbone={"name": "dinov2_vitb14"})
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate"], ["knn"], ["probe"], ["segment"], ["search", "0"], ["report"],
+        ["compare", "store"], ["retest", "pairs.csv"],
+    ],
+)  # fmt: skip
+def test_every_command_refuses(project: Path, command: list[str]) -> None:
+    config = config_of(project, backbone={"name": "dinov2_vitb14"})
+    name, *more = command
+    done = CliRunner().invoke(app, [name, str(config), *more])
+    assert isinstance(done.exception, RecipeMismatchError)
+
+
+def test_notebooks_and_pages_refuse_too(project: Path) -> None:
+    config = config_of(project, backbone={"image_size": 42})
+    with pytest.raises(RecipeMismatchError):
+        api.evaluate(load_config(config))
+    with pytest.raises(RecipeMismatchError):
+        open_sources([config])
+
+
+def test_every_table_names_the_network(project: Path) -> None:
+    config = config_of(project)
+    for command in (["knn"], ["search", "0"]):
+        done = CliRunner().invoke(app, [command[0], str(config), *command[1:]])
+        assert done.exit_code == 0, done.output
+        assert "dinov2 1 blocks of 48, patch 14 (sha256:" in done.output
+    assert "(few: below 20 patients; split: {kind: kfold} tests all)" in CliRunner().invoke(
+        app, ["knn", str(config)]
+    ).output  # fmt: skip
+    done = CliRunner().invoke(app, ["report", str(config), "--out", str(project / "page.html")])
+    assert done.exit_code == 0, done.output
+    assert "dinov2 1 blocks of 48, patch 14 (sha256:" in (project / "page.html").read_text()
