@@ -71,6 +71,7 @@ def withdraw(
     they are purged.
     """
     taken = 0
+    store.recover()  # what another run left half done
 
     def change(tables: Tables) -> _Changed:
         nonlocal taken
@@ -107,6 +108,7 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
     the patient too; splits go on without the patient. Raises ClaimedError where another process
     holds one of the parts for an hour.
     """
+    store.recover()  # what another run left half done
     slices = store.slices()
     theirs = row_numbers(slices.filter(_of(slices, patients, rows)))
     void_parts(store, theirs)
@@ -185,7 +187,8 @@ def drop_derived(store: FeatureStore, patients: Collection[str], rows: Rows) -> 
                 if count:
                     removed[folder.name] = count
         for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
-            shutil.rmtree(path)
+            if not path.is_symlink():  # what a link leads to is not the store's
+                shutil.rmtree(path)
         changed = sum(1 for _ in _rewrite_splits(store, patients))
         if changed:
             removed[SPLITS] = changed

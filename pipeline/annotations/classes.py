@@ -115,9 +115,9 @@ def encode(
         classes = _positive_last(classes, Counter(values), task, either_way)
     elif task.positive is not None:
         raise LabelError(
-            f"positive names one of two classes. Column {task.labels[0]!r} has {len(classes)} "
-            f"among the slices with features, {_listed(classes)}: leave positive out (each is "
-            "scored against the rest), or give the column two values."
+            f"positive names one of two classes. The slices with features have {_listed(classes)} "
+            f"in column {task.labels[0]!r}: leave positive out (each is scored against the rest), "
+            "or give the column two values."
         )
     number = {name: i for i, name in enumerate(classes)}
     y = np.array([number[value] for value in values], dtype=np.int64)
@@ -131,8 +131,10 @@ def _numbers_first(name: str) -> tuple[bool, float, str, str]:
 
 
 def _listed(classes: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in classes[:SOME])
-    return f"{shown}, ..." if len(classes) > SOME else shown
+    """Return the names of few classes; many may be free text, which messages keep to themselves."""
+    if len(classes) > SOME:
+        return f"{len(classes)} classes"
+    return ", ".join(repr(name) for name in classes)
 
 
 def _refuse_measurements(

@@ -79,7 +79,7 @@ def test_copies_can_be_kept_on_one_side(tmp_path: Path) -> None:
     split = {"kind": "kfold", "group": "duplicates"}
     result = ask(root, split=split)[0]
     assert result.counts["test"].patients == 60
-    truth, _, fold = read_predictions(root / "store", result, 0)
+    _, _, fold = read_predictions(root / "store", result, 0)
     assert fold is not None
     units = predicted_units(root / "store", result, 0).astype(int)
     fold_of = dict(zip(units.tolist(), fold.tolist(), strict=True))
@@ -143,7 +143,7 @@ def test_a_column_that_changed_is_refused_with_who_moved(tmp_path: Path, kind: s
         if kind == "site":
             rows[i][place] = next(v for v in columns if v != rows[i][place])
     (root / "labels.csv").write_text("\n".join([head, *(",".join(row) for row in rows)]) + "\n")
-    patients = set(Names(root / "store").pseudonym("patient", f"P{i}") for i in range(60))
+    patients = {Names(root / "store").pseudonym("patient", f"P{i}") for i in range(60)}
     with pytest.raises(LabelError, match=f"made of the {kind} of each patient.* moved") as refused:
         ask(root, split=split)
     assert any(patient in str(refused.value) for patient in patients)

@@ -76,18 +76,18 @@ ASKED: dict[str, Any] = {
     "norm": {},
 }
 KEYS = {
-    "knn": "582704e9457ec2af",
-    "probe": "625bd769caef6ca4",
-    "fewshot": "7b8d2d6c1e479825",
-    "linear": "92a09c99e114951f",
-    "attention": "1c416e6ec891da80",
-    "efficiency": "cbfa8257a0d6039e",
-    "finetune": "3e76770a2cd3b86e",
-    "lora": "e3e4cd3d207736ca",
-    "bitfit": "4c754a8b21210ccb",
-    "norm": "67828bc109691960",
+    "knn": "07c559248792ca57",
+    "probe": "395f253089ef94c5",
+    "fewshot": "96beb3db843ec0fc",
+    "linear": "958ed006755f9979",
+    "attention": "4df09b3e1bc930b7",
+    "efficiency": "0f5fad1b9bdf9bbb",
+    "finetune": "1481ab4aabd0be65",
+    "lora": "3376b23b3756dcc0",
+    "bitfit": "1d57cc59b2c91235",
+    "norm": "709e1ea0002db484",
 }
-PAPER = "3f1df5a5d3bfa355"
+PAPER = "730dc1d7068fdb1a"
 
 
 def test_what_was_filed_before_is_found_still(root: Path) -> None:
