@@ -106,7 +106,7 @@ def encode(
     if len(classes) < 2:
         raise LabelError(
             f"The labels {list(task.labels)} must have at least two values among the slices with "
-            f"features. Got only {classes} instead."
+            f"features. Got {len(classes)} instead."
         )
     if task.values is None:
         _refuse_measurements(classes, task.labels[0], units, is_shortcut=either_way)
@@ -178,6 +178,10 @@ def _refuse_measurements(
     )
 
 
+# A value of fewer rows may be anything, a name too, and stands in no message.
+_FEWEST_SHOWN = 3
+
+
 # --- the positive of two -------------------------------------------------------------------
 
 
@@ -195,6 +199,12 @@ def _positive_last(
         positive = classes[-1]
     if positive is None:
         first, second = classes
+        if min(numbers[first], numbers[second]) < _FEWEST_SHOWN:
+            raise LabelError(
+                f"Which class is positive must be known. Column {task.labels[0]!r} has two, of "
+                f"{numbers[first]} and {numbers[second]} rows, and nothing says which of them is "
+                "the finding. Write it into the task as `positive`, or correct the column."
+            )
         raise LabelError(
             f"Which class is positive must be known. Column {task.labels[0]!r} has {first!r} "
             f"({numbers[first]} rows) and {second!r} ({numbers[second]} rows), and nothing says "

@@ -120,7 +120,7 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     assert size is not None
     width = float(size[1]) * 96 / 72
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    safe = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    safe = printable(label).replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     head = f'<svg role="img" aria-label="{safe}" style="max-width:{width:.0f}px" '
     return text.replace("<svg ", head, 1)
 
@@ -151,4 +151,7 @@ def _saved(figure: Figure, form: str, **more: Any) -> bytes:
         figure.savefig(
             sink, format=form, metadata=metadata, bbox_inches="tight", pad_inches=0.04, **more
         )
-    return sink.getvalue()
+    if form != "svg":
+        return sink.getvalue()
+    # Names beside an axis are drawn anew with it, after those above were taken care of.
+    return printable(sink.getvalue().decode()).encode()
