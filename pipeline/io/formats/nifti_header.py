@@ -27,8 +27,9 @@ MENDED = "mended-header"
 
 # Millimetres to a unit of space (xyzt_units, its lowest three bits); others are millimetres.
 _MILLIMETRES = {1: 1000.0, 3: 0.001}
-# A quaternion is of length 1; one that is longer by more is flagged.
-_QUATERNION = 1e-5
+# A quaternion is of length 1; one whose square is more by this is more than 32 bits round to, and
+# flagged (nibabel refuses it).
+_QUATERNION = 3 * float(np.finfo(np.float32).eps)
 # Below this volume of a voxel (mm3, by its own edges) a matrix is none.
 _FLAT = 1e-6
 
@@ -203,7 +204,7 @@ def _qform(raw: Any, steps: NDArray[np.float64]) -> tuple[Affine, bool]:
     """
     vector = np.array([float(raw[f"quatern_{axis}"]) for axis in "bcd"])
     length = float(np.linalg.norm(vector))
-    mended = bool(length > 1 + _QUATERNION)
+    mended = bool(length**2 > 1 + _QUATERNION)
     real = 0.0
     if length > 1:
         vector = vector / length
