@@ -29,7 +29,7 @@ from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
 from pipeline.io.detached import content_digest
 from pipeline.recipe import Recipe, recipe_of
-from pipeline.shared.paths import unescape_path
+from pipeline.shared.paths import collection_file
 from pipeline.shared.pseudonyms import (
     HIDDEN,
     Names,
@@ -47,6 +47,7 @@ from stores.errors import (
     RecipeMismatchError,
     StaleTablesError,
     StoreNotFoundError,
+    UnreadableError,
     WeightsError,
 )
 from stores.features import check_free, stored_key_check
@@ -134,7 +135,7 @@ def open_store(
         check_free(config.store)  # before anything else is found wrong: the place comes first
         if before_creating is not None:
             before_creating()
-        store = _create(config, recipe)
+        store = create_store(config, recipe)
     _check_key(store)
     check_recipe(store, recipe)
     return store
@@ -155,7 +156,7 @@ def check_recipe(store: FeatureStore, recipe: Recipe) -> None:
         )
 
 
-def _create(config: Config, recipe: Recipe) -> FeatureStore:
+def create_store(config: Config, recipe: Recipe) -> FeatureStore:
     """Create the config's store, or open the one that another process created meanwhile."""
     arrays = feature_arrays(recipe)
     part_rows = part_rows_of(config, recipe)
@@ -209,6 +210,11 @@ def differences(store: FeatureStore, recipe: Recipe) -> list[Difference]:
         # What a recipe leaves out at its default is named with that default.
         have = Recipe.from_text(store.recipe_text).model_dump(mode="json")
     return list(_leaves(have, recipe.model_dump(mode="json")))
+
+
+def recipe_differences(have: Recipe, want: Recipe) -> list[Difference]:
+    """Return each field in which two recipes differ, with both values."""
+    return list(_leaves(have.model_dump(mode="json"), want.model_dump(mode="json")))
 
 
 def _leaves(have: Any, want: Any, name: str = "") -> Iterator[Difference]:
@@ -478,7 +484,7 @@ def _known(
     return Known(
         opened=opened,
         digest_of=_FileDigests(store).of,
-        hash_file=lambda path: _sha256(root / unescape_path(path)),
+        hash_file=lambda path: _sha256(root, path),
         # A committed part is never written again: new slices begin a part of their own.
         boundary=store.layout.next_boundary(last_row + 1),
         failed=store.failures(),
@@ -547,9 +553,9 @@ class _FileDigests:
         return bytes(digest).hex() if digest.any() else None
 
 
-def _sha256(path: Path) -> str | None:
+def _sha256(root: Path, stored: str) -> str | None:
     """Return the sha256 of an image's bytes, as hex; None where they cannot be read."""
     try:
-        return content_digest(path)
-    except OSError:
+        return content_digest(collection_file(root, stored))
+    except (OSError, UnreadableError):
         return None

@@ -47,4 +47,6 @@ HEAD = Head(
     contract=7,
     fit=deferred("pipeline.evaluation.heads.linear_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.linear_fit.predict"),
+    to_state=deferred("pipeline.evaluation.heads.linear_fit.to_state"),
+    from_state=deferred("pipeline.evaluation.heads.linear_fit.from_state"),
 )
