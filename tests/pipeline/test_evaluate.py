@@ -91,9 +91,9 @@ def test_a_planted_signal_is_found_and_noise_is_not(root: Path) -> None:
     knn = results[0]
     assert knn.classes == ("healthy", "sick")
     assert [score.setting for score in knn.scores] == [{"k": 3}, {"k": 5}]
-    assert {part: count.patients for part, count in knn.counts.items()} == {
-        "train": 48, "val": 16, "test": 16,
-    }  # fmt: skip
+    patients = {part: count.patients for part, count in knn.counts.items()}
+    assert sum(patients.values()) == 80
+    assert all(8 <= patients[part] <= 24 for part in ("val", "test"))
     assert sum(sum(count.positives.values()) for count in knn.counts.values()) == N
     assert knn.provenance.random
 
