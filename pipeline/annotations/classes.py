@@ -27,11 +27,11 @@ MOST_NUMBERS = 20
 SOME = 5
 
 # Words that say that something is there, and that it is not, whatever it is.
-_PRESENT = ("yes", "ja", "true", "positive", "positiv", "pos", "abnormal", "malignant")
-_PRESENT += ("present", "diseased", "sick", "krank", "case", "cases")
-_ABSENT = ("0", "no", "nein", "false", "negative", "negativ", "neg", "normal", "benign")
-_ABSENT += ("absent", "none", "healthy", "gesund", "control", "controls")
-_ABSENT += ("no finding", "no findings")
+_PRESENT = {"yes", "ja", "true", "positive", "positiv", "pos", "abnormal", "malignant"}
+_PRESENT |= {"present", "diseased", "sick", "krank", "case", "cases"}
+_ABSENT = {"0", "no", "nein", "false", "negative", "negativ", "neg", "normal", "benign"}
+_ABSENT |= {"absent", "none", "healthy", "gesund", "control", "controls"}
+_ABSENT |= {"no finding", "no findings"}
 # Known as a pair alone: by itself each means something else too (1 and 2, f and m).
 _PAIRS = {("0", "1"): "1", ("n", "y"): "y", ("j", "n"): "j", ("f", "t"): "t"}
 # What YAML makes a truth of.

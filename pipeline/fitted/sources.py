@@ -304,7 +304,7 @@ def _assumed(record: ModelRecord, store: FeatureStore, options: FolderOptions) -
     """Return what was taken for granted of files that name no modality."""
     modality = options.modality or only_modality(record)
     if modality is not None:
-        return [f"files that name no modality are taken as {modality}"]
+        return [f"Files that name no modality are taken as {modality}"]
     names = store.slices(["modality"])["modality"].to_pylist()
     number = names.count(UNKNOWN)
     if not number:

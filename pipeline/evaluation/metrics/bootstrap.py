@@ -216,7 +216,7 @@ def fold_widening(folds: int) -> float:
     With a correlation of 1 / k (Nadeau and Bengio, Machine Learning 52, 2003, sec. 3) the mean of k
     scores has 1 + (k - 1) / k times the variance of k independent ones.
     """
-    return (2 - 1 / folds) ** 0.5
+    return math.sqrt(2 - 1 / folds)
 
 
 def patients_on_rarer_side(truth: Truth) -> dict[str, float]:
@@ -259,7 +259,7 @@ def reach_of(patients: float) -> float:
     """
     if np.isinf(patients):
         return NORMAL_REACH
-    return student_reach(patients) * float(patients / (patients - 1)) ** 0.5
+    return student_reach(patients) * math.sqrt(patients / (patients - 1))
 
 
 def student_reach(patients: float) -> float:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.io.formats.limits import as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
-from stores.hdf5 import check_values, member
+from stores.hdf5 import check_values, member, member_there
 
 Array = NDArray[Any]
 
@@ -87,7 +87,7 @@ def _open_hdf5(path: Path, is_matlab: bool) -> tuple[Array, str | None]:
         if image is None:
             image = member(file, "image")
         if image is None:
-            image = member(file, _largest(_datasets(file)))
+            image = member_there(file, _largest(_datasets(file)))
         named = member(file, "cjdata/PID")
         patient = None if named is None else hdf5_text(named)
         values = hdf5_values(image)

@@ -524,3 +524,18 @@ def test_the_command_line_fits_and_predicts(project: Path, tmp_path: Path) -> No
     assert len(out.read_text().splitlines()) == 61
     wrong = run.invoke(app, ["predict", str(project), str(project / "data"), "--out", str(out)])
     assert isinstance(wrong.exception, RadprobeError)
+
+
+def test_an_image_that_is_not_in_the_store_is_searched_by(project: Path, tmp_path: Path) -> None:
+    from pipeline.fitted.aside import search_anything
+
+    config = load_config(project / "my.yaml")
+    shutil.copy(project / "data/07.png", tmp_path / "scan [1].png")
+    (hit,) = search_anything(config, str(tmp_path / "scan [1].png"), k=1, level="image", speed=HERE)
+    assert hit.path == "07.png"
+    assert hit.cosine == pytest.approx(1, abs=1e-5)
+    (tmp_path / "readme.txt").write_text("no image")
+    with pytest.raises(ConfigError, match="nothing to search by"):
+        search_anything(config, str(tmp_path / "readme.txt"), speed=HERE)
+    with pytest.raises(ConfigError, match="bears that name"):
+        search_anything(config, str(tmp_path / "gone.png"), speed=HERE)
