@@ -210,7 +210,7 @@ def _nothing_joins(
         else:
             compared = (
                 f"{column} names files {_depth(keys)} deep, the store has them "
-                f"{_depth(lost_paths)} deep, {len(alike)} of {len(lost_paths)} by the same name in "
+                f"{_depth(lost_paths.tolist())} deep, {len(alike)} of {len(lost_paths)} by the same name in "
                 "another folder"
             )
     return (
