@@ -16,7 +16,7 @@ _MOST_LINKS = 16
 _ELSEWHERE = "it leads to another file"
 
 
-def member(file: Any, name: str) -> Any | None:
+def member(file: Any, name: str) -> Any:
     """Return the group or dataset at a path of an open HDF5 file; None where nothing is there.
 
     Raises UnreadableError where a link on the way leads out of the file, or into a circle, and
