@@ -516,6 +516,7 @@ def test_the_command_line_fits_and_predicts(project: Path, tmp_path: Path) -> No
     made = run.invoke(app, ["fit", str(project / "my.yaml"), "--out", str(tmp_path / "m")])
     assert made.exit_code == 0, made.output
     assert "look: AUROC" in made.output
+    assert "of 'bright' and" in made.output
     out = tmp_path / "p.csv"
     words = ["predict", str(tmp_path / "m"), str(project / "my.yaml"), "--out", str(out)]
     said = run.invoke(app, words)
