@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -134,7 +134,9 @@ class _Formatter(logging.Formatter):
         return printable(without_files(super().format(record)))
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], *where: Any, **more: Any
+) -> None:
     """Tell of a library's warning by its kind alone."""
     logging.getLogger(__name__).info("A warning of a library: %s", category.__name__)
 

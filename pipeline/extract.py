@@ -122,6 +122,8 @@ def _extract(
     # A store whose network cannot be loaded would be in the way of the next try.
     load = functools.partial(load_network, recipe, checkpoint, Speed("cpu"))
     store = open_store(config, recipe, load)
+    # What an earlier run left half done comes first: a look that finds nothing new writes nothing.
+    store.recover()
     work = Work(
         store=str(store.path.absolute()),
         backbone=checkpoint.name,

@@ -27,6 +27,7 @@ from pipeline.segmentation.cases import SegmentationCases
 from pipeline.tuning.options import CHECKPOINT_S, Progress, TuningOptions
 from stores.errors import ConfigError
 from stores.features import RUNS, FeatureStore
+from stores.inside import inside
 
 if TYPE_CHECKING:
     from pipeline.segmentation.trials import Trial
@@ -126,7 +127,7 @@ def _with_networks(
     answer = find()
     for tuned in answer.tuned:
         store.fetch_folder(tuned.weights)
-    files = [store.path / tuned.weights / SAFETENSORS for tuned in answer.tuned]
+    files = [inside(store.path, tuned.weights) / SAFETENSORS for tuned in answer.tuned]
     if not all(file.is_file() for file in files):
         # A network was removed. Without the answer's file it is made again.
         path().unlink()

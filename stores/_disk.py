@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,10 +23,16 @@ TEMPORARY = ".tmp-"
 CHECKSUM = ".sha256"
 # A temporary file of another host is an orphan when it is this old.
 ORPHAN_AFTER_S = 3600.0
+# Documents, answers and claims are read whole: none of ours comes near this.
+MOST_BYTES = 2**28
+# How often a file and its checksum are written, or read, where another process writes them too.
+_TRIES = 5
+_MOMENT_S = 0.05
 
 # With this indent, only a key of the document itself stands behind one space.
 _EMPTY = b'\n "seal": ""'
 _SEAL = re.compile(rb'\n "seal": "([0-9a-f]{64})"')
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _TROUBLE = {
     errno.ENOSPC: "the disk is full",
@@ -70,14 +77,92 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
 
 
+def link_new(path: Path, data: bytes) -> bool:
+    """Put `data` at `path` whole, where nothing is yet; False where something is.
+
+    Unlike a rename, a link never replaces what a quicker process put there.
+    """
+    temporary = path.with_name(temporary_name(path.name))
+    with writing(path):
+        write_new(temporary, data)
+        try:
+            hard_link(temporary, path)
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    return True
+
+
 def write_checked(path: Path, data: bytes) -> None:
     """Put `data` at `path`, and its checksum (as `sha256sum` writes it) beside it first.
 
-    A crash in between leaves a file that does not fit, which `verify` finds and drops.
+    A crash in between leaves a file that does not fit, which nobody reads and `verify` finds. Of
+    two processes that write at once, whoever ends last leaves a file and a checksum that fit.
     """
     checksum = path.with_name(path.name + CHECKSUM)
-    write_atomic(checksum, checksum_text(path.name, sha256(data)))
-    write_atomic(path, data)
+    for _ in range(_TRIES):
+        write_atomic(checksum, checksum_text(path.name, sha256(data)))
+        write_atomic(path, data)
+        # Another process may have put its checksum, or its file, between these two.
+        if fits_checksum(path):
+            return
+
+
+def fits_checksum(path: Path) -> bool | None:
+    """Return whether a file fits the checksum beside it; None where there is no checksum.
+
+    A file that is not there fits none.
+    """
+    try:
+        text = read_file(path.with_name(path.name + CHECKSUM))
+    except FileNotFoundError:
+        return None
+    except (OSError, CorruptStoreError):
+        return False
+    return path.is_file() and text == checksum_text(path.name, file_sha256(path))
+
+
+def read_checked(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return a file's bytes, held against the checksum beside it.
+
+    A file without a checksum is believed, as versions before wrote them. Raises FileNotFoundError,
+    and CorruptStoreError where the two do not fit.
+    """
+    checksum = path.with_name(path.name + CHECKSUM)
+    for attempt in range(_TRIES):
+        if attempt:  # another process may be between the two
+            time.sleep(_MOMENT_S)
+        data = read_file(path, most)
+        try:
+            text = read_file(checksum)
+        except FileNotFoundError:
+            return data
+        if text == checksum_text(path.name, sha256(data)):
+            return data
+    raise CorruptStoreError(
+        f"{path} does not fit the checksum beside it: bits flipped. `radprobe verify --repair` "
+        "removes it, and it is computed again."
+    )
+
+
+def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a regular file. Raises FileNotFoundError.
+
+    Raises CorruptStoreError for a pipe or a device, which might never end, and for a file of more
+    than so many bytes: nobody knows who made the store.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for whoever may write to it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise CorruptStoreError(f"{path} is no file as a store has it.")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
 
 
 def checksum_text(name: str, digest: str) -> bytes:
@@ -148,7 +233,7 @@ def temporary_name(name: str) -> str:
 def is_orphan(path: Path) -> bool:
     """Return whether a temporary file's writer has ended, or was silent for too long."""
     match path.name.removeprefix(TEMPORARY).split("-", 4):
-        case [here, pid, born, _, _] if here == place() and pid.isdigit():
+        case [here, pid, born, _, _] if here == place() and pid.isdecimal():
             return str(birth(int(pid))) != born
     # Of another machine or container: its age alone tells.
     try:
@@ -161,7 +246,7 @@ def sweep_temporaries(paths: Iterable[Path]) -> list[Path]:
     """Remove those temporary files and folders whose writers are dead; return them."""
     orphans = [path for path in paths if is_orphan(path)]
     for path in orphans:
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
@@ -184,16 +269,25 @@ def seal(document: Mapping[str, Any]) -> bytes:
 
 def unseal(path: Path) -> dict[str, Any]:
     """Read a sealed document. Raises CorruptStoreError where one of its bytes was altered."""
-    data = path.read_bytes()
+    data = read_file(path)
     digits = _SEAL.search(data)
     if digits is None:
         raise CorruptStoreError(f"{path} is not a sealed document.")
     unsealed = data[: digits.start(1)] + data[digits.end(1) :]
     if sha256(unsealed) != digits[1].decode():
         raise CorruptStoreError(f"{path} was altered: its content does not fit its seal.")
-    document = dict(json.loads(data))
-    del document["seal"]
+    # Whoever seals can seal anything: what it is of, its reader checks.
+    try:
+        document = dict(json.loads(data))
+        del document["seal"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CorruptStoreError(f"{path} is no document of a store: {error!r}.") from None
     return document
+
+
+def is_digest(text: object) -> bool:
+    """Return whether something is a sha256 as hex: it names files, so nothing else may stand so."""
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def sha256(*pieces: bytes | memoryview) -> str:

@@ -36,9 +36,9 @@ def place() -> str:
 def gone(holder: Mapping[str, object]) -> bool | None:
     """Return whether a process has ended; None where that cannot be seen from here."""
     here = holder.get("host") == socket.gethostname() and holder.get("place") == place()
-    if not here:
+    pid = holder.get("pid")
+    if not here or type(pid) is not int:
         return None
-    pid = int(str(holder["pid"]))
     return birth(pid) != holder.get("born")
 
 

@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,8 +24,8 @@ import numpy as np
 
 from stores._disk import sha256, temporary_name, write_new, writing
 from stores._types import Bytes, Crcs, Mask, Rows, Values
-from stores.errors import REPAIR, CorruptStoreError, StoreError, UnalignedWriteError
-from stores.layout import PartRange
+from stores.errors import REPAIR, CorruptStoreError, StoreError, UnalignedWriteError, as_corrupt
+from stores.layout import MOST_PART_BYTES, Layout, PartRange
 from stores.receipt import ChunkRecord
 
 # Threads that read chunks: copies out of the page cache, which take no interpreter lock.
@@ -40,6 +41,11 @@ _CRC_BYTES = 4
 # behind one, where numpy allocates, stalls on every page (a third more time, measured).
 _PAGE = 4096
 _CODECS = ["bytes", "crc32c"]
+# Numbers alone, by the names that Zarr has for them: nothing of Python's is ever made of bytes.
+_DTYPES = frozenset(
+    ["float16", "float32", "float64"]
+    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,13 @@ class StoredArray:
         fetch: Callable[[Chunk], None] = _nowhere,
     ) -> StoredArray:
         """Read zarr.json. Raises CorruptStoreError where the chunks are not as ours are."""
-        array = json.loads(metadata)
-        codecs = [codec["name"] for codec in array["codecs"]]
-        chunk_shape = array["chunk_grid"]["configuration"]["chunk_shape"]
-        n, *row_shape = array["shape"]
+        with as_corrupt(str(root / name)):
+            array = json.loads(metadata)
+            codecs = [codec["name"] for codec in array["codecs"]]
+            chunk_shape = _sizes(array["chunk_grid"]["configuration"]["chunk_shape"])
+            n, *row_shape = _sizes(array["shape"])
+            if array["data_type"] not in _DTYPES:
+                raise ValueError(f"numbers of the type {array['data_type']!r}")
         if codecs != _CODECS or chunk_shape[1:] != row_shape:
             raise CorruptStoreError(
                 f"{root / name} has the codecs {codecs} and chunks {chunk_shape}; a store's arrays "
@@ -95,6 +104,21 @@ class StoredArray:
             )
         dtype = np.dtype(array["data_type"])
         return cls(root, name, n, tuple(row_shape), dtype, chunk_shape[0], fetch)
+
+    def check_part(self, layout: Layout) -> None:
+        """Raise CorruptStoreError where a part of the layout is no whole number of chunks.
+
+        Or where it is larger than any of ours: memory is asked for by these numbers.
+        """
+        chunk_bytes = self.chunk_rows * self.row_bytes
+        part_bytes = layout.part_rows * self.row_bytes
+        whole = self.chunk_rows > 0 and layout.part_rows % self.chunk_rows == 0
+        if not whole or self.row_bytes < 1 or max(chunk_bytes, part_bytes) > MOST_PART_BYTES:
+            raise CorruptStoreError(
+                f"{self.root / self.name} has rows of {self.row_shape} {self.dtype}, "
+                f"{self.chunk_rows} a chunk, and {layout.part_rows} a part. A part must be a whole "
+                f"number of chunks and at most {MOST_PART_BYTES >> 30} GiB."
+            )
 
     @property
     def void(self) -> float:
@@ -161,6 +185,11 @@ class StoredArray:
 
         crcs (chunk rows,): the checksums by the receipt. Raises CorruptStoreError as `read_into`.
         """
+        if len(crcs) != self.chunk_rows:
+            raise CorruptStoreError(
+                f"The receipt of {self.root / chunk.name} has checksums of {len(crcs)} rows; the "
+                f"chunk has {self.chunk_rows}. {REPAIR}"
+            )
         view = out.reshape(len(out), -1).view(np.uint8)
         size = self.row_bytes
         within = rows - chunk.start
@@ -175,7 +204,8 @@ class StoredArray:
     def _opened(self, chunk: Chunk) -> Iterator[int]:
         """Yield the file descriptor of a chunk's file, which is fetched where it is elsewhere."""
         path = f"{self.root}/{chunk.name}"
-        flags = os.O_RDONLY | os.O_CLOEXEC
+        # Opening a pipe, which nobody of ours made, must not wait for whoever may write to it.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             file = os.open(path, flags)
         except FileNotFoundError:
@@ -185,6 +215,8 @@ class StoredArray:
             except FileNotFoundError:
                 raise CorruptStoreError(f"{path} is missing. {REPAIR}") from None
         try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise CorruptStoreError(f"{path} is no file. {REPAIR}")
             yield file
         finally:
             os.close(file)
@@ -287,6 +319,14 @@ class StoredArray:
             row_crcs = np.fromiter(map(google_crc32c.value, data), "<u4", len(data))
         digest = sha256(data.data, crc)
         return temporary, ChunkRecord.of(data.nbytes + _CRC_BYTES, digest, row_crcs)
+
+
+def _sizes(shape: Any) -> list[int]:
+    """Return a shape that was read. Raises ValueError where one of its sizes is none."""
+    for size in shape:
+        if type(size) is not int or size < 0:
+            raise ValueError(f"{size!r} is no size")
+    return list(shape)
 
 
 def _in_threads(read: Callable[[Sequence[Any]], None], items: Sequence[Any]) -> None:

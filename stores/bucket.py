@@ -5,11 +5,15 @@ No two writers create the same object: `create` is a conditional put.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stores.errors import ConfigError
+from stores.errors import ConfigError, CorruptStoreError
+from stores.inside import is_store_name
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ class Bucket:
     def listing(self, folder: str = "") -> dict[str, Object]:
         """Return all objects, or those below a folder, by name.
 
-        Raises ConfigError where the place cannot be looked at.
+        Objects whose names lead out of a store, such as those with `..`, are not among them: none
+        of ours is called so. Raises ConfigError where the place cannot be looked at.
         """
         try:
             paths = self._fs.find(self._path(folder).rstrip("/"), detail=True)
@@ -52,9 +57,15 @@ class Bucket:
                 "AWS_ENDPOINT_URL)."
             ) from error
         objects = {}
+        odd = 0
         for path, about in paths.items():
             name = path.removeprefix(self._root + "/")
-            objects[name] = Object(int(about["size"] or 0), _stamp(about))
+            if is_store_name(name):
+                objects[name] = Object(int(about["size"] or 0), _stamp(about))
+            else:
+                odd += 1
+        if odd:
+            log.warning("%s has %d objects whose names are none of a store's.", self.url, odd)
         return objects
 
     def names(self) -> set[str]:
@@ -100,6 +111,8 @@ class Bucket:
             self._fs.rm(paths)
 
     def _path(self, name: str) -> str:
+        if name and not is_store_name(name):
+            raise CorruptStoreError(f"{name!r} is no name of a file of a store at {self.url}.")
         return f"{self._root}/{name}"
 
 

@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stores._disk import hard_link, temporary_name, write_new, writing
+from stores._disk import hard_link, read_file, temporary_name, write_new, writing
 from stores._process import gone, me, name_of
-from stores.errors import ClaimedError
+from stores.errors import ClaimedError, CorruptStoreError
 
 # A claim of another host counts as dead when its owner has not touched it for this long.
 STALE_AFTER_S = 900.0
+_MOST_BYTES = 2**16
 
 
 @dataclass(frozen=True)
@@ -123,12 +124,13 @@ def holders(folder: Path) -> dict[str, Holder]:
     living: dict[str, Holder] = {}
     now = time.time()
     # Of a stem's claims the highest number comes last, and counts.
-    for path in sorted(folder.glob("*.claim.*"), key=_split):
+    for path in sorted(filter(_is_claim, folder.glob("*.claim.*")), key=_split):
         with contextlib.suppress(FileNotFoundError):  # given back meanwhile
             process = _read(path) or {}
             beat = path.stat().st_mtime
             if not dead(path):
-                since = float(str(process.get("time", beat)))
+                since = process.get("time")
+                since = since if isinstance(since, float) else beat
                 stem, _ = _split(path)
                 living[stem] = Holder(name_of(process), now - since, now - beat)
     return living
@@ -136,12 +138,17 @@ def holders(folder: Path) -> dict[str, Holder]:
 
 def stems(folder: Path) -> set[str]:
     """Return what is claimed, or was by processes that died."""
-    return {path.name.partition(".claim.")[0] for path in folder.glob("*.claim.*")}
+    return {_split(path)[0] for path in folder.glob("*.claim.*") if _is_claim(path)}
 
 
 def dead(path: Path) -> bool:
     """Return whether a claim's owner is certainly gone, or silent for too long."""
-    process = _read(path)
+    data = _data(path)
+    # A claim is linked once it is whole, and is not forced to disk: one that is empty, or of zeros
+    # alone, lost its bytes when its machine lost its power, and with it its owner.
+    if data is not None and not data.strip(b"\0"):
+        return True
+    process = _parse(data)
     ended = gone(process) if process is not None else None
     if ended is not None:
         return ended
@@ -153,10 +160,23 @@ def dead(path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, object] | None:
+    """Return the process that made a claim; None where it cannot be read."""
+    return _parse(_data(path))
+
+
+def _data(path: Path) -> bytes | None:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return read_file(path, _MOST_BYTES)
+    except (OSError, CorruptStoreError):
         return None
+
+
+def _parse(data: bytes | None) -> dict[str, object] | None:
+    try:
+        process = json.loads(data or b"")
+    except (ValueError, RecursionError):
+        return None
+    return process if isinstance(process, dict) else None
 
 
 def _claims(folder: Path, stem: str) -> list[Path]:
@@ -164,12 +184,18 @@ def _claims(folder: Path, stem: str) -> list[Path]:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
+    # Names with a number: others are nobody's claims.
     paths = [folder / name for name in names if name.startswith(f"{stem}.claim.")]
-    return sorted(paths, key=_split)
+    return sorted(filter(_is_claim, paths), key=_split)
 
 
 def _latest(folder: Path, stem: str) -> Path | None:
     return next(reversed(_claims(folder, stem)), None)
+
+
+def _is_claim(path: Path) -> bool:
+    number = path.name.rpartition(".claim.")[2]
+    return number.isdecimal() and number.isascii()
 
 
 def _split(path: Path) -> tuple[str, int]:

@@ -27,7 +27,8 @@ Each also derives from the builtin a caller would catch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 # What to do about a part that is damaged or lost; ends the sentence that says which.
@@ -44,6 +45,7 @@ Reason = Literal[
     "no-permission",
     "vanished",  # there at discovery, gone at reading
     "time-limit",  # decoding took longer than the limit
+    "killed",  # the process that read it was killed from outside, as when memory runs out
     "not-finite",  # no finite pixel in the slice
 ]
 
@@ -155,3 +157,19 @@ class MissingRowsError(StoreError, KeyError):
 
 class CorruptStoreError(StoreError, ValueError):
     """What is on disk does not fit what its receipt says."""
+
+
+@contextlib.contextmanager
+def as_corrupt(where: str) -> Iterator[None]:
+    """Raise CorruptStoreError where what a store has is not of the kind that it must be.
+
+    A file may fit every checksum and be of a stranger: what it holds is no fault of ours.
+    """
+    try:
+        yield
+    except RadprobeError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CorruptStoreError(f"{where} is not as a store has it: {error!r}.") from None
+    except RecursionError:
+        raise CorruptStoreError(f"{where} is not as a store has it: nested too deep.") from None

@@ -42,7 +42,7 @@ from stores._disk import TEMPORARY, sha256, sweep_temporaries, temporary_name, w
 from stores._types import Bytes, Crcs, Rows, Values
 from stores.arrays import Chunk, StoredArray
 from stores.claims import Claim, Holder, exclusive, holders, owner, stems, try_claim
-from stores.commit import PartWriter
+from stores.commit import PartWriter, check_claim
 from stores.contents import (
     CLAIMS,
     FEATURES,
@@ -52,6 +52,7 @@ from stores.contents import (
     MANIFEST,
     OK,
     PARTS,
+    PUBLISHED,
     RECIPE,
     RUNS,
     SLICES,
@@ -63,15 +64,19 @@ from stores.contents import (
     chunk_file,
 )
 from stores.errors import (
+    REPAIR,
     ClaimedError,
+    CorruptStoreError,
     MissingRowsError,
     OccupiedError,
     StaleTablesError,
     StoreError,
     StoreNotFoundError,
+    as_corrupt,
 )
+from stores.inside import check_folders
 from stores.layout import Layout, PartRange
-from stores.receipt import Receipt, UnreadableRow, notes_without
+from stores.receipt import Receipt, UnreadableRow, notes_without, part_of, receipt_name
 from stores.receipts import Receipts, Stamp
 from stores.slices import (
     FILE_SCHEMA,
@@ -161,15 +166,18 @@ class FeatureStore:
                 f"There is no feature store at {storage.place!r} (no {RECIPE}). "
                 "Run `radprobe extract` first, or check the path."
             )
-        recipe = manifest.load(folder, RECIPE).decode()
-        group = json.loads(manifest.load(folder, _GROUP))
-        return cls(storage, recipe, Layout(int(group["attributes"]["part_rows"])))
+        check_folders(folder)
+        recipe = manifest.load(folder, RECIPE)
+        group = manifest.load(folder, _GROUP)
+        with as_corrupt(str(folder)):
+            part_rows = int(json.loads(group)["attributes"]["part_rows"])
+            return cls(storage, recipe.decode(), Layout(part_rows))
 
     def keep_key_check(self, key_check: str) -> None:
         """Have a store that was made before keys were checked know its key again."""
         self.storage.check_writable()
         with exclusive(self.claims, "tables"):
-            manifest.mend(self.path)
+            self._mend()
             group = json.loads(manifest.load(self.path, _GROUP))
             group["attributes"].setdefault(KEY_CHECK, key_check)
             self.storage.replace({_GROUP: json.dumps(group, indent=2).encode()})
@@ -195,7 +203,12 @@ class FeatureStore:
             folder, _, name = file.removesuffix("/zarr.json").partition("/")
             if folder == FEATURES and name:
                 parse = functools.partial(StoredArray.parse, root, name, fetch=fetch)
-                arrays[name] = self._parsed(file, parse, digest)
+                array = self._parsed(file, parse, digest)
+                array.check_part(self.layout)
+                arrays[name] = array
+        missing = LEDGER.keys() - arrays.keys()
+        if missing:
+            raise CorruptStoreError(f"{self.path} has no arrays {sorted(missing)}. {REPAIR}")
         return arrays
 
     def array(self, name: str) -> StoredArray:
@@ -219,17 +232,18 @@ class FeatureStore:
     @property
     def slice_file(self) -> TableFile:
         """The slice table of this moment, to be read piece by piece."""
-        file: TableFile = self._parsed(SLICES, TableFile)
+        file: TableFile = self._parsed(SLICES, functools.partial(TableFile, schema=SLICE_SCHEMA))
         return file
 
     def files(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the file table (FILE_SCHEMA), set-aside files included, or some columns of it."""
-        return self._parsed(FILES, TableFile).read(columns)
+        parse = functools.partial(TableFile, schema=FILE_SCHEMA)
+        return self._parsed(FILES, parse).read(columns)
 
     @property
     def withdrawn(self) -> Withdrawn:
         """Who is withdrawn by name at this moment."""
-        withdrawn: Withdrawn = self._parsed(WITHDRAWN_PATIENTS, Withdrawn.parse)
+        withdrawn: Withdrawn = self._parsed(WITHDRAWN_PATIENTS, _withdrawn_of)
         return withdrawn
 
     def withdrawn_in(self, part: PartRange) -> Rows:
@@ -243,7 +257,17 @@ class FeatureStore:
     def live_rows(self) -> Rows:
         """Return (n,) the rows of the slices that are not withdrawn, ascending."""
         slices = self.slices(["row", "withdrawn"])
-        rows: Rows = row_numbers(slices)[~is_withdrawn(slices)]
+        rows: Rows = self._checked_rows(slices)[~is_withdrawn(slices)]
+        return rows
+
+    def _checked_rows(self, slices: pa.Table) -> Rows:
+        """Return (n,) the rows of slices. Raises CorruptStoreError where the arrays lack one."""
+        rows = row_numbers(slices)
+        if rows.size and (rows.min() < 0 or rows.max() >= self.n_rows):
+            raise CorruptStoreError(
+                f"{self.path / SLICES} has the rows {rows.min()} to {rows.max()}, and the arrays "
+                f"have {self.n_rows}. {REPAIR}"
+            )
         return rows
 
     def tables(self) -> Tables:
@@ -282,12 +306,34 @@ class FeatureStore:
         self.storage.check_writable()
         with exclusive(self.claims, "tables"):
             # What a crash left half done is finished first, so that `seen` is judged by what holds.
-            manifest.mend(self.path)
+            self._mend()
             if seen is not None and seen != manifest.version(self.path):
                 raise StaleTablesError(f"The tables of {self.path} were replaced meanwhile.")
             n = self.layout.next_boundary(end_of(rows))
             # Tables and arrays in one replacement: no slice without a row to hold its features.
             self.storage.replace(new | self._grown(n))
+
+    def recover(self) -> None:
+        """Finish what a crash left half done of the manifest's files, wherever the store is.
+
+        Whoever is to write calls this first: what is left as it is, radprobe reads by its copies,
+        but nobody else can, and a run that changes no table would leave it for good. Raises
+        UnwritableError.
+        """
+        if manifest.is_mended(self.path):
+            return
+        self.storage.check_writable()
+        # Another process may be at it right now: then there is nothing left to mend.
+        with exclusive(self.claims, "tables"):
+            self._mend()
+
+    def _mend(self) -> None:
+        unnamed = manifest.unnamed_copies(self.path)
+        mended = manifest.mend(self.path)
+        if mended:
+            self.storage.restore([*mended, MANIFEST])
+        if unnamed:  # wherever the store is: a mirror would have them back
+            self.storage.remove(unnamed)
 
     def _grown(self, n: int) -> dict[str, bytes]:
         """Return the zarr.json of each array that has fewer than n rows, with n."""
@@ -317,8 +363,19 @@ class FeatureStore:
 
     @property
     def n_rows(self) -> int:
-        """How many rows the arrays have, void ones included."""
-        return self.arrays["status"].n
+        """How many rows the arrays have, void ones included.
+
+        Raises CorruptStoreError for more than the slice table can ask for.
+        """
+        n = self.arrays["status"].n
+        # Each slice that was added began a part of its own, at the most.
+        most = (self.slice_file.rows + 1) * self.layout.part_rows
+        if n > most:
+            raise CorruptStoreError(
+                f"{self.path} has arrays of {n} rows, and its {self.slice_file.rows} slices need "
+                f"{most} at the most. {REPAIR}"
+            )
+        return n
 
     def parts(self) -> list[PartRange]:
         """Return every part, committed or not, in order."""
@@ -370,7 +427,7 @@ class FeatureStore:
 
         They were withdrawn before their part was embedded, or purged.
         """
-        rows = row_numbers(self.slices(["row"]))
+        rows = self._checked_rows(self.slices(["row"]))
         usable = np.ones(self.n_rows, bool)
         for part in self.parts():
             status = self._committed(part)
@@ -435,6 +492,11 @@ class FeatureStore:
         """
         if self.receipt(part.index) is not None:
             raise ClaimedError(f"Part {part.index} was taken over or committed by another process.")
+        if self.receipts.path(part.index).is_file():
+            # One that is not believed. It goes first: it may fit the sizes of the new chunks, and
+            # must not vouch for them.
+            check_claim(claim, part)
+            self.storage.remove([receipt_name(part.index)])
         # Looked at while the claim is held: whoever is withdrawn before this is left out, and a
         # purge of whoever is withdrawn after it waits for the claim, and finds the part committed.
         rows = self.withdrawn_in(part)
@@ -445,7 +507,7 @@ class FeatureStore:
             volume_part = self.layout.part(row // self.layout.part_rows)
             if row not in gone and row in self.withdrawn_in(volume_part):
                 gone.add(row)
-        return self.overwrite(part, claim, arrays, notes_without(notes, gone))
+        return self._part_writer.write(part, claim, arrays, notes_without(notes, gone), over=False)
 
     def overwrite(
         self,
@@ -455,8 +517,11 @@ class FeatureStore:
         notes: Mapping[str, Any],
     ) -> Receipt:
         """Do what `write` does, over a committed part too: for a purge, and nothing else."""
-        writer = PartWriter(self.storage, self.arrays, self.digest)
-        return writer.write(part, claim, arrays, notes)
+        return self._part_writer.write(part, claim, arrays, notes, over=True)
+
+    @property
+    def _part_writer(self) -> PartWriter:
+        return PartWriter(self.storage, self.arrays, self.digest)
 
     def empty_rows(
         self, part: PartRange, rows: Rows, arrays: Mapping[str, Values], status: int
@@ -499,7 +564,12 @@ class FeatureStore:
             yield
 
     def publish(self) -> None:
-        """Send what was computed from the store to where that is."""
+        """Send what was computed from the store to where that is.
+
+        What others left half written beside it is removed, where they are dead.
+        """
+        for folder in PUBLISHED:
+            sweep_temporaries((self.path / folder).glob(f"{TEMPORARY}*"))
         self.storage.publish()
 
     def fetch_folder(self, folder: str) -> None:
@@ -519,7 +589,7 @@ class FeatureStore:
         nobody takes over, since the part is done. Claims on other parts stay: who takes such a part
         over needs them.
         """
-        parts = [stem for stem in stems(self.claims) if stem.isdigit()]
+        parts = [stem for stem in stems(self.claims) if stem.isdecimal()]
         self._drop_dead_claims(stem for stem in parts if self.receipt(int(stem)) is not None)
 
     def _drop_dead_claims(self, claimed: Iterable[str]) -> None:
@@ -542,7 +612,7 @@ class FeatureStore:
             if committed is not None:
                 status[part.span] = committed
         slices = self.slices(["row", "withdrawn"])
-        withdrawn = row_numbers(slices)[is_withdrawn(slices)]
+        withdrawn = self._checked_rows(slices)[is_withdrawn(slices)]
         status[withdrawn] = WITHDRAWN
         return status
 
@@ -596,14 +666,25 @@ class FeatureStore:
     def fingerprint(self) -> str:
         """Return a digest of all that answers depend on: receipts and the slice table.
 
-        It reads no array. Two equal fingerprints hold equal features for equal slices.
+        It reads no array. Two equal fingerprints hold equal features for equal slices. Raises
+        CorruptStoreError where a receipt is there and cannot be believed.
         """
         digest = hashlib.sha256(self.digest.encode())
         digest.update(manifest.digests(self.path)[SLICES].encode())
         for path in sorted((self.path / PARTS).glob("[0-9]*.json")):
-            receipt = self.receipt(int(path.stem))
+            index = part_of(path.name)
+            if index is None:
+                continue
+            receipt = self.receipt(index)
+            if receipt is None:
+                # Not the same as a part that was never embedded: an answer without its slices would
+                # look like any other.
+                raise CorruptStoreError(
+                    f"Part {index} of {self.path} is damaged: {self.receipts.doubt(index)}. "
+                    f"{REPAIR}"
+                )
             # As the receipt has them: answers on file are named by this digest.
-            chunks = None if receipt is None else receipt.document["chunks"]
+            chunks = receipt.document["chunks"]
             entry = json.dumps([path.stem, chunks], sort_keys=True)
             digest.update(entry.encode())
         return digest.hexdigest()
@@ -649,9 +730,16 @@ def stored_key_check(folder: Path) -> str | None:
 def _fetch_chunk(receipts: Receipts, layout: Layout, chunk: Chunk) -> None:
     """Fetch a chunk from where the store is, held against its receipt."""
     receipt = receipts.read(chunk.start // layout.part_rows)
+    record = None if receipt is None else receipt.chunks.get(chunk.name)
     # Without a receipt no content is right.
-    digest = "" if receipt is None else receipt.chunks[chunk.name].sha256
+    digest = "" if record is None else record.sha256
     receipts.storage.fetch(chunk_file(chunk.name), digest)
+
+
+def _withdrawn_of(text: bytes) -> Withdrawn:
+    """Return who is withdrawn by name. Raises CorruptStoreError."""
+    with as_corrupt(WITHDRAWN_PATIENTS):
+        return Withdrawn.parse(text)
 
 
 def _stem(index: int) -> str:

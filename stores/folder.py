@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from stores import manifest
-from stores._disk import sync_folder, write_atomic, writing
+from stores._disk import link_new, sync_folder, write_atomic, writing
 from stores.claims import Holder
-from stores.errors import REPAIR, CorruptStoreError, OccupiedError
+from stores.errors import REPAIR, ClaimedError, CorruptStoreError, OccupiedError
+from stores.inside import inside
 
 
 class LocalFolder:
@@ -107,19 +108,29 @@ class LocalFolder:
     def restore(self, names: Iterable[str]) -> None:
         """Do nothing: what was mended in the folder is mended."""
 
-    def commit(self, receipt: str, data: bytes, chunks: Mapping[str, str]) -> None:
-        """Put the receipt of a part whose chunks are in the folder and on the disk: the commit."""
-        write_atomic(self.folder / receipt, data)
+    def commit(
+        self, receipt: str, data: bytes, chunks: Mapping[str, str], *, over: bool = False
+    ) -> None:
+        """Put the receipt of a part whose chunks are in the folder and on the disk: the commit.
+
+        Raises ClaimedError where a receipt is there, unless it is to be written over.
+        """
+        path = inside(self.folder, receipt)
+        if over:
+            write_atomic(path, data)
+        elif not link_new(path, data):
+            raise ClaimedError(f"{path} was committed by another process.")
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove those of some files that are there."""
         for name in names:
-            (self.folder / name).unlink(missing_ok=True)
+            inside(self.folder, name).unlink(missing_ok=True)
 
     def clear(self, folder: str) -> None:
         """Remove all that is in a folder of the store, which stays."""
-        for path in (self.folder / folder).glob("*"):
-            if path.is_dir():
+        for path in inside(self.folder, folder).glob("*"):
+            # A link goes, and what it leads to stays.
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)

@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from stores._disk import file_sha256, temporary_name
 from stores._types import Values
 from stores.contents import OK, ArraySpec
-from stores.errors import ConfigError, StoreError
+from stores.errors import ConfigError, StoreError, UnreadableError
 from stores.export import SEAL, seal_of
 from stores.features import FeatureStore, check_free
+from stores.hdf5 import member
 from stores.layout import default_part_rows
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
@@ -226,6 +227,11 @@ def _read_h5(source: Path) -> tuple[Values, Columns, str | None]:
             for name in _column_names(file):
                 columns[name] = _h5_column(source, file, name, n)
             seal = file.attrs.get(SEAL)
+    except UnreadableError as error:
+        raise ConfigError(
+            f"{source} cannot be imported: {error.detail}. Write the features and their columns "
+            "into one file."
+        ) from None
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -244,9 +250,9 @@ def _dataset(source: Path, file: h5py.File, name: str) -> h5py.Dataset:
     """Return a dataset of numbers that can be in the file. Raises ConfigError."""
     import h5py
 
-    if name not in file:
+    dataset = member(file, name)
+    if dataset is None:
         raise ConfigError(f"{source} must have a dataset `{name}`. It has {len(file)} others.")
-    dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or not dataset.shape:
         raise ConfigError(
             f"`{name}` of {source} must be a dataset (n, d). Got a group or a scalar."
@@ -274,7 +280,7 @@ def _h5_column(source: Path, file: h5py.File, name: str, n: int) -> list[Any]:
     """Return a column of an HDF5 file as Python has it; text is decoded later."""
     import h5py
 
-    column = file[name]
+    column = member(file, name)
     if not isinstance(column, h5py.Dataset) or column.shape != (n,):
         shape = getattr(column, "shape", "a group")
         raise ConfigError(f"`{name}` of {source} must have {n} values, one a row. Got {shape}.")

@@ -15,6 +15,9 @@ CHUNK_BYTES = 16 * 2**20
 # A part is held in memory while it is made.
 PART_BYTES = 256 * 2**20
 MAX_PART_ROWS = 1024
+# What the part of a store may have at the most, whoever made it: rows, and bytes of an array.
+MOST_PART_ROWS = 2**20
+MOST_PART_BYTES = 2**34
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -53,6 +56,10 @@ class Layout:
     def __post_init__(self) -> None:
         if self.part_rows < 1 or self.part_rows & (self.part_rows - 1):
             raise ValueError(f"part_rows must be a power of two. Got {self.part_rows} instead.")
+        if self.part_rows > MOST_PART_ROWS:
+            raise ValueError(
+                f"part_rows must be at most {MOST_PART_ROWS}. Got {self.part_rows} instead."
+            )
 
     def parts(self, n: int) -> list[PartRange]:
         """Return the parts that hold rows 0 to n - 1."""

@@ -5,19 +5,31 @@ Replacing any of them: new copies first, then the manifest (that is the commit),
 themselves. A reader takes a file whose content fits the manifest, or else its copy, so that it
 never sees half a change; a crash in the middle and a flipped bit are mended in the same way. A
 crash before the manifest leaves the old state and copies that nothing names, one after it the new
-state and files that do not fit: `mend` removes the ones and writes the others.
+state and files that do not fit: `mend` removes the ones and writes the others. Whoever is to write
+mends first; plain Zarr and Parquet readers, who know nothing of copies, read the files alone.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from stores._disk import TEMPORARY, file_sha256, seal, sha256, unseal, write_atomic
-from stores.contents import COPIES, FEATURES, MANIFEST, TOP_FILES
+from stores._disk import (
+    TEMPORARY,
+    file_sha256,
+    is_digest,
+    seal,
+    sha256,
+    sync_folder,
+    unseal,
+    write_atomic,
+)
+from stores.contents import COPIES, FEATURES, MANIFEST, TOP_FILES, folder_of
 from stores.errors import CorruptStoreError
+from stores.inside import inside, is_store_name
 
 _TRIES = 5
 _REPAIR = "Run `radprobe verify --repair` on the store."
@@ -43,7 +55,32 @@ def digests(root: Path) -> dict[str, str]:
 @functools.lru_cache(maxsize=16)
 def _digests(path: Path, *stamp: int) -> dict[str, str]:
     """Read the manifest; `stamp` tells one from the next, since each is a new file."""
-    return dict(unseal(path)["files"])
+    return _checked(unseal(path), path)
+
+
+def parse(text: bytes, where: str) -> dict[str, str]:
+    """Return name -> sha256 of the files that a manifest names. Raises CorruptStoreError."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CorruptStoreError(f"{where} is no manifest: {error}.") from None
+    return _checked(document, where)
+
+
+def _checked(document: object, where: object) -> dict[str, str]:
+    """Return the files of a manifest, once each name is a store's and each digest is one.
+
+    Both become paths, which whoever made the store may have chosen.
+    """
+    files = document.get("files") if isinstance(document, dict) else None
+    if not isinstance(files, dict):
+        raise CorruptStoreError(f"{where} names no files.")
+    for name, digest in files.items():
+        sound = is_store_name(name) and is_digest(digest)
+        # Its own file, or a copy of a file, it cannot name.
+        if not sound or name == MANIFEST or folder_of(name) == COPIES:
+            raise CorruptStoreError(f"{where} names {name!r}, which no store has.")
+    return dict(files)
 
 
 def look_again(root: Path) -> None:
@@ -67,8 +104,9 @@ def load(root: Path, name: str) -> bytes:
     """
     for _ in range(_TRIES):  # again where another process replaced it meanwhile
         expected = digests(root).get(name, "")
-        for path in (root / name, root / COPIES / expected):
-            data = path.read_bytes() if expected and path.is_file() else None
+        for where in (name, copy_name(expected)) if expected else ():
+            path = inside(root, where)
+            data = path.read_bytes() if path.is_file() else None
             if data is not None and sha256(data) == expected:
                 return data
     raise CorruptStoreError(f"{root / name} and its copy are both missing or damaged. {_REPAIR}")
@@ -119,14 +157,47 @@ def mend(root: Path) -> list[str]:
     mended = []
     for name, digest in expected.items():
         for place in (name, copy_name(digest)):
-            if not _has(root / place, digest):
-                write_atomic(root / place, load(root, name))
+            path = inside(root, place)
+            if not _has(path, digest):
+                data = load(root, name)
+                _make_folder(path.parent)  # a loss of power may have taken it too
+                write_atomic(path, data)
                 mended.append(place)
-    for copy in (root / COPIES).iterdir():
-        being_written = copy.name.startswith(TEMPORARY)
-        if copy.name not in expected.values() and not being_written:
-            copy.unlink()
+    for copy in unnamed_copies(root):
+        inside(root, copy).unlink()
     return mended
+
+
+def is_mended(root: Path) -> bool:
+    """Return whether every file and copy is as the manifest has it, and no copy is too many.
+
+    It reads each of them, and needs no claim: somebody may be writing them right now.
+    """
+    expected = digests(root)
+    for name, digest in expected.items():
+        for place in (name, copy_name(digest)):
+            if not _has(inside(root, place), digest):
+                return False
+    return not unnamed_copies(root)
+
+
+def unnamed_copies(root: Path) -> list[str]:
+    """Return the names of the copies that the manifest does not name, whole ones alone."""
+    expected = set(digests(root).values())
+    folder = inside(root, COPIES)
+    unnamed = []
+    for path in folder.glob("*"):
+        being_written = path.name.startswith(TEMPORARY)
+        is_file = path.is_file() or path.is_symlink()
+        if is_file and not being_written and path.name not in expected:
+            unnamed.append(copy_name(path.name))
+    return unnamed
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def rebuild(root: Path) -> None:
@@ -140,6 +211,10 @@ def rebuild(root: Path) -> None:
     unproven = []
     for path in paths:
         name = path.relative_to(root).as_posix()
+        inside(root, name)
+        if not path.is_file():
+            unproven.append(name)
+            continue
         digest = files[name] = file_sha256(path)
         if not _has(root / copy_name(digest), digest):
             unproven.append(name)
@@ -153,13 +228,16 @@ def rebuild(root: Path) -> None:
 
 def _copy(root: Path, files: Mapping[str, bytes]) -> None:
     for name, data in copies(files).items():
-        path = root / name
+        path = inside(root, name)
         if not _has(path, path.name):  # it may be the copy of another file too
             write_atomic(path, data)
 
 
 def _has(path: Path, digest: str) -> bool:
-    return path.is_file() and file_sha256(path) == digest
+    try:
+        return path.is_file() and file_sha256(path) == digest
+    except FileNotFoundError:  # another process mends, and was quicker
+        return False
 
 
 def text(files: Mapping[str, str]) -> bytes:

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stores import manifest
-from stores._disk import TEMPORARY, sha256, temporary_name, write_new
+from stores._disk import TEMPORARY, read_file, sha256, temporary_name, write_new
 from stores.bucket import Bucket, Object
 from stores.claims import Holder
 from stores.contents import (
@@ -48,8 +48,10 @@ from stores.errors import (
     CorruptStoreError,
     OccupiedError,
     UnwritableError,
+    as_corrupt,
 )
 from stores.folder import LocalFolder
+from stores.inside import inside, is_store_name
 from stores.writer import SHARE, WriterClaim
 
 log = logging.getLogger(__name__)
@@ -92,14 +94,25 @@ class MirroredBucket:
 
     @classmethod
     def of(cls, folder: Path) -> MirroredBucket | None:
-        """Return what a folder mirrors; None where it is a store of its own."""
+        """Return what a folder mirrors; None where it is a store of its own.
+
+        A mirror lies where this machine has its mirrors, by its URL: beside any other folder, a
+        record is of whoever packed that folder, and would send the store to where they like.
+        """
         try:
-            record = json.loads(_record(folder).read_text("utf-8"))
+            text = read_file(_record(folder))
         except FileNotFoundError:
             return None
-        mirror = cls(folder, record["url"])
-        for name, (size, stamp) in record["objects"].items():
-            mirror.objects[name] = Object(size, stamp)
+        with as_corrupt(str(_record(folder))):
+            record = json.loads(text)
+            url = str(record["url"])
+            if os.path.realpath(_folder(url)) != os.path.realpath(folder):
+                log.warning("%s says that it mirrors a URL, and is no mirror: it is left.", folder)
+                return None
+            mirror = cls(folder, url)
+            for name, (size, stamp) in record["objects"].items():
+                if is_store_name(name):
+                    mirror.objects[name] = Object(int(size), str(stamp))
         return mirror
 
     @cached_property
@@ -149,7 +162,7 @@ class MirroredBucket:
     def refresh(self, *, anew: bool = False) -> None:
         """Bring the folder to what the bucket holds now; anew: whatever is here already."""
         for left in reversed(range(_TRIES)):
-            before = None if anew else MirroredBucket.of(self.folder)
+            before = None if anew else self._seen_last()
             self.objects = self.bucket.listing()
             try:
                 self._bring_up_to_date({} if before is None else before.objects)
@@ -184,7 +197,7 @@ class MirroredBucket:
             raise CorruptStoreError(
                 f"{self.url}/{name} does not fit its checksum: bits flipped. {REPAIR}"
             )
-        _put_here(self.folder / name, data)
+        self._put(name, data)
 
     @contextlib.contextmanager
     def fetched(self, names: Iterable[str]) -> Iterator[None]:
@@ -202,6 +215,13 @@ class MirroredBucket:
         for name in below:
             if not (self.folder / name).is_file():
                 self._fetch_unchecked([name])  # one at a time: networks are large
+
+    def _seen_last(self) -> MirroredBucket | None:
+        """Return the mirror as its record has it; None where that is lost, and all is fetched."""
+        try:
+            return MirroredBucket.of(self.folder)
+        except CorruptStoreError:
+            return None
 
     def _bring_up_to_date(self, known: Mapping[str, Object]) -> None:
         """Fetch the small files that are not here as they are there; remove what is no longer.
@@ -223,19 +243,23 @@ class MirroredBucket:
                 wanted.append(name)
         fetched = self.bucket.get(wanted)
         for name in sorted(fetched, key=_order):
-            _put_here(self.folder / name, fetched[name])
+            self._put(name, fetched[name])
         gone = known.keys() - self.objects.keys()
         self._here.remove((changed | gone) - fetched.keys())
         if WITHDRAWN_PATIENTS in known and WITHDRAWN_PATIENTS in changed:
             # What was computed here and never sent may be of whoever was withdrawn.
-            for folder in FOLDERS:
-                unsent = self._here.names_in(folder.name) if folder.derived else set()
+            for each in FOLDERS:
+                unsent = self._here.names_in(each.name) if each.derived else set()
                 self._here.remove(unsent - self.objects.keys())
 
     def _fetch_unchecked(self, names: Iterable[str]) -> None:
         there = [name for name in names if name in self.objects]
         for name, data in self.bucket.get(there).items():
-            _put_here(self.folder / name, data)
+            self._put(name, data)
+
+    def _put(self, name: str, data: bytes) -> None:
+        """Put an object in place here."""
+        _put_here(inside(self.folder, name), data)
 
     def _record_objects(self) -> None:
         """Keep which objects were seen last."""
@@ -282,16 +306,21 @@ class MirroredBucket:
         replaceable.pop(RECIPE, None)
         self.bucket.put(replaceable)
         # Last, the copies that nothing names any more; a crash before leaves them to the next.
-        digests = json.loads(manifest_text)["files"].values()
+        digests = manifest.parse(manifest_text, MANIFEST).values()
         valid = set(map(manifest.copy_name, digests))
         self.bucket.remove(self.bucket.listing(COPIES).keys() - valid)
 
-    def commit(self, receipt: str, data: bytes, chunks: Mapping[str, str]) -> None:
+    def commit(
+        self, receipt: str, data: bytes, chunks: Mapping[str, str], *, over: bool = False
+    ) -> None:
         """Send a part: its chunks (name -> sha256), read back, then its receipt; then here.
 
         Raises ClaimedError where another process committed it.
         """
-        self.remove([receipt])  # one that was not believed
+        if over:
+            self.remove([receipt])
+        elif receipt in self.objects:  # before a chunk of it is replaced
+            raise ClaimedError(f"{self.url}/{receipt} was committed by another process.")
         self.check_writable()
         sizes = {}
         for name, digest in chunks.items():
@@ -308,7 +337,7 @@ class MirroredBucket:
         self.objects |= sizes | {receipt: Object(len(data), "")}
         # The features are in the bucket now, and not kept here; the ledger is, which is small.
         self._here.remove(name for name in chunks if not _in_ledger(name))
-        self._here.commit(receipt, data, chunks)
+        self._here.commit(receipt, data, chunks, over=True)  # the bucket leads
 
     def _send_chunk(self, name: str, digest: str) -> Object:
         """Put a chunk in the bucket, in the place of whatever no receipt vouches for."""
@@ -391,7 +420,10 @@ def derived_files(folder: Path) -> list[str]:
     """
     names = []
     for published in PUBLISHED:
-        for path in (folder / published).rglob("*"):
+        # What lies elsewhere is not the store's to send.
+        for path in inside(folder, published).rglob("*"):
+            if path.is_symlink():
+                continue
             half_written = any(part.startswith(TEMPORARY) for part in path.parts)
             if path.is_file() and not half_written:
                 names.append(path.relative_to(folder).as_posix())
@@ -422,11 +454,14 @@ def _batches(names: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _folder(url: str) -> Path:
-    """Return the folder that mirrors a URL."""
+    """Return the folder that mirrors a URL. Raises ConfigError where the URL names no store."""
+    name = url.rpartition("/")[2]
+    if not is_store_name(name):
+        raise ConfigError(f"A URL must end in the name of a store. Got {url!r} instead.")
     default = Path.home() / ".cache" / "radprobe" / "mirrors"
     place = os.environ.get(PLACE) or default
     digest = hashlib.sha256(url.encode()).hexdigest()[:12]
-    return Path(place).expanduser() / digest / url.rpartition("/")[2]
+    return Path(place).expanduser() / digest / name
 
 
 def _record(folder: Path) -> Path:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from stores._disk import CHECKSUM, TEMPORARY, write_checked
 from stores._types import Mask, Rows
-from stores.contents import DERIVED, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
+from stores.contents import DERIVED, FEATURES, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
 from stores.errors import StaleTablesError
 from stores.features import FeatureStore
 from stores.layout import PartRange
@@ -71,6 +71,7 @@ def withdraw(
     they are purged.
     """
     taken = 0
+    store.recover()  # what another run left half done
 
     def change(tables: Tables) -> _Changed:
         nonlocal taken
@@ -107,6 +108,7 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
     the patient too; splits go on without the patient. Raises ClaimedError where another process
     holds one of the parts for an hour.
     """
+    store.recover()  # what another run left half done
     slices = store.slices()
     theirs = row_numbers(slices.filter(_of(slices, patients, rows)))
     void_parts(store, theirs)
@@ -126,7 +128,10 @@ def out_of_reach(store: FeatureStore) -> tuple[str, ...]:
     left.append("copies and backups of the store, and stores and networks made from it")
     if store.place != str(store.path):
         left.append("old versions of objects, where the bucket keeps versions")
-    living = sum(1 for path in store.path.rglob(f"{TEMPORARY}*") if path.is_file())
+    living = 0
+    for folder in (FEATURES, *DERIVED):
+        files = (store.path / folder).rglob(f"{TEMPORARY}*")
+        living += sum(1 for path in files if path.is_file())
     if living:
         left.append(
             f"{living} temporary files of processes at work: purge again when they are done"
@@ -182,7 +187,8 @@ def drop_derived(store: FeatureStore, patients: Collection[str], rows: Rows) -> 
                 if count:
                     removed[folder.name] = count
         for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
-            shutil.rmtree(path)
+            if not path.is_symlink():  # what a link leads to is not the store's
+                shutil.rmtree(path)
         changed = sum(1 for _ in _rewrite_splits(store, patients))
         if changed:
             removed[SPLITS] = changed

@@ -7,15 +7,20 @@ Of a receipt's JSON, `document` keeps every key, those of other versions too: wh
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from stores._disk import is_digest
 from stores._types import Crcs
 from stores.contents import OK, PARTS, UNREADABLE, chunk_file
-from stores.errors import CorruptStoreError
+from stores.errors import as_corrupt
+from stores.inside import is_store_name
+
+_RECEIPT = re.compile(r"([0-9]{7,12})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,15 @@ class ChunkRecord:
         return cls(size, digest, text)
 
     def row_crcs(self) -> Crcs | None:
-        """Return (chunk rows,) the crc32c of each row; None where the receipt has none."""
+        """Return (chunk rows,) the crc32c of each row; None where the receipt has none.
+
+        Raises CorruptStoreError where the text is no such numbers.
+        """
         text = self.row_crc32c
-        return None if text is None else np.frombuffer(base64.b64decode(text), "<u4")
+        if text is None:
+            return None
+        with as_corrupt("a receipt's row_crc32c"):
+            return np.frombuffer(base64.b64decode(text), "<u4")
 
     def as_json(self) -> dict[str, Any]:
         """Return the entry that stands for the chunk in a receipt."""
@@ -105,23 +116,22 @@ class Receipt:
         Only the part, the recipe and the chunks must be there: other keys came with versions, and
         features that were imported never had them.
         """
-        try:
+        with as_corrupt("a receipt"):
+            seconds = document.get("seconds", {}).items()
             return cls(
-                part=document["part"],
+                part=_number(document["part"]),
                 recipe=document["recipe"],
-                chunks={name: _chunk(entry) for name, entry in document["chunks"].items()},
-                counts={int(status): n for status, n in document.get("counts", {}).items()},
+                chunks={name: _chunk(name, entry) for name, entry in document["chunks"].items()},
+                counts={int(status): _number(n) for status, n in _counts(document).items()},
                 failures=tuple(_unreadable(entry) for entry in document.get("failures", ())),
-                links=tuple(Link(*pair) for pair in document.get("links", ())),
-                ranges=tuple(VolumeRange(*entry) for entry in document.get("ranges", ())),
-                left_out=tuple(document.get("left_out", ())),
-                purged=tuple(document.get("purged", ())),
-                by=document.get("by", ""),
-                seconds=document.get("seconds", {}),
+                links=tuple(_link(pair) for pair in document.get("links", ())),
+                ranges=tuple(_range(entry) for entry in document.get("ranges", ())),
+                left_out=tuple(_number(row) for row in document.get("left_out", ())),
+                purged=tuple(_number(row) for row in document.get("purged", ())),
+                by=str(document.get("by", "")),
+                seconds={str(stage): float(spent) for stage, spent in seconds},
                 document=document,
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CorruptStoreError(f"a receipt is not as receipts are: {error!r}.") from None
 
     @property
     def embedded(self) -> int:
@@ -165,9 +175,40 @@ def receipt_name(index: int) -> str:
     return f"{PARTS}/{index:07d}.json"
 
 
-def _chunk(entry: Mapping[str, Any]) -> ChunkRecord:
-    return ChunkRecord(entry["bytes"], entry["sha256"], entry.get("row_crc32c"))
+def part_of(file: str) -> int | None:
+    """Return the index of the part whose receipt is in a file of a name; None for other files."""
+    match = _RECEIPT.fullmatch(file)
+    return None if match is None else int(match[1])
+
+
+def _chunk(name: str, entry: Mapping[str, Any]) -> ChunkRecord:
+    if not is_store_name(chunk_file(name)) or not is_digest(entry["sha256"]):
+        raise ValueError(f"no chunk is {name!r}")
+    return ChunkRecord(_number(entry["bytes"]), entry["sha256"], entry.get("row_crc32c"))
+
+
+def _counts(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    counts: Mapping[str, Any] = document.get("counts", {})
+    return counts
 
 
 def _unreadable(entry: Mapping[str, Any]) -> UnreadableRow:
-    return UnreadableRow(entry["row"], entry["reason"], entry.get("detail", ""))
+    detail = str(entry.get("detail", ""))
+    return UnreadableRow(_number(entry["row"]), str(entry["reason"]), detail)
+
+
+def _link(pair: Any) -> Link:
+    row, original = map(_number, pair)
+    return Link(row, original)
+
+
+def _range(entry: Any) -> VolumeRange:
+    row, low, high = entry
+    return VolumeRange(_number(row), float(low), float(high))
+
+
+def _number(value: Any) -> int:
+    """Return a whole number that is not negative. Raises ValueError for anything else."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no whole number")
+    return value

@@ -30,7 +30,7 @@ from stores.slices import (
 Kind = Literal["moved", "added", "changed", "retried", "withdrawn"]
 KINDS: tuple[Kind, ...] = ("moved", "added", "changed", "retried", "withdrawn")
 # Reasons that can pass by themselves: the slice is tried again, in a new row, so many times.
-TRANSIENT = frozenset({"no-permission", "vanished", "time-limit"})
+TRANSIENT = frozenset({"no-permission", "vanished", "time-limit", "killed"})
 RETRIES = 2
 _NEW = "it is new"
 # The columns by which a slice is matched to a row.

@@ -20,6 +20,7 @@ from stores.bucket import Bucket
 from stores.contents import MANIFEST, PARTS, RECIPE, TOP_FILES, TRAVELLING, folder_of
 from stores.errors import CorruptStoreError, OccupiedError, StoreNotFoundError
 from stores.features import FeatureStore
+from stores.inside import inside
 from stores.mirror import derived_files, is_large
 from stores.receipt import Receipt, receipt_name
 from stores.verify import verify
@@ -101,7 +102,7 @@ def _fetch_files(bucket: Bucket, names: list[str], folder: Path) -> int:
     size = 0
     for name in names:
         data = bucket.get([name])[name]
-        path = folder / name
+        path = inside(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         size += len(data)
@@ -198,7 +199,7 @@ def _send_derived(sent: _Sent, store: FeatureStore) -> None:
 
 
 def _read(store: FeatureStore, names: Iterable[str]) -> dict[str, bytes]:
-    return {name: (store.path / name).read_bytes() for name in names}
+    return {name: inside(store.path, name).read_bytes() for name in names}
 
 
 def _names(store: FeatureStore, parts: Mapping[str, _Part]) -> set[str]:

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from stores._types import Mask, Rows
-from stores.errors import CorruptStoreError
+from stores.contents import SLICES
+from stores.errors import CorruptStoreError, as_corrupt
 from stores.withdrawn import Withdrawn
 
 if TYPE_CHECKING:
@@ -63,6 +64,16 @@ FILE_SCHEMA = pa.schema(
 )
 
 
+# The columns without which a row of the slice table means nothing.
+_NEEDED = ("row", "frame", "withdrawn")
+_KINDS: dict[str, Callable[[pa.DataType], bool]] = {
+    "integer": pa.types.is_integer,
+    "float": pa.types.is_floating,
+    "text": lambda dtype: pa.types.is_string(dtype) or pa.types.is_large_string(dtype),
+}
+# More rows a byte than any collection's table has: a row takes some 40 bytes, and those of one
+# regular volume a few.
+_ROWS_A_BYTE = 16
 # What stands in a SliceRow for null, so that whoever takes the value need not ask.
 _UNNAMED = {"series": "", "modality": "", "height": 0, "width": 0}
 
@@ -177,12 +188,31 @@ class TableFile:
     CorruptStoreError where it cannot.
     """
 
-    def __init__(self, data: bytes) -> None:
-        """Raises CorruptStoreError where the bytes are no Parquet file."""
+    def __init__(self, data: bytes, schema: pa.Schema | None = None) -> None:
+        """Raises CorruptStoreError where the bytes are no Parquet file of a table.
+
+        schema: SLICE_SCHEMA or FILE_SCHEMA, against which the columns are held.
+        """
         self._data = pa.py_buffer(data)
         self._about: pq.FileMetaData | None = None
         with _readable():
-            self._about = self._file().metadata
+            file = self._file()
+            self._about = file.metadata
+            columns = file.schema_arrow
+        # Nothing is decoded that would not stand in memory beside what it was decoded from.
+        if self.rows > _ROWS_A_BYTE * len(data):
+            raise CorruptStoreError(
+                f"A table of the store has {self.rows} rows in {len(data)} bytes, which no table "
+                "of a collection has."
+            )
+        if schema is not None:
+            _check_columns(columns, schema)
+
+    @property
+    def rows(self) -> int:
+        """How many rows the table has."""
+        assert self._about is not None
+        return int(self._about.num_rows)
 
     @cached_property
     def table(self) -> pa.Table:
@@ -192,7 +222,7 @@ class TableFile:
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return some columns of the table, or all; nothing is kept."""
         with _readable():
-            return self._file().read(columns, use_threads=False)
+            return _complete(self._file().read(columns, use_threads=False))
 
     def between(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the rows of a slice table numbered from start to before stop, piece by piece.
@@ -202,7 +232,7 @@ class TableFile:
         first_group = int(np.searchsorted(self._last, start))
         for group in range(first_group, len(self._last)):
             with _readable():
-                piece = self._file().read_row_group(group, columns, use_threads=False)
+                piece = _complete(self._file().read_row_group(group, columns, use_threads=False))
             rows = piece["row"].to_numpy()
             if rows[0] >= stop:
                 return
@@ -215,8 +245,9 @@ class TableFile:
         assert self._about is not None
         groups = map(self._about.row_group, range(self._about.num_row_groups))
         column = SLICE_SCHEMA.get_field_index("row")
-        last = [group.column(column).statistics.max for group in groups if group.num_rows]
-        return np.array(last, np.int64)
+        with as_corrupt(SLICES):
+            last = [group.column(column).statistics.max for group in groups if group.num_rows]
+            return np.array(last, np.int64)
 
     def _file(self) -> pq.ParquetFile:
         # Without Arrow's threads, here and above: a process that ends soon after may be aborted by
@@ -225,6 +256,37 @@ class TableFile:
 
         reader = pa.BufferReader(self._data)
         return pq.ParquetFile(reader, metadata=self._about, page_checksum_verification=True)
+
+
+def _check_columns(columns: pa.Schema, schema: pa.Schema) -> None:
+    """Raise CorruptStoreError where a table lacks a column, or has one of another kind.
+
+    Tables of versions before lack some, and may have numbers of other sizes.
+    """
+    for field in schema:
+        place = columns.get_field_index(field.name)
+        if place < 0 and field.name in _NEEDED:
+            raise CorruptStoreError(f"A table of the store has no column {field.name!r}.")
+        if place >= 0 and _kind_of(columns.field(place).type) != _kind_of(field.type):
+            raise CorruptStoreError(
+                f"The column {field.name!r} of a table of the store must be {field.type}. "
+                f"Got {columns.field(place).type} instead."
+            )
+
+
+def _kind_of(dtype: pa.DataType) -> str:
+    for kind, is_kind in _KINDS.items():
+        if is_kind(dtype):
+            return kind
+    return str(dtype.id)
+
+
+def _complete(table: pa.Table) -> pa.Table:
+    """Return a table as it was read. Raises CorruptStoreError where a row has no number."""
+    for name in _NEEDED:
+        if name in table.column_names and table[name].null_count:
+            raise CorruptStoreError(f"A table of the store has rows without {name!r}.")
+    return table
 
 
 @contextlib.contextmanager

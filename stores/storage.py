@@ -7,7 +7,8 @@
    a mirror has those that were asked for, and `fetch` brings one more.
 4. A file is there whole or not at all, and of several replaced together all are new or none.
 5. `commit` is the one way a part comes into being: chunks first, the receipt last.
-6. What `check_writable` refuses is refused by every writing method too, but for `publish`: answers
+6. A name that leads out of the store, by itself or by a link, is refused with CorruptStoreError.
+7. What `check_writable` refuses is refused by every writing method too, but for `publish`: answers
    may be given by many.
 
 Every backend passes the tests in `tests/stores/storage_tests.py`.
@@ -101,11 +102,14 @@ class Storage(Protocol):
     def restore(self, names: Iterable[str]) -> None:
         """Bring files that were mended in the folder to where the store is."""
 
-    def commit(self, receipt: str, data: bytes, chunks: Mapping[str, str]) -> None:
+    def commit(
+        self, receipt: str, data: bytes, chunks: Mapping[str, str], *, over: bool = False
+    ) -> None:
         """Commit a part whose chunks (name -> sha256) are in the folder and forced to disk.
 
         receipt, data: the receipt's name and bytes. Where this raises, the part does not exist.
-        Raises ClaimedError where another process has it.
+        over: over a receipt that is there, as a purge does. Raises ClaimedError where another
+        process has committed it.
         """
 
     def remove(self, names: Iterable[str]) -> None:

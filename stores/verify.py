@@ -18,8 +18,8 @@ from stores import manifest
 from stores._disk import (
     CHECKSUM,
     TEMPORARY,
-    checksum_text,
     file_sha256,
+    fits_checksum,
     is_orphan,
     unseal,
 )
@@ -42,9 +42,10 @@ from stores.contents import (
 from stores.duplicates import find_twins
 from stores.errors import CorruptStoreError
 from stores.features import FeatureStore
+from stores.inside import check_folders, is_below
 from stores.layout import PartRange
 from stores.purge import drop_derived, files_naming, purged_rows, void_parts
-from stores.receipt import ChunkRecord, Receipt, receipt_name
+from stores.receipt import ChunkRecord, Receipt, part_of, receipt_name
 from stores.slices import end_of, row_numbers
 from stores.storage import Storage, storage_at
 
@@ -110,6 +111,7 @@ def verify(path: Path | str) -> Report:
         store.slices()
         store.files()
         store.tables()
+        store.live_rows()
     except CorruptStoreError as error:
         report.findings.append(Finding("manifest", MANIFEST, str(error)))
         return report  # nothing else can be judged without it
@@ -129,6 +131,8 @@ def repair(path: Path | str) -> Report:
     next extract embeds it again; damaged results are removed, to be computed again.
     """
     storage = storage_at(path)
+    # Before anything is written or removed: the store may be of a stranger.
+    check_folders(storage.folder)
     with storage.occupied():
         mended = _mend_manifest(storage)
         report = verify(storage.folder)
@@ -154,10 +158,13 @@ def _mend_manifest(storage: Storage) -> list[str]:
         except CorruptStoreError:
             manifest.rebuild(root)
             done.append(f"{MANIFEST}: written anew from the copies")
+        unnamed = manifest.unnamed_copies(root)
         restored = manifest.mend(root)
         done += [f"{name}: restored from its copy" for name in restored]
     if done:
         storage.restore([*restored, MANIFEST])
+    if unnamed:
+        storage.remove(unnamed)
     return done
 
 
@@ -173,13 +180,37 @@ def _queue_damaged(store: FeatureStore, report: Report) -> list[str]:
 
 
 def _remove_damaged_results(store: FeatureStore, report: Report) -> list[str]:
-    """Remove damaged results with their checksums; return what was done."""
+    """Remove damaged results, and what none of them can be used without; return what was done."""
     done = []
+    names = store.storage.names()
     for finding in report.findings:
         if finding.kind == "result":
-            store.storage.remove([finding.where, f"{finding.where}{CHECKSUM}"])
-            done.append(f"{finding.where}: removed, run `radprobe evaluate`")
+            gone = _gone_with(finding.where, names)
+            store.storage.remove([*gone, *(f"{name}{CHECKSUM}" for name in gone)])
+            done.append(f"{finding.where}: removed, run the command that made it again")
+        elif finding.kind == "orphan" and finding.where.endswith(CHECKSUM):
+            gone = _gone_with(finding.where.removesuffix(CHECKSUM), names)
+            store.storage.remove([*gone, *(f"{name}{CHECKSUM}" for name in gone)])
+            done.append(f"{finding.where}: orphan removed")
     return done
+
+
+def _gone_with(damaged: str, names: set[str]) -> list[str]:
+    """Return a damaged file of a derived folder, and those that go with it.
+
+    With a table of an answer goes the answer: while it is on file, nothing computes the table
+    again. With a file of a tuned network go the others.
+    """
+    folder, _, file = damaged.rpartition("/")
+    gone = [damaged]
+    if "/" in folder:
+        gone += [name for name in names if name.startswith(f"{folder}/")]
+    for name in names:
+        of_folder, _, other = name.rpartition("/")
+        is_answer = of_folder == folder and other.endswith(".json")
+        if is_answer and file.startswith(other.removesuffix("json")):
+            gone.append(name)
+    return sorted({name for name in gone if not name.endswith(CHECKSUM)})
 
 
 def _finish_purges(store: FeatureStore, report: Report) -> list[str]:
@@ -213,6 +244,9 @@ def _tables(store: FeatureStore) -> Iterator[Finding]:
     ascending = (np.diff(rows, prepend=-1) > 0).all()  # from 0 on
     if not ascending:
         yield Finding("table", SLICES, "its rows are not ascending")
+    outside = sum(not is_below(path) for path in _paths(store))
+    if outside:
+        yield Finding("table", SLICES, f"{outside} of its paths lead out of the collection")
     n = store.layout.next_boundary(end_of(rows))
     for name, array in store.arrays.items():
         if array.n != n:
@@ -226,6 +260,12 @@ def _tables(store: FeatureStore) -> Iterator[Finding]:
         yield Finding("pending", PARTS, detail)
 
 
+def _paths(store: FeatureStore) -> Iterator[str]:
+    """Yield the paths of the slices as they are stored, but for those that were emptied."""
+    for chunk in store.slices(["path"])["path"].chunks:
+        yield from filter(None, chunk.unique().to_pylist())
+
+
 def _parts(store: FeatureStore, report: Report) -> None:
     """Check every receipt, and the part it vouches for."""
     rows = row_numbers(store.slices())
@@ -233,13 +273,14 @@ def _parts(store: FeatureStore, report: Report) -> None:
     purged = purged_rows(store)
     norms: list[_Norms] = []
     for path in sorted((store.path / PARTS).glob("*.json")):
-        if not path.stem.isdigit():
+        index = part_of(path.name)
+        if index is None:
             continue  # listed as foreign
-        part = store.layout.part(int(path.stem))
+        part = store.layout.part(index)
         with store.fetched(part):
             findings = list(_receipt(store, part, report))
-            if not findings:
-                arrays = store.read_part(part)
+            arrays = None if findings else _read(store, part, findings)
+            if arrays is not None:
                 findings += _status(part, arrays["status"], part.within(rows), live)
                 findings += _withdrawn(part, arrays, part.within(rows), live, purged)
                 findings += _values(part, arrays)
@@ -249,6 +290,17 @@ def _parts(store: FeatureStore, report: Report) -> None:
     report.findings += _suspicious(norms)
     report.findings += _ranges(store)
     report.rows = len(live)
+
+
+def _read(
+    store: FeatureStore, part: PartRange, findings: list[Finding]
+) -> dict[str, Values] | None:
+    """Return the arrays of a part; None, and a finding, where they are not as its shape says."""
+    try:
+        return store.read_part(part)
+    except CorruptStoreError as error:
+        findings.append(Finding("checksum", receipt_name(part.index), str(error), part.index))
+        return None
 
 
 def _receipt(store: FeatureStore, part: PartRange, report: Report) -> Iterator[Finding]:
@@ -425,9 +477,10 @@ def _accounted(store: FeatureStore) -> set[str]:
     """Return the names of the files that the manifest or a receipt answers for."""
     names = manifest.names(store.path)
     for path in (store.path / PARTS).glob("*.json"):
-        names.add(f"{PARTS}/{path.name}")
-        if path.stem.isdigit():
-            names.update(store.chunk_files(store.layout.part(int(path.stem))))
+        index = part_of(path.name)
+        if index is not None:
+            names.add(f"{PARTS}/{path.name}")
+            names.update(store.chunk_files(store.layout.part(index)))
     return names
 
 
@@ -466,10 +519,10 @@ def _derived(path: Path, name: str, names: set[str]) -> Iterator[Finding]:
         if name.removesuffix(CHECKSUM) not in names:
             yield Finding("orphan", name, "is the checksum of a file that is gone")
         return
-    checksum = path.with_name(path.name + CHECKSUM)
-    if not checksum.is_file():
+    fits = fits_checksum(path)
+    if fits is None:
         yield Finding("foreign", name, "has no checksum beside it")
-    elif checksum.read_bytes() != checksum_text(path.name, file_sha256(path)):
+    elif not fits:
         yield Finding("result", name, "does not fit the checksum beside it")
 
 

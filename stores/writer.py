@@ -103,19 +103,25 @@ class WriterClaim:
     def _numbers(self) -> list[int]:
         """Return the numbers of the claims that are there, ascending."""
         names = self.bucket.listing(CLAIMS)
-        return sorted(int(n.removeprefix(_CLAIM)) for n in names if n.startswith(_CLAIM))
+        numbers = [name.removeprefix(_CLAIM) for name in names if name.startswith(_CLAIM)]
+        # Others are nobody's claims.
+        return sorted(int(n) for n in numbers if n.isdecimal() and n.isascii())
 
     def _claimant(self, number: int) -> _Claimant | None:
         """Return who made a claim; None where it was given back."""
         name = f"{_CLAIM}{number}"
         try:
             process = json.loads(self.bucket.get([name])[name])
+            last = float(process["time"])
+            since = float(process.get("since", last))
         except FileNotFoundError:
             return None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            # A claim is put whole or not at all: nobody who is alive made this one.
+            return _Claimant(Holder("an unknown process", 0.0, SILENT_S), dead=True)
         now = time.time()
-        last = float(process["time"])
         silent_s = now - last
-        holder = Holder(name_of(process), now - float(process.get("since", last)), silent_s)
+        holder = Holder(name_of(process), now - since, silent_s)
         # Of a process of this machine the system knows; of another, silence alone tells.
         ended = gone(process)
         return _Claimant(holder, silent_s > SILENT_S if ended is None else ended)

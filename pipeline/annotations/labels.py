@@ -220,7 +220,7 @@ def _nothing_joins(
     )
 
 
-def _depth(paths: Sequence[str]) -> str:
+def _depth(paths: Sequence[str] | Texts) -> str:
     """Return how many folders the first path of several has above it."""
     return str(paths[0].count("/")) if len(paths) else "no"
 

@@ -27,7 +27,7 @@ from pipeline.io.decode import read_headers
 from pipeline.io.sniff import sniff
 from pipeline.shared.folders import hidden_kind
 from pipeline.shared.globs import Globs
-from pipeline.shared.paths import unescape_path
+from pipeline.shared.paths import collection_file, unescape_path
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Header, Plane
 from stores.errors import ConfigError, UnreadableError
@@ -236,7 +236,7 @@ def _headers(root: Path, slices: Sequence[SliceRow], plane: Plane) -> list[Heade
 
     @functools.cache
     def by_frame(path: str) -> dict[int, Header]:
-        headers = read_headers(root / unescape_path(path), plane)
+        headers = read_headers(collection_file(root, path), plane)
         return {header.frame: header for header in headers}
 
     return [by_frame(row.path)[row.frame] for row in slices]

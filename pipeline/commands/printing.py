@@ -120,7 +120,7 @@ def _print(out: Console, table: Table) -> None:
 def show_results(out: Console, results: Sequence[Result]) -> None:
     """Print a table a method, classes and numbers apart: a line a task and setting, with intervals.
 
-    The intervals are of 95 %; a star marks the setting that stands for the answer.
+    The intervals are of 95 %; a star marks the setting that val chose of several.
     """
     if any(result.provenance.random for result in results):
         out.print(RANDOM, style="bold yellow")
@@ -158,8 +158,9 @@ def _show_method(out: Console, answers: Sequence[Result]) -> None:
             about.append(positive_text(result))
         for score in result.scores:
             setting, *numbers = _score(score, shown)
-            # Of several settings the one that stands for the answer is marked.
-            is_chosen = len(result.scores) > 1 and score is result.main_score
+            # What val chose of several is marked; of shots the last stands for the answer.
+            is_chosen = result.chosen >= 0 and score is result.main_score
+            is_chosen = is_chosen and len(result.scores) > 1
             table.add_row(*about, f"{setting} *" if is_chosen else setting, *numbers)
     if table.row_count:
         _print(out, table)

@@ -301,11 +301,10 @@ class Cases:
         refuse_copies(refused, self.units, self._path_of)
 
     def _path_of(self, row: int) -> str:
-        """Return the real path of a slice."""
+        """Return the path of a slice as the store shows it, which a message may name."""
         slices = self._slices
         place = int(np.searchsorted(slices["row"].to_numpy(), row))
-        path: str = slices["path"][place].as_py()
-        return path
+        return self._names.shown(slices["path"][place].as_py())
 
     # --- features ------------------------------------------------------------------------
 

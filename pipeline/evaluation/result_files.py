@@ -7,6 +7,8 @@ of a store stand in one tidy table too, `results/results.parquet` and `.jsonl`.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import hashlib
 import json
 import logging
@@ -30,11 +32,11 @@ from pipeline.evaluation.folds import OutOfFold
 from pipeline.results import Metric, Result, Score, Segmented
 from pipeline.shared.texts import file_name
 from stores import FeatureStore
-from stores._disk import write_checked
+from stores._disk import CHECKSUM, fits_checksum, read_checked, write_checked
 from stores.contents import MASKS as MASK_FOLDER
 from stores.contents import RUNS
 from stores.contents import TUNED as TUNED_NETWORKS
-from stores.errors import StaleTablesError
+from stores.errors import CorruptStoreError, StaleTablesError
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +44,14 @@ log = logging.getLogger(__name__)
 RESULTS = "results"
 SEGMENTATIONS = "segmentations"
 TIDY_FILE = "results.parquet"
+LINES = ".jsonl"  # the same rows, by the suffix of their file
 # What stands in a segmentation's file beside its name: predicted masks, and scores a unit.
 MASKS = ".masks.parquet"
 UNITS = ".units.parquet"
 KEY_LENGTH = 16  # hex digits of a key in a file's name
+# How often the tidy table is written where other processes write it too.
+_TRIES = 10
+_MOST_TABLE_BYTES = 2**40
 
 Answer = TypeVar("Answer", Result, Segmented)
 
@@ -213,35 +219,63 @@ def _drop_traces(store: FeatureStore, name: str) -> None:
 def read_answer(path: Path, kind: type[Answer]) -> Answer | None:
     """Return the answer in a file, as found and not computed; None where none can be read."""
     try:
-        answer = kind.model_validate_json(path.read_bytes())
+        answer = kind.model_validate_json(read_checked(path))
     except FileNotFoundError:
         return None
-    except ValidationError as error:
+    except (ValidationError, CorruptStoreError) as error:
         log.warning("%s is no answer and is found anew: %s", path, error)
+        return None
+    if not _tables_fit(path):
+        log.warning("%s has lost a table, or has a damaged one, and is found anew.", path)
         return None
     return answer.model_copy(update={"cached": True})
 
 
-def filed(store: Path) -> Iterator[tuple[Path, Result]]:
-    """Yield the answers in results/ and their files, the oldest first.
+def _tables_fit(answer: Path) -> bool:
+    """Return whether each table that was filed with an answer is there, as it was written."""
+    for checksum in answer.parent.glob(f"{glob.escape(answer.stem)}.*{CHECKSUM}"):
+        table = checksum.with_name(checksum.name.removesuffix(CHECKSUM))
+        if table != answer and not fits_checksum(table):
+            return False
+    return True
 
-    What is there and is no answer of this version is skipped: `evaluate` computes it anew.
+
+def filed(store: Path, since_ns: int = 0) -> Iterator[tuple[Path, Result]]:
+    """Yield the answers in results/ and their files, the oldest first; since_ns: from a time on.
+
+    What is there and is damaged, or no answer of this version, is skipped: `evaluate` computes it
+    anew.
     """
-    yield from _filed(store / RESULTS, Result)
+    yield from _filed(store / RESULTS, Result, since_ns)
 
 
-def filed_segmentations(store: Path) -> Iterator[tuple[Path, Segmented]]:
+def filed_segmentations(store: Path, since_ns: int = 0) -> Iterator[tuple[Path, Segmented]]:
     """Yield the answers in segmentations/ and their files, as `filed` does."""
-    yield from _filed(store / SEGMENTATIONS, Segmented)
+    yield from _filed(store / SEGMENTATIONS, Segmented, since_ns)
 
 
-def _filed(folder: Path, kind: type[Answer]) -> Iterator[tuple[Path, Answer]]:
-    files = list(folder.glob("*.json"))
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+def _filed(folder: Path, kind: type[Answer], since_ns: int) -> Iterator[tuple[Path, Answer]]:
+    times = _times(folder)
+    for path in sorted(times, key=times.__getitem__):
+        if times[path] < since_ns:
+            continue
         try:
-            yield path, kind.model_validate_json(path.read_bytes())
+            yield path, kind.model_validate_json(read_checked(path))
         except ValidationError as error:
             log.warning("%s is not an answer of this version: %d faults", path, error.error_count())
+        except CorruptStoreError as error:
+            log.warning("%s is left out: %s", path, error)
+        except FileNotFoundError:
+            continue  # removed since it was listed
+
+
+def _times(folder: Path) -> dict[Path, int]:
+    """Return when each answer in a folder was filed, in ns."""
+    times = {}
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):
+            times[path] = path.stat().st_mtime_ns
+    return times
 
 
 def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
@@ -250,7 +284,10 @@ def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
     Every flow ends here; what an earlier run could not send goes along.
     """
     opened = FeatureStore.open(store)
-    if not all(answer.cached for answer in answers):
+    path = store / RESULTS / TIDY_FILE
+    # Where all answers were on file, the table has them, unless it was lost or damaged since.
+    tables = (path, path.with_suffix(LINES))
+    if not all(answer.cached for answer in answers) or not all(map(_is_sound, tables)):
         with opened.deriving():
             # What a purge has removed meanwhile does not come back by the table.
             write_tidy(
@@ -265,6 +302,10 @@ def _answer_file(store: Path, answer: Result | Segmented) -> Path:
     if isinstance(answer, Result):
         return _result_file(store, answer.method, key)
     return segmentation_path(store, answer.task, answer.head, key)
+
+
+def _is_sound(path: Path) -> bool:
+    return path.is_file() and fits_checksum(path) is not False
 
 
 # --- the tidy table ------------------------------------------------------------------------
@@ -338,21 +379,74 @@ def _question(result: Result | Segmented) -> dict[str, str]:
 
 
 def write_tidy(store: Path, results: Sequence[Result | Segmented]) -> None:
-    """Write results/results.parquet, and .jsonl: these, and those of other tasks and methods."""
+    """Write results/results.parquet, and .jsonl: these, and those of other tasks and methods.
+
+    A table that is lost or damaged is made anew, of all answers on file. Of processes that write at
+    once, whoever ends last writes what all have answered.
+    """
     path = store / RESULTS / TIDY_FILE
-    table = tidy(results)
-    answered = set(_questions(table))
-    if path.is_file():
-        before = _read(path)
-        # A table of another version has other columns: its rows come back as they are answered.
-        if before.schema.equals(TIDY):
-            stays = [question not in answered for question in _questions(before)]
-            others = before.filter(pa.array(stays, pa.bool_()))
-            table = pa.concat_tables([others, table])
     path.parent.mkdir(exist_ok=True)
-    write_table(path, table)
-    lines = [json.dumps(row) + "\n" for row in table.to_pylist()]
-    write_checked(path.with_suffix(".jsonl"), "".join(lines).encode())
+    # Answers are taken from the time on at which the table was written that is there first: what
+    # another process files meanwhile is older than what this one writes.
+    since_ns = None
+    for _ in range(_TRIES):
+        on_file = _all_times(store)
+        before = _tidy_on_file(path)
+        if before is None:
+            since_ns = 0
+        elif since_ns is None:
+            since_ns = path.stat().st_mtime_ns
+        table = _brought_up_to_date(store, before, since_ns, results)
+        write_table(path, table)
+        lines = [json.dumps(row) + "\n" for row in table.to_pylist()]
+        write_checked(path.with_suffix(LINES), "".join(lines).encode())
+        # An answer that came meanwhile may be in another process's table, which this one replaced.
+        if _all_times(store) == on_file and _is_sound(path):
+            return
+
+
+def _all_times(store: Path) -> dict[Path, int]:
+    return _times(store / RESULTS) | _times(store / SEGMENTATIONS)
+
+
+def _brought_up_to_date(
+    store: Path,
+    before: pa.Table | None,
+    since_ns: int,
+    results: Sequence[Result | Segmented],
+) -> pa.Table:
+    """Return a table with what was filed since a time, and with results."""
+    table = TIDY.empty_table() if before is None else before
+    # The oldest first, and these last: the later answer to a question counts.
+    for _, answer in filed(store, since_ns):
+        table = _with_answers(table, [answer])
+    for _, segmented in filed_segmentations(store, since_ns):
+        table = _with_answers(table, [segmented])
+    return _with_answers(table, results)
+
+
+def _with_answers(table: pa.Table, results: Sequence[Result | Segmented]) -> pa.Table:
+    """Return a tidy table with answers, in the place of those to the same questions."""
+    new = tidy(results)
+    answered = set(_questions(new))
+    stays = [question not in answered for question in _questions(table)]
+    others = table.filter(pa.array(stays, pa.bool_()))
+    return pa.concat_tables([others, new])
+
+
+def _tidy_on_file(path: Path) -> pa.Table | None:
+    """Return the tidy table at a path; None where there is none that can be read.
+
+    A table of another version has other columns: its rows come back as they are answered.
+    """
+    try:
+        table = read_filed_table(path)
+    except FileNotFoundError:
+        return None
+    except (CorruptStoreError, pa.ArrowException, OSError) as error:
+        log.warning("%s is made anew: %s", path, error)
+        return None
+    return table if table.schema.equals(TIDY) else None
 
 
 def _questions(table: pa.Table) -> Iterator[tuple[str, str, bool]]:
@@ -435,7 +529,7 @@ def predicted_units(store: Path, result: Result, setting: int | None = None) -> 
 
 def read_units(answer: Path) -> pa.Table:
     """Return a row a test unit and structure of a filed segmentation, of all training patients."""
-    table = _read(answer.with_suffix(UNITS))
+    table = read_filed_table(answer.with_suffix(UNITS))
     return _of_setting(table, table["setting"][-1].as_py())
 
 
@@ -446,7 +540,7 @@ def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
 
 
 def _predictions(store: Path, result: Result, setting: int | None) -> pa.Table:
-    table = _read(predictions_path(store, result))
+    table = read_filed_table(predictions_path(store, result))
     score = result.main_score if setting is None else result.scores[setting]
     return _of_setting(table, _setting_text(score.setting))
 
@@ -482,10 +576,15 @@ def write_table(path: Path, table: pa.Table) -> None:
     write_checked(path, sink.getvalue().to_pybytes())
 
 
-def _read(path: Path) -> pa.Table:
+def read_filed_table(path: Path) -> pa.Table:
+    """Read a table that was filed with an answer, held against its checksum.
+
+    Raises FileNotFoundError, CorruptStoreError.
+    """
     import pyarrow.parquet as pq
 
-    return pq.read_table(path)
+    data = read_checked(path, _MOST_TABLE_BYTES)
+    return pq.read_table(pa.BufferReader(data))
 
 
 def _of_setting(table: pa.Table, setting: str) -> pa.Table:

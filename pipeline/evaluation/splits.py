@@ -33,7 +33,8 @@ from pipeline.evaluation.stratify import (
     torn_by_site,
 )
 from pipeline.shared.texts import file_name
-from stores.errors import LabelError
+from stores._disk import read_file
+from stores.errors import CorruptStoreError, LabelError, as_corrupt
 from stores.split_files import digest_of
 
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -264,7 +265,7 @@ def _beside_their_copies(
 
     Those of a link that knows two sides stay: copies on two sides are refused later.
     """
-    side_of = {}
+    side_of: dict[str, str] = {}
     for name, patients in split.patients.items():
         for link in np.unique(linked[np.isin(units.groups, patients)]).tolist():
             side_of.setdefault(link, name)
@@ -381,17 +382,21 @@ def _list_bytes(file: Path) -> bytes:
 
 def load_split(path: Path) -> Split:
     """Read and check a split file. Raises FileNotFoundError, or LabelError if it was altered."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    split = _patients_in(data)
-    # Before the digest is looked at: of a patient on two sides, this is what must be said.
-    check_disjoint(split)
-    _check_digest(split, data, path)
-    for each in data["additions"]:
-        addition = _patients_in(each)
-        _check_digest(addition, each, path)
-        split = merged(split, addition)
-    check_disjoint(split)
-    return split
+    try:
+        with as_corrupt(f"The split file {str(path)!r}"):
+            data = json.loads(read_file(path))
+            split = _patients_in(data)
+            # Before the digest is looked at: of a patient on two sides, this must be said.
+            check_disjoint(split)
+            _check_digest(split, data, path)
+            for each in data["additions"]:
+                addition = _patients_in(each)
+                _check_digest(addition, each, path)
+                split = merged(split, addition)
+            check_disjoint(split)
+            return split
+    except CorruptStoreError as error:
+        raise LabelError(f"{error} Restore it, or delete it to deal the patients anew.") from None
 
 
 def _patients_in(data: Any) -> Split:

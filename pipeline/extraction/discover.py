@@ -74,7 +74,7 @@ _PLACE_SCHEMA = pa.schema(
     ]
 )
 # Reasons that can pass by themselves: such files are opened again.
-_PASSING = ("no-permission", "vanished", "time-limit")
+_PASSING = ("no-permission", "vanished", "time-limit", "killed")
 # Files and slices that Python holds at once: there they take ten times the room of a table.
 _AT_ONCE = 2**10
 

@@ -183,6 +183,6 @@ def seconds_a_slice(store: FeatureStore | None) -> float | None:
         receipt = store.receipt(part.index)
         if receipt is None or not receipt.seconds:
             continue
-        seconds += receipt.seconds["all"] - receipt.seconds.get("load", 0.0)
+        seconds += receipt.seconds.get("all", 0.0) - receipt.seconds.get("load", 0.0)
         slices += receipt.read  # an unreadable slice took its time too
     return seconds / slices if slices else None

@@ -29,7 +29,7 @@ from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
 from pipeline.io.detached import content_digest
 from pipeline.recipe import Recipe, recipe_of
-from pipeline.shared.paths import unescape_path
+from pipeline.shared.paths import collection_file
 from pipeline.shared.pseudonyms import (
     HIDDEN,
     Names,
@@ -47,6 +47,7 @@ from stores.errors import (
     RecipeMismatchError,
     StaleTablesError,
     StoreNotFoundError,
+    UnreadableError,
     WeightsError,
 )
 from stores.features import check_free, stored_key_check
@@ -483,7 +484,7 @@ def _known(
     return Known(
         opened=opened,
         digest_of=_FileDigests(store).of,
-        hash_file=lambda path: _sha256(root / unescape_path(path)),
+        hash_file=lambda path: _sha256(root, path),
         # A committed part is never written again: new slices begin a part of their own.
         boundary=store.layout.next_boundary(last_row + 1),
         failed=store.failures(),
@@ -552,9 +553,9 @@ class _FileDigests:
         return bytes(digest).hex() if digest.any() else None
 
 
-def _sha256(path: Path) -> str | None:
+def _sha256(root: Path, stored: str) -> str | None:
     """Return the sha256 of an image's bytes, as hex; None where they cannot be read."""
     try:
-        return content_digest(path)
-    except OSError:
+        return content_digest(collection_file(root, stored))
+    except (OSError, UnreadableError):
         return None

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pipeline.extraction.part import PartInFlight
-from pipeline.extraction.slices import PartSlices
+from pipeline.extraction.stamps import slices_and_stamps
 from pipeline.io.types import Request
 from pipeline.preprocessing.volume_range import Ranges, Volumes
 from pipeline.recipe import Preprocess
@@ -35,7 +35,7 @@ class UpcomingParts:
         reveal: Callable[[str], str],
     ) -> None:
         """reveal: stored path -> path, both relative to the collection."""
-        self.slices = PartSlices(store, parts, preprocess.by_volume)
+        self.slices, self._stamps = slices_and_stamps(store, parts, preprocess)
         known = functools.partial(_known_ranges, store)
         self.volumes = Volumes(preprocess, self.slices.joined, known)
         self.waiting: deque[PartInFlight] = deque()
@@ -98,7 +98,8 @@ class UpcomingParts:
     def _by_file(self, slices: Iterable[SliceRow]) -> Iterator[Request]:
         """Yield one request for each run of slices that are of the same file."""
         for path, group in itertools.groupby(slices, key=lambda slice_: slice_.path):
-            yield Request(self._reveal(path), tuple(slice_.frame for slice_ in group))
+            frames = tuple(slice_.frame for slice_ in group)
+            yield Request(self._reveal(path), frames, self._stamps.of(path))
 
 
 def _known_ranges(store: FeatureStore, rows: Iterable[int]) -> Ranges:

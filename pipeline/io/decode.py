@@ -15,15 +15,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.io.detached import content_digest
+from pipeline.io.detached import ImageStat, content_digest
 from pipeline.io.digests import narrow, pixel_digest
 from pipeline.io.formats.contract import FormatReader
 from pipeline.io.formats.limits import as_unreadable
 from pipeline.io.formats.registry import FORMATS
 from pipeline.io.sniff import sniff
-from pipeline.io.types import FrameRead, StoredPixels
+from pipeline.io.types import FileStamp, FrameRead, StoredPixels
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
+
+CHANGED = "it changed after its slices were found, and is looked at again by the next run"
+_SECOND_NS = 10**9
+_TICK_NS = 10**3
 
 
 def check_tags(keywords: Sequence[str]) -> None:
@@ -74,27 +78,51 @@ def stored_pixels(path: Path) -> StoredPixels | None:
         return None
 
 
-def read_frames(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[FrameRead]:
+def read_frames(
+    path: Path, frames: Sequence[int], plane: Plane, stamp: FileStamp | None = None
+) -> Iterator[FrameRead]:
     """Read frames of one file in this process; what ends it early fails the frames that are left.
 
-    A fault of the installation (ImportError) is raised.
+    stamp: the size and time that it must have, before and after each frame. A fault of the
+    installation (ImportError) is raised.
     """
     left = deque(frames)
     digest: str | None = None
     started = time.perf_counter()
     try:
+        _check_stamp(path, stamp)
         digest = content_digest(path)
         for item in read_slices(path, frames, plane):
             pixels: str | None = None
             if isinstance(item, Slice):
                 pixels = pixel_digest(item.pixels)  # of float32, whatever type they travel in
                 item = replace(item, pixels=narrow(item.pixels))
+            # Behind the reading: what came is of the file as it was found, or it does not come.
+            _check_stamp(path, stamp)
             left.popleft()  # last: what fails before is a failed frame, and none is lost
             yield FrameRead(item, digest, pixels, time.perf_counter() - started)
             started = time.perf_counter()
     except Exception as error:
         known = as_unreadable(error, "reading the file")
+        if known.detail == CHANGED:
+            digest = None  # of another file than the one that was found
         for frame in left:
             failure = Failure(frame, known.reason, known.detail)
             yield FrameRead(failure, digest, None, time.perf_counter() - started)
             started = time.perf_counter()
+
+
+def _check_stamp(path: Path, stamp: FileStamp | None) -> None:
+    """Raise UnreadableError where a file has not the size and time that it had when it was found.
+
+    Another patient's picture may lie under its name by now, and would be embedded as this one's.
+    """
+    if stamp is None:
+        return
+    size, mtime_ns = stamp
+    image = ImageStat.of(path)
+    # Seen from another machine, a time may have lost its fractions.
+    times = (image.mtime_ns, mtime_ns)
+    step = _SECOND_NS if any(time_ns % _SECOND_NS == 0 for time_ns in times) else _TICK_NS
+    if image.size != size or times[0] // step != times[1] // step:
+        raise UnreadableError("vanished", CHANGED)

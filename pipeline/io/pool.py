@@ -156,6 +156,7 @@ class WorkerPool:
         try:
             while not self.stop.is_set():
                 self._assign()
+                self._publish()  # what needed no process
                 self._listen()
                 self._publish()
         except BaseException as error:  # handed to the caller's thread, which raises it

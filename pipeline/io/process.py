@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.io.types import FrameRead
+from pipeline.io.types import FileStamp, FrameRead
 from pipeline.io.wire import send
-from pipeline.shared.paths import unescape_path
+from pipeline.shared.paths import collection_file
 from pipeline.types import Failure, Plane
-from stores.errors import Reason
+from stores.errors import Reason, UnreadableError
 
 # One thread a worker: the workers are the parallelism. And memory that glibc keeps from slice to
 # slice, where by default it asks the kernel for each picture anew (a third of the time, measured).
@@ -40,6 +40,7 @@ class FileTask:
     path: str
     frames: tuple[int, ...] | None
     tags: tuple[str, ...] = ()
+    stamp: FileStamp | None = None
     reads: deque[FrameRead] = field(default_factory=deque)
     received: int = 0
     restarted: bool = False
@@ -71,12 +72,17 @@ class Worker:
 
     def start(self, root: Path, task: FileTask, plane: Plane, time_limit_s: float) -> None:
         """Hand the process its next file, from the first frame that has not come."""
-        path = root / unescape_path(task.path)
+        try:
+            path = collection_file(root, task.path)
+        except UnreadableError as error:
+            task.fail(error.reason, error.detail)  # and the process waits for another
+            return
         message = {
             "path": os.fsencode(path).hex(),  # any bytes, which JSON has no text for
             "frames": None if task.frames is None else task.frames[task.received :],
             "tags": task.tags,
             "plane": plane,
+            "stamp": task.stamp,
             "limit": time_limit_s,
         }
         self.task = task
@@ -102,8 +108,8 @@ def _python_path() -> str:
 
 def cause_of_death(code: int, time_limit_s: float) -> tuple[Reason, str]:
     """Return why a file failed whose process ended with an exit code."""
-    if code == -signal.SIGKILL:
-        return "too-large", "the reading process was killed, as when memory runs out"
+    if code == -signal.SIGKILL:  # of itself, a file that takes too much meets its own limit
+        return "killed", "the reading process was killed twice, as when memory runs out"
     if code == -signal.SIGALRM:
         return "time-limit", f"took longer than {time_limit_s:g} s"
     return "corrupt", f"the decoder crashed (exit code {code})"

@@ -14,8 +14,9 @@ from pipeline.io.decode import read_frames
 from pipeline.io.pool import WorkerPool
 from pipeline.io.process import FileTask
 from pipeline.io.types import FrameRead, Request
-from pipeline.shared.paths import unescape_path
-from pipeline.types import Plane
+from pipeline.shared.paths import collection_file
+from pipeline.types import Failure, Plane
+from stores.errors import UnreadableError
 
 
 class ReadQueue(Protocol):
@@ -75,14 +76,22 @@ class InlineReadQueue:
     def put(self, request: Request) -> None:
         """Note a file, which is opened when its first frame is taken out."""
         self.frames_left = len(request.frames)
-        path = self._root / unescape_path(request.path)
-        self._reads = read_frames(path, request.frames, self._plane)
+        self._reads = self._read(request)
 
     def get(self) -> FrameRead:
         """Read the next frame."""
         read = next(self._reads)
         self.frames_left -= 1
         return read
+
+    def _read(self, request: Request) -> Iterator[FrameRead]:
+        try:
+            path = collection_file(self._root, request.path)
+        except UnreadableError as error:
+            for frame in request.frames:
+                yield FrameRead(Failure(frame, error.reason, error.detail))
+            return
+        yield from read_frames(path, request.frames, self._plane, request.stamp)
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -105,7 +114,7 @@ class PooledReadQueue:
     def put(self, request: Request) -> None:
         """Hand a file to the processes."""
         self.frames_left += len(request.frames)
-        self._pool.submit(FileTask(request.path, request.frames))
+        self._pool.submit(FileTask(request.path, request.frames, stamp=request.stamp))
 
     def get(self) -> FrameRead:
         """Wait for the next frame."""

@@ -6,13 +6,20 @@ from dataclasses import dataclass
 
 from pipeline.types import Failure, Slice
 
+FileStamp = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Request:
-    """Frames wanted of one file; `path` is relative to the root, as the slice table has it."""
+    """Frames wanted of one file; `path` is relative to the root, as the slice table has it.
+
+    stamp: the size and time (ns) that the file had when its slices were found. One that has others
+    by now is another file: it is not read.
+    """
 
     path: str
     frames: tuple[int, ...]
+    stamp: FileStamp | None = None
 
 
 @dataclass(frozen=True, slots=True)

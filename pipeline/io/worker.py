@@ -110,7 +110,8 @@ def _headers(path: Path, task: dict[str, Any], limit: _TimeLimit) -> dict[str, A
 
 def _send_slices(wire: socket.socket, path: Path, task: dict[str, Any], limit: _TimeLimit) -> None:
     """Read the frames of a task and send each as soon as it is there."""
-    reads = read_frames(path, task["frames"], task["plane"])
+    stamp = task["stamp"] and tuple(task["stamp"])
+    reads = read_frames(path, task["frames"], task["plane"], stamp)
     while True:
         with limit.running():
             read = next(reads, None)

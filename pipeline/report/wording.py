@@ -85,7 +85,7 @@ def positive_text(result: Result | Segmented, label: str = "") -> str:
         carried = test.positives.get(label)
         return "" if carried is None else f"{carried} of {known}"
     name = positive_name(result)
-    return f"{name}, {test.positives[name]} of {test.units}" if name else ""
+    return f"{name} ({test.positives[name]} of {test.units})" if name else ""
 
 
 def positive_name(result: Result | Segmented) -> str:

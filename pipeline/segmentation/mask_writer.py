@@ -19,7 +19,7 @@ from pipeline.io.formats import nifti
 from pipeline.io.formats.inflate import open_inflated
 from pipeline.io.sniff import sniff
 from pipeline.segmentation.geometry import Labels
-from pipeline.shared.paths import unescape_path
+from pipeline.shared.paths import collection_file, unescape_path
 from pipeline.types import Plane
 from stores.slices import SliceRow
 
@@ -42,8 +42,11 @@ class UnitLabels:
 
     @property
     def files(self) -> list[Path]:
-        """The file of each slice."""
-        return [self.root / unescape_path(row.path) for row in self.slices]
+        """The file of each slice. Raises UnreadableError where one lies outside the root.
+
+        What is written is named by these, and so stays below its folder too.
+        """
+        return [collection_file(self.root, row.path) for row in self.slices]
 
     @property
     def frames(self) -> list[int]:

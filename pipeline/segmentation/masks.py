@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -35,10 +36,10 @@ from pipeline.io.detached import ImageStat
 from pipeline.preprocessing.content import body_box
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.geometry import Labels, Shown, shown, to_input
-from pipeline.shared.paths import unescape_path
+from pipeline.shared.paths import collection_file, unescape_path
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Slice
-from stores._disk import CHECKSUM, sha256, write_checked
+from stores._disk import CHECKSUM, read_checked, sha256, write_checked
 from stores.errors import CorruptStoreError, LabelError, UnreadableError
 from stores.features import FeatureStore
 from stores.slices import SliceRow, slice_rows
@@ -126,8 +127,7 @@ class StoredMasks:
         place = self._place(row)
         shape = (self._value("height", place), self._value("width", place))
         try:
-            # The stream ends with its checksum, which decompress compares.
-            data = zlib.decompress(self._stream(place).tobytes())
+            data = inflate(self._stream(place).tobytes(), math.prod(shape))
             return np.frombuffer(data, np.uint8).reshape(shape)
         except (zlib.error, ValueError) as error:
             raise CorruptStoreError(
@@ -172,6 +172,19 @@ class StoredMasks:
             self._packs[pack] = np.memmap(path, np.uint8, "r")
         data = self._packs[pack]
         return data[offset : offset + length]
+
+
+def inflate(stream: bytes, size: int) -> bytes:
+    """Return the bytes of a zlib stream, which must be so many. Raises ValueError, zlib.error.
+
+    No more than that comes into memory, whatever the stream holds.
+    """
+    inflater = zlib.decompressobj()
+    data = inflater.decompress(stream, size + 1)
+    # The stream ends with its checksum, which is compared where it is reached.
+    if len(data) != size or not inflater.eof:
+        raise ValueError(f"it does not hold {size} bytes")
+    return data
 
 
 # --- bringing it up to date ----------------------------------------------------------------------
@@ -378,8 +391,8 @@ def _read_index(index: Path, folder: Path) -> dict[Sources, list[MaskRow]]:
     if not index.is_file():
         return {}
     try:
-        table = pq.read_table(index)
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(pa.BufferReader(read_checked(index)))
+    except (pa.ArrowException, OSError, CorruptStoreError) as error:
         log.warning("%s cannot be read, so all masks are read again: %s", index, error)
         return {}
     if not table.schema.equals(_SCHEMA):
@@ -442,7 +455,7 @@ class _MaskReader:
         body = None
         if preprocess.crop == "body":
             # Where the body lies is seen in the image alone, which is why it is read here.
-            path = self.config.data.root / unescape_path(row.path)
+            path = collection_file(self.config.data.root, row.path)
             item = next(iter(read_slices(path, [row.frame], preprocess.plane)))
             if not isinstance(item, Slice):
                 raise UnreadableError(item.reason, f"its image: {item.detail}")

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.config.root import Config
 from pipeline.config.tasks import Part
-from pipeline.evaluation.result_files import MASKS
+from pipeline.evaluation.result_files import MASKS, read_filed_table
 from pipeline.evaluation.splits import PARTS
 from pipeline.results import PartCount
 from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.geometry import Labels
+from pipeline.segmentation.masks import inflate
 from stores.errors import OccupiedError
 
 if TYPE_CHECKING:
@@ -101,11 +101,12 @@ def label_table(predicted: Sequence[tuple[int, Labels]]) -> pa.Table:
 
 def read_predicted(cases: SegmentationCases, head: str) -> dict[int, Labels]:
     """Return the label values (S, S) that a head predicted for each row of the test units."""
-    table = pq.read_table(cases.path(head).with_suffix(MASKS))
+    table = read_filed_table(cases.path(head).with_suffix(MASKS))
     predicted = {}
     for row in table.to_pylist():
-        values = np.frombuffer(zlib.decompress(row["labels"]), np.uint8)
-        predicted[row["row"]] = values.reshape(row["size"], row["size"])
+        size = row["size"]
+        values = np.frombuffer(inflate(row["labels"], size * size), np.uint8)
+        predicted[row["row"]] = values.reshape(size, size)
     return predicted
 
 

@@ -18,7 +18,7 @@ from pipeline.recipe import recipe_of
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.masks import StoredMasks
 from pipeline.segmentation.tokens import Tokens
-from pipeline.shared.paths import unescape_path
+from pipeline.shared.paths import collection_file
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Failure, Slice
 from stores.errors import ConfigError, UnreadableError
@@ -95,7 +95,7 @@ class StoreSource:
         items: dict[int, Slice] = {}
         for path, places in by_file.items():
             frames = tuple(slices[place].frame for place in places)
-            reads = read_frames(self._root / unescape_path(path), frames, preprocess.plane)
+            reads = read_frames(collection_file(self._root, path), frames, preprocess.plane)
             for place, read in zip(places, reads, strict=True):
                 row = slices[place]
                 if isinstance(read.item, Failure):

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from stores.errors import UnreadableError
+from stores.inside import is_below
 
 
 def escape_path(path: str) -> str:
@@ -18,6 +22,18 @@ def unescape_path(stored: str) -> str:
         return stored
     parts = stored.split("\\\\")
     return "\\".join(os.fsdecode(_unescape(part)) for part in parts)
+
+
+def collection_file(root: Path, stored: str) -> Path:
+    """Return the file of a collection that a store's tables name, once revealed.
+
+    Raises UnreadableError where the name leads out of the collection: the tables may be of a
+    stranger, and what is read by them is shown.
+    """
+    path = unescape_path(stored)
+    if not is_below(path):
+        raise UnreadableError("no-permission", "its path leads out of the collection")
+    return root / path
 
 
 def _unescape(text: str) -> bytes:

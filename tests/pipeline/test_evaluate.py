@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,15 @@ from sklearn.metrics import roc_auc_score
 from pipeline.annotations.units import Units
 from pipeline.commands.printing import show_results
 from pipeline.config.root import Config
-from pipeline.evaluate import evaluate, tidy
+from pipeline.evaluate import evaluate, on_file, tidy
+from pipeline.evaluation import result_files
 from pipeline.evaluation.compare import compare, compare_stores
 from pipeline.evaluation.pooling import read_features
-from pipeline.evaluation.result_files import read_predictions
+from pipeline.evaluation.result_files import filed, read_predictions, write_tidy
 from pipeline.evaluation.splits import split_path
 from pipeline.results import Result, Tally
-from stores.errors import ConfigError, LabelError, StoreNotFoundError
+from stores.errors import ConfigError, CorruptStoreError, LabelError, StoreNotFoundError
+from stores.verify import repair, verify
 from tests.pipeline.collection import config_of, make_store, write_csv
 
 N = 240
@@ -371,3 +375,111 @@ def test_two_stores_are_compared_on_every_task_both_answered(root: Path, tmp_pat
     auroc_of = next(d for d in signal if d.metric == "auroc")
     assert auroc_of.difference.value > 0.2
     assert auroc_of.p_holm == pytest.approx(4 * auroc_of.p)
+
+
+# --- answers on file that are damaged, lost, or written by two ---------------------------------
+
+
+def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_digit_of_an_answer_is_not_believed(root: Path) -> None:
+    asked = config(root, "signal")
+    before = evaluate(asked, ["knn"])[0]
+    path = next((root / "store/results").glob("knn-*.json"))
+    text = path.read_bytes()
+    at = text.index(b'"value": 0.') + len(b'"value": 0.')
+    path.write_bytes(text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :])
+    assert on_file(asked, ["knn"]) == []
+    assert not list(filed(root / "store"))
+    after = evaluate(asked, ["knn"])[0]
+    assert not after.cached
+    assert after.scores == before.scores
+    assert evaluate(asked, ["knn"])[0].cached
+
+
+@pytest.mark.parametrize("damage", [flip, Path.unlink, lambda path: os.truncate(path, 9)])
+@pytest.mark.parametrize("mend", [True, False])
+@pytest.mark.parametrize(
+    "which", ["results.parquet", "results.jsonl", "knn-*.parquet", "knn-*.json"]
+)
+def test_what_is_lost_of_answers_comes_back(
+    root: Path, which: str, mend: bool, damage: Callable[[Path], None]
+) -> None:
+    """With `verify --repair` before the same command, and without."""
+    asked = config(root, "signal", "noise")
+    evaluate(asked, ["knn"])
+    path = sorted((root / "store/results").glob(which))[0]
+    tidied = pq.read_table(root / "store/results/results.parquet")
+    rows = sorted(map(str, tidied.drop_columns(["key"]).to_pylist()))
+    damage(path)
+    if mend:
+        repair(root / "store")
+    evaluate(asked, ["knn"])
+    assert path.is_file()
+    assert {finding.kind for finding in verify(root / "store").findings} == {"duplicate"}
+    tidied = pq.read_table(root / "store/results/results.parquet")
+    assert sorted(map(str, tidied.drop_columns(["key"]).to_pylist())) == rows
+
+
+def test_of_two_that_publish_at_once_none_is_lost(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One reads the table before the other has written, and writes after."""
+    asked = config(root, "signal")
+    store = root / "store"
+    knn = evaluate(asked, ["knn"])
+    probe = evaluate(asked, ["probe"])
+    for path in (store / "results").glob("results.*"):
+        path.unlink()
+    real = result_files.write_table
+
+    def slow(path: Path, table: Any) -> None:
+        monkeypatch.undo()
+        write_tidy(store, knn)  # the other comes through meanwhile
+        real(path, table)
+
+    monkeypatch.setattr(result_files, "write_table", slow)
+    write_tidy(store, probe)
+    table = pq.read_table(store / "results/results.parquet")
+    assert set(table["method"].to_pylist()) == {"knn", "probe"}
+
+
+def test_an_answer_that_is_filed_while_another_publishes_is_in_the_table(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(root, "signal")
+    store = root / "store"
+    knn = evaluate(asked, ["knn"])
+    real = result_files.write_table
+
+    def slow(path: Path, table: Any) -> None:
+        monkeypatch.undo()
+        evaluate(asked, ["probe"])
+        real(path, table)
+
+    monkeypatch.setattr(result_files, "write_table", slow)
+    write_tidy(store, knn)
+    table = pq.read_table(store / "results/results.parquet")
+    assert set(table["method"].to_pylist()) == {"knn", "probe"}
+
+
+def test_a_damaged_part_is_an_error_and_no_answer_without_its_slices(root: Path) -> None:
+    asked = config(root, "signal")
+    evaluate(asked, ["knn"])
+    flip(root / "store/parts/0000000.json")
+    with pytest.raises(CorruptStoreError, match="Part 0 .* is damaged: its receipt is damaged"):
+        evaluate(asked, ["knn"])
+
+
+def test_a_split_that_is_no_split_is_said(root: Path) -> None:
+    asked = config(root, "signal")
+    evaluate(asked, ["knn"])
+    path = next((root / "store/splits").glob("*.json"))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(LabelError, match="delete it to deal the patients anew"):
+        evaluate(asked, ["probe"])

@@ -117,6 +117,17 @@ class StorageTests:
         assert RECEIPT in store.names()
         assert (store.folder / RECEIPT).read_bytes() == b"12345"
 
+    @pytest.mark.parametrize("name", ["../x", "/x", "results/../../x", "a//b", "a\nb"])
+    def test_a_name_that_leads_out_is_refused(self, store: Storage, name: str) -> None:
+        for act in (
+            lambda: store.fetch(name, sha256(b"")),
+            lambda: store.remove([name]),
+            lambda: store.commit(name, b"", {}),
+            lambda: store.clear(name),
+        ):
+            with pytest.raises(CorruptStoreError):
+                act()
+
     def test_a_fetched_file_has_its_digest_or_is_refused(self, store: Storage) -> None:
         self.put(store, CHUNK, b"rows")
         store.refresh()
@@ -199,7 +210,9 @@ class StorageTests:
 
     def test_a_part_is_committed_over_itself(self, store: Storage) -> None:
         commit(store, b"a receipt", b"rows")
-        commit(store, b"another receipt", b"purged rows")
+        with pytest.raises(ClaimedError):
+            commit(store, b"another receipt", b"rows")
+        commit(store, b"another receipt", b"purged rows", over=True)
         assert self.get(store, RECEIPT) == b"another receipt"
         assert self.get(store, CHUNK) == b"purged rows"
         assert store.size(CHUNK) == 11
@@ -297,9 +310,9 @@ def built(storage: Storage, recipe: str = "{}") -> Path:
     return aside
 
 
-def commit(storage: Storage, receipt: bytes, chunk: bytes) -> None:
+def commit(storage: Storage, receipt: bytes, chunk: bytes, *, over: bool = False) -> None:
     """Commit a part of one chunk, as a writer does: the chunk lies in the folder already."""
     path = storage.folder / CHUNK
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(chunk)
-    storage.commit(RECEIPT, receipt, {CHUNK: sha256(chunk)})
+    storage.commit(RECEIPT, receipt, {CHUNK: sha256(chunk)}, over=over)

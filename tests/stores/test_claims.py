@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stores.claims import STALE_AFTER_S, owner, try_claim
+from stores.claims import STALE_AFTER_S, holders, owner, stems, try_claim
 
 
 def test_a_claim_is_exclusive_until_released(tmp_path: Path) -> None:
@@ -106,3 +106,37 @@ def test_a_claim_knows_whether_it_was_inherited(tmp_path: Path) -> None:
     heir = try_claim(tmp_path, "p")
     assert heir is not None
     assert heir.inherited
+
+
+@pytest.mark.parametrize("lost", [b"", bytes(120)])
+def test_a_claim_that_lost_its_bytes_with_the_power_lapses_at_once(
+    tmp_path: Path, lost: bytes
+) -> None:
+    claim = try_claim(tmp_path, "p")
+    assert claim is not None
+    claim.path.write_bytes(lost)
+    assert owner(tmp_path, "p") is None
+    again = try_claim(tmp_path, "p")
+    assert again is not None
+    assert again.inherited
+    again.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("odd", [b"5", b"[1]", b'{"pid": "x"}', b"{", b'"' * 5, b"[" * 10_000])
+def test_an_odd_claim_is_somebody_who_falls_silent(tmp_path: Path, odd: bytes) -> None:
+    claim = try_claim(tmp_path, "p")
+    assert claim is not None
+    claim.path.write_bytes(odd)
+    assert try_claim(tmp_path, "p") is None
+    assert set(holders(tmp_path)) == {"p"}
+    os.utime(claim.path, (0, 0))
+    assert try_claim(tmp_path, "p") is not None
+
+
+def test_names_without_a_number_are_nobodys_claims(tmp_path: Path) -> None:
+    for name in ("p.claim.x", "p.claim.", "p.claim.²", "q.claim.-1"):
+        (tmp_path / name).write_bytes(b"")
+    assert holders(tmp_path) == {}
+    assert stems(tmp_path) == set()
+    assert try_claim(tmp_path, "p") is not None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,7 +27,8 @@ from stores.errors import (
     StoreNotFoundError,
     UnalignedWriteError,
 )
-from stores.receipt import ChunkRecord
+from stores.receipt import ChunkRecord, receipt_name
+from stores.verify import verify
 from tests.stores.conftest import ARRAYS, NO_FILES, fill, numbered, slice_table
 
 
@@ -374,3 +376,73 @@ def test_a_dead_writers_claim_on_what_it_committed_is_swept_and_no_other(
     store.sweep_committed()
     left = sorted(path.name[:7] for path in store.claims.iterdir())
     assert left == ["0000001", "0000002"]  # to be taken over; of a living writer
+
+
+class StandStillError(Exception):
+    """Where a writer of these tests stands still for good."""
+
+
+@pytest.mark.parametrize("call", range(12))
+@pytest.mark.parametrize("left_over", [True, False])
+def test_a_writer_that_stood_still_changes_no_byte_of_who_took_over(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, call: int, left_over: bool
+) -> None:
+    """Before each link that it makes; also where another's chunks lay there at first."""
+    part = store.layout.part(0)
+    if left_over:
+        fill(store, 0, seed=5)
+        store.storage.remove([receipt_name(0)])
+    claim = store.claim(part)
+    assert claim is not None
+    arrays = store.empty_part()
+    real = os.link
+    links = 0
+    after: dict[Path, bytes] = {}
+
+    def link(source: Any, target: Any) -> None:
+        nonlocal links
+        number = links
+        links += 1
+        if number == call:
+            monkeypatch.setattr(os, "link", real)
+            os.utime(claim.path, (0, 0))
+            _disown(claim.path)
+            fill(FeatureStore.open(store.path), 0, seed=7)
+            after.update(_files_of(store.path))
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    try:
+        store.write(part, claim, arrays, {"failures": []})
+    except ClaimedError:
+        assert after
+    claim.release()
+    for path, data in after.items():
+        assert path.read_bytes() == data, path
+    assert verify(store.path).sound or not after
+
+
+def _disown(claim: Path) -> None:
+    """Have a claim be of another host."""
+    claim.write_text(json.dumps({**json.loads(claim.read_text()), "host": "another"}))
+    os.utime(claim, (0, 0))
+
+
+def _files_of(store: Path) -> dict[Path, bytes]:
+    return {p: p.read_bytes() for p in store.rglob("*") if p.is_file() and ".tmp-" not in p.name}
+
+
+def test_a_receipt_that_is_not_believed_goes_before_it_vouches_for_other_chunks(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, 0, seed=5)
+    (store.path / "features.zarr/cls/c/0/0/0").unlink()
+    monkeypatch.setattr(type(store.storage), "commit", _stop)
+    with pytest.raises(StandStillError):
+        fill(store, 0, seed=7)
+    monkeypatch.undo()
+    assert FeatureStore.open(store.path).receipt(0) is None
+
+
+def _stop(*_: Any, **__: Any) -> None:
+    raise StandStillError

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from stores import FeatureStore, manifest
 from stores._disk import sha256
 from stores.errors import CorruptStoreError, StaleTablesError
+from stores.verify import verify
 from tests.stores.conftest import NO_FILES, slice_table
 
 
@@ -107,3 +109,31 @@ def test_a_reader_beside_a_writer_sees_whole_tables(store: FeatureStore) -> None
         assert reader.tables().slices.num_rows == n - 1
         store.write_tables(table("f", n), NO_FILES)
         assert reader.arrays["status"].n == store.layout.next_boundary(n)
+
+
+def test_a_writer_finishes_what_a_crash_left_half_done(store: FeatureStore) -> None:
+    """Also where it then changes nothing: plain readers know no copies."""
+    old = {p: (store.path / p).read_bytes() for p in ("slices.parquet", "files.parquet")}
+    store.write_tables(table("new", 30), NO_FILES)
+    new = (store.path / "slices.parquet").read_bytes()
+    for name, data in old.items():
+        (store.path / name).write_bytes(data)
+    (store.path / "copies" / sha256(b"never named")).write_bytes(b"never named")
+    (store.path / "features.zarr/cls/zarr.json").unlink()
+    FeatureStore.open(store.path).recover()
+    assert (store.path / "slices.parquet").read_bytes() == new
+    assert manifest.is_mended(store.path)
+    assert verify(store.path).sound
+    assert not [f for f in verify(store.path).findings if f.kind in ("foreign", "orphan")]
+
+
+def test_a_folder_that_was_lost_with_the_power_is_made_again(store: FeatureStore) -> None:
+    shutil.rmtree(store.path / "features.zarr/mean")
+    FeatureStore.open(store.path).recover()
+    assert manifest.is_mended(store.path)
+
+
+def test_nothing_is_written_where_nothing_is_half_done(store: FeatureStore) -> None:
+    before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
+    store.recover()
+    assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before

@@ -62,7 +62,7 @@ def test_imported_features_have_little_of_a_receipt() -> None:
     ],
 )
 def test_what_is_no_receipt_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(CorruptStoreError, match="not as receipts are"):
+    with pytest.raises(CorruptStoreError, match="a receipt is not as a store has it"):
         Receipt.parse(DOCUMENT | change)
     with pytest.raises(CorruptStoreError):
         Receipt.parse({})

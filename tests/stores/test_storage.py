@@ -10,6 +10,7 @@ import fsspec
 import pytest
 
 from stores import folder, manifest
+from stores._disk import link_new
 from stores.bucket import Bucket
 from stores.errors import ConfigError
 from stores.folder import LocalFolder
@@ -44,9 +45,15 @@ class TestLocalFolder(StorageTests):
                 raise CutShortError
             write(path, data)
 
+        def fails_to_link(path: Path, data: bytes) -> bool:
+            if path.as_posix().endswith(name):
+                raise CutShortError
+            return link_new(path, data)
+
         with pytest.MonkeyPatch.context() as patch:
             for module in (manifest, folder):
                 patch.setattr(module, "write_atomic", fails)
+            patch.setattr(folder, "link_new", fails_to_link)
             yield
 
 

@@ -22,9 +22,9 @@ from pipeline.extraction.distributed.tasks import EmbedResult, Work, embed_local
 from pipeline.extraction.embed import BadLimit, Progress
 from pipeline.extraction.sync import Look, update_tables
 from stores import FeatureStore, PartRange
-from stores._disk import write_atomic
+from stores._disk import read_file, write_atomic
 from stores.claims import STALE_AFTER_S, Claim, try_claim
-from stores.errors import ConfigError
+from stores.errors import ConfigError, CorruptStoreError, as_corrupt
 from stores.features import RUNS
 
 log = logging.getLogger(__name__)
@@ -85,10 +85,11 @@ class LookRecord:
     def read(cls, store: FeatureStore) -> LookRecord:
         """Return what the store's note says; nothing was looked at where there is none."""
         try:
-            note = (store.path / RUNS / "look.json").read_text("utf-8")
-        except FileNotFoundError:
+            with as_corrupt(RUNS):
+                note = json.loads(read_file(store.path / RUNS / "look.json"))
+                return cls(int(note["count"]), str(note["rules"]))
+        except (FileNotFoundError, CorruptStoreError):
             return cls()
-        return cls(**json.loads(note))
 
     def write(self, store: FeatureStore) -> None:
         """Replace the store's note."""

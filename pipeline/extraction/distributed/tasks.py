@@ -6,6 +6,7 @@ every part alike (a config, the weights, a full disk, too many bad images) ends 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -35,9 +36,9 @@ from pipeline.extraction.embed import (
 from pipeline.recipe import Recipe
 from pipeline.shared.pseudonyms import load_key, reveal_path
 from stores import FeatureStore, PartRange
-from stores._disk import write_atomic
+from stores._disk import read_file, write_atomic
 from stores._process import me, name_of
-from stores.errors import CorruptStoreError, RadprobeError
+from stores.errors import CorruptStoreError, RadprobeError, as_corrupt
 from stores.features import RUNS
 
 if TYPE_CHECKING:
@@ -330,13 +331,15 @@ def noted_failures(store: Path) -> dict[int, str]:
     """Return the parts that failed in earlier runs, with why; some may have been done since."""
     failures = {}
     for path in sorted((store / RUNS).glob(f"[0-9]*{_FAILED}")):
-        note = json.loads(path.read_text(encoding="utf-8"))
-        failures[int(note["part"])] = f"{note['reason']} ({note['host']})"
+        with contextlib.suppress(OSError, CorruptStoreError), as_corrupt(RUNS):
+            note = json.loads(read_file(path))
+            failures[int(note["part"])] = f"{note['reason']} ({note['host']})"
     return failures
 
 
 def forget_failures(store: FeatureStore) -> None:
     """Drop the word of failures of parts that have been done since."""
     for path in (store.path / RUNS).glob(f"[0-9]*{_FAILED}"):
-        if store.receipt(int(path.name.removesuffix(_FAILED))) is not None:
+        index = path.name.removesuffix(_FAILED)
+        if index.isdecimal() and store.receipt(int(index)) is not None:
             path.unlink(missing_ok=True)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pipeline.io.formats.limits import as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
+from stores.hdf5 import check_values, member, member_there
 
 Array = NDArray[Any]
 
@@ -80,13 +81,17 @@ def _open_hdf5(path: Path, is_matlab: bool) -> tuple[Array, str | None]:
     is_matlab: whether the file begins as MATLAB's do; its arrays may say it by themselves.
     """
     with h5py.File(path, "r") as file:
-        named = [name for name in ("cjdata/image", "image") if name in file]
-        name = named[0] if named else _largest(_datasets(file))
-        patient = None
-        if "cjdata/PID" in file:
-            patient = hdf5_text(file["cjdata/PID"])
-        values = hdf5_values(file[name])
-        if is_matlab or "MATLAB_class" in file[name].attrs:
+        image = member(file, "cjdata/image")
+        # The struct is known as MATLAB's, also where the bytes in front of the file are gone.
+        is_struct = image is not None
+        if image is None:
+            image = member(file, "image")
+        if image is None:
+            image = member_there(file, _largest(_datasets(file)))
+        named = member(file, "cjdata/PID")
+        patient = None if named is None else hdf5_text(named)
+        values = hdf5_values(image)
+        if is_matlab or is_struct or "MATLAB_class" in image.attrs:
             return _stack(values.T, slices=-1), patient
         return _stack(values, slices=0), patient
 
@@ -96,8 +101,9 @@ def hdf5_values(dataset: Any, most: int | None = None) -> Array:
 
     most: how many values it may have. Raises UnreadableError, where they lie in another file too.
     """
-    if dataset.is_virtual or dataset.external:
-        raise UnreadableError("unsupported", "the array lies in another file")
+    if not isinstance(dataset, h5py.Dataset):
+        raise UnreadableError("unsupported", "a group stands where an array is expected")
+    check_values(dataset)
     values = math.prod(dataset.shape)
     if most is not None and values > most:
         raise UnreadableError("unsupported", f"{values} values where at most {most} are expected")
@@ -115,7 +121,8 @@ def hdf5_text(dataset: Any) -> str:
 def _datasets(file: Any) -> dict[str, int]:
     """Return the sizes of the numeric 2D and 3D datasets at the top of an HDF5 file."""
     sizes = {}
-    for name, item in file.items():
+    for name in file:
+        item = member(file, name)
         if not isinstance(item, h5py.Dataset):
             continue
         if item.dtype.kind in "iufb" and len(item.shape) in (2, 3):

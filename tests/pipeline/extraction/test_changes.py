@@ -24,6 +24,7 @@ import yaml
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import Speed, Summary, extract
+from pipeline.extraction.distributed.processes import embed_by_processes
 from pipeline.extraction.plan import explain, plan
 from pipeline.extraction.progress import Progress
 from pipeline.extraction.sync import make_recipe
@@ -350,6 +351,45 @@ def test_a_slow_file_is_tried_again_but_not_for_ever(case: Case) -> None:
     assert counts(extract(two_files(case), TOO_SLOW)) == {"retried": 2, "withdrawn": 2}
     assert counts(run(two_files(case))) == {"retried": 2, "withdrawn": 2}
     assert counts(run(two_files(case))) == {"same": 2}
+    assert (case.store.status() == 1).sum() == 2
+
+
+def other_picture(path: Path) -> None:
+    write_png(path, np.full((31, 33), 7, np.uint8))
+
+
+def of_the_same_size(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("replace", [other_picture, of_the_same_size, pipe, Path.unlink])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_lies_under_a_name_since_the_look_is_not_embedded_as_what_was_found(
+    case: Case, monkeypatch: pytest.MonkeyPatch, workers: int, replace: Callable[[Path], None]
+) -> None:
+    shutil.rmtree(case.folder / "store")
+    real = embed_by_processes
+
+    def replaced_first(*args: Any) -> Any:
+        replace(case.data / "x0.png")
+        return real(*args)
+
+    speed = Speed(device="cpu", batch_size=4, workers=workers)
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.extract.embed_by_processes", replaced_first)
+        assert extract(two_files(case), speed).unreadable == {"vanished": 1}
+    assert verify(case.store.path).sound
+    if replace is not other_picture:
+        return
+    # The next run looks again: what is there now is another slice, in a row of its own.
+    assert run(two_files(case)).unreadable == {}
     assert (case.store.status() == 1).sum() == 2
 
 

@@ -138,7 +138,7 @@ def test_a_worker_killed_within_a_file_is_replaced_once(tmp_path, monkeypatch, k
     assert [item.frame for item in items] == [*range(120), 0]
     bad = [item for item in items if isinstance(item, Failure)]
     assert len(bad) == 0 if kills == 1 else 40 < len(bad) < 80
-    assert {item.reason for item in bad} <= {"too-large"}
+    assert {item.reason for item in bad} <= {"killed"}
     assert isinstance(items[120], Slice)
     for item in items[: 120 - len(bad)]:
         np.testing.assert_array_equal(item.pixels, voxels[item.frame])

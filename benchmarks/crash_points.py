@@ -1,0 +1,276 @@
+"""What a process leaves that ends at one of its calls to the disk or to a bucket.
+
+Every call that changes something is a point: rename, link, fsync, unlink, mkdir, rmdir, opening a
+file to write, each piece written; of a bucket, each object created, put or removed. Between two of
+them a crash leaves nothing else, so that a crash behind each call is every crash there is, but for
+those in the middle of one: half of a piece is written, half of the objects are put.
+
+A power cut also empties the files that were not forced to disk. What it may do to names in a folder
+that was not forced is not tried.
+
+Of the disk, one run leaves a copy of the folder behind each of its calls, made while no other
+thread may make one: what a process killed there leaves. Copies that are equal are one state. Of a
+bucket, a run is ended at each point.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import io
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# The exit code of a process that was ended at its point.
+CUT = 99
+# Content (None of a folder) and time (ns) by name.
+Files = dict[str, tuple[bytes | None, int]]
+How = Literal["killed", "half", "power cut"]
+_CREATE = os.O_CREAT | os.O_WRONLY
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """The process ends behind call number `number` (from 0) of a kind, or half through it."""
+
+    call: str
+    number: int
+    how: How
+
+
+def points_of(counts: Mapping[str, int]) -> list[Point]:
+    """Return every point of a run that makes so many calls of each kind."""
+    points = []
+    for call, count in counts.items():
+        halves = call in ("write", "bucket put")
+        of_disk = not call.startswith("bucket")
+        for number in range(count):
+            points.append(Point(call, number, "killed"))
+            if halves:
+                points.append(Point(call, number, "half"))
+            if of_disk:
+                points.append(Point(call, number, "power cut"))
+    return points
+
+
+class Watch:
+    """Counts the calls of this process that change what is below a folder.
+
+    states: where to put a copy of the folder behind each. cut: the point at which it ends.
+    """
+
+    def __init__(self, root: Path, states: Path | None = None, cut: Point | None = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self.points: dict[str, str] = {}  # a point in words -> the name of its state
+        self._root = os.path.realpath(root)
+        self._states = states
+        self._cut = cut
+        self._lock = threading.RLock()
+        self._copying = False
+        self._unforced: set[int] = set()  # inodes of files that were written
+        self._calls = {name: getattr(os, name) for name in _CALLS}
+        self._open = io.open
+
+    def start(self) -> None:
+        """Watch from now on; for the rest of this process."""
+        for name in ("replace", "rename", "link", "mkdir"):
+            setattr(os, name, self._named(name))
+        for name in ("unlink", "remove", "rmdir"):
+            setattr(os, name, self._removing(name))
+        os.fsync = self._fsync
+        os.open = self._open_descriptor  # type: ignore[assignment]
+        builtins.open = io.open = self._open_file  # type: ignore[assignment]
+
+    def watch_bucket(self) -> None:
+        """Watch what goes to a bucket, too."""
+        from stores.bucket import Bucket
+
+        create = Bucket.create
+        put = Bucket.put
+        remove = Bucket.remove
+
+        def watched_create(bucket: Bucket, name: str, data: bytes) -> bool:
+            return bool(self._step("bucket create", lambda: create(bucket, name, data)))
+
+        def watched_put(bucket: Bucket, objects: Mapping[str, bytes]) -> None:
+            half = dict(list(objects.items())[: len(objects) // 2])
+            self._step("bucket put", lambda: put(bucket, objects), lambda: put(bucket, half))
+
+        def watched_remove(bucket: Bucket, names: Iterable[str]) -> None:
+            names = list(names)
+            self._step("bucket remove", lambda: remove(bucket, names))
+
+        Bucket.create = watched_create  # type: ignore[method-assign]
+        Bucket.put = watched_put  # type: ignore[method-assign]
+        Bucket.remove = watched_remove  # type: ignore[method-assign]
+
+    # --- the calls -------------------------------------------------------------------------
+
+    def _step(
+        self, call: str, do: Callable[[], Any], do_half: Callable[[], Any] | None = None
+    ) -> Any:
+        """Do a call and count it; end the process where this is its point, or copy the folder."""
+        with self._lock:  # no other thread changes anything meanwhile
+            if self._copying:
+                return do()
+            number = self.counts[call]
+            self.counts[call] += 1
+            cut = self._cut
+            here = cut is not None and (cut.call, cut.number) == (call, number)
+            if do_half is not None:
+                ends = cut is not None and here and cut.how == "half"
+                if ends or self._states is not None:
+                    do_half()
+                    self._note(Point(call, number, "half"))
+                if ends:
+                    os._exit(CUT)
+            result = do()
+            if here:
+                os._exit(CUT)
+            self._note(Point(call, number, "killed"))
+            self._note(Point(call, number, "power cut"))
+            return result
+
+    def _note(self, point: Point) -> None:
+        """Copy the folder as it is after a point, if no point before left the same."""
+        if self._states is None:
+            return
+        self._copying = True
+        try:
+            files = self._files(power_cut=point.how == "power cut")
+            contents = sorted((name, data) for name, (data, _) in files.items())
+            digest = hashlib.sha256(repr(contents).encode()).hexdigest()[:16]
+            self.points[f"{point.call} {point.number} {point.how}"] = digest
+            state = self._states / digest
+            if not state.exists():
+                _copy(files, state)
+        finally:
+            self._copying = False
+
+    def _files(self, *, power_cut: bool) -> Files:
+        """Return the content and the time of each file, and None for each folder, by its name."""
+        files: Files = {}
+        for folder, _, names in os.walk(self._root):
+            files[os.path.relpath(folder, self._root)] = (None, 0)
+            for name in names:
+                path = os.path.join(folder, name)
+                status = os.lstat(path)
+                lost = power_cut and status.st_ino in self._unforced
+                with self._open(path, "rb") as file:
+                    data = b"" if lost else file.read()
+                files[os.path.relpath(path, self._root)] = (data, status.st_mtime_ns)
+        return files
+
+    def _named(self, name: str) -> Callable[..., Any]:
+        original = self._calls[name]
+
+        def call(path: Any, *more: Any, **options: Any) -> Any:
+            if not self._is_inside(path):
+                return original(path, *more, **options)
+            return self._step(name, lambda: original(path, *more, **options))
+
+        return call
+
+    def _removing(self, name: str) -> Callable[..., Any]:
+        original = self._calls[name]
+
+        def call(path: Any, *, dir_fd: int | None = None) -> Any:
+            if not self._is_inside(path if dir_fd is None else dir_fd):
+                return original(path, dir_fd=dir_fd)
+            return self._step("unlink", lambda: original(path, dir_fd=dir_fd))
+
+        return call
+
+    def _fsync(self, descriptor: int) -> None:
+        fsync = self._calls["fsync"]
+        if not self._is_inside(descriptor):
+            fsync(descriptor)
+            return
+        inode = os.fstat(descriptor).st_ino
+
+        def force() -> None:
+            fsync(descriptor)
+            self._unforced.discard(inode)
+
+        self._step("fsync", force)
+
+    def _open_descriptor(self, path: Any, flags: int, *more: Any, **options: Any) -> int:
+        original = self._calls["open"]
+        if not flags & _CREATE or not self._is_inside(path):
+            return int(original(path, flags, *more, **options))
+        return int(self._step("open", lambda: original(path, flags, *more, **options)))
+
+    def _open_file(self, file: Any, mode: str = "r", *more: Any, **options: Any) -> Any:
+        writes = any(letter in mode for letter in "wxa+")
+        if not writes or not self._is_inside(file):
+            return self._open(file, mode, *more, **options)
+        opened: list[Any] = []
+
+        def do() -> None:
+            opened.append(self._open(file, mode, *more, **options))
+            self._unforced.add(os.fstat(opened[0].fileno()).st_ino)
+
+        self._step("open", do)
+        return _WatchedFile(opened[0], self._step)
+
+    def _is_inside(self, path: Any) -> bool:
+        """Return whether a path, or an open descriptor, is of the folder that is watched."""
+        if isinstance(path, int):
+            place = os.readlink(f"/proc/self/fd/{path}")
+        else:
+            place = os.path.abspath(os.fsdecode(path))
+        return place.startswith(self._root + "/")
+
+
+def _copy(files: Files, to: Path) -> None:
+    for name, (data, time_ns) in files.items():  # a folder comes before what is in it
+        path = to / name
+        if data is None:
+            path.mkdir(parents=True)
+        else:
+            path.write_bytes(data)
+            os.utime(path, ns=(time_ns, time_ns))
+
+
+_CALLS = ("replace", "rename", "link", "mkdir", "unlink", "remove", "rmdir", "fsync", "open")
+
+
+class _WatchedFile:
+    """A file that is being written, each piece of which is a call of its own."""
+
+    def __init__(self, file: Any, step: Callable[..., Any]) -> None:
+        self._file = file
+        self._step = step
+
+    def write(self, data: Any) -> Any:
+        """Write a piece, or half of it."""
+        whole = data if isinstance(data, str) else memoryview(data).cast("B")
+        left = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+
+        def write_next() -> None:
+            self._file.write(left.pop(0))
+            self._file.flush()  # a point behind this call finds it on the way to the disk
+
+        def write_rest() -> int:
+            while left:
+                write_next()
+            return len(whole)
+
+        return self._step("write", write_rest, write_next)
+
+    def __enter__(self) -> _WatchedFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Any:
+        return iter(self._file)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

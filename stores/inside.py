@@ -1,0 +1,88 @@
+"""Whether a name lies inside: one judge for whatever is read, written or removed by a name.
+
+Names stand in manifests, receipts, slice tables, mirrors, buckets and answers, and any of these may
+be of a stranger. A name lies inside its folder where it is relative, has no `..`, and meets no link
+that leads out; within a store its characters print, too.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from stores.contents import FEATURES, FOLDERS, TOP_FILES
+from stores.errors import CorruptStoreError
+
+# Bytes of a file's name, at the most.
+_LONGEST = 255
+
+
+def is_below(name: str) -> bool:
+    """Return whether a name, as it is written, stays below the folder that it is relative to."""
+    if "\0" in name:
+        return False
+    # An absolute name begins with an empty part.
+    return not any(part in ("", ".", "..") for part in name.split("/"))
+
+
+def is_store_name(name: str) -> bool:
+    """Return whether a name, as it is written, can be that of a file of a store."""
+    if not is_below(name) or "\\" in name or not name.isprintable():
+        return False
+    return all(len(part.encode()) <= _LONGEST for part in name.split("/"))
+
+
+def inside(root: Path, name: str) -> Path:
+    """Return the path of a file of the store at `root`, by its name there.
+
+    Raises CorruptStoreError where the name, or a link on the way, leads out of the store.
+    """
+    if not is_store_name(name):
+        raise CorruptStoreError(
+            f"{name!r} is no name of a file of a store, and {str(root)!r} has it. It was altered, "
+            "or made to harm: take the store from where it came, again."
+        )
+    check_links(root, name)
+    return root / name
+
+
+def check_links(root: Path, name: str) -> None:
+    """Raise CorruptStoreError where a link below `root`, on the way to a name, leads out of it."""
+    # Put together as text: this is asked of every chunk that is opened.
+    place = str(root)
+    for part in name.split("/"):
+        place = f"{place}/{part}"
+        try:
+            status = os.lstat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # nothing is there yet, nor below
+        if stat.S_ISLNK(status.st_mode) and not _ends_below(place, root):
+            raise CorruptStoreError(
+                f"{place!r} is a link that leads out of the store. Put what it leads to in its "
+                "place; the store as a whole may be a link."
+            )
+
+
+def _ends_below(link: str, root: Path) -> bool:
+    end = os.path.realpath(link)
+    top = os.path.realpath(root)
+    return end.startswith(f"{top}/") and not os.path.islink(end)
+
+
+def check_folders(root: Path) -> None:
+    """Raise CorruptStoreError where a folder or a top file of a store is a link out of it.
+
+    Whoever opens a store has this checked first; deeper names are checked as they are used.
+    """
+    for folder in FOLDERS:
+        check_links(root, folder.name)
+    for name in TOP_FILES:
+        check_links(root, name)
+    try:
+        arrays = os.listdir(root / FEATURES)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in arrays:
+        # The chunks of an array lie in its folder `c`.
+        check_links(root, f"{FEATURES}/{name}/c")
