@@ -101,7 +101,7 @@ def test_its_answers_are_read_and_asked_again_where_they_mean_another_thing(befo
     assert {result["provenance"]["split"] for result in results} == split
     assert results[0]["scores"][0]["metrics"]["auroc"]["value"] == 1.0
     (segmented,) = radprobe("segment", before / "config.yaml")
-    assert segmented["cached"]
+    assert not segmented["cached"]  # intervals of few patients are wider
 
 
 def test_a_collection_that_has_not_changed_adds_nothing(before: Path) -> None:

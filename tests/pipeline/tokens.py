@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.backbones.weights import BACKBONES, PublishedBackbone
 from pipeline.config.root import Config
 from pipeline.extraction.discover import discover
 from pipeline.extraction.sync import open_store
@@ -24,6 +25,11 @@ from stores import FeatureStore
 PATCH = 14
 
 
+# A network of no file, for configs and stores of planted tokens to agree on.
+PLANTED = Architecture(dim=6, depth=5, heads=2)
+BACKBONES["planted"] = PublishedBackbone(PLANTED, "planted.pth", "nobody/planted")
+
+
 def config_of(root: Path, **more: Any) -> Config:
     """Return a config over root/images, its masks in root/masks, its store in root/store."""
     masks = {name: {"root": root / "masks", **own} for name, own in more.pop("masks").items()}
@@ -31,7 +37,8 @@ def config_of(root: Path, **more: Any) -> Config:
         {
             "data": {"root": root / "images", "modality": {"**": "DX"}, "patient": r"(p\d+)"},
             "store": root / "store",
-            "backbone": {"image_size": 8 * PATCH},
+            "backbone": {"name": "planted", "weights": "random:0", "image_size": 8 * PATCH},
+            "outputs": {"keep": ["patch"], "blocks": 1},
             "split": {"folds": 3},
             "masks": masks,
             **more,
@@ -42,7 +49,7 @@ def config_of(root: Path, **more: Any) -> Config:
 def token_store(config: Config) -> FeatureStore:
     """Return the config's store, its tokens each the mean, spread and place of a patch (d = 6)."""
     recipe = Recipe(
-        architecture=Architecture(dim=6, depth=5, heads=2),
+        architecture=PLANTED,
         weights="random:0",
         image_size=config.backbone.image_size,
         blocks=1,
