@@ -179,7 +179,7 @@ def _refuse_measurements(
 
 
 # A value of fewer rows may be anything, a name too, and stands in no message.
-_FEWEST_SHOWN = 3
+_FEWEST_SHOWN = 2
 
 
 # --- the positive of two -------------------------------------------------------------------
