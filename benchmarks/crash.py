@@ -414,10 +414,10 @@ def _collect(at: Path) -> None:
             _write_picture(at / f"data/p{patient}/{number}.png", rng)
             lines.append(f"p{patient}/{number}.png,{patient % 2}")
     (at / "labels.csv").write_text("\n".join(lines) + "\n")
-    write_tiny_folder(at / "network", depth=3)
+    network = write_tiny_folder(at.with_name("network"), depth=3)  # not copied with each state
     config = {
         "data": {"root": "data", "paths": "keep", "patient": r"(p\d+)/", "modality": {"**": "DX"}},
-        "backbone": {"name": f"hf:{at / 'network'}", "image_size": 28},
+        "backbone": {"name": f"hf:{network}", "image_size": 28},
         "store": "store",
         "outputs": {"part_rows": 4, "blocks": 1},
         "labels": {"file": "labels.csv", "key": "path"},

@@ -143,8 +143,7 @@ class Watch:
         self._copying = True
         try:
             files = self._files(power_cut=point.how == "power cut")
-            contents = sorted((name, data) for name, (data, _) in files.items())
-            digest = hashlib.sha256(repr(contents).encode()).hexdigest()[:16]
+            digest = _digest_of(files)
             self.points[f"{point.call} {point.number} {point.how}"] = digest
             state = self._states / digest
             if not state.exists():
@@ -225,6 +224,16 @@ class Watch:
         else:
             place = os.path.abspath(os.fsdecode(path))
         return place.startswith(self._root + "/")
+
+
+def _digest_of(files: Files) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        data, _ = files[name]
+        # What is of another kind or length is told apart before its content is.
+        digest.update(f"{name}\0{None if data is None else len(data)}\0".encode())
+        digest.update(data or b"")
+    return digest.hexdigest()[:16]
 
 
 def _copy(files: Files, to: Path) -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pipeline.report.wording import (
     METRICS,
+    few_note,
     few_text,
     method_title,
     point_text,
@@ -130,10 +131,18 @@ def show_results(out: Console, results: Sequence[Result]) -> None:
         tables.setdefault((result.method, result.kind == "regression"), []).append(result)
     for answers in tables.values():
         _show_method(out, answers)
+    _show_few(out, results)
     for result in results:
         for note in result.notes:
             out.print(f"{result.task}, {result.method}: {note}.", highlight=False)
     _show_origin(out, results)
+
+
+def _show_few(out: Console, answers: Sequence[Result] | Sequence[Segmented]) -> None:
+    """Say what it means that a score is of few test patients, where any is."""
+    note = few_note(answers)
+    if note:
+        print_line(out, note)
 
 
 def _show_method(out: Console, answers: Sequence[Result]) -> None:
@@ -296,6 +305,7 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
             out.print(f"{task}: {note}.", highlight=False)
         # Masks and slices are the task's: every head left out the same.
         _show_left_out(out, task, first)
+    _show_few(out, answers)
     _show_filed(out, answers)
 
 

@@ -24,7 +24,20 @@ def summary_line(record: ModelRecord) -> str:
     tested = f"{test.patients} patients that it has not seen"
     if name is None:
         return f"{record.task}: tested on {tested}, without a score."
-    return f"{record.task}: {METRICS[name]} {interval(record.score.metrics[name])} on {tested}."
+    score = f"{METRICS[name]} {interval(record.score.metrics[name])}"
+    return f"{record.task}: {score} on {tested}{_told_right(record)}."
+
+
+def _told_right(record: ModelRecord) -> str:
+    """Return what the operating point comes to on test, for two classes that have one."""
+    metrics = record.score.metrics
+    if record.kind != "binary" or not record.thresholds or "sensitivity" not in metrics:
+        return ""
+    negative, positive = record.classes
+    return (
+        f"; at the chosen threshold {metrics['sensitivity'].value:.0%} of {positive!r} and "
+        f"{metrics['specificity'].value:.0%} of {negative!r} are told right"
+    )
 
 
 def _lines(record: ModelRecord) -> Iterator[str]:

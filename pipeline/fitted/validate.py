@@ -16,7 +16,12 @@ from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluation.cases import Cases, cases_of
-from pipeline.evaluation.metrics.bootstrap import Values, bootstrap, patients_on_rarer_side
+from pipeline.evaluation.metrics.bootstrap import (
+    IntervalRules,
+    Values,
+    bootstrap,
+    patients_on_rarer_side,
+)
 from pipeline.evaluation.metrics.calibration import calibration, net_benefit
 from pipeline.evaluation.metrics.values import columns_of
 from pipeline.evaluation.scoring import score_of
@@ -263,7 +268,7 @@ def calibration_of(truth: Truth, proba: Doubles) -> dict[str, dict[str, Metric]]
         values,
         truth.groups,
         proba.shape[1],
-        rarest=patients_on_rarer_side(truth),
+        IntervalRules(rarest=patients_on_rarer_side(truth)),
     )
     return _by_label(metrics)
 
@@ -291,7 +296,7 @@ def benefit_of(
         values,
         truth.groups,
         proba.shape[1],
-        rarest=patients_on_rarer_side(truth),
+        IntervalRules(rarest=patients_on_rarer_side(truth)),
     )
     curves = {}
     for name, of_label in _by_label(metrics).items():
@@ -322,7 +327,9 @@ def _share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
         return {("share", ""): holds @ weights / weights.sum(axis=0)}
 
     patients = float(len(np.unique(groups)))
-    return bootstrap(values, groups, 1, rarest={"": patients})["share", ""]
+    # None of few patients does not say that none is.
+    rules = IntervalRules(rarest={"": patients}, shares={"share": 0.0})
+    return bootstrap(values, groups, 1, rules)["share", ""]
 
 
 # --- how far both collections are apart ------------------------------------------------------

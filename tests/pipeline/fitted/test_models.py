@@ -402,11 +402,13 @@ def test_features_of_a_folder_stay_where_they_are_asked_to(project: Path, tmp_pa
     first = predictions(model, new, options)
     shutil.copy(project / "data/01.png", new / "b.png")
     both = predictions(model, new, options)
-    assert both.slice(0, 1).equals(first)
-    assert both.num_rows == 2
+    assert both["path"].to_pylist() == ["a.png", "b.png"]
+    # How many are asked at once is rounding.
+    np.testing.assert_allclose(numbers(both)[:1], numbers(first), atol=1e-9)
     # Answered at once, the pictures gone.
     shutil.rmtree(new)
-    assert predictions(model, tmp_path / "kept").drop(["path"]).equals(both.drop(["path"]))
+    again = predictions(model, tmp_path / "kept")
+    np.testing.assert_allclose(numbers(again), numbers(both), atol=1e-9)
 
 
 def test_a_bad_file_has_a_row_that_says_why(project: Path, tmp_path: Path) -> None:
@@ -516,6 +518,7 @@ def test_the_command_line_fits_and_predicts(project: Path, tmp_path: Path) -> No
     made = run.invoke(app, ["fit", str(project / "my.yaml"), "--out", str(tmp_path / "m")])
     assert made.exit_code == 0, made.output
     assert "look: AUROC" in made.output
+    assert "of 'bright' and" in made.output
     out = tmp_path / "p.csv"
     words = ["predict", str(tmp_path / "m"), str(project / "my.yaml"), "--out", str(out)]
     said = run.invoke(app, words)

@@ -76,7 +76,8 @@ def test_a_model_is_held_against_other_labels(model: Model, tmp_path: Path) -> N
 def test_what_the_model_has_learnt_from_is_refused_or_left_out(model: Model, home: Path) -> None:
     count = model.record.counts
     learnt = count["train"].units + count["val"].units
-    with pytest.raises(LabelError, match=rf"{learnt} of the {N} units, of 32 patients"):
+    patients = count["train"].patients + count["val"].patients
+    with pytest.raises(LabelError, match=rf"{learnt} of the {N} units, of {patients} patients"):
         validate(model, config(home))
     validation = validate(model, config(home), leave_out_known=True)
     assert validation.left_out == learnt
