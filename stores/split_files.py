@@ -22,7 +22,8 @@ def digest_of(patients: Sides) -> str:
 
 def names_any(text: str, patients: Collection[str]) -> bool:
     """Return whether a file names any of the patients."""
-    return any(patient in text for patient in patients)
+    # A slice of no patient has no name: that would be in every text.
+    return any(patient in text for patient in patients if patient)
 
 
 def text_without(text: str, patients: Collection[str]) -> str | None:
