@@ -38,7 +38,7 @@ segment: $(READY) ## Train and score segmentation heads on the cached patch toke
 	@$(RADPROBE) segment "$(CONFIG)" $(STORE_ARG) $(ARGS)
 
 test: $(READY) ## Run the tests
-	$(VENV)/bin/pytest -q -n 2 --dist loadfile $(ARGS)
+	$(VENV)/bin/pytest -q -n 2 --dist worksteal $(ARGS)
 
 check: $(READY) ## Check format, lint and types
 	$(VENV)/bin/ruff format --check .

@@ -3,10 +3,10 @@
     .venv/bin/python -m benchmarks.identifiers [FOLDER ...]
 
 The DICOM files of each folder (by default pydicom's own test files) are embedded with a tiny
-network, a kNN task over their modality is answered, predictions of it and a report are written, and
-everything but the key is searched: names, ids, birth dates and UIDs of every header, and the names
-of the folders and files. Parquet tables and Zarr metadata are searched as bytes and as what they
-say. Prints a line a folder; what is found is printed and ends it with exit code 1.
+network, a kNN task over their modality is answered, predictions of it, a report and a model are
+written, and everything but the key is searched: names, ids, birth dates and UIDs of every header,
+and the names of the folders and files. Parquet tables and Zarr metadata are searched as bytes and
+as what they say. Prints a line a folder; what is found is printed and ends it with exit code 1.
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ def run_all(folder: Path, headers: dict[Path, set[str]], scratch: Path, *, keep:
             ["extract", path],
             ["knn", path],
             ["report", path],
+            ["fit", path, "--method", "knn", "--out", str(scratch / "written/model")],
             ["status", str(scratch / "written/store")],
             ["verify", str(scratch / "written/store")],
         ):

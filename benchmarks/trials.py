@@ -47,7 +47,7 @@ Table = dict[tuple[str, ...], dict[str, list[bool]]]
 
 
 def collection(law: str, patients: int, rng: np.random.Generator, signal: float = 0.8):
-    """Return features (n, d) and the truth of a law: a patient's images share label and likeness."""
+    """Return features (n, d) and the truth: a patient's images share label and likeness."""
     patient = np.repeat(np.arange(patients), IMAGES)
     own = 0.7 * rng.standard_normal((patients, D))[patient]
     x = own + rng.standard_normal((len(patient), D))

@@ -54,6 +54,7 @@ WORDS = {
     "benchmark": "sets by backbones",
     "studies": "speed, precision",
     "doctor": "what is missing",
+    "fitted": "models of answers",
     "api": "notebooks",
     "commands": "arguments, printing",
     "cli": "exit codes",

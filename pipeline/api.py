@@ -1,10 +1,13 @@
 """The names that a notebook needs: embed a folder, open its features, ask them.
 
-    from pipeline import api as radprobe
+    import radprobe
 
     config = radprobe.load_config("configs/demo.yaml")
     radprobe.extract(config)
     x, slices = radprobe.features(config.store)
+    X, y, groups, part = radprobe.data(config, "mass")
+    model = radprobe.load_model("mass-model")
+    model.predict_proba("new_studies")
 
 A config is a YAML file or a `Config` made of the same keys. xarray opens a store's `features.zarr`
 as it is.
@@ -16,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +31,7 @@ from pipeline.config import loading as _loading
 from pipeline.config.heads import DEFAULT_HEADS
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
+from pipeline.config.tasks import FeatureSet
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.same_store import check_store
 from pipeline.results import Result
@@ -38,17 +42,22 @@ from stores.export import Selection, live_slices
 
 if TYPE_CHECKING:
     from pipeline.extract import Summary
+    from pipeline.fitted.estimator import Estimator
 
 __all__ = [
     "Config",
     "FeatureStore",
     "Features",
     "Speed",
+    "TaskData",
+    "data",
     "discover",
     "evaluate",
     "extract",
     "features",
+    "fit",
     "load_config",
+    "load_model",
 ]
 
 AnyPath = str | PathLike[str]
@@ -97,6 +106,70 @@ def evaluate(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[
     """
     check_store(config)
     return list(_evaluate.evaluate(config, methods))
+
+
+class TaskData(NamedTuple):
+    """The units of a task, as arrays for scikit-learn.
+
+    X (n, d) float32: features, not scaled. y (n,): class names, or numbers; of several labels
+    (n, c) int8: 1, 0, or -1 where not known. groups (n,): patients, as pseudonyms. part (n,):
+    train, val or test, or the number of the fold; "" for patients whom the split leaves out.
+    """
+
+    X: NDArray[np.float32]
+    y: NDArray[Any]
+    groups: NDArray[np.str_]
+    part: NDArray[np.str_]
+
+
+def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskData:
+    """Return what a task of a config is asked of: features, labels, patients, sides of the split.
+
+    features: cls, cls+mean, cls4 or cls4+mean. The split is the one on file, or it is dealt and
+    filed. Raises ConfigError where there is no such task, StoreNotFoundError, LabelError.
+    """
+    from pipeline.evaluation.cases import cases_of
+    from pipeline.evaluation.pooling import read_features
+    from stores.errors import ConfigError
+
+    if task not in config.tasks:
+        known = ", ".join(config.tasks) or "none"
+        raise ConfigError(f"The config has no task {task!r}. It has: {known}.")
+    one = config.model_copy(update={"tasks": {task: config.tasks[task]}})
+    (cases,) = cases_of(one)
+    cases.ensure_split()
+    units = cases.units
+    y = units.y
+    if units.kind in ("binary", "multiclass"):
+        y = np.array(units.classes)[y]
+    side = cases.split.sides_of(units.groups)
+    # One more for those of no side, whose number is -1.
+    names = np.array([*cases.split.patients, ""])
+    x = read_features(cases.store, units, features, cases.task.pool)
+    return TaskData(x, y, units.groups, names[side])
+
+
+def fit(
+    config: Config,
+    out: AnyPath,
+    *,
+    task: str | None = None,
+    method: Method = "probe",
+    device: str | None = None,
+) -> Estimator:
+    """Make a model of an answer, as `radprobe fit` does, and return it."""
+    from pipeline.fitted.estimator import Estimator
+    from pipeline.fitted.fit import fit
+
+    return Estimator(fit(config, Path(out), task=task, method=method, device=device))
+
+
+def load_model(path: AnyPath) -> Estimator:
+    """Read a model's folder. Raises ModelError for one that is missing, damaged or too new."""
+    from pipeline.fitted.estimator import Estimator
+    from pipeline.fitted.model import Model
+
+    return Estimator(Model.load(Path(path)))
 
 
 def features(store: AnyPath, array: str = "cls", blocks: int = 1) -> tuple[NDArray[Any], pa.Table]:

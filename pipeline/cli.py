@@ -15,7 +15,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -27,6 +27,7 @@ from pipeline.commands import (
     doctor,
     evaluation,
     extract,
+    models,
     report,
     store,
     weights,
@@ -51,6 +52,7 @@ for group in (
     extract,
     cluster,
     evaluation,
+    models,
     report,
     store,
     weights,
@@ -60,6 +62,26 @@ for group in (
     doctor,
 ):
     app.add_typer(group.app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"radprobe {version('radprobe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version, and end.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> NoReturn:
@@ -112,7 +134,9 @@ class _Formatter(logging.Formatter):
         return printable(without_files(super().format(record)))
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: object) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], *where: Any, **more: Any
+) -> None:
     """Tell of a library's warning by its kind alone."""
     logging.getLogger(__name__).info("A warning of a library: %s", category.__name__)
 

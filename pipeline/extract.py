@@ -35,7 +35,8 @@ from pipeline.extraction.distributed.tasks import EmbedResult, Work, forget_fail
 from pipeline.extraction.embed import BadLimit, Progress, Speed, load_network
 from pipeline.extraction.selection import left_out_folders, set_aside
 from pipeline.extraction.sync import locate_weights, open_store, recipe_with, update_tables
-from pipeline.inference.speed import cores
+from pipeline.inference.speed import cores, sleep_while_waiting
+from pipeline.recipe import Recipe
 from stores import FeatureStore
 from stores.errors import ConfigError
 from stores.storage import storage_of
@@ -120,7 +121,7 @@ def _extract(
     recipe = recipe_with(config, weights)
     checkpoint = Checkpoint.of(config.backbone.name, weights)
     # A store whose network cannot be loaded would be in the way of the next try.
-    load = functools.partial(load_network, recipe, checkpoint, Speed("cpu"))
+    load = functools.partial(_try_network, recipe, checkpoint)
     store = open_store(config, recipe, load)
     # What an earlier run left half done comes first: a look that finds nothing new writes nothing.
     store.recover()
@@ -144,6 +145,12 @@ def _extract(
     store.sweep_committed()
     forget_failures(store)
     return _summary(run, result, recipe.weights, started)
+
+
+def _try_network(recipe: Recipe, checkpoint: Checkpoint) -> None:
+    """Load the network once, and drop it. Raises WeightsError."""
+    sleep_while_waiting()  # before torch is imported
+    load_network(recipe, checkpoint, Speed("cpu"))
 
 
 def _summary(run: _ExtractRun, result: _RunResult, weights: str, started: float) -> Summary:

@@ -191,9 +191,9 @@ class Preprocess(Frozen):
     adds black to make the square, `crop` cuts its middle out, `dinov2` resizes the shorter side to
     8 / 7 of the input and cuts the input out of the middle. crop: `body` cuts to the box of the
     body first. view: what the slice is changed to before all that, to ask how steady answers are.
-    shift: whether a shifted view is shifted after it was scaled, where the rule takes its range from
-    the slice and would undo it, or before, as stores have it that were made before there was a
-    choice.
+    shift: whether a shifted view is shifted after it was scaled, where the rule takes its range
+    from the slice and would undo it, or before, as stores have it that were made before there was
+    a choice.
     """
 
     ct: ShortIntensity = Window(low=-1024, high=600)

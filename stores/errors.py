@@ -8,6 +8,7 @@ RadprobeError
 ├── TooManyBadError (ValueError)       more bad images than the run may meet
 ├── LabelError (ValueError)           labels that do not join, or cannot be split by patient
 │   └── UnansweredError               some tasks that could not be answered; carries the others
+├── ModelError (ValueError)           a model's folder that is damaged, or of another version
 ├── DeviceError (RuntimeError)        a device that is not there, or too small for the network
 ├── ClusterError (RuntimeError)       a cluster that cannot be reached, or was lost
 ├── PartsFailedError (RuntimeError)   parts that could not be embedded; carries the run's summary
@@ -84,6 +85,10 @@ class TooManyBadError(RadprobeError, ValueError):
 
 class LabelError(RadprobeError, ValueError):
     """Labels that do not join the slices, or cannot be split by patient."""
+
+
+class ModelError(RadprobeError, ValueError):
+    """A model's folder is missing, damaged, of another version, or lacks what it is asked for."""
 
 
 class UnansweredError(LabelError, ConfigError):

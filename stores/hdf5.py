@@ -16,7 +16,15 @@ _MOST_LINKS = 16
 _ELSEWHERE = "it leads to another file"
 
 
-def member(file: Any, name: str) -> Any:
+def member_there(file: Any, name: str) -> Any:
+    """Return what `member` does; raises UnreadableError where nothing is there as well."""
+    item = member(file, name)
+    if item is None:
+        raise UnreadableError("corrupt", f"it holds no {name!r}")
+    return item
+
+
+def member(file: Any, name: str) -> Any | None:
     """Return the group or dataset at a path of an open HDF5 file; None where nothing is there.
 
     Raises UnreadableError where a link on the way leads out of the file, or into a circle, and

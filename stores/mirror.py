@@ -248,8 +248,8 @@ class MirroredBucket:
         self._here.remove((changed | gone) - fetched.keys())
         if WITHDRAWN_PATIENTS in known and WITHDRAWN_PATIENTS in changed:
             # What was computed here and never sent may be of whoever was withdrawn.
-            for folder in FOLDERS:
-                unsent = self._here.names_in(folder.name) if folder.derived else set()
+            for each in FOLDERS:
+                unsent = self._here.names_in(each.name) if each.derived else set()
                 self._here.remove(unsent - self.objects.keys())
 
     def _fetch_unchecked(self, names: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from stores._disk import CHECKSUM, TEMPORARY, write_checked
 from stores._types import Mask, Rows
-from stores.contents import DERIVED, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
+from stores.contents import DERIVED, FEATURES, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
 from stores.errors import StaleTablesError
 from stores.features import FeatureStore
 from stores.layout import PartRange
@@ -128,7 +128,10 @@ def out_of_reach(store: FeatureStore) -> tuple[str, ...]:
     left.append("copies and backups of the store, and stores and networks made from it")
     if store.place != str(store.path):
         left.append("old versions of objects, where the bucket keeps versions")
-    living = sum(1 for path in store.path.rglob(f"{TEMPORARY}*") if path.is_file())
+    living = 0
+    for folder in (FEATURES, *DERIVED):
+        files = (store.path / folder).rglob(f"{TEMPORARY}*")
+        living += sum(1 for path in files if path.is_file())
     if living:
         left.append(
             f"{living} temporary files of processes at work: purge again when they are done"

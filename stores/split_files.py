@@ -31,13 +31,11 @@ def text_without(text: str, patients: Collection[str]) -> str | None:
     A split without a patient on a side is none: it is to be dealt anew.
     """
     document = json.loads(text)
-    everybody: dict[str, list[str]] = {}
     for each in (document, *document["additions"]):
         each["patients"] = _sides_without(each["patients"], patients)
         each["digest"] = digest_of(each["patients"])
-        for side, names in each["patients"].items():
-            everybody.setdefault(side, []).extend(names)
-    if not all(everybody.values()):
+    # What was dealt first must be a split by itself; what was added later need not.
+    if not all(document["patients"].values()):
         return None
     return json.dumps(document, indent=1) + "\n"
 

@@ -177,7 +177,13 @@ EXTRACT = "extract my.yaml --device cpu --workers 0"
 MISTAKES = [
     Mistake("the config is not there", "extract nowhere.yaml"),
     Mistake("the config is no YAML", "extract bad.yaml", prepare=_write("bad.yaml", "a: [1\nb: }")),
+    Mistake(
+        "a key stands twice",
+        "extract twice.yaml",
+        prepare=_write("twice.yaml", "data: {root: data}\nstore: a\nstore: b\n"),
+    ),
     Mistake("a key is misspelt", EXTRACT, {"stroe": "x"}),
+    Mistake("a modality is no code of DICOM", EXTRACT, {"data.modality": {"**": "MRI"}}),
     Mistake("a command is misspelt", "extrakt my.yaml"),
     Mistake("the folder of images is not there", EXTRACT, {"data.root": "dta"}),
     Mistake(

@@ -27,7 +27,7 @@ types, recipe, config, results, shared
 io > preprocessing, annotations, backbones > inference
 extraction | evaluation > segmentation, datasets > tuning
 extract, evaluate, segment, tune
-report, benchmark, studies, doctor
+report, benchmark, studies, doctor, fitted
 api, commands, cli
 """
 # Heavy libraries and the only modules that may import them.
@@ -60,7 +60,12 @@ HOMES = {
         "pipeline.backbones.towers",
         "pipeline.tuning",
     },
-    "safetensors": {"pipeline.backbones.load", "pipeline.tuning", "pipeline.backbones.weights"},
+    "safetensors": {
+        "pipeline.backbones.load",
+        "pipeline.backbones.weights",
+        "pipeline.fitted.folder",
+        "pipeline.tuning",
+    },
     "peft": {"pipeline.tuning"},
     "huggingface_hub": {"pipeline.backbones.weights"},
     "faiss": {

@@ -27,11 +27,11 @@ MOST_NUMBERS = 20
 SOME = 5
 
 # Words that say that something is there, and that it is not, whatever it is.
-_PRESENT = ("yes", "ja", "true", "positive", "positiv", "pos", "abnormal", "malignant")
-_PRESENT += ("present", "diseased", "sick", "krank", "case", "cases")
-_ABSENT = ("0", "no", "nein", "false", "negative", "negativ", "neg", "normal", "benign")
-_ABSENT += ("absent", "none", "healthy", "gesund", "control", "controls")
-_ABSENT += ("no finding", "no findings")
+_PRESENT = {"yes", "ja", "true", "positive", "positiv", "pos", "abnormal", "malignant"}
+_PRESENT |= {"present", "diseased", "sick", "krank", "case", "cases"}
+_ABSENT = {"0", "no", "nein", "false", "negative", "negativ", "neg", "normal", "benign"}
+_ABSENT |= {"absent", "none", "healthy", "gesund", "control", "controls"}
+_ABSENT |= {"no finding", "no findings"}
 # Known as a pair alone: by itself each means something else too (1 and 2, f and m).
 _PAIRS = {("0", "1"): "1", ("n", "y"): "y", ("j", "n"): "j", ("f", "t"): "t"}
 # What YAML makes a truth of.
@@ -106,7 +106,7 @@ def encode(
     if len(classes) < 2:
         raise LabelError(
             f"The labels {list(task.labels)} must have at least two values among the slices with "
-            f"features. Got only {classes} instead."
+            f"features. Got {len(classes)} instead."
         )
     if task.values is None:
         _refuse_measurements(classes, task.labels[0], units, is_shortcut=either_way)
@@ -115,9 +115,9 @@ def encode(
         classes = _positive_last(classes, Counter(values), task, either_way)
     elif task.positive is not None:
         raise LabelError(
-            f"positive names one of two classes. Column {task.labels[0]!r} has {len(classes)} "
-            f"among the slices with features, {_listed(classes)}: leave positive out (each is "
-            "scored against the rest), or give the column two values."
+            f"positive names one of two classes. The slices with features have {_listed(classes)} "
+            f"in column {task.labels[0]!r}: leave positive out (each is scored against the rest), "
+            "or give the column two values."
         )
     number = {name: i for i, name in enumerate(classes)}
     y = np.array([number[value] for value in values], dtype=np.int64)
@@ -131,8 +131,10 @@ def _numbers_first(name: str) -> tuple[bool, float, str, str]:
 
 
 def _listed(classes: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in classes[:SOME])
-    return f"{shown}, ..." if len(classes) > SOME else shown
+    """Return the names of few classes; many may be free text, which messages keep to themselves."""
+    if len(classes) > SOME:
+        return f"{len(classes)} classes"
+    return ", ".join(repr(name) for name in classes)
 
 
 def _refuse_measurements(
@@ -176,6 +178,10 @@ def _refuse_measurements(
     )
 
 
+# A value of fewer rows may be anything, a name too, and stands in no message.
+_FEWEST_SHOWN = 2
+
+
 # --- the positive of two -------------------------------------------------------------------
 
 
@@ -193,6 +199,12 @@ def _positive_last(
         positive = classes[-1]
     if positive is None:
         first, second = classes
+        if min(numbers[first], numbers[second]) < _FEWEST_SHOWN:
+            raise LabelError(
+                f"Which class is positive must be known. Column {task.labels[0]!r} has two, of "
+                f"{numbers[first]} and {numbers[second]} rows, and nothing says which of them is "
+                "the finding. Write it into the task as `positive`, or correct the column."
+            )
         raise LabelError(
             f"Which class is positive must be known. Column {task.labels[0]!r} has {first!r} "
             f"({numbers[first]} rows) and {second!r} ({numbers[second]} rows), and nothing says "

@@ -208,10 +208,10 @@ def _nothing_joins(
             examples = (alike or lost_paths.tolist())[:EXAMPLES]
             compared = f"{column} has {list(keys[:EXAMPLES])}, the store has {examples}"
         else:
+            above = _depth(lost_paths.tolist())
             compared = (
-                f"{column} names files {_depth(keys)} deep, the store has them "
-                f"{_depth(lost_paths)} deep, {len(alike)} of {len(lost_paths)} by the same name in "
-                "another folder"
+                f"{column} names files {_depth(keys)} deep, the store has them {above} deep, "
+                f"{len(alike)} of {len(lost_paths)} by the same name in another folder"
             )
     return (
         f"No row of {str(table.settings.file)!r} joins a slice by {table.settings.by}: {compared}. "
@@ -220,7 +220,7 @@ def _nothing_joins(
     )
 
 
-def _depth(paths: Sequence[str]) -> str:
+def _depth(paths: Sequence[str] | Texts) -> str:
     """Return how many folders the first path of several has above it."""
     return str(paths[0].count("/")) if len(paths) else "no"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,10 @@ class Units(Truth):
             unit=unit,
             tally=Tally(),
         )
+
+    def each_slice(self) -> Units:
+        """Return every slice as a unit of its own, in the order of `rows`, without its label."""
+        return replace(self, unit=np.arange(len(self.rows)), ids=self.rows.astype(np.str_))
 
     def bags(self) -> Bags:
         """Return which slices belong to each unit."""

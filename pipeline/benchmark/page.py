@@ -146,7 +146,7 @@ def column_name(question: Question) -> str:
 
 
 def _with_positive(name: str, positive: str) -> str:
-    return f"{name} (positive: {positive})" if positive else name
+    return f"{name}, positive: {positive}" if positive else name
 
 
 def entry_text(entry: Entry | None) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.benchmark.settings import Cell
 from pipeline.evaluation.compare import compare, same_grouping
 from pipeline.evaluation.metrics.agreement import icc
-from pipeline.evaluation.metrics.bootstrap import Values, bootstrap
+from pipeline.evaluation.metrics.bootstrap import IntervalRules, Values, bootstrap
 from pipeline.evaluation.result_files import (
     predictions_path,
     read_predictions,
@@ -138,7 +138,8 @@ def _mean_of(differences: NDArray[np.float64]) -> Metric:
         return {("dice", ""): differences @ weights / weights.sum(axis=0)}
 
     # A bootstrap over patients: units of one patient are not independent of each other.
-    return bootstrap(statistic, names, 1, rarest={})["dice", ""]
+    rules = IntervalRules(rarest={}, scales={"dice": "plain"})
+    return bootstrap(statistic, names, 1, rules)["dice", ""]
 
 
 def _patients(table: pa.Table) -> NDArray[np.str_]:

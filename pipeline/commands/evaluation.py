@@ -194,20 +194,27 @@ def _print_segmented(answers: Sequence[Segmented], as_json: bool) -> None:
 @app.command(epilog="Example: radprobe search configs/demo.yaml ct/0042 --k 5")
 def search(
     config: ConfigArg,
-    query: Annotated[str, typer.Argument(help="A row, a path of the collection, a pseudonym.")],
+    query: Annotated[
+        str,
+        typer.Argument(help="A row, a path of the collection, a pseudonym; or an image elsewhere."),
+    ],
     k: Annotated[int, typer.Option(min=1, help="How many neighbours.")] = 10,
     level: Annotated[str, typer.Option(help="image, series, study or patient.")] = "series",
     store: StoreOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Find the nearest series of a slice, file, folder or patient; its own patient is left out."""
+    """Find the nearest series of a slice, file, folder or patient; its own patient is left out.
+
+    A file or folder that is not in the store is embedded first, as the store was, and thrown away.
+    """
     from pipeline.config.loading import load_config
-    from pipeline.evaluation.search import recipe_asked, search
+    from pipeline.evaluation.search import recipe_asked
     from pipeline.extraction.same_store import check_store
+    from pipeline.fitted.aside import search_anything
 
     settings = load_config(config, store)
     check_store(settings)
-    hits = search(settings, query, k=k, level=_level(level))
+    hits = search_anything(settings, query, k=k, level=_level(level))
     if as_json:
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
     else:

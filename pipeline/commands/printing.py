@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report.wording import (
+    METRICS,
+    few_note,
     few_text,
     method_title,
     point_text,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
     from pipeline.evaluation.retest import Agreement
     from pipeline.evaluation.search import Hit
+    from pipeline.fitted.validate import Validation
     from pipeline.recipe import Recipe
     from pipeline.results import Difference, Metric, Result, Score, Segmented
 
@@ -118,7 +121,7 @@ def _print(out: Console, table: Table) -> None:
 def show_results(out: Console, results: Sequence[Result]) -> None:
     """Print a table a method, classes and numbers apart: a line a task and setting, with intervals.
 
-    The intervals are of 95 %; a star marks the setting that stands for the answer.
+    The intervals are of 95 %; a star marks the setting that val chose of several.
     """
     if any(result.provenance.random for result in results):
         out.print(RANDOM, style="bold yellow")
@@ -128,10 +131,18 @@ def show_results(out: Console, results: Sequence[Result]) -> None:
         tables.setdefault((result.method, result.kind == "regression"), []).append(result)
     for answers in tables.values():
         _show_method(out, answers)
+    _show_few(out, results)
     for result in results:
         for note in result.notes:
             out.print(f"{result.task}, {result.method}: {note}.", highlight=False)
     _show_origin(out, results)
+
+
+def _show_few(out: Console, answers: Sequence[Result] | Sequence[Segmented]) -> None:
+    """Say what it means that a score is of few test patients, where any is."""
+    note = few_note(answers)
+    if note:
+        print_line(out, note)
 
 
 def _show_method(out: Console, answers: Sequence[Result]) -> None:
@@ -156,8 +167,9 @@ def _show_method(out: Console, answers: Sequence[Result]) -> None:
             about.append(positive_text(result))
         for score in result.scores:
             setting, *numbers = _score(score, shown)
-            # Of several settings the one that stands for the answer is marked.
-            is_chosen = len(result.scores) > 1 and score is result.main_score
+            # What val chose of several is marked; of shots the last stands for the answer.
+            is_chosen = result.chosen >= 0 and score is result.main_score
+            is_chosen = is_chosen and len(result.scores) > 1
             table.add_row(*about, f"{setting} *" if is_chosen else setting, *numbers)
     if table.row_count:
         _print(out, table)
@@ -293,6 +305,7 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
             out.print(f"{task}: {note}.", highlight=False)
         # Masks and slices are the task's: every head left out the same.
         _show_left_out(out, task, first)
+    _show_few(out, answers)
     _show_filed(out, answers)
 
 
@@ -380,3 +393,51 @@ def show_agreements(out: Console, agreements: Sequence[Agreement], recipe: Recip
         numbers = ("" if value is None else format(value, form) for value, form in shown)
         table.add_row(one.what, str(one.pairs), *numbers)
     _print(out, table)
+
+
+def show_validation(out: Console, validation: Validation) -> None:
+    """Print how a model does elsewhere, beside how it did at home."""
+    if validation.random:
+        out.print(RANDOM, style="bold yellow")
+    count = validation.count
+    title = f"{validation.task}: {count.units} units of {count.patients} patients"
+    table = _table(title, ("metric",), ("here", "at home"))
+    for name, metric in validation.score.metrics.items():
+        at_home = validation.internal.get(name)
+        there = "" if at_home is None else _number(at_home)
+        table.add_row(METRICS.get(name, name), _number(metric), there)
+    _print(out, table)
+    _show_calibration(out, "Calibration", validation.calibration)
+    _show_calibration(out, "Calibration, as the model calibrates", validation.calibrated)
+    lines = [
+        f"{_share(validation.unlike)} of the units are unlike the images that the model learnt "
+        f"from (5 % of such images would be); a probe tells both apart with an AUROC of "
+        f"{validation.domain_auroc:.3f} (0.5 where it cannot)."
+    ]
+    if validation.left_out:
+        lines.append(f"{validation.left_out} units that the model has learnt from were left out.")
+    lines += [f"{note}." for note in validation.notes]
+    print_lines(out, lines)
+
+
+def _show_calibration(
+    out: Console,
+    title: str,
+    by_label: Mapping[str, Mapping[str, Metric]],
+) -> None:
+    if not by_label:
+        return
+    names = ("slope", "intercept", "in_the_large")
+    table = _table(title, ("class",), [name.replace("_", " ") for name in names])
+    for label, metrics in by_label.items():
+        cells = [_number(metrics[name]) if name in metrics else "" for name in names]
+        table.add_row(label, *cells)
+    _print(out, table)
+
+
+def _share(metric: Metric) -> str:
+    """Return a share with its interval, in percent."""
+    text = f"{metric.value:.1%}"
+    if metric.low is None or metric.high is None:
+        return text
+    return f"{text} [{metric.low:.1%}, {metric.high:.1%}]"

@@ -15,7 +15,7 @@ from pipeline.datasets.contracts import Contents, DataSet, Item, below, files_of
 from pipeline.io.formats.arrays import hdf5_text, hdf5_values
 from pipeline.io.formats.limits import as_unreadable, check_size
 from stores.errors import ConfigError
-from stores.hdf5 import member
+from stores.hdf5 import member_there
 
 _GROUPS = {"covid": "1", "healthy": "0", "others": "0"}
 TUMOURS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
@@ -78,9 +78,9 @@ def _read_struct(path: Path) -> tuple[int, str, NDArray[np.uint8]]:
 
     # Each value is held against what the set has before it is read: a file may declare anything.
     with h5py.File(path, "r") as file:
-        label = int(hdf5_values(member(file, "cjdata/label"), most=10_000).ravel()[0])
-        patient = hdf5_text(member(file, "cjdata/PID"))
-        mask = member(file, "cjdata/tumorMask")
+        label = int(hdf5_values(member_there(file, "cjdata/label"), most=10_000).ravel()[0])
+        patient = hdf5_text(member_there(file, "cjdata/PID"))
+        mask = member_there(file, "cjdata/tumorMask")
         height, width = mask.shape
         check_size(height, width, 1, mask.dtype.itemsize, path.stat().st_size, coded=True)
         values = hdf5_values(mask).T
@@ -96,7 +96,7 @@ def _folds(folder: Path) -> dict[int, Part]:
     except ConfigError:
         return {}
     with h5py.File(path, "r") as file:
-        fold = hdf5_values(member(file, "cvind"), most=10_000).ravel().astype(int).tolist()
+        fold = hdf5_values(member_there(file, "cvind"), most=10_000).ravel().astype(int).tolist()
     parts: dict[int, Part] = {1: "test", 2: "val"}
     return {i: parts.get(number, "train") for i, number in enumerate(fold, start=1)}
 

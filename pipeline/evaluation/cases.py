@@ -301,16 +301,20 @@ class Cases:
         refuse_copies(refused, self.units, self._path_of)
 
     def _path_of(self, row: int) -> str:
-        """Return the real path of a slice."""
+        """Return the path of a slice as the store shows it, which a message may name."""
         slices = self._slices
         place = int(np.searchsorted(slices["row"].to_numpy(), row))
-        path: str = slices["path"][place].as_py()
-        return path
+        return self._names.shown(slices["path"][place].as_py())
 
     # --- features ------------------------------------------------------------------------
 
     def features(self, head: HeadSettings, parts: Parts) -> Floats:
-        """Return (n, d) the units' features as a head sees them.
+        """Return (n, d) the units' features as a head sees them."""
+        x = self.unscaled(head, parts)
+        return scaled(x, parts["train"], head.scaling, head.components)
+
+    def unscaled(self, head: HeadSettings, parts: Parts) -> Floats:
+        """Return (n, d) the units' features before they are scaled for a head.
 
         The last ones read are remembered, and no others, nor those of the task that this one asks
         for a shortcut of.
@@ -330,7 +334,7 @@ class Cases:
                 self.task.pool,
             )
             self._note_agreement(agreement)
-        return scaled(x, parts["train"], head.scaling, head.components)
+        return x
 
     def _remembered(self, which: FeatureSet) -> Floats:
         """Return (n, d) the units' features in this store, read unless they were read last."""
@@ -344,26 +348,27 @@ class Cases:
 
     def slices(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) the features of every slice of the units, as a head sees them."""
+        x = self.unscaled_slices(head, parts)
+        fit = slices_of(self.units, parts["train"])
+        return scaled(x, fit, head.scaling, head.components)
+
+    def unscaled_slices(self, head: HeadSettings, parts: Parts) -> Floats:
+        """Return (m, d) the features of every slice, before they are scaled for a head."""
         # Forgotten first: the features of every slice are the most that memory is asked for.
         self._last_read = None
         units = self.units
-        each_alone = replace(
-            units,
-            unit=np.arange(len(units.rows)),
-            ids=units.rows.astype(np.str_),
-        )
+        each_alone = units.each_slice()
         x = read_features(self.store, each_alone, head.features)
         if self.fit_store is not None:
             agreement = self.fit_store.replace_features(
                 x,
                 each_alone,
-                _slices_of(units, parts["test"]),
+                slices_of(units, parts["test"]),
                 head.features,
                 "mean",
             )
             self._note_agreement(agreement)
-        fit = _slices_of(units, parts["train"])
-        return scaled(x, fit, head.scaling, head.components)
+        return x
 
     def _note_agreement(self, agreement: float | None) -> None:
         if agreement is not None:
@@ -394,7 +399,7 @@ class Cases:
         )
 
 
-def _slices_of(units: Units, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+def slices_of(units: Units, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the places in `units.rows` of the slices of some units."""
     return np.flatnonzero(np.isin(units.unit, numbers))
 

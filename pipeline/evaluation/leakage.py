@@ -248,7 +248,7 @@ class Copies:
 def refuse_copies(copies: Copies, units: Units, path_of: Callable[[int], str]) -> None:
     """Raise LabelError where there are copies, which lists all of them.
 
-    path_of: the file of a row, for the user's own eyes.
+    path_of: the file of a row, as messages may name it.
     """
     sentences = []
     lines = []
@@ -276,7 +276,8 @@ def _what_to_do(copies: Copies) -> str:
     if copies.near:
         allow.append('"near-duplicates"')
     return (
-        "Look at them. Those that are of one patient need the same id in the column that "
+        "Look at them (`radprobe slices` says which files they are, where the store hides paths). "
+        "Those that are of one patient need the same id in the column that "
         "labels.patient names. Else leave the labels of the copies empty, or set split.group: "
         '"duplicates" to keep whoever has copies on one side, or accept them by '
         f"split.allow: [{', '.join(allow)}]."

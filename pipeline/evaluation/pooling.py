@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import assert_never
 
 import numpy as np
@@ -56,6 +57,11 @@ def read_features(
         x[first : first + len(pooled)] = pooled
         first += len(pooled)
     return x
+
+
+def read_slice_features(store: FeatureStore, units: Units, which: FeatureSet) -> Floats:
+    """Return (m, d) float32: the features of every slice of the units, in the order of `rows`."""
+    return read_features(store, units.each_slice(), which)
 
 
 def pooled_features(
@@ -200,57 +206,96 @@ def _mean_of_greatest(slices: Floats) -> Floats:
 # --- scaling -------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class FittedScaling:
+    """How features are scaled, as some units said: of other units as well, by the same numbers.
+
+    centre (d,): what is taken from each feature, where the kind takes any; over (d,): what each is
+    then divided by (`standardise`); onto (d, k): the directions it is then turned to (`whiten`).
+    """
+
+    kind: Scaling
+    centre: Doubles | None = None
+    over: Doubles | None = None
+    onto: Doubles | None = None
+
+    def apply(self, x: Floats) -> Floats:
+        """Return x (n, d) scaled: (n, d) or (n, k), float32."""
+        match self.kind:
+            case "none":
+                return x
+            case "l2":
+                return _by_rows(x, x.shape[1], unit_length)
+            case "standardise":
+                return _by_rows(x, x.shape[1], self._standardised)
+            case "whiten":
+                assert self.onto is not None
+                return _by_rows(x, self.onto.shape[1], self._whitened)
+            case _:
+                assert_never(self.kind)
+
+    def _standardised(self, rows: Floats) -> Doubles:
+        assert self.centre is not None
+        assert self.over is not None
+        standardised: Doubles = (rows - self.centre) / self.over
+        return standardised
+
+    def _whitened(self, rows: Floats) -> Doubles:
+        assert self.centre is not None
+        assert self.onto is not None
+        whitened: Doubles = (rows - self.centre) @ self.onto
+        return whitened
+
+
+def fit_scaling(
+    x: Floats,
+    fit: Rows,
+    scaling: Scaling,
+    components: int,
+) -> FittedScaling:
+    """Return the scaling that the units `fit` of x (n, d) alone say.
+
+    l2: rows of length 1; standardise: columns of mean 0 and variance 1; whiten: the first
+    principal components (at most `components`), each of variance 1.
+    """
+    match scaling:
+        case "none" | "l2":
+            return FittedScaling(scaling)
+        case "standardise":
+            centre, deviation = _mean_and_deviation(x, fit)
+            # A flat column deviates by rounding alone, which is not to be blown up.
+            deviation[deviation <= NOISE * np.abs(centre)] = 1
+            return FittedScaling(scaling, centre, over=deviation)
+        case "whiten":
+            centre, _ = _mean_and_deviation(x, fit)
+            return FittedScaling(scaling, centre, onto=_directions(x, fit, centre, components))
+        case _:
+            assert_never(scaling)
+
+
 def scaled(
     x: Floats,
     fit: Rows,
     scaling: Scaling,
     components: int,
 ) -> Floats:
-    """Return x (n, d) scaled by what the units `fit` alone say.
-
-    l2: rows of length 1; standardise: columns of mean 0 and variance 1; whiten: the first
-    principal components (at most `components`), each of variance 1.
-    """
-    match scaling:
-        case "none":
-            return x
-        case "l2":
-            return _by_rows(x, x.shape[1], unit_length)
-        case "standardise":
-            return _standardised(x, fit)
-        case "whiten":
-            return _whitened(x, fit, components)
-        case _:
-            assert_never(scaling)
+    """Return x (n, d) scaled by what the units `fit` alone say (see `fit_scaling`)."""
+    return fit_scaling(x, fit, scaling, components).apply(x)
 
 
-def _standardised(x: Floats, fit: Rows) -> Floats:
-    centre, deviation = _mean_and_deviation(x, fit)
-    # A flat column deviates by rounding alone, which is not to be blown up.
-    deviation[deviation <= NOISE * np.abs(centre)] = 1
-
-    def of(rows: Floats) -> Doubles:
-        return (rows - centre) / deviation
-
-    return _by_rows(x, x.shape[1], of)
-
-
-def _whitened(
+def _directions(
     x: Floats,
     fit: Rows,
+    centre: Doubles,
     components: int,
-) -> Floats:
-    centre, _ = _mean_and_deviation(x, fit)
+) -> Doubles:
+    """Return the first principal axes (d, k) of the rows `fit`, each over its deviation."""
     variance, axes = principal_axes(_covariance(x, fit, centre))
     is_signal = np.flatnonzero(variance > NOISE * variance[0])
     # So many units span one direction less.
     first = is_signal[: min(components, len(fit) - 1)]
-    onto = axes[:, first] / np.sqrt(variance[first])
-
-    def of(rows: Floats) -> Doubles:
-        return (rows - centre) @ onto
-
-    return _by_rows(x, len(first), of)
+    directions: Doubles = axes[:, first] / np.sqrt(variance[first])
+    return directions
 
 
 def _by_rows(

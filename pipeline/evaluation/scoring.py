@@ -101,11 +101,11 @@ def _score_one_fold(
     scores = list(predicted.scores or ())
     filed = []
     drawn = False
-    point_notes: list[str] = []
+    point_notes: list[list[str]] = []
     for prediction in predicted.predictions:
         at_points = _at_points(cases, prediction, parts)
         scores.append(score_of(cases, at_points, rows, None))
-        point_notes += _point_notes(cases, at_points)
+        point_notes.append(_point_notes(cases, at_points))
         if prediction.draws is None:
             filed.append(at_points)
         else:  # a unit has several predictions: the table of predictions has one row for it
@@ -113,8 +113,10 @@ def _score_one_fold(
     notes = [*predicted.notes, *scratch_notes]
     if predicted.scores is None and not drawn:
         notes += _one_sided_notes(cases, rows)
-    notes += dict.fromkeys(point_notes)
-    return scores, OutOfFold(filed, rows, None, notes, place_of_chosen(filed))
+    chosen = place_of_chosen(filed)
+    if point_notes:  # of the setting that stands for the answer
+        notes += point_notes[chosen]
+    return scores, OutOfFold(filed, rows, None, notes, chosen)
 
 
 def _scratch_notes(x: NDArray[Any]) -> list[str]:
@@ -211,10 +213,8 @@ def _points_of(
 def scores_of(cases: Cases, tested: OutOfFold) -> list[Score]:
     """Return what predictions score, by label and subgroup too; adds to the notes of `tested`."""
     tested.notes.extend(_one_sided_notes(cases, tested.rows))
-    point_notes: list[str] = []
-    for each in tested.predictions:
-        point_notes += _point_notes(cases, each)
-    tested.notes.extend(dict.fromkeys(point_notes))
+    if tested.predictions:
+        tested.notes.extend(_point_notes(cases, tested.predictions[tested.chosen]))
     return [score_of(cases, each, tested.rows, tested.fold) for each in tested.predictions]
 
 

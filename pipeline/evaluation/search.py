@@ -13,13 +13,18 @@ from pipeline.config.root import Config
 from pipeline.config.tasks import Level
 from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.neighbours import neighbours
-from pipeline.evaluation.pooling import read_features, scaled
+from pipeline.evaluation.pooling import pooled_features, read_features, scaled
 from pipeline.recipe import Recipe, recipe_of
+from pipeline.shared.arrays import Floats, allocate
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError
 from stores.features import OK, FeatureStore
 
 Rows = NDArray[np.int64]
+
+
+class UnknownQueryError(ConfigError):
+    """Nothing in a store bears a query's name."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +61,51 @@ def search(
     others = np.flatnonzero(~np.isin(patients, patients[queried]))
     if not len(others):
         raise ConfigError("All slices of the store are of the query's patient.")
-    ids, first, unit = np.unique(
-        _units_of(slices, level)[others],
-        return_index=True,
-        return_inverse=True,
-    )
-    cosine, nearest = _nearest(
-        store,
-        config,
-        _units_and_query(slices, others, queried, ids, unit),
-        min(k, len(ids)),
-    )
+    row = slices["row"].to_numpy()[queried]
+    (vector,) = read_features(store, _one_unit(row), config.settings_of(KNN).features)
+    return _hits(store, config, slices.take(pa.array(others)), vector, k, level)
+
+
+def search_elsewhere(
+    config: Config,
+    queries: FeatureStore,
+    *,
+    k: int = 10,
+    level: Level = "series",
+) -> list[Hit]:
+    """Return the k nearest units of what another store of the same recipe holds, as one query.
+
+    Raises ConfigError where that holds no features.
+    """
+    store = FeatureStore.open(config.store)
+    rows = np.flatnonzero(queries.status() == OK)
+    if not len(rows):
+        raise ConfigError("No image of the query can be read: there is nothing to search by.")
+    (vector,) = read_features(queries, _one_unit(rows), config.settings_of(KNN).features)
+    slices = _slices_with_features(store, config)
+    return _hits(store, config, slices, vector, k, level)
+
+
+def _one_unit(rows: Rows) -> Units:
+    """Return slices as one unit."""
+    return Units.unlabelled(np.array(["query"]), rows, np.zeros(len(rows), np.int64))
+
+
+def _hits(
+    store: FeatureStore,
+    config: Config,
+    slices: pa.Table,
+    vector: Floats,
+    k: int,
+    level: Level,
+) -> list[Hit]:
+    """Return the k units of some slices whose pooled features are nearest to a vector (d,)."""
+    ids, first, unit = np.unique(_units_of(slices, level), return_index=True, return_inverse=True)
+    units = Units.unlabelled(ids, slices["row"].to_numpy(), unit)
+    cosine, nearest = _nearest(store, config, units, vector, min(k, len(ids)))
     # A unit is shown by the first of its slices, in the order of the table.
     sizes = np.bincount(unit)
-    first_slices = slices.take(pa.array(others[first[nearest]])).to_pylist()
+    first_slices = slices.take(pa.array(first[nearest])).to_pylist()
     return [
         Hit(
             cosine=float(near),
@@ -91,38 +127,25 @@ def _slices_with_features(store: FeatureStore, config: Config) -> pa.Table:
     return slices.filter(pa.array(has_features))
 
 
-def _units_and_query(
-    slices: pa.Table,
-    others: Rows,
-    queried: Rows,
-    ids: NDArray[np.str_],
-    unit: Rows,
-) -> Units:
-    """Return the units that are searched, and after them the query as one more.
-
-    others, queried: places in the slice table; unit: of each of the others, by place in `ids`.
-    """
-    rows = slices["row"].to_numpy()
-    last = np.full(len(queried), len(ids))
-    return Units.unlabelled(
-        np.append(ids, "query"),
-        rows[np.concatenate([others, queried])],
-        np.concatenate([unit, last]),
-    )
-
-
 def _nearest(
     store: FeatureStore,
     config: Config,
     units: Units,
+    vector: Floats,
     k: int,
-) -> tuple[NDArray[np.float32], Rows]:
-    """Return (k,) cosines and numbers of the units nearest to the last one, the query."""
-    query = len(units.ids) - 1
+) -> tuple[Floats, Rows]:
+    """Return (k,) cosines and numbers of the units nearest to a query's vector (d,)."""
+    knn = config.settings_of(KNN)
+    query = len(units.ids)
+    # The query stands behind the units: what is searched is one array, wherever it lies.
+    x = allocate(query + 1, len(vector), store.path)
+    first = 0
+    for pooled in pooled_features(store, units, knn.features):
+        x[first : first + len(pooled)] = pooled
+        first += len(pooled)
+    x[query] = vector
     # Scaling learns from what is searched alone, as a head's does from train.
     searched = np.arange(query)
-    knn = config.settings_of(KNN)
-    x = read_features(store, units, knn.features)
     x = scaled(x, searched, knn.scaling, knn.components)
     cosine, nearest = neighbours(x, searched, np.array([query]), k)
     return cosine[0], nearest[0]
@@ -150,9 +173,10 @@ def _queried(
     if not is_named.any() and query.isdecimal():
         is_named = slices["row"].to_numpy() == int(query)
     if not is_named.any():
-        raise ConfigError(
+        raise UnknownQueryError(
             f"Nothing with features in the store {str(config.store)!r} bears that name. Give a row "
-            f"number, a path under {root!r}, or a patient's pseudonym of the slice table."
+            f"number, a path under {root!r}, a patient's pseudonym of the slice table, or an image "
+            "or folder elsewhere."
         )
     return np.flatnonzero(is_named)
 

@@ -265,7 +265,7 @@ def _beside_their_copies(
 
     Those of a link that knows two sides stay: copies on two sides are refused later.
     """
-    side_of = {}
+    side_of: dict[str, str] = {}
     for name, patients in split.patients.items():
         for link in np.unique(linked[np.isin(units.groups, patients)]).tolist():
             side_of.setdefault(link, name)

@@ -1,8 +1,8 @@
-"""A config held against its store, where nothing is embedded: is it of this network, these images?
+"""A config held against its store where nothing is embedded: the same network, the same images.
 
-`extract` refuses a store that another recipe made. Whoever asks such a store by that config would be
-answered from another network's features, or another folder's, and not see it: so every command that
-takes a config to a store asks here first. No image is opened, and no weights are needed.
+`extract` refuses a store that another recipe made. Whoever asks such a store by that config would
+be answered from another network's features, or another folder's, and not see it: so every command
+that takes a config to a store asks here first. No weights are needed, and no image is decoded.
 """
 
 from __future__ import annotations
@@ -142,9 +142,10 @@ def _check_root(config: Config, store: FeatureStore) -> None:
     if not paths or any((root / unescape_path(path)).exists() for path in paths):
         return
     if _has_images(config):
+        example = Names(store.path, config.data.paths).shown(paths[0])
         raise RecipeMismatchError(
             f"The store {store.place} was made of another folder: the config's data.root is "
-            f"{str(root)!r}, which has images, and none of the store's, such as {paths[0]!r}. Set "
+            f"{str(root)!r}, which has images, and none of the store's, such as {example!r}. Set "
             "data.root to the folder that the store was made of, or name the store of this folder; "
             "if files were renamed, run `radprobe extract`."
         )

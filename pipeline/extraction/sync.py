@@ -135,7 +135,7 @@ def open_store(
         check_free(config.store)  # before anything else is found wrong: the place comes first
         if before_creating is not None:
             before_creating()
-        store = _create(config, recipe)
+        store = create_store(config, recipe)
     _check_key(store)
     check_recipe(store, recipe)
     return store
@@ -156,7 +156,7 @@ def check_recipe(store: FeatureStore, recipe: Recipe) -> None:
         )
 
 
-def _create(config: Config, recipe: Recipe) -> FeatureStore:
+def create_store(config: Config, recipe: Recipe) -> FeatureStore:
     """Create the config's store, or open the one that another process created meanwhile."""
     arrays = feature_arrays(recipe)
     part_rows = part_rows_of(config, recipe)
@@ -210,6 +210,11 @@ def differences(store: FeatureStore, recipe: Recipe) -> list[Difference]:
         # What a recipe leaves out at its default is named with that default.
         have = Recipe.from_text(store.recipe_text).model_dump(mode="json")
     return list(_leaves(have, recipe.model_dump(mode="json")))
+
+
+def recipe_differences(have: Recipe, want: Recipe) -> list[Difference]:
+    """Return each field in which two recipes differ, with both values."""
+    return list(_leaves(have.model_dump(mode="json"), want.model_dump(mode="json")))
 
 
 def _leaves(have: Any, want: Any, name: str = "") -> Iterator[Difference]:

@@ -60,7 +60,7 @@ class Worker:
         self.wire, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipeline.io.worker", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "pipeline.io.worker", str(theirs.fileno())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": _python_path(), **_ENVIRONMENT},

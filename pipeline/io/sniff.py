@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import stat
 import zlib
 from pathlib import Path
 
+from pipeline.io.formats.gzip_stream import start_of_gzip
 from pipeline.io.formats.limits import NO_PICTURE, as_unreadable
 from pipeline.io.formats.registry import FORMATS, START_BYTES, recognise
 from stores.errors import UnreadableError
@@ -57,8 +57,7 @@ def sniff(path: Path) -> str:
 
 def _sniff_zipped(path: Path) -> str:
     try:
-        with gzip.open(path) as file:
-            start = file.read(START_BYTES)
+        start = start_of_gzip(path, START_BYTES)
     except (EOFError, OSError, zlib.error) as error:
         raise as_unreadable(error, "decompressing the header") from error
     name = recognise(start)

@@ -26,6 +26,7 @@ from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
 from pipeline.report.style import inline_svg, save
 from pipeline.report.wording import METRICS, count, interval, method_title, positive_text
+from pipeline.shared.texts import printable
 from stores._disk import temporary_name, writing
 
 # Says what is being done, such as "map of vits14".
@@ -167,11 +168,18 @@ def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
     )
 
 
+def _printable(value: Any) -> Any:
+    """Return a value as a page may have it: of a name's control characters their codes."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return printable(value) if is_text else value
+
+
 def template(package: str, name: str) -> Template:
     """Return a template of the folder page/ of a package, which escapes what it is given."""
     environment = Environment(
         loader=PackageLoader(package, "page"),
         autoescape=True,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

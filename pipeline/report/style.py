@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from pipeline.shared.texts import printable
 
 INK = "#1f1e1c"
 SOFT = "#6f6a61"
@@ -29,6 +33,8 @@ SQUARE = 1.6
 BELOW = 0.8
 ABOVE = 0.3
 COLUMNS = 4
+# Letters of one text in a figure.
+_MOST_SHOWN = 60
 _VARIABLES = {INK: "--ink", SOFT: "--soft", RULE: "--rule"}
 _VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(SERIES)}
 
@@ -114,7 +120,7 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     assert size is not None
     width = float(size[1]) * 96 / 72
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    safe = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    safe = printable(label).replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
     head = f'<svg role="img" aria-label="{safe}" style="max-width:{width:.0f}px" '
     return text.replace("<svg ", head, 1)
 
@@ -124,13 +130,28 @@ def save(figure: Figure, path: Path) -> None:
     path.write_bytes(_saved(figure, path.suffix[1:], facecolor="white", dpi=200))
 
 
+def _drawable(text: str) -> str:
+    """Return a text as a figure has it: of control characters their codes, of a long one less."""
+    shown = printable(text)
+    return shown if len(shown) <= _MOST_SHOWN else f"{shown[: _MOST_SHOWN - 3]}..."
+
+
 def _saved(figure: Figure, form: str, **more: Any) -> bytes:
     """Return a figure with all that is drawn, also beyond its edges, and no margin."""
+    for text in figure.findobj(Text):
+        text.set_text(_drawable(text.get_text()))
     sink = io.BytesIO()
     # With its date, an equal figure would be another file.
     metadata = {"Date": None} if form == "svg" else None
-    with style():
+    with style(), warnings.catch_warnings():
+        # A name in another script than the font's is a name all the same: in an SVG it is text.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # Names that leave no room beside them overlap.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure.savefig(
             sink, format=form, metadata=metadata, bbox_inches="tight", pad_inches=0.04, **more
         )
-    return sink.getvalue()
+    if form != "svg":
+        return sink.getvalue()
+    # Names beside an axis are drawn anew with it, after those above were taken care of.
+    return printable(sink.getvalue().decode()).encode()

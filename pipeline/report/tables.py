@@ -10,6 +10,7 @@ from pipeline.report.wording import (
     METRICS,
     RANDOM,
     count,
+    few_note,
     few_text,
     interval,
     method_title,
@@ -86,8 +87,13 @@ def columns_of(lines: Sequence[Line]) -> list[str]:
 
 
 def networks_of(sources: Sequence[Source]) -> str:
-    """Return a sentence that says of which network each store's features are."""
-    return " ".join(f"{source.name} is of {source.network}." for source in sources)
+    """Return what stands below a table: of which network each store is, and which scores of few."""
+    sentences = [f"{source.name} is of {source.network}." for source in sources]
+    answers: list[Result | Segmented] = []
+    for source in sources:
+        answers += source.answers
+    few = few_note(answers)
+    return " ".join([*sentences, few]) if few else " ".join(sentences)
 
 
 def markdown(lines: Sequence[Line], *, random: bool, networks: str = "") -> str:

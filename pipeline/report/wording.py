@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -85,7 +85,7 @@ def positive_text(result: Result | Segmented, label: str = "") -> str:
         carried = test.positives.get(label)
         return "" if carried is None else f"{carried} of {known}"
     name = positive_name(result)
-    return f"{name}, {test.positives[name]} of {test.units}" if name else ""
+    return f"{name} ({test.positives[name]} of {test.units})" if name else ""
 
 
 def positive_name(result: Result | Segmented) -> str:
@@ -117,18 +117,23 @@ def rule_text(rule: OperatingRule) -> str:
 
 
 def few_text(result: Result | Segmented) -> str:
-    """Return what is said beside a score of few test patients, and what would help; "" of others.
+    """Return what is said beside a score of few test patients; "" of others."""
+    return " (few)" if result.counts["test"].patients < FEW_PATIENTS else ""
 
-    Below FEW_PATIENTS an interval is wide, and one patient more may turn the answer.
-    """
-    test = result.counts["test"]
-    if test.patients >= FEW_PATIENTS:
+
+def few_note(results: Iterable[Result | Segmented]) -> str:
+    """Return what `few_text` means, and what would help; "" where no score is of few."""
+    few = [result for result in results if few_text(result)]
+    if not few:
         return ""
-    others = result.counts["train"].patients + result.counts["val"].patients
-    # Where folds test in turn everybody is tested already, and more than train and val are.
-    if test.patients > others:
-        return f" (few: below {FEW_PATIENTS} patients)"
-    return f" (few: below {FEW_PATIENTS} patients; split: {{kind: kfold}} tests all)"
+    advice = "" if all(map(_all_test, few)) else "; `split: {kind: kfold}` tests all patients"
+    return f"(few): a score of fewer than {FEW_PATIENTS} test patients says little{advice}."
+
+
+def _all_test(result: Result | Segmented) -> bool:
+    """Return whether folds test in turn: more patients test then than train and validate."""
+    counts = result.counts
+    return counts["test"].patients > counts["train"].patients + counts["val"].patients
 
 
 def spread(metric: Metric) -> tuple[float, float] | None:

@@ -20,7 +20,7 @@ from monai.metrics.meaniou import compute_iou
 from monai.metrics.surface_dice import compute_surface_dice
 from numpy.typing import NDArray
 
-from pipeline.evaluation.metrics.bootstrap import Values, bootstrap
+from pipeline.evaluation.metrics.bootstrap import IntervalRules, Scale, Values, bootstrap
 from pipeline.evaluation.metrics.weighted import mean, ratio
 from pipeline.results import Metric
 
@@ -36,6 +36,9 @@ PAPER_JACCARD = "paper_jaccard"
 CEILING = "dice_ceiling"
 # How long a head learned for, its choice included: the mean of several fits.
 SECONDS = "fit_seconds"
+
+SHARES = (*OVERLAPS, CEILING, PAPER_DICE, PAPER_JACCARD)
+SCALES: dict[str, Scale] = {**dict.fromkeys(SHARES, "logit"), "hd95": "log"}
 
 
 @dataclass(frozen=True)
@@ -165,11 +168,14 @@ def summarise(
     groups: NDArray[np.str_],
     classes: Sequence[str],
     fits: NDArray[np.int64] | None = None,
+    folds: int = 1,
 ) -> tuple[dict[str, Metric], dict[str, dict[str, Metric]]]:
     """Return the metrics over all structures, and by structure, each with its 95 % interval.
 
     groups (n,): the patients, who are drawn with replacement; fits (n,): of several fits, the one
-    that scored each unit: a unit then counts once a fit, and fits are drawn as well. A metric of a
+    that scored each unit: a unit then counts once a fit, and fits are drawn as well. folds: on how
+    many the units were tested. The interval is Student's, of the patients that a structure has, on
+    the scale that `SCALES` names, by the standard error of the draws. A metric of a
     structure is its mean over the units that define it; over all, the mean of those. `paper_dice`
     and `paper_jaccard` are of all pixels of all units together, at the size of the input (see
     `of_the_paper`).
@@ -194,11 +200,29 @@ def summarise(
 
     overall: dict[str, Metric] = {}
     labels: dict[str, dict[str, Metric]] = {}
-    metrics = bootstrap(statistic, groups, c**2, fits=fits)
+    rules = IntervalRules(
+        rarest=_patients_with(scores, groups, structures),
+        folds=folds,
+        scales=SCALES,
+    )
+    metrics = bootstrap(statistic, groups, c**2, rules, fits=fits)
     for (name, label), metric in metrics.items():
         into = labels.setdefault(label, {}) if label else overall
         into[name] = metric
     return overall, labels
+
+
+def _patients_with(
+    scores: UnitScores,
+    groups: NDArray[np.str_],
+    structures: Sequence[str],
+) -> dict[str, float]:
+    """Return how many patients have a Dice of each structure."""
+    patients = {}
+    for i, structure in enumerate(structures):
+        defined = ~np.isnan(scores.values["dice"][:, i])
+        patients[structure] = float(len(np.unique(groups[defined])))
+    return patients
 
 
 def _by_structure(name: str, values: Floats, structures: Sequence[str]) -> Values:

@@ -114,7 +114,8 @@ def trial(
     draw = np.repeat(np.arange(len(fits)), [len(each.order) for each in fits])
     groups = cases.task_cases.units.groups[order]
     classes = cases.masks.classes
-    overall, labels = summarise(scores, groups, classes, draw if len(fits) > 1 else None)
+    several = draw if len(fits) > 1 else None
+    overall, labels = summarise(scores, groups, classes, several, folds=len(draws[0]))
     overall[SECONDS] = Metric(value=float(np.mean([each.seconds for each in fits])))
     first = fits[0]
     setting = dict(few or {})

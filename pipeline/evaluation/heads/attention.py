@@ -28,8 +28,10 @@ HEAD = Head(
     name="attention",
     title="Attention over slices",
     settings=AttentionSettings,
-    contract=6,
+    contract=7,
     fit=deferred("pipeline.evaluation.heads.attention_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.attention_fit.predict"),
+    to_state=deferred("pipeline.evaluation.heads.attention_fit.to_state"),
+    from_state=deferred("pipeline.evaluation.heads.attention_fit.from_state"),
     sees="slices",
 )

@@ -14,9 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from pipeline.annotations.units import Bags, Prediction
+from pipeline.annotations.units import Bags, Prediction, Units
 from pipeline.evaluation.heads.attention import AttentionSettings
-from pipeline.evaluation.heads.contract import FitInput, Floats, Predicted, Rows
+from pipeline.evaluation.heads.contract import (
+    FitInput,
+    Floats,
+    HeadState,
+    Predicted,
+    Predictor,
+    Rows,
+)
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.metrics.quality import best_of, quality
 
@@ -137,6 +144,46 @@ def predict(model: Attention, x: Floats, rows: Rows) -> Predicted:
     proba = model.weigher.proba(x, rows)
     prediction = Prediction({"epochs": model.epochs}, proba, on_val=model.on_val)
     return Predicted([prediction], model.notes)
+
+
+# --- filed -----------------------------------------------------------------------------------
+
+
+def to_state(model: Attention, x: Floats) -> HeadState | None:
+    """Return the trained network as arrays; None where nothing could be fitted."""
+    weigher = model.weigher
+    if weigher is None:
+        return None
+    arrays = {}
+    for name, tensor in weigher.network.state_dict().items():
+        arrays[name] = tensor.detach().cpu().numpy()
+    about = {
+        "epochs": model.epochs,
+        "hidden": weigher.network.weigh.in_features,
+        "batch": weigher.batch,
+        "objective": weigher.objective.to_about(),
+    }
+    return HeadState(arrays, about)
+
+
+def from_state(state: HeadState) -> Predictor:
+    """Return what a filed network says of units, from the features (m, d) of their slices."""
+    about = state.about
+    objective = Objective.of_about(about["objective"])
+    d = state.arrays["classify.weight"].shape[1]
+    # What it draws its weights by is left as it was: they are filled at once.
+    with torch.random.fork_rng(devices=[]):
+        network = GatedAttention(d, int(about["hidden"]), objective.outputs)
+    tensors = {name: torch.from_numpy(np.array(a)) for name, a in state.arrays.items()}
+    network.load_state_dict(tensors)
+    setting = {"epochs": about["epochs"]}
+
+    def predictor(x: Floats, units: Units) -> list[Prediction]:
+        device = torch.device("cpu")
+        weigher = Weigher(network, units.bags(), objective, int(about["batch"]), device)
+        return [Prediction(setting, weigher.proba(x, np.arange(len(units.ids))))]
+
+    return predictor
 
 
 class AttentionTraining:

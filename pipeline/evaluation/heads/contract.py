@@ -12,6 +12,9 @@ fold that tests, on train and val, and then predicts the units of test:
   val chose is marked (`chosen`); `metrics.quality` says what is better.
 - What cannot be fitted or predicted is a note, and no error: the next head goes on.
 - What is drawn by chance is seeded by the settings, so that an answer is the same each time.
+- A head whose model can be filed has `to_state` and `from_state`: what it learnt as arrays and a
+  few words, and from these a `Predictor` of units of any other collection, which says what
+  `predict` says.
 
 Dims: n units, m slices, d features, q units that are predicted, c classes or labels.
 """
@@ -39,6 +42,20 @@ S = TypeVar("S", bound=HeadSettings)
 S_co = TypeVar("S_co", bound=HeadSettings, covariant=True)
 T = TypeVar("T", bound=HeadSettings)
 M = TypeVar("M")
+# What a filed model says of units: from their features, or those of their slices in the order of
+# `units.rows`, a prediction for each setting that the head tried. No label of the units is read.
+Predictor = Callable[[Floats, Units], list[Prediction]]
+
+
+@dataclass(frozen=True)
+class HeadState:
+    """What a fitted head has learnt, as it can be filed and read by whoever has numpy.
+
+    arrays: by name; about: what is no array, as JSON has it. Nothing in either names a patient.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,13 +106,17 @@ class Head(Declaration[S], Generic[S, M]):
     """A head, as it declares itself.
 
     fit, predict: see above. sees: features of units, or of each of their slices. folds: where folds
-    test in turn, whether all are asked or the first alone.
+    test in turn, whether all are asked or the first alone. to_state: of a model and the features
+    that it was fitted on, or None where that model says nothing; from_state: the way back. Unset of
+    a head whose answers come from no single model.
     """
 
     fit: Callable[[FitInput[S]], M]
     predict: Callable[[M, Floats, Rows], Predicted]
     sees: Literal["units", "slices"] = "units"
     folds: Literal["all", "first"] = "all"
+    to_state: Callable[[M, Floats], HeadState | None] | None = None
+    from_state: Callable[[HeadState], Predictor] | None = None
 
 
 def fit_and_predict(

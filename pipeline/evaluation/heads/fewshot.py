@@ -195,7 +195,8 @@ def score(model: Supports, x: Floats, test: Rows) -> Predicted:
             episodes[name] = _episodes(features, classes, k, model.settings)
             redrawn_episodes[name] = _episodes(features, classes, k, model.settings, REDRAWS)
         if episodes:
-            scores.append(_summary(k, episodes, redrawn_episodes))
+            tested = {name: _tested(problems[name]) for name in episodes}
+            scores.append(_summary(k, episodes, redrawn_episodes, tested))
     return Predicted(notes=notes, scores=scores)
 
 
@@ -394,24 +395,35 @@ def _margins(similarity: Floats) -> Floats:
     return margins
 
 
-def _summary(k: int, episodes: Mapping[str, Floats], redrawn: Mapping[str, Floats]) -> Score:
-    """Return the score of k shots; `episodes` has one entry, or one a label."""
+def _tested(classes: list[_Class]) -> int:
+    """Return how many test patients the classes have together."""
+    return sum(len(each.queries) for each in classes)
+
+
+def _summary(
+    k: int,
+    episodes: Mapping[str, Floats],
+    redrawn: Mapping[str, Floats],
+    tested: Mapping[str, int],
+) -> Score:
+    """Return the score of k shots; `episodes`, and the others, have one entry, or one a label."""
     joint = np.mean(list(episodes.values()), axis=0)
     joint_redrawn = np.mean(list(redrawn.values()), axis=0)
     labels = {}
     if len(episodes) > 1:
         for name, of_label in episodes.items():
-            labels[name] = _metrics(of_label, redrawn[name])
-    metrics = _metrics(joint, joint_redrawn)
+            labels[name] = _metrics(of_label, redrawn[name], tested[name])
+    metrics = _metrics(joint, joint_redrawn, min(tested.values()))
     return Score(setting={"shots": k}, metrics=metrics, labels=labels)
 
 
-def _metrics(episodes: Floats, redrawn: Floats) -> dict[str, Metric]:
+def _metrics(episodes: Floats, redrawn: Floats, patients: int) -> dict[str, Metric]:
     """Return the mean of each column of `episodes` (e, 2) with its interval.
 
     Collections redrawn patient by patient differ as other patients would, and as their few
     episodes do; the latter is known from within them and taken off (one-way random effects). The
-    interval is the mean +- 1.96 of that and of its own standard error together, within [0, 1].
+    interval is of that and of the mean's own standard error together, on the logit scale, where a
+    share near 1 has a symmetric one, by Student's distribution of the `patients` that are tested.
     """
     by_collection = redrawn.reshape(-1, PER_REDRAW, 2)
     by_chance = by_collection.var(axis=1, ddof=1).mean(axis=0) / PER_REDRAW
@@ -419,24 +431,32 @@ def _metrics(episodes: Floats, redrawn: Floats) -> dict[str, Metric]:
     of_patients = np.maximum(between - by_chance, 0)
     mean_of = episodes.mean(axis=0)
     of_episodes = episodes.var(axis=0, ddof=1) / len(episodes)
-    error = 1.96 * np.sqrt(of_patients + of_episodes)
-    low = np.clip(mean_of - error, 0, 1)
-    high = np.clip(mean_of + error, 0, 1)
+    error = np.sqrt(of_patients + of_episodes)
     metrics = {}
     for i, name in enumerate(("accuracy", "auroc")):
-        metrics[name] = Metric(
-            value=float(mean_of[i]),
-            low=float(low[i]),
-            high=float(high[i]),
-        )
+        metrics[name] = _with_interval(float(mean_of[i]), float(error[i]), patients)
     return metrics
+
+
+def _with_interval(value: float, error: float, patients: int) -> Metric:
+    """Return a share with its interval; one patient says nothing of others."""
+    from pipeline.evaluation.metrics.bootstrap import interval_on, score_bounds, student_reach
+
+    if patients <= 1:
+        return Metric(value=value)
+    metric = interval_on("logit", value, error, student_reach(patients))
+    # A perfect score has no error to see, and no more certainty than so many patients give.
+    if 0 < value < 1:
+        return metric
+    low, high = score_bounds(value, patients)
+    return Metric(value=value, low=max(0.0, low), high=min(1.0, high))
 
 
 HEAD = Head(
     name="fewshot",
     title="Few-shot",
     settings=FewShotSettings,
-    contract=8,
+    contract=9,
     fit=fit,
     predict=predict,
     folds="first",

@@ -10,10 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.annotations.units import Prediction, Units
+from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.base import HeadSettings
-from pipeline.evaluation.heads.contract import FitInput, Floats, Head, Predicted, Rows
+from pipeline.evaluation.heads.contract import (
+    FitInput,
+    Floats,
+    Head,
+    HeadState,
+    Predicted,
+    Predictor,
+    Rows,
+)
 from pipeline.evaluation.metrics.quality import best_of, quality
+from pipeline.results import Tally
 from pipeline.shared.arrays import batches
 
 Bools = NDArray[np.bool_]
@@ -300,4 +309,82 @@ def _likelihood(counts: Rows, side: Bools, k: int) -> NDArray[np.float64]:
     return likelihood
 
 
-HEAD = Head(name="knn", title="kNN", settings=KnnSettings, contract=8, fit=fit, predict=predict)
+# --- filed -----------------------------------------------------------------------------------
+
+
+def to_state(model: Neighbours, x: Floats) -> HeadState | None:
+    """Return the references with what they carry; nothing of whose they are.
+
+    x (n, d): of all units. None where there were too few references for any k.
+    """
+    references = model.references
+    if not references.ks:
+        return None
+    units = references.units
+    rows = references.rows
+    arrays = {
+        "references": np.ascontiguousarray(x[rows], np.float32),
+        "y": np.ascontiguousarray(units.y[rows]),
+        # Whose neighbours count for ML-kNN, by numbers that say nothing of who it is.
+        "patient": units.at(rows).patient,
+    }
+    about = {
+        "k": references.ks,
+        "kind": units.kind,
+        "classes": list(units.classes),
+        "settings": references.settings.model_dump(mode="json"),
+    }
+    return HeadState(arrays, about)
+
+
+def from_state(state: HeadState) -> Predictor:
+    """Return what says of units what their neighbours among filed references carry.
+
+    All references are looked at, whatever `exact_up_to` says.
+    """
+    about = state.about
+    patient = state.arrays["patient"]
+    r = len(patient)
+    places = np.arange(r)
+    references = state.arrays["references"]
+    settings = KnnSettings.model_validate(about["settings"])
+    settings = settings.model_copy(update={"exact_up_to": None})
+    truth = Truth(
+        y=state.arrays["y"],
+        groups=patient.astype(np.str_),
+        classes=tuple(about["classes"]),
+        kind=about["kind"],
+    )
+
+    def predictor(x: Floats, units: Units) -> list[Prediction]:
+        # Behind the references stand the units that are asked about, each a patient of its own.
+        q = len(x)
+        queries = np.arange(r, r + q)
+        unknown = np.zeros((q, *truth.y.shape[1:]), truth.y.dtype)
+        everyone = Units(
+            y=np.concatenate([truth.y, unknown]),
+            groups=np.concatenate([truth.groups, np.char.add("query ", queries.astype(np.str_))]),
+            classes=truth.classes,
+            kind=truth.kind,
+            ids=np.arange(r + q).astype(np.str_),
+            rows=np.arange(r + q),
+            unit=np.arange(r + q),
+            tally=Tally(),
+        )
+        model = References(everyone, settings, places, list(about["k"]))
+        votes, _ = _votes_of(model, np.concatenate([references, x]), queries)
+        return [Prediction({"k": k}, proba) for k, proba in votes.items()]
+
+    return predictor
+
+
+HEAD = Head(
+    name="knn",
+    title="kNN",
+    settings=KnnSettings,
+    contract=9,
+    fit=fit,
+    predict=predict,
+    to_state=to_state,
+    from_state=from_state,
+)

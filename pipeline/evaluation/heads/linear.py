@@ -44,7 +44,9 @@ HEAD = Head(
     name="linear",
     title="Linear heads by SGD",
     settings=LinearSettings,
-    contract=6,
+    contract=7,
     fit=deferred("pipeline.evaluation.heads.linear_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.linear_fit.predict"),
+    to_state=deferred("pipeline.evaluation.heads.linear_fit.to_state"),
+    from_state=deferred("pipeline.evaluation.heads.linear_fit.from_state"),
 )

@@ -17,9 +17,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
-from pipeline.annotations.units import Prediction
-from pipeline.evaluation.heads.contract import FitInput, Floats, Predicted, Rows
+from pipeline.annotations.units import Prediction, Units
+from pipeline.evaluation.heads.contract import (
+    FitInput,
+    Floats,
+    HeadState,
+    Predicted,
+    Predictor,
+    Rows,
+)
 from pipeline.evaluation.heads.linear import LinearSettings
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.metrics.quality import best_of, quality
@@ -96,6 +104,41 @@ def predict(model: Chosen, x: Floats, rows: Rows) -> Predicted:
     for (place, _), proba in zip(model.layers, each, strict=True):
         predictions.append(Prediction(place.setting, proba, on_val=model.on_val))
     return Predicted(predictions, model.notes)
+
+
+# --- filed -----------------------------------------------------------------------------------
+
+
+def to_state(model: Chosen, x: Floats) -> HeadState | None:
+    """Return the chosen layer as arrays, with its place in the grid; None where there is none."""
+    if not model.layers:
+        return None
+    ((place, layer),) = model.layers
+    arrays = {
+        "weight": layer.weight.detach().cpu().numpy(),
+        "bias": layer.bias.detach().cpu().numpy(),
+    }
+    columns = [place.columns.start, place.columns.stop]
+    about = {"setting": place.setting, "columns": columns, "objective": model.objective.to_about()}
+    return HeadState(arrays, about)
+
+
+def from_state(state: HeadState) -> Predictor:
+    """Return what a filed layer says of units, from their features (n, d)."""
+    weight = torch.from_numpy(np.array(state.arrays["weight"]))
+    bias = torch.from_numpy(np.array(state.arrays["bias"]))
+    columns = slice(*state.about["columns"])
+    objective = Objective.of_about(state.about["objective"])
+    setting = dict(state.about["setting"])
+
+    def predictor(x: Floats, units: Units) -> list[Prediction]:
+        outputs = []
+        for batch in batches(len(x)):
+            seen = torch.from_numpy(np.ascontiguousarray(x[batch, columns]))
+            outputs.append(functional.linear(seen, weight, bias))
+        return [Prediction(setting, objective.decode(torch.cat(outputs)))]
+
+    return predictor
 
 
 def grid_of(settings: LinearSettings, width: int) -> list[GridPlace]:

@@ -5,7 +5,9 @@ Dims: b units, o outputs: one for two classes or a number, else one a class or l
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,6 +50,29 @@ class Objective:
             spread = float(y.std()) or 1.0
         return cls(
             units.kind, units.classes, able.left_out, able.enough, able.notes, middle, spread
+        )
+
+    def to_about(self) -> dict[str, Any]:
+        """Return what outputs stand for as a filed head says it."""
+        return {
+            "kind": self.kind,
+            "classes": list(self.classes),
+            "left_out": self.left_out,
+            "middle": self.middle,
+            "spread": self.spread,
+        }
+
+    @classmethod
+    def of_about(cls, about: Mapping[str, Any]) -> Objective:
+        """Return what `to_about` told."""
+        return cls(
+            kind=about["kind"],
+            classes=tuple(about["classes"]),
+            left_out=list(about["left_out"]),
+            enough=True,
+            notes=[],
+            middle=float(about["middle"]),
+            spread=float(about["spread"]),
         )
 
     @property

@@ -27,7 +27,10 @@ HEAD = Head(
     name="probe",
     title="Linear probe",
     settings=ProbeSettings,
-    contract=9,
+    contract=10,
     fit=deferred("pipeline.evaluation.heads.probe_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.probe_fit.predict"),
+    to_state=deferred("pipeline.evaluation.heads.probe_fit.to_state"),
+    # Without scikit-learn: what predicts is a product and a softmax.
+    from_state=deferred("pipeline.evaluation.heads.probe_state.from_state"),
 )

@@ -24,9 +24,17 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.tasks import Part
-from pipeline.evaluation.heads.contract import FitInput, Floats, Parts, Predicted, Rows
+from pipeline.evaluation.heads.contract import (
+    FitInput,
+    Floats,
+    HeadState,
+    Parts,
+    Predicted,
+    Rows,
+)
 from pipeline.evaluation.heads.modelled import modelled
 from pipeline.evaluation.heads.probe import ProbeSettings
+from pipeline.evaluation.heads.probe_state import LogisticProblem, LogisticState, ridge_state
 from pipeline.evaluation.heads.ridge import RidgePath, fit_ridge
 from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import mean, moments, take_scaled
@@ -374,6 +382,42 @@ class _Logistic:
             proba = classifier.proba(classifier.prepared(queries))
             _put(proba, label, joint)
         return joint
+
+    @property
+    def state(self) -> LogisticState:
+        """The same without scikit-learn's objects."""
+        problems = []
+        for label, classifier in self.classifiers:
+            model = classifier.model
+            problem = LogisticProblem(
+                coef=_array(model.coef_),
+                intercept=_array(model.intercept_),
+                classes=_array(model.classes_).astype(np.int64),
+                label=label,
+            )
+            problems.append(problem)
+        return LogisticState(self.scale.centre, self.scale.spread, problems, self.c)
+
+
+# --- filed -----------------------------------------------------------------------------------
+
+
+def to_state(model: Probe, x: Floats) -> HeadState | None:
+    """Return a fitted probe as arrays, none of which is of a single unit; None without a model."""
+    match model.fitted:
+        case _Number(path):
+            return ridge_state(path, model.setting)
+        case _Logistic():
+            return model.fitted.state.to_state(model.setting)
+        case _:
+            return None
+
+
+def _array(values: Any) -> NDArray[Any]:
+    """Return what scikit-learn has fitted as an array, of a tensor's numbers too."""
+    if not isinstance(values, np.ndarray):
+        values = values.detach().cpu().numpy()
+    return np.ascontiguousarray(values)
 
 
 def _convergence_warnings(fit: Callable[[], object]) -> int:

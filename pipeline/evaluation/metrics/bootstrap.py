@@ -7,7 +7,9 @@ draws are a few matrix products. Dims: n units, c classes, b draws, p patients.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +35,17 @@ AT_ONCE = 2**22
 # value, and as much once more to the draws, whose percentiles are lowered by both (Efron and
 # Tibshirani 1993, ch. 10). `inflation`: of a sum of absolute deviations it adds to the squares.
 Correction = Literal["bias", "inflation"]
+# Where a mean over patients has a symmetric interval: a share as its logit, what is positive and
+# skewed as its logarithm, a difference as it is.
+Scale = Literal["logit", "log", "plain"]
+# Standard errors that 95 % of a normal lie within.
+NORMAL_REACH = 1.959964
+# Patients who are wrong, or right, of whom a bootstrap tells too little where they are fewer.
+FEW_WRONG = 5
+# What is a share of the patients of one side, or of those called so.
+OF_ONE_SIDE = ("sensitivity", "specificity", "ppv", "npv")
+# How far on the logit scale an interval reaches at most: exp of more is no number.
+MOST_LOGIT = 50.0
 # Metrics that every unit counts in alike; in the others the rarer side of a label weighs most.
 EVEN = (
     "accuracy",
@@ -45,21 +58,38 @@ EVEN = (
 )
 
 
+@dataclass(frozen=True)
+class IntervalRules:
+    """What an interval takes into account beside the draws of patients.
+
+    corrections: by metric. rarest: how many patients a label's metrics hang on, as
+    `patients_on_rarer_side` says; without, very many. folds: how many models, each tested on a fold
+    of its own, a metric is the mean of. scales: metrics that are means over patients, whose
+    interval is so many standard errors on a scale (`interval_on`), and no percentiles. shares: the
+    lowest value of each metric that is a share of patients, or a mean of such, the highest being 1
+    (`score_bounds`).
+    """
+
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    rarest: Mapping[str, float] | None = None
+    folds: int = 1
+    scales: Mapping[str, Scale] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+
 def bootstrap(
     statistic: Statistic,
     groups: NDArray[np.str_],
     c: int,
+    rules: IntervalRules = IntervalRules(),
     *,
-    corrections: Mapping[str, Correction] | None = None,
     fits: Numbers | None = None,
-    rarest: Mapping[str, float] | None = None,
 ) -> dict[Key, Metric]:
     """Return each value under weights of one, where defined, with its interval over the draws.
 
-    groups (n,): patients, who are drawn; c: classes, as `draws` has them. corrections: by metric.
-    fits (n,): which of several fits, each of other training patients, scored a unit; the interval
-    is then also of other fits. rarest: how many patients a label's metrics hang on, as
-    `patients_on_rarer_side` says; without, very many.
+    groups (n,): patients, who are drawn; c: classes, as `draws` has them. fits (n,): which of
+    several fits, each of other training patients, scored a unit; the interval is then also of other
+    fits.
     """
     once = np.ones((len(groups), 1))
     values = statistic(once)
@@ -69,10 +99,12 @@ def bootstrap(
     for key, value in values.items():
         if np.isnan(value[0]):
             continue
-        patients = _hangs_on(key, rarest, everyone)
+        patients = _hangs_on(key, rules.rarest, everyone)
         drawn = np.concatenate([chunk[key] for chunk in chunks])
-        correction = (corrections or {}).get(key[0])
-        metrics[key] = _with_interval(float(value[0]), drawn, patients, correction)
+        metric = _with_interval(key[0], float(value[0]), drawn, patients, rules)
+        # What is of one side's patients hangs on the fewer ones; a mean over both is of all.
+        of_side = key[0].startswith(OF_ONE_SIDE)
+        metrics[key] = _within_bounds(key[0], metric, patients if of_side else everyone, rules)
     return metrics
 
 
@@ -89,26 +121,102 @@ def _hangs_on(
 
 
 def _with_interval(
+    name: str,
     value: float,
     drawn: Floats,
     patients: float,
-    correction: Correction | None,
+    rules: IntervalRules,
 ) -> Metric:
     """Return a value with its interval over drawn (b,) ones; NaN draws are left out."""
     if patients <= 1:  # one says nothing of others, and every draw of one is the same
         return Metric(value=value)
+    if name in rules.scales:
+        error = float(np.nanstd(drawn))
+        reach = reach_of(patients) * fold_widening(rules.folds)
+        return interval_on(rules.scales[name], value, error, reach)
     lowest = lowest_percentile(patients)
     low, high = np.nanpercentile(drawn, [lowest, 100 - lowest]).tolist()
-    match correction:
+    if rules.folds > 1:
+        middle = float(np.nanmean(drawn))
+        wider = fold_widening(rules.folds)
+        low = middle - wider * (middle - low)
+        high = middle + wider * (high - middle)
+    match rules.corrections.get(name):
         case "inflation":
             excess = 2 * (float(np.nanmean(drawn**2)) - value**2)
-            low = max(0.0, low**2 - excess) ** 0.5
+            low = max(0.0, max(0.0, low) ** 2 - excess) ** 0.5
             high = max(0.0, high**2 - excess) ** 0.5
         case "bias":
             excess = 2 * (float(np.nanmean(drawn)) - value)
-            low = min(1.0, max(0.0, low - excess))
-            high = min(1.0, max(0.0, high - excess))
+            low -= excess
+            high -= excess
     return Metric(value=value, low=low, high=high)
+
+
+def _within_bounds(
+    name: str,
+    metric: Metric,
+    patients: float,
+    rules: IntervalRules,
+) -> Metric:
+    """Return a share with an interval that is within its range, and has a width at its ends.
+
+    patients: of whom it is a share. Where fewer than FEW_WRONG of them are wrong, or right, draws
+    know too little of those: the score interval counts where it is wider.
+    """
+    lowest = rules.shares.get(name)
+    if lowest is None or metric.low is None or metric.high is None:
+        return metric
+    span = 1 - lowest
+    # Rounding may lift a perfect share above 1, where no interval is defined.
+    share = min(1.0, max(0.0, (metric.value - lowest) / span))
+    low = max(lowest, metric.low)
+    high = min(1.0, metric.high)
+    low_bound, high_bound = score_bounds(share, patients)
+    if (1 - share) * patients < FEW_WRONG:
+        low = min(low, lowest + span * low_bound)
+    if share * patients < FEW_WRONG:
+        high = max(high, lowest + span * high_bound)
+    return metric.model_copy(update={"low": low, "high": high})
+
+
+def interval_on(
+    scale: Scale,
+    value: float,
+    error: float,
+    reach: float,
+) -> Metric:
+    """Return a value with the interval of `reach` standard errors on a scale.
+
+    error: of the value itself; what that is on the scale, its slope says. At an end of its scale a
+    value has no slope, and its interval is the value alone.
+    """
+    low = high = value
+    match scale:
+        case "plain":
+            low = value - reach * error
+            high = value + reach * error
+        case "log" if value > 0:
+            factor = math.exp(reach * error / value)
+            low = value / factor
+            high = value * factor
+        case "logit" if 0 < value < 1:
+            odds = value / (1 - value)
+            factor = math.exp(min(MOST_LOGIT, reach * error / (value * (1 - value))))
+            low = odds / factor / (1 + odds / factor)
+            high = odds * factor / (1 + odds * factor)
+    return Metric(value=value, low=low, high=high)
+
+
+def fold_widening(folds: int) -> float:
+    """Return how much wider the interval of a mean over k folds is than the draws make it.
+
+    Models of k folds share most of their patients, and each is tested on what the others are fitted
+    on, so that their scores vary together: draws of patients, whose models stay, do not show it.
+    With a correlation of 1 / k (Nadeau and Bengio, Machine Learning 52, 2003, sec. 3) the mean of k
+    scores has 1 + (k - 1) / k times the variance of k independent ones.
+    """
+    return math.sqrt(2 - 1 / folds)
 
 
 def patients_on_rarer_side(truth: Truth) -> dict[str, float]:
@@ -136,16 +244,43 @@ def patients_on_rarer_side(truth: Truth) -> dict[str, float]:
 def lowest_percentile(patients: float) -> float:
     """Return the lowest percentile of the draws that an interval of so many patients takes in.
 
-    A bootstrap of few is too narrow, by the root of (n - 1) / n and by the normal's tail in the
-    place of Student's, which this gives back (Hesterberg, Am. Stat. 69(4), 2015, sec. 5.3).
     patients: more than one.
     """
-    from scipy.special import ndtr, stdtrit
+    from scipy.special import ndtr
 
+    return 2.5 if np.isinf(patients) else 100 * float(ndtr(-reach_of(patients)))
+
+
+def reach_of(patients: float) -> float:
+    """Return how many standard errors an interval of so many patients reaches.
+
+    A bootstrap of few is too narrow, by the root of (n - 1) / n and by the normal's tail in the
+    place of Student's, which this gives back (Hesterberg, Am. Stat. 69(4), 2015, sec. 5.3).
+    """
     if np.isinf(patients):
-        return 2.5
-    widened = stdtrit(patients - 1, 0.975) * (patients / (patients - 1)) ** 0.5
-    return 100 * float(ndtr(-widened))
+        return NORMAL_REACH
+    return student_reach(patients) * math.sqrt(patients / (patients - 1))
+
+
+def student_reach(patients: float) -> float:
+    """Return how many standard errors 95 % of Student's distribution of so many lie within."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(patients - 1, 0.975))
+
+
+def score_bounds(share: float, patients: float) -> tuple[float, float]:
+    """Return the interval of a share of so many patients, each of them right or wrong as a whole.
+
+    Wilson's score interval (JASA 22, 1927), which a share of 1 has too: draws of patients who are
+    all right are all right, as if no patient could ever be wrong.
+    """
+    square = NORMAL_REACH**2
+    middle = share + square / (2 * patients)
+    spread = share * (1 - share) / patients + square / (4 * patients**2)
+    half = NORMAL_REACH * spread**0.5
+    whole = 1 + square / patients
+    return (middle - half) / whole, (middle + half) / whole
 
 
 def draws(

@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Truth
 from pipeline.evaluation.metrics.bootstrap import (
     Correction,
+    IntervalRules,
     Key,
     Values,
     bootstrap,
+    fold_widening,
     patients_on_rarer_side,
+    score_bounds,
 )
 from pipeline.evaluation.metrics.null import permuted_aurocs
 from pipeline.evaluation.metrics.paired import delong, holm, two_sided_p
-from pipeline.evaluation.metrics.values import ScoredColumn, all_metrics, columns_of
+from pipeline.evaluation.metrics.values import RANKING, ScoredColumn, all_metrics, columns_of
 from pipeline.evaluation.metrics.weighted import auroc, bins_of, confidence, mean
 from pipeline.results import Bin, Difference, Metric
 
@@ -34,8 +37,17 @@ CORRECTIONS: dict[str, Correction] = {
     "average_precision": "bias",
     "average_precision_micro": "bias",
 }
+# The metrics that are shares of patients, or means of such, and the lowest value of each.
+SHARES: dict[str, float] = {
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "f1", "f1_micro", "brier"), 0.0),
+    **dict.fromkeys(RANKING, 0.0),
+    **dict.fromkeys(("sensitivity", "specificity", "ppv", "npv"), 0.0),
+    **dict.fromkeys(("auroc_micro", "average_precision_micro"), 0.0),
+    **dict.fromkeys(("mcc", "quadratic_kappa"), -1.0),
+}
 # Permuted labels count towards p where they do as well as the true ones, but for rounding.
 ROUNDING = 1e-12
+CHANCE = 0.5
 
 
 # --- scores --------------------------------------------------------------------------------
@@ -55,11 +67,12 @@ def score(
     is then its mean over folds, since scores of two models do not compare. The
     interval is of percentiles over 2,000 seeded draws of patients with replacement: the 2.5th to
     97.5th for very many patients, wider ones for few (`lowest_percentile`), on the rarer side of a
-    label where a metric has sides; one patient has none. A draw without both sides of a label
-    counts for the others only. ece is above the truth where bins hold few units, and average
-    precision where few units are positive; their intervals are corrected for that, and may lie
-    below them. With permutations, each AUROC has its p. A metric that the units leave undefined (a
-    label of one value) is not there.
+    label where a metric has sides; one patient has none. Of several folds it is wider still
+    (`fold_widening`), and a perfect share has one too (`score_bounds`). A draw without both sides
+    of a label counts for the others only. ece is above the truth where bins hold few units, and
+    average precision where few units are positive; their intervals are corrected for that, and may
+    lie below them. With permutations, each AUROC has its p. A metric that the units leave undefined
+    (a label of one value) is not there.
     """
 
     def values(weights: Floats) -> Values:
@@ -69,8 +82,12 @@ def score(
         values,
         truth.groups,
         proba.shape[1],
-        corrections=CORRECTIONS,
-        rarest=patients_on_rarer_side(truth),
+        IntervalRules(
+            corrections=CORRECTIONS,
+            rarest=patients_on_rarer_side(truth),
+            folds=_parts_that_test(truth, fold),
+            shares=SHARES,
+        ),
     )
     p = _permutation_p(truth, proba, fold, permutations) if permutations else {}
     overall: dict[str, Metric] = {}
@@ -81,6 +98,18 @@ def score(
         into = by_label.setdefault(label, {}) if label else overall
         into[name] = metric
     return overall, by_label
+
+
+def _parts_that_test(truth: Truth, fold: Numbers | None) -> int:
+    """Return how many folds test patients of their own; 1 where draws of one train test the same.
+
+    Models of several draws of few patients are folds here as well, of one and the same test set.
+    """
+    if fold is None:
+        return 1
+    pairs = np.unique(np.stack([truth.patient, fold]), axis=1)
+    is_of_one_fold = pairs.shape[1] == len(np.unique(truth.patient))
+    return len(np.unique(fold)) if is_of_one_fold else 1
 
 
 def _mean_over_folds(
@@ -123,7 +152,10 @@ def _permutation_p(
         return {}
     # Draw i permutes the patients of all labels alike, so that draws average one by one.
     aurocs[""] = np.mean(list(aurocs.values()), axis=0)
-    return {label: _share_as_great(values) for label, values in aurocs.items()}
+    # Labels are permuted after the fit, so that the draws do not show how models of folds that
+    # share their patients vary together: they are spread by as much as intervals are.
+    wider = fold_widening(_parts_that_test(truth, fold))
+    return {label: _share_as_great(values, wider) for label, values in aurocs.items()}
 
 
 def _permuted_and_true(
@@ -148,9 +180,14 @@ def _permuted_and_true(
     return np.mean(of_folds, axis=0) if of_folds else None
 
 
-def _share_as_great(aurocs: Floats) -> float:
-    """Return the share of AUROCs that are at least the last one, itself included."""
-    return float((aurocs >= aurocs[-1] - ROUNDING).mean())
+def _share_as_great(aurocs: Floats, wider: float) -> float:
+    """Return the share of AUROCs that are at least the last one, itself included.
+
+    wider: how much further from chance the permuted ones lie than they do.
+    """
+    permuted = CHANCE + wider * (aurocs[:-1] - CHANCE)
+    as_great = (permuted >= aurocs[-1] - ROUNDING).sum() + 1
+    return float(as_great / len(aurocs))
 
 
 def macro_auroc(truth: Truth, proba: Floats) -> float:
@@ -218,12 +255,16 @@ def compare(
         more = _mean_over_folds(truth, second, fold, weights, thresholds[1])
         return {key: more[key] - less[key] for key in more if key in less}
 
+    rarest = patients_on_rarer_side(truth)
+    folds = _parts_that_test(truth, fold)
     differences = bootstrap(
         difference,
         truth.groups,
         first.shape[1],
-        rarest=patients_on_rarer_side(truth),
+        IntervalRules(rarest=rarest, folds=folds),
     )
+    if not np.array_equal(first, second):
+        differences = _with_some_width(differences, truth)
     p = _delong_p(truth, first, second, differences) if fold is None else {}
     # As many labels as are tested, so many chances to be wrong.
     p_holm = dict(zip(p, holm(list(p.values())), strict=True))
@@ -237,6 +278,26 @@ def compare(
         )
         for (name, label), metric in differences.items()
     ]
+
+
+def _with_some_width(
+    differences: dict[Key, Metric],
+    truth: Truth,
+) -> dict[Key, Metric]:
+    """Return differences of shares with an interval where all draws agree.
+
+    Two that are right of everybody may yet differ: by as much as each may be wrong.
+    """
+    patients = len(np.unique(truth.groups))
+    widened = {}
+    for key, metric in differences.items():
+        if key[0] in SHARES and metric.low is not None and metric.low == metric.high:
+            lowest, _ = score_bounds(1.0, patients)
+            reach = (1 - lowest) * (1 - SHARES[key[0]])
+            bounds = {"low": metric.value - reach, "high": metric.value + reach}
+            metric = metric.model_copy(update=bounds)
+        widened[key] = metric
+    return widened
 
 
 def _delong_p(

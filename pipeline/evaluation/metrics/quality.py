@@ -85,5 +85,5 @@ def best_of(qualities: Sequence[Quality]) -> int | None:
         return None
     # Against the best score, not each against the last: equals by rounding must not add up.
     ties = np.flatnonzero(scores >= np.nanmax(scores) - ROUNDING)
-    losses = [qualities[i].loss for i in ties]
+    losses = [qualities[i].loss for i in ties.tolist()]
     return int(ties[int(np.argmin(losses))])

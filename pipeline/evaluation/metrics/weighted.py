@@ -289,7 +289,10 @@ def quadratic_kappa(table: Floats) -> Floats:
     cost = (np.subtract.outer(place, place) ** 2)[:, :, None]
     true = table.sum(axis=1)
     decided = table.sum(axis=0)
-    by_chance = true[:, None] * decided[None] / table.sum(axis=(0, 1))
+    # A draw may take no unit of a fold, which then has no table.
+    pairs = true[:, None] * decided[None]
+    total = np.broadcast_to(table.sum(axis=(0, 1)), pairs.shape)
+    by_chance = ratio(pairs, total)
     observed = (cost * table).sum(axis=(0, 1))
     expected = (cost * by_chance).sum(axis=(0, 1))
     return 1 - ratio(observed, expected)

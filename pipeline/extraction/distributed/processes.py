@@ -157,7 +157,8 @@ def _start(work: Work, shard: Shard) -> subprocess.Popen[str]:
     if work.speed.device == "cpu":  # the processes are the parallelism
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // shard.of)))
     child = subprocess.Popen(
-        [sys.executable, "-c", _CHILD],
+        # Not from where it is started: a folder there may be called like one of ours.
+        [sys.executable, "-P", "-c", _CHILD],
         stdin=subprocess.PIPE,  # stays open: its end tells the child that its parent died
         stdout=subprocess.PIPE,
         text=True,

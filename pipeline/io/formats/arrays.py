@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pipeline.io.formats.limits import as_unreadable, check_size, luma
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
-from stores.hdf5 import check_values, member
+from stores.hdf5 import check_values, member, member_there
 
 Array = NDArray[Any]
 
@@ -82,14 +82,16 @@ def _open_hdf5(path: Path, is_matlab: bool) -> tuple[Array, str | None]:
     """
     with h5py.File(path, "r") as file:
         image = member(file, "cjdata/image")
+        # The struct is known as MATLAB's, also where the bytes in front of the file are gone.
+        is_struct = image is not None
         if image is None:
             image = member(file, "image")
         if image is None:
-            image = member(file, _largest(_datasets(file)))
+            image = member_there(file, _largest(_datasets(file)))
         named = member(file, "cjdata/PID")
         patient = None if named is None else hdf5_text(named)
         values = hdf5_values(image)
-        if is_matlab or "MATLAB_class" in image.attrs:
+        if is_matlab or is_struct or "MATLAB_class" in image.attrs:
             return _stack(values.T, slices=-1), patient
         return _stack(values, slices=0), patient
 

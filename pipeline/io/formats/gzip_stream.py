@@ -7,6 +7,7 @@ itself holds is checked by its own sum in either case.
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -60,6 +61,29 @@ def end_of_gzip(path: Path) -> int | None:
                 return None
             end = file.tell()
     return None
+
+
+def start_of_gzip(path: Path, size: int) -> bytes:
+    """Return the first bytes that a gzipped file holds, whatever follows them.
+
+    Raises EOFError for one that is cut, and zlib.error for one that is damaged.
+    """
+    start = b""
+    with path.open("rb") as file:
+        while len(start) < size:
+            inflating = zlib.decompressobj(wbits=_GZIP)
+            while len(start) < size and not inflating.eof:
+                block = file.read(_BLOCK)
+                if not block:
+                    raise EOFError
+                start += inflating.decompress(block, size - len(start))
+            # Several streams may follow each other, and are one.
+            file.seek(-len(inflating.unused_data), io.SEEK_CUR)
+            following = file.read(len(MAGIC))
+            file.seek(-len(following), io.SEEK_CUR)
+            if following != MAGIC:
+                break
+    return start
 
 
 def _inflated_size(file: BinaryIO, most: int) -> int:

@@ -38,7 +38,7 @@ def open_inflated(path: Path) -> Iterator[BinaryIO]:
     with ExitStack() as stack:
         try:
             stream = _inflated(path, None, stack)
-        except BadGzipFile:
+        except (EOFError, BadGzipFile):  # the first where few bytes follow
             end = end_of_gzip(path)  # of a whole stream, behind which the file goes on
             if end is None:
                 raise

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.io.formats.itk_text import is_nrrd, read_text
 from pipeline.io.formats.limits import DEFLATE_RATIO, as_unreadable, check_size, luma
-from pipeline.io.formats.planes import AXIS, cut, volume_headers
+from pipeline.io.formats.planes import AXIS, cut, is_oblique, volume_headers
 from pipeline.io.formats.volume_text import VolumeText
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
@@ -146,8 +146,10 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return a header for each slice of each time point. Raises UnreadableError."""
     volume = _open(path)
     shape, affine = volume.canonical()
-    flags = () if volume.text.placed else ("no-orientation",)
-    return volume_headers(shape, affine, plane, volume.times, flags)
+    flags = [] if volume.text.placed else ["no-orientation"]
+    if is_oblique(affine):
+        flags.append("oblique")
+    return volume_headers(shape, affine, plane, volume.times, tuple(flags))
 
 
 def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:

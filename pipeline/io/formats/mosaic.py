@@ -31,6 +31,7 @@ from stores.errors import UnreadableError
 _MOSAIC = "mosaic"
 _INFERRED = "mosaic-inferred"
 _MOST_TILES = 4096
+_COUNT = (0x0019, 0x100A)
 # Other words for pictures of several slices, whose tiles no header tells.
 _MONTAGES = ("MONTAGE", "COLLAGE")
 
@@ -62,7 +63,10 @@ def tiles(dataset: Dataset) -> Tiles | None:
         return _mosaic(dataset)
     if any(word in kind for word in _MONTAGES):
         raise UnreadableError("unsupported", "a montage of slices, of unknown tiles")
-    # Only mosaics have the element, and anonymisers take the word off.
+    # Only mosaics have the element, and anonymisers take the word off. Looked up where it nearly
+    # always stands, since all files come by here.
+    if _COUNT not in dataset:
+        return None
     count = _private_count(dataset) or 0
     side = math.ceil(math.sqrt(count))
     divides = side > 1 and not (int(dataset.Rows) % side or int(dataset.Columns) % side)

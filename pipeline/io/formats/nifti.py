@@ -23,7 +23,6 @@ from typing import Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
-from nibabel.affines import obliquity
 from numpy.typing import NDArray
 
 from pipeline.io.formats.gzip_stream import MAGIC, end_of_gzip, open_gzip, stated_size
@@ -36,7 +35,7 @@ from pipeline.io.formats.limits import (
 )
 from pipeline.io.formats.nifti_header import MENDED, Affine, NiftiHeader, read_header
 from pipeline.io.formats.pair import voxels_of
-from pipeline.io.formats.planes import AXIS, OBLIQUE, cut, slice_place
+from pipeline.io.formats.planes import AXIS, cut, is_oblique, volume_headers
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
@@ -99,7 +98,7 @@ class _Volume:
     def flags(self) -> tuple[str, ...]:
         """What is odd about the file."""
         oddities = [] if self.header.placed else ["no-orientation"]
-        if obliquity(self.affine).max() > OBLIQUE:
+        if is_oblique(self.affine):
             oddities.append("oblique")
         if self.header.mended:
             oddities.append(MENDED)
@@ -222,36 +221,9 @@ def read_headers(path: Path, plane: Plane, tags: Sequence[str]) -> list[Header]:
     """Return a header for each slice of each time point. Raises UnreadableError."""
     volume = _open(path)
     shape, affine = volume.canonical()
-    axis = AXIS[plane]
-    count = shape[axis]
     times = volume.shape[3]
-    down_axis, along_axis = (a for a in (2, 1, 0) if a != axis)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
     known = volume.known_spacing()
-    spacing_mm: tuple[float, float] | None = None
-    if known[down_axis] and known[along_axis]:
-        spacing_mm = (float(spacing[down_axis]), float(spacing[along_axis]))
-    flags = volume.flags
-    # Once for all time points, which lie at the same places.
-    in_plane = (down_axis, along_axis)
-    places = [slice_place(affine, shape, axis, in_plane, k) for k in range(count)]
-    headers = []
-    for time in range(times):
-        for k, (position_mm, offset_mm) in enumerate(places):
-            header = Header(
-                frame=time * count + k,
-                modality=None,
-                height=shape[down_axis],
-                width=shape[along_axis],
-                volume=f"time {time}",
-                order=(float(time),),
-                position_mm=position_mm,
-                offset_mm=offset_mm,
-                spacing_mm=spacing_mm,
-                flags=flags,
-            )
-            headers.append(header)
-    return headers
+    return volume_headers(shape, affine, plane, times, volume.flags, known)
 
 
 def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Slice | Failure]:

@@ -6,6 +6,7 @@ and an affine from its voxels to mm. Nothing is interpolated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,18 +24,29 @@ AXIS: dict[Plane, int] = {"axial": 2, "coronal": 1, "sagittal": 0}
 OBLIQUE = 0.0175
 
 
+def is_oblique(affine: Affine) -> bool:
+    """Return whether a volume lies at an angle to the patient's axes."""
+    return bool(obliquity(affine).max() > OBLIQUE)
+
+
 def volume_headers(
-    shape: tuple[int, ...], affine: Affine, plane: Plane, times: int, flags: tuple[str, ...]
+    shape: tuple[int, ...],
+    affine: Affine,
+    plane: Plane,
+    times: int,
+    flags: tuple[str, ...],
+    known_spacing: Sequence[bool] = (True, True, True),
 ) -> list[Header]:
     """Return a header for each slice of each time point of a volume in RAS; all lie alike.
 
-    flags: of the file; `oblique` is added where the volume is.
+    known_spacing: which of the axes have one.
     """
     axis = AXIS[plane]
     down_axis, along_axis = (a for a in (2, 1, 0) if a != axis)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if obliquity(affine).max() > OBLIQUE:
-        flags = (*flags, "oblique")
+    spacing_mm: tuple[float, float] | None = None
+    if known_spacing[down_axis] and known_spacing[along_axis]:
+        spacing_mm = (float(spacing[down_axis]), float(spacing[along_axis]))
     count = shape[axis]
     places = [slice_place(affine, shape, axis, (down_axis, along_axis), k) for k in range(count)]
     headers = []
@@ -49,7 +61,7 @@ def volume_headers(
                 order=(float(time),),
                 position_mm=position_mm,
                 offset_mm=offset_mm,
-                spacing_mm=(float(spacing[down_axis]), float(spacing[along_axis])),
+                spacing_mm=spacing_mm,
                 flags=flags,
             )
             headers.append(header)

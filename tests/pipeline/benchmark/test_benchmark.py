@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from scipy.stats import t as student
 
 from benchmarks import resumed
 from pipeline.benchmark.collect import gather
@@ -127,6 +128,13 @@ def test_patients_are_paired_by_the_test_units_whatever_they_are_called() -> Non
     # c is undefined in the first, and z in the second: by order alone, others would be paired.
     assert _segmented(one, two).difference.value == pytest.approx(0.1)
     assert _segmented(one, one).p == 1
+    # Of four patients: Student's distribution of three degrees of freedom, not a bootstrap's.
+    rising = units("dbbca", [0.1, 0.2, 0.4, 0.3, 0.9]), units("wxxyz", [0.2, 0.4, 0.6, 0.3, 0.7])
+    paired = _segmented(*rising).difference
+    apart = np.array([0.1, 0.2, 0.0, -0.2])
+    reach = student.ppf(0.975, 3) * apart.std(ddof=1) / 2
+    assert paired.low == pytest.approx(apart.mean() - reach, abs=0.02)
+    assert paired.high == pytest.approx(apart.mean() + reach, abs=0.02)
     with pytest.raises(LabelError, match="other test patients"):
         _segmented(one, units("wxyyz", [0.2, 0.3, 0.5, 0.0, nan]))
     with pytest.raises(LabelError, match="by both"):

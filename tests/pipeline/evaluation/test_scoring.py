@@ -90,7 +90,7 @@ def test_every_table_names_the_positive_and_how_many_carry_it(root: Path, tmp_pa
     results = evaluate(config(root, subgroups=["sex"]), ["knn", "probe"])
     test = results[0].counts["test"]
     carry = test.positives["malignant"]
-    named = f"malignant, {carry} of {test.units}"
+    named = f"malignant ({carry} of {test.units})"
     for result in results:
         assert result.positive is not None
         written = json.loads(result.model_dump_json())["positive"]
@@ -99,7 +99,8 @@ def test_every_table_names_the_positive_and_how_many_carry_it(root: Path, tmp_pa
     into = io.StringIO()
     store = root / "store"
     differences = compare((store, results[0]), (store, results[1]))
-    show_differences(Console(file=into, width=250), [(results[1], differences)])
+    pairs = [(results[1], differences)]
+    show_differences(Console(file=into, width=250), pairs, ("a network", "another"))
     assert named in into.getvalue()
     source = Source("s", FeatureStore.open(store), None)
     lines = tables.lines_of([source])

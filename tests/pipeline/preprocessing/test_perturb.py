@@ -79,6 +79,33 @@ def test_views_change_what_the_network_sees_and_the_recipe() -> None:
     assert len(digests) == 1 + len(OF_A_SLICE)
 
 
+@pytest.mark.parametrize(
+    ("modality", "rule"),
+    [("CR", "minmax"), ("MR", "percentiles"), ("CR", "zscore"), ("CR", "file"), ("CT", "lung")],
+)
+def test_a_shift_is_seen_whatever_the_rule(modality: str, rule: str) -> None:
+    shape = Architecture(dim=48, depth=2, heads=3)
+    by_kind = {"CR": "xray", "MR": "mr", "CT": "ct"}[modality]
+    preprocess = Preprocess.model_validate({by_kind: rule})
+    plain = Recipe(
+        architecture=shape, weights="random:0", image_size=56, blocks=1, preprocess=preprocess
+    )
+    shifted = plain.model_copy(
+        update={"preprocess": preprocess.model_copy(update={"view": "shift"})}
+    )
+    item = Slice(0, picture(0))
+    grey, seen = (prepare(item, modality, recipe) for recipe in (plain, shifted))
+    moved = (seen - grey).mean()
+    assert 0.02 < float(moved) * 0.225 < 0.2
+    # A store of before keeps what it has: its text says nothing, and its digest stays.
+    before = shifted.canonical().replace('"shift":"scaled",', "")
+    assert before != shifted.canonical()
+    old = Recipe.from_text(before)
+    assert old.canonical() == before
+    if rule in ("minmax", "file"):
+        assert float((prepare(item, modality, old) - grey).abs().max()) < 1e-4
+
+
 # --- fitted here, tested there -------------------------------------------------------------------
 
 

@@ -255,3 +255,18 @@ def test_huge_scanner_units_do_not_overflow():
     pixels = np.array([[-3e38, 3e38], [0, 1e38]], np.float32)
     assert torch.isfinite(scale(Slice(0, pixels), "MR", Preprocess(mr="minmax"))).all()
     assert torch.isfinite(scale(Slice(0, pixels), "MR", Preprocess(mr="zscore"))).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 56), (56, 40), (33, 33)])
+def test_dinov2s_aspect_resizes_the_shorter_side_and_cuts_the_middle_out(shape: tuple[int, int]):
+    item = a_slice(shape)
+    grey = (np.clip(item.pixels, -1024, 600) + 1024) / 1624
+    shorter = min(shape)
+    to = [32 * side // shorter for side in shape]  # 32 of 28, as 256 of 224
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(grey)[None, None], tuple(to), mode="bicubic", antialias=True
+    ).clamp(0, 1)[0, 0]
+    top, left = (round((side - 28) / 2) for side in to)
+    expected = resized[top : top + 28, left : left + 28]
+    got = plain(prepare(item, "CT", recipe(aspect="dinov2")))[0]
+    np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -19,7 +19,7 @@ from pipeline.config.base import HeadSettings
 from pipeline.config.heads import HEADS, TUNED, declared, method_names
 from pipeline.config.loading import load_config
 from pipeline.config.tuning import DECLARED
-from pipeline.evaluation.heads.contract import FitInput, Head, Predicted
+from pipeline.evaluation.heads.contract import FitInput, Head, HeadState, Predicted
 from stores.errors import ConfigError
 from tests.pipeline.collection import make_store, thirds, units_of, write_csv
 
@@ -120,6 +120,33 @@ def test_a_head_predicts_every_test_unit_and_fits_none_of_them(name: str, kind: 
         assert all(each.draws is None for each in predictions)
     again = head.predict(head.fit(given_to(head, x, units)), x, test)
     assert numbers(again) == numbers(replace(predicted, predictions=predictions))
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "regression"])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_filed_head_says_of_other_units_what_the_fitted_one_says(name: str, kind: str) -> None:
+    head = head_of(name)
+    assert (head.to_state is None) == (head.from_state is None)
+    if head.to_state is None or head.from_state is None:
+        return
+    x, units = question(kind)
+    x, test = features(head, x), thirds(N)["test"]
+    model = head.fit(given_to(head, x, units))
+    state = head.to_state(model, x)
+    expected = list(head.predict(model, x, test).predictions)
+    assert (state is None) == (not expected)
+    if state is None:
+        return
+    # As files hold it: arrays as they are, the rest as JSON.
+    filed = HeadState(state.arrays, json.loads(json.dumps(state.about)))
+    at = np.isin(units.unit, test)
+    new = Units.unlabelled(
+        units.ids[test], np.arange(at.sum()), np.searchsorted(test, units.unit[at])
+    )
+    predictions = head.from_state(filed)(x[at] if head.sees == "slices" else x[test], new)
+    assert [each.setting for each in predictions] == [each.setting for each in expected]
+    for one, other in zip(predictions, expected, strict=True):
+        np.testing.assert_allclose(one.proba, other.proba, atol=1e-6)
 
 
 def test_reading_a_config_imports_no_library_that_fits() -> None:

@@ -404,3 +404,61 @@ def test_the_permutation_p_is_small_for_a_signal_and_uniform_for_noise() -> None
         drawn = null.permuted_aurocs(sick, values, patient, 99)
         low += (1 + (drawn >= roc_auc_score(sick, values)).sum()) / 100 <= 0.05
     assert 3 <= low <= 19
+
+
+# --- intervals of folds and of perfect scores ------------------------------------------------
+
+
+def test_a_perfect_score_has_an_interval_that_so_many_patients_allow() -> None:
+    for patients, lowest in ((20, 0.839), (100, 0.963)):
+        y = np.arange(patients) % 2 == 0
+        overall, _ = metrics.score(truth_of(y), two(np.where(y, 0.9, 0.1)))
+        for name in ("auroc", "accuracy", "balanced_accuracy", "f1", "average_precision"):
+            assert overall[name].value == 1
+            assert interval(overall[name]) == (pytest.approx(lowest, abs=1e-3), 1)
+        assert overall["mcc"].low == pytest.approx(2 * lowest - 1, abs=2e-3)
+        assert overall["brier"].high > overall["brier"].value + 0.03
+        # Of one side alone there are half as many.
+        assert overall["sensitivity"].low < lowest
+
+
+def test_two_that_are_right_of_everybody_may_yet_differ() -> None:
+    y = np.arange(30) % 2 == 0
+    first, second = (two(np.where(y, high, 1 - high)) for high in (0.9, 0.8))
+    differences = {each.metric: each for each in metrics.compare(truth_of(y), first, second)}
+    assert interval(differences["auroc"].difference) == (
+        pytest.approx(-0.114, abs=1e-2),
+        pytest.approx(0.114, abs=1e-2),
+    )
+    same = {each.metric: each for each in metrics.compare(truth_of(y), first, first)}
+    assert interval(same["auroc"].difference) == (0, 0)
+
+
+def test_an_interval_of_folds_is_wider_and_that_of_draws_of_one_test_is_not() -> None:
+    rng = np.random.default_rng(8)
+    y = rng.random(200) < 0.4
+    values = np.clip(0.3 * rng.random(200) + 0.2 * y + 0.3, 0, 1)
+    fold = np.arange(200) % 5
+    plain = bootstrap.bootstrap(
+        lambda weights: metrics._mean_over_folds(truth_of(y), two(values), fold, weights),
+        truth_of(y).groups,
+        2,
+        bootstrap.IntervalRules(rarest=bootstrap.patients_on_rarer_side(truth_of(y))),
+    )["auroc", ""]
+    overall, _ = metrics.score(truth_of(y), two(values), fold)
+    narrow, wide = interval(plain), interval(overall["auroc"])
+    assert wide[1] - wide[0] == pytest.approx(1.8**0.5 * (narrow[1] - narrow[0]), rel=0.01)
+    # Ten models that test the same patients are no folds.
+    truth = truth_of(np.tile(y, 2), np.tile(np.arange(200), 2))
+    twice, _ = metrics.score(truth, two(np.tile(values, 2)), np.repeat([0, 1], 200))
+    once, _ = metrics.score(truth_of(y), two(values))
+    assert interval(twice["auroc"]) == pytest.approx(interval(once["auroc"]), abs=0.005)
+
+
+@pytest.mark.parametrize(("scale", "value"), [("logit", 0.95), ("log", 3.0), ("plain", -0.1)])
+def test_an_interval_on_a_scale_is_symmetric_there(scale: Any, value: float) -> None:
+    to = {"logit": lambda p: np.log(p / (1 - p)), "log": np.log, "plain": lambda x: x}[scale]
+    low, high = interval(bootstrap.interval_on(scale, value, 0.02, 2.0))
+    assert to(high) - to(value) == pytest.approx(to(value) - to(low))
+    assert low < value < high
+    assert high < 1 or scale != "logit"

@@ -15,7 +15,7 @@ from tests import phantoms
 from tests.pipeline.io.samples import GREY, one, reason_of
 
 RAMP = np.add.outer(np.arange(16), np.arange(16)).astype(np.uint16) * 20
-EMPTY = object()  # the element is there, without a value
+EMPTY = "EMPTY"  # the element is there, without a value
 COMMA = 9.99  # stands for a text that no writer of DICOM would let through
 
 

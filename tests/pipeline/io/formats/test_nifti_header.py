@@ -204,6 +204,19 @@ def test_bytes_behind_a_gzipped_volume_are_left_aside_and_told(tmp_path, good, b
         np.testing.assert_array_equal(one(path, 2, plane), one(good, 2, plane))
 
 
+@pytest.mark.parametrize("behind", [b"abc", b"\0" * 20, b"x" * 5000])
+def test_bytes_behind_what_is_smaller_than_a_header_are_left_aside_too(tmp_path, behind):
+    tiny = nib.Nifti1Image(np.arange(27, dtype=np.uint8).reshape(3, 3, 3), np.eye(4))
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(tiny.to_bytes()) + behind)
+    assert {header.flags for header in read_headers(path)} == {("trailing-bytes",)}
+    assert one(path, 2).shape == (3, 3)
+    slices = phantoms.save(phantoms.dicom(VOXELS[0]), tmp_path / "plain")
+    path = tmp_path / "a.dcm.gz"
+    path.write_bytes(gzip.compress(slices.read_bytes()) + behind)
+    np.testing.assert_array_equal(one(path), one(slices))
+
+
 def test_streams_that_follow_each_other_are_one(tmp_path, good):
     data = good.read_bytes()
     path = tmp_path / "a.nii.gz"

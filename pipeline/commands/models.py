@@ -1,0 +1,181 @@
+"""From an answer to a model, and what it says of new images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, out
+from pipeline.commands.printing import RANDOM, print_line, print_lines, show_validation
+
+if TYPE_CHECKING:
+    from pipeline.fitted.model import Model
+    from pipeline.fitted.predict import Tally
+
+app = typer.Typer()
+ModelArg = Annotated[Path, typer.Argument(help="The folder that `radprobe fit` wrote.")]
+
+
+@app.command(epilog="Example: radprobe fit configs/demo.yaml --task chest --out chest-model")
+def fit(
+    config: ConfigArg,
+    out_to: Annotated[Path, typer.Option("--out", help="Write the model into this new folder.")],
+    task: Annotated[
+        str | None, typer.Option(help="Which task of the config, where it has several.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="probe, knn, linear or attention.")] = "probe",
+    device: Annotated[
+        str | None, typer.Option(help="Where to fit, such as cuda; by default the CPU.")
+    ] = None,
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Make a model of an answer: fitted as `evaluate` fits it, in a folder of its own."""
+    from pipeline.config.loading import load_config
+    from pipeline.fitted.fit import fit
+
+    model = fit(load_config(config, store), out_to, task=task, method=method, device=device)
+    if as_json:
+        print(json.dumps(model.record.model_dump(mode="json"), indent=1))
+    else:
+        _print_model(model)
+
+
+@app.command(epilog="Example: radprobe predict chest-model new_studies --out predictions.csv")
+def predict(
+    model: ModelArg,
+    target: Annotated[
+        Path, typer.Argument(help="A folder of images, a store, or a config whose store is there.")
+    ],
+    out_to: Annotated[
+        Path, typer.Option("--out", help="Write a row a unit: .csv, .parquet or .json.")
+    ],
+    tag: Annotated[
+        str | None,
+        typer.Option(help="A DICOM keyword, such as AccessionNumber, as a column more."),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Keep a folder's features in this store; else they are thrown away."),
+    ] = None,
+    modality: Annotated[
+        str | None,
+        typer.Option(help="Of files that name none, such as DX; by default the model's own."),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="The model's weights, a file or folder, where they are elsewhere now."),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where a folder is embedded: auto, cpu, mps, cuda, cuda:1.")
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that read files; by the machine if not given."),
+    ] = None,
+    watch: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            metavar="SECONDS",
+            help="Look at the folder again and again, and answer what arrives; needs --store.",
+        ),
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Say what a model makes of new images: probabilities, a decision, and how unlike they are.
+
+    A folder is embedded by the model's own recipe first; a store is answered at once.
+    """
+    from pipeline.extraction.embed import Speed
+    from pipeline.fitted.model import Model
+    from pipeline.fitted.predict import predict
+    from pipeline.fitted.predict import watch as watch_folder
+    from pipeline.fitted.sources import FolderOptions
+
+    loaded = Model.load(model)
+    speed = Speed(device=device, workers=workers)
+    options = FolderOptions(store=store, modality=modality, weights=weights, speed=speed)
+    if watch is not None:
+        for tally in watch_folder(loaded, target, out_to, options, every_s=watch, tag=tag):
+            _show_tally(loaded, tally, out_to, as_json)
+    tally = predict(loaded, target, out_to, options, tag=tag)
+    _show_tally(loaded, tally, out_to, as_json)
+    if tally.unreadable:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: radprobe validate chest-model elsewhere.yaml")
+def validate(
+    model: ModelArg,
+    config: ConfigArg,
+    task: Annotated[
+        str | None, typer.Option(help="Which task of the config is the model's question.")
+    ] = None,
+    leave_out_known: Annotated[
+        bool,
+        typer.Option("--leave-out-known", help="Leave out what the model has learnt from."),
+    ] = False,
+    store: StoreOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Hold a model against the labels of another collection: external validation.
+
+    Discrimination, calibration, net benefit and subgroups at the model's own operating point, and
+    how far the images differ. Refused where patients or pixels of training are among them.
+    """
+    from pipeline.config.loading import load_config
+    from pipeline.fitted.model import Model
+    from pipeline.fitted.validate import validate
+
+    validation = validate(
+        Model.load(model),
+        load_config(config, store),
+        task=task,
+        leave_out_known=leave_out_known,
+    )
+    if as_json:
+        print(json.dumps(validation.model_dump(mode="json"), indent=1))
+    else:
+        show_validation(out, validation)
+
+
+def _print_model(model: Model) -> None:
+    """Print what was made, in a few lines."""
+    from pipeline.fitted.card import summary_line
+
+    record = model.record
+    if record.random:
+        out.print(RANDOM, style="bold yellow")
+    print_lines(out, [summary_line(record), *(f"{note}." for note in record.notes)])
+    print_line(out, f"The model is in {model.path}; its card.md tells what it is made of.")
+
+
+def _show_tally(model: Model, tally: Tally, written: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(asdict(tally), indent=1), flush=True)
+    else:
+        _print_tally(model, tally, written)
+
+
+def _print_tally(model: Model, tally: Tally, written: Path) -> None:
+    """Print how many units were decided which way, and what was left out."""
+    if model.record.random:
+        out.print(RANDOM, style="bold yellow")
+    decided = ", ".join(f"{n} {name or 'none'}" for name, n in sorted(tally.decided.items()))
+    lines = [f"{tally.units} {model.record.level} units{': ' if decided else ''}{decided}."]
+    if tally.unlike:
+        lines.append(f"{tally.unlike} are unlike the images that the model learnt from.")
+    if tally.unreadable:
+        lines.append(f"{tally.unreadable} could not be read: their notes say why.")
+    if tally.other:
+        lines.append(f"{tally.other} slices of other modalities were left out.")
+    if tally.pending:
+        lines.append(f"{tally.pending} slices await `radprobe extract` and were left out.")
+    lines += [f"{note}." for note in tally.notes]
+    lines.append(f"Written to {written}.")
+    print_lines(out, lines)

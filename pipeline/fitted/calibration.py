@@ -1,0 +1,142 @@
+"""Probabilities made right on val, which the model they are of has not been fitted on.
+
+Of two classes, and of each label, by Platt's sigmoid on the logit, with his targets (Advances in
+Large Margin Classifiers, 1999); of several classes by one temperature (Guo et al., ICML 2017). Both
+keep the order of units, so that an AUROC and an operating point stay what they are. What they learn
+is of what a model of train alone says of val, and holds for the model of both.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipeline.annotations.units import Truth
+from pipeline.config.tasks import Kind
+from pipeline.evaluation.metrics.calibration import LEAST, fit_line, logit
+from pipeline.evaluation.metrics.values import columns_of
+from pipeline.types import Frozen
+
+Doubles = NDArray[np.float64]
+
+# Units on each side of a label that its sigmoid is fitted on at least.
+FEWEST = 10
+TEMPERATURES = (0.05, 20.0)
+
+
+class Sigmoid(Frozen):
+    """logit(calibrated) = intercept + slope * logit(said), fitted on so many units of val."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    intercept: float
+    slope: Annotated[float, Field(gt=0)]
+    units: int
+
+    def apply(self, proba: Doubles) -> Doubles:
+        """Return (n,) the probabilities of a label made right."""
+        calibrated: Doubles = 1 / (1 + np.exp(-(self.intercept + self.slope * logit(proba))))
+        return calibrated
+
+
+class Temperature(Frozen):
+    """calibrated = softmax(log(said) / temperature), fitted on so many units of val."""
+
+    kind: Literal["temperature"] = "temperature"
+    temperature: Annotated[float, Field(gt=0)]
+    units: int
+
+    def apply(self, proba: Doubles) -> Doubles:
+        """Return (n, c) the probabilities of all classes made right."""
+        return _softened(proba, self.temperature)
+
+
+class Calibration(Frozen):
+    """What makes probabilities right: a sigmoid a label (or the positive class), or a temperature.
+
+    A label that is not there had too few units on val, and has no calibrated probability.
+    """
+
+    sigmoids: dict[str, Sigmoid] = Field(default_factory=dict)
+    temperature: Temperature | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels that have a sigmoid."""
+        return tuple(self.sigmoids)
+
+    def apply(self, proba: Doubles, classes: tuple[str, ...], kind: Kind) -> Doubles:
+        """Return (n, c) calibrated probabilities, NaN for what could not be calibrated."""
+        if self.temperature is not None:
+            return self.temperature.apply(proba)
+        calibrated = np.full(proba.shape, np.nan)
+        for name, sigmoid in self.sigmoids.items():
+            j = classes.index(name)
+            calibrated[:, j] = sigmoid.apply(proba[:, j])
+            if kind == "binary":
+                calibrated[:, 1 - j] = 1 - calibrated[:, j]
+        return calibrated
+
+
+def calibrate(truth: Truth, on_val: Doubles | None) -> tuple[Calibration | None, list[str]]:
+    """Return what makes right what is said (n, c) of the units of val, and notes on what is not.
+
+    None where nothing can be calibrated: of a number, and without predictions of val.
+    """
+    if on_val is None or truth.kind == "regression":
+        return None, []
+    if truth.kind == "multiclass":
+        return Calibration(temperature=_temperature(truth, on_val)), []
+    sigmoids = {}
+    notes = []
+    for column in columns_of(truth, on_val):
+        positive = column.positive[column.known]
+        rarer = int(min(positive.sum(), (~positive).sum()))
+        sigmoid = _sigmoid(positive, column.proba[column.known]) if rarer >= FEWEST else None
+        if sigmoid is not None:
+            sigmoids[column.name] = sigmoid
+        elif rarer < FEWEST:
+            notes.append(
+                f"{column.name!r} is not calibrated: val has {rarer} units on its rarer side, and "
+                f"{FEWEST} are needed"
+            )
+        else:
+            notes.append(
+                f"{column.name!r} is not calibrated: on val it ranks no better than chance"
+            )
+    return (Calibration(sigmoids=sigmoids) if sigmoids else None), notes
+
+
+def _sigmoid(positive: NDArray[np.bool_], proba: Doubles) -> Sigmoid | None:
+    """Return Platt's sigmoid; None where it would turn the order of units round."""
+    n = len(positive)
+    positives = int(positive.sum())
+    # His targets: never quite 0 and 1, so that a label that is told entirely has a finite slope.
+    target = np.where(positive, (positives + 1) / (positives + 2), 1 / (n - positives + 2))
+    intercept, slope = fit_line(logit(proba), target, np.ones((n, 1)))
+    if not slope[0] > 0:
+        return None
+    return Sigmoid(intercept=float(intercept[0]), slope=float(slope[0]), units=n)
+
+
+def _temperature(truth: Truth, proba: Doubles) -> Temperature:
+    from scipy.optimize import minimize_scalar
+
+    rows = np.arange(len(proba))
+
+    def loss(log_temperature: float) -> float:
+        softened = _softened(proba, float(np.exp(log_temperature)))
+        return -float(np.log(np.maximum(softened[rows, truth.y], LEAST)).mean())
+
+    bounds = tuple(np.log(TEMPERATURES))
+    best = minimize_scalar(loss, bounds=bounds, method="bounded")
+    return Temperature(temperature=float(np.exp(best.x)), units=len(proba))
+
+
+def _softened(proba: Doubles, temperature: float) -> Doubles:
+    logits = np.log(np.maximum(proba, LEAST)) / temperature
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    softened: Doubles = odds / odds.sum(axis=1, keepdims=True)
+    return softened

@@ -1,0 +1,161 @@
+"""A model told to people: the Markdown page `card.md` of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.config.tasks import Part
+from pipeline.fitted.calibration import Calibration
+from pipeline.fitted.record import ModelRecord
+from pipeline.report.wording import METRICS, RANDOM, interval, method_title, setting_text
+
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+
+
+def card_text(record: ModelRecord) -> str:
+    """Return the page."""
+    return "\n".join(_lines(record)) + "\n"
+
+
+def summary_line(record: ModelRecord) -> str:
+    """Return how well a model did on its test units, in one sentence."""
+    name = next((name for name in METRICS if name in record.score.metrics), None)
+    test = record.counts["test"]
+    tested = f"{test.patients} patients that it has not seen"
+    if name is None:
+        return f"{record.task}: tested on {tested}, without a score."
+    score = f"{METRICS[name]} {interval(record.score.metrics[name])}"
+    return f"{record.task}: {score} on {tested}{_told_right(record)}."
+
+
+def _told_right(record: ModelRecord) -> str:
+    """Return what the operating point comes to on test, for two classes that have one."""
+    metrics = record.score.metrics
+    if record.kind != "binary" or not record.thresholds or "sensitivity" not in metrics:
+        return ""
+    negative, positive = record.classes
+    return (
+        f"; at the chosen threshold {metrics['sensitivity'].value:.0%} of {positive!r} and "
+        f"{metrics['specificity'].value:.0%} of {negative!r} are told right"
+    )
+
+
+def _lines(record: ModelRecord) -> Iterator[str]:
+    yield f"# {record.task}: {method_title(record.method).lower()}"
+    yield ""
+    if record.random:
+        yield f"**{RANDOM}**: an untrained network made the features. This is a test of a pipeline."
+        yield ""
+    yield summary_line(record)
+    yield ""
+    yield from _what(record)
+    yield from _training(record)
+    yield from _scores(record)
+    yield from _limits(record)
+    yield from _origin(record)
+
+
+def _what(record: ModelRecord) -> Iterator[str]:
+    question = record.question
+    yield "## What it says"
+    yield ""
+    if record.kind == "regression":
+        yield f"The number `{record.classes[0]}` of each {record.level}."
+    elif record.kind == "multilabel":
+        yield f"For each {record.level}, how likely each of {_codes(record.classes)} is."
+    else:
+        yield f"For each {record.level}, how likely it is each of {_codes(record.classes)}."
+    modality = ", ".join(question.modality or record.trained_on.modalities)
+    yield f"Images: {modality}; features `{record.features}`, pooled by `{question.pool}`,"
+    yield f"scaled by `{record.scaling.kind}`."
+    for name, threshold in record.thresholds.items():
+        yield f"`{name}` is called from a probability of {threshold:.4g} on"
+        yield f"({_rule(record)}, chosen on val)."
+    if record.calibration is not None:
+        yield from _calibration(record.calibration)
+    if record.setting:
+        yield f"Setting: {setting_text(record.setting)}."
+    yield ""
+
+
+def _rule(record: ModelRecord) -> str:
+    rule = record.question.operating_point
+    if isinstance(rule, str):
+        return rule
+    name = "specificity" if rule.sensitivity is None else "sensitivity"
+    return f"{name} of {rule.sensitivity or rule.specificity:g}"
+
+
+def _calibration(calibration: Calibration) -> Iterator[str]:
+    for name, sigmoid in calibration.sigmoids.items():
+        yield f"`{name}` is calibrated on {sigmoid.units} units of val (Platt's sigmoid, slope"
+        yield f"{sigmoid.slope:.3g}, intercept {sigmoid.intercept:.3g})."
+    temperature = calibration.temperature
+    if temperature is not None:
+        yield f"Probabilities are calibrated on {temperature.units} units of val (temperature"
+        yield f"{temperature.temperature:.3g})."
+
+
+def _codes(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _training(record: ModelRecord) -> Iterator[str]:
+    trained_on = record.trained_on
+    modalities = ", ".join(f"{n} {name}" for name, n in trained_on.modalities.items())
+    yield "## What it was made of"
+    yield ""
+    yield f"{trained_on.units} units of {trained_on.patients} patients; slices: {modalities}."
+    yield ""
+    yield "| part | units | patients | of each class |"
+    yield "|---|---|---|---|"
+    for part in PARTS:
+        count = record.counts[part]
+        each = ", ".join(f"{name}: {n}" for name, n in count.positives.items())
+        yield f"| {part} | {count.units} | {count.patients} | {each} |"
+    yield ""
+
+
+def _scores(record: ModelRecord) -> Iterator[str]:
+    yield "## How well it did"
+    yield ""
+    yield "On the test units of the answer it comes from, with intervals of 95 %:"
+    yield ""
+    yield "| metric | value |"
+    yield "|---|---|"
+    for name, metric in record.score.metrics.items():
+        yield f"| {METRICS.get(name, name)} | {interval(metric)} |"
+    yield ""
+
+
+def _limits(record: ModelRecord) -> Iterator[str]:
+    yield "## What to mind"
+    yield ""
+    yield "It is no medical device. Its scores are of patients like those above, at the places they"
+    yield "come from; `radprobe validate` says how it does elsewhere. A row of its predictions with"
+    yield "`unlike_p` of 0.05 or less is of an image farther from all it has learnt from than 95 of"
+    yield f"100 of these are from each other ({record.unlike.references} references)."
+    yield ""
+    for note in record.notes:
+        yield f"- {note}."
+    if record.notes:
+        yield ""
+
+
+def _origin(record: ModelRecord) -> Iterator[str]:
+    provenance = record.provenance
+    yield "## Where it comes from"
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    yield f"| network | `{record.backbone.name}` at {record.recipe.image_size} px |"
+    yield f"| weights | `{record.recipe.weights}` |"
+    yield f"| recipe | `{provenance.recipe}` |"
+    yield f"| answer | `{provenance.key}` |"
+    yield f"| split | `{provenance.split}` |"
+    yield f"| labels | `{provenance.labels}` |"
+    for name, version in provenance.versions.items():
+        yield f"| {name} | {version} |"
+    yield ""
+    yield "It holds features and digests of the images it learnt from, no pixels, no path and no"
+    yield "identifier of a patient."

@@ -1,0 +1,91 @@
+"""A model as scikit-learn's users know one: `classes_`, `predict_proba`, `predict`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.annotations.units import Units
+from pipeline.fitted.model import Model
+from pipeline.fitted.predict import decisions, number_columns, predictions
+from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.sources import FolderOptions
+from stores.errors import ModelError
+
+Doubles = NDArray[np.float64]
+# Features (n, d), or a folder of images, a store or a config.
+Asked = NDArray[Any] | str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """A fitted model that was read from its folder.
+
+    What it is asked about is features as `radprobe.data` returns them, (n, d), unscaled; or the
+    path of a store, of a config whose store is there, or of a folder of images, which is embedded
+    by the model's recipe.
+    """
+
+    model: Model
+
+    @property
+    def record(self) -> ModelRecord:
+        """What the model was made of, and how well it did."""
+        return self.model.record
+
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """(c,): the classes or labels, in the order of `predict_proba`'s columns."""
+        return self.model.classes_
+
+    @property
+    def n_features_in_(self) -> int:
+        """The d of features (n, d)."""
+        return self.model.width
+
+    def predict_proba(self, x: Asked, **options: Any) -> Doubles:
+        """Return (n, c) probabilities, or for a number (n, 1).
+
+        Of a store or folder the units as `table` has them, NaN where no image could be read.
+        options: of `FolderOptions`. Raises ModelError for features of another width.
+        """
+        if isinstance(x, np.ndarray):
+            return self._of_features(x)
+        table = self.table(x, **options)
+        columns = [table[name].to_numpy() for name in number_columns(self.record)]
+        return np.stack(columns, axis=1)
+
+    def predict(self, x: Asked, **options: Any) -> NDArray[Any]:
+        """Return (n,) what is decided of each unit: a class, or labels parted by ";"; a number.
+
+        Of a store or folder None where no image could be read.
+        """
+        if self.record.kind == "regression":
+            return self.predict_proba(x, **options)[:, 0]
+        if isinstance(x, np.ndarray):
+            return np.array(decisions(self.record, self._of_features(x)))
+        return np.array(self.table(x, **options)["decision"].to_pylist(), dtype=object)
+
+    def table(self, target: str | PathLike[str], **options: Any) -> pa.Table:
+        """Return what `radprobe predict` writes: a row a unit.
+
+        options: of `FolderOptions`, such as store or modality.
+        """
+        return predictions(self.model, Path(target), FolderOptions(**options))
+
+    def _of_features(self, x: NDArray[Any]) -> Doubles:
+        if self.model.head.sees == "slices":
+            raise ModelError(
+                f"{self.record.method} sees the features of slices, not of units: ask it about a "
+                "store or a folder."
+            )
+        n = len(x)
+        names = np.arange(n).astype(np.str_)
+        units = Units.unlabelled(names, np.arange(n), np.arange(n))
+        return self.model.proba(np.ascontiguousarray(x, np.float32), units)

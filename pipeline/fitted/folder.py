@@ -1,0 +1,164 @@
+"""A model's folder: written wholly or not at all, and held against its digests when it is read.
+
+<model>/model.json             what it is (`ModelRecord`), with its own checksum and the digests of
+                               the other files
+<model>/head.safetensors       what the head has learnt, and how features are scaled
+<model>/unlike.safetensors     features that new ones are held against
+<model>/training.safetensors   digests of the pixels and patients it has learnt from
+<model>/card.md                the same for people
+
+Nothing is unpickled. Other files of the folder are never read.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from pipeline.fitted.record import FORMAT, ModelRecord
+from stores._disk import (
+    TEMPORARY,
+    seal,
+    sha256,
+    sweep_temporaries,
+    sync_folder,
+    temporary_name,
+    unseal,
+    write_new,
+    writing,
+)
+from stores.errors import CorruptStoreError, ModelError, OccupiedError
+
+RECORD = "model.json"
+HEAD = "head.safetensors"
+UNLIKE = "unlike.safetensors"
+TRAINING = "training.safetensors"
+CARD = "card.md"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+# --- writing -------------------------------------------------------------------------------
+
+
+def check_free(path: Path) -> None:
+    """Raise OccupiedError where something is at the path: a model replaces nothing."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise OccupiedError(
+            f"{str(path)!r} is there already, and a model replaces nothing. Name another folder, "
+            "or move that one."
+        )
+
+
+def array_bytes(arrays: Arrays) -> bytes:
+    """Return arrays as the bytes of a safetensors file."""
+    from safetensors.numpy import save
+
+    data: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return data
+
+
+def write_model(path: Path, record: ModelRecord, files: Mapping[str, bytes]) -> ModelRecord:
+    """Write a model's folder and return its record with the digests of its files.
+
+    Raises OccupiedError where something is there, UnwritableError for a full disk and its like.
+    """
+    check_free(path)
+    digests = {name: sha256(data) for name, data in files.items()}
+    record = record.model_copy(update={"files": digests})
+    aside = path.with_name(temporary_name(path.name))
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # What was built aside by processes that died since.
+            sweep_temporaries(path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"))
+            aside.mkdir()
+            for name, data in files.items():
+                write_new(aside / name, data)
+            write_new(aside / RECORD, seal(record.model_dump(mode="json")))
+            sync_folder(aside)
+            # Onto nothing, or onto an empty folder, which a rename replaces.
+            aside.rename(path)
+            sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return record
+
+
+# --- reading -------------------------------------------------------------------------------
+
+
+def is_model(path: Path) -> bool:
+    """Return whether a folder has a model's record."""
+    return (path / RECORD).is_file()
+
+
+def read_record(path: Path) -> ModelRecord:
+    """Read what a model says of itself.
+
+    Raises ModelError for a folder that is none, one that was altered, and one of another version.
+    """
+    file = path / RECORD
+    try:
+        document = unseal(file)
+    except FileNotFoundError:
+        raise ModelError(
+            f"There is no model at {str(path)!r} (no {RECORD}). Check the path, or make one by "
+            "`radprobe fit`."
+        ) from None
+    except (CorruptStoreError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"{str(file)!r} was altered or is no model: {error} Copy the model anew, or fit it "
+            "again."
+        ) from None
+    version = document.get("format")
+    if version != FORMAT:
+        raise ModelError(
+            f"The model {str(path)!r} is of format {version!r}, and this radprobe reads format "
+            f"{FORMAT}. Use the radprobe that wrote it, or fit it again."
+        )
+    try:
+        return ModelRecord.model_validate(document)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(step) for step in fault["loc"])
+        raise ModelError(
+            f"The model {str(path)!r} was written by another radprobe: {where}: {fault['msg']}. "
+            "Use that one, or fit the model again."
+        ) from None
+
+
+def read_file(path: Path, record: ModelRecord, name: str) -> bytes:
+    """Read a file of a model and hold it against its digest. Raises ModelError."""
+    expected = record.files.get(name)
+    try:
+        data = (path / name).read_bytes()
+    except OSError as error:
+        raise ModelError(
+            f"The model {str(path)!r} lacks its file {name!r}: {error.strerror}. Copy the model "
+            "anew, or fit it again."
+        ) from None
+    if sha256(data) != expected:
+        raise ModelError(
+            f"{str(path / name)!r} was altered: its sha256 is {sha256(data)[:12]}, model.json "
+            f"says {str(expected)[:12]}. Copy the model anew, or fit it again."
+        )
+    return data
+
+
+def read_arrays(path: Path, record: ModelRecord, name: str) -> dict[str, NDArray[Any]]:
+    """Read the arrays of a file of a model. Raises ModelError."""
+    from safetensors.numpy import load
+
+    # The bytes that were held against the digest, not the file again.
+    arrays: dict[str, NDArray[Any]] = load(read_file(path, record, name))
+    return arrays

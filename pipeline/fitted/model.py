@@ -1,0 +1,155 @@
+"""A model as it is used: from features to probabilities, and how unlike they are to its own.
+
+Dims: n units, m slices, d features, c classes or labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.annotations.units import Units
+from pipeline.config.heads import declared
+from pipeline.evaluation.heads.contract import Head, HeadState, Predictor
+from pipeline.evaluation.pooling import FittedScaling, read_features, read_slice_features
+from pipeline.fitted.folder import HEAD, TRAINING, UNLIKE, read_arrays, read_file, read_record
+from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.units import unit_chunks
+from pipeline.fitted.unlike import References
+from pipeline.shared.arrays import Floats
+from stores.errors import ModelError
+from stores.features import FeatureStore
+
+Doubles = NDArray[np.float64]
+# What stands before the names of a scaling's arrays, beside those of the head.
+SCALING = "scaling."
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was read from its folder. Its arrays are read when they are first needed."""
+
+    path: Path
+    record: ModelRecord
+
+    @classmethod
+    def load(cls, path: Path) -> Model:
+        """Read a model's folder and hold every file of it against its digest.
+
+        Raises ModelError for one that is missing, damaged or of another version.
+        """
+        record = read_record(path)
+        for name in record.files:
+            read_file(path, record, name)
+        return cls(path, record)
+
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """(c,): the names of the columns of `proba`."""
+        return np.array(self.record.classes, np.str_)
+
+    @cached_property
+    def head(self) -> Head[Any, Any]:
+        """The head whose parameters the model has."""
+        head = declared(self.record.method)
+        assert isinstance(head, Head)
+        return head
+
+    @cached_property
+    def _arrays(self) -> dict[str, NDArray[np.generic]]:
+        return read_arrays(self.path, self.record, HEAD)
+
+    @cached_property
+    def scaling(self) -> FittedScaling:
+        """How features are scaled before the head sees them."""
+        of_scaling = {}
+        for name, array in self._arrays.items():
+            if name.startswith(SCALING):
+                of_scaling[name.removeprefix(SCALING)] = array.astype(np.float64, copy=False)
+        return FittedScaling(self.record.scaling.kind, **of_scaling)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """What the head says of units."""
+        assert self.head.from_state is not None
+        of_head = {}
+        for name, array in self._arrays.items():
+            if not name.startswith(SCALING):
+                of_head[name] = array
+        try:
+            return self.head.from_state(HeadState(of_head, self.record.head))
+        except KeyError as error:
+            raise ModelError(
+                f"The model {str(self.path)!r} was written by another radprobe: its head lacks "
+                f"{error}. Use that one, or fit the model again."
+            ) from None
+
+    @cached_property
+    def references(self) -> References:
+        """The features that new ones are held against."""
+        arrays = read_arrays(self.path, self.record, UNLIKE)
+        return References(
+            features=arrays["features"],
+            patient=arrays["patient"],
+            distances=arrays["distances"],
+            k=self.record.unlike.neighbours,
+        )
+
+    @cached_property
+    def training(self) -> dict[str, NDArray[np.uint8]]:
+        """Digests of what the model has learnt from: `pixels` and `patients`, (., 16) bytes."""
+        return read_arrays(self.path, self.record, TRAINING)
+
+    # --- what it says ----------------------------------------------------------------------
+
+    def proba(self, x: Floats, units: Units) -> Doubles:
+        """Return (n, c) what the head says of units, from unscaled features.
+
+        x (n, d) of units, or (m, d) of their slices where the head sees those. For a number (n, 1).
+        Raises ModelError for features of another width.
+        """
+        width = self.width
+        if x.ndim != 2 or x.shape[1] != width:
+            raise ModelError(
+                f"The model {str(self.path)!r} takes features (n, {width}), "
+                f"{self.record.features!r} of its recipe. Got {x.shape} instead."
+            )
+        predictions = self.predictor(self.scaling.apply(x), units)
+        for prediction in predictions:
+            if prediction.setting == self.record.setting:
+                return prediction.proba
+        raise ModelError(
+            f"The head of {str(self.path)!r} has no setting {self.record.setting}. It has "
+            f"{[prediction.setting for prediction in predictions]}; fit the model again."
+        )
+
+    @property
+    def width(self) -> int:
+        """How many numbers a unit's features have."""
+        return int(self.references.features.shape[1])
+
+    def of_store(self, store: FeatureStore, units: Units) -> tuple[Doubles, Doubles]:
+        """Return (n, c) what the head says of units of a store, and (n,) how far each is.
+
+        Each unit must have a slice with features; so many are read as are held at a time.
+        """
+        proba = []
+        distances = []
+        for some in unit_chunks(units):
+            pooled = self.features_of(store, some)
+            x = pooled
+            if self.head.sees == "slices":
+                x = read_slice_features(store, some, self.record.features)
+            proba.append(self.proba(x, some))
+            distances.append(self.references.distances_of(pooled))
+        return np.concatenate(proba), np.concatenate(distances)
+
+    def features_of(self, store: FeatureStore, units: Units) -> Floats:
+        """Return (n, d) the features of units of a store, pooled and not scaled."""
+        record = self.record
+        return read_features(store, units, record.features, record.question.pool)

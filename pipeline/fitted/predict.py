@@ -1,0 +1,295 @@
+"""A model asked about images: a row a unit, piece by piece, so that memory holds one piece.
+
+Dims: n units, c classes or labels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.evaluation.metrics.operating import is_called
+from pipeline.fitted.model import Model
+from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
+from pipeline.fitted.tables import check_suffix, table_writer
+from pipeline.fitted.units import Asked, Piece
+from pipeline.io.decode import check_tags, read_headers
+from pipeline.shared.paths import unescape_path
+from stores.errors import ConfigError, UnreadableError
+
+Doubles = NDArray[np.float64]
+# Of images like those a model has learnt from, this share is called unlike.
+UNLIKE_AT = 0.05
+# Files that were set aside for these reasons are no images, and nobody asks about them.
+NO_IMAGES = ("other", "not-an-image", "empty")
+RANDOM = "RANDOM WEIGHTS"
+
+
+@dataclass
+class Tally:
+    """What a run of predictions came to: units by what was decided, and what was left out.
+
+    unreadable: units and files without a prediction. unlike: units with p <= UNLIKE_AT. other,
+    pending: slices of other modalities, and such that await extraction.
+    """
+
+    units: int = 0
+    decided: dict[str, int] = field(default_factory=dict)
+    unlike: int = 0
+    unreadable: int = 0
+    other: int = 0
+    pending: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def predict(
+    model: Model,
+    target: Path,
+    out: Path,
+    options: FolderOptions = FolderOptions(),  # noqa: B008 (frozen)
+    *,
+    tag: str | None = None,
+) -> Tally:
+    """Write what a model says of a store, a config's store or a folder; return the counts.
+
+    A row a unit: see `schema_of`. tag: a DICOM keyword, whose value in each unit's first file is a
+    column more, for the user's own eyes. Raises as `open_source` does, and writes nothing then.
+    """
+    check_suffix(out)  # before hours of work
+    check_tags([tag] if tag else [])
+    with open_source(model, target, options) as source:
+        asked = _asked(model, source)
+        tally = Tally(other=asked.other, pending=asked.pending, notes=list(source.notes))
+        schema = schema_of(model.record)
+        if tag is not None:
+            schema = schema.insert(0, pa.field(tag, pa.string()))
+        with table_writer(out, schema) as write:
+            for piece in _tables(model, source, asked, tally):
+                write(piece if tag is None else _with_tag(piece, source, tag))
+    return tally
+
+
+def watch(
+    model: Model,
+    folder: Path,
+    out: Path,
+    options: FolderOptions,
+    *,
+    every_s: float,
+    tag: str | None = None,
+) -> Generator[Tally]:
+    """Yield the counts each time a folder's images have changed and `out` was written anew.
+
+    The folder is looked at every so many seconds, without end. What was embedded stays in
+    `options.store`, so that whoever starts again goes on from there, and whoever reads `out` finds
+    it whole. A file that is being copied is read again once it has grown. Raises ConfigError
+    without a store, and for what is no folder.
+    """
+    if options.store is None or not folder.is_dir():
+        raise ConfigError(
+            "To watch, name a folder of images, and by --store where its features stay. Got "
+            f"{str(folder)!r} and store {options.store}."
+        )
+    before = None
+    while True:
+        # An empty folder is one whose first image is still to come.
+        with contextlib.suppress(NoImagesError):
+            with open_source(model, folder, options) as source:
+                now = (source.store.fingerprint(), source.lost)
+            if now != before:
+                yield predict(model, folder, out, options, tag=tag)
+                before = now
+        time.sleep(every_s)
+
+
+def _with_tag(piece: pa.Table, source: Source, tag: str) -> pa.Table:
+    """Return predictions with the value of a tag in each unit's first file; "" where none is."""
+    if source.root is None or not source.names.has_key:
+        raise ConfigError(
+            f"{tag} is read from the files, and {source.store.place} alone does not say where they "
+            "are. Name the config or the folder, not the store."
+        )
+    values = []
+    for path in piece["path"].to_pylist():
+        try:
+            header = read_headers(source.root / unescape_path(path), tags=[tag])[0]
+        except (UnreadableError, OSError):
+            values.append("")
+            continue
+        values.append(header.tags.get(tag, ""))
+    return piece.add_column(0, pa.field(tag, pa.string()), pa.array(values, pa.string()))
+
+
+def predictions(
+    model: Model,
+    target: Path,
+    options: FolderOptions = FolderOptions(),  # noqa: B008 (frozen)
+) -> pa.Table:
+    """Return what `predict` writes, as one table."""
+    with open_source(model, target, options) as source:
+        asked = _asked(model, source)
+        pieces = list(_tables(model, source, asked, Tally()))
+    return pa.concat_tables([schema_of(model.record).empty_table(), *pieces])
+
+
+def _asked(model: Model, source: Source) -> Asked:
+    asked = Asked.of(source.store, source.names, model.record.question, source.patients)
+    if not len(asked):
+        wanted = model.record.question.modality
+        raise ConfigError(
+            f"{source.store.place} holds no slice with features that the model is asked about: "
+            f"{asked.other} are of other modalities than {list(wanted or ())}, {asked.pending} "
+            "await `radprobe extract`."
+        )
+    return asked
+
+
+# --- the columns -----------------------------------------------------------------------------
+
+
+def schema_of(record: ModelRecord) -> pa.Schema:
+    """Return the columns of predictions.
+
+    unit: row number or pseudonym; path: of the unit's first slice, the real one where the key is
+    there; patient: a pseudonym. proba: what `evaluate` says of such a unit; calibrated: made right
+    on val; decision: at the operating point. unlike: what percentage of the images that the model
+    learnt from is nearer to the others than this unit is; unlike_p: the conformal p-value. Without
+    an image that can be read, all numbers are null and the notes say why.
+    """
+    columns = [
+        ("unit", pa.string()),
+        ("path", pa.string()),
+        ("frame", pa.int64()),
+        ("patient", pa.string()),
+        ("slices", pa.int64()),
+    ]
+    columns += [(name, pa.float64()) for name in number_columns(record)]
+    columns += [(name, pa.float64()) for name in calibrated_columns(record)]
+    if record.kind != "regression":
+        columns += [("decision", pa.string())]
+    columns += [("unlike", pa.float64()), ("unlike_p", pa.float64()), ("notes", pa.string())]
+    return pa.schema(columns)
+
+
+def number_columns(record: ModelRecord) -> list[str]:
+    """Return the columns of what the head says: a probability a class, or the number."""
+    if record.kind == "regression":
+        return ["value"]
+    return [f"proba:{name}" for name in record.classes]
+
+
+def calibrated_columns(record: ModelRecord) -> list[str]:
+    """Return the columns of calibrated probabilities, where the model has any."""
+    if record.calibration is None:
+        return []
+    return [f"calibrated:{name}" for name in record.classes]
+
+
+def decisions(record: ModelRecord, proba: Doubles) -> list[str]:
+    """Return (n,) what is decided at the operating point: the class, or the labels, parted by ";".
+
+    Of several classes the likeliest.
+    """
+    classes = np.array(record.classes, np.str_)
+    thresholds = np.array([record.thresholds.get(name, np.nan) for name in record.classes])
+    called = is_called(proba, thresholds)
+    if record.kind == "multilabel":
+        return [";".join(classes[on]) for on in called]
+    likeliest = proba.argmax(axis=1)
+    if record.kind == "binary":
+        likeliest = called[:, 1].astype(np.int64)
+    decided: list[str] = classes[likeliest].tolist()
+    return decided
+
+
+# --- a piece at a time -----------------------------------------------------------------------
+
+
+def _tables(model: Model, source: Source, asked: Asked, tally: Tally) -> Iterator[pa.Table]:
+    """Yield the rows of some units after others, then of the files that could not be read."""
+    for piece in asked.pieces():
+        yield _table(model, source, piece, tally)
+    lost = [each for each in source.lost if each.frame is None and each.reason not in NO_IMAGES]
+    if lost:
+        rows = []
+        for each in lost:
+            note = f"cannot be read: {each.reason}"
+            rows.append({"unit": "", "path": each.path, "slices": 0, "notes": note})
+        tally.unreadable += len(rows)
+        yield pa.Table.from_pylist(rows, schema=schema_of(model.record))
+
+
+def _table(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Table:
+    record = model.record
+    n = len(piece.ids)
+    numbers = np.full((n, len(number_columns(record))), np.nan)
+    calibrated = np.full((n, len(calibrated_columns(record))), np.nan)
+    percentile = np.full(n, np.nan)
+    p = np.full(n, np.nan)
+    decided: list[str | None] = [None] * n
+    at = piece.answered
+    if len(at):
+        proba, distance = model.of_store(source.store, piece.units)
+        numbers[at] = proba
+        if record.calibration is not None:
+            calibrated[at] = record.calibration.apply(proba, record.classes, record.kind)
+        percentile[at] = model.references.percentiles(distance)
+        p[at] = model.references.p_values(distance)
+        if record.kind != "regression":
+            for i, name in zip(at.tolist(), decisions(record, proba), strict=True):
+                decided[i] = name
+                tally.decided[name] = tally.decided.get(name, 0) + 1
+    tally.units += len(at)
+    tally.unreadable += n - len(at)
+    tally.unlike += int((p <= UNLIKE_AT).sum())
+    columns: dict[str, Any] = {
+        "unit": piece.ids,
+        "path": piece.paths,
+        "frame": piece.frames,
+        "patient": piece.patients,
+        "slices": piece.sizes,
+        "decision": decided,
+        "unlike": _or_null(percentile),
+        "unlike_p": _or_null(p),
+        "notes": _notes(record, piece, p),
+    }
+    for name, column in zip(number_columns(record), numbers.T, strict=True):
+        columns[name] = _or_null(column)
+    for name, column in zip(calibrated_columns(record), calibrated.T, strict=True):
+        columns[name] = _or_null(column)
+    schema = schema_of(record)
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _or_null(values: Doubles) -> pa.Array:
+    return pa.array(values, pa.float64(), from_pandas=True)
+
+
+def _notes(record: ModelRecord, piece: Piece, p: Doubles) -> list[str]:
+    """Return (n,) what is to be known of each unit beside its numbers, parted by "; "."""
+    fewest, most = record.trained_on.slices
+    each = []
+    for i in range(len(piece.ids)):
+        notes = [RANDOM] if record.random else []
+        size = int(piece.sizes[i])
+        if not size:
+            notes.append("no slice can be read")
+        elif piece.unreadable[i]:
+            notes.append(f"{piece.unreadable[i]} slices cannot be read")
+        if size and not fewest <= size <= most:
+            notes.append(f"{size} slices, the model learnt from units of {fewest} to {most}")
+        if piece.modalities[i] not in record.trained_on.modalities:
+            notes.append(f"modality {piece.modalities[i]}, of which the model has seen none")
+        if p[i] <= UNLIKE_AT:
+            notes.append("unlike the images that the model learnt from")
+        each.append("; ".join(notes))
+    return each

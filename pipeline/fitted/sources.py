@@ -1,0 +1,315 @@
+"""What a model is asked about: a store, the store of a config, or a folder that is embedded first.
+
+A folder is embedded by the model's own recipe, into a store that stays or is thrown away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config.data import BackboneChoice, Data, Outputs
+from pipeline.config.loading import load_config
+from pipeline.config.root import Config
+from pipeline.config.tasks import FeatureSet
+from pipeline.extract import extract
+from pipeline.extraction.embed import Speed
+from pipeline.extraction.failures import Lost, failures
+from pipeline.extraction.same_store import check_store
+from pipeline.extraction.sync import (
+    Difference,
+    create_store,
+    make_recipe,
+    recipe_differences,
+    update_tables,
+)
+from pipeline.fitted.model import Model
+from pipeline.fitted.record import ModelRecord
+from pipeline.inference.speed import cores
+from pipeline.recipe import Output, PatchTokens, Recipe, recipe_of
+from pipeline.shared.pseudonyms import Names, drop_key
+from stores.contents import MANIFEST, RECIPE
+from stores.errors import ConfigError, RecipeMismatchError
+from stores.features import FeatureStore
+from stores.mirror import url_of
+from stores.slices import is_withdrawn
+from stores.storage import located
+
+Texts = NDArray[np.str_]
+# What stands in a recipe and changes no value of what is stored: which outputs, of how many blocks.
+NOT_OF_VALUES = ("outputs", "blocks", "patch")
+# What a slice's modality is where its file names none.
+UNKNOWN = "OT"
+
+
+class NoImagesError(ConfigError):
+    """A folder holds no image that can be read, or none yet."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A store that a model may be asked about.
+
+    root: the folder of its files, where that is known. patients (slices,): who each slice is of
+    where labels say it; None for the headers' word. lost: the files that were set aside, of a
+    folder that was embedded just now. notes: what was taken for granted.
+    """
+
+    store: FeatureStore
+    names: Names
+    root: Path | None = None
+    patients: Texts | None = None
+    lost: list[Lost] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """How a folder is embedded. store: where its features stay; unset, they are thrown away.
+
+    modality: of the files that name none; unset, the one that the model was fitted on. weights: a
+    file or folder with the model's weights, where they are not where they were.
+    """
+
+    store: Path | None = None
+    modality: str | None = None
+    weights: str | None = None
+    speed: Speed = field(default_factory=Speed)
+
+
+@contextlib.contextmanager
+def open_source(
+    model: Model,
+    target: Path,
+    options: FolderOptions = FolderOptions(),
+) -> Iterator[Source]:
+    """Yield the store that a target names: a store, a config, or a folder of images.
+
+    Raises ConfigError for what is none of them and for a folder without images, and
+    RecipeMismatchError with both values where the images were embedded otherwise.
+    """
+    if url_of(target) or _is_store(target):
+        yield _of_store(model, located(target))
+    elif target.is_file():
+        yield _of_config(model, target)
+    elif target.is_dir():
+        with _embedded(model, target, options) as source:
+            yield source
+    else:
+        raise ConfigError(
+            f"There is nothing at {str(target)!r}. Name a store, a config, or a folder of images."
+        )
+
+
+def _is_store(path: Path) -> bool:
+    return any((path / name).is_file() for name in (MANIFEST, RECIPE))
+
+
+def _of_store(model: Model, path: Path) -> Source:
+    store = FeatureStore.open(path)
+    check_recipe(model, store)
+    return Source(store, Names(store.path))
+
+
+def _of_config(model: Model, path: Path) -> Source:
+    """Return the store of a config, with the patients that its labels name."""
+    config = load_config(path)
+    check_store(config)
+    source = _of_store(model, config.store)
+    patients = labelled_patients(config, source)
+    return Source(source.store, source.names, config.data.root, patients)
+
+
+def labelled_patients(config: Config, source: Source) -> Texts | None:
+    """Return (slices,) who each slice is of, by the label column that says it; None without one."""
+    from pipeline.annotations.labels import patients_of, read_labels
+
+    if config.labels is None or config.labels.patient is None:
+        return None
+    table = read_labels(config.labels, [])
+    slices = source.names.revealed(source.store.slices())
+    patients: Texts = patients_of(table, slices, config.data.root, source.names)
+    return patients
+
+
+# --- is it the model's kind of features ----------------------------------------------------
+
+
+def check_recipe(model: Model, store: FeatureStore) -> None:
+    """Raise RecipeMismatchError, with both values, where a store's features are of another kind."""
+    record = model.record
+    recipe = recipe_of(store)
+    ours = recipe.model_copy(update={name: getattr(record.recipe, name) for name in NOT_OF_VALUES})
+    fields = recipe_differences(ours, record.recipe)
+    if fields:
+        _refuse(model, store.place, fields)
+
+
+def _refuse(model: Model, place: str, fields: list[Difference]) -> None:
+    lines = []
+    for name, have, want in fields:
+        lines.append(f"  {name}: {have!r} there, {want!r} in the model")
+    raise RecipeMismatchError(
+        f"The features of {place} are not those that the model {str(model.path)!r} was fitted "
+        "on:\n" + "\n".join(lines) + "\nName a store of the model's recipe, or a folder, which is "
+        "embedded by it."
+    )
+
+
+# --- a folder ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _embedded(model: Model, folder: Path, options: FolderOptions) -> Iterator[Source]:
+    """Embed a folder by the model's recipe; the store is gone at the end, unless it has a place."""
+    with contextlib.ExitStack() as stack:
+        place = options.store
+        if place is None:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="radprobe-"))
+            place = Path(scratch) / "store"
+        config = folder_config(model.record, folder, place, options)
+        is_new = not _is_store(place) and not Names(place).has_key
+        store = _look(model, config, options.speed)
+        try:
+            _refuse_empty(folder, store, model.record)
+        except NoImagesError:
+            if is_new:  # nothing is left of what is refused
+                _remove(place)
+            raise
+        _extract(model, config, options.speed)
+        names = Names(store.path)
+        yield Source(
+            store,
+            names,
+            folder,
+            lost=failures(store.path),
+            notes=_assumed(model.record, store, options),
+        )
+
+
+def folder_config(
+    record: ModelRecord,
+    folder: Path,
+    store: Path,
+    options: FolderOptions,
+) -> Config:
+    """Return the config that embeds a folder as the model's own images were.
+
+    Of the outputs those alone that the model reads.
+    """
+    recipe = folder_recipe(record)
+    modality = options.modality or only_modality(record)
+    return Config(
+        data=Data(root=folder, modality={} if modality is None else {"**": modality}),
+        store=store,
+        backbone=BackboneChoice(
+            name=record.backbone.name,
+            weights=options.weights or record.backbone.weights,
+            image_size=recipe.image_size,
+            precision=recipe.precision,
+            treatment=recipe.architecture.treatment,
+        ),
+        preprocess=recipe.preprocess,
+        outputs=Outputs(keep=recipe.outputs, blocks=recipe.blocks, dtype=recipe.dtype),
+    )
+
+
+def folder_recipe(record: ModelRecord) -> Recipe:
+    """Return the recipe that a folder is embedded by: the model's, of what it reads alone."""
+    change = {"outputs": needed_outputs(record.features), "patch": PatchTokens()}
+    return record.recipe.model_copy(update=change)
+
+
+def needed_outputs(features: FeatureSet) -> tuple[Output, ...]:
+    """Return the outputs that a feature set is made of."""
+    return ("cls", "mean") if "mean" in features else ("cls",)
+
+
+def only_modality(record: ModelRecord) -> str | None:
+    """Return the one modality that a model was fitted on; None where it knows several."""
+    modalities = [*record.trained_on.modalities]
+    return modalities[0] if len(modalities) == 1 else None
+
+
+def _look(model: Model, config: Config, speed: Speed) -> FeatureStore:
+    """Return the folder's store, made by the model's recipe, with the slices it is to have.
+
+    Whatever weights are found later must then fit that recipe: what does not is refused before
+    anything is embedded.
+    """
+    if _is_store(config.store):
+        store = FeatureStore.open(config.store)
+        check_recipe(model, store)
+    else:
+        store = create_store(config, folder_recipe(model.record))
+    workers = cores() if speed.workers is None else speed.workers
+    update_tables(config, store, workers=workers)
+    return store
+
+
+def _extract(model: Model, config: Config, speed: Speed) -> None:
+    """Embed what is not in the store yet. Raises RecipeMismatchError, naming the model's values."""
+    try:
+        extract(config, speed)
+    except RecipeMismatchError:
+        recipe, _ = make_recipe(config)
+        fields = recipe_differences(recipe, folder_recipe(model.record))
+        if fields:
+            _refuse(model, str(config.data.root), fields)
+        raise
+
+
+def _remove(store: Path) -> None:
+    """Remove a store that was made just now, and its key."""
+    shutil.rmtree(store)
+    drop_key(store)
+
+
+def _refuse_empty(folder: Path, store: FeatureStore, record: ModelRecord) -> None:
+    """Raise NoImagesError where a folder holds nothing that the model is asked about."""
+    slices = store.slices(["modality", "withdrawn"])
+    live = slices.filter(pa.array(~is_withdrawn(slices)))
+    if not len(live):
+        reasons = Counter(store.files(["reason"])["reason"].drop_null().to_pylist())
+        aside = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
+        raise NoImagesError(
+            f"The folder {str(folder)!r} holds no image that can be read. Files set aside: "
+            f"{aside or 'none'}. Check the path."
+        )
+    counts = Counter(live["modality"].to_pylist())
+    wanted = record.question.modality
+    # Before hours of work for nothing.
+    if wanted is not None and not counts.keys() & set(wanted):
+        raise NoImagesError(
+            f"The folder {str(folder)!r} holds no image of {', '.join(wanted)}, which the model is "
+            f"asked about. It holds {_counted(counts)}. Name another folder, or say by --modality "
+            "what files are that name none."
+        )
+
+
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+
+
+def _assumed(record: ModelRecord, store: FeatureStore, options: FolderOptions) -> list[str]:
+    """Return what was taken for granted of files that name no modality."""
+    modality = options.modality or only_modality(record)
+    if modality is not None:
+        return [f"Files that name no modality are taken as {modality}"]
+    names = store.slices(["modality"])["modality"].to_pylist()
+    number = names.count(UNKNOWN)
+    if not number:
+        return []
+    known = ", ".join(record.trained_on.modalities)
+    return [
+        f"{number} slices name no modality, and the model knows {known}: say which by --modality"
+    ]

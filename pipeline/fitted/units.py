@@ -1,0 +1,178 @@
+"""The units of a store that a model is asked about, without labels: which slices, whose, where.
+
+Dims: n units, m slices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.annotations.units import Units
+from pipeline.config.tasks import Level, Task
+from pipeline.shared.arrays import Rows
+from pipeline.shared.pseudonyms import Names
+from stores.features import OK, UNREADABLE, VOID, FeatureStore
+
+Texts = NDArray[np.str_]
+# Slices whose features are in memory at a time.
+SLICES_AT_ONCE = 4096
+COLUMNS = ("row", "path", "frame", "patient", "study", "series", "modality", "withdrawn")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some units: what a model needs of them, and what is said of each beside.
+
+    answered (a,): the numbers of those that have features, which `units` is of. paths (n,): of the
+    first slice, the real one where the key is there; frames (n,): its frame; patients (n,):
+    pseudonyms, "" for none; modalities (n,): of the first slice; sizes (n,): slices with features;
+    unreadable (n,): slices without, for good.
+    """
+
+    ids: Texts
+    answered: Rows
+    units: Units
+    paths: Texts
+    frames: Rows
+    patients: Texts
+    modalities: Texts
+    sizes: Rows
+    unreadable: Rows
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The live slices (m,) that a task is asked about, unit after unit in the order of first rows.
+
+    unit (m,) ascending: of each slice; ids (n,): row number, pseudonym, or path. other: how many
+    live slices are of other modalities; pending: how many await extraction.
+    """
+
+    slices: pa.Table
+    status: NDArray[np.uint8]
+    unit: Rows
+    ids: Texts
+    other: int
+    pending: int
+
+    @classmethod
+    def of(cls, store: FeatureStore, names: Names, task: Task, patients: Texts | None) -> Asked:
+        """Gather the units of a store by a task's level and modalities.
+
+        patients (all slices,): who each is of where labels say it, None for the headers' word.
+        """
+        slices = store.slices(COLUMNS)
+        if patients is not None:
+            slices = _with_patients(slices, patients)
+        if names.has_key:
+            slices = names.revealed(slices)
+        status = store.status()[slices["row"].to_numpy()]
+        modality = slices["modality"].to_numpy(zero_copy_only=False)
+        is_live = np.isin(status, (OK, UNREADABLE, VOID))
+        is_live &= ~slices["withdrawn"].to_numpy(zero_copy_only=False)
+        is_wanted = np.ones(len(modality), bool)
+        if task.modality is not None:
+            is_wanted = np.isin(modality.astype(np.str_), task.modality)
+        use = is_live & is_wanted & (status != VOID)
+        other = int((is_live & ~is_wanted).sum())
+        pending = int((is_live & is_wanted & (status == VOID)).sum())
+        slices = slices.filter(pa.array(use))
+        status = status[use]
+        unit, ids = _units_of(slices, task.level)
+        # Slices of a unit stand together, in the order of their rows.
+        order = np.argsort(unit, kind="stable")
+        return cls(slices.take(pa.array(order)), status[order], unit[order], ids, other, pending)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield whole units, of about SLICES_AT_ONCE slices together."""
+        ends = np.cumsum(np.bincount(self.unit, minlength=len(self.ids)))
+        first = 0
+        start = 0
+        while first < len(self.ids):
+            # A unit of more slices than that is a piece of its own.
+            within = int(np.searchsorted(ends, start + SLICES_AT_ONCE, side="right"))
+            stop = max(first + 1, within)
+            yield self._piece(first, stop, start, int(ends[stop - 1]))
+            start = int(ends[stop - 1])
+            first = stop
+
+    def _piece(self, first: int, stop: int, start: int, end: int) -> Piece:
+        """Return the units from `first` to before `stop`, whose slices are from start to end."""
+        slices = self.slices.slice(start, end - start)
+        unit = self.unit[start:end] - first
+        n = stop - first
+        has_features = self.status[start:end] == OK
+        _, at = np.unique(unit, return_index=True)
+        sizes = np.bincount(unit[has_features], minlength=n)
+        answered = np.flatnonzero(sizes)
+        number = np.cumsum(sizes > 0) - 1
+        ids = self.ids[first:stop]
+        rows = slices["row"].to_numpy()[has_features]
+        return Piece(
+            ids=ids,
+            answered=answered,
+            units=Units.unlabelled(ids[answered], rows, number[unit[has_features]]),
+            paths=_texts(slices, "path")[at],
+            frames=slices["frame"].to_numpy()[at].astype(np.int64),
+            patients=_texts(slices, "patient")[at],
+            modalities=_texts(slices, "modality")[at],
+            sizes=sizes,
+            unreadable=np.bincount(unit, minlength=n) - sizes,
+        )
+
+
+def unit_chunks(units: Units) -> Iterator[Units]:
+    """Yield whole units, without labels, of about SLICES_AT_ONCE slices together."""
+    bags = units.bags()
+    first = 0
+    while first < len(units.ids):
+        limit = bags.first[first] + SLICES_AT_ONCE
+        within = int(np.searchsorted(bags.first[1:], limit, side="right"))
+        stop = max(first + 1, within)
+        yield units_from(units, np.arange(first, stop))
+        first = stop
+
+
+def units_from(units: Units, numbers: Rows) -> Units:
+    """Return some units by their numbers, without labels; each must have a slice."""
+    bags = units.bags()
+    places = [bags[unit] for unit in numbers.tolist()]
+    sizes = [len(each) for each in places]
+    return Units.unlabelled(
+        units.ids[numbers],
+        units.rows[np.concatenate(places)],
+        np.repeat(np.arange(len(numbers)), sizes),
+    )
+
+
+def _with_patients(slices: pa.Table, patients: Texts) -> pa.Table:
+    place = slices.schema.get_field_index("patient")
+    return slices.set_column(place, "patient", pa.array(patients, pa.string()))
+
+
+def _texts(slices: pa.Table, column: str) -> Texts:
+    values = [value or "" for value in slices[column].to_pylist()]
+    texts: Texts = np.array(values, np.str_)
+    return texts
+
+
+def _units_of(slices: pa.Table, level: Level) -> tuple[Rows, Texts]:
+    """Return the unit of each slice (m,), numbered as they first stand, and their names (n,)."""
+    column = "row" if level == "image" else level
+    number: dict[str, int] = {}
+    unit = np.empty(len(slices), np.int64)
+    for i, (name, path) in enumerate(
+        zip(slices[column].to_pylist(), slices["path"].to_pylist(), strict=True)
+    ):
+        # A file without a series, study or patient is its own.
+        key = str(path if name is None else name)
+        unit[i] = number.setdefault(key, len(number))
+    return unit, np.array(list(number), np.str_)

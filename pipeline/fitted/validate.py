@@ -1,0 +1,389 @@
+"""A model held against the labels of another collection: external validation.
+
+Everything is of the fixed model: its probabilities, its operating point. Intervals are of 95 %, by
+a bootstrap over patients. Dims: n units, c classes, b draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.annotations.units import Prediction, Truth, Units
+from pipeline.config.root import Config
+from pipeline.config.tasks import Task
+from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.metrics.bootstrap import (
+    IntervalRules,
+    Values,
+    bootstrap,
+    patients_on_rarer_side,
+)
+from pipeline.evaluation.metrics.calibration import calibration, net_benefit
+from pipeline.evaluation.metrics.values import columns_of
+from pipeline.evaluation.scoring import score_of
+from pipeline.extraction.same_store import check_store
+from pipeline.fitted.fit import DIGEST, patient_digest
+from pipeline.fitted.model import Model
+from pipeline.fitted.predict import UNLIKE_AT
+from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.sources import check_recipe
+from pipeline.fitted.units import units_from
+from pipeline.recipe import recipe_of
+from pipeline.results import Metric, PartCount, Score, Tally
+from pipeline.shared.arrays import Rows, unit_length
+from pipeline.shared.pseudonyms import Names
+from pipeline.types import Frozen
+from stores.errors import ConfigError, LabelError
+
+Doubles = NDArray[np.float64]
+# Where a decision curve is read.
+THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+# Units of each side that a domain probe is fitted on at most, and its folds.
+MOST_COMPARED = 1000
+FOLDS = 5
+
+
+class Benefit(Frozen):
+    """The net benefit of deciding from a probability on, and that of treating all."""
+
+    threshold: float
+    decided: Metric
+    treat_all: Metric
+
+
+class Validation(Frozen):
+    """How a model does on the labels of another collection.
+
+    score: as answers have it, at the model's operating point; internal: what the model's own answer
+    has of its test units. calibration: slope, intercept and in_the_large by class or label, of the
+    probabilities as they are, and as the model calibrates them. benefit: the decision curve by
+    label. unlike: the share of units with p <= 0.05 of being like those the model learnt from;
+    domain_auroc: how well a probe tells both collections apart. model: the key of its answer.
+    """
+
+    task: str
+    model: str
+    recipe: str
+    random: bool
+    count: PartCount
+    score: Score
+    internal: dict[str, Metric]
+    calibration: dict[str, dict[str, Metric]]
+    calibrated: dict[str, dict[str, Metric]]
+    benefit: dict[str, tuple[Benefit, ...]]
+    unlike: Metric
+    domain_auroc: float
+    left_out: int
+    tally: Tally
+    notes: tuple[str, ...]
+
+
+def validate(
+    model: Model,
+    config: Config,
+    *,
+    task: str | None = None,
+    leave_out_known: bool = False,
+) -> Validation:
+    """Hold a model against a task of a config, over the config's store.
+
+    task: by its name; unset, the one called like the model's. leave_out_known: leave out what the
+    model has learnt from, instead of refusing it. Raises ConfigError or LabelError for another
+    question, RecipeMismatchError for other features.
+    """
+    record = model.record
+    config = _of_one_task(record, config, task)
+    check_store(config)
+    (cases,) = cases_of(config)
+    check_recipe(model, cases.store)
+    _refuse_other_question(record, cases)
+    units, left_out = _without_known(model, cases, leave_out_known)
+    # What is asked of the cases from here on, subgroups as well, is of these units.
+    cases.units = units
+    proba, distances = model.of_store(cases.store, units)
+    return _validation(model, cases, proba, distances, left_out)
+
+
+# --- is it the model's question ------------------------------------------------------------
+
+
+def _of_one_task(record: ModelRecord, config: Config, name: str | None) -> Config:
+    """Return a config with the one task that the model is held against."""
+    tasks = config.tasks
+    if name is None:
+        name = record.task if record.task in tasks else next(iter(tasks), "")
+        if len(tasks) > 1 and name != record.task:
+            raise ConfigError(
+                f"The model answers {record.task!r}, and the config has {', '.join(tasks)}. Name "
+                "the task that is the same by --task."
+            )
+    if name not in tasks:
+        raise ConfigError(f"The config has no task {name!r}. It has: {', '.join(tasks) or 'none'}.")
+    task: Task = tasks[name].model_copy(update={"shortcuts": (), "pool": record.question.pool})
+    return config.model_copy(update={"tasks": {name: task}, "fit_on": None})
+
+
+def _refuse_other_question(record: ModelRecord, cases: Cases) -> None:
+    """Raise LabelError, with both values, where a task is another than the model's."""
+    units = cases.units
+    differences = []
+    if units.kind != record.kind:
+        differences.append(f"kind: {units.kind} here, {record.kind} in the model")
+    elif units.kind != "regression" and units.classes != record.classes:
+        differences.append(f"classes: {list(units.classes)} here, {list(record.classes)} there")
+    if cases.task.level != record.level:
+        differences.append(f"level: {cases.task.level} here, {record.level} in the model")
+    if differences:
+        raise LabelError(
+            f"{cases.name} is another question than the model's {record.task}: "
+            f"{'; '.join(differences)}. Both must be the same."
+        )
+
+
+# --- what the model has learnt from ----------------------------------------------------------
+
+
+def _without_known(model: Model, cases: Cases, leave_out: bool) -> tuple[Units, int]:
+    """Return the units that the model has not learnt from, and how many it has.
+
+    Raises LabelError where there are such and they are not to be left out.
+    """
+    units = cases.units
+    is_known = _by_pixels(model, cases) | _by_patient(model, cases)
+    known = int(is_known.sum())
+    if known and not leave_out:
+        patients = len(np.unique(units.groups[is_known]))
+        raise LabelError(
+            f"{known} of the {len(is_known)} units, of {patients} patients, are among those that "
+            "the model has learnt from, by their patients or pixels: scores would be leaked. Name "
+            "another collection, or leave them out by --leave-out-known."
+        )
+    if known == len(is_known):
+        raise LabelError("The model has learnt from every unit: there is none to hold it against.")
+    if not known:
+        return units, 0
+    numbers = np.flatnonzero(~is_known)
+    some = units_from(units, numbers)
+    stays = replace(
+        units,
+        y=units.y[numbers],
+        groups=units.groups[numbers],
+        ids=some.ids,
+        rows=some.rows,
+        unit=some.unit,
+    )
+    return stays, known
+
+
+def _by_pixels(model: Model, cases: Cases) -> NDArray[np.bool_]:
+    """Return (n,) which units hold an image that the model has learnt from."""
+    units = cases.units
+    digests = cases.store.read("pixel_digest", units.rows)[:, :DIGEST]
+    known = {digest.tobytes() for digest in model.training["pixels"]}
+    is_known = np.array([digest.tobytes() in known for digest in digests])
+    return np.bincount(units.unit, weights=is_known, minlength=len(units.ids)) > 0
+
+
+def _by_patient(model: Model, cases: Cases) -> NDArray[np.bool_]:
+    """Return (n,) which units are of a patient that the model has learnt from."""
+    known = {digest.tobytes() for digest in model.training["patients"]}
+    groups, of_group = np.unique(cases.units.groups, return_inverse=True)
+    is_known = np.array([patient_digest(name).tobytes() in known for name in groups.tolist()])
+    return np.asarray(is_known[of_group])
+
+
+# --- scores ----------------------------------------------------------------------------------
+
+
+def _validation(
+    model: Model,
+    cases: Cases,
+    proba: Doubles,
+    distances: Doubles,
+    left_out: int,
+) -> Validation:
+    record = model.record
+    units = cases.units
+    rows = np.arange(len(units.ids))
+    truth = units.at(rows)
+    p = model.references.p_values(distances)
+    calibrated = np.full(proba.shape, np.nan)
+    if record.calibration is not None:
+        calibrated = record.calibration.apply(proba, record.classes, record.kind)
+    return Validation(
+        task=cases.name,
+        model=record.provenance.key,
+        recipe=recipe_of(cases.store).digest,
+        random=record.random,
+        count=_count(truth),
+        score=score_of(cases, _prediction(record, proba), rows, None),
+        internal=record.score.metrics,
+        calibration=calibration_of(truth, proba),
+        calibrated=calibration_of(truth, calibrated),
+        benefit=benefit_of(truth, proba),
+        unlike=_share(p <= UNLIKE_AT, truth.groups),
+        domain_auroc=_domain_auroc(model, cases),
+        left_out=left_out,
+        tally=units.tally,
+        notes=tuple(_notes(record, cases)),
+    )
+
+
+def _prediction(record: ModelRecord, proba: Doubles) -> Prediction:
+    """Return what the model says, with its fixed operating points."""
+    points = [record.thresholds.get(name, np.nan) for name in record.classes]
+    thresholds = np.tile(np.array(points), (len(proba), 1))
+    if record.kind not in ("binary", "multilabel"):
+        return Prediction(record.setting, proba)
+    return Prediction(record.setting, proba, thresholds=thresholds)
+
+
+def _count(truth: Truth) -> PartCount:
+    positives = {}
+    if truth.kind != "regression":
+        carried = truth.indicator.sum(axis=0).tolist()
+        positives = dict(zip(truth.classes, carried, strict=True))
+    patients = len(np.unique(truth.groups))
+    return PartCount(units=len(truth.y), patients=patients, positives=positives)
+
+
+def calibration_of(truth: Truth, proba: Doubles) -> dict[str, dict[str, Metric]]:
+    """Return slope, intercept and in_the_large by class or label, each with its interval."""
+    if truth.kind == "regression" or np.isnan(proba).all():
+        return {}
+    columns = columns_of(truth, proba)
+
+    def values(weights: Doubles) -> Values:
+        by_key: Values = {}
+        for column in columns:
+            for name, each in calibration(column, weights).items():
+                by_key[name, column.name] = each
+        return by_key
+
+    metrics = bootstrap(
+        values,
+        truth.groups,
+        proba.shape[1],
+        IntervalRules(rarest=patients_on_rarer_side(truth)),
+    )
+    return _by_label(metrics)
+
+
+def benefit_of(
+    truth: Truth,
+    proba: Doubles,
+    thresholds: Sequence[float] = THRESHOLDS,
+) -> dict[str, tuple[Benefit, ...]]:
+    """Return the decision curve of each class or label."""
+    if truth.kind == "regression":
+        return {}
+    columns = columns_of(truth, proba)
+
+    def values(weights: Doubles) -> Values:
+        by_key: Values = {}
+        for column in columns:
+            decided, treated = net_benefit(column, thresholds, weights)
+            for i in range(len(thresholds)):
+                by_key[f"decided.{i}", column.name] = decided[i]
+                by_key[f"treated.{i}", column.name] = treated[i]
+        return by_key
+
+    metrics = bootstrap(
+        values,
+        truth.groups,
+        proba.shape[1],
+        IntervalRules(rarest=patients_on_rarer_side(truth)),
+    )
+    curves = {}
+    for name, of_label in _by_label(metrics).items():
+        curve = []
+        for i, threshold in enumerate(thresholds):
+            benefit = Benefit(
+                threshold=threshold,
+                decided=of_label[f"decided.{i}"],
+                treat_all=of_label[f"treated.{i}"],
+            )
+            curve.append(benefit)
+        curves[name] = tuple(curve)
+    return curves
+
+
+def _by_label(metrics: dict[tuple[str, str], Metric]) -> dict[str, dict[str, Metric]]:
+    by_label: dict[str, dict[str, Metric]] = {}
+    for (name, label), metric in metrics.items():
+        by_label.setdefault(label, {})[name] = metric
+    return by_label
+
+
+def _share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
+    """Return a share of units, with its interval over patients."""
+    holds = which.astype(np.float64)
+
+    def values(weights: Doubles) -> Values:
+        return {("share", ""): holds @ weights / weights.sum(axis=0)}
+
+    patients = float(len(np.unique(groups)))
+    # None of few patients does not say that none is.
+    rules = IntervalRules(rarest={"": patients}, shares={"share": 0.0})
+    return bootstrap(values, groups, 1, rules)["share", ""]
+
+
+# --- how far both collections are apart ------------------------------------------------------
+
+
+def _domain_auroc(model: Model, cases: Cases) -> float:
+    """Return how well a probe tells the model's images from these, by patients it has not seen.
+
+    0.5 where it cannot, 1 where each image tells where it is from.
+    """
+    from pipeline.evaluation.heads.probe_fit import probabilities
+    from pipeline.evaluation.metrics.weighted import auroc
+
+    theirs = model.references
+    units = cases.units
+    ours = _evenly(np.arange(len(units.ids)), MOST_COMPARED)
+    x_ours = unit_length(model.features_of(cases.store, units_from(units, ours)))
+    those = _evenly(np.arange(len(theirs.features)), MOST_COMPARED)
+    x = np.concatenate([theirs.features[those], x_ours])
+    is_ours = np.repeat([0, 1], [len(those), len(ours)])
+    patient = np.concatenate([theirs.patient[those], units.patient[ours]])
+    groups = np.char.add(np.where(is_ours, "here ", "there "), patient.astype(np.str_))
+    names = np.arange(len(x)).astype(np.str_)
+    both = replace(
+        Units.unlabelled(names, np.arange(len(x)), np.arange(len(x))),
+        y=is_ours,
+        groups=groups,
+        classes=("there", "here"),
+        kind="binary",
+    )
+    fold = both.patient % FOLDS
+    said = np.full(len(x), np.nan)
+    for i in range(FOLDS):
+        fit = np.flatnonzero(fold != i)
+        test = np.flatnonzero(fold == i)
+        if len(test) and len(np.unique(is_ours[fit])) == 2:
+            (proba,), _ = probabilities(x, both, fit, test, np.ones(1), [])
+            said[test] = proba[:, 1]
+    done = ~np.isnan(said)
+    return auroc(is_ours[done] == 1, said[done])
+
+
+def _evenly(rows: Rows, most: int) -> Rows:
+    places = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)
+    chosen: Rows = rows[places]
+    return chosen
+
+
+def _notes(record: ModelRecord, cases: Cases) -> list[str]:
+    notes = [*cases.units.notes]
+    names = Names(cases.store.path)
+    if names.pseudonym("key", "radprobe") != record.trained_on.key:
+        notes.append(
+            "the store has another key than the model's: patients that both have are known by "
+            "their pixels alone"
+        )
+    return notes

@@ -1,0 +1,104 @@
+"""A model on the labels of another collection, and what it must not be held against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.config.root import Config
+from pipeline.fitted.fit import fit
+from pipeline.fitted.model import Model
+from pipeline.fitted.validate import validate
+from stores.errors import ConfigError, LabelError, RecipeMismatchError
+from tests.pipeline.collection import config_of, make_store, write_csv
+
+N = 120
+
+
+def collection(root: Path, seed: int, images: np.ndarray | None = None, d: int = 12) -> Path:
+    """Write a store of 40 patients, 3 images each, whose features tell who is sick."""
+    root.mkdir()
+    rng = np.random.default_rng(seed)
+    patient = np.arange(N) // 3
+    sick = rng.integers(0, 2, 40)[patient]
+    cls = rng.standard_normal((N, 4, d))
+    cls[:, 3, 0] += 2 * sick
+    pictures = images if images is not None else 1000 * seed + np.arange(N)
+    make_store(root / "store", cls, [{"patient": f"{seed}-{p}"} for p in patient], images=pictures)
+    write_csv(
+        root / "labels.csv",
+        path=[f"f{i}.png" for i in range(N)],
+        sick=["yes" if s else "no" for s in sick],
+        grade=rng.integers(0, 3, N),
+        sex=np.where(patient % 2, "f", "m"),
+    )
+    return root
+
+
+def config(root: Path, **task: Any) -> Config:
+    return config_of(root, tasks={"sick": {"labels": ["sick"], "subgroups": ["sex"]} | task})
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return collection(tmp_path_factory.mktemp("sites") / "home", 1)
+
+
+@pytest.fixture(scope="module")
+def model(home: Path) -> Model:
+    return fit(config(home), home / "model")
+
+
+def test_a_model_is_held_against_other_labels(model: Model, tmp_path: Path) -> None:
+    away = config(collection(tmp_path / "away", 2))
+    validation = validate(model, away)
+    assert validation.count.units == N
+    assert validation.left_out == 0
+    auroc = validation.score.metrics["auroc"]
+    assert auroc.low is not None
+    assert auroc.low < auroc.value
+    assert auroc.value > 0.8
+    assert validation.score.operating_points == {"": (model.record.thresholds["yes"],)}
+    assert set(validation.score.subgroups) == {"sex=f", "sex=m"}
+    slope = validation.calibration["yes"]["slope"]
+    assert slope.low is not None
+    assert slope.low > 0
+    assert [each.threshold for each in validation.benefit["yes"]][:2] == [0.05, 0.1]
+    # Of the same kind of features, nothing tells them apart.
+    assert validation.unlike.value < 0.2
+    assert 0.3 < validation.domain_auroc < 0.7
+    assert any("another key" in note for note in validation.notes)
+
+
+def test_what_the_model_has_learnt_from_is_refused_or_left_out(model: Model, home: Path) -> None:
+    count = model.record.counts
+    learnt = count["train"].units + count["val"].units
+    patients = count["train"].patients + count["val"].patients
+    with pytest.raises(LabelError, match=rf"{learnt} of the {N} units, of {patients} patients"):
+        validate(model, config(home))
+    validation = validate(model, config(home), leave_out_known=True)
+    assert validation.left_out == learnt
+    # What is left is the test side: the score is the answer's, to the last digit.
+    assert validation.score.metrics == model.record.score.metrics
+
+
+def test_the_same_pixels_under_other_names_are_known(model: Model, tmp_path: Path) -> None:
+    copied = config(collection(tmp_path / "copied", 3, images=1000 + np.arange(N)))
+    with pytest.raises(LabelError, match="by their patients or pixels"):
+        validate(model, copied)
+
+
+def test_another_question_is_refused_with_both_values(model: Model, tmp_path: Path) -> None:
+    away = collection(tmp_path / "away", 2)
+    with pytest.raises(LabelError, match="multiclass here, binary in the model"):
+        validate(model, config(away, labels=["grade"]))
+    with pytest.raises(LabelError, match="level: patient here, image in the model"):
+        validate(model, config(away, level="patient"))
+    with pytest.raises(ConfigError, match="no task 'ill'. It has: sick"):
+        validate(model, config(away), task="ill")
+    wide = config(collection(tmp_path / "wide", 4, d=16))
+    with pytest.raises(RecipeMismatchError, match="architecture.dim: 16 there, 12 in the model"):
+        validate(model, wide)
