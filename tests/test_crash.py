@@ -9,7 +9,7 @@ from benchmarks.crash_points import Point, points_of
 
 
 def test_what_an_extraction_leaves_that_was_ended_is_mended_by_the_same_command() -> None:
-    arguments = ["--of", "extract", "--sample", "3"]
+    arguments = ["--of", "extract", "--sample", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.crash", *arguments], capture_output=True, text=True
     )
