@@ -225,8 +225,8 @@ def test_a_benchmark_tells_how_answers_hold(tmp_path: Path) -> None:
     for each in found.steady:
         pair = [by[f"montgomery/{each.backbone}/kNN{seen}/0"] for seen in ("", f"+{each.view}")]
         stores = [(o.cell.config.store, o.answers[0]) for o in pair]
-        _, one, _ = read_predictions(*stores[0], -1)  # type: ignore[arg-type]
-        _, two, _ = read_predictions(*stores[1], -1)  # type: ignore[arg-type]
+        _, one, _ = read_predictions(*stores[0], None)  # type: ignore[arg-type]
+        _, two, _ = read_predictions(*stores[1], None)  # type: ignore[arg-type]
         assert each.icc_scores == pytest.approx(np.nanmean(icc(np.stack([one, two], axis=1))))
         assert each.difference.value == pytest.approx(each.seen.value - each.plain.value, abs=1e-6)
         assert each.icc_features is not None
