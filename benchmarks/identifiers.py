@@ -121,7 +121,7 @@ def run_all(folder: Path, headers: dict[Path, set[str]], scratch: Path, *, keep:
         "store": "../written/store",
         "labels": {"file": "labels.csv", "patient": "who", "headers": "ignore"},
         "tasks": {"odd": {"labels": ["odd"], "level": "image"}},
-        "split": {"allow": ["duplicates"]},
+        "split": {"allow": ["duplicates", "near-duplicates"]},
         "knn": {"k": [5]},
     }
     (inputs / "config.yaml").write_text(yaml.safe_dump(config))
