@@ -7,6 +7,7 @@ cores are busy. Who sets OMP_NUM_THREADS otherwise has it so.
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Read when numpy and torch are first imported, and by the processes that tests start.
 for name in (
@@ -16,3 +17,5 @@ for name in (
     "TORCHINDUCTOR_COMPILE_THREADS",  # more are processes, which import torch for one test
 ):
     os.environ.setdefault(name, "1")
+# Nothing of the tests is remembered among what the user's own runs found.
+os.environ.setdefault("RADPROBE_CACHE", f"{tempfile.gettempdir()}/radprobe-tests-{os.getuid()}")

@@ -7,20 +7,18 @@ that takes a config to a store asks here first. No weights are needed, and no im
 
 from __future__ import annotations
 
-import functools
 import itertools
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.backbones.models import COMPARATORS
+from pipeline.backbones.remembered import remembered_identity
 from pipeline.backbones.weights import (
     BACKBONES,
     Weights,
     WeightsSource,
     find_weights,
-    identity_of,
-    stamp_of,
     treated,
 )
 from pipeline.config.root import Config
@@ -120,13 +118,7 @@ def _check_likely_weights(config: Config, recipe: Recipe, store: FeatureStore) -
 def _identity(source: WeightsSource) -> str:
     if source.file is None:
         return f"random:{source.seed}"
-    return _identity_once(source.file, stamp_of(source.file))
-
-
-@functools.lru_cache(maxsize=16)
-def _identity_once(file: Path, stamp: str) -> str:
-    """Return the identity of a file, which is read once a run however many ask."""
-    return identity_of(file)
+    return remembered_identity(source.file)
 
 
 # --- the images ------------------------------------------------------------------------------
