@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.backbones.weights import BACKBONES, PublishedBackbone
+from pipeline.backbones.weights import locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import discover
 from pipeline.extraction.sync import open_store
 from pipeline.io.decode import read_slices
 from pipeline.preprocessing.prepare import prepare_batch
-from pipeline.recipe import Architecture, Recipe
+from pipeline.recipe import Recipe
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names, hide_path, load_key, relabelled
 from pipeline.types import Slice
@@ -25,19 +26,30 @@ from stores import FeatureStore
 PATCH = 14
 
 
-# A network of no file, for configs and stores of planted tokens to agree on.
-PLANTED = Architecture(dim=6, depth=5, heads=2)
-BACKBONES["planted"] = PublishedBackbone(PLANTED, "planted.pth", "nobody/planted")
+# A network of no weights, for configs and stores of planted tokens to agree on.
+SHAPE = {
+    "model_type": "dinov2",
+    "hidden_size": 6,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 2,
+}
 
 
 def config_of(root: Path, **more: Any) -> Config:
     """Return a config over root/images, its masks in root/masks, its store in root/store."""
+    network = root / "network"
+    network.mkdir(exist_ok=True)
+    (network / "config.json").write_text(json.dumps(SHAPE))
     masks = {name: {"root": root / "masks", **own} for name, own in more.pop("masks").items()}
     return Config.model_validate(
         {
             "data": {"root": root / "images", "modality": {"**": "DX"}, "patient": r"(p\d+)"},
             "store": root / "store",
-            "backbone": {"name": "planted", "weights": "random:0", "image_size": 8 * PATCH},
+            "backbone": {
+                "name": f"hf:{network}",
+                "weights": "random:0",
+                "image_size": 8 * PATCH,
+            },
             "outputs": {"keep": ["patch"], "blocks": 1},
             "split": {"folds": 3},
             "masks": masks,
@@ -49,7 +61,7 @@ def config_of(root: Path, **more: Any) -> Config:
 def token_store(config: Config) -> FeatureStore:
     """Return the config's store, its tokens each the mean, spread and place of a patch (d = 6)."""
     recipe = Recipe(
-        architecture=PLANTED,
+        architecture=locate(config.backbone.name, "random:0").architecture,
         weights="random:0",
         image_size=config.backbone.image_size,
         blocks=1,
