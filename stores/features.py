@@ -663,6 +663,11 @@ class FeatureStore:
             values[name] = array.read_part(part)
         return values
 
+    @property
+    def version(self) -> str:
+        """The sha256 of the manifest: another whenever a table is."""
+        return manifest.version(self.path)
+
     def fingerprint(self) -> str:
         """Return a digest of all that answers depend on: receipts and the slice table.
 

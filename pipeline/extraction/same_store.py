@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.backbones.models import COMPARATORS
-from pipeline.backbones.remembered import remembered_identity
 from pipeline.backbones.weights import (
     BACKBONES,
     Weights,
     WeightsSource,
     find_weights,
+    identity_of,
+    stamp_of,
     treated,
 )
 from pipeline.config.root import Config
@@ -27,6 +28,7 @@ from pipeline.extraction.sync import DEMO_WEIGHTS, check_recipe, recipe_with
 from pipeline.extraction.walk import walk
 from pipeline.io.sniff import sniff
 from pipeline.recipe import Recipe, recipe_of
+from pipeline.shared.notes import Note
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
@@ -37,6 +39,9 @@ PLACES = 8
 RUN = 8
 # Files under data.root that are looked at for an image, where none of the store's is there.
 LOOKED_AT = 100
+# What a look at the tables of a store found.
+IMPORTED = "imported"
+OF_THIS_FOLDER = "of this folder"
 
 
 def check_store(config: Config) -> None:
@@ -48,15 +53,23 @@ def check_store(config: Config) -> None:
     with both values, StoreNotFoundError, WeightsError for a name that no network has, ConfigError.
     """
     store = FeatureStore.open(config.store)
+    # Tables of millions of rows are looked into once, and again when they or the folder change.
+    note = Note(
+        "stores", f"{store.path.resolve()}\0{config.data.root.resolve()}", _stamp(config, store)
+    )
+    origin = note.read()
     # Imported features are of no files: their recipe is the user's word, and the config has none.
-    if not len(store.files(["size"])):
+    if origin == IMPORTED or (origin is None and not len(store.files(["size"]))):
+        note.write(IMPORTED)
         return
     recipe = recipe_of(store)
     asked = _weights_asked(config, recipe)
     check_recipe(store, recipe_with(config, asked or _weights_by_name(config, recipe)))
     if asked is None:
         _check_likely_weights(config, recipe, store)
-    _check_root(config, store)
+    if origin is None:
+        _check_root(config, store)
+        note.write(OF_THIS_FOLDER)
 
 
 # --- the network -----------------------------------------------------------------------------
@@ -118,10 +131,27 @@ def _check_likely_weights(config: Config, recipe: Recipe, store: FeatureStore) -
 def _identity(source: WeightsSource) -> str:
     if source.file is None:
         return f"random:{source.seed}"
-    return remembered_identity(source.file)
+    stamp = stamp_of(source.file)
+    note = Note("weights", str(source.file.resolve()), stamp)
+    identity = note.read()
+    if identity is None:
+        identity = identity_of(source.file)
+        # Not of a file that changed while it was hashed.
+        if stamp_of(source.file) == stamp:
+            note.write(identity)
+    return identity
 
 
 # --- the images ------------------------------------------------------------------------------
+
+
+def _stamp(config: Config, store: FeatureStore) -> str:
+    """Return what changes with the tables of a store and with the folder of images."""
+    root = config.data.root
+    if not root.is_dir():
+        return f"{store.version} no folder"
+    about = root.stat()
+    return f"{store.version} {about.st_dev} {about.st_ino}"
 
 
 def _check_root(config: Config, store: FeatureStore) -> None:

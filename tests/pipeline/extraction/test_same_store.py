@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from pipeline import api
 from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.extract import extract
+from pipeline.extraction import same_store
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.same_store import check_store
 from pipeline.report.sources import open_sources
+from pipeline.shared.notes import PLACE
+from stores import FeatureStore
 from stores.errors import RecipeMismatchError, WeightsError
 from tests.phantoms import write_png
 from tests.pipeline.collection import make_store
@@ -120,6 +124,41 @@ def test_imported_features_are_of_the_network_that_they_say(tmp_path: Path) -> N
     make_store(tmp_path / "store", np.ones((4, 1, 8)), [{} for _ in range(4)])
     (tmp_path / "data").mkdir()
     check(tmp_path, backbone={"name": "dinov2_vitb14"})
+
+
+def test_tables_and_weights_are_looked_into_once_and_again_when_they_change(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(project, tmp_path / "copy"))
+    monkeypatch.setenv(PLACE, str(tmp_path / "cache"))
+    looks: list[str] = []
+
+    def counted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        def look(*arguments: Any) -> Any:
+            looks.append(name)
+            return plain(*arguments)
+
+        return look
+
+    for name in ("_check_root", "identity_of"):
+        monkeypatch.setattr(same_store, name, counted(name, getattr(same_store, name)))
+    monkeypatch.setattr(FeatureStore, "files", counted("files", FeatureStore.files))
+    tiny = {"name": f"hf:{folder / 'tiny'}"}
+    check(folder, backbone=tiny)
+    assert sorted(looks) == ["_check_root", "files", "identity_of"]
+    check(folder, backbone=tiny)
+    assert len(looks) == 3
+    # Another folder under the name of the first, and other weights under the same.
+    shutil.rmtree(folder / "data")
+    shutil.copytree(folder / "other", folder / "data")
+    with pytest.raises(RecipeMismatchError, match="another folder"):
+        check(folder, backbone=tiny)
+    weights = folder / "tiny/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(RecipeMismatchError, match="weights: the store has 'sha256:"):
+        check(folder, backbone=tiny)
 
 
 @pytest.mark.parametrize(
