@@ -132,7 +132,7 @@ def _identity(source: WeightsSource) -> str:
     if source.file is None:
         return f"random:{source.seed}"
     stamp = stamp_of(source.file)
-    note = Note("weights", str(source.file.resolve()), stamp)
+    note = Note("identities", str(source.file.resolve()), stamp)
     identity = note.read()
     if identity is None:
         identity = identity_of(source.file)
