@@ -201,7 +201,7 @@ class Cases:
         on_file = load_split(path) if path.is_file() else None
         if on_file is not None and column is not None:
             check_column(on_file, self.units, column, choice)
-        split, addition = self._dealt(on_file, column)
+        split, addition = self._divided(on_file, column)
         # Last of all: nothing is left to be refused.
         if on_file is None:
             # Named by who is asked about: a crash before this line leaves nothing, and one after
@@ -214,7 +214,7 @@ class Cases:
         # Read back: what is answered from is what is on file, whoever wrote it.
         self.split = load_split(path)
 
-    def _dealt(
+    def _divided(
         self,
         on_file: Split | None,
         column: Texts | None,

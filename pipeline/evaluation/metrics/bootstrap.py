@@ -280,8 +280,8 @@ def score_bounds(share: float, patients: float) -> tuple[float, float]:
     middle = share + square / (2 * patients)
     spread = share * (1 - share) / patients + square / (4 * patients**2)
     half = NORMAL_REACH * spread**0.5
-    whole = 1 + square / patients
-    return (middle - half) / whole, (middle + half) / whole
+    divisor = 1 + square / patients
+    return (middle - half) / divisor, (middle + half) / divisor
 
 
 def draws(
