@@ -138,7 +138,7 @@ class Cases:
 
     # --- the split -----------------------------------------------------------------------
 
-    @property
+    @cached_property
     def split_column_digest(self) -> str | None:
         """The sha256 of the label column that patients are divided by, where they are."""
         column = self.config.split.column
