@@ -49,8 +49,8 @@ Table = dict[tuple[str, ...], dict[str, list[bool]]]
 def collection(law: str, patients: int, rng: np.random.Generator, signal: float = 0.8):
     """Return features (n, d) and the truth: a patient's images share label and likeness."""
     patient = np.repeat(np.arange(patients), IMAGES)
-    own = 0.7 * rng.standard_normal((patients, D))[patient]
-    x = own + rng.standard_normal((len(patient), D))
+    likeness = 0.7 * rng.standard_normal((patients, D))[patient]
+    x = likeness + rng.standard_normal((len(patient), D))
     if law == "regression":
         y = (50 + 8 * rng.standard_normal(patients))[patient]
         x[:, 0] += signal * (y - 50) / 8
@@ -228,13 +228,13 @@ def perfect(trials: int) -> list[str]:
     """Two normal scores far apart, so that few patients are told apart by all of them."""
     table: Table = defaultdict(lambda: defaultdict(list))
 
-    def said(score, mu):
+    def probability(score, mu):
         above = score - mu / 2
         return np.where(above > 0, 0.5 + 0.49 * norm.cdf(above), 0.005 + 0.49 * norm.cdf(above))
 
     for mu in (3.0, 4.0):
         sick = np.repeat([True, False], [8000, 12000])
-        p = said(mu * sick + np.random.default_rng(1).standard_normal(len(sick)), mu)
+        p = probability(mu * sick + np.random.default_rng(1).standard_normal(len(sick)), mu)
         names = np.arange(len(sick)).astype(str)
         many = Truth(sick.astype(np.int64), names, ("n", "p"), "binary")
         true = everybody(lambda _, p=p: np.stack([1 - p, p], axis=1), names, many)
@@ -244,7 +244,7 @@ def perfect(trials: int) -> list[str]:
                 sick = rng.random(patients) < 0.4
                 if min(sick.sum(), (~sick).sum()) < 2:
                     continue
-                p = said(mu * sick + rng.standard_normal(patients), mu)
+                p = probability(mu * sick + rng.standard_normal(patients), mu)
                 test = Truth(sick.astype(np.int64), names[:patients], ("n", "p"), "binary")
                 scores, _ = metrics.score(test, np.stack([1 - p, p], axis=1))
                 for name, metric in scores.items():
@@ -319,15 +319,15 @@ def few_shot(trials: int) -> list[str]:
 
 
 def episodes(patients: int, trials: int) -> dict[int, list[dict[str, Metric]]]:
-    found: dict[int, list[dict[str, Metric]]] = defaultdict(list)
+    by_shots: dict[int, list[dict[str, Metric]]] = defaultdict(list)
     settings = fewshot.FewShotSettings(shots=(1, 5), episodes=200)
     centre = np.random.default_rng(1).standard_normal((2, D)) * 0.45
     for trial in range(trials):
         rng = np.random.default_rng([trial, patients])
         patient = np.repeat(np.arange(patients), rng.integers(1, 4, patients))
         y = (patient % 2 == 0).astype(np.int64)
-        own = 0.8 * rng.standard_normal((patients, D))[patient]
-        x = centre[y] + own + 0.7 * rng.standard_normal((len(patient), D)) + 1
+        likeness = 0.8 * rng.standard_normal((patients, D))[patient]
+        x = centre[y] + likeness + 0.7 * rng.standard_normal((len(patient), D)) + 1
         side = np.repeat([2, 1, 0], [patients // 5, patients // 5, patients - 2 * (patients // 5)])
         side = rng.permutation(side)[patient]
         rows = np.arange(len(patient))
@@ -336,8 +336,8 @@ def episodes(patients: int, trials: int) -> dict[int, list[dict[str, Metric]]]:
         centre_of = np.zeros(D, np.float32)
         model = fewshot.Supports(units, settings, rows[side < 2], centre_of)
         for score in fewshot.score(model, x.astype(np.float32), rows[side == 2]).scores:
-            found[int(score.setting["shots"])].append(score.metrics)
-    return found
+            by_shots[int(score.setting["shots"])].append(score.metrics)
+    return by_shots
 
 
 # --- leakage, end to end -------------------------------------------------------------------
@@ -365,10 +365,10 @@ def leaked(folder: Path) -> None:
         )  # fmt: skip
         try:
             evaluate(config, ["knn"])
-            said = "answered"
+            outcome = "answered"
         except LabelError as error:
-            said = f"refused: {str(error).partition(':')[0]}"
-        print(f"{copied} of {n} images are there again under another patient's id: {said}")
+            outcome = f"refused: {str(error).partition(':')[0]}"
+        print(f"{copied} of {n} images are there again under another patient's id: {outcome}")
 
 
 def sections(trials: int) -> Iterator[tuple[str, Callable[[], list[str]]]]:
@@ -382,13 +382,13 @@ def sections(trials: int) -> Iterator[tuple[str, Callable[[], list[str]]]]:
 
 def main() -> None:
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    asked = sys.argv[2:]
+    chosen = sys.argv[2:]
     missing: dict[str, list[str]] = {}
-    if not asked or "leakage" in asked:
+    if not chosen or "leakage" in chosen:
         with tempfile.TemporaryDirectory() as folder:
             leaked(Path(folder))
     for name, run in sections(trials):
-        if not asked or name in asked:
+        if not chosen or name in chosen:
             missing[name] = run()
     print(f"\nCells outside {LOW} to {HIGH} by more than chance:")
     for name, cells in missing.items():

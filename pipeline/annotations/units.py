@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.tasks import Kind
 from pipeline.results import Tally
+from pipeline.shared.arrays import numbers_of
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,8 @@ class Truth:
 
     @property
     def patient(self) -> NDArray[np.int64]:
-        """(n,) the number of each unit's patient; patients count in the order of their first units.
-
-        So what is drawn by it does not depend on pseudonyms, which differ from store to store.
-        """
-        _, first, patient = np.unique(
-            self.groups,
-            return_index=True,
-            return_inverse=True,
-        )
-        # The rank of where each first stands, by the order of names.
-        number = np.argsort(np.argsort(first))
-        return np.asarray(number[patient])
+        """(n,) the number of each unit's patient, as `numbers_of` counts: by their first units."""
+        return numbers_of(self.groups)
 
     @property
     def known(self) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ from pipeline.benchmark.settings import Cell
 from pipeline.evaluation.metrics.paired import holm
 from pipeline.evaluation.metrics.ranking import Ranking, ranking
 from pipeline.recipe import ViewName
-from pipeline.report.wording import HEADLINE, positive_text
+from pipeline.report.wording import HEADLINE, positive_name, positive_text
 from pipeline.results import Metric, Result, Score, Segmented
 from stores.errors import LabelError
 
@@ -295,8 +295,7 @@ def _numbers(score: Score) -> Iterator[dict[str, Any]]:
 
 def _positive_of(answer: Answer, label: str) -> dict[str, Any]:
     """Return the class or label that a number calls positive, and how many test units carry it."""
-    is_of_two = isinstance(answer, Result) and answer.kind == "binary"
-    name = answer.classes[-1] if is_of_two else label
+    name = positive_name(answer) or label
     return {"positive": name or None, "positives": answer.counts["test"].positives.get(name)}
 
 

@@ -20,6 +20,7 @@ from pipeline.evaluation.result_files import (
     segmentation_path,
 )
 from pipeline.results import Difference, Metric, Result, Segmented
+from pipeline.shared.arrays import numbers_of
 from stores.errors import LabelError
 
 
@@ -116,8 +117,7 @@ def _segmented(one: pa.Table, two: pa.Table) -> Paired:
         )
     from scipy import stats
 
-    _, seen, of = np.unique(first, return_index=True, return_inverse=True)
-    of = np.argsort(np.argsort(seen))[of]  # in the order of the units, not of names
+    of = numbers_of(first)  # in the order of the units, not of names
     differences = _means(_dice(two), of) - _means(_dice(one), of)
     apart = differences[np.isfinite(differences)]
     if not len(apart):

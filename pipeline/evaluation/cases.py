@@ -27,10 +27,9 @@ from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.fit_store import FitStore
 from pipeline.evaluation.leakage import (
     Copies,
+    CopySearch,
     Links,
     describe_near_copies,
-    equal_pixels,
-    near_copies,
     refuse_copies,
 )
 from pipeline.evaluation.pooling import comparable_features, read_features, scaled
@@ -139,7 +138,7 @@ class Cases:
 
     # --- the split -----------------------------------------------------------------------
 
-    @property
+    @cached_property
     def split_column_digest(self) -> str | None:
         """The sha256 of the label column that patients are divided by, where they are."""
         column = self.config.split.column
@@ -191,7 +190,7 @@ class Cases:
                 self._file_split()
                 note_patients(self.store, self.table, self._slices, self._root, self._names)
         else:  # the other task's split counts as it is
-            self._refuse_copies(self._copies(self.split))
+            self._refuse_copies(self._copy_search().across(self._sides(self.split)))
         self._split_ensured = True
 
     def _file_split(self) -> None:
@@ -202,7 +201,7 @@ class Cases:
         on_file = load_split(path) if path.is_file() else None
         if on_file is not None and column is not None:
             check_column(on_file, self.units, column, choice)
-        split, addition = self._dealt(on_file, column)
+        split, addition = self._divided(on_file, column)
         # Last of all: nothing is left to be refused.
         if on_file is None:
             # Named by who is asked about: a crash before this line leaves nothing, and one after
@@ -215,7 +214,7 @@ class Cases:
         # Read back: what is answered from is what is on file, whoever wrote it.
         self.split = load_split(path)
 
-    def _dealt(
+    def _divided(
         self,
         on_file: Split | None,
         column: Texts | None,
@@ -226,6 +225,7 @@ class Cases:
         """
         choice = self.config.split
         links = Links(self.units) if choice.group == "duplicates" else None
+        search: CopySearch | None = None
         while True:
             linked = None if links is None else links.names
             if on_file is None:
@@ -238,7 +238,9 @@ class Cases:
                 addition = split_new_patients(on_file, self.units, choice, keys=keys, linked=linked)
                 split = on_file if addition is None else merged(on_file, addition)
             # New patients are on their sides by now, so that their copies are found as well.
-            copies = self._copies(split)
+            if search is None:
+                search = self._copy_search()
+            copies = search.across(self._sides(split))
             # Copies that were on one side by chance may be parted by the next deal, so that this
             # goes on until none are: each time at least two patients more are linked.
             if links is None or not links.add(copies):
@@ -276,17 +278,16 @@ class Cases:
             )
         return self._texts_of(parts, "part")
 
-    def _copies(self, split: Split) -> Copies:
-        """Return the copies that stand on two sides of a split."""
+    def _sides(self, split: Split) -> NDArray[np.int64]:
+        """Return (n,) the side of each unit; -1 where the split leaves it out: it leaks nothing."""
+        return split.sides_of(self.units.groups)
+
+    def _copy_search(self) -> CopySearch:
+        """Return the search for copies among the units, which reads their features once."""
         units = self.units
-        # -1 stands for patients whom the split leaves out: they can leak nothing.
         digests = self.store.read("pixel_digest", units.rows)
-        side = split.sides_of(units.groups)
         features = comparable_features(self.store, units, self.task.pool)
-        return Copies(
-            equal_pixels(digests, units, side),
-            near_copies(features, digests, units, side),
-        )
+        return CopySearch.of(units, digests, features)
 
     def _refuse_copies(self, copies: Copies) -> None:
         """Refuse copies on two sides, or note those that are allowed. Raises LabelError."""

@@ -110,11 +110,14 @@ def near_copies(
 ) -> list[NearCopy]:
     """Return the units (n,) that are all but copies of one on another side, the nearest first.
 
-    features: of all units in order, some (b, d) at a time; digests, side: as `refuse_duplicates`
-    has them, which answers for units of equal pixels. An image in more than five versions hides
-    itself.
+    features: of all units in order, some (b, d) at a time; digests, side: as `equal_pixels` has
+    them, which answers for units of equal pixels. An image in more than five versions hides itself.
     """
-    sketch = _sketch(features)
+    return _near_copies(_sketch(features), digests, units, side)
+
+
+def _near_copies(sketch: Floats, digests: Digests, units: Units, side: Rows) -> list[NearCopy]:
+    """Return what `near_copies` does, by the units' sketch (n, d)."""
     pairs = _nearest_across(sketch, side)
     if pairs is None:
         return []
@@ -243,6 +246,30 @@ class Copies:
 
     equal: EqualPixels
     near: list[NearCopy]
+
+
+@dataclass(frozen=True)
+class CopySearch:
+    """What tells the images of some units apart, read once for all ways to divide them.
+
+    sketch (n, d): of each unit's features, as distances need them.
+    """
+
+    units: Units
+    digests: Digests
+    sketch: Floats
+
+    @classmethod
+    def of(cls, units: Units, digests: Digests, features: Iterable[Floats]) -> CopySearch:
+        """Take up features of all units in order, some (b, d) at a time; digests (m, 32)."""
+        return cls(units, digests, _sketch(features))
+
+    def across(self, side: Rows) -> Copies:
+        """Return the copies that stand on two sides; side (n,): of each unit, -1 for none."""
+        return Copies(
+            equal_pixels(self.digests, self.units, side),
+            _near_copies(self.sketch, self.digests, self.units, side),
+        )
 
 
 def refuse_copies(copies: Copies, units: Units, path_of: Callable[[int], str]) -> None:

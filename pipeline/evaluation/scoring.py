@@ -150,9 +150,9 @@ def at_operating_points(prediction: Prediction, val: Truth, rule: OperatingRule)
 
     val: what is true of the units (v,) that `on_val` is of. Every draw has thresholds of its own.
     """
-    from pipeline.evaluation.metrics.operating import thresholds_of
+    from pipeline.evaluation.metrics.operating import columns_with_points, thresholds_of
 
-    if prediction.on_val is None or val.kind not in ("binary", "multilabel"):
+    if prediction.on_val is None or not columns_with_points(val):
         return replace(prediction, on_val=None)
     draws = prediction.draws or 1
     q = len(prediction.proba) // draws
@@ -165,12 +165,13 @@ def at_operating_points(prediction: Prediction, val: Truth, rule: OperatingRule)
 
 def _point_notes(cases: Cases, prediction: Prediction) -> list[str]:
     """Return a note for each class or label that is to have an operating point, and has none."""
+    from pipeline.evaluation.metrics.operating import columns_with_points
+
     units = cases.units
-    columns = _with_points(units)
     if cases.task.operating_point == "likeliest":
         return []
     notes = []
-    for j in columns:
+    for j in columns_with_points(units):
         has_model = ~np.isnan(prediction.proba[:, j])
         thresholds = prediction.thresholds
         lacks = has_model if thresholds is None else has_model & np.isnan(thresholds[:, j])
@@ -181,24 +182,19 @@ def _point_notes(cases: Cases, prediction: Prediction) -> list[str]:
     return notes
 
 
-def _with_points(truth: Truth) -> list[int]:
-    """Return the columns that have operating points: the positive of two classes, or each label."""
-    if truth.kind == "binary":
-        return [1]
-    return list(range(len(truth.classes))) if truth.kind == "multilabel" else []
-
-
 def _points_of(
     truth: Truth,
     prediction: Prediction,
     model: Rows | None,
 ) -> dict[str, tuple[float, ...]]:
     """Return the operating points as results have them; model (q,): which one each is of."""
+    from pipeline.evaluation.metrics.operating import columns_with_points
+
     if prediction.thresholds is None:
         return {}
     first = [0] if model is None else np.unique(model, return_index=True)[1]
     points = {}
-    for j in _with_points(truth):
+    for j in columns_with_points(truth):
         of_label = prediction.thresholds[first, j]
         defined = of_label[~np.isnan(of_label)]
         if len(defined):

@@ -162,8 +162,8 @@ def make_split(
     Raises LabelError for fewer patients than folds, and where the column cannot be split by.
     """
     given = ToSplit(units, keys, column, linked)
-    dealt = units.groups if linked is None else linked
-    n = len(np.unique(dealt))
+    movable = units.groups if linked is None else linked
+    n = len(np.unique(movable))
     if n < choice.folds:
         what = "patients" if linked is None else "patients without a copy of another"
         raise LabelError(
@@ -171,7 +171,7 @@ def make_split(
             "instead; label more patients or lower split.folds."
         )
     if column is None:
-        patients, fold = _dealt(given, choice, alone=False)
+        patients, fold = _folds_by_label(given, choice, alone=False)
         return _split_of_folds(patients, fold, choice)
     match choice.kind:
         case "site":
@@ -183,7 +183,7 @@ def make_split(
     return _split_of_sides(patients, side, PARTS)
 
 
-def _dealt(given: ToSplit, choice: SplitChoice, *, alone: bool) -> tuple[Texts, Sides]:
+def _folds_by_label(given: ToSplit, choice: SplitChoice, *, alone: bool) -> tuple[Texts, Sides]:
     """Return the patients and the fold of each, those that are linked in one.
 
     alone: as `folds_by_label` has it.
@@ -249,13 +249,13 @@ def split_new_patients(
             "patients anew (scores are then not comparable with earlier ones)."
         )
     # Each by his hash alone: whoever comes before or after him, he goes to the same side.
-    patients, fold = _dealt(ToSplit(units, keys, None, linked), choice, alone=True)
+    patients, fold = _folds_by_label(ToSplit(units, keys, None, linked), choice, alone=True)
     is_added = np.isin(patients, units.groups[is_new])
     addition = _split_of_folds(patients[is_added], fold[is_added], choice)
-    return addition if linked is None else _beside_their_copies(addition, split, units, linked)
+    return addition if linked is None else _with_their_copies(addition, split, units, linked)
 
 
-def _beside_their_copies(
+def _with_their_copies(
     addition: Split,
     split: Split,
     units: Units,

@@ -89,6 +89,17 @@ def batches(n: int, at_once: int = ROWS_AT_ONCE) -> Iterator[slice]:
         yield slice(start, min(start + at_once, n))
 
 
+def numbers_of(labels: NDArray[Any]) -> Rows:
+    """Return (n,) the number of each label (n,); labels count in the order of their first places.
+
+    What is drawn by it does not depend on pseudonyms, which differ from store to store.
+    """
+    _, first, which = np.unique(labels, return_index=True, return_inverse=True)
+    # The rank of where each first stands, by the order of the labels.
+    rank = np.argsort(np.argsort(first))
+    return np.asarray(rank[which])
+
+
 def take_scaled(
     x: NDArray[Any],
     rows: Rows,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -72,6 +72,15 @@ class Probe:
 
 
 def fit(given: FitInput[ProbeSettings], refit_on: Sequence[Part] = ("train", "val")) -> Probe:
+    """Fit as `fit_unchecked` does, and note where the fit with the chosen C has not converged."""
+    probe = fit_unchecked(given, refit_on)
+    return replace(probe, notes=[*probe.notes, *_moved_notes(given, probe)])
+
+
+def fit_unchecked(
+    given: FitInput[ProbeSettings],
+    refit_on: Sequence[Part] = ("train", "val"),
+) -> Probe:
     """Fit on train for each C, choose C on val by macro AUROC, and fit it again on `refit_on`.
 
     Of equals the C of the smaller log-loss is chosen: the smallest of many that rank alike would
@@ -112,16 +121,37 @@ def _fit_classes(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Pr
     stopped += stopped_again
     if stopped:
         notes.append(f"{stopped} fits stopped before they converged")
-    goes_on, _ = probabilities(
-        x, units, train, val, grid[best : best + 1], left_out, device, further=True
-    )
-    moved = float(np.nanmax(np.abs(goes_on[0] - on_val[best])))
-    if moved > MOVED:
-        notes.append(
-            f"the fit with C = {c:.3g} stopped before it converged: where it goes on, its "
-            f"probabilities of val move by up to {moved:.2f}"
-        )
     return Probe(model, {"C": c}, able.notes + notes, on_val[best])
+
+
+def _moved_notes(given: FitInput[ProbeSettings], probe: Probe) -> list[str]:
+    """Return a note where the chosen C, fitted on train further on, says other things of val.
+
+    One more fit, from the start: for those alone who show notes. A number has none to be made.
+    """
+    if probe.on_val is None:
+        return []
+    units = given.units
+    train = given.parts["train"]
+    c = probe.setting["C"]
+    left_out = modelled(units, train).left_out
+    (goes_on,), _ = probabilities(
+        given.x,
+        units,
+        train,
+        given.parts["val"],
+        np.array([c]),
+        left_out,
+        given.device,
+        further=True,
+    )
+    moved = float(np.nanmax(np.abs(goes_on - probe.on_val)))
+    if moved <= MOVED:
+        return []
+    return [
+        f"the fit with C = {c:.3g} stopped before it converged: where it goes on, its "
+        f"probabilities of val move by up to {moved:.2f}"
+    ]
 
 
 def _fit_number(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Probe:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
 from pipeline.results import Metric
+from pipeline.shared.arrays import numbers_of
 
 Floats = NDArray[np.float64]
 Numbers = NDArray[np.int64]
@@ -279,8 +280,8 @@ def score_bounds(share: float, patients: float) -> tuple[float, float]:
     middle = share + square / (2 * patients)
     spread = share * (1 - share) / patients + square / (4 * patients**2)
     half = NORMAL_REACH * spread**0.5
-    whole = 1 + square / patients
-    return (middle - half) / whole, (middle + half) / whole
+    divisor = 1 + square / patients
+    return (middle - half) / divisor, (middle + half) / divisor
 
 
 def draws(
@@ -295,26 +296,26 @@ def draws(
     (arXiv 0712.1111). Fewer at once for more classes c, whose weights the micro averages hold side
     by side.
     """
+    # Numbered once for all draws: names are many, and slow to sort.
+    patient = numbers_of(groups)
+    fit = None if fits is None else numbers_of(fits)
     rng = np.random.default_rng(SEED)
     at_once = max(1, AT_ONCE // (len(groups) * c))
     for start in range(0, number, at_once):
         b = min(at_once, number - start)
-        weights = _times_drawn(groups, b, rng)
-        if fits is not None:
-            weights = weights * _times_drawn(fits, b, rng)
+        weights = _times_drawn(patient, b, rng)
+        if fit is not None:
+            weights = weights * _times_drawn(fit, b, rng)
         yield weights
 
 
 def _times_drawn(
-    labels: NDArray[Any],
+    number: Numbers,
     b: int,
     rng: np.random.Generator,
 ) -> Floats:
-    """Return (n, b): how often each of b draws with replacement took each unit's label."""
-    names, first, which = np.unique(labels, return_index=True, return_inverse=True)
-    # Labels are numbered as they first occur: their order must matter, never their names.
-    number = np.argsort(np.argsort(first))[which]
-    p = len(names)
+    """Return (n, b): how often each of b draws with replacement took each unit's number (n,)."""
+    p = int(number.max(initial=-1)) + 1
     drawn = rng.integers(0, p, (b, p))
     # One count of all draws together: those of draw i are counted from i * p on.
     apart = drawn + np.arange(b)[:, None] * p

@@ -47,8 +47,8 @@ def calibration(column: ScoredColumn, weights: Floats) -> dict[str, Floats]:
 
 def logit(proba: Floats) -> Floats:
     """Return the logits of probabilities, those nearer to 0 or 1 than LEAST counted as so near."""
-    said = np.clip(proba, LEAST, 1 - LEAST)
-    logits: Floats = np.log(said / (1 - said))
+    clipped = np.clip(proba, LEAST, 1 - LEAST)
+    logits: Floats = np.log(clipped / (1 - clipped))
     return logits
 
 

@@ -32,6 +32,13 @@ def is_called(proba: Floats, thresholds: Floats) -> Bools:
     return np.where(np.isnan(thresholds), proba > HALF, with_threshold)
 
 
+def columns_with_points(truth: Truth) -> list[int]:
+    """Return the columns that have operating points: the positive of two classes, or each label."""
+    if truth.kind == "binary":
+        return [1]
+    return list(range(len(truth.classes))) if truth.kind == "multilabel" else []
+
+
 def thresholds_of(truth: Truth, proba: Floats, rule: OperatingRule) -> Floats:
     """Return (c,) the threshold of each class or label by the probabilities (n, c) of val.
 
@@ -41,8 +48,7 @@ def thresholds_of(truth: Truth, proba: Floats, rule: OperatingRule) -> Floats:
     thresholds = np.full(proba.shape[1], np.nan)
     if rule == "likeliest":
         return thresholds
-    columns = {"binary": [1], "multilabel": list(range(proba.shape[1]))}.get(truth.kind, [])
-    for j in columns:
+    for j in columns_with_points(truth):
         known = truth.known[:, j]
         values = proba[known, j]
         if not np.isnan(values).any():

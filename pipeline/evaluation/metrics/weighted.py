@@ -73,7 +73,7 @@ def rank_metrics(
 def auroc(positive: Bools, values: Floats) -> float:
     """Return the plain area under the ROC curve of n values; NaN where one side is empty."""
     once = np.ones((len(values), 1))
-    return float(rank_metrics(positive, values, once).auroc[0])
+    return float(_Thresholds.of(positive, values, once).auroc()[0])
 
 
 @dataclass(frozen=True)

@@ -166,13 +166,12 @@ def test_folds_and_labels_have_points_of_their_own(root: Path) -> None:
     points = many.main_score.operating_points
     assert {name: len(each) for name, each in points.items()} == {"a": 4, "b": 4}
     table = pq.read_table(predictions_path(root / "store", many))
-    for j, name in enumerate("ab"):
+    for name in "ab":
         assert sorted(set(table[f"threshold:{name}"].to_pylist())) == sorted(set(points[name]))
         sensitivity = many.main_score.labels[name]["sensitivity"]
         assert sensitivity.low is not None
         assert f"t: {name}" in printed([many])
         assert f"{many.counts['test'].positives[name]} of {N}" in printed([many])
-        assert j < 2
     (curve,) = evaluate(
         config(root, more={"efficiency": {"shots": [8], "draws": 3, "steps": 5}}), ["efficiency"]
     )

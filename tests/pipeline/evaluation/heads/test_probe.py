@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import roc_auc_score
 
 from pipeline.evaluation.heads import probe, probe_fit
+from pipeline.evaluation.heads.contract import FitInput
 from pipeline.evaluation.heads.probe import ProbeSettings
 from tests.pipeline.collection import answered, thirds, units_of
 
@@ -129,7 +130,9 @@ def test_fits_that_stop_early_are_counted_and_not_shown(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("c", "stopped"), [(1e5, True), (1.0, False)])
-def test_a_c_too_large_for_the_fit_to_feel_is_said(c: float, stopped: bool) -> None:
+def test_a_c_too_large_for_the_fit_to_feel_is_noted_where_it_is_checked(
+    c: float, stopped: bool
+) -> None:
     """Classes that can be told apart: the loss is flat before the penalty has its say."""
     rng = np.random.default_rng(1)
     y = rng.choice(2, 300, p=[0.92, 0.08])
@@ -137,8 +140,13 @@ def test_a_c_too_large_for_the_fit_to_feel_is_said(c: float, stopped: bool) -> N
     classes = 0.2 * rng.standard_normal((2, 64)) * spread
     x = (rng.standard_normal((300, 64)) * spread + classes[y]).astype(np.float32)
     settings = ProbeSettings(low=np.log10(c), high=np.log10(c), steps=1)
-    _, notes = answered(probe.HEAD, x, units_of(y), thirds(300), settings)
+    predictions, notes = answered(probe.HEAD, x, units_of(y), thirds(300), settings)
     assert any("stopped before it converged" in note for note in notes) == stopped
+    parts = thirds(300)
+    model = probe_fit.fit_unchecked(FitInput(x, units_of(y), parts, settings))
+    assert not any("stopped before it converged" in note for note in model.notes)
+    (unchecked,) = probe_fit.predict(model, x, parts["test"]).predictions
+    np.testing.assert_array_equal(unchecked.proba, predictions[0].proba)
 
 
 def test_an_unknown_label_is_not_fitted_and_its_unit_serves_the_others() -> None:
