@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -30,6 +31,7 @@ from pipeline.fitted.folder import RECORD
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import predict, predictions, watch
 from pipeline.fitted.sources import FolderOptions
+from pipeline.fitted.tables import table_writer
 from stores._disk import seal, unseal
 from stores.errors import (
     ConfigError,
@@ -196,6 +198,17 @@ def test_predictions_are_a_file(
     assert [float(row["proba:yes"]) for row in rows] == expected
     assert {row["decision"] for row in rows} == {"yes", "no"}
     assert all("RANDOM WEIGHTS" in row["notes"] for row in rows)
+
+
+def test_no_cell_of_predictions_is_a_formula(tmp_path: Path) -> None:
+    paths = ["=cmd|x", "+1.png", "-a", "@a", "a=b"]
+    piece = pa.table({"path": paths, "proba:-": [0.5, -0.25, 1.0, 0.0, None]})
+    with table_writer(tmp_path / "p.csv", piece.schema) as write:
+        write(piece)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == ["'=cmd|x", "'+1.png", "'-a", "'@a", "a=b"]
+    assert [row["proba:-"] for row in rows] == ["0.5", "-0.25", "1.0", "0.0", ""]
 
 
 # --- what a model holds ------------------------------------------------------------------------
