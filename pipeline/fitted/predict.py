@@ -64,17 +64,27 @@ def predict(
     A row a unit: see `schema_of`. tag: a DICOM keyword, whose value in each unit's first file is a
     column more, for the user's own eyes. Raises as `open_source` does, and writes nothing then.
     """
-    check_suffix(out)  # before hours of work
-    check_tags([tag] if tag else [])
+    _check_columns(out, tag)
     with open_source(model, target, options) as source:
-        asked = _asked(model, source)
-        tally = Tally(other=asked.other, pending=asked.pending, notes=list(source.notes))
-        schema = schema_of(model.record)
-        if tag is not None:
-            schema = schema.insert(0, pa.field(tag, pa.string()))
-        with table_writer(out, schema) as write:
-            for piece in _tables(model, source, asked, tally):
-                write(piece if tag is None else _with_tag(piece, source, tag))
+        return _write(model, source, out, tag)
+
+
+def _check_columns(out: Path, tag: str | None) -> None:
+    """Raise ConfigError for a file or a column that cannot be written: before hours of work."""
+    check_suffix(out)
+    check_tags([tag] if tag else [])
+
+
+def _write(model: Model, source: Source, out: Path, tag: str | None) -> Tally:
+    """Write what a model says of a source; return the counts."""
+    asked = _asked(model, source)
+    tally = Tally(other=asked.other, pending=asked.pending, notes=list(source.notes))
+    schema = schema_of(model.record)
+    if tag is not None:
+        schema = schema.insert(0, pa.field(tag, pa.string()))
+    with table_writer(out, schema) as write:
+        for piece in _tables(model, source, asked, tally):
+            write(piece if tag is None else _with_tag(piece, source, tag))
     return tally
 
 
@@ -92,22 +102,25 @@ def watch(
     The folder is looked at every so many seconds, without end. What was embedded stays in
     `options.store`, so that whoever starts again goes on from there, and whoever reads `out` finds
     it whole. A file that is being copied is read again once it has grown. Raises ConfigError
-    without a store, and for what is no folder.
+    without a store, for what is no folder, and for a file or column that cannot be written.
     """
     if options.store is None or not folder.is_dir():
         raise ConfigError(
             "To watch, name a folder of images, and by --store where its features stay. Got "
             f"{str(folder)!r} and store {options.store}."
         )
+    _check_columns(out, tag)
     before = None
     while True:
+        tally = None
         # An empty folder is one whose first image is still to come.
-        with contextlib.suppress(NoImagesError):
-            with open_source(model, folder, options) as source:
-                now = (source.store.fingerprint(), source.lost)
+        with contextlib.suppress(NoImagesError), open_source(model, folder, options) as source:
+            now = (source.store.fingerprint(), source.lost)
             if now != before:
-                yield predict(model, folder, out, options, tag=tag)
+                tally = _write(model, source, out, tag)
                 before = now
+        if tally is not None:
+            yield tally
         time.sleep(every_s)
 
 

@@ -458,6 +458,10 @@ def test_a_watched_folder_is_answered_as_images_arrive(project: Path, tmp_path: 
     assert next(watch(model, new, out, options, every_s=0.01)).units == 2
     with pytest.raises(ConfigError, match="To watch, name a folder"):
         next(watch(model, new, out, FolderOptions(), every_s=0.01))
+    # Told at once, and not when the first image comes.
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"\.csv, \.parquet, \.json"):
+        next(watch(model, tmp_path / "empty", tmp_path / "p.xlsx", options, every_s=0.01))
 
 
 def test_a_tag_of_the_files_is_a_column_where_they_are(project: Path, tmp_path: Path) -> None:
