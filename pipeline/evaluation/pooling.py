@@ -143,22 +143,23 @@ def _pooled_by_unit(
     pool: Pool,
 ) -> Iterator[Floats]:
     """Yield the pooled features (b, d) of some units after others."""
-    order = np.argsort(units.unit, kind="stable")
-    ends = np.cumsum(np.bincount(units.unit, minlength=len(units.ids)))
-    # Unit i has the slices from bounds[i] to bounds[i + 1], in `order`.
-    bounds = np.concatenate([[0], ends])
-    for first, stop in _runs_of_units(bounds):
+    bags = units.bags()
+    bounds = bags.first
+    for first, stop in runs_of_units(bounds, ROWS_AT_ONCE):
         start = bounds[first]
-        rows = units.rows[order[start : bounds[stop]]]
+        rows = units.rows[bags.order[start : bounds[stop]]]
         yield _pooled(read(rows), bounds[first:stop] - start, pool)
 
 
-def _runs_of_units(bounds: Rows) -> Iterator[tuple[int, int]]:
-    """Yield runs of whole units of about ROWS_AT_ONCE slices; bounds (n + 1,): of their slices."""
+def runs_of_units(bounds: Rows, at_once: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of whole units, from the first to before the second, of `at_once` slices at most.
+
+    bounds (n + 1,): unit i has the slices from bounds[i] to before bounds[i + 1].
+    """
     n = len(bounds) - 1
     first = 0
     while first < n:
-        limit = bounds[first] + ROWS_AT_ONCE
+        limit = bounds[first] + at_once
         # A unit of more slices than that is a run of its own.
         within = int(np.searchsorted(bounds[1:], limit, side="right"))
         stop = max(first + 1, within)
