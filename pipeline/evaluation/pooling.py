@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.annotations.units import Units
 from pipeline.config.tasks import FeatureSet, Pool, Scaling
-from pipeline.recipe import recipe_of
+from pipeline.recipe import Output, recipe_of
 from pipeline.shared.arrays import (
     ROWS_AT_ONCE,
     Doubles,
@@ -119,12 +119,17 @@ def _mean_of_patches(store: FeatureStore, rows: Rows) -> Floats:
     return np.concatenate(means)
 
 
+def outputs_of(which: FeatureSet) -> tuple[Output, ...]:
+    """Return the outputs that a feature set is made of."""
+    return ("cls", "mean") if "mean" in which else ("cls",)
+
+
 def _blocks_and_width(store: FeatureStore, which: FeatureSet) -> tuple[int, int]:
     """Return how many blocks a feature set takes and its width, if the store has them."""
     recipe = recipe_of(store)
     blocks = 4 if which.startswith("cls4") else 1
-    needed = {"cls", "mean"} if "mean" in which else {"cls"}
-    if needed - set(recipe.outputs) or blocks > recipe.blocks:
+    needed = outputs_of(which)
+    if set(needed) - set(recipe.outputs) or blocks > recipe.blocks:
         raise ConfigError(
             f"The features {which!r} need {blocks} blocks and the outputs {sorted(needed)}; the "
             f"store has {recipe.blocks} blocks of {list(recipe.outputs)}. Choose other features, "

@@ -13,7 +13,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction, Truth, Units
-from pipeline.config.data import BackboneChoice
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
@@ -38,7 +37,7 @@ from pipeline.fitted.folder import (
     write_model,
 )
 from pipeline.fitted.model import SCALING, Model
-from pipeline.fitted.record import ModelRecord, Scaled, TrainedOn, Unlike
+from pipeline.fitted.record import ModelRecord, Scaled, TrainedOn, Unlike, backbone_of
 from pipeline.fitted.unlike import References
 from pipeline.recipe import recipe_of
 from pipeline.results import Result
@@ -216,6 +215,7 @@ def _record_and_files(
             "images can be held against them."
         )
     names = Names(cases.store.path)
+    recipe = recipe_of(cases.store)
     record = ModelRecord(
         task=result.task,
         question=result.question,
@@ -230,8 +230,8 @@ def _record_and_files(
         thresholds=_thresholds(cases, val, chosen),
         calibration=calibration,
         head=dict(state.about),
-        recipe=recipe_of(cases.store),
-        backbone=_backbone(cases),
+        recipe=recipe,
+        backbone=backbone_of(cases.config.backbone, recipe),
         counts=result.counts,
         trained_on=_trained_on(fitting, names),
         score=result.main_score,
@@ -255,16 +255,6 @@ def _record_and_files(
         CARD: card_text(record).encode(),
     }
     return record, files
-
-
-def _backbone(cases: Cases) -> BackboneChoice:
-    """Return the network as the config names it, with random weights where a demo fell back."""
-    recipe = recipe_of(cases.store)
-    choice = cases.config.backbone
-    # What was tuned from random weights has a file, which the config names.
-    if recipe.random and "+" not in recipe.weights:
-        return choice.model_copy(update={"weights": recipe.weights})
-    return choice
 
 
 def _notes(cases: Cases) -> list[str]:

@@ -23,6 +23,7 @@ from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_s
 from pipeline.fitted.tables import check_suffix, table_writer
 from pipeline.fitted.units import Asked, Piece
 from pipeline.io.decode import check_tags, read_headers
+from pipeline.report.wording import RANDOM
 from pipeline.shared.paths import unescape_path
 from stores.errors import ConfigError, UnreadableError
 
@@ -31,7 +32,6 @@ Doubles = NDArray[np.float64]
 UNLIKE_AT = 0.05
 # Files that were set aside for these reasons are no images, and nobody asks about them.
 NO_IMAGES = ("other", "not-an-image", "empty")
-RANDOM = "RANDOM WEIGHTS"
 
 
 @dataclass
