@@ -208,7 +208,7 @@ def search(
     A file or folder that is not in the store is embedded first, as the store was, and thrown away.
     """
     from pipeline.config.loading import load_config
-    from pipeline.evaluation.search import recipe_asked
+    from pipeline.evaluation.search import recipe_of_store
     from pipeline.extraction.same_store import check_store
     from pipeline.fitted.aside import search_anything
 
@@ -218,7 +218,7 @@ def search(
     if as_json:
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
     else:
-        show_hits(out, hits, recipe_asked(settings))
+        show_hits(out, hits, recipe_of_store(settings))
 
 
 @app.command(epilog="Example: radprobe retest my.yaml pairs.csv")
@@ -233,7 +233,7 @@ def retest(
     """Say how far repeated scans agree: in their features, and in what answers on file say."""
     from pipeline.config.loading import load_config
     from pipeline.evaluation.retest import retest
-    from pipeline.evaluation.search import recipe_asked
+    from pipeline.evaluation.search import recipe_of_store
     from pipeline.extraction.same_store import check_store
 
     settings = load_config(config, store)
@@ -242,7 +242,7 @@ def retest(
     if as_json:
         print(json.dumps([asdict(one) for one in agreements], indent=1))
     else:
-        show_agreements(out, agreements, recipe_asked(settings))
+        show_agreements(out, agreements, recipe_of_store(settings))
 
 
 @app.command(epilog="Example: radprobe compare stores/vits14 stores/vitb14")

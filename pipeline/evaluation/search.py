@@ -151,7 +151,7 @@ def _nearest(
     return cosine[0], nearest[0]
 
 
-def recipe_asked(config: Config) -> Recipe:
+def recipe_of_store(config: Config) -> Recipe:
     """Return the recipe of the config's store: whatever shows a number says of which network."""
     return recipe_of(FeatureStore.open(config.store))
 

@@ -21,7 +21,7 @@ from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
 from pipeline.fitted.tables import check_suffix, table_writer
-from pipeline.fitted.units import Asked, Piece
+from pipeline.fitted.units import LiveUnits, Piece
 from pipeline.io.decode import check_tags, read_headers
 from pipeline.report.wording import RANDOM
 from pipeline.shared.paths import unescape_path
@@ -77,13 +77,13 @@ def _check_columns(out: Path, tag: str | None) -> None:
 
 def _write(model: Model, source: Source, out: Path, tag: str | None) -> Tally:
     """Write what a model says of a source; return the counts."""
-    asked = _asked(model, source)
-    tally = Tally(other=asked.other, pending=asked.pending, notes=list(source.notes))
+    live = _live_units(model, source)
+    tally = Tally(other=live.other, pending=live.pending, notes=list(source.notes))
     schema = schema_of(model.record)
     if tag is not None:
         schema = schema.insert(0, pa.field(tag, pa.string()))
     with table_writer(out, schema) as write:
-        for piece in _tables(model, source, asked, tally):
+        for piece in _tables(model, source, live, tally):
             write(piece if tag is None else _with_tag(piece, source, tag))
     return tally
 
@@ -149,21 +149,21 @@ def predictions(
 ) -> pa.Table:
     """Return what `predict` writes, as one table."""
     with open_source(model, target, options) as source:
-        asked = _asked(model, source)
-        pieces = list(_tables(model, source, asked, Tally()))
+        live = _live_units(model, source)
+        pieces = list(_tables(model, source, live, Tally()))
     return pa.concat_tables([schema_of(model.record).empty_table(), *pieces])
 
 
-def _asked(model: Model, source: Source) -> Asked:
-    asked = Asked.of(source.store, source.names, model.record.question, source.patients)
-    if not len(asked):
+def _live_units(model: Model, source: Source) -> LiveUnits:
+    live = LiveUnits.of(source.store, source.names, model.record.question, source.patients)
+    if not len(live):
         wanted = model.record.question.modality
         raise ConfigError(
             f"{source.store.place} holds no slice with features that the model is asked about: "
-            f"{asked.other} are of other modalities than {list(wanted or ())}, {asked.pending} "
+            f"{live.other} are of other modalities than {list(wanted or ())}, {live.pending} "
             "await `radprobe extract`."
         )
-    return asked
+    return live
 
 
 # --- the columns -----------------------------------------------------------------------------
@@ -227,9 +227,9 @@ def decisions(record: ModelRecord, proba: Doubles) -> list[str]:
 # --- a piece at a time -----------------------------------------------------------------------
 
 
-def _tables(model: Model, source: Source, asked: Asked, tally: Tally) -> Iterator[pa.Table]:
+def _tables(model: Model, source: Source, live: LiveUnits, tally: Tally) -> Iterator[pa.Table]:
     """Yield the rows of some units after others, then of the files that could not be read."""
-    for piece in asked.pieces():
+    for piece in live.pieces():
         yield _table(model, source, piece, tally)
     lost = [each for each in source.lost if each.frame is None and each.reason not in NO_IMAGES]
     if lost:

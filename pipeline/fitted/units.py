@@ -47,7 +47,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Asked:
+class LiveUnits:
     """The live slices (m,) that a task is asked about, unit after unit in the order of first rows.
 
     unit (m,) ascending: of each slice; ids (n,): row number, pseudonym, or path. other: how many
@@ -62,7 +62,7 @@ class Asked:
     pending: int
 
     @classmethod
-    def of(cls, store: FeatureStore, names: Names, task: Task, patients: Texts | None) -> Asked:
+    def of(cls, store: FeatureStore, names: Names, task: Task, patients: Texts | None) -> LiveUnits:
         """Gather the units of a store by a task's level and modalities.
 
         patients (all slices,): who each is of where labels say it, None for the headers' word.

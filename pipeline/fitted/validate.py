@@ -354,15 +354,15 @@ def _domain_auroc(model: Model, cases: Cases) -> float:
         kind="binary",
     )
     fold = both.patient % FOLDS
-    said = np.full(len(x), np.nan)
+    proba_here = np.full(len(x), np.nan)
     for i in range(FOLDS):
         fit = np.flatnonzero(fold != i)
         test = np.flatnonzero(fold == i)
         if len(test) and len(np.unique(is_ours[fit])) == 2:
             (proba,), _ = probabilities(x, both, fit, test, np.ones(1), [])
-            said[test] = proba[:, 1]
-    done = ~np.isnan(said)
-    return auroc(is_ours[done] == 1, said[done])
+            proba_here[test] = proba[:, 1]
+    done = ~np.isnan(proba_here)
+    return auroc(is_ours[done] == 1, proba_here[done])
 
 
 def _notes(record: ModelRecord, cases: Cases) -> list[str]:

@@ -143,11 +143,11 @@ def test_a_model_says_of_the_test_units_what_the_answer_says(
     settings = config(collection, task)
     model = fit(settings, tmp_path / "model", method=method)
     table = predictions(Model.load(model.path), collection / "store")
-    said = dict(zip(table["unit"].to_pylist(), numbers(table), strict=True))
+    of_model = dict(zip(table["unit"].to_pylist(), numbers(table), strict=True))
     expected = answered(collection, settings, method)
     assert expected
     for unit, proba in expected.items():
-        np.testing.assert_allclose(said[unit], proba, atol=1e-6)
+        np.testing.assert_allclose(of_model[unit], proba, atol=1e-6)
     assert model.record.difference <= 1e-6
 
 
@@ -538,9 +538,9 @@ def test_the_command_line_fits_and_predicts(project: Path, tmp_path: Path) -> No
     assert "of 'bright' and" in made.output
     out = tmp_path / "p.csv"
     words = ["predict", str(tmp_path / "m"), str(project / "my.yaml"), "--out", str(out)]
-    said = run.invoke(app, words)
-    assert said.exit_code == 0, said.output
-    assert "60 image units" in said.output
+    predicted = run.invoke(app, words)
+    assert predicted.exit_code == 0, predicted.output
+    assert "60 image units" in predicted.output
     assert len(out.read_text().splitlines()) == 61
     wrong = run.invoke(app, ["predict", str(project), str(project / "data"), "--out", str(out)])
     assert isinstance(wrong.exception, RadprobeError)
