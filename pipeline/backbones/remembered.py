@@ -42,7 +42,8 @@ def _note_of(file: Path) -> Path:
     """Return where a file's identity is remembered: by its path, which may name a person."""
     digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()
     place = Path(os.environ.get(PLACE) or _DEFAULT).expanduser()
-    return place / "weights" / f"{digest[:32]}.json"
+    # Beside radprobe's folder of weights, which is carried to other machines as it is.
+    return place / "identities" / f"{digest[:32]}.json"
 
 
 def _read(note: Path) -> dict[str, str]:

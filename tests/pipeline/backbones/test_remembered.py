@@ -42,7 +42,7 @@ def test_a_note_that_is_damaged_is_none(hashed: list[Path], tmp_path: Path, text
     file = tmp_path / "weights.pth"
     file.write_bytes(b"one")
     remembered_identity(file)
-    (note,) = (tmp_path / "cache/weights").iterdir()
+    (note,) = (tmp_path / "cache/identities").iterdir()
     note.write_text(text)
     assert remembered_identity(file) == identity_of(file)
     assert hashed == [file, file]
