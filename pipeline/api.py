@@ -159,7 +159,12 @@ def fit(
     method: Method = "probe",
     device: str | None = None,
 ) -> Estimator:
-    """Make a model of an answer, as `radprobe fit` does, and return it."""
+    """Make a model of an answer, as `radprobe fit` does, and return it.
+
+    out: a new folder; task: by its name, where the config has several; device: of torch's, such as
+    "cuda"; unset, the CPU. Raises ConfigError for a task or method that no model comes of,
+    OccupiedError where `out` is taken, and as `evaluate` does.
+    """
     from pipeline.fitted.estimator import Estimator
     from pipeline.fitted.fit import fit
 

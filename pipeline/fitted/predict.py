@@ -172,11 +172,12 @@ def _live_units(model: Model, source: Source) -> LiveUnits:
 def schema_of(record: ModelRecord) -> pa.Schema:
     """Return the columns of predictions.
 
-    unit: row number or pseudonym; path: of the unit's first slice, the real one where the key is
-    there; patient: a pseudonym. proba: what `evaluate` says of such a unit; calibrated: made right
-    on val; decision: at the operating point. unlike: what percentage of the images that the model
-    learnt from is nearer to the others than this unit is; unlike_p: the conformal p-value. Without
-    an image that can be read, all numbers are null and the notes say why.
+    unit: row number, pseudonym, or path of a file that names none; path: of the unit's first slice,
+    the real one where the key is there; patient: a pseudonym. proba: what `evaluate` says of such a
+    unit; calibrated: made right on val; decision: at the operating point. unlike: what percentage
+    of the images that the model learnt from is nearer to the others than this unit is; unlike_p:
+    the conformal p-value. Without an image that can be read, all numbers are null and the notes say
+    why.
     """
     columns = [
         ("unit", pa.string()),
