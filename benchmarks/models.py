@@ -65,9 +65,9 @@ def write_config(root: Path, work: Path, weights: str, name: str, rows: list[Any
         out = csv.writer(file)
         out.writerow(["path", "patient", "covid", "key", "part"])
         for row in rows:
-            said = "covid" if row["label"] == "covid" else "rest"
+            label = "covid" if row["label"] == "covid" else "rest"
             path, patient = row["image"], row["patient_id"]
-            out.writerow([path, patient, said, path, part[patient]])
+            out.writerow([path, patient, label, path, part[patient]])
     settings = {
         "data": {"root": str(root), "include": ["images/**"], "modality": {"**": "DX"}},
         "store": str(work / "store"),
@@ -107,11 +107,11 @@ def same_numbers(config_path: Path, work: Path, method: str) -> Model:
         shutil.copy(config.data.root / paths[row], new / f"{place:03d}.jpg")
     table = predictions(Model.load(model.path), new, FolderOptions(speed=SPEED))
     names = [f"proba:{name}" for name in model.record.classes]
-    said = np.stack([table[name].to_numpy() for name in names], axis=1)
+    proba = np.stack([table[name].to_numpy() for name in names], axis=1)
     stamp = " RANDOM WEIGHTS" if model.record.random else ""
     print(
         f"{method}: {len(rows)} images of {result.counts['test'].patients} patients elsewhere: "
-        f"greatest difference from evaluate {np.abs(said - expected).max():.2g} (in the store "
+        f"greatest difference from evaluate {np.abs(proba - expected).max():.2g} (in the store "
         f"itself {model.record.difference:.2g}); {model.record.score.metrics['auroc']}{stamp}"
     )
     return model
@@ -186,9 +186,9 @@ def draw(rng: np.random.Generator, patients: int) -> tuple[Truth, np.ndarray]:
     leaning = rng.normal(0, 1, patients)[who] + rng.normal(0, 0.3, len(who))
     true = 1 / (1 + np.exp(-(leaning - 0.5)))
     y = (rng.random(len(who)) < true).astype(np.int64)
-    said = 1 / (1 + np.exp(-1.5 * leaning))
+    positive = 1 / (1 + np.exp(-1.5 * leaning))
     truth = Truth(y, np.char.add("p", who.astype(str)), ("no", "yes"), "binary")
-    return truth, np.stack([1 - said, said], axis=1)
+    return truth, np.stack([1 - positive, positive], axis=1)
 
 
 def coverage(trials: int) -> None:

@@ -126,7 +126,8 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     """Return what a task of a config is asked of: features, labels, patients, sides of the split.
 
     features: cls, cls+mean, cls4 or cls4+mean. The split is the one on file, or it is dealt and
-    filed. Raises ConfigError where there is no such task, StoreNotFoundError, LabelError.
+    filed. Raises ConfigError where there is no such task, RecipeMismatchError where another recipe
+    made the store, StoreNotFoundError, LabelError.
     """
     from pipeline.evaluation.cases import cases_of
     from pipeline.evaluation.pooling import read_features
@@ -135,6 +136,7 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     if task not in config.tasks:
         known = ", ".join(config.tasks) or "none"
         raise ConfigError(f"The config has no task {task!r}. It has: {known}.")
+    check_store(config)
     one = config.model_copy(update={"tasks": {task: config.tasks[task]}})
     (cases,) = cases_of(one)
     cases.ensure_split()
@@ -157,7 +159,12 @@ def fit(
     method: Method = "probe",
     device: str | None = None,
 ) -> Estimator:
-    """Make a model of an answer, as `radprobe fit` does, and return it."""
+    """Make a model of an answer, as `radprobe fit` does, and return it.
+
+    out: a new folder; task: by its name, where the config has several; device: of torch's, such as
+    "cuda"; unset, the CPU. Raises ConfigError for a task or method that no model comes of,
+    OccupiedError where `out` is taken, and as `evaluate` does.
+    """
     from pipeline.fitted.estimator import Estimator
     from pipeline.fitted.fit import fit
 

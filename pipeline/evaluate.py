@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.annotations.units import Truth, Units
+from pipeline.annotations.units import Truth
 from pipeline.config.heads import DEFAULT_HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
@@ -163,7 +162,7 @@ def _result(
         classes=units.classes,
         level=cases.task.level,
         settings=settings.model_dump(mode="json"),
-        counts={part: _count(units, sides[part]) for part in PARTS},
+        counts={part: count_of(units.at(sides[part])) for part in PARTS},
         tally=units.tally,
         scores=tuple(scores),
         notes=(*_fitted_elsewhere(cases), *units.notes, *cases.notes, *tested.notes),
@@ -201,17 +200,16 @@ def _fitted_elsewhere(cases: Cases) -> list[str]:
     return [note]
 
 
-def _count(units: Units, rows: NDArray[np.int64]) -> PartCount:
-    """Return how much stands on one side of the split, the units `rows`."""
-    truth = units.at(rows)
+def count_of(truth: Truth) -> PartCount:
+    """Return how many units and patients there are, and how many units carry each class."""
     patients = len(np.unique(truth.groups))
     if truth.kind == "regression":
-        return PartCount(units=len(rows), patients=patients, positives={})
+        return PartCount(units=len(truth.y), patients=patients, positives={})
     carried = truth.indicator.sum(axis=0).tolist()
     unknown = (~truth.known).sum(axis=0).tolist()
     return PartCount(
-        units=len(rows),
+        units=len(truth.y),
         patients=patients,
-        positives=dict(zip(units.classes, carried, strict=True)),
-        unknown={name: n for name, n in zip(units.classes, unknown, strict=True) if n},
+        positives=dict(zip(truth.classes, carried, strict=True)),
+        unknown={name: n for name, n in zip(truth.classes, unknown, strict=True) if n},
     )

@@ -391,6 +391,11 @@ class Recipe(Frozen):
         return self.weights.startswith("random:")
 
     @property
+    def seeded(self) -> bool:
+        """True where a seed alone made the weights; what was tuned from them is in a file."""
+        return self.random and "+" not in self.weights
+
+    @property
     def network(self) -> str:
         """The network that made the features, and by which weights, for whatever shows a number."""
         # Of a digest so much as tells two files apart.

@@ -24,8 +24,8 @@ def test_folders_called_like_ours_do_not_matter(tmp_path: Path) -> None:
     code = "import radprobe; print(radprobe.load_config.__module__, radprobe.__version__)"
     done = python("-c", code, cwd=tmp_path)
     assert done.stdout.startswith("pipeline.api "), done.stderr
-    said = python("-m", "radprobe", "--version", cwd=tmp_path)
-    assert said.stdout == f"radprobe {done.stdout.split()[1]}\n", said.stderr
+    version = python("-m", "radprobe", "--version", cwd=tmp_path)
+    assert version.stdout == f"radprobe {done.stdout.split()[1]}\n", version.stderr
 
 
 def test_every_name_of_the_api_is_there() -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config.tasks import Kind
+from pipeline.config.tasks import Kind, Level
 from pipeline.results import Tally
 from pipeline.shared.arrays import numbers_of
 
@@ -106,6 +107,18 @@ class Units(Truth):
         first = np.concatenate([[0], np.cumsum(counts)])
         # Stable, so that places ascend within each unit.
         return Bags(np.argsort(self.unit, kind="stable"), first)
+
+
+def unit_names(slices: pa.Table, level: Level) -> NDArray[np.str_]:
+    """Return (m,) the unit of each slice of a slice table, without labels: its row number or id.
+
+    A file without a series, study or patient is its own.
+    """
+    column = "row" if level == "image" else level
+    names = []
+    for name, path in zip(slices[column].to_pylist(), slices["path"].to_pylist(), strict=True):
+        names.append(str(path if name is None else name))
+    return np.array(names, np.str_)
 
 
 @dataclass(frozen=True)

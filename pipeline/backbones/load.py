@@ -198,7 +198,7 @@ def _network_of(source: WeightsSource, image_size: int) -> torch.nn.Module:
 
 def _maker_of(architecture: Architecture) -> Any:
     """Return the module that makes networks of a family."""
-    if family_of(architecture.family).is_own:
+    if family_of(architecture.family).is_written_out:
         return dinov2
     # Its library takes seconds to import, and DINOv2 needs it not.
     from pipeline.backbones import towers

@@ -100,7 +100,7 @@ def predict(
     loaded = Model.load(model)
     speed = Speed(device=device, workers=workers)
     options = FolderOptions(store=store, modality=modality, weights=weights, speed=speed)
-    if watch is not None:
+    if watch is not None:  # until it is stopped
         for tally in watch_folder(loaded, target, out_to, options, every_s=watch, tag=tag):
             _show_tally(loaded, tally, out_to, as_json)
     tally = predict(loaded, target, out_to, options, tag=tag)

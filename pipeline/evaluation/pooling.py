@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.annotations.units import Units
 from pipeline.config.tasks import FeatureSet, Pool, Scaling
-from pipeline.recipe import recipe_of
+from pipeline.recipe import Output, recipe_of
 from pipeline.shared.arrays import (
     ROWS_AT_ONCE,
     Doubles,
@@ -119,12 +119,17 @@ def _mean_of_patches(store: FeatureStore, rows: Rows) -> Floats:
     return np.concatenate(means)
 
 
+def outputs_of(which: FeatureSet) -> tuple[Output, ...]:
+    """Return the outputs that a feature set is made of."""
+    return ("cls", "mean") if "mean" in which else ("cls",)
+
+
 def _blocks_and_width(store: FeatureStore, which: FeatureSet) -> tuple[int, int]:
     """Return how many blocks a feature set takes and its width, if the store has them."""
     recipe = recipe_of(store)
     blocks = 4 if which.startswith("cls4") else 1
-    needed = {"cls", "mean"} if "mean" in which else {"cls"}
-    if needed - set(recipe.outputs) or blocks > recipe.blocks:
+    needed = outputs_of(which)
+    if set(needed) - set(recipe.outputs) or blocks > recipe.blocks:
         raise ConfigError(
             f"The features {which!r} need {blocks} blocks and the outputs {sorted(needed)}; the "
             f"store has {recipe.blocks} blocks of {list(recipe.outputs)}. Choose other features, "
@@ -143,22 +148,23 @@ def _pooled_by_unit(
     pool: Pool,
 ) -> Iterator[Floats]:
     """Yield the pooled features (b, d) of some units after others."""
-    order = np.argsort(units.unit, kind="stable")
-    ends = np.cumsum(np.bincount(units.unit, minlength=len(units.ids)))
-    # Unit i has the slices from bounds[i] to bounds[i + 1], in `order`.
-    bounds = np.concatenate([[0], ends])
-    for first, stop in _runs_of_units(bounds):
+    bags = units.bags()
+    bounds = bags.first
+    for first, stop in runs_of_units(bounds, ROWS_AT_ONCE):
         start = bounds[first]
-        rows = units.rows[order[start : bounds[stop]]]
+        rows = units.rows[bags.order[start : bounds[stop]]]
         yield _pooled(read(rows), bounds[first:stop] - start, pool)
 
 
-def _runs_of_units(bounds: Rows) -> Iterator[tuple[int, int]]:
-    """Yield runs of whole units of about ROWS_AT_ONCE slices; bounds (n + 1,): of their slices."""
+def runs_of_units(bounds: Rows, at_once: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of whole units, from the first to before the second, of `at_once` slices at most.
+
+    bounds (n + 1,): unit i has the slices from bounds[i] to before bounds[i + 1].
+    """
     n = len(bounds) - 1
     first = 0
     while first < n:
-        limit = bounds[first] + ROWS_AT_ONCE
+        limit = bounds[first] + at_once
         # A unit of more slices than that is a run of its own.
         within = int(np.searchsorted(bounds[1:], limit, side="right"))
         stop = max(first + 1, within)

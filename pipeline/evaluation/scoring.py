@@ -17,6 +17,7 @@ from pipeline.annotations.units import Prediction, Truth
 from pipeline.config.base import HeadSettings
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.methods import Method
+from pipeline.config.root import Config
 from pipeline.config.tasks import OperatingRule
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold, join_folds, place_of_chosen
@@ -44,10 +45,7 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
         _open_array_api()
     head = _head(method)
     settings = cases.config.settings_of(head)
-    # Heads that this one fits itself: its answer is by their settings too.
-    others: dict[str, HeadSettings] = {}
-    for name in settings.built_on:
-        others[name] = cases.config.settings_of(declared(name))
+    others = settings_built_on(cases.config, settings)
     folds = cases.folds[:1] if head.folds == "first" else cases.folds
     predicted = []
     scratch_notes: list[str] = []
@@ -71,6 +69,14 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     if len(folds) < len(cases.folds):
         tested.notes.insert(0, "only the first fold is asked")
     return scores, tested
+
+
+def settings_built_on(config: Config, settings: HeadSettings) -> dict[str, HeadSettings]:
+    """Return the settings of the heads that one fits itself: its answer is by theirs too."""
+    others: dict[str, HeadSettings] = {}
+    for name in settings.built_on:
+        others[name] = config.settings_of(declared(name))
+    return others
 
 
 def _head(method: Method) -> Head[Any, Any]:

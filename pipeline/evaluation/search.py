@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Units
+from pipeline.annotations.units import Units, unit_names
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level
 from pipeline.evaluation.heads.knn import HEAD as KNN
@@ -57,7 +57,7 @@ def search(
     slices = _slices_with_features(store, config)
     queried = _queried(slices, query, config)
     # The query's own patient is no answer to it: images of one patient are alike.
-    patients = _units_of(slices, "patient")
+    patients = unit_names(slices, "patient")
     others = np.flatnonzero(~np.isin(patients, patients[queried]))
     if not len(others):
         raise ConfigError("All slices of the store are of the query's patient.")
@@ -100,7 +100,7 @@ def _hits(
     level: Level,
 ) -> list[Hit]:
     """Return the k units of some slices whose pooled features are nearest to a vector (d,)."""
-    ids, first, unit = np.unique(_units_of(slices, level), return_index=True, return_inverse=True)
+    ids, first, unit = np.unique(unit_names(slices, level), return_index=True, return_inverse=True)
     units = Units.unlabelled(ids, slices["row"].to_numpy(), unit)
     cosine, nearest = _nearest(store, config, units, vector, min(k, len(ids)))
     # A unit is shown by the first of its slices, in the order of the table.
@@ -179,12 +179,3 @@ def _queried(
             "or folder elsewhere."
         )
     return np.flatnonzero(is_named)
-
-
-def _units_of(slices: pa.Table, level: Level) -> NDArray[np.str_]:
-    """Return the unit of each slice; without a series, study or patient a file is its own."""
-    column = "row" if level == "image" else level
-    names = []
-    for name, path in zip(slices[column].to_pylist(), slices["path"].to_pylist(), strict=True):
-        names.append(str(path if name is None else name))
-    return np.array(names)

@@ -42,7 +42,8 @@ READER_VERSION = 4
 _TIME_LIMIT_S = 60.0
 _OTHER = "other"
 IDENTIFIER_IN_PATH = "identifier-in-path"
-_UNKNOWN_MODALITY = "OT"
+# What a slice's modality is where its file names none.
+UNKNOWN_MODALITY = "OT"
 # Files with such a name are meant to be images: unreadable, they are a finding, not furniture.
 # fmt: off
 _IMAGE_SUFFIXES = (
@@ -333,7 +334,7 @@ class _Filler:
         for matches, code in self._modalities:
             if matches(path):
                 return code
-        return _UNKNOWN_MODALITY
+        return UNKNOWN_MODALITY
 
     def patient(self, path: str) -> str | None:
         """Return the patient that a path names, if any."""

@@ -117,8 +117,7 @@ def _check_likely_weights(config: Config, recipe: Recipe, store: FeatureStore) -
     then says; a seed by itself is in none.
     """
     weights = config.backbone.weights
-    is_of_seed_alone = recipe.random and "+" not in recipe.weights
-    if is_of_seed_alone or (recipe.random and weights is None):
+    if recipe.seeded or (recipe.random and weights is None):
         wanted = weights or f"the published weights of {config.backbone.name}"
         raise RecipeMismatchError(
             f"The store {store.place} was made by another recipe:\n  weights: the store has "

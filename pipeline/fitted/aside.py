@@ -14,6 +14,7 @@ from pipeline.config.tasks import Level
 from pipeline.evaluation.search import Hit, UnknownQueryError, search, search_elsewhere
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
+from pipeline.fitted.record import backbone_of
 from pipeline.recipe import recipe_of
 from stores.errors import ConfigError
 from stores.features import FeatureStore
@@ -52,17 +53,14 @@ def embedded_aside(config: Config, path: Path, speed: Speed) -> Iterator[Feature
     if len(set(modality.values())) == 1:
         modality = {"**": next(iter(modality.values()))}
     recipe = recipe_of(FeatureStore.open(config.store))
-    backbone = config.backbone
-    if recipe.random and "+" not in recipe.weights:  # those that a demo fell back to
-        backbone = backbone.model_copy(update={"weights": recipe.weights})
     root = path if path.is_dir() else path.parent
     include = ("**",) if path.is_dir() else (glob.escape(path.name),)
-    with tempfile.TemporaryDirectory(prefix="radprobe-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="radprobe-") as temporary:
         aside = config.model_copy(
             update={
                 "data": Data(root=root, include=include, modality=modality, patient=data.patient),
-                "backbone": backbone,
-                "store": Path(scratch) / "store",
+                "backbone": backbone_of(config.backbone, recipe),
+                "store": Path(temporary) / "store",
                 "demo": None,
                 "masks": {},
                 "scale": None,

@@ -18,6 +18,7 @@ from pipeline.annotations.units import Truth
 from pipeline.config.tasks import Kind
 from pipeline.evaluation.metrics.calibration import LEAST, fit_line, logit
 from pipeline.evaluation.metrics.values import columns_of
+from pipeline.shared.arrays import softmax
 from pipeline.types import Frozen
 
 Doubles = NDArray[np.float64]
@@ -136,7 +137,4 @@ def _temperature(truth: Truth, proba: Doubles) -> Temperature:
 
 
 def _softened(proba: Doubles, temperature: float) -> Doubles:
-    logits = np.log(np.maximum(proba, LEAST)) / temperature
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    softened: Doubles = odds / odds.sum(axis=1, keepdims=True)
-    return softened
+    return softmax(np.log(np.maximum(proba, LEAST)) / temperature)

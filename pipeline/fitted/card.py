@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.config.tasks import Part
+from pipeline.evaluation.splits import PARTS
 from pipeline.fitted.calibration import Calibration
 from pipeline.fitted.record import ModelRecord
 from pipeline.report.wording import METRICS, RANDOM, interval, method_title, setting_text
-
-PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
 def card_text(record: ModelRecord) -> str:
@@ -25,10 +23,10 @@ def summary_line(record: ModelRecord) -> str:
     if name is None:
         return f"{record.task}: tested on {tested}, without a score."
     score = f"{METRICS[name]} {interval(record.score.metrics[name])}"
-    return f"{record.task}: {score} on {tested}{_told_right(record)}."
+    return f"{record.task}: {score} on {tested}{_at_threshold(record)}."
 
 
-def _told_right(record: ModelRecord) -> str:
+def _at_threshold(record: ModelRecord) -> str:
     """Return what the operating point comes to on test, for two classes that have one."""
     metrics = record.score.metrics
     if record.kind != "binary" or not record.thresholds or "sensitivity" not in metrics:

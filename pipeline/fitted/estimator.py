@@ -20,7 +20,7 @@ from stores.errors import ModelError
 
 Doubles = NDArray[np.float64]
 # Features (n, d), or a folder of images, a store or a config.
-Asked = NDArray[Any] | str | PathLike[str]
+Input = NDArray[Any] | str | PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Estimator:
         """The d of features (n, d)."""
         return self.model.width
 
-    def predict_proba(self, x: Asked, **options: Any) -> Doubles:
+    def predict_proba(self, x: Input, **options: Any) -> Doubles:
         """Return (n, c) probabilities, or for a number (n, 1).
 
         Of a store or folder the units as `table` has them, NaN where no image could be read.
@@ -61,7 +61,7 @@ class Estimator:
         columns = [table[name].to_numpy() for name in number_columns(self.record)]
         return np.stack(columns, axis=1)
 
-    def predict(self, x: Asked, **options: Any) -> NDArray[Any]:
+    def predict(self, x: Input, **options: Any) -> NDArray[Any]:
         """Return (n,) what is decided of each unit: a class, or labels parted by ";"; a number.
 
         Of a store or folder None where no image could be read.

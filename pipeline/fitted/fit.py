@@ -13,18 +13,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction, Truth, Units
-from pipeline.config.base import HeadSettings
-from pipeline.config.data import BackboneChoice
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.cases import Cases, cases_of, slices_of
 from pipeline.evaluation.folds import place_of_chosen
-from pipeline.evaluation.heads.contract import FitInput, Head, HeadState
+from pipeline.evaluation.heads.contract import FitInput, Head, HeadState, fit_input
 from pipeline.evaluation.pooling import FittedScaling, fit_scaling
 from pipeline.evaluation.result_files import KEY_LENGTH, predicted_units, read_predictions
-from pipeline.evaluation.scoring import at_operating_points
+from pipeline.evaluation.scoring import at_operating_points, settings_built_on
 from pipeline.evaluation.splits import Parts
 from pipeline.extraction.same_store import check_store
 from pipeline.fitted.calibration import calibrate
@@ -39,7 +37,7 @@ from pipeline.fitted.folder import (
     write_model,
 )
 from pipeline.fitted.model import SCALING, Model
-from pipeline.fitted.record import ModelRecord, Scaled, TrainedOn, Unlike
+from pipeline.fitted.record import ModelRecord, Scaled, TrainedOn, Unlike, backbone_of
 from pipeline.fitted.unlike import References
 from pipeline.recipe import recipe_of
 from pipeline.results import Result
@@ -81,10 +79,11 @@ def fit(
             f"{'; '.join(result.notes) or 'no reason is noted'}."
         )
     fitting = _Fitting.of(cases, head, device)
-    fitted = fitting.fitted()
+    given = fitting.given
+    fitted = head.fit(given)
     assert head.to_state is not None
-    state = head.to_state(fitted, fitting.x)
-    predictions = list(head.predict(fitted, fitting.x, fitting.parts["test"]).predictions)
+    state = head.to_state(fitted, given.x)
+    predictions = list(head.predict(fitted, given.x, fitting.parts["test"]).predictions)
     if state is None or not predictions:
         raise LabelError(f"{result.task}: {method} could not be fitted: {'; '.join(result.notes)}.")
     chosen = predictions[place_of_chosen(predictions)]
@@ -146,16 +145,15 @@ def _of_one_task(config: Config, name: str | None) -> Config:
 class _Fitting:
     """What the answer's head was fitted on, in its first fold.
 
-    x: the features as the head sees them; pooled (n, d): those of units, not scaled.
+    given: as the head gets it; pooled (n, d): the features of units, not scaled.
     """
 
     cases: Cases
     head: Head[Any, Any]
     parts: Parts
-    x: Floats
+    given: FitInput[Any]
     pooled: Floats
     scaling: FittedScaling
-    device: str | None
 
     @classmethod
     def of(cls, cases: Cases, head: Head[Any, Any], device: str | None) -> _Fitting:
@@ -168,12 +166,15 @@ class _Fitting:
             raw = cases.unscaled_slices(settings, parts)
             fit_on = slices_of(cases.units, fit_on)
         scaling = fit_scaling(raw, fit_on, settings.scaling, settings.components)
-        return cls(cases, head, parts, scaling.apply(raw), pooled, scaling, device)
-
-    @property
-    def settings(self) -> HeadSettings:
-        settings: HeadSettings = self.cases.config.settings_of(self.head)
-        return settings
+        given = fit_input(
+            scaling.apply(raw),
+            cases.units,
+            parts,
+            settings,
+            device,
+            settings_built_on(cases.config, settings),
+        )
+        return cls(cases, head, parts, given, pooled, scaling)
 
     @property
     def units(self) -> Units:
@@ -182,16 +183,12 @@ class _Fitting:
     @property
     def learnt_from(self) -> Rows:
         """The units of train, then those of val."""
-        return np.concatenate([self.parts["train"], self.parts["val"]])
+        return self.given.train_and_val
 
-    def fitted(self) -> Any:
-        """Return the fitted head, as the answer's was."""
-        others = {}
-        for name in self.settings.built_on:
-            others[name] = self.cases.config.settings_of(declared(name))
-        known: Parts = {"train": self.parts["train"], "val": self.parts["val"]}
-        given = FitInput(self.x, self.units, known, self.settings, self.device, others)
-        return self.head.fit(given)
+    @property
+    def places(self) -> Rows:
+        """The places in `units.rows` of the slices of the units that were learnt from."""
+        return slices_of(self.units, self.learnt_from)
 
 
 # --- what is filed ---------------------------------------------------------------------------
@@ -218,6 +215,7 @@ def _record_and_files(
             "images can be held against them."
         )
     names = Names(cases.store.path)
+    recipe = recipe_of(cases.store)
     record = ModelRecord(
         task=result.task,
         question=result.question,
@@ -232,8 +230,8 @@ def _record_and_files(
         thresholds=_thresholds(cases, val, chosen),
         calibration=calibration,
         head=dict(state.about),
-        recipe=recipe_of(cases.store),
-        backbone=_backbone(cases),
+        recipe=recipe,
+        backbone=backbone_of(cases.config.backbone, recipe),
         counts=result.counts,
         trained_on=_trained_on(fitting, names),
         score=result.main_score,
@@ -259,16 +257,6 @@ def _record_and_files(
     return record, files
 
 
-def _backbone(cases: Cases) -> BackboneChoice:
-    """Return the network as the config names it, with random weights where a demo fell back."""
-    recipe = recipe_of(cases.store)
-    choice = cases.config.backbone
-    # What was tuned from random weights has a file, which the config names.
-    if recipe.random and "+" not in recipe.weights:
-        return choice.model_copy(update={"weights": recipe.weights})
-    return choice
-
-
 def _notes(cases: Cases) -> list[str]:
     n = len(cases.folds)
     if n == 1:
@@ -292,10 +280,9 @@ def _trained_on(fitting: _Fitting, names: Names) -> TrainedOn:
     """Count what the model has learnt from."""
     units = fitting.units
     learnt_from = fitting.learnt_from
-    places = slices_of(units, learnt_from)
     sizes = np.bincount(units.unit, minlength=len(units.ids))[learnt_from]
     slices = fitting.cases.store.slices(["row", "modality"])
-    at = np.searchsorted(slices["row"].to_numpy(), units.rows[places])
+    at = np.searchsorted(slices["row"].to_numpy(), units.rows[fitting.places])
     counts = slices["modality"].take(pa.array(at)).value_counts().to_pylist()
     modalities = {each["values"]: each["counts"] for each in counts}
     return TrainedOn(
@@ -310,10 +297,9 @@ def _trained_on(fitting: _Fitting, names: Names) -> TrainedOn:
 def _training(fitting: _Fitting) -> dict[str, Digests]:
     """Return what tells the images and patients of training again: digests, sorted."""
     units = fitting.units
-    learnt_from = fitting.learnt_from
-    places = slices_of(units, learnt_from)
-    pixels = fitting.cases.store.read("pixel_digest", units.rows[places])[:, :DIGEST]
-    patients = [patient_digest(name) for name in np.unique(units.groups[learnt_from]).tolist()]
+    pixels = fitting.cases.store.read("pixel_digest", units.rows[fitting.places])[:, :DIGEST]
+    names = np.unique(units.groups[fitting.learnt_from]).tolist()
+    patients = [patient_digest(name) for name in names]
     return {
         "pixels": np.unique(pixels, axis=0),
         "patients": np.unique(np.stack(patients), axis=0),
@@ -346,9 +332,9 @@ def _predict_test(fitting: _Fitting, state: HeadState, setting: dict[str, float]
     test = fitting.parts["test"]
     places = slices_of(units, test)
     number = np.searchsorted(test, units.unit[places])
-    asked = Units.unlabelled(units.ids[test], units.rows[places], number)
-    seen = fitting.x[places] if fitting.head.sees == "slices" else fitting.x[test]
-    predictions = fitting.head.from_state(state)(seen, asked)
+    tested = Units.unlabelled(units.ids[test], units.rows[places], number)
+    x = fitting.given.x[places if fitting.head.sees == "slices" else test]
+    predictions = fitting.head.from_state(state)(x, tested)
     return next(each.proba for each in predictions if each.setting == setting)
 
 

@@ -21,8 +21,9 @@ from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
 from pipeline.fitted.tables import check_suffix, table_writer
-from pipeline.fitted.units import Asked, Piece
+from pipeline.fitted.units import LiveUnits, Piece
 from pipeline.io.decode import check_tags, read_headers
+from pipeline.report.wording import RANDOM
 from pipeline.shared.paths import unescape_path
 from stores.errors import ConfigError, UnreadableError
 
@@ -31,7 +32,6 @@ Doubles = NDArray[np.float64]
 UNLIKE_AT = 0.05
 # Files that were set aside for these reasons are no images, and nobody asks about them.
 NO_IMAGES = ("other", "not-an-image", "empty")
-RANDOM = "RANDOM WEIGHTS"
 
 
 @dataclass
@@ -64,17 +64,27 @@ def predict(
     A row a unit: see `schema_of`. tag: a DICOM keyword, whose value in each unit's first file is a
     column more, for the user's own eyes. Raises as `open_source` does, and writes nothing then.
     """
-    check_suffix(out)  # before hours of work
-    check_tags([tag] if tag else [])
+    _check_columns(out, tag)
     with open_source(model, target, options) as source:
-        asked = _asked(model, source)
-        tally = Tally(other=asked.other, pending=asked.pending, notes=list(source.notes))
-        schema = schema_of(model.record)
-        if tag is not None:
-            schema = schema.insert(0, pa.field(tag, pa.string()))
-        with table_writer(out, schema) as write:
-            for piece in _tables(model, source, asked, tally):
-                write(piece if tag is None else _with_tag(piece, source, tag))
+        return _write(model, source, out, tag)
+
+
+def _check_columns(out: Path, tag: str | None) -> None:
+    """Raise ConfigError for a file or a column that cannot be written: before hours of work."""
+    check_suffix(out)
+    check_tags([tag] if tag else [])
+
+
+def _write(model: Model, source: Source, out: Path, tag: str | None) -> Tally:
+    """Write what a model says of a source; return the counts."""
+    live = _live_units(model, source)
+    tally = Tally(other=live.other, pending=live.pending, notes=list(source.notes))
+    schema = schema_of(model.record)
+    if tag is not None:
+        schema = schema.insert(0, pa.field(tag, pa.string()))
+    with table_writer(out, schema) as write:
+        for piece in _tables(model, source, live, tally):
+            write(piece if tag is None else _with_tag(piece, source, tag))
     return tally
 
 
@@ -92,22 +102,25 @@ def watch(
     The folder is looked at every so many seconds, without end. What was embedded stays in
     `options.store`, so that whoever starts again goes on from there, and whoever reads `out` finds
     it whole. A file that is being copied is read again once it has grown. Raises ConfigError
-    without a store, and for what is no folder.
+    without a store, for what is no folder, and for a file or column that cannot be written.
     """
     if options.store is None or not folder.is_dir():
         raise ConfigError(
             "To watch, name a folder of images, and by --store where its features stay. Got "
             f"{str(folder)!r} and store {options.store}."
         )
+    _check_columns(out, tag)
     before = None
     while True:
+        tally = None
         # An empty folder is one whose first image is still to come.
-        with contextlib.suppress(NoImagesError):
-            with open_source(model, folder, options) as source:
-                now = (source.store.fingerprint(), source.lost)
+        with contextlib.suppress(NoImagesError), open_source(model, folder, options) as source:
+            now = (source.store.fingerprint(), source.lost)
             if now != before:
-                yield predict(model, folder, out, options, tag=tag)
+                tally = _write(model, source, out, tag)
                 before = now
+        if tally is not None:
+            yield tally
         time.sleep(every_s)
 
 
@@ -136,21 +149,21 @@ def predictions(
 ) -> pa.Table:
     """Return what `predict` writes, as one table."""
     with open_source(model, target, options) as source:
-        asked = _asked(model, source)
-        pieces = list(_tables(model, source, asked, Tally()))
+        live = _live_units(model, source)
+        pieces = list(_tables(model, source, live, Tally()))
     return pa.concat_tables([schema_of(model.record).empty_table(), *pieces])
 
 
-def _asked(model: Model, source: Source) -> Asked:
-    asked = Asked.of(source.store, source.names, model.record.question, source.patients)
-    if not len(asked):
+def _live_units(model: Model, source: Source) -> LiveUnits:
+    live = LiveUnits.of(source.store, source.names, model.record.question, source.patients)
+    if not len(live):
         wanted = model.record.question.modality
         raise ConfigError(
             f"{source.store.place} holds no slice with features that the model is asked about: "
-            f"{asked.other} are of other modalities than {list(wanted or ())}, {asked.pending} "
+            f"{live.other} are of other modalities than {list(wanted or ())}, {live.pending} "
             "await `radprobe extract`."
         )
-    return asked
+    return live
 
 
 # --- the columns -----------------------------------------------------------------------------
@@ -159,11 +172,12 @@ def _asked(model: Model, source: Source) -> Asked:
 def schema_of(record: ModelRecord) -> pa.Schema:
     """Return the columns of predictions.
 
-    unit: row number or pseudonym; path: of the unit's first slice, the real one where the key is
-    there; patient: a pseudonym. proba: what `evaluate` says of such a unit; calibrated: made right
-    on val; decision: at the operating point. unlike: what percentage of the images that the model
-    learnt from is nearer to the others than this unit is; unlike_p: the conformal p-value. Without
-    an image that can be read, all numbers are null and the notes say why.
+    unit: row number, pseudonym, or path of a file that names none; path: of the unit's first slice,
+    the real one where the key is there; patient: a pseudonym. proba: what `evaluate` says of such a
+    unit; calibrated: made right on val; decision: at the operating point. unlike: what percentage
+    of the images that the model learnt from is nearer to the others than this unit is; unlike_p:
+    the conformal p-value. Without an image that can be read, all numbers are null and the notes say
+    why.
     """
     columns = [
         ("unit", pa.string()),
@@ -214,9 +228,9 @@ def decisions(record: ModelRecord, proba: Doubles) -> list[str]:
 # --- a piece at a time -----------------------------------------------------------------------
 
 
-def _tables(model: Model, source: Source, asked: Asked, tally: Tally) -> Iterator[pa.Table]:
+def _tables(model: Model, source: Source, live: LiveUnits, tally: Tally) -> Iterator[pa.Table]:
     """Yield the rows of some units after others, then of the files that could not be read."""
-    for piece in asked.pieces():
+    for piece in live.pieces():
         yield _table(model, source, piece, tally)
     lost = [each for each in source.lost if each.frame is None and each.reason not in NO_IMAGES]
     if lost:

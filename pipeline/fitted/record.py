@@ -49,6 +49,16 @@ class TrainedOn(Frozen):
     key: str
 
 
+def backbone_of(choice: BackboneChoice, recipe: Recipe) -> BackboneChoice:
+    """Return the network as a config names it, with random weights where a demo fell back to them.
+
+    recipe: of the config's store.
+    """
+    if recipe.seeded:
+        return choice.model_copy(update={"weights": recipe.weights})
+    return choice
+
+
 class ModelRecord(Frozen):
     """One model. task: the question's name; question: as the answer had it.
 

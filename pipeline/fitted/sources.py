@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from pipeline.config.data import BackboneChoice, Data, Outputs
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
-from pipeline.config.tasks import FeatureSet
+from pipeline.evaluation.pooling import outputs_of
 from pipeline.extract import extract
+from pipeline.extraction.discover import UNKNOWN_MODALITY
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.failures import Lost, failures
 from pipeline.extraction.same_store import check_store
@@ -35,7 +36,7 @@ from pipeline.extraction.sync import (
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.inference.speed import cores
-from pipeline.recipe import Output, PatchTokens, Recipe, recipe_of
+from pipeline.recipe import PatchTokens, Recipe, recipe_of
 from pipeline.shared.pseudonyms import Names, drop_key
 from stores.contents import MANIFEST, RECIPE
 from stores.errors import ConfigError, RecipeMismatchError
@@ -47,8 +48,6 @@ from stores.storage import located
 Texts = NDArray[np.str_]
 # What stands in a recipe and changes no value of what is stored: which outputs, of how many blocks.
 NOT_OF_VALUES = ("outputs", "blocks", "patch")
-# What a slice's modality is where its file names none.
-UNKNOWN = "OT"
 
 
 class NoImagesError(ConfigError):
@@ -174,8 +173,8 @@ def _embedded(model: Model, folder: Path, options: FolderOptions) -> Iterator[So
     with contextlib.ExitStack() as stack:
         place = options.store
         if place is None:
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="radprobe-"))
-            place = Path(scratch) / "store"
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="radprobe-"))
+            place = Path(temporary) / "store"
         config = folder_config(model.record, folder, place, options)
         is_new = not _is_store(place) and not Names(place).has_key
         store = _look(model, config, options.speed)
@@ -225,13 +224,8 @@ def folder_config(
 
 def folder_recipe(record: ModelRecord) -> Recipe:
     """Return the recipe that a folder is embedded by: the model's, of what it reads alone."""
-    change = {"outputs": needed_outputs(record.features), "patch": PatchTokens()}
+    change = {"outputs": outputs_of(record.features), "patch": PatchTokens()}
     return record.recipe.model_copy(update=change)
-
-
-def needed_outputs(features: FeatureSet) -> tuple[Output, ...]:
-    """Return the outputs that a feature set is made of."""
-    return ("cls", "mean") if "mean" in features else ("cls",)
 
 
 def only_modality(record: ModelRecord) -> str | None:
@@ -306,7 +300,7 @@ def _assumed(record: ModelRecord, store: FeatureStore, options: FolderOptions) -
     if modality is not None:
         return [f"Files that name no modality are taken as {modality}"]
     names = store.slices(["modality"])["modality"].to_pylist()
-    number = names.count(UNKNOWN)
+    number = names.count(UNKNOWN_MODALITY)
     if not number:
         return []
     known = ", ".join(record.trained_on.modalities)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.shared.spreadsheets import quoted
 from stores._disk import sync, temporary_name, writing
 from stores.errors import ConfigError
 
@@ -51,11 +52,12 @@ def table_writer(path: Path, schema: pa.Schema) -> Iterator[Write]:
 def _csv(path: Path, schema: pa.Schema) -> Iterator[Write]:
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(schema.names)
+        out.writerow(quoted(schema.empty_table()).column_names)
 
         def write(piece: pa.Table) -> None:
             # Numbers as Python writes them: read back, they are the same.
-            out.writerows(zip(*(column.to_pylist() for column in piece.columns), strict=True))
+            columns = [column.to_pylist() for column in quoted(piece).columns]
+            out.writerows(zip(*columns, strict=True))
 
         yield write
 

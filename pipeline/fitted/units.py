@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Units
+from pipeline.annotations.units import Units, unit_names
 from pipeline.config.tasks import Level, Task
+from pipeline.evaluation.pooling import runs_of_units
 from pipeline.shared.arrays import Rows
 from pipeline.shared.pseudonyms import Names
 from stores.features import OK, UNREADABLE, VOID, FeatureStore
@@ -46,7 +47,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Asked:
+class LiveUnits:
     """The live slices (m,) that a task is asked about, unit after unit in the order of first rows.
 
     unit (m,) ascending: of each slice; ids (n,): row number, pseudonym, or path. other: how many
@@ -61,7 +62,7 @@ class Asked:
     pending: int
 
     @classmethod
-    def of(cls, store: FeatureStore, names: Names, task: Task, patients: Texts | None) -> Asked:
+    def of(cls, store: FeatureStore, names: Names, task: Task, patients: Texts | None) -> LiveUnits:
         """Gather the units of a store by a task's level and modalities.
 
         patients (all slices,): who each is of where labels say it, None for the headers' word.
@@ -93,16 +94,9 @@ class Asked:
 
     def pieces(self) -> Iterator[Piece]:
         """Yield whole units, of about SLICES_AT_ONCE slices together."""
-        ends = np.cumsum(np.bincount(self.unit, minlength=len(self.ids)))
-        first = 0
-        start = 0
-        while first < len(self.ids):
-            # A unit of more slices than that is a piece of its own.
-            within = int(np.searchsorted(ends, start + SLICES_AT_ONCE, side="right"))
-            stop = max(first + 1, within)
-            yield self._piece(first, stop, start, int(ends[stop - 1]))
-            start = int(ends[stop - 1])
-            first = stop
+        bounds = np.searchsorted(self.unit, np.arange(len(self.ids) + 1))
+        for first, stop in runs_of_units(bounds, SLICES_AT_ONCE):
+            yield self._piece(first, stop, int(bounds[first]), int(bounds[stop]))
 
     def _piece(self, first: int, stop: int, start: int, end: int) -> Piece:
         """Return the units from `first` to before `stop`, whose slices are from start to end."""
@@ -132,13 +126,10 @@ class Asked:
 def unit_chunks(units: Units) -> Iterator[Units]:
     """Yield whole units, without labels, of about SLICES_AT_ONCE slices together."""
     bags = units.bags()
-    first = 0
-    while first < len(units.ids):
-        limit = bags.first[first] + SLICES_AT_ONCE
-        within = int(np.searchsorted(bags.first[1:], limit, side="right"))
-        stop = max(first + 1, within)
-        yield units_from(units, np.arange(first, stop))
-        first = stop
+    for first, stop in runs_of_units(bags.first, SLICES_AT_ONCE):
+        places = bags.order[bags.first[first] : bags.first[stop]]
+        unit = units.unit[places] - first
+        yield Units.unlabelled(units.ids[first:stop], units.rows[places], unit)
 
 
 def units_from(units: Units, numbers: Rows) -> Units:
@@ -166,13 +157,8 @@ def _texts(slices: pa.Table, column: str) -> Texts:
 
 def _units_of(slices: pa.Table, level: Level) -> tuple[Rows, Texts]:
     """Return the unit of each slice (m,), numbered as they first stand, and their names (n,)."""
-    column = "row" if level == "image" else level
     number: dict[str, int] = {}
     unit = np.empty(len(slices), np.int64)
-    for i, (name, path) in enumerate(
-        zip(slices[column].to_pylist(), slices["path"].to_pylist(), strict=True)
-    ):
-        # A file without a series, study or patient is its own.
-        key = str(path if name is None else name)
-        unit[i] = number.setdefault(key, len(number))
+    for i, name in enumerate(unit_names(slices, level).tolist()):
+        unit[i] = number.setdefault(name, len(number))
     return unit, np.array(list(number), np.str_)

@@ -43,7 +43,7 @@ class References:
 
         None where there are too few patients to say anything.
         """
-        chosen = _evenly(rows)
+        chosen = evenly(rows, MOST)
         whose = patient[chosen]
         others = len(chosen) - int(np.bincount(whose).max())
         k = min(NEIGHBOURS, others)
@@ -78,8 +78,9 @@ class References:
         return p
 
 
-def _evenly(rows: Rows) -> Rows:
-    places = np.linspace(0, len(rows) - 1, min(len(rows), MOST)).astype(int)
+def evenly(rows: Rows, most: int) -> Rows:
+    """Return so many of some rows at most, evenly chosen from the first to the last."""
+    places = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)
     chosen: Rows = rows[places]
     return chosen
 

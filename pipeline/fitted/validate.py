@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
+from pipeline.evaluate import count_of
 from pipeline.evaluation.cases import Cases, cases_of
 from pipeline.evaluation.metrics.bootstrap import (
     IntervalRules,
@@ -32,9 +33,10 @@ from pipeline.fitted.predict import UNLIKE_AT
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import check_recipe
 from pipeline.fitted.units import units_from
+from pipeline.fitted.unlike import evenly
 from pipeline.recipe import recipe_of
 from pipeline.results import Metric, PartCount, Score, Tally
-from pipeline.shared.arrays import Rows, unit_length
+from pipeline.shared.arrays import unit_length
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Frozen
 from stores.errors import ConfigError, LabelError
@@ -219,7 +221,7 @@ def _validation(
         model=record.provenance.key,
         recipe=recipe_of(cases.store).digest,
         random=record.random,
-        count=_count(truth),
+        count=count_of(truth),
         score=score_of(cases, _prediction(record, proba), rows, None),
         internal=record.score.metrics,
         calibration=calibration_of(truth, proba),
@@ -240,15 +242,6 @@ def _prediction(record: ModelRecord, proba: Doubles) -> Prediction:
     if record.kind not in ("binary", "multilabel"):
         return Prediction(record.setting, proba)
     return Prediction(record.setting, proba, thresholds=thresholds)
-
-
-def _count(truth: Truth) -> PartCount:
-    positives = {}
-    if truth.kind != "regression":
-        carried = truth.indicator.sum(axis=0).tolist()
-        positives = dict(zip(truth.classes, carried, strict=True))
-    patients = len(np.unique(truth.groups))
-    return PartCount(units=len(truth.y), patients=patients, positives=positives)
 
 
 def calibration_of(truth: Truth, proba: Doubles) -> dict[str, dict[str, Metric]]:
@@ -345,9 +338,9 @@ def _domain_auroc(model: Model, cases: Cases) -> float:
 
     theirs = model.references
     units = cases.units
-    ours = _evenly(np.arange(len(units.ids)), MOST_COMPARED)
+    ours = evenly(np.arange(len(units.ids)), MOST_COMPARED)
     x_ours = unit_length(model.features_of(cases.store, units_from(units, ours)))
-    those = _evenly(np.arange(len(theirs.features)), MOST_COMPARED)
+    those = evenly(np.arange(len(theirs.features)), MOST_COMPARED)
     x = np.concatenate([theirs.features[those], x_ours])
     is_ours = np.repeat([0, 1], [len(those), len(ours)])
     patient = np.concatenate([theirs.patient[those], units.patient[ours]])
@@ -361,21 +354,15 @@ def _domain_auroc(model: Model, cases: Cases) -> float:
         kind="binary",
     )
     fold = both.patient % FOLDS
-    said = np.full(len(x), np.nan)
+    proba_here = np.full(len(x), np.nan)
     for i in range(FOLDS):
         fit = np.flatnonzero(fold != i)
         test = np.flatnonzero(fold == i)
         if len(test) and len(np.unique(is_ours[fit])) == 2:
             (proba,), _ = probabilities(x, both, fit, test, np.ones(1), [])
-            said[test] = proba[:, 1]
-    done = ~np.isnan(said)
-    return auroc(is_ours[done] == 1, said[done])
-
-
-def _evenly(rows: Rows, most: int) -> Rows:
-    places = np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int)
-    chosen: Rows = rows[places]
-    return chosen
+            proba_here[test] = proba[:, 1]
+    done = ~np.isnan(proba_here)
+    return auroc(is_ours[done] == 1, proba_here[done])
 
 
 def _notes(record: ModelRecord, cases: Cases) -> list[str]:

@@ -135,6 +135,16 @@ def moments(x: NDArray[Any], rows: Rows) -> tuple[Doubles, float]:
     return centre, spread or 1.0
 
 
+# --- probabilities -------------------------------------------------------------------------
+
+
+def softmax(logits: Doubles) -> Doubles:
+    """Return the probabilities (n, c) of logits (n, c)."""
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Doubles = odds / odds.sum(axis=1, keepdims=True)
+    return probabilities
+
+
 # --- geometry ------------------------------------------------------------------------------
 
 

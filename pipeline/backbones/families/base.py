@@ -27,7 +27,7 @@ class Family:
     prefixes: of the tower's tensors in files that hold more; left_out: what such files hold beside.
     positions: the learned positions. fixed, options: values of the config, and arguments of the
     class, that are always these. is_grid: its stages differ in width, so the last grid alone is
-    taken. is_own: the network is `backbones.dinov2`, and transformers but saves it.
+    taken. is_written_out: the network is `backbones.dinov2`, and transformers but saves it.
     """
 
     name: FamilyName
@@ -44,7 +44,7 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     is_grid: bool = False
-    is_own: bool = False
+    is_written_out: bool = False
 
     # --- a config.json ---------------------------------------------------------------------
 

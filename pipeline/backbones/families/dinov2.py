@@ -120,5 +120,5 @@ FAMILY = _Dinov2(
     norm="layernorm",
     positions=POSITIONS,
     resampling="dinov2",
-    is_own=True,
+    is_written_out=True,
 )

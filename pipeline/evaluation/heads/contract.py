@@ -119,6 +119,19 @@ class Head(Declaration[S], Generic[S, M]):
     from_state: Callable[[HeadState], Predictor] | None = None
 
 
+def fit_input(
+    x: Floats,
+    units: Units,
+    parts: Parts,
+    settings: S,
+    device: str | None = None,
+    others: Mapping[str, HeadSettings] | None = None,
+) -> FitInput[S]:
+    """Return what a head is fitted on: never which units test, which it must not know."""
+    known: Parts = {"train": parts["train"], "val": parts["val"]}
+    return FitInput(x, units, known, settings, device, others or {})
+
+
 def fit_and_predict(
     head: Head[S, Any],
     x: Floats,
@@ -129,10 +142,7 @@ def fit_and_predict(
     others: Mapping[str, HeadSettings] | None = None,
 ) -> Predicted:
     """Fit a head on train and val, and return what it says of the units of test."""
-    known: Parts = {"train": parts["train"], "val": parts["val"]}
-    # A head is not told who tests: it cannot fit what it must not know.
-    given = FitInput(x, units, known, settings, device, others or {})
-    model = head.fit(given)
+    model = head.fit(fit_input(x, units, parts, settings, device, others))
     return head.predict(model, x, parts["test"])
 
 

@@ -37,7 +37,7 @@ from pipeline.evaluation.heads.probe import ProbeSettings
 from pipeline.evaluation.heads.probe_state import LogisticProblem, LogisticState, ridge_state
 from pipeline.evaluation.heads.ridge import RidgePath, fit_ridge
 from pipeline.evaluation.metrics.quality import best_of, quality
-from pipeline.shared.arrays import mean, moments, take_scaled
+from pipeline.shared.arrays import mean, moments, softmax, take_scaled
 
 Proba = NDArray[np.float64]
 MAX_ITER = 1000
@@ -389,10 +389,8 @@ class _Classifier:
         logits = np.asarray(decisions, np.float64)
         if logits.ndim == 1:  # of two classes scikit-learn gives the second's alone
             logits = np.stack([np.zeros_like(logits), logits], axis=1)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        of_fitted = odds / odds.sum(axis=1, keepdims=True)
         proba = np.zeros((len(logits), self.c))
-        proba[:, self.model.classes_] = of_fitted
+        proba[:, self.model.classes_] = softmax(logits)
         return proba
 
 

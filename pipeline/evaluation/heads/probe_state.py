@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Prediction, Units
 from pipeline.evaluation.heads.contract import Floats, HeadState, Predictor
 from pipeline.evaluation.heads.ridge import RidgePath
-from pipeline.shared.arrays import take_scaled
+from pipeline.shared.arrays import softmax, take_scaled
 
 Doubles = NDArray[np.float64]
 
@@ -35,9 +35,8 @@ class LogisticProblem:
         logits = np.asarray(inside @ self.coef.T + self.intercept, np.float64)
         if logits.shape[1] == 1:  # of two classes the second's alone is there
             logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
         proba = np.zeros((len(x), c))
-        proba[:, self.classes] = odds / odds.sum(axis=1, keepdims=True)
+        proba[:, self.classes] = softmax(logits)
         return proba
 
 

@@ -180,6 +180,8 @@ def test_notebooks_and_pages_refuse_too(project: Path) -> None:
     with pytest.raises(RecipeMismatchError):
         api.evaluate(load_config(config))
     with pytest.raises(RecipeMismatchError):
+        api.data(load_config(config), next(iter(load_config(config).tasks)))
+    with pytest.raises(RecipeMismatchError):
         open_sources([config])
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -30,6 +31,7 @@ from pipeline.fitted.folder import RECORD
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import predict, predictions, watch
 from pipeline.fitted.sources import FolderOptions
+from pipeline.fitted.tables import table_writer
 from stores._disk import seal, unseal
 from stores.errors import (
     ConfigError,
@@ -141,11 +143,11 @@ def test_a_model_says_of_the_test_units_what_the_answer_says(
     settings = config(collection, task)
     model = fit(settings, tmp_path / "model", method=method)
     table = predictions(Model.load(model.path), collection / "store")
-    said = dict(zip(table["unit"].to_pylist(), numbers(table), strict=True))
+    of_model = dict(zip(table["unit"].to_pylist(), numbers(table), strict=True))
     expected = answered(collection, settings, method)
     assert expected
     for unit, proba in expected.items():
-        np.testing.assert_allclose(said[unit], proba, atol=1e-6)
+        np.testing.assert_allclose(of_model[unit], proba, atol=1e-6)
     assert model.record.difference <= 1e-6
 
 
@@ -196,6 +198,17 @@ def test_predictions_are_a_file(
     assert [float(row["proba:yes"]) for row in rows] == expected
     assert {row["decision"] for row in rows} == {"yes", "no"}
     assert all("RANDOM WEIGHTS" in row["notes"] for row in rows)
+
+
+def test_no_cell_of_predictions_is_a_formula(tmp_path: Path) -> None:
+    paths = ["=cmd|x", "+1.png", "-a", "@a", "a=b"]
+    piece = pa.table({"path": paths, "proba:-": [0.5, -0.25, 1.0, 0.0, None]})
+    with table_writer(tmp_path / "p.csv", piece.schema) as write:
+        write(piece)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == ["'=cmd|x", "'+1.png", "'-a", "'@a", "a=b"]
+    assert [row["proba:-"] for row in rows] == ["0.5", "-0.25", "1.0", "0.0", ""]
 
 
 # --- what a model holds ------------------------------------------------------------------------
@@ -445,6 +458,10 @@ def test_a_watched_folder_is_answered_as_images_arrive(project: Path, tmp_path: 
     assert next(watch(model, new, out, options, every_s=0.01)).units == 2
     with pytest.raises(ConfigError, match="To watch, name a folder"):
         next(watch(model, new, out, FolderOptions(), every_s=0.01))
+    # Told at once, and not when the first image comes.
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"\.csv, \.parquet, \.json"):
+        next(watch(model, tmp_path / "empty", tmp_path / "p.xlsx", options, every_s=0.01))
 
 
 def test_a_tag_of_the_files_is_a_column_where_they_are(project: Path, tmp_path: Path) -> None:
@@ -521,9 +538,9 @@ def test_the_command_line_fits_and_predicts(project: Path, tmp_path: Path) -> No
     assert "of 'bright' and" in made.output
     out = tmp_path / "p.csv"
     words = ["predict", str(tmp_path / "m"), str(project / "my.yaml"), "--out", str(out)]
-    said = run.invoke(app, words)
-    assert said.exit_code == 0, said.output
-    assert "60 image units" in said.output
+    predicted = run.invoke(app, words)
+    assert predicted.exit_code == 0, predicted.output
+    assert "60 image units" in predicted.output
     assert len(out.read_text().splitlines()) == 61
     wrong = run.invoke(app, ["predict", str(project), str(project / "data"), "--out", str(out)])
     assert isinstance(wrong.exception, RadprobeError)
