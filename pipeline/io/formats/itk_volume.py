@@ -129,8 +129,8 @@ class _Volume:
         if self.text.encoding == "deflate":
             _check_deflated(self.text)
         image = self.reader.Execute()
-        is_as_told = image.GetNumberOfComponentsPerPixel() == self.values
-        if tuple(image.GetSize()) != self.size or not is_as_told:
+        values = image.GetNumberOfComponentsPerPixel()
+        if tuple(image.GetSize()) != self.size or values != self.values:
             raise UnreadableError("corrupt", "its header is read in two ways")
         self._image = image  # whose memory is shown below
         stored = sitk.GetArrayViewFromImage(image)  # (time, z, y, x, values), as far as there are
