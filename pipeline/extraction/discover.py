@@ -53,7 +53,11 @@ _IMAGE_SUFFIXES = (
     ".jp2", ".j2k", ".jls",
 )
 # fmt: on
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".7z", ".rar", ".bz2", ".xz", ".zst")
+# fmt: off
+_ARCHIVE_SUFFIXES = (
+    ".zip", ".tar", ".tgz", ".tbz", ".txz", ".7z", ".rar", ".bz2", ".xz", ".zst", ".lz4",
+)
+# fmt: on
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".xml", ".html", ".log", ".sql", ".parquet")
 
 Row = dict[str, Any]
