@@ -159,6 +159,7 @@ def _summary(run: _ExtractRun, result: _RunResult, weights: str, started: float)
     embedded = result.parts.embedded
     failed = sorted(result.parts.failed.items())
     keeps_paths = run.config.data.paths == "keep"
+    files = _files(store)
     return Summary(
         store=store.place,
         weights=weights,
@@ -168,8 +169,8 @@ def _summary(run: _ExtractRun, result: _RunResult, weights: str, started: float)
         telling=_flagged(store, IDENTIFIER_IN_PATH) if keeps_paths else 0,
         found=result.counts,
         unreadable=dict(_unreadable(store)),
-        files_set_aside=dict(set_aside(_files(store))),
-        folders_left_out=dict(left_out_folders(_files(store))),
+        files_set_aside=dict(set_aside(files)),
+        folders_left_out=dict(left_out_folders(files)),
         notes=list(run.notes),
         parts_elsewhere=embedded.elsewhere,
         parts_failed=[f"part {index}: {why}" for index, why in failed],

@@ -44,7 +44,7 @@ def read_settings(path: Path, model: type[Settings]) -> Settings:
 
 
 def read_keys(path: Path, what: str) -> dict[Any, Any]:
-    """Read the keys and values of a YAML file; what: it is called. Raises ConfigError."""
+    """Read the keys and values of a YAML file; what: messages call it. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

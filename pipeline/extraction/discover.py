@@ -54,7 +54,11 @@ _IMAGE_SUFFIXES = (
     ".jp2", ".j2k", ".jls",
 )
 # fmt: on
-_ARCHIVE_SUFFIXES = (".zip", ".tar", ".tgz", ".tbz", ".txz", ".7z", ".rar", ".bz2", ".xz", ".zst")
+# fmt: off
+_ARCHIVE_SUFFIXES = (
+    ".zip", ".tar", ".tgz", ".tbz", ".txz", ".7z", ".rar", ".bz2", ".xz", ".zst", ".lz4",
+)
+# fmt: on
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".xml", ".html", ".log", ".sql", ".parquet")
 
 Row = dict[str, Any]
@@ -220,7 +224,7 @@ class _Opener:
         self, data: Data, key: bytes, headers: Open, progress: Callable[[int], None] | None
     ) -> None:
         self.refused: dict[str, UnreadableError] = {}
-        self._fill = _Filler(data)
+        self._fill = PathRules(data)
         self._key = key
         self._tags = data.tags
         self._headers = headers
@@ -320,7 +324,7 @@ def _header(row: Row) -> Header:
     )
 
 
-class _Filler:
+class PathRules:
     """What the config says of files whose headers do not: modality and patient, by path."""
 
     def __init__(self, data: Data) -> None:
@@ -344,7 +348,7 @@ class _Filler:
 
 def modality_of(data: Data, path: str) -> str:
     """Return the modality that the config gives a file whose header names none."""
-    return _Filler(data).modality(path)
+    return PathRules(data).modality(path)
 
 
 def _path_flags(path: str, header: Header) -> list[str]:
@@ -356,7 +360,7 @@ def _path_flags(path: str, header: Header) -> list[str]:
     return []
 
 
-def _place(stored: str, header: Header, fill: _Filler, key: bytes) -> Row:
+def _place(stored: str, header: Header, fill: PathRules, key: bytes) -> Row:
     """Return a slice as its file describes it, by pseudonyms alone (_PLACE_SCHEMA).
 
     A file that names no series is one by itself.

@@ -63,9 +63,9 @@ def check_store(config: Config) -> None:
         note.write(IMPORTED)
         return
     recipe = recipe_of(store)
-    asked = _weights_asked(config, recipe)
-    check_recipe(store, recipe_with(config, asked or _weights_by_name(config, recipe)))
-    if asked is None:
+    weights = _configured_weights(config, recipe)
+    check_recipe(store, recipe_with(config, weights or _weights_by_name(config, recipe)))
+    if weights is None:
         _check_likely_weights(config, recipe, store)
     if origin is None:
         _check_root(config, store)
@@ -75,7 +75,7 @@ def check_store(config: Config) -> None:
 # --- the network -----------------------------------------------------------------------------
 
 
-def _weights_asked(config: Config, recipe: Recipe) -> Weights | None:
+def _configured_weights(config: Config, recipe: Recipe) -> Weights | None:
     """Return the weights that a config asks for; None where they are not on this machine.
 
     recipe: the store's: a demo that had to go without trained weights goes on without them.
@@ -177,7 +177,7 @@ def _some_paths(config: Config, store: FeatureStore) -> list[str]:
     names = Names(store.path, config.data.paths)
     if not names.has_key:
         return []
-    end = len(store.slices(["row"]))
+    end = store.slice_file.rows
     paths: dict[str, None] = {}
     for start in np.linspace(0, end, PLACES, endpoint=False).astype(int).tolist():
         for piece in store.slice_file.between(start, start + RUN, ["row", "path", "withdrawn"]):

@@ -22,6 +22,7 @@ from pipeline.annotations.label_join import column_texts, pseudonyms_of
 from pipeline.annotations.patients import notes_of, patients_by_labels
 from pipeline.config.data import Data
 from pipeline.config.root import Config
+from pipeline.extraction.discover import PathRules
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
@@ -213,11 +214,11 @@ def _count_by_path(data: Data, names: Names, slices: pa.Table, wanted: set[str])
     """Count the slices whose path names the patient by the config's rule."""
     if data.patient is None:
         return 0
-    rule = re.compile(data.patient)
+    rules = PathRules(data)
     counts = pc.value_counts(names.revealed(slices)["path"]).to_pylist()
     by_path = 0
     for each in counts:
-        match = rule.search(unescape_path(each["values"]))
-        if match and match[1] and names.pseudonym("patient", match[1]) in wanted:
+        named = rules.patient(unescape_path(each["values"]))
+        if named and names.pseudonym("patient", named) in wanted:
             by_path += each["counts"]
     return by_path

@@ -6,6 +6,7 @@ import stat
 import zlib
 from pathlib import Path
 
+from pipeline.io.formats.gzip_stream import MAGIC as GZIP
 from pipeline.io.formats.gzip_stream import start_of_gzip
 from pipeline.io.formats.limits import NO_PICTURE, as_unreadable
 from pipeline.io.formats.registry import FORMATS, START_BYTES, recognise
@@ -16,7 +17,6 @@ from stores.errors import UnreadableError
 NO_FORMAT = "no known image format"
 ARCHIVE = "packed in an archive"
 
-_GZIP = b"\x1f\x8b"
 # Signatures of files that hold others: where they stand, and what unpacks them.
 _ARCHIVES = {
     (0, b"PK\3\4"): "zip",
@@ -43,7 +43,7 @@ def sniff(path: Path) -> str:
             raise UnreadableError("not-an-image", "not a regular file")
         with path.open("rb") as file:
             start = file.read(START_BYTES)
-        if start.startswith(_GZIP):
+        if start.startswith(GZIP):
             return _sniff_zipped(path)
     except Exception as error:
         raise as_unreadable(error, "opening the file") from error

@@ -34,6 +34,7 @@ from pipeline.extraction.embed import (
     load_network,
 )
 from pipeline.recipe import Recipe
+from pipeline.shared.private import INSTEAD
 from pipeline.shared.pseudonyms import load_key, reveal_path
 from stores import FeatureStore, PartRange
 from stores._disk import read_file, write_atomic
@@ -313,7 +314,7 @@ def _network_of(recipe_text: str, checkpoint: Checkpoint, speed: Speed) -> Backb
 
 def describe_error(error: BaseException, root: str) -> str:
     """Return an error in a line: its kind and words, without what may be a patient's file name."""
-    words = re.sub(re.escape(root) + r"[^'\"\n]*", "<a file of the collection>", str(error))
+    words = re.sub(re.escape(root) + r"[^'\"\n]*", INSTEAD, str(error))
     first_line = next(iter(words.splitlines()), "")
     kind = type(error).__name__
     return f"{kind}: {first_line[:300]}" if first_line else kind

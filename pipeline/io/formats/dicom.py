@@ -129,7 +129,9 @@ def stored_pixels(path: Path) -> StoredPixels | None:
                 length = pixels.length if pixels.length is not None else -1
                 file.seek(pixels.offset)
                 stored = file.read(length)
-            is_blank = not stored.strip(stored[:1])
+            # By values and not by bytes, of which a value has several that differ.
+            size = max(1, int(dataset.BitsAllocated) // 8)
+            is_blank = stored[size:] == stored[:-size]
             return StoredPixels(hashlib.sha256(stored).hexdigest(), is_blank)
         except Exception as error:
             raise as_unreadable(error, "reading the pixels") from error

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag
 
 from pipeline.io.formats.dicom_classes import SECONDARY_CAPTURE, capture_flags
 from pipeline.io.formats.localizers import LOCALIZER
@@ -18,6 +19,8 @@ from pipeline.types import Header
 Floats = NDArray[np.float64]
 Pixels = NDArray[np.float32]  # (H, W)
 
+_PER_FRAME = BaseTag(0x52009230)
+_SHARED = BaseTag(0x52009229)
 # Gantry tilt from which the header's own word is believed (degrees).
 _TILTED = 0.05
 # By the axis of the normal (LPS), how its plane is shown: along the rows, down the columns.
@@ -28,17 +31,26 @@ _SHOWN = {
 }
 
 
+def functional_groups(dataset: Dataset, frame: int) -> Iterator[Dataset]:
+    """Yield the functional groups of a frame: its own, then those of all frames (C.7.6.16)."""
+    for tag, name, index in (
+        (_PER_FRAME, "PerFrameFunctionalGroupsSequence", frame),
+        (_SHARED, "SharedFunctionalGroupsSequence", 0),
+    ):
+        # Most files have neither, and a look by tag takes a tenth of one by keyword.
+        if tag not in dataset:
+            continue
+        sequence = dataset.get(name)
+        if sequence is not None and index < len(sequence):
+            yield sequence[index]
+
+
 def groups(dataset: Dataset, frame: int, name: str) -> Iterator[Dataset]:
     """Yield what may speak of a frame: its functional group `name`, the shared one, the file."""
-    for sequences, index in (
-        ("PerFrameFunctionalGroupsSequence", frame),
-        ("SharedFunctionalGroupsSequence", 0),
-    ):
-        sequence = dataset.get(sequences)
-        if sequence is not None and index < len(sequence):
-            group = sequence[index].get(name)
-            if group:
-                yield group[0]
+    for each in functional_groups(dataset, frame):
+        group = each.get(name)
+        if group:
+            yield group[0]
     yield dataset
 
 
@@ -128,6 +140,8 @@ def frame_header(
             height, width = width, height
             spacing = spacing and (spacing[1], spacing[0])
     position, offset = place(axes, corner)
+    kind = image_type(dataset, frame)
+    oddities = _flags(dataset, kind)
     return Header(
         frame=frame,
         modality=text(dataset, "Modality"),
@@ -137,13 +151,13 @@ def frame_header(
         study=text(dataset, "StudyInstanceUID"),
         series=text(dataset, "SeriesInstanceUID"),
         instance=text(dataset, "SOPInstanceUID"),
-        volume=_volume(dataset, frame),
+        volume=_volume(dataset, frame, kind, is_capture=SECONDARY_CAPTURE in oddities),
         axes=stored_axes,
         echo_ms=_echo(dataset, frame),
         position_mm=position,
         offset_mm=offset,
         spacing_mm=spacing,
-        flags=flags(dataset, frame),
+        flags=oddities,
     )
 
 
@@ -264,9 +278,11 @@ def place(
     return normal, (down, along)
 
 
-def flags(dataset: Dataset, frame: int) -> tuple[str, ...]:
-    """Return what the header itself says is unusual: localizers, saved screens, tilted gantries."""
-    kind = image_type(dataset, frame)
+def _flags(dataset: Dataset, kind: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what the header itself says is unusual: localizers, saved screens, tilted gantries.
+
+    kind: the frame's image type.
+    """
     oddities = capture_flags(dataset, kind)
     if "LOCALIZER" in kind:
         oddities.append(LOCALIZER)
@@ -286,17 +302,19 @@ def image_type(dataset: Dataset, frame: int) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(map(str, value))
 
 
-def _volume(dataset: Dataset, frame: int) -> str:
-    """Return a text that differs between slices that cannot be of one volume."""
+def _volume(dataset: Dataset, frame: int, kind: tuple[str, ...], *, is_capture: bool) -> str:
+    """Return a text that differs between slices that cannot be of one volume.
+
+    kind: the frame's image type; is_capture: whether it is a saved screen.
+    """
     content = macro(dataset, frame, "FrameContentSequence")
-    kind = image_type(dataset, frame)
     parts = (
         f"{dataset.Rows}x{dataset.Columns}",
         text(content, "StackID") or "",
         # What is shown. Further values are the maker's own (PS3.3 C.8.2.1.1.1).
         "/".join(kind[2:3]),
         # A saved screen among slices is none of them, even where it bears their place.
-        SECONDARY_CAPTURE if SECONDARY_CAPTURE in capture_flags(dataset, kind) else "",
+        SECONDARY_CAPTURE if is_capture else "",
     )
     return "|".join(parts)
 

@@ -23,6 +23,7 @@ from pydicom.dataset import Dataset
 
 from pipeline.io.formats.dicom_geometry import (
     floats,
+    functional_groups,
     groups,
     has_commas,
     text,
@@ -126,12 +127,8 @@ def modality_table(dataset: Dataset) -> Dataset | None:
 
 def _mappings(dataset: Dataset, frame: int) -> Iterator[Dataset]:
     """Yield the Real World Value Mappings of a frame."""
-    for name in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-        sequence: Any = dataset.get(name) or ()
-        index = frame if name.startswith("Per") else 0
-        if index < len(sequence):
-            yield from sequence[index].get("RealWorldValueMappingSequence") or ()
-    yield from dataset.get("RealWorldValueMappingSequence") or ()
+    for source in (*functional_groups(dataset, frame), dataset):
+        yield from source.get("RealWorldValueMappingSequence") or ()
 
 
 def _is_same(mapping: Dataset, rescale: Rescale) -> bool:

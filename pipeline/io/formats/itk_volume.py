@@ -24,7 +24,14 @@ from numpy.typing import NDArray
 
 from pipeline.io.formats.itk_text import is_nrrd, read_text
 from pipeline.io.formats.limits import DEFLATE_RATIO, as_unreadable, check_size, luma
-from pipeline.io.formats.planes import AXIS, cut, is_oblique, volume_headers
+from pipeline.io.formats.planes import (
+    AXIS,
+    canonical,
+    cut,
+    is_oblique,
+    label_volume,
+    volume_headers,
+)
 from pipeline.io.formats.volume_text import VolumeText
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
@@ -107,10 +114,7 @@ class _Volume:
 
     def canonical(self) -> tuple[tuple[int, ...], Affine]:
         """Return the shape (X, Y, Z) and the affine of the volume once turned to RAS."""
-        order = np.argsort(self.turn[:, 0])
-        shape = tuple(self.shape[int(axis)] for axis in order)
-        unturn = nib.orientations.inv_ornt_aff(self.turn, self.shape)
-        return shape, self.affine @ unturn
+        return canonical(self.shape, self.affine, self.turn)
 
     def slice_count(self, plane: Plane) -> int:
         """Return how many slices of a plane a time point has."""
@@ -125,8 +129,8 @@ class _Volume:
         if self.text.encoding == "deflate":
             _check_deflated(self.text)
         image = self.reader.Execute()
-        is_as_told = image.GetNumberOfComponentsPerPixel() == self.values
-        if tuple(image.GetSize()) != self.size or not is_as_told:
+        values = image.GetNumberOfComponentsPerPixel()
+        if tuple(image.GetSize()) != self.size or values != self.values:
             raise UnreadableError("corrupt", "its header is read in two ways")
         self._image = image  # whose memory is shown below
         stored = sitk.GetArrayViewFromImage(image)  # (time, z, y, x, values), as far as there are
@@ -182,11 +186,7 @@ def write_like(
     The frames of one time point; voxels of others are 0. Raises UnreadableError.
     """
     volume = _open(path)
-    labels = np.zeros(volume.shape, np.uint8)
-    shown = nib.orientations.apply_orientation(labels, volume.turn)  # a view
-    count = volume.slice_count(plane)
-    for frame, values in planes.items():
-        cut(shown, plane, frame % count)[...] = values
+    labels = label_volume(planes, plane, volume.shape, volume.turn)
     image = nib.Nifti1Image(labels, volume.affine)
     image.header.set_xyzt_units("mm")
     nib.save(image, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from pipeline.io.formats.volume_text import (
     Channels,
     Encoding,
     VolumeText,
+    begin_of_last,
     data_file,
     header_bytes,
     numbers,
@@ -90,11 +92,8 @@ def read_meta_text(path: Path) -> VolumeText:
         offset = skipped
     elif skipped > 0:
         raise UnreadableError("unsupported", "has a HeaderSize, and its voxels behind its header")
-    if offset == -1:  # the voxels are what the file ends with
-        needed = values * itemsize
-        for size in sizes:
-            needed *= size
-        offset = max(0, data.stat().st_size - needed)
+    if offset == -1:
+        offset = begin_of_last(data, math.prod(sizes) * values * itemsize)
     if offset < 0:
         raise UnreadableError("corrupt", f"declares a HeaderSize of {offset}")
     return VolumeText(

@@ -207,14 +207,14 @@ def _inferred_side(dataset: Dataset) -> int | None:
     columns = int(dataset.Columns)
     matrix = floats(dataset, "AcquisitionMatrix", 4) or (0.0, 0.0, 0.0, 0.0)
     steps = floats(dataset, "NumberOfPhaseEncodingSteps") or (0.0,)
-    for whole, part in (
+    for total, part in (
         (rows, int(matrix[0])),
         (columns, int(matrix[1])),
         (rows, int(steps[0])),
     ):
-        if part < 1 or whole % part:
+        if part < 1 or total % part:
             continue
-        side = whole // part
+        side = total // part
         if side > 2 and not (rows % side or columns % side):
             return side
     return None

@@ -35,7 +35,14 @@ from pipeline.io.formats.limits import (
 )
 from pipeline.io.formats.nifti_header import MENDED, Affine, NiftiHeader, read_header
 from pipeline.io.formats.pair import voxels_of
-from pipeline.io.formats.planes import AXIS, cut, is_oblique, volume_headers
+from pipeline.io.formats.planes import (
+    AXIS,
+    canonical,
+    cut,
+    is_oblique,
+    label_volume,
+    volume_headers,
+)
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
@@ -201,10 +208,7 @@ class _Volume:
 
     def canonical(self) -> tuple[tuple[int, ...], Affine]:
         """Return the shape (X, Y, Z) and the affine of the volume once turned to RAS."""
-        order = np.argsort(self.turn[:, 0])
-        shape = tuple(self.shape[int(axis)] for axis in order)
-        unturn = nib.orientations.inv_ornt_aff(self.turn, self.shape[:3])
-        return shape, self.affine @ unturn
+        return canonical(self.shape[:3], self.affine, self.turn)
 
     def known_spacing(self) -> list[bool]:
         """Return which axes of the volume have a spacing, once it is turned to RAS."""
@@ -255,11 +259,7 @@ def write_like(
     The frames of one time point; voxels of others are 0. Raises UnreadableError.
     """
     volume = _open(path)
-    labels = np.zeros(volume.shape[:3], np.uint8)
-    shown = nib.orientations.apply_orientation(labels, volume.turn)  # a view
-    count = volume.slice_count(plane)
-    for frame, values in planes.items():
-        cut(shown, plane, frame % count)[...] = values
+    labels = label_volume(planes, plane, volume.shape[:3], volume.turn)
     # Of the lengths as they were read, whatever the file's unit is.
     image = nib.Nifti1Image(labels, volume.affine)
     raw = volume.header.raw

@@ -18,7 +18,7 @@ from nibabel.quaternions import quat2mat
 from nibabel.spm2analyze import Spm2AnalyzeHeader
 from numpy.typing import NDArray
 
-from pipeline.io.formats.pair import is_analyze, is_pair
+from pipeline.io.formats.pair import HEADER_BYTES, is_analyze, is_pair
 from stores.errors import UnreadableError
 
 Affine = NDArray[np.float64]  # (4, 4): voxel -> mm, RAS
@@ -39,25 +39,21 @@ class NiftiHeader:
     """A header as it is read.
 
     raw: nibabel's. shape: (x, y, z, time). affine: voxel -> mm (RAS). placed: whether the file says
-    how the volume lies in the patient. unit_mm: of the lengths in `raw`. known_spacing: which of
-    x, y, z have a spacing. mended: whether something in it was wrong. paired: whether the voxels
-    lie in a file of their own; is_analyze: whether it is none of NIfTI, but of Analyze 7.5.
+    how the volume lies in the patient. known_spacing: which of x, y, z have a spacing. mended:
+    whether something in it was wrong. offset: where the voxels begin (bytes) in their file. paired:
+    whether that is a file of their own; is_analyze: whether it is none of NIfTI, but of Analyze
+    7.5.
     """
 
     raw: Any
     shape: tuple[int, ...]
     affine: Affine
     placed: bool
-    unit_mm: float
     known_spacing: tuple[bool, bool, bool]
     mended: bool
+    offset: int
     paired: bool
     is_analyze: bool
-
-    @property
-    def offset(self) -> int:
-        """Where the voxels begin (bytes) in their file."""
-        return _offset(self.raw, 0 if self.paired else int(self.raw.single_vox_offset))
 
 
 def read_header(stream: BinaryIO) -> NiftiHeader:
@@ -65,7 +61,7 @@ def read_header(stream: BinaryIO) -> NiftiHeader:
 
     Raises UnreadableError.
     """
-    start = stream.read(540)
+    start = stream.read(HEADER_BYTES)
     analyze = is_analyze(start)
     raw = _raw_header(start, analyze=analyze)
     shape, shape_mended = _four_dimensions(raw)
@@ -86,19 +82,18 @@ def read_header(stream: BinaryIO) -> NiftiHeader:
     if placement.by_spacing:
         mended = mended or spacing.mended
         known = spacing.known
-    header = NiftiHeader(
-        raw,
-        shape,
-        affine,
-        placement.placed,
-        unit_mm,
-        known,
-        mended,
-        paired=analyze or is_pair(start),
+    paired = analyze or is_pair(start)
+    return NiftiHeader(
+        raw=raw,
+        shape=shape,
+        affine=affine,
+        placed=placement.placed,
+        known_spacing=known,
+        mended=mended,
+        offset=_offset(raw, 0 if paired else int(raw.single_vox_offset)),
+        paired=paired,
         is_analyze=analyze,
     )
-    header.offset  # noqa: B018 (raises where it is none)
-    return header
 
 
 def _raw_header(start: bytes, *, analyze: bool) -> Any:

@@ -12,6 +12,7 @@ from pipeline.io.formats.volume_text import (
     Channels,
     Encoding,
     VolumeText,
+    begin_of_last,
     data_file,
     header_bytes,
     numbers,
@@ -144,8 +145,8 @@ def _offset(fields: dict[str, str], encoding: Encoding, data: Path, end: int, ne
     skipped = whole_numbers(fields.get("byte skip", "0"), 1, "byte skip")[0]
     if lines or (skipped and encoding != "raw") or skipped < -1:
         raise UnreadableError("unsupported", "skips lines, or bytes of what is coded")
-    if skipped == -1:  # the voxels are what the file ends with
-        return max(0, data.stat().st_size - needed)
+    if skipped == -1:
+        return begin_of_last(data, needed)
     return end + skipped
 
 

@@ -6,9 +6,9 @@ import gzip
 import zlib
 from pathlib import Path
 
+from pipeline.io.formats.gzip_stream import MAGIC as GZIP
 from stores.errors import UnreadableError
 
-GZIP = b"\x1f\x8b"
 HEADER_BYTES = 540
 # Where a NIfTI header says that it is one of a pair.
 _PAIRS = ((344, b"ni1\0"), (4, b"ni2\0"))

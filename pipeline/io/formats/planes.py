@@ -6,9 +6,10 @@ and an affine from its voxels to mm. Nothing is interpolated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from nibabel.affines import obliquity
 from numpy.typing import NDArray
@@ -27,6 +28,36 @@ OBLIQUE = 0.0175
 def is_oblique(affine: Affine) -> bool:
     """Return whether a volume lies at an angle to the patient's axes."""
     return bool(obliquity(affine).max() > OBLIQUE)
+
+
+def canonical(
+    shape: tuple[int, ...], affine: Affine, turn: NDArray[np.float64]
+) -> tuple[tuple[int, ...], Affine]:
+    """Return the shape (X, Y, Z) and the affine of a stored volume once it is turned to RAS.
+
+    shape: as stored; turn: (3, 2), nibabel's `io_orientation` of the affine.
+    """
+    order = np.argsort(turn[:, 0])
+    turned = tuple(shape[int(axis)] for axis in order)
+    return turned, affine @ nib.orientations.inv_ornt_aff(turn, shape)
+
+
+def label_volume(
+    planes: Mapping[int, NDArray[np.uint8]],
+    plane: Plane,
+    shape: tuple[int, ...],
+    turn: NDArray[np.float64],
+) -> NDArray[np.uint8]:
+    """Return label planes (frame -> (H, W)) as a volume laid as it is stored, 0 where none is.
+
+    planes: of one time point; shape and turn: as `canonical` takes them.
+    """
+    labels = np.zeros(shape, np.uint8)
+    shown = nib.orientations.apply_orientation(labels, turn)  # a view
+    count = shown.shape[AXIS[plane]]
+    for frame, values in planes.items():
+        cut(shown, plane, frame % count)[...] = values
+    return labels
 
 
 def volume_headers(

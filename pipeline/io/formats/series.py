@@ -159,8 +159,8 @@ def _oddities(volume: list[Place]) -> set[str]:
 
 def _is_tilted(headers: list[Header], steps: list[float], limit: float) -> bool:
     """Return whether slices shift within their plane, over a volume or from one to the next."""
-    whole = sum(steps)
-    if whole >= limit and _shift(headers[0], headers[-1]) > _TILT_OF_ALL * whole:
+    length = sum(steps)
+    if length >= limit and _shift(headers[0], headers[-1]) > _TILT_OF_ALL * length:
         return True
     for step, (a, b) in zip(steps, itertools.pairwise(headers), strict=True):
         if step >= limit and _shift(a, b) > _TILT * step:

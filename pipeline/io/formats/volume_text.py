@@ -99,6 +99,11 @@ def data_file(header: Path, name: str) -> Path:
     return path
 
 
+def begin_of_last(data: Path, count: int) -> int:
+    """Return where the last `count` bytes of a file begin, which its voxels then are."""
+    return max(0, data.stat().st_size - count)
+
+
 def whole_numbers(text: str, count: int, name: str) -> tuple[int, ...]:
     """Return so many whole numbers of a field. Raises UnreadableError."""
     words = text.split()

@@ -291,6 +291,13 @@ def test_archives_are_named_with_the_remedy_and_are_findings_by_their_names(tmp_
         with tarfile.open(tmp_path / name, how) as file:
             file.add(tmp_path / "x.png", "x.png")
     (tmp_path / "scan.nii.bz2").write_bytes(bz2.compress(b"n" * 400))
+    for name, magic in (
+        ("study.7z", b"7z\xbc\xaf\x27\x1c"),
+        ("study.rar", b"Rar!\x1a\x07"),
+        ("scan.nii.zst", b"\x28\xb5\x2f\xfd"),
+        ("scan.nii.lz4", b"\x04\x22\x4d\x18"),
+    ):
+        (tmp_path / name).write_bytes(magic + bytes(400))
     (tmp_path / "x.png.gz").write_bytes(gzip.compress((tmp_path / "x.png").read_bytes()))
     (tmp_path / "labels.csv.gz").write_bytes(gzip.compress(b"path,label"))
     found = look(tmp_path)

@@ -382,6 +382,16 @@ def test_time_points_whose_ends_are_alike_stay_time_points(tmp_path):
     assert flags(tmp_path) == set()
 
 
+def test_blank_slices_of_any_value_say_nothing_of_copies(tmp_path):
+    air = np.full((4, 4), -1024 % 2**16, np.uint16)
+    for k in range(2):
+        for z in range(4):
+            content = picture(k) if z == 2 else air
+            write_pixels(tmp_path / f"{k}_{z}", z, content, InstanceNumber=10 * k + z)
+    assert volumes(tmp_path) == [[f"{k}_{z}" for z in range(4)] for k in range(2)]
+    assert flags(tmp_path) == set()
+
+
 def test_equal_pixels_at_moments_of_their_own_are_time_points(tmp_path):
     for k in range(2):
         for z in range(3):
