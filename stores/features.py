@@ -502,11 +502,12 @@ class FeatureStore:
         rows = self.withdrawn_in(part)
         self.empty_rows(part, rows, arrays, VOID)
         gone = set(rows.tolist())
-        # A volume is named by its first row, which may be of an earlier part.
-        for row, *_ in notes.get("ranges", ()):
-            volume_part = self.layout.part(row // self.layout.part_rows)
-            if row not in gone and row in self.withdrawn_in(volume_part):
-                gone.add(row)
+        # A volume is named by its first row, which may be of an earlier part: each of these is
+        # looked at once, however many volumes a part has.
+        first_rows = {row for row, *_ in notes.get("ranges", ())}
+        earlier = {row // self.layout.part_rows for row in first_rows} - {part.index}
+        for index in earlier:
+            gone |= first_rows.intersection(self.withdrawn_in(self.layout.part(index)).tolist())
         return self._part_writer.write(part, claim, arrays, notes_without(notes, gone), over=False)
 
     def overwrite(
@@ -528,8 +529,9 @@ class FeatureStore:
     ) -> None:
         """Take the numbers and digests of some rows of a part out of its arrays, in place."""
         inside = part.within(rows) - part.start
+        stored = self.arrays
         for name, values in arrays.items():
-            values[inside] = self.arrays[name].void
+            values[inside] = stored[name].void
         arrays["status"][inside] = status
 
     def fetched(self, part: PartRange) -> AbstractContextManager[None]:
