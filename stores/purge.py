@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from stores._disk import CHECKSUM, TEMPORARY, write_checked
 from stores._types import Mask, Rows
 from stores.contents import DERIVED, FEATURES, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
-from stores.errors import StaleTablesError
+from stores.errors import ConfigError, StaleTablesError
 from stores.features import FeatureStore
 from stores.layout import PartRange
 from stores.receipt import notes_without
@@ -68,8 +68,9 @@ def withdraw(
 
     rows: of slices that are the patient's by a label file alone; files: the keyed hashes of their
     paths, by patient. Returns how many slices it took. The rows stay, and so do their numbers until
-    they are purged.
+    they are purged. Raises ConfigError where a patient has no name.
     """
+    _check_named(patients)
     taken = 0
     store.recover()  # what another run left half done
 
@@ -87,7 +88,11 @@ def withdraw(
 
 
 def readmit(store: FeatureStore, *patients: str) -> None:
-    """Undo a withdrawal: the next extract brings back the slices that are still found."""
+    """Undo a withdrawal: the next extract brings back the slices that are still found.
+
+    Raises ConfigError where a patient has no name.
+    """
+    _check_named(patients)
 
     def change(tables: Tables) -> _Changed:
         return _Changed(tables.slices, tables.files, tables.withdrawn.without(patients))
@@ -106,8 +111,9 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
     rows: those that are the patient's by a label file alone. The row numbers stay, void. Results,
     predictions, masks, tuned networks and the state of their runs go altogether, since they are of
     the patient too; splits go on without the patient. Raises ClaimedError where another process
-    holds one of the parts for an hour.
+    holds one of the parts for an hour, ConfigError where a patient has no name.
     """
+    _check_named(patients)
     store.recover()  # what another run left half done
     slices = store.slices()
     theirs = row_numbers(slices.filter(_of(slices, patients, rows)))
@@ -120,6 +126,16 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
         removed["temporary files"] = swept
     _blank(store, theirs, patients)
     return Purged(len(theirs), removed, out_of_reach(store))
+
+
+def _check_named(patients: Collection[str]) -> None:
+    """Raise ConfigError for None or an empty name: slices of no patient are nobody's to take."""
+    for patient in patients:
+        if not isinstance(patient, str) or not patient:
+            raise ConfigError(
+                "A patient must be a pseudonym, as the slice table has it. Got no name instead: "
+                "slices of no patient are named by `rows`."
+            )
 
 
 def out_of_reach(store: FeatureStore) -> tuple[str, ...]:
