@@ -72,7 +72,6 @@ def withdraw(
     """
     _check_named(patients)
     taken = 0
-    store.recover()  # what another run left half done
 
     def change(tables: Tables) -> _Changed:
         nonlocal taken
@@ -114,7 +113,6 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
     holds one of the parts for an hour, ConfigError where a patient has no name.
     """
     _check_named(patients)
-    store.recover()  # what another run left half done
     slices = store.slices()
     theirs = row_numbers(slices.filter(_of(slices, patients, rows)))
     void_parts(store, theirs)
