@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stores._disk import CHECKSUM, TEMPORARY, write_checked
+from stores._disk import CHECKSUM, TEMPORARY, read_checked, write_checked
 from stores._types import Mask, Rows
 from stores.contents import DERIVED, FEATURES, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
-from stores.errors import ConfigError, StaleTablesError
+from stores.errors import ConfigError, CorruptStoreError, StaleTablesError
 from stores.features import FeatureStore
 from stores.layout import PartRange
 from stores.receipt import notes_without
@@ -217,18 +217,17 @@ def _count_files(folder: Path) -> int:
 
 
 def _rewrite_splits(store: FeatureStore, patients: Collection[str]) -> Iterator[Path]:
-    """Take patients out of the splits; yield those that named one."""
+    """Take patients out of the splits; yield those that named one, or are damaged."""
     for path in sorted((store.path / SPLITS).glob("*.json")):
-        text = path.read_text("utf-8")
-        if not names_any(text, patients):
-            continue
         try:
+            text = read_checked(path).decode()
+            if not names_any(text, patients):
+                continue
             left = text_without(text, patients)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            left = None  # no split: whatever names a patient goes
+        except (CorruptStoreError, ValueError, KeyError, TypeError, AttributeError):
+            left = None  # damaged, or no split: nobody can say whom it names
         if left is None:
-            name = path.relative_to(store.path).as_posix()
-            store.storage.remove([name, f"{name}{CHECKSUM}"])
+            _remove_derived(store, path)
         else:
             write_checked(path, left.encode())
         yield path
@@ -239,12 +238,21 @@ def _rewrite_patients(store: FeatureStore, patients: Collection[str], rows: Rows
     import pyarrow.parquet as pq
 
     for path in sorted((store.path / PATIENTS).glob("*.parquet")):
-        table = pq.read_table(path)
-        theirs = np.isin(row_numbers(table), rows) | _named(table, patients)
+        try:
+            table = pq.read_table(pa.BufferReader(read_checked(path)))
+            theirs = np.isin(row_numbers(table), rows) | _named(table, patients)
+        except (CorruptStoreError, pa.ArrowException, KeyError):
+            _remove_derived(store, path)  # damaged, or of another kind, as above
+            continue
         if theirs.any():
             sink = pa.BufferOutputStream()
             pq.write_table(table.filter(pa.array(~theirs)), sink)
             write_checked(path, sink.getvalue().to_pybytes())
+
+
+def _remove_derived(store: FeatureStore, path: Path) -> None:
+    name = path.relative_to(store.path).as_posix()
+    store.storage.remove([name, f"{name}{CHECKSUM}"])
 
 
 # --- tables ------------------------------------------------------------------------------------

@@ -197,6 +197,27 @@ def test_splits_go_on_without_the_patient(store: FeatureStore) -> None:
     assert verify(store.path).sound
 
 
+def test_damaged_files_go_since_nobody_can_say_whom_they_name(store: FeatureStore) -> None:
+    patients = {"train": [ANNA, BERT], "val": [BERT], "test": [BERT]}
+    split = {"patients": patients, "additions": [], "digest": digest_of(patients)}
+    note = pa.table({"row": pa.array([1], pa.int64()), "patient": [BERT]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(note, sink)
+    (store.path / PATIENTS).mkdir()
+    write_checked(store.path / SPLITS / "sound.json", json.dumps(split).encode())
+    write_checked(store.path / SPLITS / "flipped.json", json.dumps(split).encode())
+    write_checked(store.path / PATIENTS / "flipped.parquet", sink.getvalue().to_pybytes())
+    for path in (store.path / SPLITS / "flipped.json", store.path / PATIENTS / "flipped.parquet"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0x80
+        path.write_bytes(data)
+    withdraw(store, ANNA)
+    assert purge_all(store, ANNA).files == {SPLITS: 2}
+    names = {path.name for folder in (SPLITS, PATIENTS) for path in (store.path / folder).iterdir()}
+    assert names == {"sound.json", "sound.json.sha256"}
+    assert verify(store.path).sound
+
+
 def test_rows_of_a_label_file_are_taken_too(store: FeatureStore) -> None:
     fill(store, 0)
     note = pa.table({"row": pa.array([1, 2], pa.int64()), "patient": [ANNA, BERT]})
