@@ -18,7 +18,7 @@ from pipeline.annotations.label_file import LabelTable, Texts
 from pipeline.annotations.label_join import column_texts, label_keys, label_rows, pseudonyms_of
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
-from stores._disk import sha256, write_checked
+from stores._disk import read_checked, sha256, write_checked
 from stores._types import Rows
 from stores.contents import PATIENTS
 from stores.slices import row_numbers
@@ -92,12 +92,12 @@ class PatientNote:
 
 
 def notes_of(store: FeatureStore) -> list[PatientNote]:
-    """Return what was noted of label files."""
+    """Return what was noted of label files. Raises CorruptStoreError for a damaged note."""
     import pyarrow.parquet as pq
 
     notes = []
     for path in sorted((store.path / PATIENTS).glob("*.parquet")):
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(read_checked(path)))
         patients = column_texts(table, "patient")
         metadata = table.schema.metadata or {}
         agrees = metadata.get(_HEADERS) == b"agree"
