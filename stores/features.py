@@ -527,7 +527,10 @@ class FeatureStore:
     def empty_rows(
         self, part: PartRange, rows: Rows, arrays: Mapping[str, Values], status: int
     ) -> None:
-        """Take the numbers and digests of some rows of a part out of its arrays, in place."""
+        """Take the numbers and digests of some rows of a part out of its arrays, in place.
+
+        rows: ascending; those of other parts are passed over.
+        """
         inside = part.within(rows) - part.start
         stored = self.arrays
         for name, values in arrays.items():

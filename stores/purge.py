@@ -158,9 +158,10 @@ def out_of_reach(store: FeatureStore) -> tuple[str, ...]:
 
 def void_parts(store: FeatureStore, rows: Rows) -> None:
     """Take rows out of their parts; parts that others are at come last."""
+    rows = np.unique(rows)  # ascending, whatever made the table
     indices = np.unique(rows // store.layout.part_rows).tolist()
-    held = store.holders()
-    for index in sorted(indices, key=lambda index: (index in held, index)):
+    holders = store.holders()
+    for index in sorted(indices, key=lambda index: (index in holders, index)):
         part = store.layout.part(index)
         owner = store.owner(part)
         if owner is not None:
@@ -169,7 +170,7 @@ def void_parts(store: FeatureStore, rows: Rows) -> None:
 
 
 def _void(store: FeatureStore, part: PartRange, rows: Rows) -> None:
-    """Rewrite one part without the numbers of some rows."""
+    """Rewrite one part without the numbers of some rows, which ascend."""
     with store.reclaim(part, PATIENCE_S) as claim:
         receipt = store.receipt(part.index)
         if receipt is None:  # whatever lies there is no part: it goes altogether
