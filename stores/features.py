@@ -725,11 +725,12 @@ def check_free(path: Path) -> None:
 def stored_key_check(folder: Path) -> str | None:
     """Return by what a store's key is known; None where there is no store, or it does not say."""
     try:
-        group = json.loads(manifest.load(folder, _GROUP))
+        with as_corrupt(_GROUP):
+            group = json.loads(manifest.load(folder, _GROUP))
+            check: str | None = group["attributes"].get(KEY_CHECK)
+            return check
     except (StoreError, OSError):
         return None
-    check: str | None = group["attributes"].get(KEY_CHECK)
-    return check
 
 
 def _fetch_chunk(receipts: Receipts, layout: Layout, chunk: Chunk) -> None:
