@@ -88,7 +88,7 @@ from stores.slices import (
     row_numbers,
     table_bytes,
 )
-from stores.storage import Storage, storage_at, storage_of
+from stores.storage import Storage, mend, storage_at, storage_of
 from stores.withdrawn import Withdrawn
 
 __all__ = [
@@ -177,7 +177,7 @@ class FeatureStore:
         """Have a store that was made before keys were checked know its key again."""
         self.storage.check_writable()
         with exclusive(self.claims, "tables"):
-            self._mend()
+            mend(self.storage)
             group = json.loads(manifest.load(self.path, _GROUP))
             group["attributes"].setdefault(KEY_CHECK, key_check)
             self.storage.replace({_GROUP: json.dumps(group, indent=2).encode()})
@@ -306,7 +306,7 @@ class FeatureStore:
         self.storage.check_writable()
         with exclusive(self.claims, "tables"):
             # What a crash left half done is finished first, so that `seen` is judged by what holds.
-            self._mend()
+            mend(self.storage)
             if seen is not None and seen != manifest.version(self.path):
                 raise StaleTablesError(f"The tables of {self.path} were replaced meanwhile.")
             n = self.layout.next_boundary(end_of(rows))
@@ -325,15 +325,7 @@ class FeatureStore:
         self.storage.check_writable()
         # Another process may be at it right now: then there is nothing left to mend.
         with exclusive(self.claims, "tables"):
-            self._mend()
-
-    def _mend(self) -> None:
-        unnamed = manifest.unnamed_copies(self.path)
-        mended = manifest.mend(self.path)
-        if mended:
-            self.storage.restore([*mended, MANIFEST])
-        if unnamed:  # wherever the store is: a mirror would have them back
-            self.storage.remove(unnamed)
+            mend(self.storage)
 
     def _grown(self, n: int) -> dict[str, bytes]:
         """Return the zarr.json of each array that has fewer than n rows, with n."""

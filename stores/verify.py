@@ -47,7 +47,7 @@ from stores.layout import PartRange
 from stores.purge import drop_derived, files_naming, purged_rows, void_parts
 from stores.receipt import ChunkRecord, Receipt, part_of, receipt_name
 from stores.slices import end_of, row_numbers
-from stores.storage import Storage, storage_at
+from stores.storage import Storage, mend, storage_at
 
 Damage = Literal[
     "manifest", "kept-file", "receipt", "checksum", "status", "values", "table", "result", "purged"
@@ -155,14 +155,9 @@ def _mend_manifest(storage: Storage) -> list[str]:
             manifest.digests(root)
         except CorruptStoreError:
             manifest.rebuild(root)
+            storage.restore([MANIFEST])
             done.append(f"{MANIFEST}: written anew from the copies")
-        unnamed = manifest.unnamed_copies(root)
-        restored = manifest.mend(root)
-        done += [f"{name}: restored from its copy" for name in restored]
-    if done:
-        storage.restore([*restored, MANIFEST])
-    if unnamed:
-        storage.remove(unnamed)
+        done += [f"{name}: restored from its copy" for name in mend(storage)]
     return done
 
 
