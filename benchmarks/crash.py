@@ -39,7 +39,7 @@ import yaml
 import zarr
 from PIL import Image
 
-from benchmarks.crash_points import Point, Watch, points_of
+from benchmarks.crash_points import CUT, Point, Watch, points_of
 from pipeline import cli
 from stores import FeatureStore
 from stores.verify import verify
@@ -283,7 +283,9 @@ class Place:
         if trial.cut is None:
             return self.folder / "states" / trial.name
         at = self.fresh(number)
-        forked(lambda: self.run(at, number, trial.cut))
+        ended = forked(lambda: self.run(at, number, trial.cut))
+        if ended.code != CUT:
+            raise RuntimeError(f"{trial.points} was not reached: {ended}, {_tail(at)}")
         return at
 
     def fresh(self, number: int) -> Path:
