@@ -314,7 +314,11 @@ def _receipt(store: FeatureStore, part: PartRange, report: Report) -> Iterator[F
         yield Finding("receipt", where, "does not name the chunks of its part", part.index)
     for name, record in receipt.chunks.items():
         file = chunk_file(name)
-        path = store.path / file
+        try:
+            path = inside(store.path, file)
+        except CorruptStoreError as error:
+            yield Finding("checksum", file, str(error), part.index)
+            continue
         if not path.is_file():
             yield Finding("checksum", file, "is missing", part.index)
         elif not _vouched_for(path, record):
