@@ -39,7 +39,7 @@ import yaml
 import zarr
 from PIL import Image
 
-from benchmarks.crash_points import Point, Watch, points_of
+from benchmarks.crash_points import CUT, Point, Watch, points_of
 from pipeline import cli
 from stores import FeatureStore
 from stores.verify import verify
@@ -58,7 +58,7 @@ class Command:
 
     before: brings the folder to the state it starts from. arguments: of radprobe, in the folder.
     after: what else is to be done before the state is compared, such as extracting what a repair
-    has queued. bucket: the store is at a URL.
+    has queued. bucket: the store is at a URL. codes: with which it ends well.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Command:
     before: tuple[Callable[[Path], None], ...] = ()
     after: tuple[tuple[str, ...], ...] = ()
     bucket: bool = False
+    codes: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,14 @@ def commands() -> dict[str, Command]:
     extracted = (_extracted,)
     answered = (_extracted, _answered)
     purge = ("withdraw", "store", "--patient", "p1", "--purge")
+    repair = ("verify", "store", "--repair")
+    damaged = (*answered, _damaged)
     every = [
         Command("extract", EXTRACT),
         Command("append", EXTRACT, (_extracted, _grown)),
         Command("purge", purge, answered),
-        Command("repair", ("verify", "store", "--repair"), (*answered, _damaged), (EXTRACT,)),
+        # It ends with 1 where it found damage, and with 0 where the ended one had mended all.
+        Command("repair", repair, damaged, (EXTRACT,), codes=(0, 1)),
         Command("evaluate", EVALUATE, extracted),
         Command("copy", ("copy", "store", "URL"), extracted, bucket=True),
         Command("s3", EXTRACT, bucket=True),
@@ -173,10 +177,11 @@ def try_again(place: Place, trial: Trial, number: int, outcome: Outcome) -> None
     weight = len(trial.points)
     outcome.states += 1
     outcome.points += weight
-    outcome.ended += weight * (again.code == 0)
+    ended = again.code in place.command.codes
+    outcome.ended += weight * ended
     for name in _JUDGED:
         setattr(outcome, name, getattr(outcome, name) + weight * bool(state.get(name)))
-    if again.code or not all(state.get(name) for name in _JUDGED):
+    if not ended or not all(state.get(name) for name in _JUDGED):
         detail = {**state, "code": again.code, "log": _tail(at)}
         outcome.faults.append(f"{', '.join(trial.points[:3])}: {detail}")
         print(outcome.faults[-1], file=sys.stderr, flush=True)
@@ -278,7 +283,9 @@ class Place:
         if trial.cut is None:
             return self.folder / "states" / trial.name
         at = self.fresh(number)
-        forked(lambda: self.run(at, number, trial.cut))
+        ended = forked(lambda: self.run(at, number, trial.cut))
+        if ended.code != CUT:
+            raise RuntimeError(f"{trial.points} was not reached: {ended}, {_tail(at)}")
         return at
 
     def fresh(self, number: int) -> Path:
@@ -309,7 +316,7 @@ class Place:
         try:
             radprobe(at, *self._arguments(-1))
         except SystemExit as error:
-            if error.code:
+            if (error.code or 0) not in self.command.codes:
                 raise RuntimeError(_tail(at)) from None
         return dict(watch.counts), watch.points
 

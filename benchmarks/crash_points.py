@@ -258,8 +258,9 @@ class _WatchedFile:
 
     def write(self, data: Any) -> Any:
         """Write a piece, or half of it."""
-        whole = data if isinstance(data, str) else memoryview(data).cast("B")
-        left = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+        piece = data if isinstance(data, str) else memoryview(data).cast("B")
+        middle = len(piece) // 2
+        left = [piece[:middle], piece[middle:]]
 
         def write_next() -> None:
             self._file.write(left.pop(0))
@@ -268,7 +269,7 @@ class _WatchedFile:
         def write_rest() -> int:
             while left:
                 write_next()
-            return len(whole)
+            return len(piece)
 
         return self._step("write", write_rest, write_next)
 

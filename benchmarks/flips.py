@@ -38,7 +38,7 @@ from stores.verify import repair, verify
 HERE = Speed(device="cpu", workers=0)
 METHODS: tuple[Method, ...] = ("knn", "probe")
 REFUSED = "refused"
-ASKED: dict[str, Any] = {
+QUESTIONS: dict[str, Any] = {
     "labels": {"file": "collection/labels.csv", "key": "path", "patient": "patient_id"},
     "tasks": {"mass": {"labels": ["mass"], "level": "patient", "modality": ["CT"]}},
     "split": {"kind": "kfold", "folds": 3},
@@ -54,7 +54,7 @@ def main() -> None:
     args = options.parse_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config(write_setup(Path(folder), **ASKED))
+        config = load_config(write_setup(Path(folder), **QUESTIONS))
         store = FeatureStore.open(extract(config, HERE).store)
         before = used(config)
         assert verify(store.path).sound
@@ -87,13 +87,13 @@ def main() -> None:
 
 
 def used(config: Config) -> dict[str, Any]:
-    """Return what whoever uses the store is told, by what it is: numbers, or that it is refused."""
+    """Return what the store gives its users, by what it is: numbers, or that it is refused."""
     path = config.store
-    told = {"features": attempt(lambda: features(path))}
+    outcomes = {"features": attempt(lambda: features(path))}
     for method in METHODS:
-        told[method] = attempt(functools.partial(answered, config, method))
-        told[f"{method} predicted"] = attempt(functools.partial(predicted, path, method))
-    return told
+        outcomes[method] = attempt(functools.partial(answered, config, method))
+        outcomes[f"{method} predicted"] = attempt(functools.partial(predicted, path, method))
+    return outcomes
 
 
 def features(path: Path) -> bytes:
@@ -127,7 +127,7 @@ def attempt(use: Callable[[], Any]) -> Any:
 
 
 def differs(value: Any, before: Any) -> bool:
-    """Return whether a number was told that is another than before."""
+    """Return whether a use gave a number, and another than before."""
     return value is not REFUSED and bool(value != before)
 
 

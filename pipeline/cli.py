@@ -64,8 +64,8 @@ for group in (
     app.add_typer(group.app)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from importlib.metadata import version
 
         print(f"radprobe {version('radprobe')}")

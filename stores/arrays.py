@@ -112,8 +112,8 @@ class StoredArray:
         """
         chunk_bytes = self.chunk_rows * self.row_bytes
         part_bytes = layout.part_rows * self.row_bytes
-        whole = self.chunk_rows > 0 and layout.part_rows % self.chunk_rows == 0
-        if not whole or self.row_bytes < 1 or max(chunk_bytes, part_bytes) > MOST_PART_BYTES:
+        divides = self.chunk_rows > 0 and layout.part_rows % self.chunk_rows == 0
+        if not divides or self.row_bytes < 1 or max(chunk_bytes, part_bytes) > MOST_PART_BYTES:
             raise CorruptStoreError(
                 f"{self.root / self.name} has rows of {self.row_shape} {self.dtype}, "
                 f"{self.chunk_rows} a chunk, and {layout.part_rows} a part. A part must be a whole "

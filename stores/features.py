@@ -88,7 +88,7 @@ from stores.slices import (
     row_numbers,
     table_bytes,
 )
-from stores.storage import Storage, storage_at, storage_of
+from stores.storage import Storage, mend, storage_at, storage_of
 from stores.withdrawn import Withdrawn
 
 __all__ = [
@@ -177,7 +177,7 @@ class FeatureStore:
         """Have a store that was made before keys were checked know its key again."""
         self.storage.check_writable()
         with exclusive(self.claims, "tables"):
-            self._mend()
+            mend(self.storage)
             group = json.loads(manifest.load(self.path, _GROUP))
             group["attributes"].setdefault(KEY_CHECK, key_check)
             self.storage.replace({_GROUP: json.dumps(group, indent=2).encode()})
@@ -306,7 +306,7 @@ class FeatureStore:
         self.storage.check_writable()
         with exclusive(self.claims, "tables"):
             # What a crash left half done is finished first, so that `seen` is judged by what holds.
-            self._mend()
+            mend(self.storage)
             if seen is not None and seen != manifest.version(self.path):
                 raise StaleTablesError(f"The tables of {self.path} were replaced meanwhile.")
             n = self.layout.next_boundary(end_of(rows))
@@ -325,15 +325,7 @@ class FeatureStore:
         self.storage.check_writable()
         # Another process may be at it right now: then there is nothing left to mend.
         with exclusive(self.claims, "tables"):
-            self._mend()
-
-    def _mend(self) -> None:
-        unnamed = manifest.unnamed_copies(self.path)
-        mended = manifest.mend(self.path)
-        if mended:
-            self.storage.restore([*mended, MANIFEST])
-        if unnamed:  # wherever the store is: a mirror would have them back
-            self.storage.remove(unnamed)
+            mend(self.storage)
 
     def _grown(self, n: int) -> dict[str, bytes]:
         """Return the zarr.json of each array that has fewer than n rows, with n."""
@@ -502,11 +494,12 @@ class FeatureStore:
         rows = self.withdrawn_in(part)
         self.empty_rows(part, rows, arrays, VOID)
         gone = set(rows.tolist())
-        # A volume is named by its first row, which may be of an earlier part.
-        for row, *_ in notes.get("ranges", ()):
-            volume_part = self.layout.part(row // self.layout.part_rows)
-            if row not in gone and row in self.withdrawn_in(volume_part):
-                gone.add(row)
+        # A volume is named by its first row, which may be of an earlier part: each of these is
+        # looked at once, however many volumes a part has.
+        first_rows = {row for row, *_ in notes.get("ranges", ())}
+        earlier = {row // self.layout.part_rows for row in first_rows} - {part.index}
+        for index in earlier:
+            gone |= first_rows.intersection(self.withdrawn_in(self.layout.part(index)).tolist())
         return self._part_writer.write(part, claim, arrays, notes_without(notes, gone), over=False)
 
     def overwrite(
@@ -526,10 +519,14 @@ class FeatureStore:
     def empty_rows(
         self, part: PartRange, rows: Rows, arrays: Mapping[str, Values], status: int
     ) -> None:
-        """Take the numbers and digests of some rows of a part out of its arrays, in place."""
+        """Take the numbers and digests of some rows of a part out of its arrays, in place.
+
+        rows: ascending; those of other parts are passed over.
+        """
         inside = part.within(rows) - part.start
+        stored = self.arrays
         for name, values in arrays.items():
-            values[inside] = self.arrays[name].void
+            values[inside] = stored[name].void
         arrays["status"][inside] = status
 
     def fetched(self, part: PartRange) -> AbstractContextManager[None]:
@@ -725,11 +722,12 @@ def check_free(path: Path) -> None:
 def stored_key_check(folder: Path) -> str | None:
     """Return by what a store's key is known; None where there is no store, or it does not say."""
     try:
-        group = json.loads(manifest.load(folder, _GROUP))
+        with as_corrupt(_GROUP):
+            group = json.loads(manifest.load(folder, _GROUP))
+            check: str | None = group["attributes"].get(KEY_CHECK)
+            return check
     except (StoreError, OSError):
         return None
-    check: str | None = group["attributes"].get(KEY_CHECK)
-    return check
 
 
 def _fetch_chunk(receipts: Receipts, layout: Layout, chunk: Chunk) -> None:

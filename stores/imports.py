@@ -25,7 +25,9 @@ from stores.contents import OK, ArraySpec
 from stores.errors import ConfigError, StoreError, UnreadableError
 from stores.export import SEAL, seal_of
 from stores.features import FeatureStore, check_free
+from stores.folder import LocalFolder
 from stores.hdf5 import member
+from stores.inside import is_below
 from stores.layout import default_part_rows
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 
@@ -77,7 +79,7 @@ def read_foreign(source: Path, table: Path | None = None) -> Foreign:
     if table is not None:
         columns, seal = _read_columns(table)
     elif _is_npy(source):
-        columns, seal = _columns_beside(source.with_suffix(".parquet"))
+        columns, seal = _exported_columns(source.with_suffix(".parquet"))
     if features.ndim == 3 and len(features) == 1:  # (1, n, d), as some MIL tools write it
         features = features[0]
     lengths = {len(features), *map(len, columns.values())} if features.ndim else set()
@@ -106,14 +108,14 @@ def import_features(
     """Make a store whose `cls` (n, blocks, d) are foreign features; receipts say where from.
 
     Made aside and renamed: where this raises, there is no store. Raises ConfigError for features
-    that are not finite, or that the recipe's dtype cannot hold.
+    that are not finite, or that the recipe's dtype cannot hold; OccupiedError where the path holds
+    anything.
     """
     check_free(path)
     aside = path.with_name(temporary_name(path.name))
     try:
         _fill(aside, recipe_text, blocks, dtype, foreign, key_check)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.replace(path)
+        LocalFolder(path).adopt(aside)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return FeatureStore.open(path)
@@ -204,7 +206,7 @@ def _read_npy(source: Path) -> tuple[Values, Columns, str | None]:
     return features, {}, None
 
 
-def _columns_beside(exported: Path) -> tuple[Columns, str | None]:
+def _exported_columns(exported: Path) -> tuple[Columns, str | None]:
     """Return the columns of the table that was exported with a .npy; none where there is none.
 
     A table of another tool that happens to lie there is not taken: `--table` names it.
@@ -366,8 +368,8 @@ def _text(value: Any) -> str:
 
 
 def _path(value: Any) -> str:
-    text = _text(value).replace("\\", "/")
-    if text.startswith("/") or ".." in text.split("/"):
+    text = _text(value).replace("\\", "/").removeprefix("./")
+    if not is_below(text):
         raise ValueError
     return text
 

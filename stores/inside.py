@@ -49,7 +49,7 @@ def inside(root: Path, name: str) -> Path:
 
 def check_links(root: Path, name: str) -> None:
     """Raise CorruptStoreError where a link below `root`, on the way to a name, leads out of it."""
-    # Put together as text: this is asked of every chunk that is opened.
+    # Put together as text: this is asked of every chunk that is written or verified.
     place = str(root)
     for part in name.split("/"):
         place = f"{place}/{part}"

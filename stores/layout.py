@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from stores._types import Rows
 
 CHUNK_BYTES = 16 * 2**20
@@ -34,8 +36,9 @@ class PartRange:
         return slice(self.start, self.stop)
 
     def within(self, rows: Rows) -> Rows:
-        """Return those of some rows that are in the part."""
-        return rows[(rows >= self.start) & (rows < self.stop)]
+        """Return those of some ascending rows that are in the part."""
+        first, last = np.searchsorted(rows, (self.start, self.stop))
+        return rows[first:last]
 
 
 def default_part_rows(row_bytes: int) -> int:

@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stores._disk import CHECKSUM, TEMPORARY, write_checked
+from stores._disk import CHECKSUM, TEMPORARY, read_checked, write_checked
 from stores._types import Mask, Rows
 from stores.contents import DERIVED, FEATURES, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
-from stores.errors import StaleTablesError
+from stores.errors import ConfigError, CorruptStoreError, StaleTablesError
 from stores.features import FeatureStore
 from stores.layout import PartRange
 from stores.receipt import notes_without
@@ -68,10 +68,10 @@ def withdraw(
 
     rows: of slices that are the patient's by a label file alone; files: the keyed hashes of their
     paths, by patient. Returns how many slices it took. The rows stay, and so do their numbers until
-    they are purged.
+    they are purged. Raises ConfigError where a patient has no name.
     """
+    _check_named(patients)
     taken = 0
-    store.recover()  # what another run left half done
 
     def change(tables: Tables) -> _Changed:
         nonlocal taken
@@ -87,7 +87,11 @@ def withdraw(
 
 
 def readmit(store: FeatureStore, *patients: str) -> None:
-    """Undo a withdrawal: the next extract brings back the slices that are still found."""
+    """Undo a withdrawal: the next extract brings back the slices that are still found.
+
+    Raises ConfigError where a patient has no name.
+    """
+    _check_named(patients)
 
     def change(tables: Tables) -> _Changed:
         return _Changed(tables.slices, tables.files, tables.withdrawn.without(patients))
@@ -106,9 +110,9 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
     rows: those that are the patient's by a label file alone. The row numbers stay, void. Results,
     predictions, masks, tuned networks and the state of their runs go altogether, since they are of
     the patient too; splits go on without the patient. Raises ClaimedError where another process
-    holds one of the parts for an hour.
+    holds one of the parts for an hour, ConfigError where a patient has no name.
     """
-    store.recover()  # what another run left half done
+    _check_named(patients)
     slices = store.slices()
     theirs = row_numbers(slices.filter(_of(slices, patients, rows)))
     void_parts(store, theirs)
@@ -120,6 +124,16 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
         removed["temporary files"] = swept
     _blank(store, theirs, patients)
     return Purged(len(theirs), removed, out_of_reach(store))
+
+
+def _check_named(patients: Collection[str]) -> None:
+    """Raise ConfigError for None or an empty name: slices of no patient are nobody's to take."""
+    for patient in patients:
+        if not isinstance(patient, str) or not patient:
+            raise ConfigError(
+                "A patient must be a pseudonym, as the slice table has it. Got no name instead: "
+                "slices of no patient are named by `rows`."
+            )
 
 
 def out_of_reach(store: FeatureStore) -> tuple[str, ...]:
@@ -144,9 +158,10 @@ def out_of_reach(store: FeatureStore) -> tuple[str, ...]:
 
 def void_parts(store: FeatureStore, rows: Rows) -> None:
     """Take rows out of their parts; parts that others are at come last."""
+    rows = np.unique(rows)  # ascending, whatever made the table
     indices = np.unique(rows // store.layout.part_rows).tolist()
-    held = store.holders()
-    for index in sorted(indices, key=lambda index: (index in held, index)):
+    holders = store.holders()
+    for index in sorted(indices, key=lambda index: (index in holders, index)):
         part = store.layout.part(index)
         owner = store.owner(part)
         if owner is not None:
@@ -155,7 +170,7 @@ def void_parts(store: FeatureStore, rows: Rows) -> None:
 
 
 def _void(store: FeatureStore, part: PartRange, rows: Rows) -> None:
-    """Rewrite one part without the numbers of some rows."""
+    """Rewrite one part without the numbers of some rows, which ascend."""
     with store.reclaim(part, PATIENCE_S) as claim:
         receipt = store.receipt(part.index)
         if receipt is None:  # whatever lies there is no part: it goes altogether
@@ -203,18 +218,17 @@ def _count_files(folder: Path) -> int:
 
 
 def _rewrite_splits(store: FeatureStore, patients: Collection[str]) -> Iterator[Path]:
-    """Take patients out of the splits; yield those that named one."""
+    """Take patients out of the splits; yield those that named one, or are damaged."""
     for path in sorted((store.path / SPLITS).glob("*.json")):
-        text = path.read_text("utf-8")
-        if not names_any(text, patients):
-            continue
         try:
+            text = read_checked(path).decode()
+            if not names_any(text, patients):
+                continue
             left = text_without(text, patients)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            left = None  # no split: whatever names a patient goes
+        except (CorruptStoreError, ValueError, KeyError, TypeError, AttributeError):
+            left = None  # damaged, or no split: nobody can say whom it names
         if left is None:
-            name = path.relative_to(store.path).as_posix()
-            store.storage.remove([name, f"{name}{CHECKSUM}"])
+            _remove_derived(store, path)
         else:
             write_checked(path, left.encode())
         yield path
@@ -225,12 +239,21 @@ def _rewrite_patients(store: FeatureStore, patients: Collection[str], rows: Rows
     import pyarrow.parquet as pq
 
     for path in sorted((store.path / PATIENTS).glob("*.parquet")):
-        table = pq.read_table(path)
-        theirs = np.isin(row_numbers(table), rows) | _named(table, patients)
+        try:
+            table = pq.read_table(pa.BufferReader(read_checked(path)))
+            theirs = np.isin(row_numbers(table), rows) | _named(table, patients)
+        except (CorruptStoreError, pa.ArrowException, KeyError):
+            _remove_derived(store, path)  # damaged, or of another kind, as above
+            continue
         if theirs.any():
             sink = pa.BufferOutputStream()
             pq.write_table(table.filter(pa.array(~theirs)), sink)
             write_checked(path, sink.getvalue().to_pybytes())
+
+
+def _remove_derived(store: FeatureStore, path: Path) -> None:
+    name = path.relative_to(store.path).as_posix()
+    store.storage.remove([name, f"{name}{CHECKSUM}"])
 
 
 # --- tables ------------------------------------------------------------------------------------

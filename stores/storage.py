@@ -22,7 +22,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from stores import manifest
 from stores.claims import Holder
+from stores.contents import MANIFEST
 from stores.errors import ConfigError
 from stores.folder import LocalFolder
 from stores.mirror import MirroredBucket, url_of
@@ -120,6 +122,20 @@ class Storage(Protocol):
 
     def publish(self) -> None:
         """Bring what was computed in the folder to where the store is."""
+
+
+def mend(storage: Storage) -> list[str]:
+    """Bring the manifest's files to what it says, wherever the store is; return what was mended.
+
+    Raises CorruptStoreError where a file and its copy are both lost. One process at a time.
+    """
+    unnamed = manifest.unnamed_copies(storage.folder)
+    mended = manifest.mend(storage.folder)
+    if mended:
+        storage.restore([*mended, MANIFEST])
+    if unnamed:  # there too: a mirror would have them back
+        storage.remove(unnamed)
+    return mended
 
 
 def storage_of(folder: Path) -> Storage:

@@ -42,12 +42,12 @@ from stores.contents import (
 from stores.duplicates import find_twins
 from stores.errors import CorruptStoreError
 from stores.features import FeatureStore
-from stores.inside import check_folders, is_below
+from stores.inside import check_folders, inside, is_below
 from stores.layout import PartRange
 from stores.purge import drop_derived, files_naming, purged_rows, void_parts
 from stores.receipt import ChunkRecord, Receipt, part_of, receipt_name
 from stores.slices import end_of, row_numbers
-from stores.storage import Storage, storage_at
+from stores.storage import Storage, mend, storage_at
 
 Damage = Literal[
     "manifest", "kept-file", "receipt", "checksum", "status", "values", "table", "result", "purged"
@@ -108,8 +108,6 @@ def verify(path: Path | str) -> Report:
         store = FeatureStore.open(storage.folder)
         report.findings += _manifest_files(store.path)
         # Read for the errors alone: each must be decodable before it is judged by.
-        store.slices()
-        store.files()
         store.tables()
         store.live_rows()
     except CorruptStoreError as error:
@@ -157,14 +155,9 @@ def _mend_manifest(storage: Storage) -> list[str]:
             manifest.digests(root)
         except CorruptStoreError:
             manifest.rebuild(root)
+            storage.restore([MANIFEST])
             done.append(f"{MANIFEST}: written anew from the copies")
-        unnamed = manifest.unnamed_copies(root)
-        restored = manifest.mend(root)
-        done += [f"{name}: restored from its copy" for name in restored]
-    if done:
-        storage.restore([*restored, MANIFEST])
-    if unnamed:
-        storage.remove(unnamed)
+        done += [f"{name}: restored from its copy" for name in mend(storage)]
     return done
 
 
@@ -231,7 +224,7 @@ def _manifest_files(root: Path) -> Iterator[Finding]:
     """Check the files of the manifest and their copies."""
     for name, expected in manifest.digests(root).items():
         for where in (name, manifest.copy_name(expected)):
-            path = root / where
+            path = inside(root, where)
             if not path.is_file():
                 yield Finding("kept-file", where, "is missing")
             elif file_sha256(path) != expected:
@@ -268,9 +261,10 @@ def _paths(store: FeatureStore) -> Iterator[str]:
 
 def _parts(store: FeatureStore, report: Report) -> None:
     """Check every receipt, and the part it vouches for."""
-    rows = row_numbers(store.slices())
-    live = store.live_rows()
-    purged = purged_rows(store)
+    # A table whose rows do not ascend is damaged, and its parts are looked at all the same.
+    rows = np.sort(row_numbers(store.slices()))
+    live = np.sort(store.live_rows())
+    purged = np.sort(purged_rows(store))
     norms: list[_Norms] = []
     for path in sorted((store.path / PARTS).glob("*.json")):
         index = part_of(path.name)
@@ -281,8 +275,10 @@ def _parts(store: FeatureStore, report: Report) -> None:
             findings = list(_receipt(store, part, report))
             arrays = None if findings else _read(store, part, findings)
             if arrays is not None:
-                findings += _status(part, arrays["status"], part.within(rows), live)
-                findings += _withdrawn(part, arrays, part.within(rows), live, purged)
+                # Of the part alone, and once: a store has many parts.
+                here = _RowsHere(part.within(rows), part.within(live), part.within(purged))
+                findings += _status(part, arrays["status"], here)
+                findings += _withdrawn(part, arrays, here)
                 findings += _values(part, arrays)
                 norms.append(_norms(part, arrays))
         report.findings += findings
@@ -318,7 +314,11 @@ def _receipt(store: FeatureStore, part: PartRange, report: Report) -> Iterator[F
         yield Finding("receipt", where, "does not name the chunks of its part", part.index)
     for name, record in receipt.chunks.items():
         file = chunk_file(name)
-        path = store.path / file
+        try:
+            path = inside(store.path, file)
+        except CorruptStoreError as error:
+            yield Finding("checksum", file, str(error), part.index)
+            continue
         if not path.is_file():
             yield Finding("checksum", file, "is missing", part.index)
         elif not _vouched_for(path, record):
@@ -331,19 +331,24 @@ def _vouched_for(path: Path, record: ChunkRecord) -> bool:
     return path.stat().st_size == record.bytes and file_sha256(path) == record.sha256
 
 
-def _status(
-    part: PartRange,
-    status: Bytes,
-    rows: Rows,
-    live: Rows,
-) -> Iterator[Finding]:
-    """Check a part's status (part rows,) against the slice table.
+@dataclass(frozen=True)
+class _RowsHere:
+    """The rows of the slice table that are in one part.
 
-    rows: the table's in the part; live: all that are not withdrawn.
+    live: those that are not withdrawn; purged: those whose entries a purge emptied.
     """
+
+    all: Rows
+    live: Rows
+    purged: Rows
+
+
+def _status(part: PartRange, status: Bytes, here: _RowsHere) -> Iterator[Finding]:
+    """Check a part's status (part rows,) against the slice table."""
     known = np.zeros(len(status), bool)
-    known[rows - part.start] = True
-    living = np.isin(np.arange(part.start, part.stop), live)
+    known[here.all - part.start] = True
+    living = np.zeros(len(status), bool)
+    living[here.live - part.start] = True
     empty = np.isin(status, (VOID, WITHDRAWN))
     checks = {
         "have a status nobody writes": status > WITHDRAWN,
@@ -355,27 +360,21 @@ def _status(
             yield _wrong_rows("status", part, wrong, "rows", what)
 
 
-def _withdrawn(
-    part: PartRange, arrays: dict[str, Values], rows: Rows, live: Rows, purged: Rows
-) -> Iterator[Finding]:
-    """Tell the withdrawn rows of a part that hold anything; of purged ones, it is damage.
-
-    rows: the table's in the part; live: all that are not withdrawn; purged: all whose entries a
-    purge emptied.
-    """
+def _withdrawn(part: PartRange, arrays: dict[str, Values], here: _RowsHere) -> Iterator[Finding]:
+    """Tell the withdrawn rows of a part that hold anything; of purged ones, it is damage."""
     # A digest alone tells whose the slice was, too.
     holds = ~np.isin(arrays["status"], (VOID, WITHDRAWN))
     for name in ("file_digest", "pixel_digest"):
         holds |= arrays[name].any(axis=1)
-    holding = np.flatnonzero(holds) + part.start
-    of_purged = np.intersect1d(holding, purged)
+    filled = np.flatnonzero(holds) + part.start
+    of_purged = np.intersect1d(filled, here.purged)
     if len(of_purged):
         detail = (
             f"{len(of_purged)} rows of purged patients hold something (first: {_few(of_purged)})"
         )
         yield Finding("purged", f"part {part.index}", detail)
-    others = np.union1d(part.within(live), part.within(purged))
-    withdrawn = np.setdiff1d(np.intersect1d(holding, rows), others)
+    others = np.union1d(here.live, here.purged)
+    withdrawn = np.setdiff1d(np.intersect1d(filled, here.all), others)
     if len(withdrawn):
         detail = f"{len(withdrawn)} withdrawn rows hold numbers until they are purged"
         yield Finding("withdrawn", f"part {part.index}", f"{detail} (first: {_few(withdrawn)})")

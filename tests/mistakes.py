@@ -53,12 +53,12 @@ def picture(i: int) -> str:
 class Project:
     """A folder with 24 pictures of 12 patients, labels, a config, and a store made by it.
 
-    said: all that the last command printed and logged.
+    output: all that the last command printed and logged.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.said = ""
+        self.output = ""
         rng = np.random.default_rng(0)
         lines = ["path,patient,look,age"]
         for i in range(24):
@@ -106,7 +106,7 @@ class Project:
             ):
                 main()
         except SystemExit as end:
-            self.said = out.getvalue() + said.getvalue()
+            self.output = out.getvalue() + said.getvalue()
             text = re.sub(r"[╭╮╰╯│─]", "", said.getvalue().replace(str(self.root), "."))
             # what torch says of a device is its own
             text = re.sub(r"(no device '\S+' here: ).* (?=Take)", r"\1... ", text)

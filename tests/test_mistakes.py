@@ -29,7 +29,7 @@ def test_a_mistake_gives_its_message(project: Project, mistake: Mistake) -> None
     assert code in (1, 2)
     assert "Traceback" not in said
     assert "fault of radprobe" not in said
-    assert not [mark for mark in MARKS if mark in project.said]
+    assert not [mark for mark in MARKS if mark in project.output]
     assert line_of(mistake, said) in LINES
 
 

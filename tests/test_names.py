@@ -191,8 +191,8 @@ def test_no_error_names_anybody(
     code, message = project.run(f"{command} --debug")
     assert code in (1, 2), message
     assert "fault of radprobe" not in message
-    said = project.said + " ".join(str(warning.message) for warning in recwarn)
-    assert not [mark for mark in MARKS if mark in said], said
+    shown = project.output + " ".join(str(warning.message) for warning in recwarn)
+    assert not [mark for mark in MARKS if mark in shown], shown
     assert not (project.root / "made").exists()
     assert not (project.root / "made.key").exists()
 
@@ -213,7 +213,7 @@ def test_a_fault_of_ours_quotes_nothing(project: Project, monkeypatch: pytest.Mo
     assert code == 70
     assert "KeyError" in message
     assert "ValueError" in message
-    assert not [mark for mark in MARKS if mark in project.said]
+    assert not [mark for mark in MARKS if mark in project.output]
 
 
 def test_words_of_the_system_lose_the_names_of_files(project: Project) -> None:

@@ -25,6 +25,7 @@ from stores.errors import ConfigError, UnansweredError
 
 if TYPE_CHECKING:
     from pipeline.config.methods import Method
+    from pipeline.config.root import Config
     from pipeline.config.tasks import Level
     from pipeline.results import Result, Segmented
 
@@ -157,13 +158,10 @@ def segment(
     as_json: JsonOpt = False,
 ) -> None:
     """Train each head of the config on cached patch tokens and score it against the masks."""
-    from pipeline.config.loading import load_config
-    from pipeline.extraction.same_store import check_store
     from pipeline.segment import segment
     from pipeline.segmentation.predictions import check_empty, write_predictions
 
-    settings = load_config(config, store)
-    check_store(settings)
+    settings = _checked_config(config, store)
     if out_to:
         check_empty(out_to)  # before hours of work
     with _steps("segment") as progress:
@@ -207,13 +205,10 @@ def search(
 
     A file or folder that is not in the store is embedded first, as the store was, and thrown away.
     """
-    from pipeline.config.loading import load_config
     from pipeline.evaluation.search import recipe_of_store
-    from pipeline.extraction.same_store import check_store
     from pipeline.fitted.aside import search_anything
 
-    settings = load_config(config, store)
-    check_store(settings)
+    settings = _checked_config(config, store)
     hits = search_anything(settings, query, k=k, level=_level(level))
     if as_json:
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
@@ -231,13 +226,10 @@ def retest(
     as_json: JsonOpt = False,
 ) -> None:
     """Say how far repeated scans agree: in their features, and in what answers on file say."""
-    from pipeline.config.loading import load_config
     from pipeline.evaluation.retest import retest
     from pipeline.evaluation.search import recipe_of_store
-    from pipeline.extraction.same_store import check_store
 
-    settings = load_config(config, store)
-    check_store(settings)
+    settings = _checked_config(config, store)
     agreements = retest(settings, pairs)
     if as_json:
         print(json.dumps([asdict(one) for one in agreements], indent=1))
@@ -279,17 +271,23 @@ def compare(
         show_differences(out, pairs, networks)
 
 
-def _store_of(path: Path) -> Path:
-    """Return the store that a path names, or that the config of that path does and fits."""
+def _checked_config(path: Path, store: Path | None = None) -> Config:
+    """Return a config, or that with another store, once the store was made as the config says."""
     from pipeline.config.loading import load_config
     from pipeline.extraction.same_store import check_store
+
+    config = load_config(path, store)
+    check_store(config)
+    return config
+
+
+def _store_of(path: Path) -> Path:
+    """Return the store that a path names, or that the config of that path does and fits."""
     from stores.storage import located
 
     if not path.is_file():
         return located(path)
-    config = load_config(path)
-    check_store(config)
-    return config.store
+    return _checked_config(path).store
 
 
 def _level(name: str) -> Level:
@@ -321,12 +319,9 @@ def _answer(
     device: str | None = None,
 ) -> None:
     """Answer the config's tasks by the methods, and print tables or one JSON document."""
-    from pipeline.config.loading import load_config
     from pipeline.evaluate import evaluate
-    from pipeline.extraction.same_store import check_store
 
-    settings = load_config(config, store)
-    check_store(settings)
+    settings = _checked_config(config, store)
     try:
         results = evaluate(settings, methods, device=device)
     except UnansweredError as error:

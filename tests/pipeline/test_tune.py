@@ -29,6 +29,7 @@ from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
+from pipeline.extraction.withdrawal import find_patient
 from pipeline.recipe import Recipe
 from pipeline.results import Result
 from pipeline.tune import tune
@@ -38,7 +39,6 @@ from pipeline.tuning.saving import save_network
 from pipeline.tuning.training import rate_factor
 from stores import FeatureStore
 from stores.errors import ConfigError, RecipeMismatchError
-from stores.purge import purge, withdraw
 from stores.verify import verify
 from tests.pipeline.backbones.test_models import saved
 from tests.pipeline.collection import probed_on_train
@@ -488,7 +488,7 @@ def test_a_purged_patient_takes_tuned_networks_along(tmp_path: Path) -> None:
     tune(config, ["norm"], device="cpu", workers=0)
     assert list((config.store / "tuned").glob("*"))
     store = FeatureStore.open(config.store)
-    patient = store.slices()["patient"][0].as_py() or ""
-    withdraw(store, patient)
-    purge(store, patient)
+    patient = find_patient(config.store, "p0", config)
+    assert patient.withdraw(store) == 2
+    assert patient.purge(store).rows == 2
     assert not list((config.store / "tuned").glob("*"))

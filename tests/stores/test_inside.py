@@ -167,6 +167,18 @@ def test_an_array_that_leads_out_is_neither_read_nor_written(
     assert content(outside) == {"thesis.tex": b"mine"}
 
 
+def test_a_chunk_that_leads_out_is_damage(store: FeatureStore, outside: Path) -> None:
+    fill(store, 0)
+    chunk = store.path / "features.zarr/mean/c/0/0"
+    chunk.rename(outside / "chunk")
+    chunk.symlink_to(outside / "chunk")
+    findings = [each for each in verify(store.path).findings if each.damage]
+    assert [(each.kind, each.where) for each in findings] == [
+        ("checksum", "features.zarr/mean/c/0/0")
+    ]
+    assert "leads out" in findings[0].detail
+
+
 def test_pipes_in_a_store_are_no_wait_without_end(store: FeatureStore) -> None:
     fill(store, 0)
     receipt = store.receipts.path(0)

@@ -24,6 +24,7 @@ from pipeline.extraction.distributed.processes import Processes
 from pipeline.extraction.distributed.status import status
 from pipeline.extraction.exchange import export_store
 from pipeline.extraction.plan import plan
+from pipeline.extraction.withdrawal import find_patient
 from pipeline.segment import segment
 from pipeline.segmentation.predictions import write_predictions
 from pipeline.shared.pseudonyms import load_key
@@ -229,11 +230,11 @@ def test_tuned_networks_go_there_and_come_when_asked_for(
     (again,) = tune(there, ["bitfit"], device="cpu", workers=0)
     assert again.cached
     assert identity_of(elsewhere / weights) == answer.tuned[0].identity
-    patient = FeatureStore.open(url).slices()["patient"][0].as_py()
+    patient = find_patient(elsewhere, "p0", there)
     with storage.storage_of(elsewhere).occupied():
         store = FeatureStore.open(url)
-        withdraw(store, patient)
-        purge(store, patient)
+        assert patient.withdraw(store) == 2
+        assert patient.purge(store).rows == 2
     assert not [n for n in Bucket(url).names() if n.startswith(("tuned/", "results/"))]
     assert not (elsewhere / weights).exists()
     assert verify(url).findings == []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ import pytest
 from stores import FeatureStore
 from stores._disk import write_checked
 from stores.contents import PATIENTS, SPLITS
-from stores.errors import StaleTablesError
+from stores.errors import ConfigError, StaleTablesError
 from stores.layout import PartRange
 from stores.purge import purge, purge_all, readmit, withdraw
 from stores.slices import SLICE_SCHEMA, with_column
@@ -195,6 +197,27 @@ def test_splits_go_on_without_the_patient(store: FeatureStore) -> None:
     assert verify(store.path).sound
 
 
+def test_damaged_files_go_since_nobody_can_say_whom_they_name(store: FeatureStore) -> None:
+    patients = {"train": [ANNA, BERT], "val": [BERT], "test": [BERT]}
+    split = {"patients": patients, "additions": [], "digest": digest_of(patients)}
+    note = pa.table({"row": pa.array([1], pa.int64()), "patient": [BERT]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(note, sink)
+    (store.path / PATIENTS).mkdir()
+    write_checked(store.path / SPLITS / "sound.json", json.dumps(split).encode())
+    write_checked(store.path / SPLITS / "flipped.json", json.dumps(split).encode())
+    write_checked(store.path / PATIENTS / "flipped.parquet", sink.getvalue().to_pybytes())
+    for path in (store.path / SPLITS / "flipped.json", store.path / PATIENTS / "flipped.parquet"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 0x80
+        path.write_bytes(data)
+    withdraw(store, ANNA)
+    assert purge_all(store, ANNA).files == {SPLITS: 2}
+    names = {path.name for folder in (SPLITS, PATIENTS) for path in (store.path / folder).iterdir()}
+    assert names == {"sound.json", "sound.json.sha256"}
+    assert verify(store.path).sound
+
+
 def test_rows_of_a_label_file_are_taken_too(store: FeatureStore) -> None:
     fill(store, 0)
     note = pa.table({"row": pa.array([1, 2], pa.int64()), "patient": [ANNA, BERT]})
@@ -258,3 +281,23 @@ def test_entries_and_files_of_the_patient_leave_the_tables(store: FeatureStore) 
         f"f{row}" for row in others(range(20))
     ]
     assert store.withdrawn == Withdrawn(frozenset([ANNA]), frozenset([ANNA]))
+
+
+# --- whom it takes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nobody", [None, ""])
+@pytest.mark.parametrize("act", [withdraw, readmit, purge])
+def test_slices_of_no_patient_are_not_taken_by_name(
+    store: FeatureStore, act: Callable[..., object], nobody: Any
+) -> None:
+    names = [None if row in HERS else BERT for row in range(20)]
+    slices = with_column(numbered(20), "patient", pa.array(names))
+    store.write_tables(slices, NO_FILES)
+    fill(store, 0)
+    before = holds(store)
+    with pytest.raises(ConfigError, match="Got no name"):
+        act(store, nobody)
+    assert holds(store) == before
+    assert store.withdrawn == Withdrawn()
+    assert not any(store.slices()["withdrawn"].to_pylist())

@@ -380,3 +380,15 @@ def test_features_that_do_not_fit_the_recipe_are_refused(recipe: Path, tmp_path:
     with pytest.raises(ConfigError, match=r"must hold features \(n, d\)"):
         import_file(tmp_path / "x.npy", tmp_path / "made", recipe)
     assert not (tmp_path / "made").exists()
+
+
+def test_paths_of_a_table_are_judged_as_those_of_a_store(recipe: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((1, 32), np.float32))
+    for path in ("/a", "../a", "a/../b", "a//b", "a/./b", "a\0b"):
+        pq.write_table(pa.table({"path": [path]}), tmp_path / "t.parquet")
+        with pytest.raises(ConfigError, match="a path relative to the collection"):
+            import_file(tmp_path / "x.npy", tmp_path / "made", recipe, tmp_path / "t.parquet")
+    # As `find .` lists them.
+    pq.write_table(pa.table({"path": ["./a/b.png"]}), tmp_path / "t.parquet")
+    made = import_file(tmp_path / "x.npy", tmp_path / "made", recipe, tmp_path / "t.parquet")
+    assert Names(made.path).revealed(made.slices())["path"].to_pylist() == ["a/b.png"]
