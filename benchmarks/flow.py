@@ -34,7 +34,8 @@ from pipeline.backbones.load import Backbone
 from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
 from pipeline.extraction.embed import BadLimit, EmbedSettings, Speed, embed_missing
-from pipeline.extraction.sync import make_recipe, open_store, update_tables
+from pipeline.extraction.recipes import make_recipe, open_store
+from pipeline.extraction.sync import update_tables
 from pipeline.inference.forward import keep_memory
 from pipeline.io.decode import read_slices
 from pipeline.io.digests import narrow, pixel_digest

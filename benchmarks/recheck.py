@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from benchmarks.tiny import write_setup
 from pipeline.config.loading import load_config
-from pipeline.extraction.sync import look, make_recipe, open_store, update_tables
+from pipeline.extraction.recipes import make_recipe, open_store
+from pipeline.extraction.sync import look, update_tables
 from stores import FeatureStore
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA
 

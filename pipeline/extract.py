@@ -33,8 +33,9 @@ from pipeline.extraction.distributed.shards import (
 )
 from pipeline.extraction.distributed.tasks import EmbedResult, Work, forget_failures
 from pipeline.extraction.embed import BadLimit, Progress, Speed, load_network
+from pipeline.extraction.recipes import locate_weights, open_store, recipe_with
 from pipeline.extraction.selection import left_out_folders, set_aside
-from pipeline.extraction.sync import locate_weights, open_store, recipe_with, update_tables
+from pipeline.extraction.sync import update_tables
 from pipeline.inference.speed import cores, sleep_while_waiting
 from pipeline.recipe import Recipe
 from stores import FeatureStore

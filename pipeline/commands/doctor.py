@@ -164,7 +164,7 @@ def _stability(config: Config, device: str, as_json: bool) -> None:
 
 def _fidelity(config: Config, device: str, as_json: bool) -> None:
     """Print what patch tokens lose by each way to store them."""
-    from pipeline.extraction.sync import make_recipe
+    from pipeline.extraction.recipes import make_recipe
     from pipeline.studies.compression import fidelity
 
     tasks = list(config.masks)

@@ -10,17 +10,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.root import Config
-from pipeline.extraction.selection import left_out_folders, set_aside
-from pipeline.extraction.sync import (
+from pipeline.extraction.recipes import (
     Difference,
-    Look,
     differences,
     feature_arrays,
-    look,
     make_recipe,
     open_store,
     part_rows_of,
 )
+from pipeline.extraction.selection import left_out_folders, set_aside
+from pipeline.extraction.sync import Look, look
 from pipeline.inference.throughput import load_throughput
 from pipeline.recipe import Recipe
 from stores import FeatureStore, Layout

@@ -7,11 +7,6 @@ that takes a config to a store asks here first. No weights are needed, and no im
 
 from __future__ import annotations
 
-import itertools
-from pathlib import Path
-
-import numpy as np
-
 from pipeline.backbones.models import COMPARATORS
 from pipeline.backbones.weights import (
     BACKBONES,
@@ -23,22 +18,12 @@ from pipeline.backbones.weights import (
     treated,
 )
 from pipeline.config.root import Config
-from pipeline.extraction.selection import Selection
-from pipeline.extraction.sync import DEMO_WEIGHTS, check_recipe, recipe_with
-from pipeline.extraction.walk import walk
-from pipeline.io.sniff import sniff
+from pipeline.extraction.recipes import DEMO_WEIGHTS, check_recipe, recipe_with
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.notes import Note
-from pipeline.shared.paths import unescape_path
-from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
-from stores.errors import RecipeMismatchError, UnreadableError, WeightsError
+from stores.errors import RecipeMismatchError, WeightsError
 
-# Slices of the store whose files are looked for under data.root: so many places, a run at each.
-PLACES = 8
-RUN = 8
-# Files under data.root that are looked at for an image, where none of the store's is there.
-LOOKED_AT = 100
 # What a look at the tables of a store found.
 IMPORTED = "imported"
 OF_THIS_FOLDER = "of this folder"
@@ -68,7 +53,10 @@ def check_store(config: Config) -> None:
     if weights is None:
         _check_likely_weights(config, recipe, store)
     if origin is None:
-        _check_root(config, store)
+        # Where tables are to be read, and not to ask for an answer on file.
+        from pipeline.extraction.same_folder import check_folder
+
+        check_folder(config, store)
         note.write(OF_THIS_FOLDER)
 
 
@@ -151,52 +139,3 @@ def _stamp(config: Config, store: FeatureStore) -> str:
         return f"{store.version} no folder"
     about = root.stat()
     return f"{store.version} {about.st_dev} {about.st_ino}"
-
-
-def _check_root(config: Config, store: FeatureStore) -> None:
-    """Refuse a folder of images of which none is in the store. Raises RecipeMismatchError."""
-    root = config.data.root
-    # On a machine without the images there is nothing to be held against.
-    if not root.is_dir():
-        return
-    paths = _some_paths(config, store)
-    if not paths or any((root / unescape_path(path)).exists() for path in paths):
-        return
-    if _has_images(config):
-        example = Names(store.path, config.data.paths).shown(paths[0])
-        raise RecipeMismatchError(
-            f"The store {store.place} was made of another folder: the config's data.root is "
-            f"{str(root)!r}, which has images, and none of the store's, such as {example!r}. Set "
-            "data.root to the folder that the store was made of, or name the store of this folder; "
-            "if files were renamed, run `radprobe extract`."
-        )
-
-
-def _some_paths(config: Config, store: FeatureStore) -> list[str]:
-    """Return the real paths of the files of some slices, from the first to the last."""
-    names = Names(store.path, config.data.paths)
-    if not names.has_key:
-        return []
-    end = store.slice_file.rows
-    paths: dict[str, None] = {}
-    for start in np.linspace(0, end, PLACES, endpoint=False).astype(int).tolist():
-        for piece in store.slice_file.between(start, start + RUN, ["row", "path", "withdrawn"]):
-            rows = names.revealed(piece).to_pylist()
-            paths |= dict.fromkeys(row["path"] for row in rows if not row["withdrawn"])
-    return list(paths)
-
-
-def _has_images(config: Config) -> bool:
-    """Return whether any of the first files of the collection is of a format that is known."""
-    root = config.data.root
-    tables = (table["path"].to_pylist() for table in walk(root, Selection(config.data)))
-    files = itertools.chain.from_iterable(tables)
-    return any(_is_image(root / unescape_path(path)) for path in itertools.islice(files, LOOKED_AT))
-
-
-def _is_image(path: Path) -> bool:
-    try:
-        sniff(path)
-    except UnreadableError:
-        return False
-    return True

@@ -25,14 +25,9 @@ from pipeline.extract import extract
 from pipeline.extraction.discover import UNKNOWN_MODALITY
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.failures import Lost, failures
+from pipeline.extraction.recipes import Difference, create_store, make_recipe, recipe_differences
 from pipeline.extraction.same_store import check_store
-from pipeline.extraction.sync import (
-    Difference,
-    create_store,
-    make_recipe,
-    recipe_differences,
-    update_tables,
-)
+from pipeline.extraction.sync import update_tables
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.inference.speed import cores

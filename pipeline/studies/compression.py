@@ -24,7 +24,8 @@ from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.extraction.distributed.tasks import Work, embed_locally
 from pipeline.extraction.embed import BadLimit, Progress, Speed
-from pipeline.extraction.sync import locate_weights, look, open_store, recipe_with, update_tables
+from pipeline.extraction.recipes import locate_weights, open_store, recipe_with
+from pipeline.extraction.sync import look, update_tables
 from pipeline.inference.forward import coded
 from pipeline.recipe import PatchTokens
 from pipeline.segmentation import heads, masks

@@ -18,7 +18,7 @@ from pipeline.backbones.load import Backbone, load_recipe_backbone
 from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
 from pipeline.evaluation.neighbours import neighbours
-from pipeline.extraction.sync import locate_weights, recipe_with
+from pipeline.extraction.recipes import locate_weights, recipe_with
 from pipeline.inference.forward import Forward, Values
 from pipeline.recipe import PatchTokens, Precision, Recipe
 from pipeline.shared.devices import pick_device

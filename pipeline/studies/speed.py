@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline.backbones.load import Backbone, load_recipe_backbone
 from pipeline.backbones.weights import Checkpoint
 from pipeline.config.root import Config
-from pipeline.extraction.sync import feature_arrays, locate_weights, part_rows_of, recipe_with
+from pipeline.extraction.recipes import feature_arrays, locate_weights, part_rows_of, recipe_with
 from pipeline.inference.forward import keep_memory, out_of_memory
 from pipeline.inference.lanes import Lanes
 from pipeline.inference.speed import cores

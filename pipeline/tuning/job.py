@@ -13,7 +13,7 @@ from pipeline.backbones.load import Backbone, load_backbone
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tuning import Tuning
-from pipeline.extraction.sync import differences, make_recipe
+from pipeline.extraction.recipes import differences, make_recipe
 from pipeline.inference.speed import Speed
 from pipeline.recipe import Recipe
 from pipeline.shared import devices

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.backbones.weights import locate
 from pipeline.config.root import Config
 from pipeline.extraction.discover import discover
-from pipeline.extraction.sync import open_store
+from pipeline.extraction.recipes import open_store
 from pipeline.io.decode import read_slices
 from pipeline.preprocessing.prepare import prepare_batch
 from pipeline.recipe import Recipe

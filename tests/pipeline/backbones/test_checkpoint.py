@@ -17,7 +17,8 @@ from pipeline.config.root import Config
 from pipeline.extract import extract
 from pipeline.extraction.distributed.tasks import Work, WorkerOutcome, embed_parts
 from pipeline.extraction.embed import Progress, Speed
-from pipeline.extraction.sync import locate_weights, open_store, recipe_with, update_tables
+from pipeline.extraction.recipes import locate_weights, open_store, recipe_with
+from pipeline.extraction.sync import update_tables
 from pipeline.recipe import Recipe
 from stores.errors import WeightsError
 from tests.phantoms import volume, write_series

@@ -101,6 +101,8 @@ def test_what_is_done_already_imports_little(extracted: Path, command: str) -> N
     radprobe(command, extracted / "config.yaml")
     heavy = {"torch", "transformers", "sklearn", "scipy", "faiss", "zarr"}
     heavy |= {"pydicom", "nibabel", "PIL", "pyarrow.dataset", "matplotlib"}
+    if command == "evaluate":
+        heavy |= {"pandas", "pyarrow.compute", "pyarrow.parquet", "cryptography"}
     code = (
         "import atexit, sys\n"
         f"atexit.register(lambda: print('imported', *sorted({heavy!r} & set(sys.modules))))\n"

@@ -25,7 +25,7 @@ from pipeline.doctor.disk import disk
 from pipeline.doctor.examine import examine
 from pipeline.evaluation.metrics.agreement import icc
 from pipeline.extraction.plan import plan
-from pipeline.extraction.sync import locate_weights, make_recipe, recipe_with
+from pipeline.extraction.recipes import locate_weights, make_recipe, recipe_with
 from pipeline.inference.throughput import load_throughput
 from pipeline.studies import stability as views
 from pipeline.studies.compression import WAYS, fidelity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from multiprocessing.synchronize import Barrier
 
 from pipeline.config.root import Config
-from pipeline.extraction.sync import open_store
+from pipeline.extraction.recipes import open_store
 from pipeline.recipe import Recipe
 
 

@@ -27,7 +27,7 @@ from pipeline.extract import Speed, Summary, extract
 from pipeline.extraction.distributed.processes import embed_by_processes
 from pipeline.extraction.plan import explain, plan
 from pipeline.extraction.progress import Progress
-from pipeline.extraction.sync import make_recipe
+from pipeline.extraction.recipes import make_recipe
 from pipeline.extraction.withdrawal import find_patient
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore

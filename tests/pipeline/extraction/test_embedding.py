@@ -34,7 +34,8 @@ from pipeline.extraction.embed import (
     load_network,
 )
 from pipeline.extraction.plan import plan
-from pipeline.extraction.sync import make_recipe, open_store, update_tables
+from pipeline.extraction.recipes import make_recipe, open_store
+from pipeline.extraction.sync import update_tables
 from pipeline.extraction.writer import Writer
 from pipeline.inference.forward import Forward, Values
 from pipeline.inference.throughput import (

@@ -16,7 +16,7 @@ from pipeline import api
 from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.extract import extract
-from pipeline.extraction import same_store
+from pipeline.extraction import same_folder, same_store
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.same_store import check_store
 from pipeline.report.sources import open_sources
@@ -140,12 +140,12 @@ def test_tables_and_weights_are_looked_into_once_and_again_when_they_change(
 
         return look
 
-    for name in ("_check_root", "identity_of"):
-        monkeypatch.setattr(same_store, name, counted(name, getattr(same_store, name)))
+    for module, name in ((same_folder, "check_folder"), (same_store, "identity_of")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
     monkeypatch.setattr(FeatureStore, "files", counted("files", FeatureStore.files))
     tiny = {"name": f"hf:{folder / 'tiny'}"}
     check(folder, backbone=tiny)
-    assert sorted(looks) == ["_check_root", "files", "identity_of"]
+    assert sorted(looks) == ["check_folder", "files", "identity_of"]
     check(folder, backbone=tiny)
     assert len(looks) == 3
     # Another folder under the name of the first, and other weights under the same.

@@ -11,7 +11,8 @@ import yaml
 from pipeline.config.loading import load_config
 from pipeline.extraction.distributed.tasks import EmbedResult, Work, WorkerOutcome, embed_parts
 from pipeline.extraction.embed import Embedded, Progress, Speed
-from pipeline.extraction.sync import make_recipe, open_store, update_tables
+from pipeline.extraction.recipes import make_recipe, open_store
+from pipeline.extraction.sync import update_tables
 from pipeline.extraction.withdrawal import find_patient
 from stores import FeatureStore
 from stores.purge import purge, withdraw

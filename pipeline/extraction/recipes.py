@@ -1,0 +1,201 @@
+"""A config's recipe, and the store that it names: opened, made, or refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from pipeline.backbones.weights import Weights, locate
+from pipeline.config.root import Config
+from pipeline.recipe import Recipe, recipe_of
+from pipeline.shared.pseudonyms import HIDDEN, key_check, load_key, reveal_path
+from stores import ArraySpec, FeatureStore
+from stores.errors import (
+    ConfigError,
+    OccupiedError,
+    RecipeMismatchError,
+    StoreNotFoundError,
+    WeightsError,
+)
+from stores.features import check_free, stored_key_check
+from stores.layout import default_part_rows
+
+log = logging.getLogger(__name__)
+
+DEMO_WEIGHTS = "random:0"
+# Of the paths of a store that does not know its key yet, so many are tried by it.
+_PATHS_TRIED = 1000
+Difference = tuple[str, Any, Any]  # field, what the store has, what the config asks
+
+
+def make_recipe(config: Config) -> tuple[Recipe, Path | None]:
+    """Return the recipe of a config and its weights file (None for random weights).
+
+    Reads the file whole, for its digest. Raises WeightsError where the weights are not to be had,
+    and ConfigError for settings that do not fit the network.
+    """
+    weights = locate_weights(config)
+    return recipe_with(config, weights), weights.file
+
+
+def locate_weights(config: Config) -> Weights:
+    """Find and hash the weights of a config; a demo alone may fall back to random ones.
+
+    Raises WeightsError.
+    """
+    choice = config.backbone
+    weights = choice.weights
+    # A demo store of random weights keeps them: weights that are to be had by now would make
+    # another recipe, and the next run of the same config would be refused.
+    if config.demo is not None and weights is None and _has_random_weights(config.store):
+        weights = DEMO_WEIGHTS
+    try:
+        return locate(choice.name, weights, treatment=choice.treatment)
+    except WeightsError as error:
+        if config.demo is None or weights is not None:
+            raise
+        log.warning("RANDOM WEIGHTS: the demo goes on with an untrained network. %s", error)
+    return locate(choice.name, DEMO_WEIGHTS, treatment=choice.treatment)
+
+
+def recipe_with(config: Config, weights: Weights) -> Recipe:
+    """Return the recipe of a config whose weights were found.
+
+    Raises ConfigError for settings that do not fit the network.
+    """
+    choice = config.backbone
+    try:
+        return Recipe(
+            architecture=weights.architecture,
+            weights=weights.identity,
+            image_size=choice.image_size,
+            blocks=config.outputs.blocks,
+            outputs=config.outputs.keep,
+            dtype=config.outputs.dtype,
+            precision=choice.precision,
+            patch=config.outputs.patch,
+            preprocess=config.preprocess,
+        )
+    except ValidationError as error:  # what a config cannot know before its network is known
+        faults = [str(fault["ctx"]["error"]) for fault in error.errors() if "ctx" in fault]
+        raise ConfigError("\n".join(faults) or str(error)) from None
+
+
+def open_store(
+    config: Config, recipe: Recipe, before_creating: Callable[[], object] | None = None
+) -> FeatureStore:
+    """Open the config's store, or create it where there is none.
+
+    before_creating: called where there is none; where it raises, none is made.
+
+    Raises RecipeMismatchError naming each field that differs, with both values.
+    """
+    try:
+        store = FeatureStore.open(config.store)
+    except StoreNotFoundError:
+        check_free(config.store)  # before anything else is found wrong: the place comes first
+        if before_creating is not None:
+            before_creating()
+        store = create_store(config, recipe)
+    _check_key(store)
+    check_recipe(store, recipe)
+    return store
+
+
+def check_recipe(store: FeatureStore, recipe: Recipe) -> None:
+    """Raise RecipeMismatchError, naming each field that differs, where a store is of another."""
+    fields = differences(store, recipe)
+    if fields:
+        lines = [
+            f"  {name}: the store has {have!r}, the config asks {want!r}"
+            for name, have, want in fields
+        ]
+        raise RecipeMismatchError(
+            f"The store {store.place} was made by another recipe:\n"
+            + "\n".join(lines)
+            + "\nTwo recipes never share a store: name another store, or undo the change."
+        )
+
+
+def create_store(config: Config, recipe: Recipe) -> FeatureStore:
+    """Create the config's store, or open the one that another process created meanwhile."""
+    arrays = feature_arrays(recipe)
+    part_rows = part_rows_of(config, recipe)
+    try:
+        check_free(config.store)
+        # The key comes before the store: a crash between the two leaves a key alone, which the next
+        # run takes; a store without its key could never be joined to labels again.
+        check = key_check(load_key(config.store))
+        return FeatureStore.create(config.store, recipe.canonical(), arrays, part_rows, check)
+    except OccupiedError as error:
+        try:
+            return FeatureStore.open(config.store)
+        except StoreNotFoundError:  # something else lies there
+            raise error from None
+
+
+def _check_key(store: FeatureStore) -> None:
+    """Raise ConfigError where the key is another store's; have the store know it from now on."""
+    key = load_key(store.path)
+    if stored_key_check(store.path) is not None:
+        return
+    # Made before keys were checked: hidden paths tell whose they are.
+    paths = store.slices(["path"])["path"].slice(0, _PATHS_TRIED).to_pylist()
+    hidden = [path for path in paths if path.startswith(HIDDEN)]
+    if hidden and not any(reveal_path(key, path) != path for path in hidden):
+        raise ConfigError(
+            f"The key beside the store {store.place} reveals none of its paths: it is another "
+            "store's. Put back the one that was."
+        )
+    store.keep_key_check(key_check(key))
+
+
+def feature_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
+    """Return the feature arrays that a recipe fills: name -> shape of a row, dtype."""
+    return {name: ArraySpec(shape, dtype) for name, (shape, dtype) in recipe.arrays.items()}
+
+
+def part_rows_of(config: Config, recipe: Recipe) -> int:
+    """Return the rows of a part that a new store would have."""
+    row_bytes = sum(
+        int(np.prod(spec.row_shape)) * np.dtype(spec.dtype).itemsize
+        for spec in feature_arrays(recipe).values()
+    )
+    return config.outputs.part_rows or default_part_rows(row_bytes)
+
+
+def differences(store: FeatureStore, recipe: Recipe) -> list[Difference]:
+    """Return each field in which a store's recipe is another one."""
+    have = json.loads(store.recipe_text)
+    with contextlib.suppress(ValidationError):  # of other fields, as another version makes it
+        # What a recipe leaves out at its default is named with that default.
+        have = Recipe.from_text(store.recipe_text).model_dump(mode="json")
+    return list(_leaves(have, recipe.model_dump(mode="json")))
+
+
+def recipe_differences(have: Recipe, want: Recipe) -> list[Difference]:
+    """Return each field in which two recipes differ, with both values."""
+    return list(_leaves(have.model_dump(mode="json"), want.model_dump(mode="json")))
+
+
+def _leaves(have: Any, want: Any, name: str = "") -> Iterator[Difference]:
+    """Yield the leaves in which two JSON values differ, named by their path: `preprocess.plane`."""
+    if isinstance(have, dict) and isinstance(want, dict):
+        for key in sorted(have.keys() | want.keys()):
+            yield from _leaves(have.get(key), want.get(key), f"{name}.{key}" if name else key)
+    elif have != want:
+        yield name, have, want
+
+
+def _has_random_weights(path: Path) -> bool:
+    try:
+        return recipe_of(FeatureStore.open(path)).random
+    except StoreNotFoundError:
+        return False

@@ -1,0 +1,72 @@
+"""The folder of images that a config names against the files that a store was made of."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.root import Config
+from pipeline.extraction.selection import Selection
+from pipeline.extraction.walk import walk
+from pipeline.io.sniff import sniff
+from pipeline.shared.paths import unescape_path
+from pipeline.shared.pseudonyms import Names
+from stores import FeatureStore
+from stores.errors import RecipeMismatchError, UnreadableError
+
+# Slices of the store whose files are looked for under data.root: so many places, a run at each.
+PLACES = 8
+RUN = 8
+# Files under data.root that are looked at for an image, where none of the store's is there.
+LOOKED_AT = 100
+
+
+def check_folder(config: Config, store: FeatureStore) -> None:
+    """Refuse a folder of images of which none is in the store. Raises RecipeMismatchError."""
+    root = config.data.root
+    # On a machine without the images there is nothing to be held against.
+    if not root.is_dir():
+        return
+    paths = _some_paths(config, store)
+    if not paths or any((root / unescape_path(path)).exists() for path in paths):
+        return
+    if _has_images(config):
+        example = Names(store.path, config.data.paths).shown(paths[0])
+        raise RecipeMismatchError(
+            f"The store {store.place} was made of another folder: the config's data.root is "
+            f"{str(root)!r}, which has images, and none of the store's, such as {example!r}. Set "
+            "data.root to the folder that the store was made of, or name the store of this folder; "
+            "if files were renamed, run `radprobe extract`."
+        )
+
+
+def _some_paths(config: Config, store: FeatureStore) -> list[str]:
+    """Return the real paths of the files of some slices, from the first to the last."""
+    names = Names(store.path, config.data.paths)
+    if not names.has_key:
+        return []
+    end = store.slice_file.rows
+    paths: dict[str, None] = {}
+    for start in np.linspace(0, end, PLACES, endpoint=False).astype(int).tolist():
+        for piece in store.slice_file.between(start, start + RUN, ["row", "path", "withdrawn"]):
+            rows = names.revealed(piece).to_pylist()
+            paths |= dict.fromkeys(row["path"] for row in rows if not row["withdrawn"])
+    return list(paths)
+
+
+def _has_images(config: Config) -> bool:
+    """Return whether any of the first files of the collection is of a format that is known."""
+    root = config.data.root
+    tables = (table["path"].to_pylist() for table in walk(root, Selection(config.data)))
+    files = itertools.chain.from_iterable(tables)
+    return any(_is_image(root / unescape_path(path)) for path in itertools.islice(files, LOOKED_AT))
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        sniff(path)
+    except UnreadableError:
+        return False
+    return True
