@@ -13,14 +13,14 @@ from pipeline.backbones.load import Backbone, load_backbone
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tuning import Tuning
-from pipeline.extraction.recipes import differences, make_recipe
+from pipeline.extraction.recipes import check_recipe, make_recipe
 from pipeline.inference.speed import Speed
 from pipeline.recipe import Recipe
 from pipeline.shared import devices
 from pipeline.tuning.images import Images
 from pipeline.tuning.network import blocks_of
 from pipeline.tuning.options import ReportSteps, TuningOptions
-from stores.errors import ConfigError, DeviceError, RecipeMismatchError
+from stores.errors import ConfigError, DeviceError
 from stores.features import RUNS, FeatureStore
 
 FOLDER = "tuned"  # in the store
@@ -94,7 +94,8 @@ def open_job(
     DeviceError, also where the images of a step do not fit into memory.
     """
     recipe, weights = make_recipe(config)
-    _check_recipe(store, recipe)
+    check_recipe(store, recipe)
+    _check_view(recipe)
     settings: Tuning = getattr(config, method)
     names = pick_devices(options)
     speed = Speed(workers=options.workers).chosen(names[0], recipe)
@@ -120,15 +121,8 @@ def open_job(
             ) from None
 
 
-def _check_recipe(store: FeatureStore, recipe: Recipe) -> None:
-    """Raise RecipeMismatchError where a store is of another recipe, ConfigError of a thick view."""
-    different = differences(store, recipe)
-    if different:
-        fields = "; ".join(f"{name}: {stores!r}, {config!r}" for name, stores, config in different)
-        raise RecipeMismatchError(
-            f"The store {store.path} is not of the network and preprocessing that the config "
-            f"asks to tune (store's, config's): {fields}. Run `radprobe extract` first."
-        )
+def _check_view(recipe: Recipe) -> None:
+    """Raise ConfigError of a view of which no slice is read by itself."""
     if recipe.preprocess.view == "thick":
         raise ConfigError(
             "A network is tuned on slices, each read by itself. The config has preprocess.view: "
