@@ -1,4 +1,6 @@
-"""The command line: exit codes, errors as one message, interrupts. Only `python -m radprobe` imports it.
+"""The command line: exit codes, errors as one message, interrupts.
+
+Only `python -m radprobe` imports it.
 
 Exit codes: 0 success; 1 a finding (images that could not be read, ...); 2 wrong usage or config;
 70 a fault of radprobe itself; 130 and 143 interrupted, with a store that resumes. `--debug`,
