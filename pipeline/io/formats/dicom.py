@@ -38,7 +38,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.io.formats import mosaic
-from pipeline.io.formats.dicom_geometry import Reorientation, frame_header, orientation
+from pipeline.io.formats.dicom_geometry import frame_header, orientation
 from pipeline.io.formats.dicom_moments import with_moment
 from pipeline.io.formats.dicom_rules import (
     DECODERS,
@@ -54,6 +54,7 @@ from pipeline.io.formats.dicom_tags import tag_values
 from pipeline.io.formats.dicom_values import slice_of
 from pipeline.io.formats.inflate import open_inflated, stream_size
 from pipeline.io.formats.limits import as_unreadable
+from pipeline.io.formats.reorientation import Reorientation
 from pipeline.io.types import StoredPixels
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError

@@ -15,8 +15,9 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from pipeline.io.decode import read_headers, read_slices
 from pipeline.io.formats import inflate
-from pipeline.io.formats.dicom_geometry import Reorientation, orientation
+from pipeline.io.formats.dicom_geometry import orientation
 from pipeline.io.formats.dicom_rules import DECODERS
+from pipeline.io.formats.reorientation import Reorientation
 from pipeline.types import Failure, Voi
 from stores.errors import UnreadableError
 from tests import phantoms
