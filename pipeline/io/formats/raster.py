@@ -89,7 +89,7 @@ def read_slices(path: Path, frames: Sequence[int], plane: Plane) -> Iterator[Sli
 
 
 def _opened(
-    path: Path, pages: list[Page] | None, stack: ExitStack, formats: Sequence[str] = _FORMATS
+    path: Path, pages: list[Page] | None, stack: ExitStack, formats: tuple[str, ...] = _FORMATS
 ) -> Image.Image | None:
     """Return a file opened by Pillow, None where it need not read a page of it.
 

@@ -139,7 +139,7 @@ def placed_along(header: Header, reference: tuple[float, ...] | None) -> Header:
     # Both turned as one of them is shown.
     turn = Reorientation.of(own)
     down, along = header.offset_mm
-    corner = np.linalg.solve(turn.axes(own), [along, down, header.position_mm])
+    corner: Floats = np.linalg.solve(turn.axes(own), np.array([along, down, header.position_mm]))
     if header.spacing_mm is not None:
         shape = (header.height, header.width)
         spacing = header.spacing_mm
