@@ -19,6 +19,8 @@ from pydicom.dataset import Dataset
 from pipeline.io.formats.dicom_geometry import floats, image_type, macro, text
 from pipeline.types import Header
 
+# Dimensions of space: InStackPositionNumber, ImagePositionPatient.
+_SPACE = frozenset({0x00209057, 0x00200032})
 _TIME = re.compile(r"(\d\d):?(\d\d)?:?(\d\d(?:\.\d*)?)?")
 _DATE = re.compile(r"(\d{4})[.-]?(\d\d)[.-]?(\d\d)")
 
@@ -49,6 +51,7 @@ def with_moment(header: Header, dataset: Dataset) -> Header:
         # Values after the third are the maker's own (C.8.2.1.1.1): they tell pictures of one place
         # apart, and never cut a volume of others.
         _number("/".join(image_type(dataset, frame)[3:])),
+        _dimensions(dataset, content),
     )
     order = (
         reference if temporal is None else temporal,
@@ -71,6 +74,24 @@ def _number(words: str | None) -> float | None:
     if not words:
         return None
     return float(zlib.crc32(words.encode(errors="replace")))
+
+
+def _dimensions(dataset: Dataset, content: Dataset) -> float | None:
+    """Return a number that stands for a frame's place along the file's own dimensions (C.7.6.17).
+
+    But for those of space; None where the file has none.
+    """
+    dimensions: Any = dataset.get("DimensionIndexSequence") or ()
+    indices: Any = content.get("DimensionIndexValues")
+    if isinstance(indices, int):  # as one value is read
+        indices = (indices,)
+    if not indices or len(dimensions) != len(indices):
+        return None
+    others = []
+    for dimension, index in zip(dimensions, indices, strict=True):
+        if dimension.get("DimensionIndexPointer") not in _SPACE:
+            others.append(str(index))
+    return _number(" ".join(others))
 
 
 def _diffusion(dataset: Dataset, frame: int) -> tuple[float, ...]:

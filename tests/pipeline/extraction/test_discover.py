@@ -150,6 +150,28 @@ def test_enhanced_times_become_volumes(tmp_path):
     assert len({row["series"] for row in rows}) == 2
 
 
+def test_frames_that_only_their_dimensions_tell_apart_become_volumes(tmp_path):
+    path = phantoms.write_enhanced(tmp_path / "e", phantoms.volume(6), [1.0] * 6, times=2)
+    ds = pydicom.dcmread(path)
+    pointers = (0x00209056, 0x00209057, 0x20050010)  # stack, place in it, and one of the maker's
+    ds.DimensionIndexSequence = [phantoms._item(DimensionIndexPointer=tag) for tag in pointers]
+    # In no order in which they could have been taken.
+    frames = [(time, place) for place in (0, 2, 1) for time in (1, 0)]
+    groups = ds.PerFrameFunctionalGroupsSequence
+    ds.PerFrameFunctionalGroupsSequence = [groups[3 * time + place] for time, place in frames]
+    for group, (time, place) in zip(ds.PerFrameFunctionalGroupsSequence, frames, strict=True):
+        content = group.FrameContentSequence[0]
+        del content.TemporalPositionIndex
+        content.DimensionIndexValues = [1, place + 1, time + 1]
+    ds.save_as(path)
+    by_series: dict[str, list[tuple[int, int]]] = {}
+    for row in look(tmp_path).slices.to_pylist():
+        assert row["flags"] == []
+        by_series.setdefault(row["series"], []).append(frames[row["frame"]])
+    expected = [[(time, place) for place in (2, 1, 0)] for time in (0, 1)]
+    assert sorted(by_series.values()) == expected
+
+
 def test_order_does_not_depend_on_the_key(tmp_path):
     for k in range(5):
         phantoms.write_series(
