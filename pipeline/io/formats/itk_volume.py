@@ -106,7 +106,7 @@ class _Volume:
         lps[:axes, :axes] = direction[:axes, :axes] * self.reader.GetSpacing()[:axes]
         lps[:axes, 3] = self.reader.GetOrigin()[:axes]
         affine = lps.copy()
-        affine[:3] = _TO_RAS @ lps[:3]
+        affine[:3] = self.text.unit_mm * (_TO_RAS @ lps[:3])
         volume_mm3 = abs(np.linalg.det(affine[:3, :3]))  # of a voxel
         if not np.isfinite(affine).all() or volume_mm3 < 1e-12:
             raise UnreadableError("corrupt", "its axes lie in one plane")

@@ -61,6 +61,8 @@ _ENCODINGS: dict[str, Encoding] = {
     "text": "text",
     "ascii": "text",
 }
+# Millimetres to a unit of space.
+_MILLIMETRES = {"m": 1000.0, "cm": 10.0, "mm": 1.0, "um": 0.001, "µm": 0.001}
 # Kinds of axes that are places or times, a voxel each; the others hold what a voxel has.
 _DOMAINS = ("domain", "space", "time", "???", "none")
 _COLOURS = ("rgb-color", "3-color", "rgba-color", "4-color")
@@ -83,7 +85,7 @@ def read_nrrd_text(path: Path) -> VolumeText:
     if "spacings" in fields:
         _check_spacings(fields["spacings"])
     name = fields.get("data file")
-    data = path if name is None else _data(path, name)
+    data = path if name is None else data_file(path, name)
     needed = math.prod(sizes) * itemsize
     offset = _offset(fields, encoding, data, 0 if name else end, needed)
     in_patient = bool(_PATIENT.fullmatch(fields.get("space", "").lower()))
@@ -95,6 +97,7 @@ def read_nrrd_text(path: Path) -> VolumeText:
         offset=offset,
         placed=in_patient and "space directions" in fields,
         channels=_channels(fields, dimensions, sizes, itemsize),
+        unit_mm=_unit_mm(fields),
     )
 
 
@@ -122,6 +125,8 @@ def _fields(start: bytes) -> tuple[dict[str, str], int]:
         if name in fields:
             raise UnreadableError("corrupt", "has a field twice in its header")
         fields[name] = value.strip()
+        if name == "data file":
+            _refuse_several(fields[name])  # whose names would be the rest of the header
     return fields, place
 
 
@@ -132,11 +137,15 @@ def _check_spacings(text: str) -> None:
             raise UnreadableError("corrupt", "its spacings must be above 0")
 
 
-def _data(path: Path, name: str) -> Path:
-    several = name.upper().startswith("LIST") or "%" in name
-    if several:
+def _refuse_several(name: str) -> None:
+    if name.upper().startswith("LIST") or "%" in name:
         raise UnreadableError("unsupported", "its voxels lie in several files")
-    return data_file(path, name)
+
+
+def _unit_mm(fields: dict[str, str]) -> float:
+    """Return how many millimetres the unit of space has; 1 where no or another unit is stated."""
+    units = {unit.strip('"').lower() for unit in fields.get("space units", "").split()}
+    return _MILLIMETRES.get(units.pop(), 1.0) if len(units) == 1 else 1.0
 
 
 def _offset(fields: dict[str, str], encoding: Encoding, data: Path, end: int, needed: int) -> int:

@@ -34,7 +34,7 @@ class VolumeText:
 
     data: the file of the voxels, the header's own where it has them behind it; offset: where they
     begin there. coded: how many bytes of them it declares, None where it does not. placed: whether
-    the file says how the volume lies in the patient.
+    the file says how the volume lies in the patient. unit_mm: millimetres to its unit of space.
     """
 
     sizes: tuple[int, ...]
@@ -45,6 +45,7 @@ class VolumeText:
     placed: bool
     channels: Channels | None = None
     coded: int | None = None
+    unit_mm: float = 1.0
 
     @property
     def count(self) -> int:

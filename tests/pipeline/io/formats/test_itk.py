@@ -178,6 +178,34 @@ def test_directions_are_no_grey(tmp_path):
         assert reason_of(tmp_path / name) == "unsupported"
 
 
+@pytest.mark.parametrize(("unit", "per_mm"), [("m", 0.001), ("cm", 0.1), ("um", 1000), ("mm", 1)])
+def test_lengths_of_an_nrrd_are_told_in_millimetres(tmp_path, unit, per_mm):
+    def vector(*numbers: float) -> str:
+        return f"({','.join(str(number * per_mm) for number in numbers)})"
+
+    path = nrrd(
+        tmp_path / "a.nrrd",
+        space_units=" ".join([f'"{unit}"'] * 3),
+        space_directions=" ".join([vector(2, 0, 0), vector(0, 3, 0), vector(0, 0, 5)]),
+        space_origin=vector(10, 20, 30),
+    )
+    first, second = read_headers(path)[:2]
+    assert first.spacing_mm == pytest.approx((3, 2))
+    assert first.position_mm == pytest.approx(30)
+    assert second.position_mm == pytest.approx(35)
+
+
+def test_voxels_in_several_files_are_unsupported_and_said_to_be(tmp_path):
+    names = "".join(f"{k}.raw\n" for k in range(len(VOXELS)))
+    listed = nrrd(tmp_path / "a.nhdr", b"", data_file=f"LIST 2\n{names.rstrip()}")
+    numbered = nrrd(tmp_path / "b.nhdr", b"", data_file="%d.raw 0 9 1")
+    meta_listed = meta(tmp_path / "c.mhd", names.encode(), ElementDataFile="LIST")
+    for path in (listed, numbered, meta_listed):
+        with pytest.raises(UnreadableError, match="several files") as caught:
+            read_headers(path)
+        assert caught.value.reason == "unsupported"
+
+
 def test_what_does_not_say_how_it_lies_is_flagged(tmp_path):
     plain = sitk.GetImageFromArray(VOXELS[0])
     sitk.WriteImage(plain, tmp_path / "flat.mha")
