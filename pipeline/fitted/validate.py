@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +28,20 @@ from pipeline.evaluation.metrics.calibration import calibration, net_benefit
 from pipeline.evaluation.metrics.values import columns_of
 from pipeline.evaluation.scoring import score_of
 from pipeline.extraction.same_store import check_store
-from pipeline.fitted.fit import DIGEST, patient_digest
-from pipeline.fitted.model import Model
+from pipeline.fitted.learnt import known_units
+from pipeline.fitted.model import FiledModel, Model
 from pipeline.fitted.predict import UNLIKE_AT
-from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.record import FiledRecord, ModelRecord
 from pipeline.fitted.sources import check_recipe
 from pipeline.fitted.units import units_from
-from pipeline.fitted.unlike import evenly
+from pipeline.fitted.unlike import References, evenly
 from pipeline.recipe import recipe_of
 from pipeline.results import Metric, PartCount, Score, Tally
-from pipeline.shared.arrays import unit_length
+from pipeline.shared.arrays import Floats, Rows, unit_length
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Frozen
 from stores.errors import ConfigError, LabelError
+from stores.features import FeatureStore
 
 Doubles = NDArray[np.float64]
 # Where a decision curve is read.
@@ -155,20 +157,10 @@ def _without_known(model: Model, cases: Cases, leave_out: bool) -> tuple[Units, 
     Raises LabelError where there are such and they are not to be left out.
     """
     units = cases.units
-    is_known = _by_pixels(model, cases) | _by_patient(model, cases)
-    known = int(is_known.sum())
-    if known and not leave_out:
-        patients = len(np.unique(units.groups[is_known]))
-        raise LabelError(
-            f"{known} of the {len(is_known)} units, of {patients} patients, are among those that "
-            "the model has learnt from, by their patients or pixels: scores would be leaked. Name "
-            "another collection, or leave them out by --leave-out-known."
-        )
-    if known == len(is_known):
-        raise LabelError("The model has learnt from every unit: there is none to hold it against.")
+    numbers = strange_units(model, cases.store, units, leave_out)
+    known = len(units.ids) - len(numbers)
     if not known:
         return units, 0
-    numbers = np.flatnonzero(~is_known)
     some = units_from(units, numbers)
     stays = replace(
         units,
@@ -181,21 +173,25 @@ def _without_known(model: Model, cases: Cases, leave_out: bool) -> tuple[Units, 
     return stays, known
 
 
-def _by_pixels(model: Model, cases: Cases) -> NDArray[np.bool_]:
-    """Return (n,) which units hold an image that the model has learnt from."""
-    units = cases.units
-    digests = cases.store.read("pixel_digest", units.rows)[:, :DIGEST]
-    known = {digest.tobytes() for digest in model.training["pixels"]}
-    is_known = np.array([digest.tobytes() in known for digest in digests])
-    return np.bincount(units.unit, weights=is_known, minlength=len(units.ids)) > 0
+def strange_units(
+    model: FiledModel[Any], store: FeatureStore, units: Units, leave_out: bool
+) -> Rows:
+    """Return the numbers of the units that a model has not learnt from.
 
-
-def _by_patient(model: Model, cases: Cases) -> NDArray[np.bool_]:
-    """Return (n,) which units are of a patient that the model has learnt from."""
-    known = {digest.tobytes() for digest in model.training["patients"]}
-    groups, of_group = np.unique(cases.units.groups, return_inverse=True)
-    is_known = np.array([patient_digest(name).tobytes() in known for name in groups.tolist()])
-    return np.asarray(is_known[of_group])
+    Raises LabelError where it has learnt from some and they are not to be left out, or from all.
+    """
+    is_known = known_units(store, units, model.training)
+    known = int(is_known.sum())
+    if known and not leave_out:
+        patients = len(np.unique(units.groups[is_known]))
+        raise LabelError(
+            f"{known} of the {len(is_known)} units, of {patients} patients, are among those that "
+            "the model has learnt from, by their patients or pixels: scores would be leaked. Name "
+            "another collection, or leave them out by --leave-out-known."
+        )
+    if known == len(is_known):
+        raise LabelError("The model has learnt from every unit: there is none to hold it against.")
+    return np.flatnonzero(~is_known)
 
 
 # --- scores ----------------------------------------------------------------------------------
@@ -227,8 +223,8 @@ def _validation(
         calibration=calibration_of(truth, proba),
         calibrated=calibration_of(truth, calibrated),
         benefit=benefit_of(truth, proba),
-        unlike=_share(p <= UNLIKE_AT, truth.groups),
-        domain_auroc=_domain_auroc(model, cases),
+        unlike=unlike_share(p <= UNLIKE_AT, truth.groups),
+        domain_auroc=_domain_auroc_of(model, cases),
         left_out=left_out,
         tally=units.tally,
         notes=tuple(_notes(record, cases)),
@@ -312,7 +308,7 @@ def _by_label(metrics: dict[tuple[str, str], Metric]) -> dict[str, dict[str, Met
     return by_label
 
 
-def _share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
+def unlike_share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
     """Return a share of units, with its interval over patients."""
     holds = which.astype(np.float64)
 
@@ -328,22 +324,26 @@ def _share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
 # --- how far both collections are apart ------------------------------------------------------
 
 
-def _domain_auroc(model: Model, cases: Cases) -> float:
-    """Return how well a probe tells the model's images from these, by patients it has not seen.
+def _domain_auroc_of(model: Model, cases: Cases) -> float:
+    units = cases.units
+    ours = evenly(np.arange(len(units.ids)), MOST_COMPARED)
+    x = model.features_of(cases.store, units_from(units, ours))
+    return domain_auroc(model.references, x, units.patient[ours])
 
-    0.5 where it cannot, 1 where each image tells where it is from.
+
+def domain_auroc(theirs: References, x: Floats, patient: Rows) -> float:
+    """Return how well a probe tells a model's images from others, by patients it has not seen.
+
+    x (n, d), patient (n,): features of the others, and whose they are. 0.5 where it cannot, 1 where
+    each image tells where it is from.
     """
     from pipeline.evaluation.heads.probe_fit import probabilities
     from pipeline.evaluation.metrics.weighted import auroc
 
-    theirs = model.references
-    units = cases.units
-    ours = evenly(np.arange(len(units.ids)), MOST_COMPARED)
-    x_ours = unit_length(model.features_of(cases.store, units_from(units, ours)))
     those = evenly(np.arange(len(theirs.features)), MOST_COMPARED)
-    x = np.concatenate([theirs.features[those], x_ours])
-    is_ours = np.repeat([0, 1], [len(those), len(ours)])
-    patient = np.concatenate([theirs.patient[those], units.patient[ours]])
+    x = np.concatenate([theirs.features[those], unit_length(x)])
+    is_ours = np.repeat([0, 1], [len(those), len(patient)])
+    patient = np.concatenate([theirs.patient[those], patient])
     groups = np.char.add(np.where(is_ours, "here ", "there "), patient.astype(np.str_))
     names = np.arange(len(x)).astype(np.str_)
     both = replace(
@@ -366,11 +366,14 @@ def _domain_auroc(model: Model, cases: Cases) -> float:
 
 
 def _notes(record: ModelRecord, cases: Cases) -> list[str]:
-    notes = [*cases.units.notes]
-    names = Names(cases.store.path)
-    if names.pseudonym("key", "radprobe") != record.trained_on.key:
-        notes.append(
-            "the store has another key than the model's: patients that both have are known by "
-            "their pixels alone"
-        )
-    return notes
+    return [*cases.units.notes, *key_notes(record, cases.store)]
+
+
+def key_notes(record: FiledRecord, store: FeatureStore) -> list[str]:
+    """Return a note where patients of a store cannot be known again."""
+    if Names(store.path).pseudonym("key", "radprobe") == record.trained_on.key:
+        return []
+    return [
+        "the store has another key than the model's: patients that both have are known by "
+        "their pixels alone"
+    ]
