@@ -168,6 +168,14 @@ def validate(
         bool,
         typer.Option("--leave-out-known", help="Leave out what the model has learnt from."),
     ] = False,
+    recalibrate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Make the probabilities right on this share of the patients, such as 0.3, and "
+            "score the others alone.",
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="Where masks are drawn: auto, cpu, cuda:1, mps.")
     ] = "auto",
@@ -184,15 +192,24 @@ def validate(
     from pipeline.fitted.kinds import load_model
     from pipeline.fitted.model import Model
     from pipeline.fitted.validate import validate
+    from stores.errors import ConfigError
 
     loaded = load_model(model)
     settings = load_config(config, store)
     if isinstance(loaded, Model):
-        validation = validate(loaded, settings, task=task, leave_out_known=leave_out_known)
+        validation = validate(
+            loaded,
+            settings,
+            task=task,
+            leave_out_known=leave_out_known,
+            recalibrate=recalibrate,
+        )
         _show(validation, show_validation, as_json)
         return
     from pipeline.fitted.validate_masks import validate_masks
 
+    if recalibrate is not None:
+        raise ConfigError("Masks have no probabilities that --recalibrate could make right.")
     of_masks = validate_masks(
         loaded, settings, task=task, leave_out_known=leave_out_known, device=device
     )

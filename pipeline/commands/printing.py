@@ -401,6 +401,10 @@ def show_validation(out: Console, validation: Validation) -> None:
     _show_elsewhere(out, validation)
     _show_calibration(out, "Calibration", validation.calibration)
     _show_calibration(out, "Calibration, as the model calibrates", validation.calibrated)
+    made = validation.recalibration
+    if made is not None:
+        title = f"Calibration, made right on {made.patients} other patients of this collection"
+        _show_calibration(out, title, made.metrics)
     _show_distance(out, validation)
 
 

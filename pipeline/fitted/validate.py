@@ -7,7 +7,7 @@ a bootstrap over patients. Dims: n units, c classes, b draws.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from pipeline.evaluation.metrics.calibration import calibration, net_benefit
 from pipeline.evaluation.metrics.values import columns_of
 from pipeline.evaluation.scoring import score_of
 from pipeline.extraction.same_store import check_store
+from pipeline.fitted.calibration import Calibration, calibrate
 from pipeline.fitted.learnt import known_units
 from pipeline.fitted.model import FiledModel, Model
 from pipeline.fitted.predict import UNLIKE_AT
@@ -59,6 +60,20 @@ class Benefit(Frozen):
     treat_all: Metric
 
 
+class Recalibration(Frozen):
+    """What makes a model's probabilities right elsewhere, fitted on a share of the patients there.
+
+    They are in no score of the validation. calibration: fitted on their units; metrics: slope,
+    intercept and in_the_large by class or label, of the probabilities of all others by it.
+    """
+
+    share: float
+    patients: int
+    units: int
+    calibration: Calibration
+    metrics: dict[str, dict[str, Metric]]
+
+
 class Validation(Frozen):
     """How a model does on the labels of another collection.
 
@@ -67,6 +82,7 @@ class Validation(Frozen):
     probabilities as they are, and as the model calibrates them. benefit: the decision curve by
     label. unlike: the share of units with p <= 0.05 of being like those the model learnt from;
     domain_auroc: how well a probe tells both collections apart. model: the key of its answer.
+    recalibration: where it was asked for; all else is then of the patients that it has not seen.
     """
 
     task: str
@@ -84,6 +100,7 @@ class Validation(Frozen):
     left_out: int
     tally: Tally
     notes: tuple[str, ...]
+    recalibration: Recalibration | None = None
 
 
 def validate(
@@ -92,13 +109,16 @@ def validate(
     *,
     task: str | None = None,
     leave_out_known: bool = False,
+    recalibrate: float | None = None,
 ) -> Validation:
     """Hold a model against a task of a config, over the config's store.
 
     task: by its name; unset, the one called like the model's. leave_out_known: leave out what the
-    model has learnt from, instead of refusing it. Raises ConfigError or LabelError for another
-    question, RecipeMismatchError for other features.
+    model has learnt from, instead of refusing it. recalibrate: the share of the patients by whose
+    labels its probabilities are made right, and who are not scored. Raises ConfigError or
+    LabelError for another question, RecipeMismatchError for other features.
     """
+    _check_share(recalibrate, model.record)
     record = model.record
     config = _of_one_task(record, config, task)
     check_store(config)
@@ -106,10 +126,73 @@ def validate(
     check_recipe(model, cases.store)
     _refuse_other_question(record, cases)
     units, left_out = _without_known(model, cases, leave_out_known)
+    proba, distances = model.of_store(cases.store, units)
+    made: _Made | None = None
+    if recalibrate is not None:
+        made = _recalibrated(units, proba, recalibrate, config.split.seed)
+        units = some_units(units, made.scored)
+        proba = proba[made.scored]
+        distances = distances[made.scored]
     # What is asked of the cases from here on, subgroups as well, is of these units.
     cases.units = units
-    proba, distances = model.of_store(cases.store, units)
-    return _validation(model, cases, proba, distances, left_out)
+    return _validation(model, cases, proba, distances, left_out, made)
+
+
+# --- made right on a share of the patients ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A calibration on a share of the patients. scored: the numbers of the units of the others."""
+
+    share: float
+    patients: int
+    units: int
+    calibration: Calibration
+    scored: Rows
+    notes: list[str]
+
+
+def _check_share(share: float | None, record: ModelRecord) -> None:
+    """Raise ConfigError for a share that leaves nobody, or of a number."""
+    if share is None:
+        return
+    if not 0 < share < 1:
+        raise ConfigError(
+            "Probabilities are made right on a share of the patients between 0 and 1, such as 0.3. "
+            f"Got {share:g} instead."
+        )
+    if record.kind == "regression":
+        raise ConfigError(f"{record.task} is a number, which has no probability to be made right.")
+
+
+def _recalibrated(units: Units, proba: Doubles, share: float, seed: int) -> _Made:
+    """Make probabilities (n, c) right on the units of a share of the patients, drawn by a seed.
+
+    Raises LabelError where these, or the others, are too few.
+    """
+    patients = np.unique(units.patient)
+    drawn = np.random.default_rng(seed).permutation(patients)[: round(share * len(patients))]
+    is_drawn = np.isin(units.patient, drawn)
+    calibration, notes = calibrate(units.at(is_drawn), proba[is_drawn])
+    if calibration is None or is_drawn.all():
+        why = "; ".join(notes) or "nobody is left to be scored"
+        raise LabelError(
+            f"Of {len(patients)} patients the probabilities cannot be made right on {len(drawn)}: "
+            f"{why}. Give another share, or more labels."
+        )
+    return _Made(
+        share=share,
+        patients=len(drawn),
+        units=int(is_drawn.sum()),
+        calibration=calibration,
+        scored=np.flatnonzero(~is_drawn),
+        notes=[
+            f"the probabilities were made right on {len(drawn)} of {len(patients)} patients of "
+            "this collection, who are in no score",
+            *notes,
+        ],
+    )
 
 
 # --- is it the model's question ------------------------------------------------------------
@@ -161,8 +244,13 @@ def _without_known(model: Model, cases: Cases, leave_out: bool) -> tuple[Units, 
     known = len(units.ids) - len(numbers)
     if not known:
         return units, 0
+    return some_units(units, numbers), known
+
+
+def some_units(units: Units, numbers: Rows) -> Units:
+    """Return some units by their numbers, with their labels."""
     some = units_from(units, numbers)
-    stays = replace(
+    return replace(
         units,
         y=units.y[numbers],
         groups=units.groups[numbers],
@@ -170,7 +258,6 @@ def _without_known(model: Model, cases: Cases, leave_out: bool) -> tuple[Units, 
         rows=some.rows,
         unit=some.unit,
     )
-    return stays, known
 
 
 def strange_units(
@@ -203,6 +290,7 @@ def _validation(
     proba: Doubles,
     distances: Doubles,
     left_out: int,
+    made: _Made | None,
 ) -> Validation:
     record = model.record
     units = cases.units
@@ -227,7 +315,20 @@ def _validation(
         domain_auroc=_domain_auroc_of(model, cases),
         left_out=left_out,
         tally=units.tally,
-        notes=tuple(_notes(record, cases)),
+        notes=tuple(_notes(record, cases) + (made.notes if made else [])),
+        recalibration=None if made is None else _recalibration(record, truth, proba, made),
+    )
+
+
+def _recalibration(record: ModelRecord, truth: Truth, proba: Doubles, made: _Made) -> Recalibration:
+    """Return what a calibration on other patients comes to on these."""
+    right = made.calibration.apply(proba, record.classes, record.kind)
+    return Recalibration(
+        share=made.share,
+        patients=made.patients,
+        units=made.units,
+        calibration=made.calibration,
+        metrics=calibration_of(truth, right),
     )
 
 
