@@ -108,7 +108,8 @@ class Labels(Frozen):
     ("tag:AccessionNumber"). patient: the column that names each row's patient, for files whose
     headers do not. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of
     Irvin et al., arXiv 1901.07031); missing: what an empty cell means; empty: what is written in a
-    cell that holds nothing: a class that is called NA is taken out of this list.
+    cell that holds nothing: a class that is called NA is taken out of this list. dates: how days
+    are written that do not begin with the year, such as 3.4.2024; 3/4/2024 and 3-4-2024 are too.
     """
 
     file: Path
@@ -119,6 +120,7 @@ class Labels(Frozen):
     uncertain: Uncertain = "refuse"
     missing: Missing = "leave-out"
     empty: tuple[str, ...] = EMPTY
+    dates: Literal["year-month-day", "day.month.year"] = "year-month-day"
 
 
 class SplitChoice(Frozen):
