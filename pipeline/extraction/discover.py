@@ -38,7 +38,7 @@ from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, as_table, where, with_colum
 
 # Goes up when the reader sees other slices in the same file, or groups them otherwise: `known` of
 # another is no guide.
-READER_VERSION = 4
+READER_VERSION = 5
 _TIME_LIMIT_S = 60.0
 _OTHER = "other"
 IDENTIFIER_IN_PATH = "identifier-in-path"
@@ -74,6 +74,7 @@ _PLACE_SCHEMA = pa.schema(
         ("axes", pa.list_(pa.float32())),
         ("echo_ms", pa.float64()),
         ("labels", pa.list_(pa.float32())),
+        ("gradient", pa.list_(pa.float32())),
         ("order", pa.list_(pa.float64())),
         ("offset_mm", pa.list_(pa.float64())),
     ]
@@ -316,6 +317,7 @@ def _header(row: Row) -> Header:
         axes=None if row["axes"] is None else tuple(row["axes"]),
         echo_ms=row["echo_ms"],
         labels=tuple(row["labels"]),
+        gradient=tuple(row["gradient"]),
         order=tuple(row["order"]),
         position_mm=row["position_mm"],
         offset_mm=None if row["offset_mm"] is None else tuple(row["offset_mm"]),
@@ -396,6 +398,7 @@ def _place(stored: str, header: Header, fill: PathRules, key: bytes) -> Row:
         "axes": header.axes,
         "echo_ms": header.echo_ms,
         "labels": header.labels,
+        "gradient": header.gradient,
         "order": header.order,
         "offset_mm": header.offset_mm,
     }
