@@ -15,6 +15,7 @@ from pipeline.evaluation.metrics.bootstrap import (
     Correction,
     IntervalRules,
     Key,
+    Statistic,
     Values,
     bootstrap,
     fold_widening,
@@ -23,8 +24,15 @@ from pipeline.evaluation.metrics.bootstrap import (
 )
 from pipeline.evaluation.metrics.null import permuted_aurocs
 from pipeline.evaluation.metrics.paired import delong, holm, two_sided_p
-from pipeline.evaluation.metrics.values import RANKING, ScoredColumn, all_metrics, columns_of
-from pipeline.evaluation.metrics.weighted import auroc, bins_of, confidence, mean
+from pipeline.evaluation.metrics.values import (
+    RANKING,
+    ScoredColumn,
+    all_metrics,
+    columns_of,
+    mean_of_models,
+    metrics_over_folds,
+)
+from pipeline.evaluation.metrics.weighted import BINS, auroc, bins_of, confidence, mean
 from pipeline.results import Bin, Difference, Metric
 
 Floats = NDArray[np.float64]
@@ -63,8 +71,8 @@ def score(
     """Return the metrics over all, and by class or label, each with its 95 % interval.
 
     proba (n, c): of the units of `truth`; thresholds (n, c): their operating points, as
-    `all_metrics` has them; fold (n,): the model that scored each, where there are several: a metric
-    is then its mean over folds, since scores of two models do not compare. The
+    `all_metrics` has them; fold (n,): the model that scored each, where there are several: see
+    `metrics_over_folds`; where they scored the same patients, a metric is its mean over them. The
     interval is of percentiles over 2,000 seeded draws of patients with replacement: the 2.5th to
     97.5th for very many patients, wider ones for few (`lowest_percentile`), on the rarer side of a
     label where a metric has sides; one patient has none. Of several folds it is wider still
@@ -74,19 +82,17 @@ def score(
     lie below them. With permutations, each AUROC has its p. A metric that the units leave undefined
     (a label of one value) is not there.
     """
-
-    def values(weights: Floats) -> Values:
-        return _mean_over_folds(truth, proba, fold, weights, thresholds)
-
+    folds = _parts_that_test(truth, fold)
     metrics = bootstrap(
-        values,
+        _statistic(truth, proba, fold, thresholds),
         truth.groups,
         proba.shape[1],
         IntervalRules(
             corrections=CORRECTIONS,
             rarest=patients_on_rarer_side(truth),
-            folds=_parts_that_test(truth, fold),
+            folds=folds,
             shares=SHARES,
+            fewest=_fewest(folds),
         ),
     )
     p = _permutation_p(truth, proba, fold, permutations) if permutations else {}
@@ -98,6 +104,15 @@ def score(
         into = by_label.setdefault(label, {}) if label else overall
         into[name] = metric
     return overall, by_label
+
+
+def _fewest(folds: int) -> dict[str, float]:
+    """Return of how many patients metrics have intervals; of fewer these would not keep their word.
+
+    Folds that lack a side rank nothing, and those with a patient or two of it lift average
+    precision by more than can be corrected. For ece there must be as many patients as bins.
+    """
+    return {**dict.fromkeys(RANKING, folds), "average_precision": 2 * folds, "ece": BINS}
 
 
 def _parts_that_test(truth: Truth, fold: Numbers | None) -> int:
@@ -112,24 +127,27 @@ def _parts_that_test(truth: Truth, fold: Numbers | None) -> int:
     return len(np.unique(fold)) if is_of_one_fold else 1
 
 
-def _mean_over_folds(
+def _statistic(
     truth: Truth,
     proba: Floats,
     fold: Numbers | None,
-    weights: Floats,
     thresholds: Floats | None = None,
-) -> Values:
-    """Return the mean of each metric over the folds that define it."""
+) -> Statistic:
+    """Return what computes every metric of one model, or of several, under weights (n, b)."""
     if fold is None:
-        return all_metrics(truth, proba, weights, thresholds)
-    of_folds: dict[Key, list[Floats]] = {}
-    for i in np.unique(fold):
-        on = fold == i
-        of_fold = None if thresholds is None else thresholds[on]
-        values = all_metrics(truth.at(on), proba[on], weights[on], of_fold)
-        for key, value in values.items():
-            of_folds.setdefault(key, []).append(value)
-    return {key: mean(np.array(values)) for key, values in of_folds.items()}
+        return lambda weights: all_metrics(truth, proba, weights, thresholds)
+    if _parts_that_test(truth, fold) > 1:
+        return lambda weights: metrics_over_folds(truth, proba, fold, weights, thresholds)
+    each = [fold == i for i in np.unique(fold)]
+
+    def mean_of_draws(weights: Floats) -> Values:
+        of_draws = []
+        for on in each:
+            points = None if thresholds is None else thresholds[on]
+            of_draws.append(all_metrics(truth.at(on), proba[on], weights[on], points))
+        return mean_of_models(of_draws)
+
+    return mean_of_draws
 
 
 def _permutation_p(
@@ -154,7 +172,7 @@ def _permutation_p(
     aurocs[""] = np.mean(list(aurocs.values()), axis=0)
     # Labels are permuted after the fit, so that the draws do not show how models of folds that
     # share their patients vary together: they are spread by as much as intervals are.
-    wider = fold_widening(_parts_that_test(truth, fold))
+    wider = fold_widening("auroc", _parts_that_test(truth, fold))
     return {label: _share_as_great(values, wider) for label, values in aurocs.items()}
 
 
@@ -248,11 +266,13 @@ def compare(
     thresholds: the operating points (n, c) of each. p, by DeLong's test, is of an AUROC of one
     model: not of a mean over folds.
     """
+    of_first = _statistic(truth, first, fold, thresholds[0])
+    of_second = _statistic(truth, second, fold, thresholds[1])
 
     # Both under the same draws of patients: what both find hard cancels out.
     def difference(weights: Floats) -> Values:
-        less = _mean_over_folds(truth, first, fold, weights, thresholds[0])
-        more = _mean_over_folds(truth, second, fold, weights, thresholds[1])
+        less = of_first(weights)
+        more = of_second(weights)
         return {key: more[key] - less[key] for key in more if key in less}
 
     rarest = patients_on_rarer_side(truth)
