@@ -111,8 +111,9 @@ def bootstrap(
         # What is of one side's patients hangs on the fewer ones; a mean over both is of all.
         of_side = key[0].startswith(OF_ONE_SIDE)
         wrong_among = patients if of_side else everyone
-        # Right, of F1, are positives alone.
-        right_among = patients if of_side or key[0] == "f1" else everyone
+        # An F1 of 0 has found no positive, of whom there are fewer.
+        none_found = key[0] == "f1" and metric.value == 0
+        right_among = patients if of_side or none_found else everyone
         metrics[key] = _within_bounds(key[0], metric, wrong_among, right_among, rules)
     return metrics
 

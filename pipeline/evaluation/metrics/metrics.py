@@ -109,10 +109,18 @@ def score(
 def _fewest(folds: int) -> dict[str, float]:
     """Return of how many patients metrics have intervals; of fewer these would not keep their word.
 
-    Folds that lack a side rank nothing, and those with a patient or two of it lift average
-    precision by more than can be corrected. For ece there must be as many patients as bins.
+    For ece there must be as many as bins. Folds that lack a side rank nothing, and those with one
+    or two patients of it lift all but the AUROC by more than can be corrected: on the rarer side
+    there must be two a fold, and four patients a fold where all labels are ranked together.
     """
-    return {**dict.fromkeys(RANKING, folds), "average_precision": 2 * folds, "ece": BINS}
+    if folds == 1:
+        return {"ece": BINS}
+    return {
+        "ece": BINS,
+        **dict.fromkeys(RANKING, 2 * folds),
+        "auroc": folds,
+        "average_precision_micro": 4 * folds,
+    }
 
 
 def _parts_that_test(truth: Truth, fold: Numbers | None) -> int:
@@ -281,7 +289,8 @@ def compare(
         difference,
         truth.groups,
         first.shape[1],
-        IntervalRules(rarest=rarest, folds=folds),
+        # What bins and few positives add to either, the difference is rid of.
+        IntervalRules(rarest=rarest, folds=folds, fewest=dict.fromkeys(RANKING, folds)),
     )
     if not np.array_equal(first, second):
         differences = _with_some_width(differences, truth)
