@@ -79,8 +79,9 @@ def score(
     (`fold_widening`), and a perfect share has one too (`score_bounds`). A draw without both sides
     of a label counts for the others only. ece is above the truth where bins hold few units, and
     average precision where few units are positive; their intervals are corrected for that, and may
-    lie below them. With permutations, each AUROC has its p. A metric that the units leave undefined
-    (a label of one value) is not there.
+    lie below them. What would not keep its word has no interval (`_fewest`). With permutations,
+    each AUROC has its p. A metric that the units leave undefined (a label of one value) is not
+    there.
     """
     folds = _parts_that_test(truth, fold)
     metrics = bootstrap(
