@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
 from pipeline.evaluation.metrics.bootstrap import (
+    OF_ONE_SIDE,
     Correction,
     IntervalRules,
     Key,
@@ -290,8 +291,7 @@ def compare(
         difference,
         truth.groups,
         first.shape[1],
-        # What bins and few positives add to either, the difference is rid of.
-        IntervalRules(rarest=rarest, folds=folds, fewest=dict.fromkeys(RANKING, folds)),
+        IntervalRules(rarest=rarest, folds=folds, fewest=_fewest_to_compare(folds)),
     )
     if not np.array_equal(first, second):
         differences = _with_some_width(differences, truth)
@@ -308,6 +308,18 @@ def compare(
         )
         for (name, label), metric in differences.items()
     ]
+
+
+def _fewest_to_compare(folds: int) -> dict[str, float]:
+    """Return of how many patients differences have intervals, as `_fewest` does of scores.
+
+    What bins and few positives add to either score, the difference is rid of. Two models that call
+    few patients, and nearly the same ones, differ by more than draws of these show; over folds the
+    intervals are wide enough for that.
+    """
+    if folds > 1:
+        return dict.fromkeys(RANKING, folds)
+    return {**dict.fromkeys(OF_ONE_SIDE, 10), "mcc": 15}
 
 
 def _with_some_width(

@@ -517,6 +517,22 @@ def test_what_would_not_keep_its_word_has_no_interval() -> None:
         assert (of_one["ece"].low is not None) == bins
 
 
+def test_differences_of_what_few_are_called_have_no_interval() -> None:
+    rng = np.random.default_rng(21)
+    for patients, has in ((20, False), (60, True)):
+        y = np.arange(patients) % 5 < 2
+        first, second = (two(np.clip(rng.random(patients) * 0.6 + 0.3 * y, 0, 1)) for _ in "ab")
+        of_one = {each.metric: each for each in metrics.compare(truth_of(y), first, second)}
+        folds = np.arange(patients) % 5
+        of_folds = {
+            each.metric: each for each in metrics.compare(truth_of(y), first, second, folds)
+        }
+        for name in ("sensitivity", "specificity", "ppv", "npv"):
+            assert (of_one[name].difference.low is not None) == has
+            assert of_folds[name].difference.low is not None
+        assert of_one["auroc"].difference.low is not None
+
+
 def test_an_f1_of_nought_reaches_as_high_as_so_few_positives_allow() -> None:
     y = np.arange(10) < 4
     overall, _ = metrics.score(truth_of(y), two(np.where(y, 0.1, 0.3)))
