@@ -76,7 +76,7 @@ HOMES = {
     },
     "sklearn": {"pipeline.evaluation.heads.probe_fit"},
     "zarr": {"stores._build"},
-    "highdicom": {"pipeline.segmentation.dicom_writer"},
+    "highdicom": {"pipeline.segmentation.dicom_writer", "pipeline.fitted.dicom_report"},
     "fsspec": {"stores.bucket"},
     "cryptography": {"pipeline.shared.pseudonyms"},
     "distributed": {

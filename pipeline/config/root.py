@@ -65,12 +65,12 @@ else:
 class Config(HeadKeys):
     """One config file. Each head of `pipeline.config.heads` has a key, whose settings it declares.
 
-    preset: ordinary settings by one word (see `pipeline.config.presets`); what is given beside it
-    wins. fit_on: a store of the same collection by the same network, whose features heads are
-    fitted on in place of this one's, which are tested alone: how answers hold where the images are
-    others.
-    masks: what is to be segmented, each by a name of its own; segment: the heads that are asked to,
-    each by a name of its own. finetune, lora, bitfit, norm: how the network is tuned, where it is.
+    store: the folder or the URL of the features. preset: ordinary settings by one word (see
+    `pipeline.config.presets`); what is given beside it wins. fit_on: a store of the same collection
+    by the same network, whose features heads are fitted on in place of this one's, which are tested
+    alone: how answers hold where the images are others. masks: what is to be segmented, each by a
+    name of its own; segment: the heads that are asked to, each by a name of its own. finetune,
+    lora, bitfit, norm: how the network is tuned, where it is.
     """
 
     preset: PresetName | None = None

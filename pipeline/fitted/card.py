@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.splits import PARTS
 from pipeline.fitted.calibration import Calibration
-from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.folder import Record
+from pipeline.fitted.record import FiledRecord, MaskRecord, ModelRecord
 from pipeline.report.wording import METRICS, RANDOM, interval, method_title, setting_text
 
 
-def card_text(record: ModelRecord) -> str:
+def card_text(record: Record) -> str:
     """Return the page."""
     return "\n".join(_lines(record)) + "\n"
 
 
-def summary_line(record: ModelRecord) -> str:
+def summary_line(record: Record) -> str:
     """Return how well a model did on its test units, in one sentence."""
     name = next((name for name in METRICS if name in record.score.metrics), None)
     test = record.counts["test"]
@@ -26,10 +28,15 @@ def summary_line(record: ModelRecord) -> str:
     return f"{record.task}: {score} on {tested}{_at_threshold(record)}."
 
 
-def _at_threshold(record: ModelRecord) -> str:
+def _at_threshold(record: Record) -> str:
     """Return what the operating point comes to on test, for two classes that have one."""
     metrics = record.score.metrics
-    if record.kind != "binary" or not record.thresholds or "sensitivity" not in metrics:
+    if (
+        isinstance(record, MaskRecord)
+        or record.kind != "binary"
+        or not record.thresholds
+        or "sensitivity" not in metrics
+    ):
         return ""
     negative, positive = record.classes
     return (
@@ -38,19 +45,41 @@ def _at_threshold(record: ModelRecord) -> str:
     )
 
 
-def _lines(record: ModelRecord) -> Iterator[str]:
-    yield f"# {record.task}: {method_title(record.method).lower()}"
+def _lines(record: Record) -> Iterator[str]:
+    yield f"# {record.task}: {_head(record)}"
     yield ""
     if record.random:
         yield f"**{RANDOM}**: an untrained network made the features. This is a test of a pipeline."
         yield ""
     yield summary_line(record)
     yield ""
-    yield from _what(record)
+    if isinstance(record, MaskRecord):
+        yield from _what_is_drawn(record)
+    else:
+        yield from _what(record)
     yield from _training(record)
     yield from _scores(record)
     yield from _limits(record)
     yield from _origin(record)
+
+
+def _head(record: Record) -> str:
+    """Return what made a model, in words."""
+    if isinstance(record, MaskRecord):
+        method = record.method
+        return method if record.name == method else f"{record.name} ({method})"
+    return method_title(record.method).lower()
+
+
+def _what_is_drawn(record: MaskRecord) -> Iterator[str]:
+    seen = SEGMENTATION_HEADS[record.drawn_by.method].features
+    yield "## What it draws"
+    yield ""
+    yield f"On each {record.level}, at its own resolution: {_codes(record.structures)}."
+    yield f"Images: {', '.join(record.trained_on.modalities)}; the head sees {seen}."
+    if record.setting:
+        yield f"Setting: {setting_text(record.setting)}."
+    yield ""
 
 
 def _what(record: ModelRecord) -> Iterator[str]:
@@ -98,7 +127,7 @@ def _codes(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _training(record: ModelRecord) -> Iterator[str]:
+def _training(record: FiledRecord) -> Iterator[str]:
     trained_on = record.trained_on
     modalities = ", ".join(f"{n} {name}" for name, n in trained_on.modalities.items())
     yield "## What it was made of"
@@ -114,7 +143,7 @@ def _training(record: ModelRecord) -> Iterator[str]:
     yield ""
 
 
-def _scores(record: ModelRecord) -> Iterator[str]:
+def _scores(record: FiledRecord) -> Iterator[str]:
     yield "## How well it did"
     yield ""
     yield "On the test units of the answer it comes from, with intervals of 95 %:"
@@ -126,7 +155,7 @@ def _scores(record: ModelRecord) -> Iterator[str]:
     yield ""
 
 
-def _limits(record: ModelRecord) -> Iterator[str]:
+def _limits(record: FiledRecord) -> Iterator[str]:
     yield "## What to mind"
     yield ""
     yield "It is no medical device. Its scores are of patients like those above, at the places they"
@@ -140,7 +169,7 @@ def _limits(record: ModelRecord) -> Iterator[str]:
         yield ""
 
 
-def _origin(record: ModelRecord) -> Iterator[str]:
+def _origin(record: FiledRecord) -> Iterator[str]:
     provenance = record.provenance
     yield "## Where it comes from"
     yield ""

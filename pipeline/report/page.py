@@ -16,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipeline.report import tables
+from pipeline.report import short_table, tables
 from pipeline.report.atlas import Atlas, Column, Places, Scale, check_shared, draw_map
 from pipeline.report.comparison import Comparison, compare_sources
 from pipeline.report.figures import Drawn, overview, task_figures
@@ -264,7 +264,7 @@ def _packed(values: NDArray[Any], dtype: str) -> str:
 def _write_figures(
     folder: Path, chapters: Sequence[Chapter], comparison: Comparison | None
 ) -> list[Path]:
-    """Write every figure as SVG and PNG, and the results as Markdown and LaTeX."""
+    """Write every figure as SVG and PNG, and the results as tables, whole and short."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     figures = _named_figures(chapters)
@@ -277,12 +277,14 @@ def _write_figures(
                 path = folder / f"{key}{suffix}"
                 save(figure, path)
                 written.append(path)
-    lines = tables.lines_of([chapter.source for chapter in chapters])
-    networks = tables.networks_of([chapter.source for chapter in chapters])
-    random = any(chapter.source.recipe.random for chapter in chapters)
+    sources = [chapter.source for chapter in chapters]
+    lines = tables.lines_of(sources)
+    networks = tables.networks_of(sources)
+    random = any(source.recipe.random for source in sources)
     texts = {
         "results.md": tables.markdown(lines, random=random, networks=networks),
         "results.tex": tables.latex(lines, random=random, networks=networks),
+        **short_table.files_of(short_table.short_table(sources)),
     }
     for name, text in texts.items():
         _put(folder / name, text.encode())

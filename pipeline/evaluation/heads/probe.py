@@ -12,9 +12,9 @@ from pipeline.evaluation.heads.contract import Head, deferred
 
 
 class ProbeSettings(HeadSettings):
-    """Probe settings: C = 10^linspace(low, high, steps), chosen on validation.
+    """Logistic regression; of a number, ridge with the penalty alpha = 1 / C.
 
-    Regression is ridge with the penalty alpha = 1 / C.
+    low, high, steps: C is chosen on val from 10^linspace(low, high, steps).
     """
 
     features: FeatureSet = "cls+mean"

@@ -311,6 +311,7 @@ def test_every_figure_is_a_file(config: Path, tmp_path: Path) -> None:
     assert names == {f"{s}{x}" for s in stems for x in (".svg", ".png")} | {
         "results.md",
         "results.tex",
+        *(f"short.{suffix}" for suffix in ("md", "tex", "csv", "html")),
     }
     for stem in stems:
         assert ET.parse(tmp_path / f"f/{stem}.svg").getroot().tag.endswith("svg")
