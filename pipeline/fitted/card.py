@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.splits import PARTS
-from pipeline.fitted.calibration import Calibration
+from pipeline.fitted.calibration import Calibration, Isotonic, Sigmoid
 from pipeline.fitted.folder import Record
 from pipeline.fitted.record import FiledRecord, MaskRecord, ModelRecord
 from pipeline.report.wording import (
@@ -56,15 +56,19 @@ def facts(record: Record) -> Iterator[tuple[str, str]]:
     yield "Answer", record.provenance.key[:12]
 
 
+def _in_words(made: Sigmoid | Isotonic) -> str:
+    """Return what makes the probabilities of a label right."""
+    if isinstance(made, Isotonic):
+        return f"isotonic regression, {len(made.said)} steps"
+    return f"Platt's sigmoid, slope {made.slope:.3g}, intercept {made.intercept:.3g}"
+
+
 def _calibration_facts(calibration: Calibration | None) -> Iterator[str]:
     if calibration is None:
         yield "none: the probabilities are as they are"
         return
-    for name, sigmoid in calibration.sigmoids.items():
-        yield (
-            f"{name}: Platt's sigmoid, slope {sigmoid.slope:.3g}, intercept "
-            f"{sigmoid.intercept:.3g}, on {sigmoid.units} units of val"
-        )
+    for name, made in calibration.sigmoids.items():
+        yield f"{name}: {_in_words(made)}, on {made.units} units of val"
     if calibration.temperature is not None:
         temperature = calibration.temperature
         yield f"temperature {temperature.temperature:.3g}, on {temperature.units} units of val"
@@ -139,9 +143,8 @@ def _rule(record: ModelRecord) -> str:
 
 
 def _calibration(calibration: Calibration) -> Iterator[str]:
-    for name, sigmoid in calibration.sigmoids.items():
-        yield f"`{name}` is calibrated on {sigmoid.units} units of val (Platt's sigmoid, slope"
-        yield f"{sigmoid.slope:.3g}, intercept {sigmoid.intercept:.3g})."
+    for name, made in calibration.sigmoids.items():
+        yield f"`{name}` is calibrated on {made.units} units of val ({_in_words(made)})."
     temperature = calibration.temperature
     if temperature is not None:
         yield f"Probabilities are calibrated on {temperature.units} units of val (temperature"
