@@ -74,7 +74,7 @@ HOMES = {
         "pipeline.doctor",
         "pipeline.segmentation.knn",
     },
-    "sklearn": {"pipeline.evaluation.heads.probe_fit"},
+    "sklearn": {"pipeline.evaluation.heads.probe_fit", "pipeline.fitted.calibration"},
     "zarr": {"stores._build"},
     "highdicom": {"pipeline.segmentation.dicom_writer", "pipeline.fitted.dicom_report"},
     "fsspec": {"stores.bucket"},
