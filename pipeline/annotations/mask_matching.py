@@ -101,6 +101,13 @@ def _by_path(masks: Masks, root: Path, slices: pa.Table) -> list[Sources]:
 
 def _sources_of(path: str, patterns: Sequence[str], root: Path) -> Sources:
     """Return the mask files of an image; () where none of them is there. Raises ConfigError."""
+    sources = _named(path, patterns)
+    there = any((root / unescape_path(source)).exists() for source in sources)
+    return sources if there else ()
+
+
+def _named(path: str, patterns: Sequence[str]) -> Sources:
+    """Return the mask files that patterns name for an image. Raises ConfigError."""
     image = PurePosixPath(path)
     folder = str(image.parent)
     # Of a compressed file both suffixes go.
@@ -112,14 +119,33 @@ def _sources_of(path: str, patterns: Sequence[str], root: Path) -> Sources:
         "stem": stem.rpartition(".")[0] or stem,
     }
     try:
-        sources = tuple(pattern.format(**parts) for pattern in patterns)
+        return tuple(pattern.format(**parts) for pattern in patterns)
     except (KeyError, IndexError, ValueError):
         raise ConfigError(
             f"masks.files: {patterns!r} must name a path by {{path}}, {{folder}}, {{name}} or "
             "{stem}."
         ) from None
-    there = any((root / unescape_path(source)).exists() for source in sources)
-    return sources if there else ()
+
+
+def absent_files(
+    config: Config, masks: Masks, slices: pa.Table, groups: Sequence[MaskedSlices]
+) -> list[str]:
+    """Return the mask files that are looked for and are not there, under their root, each once.
+
+    slices: as `join` has them, which gave groups. Of patterns, those of each image that they are
+    of; of a table, those that it names.
+    """
+    root = masks.root or config.data.root
+    sources: dict[str, None] = {}
+    if masks.by == "path":
+        globs = Globs(tuple(masks.files))
+        for path in dict.fromkeys(slices["path"].to_pylist()):
+            glob = globs.first(path)
+            if glob is not None:
+                sources |= dict.fromkeys(_named(path, masks.each(masks.files[glob])))
+    for group in groups:
+        sources |= dict.fromkeys(group.sources)
+    return [each for each in sources if each and not (root / unescape_path(each)).exists()]
 
 
 def _by_table(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[Sources]:
