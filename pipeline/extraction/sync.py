@@ -221,6 +221,8 @@ def _discovery_rules(config: Config) -> bytes:
     """Return what decides, beside a file's bytes, which slices it has and what is said of them."""
     data = config.data
     rules = [READER_VERSION, config.preprocess.plane, data.modality, data.patient, data.tags]
+    if data.roots:  # whose names stand before ids; where they lie does not matter
+        rules.append("roots")
     return json.dumps(rules, sort_keys=True).encode()
 
 
