@@ -26,7 +26,7 @@ stores
 types, recipe, config, results, shared
 io > preprocessing, annotations, backbones > inference
 extraction | evaluation > segmentation, datasets > tuning
-extract, evaluate, segment, tune
+outlook > extract, evaluate, segment, tune
 report, benchmark, studies, doctor, fitted
 api, commands, cli
 """

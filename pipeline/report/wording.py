@@ -8,6 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from pipeline.config.heads import declared
+from pipeline.shared.few import FEW_PATIENTS
 
 if TYPE_CHECKING:
     from pipeline.config.tasks import OperatingRule
@@ -39,8 +40,6 @@ METRICS = {
     "paper_jaccard": "Paper's Jaccard",
     "fit_seconds": "Training, s",
 }
-# Of fewer test patients a score says little, and that is said beside it.
-FEW_PATIENTS = 20
 # The one number that stands for an answer: the first of these that it has.
 HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
 
