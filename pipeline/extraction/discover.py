@@ -118,6 +118,12 @@ def discover(
     files, 0 for none; elsewhere: what opens them instead. progress: called with the number of files
     opened so far. Raises ConfigError where the root is no folder.
     """
+    for name, folder in data.roots.items():
+        # Of a disk that is not there, all slices would count as gone.
+        if not folder.is_dir():
+            raise ConfigError(
+                f"data.root must be folders that exist. Got {str(folder)!r} for {name!r} instead."
+            )
     if not data.root.is_dir():
         raise ConfigError(
             f"data.root must be a folder that exists. Got {str(data.root)!r} instead."
@@ -334,6 +340,7 @@ class PathRules:
         for glob, code in data.modality.items():
             self._modalities.append((matcher([glob]), code))
         self._patient = re.compile(data.patient) if data.patient else None
+        self._data = data
 
     def modality(self, path: str) -> str:
         """Return the modality of the first pattern that a path matches; OT where none does."""
@@ -346,6 +353,10 @@ class PathRules:
         """Return the patient that a path names, if any."""
         match = self._patient.search(path) if self._patient else None
         return match.group(1) if match else None
+
+    def id_of(self, path: str, raw: str) -> str:
+        """Return an identifier of a file as `Data.id_of` tells it from those of other roots."""
+        return self._data.id_of(path, raw)
 
 
 def modality_of(data: Data, path: str) -> str:
@@ -370,7 +381,7 @@ def _place(stored: str, header: Header, fill: PathRules, key: bytes) -> Row:
     path = unescape_path(stored)
 
     def hidden(kind: str, raw: str | None) -> str | None:
-        return pseudonym(key, kind, raw) if raw else None
+        return pseudonym(key, kind, fill.id_of(path, raw)) if raw else None
 
     spacing_y, spacing_x = header.spacing_mm or (None, None)
     tags = []
@@ -382,7 +393,7 @@ def _place(stored: str, header: Header, fill: PathRules, key: bytes) -> Row:
         "frame": header.frame,
         "patient": hidden("patient", header.patient or fill.patient(path)),
         "study": hidden("study", header.study),
-        "series": pseudonym(key, "series", header.series or stored),
+        "series": hidden("series", header.series) or pseudonym(key, "series", stored),
         "instance": hidden("instance", header.instance),
         "position_mm": header.position_mm,
         "modality": header.modality or fill.modality(path),
