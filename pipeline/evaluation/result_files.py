@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.annotations.units import Truth, Units
+from pipeline.config.data import Labels
 from pipeline.config.heads import declared
 from pipeline.config.methods import Method
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
@@ -90,6 +91,15 @@ TIDY = pa.schema(
 # --- where answers lie ---------------------------------------------------------------------
 
 
+def _join_settings(labels: Labels) -> dict[str, Any]:
+    """Return how a label file joins, as keys have it."""
+    settings = labels.model_dump(mode="json", exclude={"file", "uncertain", "missing"})
+    # Younger than keys are: only where it is set, so that other answers keep their names.
+    if labels.dates == Labels.model_fields["dates"].default:
+        del settings["dates"]
+    return settings
+
+
 def result_key(cases: Cases, method: Method) -> str:
     """Return the sha256 of all that the answer to a task by a method depends on.
 
@@ -106,9 +116,7 @@ def result_key(cases: Cases, method: Method) -> str:
         "settings": [each.model_dump(mode="json") for each in (settings, *built_on)],
         "name": cases.name,
         "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
-        "join": cases.table.settings.model_dump(
-            mode="json", exclude={"file", "uncertain", "missing"}
-        ),
+        "join": _join_settings(cases.table.settings),
         "labels": cases.labels_digest,
         "split": cases.split.digest,
         "rules": config.split.model_dump(mode="json", include={"new", "allow"}),
