@@ -4,9 +4,10 @@
     .venv/bin/python -m benchmarks.crash --sample 20
 
 Every call of a command that changes something on the disk, or in a bucket, is a point at which it
-may end, killed or by a power cut (`benchmarks.crash_points`). On what each point leaves, the same
-command is made once more. After that the features must be those of a run that was left alone, bit
-for bit; verify must find nothing; and Zarr and Parquet alone, without radprobe, must read the same.
+may end, killed or by a power cut, or from which on the disk is full, of which it must tell as of no
+fault of its own (`benchmarks.crash_points`). On what each point leaves, the same command is made
+once more. After that the features must be those of a run that was left alone, bit for bit; verify
+must find nothing; and Zarr and Parquet alone, without radprobe, must read the same.
 All of it happens in processes forked from one that has imported everything, with a network of three
 blocks and pictures of 20 pixels. Points that leave the very same state are tried once, and counted
 each.
@@ -39,13 +40,17 @@ import yaml
 import zarr
 from PIL import Image
 
-from benchmarks.crash_points import CUT, Point, Watch, points_of
+from benchmarks.crash_points import CUT, Point, Watch, full_points, points_of
 from pipeline import cli
 from stores import FeatureStore
 from stores.verify import verify
 from tests.pipeline.models import write_tiny_folder
 
 PATIENTS = 4
+# In a folder that is made with it.
+STORE = "made/store"
+# With which a command ends that failed by no fault of radprobe.
+FAILED = 2
 # What must be equal of slices: pseudonyms are of a key, which a new store makes.
 COLUMNS = ["row", "path", "frame", "withdrawn"]
 # Findings that are no fault of a crash.
@@ -71,11 +76,23 @@ class Command:
 
 @dataclass(frozen=True)
 class Trial:
-    """The points that leave one state. name: of the state; cut: the point of a bucket's."""
+    """The points that leave one state.
+
+    name: of the state; cut: the point at which a run is still to be ended, or the disk full.
+    """
 
     points: tuple[str, ...]
     name: str = ""
     cut: Point | None = None
+
+
+@dataclass(frozen=True)
+class Left:
+    """The folder that a command left, and how it ended: well, if in words or as it was cut."""
+
+    at: Path
+    code: int = CUT
+    well: bool = True
 
 
 @dataclass
@@ -112,8 +129,8 @@ def commands() -> dict[str, Command]:
     """Return the commands that are tried, by name."""
     extracted = (_extracted,)
     answered = (_extracted, _answered)
-    purge = ("withdraw", "store", "--patient", "p1", "--purge")
-    repair = ("verify", "store", "--repair")
+    purge = ("withdraw", STORE, "--patient", "p1", "--purge")
+    repair = ("verify", STORE, "--repair")
     damaged = (*answered, _damaged)
     every = [
         Command("extract", EXTRACT),
@@ -122,7 +139,7 @@ def commands() -> dict[str, Command]:
         # It ends with 1 where it found damage, and with 0 where the ended one had mended all.
         Command("repair", repair, damaged, (EXTRACT,), codes=(0, 1)),
         Command("evaluate", EVALUATE, extracted),
-        Command("copy", ("copy", "store", "URL"), extracted, bucket=True),
+        Command("copy", ("copy", STORE, "URL"), extracted, bucket=True),
         Command("s3", EXTRACT, bucket=True),
     ]
     return {command.name: command for command in every}
@@ -131,7 +148,7 @@ def commands() -> dict[str, Command]:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--of", nargs="+", choices=commands(), default=list(commands()))
-    options.add_argument("--sample", type=int, help="Try so many points of each, not all.")
+    options.add_argument("--sample", type=int, help="Try so many states of each, not all.")
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
     good = True
@@ -171,18 +188,22 @@ def _row(outcome: Outcome) -> str:
 
 def try_again(place: Place, trial: Trial, number: int, outcome: Outcome) -> None:
     """Make a command again on what it left, and note what came of it."""
-    at = place.left_by(trial, number)
-    again = forked(lambda: place.run(at, number))
+    left = place.left_by(trial, number)
+    at = left.at
+    # What a full disk did not keep from its end must be whole as it is.
+    code = left.code
+    if code not in place.command.codes:
+        code = forked(lambda: place.run(at, number)).code
     state = forked(lambda: place.judge(at, number)).result or {}
     weight = len(trial.points)
     outcome.states += 1
     outcome.points += weight
-    ended = again.code in place.command.codes
+    ended = left.well and code in place.command.codes
     outcome.ended += weight * ended
     for name in _JUDGED:
         setattr(outcome, name, getattr(outcome, name) + weight * bool(state.get(name)))
     if not ended or not all(state.get(name) for name in _JUDGED):
-        detail = {**state, "code": again.code, "log": _tail(at)}
+        detail = {**state, "codes": (left.code, code), "log": _tail(at)}
         outcome.faults.append(f"{', '.join(trial.points[:3])}: {detail}")
         print(outcome.faults[-1], file=sys.stderr, flush=True)
     shutil.rmtree(at)
@@ -276,17 +297,20 @@ class Place:
         by_state: dict[str, list[str]] = {}
         for point, name in points.items():
             by_state.setdefault(name, []).append(point)
-        return [Trial(tuple(points), name) for name, points in by_state.items()]
+        trials = [Trial(tuple(points), name) for name, points in by_state.items()]
+        return trials + [Trial((str(point),), cut=point) for point in full_points(counts)]
 
-    def left_by(self, trial: Trial, number: int) -> Path:
-        """Return a folder with what the command left."""
+    def left_by(self, trial: Trial, number: int) -> Left:
+        """Return what the command left at the points of a trial."""
         if trial.cut is None:
-            return self.folder / "states" / trial.name
+            return Left(self.folder / "states" / trial.name)
         at = self.fresh(number)
         ended = forked(lambda: self.run(at, number, trial.cut))
+        if trial.cut.how == "full":
+            return Left(at, ended.code, well=ended.code in (*self.command.codes, FAILED))
         if ended.code != CUT:
             raise RuntimeError(f"{trial.points} was not reached: {ended}, {_tail(at)}")
-        return at
+        return Left(at)
 
     def fresh(self, number: int) -> Path:
         """Return a folder with the state before."""
@@ -334,7 +358,7 @@ class Place:
             watch = Watch(at / "nowhere", cut=cut)
             watch.watch_bucket()
             return watch
-        watch = Watch(at, self.folder / "states")
+        watch = Watch(at, None if cut else self.folder / "states", cut)
         watch.start()
         return watch
 
@@ -347,7 +371,7 @@ class Place:
         os.environ["RADPROBE_MIRRORS"] = str(at / "mirrors")
         for arguments in self.command.after:
             _to_its_end(at, arguments)
-        where: Path | str = self.url_of(number) if self.command.bucket else at / "store"
+        where: Path | str = self.url_of(number) if self.command.bucket else at / STORE
         findings = [each for each in verify(where).findings if each.kind not in EXPECTED]
         store = FeatureStore.open(where)
         state: dict[str, Any] = {
@@ -356,7 +380,7 @@ class Place:
             "findings": [f"{each.kind} {each.where} {each.detail}" for each in findings[:3]],
         }
         if not first:
-            calm = self.calm / "store"
+            calm = self.calm / STORE
             if self.command.bucket:
                 os.environ["RADPROBE_MIRRORS"] = str(self.calm / "mirrors")
                 calm = Path(FeatureStore.open(self.url_of(-1)).path)
@@ -404,7 +428,7 @@ def plain_equals(store: FeatureStore, where: str) -> bool:
 
 def scores(at: Path) -> list[Any]:
     """Return the tidy scores of a store, without what a key or a clock changes."""
-    table = pq.read_table(at / "store/results/results.parquet")
+    table = pq.read_table(at / STORE / "results/results.parquet")
     rows = table.select(["task", "method", "metric", "setting", "value"]).to_pylist()
     return sorted(map(str, rows))
 
@@ -425,7 +449,7 @@ def _collect(at: Path) -> None:
     config = {
         "data": {"root": "data", "paths": "keep", "patient": r"(p\d+)/", "modality": {"**": "DX"}},
         "backbone": {"name": f"hf:{network}", "image_size": 28},
-        "store": "store",
+        "store": STORE,
         "outputs": {"part_rows": 4, "blocks": 1},
         "labels": {"file": "labels.csv", "key": "path"},
         "tasks": {"finding": {"labels": ["finding"], "level": "image"}},
@@ -463,8 +487,9 @@ def _grown(at: Path) -> None:
 
 def _damaged(at: Path) -> None:
     """Flip a bit in a chunk, in the slice table and in an answer."""
-    answer = next((at / "store/results").glob("knn-*.json"))
-    for path in (at / "store/features.zarr/cls/c/1/0/0", at / "store/slices.parquet", answer):
+    answer = next((at / STORE / "results").glob("knn-*.json"))
+    store = at / STORE
+    for path in (store / "features.zarr/cls/c/1/0/0", store / "slices.parquet", answer):
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -113,7 +114,7 @@ def write_checked(path: Path, data: bytes) -> None:
 def fits_checksum(path: Path) -> bool | None:
     """Return whether a file fits the checksum beside it; None where there is no checksum.
 
-    A file that is not there fits none.
+    A file that is not there fits none, nor does a link.
     """
     try:
         text = read_file(path.with_name(path.name + CHECKSUM))
@@ -121,7 +122,8 @@ def fits_checksum(path: Path) -> bool | None:
         return None
     except (OSError, CorruptStoreError):
         return False
-    return path.is_file() and text == checksum_text(path.name, file_sha256(path))
+    is_file = path.is_file() and not path.is_symlink()
+    return is_file and text == checksum_text(path.name, file_sha256(path))
 
 
 def read_checked(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -150,11 +152,17 @@ def read_checked(path: Path, most: int = MOST_BYTES) -> bytes:
 def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file. Raises FileNotFoundError.
 
-    Raises CorruptStoreError for a pipe or a device, which might never end, and for a file of more
-    than so many bytes: nobody knows who made the store.
+    Raises CorruptStoreError for a link, which may lead anywhere, for a pipe or a device, which
+    might never end, and for a file of more than so many bytes: nobody knows who made the store.
     """
     # Without O_NONBLOCK, opening a pipe waits for whoever may write to it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise CorruptStoreError(f"{path} is a link. Put what it leads to in its place.") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
@@ -189,10 +197,11 @@ def write_new(path: Path, *pieces: bytes | memoryview, force: bool = True) -> No
 
 
 def sync(path: Path) -> None:
-    """Force a file, or a folder's entries, to disk."""
+    """Force a file, or a folder's entries, to disk. Raises UnwritableError on a full one."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with writing(path):  # the error of an open file names none
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -201,6 +210,21 @@ def sync_folder(path: Path) -> None:
     """Force a folder's entries to disk, where the system can."""
     with contextlib.suppress(PermissionError):  # some systems refuse to open a folder
         sync(path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are not there; their names are on the disk then."""
+    new = list(itertools.takewhile(lambda each: not each.exists(), [path, *path.parents]))
+    path.mkdir(parents=True, exist_ok=True)
+    for each in new:
+        sync_folder(each.parent)
+
+
+def sync_folders(paths: Iterable[Path]) -> None:
+    """Force the entries of those of some folders that are there, so that what went stays gone."""
+    for path in sorted(set(paths)):
+        with contextlib.suppress(FileNotFoundError):
+            sync_folder(path)
 
 
 def hard_link(source: Path, path: Path) -> None:
@@ -250,6 +274,7 @@ def sweep_temporaries(paths: Iterable[Path]) -> list[Path]:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    sync_folders(path.parent for path in orphans)
     return orphans
 
 

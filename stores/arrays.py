@@ -25,6 +25,7 @@ import numpy as np
 from stores._disk import sha256, temporary_name, write_new, writing
 from stores._types import Bytes, Crcs, Mask, Rows, Values
 from stores.errors import REPAIR, CorruptStoreError, StoreError, UnalignedWriteError, as_corrupt
+from stores.inside import check_links
 from stores.layout import MOST_PART_BYTES, Layout, PartRange
 from stores.receipt import ChunkRecord
 
@@ -202,17 +203,22 @@ class StoredArray:
 
     @contextlib.contextmanager
     def _opened(self, chunk: Chunk) -> Iterator[int]:
-        """Yield the file descriptor of a chunk's file, which is fetched where it is elsewhere."""
+        """Yield the file descriptor of a chunk's file, which is fetched where it is elsewhere.
+
+        Raises CorruptStoreError where there is none, or a link leads out of the store.
+        """
+        # Folders as far as the chunks are checked when the store is opened.
+        check_links(self.root, chunk.name, checked=f"{self.name}/c")
         path = f"{self.root}/{chunk.name}"
         # Opening a pipe, which nobody of ours made, must not wait for whoever may write to it.
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
         try:
             file = os.open(path, flags)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self.fetch(chunk)
             try:
                 file = os.open(path, flags)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 raise CorruptStoreError(f"{path} is missing. {REPAIR}") from None
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):

@@ -127,7 +127,7 @@ def holders(folder: Path) -> dict[str, Holder]:
     for path in sorted(filter(_is_claim, folder.glob("*.claim.*")), key=_split):
         with contextlib.suppress(FileNotFoundError):  # given back meanwhile
             process = _read(path) or {}
-            beat = path.stat().st_mtime
+            beat = path.lstat().st_mtime
             if not dead(path):
                 since = process.get("time")
                 since = since if isinstance(since, float) else beat
@@ -154,7 +154,7 @@ def dead(path: Path) -> bool:
         return ended
     # Of another host, or a claim that cannot be read: its silence alone tells.
     try:
-        return time.time() - path.stat().st_mtime > STALE_AFTER_S
+        return time.time() - path.lstat().st_mtime > STALE_AFTER_S
     except FileNotFoundError:
         return True
 

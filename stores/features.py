@@ -38,7 +38,14 @@ from numpy.typing import ArrayLike
 
 from stores import manifest
 from stores._build import build
-from stores._disk import TEMPORARY, sha256, sweep_temporaries, temporary_name, writing
+from stores._disk import (
+    TEMPORARY,
+    make_folder,
+    sha256,
+    sweep_temporaries,
+    temporary_name,
+    writing,
+)
 from stores._types import Bytes, Crcs, Rows, Values
 from stores.arrays import Chunk, StoredArray
 from stores.claims import Claim, Holder, exclusive, holders, owner, stems, try_claim
@@ -74,6 +81,7 @@ from stores.errors import (
     StoreNotFoundError,
     as_corrupt,
 )
+from stores.folder import linked_place
 from stores.inside import check_folders
 from stores.layout import Layout, PartRange
 from stores.receipt import Receipt, UnreadableRow, notes_without, part_of, receipt_name
@@ -83,6 +91,7 @@ from stores.slices import (
     SLICE_SCHEMA,
     TableFile,
     Tables,
+    completed,
     end_of,
     is_withdrawn,
     row_numbers,
@@ -138,12 +147,13 @@ class FeatureStore:
         """
         layout = Layout(part_rows)
         check_free(path)
-        aside = path.with_name(temporary_name(path.name))
+        place = linked_place(path)
+        aside = place.with_name(temporary_name(place.name))
         try:
             with writing(path):
-                path.parent.mkdir(parents=True, exist_ok=True)
+                make_folder(place.parent)
                 # What was built aside by processes that died since.
-                sweep_temporaries(path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"))
+                sweep_temporaries(place.parent.glob(f"{TEMPORARY}*-{glob.escape(place.name)}"))
                 build(aside, recipe_text, LEDGER | dict(arrays), layout, key_check)
             storage_of(path).adopt(aside)
         except BaseException:
@@ -274,7 +284,9 @@ class FeatureStore:
         """Return both tables and the withdrawn patients, of one moment; nothing is kept."""
         while True:  # until nobody replaced one of them while the others were read
             seen = manifest.version(self.path)
-            tables = Tables(self.slice_file.read(), self.files(), self.withdrawn, seen)
+            slices = completed(self.slice_file.read(), SLICE_SCHEMA)
+            files = completed(self.files(), FILE_SCHEMA)
+            tables = Tables(slices, files, self.withdrawn, seen)
             if manifest.version(self.path) == seen:
                 return tables
 
@@ -294,7 +306,8 @@ class FeatureStore:
         """
         rows = row_numbers(slices)
         if rows.size and (np.diff(rows) <= 0).any():
-            raise ValueError("slices must be in ascending order of unique rows.")
+            # Of a stranger's table, as often as of a caller's mistake.
+            raise CorruptStoreError("slices must be in ascending order of unique rows.")
         metadata = files.schema.metadata  # the rules of discovery travel here
         files = files.cast(FILE_SCHEMA).replace_schema_metadata(metadata)
         new = {
@@ -724,8 +737,8 @@ def stored_key_check(folder: Path) -> str | None:
     try:
         with as_corrupt(_GROUP):
             group = json.loads(manifest.load(folder, _GROUP))
-            check: str | None = group["attributes"].get(KEY_CHECK)
-            return check
+            check = group["attributes"].get(KEY_CHECK)
+            return None if check is None else str(check)
     except (StoreError, OSError):
         return None
 

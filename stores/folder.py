@@ -10,10 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from stores import manifest
-from stores._disk import link_new, sync_folder, write_atomic, writing
+from stores._disk import link_new, sync_folder, sync_folders, write_atomic, writing
 from stores.claims import Holder
 from stores.errors import REPAIR, ClaimedError, CorruptStoreError, OccupiedError
 from stores.inside import inside
+
+
+def linked_place(folder: Path) -> Path:
+    """Return where a store's folder is: a store as a whole may be a link, which is not replaced."""
+    return folder.resolve() if folder.is_symlink() else folder
 
 
 class LocalFolder:
@@ -60,7 +65,7 @@ class LocalFolder:
         try:
             # Put together as text: this is asked of every chunk of every part.
             return os.stat(f"{self.folder}/{name}").st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def names(self) -> set[str]:
@@ -91,15 +96,16 @@ class LocalFolder:
 
         The place may be an empty folder, or nothing. Raises OccupiedError.
         """
+        place = linked_place(self.folder)
         with writing(self.folder):
             try:
-                built.replace(self.folder)
+                built.replace(place)
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another process was quicker
                     message = f"{self.folder} was filled by another process meanwhile."
                     raise OccupiedError(message) from None
                 raise
-            sync_folder(self.folder.parent)
+            sync_folder(place.parent)
 
     def replace(self, files: Mapping[str, bytes]) -> None:
         """Replace files of the manifest, all or none. One process at a time may do this."""
@@ -123,17 +129,21 @@ class LocalFolder:
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove those of some files that are there."""
-        for name in names:
-            inside(self.folder, name).unlink(missing_ok=True)
+        paths = [inside(self.folder, name) for name in names]
+        for path in paths:
+            path.unlink(missing_ok=True)
+        sync_folders(path.parent for path in paths)
 
     def clear(self, folder: str) -> None:
         """Remove all that is in a folder of the store, which stays."""
-        for path in inside(self.folder, folder).glob("*"):
+        place = inside(self.folder, folder)
+        for path in place.glob("*"):
             # A link goes, and what it leads to stays.
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+        sync_folders([place])
 
     def publish(self) -> None:
         """Do nothing: what was computed is where the store is."""

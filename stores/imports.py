@@ -25,7 +25,7 @@ from stores.contents import OK, ArraySpec
 from stores.errors import ConfigError, StoreError, UnreadableError
 from stores.export import SEAL, seal_of
 from stores.features import FeatureStore, check_free
-from stores.folder import LocalFolder
+from stores.folder import LocalFolder, linked_place
 from stores.hdf5 import member
 from stores.inside import is_below
 from stores.layout import default_part_rows
@@ -112,7 +112,8 @@ def import_features(
     anything.
     """
     check_free(path)
-    aside = path.with_name(temporary_name(path.name))
+    place = linked_place(path)
+    aside = place.with_name(temporary_name(place.name))
     try:
         _fill(aside, recipe_text, blocks, dtype, foreign, key_check)
         LocalFolder(path).adopt(aside)

@@ -47,11 +47,15 @@ def inside(root: Path, name: str) -> Path:
     return root / name
 
 
-def check_links(root: Path, name: str) -> None:
-    """Raise CorruptStoreError where a link below `root`, on the way to a name, leads out of it."""
-    # Put together as text: this is asked of every chunk that is written or verified.
-    place = str(root)
-    for part in name.split("/"):
+def check_links(root: Path, name: str, checked: str = "") -> None:
+    """Raise CorruptStoreError where a link below `root`, on the way to a name, leads out of it.
+
+    checked: how the name begins, of which this is known already.
+    """
+    # Put together as text: this is asked of every chunk that is read, written or verified.
+    place = f"{root}/{checked}" if checked else str(root)
+    rest = name[len(checked) :].lstrip("/")
+    for part in rest.split("/"):
         place = f"{place}/{part}"
         try:
             status = os.lstat(place)

@@ -21,6 +21,7 @@ from stores._disk import (
     TEMPORARY,
     file_sha256,
     is_digest,
+    make_folder,
     seal,
     sha256,
     sync_folder,
@@ -160,11 +161,14 @@ def mend(root: Path) -> list[str]:
             path = inside(root, place)
             if not _has(path, digest):
                 data = load(root, name)
-                _make_folder(path.parent)  # a loss of power may have taken it too
+                make_folder(path.parent)  # a loss of power may have taken it too
                 write_atomic(path, data)
                 mended.append(place)
-    for copy in unnamed_copies(root):
+    unnamed = unnamed_copies(root)
+    for copy in unnamed:
         inside(root, copy).unlink()
+    if unnamed:  # they may be of a table that a purge has emptied
+        sync_folder(root / COPIES)
     return mended
 
 
@@ -192,12 +196,6 @@ def unnamed_copies(root: Path) -> list[str]:
         if is_file and not being_written and path.name not in expected:
             unnamed.append(copy_name(path.name))
     return unnamed
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        sync_folder(folder.parent)
 
 
 def rebuild(root: Path) -> None:

@@ -22,11 +22,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stores._disk import CHECKSUM, TEMPORARY, read_checked, write_checked
+from stores._disk import CHECKSUM, TEMPORARY, read_checked, sync_folders, write_checked
 from stores._types import Mask, Rows
 from stores.contents import DERIVED, FEATURES, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
 from stores.errors import ConfigError, CorruptStoreError, StaleTablesError
 from stores.features import FeatureStore
+from stores.filed_tables import read_filed_table
 from stores.layout import PartRange
 from stores.receipt import notes_without
 from stores.slices import SLICE_SCHEMA, Tables, as_table, row_numbers, where, with_column
@@ -204,6 +205,7 @@ def drop_derived(store: FeatureStore, patients: Collection[str], rows: Rows) -> 
         for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
             if not path.is_symlink():  # what a link leads to is not the store's
                 shutil.rmtree(path)
+        sync_folders([store.path / RUNS])
         changed = sum(1 for _ in _rewrite_splits(store, patients))
         if changed:
             removed[SPLITS] = changed
@@ -240,7 +242,7 @@ def _rewrite_patients(store: FeatureStore, patients: Collection[str], rows: Rows
 
     for path in sorted((store.path / PATIENTS).glob("*.parquet")):
         try:
-            table = pq.read_table(pa.BufferReader(read_checked(path)))
+            table = read_filed_table(path)
             theirs = np.isin(row_numbers(table), rows) | _named(table, patients)
         except (CorruptStoreError, pa.ArrowException, KeyError):
             _remove_derived(store, path)  # damaged, or of another kind, as above

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stores import manifest
-from stores._disk import sha256, temporary_name, writing
+from stores._disk import sha256, sync_folder, sync_folders, temporary_name, write_new, writing
 from stores.bucket import Bucket
 from stores.contents import MANIFEST, PARTS, RECIPE, TOP_FILES, TRAVELLING, folder_of
 from stores.errors import CorruptStoreError, OccupiedError, StoreNotFoundError
@@ -92,6 +92,7 @@ def fetch(url: str, target: Path) -> Copied:
             size = _fetch_files(bucket, wanted, aside)
         _check_sound(aside, url)
         aside.replace(target)
+        sync_folder(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return Copied(len(wanted), size)
@@ -104,10 +105,11 @@ def _fetch_files(bucket: Bucket, names: list[str], folder: Path) -> int:
         data = bucket.get([name])[name]
         path = inside(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        write_new(path, data)
         size += len(data)
     for each in TRAVELLING:
         (folder / each).mkdir(exist_ok=True)
+    sync_folders([folder, *filter(Path.is_dir, folder.rglob("*"))])
     return size
 
 

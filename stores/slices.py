@@ -282,11 +282,29 @@ def _kind_of(dtype: pa.DataType) -> str:
 
 
 def _complete(table: pa.Table) -> pa.Table:
-    """Return a table as it was read. Raises CorruptStoreError where a row has no number."""
+    """Return a table as it was read.
+
+    Raises CorruptStoreError where a row has no number, ArrowInvalid where text is no UTF-8.
+    """
+    table.validate(full=True)
     for name in _NEEDED:
         if name in table.column_names and table[name].null_count:
             raise CorruptStoreError(f"A table of the store has rows without {name!r}.")
     return table
+
+
+def completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return a table with every column of a schema, as that has them: null where it has none.
+
+    Tables of versions before lack some. Raises CorruptStoreError where a value does not fit.
+    """
+    columns = []
+    with _readable():
+        for field in schema:
+            place = table.schema.get_field_index(field.name)
+            nothing = pa.chunked_array([pa.nulls(len(table), field.type)])
+            columns.append(nothing if place < 0 else table.column(place).cast(field.type))
+    return pa.table(columns, schema=schema.with_metadata(table.schema.metadata))
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@
    a mirror has those that were asked for, and `fetch` brings one more.
 4. A file is there whole or not at all, and of several replaced together all are new or none.
 5. `commit` is the one way a part comes into being: chunks first, the receipt last.
-6. A name that leads out of the store, by itself or by a link, is refused with CorruptStoreError.
-7. What `check_writable` refuses is refused by every writing method too, but for `publish`: answers
+6. What was removed stays gone, a loss of power included.
+7. A name that leads out of the store, by itself or by a link, is refused with CorruptStoreError.
+8. What `check_writable` refuses is refused by every writing method too, but for `publish`: answers
    may be given by many.
 
 Every backend passes the tests in `tests/stores/storage_tests.py`.

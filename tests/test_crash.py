@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from benchmarks.crash_points import Point, points_of
+from benchmarks.crash import done, forked
+from benchmarks.crash_points import Point, Watch, points_of
+from stores._disk import sync
 
 
 def test_what_an_extraction_leaves_that_was_ended_is_mended_by_the_same_command() -> None:
@@ -27,3 +33,62 @@ def test_every_call_is_a_point_and_every_piece_may_be_half_written() -> None:
         Point("link", 0, "killed"),
         Point("link", 0, "power cut"),
     ]
+
+
+def test_a_power_cut_takes_names_back_until_their_folder_is_forced(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    states = tmp_path / "states"
+    (root / "inner").mkdir(parents=True)
+    (root / "old").write_bytes(b"old")
+
+    def work() -> dict[str, str]:
+        watch = Watch(root, states)
+        watch.start()
+        with open(root / "new", "wb") as file:
+            file.write(b"new")
+            os.fsync(file.fileno())
+        os.replace(root / "new", root / "old")
+        (root / "inner/made").mkdir()
+        sync(root)
+        return watch.points
+
+    points = done(forked(work))
+    renamed = states / points["replace 0 power cut, names lost"]
+    assert names_in(renamed) == {"old", "inner"}
+    assert (renamed / "old").read_bytes() == b"old"
+    assert (states / points["replace 0 killed"] / "old").read_bytes() == b"new"
+    assert "inner/made" not in names_in(states / points["mkdir 0 power cut, names lost"])
+    # Forced: the root, and not what is within a folder of it.
+    forced = states / points["fsync 1 power cut, names lost"]
+    assert (forced / "old").read_bytes() == b"new"
+    assert names_in(forced) == {"old", "inner"}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_a_full_disk_refuses_what_needs_room_and_nothing_else(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "old").write_bytes(b"old")
+
+    def work() -> list[str | None]:
+        watch = Watch(root, cut=Point("write", 1, "full"))
+        watch.start()
+        (root / "first").write_bytes(b"first")
+        refused = [refusal(lambda: (root / "second").write_bytes(b"second"))]
+        refused.append(refusal(lambda: (root / "third").mkdir()))
+        refused.append(refusal(lambda: (root / "old").unlink()))
+        return refused
+
+    assert done(forked(work)) == ["ENOSPC", "ENOSPC", None]
+    assert (root / "first").read_bytes() == b"first"
+
+
+def refusal(call: Callable[[], object]) -> str | None:
+    try:
+        call()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return None

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.tables import read_table
-from pipeline.config.data import Labels
+from pipeline.config.data import ROOT_COLUMN, Labels
 from pipeline.config.tasks import Task
 from pipeline.shared.spreadsheets import unquoted_cell
 
@@ -60,7 +60,10 @@ def read_labels(
 
     Raises LabelError for a missing file or column, and for a file that is no table.
     """
-    names = list(dict.fromkeys([*_columns_of(settings, tasks), *more]))
+    asked = list(dict.fromkeys([*_columns_of(settings, tasks), *more]))
+    names = [name for name in asked if name != ROOT_COLUMN]
+    if settings.root is not None:
+        names = list(dict.fromkeys([*names, settings.root]))
     table = read_table(settings.file, names)
     columns = {}
     for name in names:
@@ -75,7 +78,32 @@ def read_labels(
         if not is_id and settings.dates == "day.month.year":
             steps.append(_day_in_order)
         columns[name] = _texts(table.columns[name], steps)
+    if settings.root is not None:
+        _put_below_roots(columns, settings)
+    if ROOT_COLUMN in asked:
+        columns[ROOT_COLUMN] = _roots_of_rows(columns, settings)
     return LabelTable(settings, columns, table.comma, table.notes)
+
+
+def _put_below_roots(columns: dict[str, Texts], settings: Labels) -> None:
+    """Put the name of each row's root before its key and patient, as paths and ids have it."""
+    assert settings.root is not None
+    roots = columns[settings.root]
+    for name in {settings.key, settings.patient or settings.key}:
+        texts: Sequence[str] = columns[name].tolist()
+        if name == settings.key and settings.by == "path":
+            texts = [text.replace("\\", "/").removeprefix("./") for text in texts]
+        pairs = zip(roots, texts, strict=True)
+        below = [f"{root}/{text}" if text else "" for root, text in pairs]
+        columns[name] = np.array(below, dtype=object)
+
+
+def _roots_of_rows(columns: Mapping[str, Texts], settings: Labels) -> Texts:
+    """Return (n,) the name of each row's root: its column's, or the first folder of its path."""
+    if settings.root is not None:
+        return columns[settings.root]
+    firsts = [text.replace("\\", "/").partition("/")[0] for text in columns[settings.key]]
+    return np.array(firsts, dtype=object)
 
 
 def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:

@@ -112,10 +112,12 @@ def _other_spellings(
 def _spellings(text: str) -> dict[str, str]:
     """Return the other ways in which a key may be spelt in the store, each with its cause."""
     spellings: dict[str, str] = {}
-    whole = text.removesuffix(".0")
+    # Of a path, or an id behind its root's name, the last part may be a number.
+    above, slash, last = text.rpartition("/")
+    whole = last.removesuffix(".0")
     if whole.isdecimal() and whole.isascii():
-        if whole != text:
-            spellings[whole] = "without the .0 that they have in the table"
+        if whole != last:
+            spellings[above + slash + whole] = "without the .0 that they have in the table"
         digits = whole.lstrip("0") or "0"
         for length in range(len(digits), _LONGEST_ID + 1):
             cause = (
@@ -123,7 +125,7 @@ def _spellings(text: str) -> dict[str, str]:
                 if length > len(whole)
                 else "without the leading zeros that they have in the table"
             )
-            spellings.setdefault(digits.zfill(length), cause)
+            spellings.setdefault(above + slash + digits.zfill(length), cause)
     for form in ("NFC", "NFD"):
         accents = "with accents written in one character or in two (NFC, NFD), whichever there is"
         spellings.setdefault(unicodedata.normalize(form, text), accents)

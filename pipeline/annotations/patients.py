@@ -18,15 +18,16 @@ from pipeline.annotations.label_file import LabelTable, Texts
 from pipeline.annotations.label_join import column_texts, label_keys, label_rows, pseudonyms_of
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
-from stores._disk import read_checked, write_checked
+from stores._disk import write_checked
 from stores._types import Rows
 from stores.contents import PATIENTS
+from stores.errors import REPAIR, CorruptStoreError
+from stores.filed_tables import read_filed_table
 from stores.slices import row_numbers
 
 _SCHEMA = pa.schema([("row", pa.int64()), ("patient", pa.string())])
 # Where a note's metadata has the label file's setting of that name.
 _HEADERS = b"headers"
-_MOST_NOTE_BYTES = 2**40
 
 
 def patients_by_labels(table: LabelTable, slices: pa.Table, root: Path, names: Names) -> Texts:
@@ -96,16 +97,16 @@ class PatientNote:
 def notes_of(store: FeatureStore) -> list[PatientNote]:
     """Return what was noted of label files.
 
-    Raises CorruptStoreError where a note does not fit the checksum beside it: a flipped bit would
-    leave a patient where he withdrew from.
+    Raises CorruptStoreError where a note does not fit the checksum beside it, or is none: a flipped
+    bit would leave a patient where he withdrew from.
     """
-    import pyarrow.parquet as pq
-
     notes = []
     for path in sorted((store.path / PATIENTS).glob("*.parquet")):
-        table = pq.read_table(pa.BufferReader(read_checked(path, _MOST_NOTE_BYTES)))
-        patients = column_texts(table, "patient")
+        table = read_filed_table(path)
         metadata = table.schema.metadata or {}
+        if not table.schema.equals(_SCHEMA):
+            raise CorruptStoreError(f"{path} is no note of a label file. {REPAIR}")
+        patients = column_texts(table, "patient")
         agrees = metadata.get(_HEADERS) == b"agree"
         notes.append(PatientNote(row_numbers(table), patients, agrees))
     return notes

@@ -12,13 +12,16 @@ or in a worker, reads it for a digest again only where the file has another stam
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.backbones.families import MODEL_TYPES, family_of
 from pipeline.backbones.families.base import Family
@@ -328,14 +331,34 @@ def _read_architecture(folder: Path) -> Architecture:
     file = folder / "config.json"
     config = _read_json(file)
     family = _family_of(file, config)
-    try:
+    with _said_by(file):
         shape = family.read_shape(config)
+    beside = folder / "preprocessor_config.json"
+    if beside.is_file():
+        image = _read_json(beside)
+        with _said_by(beside):
+            shape |= {"mean": tuple(image["image_mean"]), "std": tuple(image["image_std"])}
+    with _said_by(file):
+        return Architecture(**shape)
+
+
+@contextlib.contextmanager
+def _said_by(file: Path) -> Iterator[None]:
+    """Raise WeightsError where a network's file says something that no network is."""
+    try:
+        yield
+    except WeightsError:
+        raise
     except KeyError as error:
         raise WeightsError(f"{file} does not say {error}.") from None
-    if (folder / "preprocessor_config.json").is_file():
-        image = _read_json(folder / "preprocessor_config.json")
-        shape |= {"mean": tuple(image["image_mean"]), "std": tuple(image["image_std"])}
-    return Architecture(**shape)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise WeightsError(
+            f"{file} describes no network that radprobe knows: {where}: {first['msg']}."
+        ) from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise WeightsError(f"{file} describes no network that radprobe knows: {error}.") from None
 
 
 def _family_of(file: Path, config: dict[str, Any]) -> Family:
@@ -359,5 +382,7 @@ def _family_of(file: Path, config: dict[str, Any]) -> Family:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise WeightsError(f"{str(path)!r} cannot be read: {error}.") from None
+    except RecursionError:
+        raise WeightsError(f"{str(path)!r} cannot be read: nested too deep.") from None

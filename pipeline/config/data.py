@@ -13,6 +13,8 @@ from pipeline.config.tasks import Missing, Uncertain
 from pipeline.recipe import Output, PatchTokens, Precision, Treatment
 from pipeline.types import Frozen
 
+_ROOT_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
 
 class Data(Frozen):
     """Which files to embed, and what their headers do not say.
@@ -26,10 +28,14 @@ class Data(Frozen):
     the store hides the names of folders and files, which may name patients, or keeps them. only:
     "masked" embeds those slices alone that have a mask file (see `Masks`), of a volume all.
     leave_out: flags of the slice table, such as secondary-capture, burned-in or localizer, whose
-    slices are not embedded.
+    slices are not embedded. roots: where a config gives `root` names (`root: {site_a: /path,
+    site_b: /path}`), the folder of each, and root is a folder of links to them. A name is the first
+    folder of every path there, and stands before every id: patient 7 of two sites is two people,
+    `site_a/7` and `site_b/7`.
     """
 
     root: Path
+    roots: dict[str, Path] = Field(default_factory=dict)
     include: tuple[str, ...] = ("**",)
     exclude: tuple[str, ...] = ()
     modality: dict[str, str] = Field(default_factory=dict)
@@ -38,6 +44,32 @@ class Data(Frozen):
     paths: Literal["hide", "keep"] = "hide"
     only: Literal["all", "masked"] = "all"
     leave_out: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """Take `root` apart where it has names; which folder has the links, the store says."""
+        if isinstance(given, dict) and isinstance(given.get("root"), dict):
+            return {**given, "roots": given["root"], "root": Path()}
+        return given
+
+    @field_validator("roots")
+    @classmethod
+    def _are_folder_names(cls, value: dict[str, Path]) -> dict[str, Path]:
+        for name in value:
+            if not _ROOT_NAME.fullmatch(name):
+                raise ValueError(
+                    "A root's name must be letters, digits, _ and -, since it is a folder of every "
+                    f"path. Got {name!r} instead."
+                )
+        return value
+
+    def id_of(self, path: str, raw: str) -> str:
+        """Return an identifier of a file (by its path under root) as it is told from other sites'.
+
+        That of a root without names is itself.
+        """
+        return f"{path.partition('/')[0]}/{raw}" if self.roots else raw
 
     @field_validator("modality")
     @classmethod
@@ -104,6 +136,8 @@ class Outputs(Frozen):
     part_rows: int | None = None
 
 
+# What split.column and subgroups call the name of a row's root.
+ROOT_COLUMN = "data.root"
 # pyarrow's own spellings of a missing value in CSV, and pandas' in a cast float column.
 EMPTY = ("#N/A", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan")
 
@@ -119,7 +153,8 @@ class Labels(Frozen):
     are wrong. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of Irvin et
     al., arXiv 1901.07031); missing: what an empty cell means; empty: what is written in a cell that
     holds nothing: a class that is called NA is taken out of this list. dates: how days are written
-    that do not begin with the year, such as 3.4.2024; 3/4/2024 and 3-4-2024 are too.
+    that do not begin with the year, such as 3.4.2024; 3/4/2024 and 3-4-2024 are too. root: the
+    column that says under which name of data.root a row's path, or id, is.
     """
 
     file: Path
@@ -131,6 +166,7 @@ class Labels(Frozen):
     missing: Missing = "leave-out"
     empty: tuple[str, ...] = EMPTY
     dates: Literal["year-month-day", "day.month.year"] = "year-month-day"
+    root: str | None = None
 
 
 class SplitChoice(Frozen):

@@ -38,6 +38,7 @@ from stores.contents import MASKS as MASK_FOLDER
 from stores.contents import RUNS
 from stores.contents import TUNED as TUNED_NETWORKS
 from stores.errors import CorruptStoreError, StaleTablesError
+from stores.filed_tables import read_filed_table
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,6 @@ UNITS = ".units.parquet"
 KEY_LENGTH = 16  # hex digits of a key in a file's name
 # How often the tidy table is written where other processes write it too.
 _TRIES = 10
-_MOST_TABLE_BYTES = 2**40
 
 Answer = TypeVar("Answer", Result, Segmented)
 
@@ -582,17 +582,6 @@ def write_table(path: Path, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     write_checked(path, sink.getvalue().to_pybytes())
-
-
-def read_filed_table(path: Path) -> pa.Table:
-    """Read a table that was filed with an answer, held against its checksum.
-
-    Raises FileNotFoundError, CorruptStoreError.
-    """
-    import pyarrow.parquet as pq
-
-    data = read_checked(path, _MOST_TABLE_BYTES)
-    return pq.read_table(pa.BufferReader(data))
 
 
 def _of_setting(table: pa.Table, setting: str) -> pa.Table:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
 from pipeline.config.root import Config
-from pipeline.fitted.images import Image, LiveImages
+from pipeline.fitted.images import LiveImage, LiveImages
 from pipeline.fitted.mask_model import MaskModel, features_of
 from pipeline.fitted.predict import UNLIKE_AT, lost_rows, with_tag
 from pipeline.fitted.record import MaskRecord
@@ -199,7 +199,7 @@ def labels_of(
     return labels
 
 
-def _distances(drawing: _Drawing, images: Sequence[Image]) -> NDArray[np.float64]:
+def _distances(drawing: _Drawing, images: Sequence[LiveImage]) -> NDArray[np.float64]:
     """Return (n,) how far each image is from those learnt from; NaN where it has no features."""
     distances = np.full(len(images), np.nan)
     there = [i for i, image in enumerate(images) if image.slices]
@@ -218,7 +218,7 @@ def _distances(drawing: _Drawing, images: Sequence[Image]) -> NDArray[np.float64
 
 def _row(
     drawing: _Drawing,
-    image: Image,
+    image: LiveImage,
     labels: dict[int, Labels],
     distance: float,
     tally: DrawTally,
@@ -263,7 +263,7 @@ def _row(
     return row | {"files": ";".join(names), "notes": "; ".join(notes)}
 
 
-def _notes(record: MaskRecord, image: Image) -> list[str]:
+def _notes(record: MaskRecord, image: LiveImage) -> list[str]:
     """Return what is to be known of an image beside its mask."""
     notes = [RANDOM] if record.random else []
     if not image.slices:
@@ -275,7 +275,7 @@ def _notes(record: MaskRecord, image: Image) -> list[str]:
     return notes
 
 
-def _native(drawing: _Drawing, image: Image, at_input: Sequence[Labels]) -> tuple[Labels, Unit]:
+def _native(drawing: _Drawing, image: LiveImage, at_input: Sequence[Labels]) -> tuple[Labels, Unit]:
     """Return an image's label values at its own resolution. Raises UnreadableError."""
     root = drawing.config.data.root
     preprocess = drawing.config.preprocess
@@ -295,7 +295,9 @@ def sizes_of(record: MaskRecord, unit: Unit, native: Labels) -> dict[str, Any]:
     return sizes
 
 
-def _write(drawing: _Drawing, image: Image, unit: Unit, native: Labels) -> tuple[list[Path], str]:
+def _write(
+    drawing: _Drawing, image: LiveImage, unit: Unit, native: Labels
+) -> tuple[list[Path], str]:
     """Write an image's mask; return its files, and why there are none."""
     labels = UnitLabels(
         root=drawing.config.data.root,

@@ -33,7 +33,7 @@ Proba = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tuned:
+class FiledNetwork:
     """A tuned network that is filed with its model: its files by their names, recipe and name."""
 
     files: Mapping[str, Path]
@@ -59,7 +59,7 @@ class Filing:
     learnt_from: Rows
     scaling: FittedScaling
     difference: float
-    tuned: Tuned | None = None
+    tuned: FiledNetwork | None = None
 
 
 def record_and_files(filing: Filing) -> tuple[ModelRecord, Mapping[str, bytes | Path]]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
-from pipeline.config.heads import HEADS, declared
+from pipeline.config.heads import HEADS, TUNED, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
@@ -22,10 +22,7 @@ from pipeline.evaluation.scoring import settings_built_on
 from pipeline.evaluation.splits import Parts
 from pipeline.extraction.same_store import check_store
 from pipeline.fitted.filing import Filing, difference_of, record_and_files
-from pipeline.fitted.folder import (
-    check_free,
-    write_model,
-)
+from pipeline.fitted.folder import check_free, write_model
 from pipeline.fitted.model import Model
 from pipeline.shared.arrays import Floats, Rows
 from stores.errors import ConfigError, LabelError
@@ -94,7 +91,7 @@ def fileable_head(method: str) -> Head[Any, Any]:
     """Return a head whose model can be filed. Raises ConfigError naming those there are."""
     head = declared(method) if method in HEADS else None
     if not isinstance(head, Head) or head.to_state is None or head.from_state is None:
-        names = ", ".join(fileable_methods())
+        names = ", ".join([*fileable_methods(), *TUNED])
         raise ConfigError(
             f"A model can be made by {names}. Got {method!r} instead, whose answers come from no "
             "single model."

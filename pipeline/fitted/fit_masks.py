@@ -17,7 +17,7 @@ from pipeline.evaluation.heads.contract import HeadState
 from pipeline.evaluation.result_files import KEY_LENGTH, publish
 from pipeline.extraction.same_store import check_store
 from pipeline.fitted.card import card_text
-from pipeline.fitted.filing import Tuned, fold_notes
+from pipeline.fitted.filing import FiledNetwork, fold_notes
 from pipeline.fitted.folder import (
     CARD,
     HEAD,
@@ -165,7 +165,7 @@ class MaskFiling:
     x: Floats
     learnt_from: Rows
     difference: float
-    tuned: Tuned | None = None
+    tuned: FiledNetwork | None = None
 
 
 def mask_record_and_files(

@@ -16,7 +16,7 @@ from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.pooling import FittedScaling
 from pipeline.extraction.recipes import make_recipe
 from pipeline.extraction.same_store import check_store
-from pipeline.fitted.filing import Filing, Tuned, difference_of, record_and_files
+from pipeline.fitted.filing import FiledNetwork, Filing, difference_of, record_and_files
 from pipeline.fitted.fit import of_one_task
 from pipeline.fitted.fit_masks import (
     MaskFiling,
@@ -159,7 +159,7 @@ def _network_of(result: Result | Segmented, store: FeatureStore, folds: int) -> 
     )
 
 
-def _filed_network(config: Config, folder: Path, settings: Tuning, blocks: int) -> Tuned:
+def _filed_network(config: Config, folder: Path, settings: Tuning, blocks: int) -> FiledNetwork:
     """Return a tuned network as it is filed, and the recipe of features by it.
 
     Those are kept in float32, in which they were while it was tuned.
@@ -172,7 +172,7 @@ def _filed_network(config: Config, folder: Path, settings: Tuning, blocks: int) 
     )
     recipe, _ = make_recipe(config.model_copy(update={"backbone": backbone, "outputs": outputs}))
     names = [name for name in NETWORK_FILES if (folder / name).is_file()]
-    return Tuned(
+    return FiledNetwork(
         files={f"{NETWORK}/{name}": folder / name for name in names},
         recipe=recipe,
         # Found in the model's folder from now on.

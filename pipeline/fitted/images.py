@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Image:
+class LiveImage:
     """A volume or an image. name: of its series, or its row; first: its first slice.
 
     slices: those with features, by their rows; unreadable: how many have none, for good.
@@ -82,7 +82,7 @@ class LiveImages:
         """How many slices have features."""
         return int((self.status == OK).sum())
 
-    def images(self) -> Iterator[Image]:
+    def images(self) -> Iterator[LiveImage]:
         """Yield the volumes and images, series after series."""
         series = self.slices["series"].fill_null("").combine_chunks().dictionary_encode()
         number = series.indices.to_numpy()
@@ -93,9 +93,9 @@ class LiveImages:
             rows = slice_rows(self.slices.take(pa.array(places)))
             yield from _of_series(rows, self.status[places] == OK)
 
-    def pieces(self, slices: int) -> Iterator[list[Image]]:
+    def pieces(self, slices: int) -> Iterator[list[LiveImage]]:
         """Yield images, of so many slices together at least, but for the last."""
-        piece: list[Image] = []
+        piece: list[LiveImage] = []
         size = 0
         for image in self.images():
             piece.append(image)
@@ -108,7 +108,7 @@ class LiveImages:
             yield piece
 
 
-def _of_series(rows: Sequence[SliceRow], has_features: NDArray[np.bool_]) -> Iterator[Image]:
+def _of_series(rows: Sequence[SliceRow], has_features: NDArray[np.bool_]) -> Iterator[LiveImage]:
     """Yield the images of a series, or its volume; what cannot be read is its, or by itself."""
     there = [rows[place] for place in np.flatnonzero(has_features).tolist()]
     unreadable = [rows[place] for place in np.flatnonzero(~has_features).tolist()]
@@ -119,6 +119,6 @@ def _of_series(rows: Sequence[SliceRow], has_features: NDArray[np.bool_]) -> Ite
         unreadable = []
     for name, places in zip(names, members, strict=True):
         slices = [there[place] for place in places]
-        yield Image(name, slices[0], slices, of_volume)
+        yield LiveImage(name, slices[0], slices, of_volume)
     for row in unreadable:
-        yield Image(f"{row.row}", row, [], 1)
+        yield LiveImage(f"{row.row}", row, [], 1)

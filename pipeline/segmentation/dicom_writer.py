@@ -16,12 +16,12 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from pipeline.io.formats.dicom_geometry import (
-    Reorientation,
     floats,
     macro,
     orientation,
     pixel_spacing,
 )
+from pipeline.io.formats.reorientation import Reorientation
 from pipeline.segmentation.geometry import Labels
 from pipeline.shared.versions import version_of
 

@@ -151,10 +151,12 @@ def read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
 def dicom_name(first: str, *, is_alone: bool) -> str:
     """Return what is written of DICOM is named by: the folder of its files, or one without suffix.
 
-    first: the path of the first of them; is_alone: whether it is the only one.
+    first: the path of the first of them; is_alone: whether it is the only one. Files that lie in no
+    folder go by the first.
     """
-    if not is_alone:
-        return str(Path(first).parent)
+    folder = PurePosixPath(first).parent
+    if not is_alone and folder.name:
+        return str(folder)
     return first.removesuffix(".gz").removesuffix(".dcm")
 
 

@@ -11,14 +11,16 @@ mask file that changed, and only that, is read again. Label values are indices i
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +34,25 @@ from pipeline.annotations.mask_matching import MaskedSlices, Matched, join, matc
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.detached import ImageStat
+from pipeline.io.formats.limits import MAX_SLICE_PIXELS
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.geometry import Labels, Placement, Shown, to_input
 from pipeline.segmentation.placement import placement_of
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
-from stores._disk import CHECKSUM, read_checked, sha256, write_checked
+from stores._disk import CHECKSUM, sha256, write_checked
 from stores.errors import CorruptStoreError, LabelError, UnreadableError
 from stores.features import FeatureStore
-from stores.slices import SliceRow, slice_rows
+from stores.filed_tables import read_filed_table
+from stores.slices import SliceRow, is_withdrawn, slice_rows, where
 
 log = logging.getLogger(__name__)
 
 # Goes up when the same files give other labels.
 CONTRACT = 1
 _PACK_BYTES = 2**26
+# What a pack is called.
+_PACK = re.compile(r"[0-9a-f]{16}")
 # Of the columns below, those that say what the network's input shows of a slice.
 _SHOWN = {name: f"shown_{name}" for name in Shown._fields}
 _SCHEMA = pa.schema(
@@ -69,6 +75,7 @@ _SCHEMA = pa.schema(
     ]
 )
 MaskRow = dict[str, Any]  # of the table
+Filing = AbstractContextManager[None]
 Sources = tuple[str, ...]  # a mask's files, as the store shows their paths
 
 
@@ -100,7 +107,7 @@ class StoredMasks:
         self._usable = usable
         self._packs: dict[str, NDArray[np.uint8]] = {}
 
-    @cached_property
+    @functools.cached_property
     def unusable(self) -> list[UnusableMask]:
         """The mask files that cannot be used."""
         has_reason = pa.compute.is_valid(self._table["reason"])
@@ -113,7 +120,7 @@ class StoredMasks:
             unusable.append(UnusableMask(source, reason, detail, slices))
         return unusable
 
-    @cached_property
+    @functools.cached_property
     def digest(self) -> str:
         """The sha256 of all labels and of the way they go through the images' geometry."""
         columns = [*_SHOWN.values(), "row", "height", "width", "sha256"]
@@ -126,7 +133,10 @@ class StoredMasks:
         shape = self._shape(place)
         try:
             data = inflate(self._stream(place).tobytes(), math.prod(shape))
-            return np.frombuffer(data, np.uint8).reshape(shape)
+            labels = np.frombuffer(data, np.uint8).reshape(shape)
+            if labels.max(initial=0) >= len(self.classes):
+                raise ValueError("it holds a value of no class")
+            return labels
         except (zlib.error, ValueError) as error:
             raise CorruptStoreError(
                 f"The mask of row {row} in {self._folder} is damaged ({error}). Delete that "
@@ -150,10 +160,10 @@ class StoredMasks:
         """Return (n, c): which label values each slice holds."""
         places = pa.array([self._place(int(row)) for row in rows])
         values_of = self._usable["classes"].take(places).to_pylist()
-        present = np.zeros((len(rows), len(self.classes)), bool)
+        present = np.zeros((len(rows), 2**8), bool)
         for i, values in enumerate(values_of):
             present[i, values] = True
-        return present
+        return present[:, : len(self.classes)]
 
     def _place(self, row: int) -> int:
         place = int(np.searchsorted(self.rows, row))
@@ -203,11 +213,14 @@ def update_masks(
 ) -> StoredMasks:
     """Bring some masks of a config, kept in its store, up to their files, and return them.
 
-    progress: called with how many mask files were looked at, of how many. Raises LabelError where
-    no slice has a mask, ConfigError.
+    Of withdrawn slices none is kept. progress: called with how many mask files were looked at, of
+    how many. Raises LabelError where no slice has a mask, ConfigError, and StaleTablesError where a
+    patient was withdrawn meanwhile.
     """
     names = Names(store.path, config.data.paths)
-    slices = names.revealed(store.slices())
+    filing = functools.partial(store.filing, store.withdrawn)  # before anything else is read
+    table = store.slices()
+    slices = names.revealed(where(table, pa.array(~is_withdrawn(table))))
     groups = join(config, masks, slices, names)
     if not groups:
         raise LabelError(
@@ -215,14 +228,14 @@ def update_masks(
             "or how masks are joined (by)."
         )
     folder = store.path / "masks"
-    table = _MaskTable(folder, f"{_settings_digest(config, masks)[:16]}.parquet")
+    kept = _MaskTable(folder, f"{_settings_digest(config, masks)[:16]}.parquet", filing)
     reader = _MaskReader(config, masks, names)
     for i, group in enumerate(groups):
         rows = slice_rows(slices.take(pa.array(group.numbers)))
-        _update(table, reader, names, group, rows)
+        _update(kept, reader, names, group, rows)
         if progress:
             progress(i + 1, len(groups))
-    stored = StoredMasks(folder, table.finish(), masks)
+    stored = StoredMasks(folder, kept.finish(), masks)
     if not len(stored.rows):
         first = stored.unusable[0]
         raise LabelError(
@@ -305,10 +318,14 @@ class _MaskMark:
 
 
 class _MaskTable:
-    """The table of a store's masks while it is brought up to date, and the pack being filled."""
+    """The table of a store's masks while it is brought up to date, and the pack being filled.
 
-    def __init__(self, folder: Path, name: str) -> None:
+    filing: within which it is written; a purge waits for that, and finds what was.
+    """
+
+    def __init__(self, folder: Path, name: str, filing: Callable[[], Filing]) -> None:
         self._folder = folder
+        self._filing = filing
         self._index = folder / name
         self._before = _read_index(self._index, folder)
         self._rows: list[MaskRow] = []
@@ -350,14 +367,16 @@ class _MaskTable:
         self._pack += stream
         self._pack_rows.append(row)
         if len(self._pack) >= _PACK_BYTES:
-            self._write()
+            with self._filing():
+                self._write()
 
     def finish(self) -> pa.Table:
         """Return the table, on the disk as well; packs that no table names are removed."""
         if self._changed or len(self._rows) != sum(map(len, self._before.values())):
-            self._write()
-            # After the table: until it is written, the one before may name them.
-            self._remove_unnamed()
+            with self._filing():
+                self._write()
+                # After the table: until it is written, the one before may name them.
+                self._remove_unnamed()
         return pa.Table.from_pylist(self._rows, schema=_SCHEMA)
 
     def _write(self) -> None:
@@ -384,7 +403,8 @@ class _MaskTable:
     def _remove_unnamed(self) -> None:
         named: set[str | None] = set()
         for index in self._folder.glob("*.parquet"):
-            named |= set(pq.read_table(index, columns=["pack"])["pack"].to_pylist())
+            for rows in _read_index(index, self._folder).values():
+                named |= {row["pack"] for row in rows}
         for path in self._folder.glob("*.pack"):
             if path.stem not in named:
                 path.unlink(missing_ok=True)
@@ -392,12 +412,15 @@ class _MaskTable:
 
 
 def _read_index(index: Path, folder: Path) -> dict[Sources, list[MaskRow]]:
-    """Return the rows of a table by mask files; none of packs that are gone or too short."""
+    """Return the rows of a table by mask files; none of packs that are gone or too short.
+
+    Nor those that are not as `_MaskTable` writes them: the store may be a stranger's.
+    """
     if not index.is_file():
         return {}
     try:
-        table = pq.read_table(pa.BufferReader(read_checked(index)))
-    except (pa.ArrowException, OSError, CorruptStoreError) as error:
+        table = read_filed_table(index)
+    except (FileNotFoundError, CorruptStoreError) as error:
         log.warning("%s cannot be read, so all masks are read again: %s", index, error)
         return {}
     if not table.schema.equals(_SCHEMA):
@@ -405,17 +428,34 @@ def _read_index(index: Path, folder: Path) -> dict[Sources, list[MaskRow]]:
     rows: dict[Sources, list[MaskRow]] = {}
     sizes: dict[str, int] = {}
     for row in table.to_pylist():
+        if row["source"] is None or None in row["source"]:
+            continue
         pack = row["pack"]
         if pack is not None:  # else a mask that cannot be used
+            if not _PACK.fullmatch(pack) or not _is_written(row):
+                continue
             if pack not in sizes:
                 path = folder / f"{pack}.pack"
-                sizes[pack] = path.stat().st_size if path.is_file() else 0
+                is_file = path.is_file() and not path.is_symlink()
+                sizes[pack] = path.stat().st_size if is_file else 0
             end = row["offset"] + row["length"]
             if end > sizes[pack]:
                 continue
+        elif row["reason"] is None:
+            continue
         sources = tuple(row["source"])
         rows.setdefault(sources, []).append(row)
     return rows
+
+
+def _is_written(row: MaskRow) -> bool:
+    """Return whether all that is needed of a mask in a pack stands in its row, within bounds."""
+    needed = ("offset", "length", "height", "width", *_SHOWN.values(), "classes", "sha256")
+    if any(row[name] is None for name in needed) or None in row["classes"]:
+        return False
+    pixels: int = row["height"] * row["width"]
+    least: int = min(row["offset"], row["length"], row["height"])
+    return least >= 0 and 0 <= pixels <= MAX_SLICE_PIXELS
 
 
 # --- reading mask files --------------------------------------------------------------------------

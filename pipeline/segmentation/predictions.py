@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.config.root import Config
 from pipeline.config.tasks import Part
-from pipeline.evaluation.result_files import MASKS, read_filed_table
+from pipeline.evaluation.result_files import MASKS
 from pipeline.evaluation.splits import PARTS
 from pipeline.results import PartCount
 from pipeline.segmentation.cases import SegmentationCases
@@ -21,6 +21,7 @@ from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.geometry import Labels
 from pipeline.segmentation.masks import inflate
 from stores.errors import OccupiedError
+from stores.filed_tables import read_filed_table
 
 if TYPE_CHECKING:
     from pipeline.segmentation.export import Unwritten

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from stores._disk import hard_link, sync_folder, writing
+from stores._disk import hard_link, make_folder, sync_folder, writing
 from stores.contents import FEATURES, TOP_FILES
 from stores.errors import ConfigError
 from stores.features import stored_key_check
@@ -222,7 +222,9 @@ def _read_key(path: Path) -> bytes:
 def _refuse_foreign(store: Path, path: Path, key: bytes) -> None:
     """Raise ConfigError where a store was made by another key."""
     check = stored_key_check(store)
-    if check is not None and not hmac.compare_digest(check, key_check(key)):
+    # As bytes: what a stranger's store says may be any text.
+    expected = key_check(key).encode()
+    if check is not None and not hmac.compare_digest(check.encode(*_ENCODING), expected):
         raise ConfigError(
             f"The key {str(path)!r} is not the one that the store {storage_of(store).place!r} was "
             "made with: by it, every patient would be another, and whoever was withdrawn would "
@@ -237,7 +239,7 @@ def _key_path(store: Path) -> Path:
 def _make_key(path: Path) -> None:
     """Make a key that only its owner reads; where another process is first, its key counts."""
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         fresh = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         # Linked once it is whole: whoever finds the name reads all of it, and a link, unlike a

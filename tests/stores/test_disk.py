@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from stores import FeatureStore
-from stores._disk import seal, unseal, write_atomic
+from stores._disk import seal, sync_folder, unseal, write_atomic
 from stores.errors import CorruptStoreError, UnwritableError
 from stores.verify import verify
 from tests.stores.conftest import ARRAYS, NO_FILES, fill, numbered
@@ -86,6 +87,41 @@ def test_a_store_that_does_not_fit_is_not_there(tmp_path: Path) -> None:
     with no_file_above(300), pytest.raises(UnwritableError):
         FeatureStore.create(tmp_path / "store", "{" + " " * 400 + "}", ARRAYS, 8)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_store_may_be_made_where_a_link_leads(tmp_path: Path, there: bool) -> None:
+    """To another disk, as often as not, so that it is built over there too."""
+    real = tmp_path / "disk/real"
+    real.parent.mkdir()
+    if there:
+        real.mkdir()
+    (tmp_path / "store").symlink_to(real)
+    store = FeatureStore.create(tmp_path / "store", "{}", ARRAYS, 8)
+    assert (tmp_path / "store").is_symlink()
+    store.write_tables(names(8), NO_FILES)
+    fill(store, 0)
+    assert verify(real).sound
+    assert {path.name for path in real.parent.iterdir()} == {"real"}
+    assert {path.name for path in tmp_path.iterdir()} == {"store", "disk"}
+
+
+def test_a_full_disk_that_shows_when_names_are_forced_is_said(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store.path / "results/x.json").write_text("{}")
+
+    def no_room(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_room)
+    for act in (
+        lambda: store.storage.remove(["results/x.json"]),
+        lambda: store.storage.clear("results"),
+        lambda: sync_folder(store.path),
+    ):
+        with pytest.raises(UnwritableError, match="the disk is full"):
+            act()
 
 
 def test_a_full_disk_is_said_and_the_store_goes_on_when_there_is_room(tiny_disk: Path) -> None:

@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from stores import FeatureStore, manifest, remote
-from stores._disk import seal, sha256, write_atomic
+from stores._disk import read_checked, seal, sha256, write_atomic, write_checked
 from stores.errors import CorruptStoreError
 from stores.folder import LocalFolder
 from stores.inside import inside, is_below, is_store_name
@@ -177,6 +177,48 @@ def test_a_chunk_that_leads_out_is_damage(store: FeatureStore, outside: Path) ->
         ("checksum", "features.zarr/mean/c/0/0")
     ]
     assert "leads out" in findings[0].detail
+
+
+@pytest.mark.parametrize("link", ["mean/c/0/0", "mean/c/0", "cls/c/0/0/0", "cls/c/0/0"])
+def test_a_chunk_that_leads_out_is_not_read(store: FeatureStore, outside: Path, link: str) -> None:
+    fill(store, 0)
+    place = store.path / "features.zarr" / link
+    place.rename(outside / "moved")
+    place.symlink_to(outside / "moved")
+    name = link.partition("/")[0]
+    for rows in (None, [0], [0, 1, 2, 3]):
+        with pytest.raises(CorruptStoreError, match="leads out"):
+            FeatureStore.open(store.path).read(name, rows)
+
+
+@pytest.mark.parametrize("name", ["results/knn-0.json", "splits/task.json", "parts/0000000.json"])
+def test_a_document_that_is_a_link_is_not_read(
+    store: FeatureStore, outside: Path, name: str
+) -> None:
+    fill(store, 0)
+    path = store.path / name
+    data = path.read_bytes() if path.is_file() else b"{}"
+    write_checked(outside / path.name, data)
+    for each in outside.glob(f"{path.name}*"):
+        link = path.with_name(each.name)
+        link.unlink(missing_ok=True)
+        link.symlink_to(each)
+    with pytest.raises(CorruptStoreError, match="is a link"):
+        read_checked(path)
+    assert store.receipt(0) is None or not name.startswith("parts/")
+    assert not verify(store.path).sound
+
+
+def test_claims_that_are_links_without_an_end_are_somebodys_until_they_lapse(
+    store: FeatureStore,
+) -> None:
+    claim = store.path / "claims/0000001.claim.0"
+    claim.symlink_to(claim.name)
+    part = store.layout.part(1)
+    assert store.claim(part) is None
+    assert store.holders().keys() == {1}
+    os.utime(claim, (0, 0), follow_symlinks=False)
+    assert store.claim(part) is not None
 
 
 def test_pipes_in_a_store_are_no_wait_without_end(store: FeatureStore) -> None:

@@ -13,11 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.shared.pseudonyms import load_key
 from stores import FeatureStore, manifest
 from stores._disk import seal, sha256, unseal, write_atomic
-from stores.errors import CorruptStoreError
+from stores.errors import ConfigError, CorruptStoreError
+from stores.purge import withdraw
 from stores.receipt import receipt_name
-from stores.slices import table_bytes
+from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, table_bytes
 from stores.verify import verify
 from tests.stores.conftest import fill, numbered
 
@@ -64,6 +66,12 @@ def chunk(document: Any, value: Any) -> None:
     document["chunk_grid"]["configuration"]["chunk_shape"][0] = value
 
 
+def deeper(document: Any) -> None:
+    """Give rows more axes, so that the folders of the chunks are where files are."""
+    document["shape"][1:] = [1, 6]
+    document["chunk_grid"]["configuration"]["chunk_shape"][1:] = [1, 6]
+
+
 MEAN = "features.zarr/mean/zarr.json"
 STATUS = "features.zarr/status/zarr.json"
 GROUP = "features.zarr/zarr.json"
@@ -79,6 +87,7 @@ GROUP = "features.zarr/zarr.json"
         (STATUS, lambda d: d.pop("shape") and None),
         (MEAN, lambda d: rows(d, 2**40)),
         (MEAN, lambda d: rows(d, 0)),
+        (MEAN, deeper),
         (MEAN, lambda d: chunk(d, 0)),
         (MEAN, lambda d: chunk(d, 3)),
         (MEAN, lambda d: chunk(d, 2**40)),
@@ -127,6 +136,65 @@ def test_odd_slice_tables_are_corrupt(store: FeatureStore, odd: str) -> None:
     with pytest.raises(CorruptStoreError):
         use(store.path)
     assert not verify(store.path).sound
+
+
+@pytest.mark.parametrize("lacks", ["tags", "width", "path"])
+def test_a_table_of_a_version_before_is_written_anew_with_all_columns(
+    store: FeatureStore, lacks: str
+) -> None:
+    for index in range(3):
+        fill(store, index)
+    put(store, "slices.parquet", table_bytes(numbered(20, patient="p").drop_columns([lacks])))
+    files = store.files().drop_columns(["detail"]).replace_schema_metadata({"rules": "kept"})
+    put(store, "files.parquet", table_bytes(files))
+    assert withdraw(store, "p") == 20
+    assert store.slices().schema.names == SLICE_SCHEMA.names
+    assert store.files().schema.names == FILE_SCHEMA.names
+    assert store.files().schema.metadata == {b"rules": b"kept"}
+    assert verify(store.path).sound
+
+
+def test_rows_that_stand_twice_are_corrupt_where_they_are_to_be_written(
+    store: FeatureStore,
+) -> None:
+    table = numbered(20, patient="p")
+    put(store, "slices.parquet", table_bytes(pa.concat_tables([table.slice(0, 1), table])))
+    with pytest.raises(CorruptStoreError, match="ascending order of unique rows"):
+        withdraw(store, "p")
+    assert not verify(store.path).sound
+
+
+def test_a_number_too_large_for_its_column_is_corrupt(store: FeatureStore) -> None:
+    table = numbered(20)
+    far = pa.array([2**40] * 20)
+    place = table.schema.get_field_index("frame")
+    put(store, "slices.parquet", table_bytes(table.set_column(place, "frame", far)))
+    with pytest.raises(CorruptStoreError, match="not in range"):
+        withdraw(store, "p")
+    assert not verify(store.path).sound
+
+
+@pytest.mark.parametrize("name", ["slices.parquet", "files.parquet"])
+def test_text_that_is_no_text_is_corrupt(store: FeatureStore, name: str) -> None:
+    bad = pa.array([b"\xff\xfe"] * 20)
+    text = pa.Array.from_buffers(pa.string(), 20, bad.buffers())
+    table = numbered(20)
+    if name == "files.parquet":
+        table = pa.table({"path": text, "size": pa.array([1] * 20)})
+    else:
+        table = table.set_column(1, "path", text)
+    put(store, name, table_bytes(table))
+    with pytest.raises(CorruptStoreError, match="UTF8"):
+        use(store.path)
+    assert not verify(store.path).sound
+
+
+@pytest.mark.parametrize("check", [5, [], "\ud800", "", True, {"a": 1}])
+def test_no_key_fits_an_odd_check_of_keys(store: FeatureStore, check: Any) -> None:
+    edit_json(store, GROUP, lambda d: d["attributes"].update(key_check=check))
+    (store.path.parent / f"{store.path.name}.key").write_text("0" * 64)
+    with pytest.raises(ConfigError, match="is not the one"):
+        load_key(store.path)
 
 
 def test_a_table_of_more_rows_than_its_bytes_can_hold_is_not_decoded(store: FeatureStore) -> None:

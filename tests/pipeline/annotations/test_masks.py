@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pydicom
 import pytest
 import SimpleITK as sitk
@@ -19,13 +22,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
+from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.preprocessing.prepare import fit_aspect
 from pipeline.segmentation.dicom_writer import segmentation
 from pipeline.segmentation.geometry import shown, to_input, to_slice
 from pipeline.segmentation.mask_writer import UnitLabels, write_unit
 from pipeline.segmentation.masks import StoredMasks, update_masks
-from stores.errors import CorruptStoreError, LabelError
+from stores._disk import write_checked
+from stores.errors import CorruptStoreError, LabelError, StaleTablesError
+from stores.features import FeatureStore
 from stores.purge import purge, withdraw
 from stores.slices import SliceRow
 from stores.verify import verify
@@ -314,6 +320,15 @@ def test_gzipped_segmentations_and_images_of_dicom(tmp_path: Path) -> None:
     assert len(write_unit(unit, tmp_path / "out")) == 2
 
 
+def test_a_series_in_no_folder_is_named_by_its_first_file(tmp_path: Path) -> None:
+    files, labels = write_ct(tmp_path)
+    slices = [SliceRow(i, file.name, 0, "", "CT") for i, file in enumerate(files)]
+    classes = ("background", "liver", "spleen")
+    unit = UnitLabels(files[0].parent, slices, list(labels), "axial", classes)
+    written = [path.name for path in write_unit(unit, tmp_path / "out")]
+    assert written == [f"{files[0].name}.nii.gz", f"{files[0].name}.seg.dcm"]
+
+
 def test_a_series_that_is_stored_turned_gets_its_mask_turned(tmp_path: Path) -> None:
     labels = labels_of(volume().shape)
     (tmp_path / "masks").mkdir()
@@ -432,6 +447,104 @@ def test_a_purge_takes_the_masks_too(tmp_path: Path) -> None:
     withdraw(store, patient)
     purge(store, patient)
     assert not list((tmp_path / "store" / "masks").iterdir())
+
+
+def two_lungs(root: Path) -> Config:
+    """Write two X-rays, of two patients, with their masks."""
+    for i, name in enumerate(("p1.png", "p2.png")):
+        write_xray(root, name, seed=i)
+        write_png(root / "masks" / name, labels_of((40, 30), 2))
+    return config_of(root, masks={"lungs": {"files": {"**": "{name}"}, "values": "lung"}})
+
+
+def test_no_mask_of_a_withdrawn_slice_is_kept(tmp_path: Path) -> None:
+    config = two_lungs(tmp_path)
+    store = token_store(config)
+    withdraw(store, store.slices()["patient"][0].as_py())
+    assert update_masks(config, store, config.masks["lungs"]).rows.tolist() == [1]
+
+
+def test_masks_that_were_read_before_a_purge_do_not_come_back_by_it(tmp_path: Path) -> None:
+    config = two_lungs(tmp_path)
+    store = token_store(config)
+    patient = store.slices()["patient"][0].as_py()
+
+    def purge_meanwhile(done: int, of: int) -> None:
+        if done == of:
+            withdraw(store, patient)
+            purge(store, patient)
+
+    with pytest.raises(StaleTablesError, match="A patient was withdrawn"):
+        update_masks(config, FeatureStore.open(store.path), config.masks["lungs"], purge_meanwhile)
+    assert not [path for path in (store.path / "masks").rglob("*") if path.is_file()]
+    assert update_masks(config, store, config.masks["lungs"]).rows.tolist() == [1]
+
+
+def altered(index: Path, column: str, value: Any) -> None:
+    """Give a column of a table of masks another value, as whoever makes a store can."""
+    table = pq.read_table(index)
+    place = table.schema.get_field_index(column)
+    field = table.schema.field(place)
+    values = pa.array([value] * len(table), field.type)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.set_column(place, field, values), sink)
+    write_checked(index, sink.getvalue().to_pybytes())
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("pack", "../../outside"),
+        ("pack", None),
+        ("offset", None),
+        ("offset", -8),
+        ("length", -1),
+        ("height", None),
+        ("height", 2**30),
+        ("width", -40),
+        ("classes", None),
+        ("classes", [None]),
+        ("source", None),
+        ("shown_height", None),
+        ("sha256", None),
+    ],
+)
+def test_odd_rows_of_a_strangers_masks_are_read_anew(
+    tmp_path: Path, column: str, value: Any
+) -> None:
+    config = two_lungs(tmp_path)
+    store = token_store(config)
+    calm = update_masks(config, store, config.masks["lungs"])
+    digest = calm.digest
+    (index,) = (store.path / "masks").glob("*.parquet")
+    (pack,) = (store.path / "masks").glob("*.pack")
+    (tmp_path / "outside.pack").write_bytes(pack.read_bytes())
+    altered(index, column, value)
+    again = update_masks(config, store, config.masks["lungs"])
+    assert again.digest == digest
+    assert again.present(again.rows).any()
+    assert np.array_equal(again.labels(0), labels_of((40, 30), 2))
+    assert verify(store.path).sound
+
+
+def test_label_values_of_no_class_are_damage(tmp_path: Path) -> None:
+    config = two_lungs(tmp_path)
+    lungs = config.masks["lungs"]
+    kept = update_masks(config, token_store(config), lungs)
+    fewer = StoredMasks(kept._folder, kept._table, lungs.model_copy(update={"values": {}}))
+    fewer.classes = ("background",)
+    assert fewer.present(fewer.rows).shape == (2, 1)
+    with pytest.raises(CorruptStoreError, match="a value of no class"):
+        fewer.labels(0)
+
+
+def test_odd_files_among_the_masks_are_no_wait_without_end(tmp_path: Path) -> None:
+    config = two_lungs(tmp_path)
+    store = token_store(config)
+    (store.path / "masks").mkdir()
+    (store.path / "masks/odd.parquet").write_bytes(b"PAR1")
+    os.mkfifo(store.path / "masks/pipe.parquet")
+    assert update_masks(config, store, config.masks["lungs"]).rows.tolist() == [0, 1]
 
 
 # --- settings ------------------------------------------------------------------------------

@@ -57,6 +57,12 @@ def test_a_hugging_face_folder_says_its_own_shape(tmp_path: Path) -> None:
     assert found.architecture.std == (0.25, 0.25, 0.25)
 
 
+# The shape of a network of the width that is put in.
+DINOV2 = (
+    '{"model_type": "dinov2", "num_hidden_layers": 5, "num_attention_heads": 3, "hidden_size": %s}'
+)
+
+
 @pytest.mark.parametrize(
     ("name", "weights", "says"),
     [
@@ -78,6 +84,32 @@ def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(WeightsError, match="config.json does not say 'hidden_size'"):
         locate(f"hf:{tmp_path}", None)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("config.json", '{"a":' * 100_000, "cannot be read: nested too deep"),
+        ("config.json", "5", "config.json' cannot be read"),
+        ("config.json", DINOV2 % '"wide"', "config.json describes no network"),
+        ("config.json", DINOV2 % "null", "config.json describes no network"),
+        ("config.json", DINOV2 % "[1]", "config.json describes no network"),
+        ("preprocessor_config.json", "{}", "preprocessor_config.json does not say 'image_mean'"),
+        ("preprocessor_config.json", '{"image_mean": 5, "image_std": 5}', "describes no network"),
+        (
+            "preprocessor_config.json",
+            '{"image_mean": ["a", 1, 2], "image_std": [0, 0, 0]}',
+            "describes no network",
+        ),
+    ],
+)
+def test_a_strangers_network_is_no_fault_of_radprobe(
+    tmp_path: Path, file: str, text: str, says: str
+) -> None:
+    (tmp_path / "config.json").write_text(DINOV2 % 48)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(WeightsError, match=says):
+        locate(f"hf:{tmp_path}", "random:0")
 
 
 def test_finding_weights_needs_no_torch() -> None:

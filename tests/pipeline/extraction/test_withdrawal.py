@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.annotations.label_file import read_labels
@@ -14,7 +16,8 @@ from pipeline.config.root import Config
 from pipeline.extraction.withdrawal import find_patient
 from pipeline.shared.pseudonyms import Names, load_key, pseudonym
 from stores import FeatureStore
-from stores.errors import ConfigError
+from stores._disk import write_checked
+from stores.errors import ConfigError, CorruptStoreError
 from stores.features import WITHDRAWN
 from tests.pipeline.collection import make_store
 
@@ -99,6 +102,19 @@ def test_by_the_path_rule(store: FeatureStore) -> None:
     other = make_store(store.path.parent / "other", cls, [{"patient": "f0"}, {"patient": "x"}])
     config = config_of(other, "f9.png,L1\n", data={"patient": r"^(f\d)"})
     assert told(other, "f0", config) == {"the path rule": 1}
+
+
+@pytest.mark.parametrize(
+    "odd", [pa.table({"row": [0]}), pa.table({"row": ["x"], "patient": ["p"]})]
+)
+def test_an_odd_note_of_a_label_file_is_corrupt(store: FeatureStore, odd: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(odd, sink)
+    (store.path / "patients").mkdir()
+    for data in (sink.getvalue().to_pybytes(), b"no table"):
+        write_checked(store.path / "patients/odd.parquet", data)
+        with pytest.raises(CorruptStoreError, match="is no"):
+            find_patient(store.path, "H1")
 
 
 def test_an_evaluation_leaves_word_of_a_label_file(store: FeatureStore) -> None:

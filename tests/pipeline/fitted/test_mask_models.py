@@ -290,6 +290,19 @@ def test_a_head_that_was_answered_before_is_fitted_to_the_same(
     assert model.record.score == before.scores[-1]
 
 
+def test_of_folds_the_model_is_the_first_ones_and_says_so(project: Path, tmp_path: Path) -> None:
+    config = config_of(project, "png", "near")
+    split = config.split.model_copy(update={"kind": "kfold"})
+    config = config.model_copy(update={"split": split})
+    model = fit_masks(config, tmp_path / "model", device="cpu")
+    assert model.record.difference == 0
+    assert any("this is the first of them" in note for note in model.record.notes)
+    # Answered by now: fitted again, on the first fold alone.
+    again = fit_masks(config, tmp_path / "again", device="cpu")
+    assert again.record.difference == 0
+    assert again.record.files == model.record.files
+
+
 def test_two_images_of_one_name_have_two_masks(near: MaskModel, tmp_path: Path) -> None:
     pixels = np.arange(1600, dtype=np.uint8).reshape(40, 40)
     write_png(tmp_path / "new/scan.png", pixels)
