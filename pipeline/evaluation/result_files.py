@@ -51,6 +51,9 @@ LINES = ".jsonl"  # the same rows, by the suffix of their file
 MASKS = ".masks.parquet"
 UNITS = ".units.parquet"
 KEY_LENGTH = 16  # hex digits of a key in a file's name
+# Of `Labels`, younger than keys: in them only where they are set, so that other answers keep their
+# names. A setting of labels that is new belongs here.
+YOUNGER_SETTINGS = ("dates", "root")
 # How often the tidy table is written where other processes write it too.
 _TRIES = 10
 
@@ -94,9 +97,9 @@ TIDY = pa.schema(
 def _join_settings(labels: Labels) -> dict[str, Any]:
     """Return how a label file joins, as keys have it."""
     settings = labels.model_dump(mode="json", exclude={"file", "uncertain", "missing"})
-    # Younger than keys are: only where it is set, so that other answers keep their names.
-    if labels.dates == Labels.model_fields["dates"].default:
-        del settings["dates"]
+    for name in YOUNGER_SETTINGS:
+        if getattr(labels, name) == Labels.model_fields[name].default:
+            del settings[name]
     return settings
 
 
