@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pipeline.annotations.units import Truth, Units
+from pipeline.config.data import Labels
 from pipeline.config.heads import declared
 from pipeline.config.methods import Method
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
@@ -50,6 +51,9 @@ LINES = ".jsonl"  # the same rows, by the suffix of their file
 MASKS = ".masks.parquet"
 UNITS = ".units.parquet"
 KEY_LENGTH = 16  # hex digits of a key in a file's name
+# Of `Labels`, younger than keys: in them only where they are set, so that other answers keep their
+# names. A setting of labels that is new belongs here.
+YOUNGER_SETTINGS = ("dates", "root")
 # How often the tidy table is written where other processes write it too.
 _TRIES = 10
 
@@ -90,6 +94,15 @@ TIDY = pa.schema(
 # --- where answers lie ---------------------------------------------------------------------
 
 
+def _join_settings(labels: Labels) -> dict[str, Any]:
+    """Return how a label file joins, as keys have it."""
+    settings = labels.model_dump(mode="json", exclude={"file", "uncertain", "missing"})
+    for name in YOUNGER_SETTINGS:
+        if getattr(labels, name) == Labels.model_fields[name].default:
+            del settings[name]
+    return settings
+
+
 def result_key(cases: Cases, method: Method) -> str:
     """Return the sha256 of all that the answer to a task by a method depends on.
 
@@ -106,9 +119,7 @@ def result_key(cases: Cases, method: Method) -> str:
         "settings": [each.model_dump(mode="json") for each in (settings, *built_on)],
         "name": cases.name,
         "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
-        "join": cases.table.settings.model_dump(
-            mode="json", exclude={"file", "uncertain", "missing"}
-        ),
+        "join": _join_settings(cases.table.settings),
         "labels": cases.labels_digest,
         "split": cases.split.digest,
         "rules": config.split.model_dump(mode="json", include={"new", "allow"}),
