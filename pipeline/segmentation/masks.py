@@ -448,8 +448,9 @@ def _is_written(row: MaskRow) -> bool:
     needed = ("offset", "length", "height", "width", *_SHOWN.values(), "classes", "sha256")
     if any(row[name] is None for name in needed) or None in row["classes"]:
         return False
-    pixels = row["height"] * row["width"]
-    return min(row["offset"], row["length"], row["height"]) >= 0 and 0 <= pixels <= MAX_SLICE_PIXELS
+    pixels: int = row["height"] * row["width"]
+    lowest: int = min(row["offset"], row["length"], row["height"])
+    return lowest >= 0 and 0 <= pixels <= MAX_SLICE_PIXELS
 
 
 # --- reading mask files --------------------------------------------------------------------------
