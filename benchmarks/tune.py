@@ -218,7 +218,7 @@ def write_config(root: Path, work: Path, args: argparse.Namespace) -> Path:
         "backbone": {"name": args.name, "weights": args.weights, "image_size": args.size},
         "store": "store",
         "labels": {"file": "labels.csv", "patient": "patient"},
-        "tasks": {"covid": {"labels": ["covid"]}},
+        "tasks": {"covid": {"labels": ["covid"], "positive": "covid"}},
         **dict.fromkeys(args.methods, block),
     }
     (work / "config.yaml").write_text(yaml.safe_dump(content))

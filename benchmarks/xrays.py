@@ -37,7 +37,12 @@ from stores.features import FeatureStore
 
 
 def config_of(root: Path, work: Path, weights: str) -> Config:
-    task = {"labels": ["covid"], "subgroups": ["view", "sex"], "shortcuts": ["view", "sex"]}
+    task = {
+        "labels": ["covid"],
+        "positive": "covid",
+        "subgroups": ["view", "sex"],
+        "shortcuts": ["view", "sex"],
+    }
     return Config.model_validate(
         {
             "data": {"root": root, "include": ["images/**"], "modality": {"**": "DX"}},

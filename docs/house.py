@@ -46,6 +46,7 @@ WORDS = {
     "segmentation": "heads on tokens",
     "datasets": "demo, public sets",
     "tuning": "networks trained",
+    "outlook": "will labels join?",
     "extract": "FLOW 1",
     "evaluate": "FLOW 2",
     "segment": "FLOW 2, masks",

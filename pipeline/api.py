@@ -42,7 +42,7 @@ from stores.export import Selection, live_slices
 
 if TYPE_CHECKING:
     from pipeline.extract import Summary
-    from pipeline.fitted.estimator import Estimator
+    from pipeline.fitted.estimator import Estimator, Segmenter
 
 __all__ = [
     "Config",
@@ -156,27 +156,28 @@ def fit(
     out: AnyPath,
     *,
     task: str | None = None,
-    method: Method = "probe",
+    method: Method | None = None,
     device: str | None = None,
-) -> Estimator:
+) -> Estimator | Segmenter:
     """Make a model of an answer, as `radprobe fit` does, and return it.
 
-    out: a new folder; task: by its name, where the config has several; device: of torch's, such as
-    "cuda"; unset, the CPU. Raises ConfigError for a task or method that no model comes of,
-    OccupiedError where `out` is taken, and as `evaluate` does.
+    out: a new folder; task: a task or masks by their name, where the config has several; method:
+    unset, the probe, or the config's only segmentation head; device: of torch's, such as "cuda";
+    unset, the CPU, or for masks a GPU where there is one. Raises ConfigError for a task or method
+    that no model comes of, OccupiedError where `out` is taken, and as `evaluate` does.
     """
-    from pipeline.fitted.estimator import Estimator
-    from pipeline.fitted.fit import fit
+    from pipeline.fitted.estimator import wrapped
+    from pipeline.fitted.kinds import fit_model
 
-    return Estimator(fit(config, Path(out), task=task, method=method, device=device))
+    return wrapped(fit_model(config, Path(out), task=task, method=method, device=device))
 
 
-def load_model(path: AnyPath) -> Estimator:
+def load_model(path: AnyPath) -> Estimator | Segmenter:
     """Read a model's folder. Raises ModelError for one that is missing, damaged or too new."""
-    from pipeline.fitted.estimator import Estimator
-    from pipeline.fitted.model import Model
+    from pipeline.fitted.estimator import wrapped
+    from pipeline.fitted.kinds import load_model
 
-    return Estimator(Model.load(Path(path)))
+    return wrapped(load_model(Path(path)))
 
 
 def features(store: AnyPath, array: str = "cls", blocks: int = 1) -> tuple[NDArray[Any], pa.Table]:

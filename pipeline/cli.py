@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.commands import (
     benchmark,
@@ -42,28 +43,51 @@ from stores.errors import RadprobeError, TooManyBadError
 
 DEBUG = "--debug"
 
+# What people type who know other tools, and what it is called here.
+_CALLED_HERE = {
+    "embed": "`radprobe extract CONFIG` embeds every slice once",
+    "features": "`radprobe extract CONFIG` makes features, and `radprobe export` writes them out",
+    "train": "`radprobe fit` makes a model of an answer, `radprobe tune` trains the network itself",
+    "test": "`radprobe evaluate CONFIG` scores every task on its test patients",
+    "score": "`radprobe evaluate CONFIG` scores every task on its test patients",
+    "infer": "`radprobe predict MODEL FOLDER` says what a model makes of new images",
+    "classify": "`radprobe predict MODEL FOLDER` says what a model makes of new images",
+}
+
+
+class _Commands(TyperGroup):
+    """The commands by their names, and by those of other tools the way to ours."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Return the command of a line. Fails where there is none."""
+        if args[0] in _CALLED_HERE:
+            ctx.fail(f"No such command '{args[0]}': {_CALLED_HERE[args[0]]}.")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="radprobe",
+    cls=_Commands,
     help="Embed a radiology collection once with DINOv2, then ask the cache.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     epilog="Every command has --help with an example. --debug, anywhere on the line, shows where "
     "an error came from. --install-completion makes the shell complete commands and options.",
 )
-for group in (
-    extract,
-    cluster,
-    evaluation,
-    models,
-    report,
-    store,
-    weights,
-    datasets,
-    benchmark,
-    demo,
-    doctor,
-):
-    app.add_typer(group.app)
+# The groups of `radprobe --help`, each with the modules whose commands stand in it.
+_GROUPS = {
+    "Embed": (extract, cluster),
+    "Ask": (evaluation,),
+    "Models": (models,),
+    "Look": (report, benchmark),
+    "Keep": (store,),
+    "Prepare": (weights, datasets, demo, doctor),
+}
+for title, modules in _GROUPS.items():
+    for module in modules:
+        for one in (*module.app.registered_commands, *module.app.registered_groups):
+            one.rich_help_panel = title
+        app.add_typer(module.app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,8 +35,9 @@ from pipeline.extraction.distributed.tasks import EmbedResult, Work, forget_fail
 from pipeline.extraction.embed import BadLimit, Progress, Speed, load_network
 from pipeline.extraction.recipes import locate_weights, open_store, recipe_with
 from pipeline.extraction.selection import left_out_folders, set_aside
-from pipeline.extraction.sync import update_tables
+from pipeline.extraction.sync import Look, update_tables
 from pipeline.inference.speed import cores, sleep_while_waiting
+from pipeline.outlook import Outlook, log_outlook, outlook_of
 from pipeline.recipe import Recipe
 from stores import FeatureStore
 from stores.errors import ConfigError
@@ -90,6 +91,7 @@ def extract(
     max_bad: float = 1.0,
     rehash: bool = False,
     where: Shard | Processes | Cluster = Processes(),  # noqa: B008 (frozen)
+    ahead: Callable[[Outlook], None] = log_outlook,
 ) -> Summary:
     """Embed whatever of the collection is not in the store yet.
 
@@ -98,6 +100,7 @@ def extract(
     store was made by another recipe, WeightsError where the weights are not to be had, and
     ClusterError. What was committed before is kept. rehash: open every file, whatever its size and
     time say. where: the devices of this machine; one shard of several; the workers of a cluster.
+    ahead: is given what labels, masks and split will come to, before anything is embedded.
     """
     storage = storage_of(config.store)
     if not isinstance(where, Processes) or (where.count or 1) > 1:
@@ -106,7 +109,7 @@ def extract(
     if not storage.shareable:
         where = Processes(1)
     with storage.occupied(), _arrow_memory_from_system():
-        return _extract(config, speed, progress, max_bad, rehash, where)
+        return _extract(config, speed, progress, max_bad, rehash, where, ahead)
 
 
 def _extract(
@@ -116,6 +119,7 @@ def _extract(
     max_bad: float,
     rehash: bool,
     where: Shard | Processes | Cluster,
+    ahead: Callable[[Outlook], None],
 ) -> Summary:
     started = time.perf_counter()
     weights = locate_weights(config)
@@ -134,7 +138,7 @@ def _extract(
         speed=speed,
         stamp=checkpoint.stamp,
     )
-    run = _ExtractRun(config, store, work, progress, max_bad, rehash)
+    run = _ExtractRun(config, store, work, progress, max_bad, rehash, ahead)
     match where:
         case Shard():
             result = run.as_shard(where)
@@ -239,6 +243,7 @@ class _ExtractRun:
     progress: Progress
     max_bad: float
     rehash: bool
+    ahead: Callable[[Outlook], None]
     notes: tuple[str, ...] = ()
     look_s: float = 0.0
     embed_s: float = 0.0
@@ -308,6 +313,7 @@ class _ExtractRun:
                 workers=self._header_workers(),
                 open_files=open_files,
             )
+            self._say_ahead(look)
         self.notes = look.notes
         return look.counts
 
@@ -325,10 +331,15 @@ class _ExtractRun:
                 rehash=self.rehash,
                 workers=self._header_workers(),
             )
-        if look is None:
-            return {}
+            if look is None:
+                return {}
+            self._say_ahead(look)
         self.notes = look.notes
         return look.counts
+
+    def _say_ahead(self, look: Look) -> None:
+        """Say what the config's labels, masks and split come to, while nothing is spent yet."""
+        self.ahead(outlook_of(self.config, look.reconciled.slices, look.names))
 
     def _ring(self, shard: Shard) -> EmbedResult:
         with self._clock("embed_s"):

@@ -187,7 +187,9 @@ class Preprocess(Frozen):
     """How pixels become numbers in [0, 1], one rule for each kind of image, and which pixels.
 
     The defaults follow arXiv 2312.02366: HU clamped to [-1024, 600], X-rays by minimum and
-    maximum, the whole image squeezed to a square; MR by percentiles of the slice. aspect: `pad`
+    maximum, the whole image squeezed to a square; MR by percentiles of the slice. ct, mr, xray,
+    other: the rule of that kind of image. plane: which of a volume's planes slices are cut along.
+    aspect: `pad`
     adds black to make the square, `crop` cuts its middle out, `dinov2` resizes the shorter side to
     8 / 7 of the input and cuts the input out of the middle. crop: `body` cuts to the box of the
     body first. view: what the slice is changed to before all that, to ask how steady answers are.
@@ -295,10 +297,11 @@ _SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1280, 32): "h", (153
 
 
 class PatchTokens(Frozen):
-    """How patch tokens are kept: of the last so many blocks, each after the final LayerNorm.
+    """How patch tokens are kept, each after the final LayerNorm.
 
-    coding: `plain` in the dtype of the other outputs, `int8` with a float32 scale for each token;
-    pool: the mean of so many by so many neighbours is kept in their place.
+    blocks: of how many last blocks. coding: `plain` in the dtype of the other outputs, `int8` with
+    a float32 scale for each token. pool: the mean of so many by so many neighbours is kept in their
+    place.
     """
 
     blocks: Annotated[int, Field(ge=1)] = 1

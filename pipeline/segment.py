@@ -32,6 +32,7 @@ from pipeline.segmentation.predictions import part_counts
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pipeline.segmentation.contracts import FittedHead
     from pipeline.segmentation.trials import Trial
 
 LIBRARIES = ("radprobe", "numpy", "torch", "monai")
@@ -63,7 +64,7 @@ def segment(
                 if progress:
                     number = len(config.masks) * len(config.segment)
                     progress(f"{task}: {head}", len(answers), number)
-                compute = functools.partial(_compute_trials, cases, head, device)
+                compute = functools.partial(compute_trials, cases, head, device)
                 answers.append(answer(cases, head, compute))
     if answers:
         publish(config.store, answers)
@@ -143,16 +144,19 @@ def _segmented(
     )
 
 
-def _compute_trials(
-    cases: SegmentationCases, head: str, device: str
+def compute_trials(
+    cases: SegmentationCases,
+    head: str,
+    device: str,
+    keep: Callable[[FittedHead], object] | None = None,
 ) -> tuple[list[Trial], tuple[Tuned, ...]]:
-    """Return the trials of a head; nothing is tuned for it."""
+    """Return the trials of a head; nothing is tuned for it. keep: as `head_trials` has it."""
     # Here and not above: an answer on file needs neither torch nor MONAI.
     from pipeline.segmentation.trials import head_trials
 
     # Where the store has no tokens this raises, before hours of work on another head.
     cases.source.tokens(cases.task_cases.units.rows[:1])
-    return list(head_trials(cases, cases.config.segment[head], device)), ()
+    return list(head_trials(cases, cases.config.segment[head], device, keep)), ()
 
 
 def _distance_notes(cases: SegmentationCases) -> list[str]:

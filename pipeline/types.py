@@ -35,7 +35,8 @@ class Header:
     apart what cannot lie in one volume (shape, kind of picture), as do `axes` (along the rows, down
     the columns, as stored) and `echo_ms`, which are compared as numbers. `labels` are what slices
     of one time point share, each by its place (the first: a temporal position; the second: the
-    number of an acquisition); only whether two are equal means anything. `order` sorts slices of
+    number of an acquisition); only whether two are equal means anything. `gradient` is another, the
+    b-value and direction of diffusion, which is compared as numbers. `order` sorts slices of
     one place in time, the plainest first: temporal position, delay behind a trigger, acquisition,
     creation, number of the instance; None where a file does not tell. `position_mm` is along the
     slice normal, `offset_mm` the first pixel's place along the rows and columns.
@@ -53,6 +54,7 @@ class Header:
     axes: tuple[float, ...] | None = None
     echo_ms: float | None = None
     labels: tuple[float | None, ...] = ()
+    gradient: tuple[float, ...] = ()
     order: tuple[float | None, ...] = ()
     position_mm: float | None = None
     offset_mm: tuple[float, float] | None = None

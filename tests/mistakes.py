@@ -207,6 +207,40 @@ MISTAKES = [
     Mistake("the labels are not there", "evaluate my.yaml", {"labels.file": "lables.csv"}),
     Mistake("a label column is misspelt", "evaluate my.yaml", {"tasks.look.labels": ["lok"]}),
     Mistake(
+        "a row of the labels has a cell too many",
+        "evaluate my.yaml",
+        {"labels.file": "torn.csv"},
+        _write(
+            "torn.csv",
+            f"path;patient;look\n{picture(0)};MARKID1;dark\n{picture(1)};MARKID2;a;b\n",
+        ),
+    ),
+    Mistake(
+        "a quote of the labels is never closed",
+        "evaluate my.yaml",
+        {"labels.file": "open.csv"},
+        _write("open.csv", f'path,patient,look\n{picture(0)},MARKID1,"dark\n'),
+    ),
+    Mistake(
+        "the labels are a workbook of old Excel",
+        "evaluate my.yaml",
+        {"labels.file": "old.xls"},
+        lambda root: (root / "old.xls").write_bytes(b"\xd0\xcf\x11\xe0" + bytes(508)) and None,
+    ),
+    Mistake(
+        "dates are split by that have the day first",
+        "evaluate my.yaml",
+        {"labels.file": "days.csv", "split": {"kind": "date", "column": "day"}},
+        lambda root: _write(
+            "days.csv",
+            "path,patient,look,day\n"
+            + "".join(
+                f"{picture(i)},MARKID{i // 2},{('dark', 'bright')[i // 2 % 2]},{i + 1}.4.2024\n"
+                for i in range(24)
+            ),
+        )(root),
+    ),
+    Mistake(
         "which class is positive is not said", "evaluate my.yaml", {"tasks.look.positive": None}
     ),
     Mistake(

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from docs import house
+from docs import config_keys, house
 from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.config.methods import Method
@@ -187,3 +187,19 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
 
 def test_the_picture_of_the_house_is_of_its_layers() -> None:
     assert house.PICTURE.read_text(encoding="utf-8") == house.svg()
+
+
+def test_every_key_of_a_config_is_on_its_page_with_its_meaning() -> None:
+    page = config_keys.PAGE.read_text(encoding="utf-8")
+    assert page == config_keys.text(), "run python -m docs.config_keys"
+    meanings = config_keys.meanings()
+    assert [key for key, meaning in meanings.items() if not meaning] == []
+    # Of each block some, each beside what the models say of it.
+    for line in (
+        "| `root` | path | **needed** | The folder of the collection. |",
+        "| `folds` | whole number, at least 3 | `5` |",
+        "| `temperature` | number, above 0 | `0.07` |",
+        "| `rank` | whole number, at least 1 | `16` |",
+        "- `kind: zscore`: `clip` (3.0), `scope` (slice).",
+    ):
+        assert line in page

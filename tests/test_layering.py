@@ -26,7 +26,7 @@ stores
 types, recipe, config, results, shared
 io > preprocessing, annotations, backbones > inference
 extraction | evaluation > segmentation, datasets > tuning
-extract, evaluate, segment, tune
+outlook > extract, evaluate, segment, tune
 report, benchmark, studies, doctor, fitted
 api, commands, cli
 """
@@ -74,9 +74,9 @@ HOMES = {
         "pipeline.doctor",
         "pipeline.segmentation.knn",
     },
-    "sklearn": {"pipeline.evaluation.heads.probe_fit"},
+    "sklearn": {"pipeline.evaluation.heads.probe_fit", "pipeline.fitted.calibration"},
     "zarr": {"stores._build"},
-    "highdicom": {"pipeline.segmentation.dicom_writer"},
+    "highdicom": {"pipeline.segmentation.dicom_writer", "pipeline.fitted.dicom_report"},
     "fsspec": {"stores.bucket"},
     "cryptography": {"pipeline.shared.pseudonyms"},
     "distributed": {

@@ -85,7 +85,7 @@ EVALUATE = "knn my.yaml"
 IMPORT = "import f.npy made --recipe r.json --table"
 CASES: dict[str, tuple[str, dict[str, Any], Prepare]] = {
     "a row is torn": (EVALUATE, L, labels(*ROWS, f"{NAME},MARKID9")),
-    "no UTF-8": (EVALUATE, L, labels(*ROWS, f"{NAME} ö,MARKID9,dark,{DATE}")),
+    "no UTF-8": (EVALUATE, L, labels(*ROWS, f"{NAME} \x81,MARKID9,dark,{DATE}")),
     "no header": (EVALUATE, L, labels(*ROWS, head="")),
     "no header, and one id": (EVALUATE, L, labels("MARKIDX", "MARKIDY", head="")),
     "a key twice": (EVALUATE, L, labels(*ROWS, f"{picture(0)},MARKID1,{NAME},x")),

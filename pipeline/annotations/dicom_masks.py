@@ -14,7 +14,6 @@ from pydicom.dataset import Dataset
 
 from pipeline.annotations.mask_types import MaskFile, Values
 from pipeline.io.formats.dicom_geometry import (
-    Reorientation,
     floats,
     frame_header,
     macro,
@@ -22,6 +21,7 @@ from pipeline.io.formats.dicom_geometry import (
 )
 from pipeline.io.formats.inflate import open_inflated, stream_size
 from pipeline.io.formats.limits import as_unreadable, check_size
+from pipeline.io.formats.reorientation import Reorientation
 from pipeline.types import Header
 from stores.errors import UnreadableError
 

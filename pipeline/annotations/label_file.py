@@ -1,40 +1,45 @@
-"""The label file: CSV or Parquet, read as text, so that equal labels are equal in either."""
+"""The label file: its columns as text, so that equal labels are equal in whatever it is written."""
 
 from __future__ import annotations
 
-import difflib
+import datetime
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config.data import Labels
+from pipeline.annotations.tables import read_table
+from pipeline.config.data import ROOT_COLUMN, Labels
 from pipeline.config.tasks import Task
 from pipeline.shared.spreadsheets import unquoted_cell
-from stores.errors import LabelError
-
-# Endings of names that are read as Parquet; all else is CSV.
-PARQUET = (".parquet", ".pq")
-
-# What Arrow says of a row that is torn, without the row.
-_COUNTS = re.compile(r"(Row #\d+: )?Expected \d+ columns, got \d+")
 
 # (n,) of str, or None
 Texts = NDArray[Any]
+Step = Callable[[str], str]
+
+_WHOLE = re.compile(r"([+-]?\d+)\.0*", re.ASCII)
+# Of a table that was written with decimal commas; 1,000 would be a thousand.
+_WHOLE_BY_COMMA = re.compile(r"([+-]?\d+),0", re.ASCII)
+_DAY_FIRST = re.compile(r"(\d{1,2})([./-])(\d{1,2})\2(\d{4})(?=$| )", re.ASCII)
 
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The columns of a label file that some tasks need, as text, with the settings they join by."""
+    """The columns of a label file that some tasks need, as text, with the settings they join by.
+
+    comma: whether a comma in a number can only be a decimal one, since none separates cells.
+    notes: what was read otherwise than as it stands.
+    """
 
     settings: Labels
     columns: dict[str, Texts]
+    comma: bool = False
+    notes: tuple[str, ...] = ()
 
     def digest(self, task: Task) -> str:
         """Return the sha256 of what `task` depends on: another column's edit leaves it alone."""
@@ -53,20 +58,52 @@ def read_labels(
 ) -> LabelTable:
     """Read the columns that `tasks` need, and `more`.
 
-    Raises LabelError for a missing file or column.
+    Raises LabelError for a missing file or column, and for a file that is no table.
     """
-    names = list(dict.fromkeys([*_columns_of(settings, tasks), *more]))
-    try:
-        table = _read_table(settings.file, names)
-    except FileNotFoundError:
-        raise LabelError(
-            f"There is no label file {str(settings.file)!r}; set labels.file to a CSV or Parquet."
-        ) from None
-    except (pa.ArrowInvalid, OSError) as error:
-        why = _why_unread(error)
-        raise LabelError(f"The label file {str(settings.file)!r} cannot be read: {why}.") from None
-    columns = {name: _texts(table.column(name)) for name in names}
-    return LabelTable(settings, columns)
+    asked = list(dict.fromkeys([*_columns_of(settings, tasks), *more]))
+    names = [name for name in asked if name != ROOT_COLUMN]
+    if settings.root is not None:
+        names = list(dict.fromkeys([*names, settings.root]))
+    table = read_table(settings.file, names)
+    columns = {}
+    for name in names:
+        is_path = name == settings.key and settings.by == "path"
+        is_id = name in (settings.key, settings.patient)
+        # What names a file or a person is kept as it is written, but for what a spreadsheet adds.
+        steps: list[Step] = [_stripped]
+        if not is_path:
+            steps += [_composed, _without_nought]
+        if not is_id and table.comma:
+            steps.append(_without_comma_nought)
+        if not is_id and settings.dates == "day.month.year":
+            steps.append(_day_in_order)
+        columns[name] = _texts(table.columns[name], steps)
+    if settings.root is not None:
+        _put_below_roots(columns, settings)
+    if ROOT_COLUMN in asked:
+        columns[ROOT_COLUMN] = _roots_of_rows(columns, settings)
+    return LabelTable(settings, columns, table.comma, table.notes)
+
+
+def _put_below_roots(columns: dict[str, Texts], settings: Labels) -> None:
+    """Put the name of each row's root before its key and patient, as paths and ids have it."""
+    assert settings.root is not None
+    roots = columns[settings.root]
+    for name in {settings.key, settings.patient or settings.key}:
+        texts: Sequence[str] = columns[name].tolist()
+        if name == settings.key and settings.by == "path":
+            texts = [text.replace("\\", "/").removeprefix("./") for text in texts]
+        pairs = zip(roots, texts, strict=True)
+        below = [f"{root}/{text}" if text else "" for root, text in pairs]
+        columns[name] = np.array(below, dtype=object)
+
+
+def _roots_of_rows(columns: Mapping[str, Texts], settings: Labels) -> Texts:
+    """Return (n,) the name of each row's root: its column's, or the first folder of its path."""
+    if settings.root is not None:
+        return columns[settings.root]
+    firsts = [text.replace("\\", "/").partition("/")[0] for text in columns[settings.key]]
+    return np.array(firsts, dtype=object)
 
 
 def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
@@ -80,72 +117,48 @@ def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _read_table(path: Path, names: Sequence[str]) -> Any:
-    """Return some columns as a pyarrow table: of text from CSV, of any type from Parquet."""
-    if path.suffix.lower() in PARQUET:
-        return _read_parquet(path, names)
-    return _read_csv(path, names)
+# --- cells ---------------------------------------------------------------------------------
 
 
-def _read_parquet(path: Path, names: Sequence[str]) -> Any:
-    import pyarrow.parquet as pq
-
-    _require(path, names, pq.read_schema(path).names)
-    return pq.read_table(path, columns=list(names))
-
-
-def _read_csv(path: Path, names: Sequence[str]) -> Any:
-    from pyarrow import csv
-
-    # A report may stand in a quoted cell, over several lines (RFC 4180).
-    parse = csv.ParseOptions(newlines_in_values=True)
-    with csv.open_csv(path, parse_options=parse) as reader:
-        _require(path, names, reader.schema.names)
-    # As text: what pyarrow would make of a column depends on all of its values.
-    convert = csv.ConvertOptions(
-        include_columns=list(names),
-        column_types={name: pa.string() for name in names},
-    )
-    return csv.read_csv(path, parse_options=parse, convert_options=convert)
+def _texts(cells: Sequence[str], steps: Sequence[Step]) -> Texts:
+    """Return cells (n,) after each of the steps, of which each value is taken through once."""
+    values = dict.fromkeys(cells, "")
+    for cell in values:
+        text = cell
+        for step in steps:
+            text = step(text)
+        values[cell] = text
+    return np.array([values[cell] for cell in cells], dtype=object)
 
 
-def _require(
-    path: Path,
-    names: Sequence[str],
-    there: Sequence[str],
-) -> None:
-    """Raise LabelError for a name that is not among the columns that are there."""
-    for name in names:
-        if name not in there:
-            near = difflib.get_close_matches(name, there, n=1)
-            if near:
-                hint = f"Did you mean {near[0]!r}?"
-            elif set(names) & set(there):
-                hint = f"It has {', '.join(there)}."
-            else:  # the first line may be data, and name a patient
-                hint = f"Its first line must name the columns; it has {len(there)} others."
-            raise LabelError(f"The label file {str(path)!r} has no column {name!r}. {hint}")
+def _stripped(cell: str) -> str:
+    return unquoted_cell(cell.strip())
 
 
-def _why_unread(error: Exception) -> str:
-    """Return why a table cannot be read, without the cells that Arrow quotes."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    counts = _COUNTS.search(str(error))
-    if counts is None:
-        return "it is no table of UTF-8 text, or no Parquet"
-    return f"{counts[0]}. Correct that row, or put cells with commas into quotes"
+def _composed(text: str) -> str:
+    """Return a text with each accent in one character with its letter, as most programs have it."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def _texts(column: Any) -> Texts:
-    """Return a pyarrow column as an array of stripped text; a whole number loses its ".0"."""
-    if column.type != pa.string():  # a cast imports all of Arrow's functions
-        column = column.cast(pa.string())
-    return np.array([_text(value or "") for value in column.to_pylist()], dtype=object)
+def _without_nought(text: str) -> str:
+    """Return a whole number without ".0", which a column with gaps gets where it is a number's."""
+    whole = _WHOLE.fullmatch(text)
+    return whole[1] if whole else text
 
 
-def _text(value: str) -> str:
-    value = unquoted_cell(value.strip())
-    digits, point, fraction = value.partition(".")
-    is_integer = point and not fraction.strip("0") and digits.lstrip("+-").isdecimal()
-    return digits if is_integer else value
+def _without_comma_nought(text: str) -> str:
+    whole = _WHOLE_BY_COMMA.fullmatch(text)
+    return whole[1] if whole else text
+
+
+def _day_in_order(text: str) -> str:
+    """Return a date, and a time behind it, with the year first; a day that is none stays."""
+    written = _DAY_FIRST.match(text)
+    if written is None:
+        return text
+    day, _, month, year = written.groups()
+    try:
+        date = datetime.date(int(year), int(month), int(day))
+    except ValueError:
+        return text
+    return date.isoformat() + text[written.end() :]

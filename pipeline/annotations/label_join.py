@@ -6,7 +6,10 @@ wins), by a patient, study or series id, or by the value of a DICOM tag. Dims: m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +24,113 @@ from stores.errors import LabelError
 LabelRows = NDArray[np.int64]
 
 
+# --- keys ----------------------------------------------------------------------------------
+
+# Ids are given leading zeros up to this length: longer ones are no numbers of a spreadsheet.
+_LONGEST_ID = 16
+# Of so many keys that join nothing, other spellings are tried; where none of them joins by one, no
+# other key is tried: a table of another collection has a great many.
+_TRIED = 1000
+
+
+@dataclass(frozen=True)
+class LabelKeys:
+    """What each label row is joined by: a relative path, or a pseudonym; "" for none.
+
+    keys (rows,): as the store spells them. notes: which of them the table spells otherwise.
+    """
+
+    keys: list[str]
+    notes: tuple[str, ...] = ()
+
+
 def label_keys(
     table: LabelTable,
+    slices: pa.Table,
     root: Path,
     names: Names,
-) -> list[str]:
-    """Return what each label row is joined by: a relative path, or a pseudonym; "" for none."""
+) -> LabelKeys:
+    """Return what each label row is joined by. slices: SLICE_SCHEMA, with the real paths.
+
+    A key that names nothing there, and would in another spelling, is joined by that: a spreadsheet
+    takes leading zeros from ids, and two systems write an accent differently. Where two
+    rows, or two slices, could be meant, neither is.
+    """
     by = table.settings.by
     raw = table.columns[table.settings.key]
-    if by == "path":
-        folder = f"{root.as_posix().rstrip('/')}/"
-        return [_relative(text, folder) for text in raw]
-    pseudonyms = pseudonyms_of(by, raw, names)
-    return [pseudonyms.get(text, "") for text in raw]
+    folder = f"{root.as_posix().rstrip('/')}/"
+
+    def key_of(text: str) -> str:
+        return _relative(text, folder) if by == "path" else names.pseudonym(by, text)
+
+    key_of_text = {text: key_of(text) for text in dict.fromkeys(raw) if text}
+    there = _names_there(_joined_by(slices, by), climb=by == "path")
+    other, notes = _other_spellings(table, key_of_text, there, key_of)
+    key_of_text |= other
+    return LabelKeys([key_of_text.get(text, "") for text in raw], notes)
+
+
+def _names_there(joined_by: Texts, *, climb: bool) -> set[str]:
+    """Return what a label row may name: what slices are joined by, of paths the folders too."""
+    there = set(joined_by) - {None}
+    above = {name.rpartition("/")[0] for name in there} if climb else set()
+    while above - there:
+        there |= above
+        above = {name.rpartition("/")[0] for name in above}
+    return there - {""}
+
+
+def _other_spellings(
+    table: LabelTable,
+    key_of_text: Mapping[str, str],
+    there: set[str],
+    key_of: Callable[[str], str],
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the keys of texts that join by another spelling alone, and notes with its cause."""
+    taken = set(key_of_text.values())
+    lost = [text for text, key in key_of_text.items() if key not in there]
+    claims: dict[str, list[tuple[str, str]]] = {}
+    for number, text in enumerate(lost):
+        if number == _TRIED and not claims:
+            break
+        spellings = {key_of(other): cause for other, cause in _spellings(text).items()}
+        meant = [key for key in spellings if key in there]
+        if len(meant) == 1 and meant[0] not in taken:
+            claims.setdefault(meant[0], []).append((text, spellings[meant[0]]))
+    joined: dict[str, str] = {}
+    causes: Counter[str] = Counter()
+    for key, claimants in claims.items():
+        if len(claimants) == 1:
+            ((text, cause),) = claimants
+            joined[text] = key
+            causes[cause] += 1
+    column = table.settings.key
+    notes = [f"{n} keys of column {column!r} join {cause}" for cause, n in causes.items()]
+    return joined, tuple(notes)
+
+
+def _spellings(text: str) -> dict[str, str]:
+    """Return the other ways in which a key may be spelt in the store, each with its cause."""
+    spellings: dict[str, str] = {}
+    # Of a path, or an id behind its root's name, the last part may be a number.
+    above, slash, last = text.rpartition("/")
+    whole = last.removesuffix(".0")
+    if whole.isdecimal() and whole.isascii():
+        if whole != last:
+            spellings[above + slash + whole] = "without the .0 that they have in the table"
+        digits = whole.lstrip("0") or "0"
+        for length in range(len(digits), _LONGEST_ID + 1):
+            cause = (
+                "with leading zeros, which a spreadsheet takes away"
+                if length > len(whole)
+                else "without the leading zeros that they have in the table"
+            )
+            spellings.setdefault(above + slash + digits.zfill(length), cause)
+    for form in ("NFC", "NFD"):
+        accents = "with accents written in one character or in two (NFC, NFD), whichever there is"
+        spellings.setdefault(unicodedata.normalize(form, text), accents)
+    spellings.pop(text, None)
+    return spellings
 
 
 def pseudonyms_of(

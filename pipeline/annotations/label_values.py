@@ -5,6 +5,7 @@ Nothing is guessed: an uncertain finding is refused until the config says what i
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from stores.errors import LabelError
 # What zeros and ones are written as.
 FINDING: dict[str | None, str | None] = {"0": "0", "1": "1", "false": "0", "true": "1"}
 UNCERTAIN = "-1"
+
+_BY_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 
 Counts = NDArray[np.int64]
 
@@ -62,6 +65,7 @@ def apply_policies(table: LabelTable, task: Task) -> LabelValues:
         texts = raw.copy()
         texts[is_empty] = None
         if task.values == "number":
+            texts = _with_points(texts, name) if table.comma else texts
             _refuse_text(texts, name)
         elif len(task.labels) > 1 or _is_finding(texts[~is_empty]):
             texts = _finding(texts, name, table, task)
@@ -78,6 +82,23 @@ def apply_policies(table: LabelTable, task: Task) -> LabelValues:
             )
         columns.append(texts)
     return LabelValues(np.stack(columns, axis=1), filled, tuple(notes))
+
+
+def _with_points(texts: Texts, name: str) -> Texts:
+    """Return numbers that have decimal commas with points, as all else reads them.
+
+    Of a table in which no comma separates cells. Raises LabelError for a column with points as
+    well: one of the two may part thousands from hundreds.
+    """
+    there = [text for text in texts if text is not None]
+    with_comma = set(filter(_BY_COMMA.fullmatch, there))
+    if with_comma and any("." in text and is_number(text) for text in there):
+        raise LabelError(
+            f"Decimals must be written in one way. Column {name!r} has numbers with a comma "
+            "and others with a point; write all of them with a point."
+        )
+    points = {text: text.replace(",", ".") for text in with_comma}
+    return np.array([points.get(text, text) for text in texts], dtype=object)
 
 
 def _refuse_text(texts: Texts, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Labels: a CSV or Parquet table, joined to the slices and gathered into units.
+"""Labels: a CSV, .xlsx or Parquet table, joined to the slices and gathered into units.
 
 A value is compared as text, so a CSV and a Parquet of the same labels are the same labels: 1.0 is
 1, Yes is yes, and an empty cell, NaN, NA, n/a or null is no label, unless `labels.empty` says
@@ -110,10 +110,10 @@ def label_units(
     patient, saying how many and an example, and where classes are none (see `classes.encode`).
     """
     # The table is read through before it is joined: what is wrong in it is so for every store.
-    keys = label_keys(table, root, names)
     values = apply_policies(table, task)
-    refuse_repeated_keys(table, keys, values.texts)
-    labelled, tally = _join(table, task, slices, status, keys, names)
+    keys = label_keys(table, slices, root, names)
+    refuse_repeated_keys(table, keys.keys, values.texts)
+    labelled, tally = _join(table, task, slices, status, keys.keys, names)
     patients = _patients(table, labelled, names)
     unit_names = _unit_names(labelled, patients, task.level, names)
     # What has no label or no features is counted, and leaves before anything is refused for it.
@@ -151,7 +151,7 @@ def label_units(
         rows=labelled.rows,
         unit=unit,
         tally=tally,
-        notes=values.notes,
+        notes=(*table.notes, *keys.notes, *values.notes),
     )
 
 
@@ -171,11 +171,15 @@ def _join(
     is_wanted = is_live & _has_modality(slices, task)
     is_joined = is_wanted & (label >= 0)
     # A label row of a slice of another modality has joined, though the task has no use for it.
-    has_slice = np.zeros(len(keys), bool)
-    has_slice[label[is_live & (label >= 0)]] = True
-    spare_rows = np.flatnonzero(~has_slice)
+    joined_keys = {keys[i] for i in np.unique(label[is_live & (label >= 0)]).tolist()}
+    # Rows that say the same of one key count once; each row without a key, by itself.
+    spare_keys: dict[str, int] = {}
+    for i, key in enumerate(keys):
+        if key not in joined_keys:
+            spare_keys.setdefault(key or f"\0{i}", i)
+    spare_rows = list(spare_keys.values())
     spare_names = []
-    for i in spare_rows[:EXAMPLES].tolist():
+    for i in spare_rows[:EXAMPLES]:
         spare_names.append(names.shown(keys[i]) if by == "path" else f"data row {i + 1}")
     lost_paths = column_texts(slices, "path")[is_wanted & (label < 0)]
     if not is_joined.any():
@@ -353,7 +357,7 @@ def column_of(
 
     Values that differ in case alone are one: a site has patients in common with itself.
     """
-    keys = label_keys(table, root, names)
+    keys = label_keys(table, slices, root, names).keys
     texts, _ = merged_spellings(table.columns[column])
     refuse_repeated_keys(table, keys, texts[:, None])
     label = label_rows(table, keys, slices)
@@ -373,7 +377,7 @@ def patients_of(
 
     Raises LabelError where the two group slices differently.
     """
-    label = label_rows(table, label_keys(table, root, names), slices)
+    label = label_rows(table, label_keys(table, slices, root, names).keys, slices)
     # No status is asked for: slices without features have patients too.
     every = _Labelled.of(slices, np.zeros(len(label), np.uint8), label)
     is_labelled = label >= 0

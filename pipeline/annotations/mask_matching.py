@@ -8,6 +8,7 @@ or, where nothing says where they lie, in order. What does not fit is refused, n
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[M
         case "table":
             sources = _by_table(config, masks, slices, names)
         case "uid":
-            sources = _by_uid(root, slices, names)
+            sources = _by_uid(config, root, slices, names)
     series = slices["series"].to_pylist()
     withdrawn = slices["withdrawn"].to_pylist()
     groups: dict[tuple[Sources, str], list[int]] = {}
@@ -101,6 +102,13 @@ def _by_path(masks: Masks, root: Path, slices: pa.Table) -> list[Sources]:
 
 def _sources_of(path: str, patterns: Sequence[str], root: Path) -> Sources:
     """Return the mask files of an image; () where none of them is there. Raises ConfigError."""
+    sources = _named(path, patterns)
+    there = any((root / unescape_path(source)).exists() for source in sources)
+    return sources if there else ()
+
+
+def _named(path: str, patterns: Sequence[str]) -> Sources:
+    """Return the mask files that patterns name for an image. Raises ConfigError."""
     image = PurePosixPath(path)
     folder = str(image.parent)
     # Of a compressed file both suffixes go.
@@ -112,14 +120,33 @@ def _sources_of(path: str, patterns: Sequence[str], root: Path) -> Sources:
         "stem": stem.rpartition(".")[0] or stem,
     }
     try:
-        sources = tuple(pattern.format(**parts) for pattern in patterns)
+        return tuple(pattern.format(**parts) for pattern in patterns)
     except (KeyError, IndexError, ValueError):
         raise ConfigError(
             f"masks.files: {patterns!r} must name a path by {{path}}, {{folder}}, {{name}} or "
             "{stem}."
         ) from None
-    there = any((root / unescape_path(source)).exists() for source in sources)
-    return sources if there else ()
+
+
+def absent_files(
+    config: Config, masks: Masks, slices: pa.Table, groups: Sequence[MaskedSlices]
+) -> list[str]:
+    """Return the mask files that are looked for and are not there, under their root, each once.
+
+    slices: as `join` has them, which gave groups. Of patterns, those of each image that they are
+    of; of a table, those that it names.
+    """
+    root = masks.root or config.data.root
+    sources: dict[str, None] = {}
+    if masks.by == "path":
+        globs = Globs(tuple(masks.files))
+        for path in dict.fromkeys(slices["path"].to_pylist()):
+            glob = globs.first(path)
+            if glob is not None:
+                sources |= dict.fromkeys(_named(path, masks.each(masks.files[glob])))
+    for group in groups:
+        sources |= dict.fromkeys(group.sources)
+    return [each for each in sources if each and not (root / unescape_path(each)).exists()]
 
 
 def _by_table(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[Sources]:
@@ -131,22 +158,30 @@ def _by_table(config: Config, masks: Masks, slices: pa.Table, names: Names) -> l
     table = read_labels(config.labels, [], columns)
     root = config.data.root
     cells = [column_of(table, column, slices, root, names) for column in columns]
+    # A table whose paths are below the root of their row names masks below it as well.
+    is_below = config.labels.root is not None and masks.root in (None, root)
     sources: list[Sources] = []
-    for of_slice in zip(*cells, strict=True):
+    for path, of_slice in zip(slices["path"].to_pylist(), zip(*cells, strict=True), strict=True):
         # A mask of several structures may lack some of them.
-        sources.append(of_slice if any(of_slice) else ())
+        named = of_slice if any(of_slice) else ()
+        if is_below:
+            named = tuple(config.data.id_of(path, cell) if cell else "" for cell in named)
+        sources.append(named)
     return sources
 
 
-def _by_uid(root: Path, slices: pa.Table, names: Names) -> list[Sources]:
-    """Return the DICOM segmentation of each slice: of its instance, or else of its series."""
+def _by_uid(config: Config, root: Path, slices: pa.Table, names: Names) -> list[Sources]:
+    """Return the DICOM segmentation of each slice: of its instance, or else of its series.
+
+    Where data.root has names, a folder of masks has the same.
+    """
     by_instance: dict[str, str] = {}
     by_series: dict[str, str] = {}
     for path, file in _segmentations(root):
         for uid in file.instances:
-            by_instance[names.pseudonym("instance", uid)] = path
+            by_instance[names.pseudonym("instance", config.data.id_of(path, uid))] = path
         for uid in file.series:
-            by_series[names.pseudonym("series", uid)] = path
+            by_series[names.pseudonym("series", config.data.id_of(path, uid))] = path
     sources: list[Sources] = []
     instances = slices["instance"].to_pylist()
     series = slices["series"].to_pylist()
@@ -163,7 +198,10 @@ def _by_uid(root: Path, slices: pa.Table, names: Names) -> list[Sources]:
 def _segmentations(root: Path) -> list[tuple[str, MaskFile]]:
     """Return the DICOM segmentations under a folder, in the order of their paths."""
     segmentations = []
-    for folder, _, files in sorted(os.walk(root)):
+    # Links lead on from the root itself alone: named roots are such links.
+    tops = [root, *(each for each in root.iterdir() if each.is_symlink() and each.is_dir())]
+    folders = itertools.chain.from_iterable(map(os.walk, tops))
+    for folder, _, files in sorted(folders):
         if any(map(hidden_kind, Path(folder).relative_to(root).parts)):
             continue
         for file in sorted(files):
@@ -197,7 +235,7 @@ def match(path: Path, slices: Sequence[SliceRow], config: Config, names: Names) 
     plane = config.preprocess.plane
     file = inspect(path, plane)
     if file.instances:
-        numbers = _by_instance(file, slices, names)
+        numbers = _by_instance(file, slices, config, names)
         if numbers is not None:
             return Matched(numbers, plane)
     if len(slices) == len(file.headers) == 1 and file.headers[0].position_mm is None:
@@ -242,17 +280,23 @@ def _headers(root: Path, slices: Sequence[SliceRow], plane: Plane) -> list[Heade
     return [by_frame(row.path)[row.frame] for row in slices]
 
 
-def _by_instance(file: MaskFile, slices: Sequence[SliceRow], names: Names) -> PlaneNumbers | None:
+def _by_instance(
+    file: MaskFile, slices: Sequence[SliceRow], config: Config, names: Names
+) -> PlaneNumbers | None:
     """Return the planes by the images' UIDs; None where UIDs do not tell the slices apart."""
     wanted = {row.instance for row in slices}
     if len(wanted) < len(slices) or None in wanted:
         return None
+
     # The store knows instances by pseudonym alone.
-    covered = {names.pseudonym("instance", uid) for uid in file.instances}
+    def known(uid: str) -> str:
+        return names.pseudonym("instance", config.data.id_of(slices[0].path, uid))
+
+    covered = set(map(known, file.instances))
     headers: dict[str | None, Header] = {}
     for header in file.headers:
         if header.instance:
-            headers[names.pseudonym("instance", header.instance)] = header
+            headers[known(header.instance)] = header
     if not wanted <= covered or len(headers) < len(file.headers):
         return None
     numbers: list[int | None] = []

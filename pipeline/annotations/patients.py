@@ -42,7 +42,8 @@ def patients_by_labels(table: LabelTable, slices: pa.Table, root: Path, names: N
     pseudonyms = pseudonyms_of("patient", raw, names)
     of_row = np.array([*map(pseudonyms.get, raw), None], dtype=object)
     # -1, of a slice that no row names, takes the None at the end.
-    patients: Texts = of_row[label_rows(table, label_keys(table, root, names), slices)]
+    keys = label_keys(table, slices, root, names).keys
+    patients: Texts = of_row[label_rows(table, keys, slices)]
     return patients
 
 

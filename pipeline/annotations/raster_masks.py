@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from pipeline.annotations.mask_types import Values
 from pipeline.io.decode import read_headers
-from pipeline.io.formats.limits import as_unreadable
+from pipeline.io.formats.raster import stored_pages
 from stores.errors import UnreadableError
 
 
 def planes(path: Path) -> Iterator[Values]:
     """Yield the label values (H, W) of each page. Raises UnreadableError."""
-    pages = len(read_headers(path))  # whose sizes are checked against the limits there
-    values = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(path, formats=("PNG", "TIFF", "BMP")) as image:
-                for page in range(pages):
-                    image.seek(page)
-                    values.append(_indices(np.asarray(ImageOps.exif_transpose(image))))
-        except Exception as error:
-            raise as_unreadable(error, "decoding the picture") from error
-    yield from values
+    read_headers(path)  # whose sizes are checked against the limits there
+    for values in stored_pages(path):
+        yield _indices(values)
 
 
 def _indices(values: NDArray[Any]) -> Values:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +16,13 @@ from pipeline.commands.common import ConfigArg, JsonOpt, RehashOpt, StoreOpt, er
 from pipeline.commands.printing import RANDOM, print_line, print_lines
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from pipeline.extract import Summary
     from pipeline.extraction.embed import Progress
     from pipeline.extraction.plan import Explanation, Plan
+    from pipeline.extraction.sync import Look
+    from pipeline.outlook import Outlook
 
 
 app = typer.Typer()
@@ -59,7 +64,10 @@ def extract(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Embed what is not in the store yet: every slice once, resumable at any moment."""
+    """Embed what is not in the store yet: every slice once, resumable at any moment.
+
+    What labels, masks and split will come to is said first.
+    """
     from pipeline.config.loading import load_config
     from pipeline.extract import extract, placement
     from pipeline.extraction.embed import Speed
@@ -68,8 +76,12 @@ def extract(
     # No part of the recipe: runs of any speed go on with one store.
     speed = Speed(device, batch_size, workers, compiled=compiled, trace=profile)
     where = placement(settings, shard, processes, scheduler)
+    # Told at once, before the hours that it may save; JSON has standard output for itself.
+    tell = partial(_print_outlook, err if as_json else out)
     with _progress() as progress:
-        summary = extract(settings, speed, progress, max_bad=max_bad, rehash=rehash, where=where)
+        summary = extract(
+            settings, speed, progress, max_bad=max_bad, rehash=rehash, where=where, ahead=tell
+        )
     if as_json:
         print(json.dumps(asdict(summary) | {"clean": summary.clean}, indent=1))
     else:
@@ -94,15 +106,28 @@ def plan(
     rehash: RehashOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Say what extract would do: how many slices, bytes, files and hours. Writes nothing."""
+    """Say what extract would do, and whether labels, masks and split join. Writes nothing.
+
+    How many slices, bytes, files and hours; how many rows of the labels join, and why others do
+    not; units, patients and positives of each task, and which cannot be answered.
+    """
     from pipeline.config.loading import load_config
     from pipeline.extraction.plan import plan
+    from pipeline.outlook import Outlook, outlook_of
 
-    planned = plan(load_config(config, store), rehash=rehash)
+    settings = load_config(config, store)
+    outlook = Outlook()
+
+    def look_ahead(look: Look) -> None:
+        nonlocal outlook
+        outlook = outlook_of(settings, look.reconciled.slices, look.names)
+
+    planned = plan(settings, rehash=rehash, on_look=look_ahead)
     if as_json:
-        print(json.dumps(asdict(planned), indent=1))
+        print(json.dumps(asdict(planned) | {"outlook": asdict(outlook)}, indent=1))
     else:
         _print_plan(planned)
+        _print_outlook(out, outlook)
 
 
 @app.command(epilog="Example: radprobe explain configs/demo.yaml --rehash")
@@ -229,6 +254,11 @@ def _print_plan(plan: Plan) -> None:
         lines.append(f"Files set aside: {each}.")
     print_lines(out, lines)
     _print_left_out(plan.folders_left_out, plan.notes)
+
+
+def _print_outlook(console: Console, outlook: Outlook) -> None:
+    """Print what labels, masks and split will come to."""
+    print_lines(console, outlook.lines())
 
 
 def _print_explanation(why: Explanation) -> None:

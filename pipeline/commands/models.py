@@ -5,17 +5,33 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, out
-from pipeline.commands.printing import RANDOM, print_line, print_lines, show_validation
+from pipeline.commands.printing import (
+    RANDOM,
+    print_line,
+    print_lines,
+    show_mask_validation,
+    show_validation,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import Console
+
+    from pipeline.fitted.draw import DrawTally
+    from pipeline.fitted.mask_model import MaskModel
     from pipeline.fitted.model import Model
     from pipeline.fitted.predict import Tally
+    from pipeline.fitted.sources import FolderOptions
+    from pipeline.fitted.validate import Validation
+    from pipeline.fitted.validate_masks import MaskValidation
 
+V = TypeVar("V", bound="Validation | MaskValidation")
 app = typer.Typer()
 ModelArg = Annotated[Path, typer.Argument(help="The folder that `radprobe fit` wrote.")]
 
@@ -25,20 +41,28 @@ def fit(
     config: ConfigArg,
     out_to: Annotated[Path, typer.Option("--out", help="Write the model into this new folder.")],
     task: Annotated[
-        str | None, typer.Option(help="Which task of the config, where it has several.")
+        str | None, typer.Option(help="Which task or masks of the config, where it has several.")
     ] = None,
-    method: Annotated[str, typer.Option(help="probe, knn, linear or attention.")] = "probe",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="probe (by default), knn, linear or attention; of masks a head of the config, or "
+            "knn, linear, decoder, unet and others as `segment` has them; finetune, lora, bitfit "
+            "or norm: a tuned network."
+        ),
+    ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Where to fit, such as cuda; by default the CPU.")
+        str | None,
+        typer.Option(help="Where to fit, such as cuda; by default the CPU, of masks a GPU if any."),
     ] = None,
     store: StoreOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Make a model of an answer: fitted as `evaluate` fits it, in a folder of its own."""
+    """Make a model of an answer: fitted as `evaluate` or `segment` does, in a folder of its own."""
     from pipeline.config.loading import load_config
-    from pipeline.fitted.fit import fit
+    from pipeline.fitted.kinds import fit_model
 
-    model = fit(load_config(config, store), out_to, task=task, method=method, device=device)
+    model = fit_model(load_config(config, store), out_to, task=task, method=method, device=device)
     if as_json:
         print(json.dumps(model.record.model_dump(mode="json"), indent=1))
     else:
@@ -52,8 +76,18 @@ def predict(
         Path, typer.Argument(help="A folder of images, a store, or a config whose store is there.")
     ],
     out_to: Annotated[
-        Path, typer.Option("--out", help="Write a row a unit: .csv, .parquet or .json.")
+        Path,
+        typer.Option(
+            "--out", help="Write a row a unit: .csv, .parquet or .json; masks into a new folder."
+        ),
     ],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="files; dicom-sr: a structured report a unit, into a new folder; of masks "
+            "dicom-seg: DICOM segmentations in place of NIfTI and PNG."
+        ),
+    ] = "files",
     tag: Annotated[
         str | None,
         typer.Option(help="A DICOM keyword, such as AccessionNumber, as a column more."),
@@ -89,17 +123,31 @@ def predict(
 ) -> None:
     """Say what a model makes of new images: probabilities, a decision, and how unlike they are.
 
-    A folder is embedded by the model's own recipe first; a store is answered at once.
+    A folder is embedded by the model's own recipe first; a store is answered at once. Of masks: a
+    file an image, in its own space, and a table of what each structure fills.
     """
     from pipeline.extraction.embed import Speed
+    from pipeline.fitted.kinds import load_model
     from pipeline.fitted.model import Model
     from pipeline.fitted.predict import predict
     from pipeline.fitted.predict import watch as watch_folder
+    from pipeline.fitted.reports import report
     from pipeline.fitted.sources import FolderOptions
+    from stores.errors import ConfigError
 
-    loaded = Model.load(model)
+    loaded = load_model(model)
     speed = Speed(device=device, workers=workers)
     options = FolderOptions(store=store, modality=modality, weights=weights, speed=speed)
+    if not isinstance(loaded, Model):
+        _draw(loaded, target, out_to, options, tag, to, watch is not None, as_json)
+        return
+    _one_of(("files", "dicom-sr"), to)
+    if to == "dicom-sr":
+        if watch is not None:
+            raise ConfigError("--watch writes one table anew, and dicom-sr is a folder of reports.")
+        tally = report(loaded, target, out_to, options, tag=tag)
+        _show_tally(loaded, tally, out_to, as_json)
+        raise typer.Exit(int(bool(tally.unreadable or tally.unwritten)))
     if watch is not None:  # until it is stopped
         for tally in watch_folder(loaded, target, out_to, options, every_s=watch, tag=tag):
             _show_tally(loaded, tally, out_to, as_json)
@@ -120,31 +168,98 @@ def validate(
         bool,
         typer.Option("--leave-out-known", help="Leave out what the model has learnt from."),
     ] = False,
+    recalibrate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Make the probabilities right on this share of the patients, such as 0.3, and "
+            "score the others alone.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where masks are drawn: auto, cpu, cuda:1, mps.")
+    ] = "auto",
     store: StoreOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Hold a model against the labels of another collection: external validation.
 
     Discrimination, calibration, net benefit and subgroups at the model's own operating point, and
-    how far the images differ. Refused where patients or pixels of training are among them.
+    how far the images differ; of masks Dice and distances. Refused where patients or pixels of
+    training are among them.
     """
     from pipeline.config.loading import load_config
+    from pipeline.fitted.kinds import load_model
     from pipeline.fitted.model import Model
     from pipeline.fitted.validate import validate
+    from stores.errors import ConfigError
 
-    validation = validate(
-        Model.load(model),
-        load_config(config, store),
-        task=task,
-        leave_out_known=leave_out_known,
+    loaded = load_model(model)
+    settings = load_config(config, store)
+    if isinstance(loaded, Model):
+        validation = validate(
+            loaded,
+            settings,
+            task=task,
+            leave_out_known=leave_out_known,
+            recalibrate=recalibrate,
+        )
+        _show(validation, show_validation, as_json)
+        return
+    from pipeline.fitted.validate_masks import validate_masks
+
+    if recalibrate is not None:
+        raise ConfigError("Masks have no probabilities that --recalibrate could make right.")
+    of_masks = validate_masks(
+        loaded, settings, task=task, leave_out_known=leave_out_known, device=device
     )
+    _show(of_masks, show_mask_validation, as_json)
+
+
+def _show(validation: V, show: Callable[[Console, V], None], as_json: bool) -> None:
     if as_json:
         print(json.dumps(validation.model_dump(mode="json"), indent=1))
     else:
-        show_validation(out, validation)
+        show(out, validation)
 
 
-def _print_model(model: Model) -> None:
+def _one_of(forms: tuple[str, ...], to: str) -> None:
+    """Raise ConfigError where a model writes no such form."""
+    from stores.errors import ConfigError
+
+    if to not in forms:
+        raise ConfigError(f"This model writes {', '.join(forms)}. Got --to {to} instead.")
+
+
+def _draw(
+    model: MaskModel,
+    target: Path,
+    out_to: Path,
+    options: FolderOptions,
+    tag: str | None,
+    to: str,
+    is_watching: bool,
+    as_json: bool,
+) -> None:
+    """Draw masks, and print what came of it."""
+    from pipeline.fitted.draw import draw
+    from pipeline.segmentation.mask_writer import MASK_FORMS
+    from stores.errors import ConfigError
+
+    _one_of(MASK_FORMS, to)
+    if is_watching:
+        raise ConfigError("--watch writes one table anew, and this model writes a folder of masks.")
+    form = MASK_FORMS[MASK_FORMS.index(to)]
+    tally = draw(model, target, out_to, options, tag=tag, to=form)
+    if as_json:
+        print(json.dumps(asdict(tally), indent=1))
+    else:
+        _print_drawn(model, tally, out_to)
+    if tally.unreadable or tally.unwritten:
+        raise typer.Exit(1)
+
+
+def _print_model(model: Model | MaskModel) -> None:
     """Print what was made, in a few lines."""
     from pipeline.fitted.card import summary_line
 
@@ -162,6 +277,24 @@ def _show_tally(model: Model, tally: Tally, written: Path, as_json: bool) -> Non
         _print_tally(model, tally, written)
 
 
+def _print_drawn(model: MaskModel, tally: DrawTally, written: Path) -> None:
+    """Print on how many units masks were drawn, and what was left out."""
+    if model.record.random:
+        out.print(RANDOM, style="bold yellow")
+    lines = [f"{tally.units} units were drawn on: {tally.files} files of masks."]
+    if tally.unlike:
+        lines.append(f"{tally.unlike} are unlike the images that the model learnt from.")
+    if tally.unreadable:
+        lines.append(f"{tally.unreadable} could not be read: their notes say why.")
+    if tally.unwritten:
+        lines.append(f"{tally.unwritten} masks were not written: their notes say why.")
+    if tally.pending:
+        lines.append(f"{tally.pending} slices await `radprobe extract` and were left out.")
+    lines += [f"{note}." for note in tally.notes]
+    lines.append(f"Written to {written}.")
+    print_lines(out, lines)
+
+
 def _print_tally(model: Model, tally: Tally, written: Path) -> None:
     """Print how many units were decided which way, and what was left out."""
     if model.record.random:
@@ -172,6 +305,8 @@ def _print_tally(model: Model, tally: Tally, written: Path) -> None:
         lines.append(f"{tally.unlike} are unlike the images that the model learnt from.")
     if tally.unreadable:
         lines.append(f"{tally.unreadable} could not be read: their notes say why.")
+    if tally.unwritten:
+        lines.append(f"{tally.unwritten} have no report: their notes say why.")
     if tally.other:
         lines.append(f"{tally.other} slices of other modalities were left out.")
     if tally.pending:

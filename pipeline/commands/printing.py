@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.evaluation.retest import Agreement
     from pipeline.evaluation.search import Hit
     from pipeline.fitted.validate import Validation
+    from pipeline.fitted.validate_masks import MaskValidation
     from pipeline.recipe import Recipe
     from pipeline.results import Difference, Metric, Result, Score, Segmented
 
@@ -397,6 +398,29 @@ def show_agreements(out: Console, agreements: Sequence[Agreement], recipe: Recip
 
 def show_validation(out: Console, validation: Validation) -> None:
     """Print how a model does elsewhere, beside how it did at home."""
+    _show_elsewhere(out, validation)
+    _show_calibration(out, "Calibration", validation.calibration)
+    _show_calibration(out, "Calibration, as the model calibrates", validation.calibrated)
+    made = validation.recalibration
+    if made is not None:
+        title = f"Calibration, made right on {made.patients} other patients of this collection"
+        _show_calibration(out, title, made.metrics)
+    _show_distance(out, validation)
+
+
+def show_mask_validation(out: Console, validation: MaskValidation) -> None:
+    """Print how a model draws elsewhere, beside how it did at home."""
+    _show_elsewhere(out, validation)
+    labels = validation.score.labels
+    if labels:
+        table = _table("By structure", ("structure",), list(SEGMENTATION.values()))
+        for structure, metrics in labels.items():
+            table.add_row(structure, *_marks(metrics))
+        _print(out, table)
+    _show_distance(out, validation)
+
+
+def _show_elsewhere(out: Console, validation: Validation | MaskValidation) -> None:
     if validation.random:
         out.print(RANDOM, style="bold yellow")
     count = validation.count
@@ -407,8 +431,10 @@ def show_validation(out: Console, validation: Validation) -> None:
         there = "" if at_home is None else _number(at_home)
         table.add_row(METRICS.get(name, name), _number(metric), there)
     _print(out, table)
-    _show_calibration(out, "Calibration", validation.calibration)
-    _show_calibration(out, "Calibration, as the model calibrates", validation.calibrated)
+
+
+def _show_distance(out: Console, validation: Validation | MaskValidation) -> None:
+    """Print how far the images are from the model's, and what else is to be known."""
     lines = [
         f"{_share(validation.unlike)} of the units are unlike the images that the model learnt "
         f"from (5 % of such images would be); a probe tells both apart with an AUROC of "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,13 +36,26 @@ def report(
         Path | None,
         typer.Option(help="A folder for every figure as SVG and PNG, tables as Markdown, LaTeX."),
     ] = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A model's folder: a section on what it is for and on its worst cases; again for "
+            "another."
+        ),
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Write one page on a store and its answers, or on several side by side; it loads nothing."""
     from pipeline.report.page import write_report
 
     with _progress() as progress:
-        written = write_report(stores, to, figures, progress)
+        if model:
+            from pipeline.fitted.section import sections_of
+
+            tell = functools.partial(sections_of, model)
+            written = write_report(stores, to, figures, progress, tell)
+        else:
+            written = write_report(stores, to, figures, progress)
     if as_json:
         print(
             json.dumps(

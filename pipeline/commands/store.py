@@ -149,7 +149,12 @@ def withdraw(
         Path,
         typer.Argument(help="A store, its URL, or a config whose labels and path rule name too."),
     ],
-    patient: Annotated[str, typer.Option(help="The id as in images or labels, or a pseudonym.")],
+    patient: Annotated[
+        str,
+        typer.Option(
+            help="The id as in images or labels (site_a/7 of a named root), or a pseudonym."
+        ),
+    ],
     purge: Annotated[
         bool, typer.Option("--purge", help="Remove the numbers from the files too.")
     ] = False,

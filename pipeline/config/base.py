@@ -13,7 +13,9 @@ from pipeline.types import Frozen
 class HeadSettings(Frozen):
     """What every head has: which features it sees, and scaled how, as the train units alone say.
 
-    components: how many principal components `whiten` keeps at most.
+    features: the CLS token of the last block or of the last four, with or without the mean patch
+    token. scaling: what is done to features before a head sees them. components: how many principal
+    components `whiten` keeps at most.
     """
 
     features: FeatureSet = "cls"

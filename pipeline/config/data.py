@@ -13,10 +13,14 @@ from pipeline.config.tasks import Missing, Uncertain
 from pipeline.recipe import Output, PatchTokens, Precision, Treatment
 from pipeline.types import Frozen
 
+_ROOT_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
+
 
 class Data(Frozen):
     """Which files to embed, and what their headers do not say.
 
+    Hidden folders, what systems and tools keep for themselves, and stores of radprobe are never
+    searched, unless a glob of `include` has their name. root: the folder of the collection.
     include, exclude: globs over paths relative to root. modality: glob -> DICOM modality code, for
     files that carry none (NIfTI, PNG); the first glob that matches wins. patient: a regular
     expression whose first group, searched in the relative path, names the patient of such a file.
@@ -24,11 +28,14 @@ class Data(Frozen):
     the store hides the names of folders and files, which may name patients, or keeps them. only:
     "masked" embeds those slices alone that have a mask file (see `Masks`), of a volume all.
     leave_out: flags of the slice table, such as secondary-capture, burned-in or localizer, whose
-    slices are not embedded. Hidden folders, what systems and tools keep for themselves, and stores
-    of radprobe are never searched, unless a glob of `include` has their name.
+    slices are not embedded. roots: where a config gives `root` names (`root: {site_a: /path,
+    site_b: /path}`), the folder of each, and root is a folder of links to them. A name is the first
+    folder of every path there, and stands before every id: patient 7 of two sites is two people,
+    `site_a/7` and `site_b/7`.
     """
 
     root: Path
+    roots: dict[str, Path] = Field(default_factory=dict)
     include: tuple[str, ...] = ("**",)
     exclude: tuple[str, ...] = ()
     modality: dict[str, str] = Field(default_factory=dict)
@@ -37,6 +44,32 @@ class Data(Frozen):
     paths: Literal["hide", "keep"] = "hide"
     only: Literal["all", "masked"] = "all"
     leave_out: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, given: Any) -> Any:
+        """Take `root` apart where it has names; which folder has the links, the store says."""
+        if isinstance(given, dict) and isinstance(given.get("root"), dict):
+            return {**given, "roots": given["root"], "root": Path()}
+        return given
+
+    @field_validator("roots")
+    @classmethod
+    def _are_folder_names(cls, value: dict[str, Path]) -> dict[str, Path]:
+        for name in value:
+            if not _ROOT_NAME.fullmatch(name):
+                raise ValueError(
+                    "A root's name must be letters, digits, _ and -, since it is a folder of every "
+                    f"path. Got {name!r} instead."
+                )
+        return value
+
+    def id_of(self, path: str, raw: str) -> str:
+        """Return an identifier of a file (by its path under root) as it is told from other sites'.
+
+        That of a root without names is itself.
+        """
+        return f"{path.partition('/')[0]}/{raw}" if self.roots else raw
 
     @field_validator("modality")
     @classmethod
@@ -61,7 +94,8 @@ class Data(Frozen):
 class Demo(Frozen):
     """A synthetic collection to be written to `data.root` on the spot.
 
-    Only a config with this block may fall back to random weights.
+    Only a config with this block may fall back to random weights. patients: how many are made up.
+    seed: of all that is drawn.
     """
 
     patients: Annotated[int, Field(ge=10)] = 60
@@ -71,8 +105,10 @@ class Demo(Frozen):
 class BackboneChoice(Frozen):
     """Which network, and where its weights are.
 
-    weights: a file or folder; `random:<seed>` asks for untrained weights by name; unset means the
-    local cache, then the hub. precision: what the network computes in; the lower ones are several
+    name: as `radprobe weights list` has it, or `hf:` and a folder or repository of transformers, or
+    `timm:` and a name of timm's. weights: a file or folder; `random:<seed>` asks for untrained
+    weights by name; unset means the local cache, then the hub. image_size: the side of the
+    network's input, in pixels. precision: what the network computes in; the lower ones are several
     times faster on a GPU and change features beyond rounding (`doctor --drift` tells by how much).
     treatment: `paper` gives comparators what the code of arXiv 2312.02366 gives them.
     """
@@ -85,17 +121,23 @@ class BackboneChoice(Frozen):
 
 
 class Outputs(Frozen):
-    """What to store of each slice. patch: how, where patch tokens are among it."""
+    """What to store of each slice.
+
+    keep: the CLS tokens, the mean patch token, all patch tokens. patch: how, where patch tokens are
+    among it. blocks: of how many last blocks CLS tokens are stored. dtype: of what is stored.
+    part_rows: rows that are committed together, a power of two; unset, as many as a part's memory
+    allows. Fewer lose less to a crash, more make fewer files.
+    """
 
     keep: tuple[Output, ...] = ("cls", "mean")
     patch: PatchTokens = PatchTokens()
     blocks: int = 4
     dtype: Literal["float16", "float32"] = "float16"
-    # Rows that are committed together, a power of two; unset, as many as a part's memory allows.
-    # Fewer lose less to a crash, more make fewer files.
     part_rows: int | None = None
 
 
+# What split.column and subgroups call the name of a row's root.
+ROOT_COLUMN = "data.root"
 # pyarrow's own spellings of a missing value in CSV, and pandas' in a cast float column.
 EMPTY = ("#N/A", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan")
 
@@ -103,12 +145,16 @@ EMPTY = ("#N/A", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan")
 class Labels(Frozen):
     """Where the labels are, what joins them to the slices, and what unclear values mean.
 
-    key: the column with a file or folder path (relative to data.root), or with a patient, study or
-    series id, or with the value of a DICOM tag listed in data.tags, as `by` says
-    ("tag:AccessionNumber"). patient: the column that names each row's patient, for files whose
-    headers do not. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of
-    Irvin et al., arXiv 1901.07031); missing: what an empty cell means; empty: what is written in a
-    cell that holds nothing: a class that is called NA is taken out of this list.
+    file: the table of labels. key: the column with a file or folder path (relative to data.root),
+    or with a patient, study or series id, or with the value of a DICOM tag listed in data.tags, as
+    `by` says. by: what `key` holds; of a tag, tag: and its keyword ("tag:AccessionNumber").
+    patient: the column that names each row's patient, for files whose headers do not. headers:
+    whether that column and the headers must agree on which slices are one patient's, or the headers
+    are wrong. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of Irvin et
+    al., arXiv 1901.07031); missing: what an empty cell means; empty: what is written in a cell that
+    holds nothing: a class that is called NA is taken out of this list. dates: how days are written
+    that do not begin with the year, such as 3.4.2024; 3/4/2024 and 3-4-2024 are too. root: the
+    column that says under which name of data.root a row's path, or id, is.
     """
 
     file: Path
@@ -119,14 +165,18 @@ class Labels(Frozen):
     uncertain: Uncertain = "refuse"
     missing: Missing = "leave-out"
     empty: tuple[str, ...] = EMPTY
+    dates: Literal["year-month-day", "day.month.year"] = "year-month-day"
+    root: str | None = None
 
 
 class SplitChoice(Frozen):
     """How patients are divided.
 
-    holdout: of `folds` parts one tests, one validates, the rest train; kfold: each part tests in
-    turn; list: as `file` says, a CSV of the columns key (as labels.by) and part; site: the label
-    column `column` stays on one side; date: its latest test. new: what becomes of patients that a
+    kind: of a holdout's `folds` parts one tests, one validates, the rest train; in kfold each part
+    tests in turn; list goes as `file` says; in site what `column` holds stays on one side; in date
+    its latest test. folds: how many parts there are. seed: of the keys by which patients are dealt.
+    file: of a list, a CSV of the columns key (as labels.by) and part. column: the label column that
+    has the site or the date. new: what becomes of patients that a
     split on file does not know. allow: what is otherwise refused as leakage. group: "duplicates"
     puts patients who have copies of an image, or what is all but one, on one side.
     """
@@ -163,8 +213,9 @@ class SplitChoice(Frozen):
 class JobQueue(Frozen):
     """Jobs of a batch system that embed: `workers` jobs of one process each, by dask-jobqueue.
 
-    options: as dask-jobqueue's cluster class of that kind takes them (queue, walltime, memory,
-    job_extra_directives, ...); a job has one core for Python unless they say so.
+    kind: the batch system. workers: how many jobs. options: as dask-jobqueue's cluster class of
+    that kind takes them (queue, walltime, memory, job_extra_directives, ...); a job has one core
+    for Python unless they say so.
     """
 
     kind: Literal["slurm", "pbs", "lsf", "sge"]

@@ -15,6 +15,7 @@ from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
 from pipeline.config.yaml_text import RepeatedKeyError, parse_yaml
 from pipeline.shared.private import keep_private
+from pipeline.shared.roots import linked
 from pipeline.types import Frozen
 from stores.errors import ConfigError
 from stores.mirror import url_of
@@ -31,7 +32,9 @@ def load_config(path: Path, store: Path | None = None) -> Config:
     config = _anchored(read_settings(path, Config), path.parent, store)
     masks = [masks.root for masks in config.masks.values() if masks.root is not None]
     labels = [] if config.labels is None else [config.labels.file]
-    keep_private([config.data.root, *masks], but=[path, config.store, *labels])
+    keep_private(
+        [config.data.root, *config.data.roots.values(), *masks], but=[path, config.store, *labels]
+    )
     return config
 
 
@@ -82,8 +85,13 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
     labels = config.labels and config.labels.model_copy(
         update={"file": anchored(base, config.labels.file)}
     )
+    located_store = _store(base, config.store) if store is None else located(store)
+    roots = {name: anchored(base, root) for name, root in config.data.roots.items()}
+    root = linked(located_store, roots) if roots else anchored(base, config.data.root)
     masks = {
-        name: masks.model_copy(update={"root": anchored(base, masks.root or config.data.root)})
+        name: masks.model_copy(
+            update={"root": root if masks.root is None else anchored(base, masks.root)}
+        )
         for name, masks in config.masks.items()
     }
     split = config.split
@@ -91,8 +99,8 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
         split = split.model_copy(update={"file": anchored(base, split.file)})
     return config.model_copy(
         update={
-            "data": config.data.model_copy(update={"root": anchored(base, config.data.root)}),
-            "store": _store(base, config.store) if store is None else located(store),
+            "data": config.data.model_copy(update={"root": root, "roots": roots}),
+            "store": located_store,
             "fit_on": config.fit_on and _store(base, config.fit_on),
             "backbone": config.backbone.model_copy(update={"weights": weights}),
             "labels": labels,

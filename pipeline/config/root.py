@@ -20,7 +20,16 @@ from pydantic import (
 )
 
 from pipeline.config.base import HeadSettings
-from pipeline.config.data import BackboneChoice, Data, Demo, JobQueue, Labels, Outputs, SplitChoice
+from pipeline.config.data import (
+    ROOT_COLUMN,
+    BackboneChoice,
+    Data,
+    Demo,
+    JobQueue,
+    Labels,
+    Outputs,
+    SplitChoice,
+)
 from pipeline.config.heads import HEADS, TUNED, Declaration, declared
 from pipeline.config.presets import PresetName, expanded
 from pipeline.config.segmentation import Masks, Segment
@@ -65,12 +74,12 @@ else:
 class Config(HeadKeys):
     """One config file. Each head of `pipeline.config.heads` has a key, whose settings it declares.
 
-    preset: ordinary settings by one word (see `pipeline.config.presets`); what is given beside it
-    wins. fit_on: a store of the same collection by the same network, whose features heads are
-    fitted on in place of this one's, which are tested alone: how answers hold where the images are
-    others.
-    masks: what is to be segmented, each by a name of its own; segment: the heads that are asked to,
-    each by a name of its own. finetune, lora, bitfit, norm: how the network is tuned, where it is.
+    store: the folder or the URL of the features. preset: ordinary settings by one word (see
+    `pipeline.config.presets`); what is given beside it wins. fit_on: a store of the same collection
+    by the same network, whose features heads are fitted on in place of this one's, which are tested
+    alone: how answers hold where the images are others. masks: what is to be segmented, each by a
+    name of its own; segment: the heads that are asked to, each by a name of its own. finetune,
+    lora, bitfit, norm: how the network is tuned, where it is.
     """
 
     preset: PresetName | None = None
@@ -112,6 +121,30 @@ class Config(HeadKeys):
     def _masks_for_masked(self) -> Config:
         if self.data.only == "masked" and not self.masks:
             raise ValueError("data.only: masked needs `masks`, which say where the masks are.")
+        return self
+
+    @model_validator(mode="after")
+    def _roots_of_rows(self) -> Config:
+        """Refuse labels that do not say at which site a patient is: two would be one."""
+        labels = self.labels
+        if not self.data.roots:
+            columns = [self.split.column, labels and labels.root and ROOT_COLUMN]
+            for task in self.tasks.values():
+                columns += [*task.subgroups, *task.shortcuts]
+            if ROOT_COLUMN in columns:
+                raise ValueError(
+                    f"{ROOT_COLUMN} as a column, and labels.root, need names: `data: {{root: "
+                    "{site_a: /path, site_b: /path}}`."
+                )
+            return self
+        if self.demo is not None:
+            raise ValueError("A demo is written to one folder. Give data.root as one path.")
+        names_people = labels is not None and (labels.patient is not None or labels.by != "path")
+        if labels is not None and names_people and labels.root is None:
+            raise ValueError(
+                "Where data.root has names, they tell patients and ids of labels apart: set "
+                "labels.root to the column that has them."
+            )
         return self
 
     def settings_of(self, method: Declaration[S]) -> S:

@@ -103,14 +103,16 @@ def _known(method: str) -> str:
 class Segment(Frozen):
     """How a segmentation head, or a network from scratch, is trained and chosen.
 
-    method: of `SEGMENTATION_HEADS`. learning_rates: all are trained at once, and one is chosen by
+    method: what is trained, or asked. learning_rates: all are trained at once, and one is chosen by
     the Dice on val; the defaults are those of arXiv 2312.02366, whose batches are of 128. epochs:
-    at most; patience: epochs without a better Dice on val before it ends; the best epoch is kept.
-    loss: MONAI's, softmax. refit: whether what was chosen is trained again on train and val, as
-    there, for as many epochs. knn takes from it refit and seed, and k (one is chosen on val),
-    temperature, and references: how many patches it keeps at most. size: of a network from scratch;
-    `small` is for tests and for trying out without a GPU. shots: numbers of training patients to be
-    tried as well as all of them, never trained again on val; each is drawn `draws` times.
+    at most. patience: epochs without a better Dice on val before it ends; the best epoch is kept.
+    batch_size: slices a step. loss: MONAI's, softmax. refit: whether what was chosen is trained
+    again on train and val, as there, for as many epochs. k: of kNN, which takes refit and seed too:
+    the neighbours asked, of which one number is chosen on val. temperature: of their votes.
+    references: how many patches kNN keeps at most. seed: of what is drawn. size: of a network from
+    scratch; `small` is for tests and for trying out without a GPU. shots: numbers of training
+    patients to be tried as well as all of them, never trained again on val. draws: how often each
+    is drawn.
     """
 
     method: Annotated[str, AfterValidator(_known)] = "linear"

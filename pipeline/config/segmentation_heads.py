@@ -9,7 +9,8 @@ To add a head:
 1. Write `pipeline/segmentation/<name>.py` with `fit(source, parts, settings, *, device)`, which
    returns a `pipeline.segmentation.contracts.FittedHead`. Where the head is a network, it has a
    `build` as well, and `fit` is `training.fit` of that: `linear.py` is an example; `knn.py` is one
-   without a network.
+   without a network. So that its model can be filed (`radprobe fit`), what `fit` returns has
+   `to_state`, and the module `from_state` (`contracts.FileableHead`); networks have both already.
 2. Add its line to `SEGMENTATION_HEADS`.
 3. Add what it needs to learn to `LEARNING` in `tests/pipeline/segmentation/test_heads.py`, which
    tries every head.

@@ -16,16 +16,19 @@ class Tuning(HeadSettings):
     """How a network is trained on a task, with a linear head on its features; val says when to end.
 
     protocol: `paper` takes this block of the preset `paper` (see `pipeline.config.presets`) where
-    nothing else is given. rate: of the network's own parameters, at its last block; layer_decay:
-    what a block's rate is of the next one's; head_rate: of the head; warmup: the share of all steps
-    in which rates rise to theirs, before they fall along a cosine. patience: epochs without a
-    better AUROC (or Dice, or squared error) on val before it ends; the best epoch is kept. batch:
-    units a step (of masks, slices), of which `at_once` images pass through the network together,
-    gradients added up; slices: how many of a unit's are drawn each time, tested on all. masks are
-    drawn from the last block's patch tokens, whatever `features` are. augment: `mild` turns, shifts
-    and scales by a little and changes contrast, `paper` crops and flips. start: the head from
-    noise, or from the probe on the cached features (LP-FT, arXiv 2202.10054), for masks the linear
-    head on cached tokens.
+    nothing else is given. optimizer: of torch's. rate: of the network's own parameters, at its last
+    block; layer_decay: what a block's rate is of the next one's. head_rate: of the head.
+    weight_decay: of all that has decay. warmup: the share of all steps in which rates rise to
+    theirs, before they fall along a cosine. epochs: at most. patience: epochs without a better
+    AUROC (or Dice, or squared error) on val before it ends; the best epoch is kept. batch: units a
+    step (of masks, slices). at_once: how many images of a step pass through the network together,
+    gradients added up. slices: how many of a unit's are drawn each time, tested on all. features:
+    as heads have them, but that masks are drawn from the last block's patch tokens, whatever these
+    are. scaling, components: as heads have them; a network is tuned on features as they are.
+    precision: what the forward pass computes in. augment: `mild` turns, shifts and scales by a
+    little and changes contrast, `paper` crops and flips. start: the head from noise, or from the
+    probe on the cached features (LP-FT, arXiv 2202.10054), for masks the linear head on cached
+    tokens. seed: of what is drawn.
     """
 
     block: ClassVar[str]  # its key in a config
@@ -84,8 +87,9 @@ class Lora(Tuning):
     """Low-rank updates of linear layers are trained (arXiv 2106.09685), in the end added to them.
 
     targets: query, key and value; the projection behind them; the layers of the MLP, whatever a
-    network calls them. An update is alpha / rank times the product of two matrices. biases: `lora`
-    trains those of the layers that have updates too.
+    network calls them. rank: of an update. alpha: an update is alpha / rank times the product of
+    two matrices. dropout: of what an update sees. biases: `lora` trains those of the layers that
+    have updates too.
     """
 
     block: ClassVar[str] = "lora"
@@ -115,7 +119,7 @@ class NormTune(Tuning):
 
 
 def _declared(
-    name: str, title: str, settings: type[Tuning], contract: int = 6
+    name: str, title: str, settings: type[Tuning], contract: int = 7
 ) -> Declaration[Tuning]:
     # Those of heads, and what makes networks and LoRA's updates.
     libraries = (*LIBRARIES, "transformers", "peft")

@@ -34,7 +34,8 @@ def examine(config: Config | None = None) -> Iterator[Check]:
 
 
 def _collection(config: Config) -> Check:
-    root = config.data.root
+    absent = [folder for folder in config.data.roots.values() if not folder.is_dir()]
+    root = absent[0] if absent else config.data.root
     if root.is_dir():
         return Check("collection", "ok", str(root))
     if config.demo is not None:

@@ -20,7 +20,7 @@ from pipeline.annotations.labels import LabelTable, label_units, read_labels, te
 from pipeline.annotations.patients import note_patients
 from pipeline.annotations.units import Units
 from pipeline.config.base import HeadSettings
-from pipeline.config.data import Labels
+from pipeline.config.data import Labels, SplitChoice
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Task
 from pipeline.evaluation.failures import Failures
@@ -249,34 +249,15 @@ class Cases:
 
     @cached_property
     def _keys_of_units(self) -> Texts:
-        """(n,) the first file of each unit: of one collection, the same in every store."""
-        units = self.units
-        slices = self._slices
-        place = pa.array(np.searchsorted(slices["row"].to_numpy(), units.rows))
-        paths = slices["path"].take(place).to_pylist()
-        frames = slices["frame"].take(place).to_pylist()
-        of_slices = np.array([f"{path}\0{n}" for path, n in zip(paths, frames, strict=True)])
-        by_key = np.argsort(of_slices, kind="stable")
-        _, first = np.unique(units.unit[by_key], return_index=True)
-        keys: Texts = of_slices[by_key[first]]
-        return keys
+        return keys_of_units(self.units, self._slices)
 
     def _split_column(self) -> Texts | None:
         """Return what units are split by other than their labels: site, date or listed part."""
-        choice = self.config.split
-        if choice.column is not None:
-            return self.column(choice.column)
-        if choice.file is None:
+        column = split_column(self.config.split, self.table)
+        if column is None:
             return None
-        listed = Labels(file=choice.file, key="key", by=self.table.settings.by)
-        parts = read_labels(listed, [], ["part"])
-        odd = set(parts.columns["part"]) - set(PARTS)
-        if odd:
-            raise LabelError(
-                f"The part of a split list must be train, val or test. Got {len(odd)} other values "
-                f"in {str(choice.file)!r}."
-            )
-        return self._texts_of(parts, "part")
+        table, name = column
+        return self._texts_of(table, name)
 
     def _sides(self, split: Split) -> NDArray[np.int64]:
         """Return (n,) the side of each unit; -1 where the split leaves it out: it leaks nothing."""
@@ -400,6 +381,41 @@ class Cases:
         )
 
 
+def keys_of_units(units: Units, slices: pa.Table) -> Texts:
+    """Return (n,) the first file of each unit: of one collection, the same in every store.
+
+    slices: SLICE_SCHEMA, with the real paths.
+    """
+    place = pa.array(np.searchsorted(slices["row"].to_numpy(), units.rows))
+    paths = slices["path"].take(place).to_pylist()
+    frames = slices["frame"].take(place).to_pylist()
+    of_slices = np.array([f"{path}\0{n}" for path, n in zip(paths, frames, strict=True)])
+    by_key = np.argsort(of_slices, kind="stable")
+    _, first = np.unique(units.unit[by_key], return_index=True)
+    keys: Texts = of_slices[by_key[first]]
+    return keys
+
+
+def split_column(choice: SplitChoice, table: LabelTable) -> tuple[LabelTable, str] | None:
+    """Return the table and column that say where units stand; None where chance says it.
+
+    table: the labels. Raises LabelError for a list that names another part than there are.
+    """
+    if choice.column is not None:
+        return table, choice.column
+    if choice.file is None:
+        return None
+    listed = Labels(file=choice.file, key="key", by=table.settings.by)
+    parts = read_labels(listed, [], ["part"])
+    odd = set(parts.columns["part"]) - set(PARTS)
+    if odd:
+        raise LabelError(
+            f"The part of a split list must be train, val or test. Got {len(odd)} other values "
+            f"in {str(choice.file)!r}."
+        )
+    return parts, "part"
+
+
 def slices_of(units: Units, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the places in `units.rows` of the slices of some units."""
     return np.flatnonzero(np.isin(units.unit, numbers))
@@ -418,8 +434,8 @@ def cases_of(config: Config, failures: Failures | None = None) -> Iterator[Cases
         )
     store = FeatureStore.open(config.store)
     labels = config.labels
-    tasks = {name: _with_policies(task, labels) for name, task in config.tasks.items()}
-    tables = _tables(config, labels, tasks, failures)
+    tasks = {name: with_policies(task, labels) for name, task in config.tasks.items()}
+    tables = tables_of(config, labels, tasks, failures)
     fingerprint = store.fingerprint()
     fit_store = None
     if config.fit_on is not None:
@@ -436,7 +452,7 @@ def cases_of(config: Config, failures: Failures | None = None) -> Iterator[Cases
         )
 
 
-def _tables(
+def tables_of(
     config: Config,
     labels: Labels,
     tasks: dict[str, Task],
@@ -471,7 +487,7 @@ def _other_columns(config: Config, tasks: Iterable[Task]) -> list[str]:
     return columns
 
 
-def _with_policies(task: Task, labels: Labels) -> Task:
+def with_policies(task: Task, labels: Labels) -> Task:
     """Return a task with the labels' policies where it states none itself."""
     return task.model_copy(
         update={

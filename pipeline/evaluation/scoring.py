@@ -110,8 +110,9 @@ def _score_one_fold(
     point_notes: list[list[str]] = []
     for prediction in predicted.predictions:
         at_points = _at_points(cases, prediction, parts)
-        scores.append(score_of(cases, at_points, rows, None))
-        point_notes.append(_point_notes(cases, at_points))
+        score = score_of(cases, at_points, rows, None)
+        scores.append(score)
+        point_notes.append(_point_notes(cases, at_points) + _interval_notes(score))
         if prediction.draws is None:
             filed.append(at_points)
         else:  # a unit has several predictions: the table of predictions has one row for it
@@ -217,7 +218,10 @@ def scores_of(cases: Cases, tested: OutOfFold) -> list[Score]:
     tested.notes.extend(_one_sided_notes(cases, tested.rows))
     if tested.predictions:
         tested.notes.extend(_point_notes(cases, tested.predictions[tested.chosen]))
-    return [score_of(cases, each, tested.rows, tested.fold) for each in tested.predictions]
+    scores = [score_of(cases, each, tested.rows, tested.fold) for each in tested.predictions]
+    if scores:
+        tested.notes.extend(_interval_notes(scores[tested.chosen]))
+    return scores
 
 
 def _one_sided_notes(cases: Cases, rows: Rows) -> list[str]:
@@ -227,6 +231,15 @@ def _one_sided_notes(cases: Cases, rows: Rows) -> list[str]:
     reason = "has no AUROC: all or none of the test units carry it"
     truth = cases.units.at(rows)
     return [f"{name!r} {reason}" for name in one_sided(truth)]
+
+
+def _interval_notes(score: Score) -> list[str]:
+    """Return a note where metrics have no interval."""
+    without = [name for name, metric in score.metrics.items() if metric.low is None]
+    if not without:
+        return []
+    names = ", ".join(name.replace("_", " ") for name in without)
+    return [f"no interval of {names}: of so few patients it would not keep its word"]
 
 
 def score_of(

@@ -26,7 +26,7 @@ TRAIN = 0
 VAL = 1
 TEST = 2
 SIDES = ("train", "val", "test")
-DATE = re.compile(r"\d{4}-?\d{2}-?\d{2}")
+DATE = re.compile(r"(\d{4})-?(\d{2})-?(\d{2})(?:[ T]\d{2}:\d{2}.*)?", re.ASCII)
 
 
 # --- chance --------------------------------------------------------------------------------
@@ -203,7 +203,8 @@ def sides_by_date(
     """Return patients and their sides, the last 1 / folds of them for test, those before for val.
 
     A patient's date is the last of his units', so that nothing is fitted on what came after the
-    first test patient's last. Raises LabelError for a date that is not YYYY-MM-DD or YYYYMMDD.
+    first test patient's last. Raises LabelError for a date that is not YYYY-MM-DD or YYYYMMDD, with
+    a time of day behind it or none.
     """
     patients = _Patients.of(units, keys)
     last_day = _last_days(patients, dates)
@@ -225,13 +226,15 @@ def _last_days(patients: _Patients, dates: Names) -> Sides:
 
 def _sortable_days(dates: Names) -> NDArray[np.int64]:
     """Return dates as numbers YYYYMMDD. Raises LabelError."""
-    for date in dates.tolist():
-        if not DATE.fullmatch(date):
-            raise LabelError(
-                "A date must be YYYY-MM-DD or YYYYMMDD. Got something else instead; correct the "
-                "column that split.column names."
-            )
-    return np.char.replace(dates, "-", "").astype(np.int64)
+    written = [DATE.fullmatch(date) for date in dates.tolist()]
+    days = [int("".join(date.groups())) for date in written if date is not None]
+    if len(days) < len(written):
+        raise LabelError(
+            f"A date must be YYYY-MM-DD or YYYYMMDD. Got something else instead for "
+            f"{len(written) - len(days)} of {len(written)} units; correct the column that "
+            "split.column names, or write `dates: day.month.year` into labels if days are so."
+        )
+    return np.array(days, np.int64)
 
 
 # --- by a list -----------------------------------------------------------------------------

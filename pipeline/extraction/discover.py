@@ -38,7 +38,7 @@ from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, as_table, where, with_colum
 
 # Goes up when the reader sees other slices in the same file, or groups them otherwise: `known` of
 # another is no guide.
-READER_VERSION = 4
+READER_VERSION = 5
 _TIME_LIMIT_S = 60.0
 _OTHER = "other"
 IDENTIFIER_IN_PATH = "identifier-in-path"
@@ -74,6 +74,7 @@ _PLACE_SCHEMA = pa.schema(
         ("axes", pa.list_(pa.float32())),
         ("echo_ms", pa.float64()),
         ("labels", pa.list_(pa.float32())),
+        ("gradient", pa.list_(pa.float32())),
         ("order", pa.list_(pa.float64())),
         ("offset_mm", pa.list_(pa.float64())),
     ]
@@ -117,6 +118,12 @@ def discover(
     files, 0 for none; elsewhere: what opens them instead. progress: called with the number of files
     opened so far. Raises ConfigError where the root is no folder.
     """
+    for name, folder in data.roots.items():
+        # Of a disk that is not there, all slices would count as gone.
+        if not folder.is_dir():
+            raise ConfigError(
+                f"data.root must be folders that exist. Got {str(folder)!r} for {name!r} instead."
+            )
     if not data.root.is_dir():
         raise ConfigError(
             f"data.root must be a folder that exists. Got {str(data.root)!r} instead."
@@ -316,6 +323,7 @@ def _header(row: Row) -> Header:
         axes=None if row["axes"] is None else tuple(row["axes"]),
         echo_ms=row["echo_ms"],
         labels=tuple(row["labels"]),
+        gradient=tuple(row["gradient"]),
         order=tuple(row["order"]),
         position_mm=row["position_mm"],
         offset_mm=None if row["offset_mm"] is None else tuple(row["offset_mm"]),
@@ -332,6 +340,7 @@ class PathRules:
         for glob, code in data.modality.items():
             self._modalities.append((matcher([glob]), code))
         self._patient = re.compile(data.patient) if data.patient else None
+        self._data = data
 
     def modality(self, path: str) -> str:
         """Return the modality of the first pattern that a path matches; OT where none does."""
@@ -344,6 +353,10 @@ class PathRules:
         """Return the patient that a path names, if any."""
         match = self._patient.search(path) if self._patient else None
         return match.group(1) if match else None
+
+    def id_of(self, path: str, raw: str) -> str:
+        """Return an identifier of a file as `Data.id_of` tells it from those of other roots."""
+        return self._data.id_of(path, raw)
 
 
 def modality_of(data: Data, path: str) -> str:
@@ -368,7 +381,7 @@ def _place(stored: str, header: Header, fill: PathRules, key: bytes) -> Row:
     path = unescape_path(stored)
 
     def hidden(kind: str, raw: str | None) -> str | None:
-        return pseudonym(key, kind, raw) if raw else None
+        return pseudonym(key, kind, fill.id_of(path, raw)) if raw else None
 
     spacing_y, spacing_x = header.spacing_mm or (None, None)
     tags = []
@@ -380,7 +393,7 @@ def _place(stored: str, header: Header, fill: PathRules, key: bytes) -> Row:
         "frame": header.frame,
         "patient": hidden("patient", header.patient or fill.patient(path)),
         "study": hidden("study", header.study),
-        "series": pseudonym(key, "series", header.series or stored),
+        "series": hidden("series", header.series) or pseudonym(key, "series", stored),
         "instance": hidden("instance", header.instance),
         "position_mm": header.position_mm,
         "modality": header.modality or fill.modality(path),
@@ -396,6 +409,7 @@ def _place(stored: str, header: Header, fill: PathRules, key: bytes) -> Row:
         "axes": header.axes,
         "echo_ms": header.echo_ms,
         "labels": header.labels,
+        "gradient": header.gradient,
         "order": header.order,
         "offset_mm": header.offset_mm,
     }

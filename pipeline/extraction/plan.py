@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,16 +72,23 @@ class Explanation:
         return not (self.fields or self.changes or self.parts)
 
 
-def plan(config: Config, *, rehash: bool = False) -> Plan:
+def plan(
+    config: Config,
+    *,
+    rehash: bool = False,
+    on_look: Callable[[Look], None] = lambda look: None,
+) -> Plan:
     """Return what `extract` would do; writes nothing.
 
-    Raises RecipeMismatchError, WeightsError or ConfigError where `extract` would.
+    on_look: is given the look at the collection, which holds all slices, and is not kept. Raises
+    RecipeMismatchError, WeightsError or ConfigError where `extract` would.
     """
     recipe, _ = make_recipe(config)
     store = _existing(config)
     if store is not None:
         open_store(config, recipe)  # refuses another recipe in the words of `extract`
     this_look = _look(config, store, rehash)
+    on_look(this_look)
     layout = store.layout if store is not None else Layout(part_rows_of(config, recipe))
     live = _live_rows(this_look.slices)
     parts = _missing(store, layout, live)

@@ -138,4 +138,5 @@ def _stamp(config: Config, store: FeatureStore) -> str:
     if not root.is_dir():
         return f"{store.version} no folder"
     about = root.stat()
-    return f"{store.version} {about.st_dev} {about.st_ino}"
+    # A folder made anew may be given the number of the one that was removed: not its ctime.
+    return f"{store.version} {about.st_dev} {about.st_ino} {about.st_ctime_ns}"

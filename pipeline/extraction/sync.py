@@ -54,7 +54,8 @@ class Look:
     reconciled: the slices with their rows and real paths, and what changed. slices, files
     (SLICE_SCHEMA, FILE_SCHEMA): the tables that the store is to have, with paths as it shows them.
     unchanged: the store has these tables already. unmasked, flagged: how many slices were left out,
-    as `data.only` and `data.leave_out` ask. notes: what of the config had no effect.
+    as `data.only` and `data.leave_out` ask. notes: what of the config had no effect. names: by
+    which patients are called here.
     """
 
     reconciled: Reconciled
@@ -62,6 +63,7 @@ class Look:
     files: pa.Table
     unchanged: bool
     unmasked: int
+    names: Names
     flagged: int = 0
     notes: tuple[str, ...] = ()
 
@@ -143,6 +145,7 @@ def _first_look(config: Config) -> Look:
         discovery.files,
         unchanged=False,
         unmasked=len(candidates) - len(slices),
+        names=Names(config.store, config.data.paths, key),
         flagged=len(discovery.slices) - len(candidates),
         notes=(*discovery.notes, *notes),
     )
@@ -203,6 +206,7 @@ def _look(
         new_files,
         unchanged,
         unmasked=len(candidates) - len(slices),
+        names=Names(config.store, config.data.paths, key),
         flagged=len(of_patients) - len(candidates),
         notes=(*discovery.notes, *notes),
     )
@@ -217,6 +221,8 @@ def _discovery_rules(config: Config) -> bytes:
     """Return what decides, beside a file's bytes, which slices it has and what is said of them."""
     data = config.data
     rules = [READER_VERSION, config.preprocess.plane, data.modality, data.patient, data.tags]
+    if data.roots:  # whose names stand before ids; where they lie does not matter
+        rules.append("roots")
     return json.dumps(rules, sort_keys=True).encode()
 
 

@@ -218,7 +218,8 @@ def _count_by_path(data: Data, names: Names, slices: pa.Table, wanted: set[str])
     counts = pc.value_counts(names.revealed(slices)["path"]).to_pylist()
     by_path = 0
     for each in counts:
-        named = rules.patient(unescape_path(each["values"]))
-        if named and names.pseudonym("patient", named) in wanted:
+        path = unescape_path(each["values"])
+        named = rules.patient(path)
+        if named and names.pseudonym("patient", rules.id_of(path, named)) in wanted:
             by_path += each["counts"]
     return by_path

@@ -1,9 +1,11 @@
 """Probabilities made right on val, which the model they are of has not been fitted on.
 
 Of two classes, and of each label, by Platt's sigmoid on the logit, with his targets (Advances in
-Large Margin Classifiers, 1999); of several classes by one temperature (Guo et al., ICML 2017). Both
-keep the order of units, so that an AUROC and an operating point stay what they are. What they learn
-is of what a model of train alone says of val, and holds for the model of both.
+Large Margin Classifiers, 1999); where val is large, by isotonic regression (Zadrozny and Elkan, KDD
+2002) if that foretells patients it has not seen better; of several classes by one temperature (Guo
+et al., ICML 2017). Sigmoid and temperature keep the order of units, and isotonic regression does
+but for ties, so that an operating point stays what it is. What they learn is of what a model of
+train alone says of val, and holds for the model of both.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ Doubles = NDArray[np.float64]
 # Units on each side of a label that its sigmoid is fitted on at least.
 FEWEST = 10
 TEMPERATURES = (0.05, 20.0)
+# Units in all, and on the rarer side, from which on isotonic regression is tried at all; and the
+# folds of patients by which it must do better.
+LARGE = 1000
+LARGE_SIDE = 100
+FOLDS = 5
 
 
 class Sigmoid(Frozen):
@@ -42,6 +49,27 @@ class Sigmoid(Frozen):
         return calibrated
 
 
+class Isotonic(Frozen):
+    """calibrated goes straight from step to step, fitted on so many units of val.
+
+    said, observed: where the steps stand, both ascending; before the first and behind the last it
+    stays.
+    """
+
+    kind: Literal["isotonic"] = "isotonic"
+    said: tuple[float, ...]
+    observed: tuple[float, ...]
+    units: int
+
+    def apply(self, proba: Doubles) -> Doubles:
+        """Return (n,) the probabilities of a label made right."""
+        calibrated: Doubles = np.interp(proba, self.said, self.observed)
+        return calibrated
+
+
+OfLabel = Annotated[Sigmoid | Isotonic, Field(discriminator="kind")]
+
+
 class Temperature(Frozen):
     """calibrated = softmax(log(said) / temperature), fitted on so many units of val."""
 
@@ -55,17 +83,17 @@ class Temperature(Frozen):
 
 
 class Calibration(Frozen):
-    """What makes probabilities right: a sigmoid a label (or the positive class), or a temperature.
+    """What makes probabilities right: for each label (or the positive class), or a temperature.
 
     A label that is not there had too few units on val, and has no calibrated probability.
     """
 
-    sigmoids: dict[str, Sigmoid] = Field(default_factory=dict)
+    sigmoids: dict[str, OfLabel] = Field(default_factory=dict)
     temperature: Temperature | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The labels that have a sigmoid."""
+        """The labels whose probabilities are made right."""
         return tuple(self.sigmoids)
 
     def apply(self, proba: Doubles, classes: tuple[str, ...], kind: Kind) -> Doubles:
@@ -90,14 +118,18 @@ def calibrate(truth: Truth, on_val: Doubles | None) -> tuple[Calibration | None,
         return None, []
     if truth.kind == "multiclass":
         return Calibration(temperature=_temperature(truth, on_val)), []
-    sigmoids = {}
+    sigmoids: dict[str, Sigmoid | Isotonic] = {}
     notes = []
     for column in columns_of(truth, on_val):
         positive = column.positive[column.known]
         rarer = int(min(positive.sum(), (~positive).sum()))
-        sigmoid = _sigmoid(positive, column.proba[column.known]) if rarer >= FEWEST else None
-        if sigmoid is not None:
-            sigmoids[column.name] = sigmoid
+        proba = column.proba[column.known]
+        sigmoid = _sigmoid(positive, proba) if rarer >= FEWEST else None
+        made: Sigmoid | Isotonic | None = sigmoid
+        if sigmoid is not None and rarer >= LARGE_SIDE and len(proba) >= LARGE:
+            made = _better(sigmoid, positive, proba, truth.patient[column.known])
+        if made is not None:
+            sigmoids[column.name] = made
         elif rarer < FEWEST:
             notes.append(
                 f"{column.name!r} is not calibrated: val has {rarer} units on its rarer side, and "
@@ -120,6 +152,50 @@ def _sigmoid(positive: NDArray[np.bool_], proba: Doubles) -> Sigmoid | None:
     if not slope[0] > 0:
         return None
     return Sigmoid(intercept=float(intercept[0]), slope=float(slope[0]), units=n)
+
+
+def _isotonic(positive: NDArray[np.bool_], proba: Doubles) -> Isotonic:
+    from sklearn.isotonic import IsotonicRegression
+
+    n = len(positive)
+    # Never quite 0 and 1: so many units cannot tell.
+    fitted = IsotonicRegression(y_min=1 / (n + 2), y_max=(n + 1) / (n + 2), out_of_bounds="clip")
+    fitted.fit(proba, positive.astype(np.float64))
+    return Isotonic(
+        said=tuple(fitted.X_thresholds_.tolist()),
+        observed=tuple(fitted.y_thresholds_.tolist()),
+        units=n,
+    )
+
+
+def _better(
+    sigmoid: Sigmoid,
+    positive: NDArray[np.bool_],
+    proba: Doubles,
+    patient: NDArray[np.int64],
+) -> Sigmoid | Isotonic:
+    """Return isotonic regression where it has the lower log-loss on patients it has not seen.
+
+    Else the sigmoid. patient (n,): the numbers of the units' patients.
+    """
+    # By the number of the patient, which says nothing of who it is.
+    _, number = np.unique(patient, return_inverse=True)
+    fold = number % FOLDS
+    losses = np.zeros(2)
+    for i in range(FOLDS):
+        fit = fold != i
+        by_line = _sigmoid(positive[fit], proba[fit])
+        if by_line is None:
+            return sigmoid
+        made = (by_line, _isotonic(positive[fit], proba[fit]))
+        losses += [_log_loss(positive[~fit], each.apply(proba[~fit])) for each in made]
+    return _isotonic(positive, proba) if losses[1] < losses[0] else sigmoid
+
+
+def _log_loss(positive: NDArray[np.bool_], proba: Doubles) -> float:
+    """Return the sum of the log-losses of units."""
+    of_true = np.where(positive, proba, 1 - proba)
+    return -float(np.log(np.maximum(of_true, LEAST)).sum())
 
 
 def _temperature(truth: Truth, proba: Doubles) -> Temperature:

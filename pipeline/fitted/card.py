@@ -4,53 +4,111 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.splits import PARTS
-from pipeline.fitted.calibration import Calibration
-from pipeline.fitted.record import ModelRecord
-from pipeline.report.wording import METRICS, RANDOM, interval, method_title, setting_text
+from pipeline.fitted.calibration import Calibration, Isotonic, Sigmoid
+from pipeline.fitted.folder import Record
+from pipeline.fitted.record import FiledRecord, MaskRecord, ModelRecord
+from pipeline.report.wording import (
+    METRICS,
+    RANDOM,
+    interval,
+    method_title,
+    sentence,
+    setting_text,
+)
 
 
-def card_text(record: ModelRecord) -> str:
+def card_text(record: Record) -> str:
     """Return the page."""
     return "\n".join(_lines(record)) + "\n"
 
 
-def summary_line(record: ModelRecord) -> str:
+def summary_line(record: Record) -> str:
     """Return how well a model did on its test units, in one sentence."""
-    name = next((name for name in METRICS if name in record.score.metrics), None)
-    test = record.counts["test"]
-    tested = f"{test.patients} patients that it has not seen"
-    if name is None:
-        return f"{record.task}: tested on {tested}, without a score."
-    score = f"{METRICS[name]} {interval(record.score.metrics[name])}"
-    return f"{record.task}: {score} on {tested}{_at_threshold(record)}."
+    tested = f"{record.counts['test'].patients} patients that it has not seen"
+    classes: tuple[str, ...] = ()
+    if isinstance(record, ModelRecord) and record.kind == "binary" and record.thresholds:
+        classes = record.classes
+    return f"{sentence(record.task, record.score.metrics, tested, classes)}."
 
 
-def _at_threshold(record: ModelRecord) -> str:
-    """Return what the operating point comes to on test, for two classes that have one."""
-    metrics = record.score.metrics
-    if record.kind != "binary" or not record.thresholds or "sensitivity" not in metrics:
-        return ""
-    negative, positive = record.classes
-    return (
-        f"; at the chosen threshold {metrics['sensitivity'].value:.0%} of {positive!r} and "
-        f"{metrics['specificity'].value:.0%} of {negative!r} are told right"
-    )
+def facts(record: Record) -> Iterator[tuple[str, str]]:
+    """Yield what is to be known of a model, each with what it is called."""
+    modalities = ", ".join(record.trained_on.modalities)
+    if isinstance(record, MaskRecord):
+        yield "Draws", f"{', '.join(record.structures)}, on each {record.level}"
+        yield "Head", _head(record)
+        yield "Images", modalities
+    else:
+        what = record.classes[0] if record.kind == "regression" else ", ".join(record.classes)
+        yield "Says", f"{what}, of each {record.level}"
+        yield "Head", f"{_head(record)} on {record.features}, pooled by {record.question.pool}"
+        yield "Images", ", ".join(record.question.modality or ()) or modalities
+        for name, threshold in record.thresholds.items():
+            text = f"{name} is called from {threshold:.4g} on ({_rule(record)}, chosen on val)"
+            yield "Operating point", text
+        if record.kind != "regression":
+            for text in _calibration_facts(record.calibration):
+                yield "Calibration", text
+    learnt = record.trained_on
+    yield "Learnt from", f"{learnt.units} units of {learnt.patients} patients, {modalities}"
+    yield "Answer", record.provenance.key[:12]
 
 
-def _lines(record: ModelRecord) -> Iterator[str]:
-    yield f"# {record.task}: {method_title(record.method).lower()}"
+def _in_words(made: Sigmoid | Isotonic) -> str:
+    """Return what makes the probabilities of a label right."""
+    if isinstance(made, Isotonic):
+        return f"isotonic regression, {len(made.said)} steps"
+    return f"Platt's sigmoid, slope {made.slope:.3g}, intercept {made.intercept:.3g}"
+
+
+def _calibration_facts(calibration: Calibration | None) -> Iterator[str]:
+    if calibration is None:
+        yield "none: the probabilities are as they are"
+        return
+    for name, made in calibration.sigmoids.items():
+        yield f"{name}: {_in_words(made)}, on {made.units} units of val"
+    if calibration.temperature is not None:
+        temperature = calibration.temperature
+        yield f"temperature {temperature.temperature:.3g}, on {temperature.units} units of val"
+
+
+def _lines(record: Record) -> Iterator[str]:
+    yield f"# {record.task}: {_head(record)}"
     yield ""
     if record.random:
         yield f"**{RANDOM}**: an untrained network made the features. This is a test of a pipeline."
         yield ""
     yield summary_line(record)
     yield ""
-    yield from _what(record)
+    if isinstance(record, MaskRecord):
+        yield from _what_is_drawn(record)
+    else:
+        yield from _what(record)
     yield from _training(record)
     yield from _scores(record)
     yield from _limits(record)
     yield from _origin(record)
+
+
+def _head(record: Record) -> str:
+    """Return what made a model, in words."""
+    if isinstance(record, MaskRecord):
+        method = record.method
+        return method if record.name == method else f"{record.name} ({method})"
+    return method_title(record.method).lower()
+
+
+def _what_is_drawn(record: MaskRecord) -> Iterator[str]:
+    seen = SEGMENTATION_HEADS[record.drawn_by.method].features
+    yield "## What it draws"
+    yield ""
+    yield f"On each {record.level}, at its own resolution: {_codes(record.structures)}."
+    yield f"Images: {', '.join(record.trained_on.modalities)}; the head sees {seen}."
+    if record.setting:
+        yield f"Setting: {setting_text(record.setting)}."
+    yield ""
 
 
 def _what(record: ModelRecord) -> Iterator[str]:
@@ -85,9 +143,8 @@ def _rule(record: ModelRecord) -> str:
 
 
 def _calibration(calibration: Calibration) -> Iterator[str]:
-    for name, sigmoid in calibration.sigmoids.items():
-        yield f"`{name}` is calibrated on {sigmoid.units} units of val (Platt's sigmoid, slope"
-        yield f"{sigmoid.slope:.3g}, intercept {sigmoid.intercept:.3g})."
+    for name, made in calibration.sigmoids.items():
+        yield f"`{name}` is calibrated on {made.units} units of val ({_in_words(made)})."
     temperature = calibration.temperature
     if temperature is not None:
         yield f"Probabilities are calibrated on {temperature.units} units of val (temperature"
@@ -98,7 +155,7 @@ def _codes(names: tuple[str, ...]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _training(record: ModelRecord) -> Iterator[str]:
+def _training(record: FiledRecord) -> Iterator[str]:
     trained_on = record.trained_on
     modalities = ", ".join(f"{n} {name}" for name, n in trained_on.modalities.items())
     yield "## What it was made of"
@@ -114,7 +171,7 @@ def _training(record: ModelRecord) -> Iterator[str]:
     yield ""
 
 
-def _scores(record: ModelRecord) -> Iterator[str]:
+def _scores(record: FiledRecord) -> Iterator[str]:
     yield "## How well it did"
     yield ""
     yield "On the test units of the answer it comes from, with intervals of 95 %:"
@@ -126,7 +183,7 @@ def _scores(record: ModelRecord) -> Iterator[str]:
     yield ""
 
 
-def _limits(record: ModelRecord) -> Iterator[str]:
+def _limits(record: FiledRecord) -> Iterator[str]:
     yield "## What to mind"
     yield ""
     yield "It is no medical device. Its scores are of patients like those above, at the places they"
@@ -140,7 +197,7 @@ def _limits(record: ModelRecord) -> Iterator[str]:
         yield ""
 
 
-def _origin(record: ModelRecord) -> Iterator[str]:
+def _origin(record: FiledRecord) -> Iterator[str]:
     provenance = record.provenance
     yield "## Where it comes from"
     yield ""

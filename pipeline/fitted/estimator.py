@@ -1,11 +1,11 @@
-"""A model as scikit-learn's users know one: `classes_`, `predict_proba`, `predict`."""
+"""A model as scikit-learn's users know one: `classes_`, `predict_proba`, `predict`; or of masks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,11 @@ from pipeline.fitted.predict import decisions, number_columns, predictions
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions
 from stores.errors import ModelError
+
+if TYPE_CHECKING:
+    from pipeline.fitted.draw import DrawTally
+    from pipeline.fitted.mask_model import MaskModel
+    from pipeline.fitted.record import MaskRecord
 
 Doubles = NDArray[np.float64]
 # Features (n, d), or a folder of images, a store or a config.
@@ -80,7 +85,7 @@ class Estimator:
         return predictions(self.model, Path(target), FolderOptions(**options))
 
     def _of_features(self, x: NDArray[Any]) -> Doubles:
-        if self.model.head.sees == "slices":
+        if self.model.sees == "slices":
             raise ModelError(
                 f"{self.record.method} sees the features of slices, not of units: ask it about a "
                 "store or a folder."
@@ -89,3 +94,36 @@ class Estimator:
         names = np.arange(n).astype(np.str_)
         units = Units.unlabelled(names, np.arange(n), np.arange(n))
         return self.model.proba(np.ascontiguousarray(x, np.float32), units)
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """A fitted model that draws masks, as it was read from its folder."""
+
+    model: MaskModel
+
+    @property
+    def record(self) -> MaskRecord:
+        """What the model was made of, and how well it did."""
+        return self.model.record
+
+    @property
+    def classes_(self) -> NDArray[np.str_]:
+        """(c,): the names by label value, the background first."""
+        return self.model.classes_
+
+    def predict(
+        self, target: str | PathLike[str], out: str | PathLike[str], **options: Any
+    ) -> DrawTally:
+        """Draw on the images of a folder or of a config, as `radprobe predict` does, into `out`.
+
+        options: of `FolderOptions`, such as store or modality. Returns the counts.
+        """
+        from pipeline.fitted.draw import draw
+
+        return draw(self.model, Path(target), Path(out), FolderOptions(**options))
+
+
+def wrapped(model: Model | MaskModel) -> Estimator | Segmenter:
+    """Return a model as Python's users know it."""
+    return Estimator(model) if isinstance(model, Model) else Segmenter(model)

@@ -5,6 +5,7 @@
 <model>/head.safetensors       what the head has learnt, and how features are scaled
 <model>/unlike.safetensors     features that new ones are held against
 <model>/training.safetensors   digests of the pixels and patients it has learnt from
+<model>/network/               of what was tuned: the network, as `backbone.weights` takes it
 <model>/card.md                the same for people
 
 Nothing is unpickled. Other files of the folder are never read.
@@ -12,23 +13,26 @@ Nothing is unpickled. Other files of the folder are never read.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipeline.fitted.record import FORMAT, ModelRecord
+from pipeline.fitted.record import FORMAT, MASKS, FiledRecord, MaskRecord, ModelRecord
 from stores._disk import (
     TEMPORARY,
+    file_sha256,
     seal,
     sha256,
     sweep_temporaries,
+    sync,
     sync_folder,
     temporary_name,
     unseal,
@@ -36,14 +40,18 @@ from stores._disk import (
     writing,
 )
 from stores.errors import CorruptStoreError, ModelError, OccupiedError
+from stores.inside import is_below
 
 RECORD = "model.json"
 HEAD = "head.safetensors"
 UNLIKE = "unlike.safetensors"
 TRAINING = "training.safetensors"
 CARD = "card.md"
+NETWORK = "network"
 
 Arrays = Mapping[str, NDArray[Any]]
+R = TypeVar("R", bound=FiledRecord)
+Record = ModelRecord | MaskRecord
 
 
 # --- writing -------------------------------------------------------------------------------
@@ -62,18 +70,18 @@ def array_bytes(arrays: Arrays) -> bytes:
     """Return arrays as the bytes of a safetensors file."""
     from safetensors.numpy import save
 
-    data: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    data: bytes = save({name: np.asarray(array, order="C") for name, array in arrays.items()})
     return data
 
 
-def write_model(path: Path, record: ModelRecord, files: Mapping[str, bytes]) -> ModelRecord:
+def write_model(path: Path, record: R, files: Mapping[str, bytes | Path]) -> R:
     """Write a model's folder and return its record with the digests of its files.
+
+    files: by their names in the folder, as bytes or as what is copied.
 
     Raises OccupiedError where something is there, UnwritableError for a full disk and its like.
     """
     check_free(path)
-    digests = {name: sha256(data) for name, data in files.items()}
-    record = record.model_copy(update={"files": digests})
     aside = path.with_name(temporary_name(path.name))
     try:
         with writing(path):
@@ -81,8 +89,11 @@ def write_model(path: Path, record: ModelRecord, files: Mapping[str, bytes]) -> 
             # What was built aside by processes that died since.
             sweep_temporaries(path.parent.glob(f"{TEMPORARY}*-{glob.escape(path.name)}"))
             aside.mkdir()
-            for name, data in files.items():
-                write_new(aside / name, data)
+            digests = {}
+            for name, content in files.items():
+                _write(aside / name, content)
+                digests[name] = file_sha256(aside / name)
+            record = record.model_copy(update={"files": digests})
             write_new(aside / RECORD, seal(record.model_dump(mode="json")))
             sync_folder(aside)
             # Onto nothing, or onto an empty folder, which a rename replaces.
@@ -94,6 +105,17 @@ def write_model(path: Path, record: ModelRecord, files: Mapping[str, bytes]) -> 
     return record
 
 
+def _write(path: Path, content: bytes | Path) -> None:
+    """Write a file, or copy one, onto the disk."""
+    path.parent.mkdir(exist_ok=True)
+    if isinstance(content, bytes):
+        write_new(path, content)
+        return
+    shutil.copyfile(content, path)
+    sync(path)
+    sync_folder(path.parent)
+
+
 # --- reading -------------------------------------------------------------------------------
 
 
@@ -102,7 +124,7 @@ def is_model(path: Path) -> bool:
     return (path / RECORD).is_file()
 
 
-def read_record(path: Path) -> ModelRecord:
+def read_record(path: Path) -> Record:
     """Read what a model says of itself.
 
     Raises ModelError for a folder that is none, one that was altered, and one of another version.
@@ -127,7 +149,8 @@ def read_record(path: Path) -> ModelRecord:
             f"{FORMAT}. Use the radprobe that wrote it, or fit it again."
         )
     try:
-        return ModelRecord.model_validate(document)
+        kind = MaskRecord if document.get("kind") == MASKS else ModelRecord
+        return kind.model_validate(document)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(step) for step in fault["loc"])
@@ -137,25 +160,56 @@ def read_record(path: Path) -> ModelRecord:
         ) from None
 
 
-def read_file(path: Path, record: ModelRecord, name: str) -> bytes:
+def read_verified(path: Path) -> Record:
+    """Read what a model says of itself, and hold every file of it against its digest.
+
+    Raises ModelError for one that is missing, damaged or of another version.
+    """
+    record = read_record(path)
+    for name in record.files:
+        _check_digest(path, record, name)
+    return record
+
+
+def read_file(path: Path, record: FiledRecord, name: str) -> bytes:
     """Read a file of a model and hold it against its digest. Raises ModelError."""
-    expected = record.files.get(name)
-    try:
+    with _there(path, name):
         data = (path / name).read_bytes()
+    _compare(path, record, name, sha256(data))
+    return data
+
+
+def _check_digest(path: Path, record: FiledRecord, name: str) -> None:
+    """Hold a file of a model, which may be larger than memory, against its digest."""
+    with _there(path, name):
+        digest = file_sha256(path / name)
+    _compare(path, record, name, digest)
+
+
+@contextlib.contextmanager
+def _there(path: Path, name: str) -> Iterator[None]:
+    """Raise ModelError where a file is none of the model's, or is not there."""
+    if not is_below(name):
+        raise ModelError(f"The model {str(path)!r} names the file {name!r}, outside its folder.")
+    try:
+        yield
     except OSError as error:
         raise ModelError(
             f"The model {str(path)!r} lacks its file {name!r}: {error.strerror}. Copy the model "
             "anew, or fit it again."
         ) from None
-    if sha256(data) != expected:
+
+
+def _compare(path: Path, record: FiledRecord, name: str, digest: str) -> None:
+    expected = record.files.get(name)
+    if digest != expected:
         raise ModelError(
-            f"{str(path / name)!r} was altered: its sha256 is {sha256(data)[:12]}, model.json "
-            f"says {str(expected)[:12]}. Copy the model anew, or fit it again."
+            f"{str(path / name)!r} was altered: its sha256 is {digest[:12]}, model.json says "
+            f"{str(expected)[:12]}. Copy the model anew, or fit it again."
         )
-    return data
 
 
-def read_arrays(path: Path, record: ModelRecord, name: str) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path, record: FiledRecord, name: str) -> dict[str, NDArray[Any]]:
     """Read the arrays of a file of a model. Raises ModelError."""
     from safetensors.numpy import load
 

@@ -5,10 +5,11 @@ Dims: n units, m slices, d features, c classes or labels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,8 @@ from pipeline.annotations.units import Units
 from pipeline.config.heads import declared
 from pipeline.evaluation.heads.contract import Head, HeadState, Predictor
 from pipeline.evaluation.pooling import FittedScaling, read_features, read_slice_features
-from pipeline.fitted.folder import HEAD, TRAINING, UNLIKE, read_arrays, read_file, read_record
-from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.folder import HEAD, TRAINING, UNLIKE, read_arrays, read_verified
+from pipeline.fitted.record import FiledRecord, ModelRecord
 from pipeline.fitted.units import unit_chunks
 from pipeline.fitted.unlike import References
 from pipeline.shared.arrays import Floats
@@ -30,64 +31,20 @@ Doubles = NDArray[np.float64]
 SCALING = "scaling."
 
 
+R_co = TypeVar("R_co", bound=FiledRecord, covariant=True)
+
+
 @dataclass(frozen=True)
-class Model:
+class FiledModel(Generic[R_co]):
     """A model that was read from its folder. Its arrays are read when they are first needed."""
 
     path: Path
-    record: ModelRecord
-
-    @classmethod
-    def load(cls, path: Path) -> Model:
-        """Read a model's folder and hold every file of it against its digest.
-
-        Raises ModelError for one that is missing, damaged or of another version.
-        """
-        record = read_record(path)
-        for name in record.files:
-            read_file(path, record, name)
-        return cls(path, record)
+    record: R_co
 
     @property
     def classes_(self) -> NDArray[np.str_]:
-        """(c,): the names of the columns of `proba`."""
+        """(c,): the names of what it tells apart."""
         return np.array(self.record.classes, np.str_)
-
-    @cached_property
-    def head(self) -> Head[Any, Any]:
-        """The head whose parameters the model has."""
-        head = declared(self.record.method)
-        assert isinstance(head, Head)
-        return head
-
-    @cached_property
-    def _arrays(self) -> dict[str, NDArray[np.generic]]:
-        return read_arrays(self.path, self.record, HEAD)
-
-    @cached_property
-    def scaling(self) -> FittedScaling:
-        """How features are scaled before the head sees them."""
-        of_scaling = {}
-        for name, array in self._arrays.items():
-            if name.startswith(SCALING):
-                of_scaling[name.removeprefix(SCALING)] = array.astype(np.float64, copy=False)
-        return FittedScaling(self.record.scaling.kind, **of_scaling)
-
-    @cached_property
-    def predictor(self) -> Predictor:
-        """What the head says of units."""
-        assert self.head.from_state is not None
-        of_head = {}
-        for name, array in self._arrays.items():
-            if not name.startswith(SCALING):
-                of_head[name] = array
-        try:
-            return self.head.from_state(HeadState(of_head, self.record.head))
-        except KeyError as error:
-            raise ModelError(
-                f"The model {str(self.path)!r} was written by another radprobe: its head lacks "
-                f"{error}. Use that one, or fit the model again."
-            ) from None
 
     @cached_property
     def references(self) -> References:
@@ -104,6 +61,71 @@ class Model:
     def training(self) -> dict[str, NDArray[np.uint8]]:
         """Digests of what the model has learnt from: `pixels` and `patients`, (., 16) bytes."""
         return read_arrays(self.path, self.record, TRAINING)
+
+    @cached_property
+    def _arrays(self) -> dict[str, NDArray[np.generic]]:
+        return read_arrays(self.path, self.record, HEAD)
+
+
+@dataclass(frozen=True)
+class Model(FiledModel[ModelRecord]):
+    """A model of a task. `classes_` are the names of the columns of `proba`."""
+
+    @classmethod
+    def load(cls, path: Path) -> Model:
+        """Read a model's folder and hold every file of it against its digest.
+
+        Raises ModelError for one that is missing, damaged or of another version, or draws masks.
+        """
+        record = read_verified(path)
+        if not isinstance(record, ModelRecord):
+            raise ModelError(
+                f"The model {str(path)!r} draws masks ({', '.join(record.structures)}), and one of "
+                "a task is asked for."
+            )
+        return cls(path, record)
+
+    @property
+    def sees(self) -> Literal["units", "slices"]:
+        """Whether the head sees features of units, or of each of their slices."""
+        head = declared(self.record.method)
+        return head.sees if isinstance(head, Head) else "units"
+
+    @cached_property
+    def scaling(self) -> FittedScaling:
+        """How features are scaled before the head sees them."""
+        of_scaling = {}
+        for name, array in self._arrays.items():
+            if name.startswith(SCALING):
+                of_scaling[name.removeprefix(SCALING)] = array.astype(np.float64, copy=False)
+        return FittedScaling(self.record.scaling.kind, **of_scaling)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        """What the head says of units."""
+        of_head = {}
+        for name, array in self._arrays.items():
+            if not name.startswith(SCALING):
+                of_head[name] = array
+        try:
+            return self._from_state()(HeadState(of_head, self.record.head))
+        except KeyError as error:
+            raise ModelError(
+                f"The model {str(self.path)!r} was written by another radprobe: its head lacks "
+                f"{error}. Use that one, or fit the model again."
+            ) from None
+
+    def _from_state(self) -> Callable[[HeadState], Predictor]:
+        """Return what makes the head again that the model has the parameters of."""
+        if self.record.tuned:
+            # Here and not above: it needs torch.
+            from pipeline.tuning.tuned import from_state
+
+            return from_state
+        head = declared(self.record.method)
+        assert isinstance(head, Head)
+        assert head.from_state is not None
+        return head.from_state
 
     # --- what it says ----------------------------------------------------------------------
 
@@ -143,7 +165,7 @@ class Model:
         for some in unit_chunks(units):
             pooled = self.features_of(store, some)
             x = pooled
-            if self.head.sees == "slices":
+            if self.sees == "slices":
                 x = read_slice_features(store, some, self.record.features)
             proba.append(self.proba(x, some))
             distances.append(self.references.distances_of(pooled))

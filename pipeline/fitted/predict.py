@@ -39,7 +39,8 @@ class Tally:
     """What a run of predictions came to: units by what was decided, and what was left out.
 
     unreadable: units and files without a prediction. unlike: units with p <= UNLIKE_AT. other,
-    pending: slices of other modalities, and such that await extraction.
+    pending: slices of other modalities, and such that await extraction. unwritten: units without
+    the file that was asked for.
     """
 
     units: int = 0
@@ -48,6 +49,7 @@ class Tally:
     unreadable: int = 0
     other: int = 0
     pending: int = 0
+    unwritten: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -77,14 +79,14 @@ def _check_columns(out: Path, tag: str | None) -> None:
 
 def _write(model: Model, source: Source, out: Path, tag: str | None) -> Tally:
     """Write what a model says of a source; return the counts."""
-    live = _live_units(model, source)
+    live = live_units(model, source)
     tally = Tally(other=live.other, pending=live.pending, notes=list(source.notes))
     schema = schema_of(model.record)
     if tag is not None:
         schema = schema.insert(0, pa.field(tag, pa.string()))
     with table_writer(out, schema) as write:
         for piece in _tables(model, source, live, tally):
-            write(piece if tag is None else _with_tag(piece, source, tag))
+            write(piece if tag is None else with_tag(piece, source, tag))
     return tally
 
 
@@ -124,7 +126,7 @@ def watch(
         time.sleep(every_s)
 
 
-def _with_tag(piece: pa.Table, source: Source, tag: str) -> pa.Table:
+def with_tag(piece: pa.Table, source: Source, tag: str) -> pa.Table:
     """Return predictions with the value of a tag in each unit's first file; "" where none is."""
     if source.root is None or not source.names.has_key:
         raise ConfigError(
@@ -149,12 +151,13 @@ def predictions(
 ) -> pa.Table:
     """Return what `predict` writes, as one table."""
     with open_source(model, target, options) as source:
-        live = _live_units(model, source)
+        live = live_units(model, source)
         pieces = list(_tables(model, source, live, Tally()))
     return pa.concat_tables([schema_of(model.record).empty_table(), *pieces])
 
 
-def _live_units(model: Model, source: Source) -> LiveUnits:
+def live_units(model: Model, source: Source) -> LiveUnits:
+    """Return the units of a source. Raises ConfigError where the model is asked about none."""
     live = LiveUnits.of(source.store, source.names, model.record.question, source.patients)
     if not len(live):
         wanted = model.record.question.modality
@@ -231,18 +234,25 @@ def decisions(record: ModelRecord, proba: Doubles) -> list[str]:
 def _tables(model: Model, source: Source, live: LiveUnits, tally: Tally) -> Iterator[pa.Table]:
     """Yield the rows of some units after others, then of the files that could not be read."""
     for piece in live.pieces():
-        yield _table(model, source, piece, tally)
-    lost = [each for each in source.lost if each.frame is None and each.reason not in NO_IMAGES]
+        yield table_of(model, source, piece, tally)
+    lost = lost_rows(source)
     if lost:
-        rows = []
-        for each in lost:
+        tally.unreadable += len(lost)
+        yield pa.Table.from_pylist(lost, schema=schema_of(model.record))
+
+
+def lost_rows(source: Source) -> list[dict[str, Any]]:
+    """Return a row for each file that could not be read, which says why."""
+    rows = []
+    for each in source.lost:
+        if each.frame is None and each.reason not in NO_IMAGES:
             note = f"cannot be read: {each.reason}"
             rows.append({"unit": "", "path": each.path, "slices": 0, "notes": note})
-        tally.unreadable += len(rows)
-        yield pa.Table.from_pylist(rows, schema=schema_of(model.record))
+    return rows
 
 
-def _table(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Table:
+def table_of(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Table:
+    """Return what a model says of some units, a row each, and count it."""
     record = model.record
     n = len(piece.ids)
     numbers = np.full((n, len(number_columns(record))), np.nan)

@@ -11,14 +11,19 @@ from typing import Any, Literal
 
 from pipeline.config.data import BackboneChoice
 from pipeline.config.methods import Method
+from pipeline.config.segmentation import Segment
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Scaling, Task
+from pipeline.evaluation.pooling import outputs_of
 from pipeline.fitted.calibration import Calibration
-from pipeline.recipe import Recipe
+from pipeline.recipe import PatchTokens, Recipe
 from pipeline.results import PartCount, Provenance, Score
 from pipeline.types import Frozen
 
 # Of model.json and of the arrays beside it. Raised where an older radprobe would read them wrongly.
 FORMAT: Literal[1] = 1
+# What `kind` says of a model that draws masks; of others it is the kind of their task.
+MASKS: Literal["masks"] = "masks"
 
 
 class Scaled(Frozen):
@@ -59,30 +64,20 @@ def backbone_of(choice: BackboneChoice, recipe: Recipe) -> BackboneChoice:
     return choice
 
 
-class ModelRecord(Frozen):
-    """One model. task: the question's name; question: as the answer had it.
+class FiledRecord(Frozen):
+    """What every model says of itself, whatever it answers. task: the question's name.
 
-    setting: which of the head's predictions the model gives, such as {"k": 20}. thresholds: from
-    which probability on a class or label is called so; above one half where it has none. score: on
-    test, of the answer that `provenance.key` names. head: what of the fitted head is no array.
-    difference: the greatest between what the model says of the test units and what the answer says.
-    files: the sha256 of each other file of the folder.
+    setting: what was chosen of the head's settings, such as {"k": 20}. score: on test, of the
+    answer that `provenance.key` names. tuned: whether the network was, which then lies in the
+    folder, and recipe is of its features. files: the sha256 of each other file of the folder.
     """
 
     format: Literal[1] = FORMAT
     task: str
-    question: Task
-    method: Method
-    kind: Kind
+    method: str
     classes: tuple[str, ...]
-    level: Level
-    features: FeatureSet
-    scaling: Scaled
     settings: dict[str, Any]
     setting: dict[str, float]
-    thresholds: dict[str, float]
-    calibration: Calibration | None
-    head: dict[str, Any]
     recipe: Recipe
     backbone: BackboneChoice
     counts: dict[Part, PartCount]
@@ -92,9 +87,90 @@ class ModelRecord(Frozen):
     difference: float
     notes: tuple[str, ...]
     provenance: Provenance
+    tuned: bool = False
     files: dict[str, str]
 
     @property
     def random(self) -> bool:
         """Whether the network was never trained, which whatever shows a number must say."""
         return self.recipe.random
+
+
+class ModelRecord(FiledRecord):
+    """A model of a task. question: as the answer had it.
+
+    setting: which of the head's predictions the model gives. thresholds: from which probability on
+    a class or label is called so; above one half where it has none. head: what of the fitted head
+    is no array. difference: the greatest between what the model says of the test units and what the
+    answer says.
+    """
+
+    question: Task
+    method: Method
+    kind: Kind
+    level: Level
+    features: FeatureSet
+    scaling: Scaled
+    thresholds: dict[str, float]
+    calibration: Calibration | None
+    head: dict[str, Any]
+
+    @property
+    def modality(self) -> tuple[str, ...] | None:
+        """The modalities that the model is asked about; None for all."""
+        return self.question.modality
+
+    @property
+    def folder_recipe(self) -> Recipe:
+        """The recipe that a folder is embedded by: the model's, of what it reads alone."""
+        change = {"outputs": outputs_of(self.features), "patch": PatchTokens()}
+        return self.recipe.model_copy(update=change)
+
+    @property
+    def not_of_values(self) -> tuple[str, ...]:
+        """What stands in a recipe and changes no value that the model reads."""
+        return ("outputs", "blocks", "patch")
+
+
+class MaskRecord(FiledRecord):
+    """A model that draws masks. method: of the head, or that which tuned the network.
+
+    name: the head's in the config; drawn_by: the settings by which the head is made again; about:
+    what of it is no array. classes: by label value, the background first. level: what was scored.
+    difference: the share of the pixels of the test slices, at the size of the input, that the model
+    draws otherwise than its answer.
+    """
+
+    kind: Literal["masks"] = MASKS
+    name: str
+    level: Literal["volume", "image"]
+    drawn_by: Segment
+    about: dict[str, Any]
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """The classes but for the background."""
+        return self.classes[1:]
+
+    @property
+    def modality(self) -> None:
+        """None: masks are drawn on images of any modality."""
+        return
+
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the head reads patch tokens."""
+        return "tokens" in SEGMENTATION_HEADS[self.drawn_by.method].needs
+
+    @property
+    def folder_recipe(self) -> Recipe:
+        """The recipe that a folder is embedded by: the model's, of what it reads alone."""
+        if self.needs_tokens:
+            return self.recipe.model_copy(update={"outputs": ("mean", "patch"), "blocks": 1})
+        change = {"outputs": ("mean",), "blocks": 1, "patch": PatchTokens()}
+        return self.recipe.model_copy(update=change)
+
+    @property
+    def not_of_values(self) -> tuple[str, ...]:
+        """What stands in a recipe and changes no value that the model reads."""
+        return ("outputs", "blocks") if self.needs_tokens else ("outputs", "blocks", "patch")

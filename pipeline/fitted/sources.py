@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from pipeline.config.data import BackboneChoice, Data, Outputs
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
-from pipeline.evaluation.pooling import outputs_of
 from pipeline.extract import extract
 from pipeline.extraction.discover import UNKNOWN_MODALITY
 from pipeline.extraction.embed import Speed
@@ -28,10 +27,11 @@ from pipeline.extraction.failures import Lost, failures
 from pipeline.extraction.recipes import Difference, create_store, make_recipe, recipe_differences
 from pipeline.extraction.same_store import check_store
 from pipeline.extraction.sync import update_tables
-from pipeline.fitted.model import Model
-from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.folder import NETWORK, Record
+from pipeline.fitted.model import FiledModel
+from pipeline.fitted.record import FiledRecord, MaskRecord, ModelRecord
 from pipeline.inference.speed import cores
-from pipeline.recipe import PatchTokens, Recipe, recipe_of
+from pipeline.recipe import recipe_of
 from pipeline.shared.pseudonyms import Names, drop_key
 from stores.contents import MANIFEST, RECIPE
 from stores.errors import ConfigError, RecipeMismatchError
@@ -41,8 +41,8 @@ from stores.slices import is_withdrawn
 from stores.storage import located
 
 Texts = NDArray[np.str_]
-# What stands in a recipe and changes no value of what is stored: which outputs, of how many blocks.
-NOT_OF_VALUES = ("outputs", "blocks", "patch")
+# Of a task, or of masks.
+AnyModel = FiledModel[ModelRecord] | FiledModel[MaskRecord]
 
 
 class NoImagesError(ConfigError):
@@ -53,17 +53,22 @@ class NoImagesError(ConfigError):
 class Source:
     """A store that a model may be asked about.
 
-    root: the folder of its files, where that is known. patients (slices,): who each slice is of
+    config: of its images, where that is known. patients (slices,): who each slice is of
     where labels say it; None for the headers' word. lost: the files that were set aside, of a
     folder that was embedded just now. notes: what was taken for granted.
     """
 
     store: FeatureStore
     names: Names
-    root: Path | None = None
+    config: Config | None = None
     patients: Texts | None = None
     lost: list[Lost] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def root(self) -> Path | None:
+        """The folder of its files, where that is known."""
+        return None if self.config is None else self.config.data.root
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class FolderOptions:
 
 @contextlib.contextmanager
 def open_source(
-    model: Model,
+    model: AnyModel,
     target: Path,
     options: FolderOptions = FolderOptions(),
 ) -> Iterator[Source]:
@@ -108,19 +113,19 @@ def _is_store(path: Path) -> bool:
     return any((path / name).is_file() for name in (MANIFEST, RECIPE))
 
 
-def _of_store(model: Model, path: Path) -> Source:
+def _of_store(model: AnyModel, path: Path) -> Source:
     store = FeatureStore.open(path)
     check_recipe(model, store)
     return Source(store, Names(store.path))
 
 
-def _of_config(model: Model, path: Path) -> Source:
+def _of_config(model: AnyModel, path: Path) -> Source:
     """Return the store of a config, with the patients that its labels name."""
     config = load_config(path)
     check_store(config)
     source = _of_store(model, config.store)
     patients = labelled_patients(config, source)
-    return Source(source.store, source.names, config.data.root, patients)
+    return Source(source.store, source.names, config, patients)
 
 
 def labelled_patients(config: Config, source: Source) -> Texts | None:
@@ -138,17 +143,18 @@ def labelled_patients(config: Config, source: Source) -> Texts | None:
 # --- is it the model's kind of features ----------------------------------------------------
 
 
-def check_recipe(model: Model, store: FeatureStore) -> None:
+def check_recipe(model: AnyModel, store: FeatureStore) -> None:
     """Raise RecipeMismatchError, with both values, where a store's features are of another kind."""
     record = model.record
     recipe = recipe_of(store)
-    ours = recipe.model_copy(update={name: getattr(record.recipe, name) for name in NOT_OF_VALUES})
+    same = {name: getattr(record.recipe, name) for name in record.not_of_values}
+    ours = recipe.model_copy(update=same)
     fields = recipe_differences(ours, record.recipe)
     if fields:
         _refuse(model, store.place, fields)
 
 
-def _refuse(model: Model, place: str, fields: list[Difference]) -> None:
+def _refuse(model: AnyModel, place: str, fields: list[Difference]) -> None:
     lines = []
     for name, have, want in fields:
         lines.append(f"  {name}: {have!r} there, {want!r} in the model")
@@ -163,14 +169,14 @@ def _refuse(model: Model, place: str, fields: list[Difference]) -> None:
 
 
 @contextlib.contextmanager
-def _embedded(model: Model, folder: Path, options: FolderOptions) -> Iterator[Source]:
+def _embedded(model: AnyModel, folder: Path, options: FolderOptions) -> Iterator[Source]:
     """Embed a folder by the model's recipe; the store is gone at the end, unless it has a place."""
     with contextlib.ExitStack() as stack:
         place = options.store
         if place is None:
             temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="radprobe-"))
             place = Path(temporary) / "store"
-        config = folder_config(model.record, folder, place, options)
+        config = folder_config(model, folder, place, options)
         is_new = not _is_store(place) and not Names(place).has_key
         store = _look(model, config, options.speed)
         try:
@@ -184,14 +190,14 @@ def _embedded(model: Model, folder: Path, options: FolderOptions) -> Iterator[So
         yield Source(
             store,
             names,
-            folder,
+            config,
             lost=failures(store.path),
             notes=_assumed(model.record, store, options),
         )
 
 
 def folder_config(
-    record: ModelRecord,
+    model: AnyModel,
     folder: Path,
     store: Path,
     options: FolderOptions,
@@ -200,36 +206,54 @@ def folder_config(
 
     Of the outputs those alone that the model reads.
     """
-    recipe = folder_recipe(record)
+    record = model.record
+    recipe = record.folder_recipe
     modality = options.modality or only_modality(record)
     return Config(
         data=Data(root=folder, modality={} if modality is None else {"**": modality}),
         store=store,
         backbone=BackboneChoice(
-            name=record.backbone.name,
-            weights=options.weights or record.backbone.weights,
+            **_network(model, options),
             image_size=recipe.image_size,
             precision=recipe.precision,
             treatment=recipe.architecture.treatment,
         ),
         preprocess=recipe.preprocess,
-        outputs=Outputs(keep=recipe.outputs, blocks=recipe.blocks, dtype=recipe.dtype),
+        outputs=Outputs(
+            keep=recipe.outputs,
+            blocks=recipe.blocks,
+            dtype=recipe.dtype,
+            patch=recipe.patch,
+        ),
     )
 
 
-def folder_recipe(record: ModelRecord) -> Recipe:
-    """Return the recipe that a folder is embedded by: the model's, of what it reads alone."""
-    change = {"outputs": outputs_of(record.features), "patch": PatchTokens()}
-    return record.recipe.model_copy(update=change)
+def _network(model: AnyModel, options: FolderOptions) -> dict[str, str | None]:
+    """Return the name of a model's network and where its weights are."""
+    record = model.record
+    if not record.tuned:
+        return {
+            "name": record.backbone.name,
+            "weights": options.weights or record.backbone.weights,
+        }
+    return tuned_network(record.backbone.name, options.weights or str(model.path / NETWORK))
 
 
-def only_modality(record: ModelRecord) -> str | None:
+def tuned_network(name: str, folder: str) -> dict[str, str | None]:
+    """Return the name and the weights by which a tuned network in a folder is found.
+
+    name: of the one that it was; where a folder, or a hub, has its shape, this folder does too.
+    """
+    return {"name": f"hf:{folder}" if ":" in name else name, "weights": folder}
+
+
+def only_modality(record: FiledRecord) -> str | None:
     """Return the one modality that a model was fitted on; None where it knows several."""
     modalities = [*record.trained_on.modalities]
     return modalities[0] if len(modalities) == 1 else None
 
 
-def _look(model: Model, config: Config, speed: Speed) -> FeatureStore:
+def _look(model: AnyModel, config: Config, speed: Speed) -> FeatureStore:
     """Return the folder's store, made by the model's recipe, with the slices it is to have.
 
     Whatever weights are found later must then fit that recipe: what does not is refused before
@@ -239,19 +263,19 @@ def _look(model: Model, config: Config, speed: Speed) -> FeatureStore:
         store = FeatureStore.open(config.store)
         check_recipe(model, store)
     else:
-        store = create_store(config, folder_recipe(model.record))
+        store = create_store(config, model.record.folder_recipe)
     workers = cores() if speed.workers is None else speed.workers
     update_tables(config, store, workers=workers)
     return store
 
 
-def _extract(model: Model, config: Config, speed: Speed) -> None:
+def _extract(model: AnyModel, config: Config, speed: Speed) -> None:
     """Embed what is not in the store yet. Raises RecipeMismatchError, naming the model's values."""
     try:
         extract(config, speed)
     except RecipeMismatchError:
         recipe, _ = make_recipe(config)
-        fields = recipe_differences(recipe, folder_recipe(model.record))
+        fields = recipe_differences(recipe, model.record.folder_recipe)
         if fields:
             _refuse(model, str(config.data.root), fields)
         raise
@@ -263,7 +287,7 @@ def _remove(store: Path) -> None:
     drop_key(store)
 
 
-def _refuse_empty(folder: Path, store: FeatureStore, record: ModelRecord) -> None:
+def _refuse_empty(folder: Path, store: FeatureStore, record: Record) -> None:
     """Raise NoImagesError where a folder holds nothing that the model is asked about."""
     slices = store.slices(["modality", "withdrawn"])
     live = slices.filter(pa.array(~is_withdrawn(slices)))
@@ -275,7 +299,7 @@ def _refuse_empty(folder: Path, store: FeatureStore, record: ModelRecord) -> Non
             f"{aside or 'none'}. Check the path."
         )
     counts = Counter(live["modality"].to_pylist())
-    wanted = record.question.modality
+    wanted = record.modality
     # Before hours of work for nothing.
     if wanted is not None and not counts.keys() & set(wanted):
         raise NoImagesError(
@@ -289,7 +313,7 @@ def _counted(counts: Counter[str]) -> str:
     return ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
 
 
-def _assumed(record: ModelRecord, store: FeatureStore, options: FolderOptions) -> list[str]:
+def _assumed(record: FiledRecord, store: FeatureStore, options: FolderOptions) -> list[str]:
     """Return what was taken for granted of files that name no modality."""
     modality = options.modality or only_modality(record)
     if modality is not None:

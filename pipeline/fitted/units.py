@@ -32,7 +32,8 @@ class Piece:
     answered (a,): the numbers of those that have features, which `units` is of. paths (n,): of the
     first slice, the real one where the key is there; frames (n,): its frame; patients (n,):
     pseudonyms, "" for none; modalities (n,): of the first slice; sizes (n,): slices with features;
-    unreadable (n,): slices without, for good.
+    unreadable (n,): slices without, for good. slices, unit (m,): those with features, and the
+    number of the unit of each.
     """
 
     ids: Texts
@@ -44,6 +45,13 @@ class Piece:
     modalities: Texts
     sizes: Rows
     unreadable: Rows
+    slices: pa.Table
+    unit: Rows
+
+    def paths_of(self, number: int) -> list[str]:
+        """Return the paths of a unit's slices with features, each once, in their order."""
+        places = np.flatnonzero(self.unit == number)
+        return list(dict.fromkeys(self.slices["path"].take(pa.array(places)).to_pylist()))
 
 
 @dataclass(frozen=True)
@@ -120,6 +128,8 @@ class LiveUnits:
             modalities=_texts(slices, "modality")[at],
             sizes=sizes,
             unreadable=np.bincount(unit, minlength=n) - sizes,
+            slices=slices.filter(pa.array(has_features)),
+            unit=unit[has_features],
         )
 
 

@@ -10,6 +10,7 @@ share of 0.05 has p <= 0.05.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,15 @@ class References:
         cosine, _ = neighbours(features, places, places, k, whose)
         _, numbers = np.unique(whose, return_inverse=True)
         return cls(features, numbers.astype(np.int64), np.sort(_distances(cosine)), k)
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is filed of them, by name."""
+        return {
+            "features": self.features,
+            "patient": self.patient,
+            "distances": self.distances,
+        }
 
     def distances_of(self, x: Floats) -> Doubles:
         """Return (q,) the distance of each unit of x (q, d) to the references."""

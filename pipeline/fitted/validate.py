@@ -7,7 +7,8 @@ a bootstrap over patients. Dims: n units, c classes, b draws.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +28,21 @@ from pipeline.evaluation.metrics.calibration import calibration, net_benefit
 from pipeline.evaluation.metrics.values import columns_of
 from pipeline.evaluation.scoring import score_of
 from pipeline.extraction.same_store import check_store
-from pipeline.fitted.fit import DIGEST, patient_digest
-from pipeline.fitted.model import Model
+from pipeline.fitted.calibration import Calibration, calibrate
+from pipeline.fitted.learnt import known_units
+from pipeline.fitted.model import FiledModel, Model
 from pipeline.fitted.predict import UNLIKE_AT
-from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.record import FiledRecord, ModelRecord
 from pipeline.fitted.sources import check_recipe
 from pipeline.fitted.units import units_from
-from pipeline.fitted.unlike import evenly
+from pipeline.fitted.unlike import References, evenly
 from pipeline.recipe import recipe_of
 from pipeline.results import Metric, PartCount, Score, Tally
-from pipeline.shared.arrays import unit_length
+from pipeline.shared.arrays import Floats, Rows, unit_length
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Frozen
 from stores.errors import ConfigError, LabelError
+from stores.features import FeatureStore
 
 Doubles = NDArray[np.float64]
 # Where a decision curve is read.
@@ -57,6 +60,20 @@ class Benefit(Frozen):
     treat_all: Metric
 
 
+class Recalibration(Frozen):
+    """What makes a model's probabilities right elsewhere, fitted on a share of the patients there.
+
+    They are in no score of the validation. calibration: fitted on their units; metrics: slope,
+    intercept and in_the_large by class or label, of the probabilities of all others by it.
+    """
+
+    share: float
+    patients: int
+    units: int
+    calibration: Calibration
+    metrics: dict[str, dict[str, Metric]]
+
+
 class Validation(Frozen):
     """How a model does on the labels of another collection.
 
@@ -65,6 +82,7 @@ class Validation(Frozen):
     probabilities as they are, and as the model calibrates them. benefit: the decision curve by
     label. unlike: the share of units with p <= 0.05 of being like those the model learnt from;
     domain_auroc: how well a probe tells both collections apart. model: the key of its answer.
+    recalibration: where it was asked for; all else is then of the patients that it has not seen.
     """
 
     task: str
@@ -82,6 +100,7 @@ class Validation(Frozen):
     left_out: int
     tally: Tally
     notes: tuple[str, ...]
+    recalibration: Recalibration | None = None
 
 
 def validate(
@@ -90,13 +109,16 @@ def validate(
     *,
     task: str | None = None,
     leave_out_known: bool = False,
+    recalibrate: float | None = None,
 ) -> Validation:
     """Hold a model against a task of a config, over the config's store.
 
     task: by its name; unset, the one called like the model's. leave_out_known: leave out what the
-    model has learnt from, instead of refusing it. Raises ConfigError or LabelError for another
-    question, RecipeMismatchError for other features.
+    model has learnt from, instead of refusing it. recalibrate: the share of the patients by whose
+    labels its probabilities are made right, and who are not scored. Raises ConfigError or
+    LabelError for another question, RecipeMismatchError for other features.
     """
+    _check_share(recalibrate, model.record)
     record = model.record
     config = _of_one_task(record, config, task)
     check_store(config)
@@ -104,10 +126,73 @@ def validate(
     check_recipe(model, cases.store)
     _refuse_other_question(record, cases)
     units, left_out = _without_known(model, cases, leave_out_known)
+    proba, distances = model.of_store(cases.store, units)
+    made: _Made | None = None
+    if recalibrate is not None:
+        made = _recalibrated(units, proba, recalibrate, config.split.seed)
+        units = some_units(units, made.scored)
+        proba = proba[made.scored]
+        distances = distances[made.scored]
     # What is asked of the cases from here on, subgroups as well, is of these units.
     cases.units = units
-    proba, distances = model.of_store(cases.store, units)
-    return _validation(model, cases, proba, distances, left_out)
+    return _validation(model, cases, proba, distances, left_out, made)
+
+
+# --- made right on a share of the patients ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A calibration on a share of the patients. scored: the numbers of the units of the others."""
+
+    share: float
+    patients: int
+    units: int
+    calibration: Calibration
+    scored: Rows
+    notes: list[str]
+
+
+def _check_share(share: float | None, record: ModelRecord) -> None:
+    """Raise ConfigError for a share that leaves nobody, or of a number."""
+    if share is None:
+        return
+    if not 0 < share < 1:
+        raise ConfigError(
+            "Probabilities are made right on a share of the patients between 0 and 1, such as 0.3. "
+            f"Got {share:g} instead."
+        )
+    if record.kind == "regression":
+        raise ConfigError(f"{record.task} is a number, which has no probability to be made right.")
+
+
+def _recalibrated(units: Units, proba: Doubles, share: float, seed: int) -> _Made:
+    """Make probabilities (n, c) right on the units of a share of the patients, drawn by a seed.
+
+    Raises LabelError where these, or the others, are too few.
+    """
+    patients = np.unique(units.patient)
+    drawn = np.random.default_rng(seed).permutation(patients)[: round(share * len(patients))]
+    is_drawn = np.isin(units.patient, drawn)
+    calibration, notes = calibrate(units.at(is_drawn), proba[is_drawn])
+    if calibration is None or is_drawn.all():
+        why = "; ".join(notes) or "nobody is left to be scored"
+        raise LabelError(
+            f"Of {len(patients)} patients the probabilities cannot be made right on {len(drawn)}: "
+            f"{why}. Give another share, or more labels."
+        )
+    return _Made(
+        share=share,
+        patients=len(drawn),
+        units=int(is_drawn.sum()),
+        calibration=calibration,
+        scored=np.flatnonzero(~is_drawn),
+        notes=[
+            f"the probabilities were made right on {len(drawn)} of {len(patients)} patients of "
+            "this collection, who are in no score",
+            *notes,
+        ],
+    )
 
 
 # --- is it the model's question ------------------------------------------------------------
@@ -155,7 +240,34 @@ def _without_known(model: Model, cases: Cases, leave_out: bool) -> tuple[Units, 
     Raises LabelError where there are such and they are not to be left out.
     """
     units = cases.units
-    is_known = _by_pixels(model, cases) | _by_patient(model, cases)
+    numbers = strange_units(model, cases.store, units, leave_out)
+    known = len(units.ids) - len(numbers)
+    if not known:
+        return units, 0
+    return some_units(units, numbers), known
+
+
+def some_units(units: Units, numbers: Rows) -> Units:
+    """Return some units by their numbers, with their labels."""
+    some = units_from(units, numbers)
+    return replace(
+        units,
+        y=units.y[numbers],
+        groups=units.groups[numbers],
+        ids=some.ids,
+        rows=some.rows,
+        unit=some.unit,
+    )
+
+
+def strange_units(
+    model: FiledModel[Any], store: FeatureStore, units: Units, leave_out: bool
+) -> Rows:
+    """Return the numbers of the units that a model has not learnt from.
+
+    Raises LabelError where it has learnt from some and they are not to be left out, or from all.
+    """
+    is_known = known_units(store, units, model.training)
     known = int(is_known.sum())
     if known and not leave_out:
         patients = len(np.unique(units.groups[is_known]))
@@ -166,36 +278,7 @@ def _without_known(model: Model, cases: Cases, leave_out: bool) -> tuple[Units, 
         )
     if known == len(is_known):
         raise LabelError("The model has learnt from every unit: there is none to hold it against.")
-    if not known:
-        return units, 0
-    numbers = np.flatnonzero(~is_known)
-    some = units_from(units, numbers)
-    stays = replace(
-        units,
-        y=units.y[numbers],
-        groups=units.groups[numbers],
-        ids=some.ids,
-        rows=some.rows,
-        unit=some.unit,
-    )
-    return stays, known
-
-
-def _by_pixels(model: Model, cases: Cases) -> NDArray[np.bool_]:
-    """Return (n,) which units hold an image that the model has learnt from."""
-    units = cases.units
-    digests = cases.store.read("pixel_digest", units.rows)[:, :DIGEST]
-    known = {digest.tobytes() for digest in model.training["pixels"]}
-    is_known = np.array([digest.tobytes() in known for digest in digests])
-    return np.bincount(units.unit, weights=is_known, minlength=len(units.ids)) > 0
-
-
-def _by_patient(model: Model, cases: Cases) -> NDArray[np.bool_]:
-    """Return (n,) which units are of a patient that the model has learnt from."""
-    known = {digest.tobytes() for digest in model.training["patients"]}
-    groups, of_group = np.unique(cases.units.groups, return_inverse=True)
-    is_known = np.array([patient_digest(name).tobytes() in known for name in groups.tolist()])
-    return np.asarray(is_known[of_group])
+    return np.flatnonzero(~is_known)
 
 
 # --- scores ----------------------------------------------------------------------------------
@@ -207,6 +290,7 @@ def _validation(
     proba: Doubles,
     distances: Doubles,
     left_out: int,
+    made: _Made | None,
 ) -> Validation:
     record = model.record
     units = cases.units
@@ -227,11 +311,24 @@ def _validation(
         calibration=calibration_of(truth, proba),
         calibrated=calibration_of(truth, calibrated),
         benefit=benefit_of(truth, proba),
-        unlike=_share(p <= UNLIKE_AT, truth.groups),
-        domain_auroc=_domain_auroc(model, cases),
+        unlike=unlike_share(p <= UNLIKE_AT, truth.groups),
+        domain_auroc=_domain_auroc_of(model, cases),
         left_out=left_out,
         tally=units.tally,
-        notes=tuple(_notes(record, cases)),
+        notes=tuple(_notes(record, cases) + (made.notes if made else [])),
+        recalibration=None if made is None else _recalibration(record, truth, proba, made),
+    )
+
+
+def _recalibration(record: ModelRecord, truth: Truth, proba: Doubles, made: _Made) -> Recalibration:
+    """Return what a calibration on other patients comes to on these."""
+    right = made.calibration.apply(proba, record.classes, record.kind)
+    return Recalibration(
+        share=made.share,
+        patients=made.patients,
+        units=made.units,
+        calibration=made.calibration,
+        metrics=calibration_of(truth, right),
     )
 
 
@@ -312,7 +409,7 @@ def _by_label(metrics: dict[tuple[str, str], Metric]) -> dict[str, dict[str, Met
     return by_label
 
 
-def _share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
+def unlike_share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
     """Return a share of units, with its interval over patients."""
     holds = which.astype(np.float64)
 
@@ -328,22 +425,26 @@ def _share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
 # --- how far both collections are apart ------------------------------------------------------
 
 
-def _domain_auroc(model: Model, cases: Cases) -> float:
-    """Return how well a probe tells the model's images from these, by patients it has not seen.
+def _domain_auroc_of(model: Model, cases: Cases) -> float:
+    units = cases.units
+    ours = evenly(np.arange(len(units.ids)), MOST_COMPARED)
+    x = model.features_of(cases.store, units_from(units, ours))
+    return domain_auroc(model.references, x, units.patient[ours])
 
-    0.5 where it cannot, 1 where each image tells where it is from.
+
+def domain_auroc(theirs: References, x: Floats, patient: Rows) -> float:
+    """Return how well a probe tells a model's images from others, by patients it has not seen.
+
+    x (n, d), patient (n,): features of the others, and whose they are. 0.5 where it cannot, 1 where
+    each image tells where it is from.
     """
     from pipeline.evaluation.heads.probe_fit import probabilities
     from pipeline.evaluation.metrics.weighted import auroc
 
-    theirs = model.references
-    units = cases.units
-    ours = evenly(np.arange(len(units.ids)), MOST_COMPARED)
-    x_ours = unit_length(model.features_of(cases.store, units_from(units, ours)))
     those = evenly(np.arange(len(theirs.features)), MOST_COMPARED)
-    x = np.concatenate([theirs.features[those], x_ours])
-    is_ours = np.repeat([0, 1], [len(those), len(ours)])
-    patient = np.concatenate([theirs.patient[those], units.patient[ours]])
+    x = np.concatenate([theirs.features[those], unit_length(x)])
+    is_ours = np.repeat([0, 1], [len(those), len(patient)])
+    patient = np.concatenate([theirs.patient[those], patient])
     groups = np.char.add(np.where(is_ours, "here ", "there "), patient.astype(np.str_))
     names = np.arange(len(x)).astype(np.str_)
     both = replace(
@@ -366,11 +467,14 @@ def _domain_auroc(model: Model, cases: Cases) -> float:
 
 
 def _notes(record: ModelRecord, cases: Cases) -> list[str]:
-    notes = [*cases.units.notes]
-    names = Names(cases.store.path)
-    if names.pseudonym("key", "radprobe") != record.trained_on.key:
-        notes.append(
-            "the store has another key than the model's: patients that both have are known by "
-            "their pixels alone"
-        )
-    return notes
+    return [*cases.units.notes, *key_notes(record, cases.store)]
+
+
+def key_notes(record: FiledRecord, store: FeatureStore) -> list[str]:
+    """Return a note where patients of a store cannot be known again."""
+    if Names(store.path).pseudonym("key", "radprobe") == record.trained_on.key:
+        return []
+    return [
+        "the store has another key than the model's: patients that both have are known by "
+        "their pixels alone"
+    ]

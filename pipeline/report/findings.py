@@ -11,13 +11,12 @@ from pipeline.report.figures import headline
 from pipeline.report.sources import Inventory, Source
 from pipeline.report.wording import count, interval, method_title, spread
 from pipeline.results import Result, Segmented
+from pipeline.shared.few import FEW_PATIENTS
 from stores.duplicates import find_twins
 
 # AUROC from which on the features predict a column so well that a score may rest on it.
 SHORTCUT = 0.75
 CHANCE = 0.5
-# Fewer test patients make an interval that says little.
-FEW_PATIENTS = 20
 
 
 @dataclass(frozen=True)

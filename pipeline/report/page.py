@@ -16,16 +16,25 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipeline.report import tables
+from pipeline.report import short_table, tables
 from pipeline.report.atlas import Atlas, Column, Places, Scale, check_shared, draw_map
 from pipeline.report.comparison import Comparison, compare_sources
 from pipeline.report.figures import Drawn, overview, task_figures
 from pipeline.report.findings import ReportFinding, findings
+from pipeline.report.models import ModelSection
 from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
 from pipeline.report.style import inline_svg, save
-from pipeline.report.wording import METRICS, count, interval, method_title, positive_text
+from pipeline.report.wording import (
+    METRICS,
+    answer_sentence,
+    count,
+    interval,
+    method_title,
+    positive_text,
+)
+from pipeline.results import Result, Segmented
 from pipeline.shared.texts import printable
 from stores._disk import temporary_name, writing
 
@@ -66,27 +75,31 @@ def write_report(
     out: Path | None = None,
     figures: Path | None = None,
     progress: Progress = lambda _: None,
+    models: Callable[[Sequence[Source]], Sequence[ModelSection]] = lambda _: (),
 ) -> Written:
     """Write the page of one or more stores, and with `figures` every figure and table as a file.
 
     paths: folders of stores, or their config files, which bring pictures and labels. out: by
     default `<store>-report.html` next to the first store; a page that is there is replaced. Raises
-    StoreNotFoundError, ConfigError, UnwritableError.
+    StoreNotFoundError, ConfigError, UnwritableError. models: tells of models on these stores.
     """
     sources = open_sources(paths)
     check_shared(sources)
+    # First: a model that is refused leaves nothing to be done.
+    sections = models(sources)
     chapters = [_chapter(source, progress) for source in sources]
     comparison = None
     if len(sources) > 1:
         progress("stores side by side")
         comparison = compare_sources(sources)
-    text = render(chapters, comparison)
+    text = render(chapters, comparison, sections)
     first = sources[0].store.path
     out = out or first.with_name(f"{first.name}-report.html")
     _put(out, text.encode())
     # The page is the answer: it is there before files for a paper are begun.
     written = _write_figures(figures, chapters, comparison) if figures else ()
     shown = sum(len(chapter.pictures) for chapter in chapters)
+    shown += sum(section.pictures for section in sections)
     return Written(out, len(text.encode()), tuple(written), shown)
 
 
@@ -136,7 +149,11 @@ def _figures_by_task(source: Source) -> dict[str, list[Drawn]]:
 # --- the page ------------------------------------------------------------------------------------
 
 
-def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
+def render(
+    chapters: Sequence[Chapter],
+    comparison: Comparison | None,
+    models: Sequence[ModelSection] = (),
+) -> str:
     """Return the page as HTML."""
 
     def svg(drawn: Drawn, prefix: str) -> Markup:
@@ -149,6 +166,8 @@ def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
     return template("pipeline.report", "page.html").render(
         chapters=chapters,
         comparison=comparison,
+        models=models,
+        sentences=_sentences(chapters),
         lines=lines,
         columns=tables.columns_of(lines),
         markdown=tables.markdown(lines, random=random, networks=networks),
@@ -166,6 +185,26 @@ def render(chapters: Sequence[Chapter], comparison: Comparison | None) -> str:
         script=Markup(asset("pipeline.report", "page.js")),
         data=lambda chapter: Markup(_json(map_data(chapter))),
     )
+
+
+def _sentences(chapters: Sequence[Chapter]) -> list[str]:
+    """Return a plain sentence for each task: of the probe, or the first method that answered it.
+
+    Not of the best one: that would be chosen by its test score.
+    """
+    sentences = []
+    for chapter in chapters:
+        source = chapter.source
+        name = f"{source.name}: " if len(chapters) > 1 else ""
+        shown: dict[str, Result | Segmented] = {}
+        for (task, method), result in source.results.items():
+            # A shortcut's task has its finding; an answer without a score says nothing.
+            if "/" not in task and result.scores and (task not in shown or method == "probe"):
+                shown[task] = result
+        for (task, _), answer in source.segmented.items():
+            shown.setdefault(f"{task}, segmented", answer)
+        sentences += [f"{name}{answer_sentence(answer)}" for answer in shown.values()]
+    return sentences
 
 
 def _printable(value: Any) -> Any:
@@ -264,7 +303,7 @@ def _packed(values: NDArray[Any], dtype: str) -> str:
 def _write_figures(
     folder: Path, chapters: Sequence[Chapter], comparison: Comparison | None
 ) -> list[Path]:
-    """Write every figure as SVG and PNG, and the results as Markdown and LaTeX."""
+    """Write every figure as SVG and PNG, and the results as tables, whole and short."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     figures = _named_figures(chapters)
@@ -277,12 +316,14 @@ def _write_figures(
                 path = folder / f"{key}{suffix}"
                 save(figure, path)
                 written.append(path)
-    lines = tables.lines_of([chapter.source for chapter in chapters])
-    networks = tables.networks_of([chapter.source for chapter in chapters])
-    random = any(chapter.source.recipe.random for chapter in chapters)
+    sources = [chapter.source for chapter in chapters]
+    lines = tables.lines_of(sources)
+    networks = tables.networks_of(sources)
+    random = any(source.recipe.random for source in sources)
     texts = {
         "results.md": tables.markdown(lines, random=random, networks=networks),
         "results.tex": tables.latex(lines, random=random, networks=networks),
+        **short_table.files_of(short_table.short_table(sources)),
     }
     for name, text in texts.items():
         _put(folder / name, text.encode())

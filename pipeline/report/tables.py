@@ -139,17 +139,18 @@ def latex(lines: Sequence[Line], *, random: bool, networks: str = "") -> str:
         "\\begin{table}\n\\centering",
         f"\\caption{{{stamp}{intervals} {called}{' ' if networks else ''}{tex(networks)}}}",
         f"\\begin{{tabular}}{{{alignment}}}\n\\toprule",
-        _tex_row([tex(name) for name in head]) + "\n\\midrule",
+        tex_row([tex(name) for name in head]) + "\n\\midrule",
     ]
     for line in lines:
         words = [tex(word) for word in _words(line, several)]
         numbers = [_tex_number(line.metrics.get(name)) for name in shown]
-        out.append(_tex_row([*words, *numbers]))
+        out.append(tex_row([*words, *numbers]))
     out.append("\\bottomrule\n\\end{tabular}\n\\end{table}")
     return "\n".join(out) + "\n"
 
 
-def _tex_row(cells: Sequence[str]) -> str:
+def tex_row(cells: Sequence[str]) -> str:
+    """Return cells, which are LaTeX already, as a row of a table."""
     return " & ".join(cells) + r" \\"
 
 

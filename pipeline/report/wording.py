@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
 from pipeline.config.heads import declared
+from pipeline.shared.few import FEW_PATIENTS
 
 if TYPE_CHECKING:
     from pipeline.config.tasks import OperatingRule
@@ -39,8 +40,6 @@ METRICS = {
     "paper_jaccard": "Paper's Jaccard",
     "fit_seconds": "Training, s",
 }
-# Of fewer test patients a score says little, and that is said beside it.
-FEW_PATIENTS = 20
 # The one number that stands for an answer: the first of these that it has.
 HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
 
@@ -147,6 +146,47 @@ def interval(metric: Metric) -> str:
     """Return a metric with its interval: 0.861 [0.82, 0.90]."""
     ends = spread(metric)
     return f"{metric.value:.3f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
+
+
+def sentence(
+    task: str,
+    metrics: Mapping[str, Metric],
+    tested: str,
+    classes: Sequence[str] = (),
+) -> str:
+    """Return how an answer did in one plain sentence, without its full stop.
+
+    tested: on whom, such as "41 patients". classes: of two classes the negative and the positive
+    one, where a threshold was chosen.
+    """
+    name = next((name for name in METRICS if name in metrics), None)
+    if name is None:
+        return f"{task}: tested on {tested}, without a score"
+    text = f"{task}: {METRICS[name]} {interval(metrics[name])} on {tested}"
+    if len(classes) != 2 or "sensitivity" not in metrics or "specificity" not in metrics:
+        return text
+    negative, positive = classes
+    return (
+        f"{text}; at the chosen threshold {metrics['sensitivity'].value:.0%} of {positive!r} and "
+        f"{metrics['specificity'].value:.0%} of {negative!r} are told right"
+    )
+
+
+def answer_sentence(result: Result | Segmented) -> str:
+    """Return how an answer did in one plain sentence, without its full stop."""
+    # Here: `radprobe --help` reads this module, and needs no pydantic for it.
+    from pipeline.results import Result
+
+    patients = count(result.counts["test"].patients, "patient")
+    if isinstance(result, Result):
+        score = result.main_score
+        classes = result.classes if result.kind == "binary" and score.operating_points else ()
+        by = method_title(result.method).lower()
+    else:
+        score = result.scores[-1]
+        classes = ()
+        by = result.head
+    return sentence(f"{result.task}, {by}", score.metrics, patients, classes)
 
 
 def count(number: int, one: str, many: str = "") -> str:

@@ -9,12 +9,13 @@ S side of the network's input, d embedding.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config.tasks import Part
+from pipeline.evaluation.heads.contract import HeadState
 
 Rows = NDArray[np.int64]
 Parts = dict[Part, Rows]
@@ -66,3 +67,15 @@ class FittedHead(Protocol):
 
     def predict(self, source: TokenSource, rows: Rows) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield each row with its label values (S, S), in the order of `rows`."""
+
+
+@runtime_checkable
+class FileableHead(FittedHead, Protocol):
+    """A head that can be filed: what it has learnt as arrays, of which its module makes it again.
+
+    The module has `from_state(state, source, rows, settings, *, device)`, whose rows tell the width
+    of the tokens; a network's has `build` in its place.
+    """
+
+    def to_state(self) -> HeadState:
+        """Return what was learnt."""

@@ -16,12 +16,12 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 from pipeline.io.formats.dicom_geometry import (
-    Reorientation,
     floats,
     macro,
     orientation,
     pixel_spacing,
 )
+from pipeline.io.formats.reorientation import Reorientation
 from pipeline.segmentation.geometry import Labels
 from pipeline.shared.versions import version_of
 
@@ -114,7 +114,9 @@ def segmentation(
     thickness = 1.0 if affine is None else float(np.linalg.norm(affine[:3, 2]))
     stored = []
     for dataset, labels in zip(datasets, planes, strict=True):
-        _complete(dataset, thickness)
+        complete(dataset)
+        if "SliceThickness" not in dataset:
+            dataset.SliceThickness = thickness
         axes = orientation(dataset, 0)
         # As the image's own pixels are stored, not as they are shown.
         stored.append(labels if axes is None else Reorientation.of(axes).undo(labels))
@@ -135,12 +137,11 @@ def segmentation(
     )
 
 
-def _complete(dataset: Dataset, thickness: float) -> None:
+def complete(dataset: Dataset) -> None:
+    """Give an image, empty, what it lacks of the elements that are taken over from it."""
     for name in _MAY_BE_EMPTY:
         if name not in dataset:
             setattr(dataset, name, "")
-    if "SliceThickness" not in dataset:
-        dataset.SliceThickness = thickness
 
 
 def _segments(classes: Sequence[str]) -> list[Any]:

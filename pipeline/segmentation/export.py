@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.recipe import recipe_of
 from pipeline.segmentation import pictures
 from pipeline.segmentation.cases import SegmentationCases
-from pipeline.segmentation.mask_writer import UnitLabels, write_unit
+from pipeline.segmentation.mask_writer import MASK_FORMS, MaskForm, UnitLabels, write_unit
 from pipeline.segmentation.units import Unit, native_labels
 from pipeline.shared.pseudonyms import Names
 from stores.errors import UnreadableError
@@ -52,14 +52,22 @@ def write_units(
         if unit.rows[0] not in predicted:
             continue
         labels = _labels_of(cases, unit, slices, predicted)
-        try:
-            written += write_unit(labels, out)
-        except (UnreadableError, OSError, ValueError, AttributeError) as error:
-            # A library's words may quote a header: of its errors the kind alone is reported.
-            detail = str(error) if isinstance(error, UnreadableError) else type(error).__name__
-            source = names.shown(labels.slices[0].path)
-            failed.append(Unwritten(unit.rows[0], source, detail))
+        files, detail = try_writing(labels, out)
+        written += files
+        if detail:
+            failed.append(Unwritten(unit.rows[0], names.shown(labels.slices[0].path), detail))
     return written, failed
+
+
+def try_writing(
+    labels: UnitLabels, out: Path, forms: Sequence[MaskForm] = MASK_FORMS
+) -> tuple[list[Path], str]:
+    """Write a unit as `write_unit` does; return its files, and why there are none, or ""."""
+    try:
+        return write_unit(labels, out, forms), ""
+    except (UnreadableError, OSError, ValueError, AttributeError) as error:
+        # A library's words may quote a header: of its errors the kind alone is reported.
+        return [], str(error) if isinstance(error, UnreadableError) else type(error).__name__
 
 
 def _labels_of(
@@ -68,7 +76,8 @@ def _labels_of(
     """Return what was predicted of a unit, at native size; slices: with real paths."""
     places = np.searchsorted(slices["row"].to_numpy(), unit.rows)
     at_input = [predicted[row] for row in unit.rows]
-    labels = native_labels(cases.masks, unit, at_input)
+    placements = [cases.masks.placement(row) for row in unit.rows]
+    labels = native_labels(unit, at_input, placements)
     return UnitLabels(
         root=cases.config.data.root,
         slices=slice_rows(slices.take(pa.array(places))),

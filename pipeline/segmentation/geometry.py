@@ -26,6 +26,13 @@ class Shown(NamedTuple):
     width: int
 
 
+class Placement(NamedTuple):
+    """Where the input lies in a slice: the slice's size (H, W), and what the input shows of it."""
+
+    shape: tuple[int, int]
+    shows: Shown
+
+
 def shown(
     height: int,
     width: int,

@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 
 from pipeline.config.segmentation import Segment
 from pipeline.config.segmentation_heads import Need
+from pipeline.evaluation.heads.contract import HeadState
 from pipeline.evaluation.heads.knn import soft_vote
 from pipeline.segmentation.contracts import Parts, Rows, TokenSource
 from pipeline.segmentation.loader import Batch, in_order
@@ -57,6 +58,31 @@ class NeighbourHead:
             votes = vote(self.references, batch, [self.k], self.temperature, source.image_size)
             labels = votes[self.k]
             yield from zip(batch.rows.tolist(), labels, strict=True)
+
+    def to_state(self) -> HeadState:
+        """Return the tokens of the index and their shares; see `contracts.FileableHead`."""
+        index = self.references.index
+        tokens = index.reconstruct_n(0, index.ntotal)
+        arrays = {"tokens": tokens, "shares": self.references.shares}
+        return HeadState(arrays, {"k": self.k, "temperature": self.temperature})
+
+
+def from_state(
+    state: HeadState, source: TokenSource, rows: Rows, settings: Segment, *, device: str
+) -> NeighbourHead:
+    """Return the head that was filed; see `fit` for its device."""
+    tokens = state.arrays["tokens"]
+    index = faiss.IndexFlatIP(tokens.shape[1])
+    index.add(tokens)
+    k = int(state.about["k"])
+    return NeighbourHead(
+        references=TokenReferences(index, state.arrays["shares"]),
+        k=k,
+        temperature=float(state.about["temperature"]),
+        setting={"k": k},
+        notes=(),
+        seconds=0.0,
+    )
 
 
 def fit(source: TokenSource, parts: Parts, settings: Segment, *, device: str) -> NeighbourHead:

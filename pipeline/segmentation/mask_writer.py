@@ -5,9 +5,12 @@ The names of all files are those of the images. None of this is kept in a store.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -23,6 +26,9 @@ from pipeline.shared.paths import collection_file, unescape_path
 from pipeline.types import Plane
 from stores.slices import SliceRow
 
+# What labels are written as: NIfTI of volumes and PNG of pictures, and DICOM segmentations.
+MaskForm = Literal["files", "dicom-seg"]
+MASK_FORMS: tuple[MaskForm, ...] = ("files", "dicom-seg")
 _VOLUME_SUFFIXES = (".nii", ".hdr", ".img", ".mha", ".mhd", ".nrrd", ".nhdr")
 
 
@@ -54,27 +60,29 @@ class UnitLabels:
         return [row.frame for row in self.slices]
 
 
-def write_unit(unit: UnitLabels, out: Path) -> list[Path]:
-    """Write a unit under `out`; return the files.
+def write_unit(unit: UnitLabels, out: Path, forms: Sequence[MaskForm] = MASK_FORMS) -> list[Path]:
+    """Write a unit under `out` in each of some forms; return the files.
 
     What came from a file of a volume becomes NIfTI in the space of that file; DICOM becomes a DICOM
     segmentation, and NIfTI where the slices lie evenly in space; other images become PNG of label
-    values.
+    values, as DICOM does that can become neither. Nothing is written of what has no such form.
     """
-    match sniff(unit.files[0]):
-        case "nifti" | "itk" as name:
-            return _write_nifti(unit, out, name)
-        case "dicom":
-            return _write_dicom(unit, out)
-        case _:
-            return _write_pictures(unit, out)
+    form = sniff(unit.files[0])
+    if form == "dicom":
+        return _write_dicom(unit, out, forms)
+    if "files" not in forms:
+        return []
+    if form in ("nifti", "itk"):
+        return _write_nifti(unit, out, form)
+    return _write_pictures(unit, out)
 
 
 def _write_nifti(unit: UnitLabels, out: Path, form: str) -> list[Path]:
     """Write labels as NIfTI in the space of a volume's file, which is of this format."""
-    name = unescape_path(unit.slices[0].path).removesuffix(".gz")
+    file = unescape_path(unit.slices[0].path)
+    name = file.removesuffix(".gz")
     stem, dot, suffix = name.rpartition(".")
-    path = _place(out, stem if dot + suffix in _VOLUME_SUFFIXES else name, ".nii.gz")
+    path = place_for(out, stem if dot + suffix in _VOLUME_SUFFIXES else name, ".nii.gz", file)
     frames = dict(zip(unit.frames, unit.planes, strict=True))
     if form == "nifti":
         nifti.write_like(unit.files[0], frames, unit.plane, path)
@@ -88,55 +96,78 @@ def _write_nifti(unit: UnitLabels, out: Path, form: str) -> list[Path]:
 
 def _write_pictures(unit: UnitLabels, out: Path) -> list[Path]:
     written = []
+    frames = Counter(row.path for row in unit.slices)
     for row, labels in zip(unit.slices, unit.planes, strict=True):
         name = unescape_path(row.path)
-        stem, _, _ = name.rpartition(".")
-        suffix = f".{row.frame}.png" if len(unit.slices) > 1 else ".png"
-        path = _place(out, stem or name, suffix)
+        suffix = f".{row.frame}.png" if frames[row.path] > 1 else ".png"
+        path = place_for(out, _stem_of_picture(name), suffix, name)
         Image.fromarray(labels).save(path)
         written.append(path)
     return written
 
 
-def _write_dicom(unit: UnitLabels, out: Path) -> list[Path]:
+def _stem_of_picture(name: str) -> str:
+    """Return a picture's path without its suffix; numbers behind a dot are a part of DICOM's."""
+    path = PurePosixPath(name.removesuffix(".gz"))
+    return str(path if path.suffix[1:].isdigit() else path.with_suffix(""))
+
+
+def _write_dicom(unit: UnitLabels, out: Path, forms: Sequence[MaskForm]) -> list[Path]:
     # highdicom takes a second to import, and most collections need none of it.
     from pipeline.segmentation.dicom_writer import affine_of, segmentation
 
     files = unit.files
-    opened = {file: _dataset(file) for file in dict.fromkeys(files)}
+    opened = {file: read_dataset(file) for file in dict.fromkeys(files)}
     datasets = [opened[file] for file in files]
-    name = _dicom_name(unit)
+    first = unescape_path(unit.slices[0].path)
+    name = dicom_name(first, is_alone=len(opened) == 1)
     written = []
-    affine = affine_of(datasets, unit.frames, unit.planes[0].shape)
+    affine = None
+    if "files" in forms:
+        affine = affine_of(datasets, unit.frames, unit.planes[0].shape)
     if affine is not None:
         stack = np.stack(unit.planes)  # (z, H, W)
         voxels = stack.transpose(2, 1, 0)
         image = nib.Nifti1Image(voxels, affine)
         image.header.set_xyzt_units("mm")
-        written.append(_place(out, name, ".nii.gz"))
+        written.append(place_for(out, name, ".nii.gz", first))
         nib.save(image, written[-1])
     # highdicom takes images of a single frame: a file each.
-    if len(opened) == len(unit.slices) and not any(unit.frames):
-        written.append(_place(out, name, ".seg.dcm"))
+    is_single = len(opened) == len(unit.slices) and not any(unit.frames)
+    if "dicom-seg" in forms and is_single:
+        written.append(place_for(out, name, ".seg.dcm", first))
         segmentation(datasets, unit.planes, unit.classes).save_as(written[-1])
+    if "files" in forms and not written:
+        return _write_pictures(unit, out)
     return written
 
 
-def _dataset(path: Path) -> Dataset:
+def read_dataset(path: Path, *, pixels: bool = True) -> Dataset:
+    """Return a DICOM file, which may be gzipped. pixels: whether they are read as well."""
     with open_inflated(path) as file:
-        return pydicom.dcmread(file)
+        return pydicom.dcmread(file, stop_before_pixels=not pixels)
 
 
-def _dicom_name(unit: UnitLabels) -> str:
-    """Return the folder of a series of files, or the file of a single one without its suffix."""
-    first = unescape_path(unit.slices[0].path)
-    if len(set(unit.files)) > 1:
-        return str(Path(first).parent)
+def dicom_name(first: str, *, is_alone: bool) -> str:
+    """Return what is written of DICOM is named by: the folder of its files, or one without suffix.
+
+    first: the path of the first of them; is_alone: whether it is the only one. Files that lie in no
+    folder go by the first.
+    """
+    folder = PurePosixPath(first).parent
+    if not is_alone and folder.name:
+        return str(folder)
     return first.removesuffix(".gz").removesuffix(".dcm")
 
 
-def _place(out: Path, name: str, suffix: str) -> Path:
-    """Return a path under `out`, whose folder is there afterwards."""
-    path = out / f"{name}{suffix}"
+def place_for(out: Path, name: str, suffix: str, full: str) -> Path:
+    """Return a path under `out` that no file has, whose folder is there afterwards.
+
+    full: the whole name of the image's first file, which is taken where another has the other name.
+    """
+    numbered = (f"{full}.{number}" for number in itertools.count(2))
+    paths = (out / f"{each}{suffix}" for each in itertools.chain([name, full], numbered))
+    # Two series may share a folder, two time points a file.
+    path = next(path for path in paths if not path.exists())
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

@@ -33,15 +33,13 @@ from pipeline.annotations.mask_files import inspect, planes
 from pipeline.annotations.mask_matching import MaskedSlices, Matched, join, match
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
-from pipeline.io.decode import read_slices
 from pipeline.io.detached import ImageStat
 from pipeline.io.formats.limits import MAX_SLICE_PIXELS
-from pipeline.preprocessing.content import body_box
 from pipeline.segmentation.contracts import Rows
-from pipeline.segmentation.geometry import Labels, Shown, shown, to_input
-from pipeline.shared.paths import collection_file, unescape_path
+from pipeline.segmentation.geometry import Labels, Placement, Shown, to_input
+from pipeline.segmentation.placement import placement_of
+from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
-from pipeline.types import Slice
 from stores._disk import CHECKSUM, sha256, write_checked
 from stores.errors import CorruptStoreError, LabelError, UnreadableError
 from stores.features import FeatureStore
@@ -132,7 +130,7 @@ class StoredMasks:
     def labels(self, row: int) -> Labels:
         """Return the label values (H, W) of a slice. Raises KeyError, CorruptStoreError."""
         place = self._place(row)
-        shape = (self._value("height", place), self._value("width", place))
+        shape = self._shape(place)
         try:
             data = inflate(self._stream(place).tobytes(), math.prod(shape))
             labels = np.frombuffer(data, np.uint8).reshape(shape)
@@ -154,6 +152,10 @@ class StoredMasks:
         place = self._place(row)
         return Shown(**{name: self._value(column, place) for name, column in _SHOWN.items()})
 
+    def placement(self, row: int) -> Placement:
+        """Return where the network's input lies in a slice."""
+        return Placement(self._shape(self._place(row)), self.shown(row))
+
     def present(self, rows: Rows) -> NDArray[np.bool_]:
         """Return (n, c): which label values each slice holds."""
         places = pa.array([self._place(int(row)) for row in rows])
@@ -168,6 +170,9 @@ class StoredMasks:
         if place == len(self.rows) or self.rows[place] != row:
             raise KeyError(f"Row {row} has no mask.")
         return place
+
+    def _shape(self, place: int) -> tuple[int, int]:
+        return self._value("height", place), self._value("width", place)
 
     def _value(self, column: str, place: int) -> Any:
         return self._usable[column][place].as_py()
@@ -491,16 +496,7 @@ class _MaskReader:
 
     def shown(self, row: SliceRow) -> Shown:
         """Return what the network's input shows of a slice. Raises UnreadableError."""
-        preprocess = self.config.preprocess
-        body = None
-        if preprocess.crop == "body":
-            # Where the body lies is seen in the image alone, which is why it is read here.
-            path = collection_file(self.config.data.root, row.path)
-            item = next(iter(read_slices(path, [row.frame], preprocess.plane)))
-            if not isinstance(item, Slice):
-                raise UnreadableError(item.reason, f"its image: {item.detail}")
-            body = body_box(item.pixels, row.modality)
-        return shown(row.height, row.width, preprocess.aspect, body)
+        return placement_of(row, self.config.data.root, self.config.preprocess).shows
 
 
 def _add_structure(labels: Labels, structure: Labels) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from pipeline.io.decode import read_frames
 from pipeline.preprocessing.volume_range import recorded_ends
 from pipeline.recipe import recipe_of
 from pipeline.segmentation.contracts import Rows
-from pipeline.segmentation.masks import StoredMasks
+from pipeline.segmentation.geometry import Labels
 from pipeline.segmentation.tokens import Tokens
 from pipeline.shared.paths import collection_file
 from pipeline.shared.pseudonyms import Names
@@ -26,10 +26,32 @@ from stores.features import FeatureStore
 from stores.slices import SliceRow, slice_rows
 
 
+class InputMasks(Protocol):
+    """The masks of a source: those of a store, or the names of what is to be drawn alone."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names by label value."""
+
+    def at_input(self, row: int, size: int) -> Labels:
+        """Return the label values (size, size) as the network's input shows the slice."""
+
+
+@dataclass(frozen=True)
+class NoMasks:
+    """What is to be drawn, of slices that nobody has drawn it on."""
+
+    classes: tuple[str, ...]
+
+    def at_input(self, row: int, size: int) -> Labels:
+        """Raise KeyError: there is no mask."""
+        raise KeyError(f"Row {row} has no mask.")
+
+
 class StoreSource:
     """The `TokenSource` of a store and its masks."""
 
-    def __init__(self, config: Config, store: FeatureStore, masks: StoredMasks) -> None:
+    def __init__(self, config: Config, store: FeatureStore, masks: InputMasks) -> None:
         self._root = config.data.root
         self._store = store
         self._masks = masks

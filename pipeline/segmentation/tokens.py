@@ -39,3 +39,14 @@ class Tokens:
         """Return (b, l, h, w, d) as floats, oldest block first. Raises as the store does."""
         values = read_patch(self._store, rows)
         return values if values.ndim == 5 else values[:, None]
+
+
+def mean_tokens(store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return (b, d) the mean patch token of each row's last block.
+
+    Raises ConfigError where the store keeps neither the mean nor patch tokens.
+    """
+    if "mean" in store.arrays:
+        return np.asarray(store.read("mean", rows), np.float32)
+    last = Tokens(store).read(rows)[:, -1]
+    return np.asarray(last.mean(axis=(1, 2), dtype=np.float32))

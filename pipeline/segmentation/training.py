@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.config.segmentation import Segment
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS, Need
+from pipeline.evaluation.heads.contract import HeadState
 from pipeline.segmentation.contracts import Parts, Rows, TokenSource
 from pipeline.segmentation.loader import Batch, Loader, in_order
 from pipeline.segmentation.selection import Course, Overlap, check_parts, chosen_note, learned_rows
@@ -56,6 +57,39 @@ class TrainedHead:
         for batch in in_order(source, rows, self.needs, self.settings.batch_size, masks=False):
             labels = predict_labels(self.network, batch, self.device)
             yield from zip(batch.rows.tolist(), labels, strict=True)
+
+    def to_state(self) -> HeadState:
+        """Return the network's weights; see `contracts.FileableHead`."""
+        weights = self.network.state_dict()
+        return HeadState({name: value.cpu().numpy() for name, value in weights.items()})
+
+
+def from_state(
+    build: Build,
+    state: HeadState,
+    source: TokenSource,
+    rows: Rows,
+    settings: Segment,
+    *,
+    device: str,
+) -> TrainedHead:
+    """Return the head that was filed. Raises KeyError where it has other weights than `build`'s."""
+    place = torch.device(pick_device(device))
+    network = new_network(build, source, rows, settings)
+    if state.arrays.keys() != network.state_dict().keys():
+        raise KeyError("its weights are another network's")
+    # A copy: arrays read from a file may not be written to.
+    weights = {name: torch.from_numpy(np.array(value)) for name, value in state.arrays.items()}
+    network.load_state_dict(weights)
+    return TrainedHead(
+        network=network.to(place),
+        needs=needs_of(settings),
+        settings=settings,
+        device=place,
+        setting={},
+        notes=(),
+        seconds=0.0,
+    )
 
 
 # --- choosing ------------------------------------------------------------------------------------

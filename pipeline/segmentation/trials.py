@@ -52,11 +52,25 @@ class Trial:
 # --- the trials of a head ------------------------------------------------------------------------
 
 
-def head_trials(cases: SegmentationCases, settings: Segment, device: str) -> Iterator[Trial]:
-    """Yield a trial for each number of training patients in `shots`, and one with all of them."""
+def head_trials(
+    cases: SegmentationCases,
+    settings: Segment,
+    device: str,
+    keep: Callable[[FittedHead], object] | None = None,
+) -> Iterator[Trial]:
+    """Yield a trial for each number of training patients in `shots`, and one with all of them.
+
+    keep: called with each head that learnt from all of them, a fold after the other.
+    """
 
     def fit(of_trial: Segment, fold: int, parts: Parts) -> FittedHead:
         return heads.fit(cases.source, parts, of_trial, device=device)
+
+    def fit_on_all(fold: int, parts: Parts) -> FittedHead:
+        head = fit(settings, fold, parts)
+        if keep is not None:
+            keep(head)
+        return head
 
     folds = cases.task_cases.folds
     # Few patients are never trained again on val, which would outnumber them.
@@ -69,7 +83,7 @@ def head_trials(cases: SegmentationCases, settings: Segment, device: str) -> Ite
         draws = [_few_patients(cases, folds, shots, i) for i in range(settings.draws)]
         setting = {"patients": float(shots), "draws": float(settings.draws)}
         yield trial(cases, functools.partial(fit, few), draws, setting)
-    yield trial(cases, functools.partial(fit, settings), [folds])
+    yield trial(cases, fit_on_all, [folds])
 
 
 def _patients(cases: SegmentationCases, units: Rows) -> NDArray[np.str_]:
@@ -174,7 +188,7 @@ def _fit_folds(cases: SegmentationCases, fit: Fit, folds: Draw) -> _FitScores:
         for number, labels in _predict_units(cases, fold["test"], head):
             unit = cases.units[number]
             order.append(number)
-            scores.append(_score_unit(cases, unit, labels))
+            scores.append(score_unit(cases, unit, labels))
             predicted += zip(unit.rows, labels, strict=True)
     if not order:
         raise LabelError(f"No test unit of {cases.task_cases.name!r} can be read any more.")
@@ -206,20 +220,21 @@ def _predict_units(
             del incomplete[number]
 
 
-def _score_unit(
+def score_unit(
     cases: SegmentationCases, unit: Unit, predicted: Sequence[Labels]
 ) -> tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]:
     """Return a unit's metrics, and its confusion at the size of the input."""
     masks = cases.masks
     c = len(masks.classes)
     mask = native_mask(masks, unit)
-    at_native = native_labels(masks, unit, predicted)
+    placements = [masks.placement(row) for row in unit.rows]
+    at_native = native_labels(unit, predicted, placements)
     tolerance = cases.mask_settings.tolerance
     scores = measure(at_native, mask, c, unit.spacing, tolerance)
     # The mask itself, through the geometry of the input and back: no head could do better.
     size = cases.source.image_size
     at_input = [masks.at_input(row, size) for row in unit.rows]
-    through_input = native_labels(masks, unit, at_input)
+    through_input = native_labels(unit, at_input, placements)
     scores[CEILING] = dice(through_input, mask, c)
     counts = np.zeros((c, c), np.int64)
     for labels, true in zip(predicted, at_input, strict=True):

@@ -17,7 +17,7 @@ from pipeline.annotations.units import Units
 from pipeline.config.root import Config
 from pipeline.results import Tally
 from pipeline.segmentation.contracts import Rows
-from pipeline.segmentation.geometry import Labels, to_slice
+from pipeline.segmentation.geometry import Labels, Placement, to_slice
 from pipeline.segmentation.masks import StoredMasks
 from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError
@@ -86,7 +86,7 @@ def units_of(
     slices = every.take(pa.array(places))
     patients = _patients(config, slices, names, table)
     rows = slice_rows(slices)
-    ids, members = _groups(rows)
+    ids, members = groups_of(rows)
     unit_of = np.empty(len(rows), np.int64)
     for i, of_unit in enumerate(members):
         unit_of[of_unit] = i
@@ -142,7 +142,7 @@ def _patients(
     return patients
 
 
-def _groups(rows: Sequence[SliceRow]) -> tuple[list[str], list[list[int]]]:
+def groups_of(rows: Sequence[SliceRow]) -> tuple[list[str], list[list[int]]]:
     """Return the id of each unit, a series or the row of an image, and its slices' places.
 
     An image is a slice that lies nowhere, in a file of its own: slices of one series that name no
@@ -179,11 +179,12 @@ def native_mask(masks: StoredMasks, unit: Unit) -> Labels:
     return np.stack(planes) if unit.volume else planes[0]
 
 
-def native_labels(masks: StoredMasks, unit: Unit, labels: Sequence[Labels]) -> Labels:
-    """Return label values (S, S) of a unit's slices at native size: (z, H, W), or (H, W)."""
+def native_labels(unit: Unit, labels: Sequence[Labels], placements: Sequence[Placement]) -> Labels:
+    """Return label values (S, S) of a unit's slices at native size: (z, H, W), or (H, W).
+
+    placements: where the input lies in each slice.
+    """
     planes = []
-    for row, at_input in zip(unit.rows, labels, strict=True):
-        height, width = masks.labels(row).shape
-        shows = masks.shown(row)
-        planes.append(to_slice(at_input, shows, (height, width)))
+    for at_input, (shape, shows) in zip(labels, placements, strict=True):
+        planes.append(to_slice(at_input, shows, shape))
     return np.stack(planes) if unit.volume else planes[0]

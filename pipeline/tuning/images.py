@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -53,6 +53,28 @@ class BatchRequest:
     offset: int = 0
     share: float = 1.0
     last: bool = False
+
+
+def all_slices(
+    units: Rows,
+    bags: Sequence[Rows],
+    at_once: int,
+    stage: Literal["val", "test"],
+    step: int = 0,
+) -> Iterator[BatchRequest]:
+    """Yield all slices of some units, so many together; bags: the rows of each unit."""
+    rows = np.concatenate(bags)
+    unit_of = np.repeat(np.arange(len(units)), [len(bag) for bag in bags])
+    for start in range(0, len(rows), at_once):
+        stop = start + at_once
+        yield BatchRequest(
+            stage=stage,
+            step=step,
+            units=units,
+            rows=rows[start:stop],
+            unit_of=unit_of[start:stop],
+            last=stop >= len(rows),
+        )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from pipeline.segmentation.training import peak_bytes
 from pipeline.tuning import checkpoint
 from pipeline.tuning.checkpoint import TrainingState
 from pipeline.tuning.goals import Goal
-from pipeline.tuning.images import Batches, BatchRequest, ImageBatch, Images
+from pipeline.tuning.images import Batches, BatchRequest, ImageBatch, Images, all_slices
 from pipeline.tuning.network import TunableNetwork, parameter_groups
 from pipeline.tuning.options import ReportSteps
 from pipeline.tuning.ranks import ALONE, Ranks
@@ -192,19 +192,7 @@ class Training:
     ) -> Iterator[BatchRequest]:
         """Yield all slices of some units, `at_once` together."""
         bags = [self._slices_of(unit) for unit in units]
-        rows = np.concatenate(bags)
-        unit_of = np.repeat(np.arange(len(units)), [len(bag) for bag in bags])
-        size = self.settings.at_once
-        for start in range(0, len(rows), size):
-            stop = start + size
-            yield BatchRequest(
-                stage=stage,
-                step=number,
-                units=units,
-                rows=rows[start:stop],
-                unit_of=unit_of[start:stop],
-                last=stop >= len(rows),
-            )
+        yield from all_slices(units, bags, self.settings.at_once, stage, number)
 
     def _slices_of(self, unit: int) -> Rows:
         return self.data.units.rows[self.bags[unit]]

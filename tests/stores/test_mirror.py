@@ -278,7 +278,11 @@ def test_killed_at_any_moment_another_machine_goes_on(
     here = load_config(config, Path(url)).store
     shutil.copy(tmp_path / "store.key", here.with_name("vits.key"))
     process = extraction(config, Path(url), cost_s=0.3)
-    until(lambda: any(n.startswith("features.zarr/status/c/") for n in bucket.names()), process)
+    until(
+        lambda: any(n.startswith("features.zarr/status/c/") for n in bucket.names()),
+        process,
+        pause_s=0.2,
+    )
     process.kill()
     process.communicate()
     assert any(n.startswith("claims/writer.claim.") for n in bucket.names())
@@ -300,7 +304,7 @@ def test_a_second_writer_is_refused_and_changes_nothing(
     settings = load_config(config, Path(url))
     load_key(settings.store)
     process = extraction(config, Path(url), cost_s=0.5)
-    until(lambda: any(n.startswith("parts/") for n in Bucket(url).names()), process)
+    until(lambda: any(n.startswith("parts/") for n in Bucket(url).names()), process, pause_s=0.2)
     with pytest.raises(ClaimedError, match=rf":{process.pid} writes to {url}"):
         extract(load_config(config, Path(url)), HERE)
     at_work = status(Path(url))

@@ -12,7 +12,11 @@ from pipeline.evaluation.heads.contract import Head, deferred
 
 
 class AttentionSettings(HeadSettings):
-    """Gated attention over a unit's slices, trained by AdamW; `epochs` at most, as val says."""
+    """Gated attention over a unit's slices, trained by AdamW.
+
+    hidden: numbers between a slice's features and its weight. rate, decay: AdamW's. epochs: at
+    most, as val says. batch: units a step. seed: of the first weights and the order of batches.
+    """
 
     # Gates of tanh and sigmoid are flat for large numbers.
     scaling: Scaling = "standardise"
@@ -28,7 +32,7 @@ HEAD = Head(
     name="attention",
     title="Attention over slices",
     settings=AttentionSettings,
-    contract=7,
+    contract=8,
     fit=deferred("pipeline.evaluation.heads.attention_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.attention_fit.predict"),
     to_state=deferred("pipeline.evaluation.heads.attention_fit.to_state"),

@@ -21,10 +21,11 @@ LEAST_DRAWS = 3
 
 
 class EfficiencySettings(ProbeSettings):
-    """Label efficiency: the probe fitted on `shots` patients a class, on twice as many, up to all.
+    """Label efficiency: the probe fitted on a few patients a class, on twice as many, up to all.
 
-    Each number of patients is drawn `draws` times, or fewer where the draws together would take
-    more patients than there are (three at least), and scored on all test units.
+    Each number of patients is scored on all test units. shots: patients a class. draws: how often
+    each number is drawn, or fewer where the draws together would take more patients than there are
+    (three at least). seed: of what is drawn. low, high, steps: as the probe has them.
     """
 
     shots: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (
@@ -152,7 +153,7 @@ HEAD = Head(
     name="efficiency",
     title="Label efficiency",
     settings=EfficiencySettings,
-    contract=8,
+    contract=9,
     fit=fit,
     predict=predict,
     folds="first",

@@ -42,7 +42,9 @@ class FewShotSettings(HeadSettings):
 
     head: the nearest centroid by cosine; SimpleShot, which first takes the mean of train and val
     from every feature; or logistic regression. draw: "paper" is the one draw of arXiv 2312.02366,
-    fitted by the probe and scored on all test units.
+    fitted by the probe and scored on all test units. shots: patients a class in a support set.
+    queries: test patients a class that an episode is scored on, at most. episodes: how many there
+    are. seed: of what is drawn.
     """
 
     draw: Literal["episodes", "paper"] = "episodes"
@@ -456,7 +458,7 @@ HEAD = Head(
     name="fewshot",
     title="Few-shot",
     settings=FewShotSettings,
-    contract=9,
+    contract=10,
     fit=fit,
     predict=predict,
     folds="first",

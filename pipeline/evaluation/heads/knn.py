@@ -35,13 +35,14 @@ GRID = 2.0**-40  # that shares of votes are multiples of, so that 1 less a share
 class KnnSettings(HeadSettings):
     """FAISS kNN settings.
 
-    k: all that are asked, of which val chooses the one that stands for the answer. multilabel: how
+    k: all that are asked, of which val chooses the one that stands for the answer. temperature: of
+    the votes, as DINOv2 weighs neighbours. multilabel: how
     neighbours vote on multi-label tasks: as on any other (DINOv2's soft vote), or by ML-kNN;
     "mlknn-paper" counts a training image among its own neighbours, as the code of arXiv 2312.02366
-    does. exact_up_to: how many references are all looked at; where there are more,
-    an inverted file is asked, so many of its lists that the share `recall` of the true neighbours
-    is found: faster from about 2,560 + 4 sqrt(references) test units on, and for ML-kNN, which asks
-    about the references too. Unset, all are always looked at.
+    does. exact_up_to: how many references are all looked at; where there are more, an inverted file
+    is asked: faster from about 2,560 + 4 sqrt(references) test units on, and for ML-kNN, which asks
+    about the references too. Unset, all are always looked at. recall: the share of the true
+    neighbours that so many lists of the inverted file find.
     """
 
     k: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20, 50, 100, 200)
@@ -382,7 +383,7 @@ HEAD = Head(
     name="knn",
     title="kNN",
     settings=KnnSettings,
-    contract=9,
+    contract=10,
     fit=fit,
     predict=predict,
     to_state=to_state,

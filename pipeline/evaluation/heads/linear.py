@@ -15,7 +15,8 @@ class LinearSettings(HeadSettings):
     """The grid of linear heads of arXiv 2312.02366, by SGD: rates times parts of the features.
 
     The parts of cls4+mean are CLS of the last block or of the last four, with or without the mean
-    patch token. DINOv2's own rates are 1e-5 to 0.1 times batch / 256.
+    patch token. rates: learning rates; DINOv2's own are 1e-5 to 0.1 times batch / 256. epochs,
+    batch: as the paper trains. seed: of the order of batches.
     """
 
     features: FeatureSet = "cls4+mean"
@@ -25,7 +26,6 @@ class LinearSettings(HeadSettings):
         1e-2,
         5e-2,
     )
-    # As the paper trains: 10 epochs in batches of 128.
     epochs: Annotated[int, Field(ge=1)] = 10
     batch: Annotated[int, Field(ge=1)] = 128
     seed: int = 0
@@ -44,7 +44,7 @@ HEAD = Head(
     name="linear",
     title="Linear heads by SGD",
     settings=LinearSettings,
-    contract=7,
+    contract=8,
     fit=deferred("pipeline.evaluation.heads.linear_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.linear_fit.predict"),
     to_state=deferred("pipeline.evaluation.heads.linear_fit.to_state"),

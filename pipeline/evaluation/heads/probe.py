@@ -12,9 +12,9 @@ from pipeline.evaluation.heads.contract import Head, deferred
 
 
 class ProbeSettings(HeadSettings):
-    """Probe settings: C = 10^linspace(low, high, steps), chosen on validation.
+    """Logistic regression; of a number, ridge with the penalty alpha = 1 / C.
 
-    Regression is ridge with the penalty alpha = 1 / C.
+    low, high, steps: C is chosen on val from 10^linspace(low, high, steps).
     """
 
     features: FeatureSet = "cls+mean"
@@ -27,7 +27,7 @@ HEAD = Head(
     name="probe",
     title="Linear probe",
     settings=ProbeSettings,
-    contract=10,
+    contract=11,
     fit=deferred("pipeline.evaluation.heads.probe_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.probe_fit.predict"),
     to_state=deferred("pipeline.evaluation.heads.probe_fit.to_state"),

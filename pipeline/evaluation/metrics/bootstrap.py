@@ -45,6 +45,9 @@ NORMAL_REACH = 1.959964
 FEW_WRONG = 5
 # What is a share of the patients of one side, or of those called so.
 OF_ONE_SIDE = ("sensitivity", "specificity", "ppv", "npv")
+# Whom a model calls moves with how common the label is among its training patients, which folds
+# share: with it moves what counts the calls of one side.
+MOVED_BY_CALLS = ("sensitivity", "specificity", "f1", "f1_micro")
 # How far on the logit scale an interval reaches at most: exp of more is no number.
 MOST_LOGIT = 50.0
 # Metrics that every unit counts in alike; in the others the rarer side of a label weighs most.
@@ -68,7 +71,8 @@ class IntervalRules:
     of its own, a metric is the mean of. scales: metrics that are means over patients, whose
     interval is so many standard errors on a scale (`interval_on`), and no percentiles. shares: the
     lowest value of each metric that is a share of patients, or a mean of such, the highest being 1
-    (`score_bounds`).
+    (`score_bounds`). fewest: by metric, of how many patients at least there is an interval; of one
+    there never is.
     """
 
     corrections: Mapping[str, Correction] = field(default_factory=dict)
@@ -76,6 +80,7 @@ class IntervalRules:
     folds: int = 1
     scales: Mapping[str, Scale] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
+    fewest: Mapping[str, float] = field(default_factory=dict)
 
 
 def bootstrap(
@@ -105,7 +110,11 @@ def bootstrap(
         metric = _with_interval(key[0], float(value[0]), drawn, patients, rules)
         # What is of one side's patients hangs on the fewer ones; a mean over both is of all.
         of_side = key[0].startswith(OF_ONE_SIDE)
-        metrics[key] = _within_bounds(key[0], metric, patients if of_side else everyone, rules)
+        wrong_among = patients if of_side else everyone
+        # An F1 of 0 has found no positive, of whom there are fewer.
+        none_found = key[0] == "f1" and metric.value == 0
+        right_among = patients if of_side or none_found else everyone
+        metrics[key] = _within_bounds(key[0], metric, wrong_among, right_among, rules)
     return metrics
 
 
@@ -129,17 +138,18 @@ def _with_interval(
     rules: IntervalRules,
 ) -> Metric:
     """Return a value with its interval over drawn (b,) ones; NaN draws are left out."""
-    if patients <= 1:  # one says nothing of others, and every draw of one is the same
+    # One says nothing of others, and every draw of one is the same.
+    if patients <= 1 or patients < rules.fewest.get(name, 0):
         return Metric(value=value)
     if name in rules.scales:
         error = float(np.nanstd(drawn))
-        reach = reach_of(patients) * fold_widening(rules.folds)
+        reach = reach_of(patients) * fold_widening(name, rules.folds)
         return interval_on(rules.scales[name], value, error, reach)
     lowest = lowest_percentile(patients)
     low, high = np.nanpercentile(drawn, [lowest, 100 - lowest]).tolist()
     if rules.folds > 1:
         middle = float(np.nanmean(drawn))
-        wider = fold_widening(rules.folds)
+        wider = fold_widening(name, rules.folds)
         low = middle - wider * (middle - low)
         high = middle + wider * (high - middle)
     match rules.corrections.get(name):
@@ -157,13 +167,15 @@ def _with_interval(
 def _within_bounds(
     name: str,
     metric: Metric,
-    patients: float,
+    wrong_among: float,
+    right_among: float,
     rules: IntervalRules,
 ) -> Metric:
     """Return a share with an interval that is within its range, and has a width at its ends.
 
-    patients: of whom it is a share. Where fewer than FEW_WRONG of them are wrong, or right, draws
-    know too little of those: the score interval counts where it is wider.
+    wrong_among, right_among: of how many patients some may be wrong, or right. Where fewer than
+    FEW_WRONG of them are, draws know too little of those: the score interval counts where it is
+    wider.
     """
     lowest = rules.shares.get(name)
     if lowest is None or metric.low is None or metric.high is None:
@@ -173,10 +185,11 @@ def _within_bounds(
     share = min(1.0, max(0.0, (metric.value - lowest) / span))
     low = max(lowest, metric.low)
     high = min(1.0, metric.high)
-    low_bound, high_bound = score_bounds(share, patients)
-    if (1 - share) * patients < FEW_WRONG:
+    if (1 - share) * wrong_among < FEW_WRONG:
+        low_bound, _ = score_bounds(share, wrong_among)
         low = min(low, lowest + span * low_bound)
-    if share * patients < FEW_WRONG:
+    if share * right_among < FEW_WRONG:
+        _, high_bound = score_bounds(share, right_among)
         high = max(high, lowest + span * high_bound)
     return metric.model_copy(update={"low": low, "high": high})
 
@@ -209,15 +222,22 @@ def interval_on(
     return Metric(value=value, low=low, high=high)
 
 
-def fold_widening(folds: int) -> float:
-    """Return how much wider the interval of a mean over k folds is than the draws make it.
+def fold_widening(name: str, folds: int) -> float:
+    """Return how much wider the interval of a metric of k folds is than the draws make it.
 
     Models of k folds share most of their patients, and each is tested on what the others are fitted
     on, so that their scores vary together: draws of patients, whose models stay, do not show it.
     With a correlation of 1 / k (Nadeau and Bengio, Machine Learning 52, 2003, sec. 3) the mean of k
-    scores has 1 + (k - 1) / k times the variance of k independent ones.
+    scores has 1 + (k - 1) / k times the variance of k independent ones. Of what moves as whole
+    models do, the draws show no more than is independent, which is 1 - 1 / k of that: their
+    variance is too small by as much again.
     """
-    return math.sqrt(2 - 1 / folds)
+    if folds == 1:
+        return 1.0
+    variance = 2 - 1 / folds
+    if name in MOVED_BY_CALLS:
+        variance /= 1 - 1 / folds
+    return math.sqrt(variance)
 
 
 def patients_on_rarer_side(truth: Truth) -> dict[str, float]:

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
 from pipeline.evaluation.metrics.bootstrap import (
+    OF_ONE_SIDE,
     Correction,
     IntervalRules,
     Key,
+    Statistic,
     Values,
     bootstrap,
     fold_widening,
@@ -23,8 +25,15 @@ from pipeline.evaluation.metrics.bootstrap import (
 )
 from pipeline.evaluation.metrics.null import permuted_aurocs
 from pipeline.evaluation.metrics.paired import delong, holm, two_sided_p
-from pipeline.evaluation.metrics.values import RANKING, ScoredColumn, all_metrics, columns_of
-from pipeline.evaluation.metrics.weighted import auroc, bins_of, confidence, mean
+from pipeline.evaluation.metrics.values import (
+    RANKING,
+    ScoredColumn,
+    all_metrics,
+    columns_of,
+    mean_of_models,
+    metrics_over_folds,
+)
+from pipeline.evaluation.metrics.weighted import BINS, auroc, bins_of, confidence, mean
 from pipeline.results import Bin, Difference, Metric
 
 Floats = NDArray[np.float64]
@@ -63,30 +72,29 @@ def score(
     """Return the metrics over all, and by class or label, each with its 95 % interval.
 
     proba (n, c): of the units of `truth`; thresholds (n, c): their operating points, as
-    `all_metrics` has them; fold (n,): the model that scored each, where there are several: a metric
-    is then its mean over folds, since scores of two models do not compare. The
+    `all_metrics` has them; fold (n,): the model that scored each, where there are several: see
+    `metrics_over_folds`; where they scored the same patients, a metric is its mean over them. The
     interval is of percentiles over 2,000 seeded draws of patients with replacement: the 2.5th to
     97.5th for very many patients, wider ones for few (`lowest_percentile`), on the rarer side of a
     label where a metric has sides; one patient has none. Of several folds it is wider still
     (`fold_widening`), and a perfect share has one too (`score_bounds`). A draw without both sides
     of a label counts for the others only. ece is above the truth where bins hold few units, and
     average precision where few units are positive; their intervals are corrected for that, and may
-    lie below them. With permutations, each AUROC has its p. A metric that the units leave undefined
-    (a label of one value) is not there.
+    lie below them. What would not keep its word has no interval (`_fewest`). With permutations,
+    each AUROC has its p. A metric that the units leave undefined (a label of one value) is not
+    there.
     """
-
-    def values(weights: Floats) -> Values:
-        return _mean_over_folds(truth, proba, fold, weights, thresholds)
-
+    folds = _parts_that_test(truth, fold)
     metrics = bootstrap(
-        values,
+        _statistic(truth, proba, fold, thresholds),
         truth.groups,
         proba.shape[1],
         IntervalRules(
             corrections=CORRECTIONS,
             rarest=patients_on_rarer_side(truth),
-            folds=_parts_that_test(truth, fold),
+            folds=folds,
             shares=SHARES,
+            fewest=_fewest(folds),
         ),
     )
     p = _permutation_p(truth, proba, fold, permutations) if permutations else {}
@@ -98,6 +106,23 @@ def score(
         into = by_label.setdefault(label, {}) if label else overall
         into[name] = metric
     return overall, by_label
+
+
+def _fewest(folds: int) -> dict[str, float]:
+    """Return of how many patients metrics have intervals; of fewer these would not keep their word.
+
+    For ece there must be as many as bins. Folds that lack a side rank nothing, and those with one
+    or two patients of it lift all but the AUROC by more than can be corrected: on the rarer side
+    there must be two a fold, and four patients a fold where all labels are ranked together.
+    """
+    if folds == 1:
+        return {"ece": BINS}
+    return {
+        "ece": BINS,
+        **dict.fromkeys(RANKING, 2 * folds),
+        "auroc": folds,
+        "average_precision_micro": 4 * folds,
+    }
 
 
 def _parts_that_test(truth: Truth, fold: Numbers | None) -> int:
@@ -112,24 +137,27 @@ def _parts_that_test(truth: Truth, fold: Numbers | None) -> int:
     return len(np.unique(fold)) if is_of_one_fold else 1
 
 
-def _mean_over_folds(
+def _statistic(
     truth: Truth,
     proba: Floats,
     fold: Numbers | None,
-    weights: Floats,
     thresholds: Floats | None = None,
-) -> Values:
-    """Return the mean of each metric over the folds that define it."""
+) -> Statistic:
+    """Return what computes every metric of one model, or of several, under weights (n, b)."""
     if fold is None:
-        return all_metrics(truth, proba, weights, thresholds)
-    of_folds: dict[Key, list[Floats]] = {}
-    for i in np.unique(fold):
-        on = fold == i
-        of_fold = None if thresholds is None else thresholds[on]
-        values = all_metrics(truth.at(on), proba[on], weights[on], of_fold)
-        for key, value in values.items():
-            of_folds.setdefault(key, []).append(value)
-    return {key: mean(np.array(values)) for key, values in of_folds.items()}
+        return lambda weights: all_metrics(truth, proba, weights, thresholds)
+    if _parts_that_test(truth, fold) > 1:
+        return lambda weights: metrics_over_folds(truth, proba, fold, weights, thresholds)
+    each = [fold == i for i in np.unique(fold)]
+
+    def mean_of_draws(weights: Floats) -> Values:
+        of_draws = []
+        for on in each:
+            points = None if thresholds is None else thresholds[on]
+            of_draws.append(all_metrics(truth.at(on), proba[on], weights[on], points))
+        return mean_of_models(of_draws)
+
+    return mean_of_draws
 
 
 def _permutation_p(
@@ -154,7 +182,7 @@ def _permutation_p(
     aurocs[""] = np.mean(list(aurocs.values()), axis=0)
     # Labels are permuted after the fit, so that the draws do not show how models of folds that
     # share their patients vary together: they are spread by as much as intervals are.
-    wider = fold_widening(_parts_that_test(truth, fold))
+    wider = fold_widening("auroc", _parts_that_test(truth, fold))
     return {label: _share_as_great(values, wider) for label, values in aurocs.items()}
 
 
@@ -248,11 +276,13 @@ def compare(
     thresholds: the operating points (n, c) of each. p, by DeLong's test, is of an AUROC of one
     model: not of a mean over folds.
     """
+    of_first = _statistic(truth, first, fold, thresholds[0])
+    of_second = _statistic(truth, second, fold, thresholds[1])
 
     # Both under the same draws of patients: what both find hard cancels out.
     def difference(weights: Floats) -> Values:
-        less = _mean_over_folds(truth, first, fold, weights, thresholds[0])
-        more = _mean_over_folds(truth, second, fold, weights, thresholds[1])
+        less = of_first(weights)
+        more = of_second(weights)
         return {key: more[key] - less[key] for key in more if key in less}
 
     rarest = patients_on_rarer_side(truth)
@@ -261,7 +291,7 @@ def compare(
         difference,
         truth.groups,
         first.shape[1],
-        IntervalRules(rarest=rarest, folds=folds),
+        IntervalRules(rarest=rarest, folds=folds, fewest=_fewest_to_compare(folds)),
     )
     if not np.array_equal(first, second):
         differences = _with_some_width(differences, truth)
@@ -278,6 +308,18 @@ def compare(
         )
         for (name, label), metric in differences.items()
     ]
+
+
+def _fewest_to_compare(folds: int) -> dict[str, float]:
+    """Return of how many patients differences have intervals, as `_fewest` does of scores.
+
+    What bins and few positives add to either score, the difference is rid of. Two models that call
+    few patients, and nearly the same ones, differ by more than draws of these show; over folds the
+    intervals are wide enough for that.
+    """
+    if folds > 1:
+        return dict.fromkeys(RANKING, folds)
+    return {**dict.fromkeys(OF_ONE_SIDE, 10), "mcc": 15}
 
 
 def _with_some_width(

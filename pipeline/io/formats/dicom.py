@@ -38,7 +38,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import as_pixel_options
 
 from pipeline.io.formats import mosaic
-from pipeline.io.formats.dicom_geometry import Reorientation, frame_header, orientation
+from pipeline.io.formats.dicom_geometry import frame_header, orientation
 from pipeline.io.formats.dicom_moments import with_moment
 from pipeline.io.formats.dicom_rules import (
     DECODERS,
@@ -54,6 +54,7 @@ from pipeline.io.formats.dicom_tags import tag_values
 from pipeline.io.formats.dicom_values import slice_of
 from pipeline.io.formats.inflate import open_inflated, stream_size
 from pipeline.io.formats.limits import as_unreadable
+from pipeline.io.formats.reorientation import Reorientation
 from pipeline.io.types import StoredPixels
 from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
@@ -243,6 +244,10 @@ def _open(path: Path, stack: ExitStack) -> _Picture:
     options = as_pixel_options(dataset, pixel_keyword=pixels.keyword)
     if pixels.vr is not None:
         options["pixel_vr"] = pixels.vr
+    below = _bits_below(dataset)
+    if below and "bits_stored" in options:
+        # pydicom would take what is below the values for part of them, and cut off their upper end.
+        options["bits_stored"] += below
     if pixels.length is None:
         options = _frame_offsets(stream, frame_count(dataset)) | options
     picture = _Picture(dataset, stream, options, mosaic.tiles(dataset))
@@ -265,12 +270,13 @@ def _tiles(dataset: Dataset, path: Path) -> mosaic.Tiles | None:
 def _frame_offsets(stream: BinaryIO, frames: int) -> dict[str, Any]:
     """Return where each of several encapsulated frames lies, in pydicom's terms.
 
-    Nothing where the file says so itself or a frame is in pieces: pydicom then looks, for each
-    frame anew. Raises UnreadableError where the pixels do not end as they should: decoders make up
-    what is missing, or search for it without end.
+    Nothing where a frame is in pieces: pydicom then looks, for each frame anew. Where each is in
+    one piece, that tells more than a table of offsets, which may be wrong. Raises UnreadableError
+    where the pixels do not end as they should: decoders make up what is missing, or search for it
+    without end.
     """
     begin = stream.tell()
-    basic_offsets = parse_basic_offsets(stream)
+    parse_basic_offsets(stream)
     first = stream.tell()
     _, items = parse_fragments(stream)
     end = first
@@ -284,7 +290,7 @@ def _frame_offsets(stream: BinaryIO, frames: int) -> dict[str, Any]:
     if stream.read(4) != _DELIMITER:
         raise UnreadableError("truncated", "its encapsulated pixels have no end")
     stream.seek(begin)
-    if basic_offsets or len(items) != frames:
+    if len(items) != frames:
         return {}
     offsets = [item - first for item in items]
     lengths = []
@@ -330,9 +336,40 @@ def _decode(picture: _Picture, frame: int) -> NDArray[Any]:
                 raise
             picture.pixels.seek(begin)
             array = _decode_jpeg_ls(picture, frame)
-        return _without_unused_bits(np.asarray(array), dataset, syntax)
+        stored = _without_bits_below(np.asarray(array), dataset)
+        return _without_unused_bits(stored, dataset, syntax)
     finally:
         picture.pixels.seek(begin)  # where each frame is counted from
+
+
+def _bits_below(dataset: Dataset) -> int:
+    """Return how many bits a header leaves below the stored ones: HighBit need not be the least.
+
+    PS3.5 of before 2014; 0 where a codec says how many bits there are.
+    """
+    syntax = _pixel_syntax(dataset)
+    high = dataset.get("HighBit")
+    bits = dataset.get("BitsStored")
+    if syntax.is_encapsulated and syntax != uid.RLELossless:
+        return 0
+    if not isinstance(high, int) or not isinstance(bits, int):
+        return 0
+    return high + 1 - bits if bits <= high < int(dataset.BitsAllocated) else 0
+
+
+def _without_bits_below(stored: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+    """Return stored values whose lowest bit is the first, whatever HighBit says.
+
+    Many a writer says it wrongly, and has its values in the low bits all the same: the others leave
+    what is below them empty.
+    """
+    below = _bits_below(dataset)
+    if not below or stored.dtype.kind not in "iu":
+        return stored
+    if not (stored & ((1 << below) - 1)).any():
+        return stored >> below
+    unused = 8 * stored.dtype.itemsize - int(dataset.BitsStored)
+    return (stored << unused) >> unused
 
 
 def _without_unused_bits(stored: NDArray[Any], dataset: Dataset, syntax: uid.UID) -> NDArray[Any]:

@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
 from pipeline.io.formats.dicom_classes import SECONDARY_CAPTURE, capture_flags
 from pipeline.io.formats.localizers import LOCALIZER
+from pipeline.io.formats.reorientation import Floats, Reorientation, axes_of, place
 from pipeline.types import Header
-
-Floats = NDArray[np.float64]
-Pixels = NDArray[np.float32]  # (H, W)
 
 _PER_FRAME = BaseTag(0x52009230)
 _SHARED = BaseTag(0x52009229)
 # Gantry tilt from which the header's own word is believed (degrees).
 _TILTED = 0.05
-# By the axis of the normal (LPS), how its plane is shown: along the rows, down the columns.
-_SHOWN = {
-    2: ((1, 0, 0), (0, 1, 0)),
-    1: ((1, 0, 0), (0, 0, -1)),
-    0: ((0, 1, 0), (0, 0, -1)),
-}
 
 
 def functional_groups(dataset: Dataset, frame: int) -> Iterator[Dataset]:
@@ -168,78 +158,6 @@ def _corner(dataset: Dataset, frame: int) -> Floats | None:
     return np.array(position) if position else None
 
 
-@dataclass(frozen=True)
-class Reorientation:
-    """How stored rows and columns are turned to lie as their plane is usually shown.
-
-    Axial: rows to posterior, columns to the patient's left; coronal and sagittal: rows to
-    inferior, columns to left and to posterior. Thus a prone patient, or a scanner with its own
-    mind, does not turn the picture, and a volume's DICOM and NIfTI give the same slices.
-    """
-
-    transpose: bool = False
-    up_down: bool = False
-    left_right: bool = False
-
-    @classmethod
-    def of(cls, axes: Floats) -> Reorientation:
-        """Return the layout for stored axes (see `orientation`), by the nearest plane."""
-        plane = int(np.abs(axes[2]).argmax())
-        shown = np.array(_SHOWN[plane], dtype=np.float64)
-        fit = axes[:2] @ shown.T  # stored (along, down) against shown (along, down)
-        straight = abs(fit[0, 0]) + abs(fit[1, 1])
-        crossed = abs(fit[0, 1]) + abs(fit[1, 0])
-        transpose = bool(straight < crossed)
-        if transpose:
-            fit = fit[::-1]
-        along = fit[0, 0]
-        down = fit[1, 1]
-        return cls(transpose, up_down=bool(down < 0), left_right=bool(along < 0))
-
-    def apply(self, pixels: Pixels) -> Pixels:
-        """Return stored pixels (H, W) as they are shown."""
-        if self.transpose:
-            pixels = pixels.T
-        if self.up_down:
-            pixels = pixels[::-1]
-        if self.left_right:
-            pixels = pixels[:, ::-1]
-        return np.ascontiguousarray(pixels)
-
-    def undo(self, shown: NDArray[Any]) -> NDArray[Any]:
-        """Return shown pixels (H, W) as they are stored."""
-        pixels = shown
-        if self.left_right:
-            pixels = pixels[:, ::-1]
-        if self.up_down:
-            pixels = pixels[::-1]
-        if self.transpose:
-            pixels = pixels.T
-        return np.ascontiguousarray(pixels)
-
-    def axes(self, axes: Floats) -> Floats:
-        """Return the axes of the pixels once shown."""
-        along, down = axes[[1, 0]] if self.transpose else axes[[0, 1]]
-        if self.left_right:
-            along = -along
-        if self.up_down:
-            down = -down
-        return np.stack([along, down, np.cross(along, down)])
-
-    def shift(self, axes: Floats, shape: tuple[int, int], spacing: tuple[float, float]) -> Floats:
-        """Return the way from the first stored pixel to the first shown one (mm)."""
-        height, width = shape
-        # What is turned over when shown, by the axis it lies along as stored.
-        along_turned = self.up_down if self.transpose else self.left_right
-        down_turned = self.left_right if self.transpose else self.up_down
-        way = np.zeros(3)
-        if down_turned:
-            way += axes[1] * (height - 1) * spacing[0]
-        if along_turned:
-            way += axes[0] * (width - 1) * spacing[1]
-        return way
-
-
 def pixel_spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
     """Return the distance of rows and of columns (mm); at the detector for projections."""
     measures = macro(dataset, frame, "PixelMeasuresSequence")
@@ -253,29 +171,7 @@ def orientation(dataset: Dataset, frame: int) -> Floats | None:
     cosines = floats(plane, "ImageOrientationPatient", 6)
     if cosines is None:
         return None
-    along = np.array(cosines[:3])
-    down = np.array(cosines[3:])
-    normal = np.cross(along, down)
-    # Rounded cosines are a little off; what is further off is no orientation.
-    axes = []
-    for axis in (along, down, normal):
-        length = float(np.linalg.norm(axis))
-        if not 0.9 < length < 1.1:
-            return None
-        axes.append(axis / length)
-    return np.stack(axes)
-
-
-def place(
-    axes: Floats | None, corner: Floats | None
-) -> tuple[float | None, tuple[float, float] | None]:
-    """Return a corner's place along the normal, and down and along the slice (mm)."""
-    if axes is None or corner is None:
-        return None, None
-    along = float(axes[0] @ corner)
-    down = float(axes[1] @ corner)
-    normal = float(axes[2] @ corner)
-    return normal, (down, along)
+    return axes_of(cosines)
 
 
 def _flags(dataset: Dataset, kind: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What a DICOM header says of when a frame was taken, and how it differs from others of its place.
 
-- Labels are numbers that slices of one time point share: a temporal position, a b-value with its
-  direction, the number of an acquisition. Only whether two are equal means anything.
+- Labels are numbers that slices of one time point share: a temporal position, the number of an
+  acquisition. Only whether two are equal means anything.
 - The order sorts slices in time. AcquisitionNumber "identifies the single continuous gathering of
   data" (PS3.3 C.7.6.1) and has no order in time, so it is a label.
 """
@@ -34,11 +34,11 @@ def with_moment(header: Header, dataset: Dataset) -> Header:
     temporal = _first(content, "TemporalPositionIndex")
     if temporal is None:
         temporal = _first(dataset, "TemporalPositionIdentifier")
+    reference = _first(dataset, "FrameReferenceTime")
     labels = (
         temporal,
         _first(dataset, "AcquisitionNumber"),
-        _diffusion(dataset, frame),
-        _first(dataset, "FrameReferenceTime"),
+        reference,
         trigger if delay is None else delay,
         _first(dataset, "InversionTime"),
         _first(dataset, "EchoNumbers"),
@@ -51,13 +51,13 @@ def with_moment(header: Header, dataset: Dataset) -> Header:
         _number("/".join(image_type(dataset, frame)[3:])),
     )
     order = (
-        temporal,
+        reference if temporal is None else temporal,
         trigger if delay is None else delay,
         acquired,
         _moment(text(dataset, "ContentDate"), text(dataset, "ContentTime")),
         _first(dataset, "InstanceNumber"),
     )
-    return replace(header, labels=labels, order=order)
+    return replace(header, labels=labels, gradient=_diffusion(dataset, frame), order=order)
 
 
 def _first(dataset: Dataset, name: str) -> float | None:
@@ -73,18 +73,15 @@ def _number(words: str | None) -> float | None:
     return float(zlib.crc32(words.encode(errors="replace")))
 
 
-def _diffusion(dataset: Dataset, frame: int) -> float | None:
-    """Return a number that stands for a frame's b-value and direction (C.8.13.5.9)."""
+def _diffusion(dataset: Dataset, frame: int) -> tuple[float, ...]:
+    """Return a frame's b-value and its direction, as far as there are such (C.8.13.5.9)."""
     diffusion = macro(dataset, frame, "MRDiffusionSequence")
     b_value = _first(diffusion, "DiffusionBValue")
     if b_value is None:
-        return None
+        return ()
     sequence: Any = diffusion.get("DiffusionGradientDirectionSequence")
     gradient = sequence[0] if sequence else diffusion
-    direction = floats(gradient, "DiffusionGradientOrientation", 3) or ()
-    # Rounded, since writers differ in the last digits between slices.
-    cosines = [f"{cosine + 0.0:.3f}" for cosine in direction]
-    return _number(" ".join([f"{b_value:.0f}", *cosines]))
+    return (b_value, *(floats(gradient, "DiffusionGradientOrientation", 3) or ()))
 
 
 def _acquired(dataset: Dataset, content: Dataset) -> float | None:

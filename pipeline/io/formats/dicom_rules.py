@@ -159,6 +159,12 @@ def _refuse_no_shape(claims: _Claims) -> None:
             raise UnreadableError("corrupt", f"has pixels, and no {name}")
 
 
+def _refuse_retired_colours(claims: _Claims) -> None:
+    photometric = str(claims.dataset.get("PhotometricInterpretation", ""))
+    if photometric in ("HSV", "ARGB", "CMYK"):
+        raise UnreadableError("unsupported", f"colours as {photometric}, which DICOM has given up")
+
+
 def _refuse_unknown_syntax(claims: _Claims) -> None:
     syntax = claims.syntax
     if not syntax.type:
@@ -216,6 +222,7 @@ _RULES: tuple[Callable[[_Claims], None], ...] = (
     _refuse_no_picture,
     _refuse_slide_tiles,
     _refuse_no_shape,
+    _refuse_retired_colours,
     _refuse_unknown_syntax,
     _refuse_size,
     _refuse_too_many_frames,

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from pipeline.io.formats.dicom_geometry import (
-    Floats,
     floats,
     frame_header,
     image_type,
@@ -25,6 +24,7 @@ from pipeline.io.formats.dicom_geometry import (
     pixel_spacing,
     positive,
 )
+from pipeline.io.formats.reorientation import Floats
 from pipeline.types import Header
 from stores.errors import UnreadableError
 

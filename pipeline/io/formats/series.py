@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.io.formats.localizers import LOCALIZER, lie_as_localizers
+from pipeline.io.formats.reorientation import placed_along
 from pipeline.io.formats.stacks import COPY, Copies, PixelsOf, Place, copies_of, same_mm
 from pipeline.io.formats.time_points import time_points
 from pipeline.types import Header
@@ -61,7 +62,8 @@ def volumes(places: Sequence[Place], pixels_of: PixelsOf | None = None) -> list[
     if not shared and lie_as_localizers([place.header for place in places]):
         shared = {LOCALIZER}
     flagged = []
-    for group in _groups(sorted(places, key=_by_file)):
+    for kind in _groups(sorted(places, key=_by_file)):
+        group = _along_one_normal(kind)
         copies = copies_of(group, pixels_of)
         for volume in time_points(copies.originals):
             flagged.append(_flagged(volume, copies, shared))
@@ -106,6 +108,12 @@ def _alike(groups: list[list[Place]], header: Header) -> list[Place] | None:
         if _same_axes(first.axes, header.axes) and _same_echo(first.echo_ms, header.echo_ms):
             return group
     return None
+
+
+def _along_one_normal(group: list[Place]) -> list[Place]:
+    """Return slices of one orientation with their places along the axes of the first."""
+    reference = group[0].header.axes
+    return [Place(place.path, placed_along(place.header, reference)) for place in group]
 
 
 def _same_axes(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:

@@ -81,6 +81,7 @@ def copies_of(group: Iterable[Place], pixels_of: PixelsOf | None = None) -> Copi
             header.position_mm,
             header.offset_mm,
             header.labels,
+            header.gradient,
             header.order,
         )
         original = first.setdefault(identity, place)
@@ -137,7 +138,7 @@ def _alike(originals: list[Place]) -> list[list[Place]]:
         header = place.header
         if header.instance is None or header.position_mm is None or frames[place.path] > 1:
             continue
-        moment = (header.labels, header.order[:_EXPORTED])
+        moment = (header.labels, header.gradient, header.order[:_EXPORTED])
         alike[header.position_mm, header.offset_mm, moment].append(place)
     stacks = [places for places in alike.values() if len(places) > 1]
     positions = [position(places[0]) for places in stacks]

@@ -7,6 +7,7 @@ doubt. Where nothing tells, the slices stay together, flagged: none is dealt out
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ Value = Callable[[Place], float | None]
 # positions come up twice: the temporal position and the number of the acquisition. Others, such as
 # a kernel, may change within one volume, and a slice that is there twice is no second volume then.
 _PASSES = 2
+# b-values (s/mm2) and directions (a chord of a third of a degree) that are one.
+_SAME_B = 0.5
+_SAME_DIRECTION = 0.006
 # Places in `Header.order`.
 _TRIGGER = 1
 _ACQUIRED = 2
@@ -115,10 +119,38 @@ def _values(group: list[Place]) -> list[Value]:
     """Return what may tell slices apart, the plainest first."""
     count = min(len(place.header.labels) for place in group)
     values: list[Value] = [_Label(number) for number in range(count)]
+    values.insert(_PASSES, _gradients(group))
     if all(len(place.header.order) > _ACQUIRED for place in group):
         # Of all slices of a time point, where they were taken at once.
         values.append(_Clock(_ACQUIRED))
     return values
+
+
+def _gradients(group: list[Place]) -> Value:
+    """Return what numbers slices by their b-value and direction, alike ones by one number.
+
+    Writers differ in the last digits from slice to slice, and whatever digits are rounded to has an
+    edge.
+    """
+    kinds: list[tuple[float, ...]] = []
+    numbers: dict[tuple[float, ...], float | None] = {(): None}
+    for place in group:
+        gradient = place.header.gradient
+        if gradient in numbers:
+            continue
+        alike = (n for n, kind in enumerate(kinds) if _same_gradient(kind, gradient))
+        number = next(alike, len(kinds))
+        if number == len(kinds):
+            kinds.append(gradient)
+        numbers[gradient] = float(number)
+    return lambda place: numbers[place.header.gradient]
+
+
+def _same_gradient(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    """Return whether b-values and directions are one."""
+    if len(a) != len(b) or abs(a[0] - b[0]) > _SAME_B:
+        return False
+    return math.dist(a[1:], b[1:]) < _SAME_DIRECTION
 
 
 def _parts(stacks: Stacks, value: Value) -> list[list[Place]]:

@@ -320,6 +320,15 @@ def test_gzipped_segmentations_and_images_of_dicom(tmp_path: Path) -> None:
     assert len(write_unit(unit, tmp_path / "out")) == 2
 
 
+def test_a_series_in_no_folder_is_named_by_its_first_file(tmp_path: Path) -> None:
+    files, labels = write_ct(tmp_path)
+    slices = [SliceRow(i, file.name, 0, "", "CT") for i, file in enumerate(files)]
+    classes = ("background", "liver", "spleen")
+    unit = UnitLabels(files[0].parent, slices, list(labels), "axial", classes)
+    written = [path.name for path in write_unit(unit, tmp_path / "out")]
+    assert written == [f"{files[0].name}.nii.gz", f"{files[0].name}.seg.dcm"]
+
+
 def test_a_series_that_is_stored_turned_gets_its_mask_turned(tmp_path: Path) -> None:
     labels = labels_of(volume().shape)
     (tmp_path / "masks").mkdir()

@@ -164,3 +164,16 @@ def test_every_command_explains_itself_with_an_example() -> None:
     for command in ("extract", "evaluate", "knn", "probe", "fewshot", "demo-data"):
         assert command in listing
         assert "Example: radprobe" in CliRunner().invoke(app, [command, "--help"]).stdout
+
+
+def test_commands_stand_in_groups_and_other_tools_words_lead_to_them() -> None:
+    listed = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "100"}).output
+    titles = ["Embed", "Ask", "Models", "Look", "Keep", "Prepare"]
+    places = [listed.index(f"╭─ {title} ") for title in titles]
+    assert places == sorted(places)
+    assert "─ Commands ─" not in listed  # every command has its group
+    for word, command in [("train", "tune"), ("embed", "extract"), ("test", "evaluate")]:
+        done = CliRunner().invoke(app, [word, "my.yaml"], env={"COLUMNS": "200"})
+        assert done.exit_code == 2
+        assert f"No such command '{word}'" in done.output
+        assert f"`radprobe {command}" in done.output

@@ -209,6 +209,23 @@ def test_where_val_has_one_side_the_positive_is_called_above_half_and_that_is_sa
     assert any("'malignant' is called above 0.5: val says nothing" in note for note in result.notes)
 
 
+def test_what_has_no_interval_is_noted(root: Path) -> None:
+    six = np.arange(N) % 40 == 1  # on five folds
+    write_labels(root, six, "malignant", "benign")
+    config = config_of(
+        root,
+        tasks={"t": {"labels": ["look"]}},
+        knn={"k": [5]},
+        split={"kind": "kfold"},
+    )
+    (result,) = evaluate(config, ["knn"])
+    metrics = result.main_score.metrics
+    assert metrics["auroc"].low is not None
+    assert metrics["average_precision"].low is None
+    without = "no interval of average precision, sensitivity at specificity 0.9"
+    assert f"{without}: of so few patients it would not keep its word" in result.notes
+
+
 def test_spellings_are_said_in_the_result(root: Path) -> None:
     text = (root / "labels.csv").read_text().replace("malignant", "Malignant", 1)
     (root / "labels.csv").write_text(text)

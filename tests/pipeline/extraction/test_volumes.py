@@ -80,6 +80,23 @@ def test_cosines_that_wobble_are_one_orientation(tmp_path, odd, even):
     assert flags(tmp_path) == set()
 
 
+@pytest.mark.parametrize("wobble", [1e-4, 1e-3])
+def test_places_are_told_along_one_normal_far_from_the_origin(tmp_path, wobble):
+    # A turn of 0.06 degrees moves a corner 0.3 m from the origin by 0.3 mm along the normal.
+    rng = np.random.default_rng(0)
+    for time in range(3):
+        for k in range(4):
+            cosines = np.array([1, 0, 0, 0, 1, 0]) + rng.normal(0, wobble, 6)
+            tags = {
+                "ImageOrientationPatient": [round(float(cosine), 6) for cosine in cosines],
+                "ImagePositionPatient": [-180.0, 200.0, -150 + 1.5 * k],
+                "InversionTime": 100.0 * time,
+            }
+            write(tmp_path / f"{time}{k}", 0, **tags)
+    assert volumes(tmp_path) == [[f"{time}{k}" for k in range(4)] for time in range(3)]
+    assert flags(tmp_path) == set()
+
+
 def test_slices_a_few_degrees_apart_are_of_several_orientations(tmp_path):
     for k in range(4):
         angle = np.deg2rad(1.8 * k)
@@ -242,6 +259,28 @@ def test_directions_are_volumes_and_several_b0_too(tmp_path):
                 tags["DiffusionGradientOrientation"] = [float(cosine) for cosine in direction]
             write(tmp_path / f"{k}_{z}", z, **tags)
     assert volumes(tmp_path) == [[f"{k}_{z}" for z in range(3)] for k in (0, 2, 1, 3)]
+
+
+def test_directions_that_differ_in_their_last_digits_are_one(tmp_path):
+    rng = np.random.default_rng(0)
+    directions = [[0.4995, -0.4995, 0.7078], [0.0005, 1.0, 0.0], [0.6, 0.8, 0.0], [-0.6, 0.8, 0.0]]
+    for k, direction in enumerate(directions):
+        for z in range(5):
+            written = np.array(direction) + rng.normal(0, 2e-5, 3)
+            tags = {
+                "DiffusionBValue": 1000 + 1e-3 * z,
+                "DiffusionGradientOrientation": [float(cosine) for cosine in written],
+            }
+            write(tmp_path / f"{k}_{z}", z, InstanceNumber=5 * k + z, **tags)
+    assert volumes(tmp_path) == [[f"{k}_{z}" for z in range(5)] for k in range(4)]
+
+
+def test_frames_of_a_pet_stand_in_time_without_further_numbers(tmp_path):
+    for time in (40_000, 5_000, 100_000):
+        for z in range(3):
+            write(tmp_path / f"{-time:07}_{z}", z, Modality="PT", FrameReferenceTime=float(time))
+    times = [names[0][:7] for names in volumes(tmp_path)]
+    assert times == ["-005000", "-040000", "-100000"]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,36 @@ def test_what_the_model_has_learnt_from_is_refused_or_left_out(model: Model, hom
     assert validation.score.metrics == model.record.score.metrics
 
 
+def test_probabilities_are_made_right_on_a_share_of_the_patients(
+    model: Model, tmp_path: Path
+) -> None:
+    away = config(collection(tmp_path / "away", 5))
+    plain = validate(model, away)
+    assert plain.recalibration is None
+    validation = validate(model, away, recalibrate=0.5)
+    made = validation.recalibration
+    assert made is not None
+    assert (made.patients, made.units, validation.count.patients) == (20, 60, 20)
+    assert any("made right on 20 of 40 patients" in note for note in validation.notes)
+    # A slope of 1 is right: of the others, whom the calibration has not seen.
+    before = validation.calibration["yes"]["slope"].value
+    after = made.metrics["yes"]["slope"].value
+    assert abs(np.log(after)) < abs(np.log(before))
+    sigmoid = made.calibration.sigmoids["yes"]
+    assert sigmoid.units == 60
+    # The slope of what was made right is that of before, over the line's own.
+    assert after == pytest.approx(before / sigmoid.slope, rel=1e-3)
+    # The order stays, and the same patients are drawn each time.
+    again = validate(model, away, recalibrate=0.5)
+    assert again.score.metrics["auroc"] == validation.score.metrics["auroc"]
+    assert again.recalibration == made
+    for share, says in ((0.0, "Got 0 instead"), (1.0, "Got 1 instead"), (1.5, "Got 1.5")):
+        with pytest.raises(ConfigError, match=says):
+            validate(model, away, recalibrate=share)
+    with pytest.raises(LabelError, match="cannot be made right on 4: .* 10 are needed"):
+        validate(model, away, recalibrate=0.1)
+
+
 def test_the_same_pixels_under_other_names_are_known(model: Model, tmp_path: Path) -> None:
     copied = config(collection(tmp_path / "copied", 3, images=1000 + np.arange(N)))
     with pytest.raises(LabelError, match="by their patients or pixels"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import shutil
@@ -24,6 +25,10 @@ from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics.metrics import score
+from pipeline.evaluation.result_files import predicted_units, read_predictions
+from pipeline.fitted.fit import fit
+from pipeline.fitted.model import Model
+from pipeline.fitted.section import sections_of
 from pipeline.report import curves
 from pipeline.report.atlas import coded, draw_map
 from pipeline.report.comparison import compare_sources, linear_cka, mutual_overlap
@@ -32,8 +37,9 @@ from pipeline.report.page import Written, write_report
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import open_sources, take_stock
 from pipeline.report.tables import latex, lines_of, markdown
+from pipeline.report.wording import interval, method_title
 from pipeline.segment import segment
-from stores.errors import ConfigError, StoreNotFoundError
+from stores.errors import ConfigError, ModelError, StoreNotFoundError
 from tests.phantoms import write_png
 from tests.pipeline.collection import make_store, write_csv
 from tests.pipeline.test_segment import write_volumes
@@ -311,6 +317,7 @@ def test_every_figure_is_a_file(config: Path, tmp_path: Path) -> None:
     assert names == {f"{s}{x}" for s in stems for x in (".svg", ".png")} | {
         "results.md",
         "results.tex",
+        *(f"short.{suffix}" for suffix in ("md", "tex", "csv", "html")),
     }
     for stem in stems:
         assert ET.parse(tmp_path / f"f/{stem}.svg").getroot().tag.endswith("svg")
@@ -385,6 +392,85 @@ def test_segmentations_without_their_images_have_no_overlays(segmented: Written)
     (source,) = open_sources([store])
     keys = [drawn.key for drawn in segmentation_figures(source, "organ")]
     assert keys == ["organ-segmented-structures", "organ-segmented-patients"]
+
+
+# --- a model -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(config: Path) -> Model:
+    return fit(load_config(config), config.parent / "sick-model", task="sick")
+
+
+@pytest.fixture(scope="module")
+def modelled(config: Path, model: Model) -> Written:
+    tell = functools.partial(sections_of, [model.path])
+    return write_report([config], config.parent / "modelled.html", models=tell)
+
+
+def test_each_task_has_a_plain_sentence_on_top(page: str, config: Path) -> None:
+    (source,) = open_sources([config])
+    text = Reader(page).text
+    top = text[: text.index("Before you believe it")]
+    for task in ("sick", "find<ings"):
+        metrics = source.results[task, "probe"].main_score.metrics
+        patients = source.results[task, "probe"].counts["test"].patients
+        by = method_title("probe").lower()
+        assert f"{task}, {by}: AUROC {interval(metrics['auroc'])} on {patients} patients" in top
+    metrics = source.results["sick", "probe"].main_score.metrics
+    told = (
+        f"at the chosen threshold {metrics['sensitivity'].value:.0%} of 'sick' and "
+        f"{metrics['specificity'].value:.0%} of 'well' are told right."
+    )
+    assert top.count(told) == 1
+
+
+def test_a_model_is_told_with_its_worst_cases(
+    modelled: Written, config: Path, model: Model
+) -> None:
+    page = modelled.page.read_text("utf-8")
+    read = Reader(page)
+    (source,) = open_sources([config])
+    (section,) = sections_of([model.path], [source])
+    titles = ["Worst false positives", "Worst false negatives", "Unlike what it learnt from"]
+    assert [group.title for group in section.groups] == titles
+    # By hand, from the answer's own predictions.
+    result = source.results["sick", "probe"]
+    truth, proba, _ = read_predictions(config.parent / "store", result)
+    rows = predicted_units(config.parent / "store", result).astype(int)
+    sick = proba[:, 1]
+    called = sick >= model.record.thresholds["sick"]
+    wrong = np.flatnonzero(called & (truth.y == 0))
+    missed = np.flatnonzero(~called & (truth.y == 1))
+    assert len(wrong) + len(missed)
+    expected = [
+        rows[wrong[np.argsort(-sick[wrong])]][:6].tolist(),
+        rows[missed[np.argsort(sick[missed])]][:6].tolist(),
+    ]
+    assert [[case.row for case in group.cases] for group in section.groups[:2]] == expected
+    shown = sum(len(group.cases) for group in section.groups)
+    assert section.pictures == shown
+    assert page.count('src="data:image/webp') == shown
+    for word in ("sick-model", "Operating point", "sick is called from", "Learnt from"):
+        assert word in read.text
+    assert [x for x in read.loads if not x.startswith(("#", "data:"))] == []
+    for secret in ("SECRET", "f17.png", str(config.parent)):
+        assert secret not in page
+
+
+def test_a_model_of_another_store_has_no_cases_and_a_damaged_one_no_page(
+    other: Path, model: Model, tmp_path: Path
+) -> None:
+    sources = open_sources([other])
+    (section,) = sections_of([model.path], sources)
+    assert section.groups == ()
+    assert "its answer is in none of these stores, so that no case is shown" in section.notes
+    copy = Path(shutil.copytree(model.path, tmp_path / "copy"))
+    (copy / "head.safetensors").write_bytes(b"no head")
+    words = ["report", str(other), "--out", str(tmp_path / "page.html"), "--model", str(copy)]
+    refused = CliRunner().invoke(app, words)
+    assert isinstance(refused.exception, ModelError)
+    assert not (tmp_path / "page.html").exists()
 
 
 # --- in a browser -------------------------------------------------------------------------------
@@ -519,6 +605,20 @@ def test_nothing_stands_in_the_way_of_anyone(opened: Any, theme: str) -> None:
     opened.locator("canvas").press("ArrowRight")
     found = axe.Axe().run(opened).response["violations"]
     assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_model_stands_in_nobodys_way(browser: Any, modelled: Written, theme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    for tab in tab_of(browser, modelled):
+        tab.emulate_media(color_scheme=theme)
+        pictures = tab.locator(".cases img")
+        assert pictures.count() == tab.locator(".cases li").count() > 0
+        assert pictures.first.evaluate("x => x.naturalWidth") > 10
+        found = axe.Axe().run(tab).response["violations"]
+        assert [(v["id"], v["nodes"][0]["html"][:120]) for v in found] == []
+        tab.set_viewport_size({"width": 390, "height": 800})
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_it_fits_a_telephone_and_paper(opened: Any, tmp_path: Path) -> None:

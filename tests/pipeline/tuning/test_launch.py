@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from pipeline.config.loading import load_config
@@ -110,10 +111,9 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(collection: Pat
 def _training(parent: int) -> list[int]:
     """Return the processes that a process has started to train."""
     found = []
-    for child in Path(f"/proc/{parent}/task").glob("*/children"):
-        for number in child.read_text().split():
-            line = Path(f"/proc/{number}/cmdline").read_text()
-            found += [int(number)] if "spawn_main" in line else []
+    for child in psutil.Process(parent).children():
+        if "forkserver" in " ".join(child.cmdline()):
+            found = [each.pid for each in child.children()]
     return sorted(found) if len(found) == 2 else []
 
 

@@ -337,6 +337,42 @@ def test_several_models_are_scored_each_and_averaged() -> None:
     assert low < np.mean(each) < high
 
 
+def test_of_folds_what_counts_units_is_of_all_together() -> None:
+    rng = np.random.default_rng(18)
+    y = rng.random(24) < 0.4
+    fold = np.arange(24) % 8
+    values = np.clip(rng.random(24) * 0.6 + 0.3 * y, 0, 1)
+    overall, _ = metrics.score(truth_of(y), two(values), fold)
+    assert overall["f1"].value == pytest.approx(f1_score(y, values > 0.5))
+    assert overall["mcc"].value == pytest.approx(matthews_corrcoef(y, values > 0.5))
+    once, _ = metrics.score(truth_of(y), two(values))
+    assert overall["ece"].value == pytest.approx(once["ece"].value)
+    thresholds = np.column_stack([np.full(24, np.nan), 0.1 + 0.1 * fold])
+    at_points, _ = metrics.score(truth_of(y), two(values), fold, thresholds=thresholds)
+    called = values >= 0.1 + 0.1 * fold
+    assert at_points["f1"].value == pytest.approx(f1_score(y, called))
+    age = rng.standard_normal(24)
+    said = age + rng.standard_normal(24)
+    of_age = Truth(age, np.arange(24).astype(str), ("age",), "regression")
+    numbers, _ = metrics.score(of_age, said[:, None], fold)
+    assert numbers["r2"].value == pytest.approx(r2_score(age, said))
+
+
+def test_a_label_that_one_fold_has_no_model_of_is_scored_in_the_others() -> None:
+    rng = np.random.default_rng(19)
+    y = rng.random((120, 2)) < 0.4
+    fold = np.arange(120) % 3
+    proba = np.clip(rng.random((120, 2)) * 0.6 + 0.3 * y, 0, 1)
+    proba[fold == 2, 1] = np.nan
+    _, by_label = metrics.score(truth_of(y), proba, fold, permutations=99)
+    rest = fold != 2
+    _, of_rest = metrics.score(truth_of(y[rest]), proba[rest], fold[rest])
+    for name, metric in of_rest["b"].items():
+        assert by_label["b"][name].value == pytest.approx(metric.value)
+    assert by_label["b"]["auroc"].p is not None
+    assert metrics.reliability(truth_of(y), proba).keys() == {"a", "b"}
+
+
 def test_regression_is_scikit_learns() -> None:
     rng = np.random.default_rng(14)
     y = rng.standard_normal(150) * 10 + 50
@@ -440,7 +476,7 @@ def test_an_interval_of_folds_is_wider_and_that_of_draws_of_one_test_is_not() ->
     values = np.clip(0.3 * rng.random(200) + 0.2 * y + 0.3, 0, 1)
     fold = np.arange(200) % 5
     plain = bootstrap.bootstrap(
-        lambda weights: metrics._mean_over_folds(truth_of(y), two(values), fold, weights),
+        metrics._statistic(truth_of(y), two(values), fold),
         truth_of(y).groups,
         2,
         bootstrap.IntervalRules(rarest=bootstrap.patients_on_rarer_side(truth_of(y))),
@@ -453,6 +489,55 @@ def test_an_interval_of_folds_is_wider_and_that_of_draws_of_one_test_is_not() ->
     twice, _ = metrics.score(truth, two(np.tile(values, 2)), np.repeat([0, 1], 200))
     once, _ = metrics.score(truth_of(y), two(values))
     assert interval(twice["auroc"]) == pytest.approx(interval(once["auroc"]), abs=0.005)
+
+
+def test_of_folds_what_moves_by_whom_a_model_calls_is_wider_by_more() -> None:
+    assert bootstrap.fold_widening("auroc", 5) == pytest.approx(1.8**0.5)
+    assert bootstrap.fold_widening("f1", 5) == pytest.approx(1.5)
+    for name in ("auroc", "f1"):
+        assert bootstrap.fold_widening(name, 1) == 1
+
+
+def test_what_would_not_keep_its_word_has_no_interval() -> None:
+    rng = np.random.default_rng(20)
+    # Four of ten patients are positive, on five folds.
+    for patients, ranks, bins in ((10, False, False), (14, True, False), (40, True, True)):
+        y = np.arange(patients) % 10 < 4
+        values = np.clip(rng.random(patients) * 0.6 + 0.3 * y, 0, 1)
+        overall, _ = metrics.score(truth_of(y), two(values), np.arange(patients) % 5)
+        assert (overall["auroc"].low is not None) == ranks
+        for name in ("average_precision", "sensitivity_at_specificity_0.9"):
+            assert (overall[name].low is not None) == (patients == 40)
+        assert (overall["ece"].low is not None) == bins
+        assert overall["accuracy"].low is not None
+        # Of one model the patients of both sides are ranked together.
+        of_one, _ = metrics.score(truth_of(y), two(values))
+        for name in ("auroc", "average_precision", "sensitivity_at_specificity_0.9"):
+            assert of_one[name].low is not None
+        assert (of_one["ece"].low is not None) == bins
+
+
+def test_differences_of_what_few_are_called_have_no_interval() -> None:
+    rng = np.random.default_rng(21)
+    for patients, has in ((20, False), (60, True)):
+        y = np.arange(patients) % 5 < 2
+        first, second = (two(np.clip(rng.random(patients) * 0.6 + 0.3 * y, 0, 1)) for _ in "ab")
+        of_one = {each.metric: each for each in metrics.compare(truth_of(y), first, second)}
+        folds = np.arange(patients) % 5
+        of_folds = {
+            each.metric: each for each in metrics.compare(truth_of(y), first, second, folds)
+        }
+        for name in ("sensitivity", "specificity", "ppv", "npv"):
+            assert (of_one[name].difference.low is not None) == has
+            assert of_folds[name].difference.low is not None
+        assert of_one["auroc"].difference.low is not None
+
+
+def test_an_f1_of_nought_reaches_as_high_as_so_few_positives_allow() -> None:
+    y = np.arange(10) < 4
+    overall, _ = metrics.score(truth_of(y), two(np.where(y, 0.1, 0.3)))
+    assert overall["f1"].value == 0
+    assert interval(overall["f1"]) == (0, pytest.approx(bootstrap.score_bounds(0, 4)[1]))
 
 
 @pytest.mark.parametrize(("scale", "value"), [("logit", 0.95), ("log", 3.0), ("plain", -0.1)])

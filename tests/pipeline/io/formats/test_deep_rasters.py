@@ -12,6 +12,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from pipeline.annotations.mask_files import planes as mask_planes
 from pipeline.io.decode import read_headers, read_slices
 from tests import phantoms
 from tests.pipeline.io.samples import GREY, one, reason_of
@@ -90,7 +91,8 @@ def test_the_transparent_level_of_a_png_is_padding_and_no_other_level_changes(tm
 @pytest.mark.parametrize("planes", [1, 2])
 def test_a_tiff_keeps_the_16_bits_of_its_colours(tmp_path, byte_order, planes):
     path = tmp_path / "a.tif"
-    path.write_bytes(tiff([COLOURS, COLOURS // 3], byte_order, planes))
+    pages = [COLOURS.astype(np.uint16), (COLOURS // 3).astype(np.uint16)]
+    path.write_bytes(tiff(pages, byte_order, planes))
     assert len(read_headers(path)) == 2
     np.testing.assert_allclose(one(path), LUMA, rtol=1e-6)
     third = (COLOURS // 3).astype(np.float64) @ [0.299, 0.587, 0.114]
@@ -99,36 +101,53 @@ def test_a_tiff_keeps_the_16_bits_of_its_colours(tmp_path, byte_order, planes):
 
 @pytest.mark.parametrize(("extra", "is_opacity"), [(2, True), (1, True), (0, False)])
 def test_the_opacity_of_a_tiff_is_padding(tmp_path, extra, is_opacity):
-    opacity = np.where(SEEN, 65535, 0)
+    opacity = np.where(SEEN, 65535, 0).astype(np.uint16)
     path = tmp_path / "a.tif"
-    path.write_bytes(tiff([np.dstack([COLOURS, opacity])], "<", 1, extra))
+    path.write_bytes(tiff([np.dstack([COLOURS, opacity]).astype(np.uint16)], "<", 1, extra))
     assert_read(path, LUMA, SEEN if is_opacity else SEEN | True)
 
 
-def tiff(pages: list[np.ndarray], byte_order: str, planes: int, extra: int | None = None) -> bytes:
-    """Return (H, W, channels) of 16 bits as a TIFF, a strip a page or a plane."""
+def tiff(
+    pages: list[np.ndarray],
+    byte_order: str = "<",
+    planes: int = 1,
+    extra: int | None = None,
+    *,
+    photometric: int = 2,
+    orientation: int = 1,
+    compressed: bool = False,
+    palette: np.ndarray | None = None,
+) -> bytes:
+    """Return pages (H, W) or (H, W, channels) of any type as a TIFF, a strip a page or a plane."""
     head = struct.pack(byte_order + "2sHI", b"II" if byte_order == "<" else b"MM", 42, 8)
     out = bytearray(head)
     for number, page in enumerate(pages):
-        height, width, channels = page.shape
-        values = page.astype(byte_order + "u2")
+        height, width = page.shape[:2]
+        values = page.reshape(height, width, -1).astype(page.dtype.newbyteorder(byte_order))
+        channels = values.shape[2]
         strips = [values.tobytes()]
         if planes == 2:
             strips = [values[..., k].tobytes() for k in range(channels)]
+        if compressed:
+            strips = [zlib.compress(strip) for strip in strips]
         entries = [
             (256, 4, [width]),
             (257, 4, [height]),
-            (258, 3, [16] * channels),
-            (259, 3, [1]),
-            (262, 3, [2]),
+            (258, 3, [8 * page.itemsize] * channels),
+            (259, 3, [8 if compressed else 1]),
+            (262, 3, [photometric]),
             (273, 4, [0] * len(strips)),
+            (274, 3, [orientation]),
             (277, 3, [channels]),
             (278, 4, [height]),
             (279, 4, [len(strip) for strip in strips]),
             (284, 3, [planes]),
         ]
+        if palette is not None:
+            entries.append((320, 3, palette.ravel().tolist()))
         if extra is not None:
             entries.append((338, 3, [extra]))
+        entries.append((339, 3, ["uif".index(page.dtype.kind) + 1] * channels))
         start = len(out) + 2 + 12 * len(entries) + 4
         places = [start + sum(map(len, strips[:k])) for k in range(len(strips))]
         entries[5] = (273, 4, places)
@@ -144,6 +163,92 @@ def tiff(pages: list[np.ndarray], byte_order: str, planes: int, extra: int | Non
         following = 0 if number == len(pages) - 1 else start + len(behind)
         out += table + struct.pack(byte_order + "I", following) + behind
     return bytes(out)
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["u1", "i1", "u2", "i2", "u4", "i4", "f2", "f4", "f8"], ids=lambda kind: kind
+)
+def test_a_tiff_keeps_its_numbers_whatever_their_type(tmp_path, kind, compressed, byte_order):
+    values = (GREY.astype(np.float64) - 20) * 3
+    if kind[0] == "u":
+        values = GREY.astype(np.int64) * {"u1": 0.5, "u2": 100, "u4": 2**23}[kind]
+    if kind == "i1":
+        values = GREY % 256 - 128.0
+    page = values.astype(kind)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff([page, page[::-1]], byte_order, photometric=1, compressed=compressed))
+    np.testing.assert_allclose(one(path), page.astype(np.float64), rtol=1e-6)
+    np.testing.assert_allclose(one(path, 1), page[::-1].astype(np.float64), rtol=1e-6)
+    colours = np.dstack([page, page, page])
+    path.write_bytes(tiff([colours], byte_order, compressed=compressed))
+    np.testing.assert_allclose(one(path), page.astype(np.float64), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "turned"), [("u2", 65535), ("i2", -1), ("u4", 2**32 - 1)])
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_a_tiff_whose_white_is_zero_is_turned_whatever_its_type(tmp_path, kind, turned, byte_order):
+    page = GREY.astype(kind)
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff([page], byte_order, photometric=0))
+    np.testing.assert_allclose(one(path), turned - page.astype(np.float64), rtol=1e-6)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+def test_a_grey_tiff_may_have_opacity(tmp_path, kind, planes, extra):
+    full = np.iinfo(kind).max
+    grey = (GREY % 200 + 1).astype(kind)
+    page = np.dstack([grey, np.where(SEEN, full, 0).astype(kind)])
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff([page], "<", planes, extra, photometric=1))
+    assert_read(path, grey.astype(np.float64), SEEN if extra else SEEN | True)
+
+
+def test_a_grey_tiff_of_many_channels_is_unsupported(tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff([np.dstack([GREY] * 5).astype(np.uint8)], "<", 1, 0, photometric=1))
+    assert reason_of(path) == "unsupported"
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_mask_keeps_its_16_bits_in_any_picture(tmp_path, channels):
+    opaque = np.full((*GREY.shape, 1), 65535)
+    colours = np.dstack([DEEP] * (3 if channels > 2 else 1))
+    samples = np.dstack([colours, opaque]) if channels % 2 == 0 else colours
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    photometric = 2 if channels > 2 else 1
+    (tmp_path / "a.tif").write_bytes(tiff([samples.astype(np.uint16)], photometric=photometric))
+    for path in (png(tmp_path / "a.png", samples, kind), tmp_path / "a.tif"):
+        (values,) = mask_planes(path, "axial")
+        np.testing.assert_array_equal(values, DEEP)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compressed", [False, True])
+def test_the_pages_of_a_tiff_are_turned_as_a_png_is(tmp_path, orientation, compressed):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    page = (GREY % 256).astype(np.uint8)
+    Image.fromarray(page).save(tmp_path / "a.png", exif=exif)
+    expected = one(tmp_path / "a.png")
+    ramp = np.arange(256) * 257
+    path = tmp_path / "a.tif"
+    for values, more in (
+        (page, {"photometric": 1}),
+        (page.astype(np.uint16), {"photometric": 1}),
+        (page.astype(np.float32), {"photometric": 1}),
+        (np.dstack([page] * 3), {}),
+        (np.dstack([page] * 3).astype(np.uint16), {}),
+        (page, {"photometric": 3, "palette": np.stack([ramp] * 3)}),
+    ):
+        pages = [values, values]
+        path.write_bytes(tiff(pages, orientation=orientation, compressed=compressed, **more))
+        for header in read_headers(path):
+            assert (header.height, header.width) == expected.shape
+            np.testing.assert_allclose(one(path, header.frame), expected, atol=0.01)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -167,7 +272,7 @@ def test_a_damaged_picture_of_16_bits_is_refused(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     assert reason_of(path) in ("corrupt", "truncated")
-    whole = tiff([COLOURS], "<", 1)
+    whole = tiff([COLOURS.astype(np.uint16)])
     (tmp_path / "a.tif").write_bytes(whole[: len(whole) // 2])
     assert reason_of(tmp_path / "a.tif") in ("corrupt", "truncated")
 

@@ -15,8 +15,9 @@ from pydicom.encaps import encapsulate, generate_frames
 
 from pipeline.io.decode import read_headers, read_slices
 from pipeline.io.formats import inflate
-from pipeline.io.formats.dicom_geometry import Reorientation, orientation
+from pipeline.io.formats.dicom_geometry import orientation
 from pipeline.io.formats.dicom_rules import DECODERS
+from pipeline.io.formats.reorientation import Reorientation
 from pipeline.types import Failure, Voi
 from stores.errors import UnreadableError
 from tests import phantoms
@@ -189,6 +190,23 @@ def test_stored_bits(tmp_path, bits, dtype):
     pixels = np.array([[0, 1], [top - 1, -top if dtype == np.int16 else top]], dtype=dtype)
     ds = phantoms.dicom(pixels, BitsStored=bits, HighBit=bits - 1)
     np.testing.assert_array_equal(one(phantoms.save(ds, tmp_path / "a")), pixels.astype(np.float32))
+
+
+@pytest.mark.parametrize(("high", "dtype"), [(15, np.uint16), (15, np.int16), (13, np.uint16)])
+@pytest.mark.parametrize("is_said_wrongly", [False, True])
+def test_values_may_begin_above_the_lowest_bit(tmp_path, high, dtype, is_said_wrongly):
+    # A word of 16 bits, 12 of them stored, the last of them `high` (PS3.5 8.1.1 until 2014).
+    lowest, highest = (-2048, 2047) if dtype == np.int16 else (0, 4095)
+    values = np.array([[lowest, 1], [77, highest]], dtype)
+    words = values if is_said_wrongly else values << (high - 11)
+    ds = phantoms.dicom(words, BitsStored=12, HighBit=high, RescaleSlope=1, RescaleIntercept=-9)
+    np.testing.assert_array_equal(one(phantoms.save(ds, tmp_path / "a")), values - np.float32(9))
+
+
+@pytest.mark.parametrize("photometric", ["ARGB", "CMYK", "HSV"])
+def test_colours_that_dicom_has_given_up_are_unsupported(tmp_path, photometric):
+    ds = phantoms.dicom(np.zeros((4, 4, 4), np.uint8), PhotometricInterpretation=photometric)
+    assert reason_of(phantoms.save(ds, tmp_path / "a")) == "unsupported"
 
 
 def test_modality_lut_sequence(tmp_path):

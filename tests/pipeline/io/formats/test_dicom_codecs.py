@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,18 @@ def test_an_overlay_declared_in_a_lossy_jpeg_2000_is_taken_off(tmp_path):
         path = write(tmp_path / "a", [stream], uid.JPEG2000, words, overlay, **tags)
         assert one(path).max() <= highest
         assert (one(path).max() > 4095) == (overlay != 12)
+
+
+@pytest.mark.parametrize("offsets", [[0, 0, 0], [4, 8, 12], [10**6, 0, 7], [0]])
+def test_a_table_of_offsets_may_be_wrong_where_each_frame_is_in_one_piece(tmp_path, offsets):
+    frames = np.stack([RAMP, RAMP + 7, RAMP[::-1]])
+    streams = [jpeg2k_encode(frame, codecformat="j2k", reversible=True) for frame in frames]
+    path = write(tmp_path / "a", streams, uid.JPEG2000Lossless, frames)
+    whole = path.read_bytes()
+    right = encapsulate(streams)
+    table = struct.pack(f"<{len(offsets)}I", *offsets)
+    items = right[8 + int.from_bytes(right[4:8], "little") :]
+    wrong = right[:4] + struct.pack("<I", len(table)) + table + items
+    path.write_bytes(whole.replace(right, wrong))
+    for frame in (2, 0, 1):
+        np.testing.assert_array_equal(one(path, frame), frames[frame].astype(np.float32))

@@ -1,0 +1,165 @@
+"""How a label file joins a collection: how many rows and slices do, and why others do not.
+
+Dims: m slices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.annotations.label_file import LabelTable
+from pipeline.annotations.label_join import column_texts, label_keys, label_rows
+from pipeline.shared.paths import unescape_path
+from pipeline.shared.pseudonyms import Names
+from stores.inside import is_below
+
+EXAMPLES = 3
+# Of rows that join nothing, so many are looked into for the cause.
+_LOOKED_INTO = 1000
+
+
+@dataclass(frozen=True)
+class JoinReport:
+    """What of a label file joins what of a collection.
+
+    rows: different keys; a row without a key counts by itself. slices: those that are there. cause:
+    the likeliest for the rows that join none, "" where all join. row_examples, slice_examples: the
+    first that do not join, as a message may name them. notes: as `LabelTable` and `label_keys` have
+    them.
+    """
+
+    file: str
+    by: str
+    rows: int
+    joined_rows: int
+    slices: int
+    joined_slices: int
+    cause: str
+    row_examples: tuple[str, ...]
+    slice_examples: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return it in sentences."""
+        lost_rows = self.rows - self.joined_rows
+        lost_slices = self.slices - self.joined_slices
+        lines = [
+            f"Labels: {self.joined_rows} of {self.rows} rows of {self.file!r} join "
+            f"{self.joined_slices} of {self.slices} slices by {self.by}."
+        ]
+        if lost_rows:
+            shown = f" First: {', '.join(self.row_examples)}."
+            lines.append(f"{lost_rows} rows join no slice: {self.cause}.{shown}")
+        if lost_slices:
+            shown = f" First: {', '.join(self.slice_examples)}." if self.slice_examples else ""
+            lines.append(f"{lost_slices} slices have no row in the labels.{shown}")
+        return lines + [f"Labels: {note}." for note in self.notes]
+
+
+def join_report(table: LabelTable, slices: pa.Table, root: Path, names: Names) -> JoinReport:
+    """Return how a label table joins slices (SLICE_SCHEMA, real paths).
+
+    Raises LabelError where no slice has the tag that labels are joined by.
+    """
+    by = table.settings.by
+    found = label_keys(table, slices, root, names)
+    keys = found.keys
+    live = slices.filter(pa.array(~column_texts(slices, "withdrawn").astype(bool)))
+    label = label_rows(table, keys, live)
+    joined = {keys[i] for i in np.unique(label[label >= 0]).tolist()}
+    # Rows of one key count once; a row without a key, by itself.
+    first_of_key: dict[str, int] = {}
+    for i, key in enumerate(keys):
+        first_of_key.setdefault(key or f"\0{i}", i)
+    lost = [i for key, i in first_of_key.items() if key not in joined]
+    paths = column_texts(live, "path")
+    lost_paths = list(dict.fromkeys(paths[label < 0].tolist()))
+    # Names are hidden by a key that is kept, or not shown at all: any other could be undone.
+    may_show = names.paths == "keep" or names.has_key
+    row_examples = []
+    for i in lost[:EXAMPLES]:
+        path = f" ({names.shown(keys[i])})" if by == "path" and keys[i] and may_show else ""
+        row_examples.append(f"data row {i + 1}{path}")
+    return JoinReport(
+        file=table.settings.file.name,
+        by=by,
+        rows=len(first_of_key),
+        joined_rows=len(first_of_key) - len(lost),
+        slices=len(live),
+        joined_slices=int((label >= 0).sum()),
+        cause=_cause(table, lost, keys, live, root, names) if lost else "",
+        row_examples=tuple(row_examples),
+        slice_examples=tuple(map(names.shown, lost_paths[:EXAMPLES])) if may_show else (),
+        notes=(*table.notes, *found.notes),
+    )
+
+
+def _cause(
+    table: LabelTable,
+    lost: list[int],
+    keys: list[str],
+    slices: pa.Table,
+    root: Path,
+    names: Names,
+) -> str:
+    """Return the likeliest cause that rows join nothing, and of how many it would be the cause."""
+    some = lost[:_LOOKED_INTO]
+    raw = [str(table.columns[table.settings.key][i]) for i in some]
+    if not any(raw):
+        return "their key is empty"
+    if table.settings.by == "path":
+        causes = _causes_of_paths([keys[i] for i in some], set(column_texts(slices, "path")), root)
+    else:
+        causes = _causes_of_ids(table.settings.by, raw, slices, names)
+    if not causes:
+        what = "path" if table.settings.by == "path" else table.settings.by
+        return f"no image of the collection has that {what}, nor one like it"
+    cause, n = causes.most_common(1)[0]
+    return f"likeliest (as for {n} of {len(some)}), {cause}"
+
+
+def _causes_of_paths(lost: list[str], paths: set[str], root: Path) -> Counter[str]:
+    there = [PurePosixPath(path) for path in paths]
+    any_case = {str(path).casefold() for path in there}
+    without_suffix = {str(path.with_suffix("")) for path in there}
+    by_name = {path.name for path in there}
+    causes: Counter[str] = Counter()
+    for key in filter(None, lost):
+        path = PurePosixPath(key)
+        if key.casefold() in any_case:
+            causes["they differ from files of the collection in upper and lower case alone"] += 1
+        elif {key, str(path.with_suffix(""))} & without_suffix:
+            causes["they lack the suffix of a file, or have another"] += 1
+        elif path.name in by_name:
+            causes["files of that name lie in another folder: paths are relative to data.root"] += 1
+        elif is_below(key) and (root / unescape_path(key)).exists():
+            causes[
+                "they are on the disk, but no image was read there, or data.include and exclude "
+                "leave them out"
+            ] += 1
+    return causes
+
+
+def _causes_of_ids(by: str, raw: list[str], slices: pa.Table, names: Names) -> Counter[str]:
+    causes: Counter[str] = Counter()
+    for kind in ("patient", "study", "series"):
+        there = set(column_texts(slices, kind))
+        if kind == by:
+            for text in raw:
+                others = {text.upper(), text.lower()} - {text}
+                if any(names.pseudonym(kind, other) in there for other in others):
+                    causes["they differ from ids in upper and lower case alone"] += 1
+            continue
+        is_kind = sum(names.pseudonym(kind, text) in there for text in raw if text)
+        if is_kind:
+            causes[f"they are ids of another kind: set `by: {kind}` in labels"] += is_kind
+    files = set(column_texts(slices, "path"))
+    is_path = sum(text in files for text in raw if text)
+    if is_path:
+        causes["they are paths: set `by: path` in labels"] += is_path
+    return causes

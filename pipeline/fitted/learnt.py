@@ -1,0 +1,80 @@
+"""What a model has learnt from: counted, and as digests by which images and patients are known."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.annotations.units import Units
+from pipeline.evaluation.cases import slices_of
+from pipeline.fitted.record import TrainedOn
+from pipeline.shared.arrays import Rows
+from pipeline.shared.pseudonyms import Names
+from stores.features import FeatureStore
+
+Digests = NDArray[np.uint8]
+# Bytes of a sha256 that tell one from another.
+DIGEST = 16
+
+
+def trained_on(store: FeatureStore, units: Units, numbers: Rows) -> TrainedOn:
+    """Count the units of a store, by number, that a model has learnt from."""
+    sizes = np.bincount(units.unit, minlength=len(units.ids))[numbers]
+    slices = store.slices(["row", "modality"])
+    at = np.searchsorted(slices["row"].to_numpy(), units.rows[slices_of(units, numbers)])
+    counts = slices["modality"].take(pa.array(at)).value_counts().to_pylist()
+    modalities = {each["values"]: each["counts"] for each in counts}
+    return TrainedOn(
+        units=len(numbers),
+        patients=len(np.unique(units.groups[numbers])),
+        slices=(int(sizes.min()), int(sizes.max())),
+        modalities=dict(sorted(modalities.items())),
+        key=Names(store.path).pseudonym("key", "radprobe"),
+    )
+
+
+def training_digests(store: FeatureStore, units: Units, numbers: Rows) -> dict[str, Digests]:
+    """Return what tells the images and patients of some units again: digests, sorted."""
+    rows = units.rows[slices_of(units, numbers)]
+    pixels = store.read("pixel_digest", rows)[:, :DIGEST]
+    names = np.unique(units.groups[numbers]).tolist()
+    patients = [patient_digest(name) for name in names]
+    return {
+        "pixels": np.unique(pixels, axis=0),
+        "patients": np.unique(np.stack(patients), axis=0),
+    }
+
+
+def patient_digest(pseudonym: str) -> Digests:
+    """Return (DIGEST,) what stands for a patient in a model: the digest of a keyed pseudonym."""
+    digest = hashlib.sha256(f"radprobe patient {pseudonym}".encode()).digest()
+    return np.frombuffer(digest[:DIGEST], np.uint8)
+
+
+def known_units(
+    store: FeatureStore, units: Units, training: dict[str, Digests]
+) -> NDArray[np.bool_]:
+    """Return (n,) which units a model has learnt from, by their pixels or their patient.
+
+    training: what `training_digests` gave.
+    """
+    return _by_pixels(store, units, training["pixels"]) | _by_patient(units, training["patients"])
+
+
+def _by_pixels(store: FeatureStore, units: Units, pixels: Digests) -> NDArray[np.bool_]:
+    """Return (n,) which units hold an image that was learnt from."""
+    digests = store.read("pixel_digest", units.rows)[:, :DIGEST]
+    known = {digest.tobytes() for digest in pixels}
+    is_known = np.array([digest.tobytes() in known for digest in digests])
+    return np.bincount(units.unit, weights=is_known, minlength=len(units.ids)) > 0
+
+
+def _by_patient(units: Units, patients: Digests) -> NDArray[np.bool_]:
+    """Return (n,) which units are of a patient who was learnt from."""
+    known = {digest.tobytes() for digest in patients}
+    groups, of_group = np.unique(units.groups, return_inverse=True)
+    is_known = np.array([patient_digest(name).tobytes() in known for name in groups.tolist()])
+    return np.asarray(is_known[of_group])

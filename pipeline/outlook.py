@@ -1,0 +1,301 @@
+"""What labels, masks and split come to on a collection, before it is embedded.
+
+The same functions join and divide as in an evaluation, so that neither can say another thing than
+the other. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.annotations.label_file import LabelTable, read_labels
+from pipeline.annotations.label_report import EXAMPLES, JoinReport, join_report
+from pipeline.annotations.labels import label_units, texts_of
+from pipeline.annotations.mask_matching import absent_files, join
+from pipeline.annotations.units import Truth, Units
+from pipeline.config.root import Config
+from pipeline.config.tasks import Task
+from pipeline.evaluation.cases import keys_of_units, split_column, tables_of, with_policies
+from pipeline.evaluation.failures import Failures
+from pipeline.evaluation.splits import (
+    Split,
+    check_column,
+    load_split,
+    make_split,
+    merged,
+    split_new_patients,
+    split_path,
+)
+from pipeline.shared.few import FEW_PATIENTS
+from pipeline.shared.pseudonyms import Names
+from stores.errors import ConfigError, LabelError
+from stores.features import OK, WITHDRAWN
+
+log = logging.getLogger(__name__)
+
+# Of more classes than these, the largest are told.
+_MOST_CLASSES = 5
+# A class of fewer patients may be a name by mistake, and stands in no message.
+_FEWEST_SHOWN = 2
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """Of a class, or of a label that is present: how many units and patients, and test patients."""
+
+    name: str
+    units: int
+    patients: int
+    test_patients: int
+
+
+@dataclass(frozen=True)
+class TaskOutlook:
+    """What a task comes to: units, patients, and who of them tests, by holdout or by fold.
+
+    refused: why it cannot be answered; "" where it can.
+    """
+
+    task: str
+    level: str = ""
+    units: int = 0
+    patients: int = 0
+    test_patients: int = 0
+    classes: tuple[ClassCount, ...] = ()
+    notes: tuple[str, ...] = ()
+    refused: str = ""
+
+    def lines(self) -> list[str]:
+        """Return it in sentences."""
+        if self.refused:
+            return [f"Task {self.task} cannot be answered: {self.refused}"]
+        shown = [each for each in self.classes if each.patients >= _FEWEST_SHOWN]
+        shown = sorted(shown, key=lambda each: -each.units)[:_MOST_CLASSES]
+        counts = [f"{each.units} with {each.name!r} ({each.patients} patients)" for each in shown]
+        others = len(self.classes) - len(shown)
+        if others:
+            counts.append(f"{others} other classes")
+        each = f": {', '.join(counts)}" if counts else ""
+        head = f"Task {self.task}: {self.units} {self.level} units of {self.patients} patients"
+        return [f"{head}{each}.", *(f"Task {self.task}: {note}." for note in self.notes)]
+
+
+@dataclass(frozen=True)
+class MaskOutlook:
+    """What a set of masks comes to: slices that have one, and files that are not there.
+
+    unknown: why they are not joined here; "" where they are.
+    """
+
+    masks: str
+    masked: int = 0
+    slices: int = 0
+    absent: int = 0
+    absent_examples: tuple[str, ...] = ()
+    unknown: str = ""
+
+    def lines(self) -> list[str]:
+        """Return it in sentences."""
+        if self.unknown:
+            return [f"Masks {self.masks}: {self.unknown}"]
+        lines = [f"Masks {self.masks}: {self.masked} of {self.slices} slices have a mask."]
+        if self.absent:
+            shown = f", first {', '.join(self.absent_examples)}" if self.absent_examples else ""
+            lines.append(f"Masks {self.masks}: {self.absent} files are not there{shown}.")
+        return lines
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a config asks of a collection, and whether that can be answered.
+
+    labels: how the label file joins, None where there is none. notes: what is asked of features
+    that are not kept, and why labels cannot be read.
+    """
+
+    labels: JoinReport | None = None
+    tasks: tuple[TaskOutlook, ...] = ()
+    masks: tuple[MaskOutlook, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return it in sentences, a line each."""
+        lines = self.labels.lines() if self.labels else []
+        for task in self.tasks:
+            lines += task.lines()
+        for masks in self.masks:
+            lines += masks.lines()
+        return lines + list(self.notes)
+
+
+def log_outlook(outlook: Outlook) -> None:
+    """Log what there is to say, line by line."""
+    for line in outlook.lines():
+        log.info("%s", line)
+
+
+def outlook_of(config: Config, slices: pa.Table, names: Names) -> Outlook:
+    """Return what labels, masks and split come to on slices (SLICE_SCHEMA, real paths)."""
+    if not len(slices):
+        return Outlook()
+    labels, tasks, notes = _labels(config, slices, names)
+    masks = []
+    for name in config.masks:
+        masks.append(_masks(config, name, slices, names))
+    return Outlook(labels, tuple(tasks), tuple(masks), (*notes, *_not_kept(config)))
+
+
+def _labels(
+    config: Config, slices: pa.Table, names: Names
+) -> tuple[JoinReport | None, list[TaskOutlook], list[str]]:
+    if config.labels is None:
+        return None, [], []
+    try:
+        table = read_labels(config.labels, [])
+        report = join_report(table, slices, config.data.root, names)
+    except LabelError as error:
+        return None, [], [str(error)]
+    failures = Failures()
+    tasks = {name: with_policies(task, config.labels) for name, task in config.tasks.items()}
+    tables = tables_of(config, config.labels, tasks, failures)
+    outlooks = {}
+    for name, of_task in tables.items():
+        with failures.of(name):
+            outlooks[name] = _task(config, name, tasks[name], of_task, slices, names)
+    # The first reason of each task that cannot be answered.
+    for name, why in reversed(failures.errors):
+        outlooks[name] = TaskOutlook(name, refused=str(why))
+    # What is said of the file is said once, above.
+    said = set(report.notes)
+    in_order = [outlooks[name] for name in config.tasks]
+    return report, [_without_notes(each, said) for each in in_order], []
+
+
+def _without_notes(outlook: TaskOutlook, said: set[str]) -> TaskOutlook:
+    return replace(outlook, notes=tuple(note for note in outlook.notes if note not in said))
+
+
+# --- a task --------------------------------------------------------------------------------
+
+
+def _task(
+    config: Config, name: str, task: Task, table: LabelTable, slices: pa.Table, names: Names
+) -> TaskOutlook:
+    """Return what a task comes to, if every slice becomes features. Raises LabelError."""
+    rows = slices["row"].to_numpy()
+    status = np.full(rows.max() + 1, OK, np.uint8)
+    status[rows[slices["withdrawn"].to_numpy(zero_copy_only=False)]] = WITHDRAWN
+    units = label_units(table, task, slices, status, config.data.root, names)
+    split = _split(config, name, task, table, units, slices, names)
+    # Of folds all test, one after the other; what one of them tests is what there is to go by.
+    tests = split.folds[0]["test"]
+    in_test = np.isin(units.groups, [p for side in tests for p in split.patients[side]])
+    classes = _class_counts(units, in_test)
+    test_patients = len(np.unique(units.groups[in_test]))
+    outlook = TaskOutlook(
+        name,
+        level=task.level,
+        units=len(units.ids),
+        patients=len(np.unique(units.groups)),
+        test_patients=test_patients,
+        classes=tuple(classes),
+        notes=units.notes,
+    )
+    if config.split.kind == "kfold":
+        return outlook
+    return replace(outlook, notes=(*units.notes, *_few(outlook)))
+
+
+def _class_counts(units: Truth, in_test: NDArray[np.bool_]) -> list[ClassCount]:
+    if units.kind == "regression":
+        return []
+    counts = []
+    for name, carries in zip(units.classes, units.indicator.T, strict=True):
+        patients = len(np.unique(units.groups[carries]))
+        test_patients = len(np.unique(units.groups[carries & in_test]))
+        counts.append(ClassCount(name, int(carries.sum()), patients, test_patients))
+    return counts
+
+
+def _few(outlook: TaskOutlook) -> list[str]:
+    """Return a note where a holdout tests too few patients for a score to say much."""
+    # Of two equals the last, which is the positive one.
+    classes = reversed(outlook.classes)
+    rarest = min(classes, key=lambda each: each.test_patients, default=None)
+    if outlook.test_patients >= FEW_PATIENTS and (rarest is None or rarest.test_patients):
+        return []
+    of_rarest = ""
+    if rarest is not None:
+        name = repr(rarest.name) if rarest.patients >= _FEWEST_SHOWN else "the rarest class"
+        of_rarest = f", {rarest.test_patients} of them with {name}"
+    return [
+        f"test has {outlook.test_patients} patients{of_rarest}: their score would say little. "
+        f"`split: {{kind: kfold}}` tests all {outlook.patients} in turn"
+    ]
+
+
+def _split(
+    config: Config,
+    name: str,
+    task: Task,
+    table: LabelTable,
+    units: Units,
+    slices: pa.Table,
+    names: Names,
+) -> Split:
+    """Return the split as it will be, but for copies, which features tell. Raises LabelError."""
+    choice = config.split
+    column = split_column(choice, table)
+    texts = None
+    if column is not None:
+        texts = texts_of(*column, units, slices, config.data.root, names)
+    path = split_path(config.store, name, task, choice)
+    if not path.is_file():
+        return make_split(units, choice, texts, keys=keys_of_units(units, slices))
+    on_file = load_split(path)
+    if texts is not None:
+        check_column(on_file, units, texts, choice)
+    keys = keys_of_units(units, slices) if choice.new == "deal" else None
+    addition = split_new_patients(on_file, units, choice, keys=keys)
+    return on_file if addition is None else merged(on_file, addition)
+
+
+# --- masks and features --------------------------------------------------------------------
+
+
+def _masks(config: Config, name: str, slices: pa.Table, names: Names) -> MaskOutlook:
+    masks = config.masks[name]
+    if masks.by == "uid":
+        # Every DICOM file would be opened for it.
+        why = "which images they are of stands in their files, which `radprobe segment` reads."
+        return MaskOutlook(name, unknown=why)
+    try:
+        groups = join(config, masks, slices, names)
+        absent = absent_files(config, masks, slices, groups)
+    except (ConfigError, LabelError) as error:
+        return MaskOutlook(name, unknown=str(error))
+    may_show = names.paths == "keep" or names.has_key
+    return MaskOutlook(
+        name,
+        masked=sum(len(group.numbers) for group in groups),
+        slices=int((~slices["withdrawn"].to_numpy(zero_copy_only=False)).sum()),
+        absent=len(absent),
+        absent_examples=tuple(map(names.shown, absent[:EXAMPLES])) if may_show else (),
+    )
+
+
+def _not_kept(config: Config) -> Sequence[str]:
+    """Return what the config asks of features that the store would not have."""
+    if not config.segment or "patch" in config.outputs.keep:
+        return ()
+    keep = ", ".join([*config.outputs.keep, "patch"])
+    return (
+        "Segmentation heads read patch tokens, which are not kept: write `outputs: {keep: "
+        f"[{keep}]}}`, or nothing can be segmented.",
+    )

@@ -1,0 +1,56 @@
+"""The section of the page that tells of a model: what it is for, and the cases to look at.
+
+What a model says of itself and of its test units is gathered by `pipeline.fitted.section`.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+from pipeline.results import Metric
+
+
+@dataclass(frozen=True)
+class Case:
+    """A test unit to look at. row: of the slice that is shown; about: what is said of it.
+
+    picture: WebP; None where its file cannot be read here.
+    """
+
+    row: int
+    about: str
+    picture: bytes | None
+
+    @property
+    def address(self) -> str:
+        """The picture as the page has it."""
+        assert self.picture is not None
+        return f"data:image/webp;base64,{base64.b64encode(self.picture).decode()}"
+
+
+@dataclass(frozen=True)
+class CaseGroup:
+    """Cases of one kind, the worst first."""
+
+    title: str
+    about: str
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """All that the page says of a model. sentence: how it did; facts: each with its name."""
+
+    name: str
+    sentence: str
+    random: bool
+    facts: tuple[tuple[str, str], ...]
+    metrics: dict[str, Metric]
+    groups: tuple[CaseGroup, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def pictures(self) -> int:
+        """How many cases have a picture."""
+        return sum(case.picture is not None for group in self.groups for case in group.cases)

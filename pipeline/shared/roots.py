@@ -1,0 +1,29 @@
+"""Several folders of images as one: a folder of links, whose names are the first of every path."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def linked(store: Path, roots: Mapping[str, Path]) -> Path:
+    """Return the folder, beside a store, that has a link to each root; it is made where it is not.
+
+    It is called by what it links to and never altered, so that configs of other roots, or other
+    machines, have folders of their own. Its name is hidden: no collection that the store lies in
+    is searched there again. What reads no image needs none of it, and where it cannot be made
+    whoever does read says that there is no such folder.
+    """
+    targets = {name: str(root.absolute()) for name, root in roots.items()}
+    digest = hashlib.sha256(json.dumps(targets, sort_keys=True).encode()).hexdigest()[:8]
+    folder = store.with_name(f".{store.name}.roots-{digest}")
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, target in targets.items():
+            # Another process may be at it, with the same.
+            with contextlib.suppress(FileExistsError):
+                (folder / name).symlink_to(target, target_is_directory=True)
+    return folder

@@ -1,0 +1,209 @@
+"""What is said of labels, masks and split before anything is embedded, on folders of pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from pipeline.config.loading import load_config
+from pipeline.evaluate import evaluate
+from pipeline.extract import extract
+from pipeline.extraction.embed import Speed
+from pipeline.extraction.plan import plan
+from pipeline.extraction.sync import Look
+from pipeline.outlook import Outlook, outlook_of
+from tests.phantoms import write_png
+from tests.pipeline.models import write_tiny_folder
+
+PATIENTS = 30
+
+
+def look_ahead(config: Path) -> Outlook:
+    """Return the outlook that `plan` gives."""
+    settings = load_config(config)
+    outlooks = []
+
+    def keep(look: Look) -> None:
+        outlooks.append(outlook_of(settings, look.reconciled.slices, look.names))
+
+    plan(settings, on_look=keep)
+    (outlook,) = outlooks
+    return outlook
+
+
+def make_project(root: Path, rows: list[str], **changes: Any) -> Path:
+    """Write two pictures of each patient, labels of some rows, and a config; return its path."""
+    rng = np.random.default_rng(0)
+    for i in range(2 * PATIENTS):
+        picture = rng.integers(0, 255, (28, 28), np.uint8)
+        write_png(root / f"data/Doe^{i // 2:02d}/view{i % 2}-{i:02d}.png", picture)
+    (root / "labels.csv").write_text("\n".join(["path;who;sick", *rows]) + "\n")
+    settings = {
+        "data": {"root": "data", "modality": {"**": "DX"}},
+        "backbone": {"name": "dinov2_vits14", "image_size": 28, "weights": "random:0"},
+        "store": "store",
+        "labels": {"file": "labels.csv", "patient": "who"},
+        "tasks": {"sick": {"labels": ["sick"]}},
+    }
+    config = root / "my.yaml"
+    config.write_text(yaml.safe_dump(settings | changes))
+    return config
+
+
+def path_of(i: int) -> str:
+    return f"Doe^{i // 2:02d}/view{i % 2}-{i:02d}.png"
+
+
+def all_rows() -> list[str]:
+    return [f"{path_of(i)};p{i // 2};{i // 2 % 3 // 2}" for i in range(2 * PATIENTS)]
+
+
+def test_what_joins_is_counted_with_units_patients_and_positives(tmp_path: Path) -> None:
+    outlook = look_ahead(make_project(tmp_path, [*all_rows(), all_rows()[0]]))
+    assert not (tmp_path / "store").exists()
+    assert not (tmp_path / "store.key").exists()
+    lines = outlook.lines()
+    assert lines[0] == "Labels: 60 of 60 rows of 'labels.csv' join 60 of 60 slices by path."
+    assert lines[1] == (
+        "Task sick: 60 image units of 30 patients: 40 with '0' (20 patients), 20 with '1' (10 "
+        "patients)."
+    )
+    assert lines[2].startswith("Task sick: test has 4 patients, 2 of them with '1': their score")
+    assert lines[2].endswith("`split: {kind: kfold}` tests all 30 in turn.")
+    assert len(lines) == 3
+    in_turn = make_project(tmp_path, all_rows(), split={"kind": "kfold"})
+    assert look_ahead(in_turn).lines() == lines[:2]
+
+
+@pytest.mark.parametrize(
+    ("spelt", "cause"),
+    [
+        (str.upper, "upper and lower case alone"),
+        (lambda path: path.removesuffix(".png"), "lack the suffix of a file, or have another"),
+        (lambda path: path.replace(".png", ".dcm"), "lack the suffix of a file, or have another"),
+        (lambda path: f"images/{path}", "in another folder: paths are relative to data.root"),
+        (lambda path: f"x{path}x", "no image of the collection has that path, nor one like it"),
+        (lambda path: "", "their key is empty"),
+    ],
+)
+def test_rows_that_join_nothing_have_their_likeliest_cause(
+    tmp_path: Path, spelt: Any, cause: str
+) -> None:
+    rows = all_rows()
+    for i in range(4):
+        rows[i] = f"{spelt(path_of(i))};p{i // 2};0"
+    outlook = look_ahead(make_project(tmp_path, rows))
+    lines = outlook.lines()
+    assert lines[0] == "Labels: 56 of 60 rows of 'labels.csv' join 56 of 60 slices by path."
+    assert lines[1].startswith("4 rows join no slice: ")
+    assert cause in lines[1]
+    assert lines[1].endswith("First: data row 1, data row 2, data row 3.")
+    assert lines[2] == "4 slices have no row in the labels."
+    # The store has no key yet by which a name could be hidden for good.
+    assert "Doe" not in json.dumps([lines, outlook.labels.slice_examples])  # type: ignore[union-attr]
+
+
+def test_a_file_that_is_no_image_or_left_out_is_the_cause(tmp_path: Path) -> None:
+    rows = [*all_rows(), "notes.txt;p1;0"]
+    config = make_project(tmp_path, rows)
+    (tmp_path / "data/notes.txt").write_text("text")
+    assert "on the disk, but no image was read there" in look_ahead(config).lines()[1]
+
+
+def test_paths_are_shown_where_the_store_keeps_them(tmp_path: Path) -> None:
+    rows = [f"{path_of(i)};p{i // 2};0" for i in range(4, 60)] + ["gone.png;p1;1"]
+    data = {"root": "data", "modality": {"**": "DX"}, "paths": "keep"}
+    lines = look_ahead(make_project(tmp_path, rows, data=data)).lines()
+    assert lines[1].endswith("First: data row 57 (gone.png).")
+    assert lines[2].endswith(f"First: {path_of(0)}, {path_of(1)}, {path_of(2)}.")
+
+
+def test_ids_of_another_kind_are_named(tmp_path: Path) -> None:
+    labels = {"file": "labels.csv", "key": "path", "by": "study"}
+    data = {"root": "data", "modality": {"**": "DX"}, "patient": r"Doe\^(\d+)"}
+    rows = [f"{i:02d};p{i};{i % 2}" for i in range(PATIENTS)]
+    lines = look_ahead(make_project(tmp_path, rows, labels=labels, data=data)).lines()
+    assert lines[1].startswith(
+        "30 rows join no slice: likeliest (as for 30 of 30), they are ids of another kind: set "
+        "`by: patient` in labels."
+    )
+    assert lines[-1].startswith("Task sick cannot be answered: No row of ")
+
+
+def test_a_task_that_cannot_be_answered_leaves_the_others(tmp_path: Path) -> None:
+    tasks = {
+        "sick": {"labels": ["sick"]},
+        "typo": {"labels": ["sik"]},
+        "who": {"labels": ["who"], "values": "number"},
+    }
+    split = {"kind": "holdout", "folds": 4}
+    lines = look_ahead(make_project(tmp_path, all_rows(), tasks=tasks, split=split)).lines()
+    refused = [line for line in lines if "cannot be answered" in line]
+    assert "no column 'sik'. Did you mean 'sick'?" in refused[0]
+    assert refused[1].startswith("Task who cannot be answered: A column of values: number must")
+    assert any(line.startswith("Task sick: 60 image units") for line in lines)
+
+
+def test_labels_that_cannot_be_read_are_said_and_stop_nothing(tmp_path: Path) -> None:
+    config = make_project(tmp_path, ["a;b"])
+    (line,) = look_ahead(config).lines()
+    assert line.endswith("line 2: Expected 3 columns, got 2. Correct that row, or put cells with "
+                         "semicolons into quotes.")  # fmt: skip
+
+
+def test_masks_that_are_not_there_are_named_and_tokens_that_are_not_kept(tmp_path: Path) -> None:
+    masks = {"lung": {"root": "masks", "files": {"**": "{stem}.png"}, "values": "lung"}}
+    config = make_project(tmp_path, all_rows(), masks=masks, segment={"knn": {"method": "knn"}})
+    for i in range(50):
+        path = tmp_path / "masks" / Path(path_of(i)).name
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.zeros((28, 28), np.uint8)).save(path)
+    lines = look_ahead(config).lines()
+    assert lines[-3:] == [
+        "Masks lung: 50 of 60 slices have a mask.",
+        "Masks lung: 10 files are not there.",
+        "Segmentation heads read patch tokens, which are not kept: write `outputs: {keep: [cls, "
+        "mean, patch]}`, or nothing can be segmented.",
+    ]
+
+
+def test_extract_says_it_first_and_evaluation_comes_to_the_same(tmp_path: Path) -> None:
+    rows = [*all_rows()[:50], "gone.png;p1;1"]
+    network = write_tiny_folder(tmp_path / "tiny")
+    backbone = {"name": f"hf:{network}", "image_size": 28}
+    config = load_config(make_project(tmp_path, rows, backbone=backbone, knn={"k": [1]}))
+    told: list[Outlook] = []
+
+    def ahead(outlook: Outlook) -> None:
+        # Nothing is embedded yet.
+        assert not list((tmp_path / "store/parts").glob("*"))
+        told.append(outlook)
+
+    extract(config, Speed("cpu", workers=0), ahead=ahead)
+    (outlook,) = told
+    lines = outlook.lines()
+    assert lines[1].startswith("1 rows join no slice: no image of the collection has that path")
+    # Hidden by the store's own key.
+    assert "data row 51 (~" in lines[1]
+    assert "Doe" not in "".join(lines)
+    (task,) = outlook.tasks
+    (answer,) = evaluate(config, ["knn"])
+    test = answer.counts["test"]
+    assert (task.test_patients, task.units) == (test.patients, 50)
+    assert outlook.labels is not None
+    assert outlook.labels.slices - outlook.labels.joined_slices == answer.tally.unmatched_slices
+    # The split is on file by now, and does not know a new patient.
+    more = [*rows, *all_rows()[50:]]
+    (tmp_path / "labels.csv").write_text("\n".join(["path;who;sick", *more]) + "\n")
+    extract(config, Speed("cpu", workers=0), ahead=ahead_of(told))
+    assert "5 of the task's 30 patients are not in its split" in told[-1].tasks[0].refused
+
+
+def ahead_of(told: list[Outlook]) -> Any:
+    return told.append
