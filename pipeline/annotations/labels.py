@@ -178,10 +178,14 @@ def _join(
         if key not in joined_keys:
             spare_keys.setdefault(key or f"\0{i}", i)
     spare_rows = list(spare_keys.values())
+    paths = column_texts(slices, "path")
+    # The rows of whoever was purged join nothing any more, and an answer is filed: it names them by
+    # their numbers where somebody was.
+    by_path = by == "path" and all(paths)
     spare_names = []
     for i in spare_rows[:EXAMPLES]:
-        spare_names.append(names.shown(keys[i]) if by == "path" else f"data row {i + 1}")
-    lost_paths = column_texts(slices, "path")[is_wanted & (label < 0)]
+        spare_names.append(names.shown(keys[i]) if by_path else f"data row {i + 1}")
+    lost_paths = paths[is_wanted & (label < 0)]
     if not is_joined.any():
         raise LabelError(_nothing_joins(table, keys, lost_paths, names))
     lost_names = list(dict.fromkeys(lost_paths))[:EXAMPLES]

@@ -454,8 +454,8 @@ def _is_written(row: MaskRow) -> bool:
     if any(row[name] is None for name in needed) or None in row["classes"]:
         return False
     pixels: int = row["height"] * row["width"]
-    least: int = min(row["offset"], row["length"], row["height"])
-    return least >= 0 and 0 <= pixels <= MAX_SLICE_PIXELS
+    lowest: int = min(row["offset"], row["length"], row["height"])
+    return lowest >= 0 and 0 <= pixels <= MAX_SLICE_PIXELS
 
 
 # --- reading mask files --------------------------------------------------------------------------

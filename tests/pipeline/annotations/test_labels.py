@@ -140,6 +140,12 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     assert tally.unmatched_label_examples == ("gone.png",)
 
 
+def test_no_path_of_a_purged_slice_comes_back_by_what_is_left_out(tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "l.csv", path=["f0.png", "f1.png", "f2.png"], sick=[0, 1, 1])
+    units = ask(file, slices({}, {}, {"path": ""}), status=[1, 1, 3])
+    assert units.tally.unmatched_label_examples == ("data row 3",)
+
+
 def test_multilabel_takes_zeros_and_ones_and_leaves_out_what_is_empty(tmp_path: Path) -> None:
     paths = ["f0.png", "f1.png", "f2.png", "f3.png"]
     file = write_csv(tmp_path / "l.csv", path=paths, a=[1, 0, 1, ""], b=["1.0", "", "False", "nan"])
