@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from stores.errors import ConfigError
 
 
 def linked(store: Path, roots: Mapping[str, Path]) -> Path:
@@ -15,7 +18,8 @@ def linked(store: Path, roots: Mapping[str, Path]) -> Path:
     It is called by what it links to and never altered, so that configs of other roots, or other
     machines, have folders of their own. Its name is hidden: no collection that the store lies in
     is searched there again. What reads no image needs none of it, and where it cannot be made
-    whoever does read says that there is no such folder.
+    whoever does read says that there is no such folder. Raises ConfigError for a link that leads
+    elsewhere, which radprobe makes none of.
     """
     targets = {name: str(root.absolute()) for name, root in roots.items()}
     digest = hashlib.sha256(json.dumps(targets, sort_keys=True).encode()).hexdigest()[:8]
@@ -26,4 +30,11 @@ def linked(store: Path, roots: Mapping[str, Path]) -> Path:
             # Another process may be at it, with the same.
             with contextlib.suppress(FileExistsError):
                 (folder / name).symlink_to(target, target_is_directory=True)
+    for name, target in targets.items():
+        link = folder / name
+        if os.path.lexists(link) and not (link.is_symlink() and os.readlink(link) == target):
+            raise ConfigError(
+                f"{str(link)!r} must be a link to {target!r}, which data.root calls {name!r}, and "
+                f"is something else. Delete the folder {str(folder)!r}; it is made again."
+            )
     return folder

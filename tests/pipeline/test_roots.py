@@ -156,3 +156,14 @@ def test_a_config_that_would_mix_sites_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=why):
         load_config(write_config(project, **changes))
+
+
+def test_a_link_that_leads_elsewhere_is_refused(project: Path, tmp_path: Path) -> None:
+    config = write_config(project, store=str(tmp_path / "store"))
+    (tmp_path / "other").mkdir()
+    link = load_config(config).data.root / "site_b"
+    assert link.resolve() == (project / "site_b").resolve()
+    link.unlink()
+    link.symlink_to(tmp_path / "other")
+    with pytest.raises(ConfigError, match="site_b' must be a link to .* Delete the folder"):
+        load_config(config)
