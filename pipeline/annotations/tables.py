@@ -187,7 +187,9 @@ def _refuse_torn_text(path: Path, encoding: str) -> str:
 
 def _opened(path: Path) -> Any:
     """Return a stream of a file's bytes, which are unpacked where its name ends in .gz or .bz2."""
-    return pa.input_stream(str(path))
+    # Python's own stream where it will do: text is read from it twice as fast.
+    is_packed = path.suffix.lower() in (".gz", ".bz2", ".lz4", ".zst", ".br")
+    return pa.input_stream(str(path)) if is_packed else path.open("rb")
 
 
 def _csv_in(path: Path, names: Sequence[str], encoding: str) -> TextTable:
@@ -198,14 +200,16 @@ def _csv_in(path: Path, names: Sequence[str], encoding: str) -> TextTable:
         _, header = next(records, (1, []))
         places = _places(path, names, header)
         columns: list[list[str]] = [[] for _ in names]
+        width = len(header)
+        appends = [(column.append, place) for column, place in zip(columns, places, strict=True)]
         for line, record in records:
-            if len(record) != len(header):
+            if len(record) != width:
                 raise _UnreadError(
-                    f"line {line}: Expected {len(header)} columns, got {len(record)}. Correct that "
+                    f"line {line}: Expected {width} columns, got {len(record)}. Correct that "
                     f"row, or put cells with {_in_words(separator)} into quotes"
                 )
-            for place, column in zip(places, columns, strict=True):
-                column.append(record[place])
+            for append, place in appends:
+                append(record[place])
     return TextTable(dict(zip(names, columns, strict=True)), comma=separator != ",")
 
 
