@@ -87,6 +87,12 @@ def test_the_transparent_level_of_a_png_is_padding_and_no_other_level_changes(tm
         assert_read(png(path, few, 0, depth, struct.pack(">H", 1)), expected, seen)
 
 
+def test_of_a_transparent_level_only_as_many_bits_count_as_a_pixel_has(tmp_path):
+    grey = GREY % 256
+    path = png(tmp_path / "a.png", grey, 0, 8, struct.pack(">H", 256 + 7))
+    assert_read(path, grey.astype(np.float64), grey != 7)
+
+
 @pytest.mark.parametrize("byte_order", ["<", ">"])
 @pytest.mark.parametrize("planes", [1, 2])
 def test_a_tiff_keeps_the_16_bits_of_its_colours(tmp_path, byte_order, planes):
