@@ -237,12 +237,16 @@ def _runs(stacks: Stacks, clock: int) -> list[list[Place]]:
     """Return `_ranks` by a clock that tells when pictures were made, which need not be in order.
 
     It is believed where it runs through all positions for each time point, or through all time
-    points for each position, or does so package by package.
+    points for each position, or does so package by package; a number also runs through the
+    positions of each in one order.
     """
     rank = 0
     begun: Counter[int] = Counter()
     unfinished: set[int] = set()
-    for moment in _moments(stacks, clock):
+    moments = _moments(stacks, clock)
+    if clock == _INSTANCE and not _in_one_order(_by_rank(moments)):
+        return []
+    for moment in moments:
         if moment.rank < rank:
             return []
         rank = moment.rank
@@ -258,18 +262,39 @@ def _runs(stacks: Stacks, clock: int) -> list[list[Place]]:
 def _sweeps(stacks: Stacks, clock: int) -> list[list[Place]]:
     """Return sweeps through the positions, where a slice is missing or a pass was aborted.
 
-    A sweep ends where a position comes up again. None where more than one sweep has fewer than
-    half of the positions: they are no sweeps then.
+    A sweep ends where a position comes up again. None where there are more of them than any
+    position has slices, more than one has fewer than half of the positions, or two go through them
+    in different orders: they are no sweeps then.
     """
-    sweeps: list[list[Place]] = []
+    sweeps: list[list[_Moment]] = []
     passed: set[int] = set()
     for moment in _moments(stacks, clock):
         if not sweeps or moment.stack in passed:
             sweeps.append([])
             passed = set()
-        sweeps[-1].append(moment.place)
+        sweeps[-1].append(moment)
         passed.add(moment.stack)
     short = [sweep for sweep in sweeps if 2 * len(sweep) < len(stacks)]
-    if len(short) > 1:
+    too_many = len(sweeps) > max(map(len, stacks))
+    if too_many or len(short) > 1 or not _in_one_order(sweeps):
         return []
-    return [sorted(sweep, key=along_normal) for sweep in sweeps]
+    return [sorted((moment.place for moment in sweep), key=along_normal) for sweep in sweeps]
+
+
+def _by_rank(moments: list[_Moment]) -> list[list[_Moment]]:
+    """Return the first of each position in time, then the second of each, etc."""
+    layers: dict[int, list[_Moment]] = defaultdict(list)
+    for moment in moments:
+        layers[moment.rank].append(moment)
+    return list(layers.values())
+
+
+def _in_one_order(sweeps: list[list[_Moment]]) -> bool:
+    """Return whether all go through the positions that they share with the longest in its order."""
+    longest = max(sweeps, key=len, default=[])
+    order = {moment.stack: number for number, moment in enumerate(longest)}
+    for sweep in sweeps:
+        shared = [order[moment.stack] for moment in sweep if moment.stack in order]
+        if shared != sorted(shared):
+            return False
+    return True

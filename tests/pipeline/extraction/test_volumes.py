@@ -250,6 +250,16 @@ def test_what_nothing_tells_apart_stays_together_and_is_flagged(tmp_path, number
     assert flags(tmp_path) == {"duplicate-position", "time-points-unclear"}
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_numbers_that_go_through_positions_in_several_orders_tell_nothing(tmp_path, seed):
+    numbers = iter(np.random.default_rng(seed).permutation(10).tolist())
+    for k in range(2):
+        for z in range(5):
+            write(tmp_path / f"{k}_{z}", z, InstanceNumber=next(numbers))
+    assert len(volumes(tmp_path)) == 1
+    assert "time-points-unclear" in flags(tmp_path)
+
+
 def test_directions_are_volumes_and_several_b0_too(tmp_path):
     shots = [(0, None), (1000, [1, 0, 0]), (0, None), (1000, [0, 1, 0])]
     for k, (b_value, direction) in enumerate(shots):
