@@ -33,11 +33,13 @@ from pipeline.annotations.label_join import matched as matched
 from pipeline.annotations.label_values import LabelValues, apply_policies
 from pipeline.annotations.texts import is_text
 from pipeline.annotations.units import Units
+from pipeline.config.root import Config
 from pipeline.config.tasks import Level, Task
 from pipeline.results import Tally
 from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError
 from stores.features import OK, UNREADABLE, VOID, WITHDRAWN
+from stores.slices import with_column
 
 EXAMPLES = 3
 
@@ -365,6 +367,24 @@ def column_of(
 
 
 # --- patients ------------------------------------------------------------------------------
+
+
+def labelled_patients(config: Config, slices: pa.Table, names: Names) -> Texts | None:
+    """Return (m,) each slice's patient as splits have it; None where no label column says it.
+
+    slices: SLICE_SCHEMA, with the real paths. Raises LabelError as `patients_of` does.
+    """
+    if config.labels is None or config.labels.patient is None:
+        return None
+    return patients_of(read_labels(config.labels, []), slices, config.data.root, names)
+
+
+def with_patients(slices: pa.Table, config: Config, names: Names) -> pa.Table:
+    """Return a slice table, with the real paths, whose patients are those that splits have."""
+    patients = labelled_patients(config, slices, names)
+    if patients is None:
+        return slices
+    return with_column(slices, "patient", pa.array(patients, pa.string()))
 
 
 def patients_of(

@@ -7,6 +7,7 @@ config reads the label file itself. Dims: m slices.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from stores.filed_tables import read_filed_table
 from stores.slices import row_numbers
 
 _SCHEMA = pa.schema([("row", pa.int64()), ("patient", pa.string())])
+# What an id looks like once it is hidden.
+_PSEUDONYM = re.compile(r"[0-9a-f]{16}")
 # Where a note's metadata has the label file's setting of that name.
 _HEADERS = b"headers"
 
@@ -45,6 +48,14 @@ def patients_by_labels(table: LabelTable, slices: pa.Table, root: Path, names: N
     keys = label_keys(table, slices, root, names).keys
     patients: Texts = of_row[label_rows(table, keys, slices)]
     return patients
+
+
+def patient_names(names: Names, patient: str) -> set[str]:
+    """Return the pseudonyms that may be meant by a patient's id, or by a pseudonym."""
+    text = patient.strip()
+    if _PSEUDONYM.fullmatch(text) and not names.has_key:
+        return {text}
+    return {text, names.pseudonym("patient", text), names.pseudonym("patient", patient)}
 
 
 def note_patients(
