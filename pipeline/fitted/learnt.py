@@ -57,11 +57,14 @@ def patient_digest(pseudonym: str) -> Digests:
 def known_units(
     store: FeatureStore, units: Units, training: dict[str, Digests]
 ) -> NDArray[np.bool_]:
-    """Return (n,) which units a model has learnt from, by their pixels or their patient.
+    """Return (n,) which units are of patients a model has learnt from, by name or by any pixels.
 
-    training: what `training_digests` gave.
+    training: what `training_digests` gave. As in splits, a patient is known as a whole: whose one
+    image has pixels that were learnt from is known in all others.
     """
-    return _by_pixels(store, units, training["pixels"]) | _by_patient(units, training["patients"])
+    is_known = _by_pixels(store, units, training["pixels"])
+    is_known |= _by_patient(units, training["patients"])
+    return np.isin(units.groups, units.groups[is_known])
 
 
 def _by_pixels(store: FeatureStore, units: Units, pixels: Digests) -> NDArray[np.bool_]:

@@ -121,6 +121,20 @@ def test_the_same_pixels_under_other_names_are_known(model: Model, tmp_path: Pat
         validate(model, copied)
 
 
+def test_a_patient_known_by_one_image_is_left_out_with_all(model: Model, tmp_path: Path) -> None:
+    """Another key names the patients otherwise; the first image of each is a copy."""
+    images = 9000 + np.arange(N)
+    images[::3] = 1000 + np.arange(0, N, 3)
+    away = config(collection(tmp_path / "away", 3, images=images))
+    count = model.record.counts
+    learnt = count["train"].patients + count["val"].patients
+    with pytest.raises(LabelError, match=rf"{3 * learnt} of the {N} units, of {learnt} patients"):
+        validate(model, away)
+    validation = validate(model, away, leave_out_known=True)
+    assert validation.left_out == 3 * learnt
+    assert validation.count.patients == 40 - learnt
+
+
 def test_another_question_is_refused_with_both_values(model: Model, tmp_path: Path) -> None:
     away = collection(tmp_path / "away", 2)
     with pytest.raises(LabelError, match="multiclass here, binary in the model"):
