@@ -111,9 +111,10 @@ def evaluate(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[
 class TaskData(NamedTuple):
     """The units of a task, as arrays for scikit-learn.
 
-    X (n, d) float32: features, not scaled. y (n,): class names, or numbers; of several labels
-    (n, c) int8: 1, 0, or -1 where not known. groups (n,): patients, as pseudonyms. part (n,):
-    train, val or test, or the number of the fold; "" for patients whom the split leaves out.
+    X (n, d) float32: features, not scaled. y (n,): of two classes 1 for the positive one and 0; of
+    more their names; or numbers; of several labels (n, c) int8: 1, 0, or -1 where not known. groups
+    (n,): patients, as pseudonyms. part (n,): train, val or test, or the number of the fold; "" for
+    patients whom the split leaves out.
     """
 
     X: NDArray[np.float32]
@@ -142,7 +143,7 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     cases.ensure_split()
     units = cases.units
     y = units.y
-    if units.kind in ("binary", "multiclass"):
+    if units.kind == "multiclass":
         y = np.array(units.classes)[y]
     side = cases.split.sides_of(units.groups)
     # One more for those of no side, whose number is -1.

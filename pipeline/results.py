@@ -15,6 +15,7 @@ class Tally(Frozen):
     """What joined and what did not: counts, and the first few by name.
 
     unknown_labels: labels of scored units that are left out of what is fitted, voted and measured;
+    withdrawn_labels: label rows of patients who were withdrawn by name, not among those unmatched;
     filled_labels: uncertain or empty values of joined label rows that count as 0 or 1, as asked.
     Label rows are named by their path, or, where they are keyed by an id, by their place in the
     file, because a raw id may not leave the labels file.
@@ -27,6 +28,7 @@ class Tally(Frozen):
     pending_slices: int = 0
     unmatched_slices: int = 0
     unmatched_labels: int = 0
+    withdrawn_labels: int = 0
     unmatched_slice_examples: tuple[str, ...] = ()
     unmatched_label_examples: tuple[str, ...] = ()
 

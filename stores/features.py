@@ -171,6 +171,11 @@ class FeatureStore:
         storage = storage_at(path)
         folder = storage.folder
         traces = [folder / MANIFEST, folder / RECIPE]  # of one that is damaged too
+        if folder.is_file():
+            raise StoreNotFoundError(
+                f"{storage.place!r} is a file, and a feature store is a folder. Where it is a "
+                "config, give the folder that its `store` names."
+            )
         if not any(path.is_file() for path in traces):
             raise StoreNotFoundError(
                 f"There is no feature store at {storage.place!r} (no {RECIPE}). "

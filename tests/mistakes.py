@@ -262,6 +262,7 @@ MISTAKES = [
     ),
     Mistake("more folds than patients", "evaluate my.yaml", {"split.folds": 50}),
     Mistake("a store's path is misspelt", "verify stroe"),
+    Mistake("a store in the place of a config", "evaluate store"),
     Mistake("what is searched is not there", "search my.yaml 99.png"),
     Mistake("a report of a store that has none", "report nowhere"),
     Mistake("the store's key is lost", "evaluate my.yaml", prepare=_lose_key),

@@ -31,15 +31,20 @@ from pipeline.annotations.label_join import (
 )
 from pipeline.annotations.label_join import matched as matched
 from pipeline.annotations.label_values import LabelValues, apply_policies
+from pipeline.annotations.patients import rows_of_withdrawn
 from pipeline.annotations.texts import is_text
 from pipeline.annotations.units import Units
+from pipeline.config.root import Config
 from pipeline.config.tasks import Level, Task
 from pipeline.results import Tally
 from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError
 from stores.features import OK, UNREADABLE, VOID, WITHDRAWN
+from stores.slices import with_column
+from stores.withdrawn import Withdrawn
 
 EXAMPLES = 3
+NOBODY = Withdrawn()
 
 Bools = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
@@ -100,11 +105,12 @@ def label_units(
     names: Names,
     *,
     either_way: bool = False,
+    withdrawn: Withdrawn = NOBODY,
 ) -> Units:
     """Join the labels of `task` to the slices as units.
 
     slices: SLICE_SCHEMA, with the real paths; status (n,) by row. What is returned shows paths as
-    `names` allows. either_way: see `classes.encode`.
+    `names` allows. either_way: see `classes.encode`. withdrawn: whose labels join nothing any more.
 
     Raises LabelError where labels do not join, contradict each other within a unit, or name no
     patient, saying how many and an example, and where classes are none (see `classes.encode`).
@@ -113,7 +119,8 @@ def label_units(
     values = apply_policies(table, task)
     keys = label_keys(table, slices, root, names)
     refuse_repeated_keys(table, keys.keys, values.texts)
-    labelled, tally = _join(table, task, slices, status, keys.keys, names)
+    of_withdrawn = rows_of_withdrawn(table, keys.keys, slices, names, withdrawn)
+    labelled, tally = _join(table, task, slices, status, keys.keys, names, of_withdrawn)
     patients = _patients(table, labelled, names)
     unit_names = _unit_names(labelled, patients, task.level, names)
     # What has no label or no features is counted, and leaves before anything is refused for it.
@@ -162,8 +169,12 @@ def _join(
     status: Status,
     keys: Sequence[str],
     names: Names,
+    of_withdrawn: Bools,
 ) -> tuple[_Labelled, Tally]:
-    """Return the slices of the task's modalities that a label row names, and what did not join."""
+    """Return the slices of the task's modalities that a label row names, and what did not join.
+
+    of_withdrawn (rows,): which label rows are of patients who were withdrawn.
+    """
     by = table.settings.by
     label = label_rows(table, keys, slices)
     of_slice = status[slices["row"].to_numpy()]
@@ -177,7 +188,7 @@ def _join(
     for i, key in enumerate(keys):
         if key not in joined_keys:
             spare_keys.setdefault(key or f"\0{i}", i)
-    spare_rows = list(spare_keys.values())
+    spare_rows = [i for i in spare_keys.values() if not of_withdrawn[i]]
     paths = column_texts(slices, "path")
     # The rows of whoever was purged join nothing any more, and an answer is filed: it names them by
     # their numbers where somebody was.
@@ -192,6 +203,7 @@ def _join(
     tally = Tally(
         unmatched_slices=len(lost_paths),
         unmatched_labels=len(spare_rows),
+        withdrawn_labels=len(spare_keys) - len(spare_rows),
         unmatched_slice_examples=tuple(names.shown(name) for name in lost_names),
         unmatched_label_examples=tuple(spare_names),
     )
@@ -369,6 +381,24 @@ def column_of(
 
 
 # --- patients ------------------------------------------------------------------------------
+
+
+def labelled_patients(config: Config, slices: pa.Table, names: Names) -> Texts | None:
+    """Return (m,) each slice's patient as splits have it; None where no label column says it.
+
+    slices: SLICE_SCHEMA, with the real paths. Raises LabelError as `patients_of` does.
+    """
+    if config.labels is None or config.labels.patient is None:
+        return None
+    return patients_of(read_labels(config.labels, []), slices, config.data.root, names)
+
+
+def with_patients(slices: pa.Table, config: Config, names: Names) -> pa.Table:
+    """Return a slice table, with the real paths, whose patients are those that splits have."""
+    patients = labelled_patients(config, slices, names)
+    if patients is None:
+        return slices
+    return with_column(slices, "patient", pa.array(patients, pa.string()))
 
 
 def patients_of(

@@ -7,6 +7,8 @@ config reads the label file itself. Dims: m slices.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +26,11 @@ from stores.contents import PATIENTS
 from stores.errors import REPAIR, CorruptStoreError
 from stores.filed_tables import read_filed_table
 from stores.slices import row_numbers
+from stores.withdrawn import Withdrawn
 
 _SCHEMA = pa.schema([("row", pa.int64()), ("patient", pa.string())])
+# What an id looks like once it is hidden.
+_PSEUDONYM = re.compile(r"[0-9a-f]{16}")
 # Where a note's metadata has the label file's setting of that name.
 _HEADERS = b"headers"
 
@@ -45,6 +50,43 @@ def patients_by_labels(table: LabelTable, slices: pa.Table, root: Path, names: N
     keys = label_keys(table, slices, root, names).keys
     patients: Texts = of_row[label_rows(table, keys, slices)]
     return patients
+
+
+def patient_names(names: Names, patient: str) -> set[str]:
+    """Return the pseudonyms that may be meant by a patient's id, or by a pseudonym."""
+    text = patient.strip()
+    if _PSEUDONYM.fullmatch(text) and not names.has_key:
+        return {text}
+    return {text, names.pseudonym("patient", text), names.pseudonym("patient", patient)}
+
+
+def rows_of_withdrawn(
+    table: LabelTable, keys: Sequence[str], slices: pa.Table, names: Names, withdrawn: Withdrawn
+) -> NDArray[np.bool_]:
+    """Return (rows,) which label rows are of patients who were withdrawn by name.
+
+    By the patient column, by the key, or by a slice or file of theirs that the row names. A purge
+    leaves no slices: a file that its header alone gave to a patient is not known then.
+    keys (rows,): as `label_keys` has them; slices: SLICE_SCHEMA, with the real paths.
+    """
+    patients = withdrawn.patients
+    theirs = np.zeros(len(keys), bool)
+    if not patients:
+        return theirs
+    settings = table.settings
+    if settings.patient is not None:
+        raw = table.columns[settings.patient]
+        pseudonyms = pseudonyms_of("patient", raw, names)
+        theirs |= [pseudonyms.get(text) in patients for text in raw]
+    if settings.by == "patient":
+        theirs |= [key in patients for key in keys]
+    if settings.by == "path" and withdrawn.files:
+        files = withdrawn.all_files
+        theirs |= [bool(key) and names.pseudonym("file", key) in files for key in keys]
+    is_theirs = np.isin(column_texts(slices, "patient").astype(np.str_), sorted(patients))
+    joined = label_rows(table, keys, slices)[is_theirs]
+    theirs[joined[joined >= 0]] = True
+    return theirs
 
 
 def note_patients(

@@ -14,8 +14,23 @@ from pipeline.commands.printing import PlainConsole
 out = PlainConsole(width=None if sys.stdout.isatty() else 120)
 err = PlainConsole(stderr=True)
 
+
+def store_of(path: Path) -> Path:
+    """Return the store that a path names; of a config, which is a file, its store."""
+    if not path.is_file():
+        return path
+    from pipeline.config.loading import load_config  # not needed where a store is named
+
+    return load_config(path).store
+
+
 ConfigArg = Annotated[Path, typer.Argument(help="The YAML file that names data, store and tasks.")]
-StorePath = Annotated[Path, typer.Argument(help="The folder of a store, or its URL.")]
+StorePath = Annotated[
+    Path,
+    typer.Argument(
+        help="The folder of a store, its URL, or the config that names it.", callback=store_of
+    ),
+]
 RehashOpt = Annotated[
     bool, typer.Option("--rehash", help="Open every file, whatever its size and time say.")
 ]

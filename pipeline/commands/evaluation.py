@@ -194,7 +194,7 @@ def search(
     config: ConfigArg,
     query: Annotated[
         str,
-        typer.Argument(help="A row, a path of the collection, a pseudonym; or an image elsewhere."),
+        typer.Argument(help="A row, a path of the collection, a patient; or an image elsewhere."),
     ],
     k: Annotated[int, typer.Option(min=1, help="How many neighbours.")] = 10,
     level: Annotated[str, typer.Option(help="image, series, study or patient.")] = "series",

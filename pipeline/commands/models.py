@@ -299,8 +299,18 @@ def _print_tally(model: Model, tally: Tally, written: Path) -> None:
     """Print how many units were decided which way, and what was left out."""
     if model.record.random:
         out.print(RANDOM, style="bold yellow")
-    decided = ", ".join(f"{n} {name or 'none'}" for name, n in sorted(tally.decided.items()))
-    lines = [f"{tally.units} {model.record.level} units{': ' if decided else ''}{decided}."]
+    record = model.record
+    called = [f"{n} called {name or 'none'}" for name, n in sorted(tally.decided.items())]
+    lines = [f"{tally.units} {record.level} units{': ' if called else ''}{', '.join(called)}."]
+    positive = ", the positive class," if record.kind == "binary" else ""
+    for name, point in record.thresholds.items():
+        text = f"{name}{positive} is called from a probability of {point:.4g} on (proba:{name})."
+        lines.append(text)
+    if tally.learnt:
+        lines.append(
+            f"{tally.learnt} are of patients or images that the model has learnt from: what it "
+            "says of them is no test of it."
+        )
     if tally.unlike:
         lines.append(f"{tally.unlike} are unlike the images that the model learnt from.")
     if tally.unreadable:

@@ -13,6 +13,8 @@ from pipeline.commands.common import JsonOpt, StorePath, out
 from pipeline.commands.printing import print_line, print_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.extraction.withdrawal import PatientSlices
     from stores.purge import Purged
     from stores.verify import Report
@@ -164,6 +166,7 @@ def withdraw(
     """Take a patient out of the store, and keep later images of the patient out."""
     from pipeline.config.loading import load_config
     from pipeline.extraction.withdrawal import find_patient
+    from pipeline.fitted.learnt import models_that_know
     from stores import FeatureStore
     from stores.storage import storage_at
 
@@ -179,17 +182,27 @@ def withdraw(
         else:
             withdrawn = slices.withdraw(opened)
         purged = slices.purge(opened) if purge and not undo else None
+    models: list[Path] = []
+    if not undo:
+        # Models lie where their maker put them: most often beside the store or the config.
+        beside = {Path.cwd(), store.parent, storage.folder.parent}
+        models = models_that_know(slices.names, beside)
     if as_json:
         done = {"patient": slices.names[0], "names": slices.names, "found_by": slices.found_by}
         counts = {"withdrawn": withdrawn, "purged": purged.rows if purged else 0}
         reach = {} if purged is None else {"removed": purged.files, "left": purged.out_of_reach}
-        print(json.dumps(done | counts | reach))
+        print(json.dumps(done | counts | reach | {"models": [str(path) for path in models]}))
     else:
-        _print_withdrawal(slices, withdrawn, purged, undo=undo)
+        _print_withdrawal(slices, withdrawn, purged, models, undo=undo)
 
 
 def _print_withdrawal(
-    slices: PatientSlices, withdrawn: int, purged: Purged | None, *, undo: bool
+    slices: PatientSlices,
+    withdrawn: int,
+    purged: Purged | None,
+    models: Sequence[Path],
+    *,
+    undo: bool,
 ) -> None:
     """Print what became of a patient's slices, and by what they were found."""
     patient = f"Patient {' = '.join(slices.names)}"
@@ -200,6 +213,14 @@ def _print_withdrawal(
     else:
         rows = 0 if purged is None else purged.rows
         lines.append(f"{patient}: {withdrawn} slices withdrawn, {rows} purged.")
+        if models:
+            each = ", ".join(map(str, models))
+            lines.append(f"Models that have learnt from the patient, to be fitted again: {each}.")
+        others = "Other models" if models else "Models"
+        lines.append(
+            f"{others} that were made before by `radprobe fit` still hold the patient if they have "
+            "learnt from the patient, wherever they lie: fit them again, and remove the old."
+        )
     if purged is not None:
         each = ", ".join(f"{name} {count}" for name, count in purged.files.items())
         lines.append(f"Removed from the store, or rewritten without the patient: {each or 'none'}.")

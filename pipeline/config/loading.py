@@ -17,6 +17,7 @@ from pipeline.config.yaml_text import RepeatedKeyError, parse_yaml
 from pipeline.shared.private import keep_private
 from pipeline.shared.roots import linked
 from pipeline.types import Frozen
+from stores.contents import MANIFEST, RECIPE
 from stores.errors import ConfigError
 from stores.mirror import url_of
 from stores.storage import located
@@ -52,6 +53,13 @@ def read_keys(path: Path, what: str) -> dict[Any, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"There is no {what} {str(path)!r}. Check the path.") from None
+    except IsADirectoryError:
+        is_store = any((path / name).is_file() for name in (MANIFEST, RECIPE))
+        kind = "a feature store" if is_store else "a folder"
+        names = "whose `store` it is" if is_store else "itself"
+        raise ConfigError(
+            f"{str(path)!r} is {kind}, and a {what} is asked for. Name the YAML file {names}."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"The {what} {str(path)!r} cannot be read: {error}.") from None
     try:

@@ -102,6 +102,7 @@ class Cases:
             self._names,
             # Of a shortcut's two values neither is the finding: view, sex, site.
             either_way=self.shortcut_of is not None,
+            withdrawn=self.withdrawn,
         )
 
     def column(self, name: str) -> Texts:

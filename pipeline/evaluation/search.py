@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotations.labels import with_patients
+from pipeline.annotations.patients import patient_names
 from pipeline.annotations.units import Units, unit_names
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level
@@ -47,15 +49,17 @@ def search(
     k: int = 10,
     level: Level = "series",
 ) -> list[Hit]:
-    """Return the k nearest units of `query`: a row number, a path, or a patient's pseudonym.
+    """Return the k nearest units of `query`: a row number, a path, or a patient (id or pseudonym).
 
-    A path is of a file or folder of the collection, relative to data.root. The query's slices are
-    pooled to one vector, as those of every unit are, and its own patient is left out. Features and
-    scaling are those of `knn`. Raises ConfigError for what is not in the store.
+    A path is of a file or folder of the collection, relative to data.root; a number that is a row's
+    is no patient's id. The query's slices are pooled to one vector, as those of every unit are, and
+    its own patient, by labels or headers as in splits, is left out. Features and scaling are those
+    of `knn`. Raises ConfigError for what is not in the store, LabelError where labels name patients
+    and cannot be read.
     """
     store = FeatureStore.open(config.store)
     slices = _slices_with_features(store, config)
-    queried = _queried(slices, query, config)
+    queried = _queried(slices, query, config, Names(store.path))
     # The query's own patient is no answer to it: images of one patient are alike.
     patients = unit_names(slices, "patient")
     others = np.flatnonzero(~np.isin(patients, patients[queried]))
@@ -121,8 +125,9 @@ def _hits(
 
 
 def _slices_with_features(store: FeatureStore, config: Config) -> pa.Table:
-    """Return the slice table, with the real paths, of what has features."""
-    slices = Names(store.path, config.data.paths).revealed(store.slices())
+    """Return the slice table, with real paths and the patients of splits, of what has features."""
+    names = Names(store.path, config.data.paths)
+    slices = with_patients(names.revealed(store.slices()), config, names)
     has_features = store.status()[slices["row"].to_numpy()] == OK
     return slices.filter(pa.array(has_features))
 
@@ -160,6 +165,7 @@ def _queried(
     slices: pa.Table,
     query: str,
     config: Config,
+    names: Names,
 ) -> Rows:
     """Return the places in the slice table that a query names: a path before anything else."""
     root = f"{config.data.root.as_posix().rstrip('/')}/"
@@ -167,15 +173,20 @@ def _queried(
     paths = slices["path"].to_pylist()
     # A folder names all that lies in it, at any depth.
     is_named = np.array([each == path or each.startswith(f"{path}/") for each in paths])
+    patients = slices["patient"].to_pylist()
     if not is_named.any():
-        is_named = np.array([patient == query for patient in slices["patient"].to_pylist()])
-    # Last, since a folder may be called by a number.
+        is_named = np.array([patient == query for patient in patients])
+    # Behind these, since a folder may be called by a number.
     if not is_named.any() and query.isdecimal():
         is_named = slices["row"].to_numpy() == int(query)
+    # Last, since ids are often numbers: what was a row stays one.
+    if not is_named.any():
+        wanted = patient_names(names, query)
+        is_named = np.array([patient in wanted for patient in patients])
     if not is_named.any():
         raise UnknownQueryError(
             f"Nothing with features in the store {str(config.store)!r} bears that name. Give a row "
-            f"number, a path under {root!r}, a patient's pseudonym of the slice table, or an image "
-            "or folder elsewhere."
+            f"number, a path under {root!r}, a patient's id or pseudonym, or an image or folder "
+            "elsewhere."
         )
     return np.flatnonzero(is_named)

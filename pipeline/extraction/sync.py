@@ -54,8 +54,8 @@ class Look:
     reconciled: the slices with their rows and real paths, and what changed. slices, files
     (SLICE_SCHEMA, FILE_SCHEMA): the tables that the store is to have, with paths as it shows them.
     unchanged: the store has these tables already. unmasked, flagged: how many slices were left out,
-    as `data.only` and `data.leave_out` ask. notes: what of the config had no effect. names: by
-    which patients are called here.
+    as `data.only` and `data.leave_out` ask; of_withdrawn: and how many for their patients. notes:
+    what of the config had no effect. names: by which patients are called here.
     """
 
     reconciled: Reconciled
@@ -65,6 +65,7 @@ class Look:
     unmasked: int
     names: Names
     flagged: int = 0
+    of_withdrawn: int = 0
     notes: tuple[str, ...] = ()
 
     @property
@@ -75,6 +76,8 @@ class Look:
             counts["unmasked"] = self.unmasked
         if self.flagged:
             counts["left out by their flags"] = self.flagged
+        if self.of_withdrawn:
+            counts["of withdrawn patients"] = self.of_withdrawn
         return counts
 
 
@@ -208,6 +211,7 @@ def _look(
         unmasked=len(candidates) - len(slices),
         names=Names(config.store, config.data.paths, key),
         flagged=len(of_patients) - len(candidates),
+        of_withdrawn=len(discovery.slices) - len(of_patients),
         notes=(*discovery.notes, *notes),
     )
     return this_look, tables.seen

@@ -6,7 +6,6 @@ found them is told, so that nobody believes a patient gone of whom half the imag
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.label_file import LabelTable, read_labels
 from pipeline.annotations.label_join import column_texts, pseudonyms_of
-from pipeline.annotations.patients import notes_of, patients_by_labels
+from pipeline.annotations.patients import notes_of, patient_names, patients_by_labels
 from pipeline.config.data import Data
 from pipeline.config.root import Config
 from pipeline.extraction.discover import PathRules
@@ -32,8 +31,6 @@ from stores.purge import Purged, purge_all, readmit, withdraw
 from stores.slices import row_numbers
 from stores.storage import storage_of
 
-# What an id looks like once it is hidden.
-_PSEUDONYM = re.compile(r"[0-9a-f]{16}")
 HEADERS = "headers"
 PATH_RULE = "the path rule"
 EITHER = "headers or the path rule"
@@ -81,7 +78,7 @@ def find_patient(path: Path, patient: str, config: Config | None = None) -> Pati
     known = set(in_headers) | store.withdrawn.patients
     for source in sources:
         known |= source.known
-    wanted = _candidates(names, patient) & known
+    wanted = patient_names(names, patient) & known
     if not wanted:
         raise ConfigError(_unknown(path, config))
     for source in sources:
@@ -98,14 +95,6 @@ def find_patient(path: Path, patient: str, config: Config | None = None) -> Pati
         files=_files_of(sources, names, slices, alone, wanted),
         found_by=_found_by(config, names, slices, of_header, alone, wanted),
     )
-
-
-def _candidates(names: Names, patient: str) -> set[str]:
-    """Return the pseudonyms that may be meant."""
-    text = patient.strip()
-    if _PSEUDONYM.fullmatch(text) and not names.has_key:
-        return {text}
-    return {text, names.pseudonym("patient", text), names.pseudonym("patient", patient)}
 
 
 def _unknown(path: Path, config: Config | None) -> str:

@@ -45,8 +45,14 @@ class Estimator:
         return self.model.record
 
     @property
-    def classes_(self) -> NDArray[np.str_]:
-        """(c,): the classes or labels, in the order of `predict_proba`'s columns."""
+    def classes_(self) -> NDArray[Any]:
+        """(c,): the classes or labels, in the order of `predict_proba`'s columns.
+
+        As `radprobe.data` and `predict` have them: of two 0 and 1, the positive one, whose names
+        are `record.classes`; else names.
+        """
+        if self.record.kind == "binary":
+            return np.arange(2)
         return self.model.classes_
 
     @property
@@ -67,15 +73,21 @@ class Estimator:
         return np.stack(columns, axis=1)
 
     def predict(self, x: Input, **options: Any) -> NDArray[Any]:
-        """Return (n,) what is decided of each unit: a class, or labels parted by ";"; a number.
+        """Return (n,) what is decided of each unit, of `classes_`; labels parted by ";"; a number.
 
         Of a store or folder None where no image could be read.
         """
         if self.record.kind == "regression":
             return self.predict_proba(x, **options)[:, 0]
+        decided: list[Any]
         if isinstance(x, np.ndarray):
-            return np.array(decisions(self.record, self._of_features(x)))
-        return np.array(self.table(x, **options)["decision"].to_pylist(), dtype=object)
+            decided = decisions(self.record, self._of_features(x))
+        else:
+            decided = self.table(x, **options)["decision"].to_pylist()
+        if self.record.kind == "binary":
+            number = {name: i for i, name in enumerate(self.record.classes)}
+            decided = [number.get(name) for name in decided]
+        return np.array(decided, dtype=object if None in decided else None)
 
     def table(self, target: str | PathLike[str], **options: Any) -> pa.Table:
         """Return what `radprobe predict` writes: a row a unit.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +13,11 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
 from pipeline.evaluation.cases import slices_of
+from pipeline.fitted.folder import RECORD, TRAINING, read_arrays, read_verified
 from pipeline.fitted.record import TrainedOn
 from pipeline.shared.arrays import Rows
 from pipeline.shared.pseudonyms import Names
+from stores.errors import ModelError
 from stores.features import FeatureStore
 
 Digests = NDArray[np.uint8]
@@ -54,14 +59,33 @@ def patient_digest(pseudonym: str) -> Digests:
     return np.frombuffer(digest[:DIGEST], np.uint8)
 
 
+def models_that_know(patients: Iterable[str], folders: Iterable[Path]) -> list[Path]:
+    """Return the models that lie in some folders and have learnt from any of some patients.
+
+    patients: pseudonyms of the store that they were fitted on. What cannot be read is passed over.
+    """
+    wanted = {patient_digest(name).tobytes() for name in patients}
+    places = {path.parent.resolve() for folder in folders for path in folder.glob(f"*/{RECORD}")}
+    models = []
+    for place in sorted(places):
+        with contextlib.suppress(ModelError):
+            learnt = read_arrays(place, read_verified(place), TRAINING)["patients"]
+            if wanted & {digest.tobytes() for digest in learnt}:
+                models.append(place)
+    return models
+
+
 def known_units(
     store: FeatureStore, units: Units, training: dict[str, Digests]
 ) -> NDArray[np.bool_]:
-    """Return (n,) which units a model has learnt from, by their pixels or their patient.
+    """Return (n,) which units are of patients a model has learnt from, by name or by any pixels.
 
-    training: what `training_digests` gave.
+    training: what `training_digests` gave. As in splits, a patient is known as a whole: whose one
+    image has pixels that were learnt from is known in all others.
     """
-    return _by_pixels(store, units, training["pixels"]) | _by_patient(units, training["patients"])
+    is_known = _by_pixels(store, units, training["pixels"])
+    is_known |= _by_patient(units, training["patients"])
+    return np.isin(units.groups, units.groups[is_known])
 
 
 def _by_pixels(store: FeatureStore, units: Units, pixels: Digests) -> NDArray[np.bool_]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.evaluation.metrics.operating import is_called
+from pipeline.fitted.learnt import known_units
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
@@ -30,6 +31,8 @@ from stores.errors import ConfigError, UnreadableError
 Doubles = NDArray[np.float64]
 # Of images like those a model has learnt from, this share is called unlike.
 UNLIKE_AT = 0.05
+# Said of a unit whose patient, or pixels, the model knows: how right it is there shows nothing.
+LEARNT = "the model has learnt from this patient or image"
 # Files that were set aside for these reasons are no images, and nobody asks about them.
 NO_IMAGES = ("other", "not-an-image", "empty")
 
@@ -38,14 +41,16 @@ NO_IMAGES = ("other", "not-an-image", "empty")
 class Tally:
     """What a run of predictions came to: units by what was decided, and what was left out.
 
-    unreadable: units and files without a prediction. unlike: units with p <= UNLIKE_AT. other,
-    pending: slices of other modalities, and such that await extraction. unwritten: units without
-    the file that was asked for.
+    learnt: units of patients or images that the model has learnt from. unreadable: units and files
+    without a prediction. unlike: units with p <= UNLIKE_AT. other, pending: slices of other
+    modalities, and such that await extraction. unwritten: units without the file that was asked
+    for.
     """
 
     units: int = 0
     decided: dict[str, int] = field(default_factory=dict)
     unlike: int = 0
+    learnt: int = 0
     unreadable: int = 0
     other: int = 0
     pending: int = 0
@@ -177,7 +182,8 @@ def schema_of(record: ModelRecord) -> pa.Schema:
 
     unit: row number, pseudonym, or path of a file that names none; path: of the unit's first slice,
     the real one where the key is there; patient: a pseudonym. proba: what `evaluate` says of such a
-    unit; calibrated: made right on val; decision: at the operating point. unlike: what percentage
+    unit; calibrated: made right on val; called_from: the operating point, the same in each row;
+    decision: at it. unlike: what percentage
     of the images that the model learnt from is nearer to the others than this unit is; unlike_p:
     the conformal p-value. Without an image that can be read, all numbers are null and the notes say
     why.
@@ -191,6 +197,7 @@ def schema_of(record: ModelRecord) -> pa.Schema:
     ]
     columns += [(name, pa.float64()) for name in number_columns(record)]
     columns += [(name, pa.float64()) for name in calibrated_columns(record)]
+    columns += [(name, pa.float64()) for name in point_columns(record)]
     if record.kind != "regression":
         columns += [("decision", pa.string())]
     columns += [("unlike", pa.float64()), ("unlike_p", pa.float64()), ("notes", pa.string())]
@@ -209,6 +216,14 @@ def calibrated_columns(record: ModelRecord) -> list[str]:
     if record.calibration is None:
         return []
     return [f"calibrated:{name}" for name in record.classes]
+
+
+def point_columns(record: ModelRecord) -> dict[str, float]:
+    """Return from which probability on a class or label is called, by the name of its column.
+
+    Of two classes that of the positive one; none where the likeliest is called, and of a number.
+    """
+    return {f"called_from:{name}": point for name, point in record.thresholds.items()}
 
 
 def decisions(record: ModelRecord, proba: Doubles) -> list[str]:
@@ -260,6 +275,7 @@ def table_of(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Tab
     percentile = np.full(n, np.nan)
     p = np.full(n, np.nan)
     decided: list[str | None] = [None] * n
+    learnt = np.zeros(n, bool)
     at = piece.answered
     if len(at):
         proba, distance = model.of_store(source.store, piece.units)
@@ -268,6 +284,7 @@ def table_of(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Tab
             calibrated[at] = record.calibration.apply(proba, record.classes, record.kind)
         percentile[at] = model.references.percentiles(distance)
         p[at] = model.references.p_values(distance)
+        learnt[at] = known_units(source.store, piece.units_by_patient, model.training)
         if record.kind != "regression":
             for i, name in zip(at.tolist(), decisions(record, proba), strict=True):
                 decided[i] = name
@@ -275,6 +292,7 @@ def table_of(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Tab
     tally.units += len(at)
     tally.unreadable += n - len(at)
     tally.unlike += int((p <= UNLIKE_AT).sum())
+    tally.learnt += int(learnt.sum())
     columns: dict[str, Any] = {
         "unit": piece.ids,
         "path": piece.paths,
@@ -284,12 +302,14 @@ def table_of(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Tab
         "decision": decided,
         "unlike": _or_null(percentile),
         "unlike_p": _or_null(p),
-        "notes": _notes(record, piece, p),
+        "notes": _notes(record, piece, p, learnt),
     }
     for name, column in zip(number_columns(record), numbers.T, strict=True):
         columns[name] = _or_null(column)
     for name, column in zip(calibrated_columns(record), calibrated.T, strict=True):
         columns[name] = _or_null(column)
+    for name, point in point_columns(record).items():
+        columns[name] = np.full(n, point)
     schema = schema_of(record)
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
@@ -298,7 +318,7 @@ def _or_null(values: Doubles) -> pa.Array:
     return pa.array(values, pa.float64(), from_pandas=True)
 
 
-def _notes(record: ModelRecord, piece: Piece, p: Doubles) -> list[str]:
+def _notes(record: ModelRecord, piece: Piece, p: Doubles, learnt: NDArray[np.bool_]) -> list[str]:
     """Return (n,) what is to be known of each unit beside its numbers, parted by "; "."""
     fewest, most = record.trained_on.slices
     each = []
@@ -315,5 +335,7 @@ def _notes(record: ModelRecord, piece: Piece, p: Doubles) -> list[str]:
             notes.append(f"modality {piece.modalities[i]}, of which the model has seen none")
         if p[i] <= UNLIKE_AT:
             notes.append("unlike the images that the model learnt from")
+        if learnt[i]:
+            notes.append(LEARNT)
         each.append("; ".join(notes))
     return each

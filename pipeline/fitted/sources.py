@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotations.labels import labelled_patients
 from pipeline.config.data import BackboneChoice, Data, Outputs
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
@@ -124,20 +125,11 @@ def _of_config(model: AnyModel, path: Path) -> Source:
     config = load_config(path)
     check_store(config)
     source = _of_store(model, config.store)
-    patients = labelled_patients(config, source)
+    patients = None
+    if config.labels is not None:
+        slices = source.names.revealed(source.store.slices())
+        patients = labelled_patients(config, slices, source.names)
     return Source(source.store, source.names, config, patients)
-
-
-def labelled_patients(config: Config, source: Source) -> Texts | None:
-    """Return (slices,) who each slice is of, by the label column that says it; None without one."""
-    from pipeline.annotations.labels import patients_of, read_labels
-
-    if config.labels is None or config.labels.patient is None:
-        return None
-    table = read_labels(config.labels, [])
-    slices = source.names.revealed(source.store.slices())
-    patients: Texts = patients_of(table, slices, config.data.root, source.names)
-    return patients
 
 
 # --- is it the model's kind of features ----------------------------------------------------

@@ -6,7 +6,7 @@ Dims: n units, m slices.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +47,12 @@ class Piece:
     unreadable: Rows
     slices: pa.Table
     unit: Rows
+
+    @property
+    def units_by_patient(self) -> Units:
+        """The answered units, grouped by patient; one of no patient is a group of its own."""
+        patients = self.patients[self.answered]
+        return replace(self.units, groups=np.where(patients == "", self.units.ids, patients))
 
     def paths_of(self, number: int) -> list[str]:
         """Return the paths of a unit's slices with features, each once, in their order."""

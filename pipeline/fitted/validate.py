@@ -263,7 +263,7 @@ def some_units(units: Units, numbers: Rows) -> Units:
 def strange_units(
     model: FiledModel[Any], store: FeatureStore, units: Units, leave_out: bool
 ) -> Rows:
-    """Return the numbers of the units that a model has not learnt from.
+    """Return the numbers of the units of patients whom a model has not learnt from.
 
     Raises LabelError where it has learnt from some and they are not to be left out, or from all.
     """
@@ -272,7 +272,7 @@ def strange_units(
     if known and not leave_out:
         patients = len(np.unique(units.groups[is_known]))
         raise LabelError(
-            f"{known} of the {len(is_known)} units, of {patients} patients, are among those that "
+            f"{known} of the {len(is_known)} units, of {patients} patients, are of patients whom "
             "the model has learnt from, by their patients or pixels: scores would be leaked. Name "
             "another collection, or leave them out by --leave-out-known."
         )

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.labels import LabelTable, label_units, read_labels
+from pipeline.annotations.labels import LabelTable, label_units, read_labels, with_patients
 from pipeline.annotations.units import Units
 from pipeline.config.loading import load_config
 from pipeline.config.methods import Method
@@ -119,14 +119,14 @@ class Source:
 
     @cached_property
     def patients(self) -> NDArray[np.object_]:
-        """(n,) each slice's patient, by its header or else its label; "" where neither says."""
-        patients = np.array([p or "" for p in self.slices["patient"].to_pylist()], dtype=object)
-        for _, _, units, _ in self.labelled:
-            place = np.searchsorted(self.rows, units.rows)
-            # A header goes before a label: only slices that are still nameless take one.
-            blank = patients[place] == ""
-            patients[place[blank]] = units.groups[units.unit][blank]
-        return patients
+        """(n,) each slice's patient as splits have it, by labels or headers; "" for none."""
+        slices = self.slices
+        if self.config is not None and self.config.labels is not None:
+            try:
+                slices = with_patients(self.names.revealed(slices), self.config, self.names)
+            except LabelError as error:  # `evaluate` refuses; the rest of the page stands
+                log.warning("Patients are those of the headers: %s", error)
+        return np.array([p or "" for p in slices["patient"].to_pylist()], dtype=object)
 
     @property
     def names(self) -> Names:

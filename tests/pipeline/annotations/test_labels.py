@@ -15,6 +15,7 @@ from pipeline.config.tasks import Task
 from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError
 from stores.slices import SLICE_SCHEMA
+from stores.withdrawn import Withdrawn
 from tests.pipeline.collection import write_csv
 
 
@@ -144,6 +145,33 @@ def test_no_path_of_a_purged_slice_comes_back_by_what_is_left_out(tmp_path: Path
     file = write_csv(tmp_path / "l.csv", path=["f0.png", "f1.png", "f2.png"], sick=[0, 1, 1])
     units = ask(file, slices({}, {}, {"path": ""}), status=[1, 1, 3])
     assert units.tally.unmatched_label_examples == ("data row 3",)
+
+
+def test_labels_of_withdrawn_patients_are_counted_as_that(tmp_path: Path) -> None:
+    """By the patient column, a file that the column named, or a header; one row is just lost."""
+    rows: dict[str, list[str]] = {
+        "path": ["f0.png", "f1.png", "x.png", "y.png", "f2.png", "gone.png"],
+        "sick": ["0", "1", "1", "0", "1", "1"],
+        "who": ["a", "b", "w", "", "", ""],
+    }
+    file = write_csv(tmp_path / "l.csv", **rows)
+    names = Told(tmp_path, "keep")
+    table = slices({}, {}, {"withdrawn": True})
+    task = Task(labels=("sick",), level="image")
+    read = read_labels(Labels(file=file, patient="who"), [task])
+    withdrawn = Withdrawn(
+        frozenset({"patient-w", "patient-2"}), files={"patient-w": frozenset({"file-y.png"})}
+    )
+    status = np.array([1, 1, 3], np.uint8)
+    units = label_units(read, task, table, status, tmp_path, names, withdrawn=withdrawn)
+    tally = units.tally
+    assert (tally.withdrawn_labels, tally.unmatched_labels) == (3, 1)
+    assert tally.unmatched_label_examples == ("gone.png",)
+    # By the patient's own id.
+    file = write_csv(tmp_path / "p.csv", pid=["0", "1", "2", "9"], sick=[0, 1, 1, 1])
+    read = read_labels(Labels(file=file, key="pid", by="patient"), [task])
+    tally = label_units(read, task, table, status, tmp_path, names, withdrawn=withdrawn).tally
+    assert (tally.withdrawn_labels, tally.unmatched_labels) == (1, 1)
 
 
 def test_multilabel_takes_zeros_and_ones_and_leaves_out_what_is_empty(tmp_path: Path) -> None:

@@ -9,12 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.config.loading import load_config
+from stores import FeatureStore
+from stores.errors import ConfigError, StoreNotFoundError
 from tests.phantoms import write_png
+from tests.pipeline.collection import make_store
 from tests.pipeline.models import write_tiny_folder
 
 
@@ -177,3 +182,21 @@ def test_commands_stand_in_groups_and_other_tools_words_lead_to_them() -> None:
         assert done.exit_code == 2
         assert f"No such command '{word}'" in done.output
         assert f"`radprobe {command}" in done.output
+
+
+def test_a_config_is_taken_where_a_store_is_asked_for(tmp_path: Path) -> None:
+    make_store(tmp_path / "store", np.ones((2, 1, 4), np.float16), [{}, {}])
+    config = tmp_path / "my.yaml"
+    config.write_text("data: {root: .}\nstore: store\n")
+    for command in ("status", "verify", "failures"):
+        of_config, of_store = (
+            CliRunner().invoke(app, [command, str(place), "--json"])
+            for place in (config, tmp_path / "store")
+        )
+        assert of_config.exit_code == 0, of_config.output
+        assert json.loads(of_config.stdout) == json.loads(of_store.stdout)
+    with pytest.raises(StoreNotFoundError, match="is a file, and a feature store is a folder"):
+        FeatureStore.open(config)
+    for folder, kind in ((tmp_path / "store", "a feature store"), (tmp_path, "a folder")):
+        with pytest.raises(ConfigError, match=f"is {kind}, and a config file is asked for"):
+            load_config(folder)

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.evaluation.search import search
 from stores.errors import ConfigError
-from tests.pipeline.collection import config_of, make_store
+from tests.pipeline.collection import config_of, make_store, write_csv
 
 RNG = np.random.default_rng(0)
 N = 60
@@ -58,6 +58,28 @@ def test_a_row_a_path_and_a_pseudonym_ask_and_the_own_patient_never_answers(aske
     cosine = unit @ unit[20]
     cosine[[18, 19, 20, 21, 22, 23, N - 1]] = -2
     assert search(config, "20", level="image", k=1)[0].row == cosine.argmax()
+
+
+def test_the_own_patient_of_a_label_table_never_answers(tmp_path: Path) -> None:
+    """One of patient p1 is in a row without a label, as splits have it all the same."""
+    cls = RNG.standard_normal((9, 4, 8)).astype(np.float16)
+    make_store(tmp_path / "store", cls, [{"patient": "H8"} if i == 8 else {} for i in range(9)])
+    ids = [f"p{i // 3}" for i in range(9)]
+    paths = [f"f{i}.png" for i in range(9)]
+    write_csv(tmp_path / "labels.csv", path=paths, who=ids, sick=["", *"01010101"])
+    config = config_of(tmp_path, labels={"patient": "who"})
+    hits = search(config, "f4.png", level="image", k=99)
+    assert {hit.row for hit in hits} == {0, 1, 2, 6, 7, 8}
+    assert len({hit.patient for hit in hits} - {None}) == 2
+    (name,) = {hit.patient for hit in hits if hit.row < 3}
+    assert search(config, "p0") == search(config, str(name))
+    assert {hit.row for hit in search(config, "p0", level="image", k=99)} == {3, 4, 5, 6, 7, 8}
+    # By patient, a hit is all of one.
+    assert [hit.slices for hit in search(config, "p0", level="patient")] == [3, 3]
+    # A number is a row's before it is a patient's.
+    write_csv(tmp_path / "labels.csv", path=paths, who=[i // 3 + 7 for i in range(9)])
+    assert {hit.row for hit in search(config, "7", level="image", k=99)} == {0, 1, 2, 3, 4, 5}
+    assert {hit.row for hit in search(config, "9", level="image", k=99)} == {0, 1, 2, 3, 4, 5}
 
 
 def test_what_is_not_there_is_said(asked: Any) -> None:

@@ -464,9 +464,9 @@ def test_a_withdrawn_patient_stays_out(case: Case) -> None:
     assert withdraw(case.store, anna) == 9
     assert (case.store.status() == WITHDRAWN).sum() == 9
     summary = run(case.config())
-    assert (summary.embedded, counts(summary)) == (0, {"same": 5})
+    assert (summary.embedded, counts(summary)) == (0, {"same": 5, "of withdrawn patients": 9})
     save(dicom(volume(1, 40, 44)[0] + 9, PatientID="ANNA", SeriesInstanceUID="9"), case.data / "n")
-    assert counts(run(case.config())) == {"same": 5}
+    assert counts(run(case.config())) == {"same": 5, "of withdrawn patients": 10}
     readmit(case.store, anna)
     assert counts(run(case.config())) == {"same": SLICES, "added": 1}
 
@@ -485,7 +485,8 @@ def test_purged_numbers_are_gone_from_every_file(case: Case) -> None:
     assert not store.read("pixel_digest")[row].any()
     assert np.array_equal(np.delete(store.read("cls"), row, axis=0), others, equal_nan=True)
     assert store.slices().to_pylist()[row]["patient"] is None
-    assert counts(run(case.config())) == {"same": SLICES - 1}
+    expected = {"same": SLICES - 1, "of withdrawn patients": 1}
+    assert counts(run(case.config())) == expected
 
 
 def test_a_purged_patient_let_in_again_gets_new_rows(case: Case) -> None:
@@ -561,4 +562,5 @@ def test_a_patient_purged_while_parts_are_embedded_is_gone(case: Case, tmp_path:
     assert summary.embedded == SLICES - len(hers)
     assert not [secret for secret in secrets if _occurs(secret, again.folder / "store")]
     assert verify(again.folder / "store").sound
-    assert counts(run(again.config())) == {"same": SLICES - len(hers)}
+    expected = {"same": SLICES - len(hers), "of withdrawn patients": len(hers)}
+    assert counts(run(again.config())) == expected

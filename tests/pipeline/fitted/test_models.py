@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
@@ -29,7 +31,7 @@ from pipeline.fitted.estimator import Estimator
 from pipeline.fitted.fit import fit
 from pipeline.fitted.folder import RECORD
 from pipeline.fitted.model import Model
-from pipeline.fitted.predict import predict, predictions, watch
+from pipeline.fitted.predict import LEARNT, predict, predictions, watch
 from pipeline.fitted.sources import FolderOptions
 from pipeline.fitted.tables import table_writer
 from stores._disk import seal, unseal
@@ -200,6 +202,27 @@ def test_predictions_are_a_file(
     assert all("RANDOM WEIGHTS" in row["notes"] for row in rows)
 
 
+def test_predictions_say_where_they_are_called_and_what_was_learnt(
+    collection: Path, probe: Model, tmp_path: Path
+) -> None:
+    table = predictions(probe, collection / "store")
+    point = probe.record.thresholds["yes"]
+    assert table["called_from:yes"].to_pylist() == [point] * N
+    proba = table["proba:yes"].to_numpy()
+    called = np.where(proba >= point, "yes", "no").tolist()
+    assert table["decision"].to_pylist() == called
+    counts = probe.record.counts
+    learnt = counts["train"].units + counts["val"].units
+    marked = [LEARNT in note for note in table["notes"].to_pylist()]
+    assert 0 < sum(marked) == learnt < N
+    command = ["predict", str(probe.path), str(collection / "store")]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path / "p.csv")])
+    assert f"{called.count('no')} called no, {called.count('yes')} called yes." in done.stdout
+    said = f"yes, the positive class, is called from a probability of {point:.4g} on"
+    assert said in " ".join(done.stdout.split())
+    assert f"{learnt} are of patients or images that the model has learnt from" in done.stdout
+
+
 def test_no_cell_of_predictions_is_a_formula(tmp_path: Path) -> None:
     paths = ["=cmd|x", "+1.png", "-a", "@a", "a=b"]
     piece = pa.table({"path": paths, "proba:-": [0.5, -0.25, 1.0, 0.0, None]})
@@ -254,6 +277,8 @@ def test_a_probe_is_asked_without_torch_or_scikit_learn(collection: Path, probe:
 
 
 def test_the_model_is_asked_in_scikit_learns_words(collection: Path, tmp_path: Path) -> None:
+    from sklearn.metrics import auc, balanced_accuracy_score, roc_curve
+
     from pipeline import api
 
     settings = config(collection, "binary")
@@ -261,12 +286,22 @@ def test_the_model_is_asked_in_scikit_learns_words(collection: Path, tmp_path: P
     data = api.data(settings, "binary")
     assert data.X.shape == (N, model.n_features_in_)
     assert set(data.part) == {"train", "val", "test"}
-    assert model.classes_.tolist() == ["no", "yes"]
+    assert model.record.classes == ("no", "yes")
+    assert model.classes_.tolist() == [0, 1]
     proba = model.predict_proba(data.X)
     assert proba.shape == (N, 2)
     np.testing.assert_allclose(proba, model.predict_proba(collection / "store"), atol=1e-6)
     assert (model.predict(data.X) == model.predict(str(collection / "store"))).all()
     assert (model.predict(data.X) == data.y)[data.part == "train"].mean() > 0.7
+    # Without a word of which class is positive.
+    test = data.part == "test"
+    false, true, _ = roc_curve(data.y[test], proba[test, 1])
+    assert auc(false, true) == pytest.approx(model.record.score.metrics["auroc"].value)
+    accuracy = balanced_accuracy_score(data.y[test], model.predict(data.X[test]))
+    expected = model.record.score.metrics["balanced_accuracy"].value
+    assert accuracy == pytest.approx(expected)
+    names = api.data(config(collection, "several"), "several").y
+    assert sorted({*names.tolist()}) == ["0", "1", "2"]
     with pytest.raises(ModelError, match=r"takes features \(n, 24\)"):
         model.predict_proba(data.X[:, :3])
 

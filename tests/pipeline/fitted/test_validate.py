@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.config.root import Config
 from pipeline.fitted.fit import fit
+from pipeline.fitted.learnt import patient_digest
 from pipeline.fitted.model import Model
 from pipeline.fitted.validate import validate
+from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError, LabelError, RecipeMismatchError
 from tests.pipeline.collection import config_of, make_store, write_csv
 
@@ -119,6 +125,44 @@ def test_the_same_pixels_under_other_names_are_known(model: Model, tmp_path: Pat
     copied = config(collection(tmp_path / "copied", 3, images=1000 + np.arange(N)))
     with pytest.raises(LabelError, match="by their patients or pixels"):
         validate(model, copied)
+
+
+def test_a_patient_known_by_one_image_is_left_out_with_all(model: Model, tmp_path: Path) -> None:
+    """Another key names the patients otherwise; the first image of each is a copy."""
+    images = 9000 + np.arange(N)
+    images[::3] = 1000 + np.arange(0, N, 3)
+    away = config(collection(tmp_path / "away", 3, images=images))
+    count = model.record.counts
+    learnt = count["train"].patients + count["val"].patients
+    with pytest.raises(LabelError, match=rf"{3 * learnt} of the {N} units, of {learnt} patients"):
+        validate(model, away)
+    validation = validate(model, away, leave_out_known=True)
+    assert validation.left_out == 3 * learnt
+    assert validation.count.patients == 40 - learnt
+
+
+def test_a_withdrawal_names_the_models_that_hold_the_patient(
+    model: Model, home: Path, tmp_path: Path
+) -> None:
+    """Of the patients those of train and val are in the model, which lies beside the store."""
+    folder = tmp_path / "home"
+    shutil.copytree(home, folder)
+    (folder / "no-model").mkdir()
+    (folder / "no-model/model.json").write_text("{}")
+    learnt = {digest.tobytes() for digest in model.training["patients"]}
+    names = {f"1-{i}": Names(home / "store").pseudonym("patient", f"1-{i}") for i in range(40)}
+    by_model: dict[bool, str] = {}
+    for name, pseudonym in names.items():
+        by_model[patient_digest(pseudonym).tobytes() in learnt] = name
+    for is_learnt, name in by_model.items():
+        command = ["withdraw", str(folder / "store"), "--patient", name]
+        said = CliRunner().invoke(app, command, env={"COLUMNS": "1000"}).stdout
+        assert "made before by `radprobe fit` still hold the patient" in said
+        assert ("have learnt from the patient, to be fitted again" in said) == is_learnt
+        done = json.loads(CliRunner().invoke(app, [*command, "--purge", "--json"]).stdout)
+        assert done["models"] == [str(folder / "model")] * is_learnt
+    assert len(by_model) == 2
+    assert "fit" not in CliRunner().invoke(app, [*command, "--undo"]).stdout
 
 
 def test_another_question_is_refused_with_both_values(model: Model, tmp_path: Path) -> None:

@@ -242,6 +242,29 @@ def test_neighbours_are_the_nearest_of_other_patients(config: Path) -> None:
     assert labels["view"].values == ("AP", "PA")
 
 
+def test_neighbours_are_of_other_patients_by_the_label_table(tmp_path: Path) -> None:
+    """Patients of labels, also where a slice has no label and a header says another name."""
+    slices = [{"patient": f"H{i}"} for i in range(12)]
+    cls = np.random.default_rng(0).standard_normal((12, 4, 8))
+    make_store(tmp_path / "store", cls, slices)
+    write_csv(
+        tmp_path / "labels.csv",
+        path=[f"f{i}.png" for i in range(12)],
+        who=[f"p{i // 3}" for i in range(12)],
+        sick=["", *"01010101010"],
+    )
+    labels = {"file": "labels.csv", "patient": "who", "headers": "ignore"}
+    config = {"data": {"root": "."}, "store": "store", "labels": labels}
+    config["tasks"] = {"sick": {"labels": ["sick"]}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
+    (source,) = open_sources([tmp_path / "my.yaml"])
+    atlas = draw_map(source)
+    assert atlas is not None
+    patient = np.arange(12) // 3
+    assert (patient[atlas.pictured[atlas.nearest]] != patient[:, None]).all()
+    assert take_stock(source).patients == 4
+
+
 # --- words --------------------------------------------------------------------------------------
 
 
