@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.annotations.label_file import LabelTable
-from pipeline.annotations.label_join import column_texts, label_keys, label_rows
+from pipeline.annotations.label_join import column_texts, label_keys, label_rows, prefix_hint
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
 from stores.inside import is_below
@@ -21,6 +21,7 @@ from stores.inside import is_below
 EXAMPLES = 3
 # Of rows that join nothing, so many are looked into for the cause.
 _LOOKED_INTO = 1000
+_ELSEWHERE = "files of that name lie in another folder: paths are relative to data.root"
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,19 @@ def _cause(
     if not any(raw):
         return "their key is empty"
     if table.settings.by == "path":
-        causes = _causes_of_paths([keys[i] for i in some], set(column_texts(slices, "path")), root)
+        paths = set(column_texts(slices, "path"))
+        causes = _causes_of_paths([keys[i] for i in some], paths, root)
     else:
         causes = _causes_of_ids(table.settings.by, raw, slices, names)
     if not causes:
         what = "path" if table.settings.by == "path" else table.settings.by
         return f"no image of the collection has that {what}, nor one like it"
     cause, n = causes.most_common(1)[0]
+    if cause == _ELSEWHERE:
+        is_lost = set(some)
+        lost_keys = [key if i in is_lost else "" for i, key in enumerate(keys)]
+        hint = prefix_hint(table, lost_keys, paths, names)
+        cause += hint and f"; {hint}"
     return f"likeliest (as for {n} of {len(some)}), {cause}"
 
 
@@ -136,7 +143,7 @@ def _causes_of_paths(lost: list[str], paths: set[str], root: Path) -> Counter[st
         elif {key, str(path.with_suffix(""))} & without_suffix:
             causes["they lack the suffix of a file, or have another"] += 1
         elif path.name in by_name:
-            causes["files of that name lie in another folder: paths are relative to data.root"] += 1
+            causes[_ELSEWHERE] += 1
         elif is_below(key) and (root / unescape_path(key)).exists():
             causes[
                 "they are on the disk, but no image was read there, or data.include and exclude "
