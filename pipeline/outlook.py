@@ -295,13 +295,12 @@ def _masks(config: Config, name: str, slices: pa.Table, names: Names) -> MaskOut
         absent = absent_files(config, masks, slices, groups)
     except (ConfigError, LabelError) as error:
         return MaskOutlook(name, unknown=str(error))
-    may_show = names.paths == "keep" or names.has_key
     return MaskOutlook(
         name,
         masked=sum(len(group.numbers) for group in groups),
         slices=int((~slices["withdrawn"].to_numpy(zero_copy_only=False)).sum()),
         absent=len(absent),
-        absent_examples=tuple(map(names.shown, absent[:EXAMPLES])) if may_show else (),
+        absent_examples=tuple(absent[:EXAMPLES]) if names.paths == "keep" else (),
     )
 
 

@@ -78,13 +78,18 @@ def join_report(table: LabelTable, slices: pa.Table, root: Path, names: Names) -
     for i, key in enumerate(keys):
         first_of_key.setdefault(key or f"\0{i}", i)
     lost = [i for key, i in first_of_key.items() if key not in joined]
-    paths = column_texts(live, "path")
-    lost_paths = list(dict.fromkeys(paths[label < 0].tolist()))
-    # Names are hidden by a key that is kept, or not shown at all: any other could be undone.
-    may_show = names.paths == "keep" or names.has_key
+    without = live.filter(pa.array(label < 0))
+    # Of each file that joins nothing, its first slice.
+    first_rows: dict[str, int] = {}
+    for path, row in zip(*(without[name].to_pylist() for name in ("path", "row")), strict=True):
+        first_rows.setdefault(path, row)
+    lost_files = list(first_rows.items())[:EXAMPLES]
+    is_kept = names.paths == "keep"
+    # Rows are known where there is a store.
+    may_show = is_kept or names.has_key
     row_examples = []
     for i in lost[:EXAMPLES]:
-        path = f" ({names.shown(keys[i])})" if by == "path" and keys[i] and may_show else ""
+        path = f" ({keys[i]})" if by == "path" and keys[i] and is_kept else ""
         row_examples.append(f"data row {i + 1}{path}")
     return JoinReport(
         file=table.settings.file.name,
@@ -95,7 +100,9 @@ def join_report(table: LabelTable, slices: pa.Table, root: Path, names: Names) -
         joined_slices=int((label >= 0).sum()),
         cause=_cause(table, lost, keys, live, root, names) if lost else "",
         row_examples=tuple(row_examples),
-        slice_examples=tuple(map(names.shown, lost_paths[:EXAMPLES])) if may_show else (),
+        slice_examples=tuple(
+            path if is_kept else f"row {row}" for path, row in lost_files if may_show
+        ),
         notes=(*table.notes, *found.notes),
     )
 

@@ -191,8 +191,9 @@ def test_extract_says_it_first_and_evaluation_comes_to_the_same(tmp_path: Path) 
     (outlook,) = told
     _, *lines = outlook.lines()
     assert lines[1].startswith("1 rows join no slice: no image of the collection has that path")
-    # Hidden by the store's own key.
-    assert "data row 51 (~" in lines[1]
+    # By rows, of the table and of the store, whose key is there.
+    assert lines[1].endswith("First: data row 51.")
+    assert lines[2].endswith("slices have no row in the labels. First: row 50, row 51, row 52.")
     assert "Doe" not in "".join(lines)
     (task,) = outlook.tasks
     (answer,) = evaluate(config, ["knn"])
