@@ -1,4 +1,4 @@
-"""What labels, masks and split come to on a collection, before it is embedded.
+"""What modalities, labels, masks and split come to on a collection, before it is embedded.
 
 The same functions join and divide as in an evaluation, so that neither can say another thing than
 the other. Nothing is written.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.annotations.label_file import LabelTable, read_labels
@@ -32,6 +33,7 @@ from pipeline.evaluation.splits import (
     split_new_patients,
     split_path,
 )
+from pipeline.extraction.modalities import modalities_of, unnamed_note
 from pipeline.shared.few import FEW_PATIENTS
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError, LabelError
@@ -115,10 +117,12 @@ class MaskOutlook:
 class Outlook:
     """What a config asks of a collection, and whether that can be answered.
 
-    labels: how the label file joins, None where there is none. notes: what is asked of features
-    that are not kept, and why labels cannot be read.
+    modalities: how many slices each has, the commonest first. labels: how the label file joins,
+    None where there is none. notes: which slices name no modality, what is asked of features that
+    are not kept, and why labels cannot be read.
     """
 
+    modalities: dict[str, int] = field(default_factory=dict)
     labels: JoinReport | None = None
     tasks: tuple[TaskOutlook, ...] = ()
     masks: tuple[MaskOutlook, ...] = ()
@@ -126,7 +130,11 @@ class Outlook:
 
     def lines(self) -> list[str]:
         """Return it in sentences, a line each."""
-        lines = self.labels.lines() if self.labels else []
+        lines = []
+        if self.modalities:
+            each = ", ".join(f"{n} {name}" for name, n in self.modalities.items())
+            lines.append(f"Slices by modality: {each}.")
+        lines += self.labels.lines() if self.labels else []
         for task in self.tasks:
             lines += task.lines()
         for masks in self.masks:
@@ -141,14 +149,21 @@ def log_outlook(outlook: Outlook) -> None:
 
 
 def outlook_of(config: Config, slices: pa.Table, names: Names) -> Outlook:
-    """Return what labels, masks and split come to on slices (SLICE_SCHEMA, real paths)."""
+    """Return what a config comes to on slices (SLICE_SCHEMA, real paths)."""
     if not len(slices):
         return Outlook()
     labels, tasks, notes = _labels(config, slices, names)
     masks = []
     for name in config.masks:
         masks.append(_masks(config, name, slices, names))
-    return Outlook(labels, tuple(tasks), tuple(masks), (*notes, *_not_kept(config)))
+    live = slices.filter(pc.invert(slices["withdrawn"]))
+    return Outlook(
+        modalities=modalities_of(live),
+        labels=labels,
+        tasks=tuple(tasks),
+        masks=tuple(masks),
+        notes=(*unnamed_note(config.data, live), *notes, *_not_kept(config)),
+    )
 
 
 def _labels(
@@ -280,13 +295,12 @@ def _masks(config: Config, name: str, slices: pa.Table, names: Names) -> MaskOut
         absent = absent_files(config, masks, slices, groups)
     except (ConfigError, LabelError) as error:
         return MaskOutlook(name, unknown=str(error))
-    may_show = names.paths == "keep" or names.has_key
     return MaskOutlook(
         name,
         masked=sum(len(group.numbers) for group in groups),
         slices=int((~slices["withdrawn"].to_numpy(zero_copy_only=False)).sum()),
         absent=len(absent),
-        absent_examples=tuple(map(names.shown, absent[:EXAMPLES])) if may_show else (),
+        absent_examples=tuple(absent[:EXAMPLES]) if names.paths == "keep" else (),
     )
 
 

@@ -18,13 +18,15 @@ from stores.slices import row_numbers
 
 @dataclass(frozen=True)
 class Twins:
-    """Rows whose slices have exactly the same pixels, ascending; patients: how many they are of.
+    """Rows whose slices have exactly the same pixels, ascending.
 
+    patients: how many they are of, by the slice table; nameless: slices that it gives no patient.
     Twins of several patients leak from train to test, however the patients are divided.
     """
 
     rows: tuple[int, ...]
     patients: int
+    nameless: int
 
 
 def find_twins(store: FeatureStore) -> list[Twins]:
@@ -37,9 +39,9 @@ def find_twins(store: FeatureStore) -> list[Twins]:
     twins = []
     for group in groups:
         members = tuple(rows[group].tolist())
-        # A slice of no patient is a person of its own: nothing says that it is not.
-        people = {patient_of.get(row) or f"row {row}" for row in members}
-        twins.append(Twins(members, len(people)))
+        people = [patient_of.get(row) for row in members]
+        nameless = sum(not person for person in people)
+        twins.append(Twins(members, len({*filter(None, people)}), nameless))
     return sorted(twins, key=lambda each: each.rows)
 
 

@@ -28,6 +28,9 @@ from stores.slices import (
 )
 
 Kind = Literal["moved", "added", "changed", "retried", "withdrawn"]
+# Why a slice is withdrawn that nothing takes the place of.
+NOT_FOUND = "it is no longer found"
+PATIENT_WITHDRAWN = "its patient was withdrawn"
 KINDS: tuple[Kind, ...] = ("moved", "added", "changed", "retried", "withdrawn")
 # Reasons that can pass by themselves: the slice is tried again, in a new row, so many times.
 TRANSIENT = frozenset({"no-permission", "vanished", "time-limit", "killed"})
@@ -91,7 +94,8 @@ class Known:
     failed: row -> reason, of committed rows that could not be read. spent: rows that hold nothing
     and never will. boundary: the first row of a fresh part. withdrawn: patients withdrawn by name;
     their slices are not among the discovered. joined: whether the slices of one series stand or
-    fall together, by their modality, because the features of each depend on all.
+    fall together, by their modality, because the features of each depend on all. why_gone: of a
+    slice (path, frame) that is not among the discovered, why.
     """
 
     opened: pa.Array
@@ -102,6 +106,7 @@ class Known:
     spent: AbstractSet[int] = frozenset()
     withdrawn: AbstractSet[str] = frozenset()
     joined: Callable[[str], bool] = lambda modality: False
+    why_gone: Callable[[str, int], str] = lambda path, frame: NOT_FOUND
 
     def to_retry(self) -> list[int]:
         """Return the rows that could not be read for a reason that can pass."""
@@ -344,10 +349,10 @@ class _Matching:
 
     def _why_withdrawn(self, stored: SliceRow, successors: Mapping[Name, int]) -> str:
         if stored.patient in self._known.withdrawn:
-            return "its patient was withdrawn"
+            return PATIENT_WITHDRAWN
         if _name(stored) in successors:
             return f"row {successors[_name(stored)]} takes its place"
-        return "it is no longer found"
+        return self._known.why_gone(*_name(stored))
 
     def _match_names(self, slices: Iterable[SliceRow]) -> None:
         for slice_ in slices:

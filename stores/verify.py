@@ -6,7 +6,7 @@ and is worth knowing: a norm far from the others, the same pixels twice, a file 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -39,7 +39,7 @@ from stores.contents import (
     chunk_file,
     folder_of,
 )
-from stores.duplicates import find_twins
+from stores.duplicates import Twins, find_twins
 from stores.errors import CorruptStoreError
 from stores.features import FeatureStore
 from stores.inside import check_folders, inside, is_below
@@ -85,9 +85,10 @@ class Finding:
 
 @dataclass
 class Report:
-    """What a verification found, and how much it looked at."""
+    """What a verification found, and how much it looked at; twins: every picture that is twice."""
 
     findings: list[Finding] = field(default_factory=list)
+    twins: list[Twins] = field(default_factory=list)
     parts: int = 0
     rows: int = 0
     bytes: int = 0
@@ -118,7 +119,8 @@ def verify(path: Path | str) -> Report:
     report.findings += _files(store)
     report.findings += _files_of_purged(store)
     if report.sound:
-        report.findings += _twins(store)
+        report.twins = find_twins(store)
+        report.findings += _told_twins(report.twins)
     return report
 
 
@@ -525,15 +527,15 @@ def _derived(path: Path, name: str, names: set[str]) -> Iterator[Finding]:
         yield Finding("result", name, "does not fit the checksum beside it")
 
 
-def _twins(store: FeatureStore) -> Iterator[Finding]:
+def _told_twins(twins: Sequence[Twins]) -> Iterator[Finding]:
     """Tell slices with the same pixels: across train and test they are leakage."""
-    twins = find_twins(store)
     if twins:
-        across = [each.rows for each in twins if each.patients > 1]
         slices = sum(len(each.rows) for each in twins)
+        pictures = "1 picture" if len(twins) == 1 else f"{len(twins)} pictures"
         yield Finding(
             "duplicate",
             "pixel_digest",
-            f"{slices} slices share their pixels, in {len(twins)} groups; {len(across)} groups are "
-            f"of more than one patient (first: {[list(rows[:4]) for rows in across[:3]]})",
+            f"{slices} slices have the pixels of another ({pictures}, whatever file, format or "
+            f"modality they stand in): {sum(each.patients > 1 for each in twins)} of more than one "
+            f"patient, {sum(each.nameless > 0 for each in twins)} with slices that name no patient",
         )

@@ -133,6 +133,48 @@ def _spellings(text: str) -> dict[str, str]:
     return spellings
 
 
+# --- paths that are relative to another folder ----------------------------------------------
+
+
+def prefix_hint(table: LabelTable, keys: Sequence[str], paths: Iterable[str], names: Names) -> str:
+    """Return by which beginning keys (one a row) and the paths of files differ; "" for none.
+
+    It is named where the store keeps paths, or where it stands before files of several patients
+    and so is no patient's name.
+    """
+    rows_of_prefix: dict[tuple[str, bool], list[int]] = {}
+    example: dict[tuple[str, bool], tuple[str, str]] = {}
+    by_name: dict[str, list[str]] = {}
+    for path in _names_there(np.array([*paths], dtype=object), climb=True):
+        by_name.setdefault(path.rpartition("/")[2], []).append(path)
+    some = [row for row, key in enumerate(keys) if key][:_TRIED]
+    for row in some:
+        key = keys[row]
+        for path in by_name.get(key.rpartition("/")[2], ()):
+            is_lacking = path.endswith(f"/{key}")
+            if is_lacking or key.endswith(f"/{path}"):
+                longer, shorter = (path, key) if is_lacking else (key, path)
+                prefix = (longer.removesuffix(shorter), is_lacking)
+                rows_of_prefix.setdefault(prefix, []).append(row)
+                example.setdefault(prefix, (key, path))
+    if not rows_of_prefix:
+        return ""
+    best = max(sorted(rows_of_prefix), key=lambda prefix: len(rows_of_prefix[prefix]))
+    text, is_lacking = best
+    rows = rows_of_prefix[best]
+    would = f"{len(rows)} of {len(some)} rows would join"
+    with_it = "with" if is_lacking else "without"
+    if names.paths == "keep":
+        key, path = example[best]
+        return f"{with_it} the prefix {text!r} {would}: {key!r} is there as {path!r}"
+    column = table.settings.patient
+    patients = set() if column is None else {table.columns[column][row] for row in rows} - {""}
+    if len(patients) > 1:
+        return f"{with_it} the prefix {text!r} {would}"
+    folders = "1 folder" if text.count("/") == 1 else f"{text.count('/')} folders"
+    return f"{with_it} the {folders} that differ in front {would}"
+
+
 def pseudonyms_of(
     kind: str,
     raw: Iterable[str],

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.annotations.label_file import LabelTable
-from pipeline.annotations.label_join import column_texts, label_keys, label_rows
+from pipeline.annotations.label_join import column_texts, label_keys, label_rows, prefix_hint
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
 from stores.inside import is_below
@@ -21,6 +21,7 @@ from stores.inside import is_below
 EXAMPLES = 3
 # Of rows that join nothing, so many are looked into for the cause.
 _LOOKED_INTO = 1000
+_ELSEWHERE = "files of that name lie in another folder: paths are relative to data.root"
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,18 @@ def join_report(table: LabelTable, slices: pa.Table, root: Path, names: Names) -
     for i, key in enumerate(keys):
         first_of_key.setdefault(key or f"\0{i}", i)
     lost = [i for key, i in first_of_key.items() if key not in joined]
-    paths = column_texts(live, "path")
-    lost_paths = list(dict.fromkeys(paths[label < 0].tolist()))
-    # Names are hidden by a key that is kept, or not shown at all: any other could be undone.
-    may_show = names.paths == "keep" or names.has_key
+    without = live.filter(pa.array(label < 0))
+    # Of each file that joins nothing, its first slice.
+    first_rows: dict[str, int] = {}
+    for path, row in zip(*(without[name].to_pylist() for name in ("path", "row")), strict=True):
+        first_rows.setdefault(path, row)
+    lost_files = list(first_rows.items())[:EXAMPLES]
+    is_kept = names.paths == "keep"
+    # Rows are known where there is a store.
+    may_show = is_kept or names.has_key
     row_examples = []
     for i in lost[:EXAMPLES]:
-        path = f" ({names.shown(keys[i])})" if by == "path" and keys[i] and may_show else ""
+        path = f" ({keys[i]})" if by == "path" and keys[i] and is_kept else ""
         row_examples.append(f"data row {i + 1}{path}")
     return JoinReport(
         file=table.settings.file.name,
@@ -94,7 +100,9 @@ def join_report(table: LabelTable, slices: pa.Table, root: Path, names: Names) -
         joined_slices=int((label >= 0).sum()),
         cause=_cause(table, lost, keys, live, root, names) if lost else "",
         row_examples=tuple(row_examples),
-        slice_examples=tuple(map(names.shown, lost_paths[:EXAMPLES])) if may_show else (),
+        slice_examples=tuple(
+            path if is_kept else f"row {row}" for path, row in lost_files if may_show
+        ),
         notes=(*table.notes, *found.notes),
     )
 
@@ -113,13 +121,19 @@ def _cause(
     if not any(raw):
         return "their key is empty"
     if table.settings.by == "path":
-        causes = _causes_of_paths([keys[i] for i in some], set(column_texts(slices, "path")), root)
+        paths = set(column_texts(slices, "path"))
+        causes = _causes_of_paths([keys[i] for i in some], paths, root)
     else:
         causes = _causes_of_ids(table.settings.by, raw, slices, names)
     if not causes:
         what = "path" if table.settings.by == "path" else table.settings.by
         return f"no image of the collection has that {what}, nor one like it"
     cause, n = causes.most_common(1)[0]
+    if cause == _ELSEWHERE:
+        is_lost = set(some)
+        lost_keys = [key if i in is_lost else "" for i, key in enumerate(keys)]
+        hint = prefix_hint(table, lost_keys, paths, names)
+        cause += hint and f"; {hint}"
     return f"likeliest (as for {n} of {len(some)}), {cause}"
 
 
@@ -136,7 +150,7 @@ def _causes_of_paths(lost: list[str], paths: set[str], root: Path) -> Counter[st
         elif {key, str(path.with_suffix(""))} & without_suffix:
             causes["they lack the suffix of a file, or have another"] += 1
         elif path.name in by_name:
-            causes["files of that name lie in another folder: paths are relative to data.root"] += 1
+            causes[_ELSEWHERE] += 1
         elif is_below(key) and (root / unescape_path(key)).exists():
             causes[
                 "they are on the disk, but no image was read there, or data.include and exclude "

@@ -26,6 +26,7 @@ from pipeline.annotations.label_join import (
     column_texts,
     label_keys,
     label_rows,
+    prefix_hint,
     pseudonyms_of,
     refuse_repeated_keys,
 )
@@ -228,11 +229,13 @@ def _nothing_joins(
             examples = (alike or lost_paths.tolist())[:EXAMPLES]
             compared = f"{column} has {list(keys[:EXAMPLES])}, the store has {examples}"
         else:
-            above = _depth(lost_paths.tolist())
+            above = _depth(alike or lost_paths.tolist())
             compared = (
                 f"{column} names files {_depth(keys)} deep, the store has them {above} deep, "
                 f"{len(alike)} of {len(lost_paths)} by the same name in another folder"
             )
+        hint = prefix_hint(table, keys, lost_paths.tolist(), names)
+        compared += hint and f"; {hint}"
     return (
         f"No row of {str(table.settings.file)!r} joins a slice by {table.settings.by}: {compared}. "
         "Set labels.key and labels.by; paths are relative to data.root, and `radprobe slices` "
@@ -241,8 +244,9 @@ def _nothing_joins(
 
 
 def _depth(paths: Sequence[str] | Texts) -> str:
-    """Return how many folders the first path of several has above it."""
-    return str(paths[0].count("/")) if len(paths) else "no"
+    """Return how many folders most of some paths have above them."""
+    depths = Counter(path.count("/") for path in paths)
+    return str(depths.most_common(1)[0][0]) if depths else "no"
 
 
 def _has_modality(slices: pa.Table, task: Task) -> Bools:

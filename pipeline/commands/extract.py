@@ -191,8 +191,9 @@ def _print_summary(summary: Summary) -> None:
     )
     if summary.linked:
         out.print(
-            f"{summary.linked} slices have the pixels of another and share its features; "
-            "`radprobe verify` tells which: across train and test they are leakage.",
+            f"{summary.linked} slices have the pixels of another that is scaled alike, and took "
+            "its features; `radprobe verify` lists all copies, those scaled otherwise too: "
+            "across train and test they are leakage.",
             highlight=False,
         )
     if summary.telling:
@@ -263,10 +264,16 @@ def _print_outlook(console: Console, outlook: Outlook) -> None:
 
 def _print_explanation(why: Explanation) -> None:
     """Print each reason why the store is stale, or that it is not."""
+    from pipeline.extraction.sync import EXCLUDED, LEFT_OUT
+    from stores.reconcile import NOT_FOUND
+
     lines = [
         f"recipe: {name} is {have!r} in the store, {want!r} in the config"
         for name, have, want in why.fields
     ]
-    lines += [f"{c.kind}: {c.path} frame {c.frame}, row {c.row}: {c.why}" for c in why.changes]
+    for change in why.changes:
+        kind = "excluded" if change.why in (EXCLUDED, LEFT_OUT) else change.kind
+        kind = "gone" if change.why == NOT_FOUND else kind
+        lines.append(f"{kind}: {change.path} frame {change.frame}, row {change.row}: {change.why}")
     lines += [f"part {index}: {doubt}" for index, doubt in why.parts]
     print_lines(out, lines or [f"Nothing is stale: {why.store} holds the whole collection."])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,7 @@ from pipeline.commands.printing import print_line, print_lines
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pipeline.extraction.copies import Copy
     from pipeline.extraction.withdrawal import PatientSlices
     from stores.purge import Purged
     from stores.verify import Report
@@ -32,13 +34,17 @@ def verify(
     as_json: JsonOpt = False,
 ) -> None:
     """Check every byte of a store against its checksums, and every value against the tables."""
+    from pipeline.extraction.copies import copies_of
     from stores import verify as checks
 
     report = checks.repair(store) if repair else checks.verify(store)
+    copies = copies_of(store, report.twins)
     if as_json:
-        print(json.dumps(asdict(report) | {"sound": report.sound}, indent=1))
+        of_each = [[asdict(copy) for copy in group] for group in copies]
+        told = asdict(report) | {"sound": report.sound, "copies": of_each}
+        print(json.dumps(told, indent=1))
     else:
-        _print_report(report)
+        _print_report(report, copies)
     if not report.sound:
         raise typer.Exit(1)
 
@@ -228,7 +234,13 @@ def _print_withdrawal(
     print_lines(out, lines)
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: Report, copies: Sequence[Sequence[Copy]]) -> None:
+    for group in copies:
+        each = []
+        for copy in group:
+            path = "" if copy.path is None else f" ({copy.path} frame {copy.frame})"
+            each.append(f"row {copy.row}{path}")
+        print_line(out, f"equal pixels: {', '.join(each)}")
     for finding in report.findings:
         style = "red" if finding.damage else "yellow"
         print_line(out, f"{finding.kind}: {finding.where}: {finding.detail}", style=style)

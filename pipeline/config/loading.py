@@ -132,11 +132,43 @@ def _fault(fault: Any, model: type[Frozen]) -> str:
     """Return one pydantic fault as one sentence; an unknown key comes with the nearest known."""
     where = ".".join(str(step) for step in fault["loc"])
     if fault["type"] != "extra_forbidden":
-        return f"{where}: {fault['msg'].removeprefix('Value error, ')} (got {_few(fault['input'])})"
+        return f"{where}: {_in_words(fault)} (got {_few(fault['input'])})"
     known = _known_keys(fault["loc"][:-1], model)
     near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known here: {', '.join(known)}."
     return f"{where}: unknown key. {hint}"
+
+
+# How the types of pydantic's faults end that a value of another kind has.
+_OF_KIND = ("_type", "_parsing", "_from_float", "_required")
+# How the types of pydantic's faults begin that say of which kind a value must be, and the kind as
+# YAML has it. The first that fits counts.
+_KINDS = {
+    ("tuple", "list", "set", "frozen_set", "iterable"): "a list",
+    ("dict", "mapping", "model_type", "model_attributes", "dataclass"): "keys with values",
+    ("bool",): "true or false",
+    ("int",): "a whole number",
+    ("float", "decimal"): "a number",
+    ("string_type", "path"): "text",
+    ("none",): "left empty",
+}
+
+
+def _in_words(fault: Any) -> str:
+    """Return what a value must be, in the words of YAML instead of Python's."""
+    kind, given = fault["type"], fault["input"]
+    if kind == "literal_error":
+        return f"must be one of {fault['ctx']['expected']}"
+    for beginnings, what in _KINDS.items():
+        if kind.startswith(beginnings) and kind.endswith(_OF_KIND):
+            is_one = what == "a list" and isinstance(given, str | int | float)
+            return f"must be {what}, such as {_as_list(given)}" if is_one else f"must be {what}"
+    return str(fault["msg"].removeprefix("Value error, "))
+
+
+def _as_list(given: Any) -> str:
+    """Return one value as a list of YAML, in a line."""
+    return yaml.safe_dump([given], default_flow_style=True, width=_MOST_SHOWN).strip()
 
 
 def _few(value: Any) -> str:

@@ -281,13 +281,15 @@ class Cases:
             refused = replace(refused, near=[])
             if copies.near:
                 self.notes.append(describe_near_copies(copies.near, self.units))
-        refuse_copies(refused, self.units, self._path_of)
+        refuse_copies(refused, self.units, self._named)
 
-    def _path_of(self, row: int) -> str:
-        """Return the path of a slice as the store shows it, which a message may name."""
+    def _named(self, row: int) -> str:
+        """Return how a message names a slice: by its row, and its path where the store keeps it."""
+        if self._names.paths == "hide":
+            return f"row {row}"
         slices = self._slices
         place = int(np.searchsorted(slices["row"].to_numpy(), row))
-        return self._names.shown(slices["path"][place].as_py())
+        return f"row {row}: {slices['path'][place].as_py()}"
 
     # --- features ------------------------------------------------------------------------
 

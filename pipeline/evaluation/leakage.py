@@ -272,10 +272,10 @@ class CopySearch:
         )
 
 
-def refuse_copies(copies: Copies, units: Units, path_of: Callable[[int], str]) -> None:
+def refuse_copies(copies: Copies, units: Units, named: Callable[[int], str]) -> None:
     """Raise LabelError where there are copies, which lists all of them.
 
-    path_of: the file of a row, as messages may name it.
+    named: a row, as messages may name it.
     """
     sentences = []
     lines = []
@@ -286,11 +286,11 @@ def refuse_copies(copies: Copies, units: Units, path_of: Callable[[int], str]) -
             f"split, for example rows {first[:EXAMPLES].tolist()} of the slice table: scores would "
             "be leaked."
         )
-        lines += [_line("equal pixels", rows.tolist(), path_of) for rows in copies.equal.images]
+        lines += [_line("equal pixels", rows.tolist(), named) for rows in copies.equal.images]
     if copies.near:
         sentences.append(f"{describe_near_copies(copies.near, units)}: scores would be leaked.")
         for pair in copies.near:
-            lines.append(_line("all but equal", _first_rows(pair, units), path_of))
+            lines.append(_line("all but equal", _first_rows(pair, units), named))
     if sentences:
         raise LabelError(" ".join([*sentences, _what_to_do(copies)]) + "\n" + _listed(lines))
 
@@ -311,9 +311,8 @@ def _what_to_do(copies: Copies) -> str:
     )
 
 
-def _line(what: str, rows: Iterable[int], path_of: Callable[[int], str]) -> str:
-    each = [f"row {row}: {path_of(row)}" for row in rows]
-    return f"  {what}: {', '.join(each)}"
+def _line(what: str, rows: Iterable[int], named: Callable[[int], str]) -> str:
+    return f"  {what}: {', '.join(map(named, rows))}"
 
 
 def _listed(lines: Sequence[str]) -> str:

@@ -46,7 +46,7 @@ IDENTIFIER_IN_PATH = "identifier-in-path"
 UNKNOWN_MODALITY = "OT"
 # Files with such a name are meant to be images: unreadable, they are a finding, not furniture.
 # fmt: off
-_IMAGE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     ".dcm", ".dicom", ".ima",
     ".nii", ".nii.gz", ".hdr", ".img", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".mnc",
     ".npy", ".npz", ".mat",
@@ -344,10 +344,14 @@ class PathRules:
 
     def modality(self, path: str) -> str:
         """Return the modality of the first pattern that a path matches; OT where none does."""
+        return self.names(path) or UNKNOWN_MODALITY
+
+    def names(self, path: str) -> str | None:
+        """Return the modality of the first pattern that a path matches, if any."""
         for matches, code in self._modalities:
             if matches(path):
                 return code
-        return UNKNOWN_MODALITY
+        return None
 
     def patient(self, path: str) -> str | None:
         """Return the patient that a path names, if any."""
@@ -486,4 +490,4 @@ def _named_as_image(path: str) -> bool:
         name = packed
     if name.endswith(".tar"):
         return True
-    return name.endswith(_IMAGE_SUFFIXES) or bool(re.fullmatch(r"[\d.]+|[^.]*\d[^.]*", name))
+    return name.endswith(IMAGE_SUFFIXES) or bool(re.fullmatch(r"[\d.]+|[^.]*\d[^.]*", name))

@@ -33,27 +33,29 @@ def check_folder(config: Config, store: FeatureStore) -> None:
     if not paths or any((root / unescape_path(path)).exists() for path in paths):
         return
     if _has_images(config):
-        example = Names(store.path, config.data.paths).shown(paths[0])
+        example = Names(store.path, config.data.paths).in_message(*next(iter(paths.items())))
         raise RecipeMismatchError(
             f"The store {store.place} was made of another folder: the config's data.root is "
-            f"{str(root)!r}, which has images, and none of the store's, such as {example!r}. Set "
+            f"{str(root)!r}, which has images, and none of the store's, such as {example}. Set "
             "data.root to the folder that the store was made of, or name the store of this folder; "
             "if files were renamed, run `radprobe extract`."
         )
 
 
-def _some_paths(config: Config, store: FeatureStore) -> list[str]:
-    """Return the real paths of the files of some slices, from the first to the last."""
+def _some_paths(config: Config, store: FeatureStore) -> dict[str, int]:
+    """Return the real paths of some slices, from the first to the last, each with its row."""
     names = Names(store.path, config.data.paths)
     if not names.has_key:
-        return []
+        return {}
     end = store.slice_file.rows
-    paths: dict[str, None] = {}
+    paths: dict[str, int] = {}
     for start in np.linspace(0, end, PLACES, endpoint=False).astype(int).tolist():
         for piece in store.slice_file.between(start, start + RUN, ["row", "path", "withdrawn"]):
             rows = names.revealed(piece).to_pylist()
-            paths |= dict.fromkeys(row["path"] for row in rows if not row["withdrawn"])
-    return list(paths)
+            for row in rows:
+                if not row["withdrawn"]:
+                    paths.setdefault(row["path"], row["row"])
+    return paths
 
 
 def _has_images(config: Config) -> bool:

@@ -23,8 +23,9 @@ from pipeline.annotations.mask_matching import join
 from pipeline.annotations.patients import note_patients, patients_by_labels
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
+from pipeline.extraction.selection import Selection
 from pipeline.io.detached import content_digest
-from pipeline.shared.paths import collection_file
+from pipeline.shared.paths import collection_file, unescape_path
 from pipeline.shared.pseudonyms import (
     Names,
     hide_path,
@@ -38,11 +39,15 @@ from stores.errors import (
     StaleTablesError,
     UnreadableError,
 )
-from stores.reconcile import Known, Reconciled, reconcile
+from stores.reconcile import NOT_FOUND, Known, Reconciled, reconcile
 from stores.slices import SLICE_SCHEMA, Tables, of_modalities, where
 from stores.withdrawn import Withdrawn
 
 log = logging.getLogger(__name__)
+
+# Why a slice of the store is not wanted now.
+EXCLUDED = "data.include and data.exclude leave it out"
+LEFT_OUT = "data.leave_out or data.only leaves it out"
 
 # --- what there is ---------------------------------------------------------------------------
 
@@ -193,7 +198,9 @@ def _look(
     files_before = stored.files.slice(0, 0) if rehash else stored.files
     opened = _opened(discovery.files, files_before)
     reconciled = reconcile(
-        stored.slices, slices, _known(config, store, tables, stored.slices, opened)
+        stored.slices,
+        slices,
+        _known(config, store, tables, stored.slices, opened, of_patients),
     )
 
     show = functools.partial(hide_path, key) if config.data.paths == "hide" else reveal
@@ -293,11 +300,17 @@ def _without_flags(slices: pa.Table, unwanted: tuple[str, ...]) -> tuple[pa.Tabl
 
 
 def _known(
-    config: Config, store: FeatureStore, tables: Tables, stored: pa.Table, opened: pa.Array
+    config: Config,
+    store: FeatureStore,
+    tables: Tables,
+    stored: pa.Table,
+    opened: pa.Array,
+    discovered: pa.Table,
 ) -> Known:
     """Return what the store knows of its rows beside its tables, as `reconcile` asks it.
 
-    stored: the store's slices with real paths; opened: paths of files that are not as last seen.
+    stored: the store's slices with real paths; opened: paths of files that are not as last seen;
+    discovered: all slices that the config might want.
     """
     root = config.data.root
     last_row = stored["row"][-1].as_py() if len(stored) else -1
@@ -312,7 +325,28 @@ def _known(
         spent=store.spent(),
         withdrawn=tables.withdrawn.patients,
         joined=config.preprocess.by_volume,
+        why_gone=_WhyGone(config, discovered).of,
     )
+
+
+class _WhyGone:
+    """Why a slice of the store is no longer wanted, or there; its tables are read when asked."""
+
+    def __init__(self, config: Config, discovered: pa.Table) -> None:
+        self._config = config
+        self._discovered = discovered
+        self._selection = Selection(config.data)
+        self._names: set[tuple[str, int]] | None = None
+
+    def of(self, path: str, frame: int) -> str:
+        """Return why, by its real path."""
+        if not self._selection.wants(unescape_path(path)):
+            return EXCLUDED
+        if self._names is None:
+            columns = (self._discovered[name].to_pylist() for name in ("path", "frame"))
+            self._names = set(zip(*columns, strict=True))
+        # What is there and wanted by its path was left out for its flags, or has no mask.
+        return LEFT_OUT if (path, frame) in self._names else NOT_FOUND
 
 
 def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) -> pa.Table:

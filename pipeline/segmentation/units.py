@@ -133,9 +133,10 @@ def _patients(
         patients = patients_of(table, slices, config.data.root, names)
     nameless = np.flatnonzero([patient is None for patient in patients])
     if len(nameless):
-        example = names.shown(slices["path"][int(nameless[0])].as_py())
+        path, row = (slices[name][int(nameless[0])].as_py() for name in ("path", "row"))
+        example = names.in_message(path, row)
         raise LabelError(
-            f"{len(nameless)} slices with a mask name no patient, for example {example!r}, so "
+            f"{len(nameless)} slices with a mask name no patient, for example {example}, so "
             "they cannot be split by patient. Name the column that does in labels.patient, or a "
             "pattern of the path in data.patient."
         )

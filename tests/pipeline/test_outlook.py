@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import yaml
 from PIL import Image
 
@@ -18,7 +19,7 @@ from pipeline.extraction.embed import Speed
 from pipeline.extraction.plan import plan
 from pipeline.extraction.sync import Look
 from pipeline.outlook import Outlook, outlook_of
-from tests.phantoms import write_png
+from tests.phantoms import volume, write_png, write_series
 from tests.pipeline.models import write_tiny_folder
 
 PATIENTS = 30
@@ -68,7 +69,8 @@ def test_what_joins_is_counted_with_units_patients_and_positives(tmp_path: Path)
     outlook = look_ahead(make_project(tmp_path, [*all_rows(), all_rows()[0]]))
     assert not (tmp_path / "store").exists()
     assert not (tmp_path / "store.key").exists()
-    lines = outlook.lines()
+    modalities, *lines = outlook.lines()
+    assert modalities == "Slices by modality: 60 DX."
     assert lines[0] == "Labels: 60 of 60 rows of 'labels.csv' join 60 of 60 slices by path."
     assert lines[1] == (
         "Task sick: 60 image units of 30 patients: 40 with '0' (20 patients), 20 with '1' (10 "
@@ -78,7 +80,7 @@ def test_what_joins_is_counted_with_units_patients_and_positives(tmp_path: Path)
     assert lines[2].endswith("`split: {kind: kfold}` tests all 30 in turn.")
     assert len(lines) == 3
     in_turn = make_project(tmp_path, all_rows(), split={"kind": "kfold"})
-    assert look_ahead(in_turn).lines() == lines[:2]
+    assert look_ahead(in_turn).lines()[1:] == lines[:2]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_rows_that_join_nothing_have_their_likeliest_cause(
     for i in range(4):
         rows[i] = f"{spelt(path_of(i))};p{i // 2};0"
     outlook = look_ahead(make_project(tmp_path, rows))
-    lines = outlook.lines()
+    _, *lines = outlook.lines()
     assert lines[0] == "Labels: 56 of 60 rows of 'labels.csv' join 56 of 60 slices by path."
     assert lines[1].startswith("4 rows join no slice: ")
     assert cause in lines[1]
@@ -113,13 +115,13 @@ def test_a_file_that_is_no_image_or_left_out_is_the_cause(tmp_path: Path) -> Non
     rows = [*all_rows(), "notes.txt;p1;0"]
     config = make_project(tmp_path, rows)
     (tmp_path / "data/notes.txt").write_text("text")
-    assert "on the disk, but no image was read there" in look_ahead(config).lines()[1]
+    assert "on the disk, but no image was read there" in look_ahead(config).lines()[2]
 
 
 def test_paths_are_shown_where_the_store_keeps_them(tmp_path: Path) -> None:
     rows = [f"{path_of(i)};p{i // 2};0" for i in range(4, 60)] + ["gone.png;p1;1"]
     data = {"root": "data", "modality": {"**": "DX"}, "paths": "keep"}
-    lines = look_ahead(make_project(tmp_path, rows, data=data)).lines()
+    _, *lines = look_ahead(make_project(tmp_path, rows, data=data)).lines()
     assert lines[1].endswith("First: data row 57 (gone.png).")
     assert lines[2].endswith(f"First: {path_of(0)}, {path_of(1)}, {path_of(2)}.")
 
@@ -128,7 +130,7 @@ def test_ids_of_another_kind_are_named(tmp_path: Path) -> None:
     labels = {"file": "labels.csv", "key": "path", "by": "study"}
     data = {"root": "data", "modality": {"**": "DX"}, "patient": r"Doe\^(\d+)"}
     rows = [f"{i:02d};p{i};{i % 2}" for i in range(PATIENTS)]
-    lines = look_ahead(make_project(tmp_path, rows, labels=labels, data=data)).lines()
+    _, *lines = look_ahead(make_project(tmp_path, rows, labels=labels, data=data)).lines()
     assert lines[1].startswith(
         "30 rows join no slice: likeliest (as for 30 of 30), they are ids of another kind: set "
         "`by: patient` in labels."
@@ -152,7 +154,7 @@ def test_a_task_that_cannot_be_answered_leaves_the_others(tmp_path: Path) -> Non
 
 def test_labels_that_cannot_be_read_are_said_and_stop_nothing(tmp_path: Path) -> None:
     config = make_project(tmp_path, ["a;b"])
-    (line,) = look_ahead(config).lines()
+    _, line = look_ahead(config).lines()
     assert line.endswith("line 2: Expected 3 columns, got 2. Correct that row, or put cells with "
                          "semicolons into quotes.")  # fmt: skip
 
@@ -187,10 +189,11 @@ def test_extract_says_it_first_and_evaluation_comes_to_the_same(tmp_path: Path) 
 
     extract(config, Speed("cpu", workers=0), ahead=ahead)
     (outlook,) = told
-    lines = outlook.lines()
+    _, *lines = outlook.lines()
     assert lines[1].startswith("1 rows join no slice: no image of the collection has that path")
-    # Hidden by the store's own key.
-    assert "data row 51 (~" in lines[1]
+    # By rows, of the table and of the store, whose key is there.
+    assert lines[1].endswith("First: data row 51.")
+    assert lines[2].endswith("slices have no row in the labels. First: row 50, row 51, row 52.")
     assert "Doe" not in "".join(lines)
     (task,) = outlook.tasks
     (answer,) = evaluate(config, ["knn"])
@@ -207,3 +210,19 @@ def test_extract_says_it_first_and_evaluation_comes_to_the_same(tmp_path: Path) 
 
 def ahead_of(told: list[Outlook]) -> Any:
     return told.append
+
+
+def test_slices_are_told_by_modality_and_those_that_name_none(tmp_path: Path) -> None:
+    config = make_project(tmp_path, all_rows(), data={"root": "data"})
+    sitk.WriteImage(sitk.GetImageFromArray(volume(4)), tmp_path / "data/ct.mha")
+    write_series(tmp_path / "data/series", volume(5))
+    lines = look_ahead(config).lines()
+    assert lines[0] == "Slices by modality: 64 OT, 5 CT."
+    (note,) = [line for line in lines if "no modality" in line]
+    assert note.startswith("64 slices of 61 files name no modality and are scaled as `other`")
+    assert '`data.modality: {"**/*.png": DX, "**/*.mha": CT}`' in note
+    # What the config names, be it OT, is no question any more; DICOM names its own.
+    named = {"root": "data", "modality": {"**/*.png": "OT", "**/*.mha": "CT"}}
+    lines = look_ahead(make_project(tmp_path, all_rows(), data=named)).lines()
+    assert lines[0] == "Slices by modality: 60 OT, 9 CT."
+    assert not [line for line in lines if "no modality" in line]

@@ -13,6 +13,7 @@ import pytest
 
 from stores import FeatureStore
 from stores._disk import seal, temporary_name, unseal, write_checked
+from stores.duplicates import Twins
 from stores.errors import CorruptStoreError, StoreNotFoundError
 from stores.verify import Finding, repair, verify
 from tests.stores.conftest import fill, slice_table
@@ -156,10 +157,11 @@ def test_suspicious_values_are_noticed_and_no_damage(full: FeatureStore) -> None
         ("outlier", "1 rows have norms far from all others (first: [5])"),
         (
             "duplicate",
-            "2 slices share their pixels, in 1 groups; 1 groups are of more than one patient "
-            "(first: [[0, 1]])",
+            "2 slices have the pixels of another (1 picture, whatever file, format or modality "
+            "they stand in): 0 of more than one patient, 1 with slices that name no patient",
         ),
     }
+    assert report.twins == [Twins((0, 1), patients=0, nameless=2)]
 
 
 def test_a_table_that_does_not_fit_the_arrays_is_damage(full: FeatureStore) -> None:

@@ -337,3 +337,44 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         ask(file, slices({}), status=[0])
     with pytest.raises(LabelError, match=r"No slice has a modality of \['MR'\].*'CR'"):
         ask(file, slices({}), modality=("MR",))
+
+
+def test_paths_of_another_folder_are_told_by_the_prefix_that_would_join(tmp_path: Path) -> None:
+    table = slices({"path": "notes.png"}, *({"path": f"cxr/images/{name}.png"} for name in "abcd"))
+    columns = {"sick": [0, 1, 0], "who": ["p1", "p2", "p3"]}
+    lacking = write_csv(
+        tmp_path / "l.csv", path=[f"images/{name}.png" for name in "abc"], **columns
+    )
+    join = {"key": "path", "patient": "who"}
+    kept = "with the prefix 'cxr/' 3 of 3 rows would join: 'images/a.png' is there as 'cxr/images"
+    with pytest.raises(LabelError, match=kept):
+        ask(lacking, table, **join)
+    too_much = write_csv(
+        tmp_path / "x.csv", path=[f"x/cxr/images/{n}.png" for n in "abc"], **columns
+    )
+    with pytest.raises(LabelError, match="without the prefix 'x/' 3 of 3 rows would join"):
+        ask(too_much, table, **join)
+
+
+def test_a_hidden_prefix_is_named_only_where_it_is_no_patients_name(tmp_path: Path) -> None:
+    table = slices(
+        {"path": "notes.png"}, *({"path": f"Doe^1/images/{name}.png"} for name in "abcd")
+    )
+
+    def refusal(who: list[str]) -> str:
+        file = write_csv(
+            tmp_path / "l.csv", path=["images/a.png", "images/b.png"], sick=[0, 1], who=who
+        )
+        task = Task(labels=("sick",))
+        read = read_labels(Labels(file=file, patient="who"), [task])
+        names = Told(tmp_path, "hide")
+        with pytest.raises(LabelError) as refused:
+            label_units(read, task, table, np.ones(5, np.uint8), tmp_path, names)
+        return str(refused.value)
+
+    deep = "names files 1 deep, the store has them 2 deep, 2 of 5 by the same name"
+    one = refusal(["p1", "p1"])
+    assert deep in one
+    assert "; with the 1 folder that differ in front 2 of 2 rows would join" in one
+    assert "Doe" not in one
+    assert "; with the prefix 'Doe^1/' 2 of 2 rows would join" in refusal(["p1", "p2"])

@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 import yaml
 
+from pipeline.commands.extract import _print_explanation
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.extract import Speed, Summary, extract
+from pipeline.extraction.copies import copies_of
 from pipeline.extraction.distributed.processes import embed_by_processes
 from pipeline.extraction.plan import explain, plan
 from pipeline.extraction.progress import Progress
@@ -229,6 +231,20 @@ def test_changed_content_gets_a_new_row_and_the_old_is_withdrawn(case: Case) -> 
     assert np.array_equal(case.store.read("cls")[: len(before)], before, equal_nan=True)
 
 
+def test_what_the_config_leaves_out_now_is_called_excluded(
+    case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = explain(case.config(data__exclude=["x*.png"])).changes
+    assert {c.path for c in changes} == {path for path in _paths(case)[0] if path[0] == "x"}
+    assert {c.why for c in changes} == {"data.include and data.exclude leave it out"}
+    (case.data / "x3.png").unlink()
+    _print_explanation(explain(case.config(data__exclude=["x1.png"])))
+    said = capsys.readouterr().out
+    assert "excluded: x1.png frame 0, row " in said
+    assert "gone: x3.png frame 0, row " in said
+    assert "withdrawn" not in said
+
+
 def test_content_that_comes_back_finds_its_old_row(case: Case) -> None:
     first = (case.data / "x0.png").read_bytes()
     write_png(case.data / "x0.png", np.arange(1600, dtype=np.uint16).reshape(40, 40))
@@ -430,8 +446,20 @@ def test_the_same_pixels_are_embedded_once_linked_and_reported(case: Case) -> No
     for path in (case.data / "ct").iterdir():
         assert np.array_equal(by_path[f"copied/{path.name}"], by_path[f"ct/{path.name}"])
     notice = next(f for f in verify(case.folder / "store").findings if f.kind == "duplicate")
-    # Twice nine of the study, of which one is also Bert's; twice one picture.
-    assert notice.detail.startswith("21 slices share their pixels, in 10 groups; 2 groups are of")
+    # Twice nine of the study, of which one is also Bert's; twice one picture, which is nobody's.
+    assert notice.detail.startswith("21 slices have the pixels of another (10 pictures")
+    assert notice.detail.endswith(
+        ": 1 of more than one patient, 1 with slices that name no patient"
+    )
+    # All of them, by row and real path; without the key by row alone.
+    groups = copies_of(case.folder / "store", verify(case.folder / "store").twins)
+    assert sorted(len(group) for group in groups) == [2] * 9 + [3]
+    every = {copy.path: copy for group in groups for copy in group}
+    assert {"x0.png", "again.tif"} <= every.keys()
+    assert every["x0.png"].row == rows[paths.index("x0.png")]
+    (case.folder / "store.key").rename(case.folder / "elsewhere.key")
+    groups = copies_of(case.folder / "store", verify(case.folder / "store").twins)
+    assert {copy.path for group in groups for copy in group} == {None}
 
 
 def test_a_twin_under_another_intensity_rule_is_embedded(case: Case) -> None:

@@ -88,7 +88,7 @@ def test_what_the_store_was_made_by_is_answered(project: Path) -> None:
         ({"backbone": {"precision": "bfloat16"}}, "precision: .*'float32'.* 'bfloat16'"),
         ({"preprocess": {"xray": "percentiles"}}, "preprocess.xray"),
         ({"outputs": {"dtype": "float32"}}, "dtype: .*'float16'.* 'float32'"),
-        ({"data": {"root": "other"}}, "another folder: .*other.* such as '~"),
+        ({"data": {"root": "other"}}, "another folder: .*other.* such as row 0\\."),
     ],
 )
 def test_another_network_recipe_or_folder_is_refused_with_both_values(
