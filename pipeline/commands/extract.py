@@ -271,9 +271,10 @@ def _print_explanation(why: Explanation) -> None:
         f"recipe: {name} is {have!r} in the store, {want!r} in the config"
         for name, have, want in why.fields
     ]
+    # The word withdrawn is for patients.
+    in_words = {EXCLUDED: "excluded", LEFT_OUT: "excluded", NOT_FOUND: "gone"}
     for change in why.changes:
-        kind = "excluded" if change.why in (EXCLUDED, LEFT_OUT) else change.kind
-        kind = "gone" if change.why == NOT_FOUND else kind
+        kind = in_words.get(change.why, change.kind)
         lines.append(f"{kind}: {change.path} frame {change.frame}, row {change.row}: {change.why}")
     lines += [f"part {index}: {doubt}" for index, doubt in why.parts]
     print_lines(out, lines or [f"Nothing is stale: {why.store} holds the whole collection."])
