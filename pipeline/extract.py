@@ -339,7 +339,7 @@ class _ExtractRun:
 
     def _say_ahead(self, look: Look) -> None:
         """Say what the config's labels, masks and split come to, while nothing is spent yet."""
-        self.ahead(outlook_of(self.config, look.reconciled.slices, look.names))
+        self.ahead(outlook_of(self.config, look.reconciled.slices, look.names, look.withdrawn))
 
     def _ring(self, shard: Shard) -> EmbedResult:
         with self._clock("embed_s"):

@@ -38,6 +38,7 @@ from pipeline.shared.few import FEW_PATIENTS
 from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError, LabelError
 from stores.features import OK, WITHDRAWN
+from stores.withdrawn import NOBODY, Withdrawn
 
 log = logging.getLogger(__name__)
 
@@ -148,11 +149,16 @@ def log_outlook(outlook: Outlook) -> None:
         log.info("%s", line)
 
 
-def outlook_of(config: Config, slices: pa.Table, names: Names) -> Outlook:
-    """Return what a config comes to on slices (SLICE_SCHEMA, real paths)."""
+def outlook_of(
+    config: Config, slices: pa.Table, names: Names, withdrawn: Withdrawn = NOBODY
+) -> Outlook:
+    """Return what a config comes to on slices (SLICE_SCHEMA, real paths).
+
+    withdrawn: whose labels are no longer expected to join any.
+    """
     if not len(slices):
         return Outlook()
-    labels, tasks, notes = _labels(config, slices, names)
+    labels, tasks, notes = _labels(config, slices, names, withdrawn)
     masks = []
     for name in config.masks:
         masks.append(_masks(config, name, slices, names))
@@ -167,13 +173,13 @@ def outlook_of(config: Config, slices: pa.Table, names: Names) -> Outlook:
 
 
 def _labels(
-    config: Config, slices: pa.Table, names: Names
+    config: Config, slices: pa.Table, names: Names, withdrawn: Withdrawn
 ) -> tuple[JoinReport | None, list[TaskOutlook], list[str]]:
     if config.labels is None:
         return None, [], []
     try:
         table = read_labels(config.labels, [])
-        report = join_report(table, slices, config.data.root, names)
+        report = join_report(table, slices, config.data.root, names, withdrawn)
     except LabelError as error:
         return None, [], [str(error)]
     failures = Failures()

@@ -62,3 +62,6 @@ class Withdrawn:
     def purging(self, patients: Collection[str]) -> Withdrawn:
         """Return this where the numbers of some of the patients are taken out."""
         return replace(self, purged=self.purged | (self.patients & set(patients)))
+
+
+NOBODY = Withdrawn()

@@ -14,9 +14,11 @@ import pyarrow as pa
 
 from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.label_join import column_texts, label_keys, label_rows, prefix_hint
+from pipeline.annotations.patients import rows_of_withdrawn
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
 from stores.inside import is_below
+from stores.withdrawn import NOBODY, Withdrawn
 
 EXAMPLES = 3
 # Of rows that join nothing, so many are looked into for the cause.
@@ -28,7 +30,8 @@ _ELSEWHERE = "files of that name lie in another folder: paths are relative to da
 class JoinReport:
     """What of a label file joins what of a collection.
 
-    rows: different keys; a row without a key counts by itself. slices: those that are there. cause:
+    rows: different keys; a row without a key counts by itself. withdrawn_rows: those that join none
+    since their patients were withdrawn. slices: those that are there. cause:
     the likeliest for the rows that join none, "" where all join. row_examples, slice_examples: the
     first that do not join, as a message may name them. notes: as `LabelTable` and `label_keys` have
     them.
@@ -44,15 +47,18 @@ class JoinReport:
     row_examples: tuple[str, ...]
     slice_examples: tuple[str, ...]
     notes: tuple[str, ...]
+    withdrawn_rows: int = 0
 
     def lines(self) -> list[str]:
         """Return it in sentences."""
-        lost_rows = self.rows - self.joined_rows
+        lost_rows = self.rows - self.joined_rows - self.withdrawn_rows
         lost_slices = self.slices - self.joined_slices
         lines = [
             f"Labels: {self.joined_rows} of {self.rows} rows of {self.file!r} join "
             f"{self.joined_slices} of {self.slices} slices by {self.by}."
         ]
+        if self.withdrawn_rows:
+            lines.append(f"{self.withdrawn_rows} rows are of patients who were withdrawn.")
         if lost_rows:
             shown = f" First: {', '.join(self.row_examples)}."
             lines.append(f"{lost_rows} rows join no slice: {self.cause}.{shown}")
@@ -62,7 +68,9 @@ class JoinReport:
         return lines + [f"Labels: {note}." for note in self.notes]
 
 
-def join_report(table: LabelTable, slices: pa.Table, root: Path, names: Names) -> JoinReport:
+def join_report(
+    table: LabelTable, slices: pa.Table, root: Path, names: Names, withdrawn: Withdrawn = NOBODY
+) -> JoinReport:
     """Return how a label table joins slices (SLICE_SCHEMA, real paths).
 
     Raises LabelError where no slice has the tag that labels are joined by.
@@ -77,7 +85,9 @@ def join_report(table: LabelTable, slices: pa.Table, root: Path, names: Names) -
     first_of_key: dict[str, int] = {}
     for i, key in enumerate(keys):
         first_of_key.setdefault(key or f"\0{i}", i)
-    lost = [i for key, i in first_of_key.items() if key not in joined]
+    spare = [i for key, i in first_of_key.items() if key not in joined]
+    of_withdrawn = rows_of_withdrawn(table, keys, slices, names, withdrawn)
+    lost = [i for i in spare if not of_withdrawn[i]]
     without = live.filter(pa.array(label < 0))
     # Of each file that joins nothing, its first slice.
     first_rows: dict[str, int] = {}
@@ -95,7 +105,7 @@ def join_report(table: LabelTable, slices: pa.Table, root: Path, names: Names) -
         file=table.settings.file.name,
         by=by,
         rows=len(first_of_key),
-        joined_rows=len(first_of_key) - len(lost),
+        joined_rows=len(first_of_key) - len(spare),
         slices=len(live),
         joined_slices=int((label >= 0).sum()),
         cause=_cause(table, lost, keys, live, root, names) if lost else "",
@@ -104,6 +114,7 @@ def join_report(table: LabelTable, slices: pa.Table, root: Path, names: Names) -
             path if is_kept else f"row {row}" for path, row in lost_files if may_show
         ),
         notes=(*table.notes, *found.notes),
+        withdrawn_rows=len(spare) - len(lost),
     )
 
 

@@ -42,10 +42,9 @@ from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError
 from stores.features import OK, UNREADABLE, VOID, WITHDRAWN
 from stores.slices import with_column
-from stores.withdrawn import Withdrawn
+from stores.withdrawn import NOBODY, Withdrawn
 
 EXAMPLES = 3
-NOBODY = Withdrawn()
 
 Bools = NDArray[np.bool_]
 Numbers = NDArray[np.int64]

@@ -120,7 +120,7 @@ def plan(
 
     def look_ahead(look: Look) -> None:
         nonlocal outlook
-        outlook = outlook_of(settings, look.reconciled.slices, look.names)
+        outlook = outlook_of(settings, look.reconciled.slices, look.names, look.withdrawn)
 
     planned = plan(settings, rehash=rehash, on_look=look_ahead)
     if as_json:

@@ -41,7 +41,7 @@ from stores.errors import (
 )
 from stores.reconcile import NOT_FOUND, Known, Reconciled, reconcile
 from stores.slices import SLICE_SCHEMA, Tables, of_modalities, where
-from stores.withdrawn import Withdrawn
+from stores.withdrawn import NOBODY, Withdrawn
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +59,8 @@ class Look:
     reconciled: the slices with their rows and real paths, and what changed. slices, files
     (SLICE_SCHEMA, FILE_SCHEMA): the tables that the store is to have, with paths as it shows them.
     unchanged: the store has these tables already. unmasked, flagged: how many slices were left out,
-    as `data.only` and `data.leave_out` ask; of_withdrawn: and how many for their patients. notes:
-    what of the config had no effect. names: by which patients are called here.
+    as `data.only` and `data.leave_out` ask; of_withdrawn: and how many for their patients, who are
+    `withdrawn`. notes: what of the config had no effect. names: by which patients are called here.
     """
 
     reconciled: Reconciled
@@ -71,6 +71,7 @@ class Look:
     names: Names
     flagged: int = 0
     of_withdrawn: int = 0
+    withdrawn: Withdrawn = NOBODY
     notes: tuple[str, ...] = ()
 
     @property
@@ -219,6 +220,7 @@ def _look(
         names=Names(config.store, config.data.paths, key),
         flagged=len(of_patients) - len(candidates),
         of_withdrawn=len(discovery.slices) - len(of_patients),
+        withdrawn=tables.withdrawn,
         notes=(*discovery.notes, *notes),
     )
     return this_look, tables.seen

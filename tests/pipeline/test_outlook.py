@@ -31,7 +31,8 @@ def look_ahead(config: Path) -> Outlook:
     outlooks = []
 
     def keep(look: Look) -> None:
-        outlooks.append(outlook_of(settings, look.reconciled.slices, look.names))
+        slices = look.reconciled.slices
+        outlooks.append(outlook_of(settings, slices, look.names, look.withdrawn))
 
     plan(settings, on_look=keep)
     (outlook,) = outlooks

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.annotations.label_report import join_report
 from pipeline.annotations.labels import label_units, read_labels
 from pipeline.annotations.units import Units
 from pipeline.config.data import Labels
@@ -167,6 +168,10 @@ def test_labels_of_withdrawn_patients_are_counted_as_that(tmp_path: Path) -> Non
     tally = units.tally
     assert (tally.withdrawn_labels, tally.unmatched_labels) == (3, 1)
     assert tally.unmatched_label_examples == ("gone.png",)
+    lines = join_report(read, table, tmp_path, names, withdrawn).lines()
+    assert lines[0] == "Labels: 2 of 6 rows of 'l.csv' join 2 of 2 slices by path."
+    assert lines[1] == "3 rows are of patients who were withdrawn."
+    assert lines[2].startswith("1 rows join no slice: ")
     # By the patient's own id.
     file = write_csv(tmp_path / "p.csv", pid=["0", "1", "2", "9"], sick=[0, 1, 1, 1])
     read = read_labels(Labels(file=file, key="pid", by="patient"), [task])
