@@ -118,7 +118,7 @@ def tune(
         print(json.dumps(answers, indent=1))
         return
     if results:
-        show_results(out, results)
+        show_results(out, results, settings)
     if outlined:
         show_segmented(out, outlined)
     show_tuned(out, [*results, *outlined], settings.store)
@@ -337,13 +337,13 @@ def _answer(
         results = evaluate(settings, methods, device=device)
     except UnansweredError as error:
         # What was answered is shown all the same, and the error said after it.
-        _print_results(error.answers, as_json)
+        _print_results(error.answers, settings, as_json)
         raise
-    _print_results(results, as_json)
+    _print_results(results, settings, as_json)
 
 
-def _print_results(results: Sequence[Result], as_json: bool) -> None:
+def _print_results(results: Sequence[Result], config: Config, as_json: bool) -> None:
     if as_json:
         print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
     elif results:
-        show_results(out, results)
+        show_results(out, results, config)
