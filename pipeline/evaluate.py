@@ -24,10 +24,10 @@ from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.result_files import (
     Computed,
+    answer_on_file,
     find_or_compute,
     predictions_table,
     publish,
-    read_answer,
     result_key,
     result_path,
 )
@@ -80,13 +80,19 @@ def on_file(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[R
     results = []
     for task in cases_of(config, Failures()):
         for cases, method in _questions(task, methods):
-            # Without a split there is no key, and no answer under one.
-            if not cases.is_split:
-                continue
-            result = read_answer(result_path(cases, method), Result)
+            result = answer_on_file(cases, method)
             if result is not None:
                 results.append(result)
     return results
+
+
+def fitting(config: Config) -> list[Result]:
+    """Return the answers on file to the config's tasks by all methods that it has settings of.
+
+    Those of other labels, another split, other settings or an earlier state of the store are not
+    among them. Raises as `evaluate` does.
+    """
+    return on_file(config, config.methods)
 
 
 def _count_answers(config: Config, methods: Sequence[Method]) -> int:

@@ -75,6 +75,23 @@ def merged_spellings(texts: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
     return np.array([spelling[text] for text in texts.tolist()], dtype=object), notes
 
 
+def written_otherwise(written: NDArray[Any], values: NDArray[Any]) -> list[str]:
+    """Return a note on each number or truth that is written in several ways: 1, 1.0 and TRUE.
+
+    written, values (n,): cells as they stand, and what they were taken as; None where empty.
+    """
+    spellings: dict[str, Counter[str]] = {}
+    for cell, value in zip(written.tolist(), values.tolist(), strict=True):
+        if value is not None and is_number(value) and not is_date(value):
+            spellings.setdefault(value, Counter())[cell] += 1
+    notes = []
+    for value, numbers in sorted(spellings.items()):
+        if len(numbers) > 1:
+            each = ", ".join(f"{text!r} ({n} rows)" for text, n in sorted(numbers.items()))
+            notes.append(f"{each} are one value, {value!r}")
+    return notes
+
+
 # --- classes -------------------------------------------------------------------------------
 
 
@@ -117,7 +134,8 @@ def encode(
         raise LabelError(
             f"positive names one of two classes. The slices with features have {_listed(classes)} "
             f"in column {task.labels[0]!r}: leave positive out (each is scored against the rest), "
-            "or give the column two values."
+            "or make one against the rest a task of its own, whose column has 1 where it is "
+            f"{task.positive!r} and 0 where it is another."
         )
     number = {name: i for i, name in enumerate(classes)}
     y = np.array([number[value] for value in values], dtype=np.int64)

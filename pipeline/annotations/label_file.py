@@ -7,7 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,15 @@ class LabelTable:
     """The columns of a label file that some tasks need, as text, with the settings they join by.
 
     comma: whether a comma in a number can only be a decimal one, since none separates cells.
-    notes: what was read otherwise than as it stands.
+    notes: what was read otherwise than as it stands. written: the cells as they stand of columns in
+    which several spellings, such as 1 and 1.0, became one text.
     """
 
     settings: Labels
     columns: dict[str, Texts]
     comma: bool = False
     notes: tuple[str, ...] = ()
+    written: Mapping[str, Texts] = field(default_factory=dict)
 
     def digest(self, task: Task) -> str:
         """Return the sha256 of what `task` depends on: another column's edit leaves it alone."""
@@ -66,6 +68,7 @@ def read_labels(
         names = list(dict.fromkeys([*names, settings.root]))
     table = read_table(settings.file, names)
     columns = {}
+    written = {}
     for name in names:
         is_path = name == settings.key and settings.by == "path"
         is_id = name in (settings.key, settings.patient)
@@ -78,11 +81,15 @@ def read_labels(
         if not is_id and settings.dates == "day.month.year":
             steps.append(_day_in_order)
         columns[name] = _texts(table.columns[name], steps)
+        if not is_id:
+            as_it_stands = _texts(table.columns[name], [_stripped, _composed])
+            if len(set(as_it_stands)) > len(set(columns[name])):
+                written[name] = as_it_stands
     if settings.root is not None:
         _put_below_roots(columns, settings)
     if ROOT_COLUMN in asked:
         columns[ROOT_COLUMN] = _roots_of_rows(columns, settings)
-    return LabelTable(settings, columns, table.comma, table.notes)
+    return LabelTable(settings, columns, table.comma, table.notes, written)
 
 
 def _put_below_roots(columns: dict[str, Texts], settings: Labels) -> None:

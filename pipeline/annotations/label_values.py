@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.classes import merged_spellings
+from pipeline.annotations.classes import merged_spellings, written_otherwise
 from pipeline.annotations.label_file import LabelTable, Texts
 from pipeline.annotations.texts import is_number, is_text
 from pipeline.config.tasks import Task
@@ -61,6 +61,7 @@ def apply_policies(table: LabelTable, task: Task) -> LabelValues:
     filled = np.zeros(len(table.columns[task.labels[0]]), np.int64)
     for name in task.labels:
         raw = table.columns[name]
+        written = table.written.get(name, raw)
         is_empty = np.isin(raw.astype(np.str_), empty)
         texts = raw.copy()
         texts[is_empty] = None
@@ -68,9 +69,12 @@ def apply_policies(table: LabelTable, task: Task) -> LabelValues:
             texts = _with_points(texts, name) if table.comma else texts
             _refuse_text(texts, name)
         elif len(task.labels) > 1 or _is_finding(texts[~is_empty]):
+            truths = [text and FINDING.get(text.lower(), text) for text in texts]
+            notes += written_otherwise(written, np.array(truths, dtype=object))
             texts = _finding(texts, name, table, task)
             filled += is_text(texts) & (is_empty | (raw == UNCERTAIN))
         else:
+            notes += written_otherwise(written, texts)
             texts, of_spelling = merged_spellings(texts)
             notes += of_spelling
         # A finding's empty cells are zeros by now: what is still empty cannot be made one.

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.classes import encode, merged_spellings
+from pipeline.annotations.classes import Classes, encode, merged_spellings
 from pipeline.annotations.label_file import LabelTable as LabelTable
 from pipeline.annotations.label_file import Texts
 from pipeline.annotations.label_file import read_labels as read_labels
@@ -33,11 +33,13 @@ from pipeline.annotations.label_join import (
 from pipeline.annotations.label_join import matched as matched
 from pipeline.annotations.label_values import LabelValues, apply_policies
 from pipeline.annotations.patients import rows_of_withdrawn
-from pipeline.annotations.texts import is_text
+from pipeline.annotations.texts import is_number, is_text
 from pipeline.annotations.units import Units
+from pipeline.config.modalities import modality_code
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level, Task
 from pipeline.results import Tally
+from pipeline.shared.few import FEW_PATIENTS
 from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError
 from stores.features import OK, UNREADABLE, VOID, WITHDRAWN
@@ -45,6 +47,8 @@ from stores.slices import with_column
 from stores.withdrawn import NOBODY, Withdrawn
 
 EXAMPLES = 3
+# A class of fewer patients cannot train, validate and test.
+_FEWEST_PATIENTS = 3
 
 Bools = NDArray[np.bool_]
 Numbers = NDArray[np.int64]
@@ -158,8 +162,35 @@ def label_units(
         rows=labelled.rows,
         unit=unit,
         tally=tally,
-        notes=(*table.notes, *keys.notes, *values.notes),
+        notes=(
+            *table.notes,
+            *keys.notes,
+            *values.notes,
+            *_rare_classes(classes, y[first], patients[first]),
+        ),
     )
+
+
+def _rare_classes(classes: Classes, y: NDArray[Any], patients: Texts) -> list[str]:
+    """Return a note on classes of so few patients among many that they may be typing errors.
+
+    y, patients (n,): of the units. A name is told where it can be none of a person: a short number.
+    """
+    if classes.kind not in ("binary", "multiclass") or len(set(patients)) < FEW_PATIENTS:
+        return []
+    rare = []
+    for number, name in enumerate(classes.names):
+        of_class = patients[y == number]
+        n = len(set(of_class))
+        if n < _FEWEST_PATIENTS:
+            shown = f"class {name!r}" if is_number(name) and len(name) < 4 else "a class"
+            units = f"{len(of_class)} unit{'s' * (len(of_class) > 1)}"
+            rare.append(f"{shown} has {units} of {n} patient{'s' * (n > 1)}")
+    if not rare:
+        return []
+    others = len(rare) - EXAMPLES
+    more = f", and {others} more classes are as rare" if others > 0 else ""
+    return [f"{', '.join(rare[:EXAMPLES])}{more}: a typing error?"]
 
 
 def _join(
@@ -249,17 +280,34 @@ def _depth(paths: Sequence[str] | Texts) -> str:
 
 
 def _has_modality(slices: pa.Table, task: Task) -> Bools:
-    """Return (m,) which slices are of the task's modalities. Raises LabelError for none."""
-    modality = column_texts(slices, "modality")
+    """Return (m,) which slices are of the task's modalities.
+
+    Raises LabelError for none, and for a word that is neither in the store nor a code of DICOM.
+    """
     if task.modality is None:
-        return np.ones(len(modality), bool)
+        return np.ones(len(slices), bool)
+    modality = column_texts(slices, "modality")
+    # A row that was purged has none.
+    there = {name for name in modality.tolist() if name}
+    for word in set(task.modality) - there:
+        refused = _modality_fault(word)
+        if refused:
+            raise LabelError(f"{refused} The store has {sorted(there)}.")
     is_of_modality = np.isin(modality.astype(np.str_), task.modality)
     if not is_of_modality.any():
         raise LabelError(
-            f"No slice has a modality of {list(task.modality)}; the store has "
-            f"{sorted(set(modality.astype(np.str_)))}."
+            f"No slice has a modality of {list(task.modality)}; the store has {sorted(there)}."
         )
     return np.asarray(is_of_modality)
+
+
+def _modality_fault(word: str) -> str:
+    """Return why a task cannot ask for a modality by this word; "" for a code of DICOM."""
+    try:
+        code = modality_code(word)
+    except ValueError as error:
+        return str(error)
+    return "" if code == word else f"{word!r} is no modality code of DICOM. Did you mean {code!r}?"
 
 
 def _usable(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.config.methods import Method
     from pipeline.config.root import Config
     from pipeline.config.tasks import Level
+    from pipeline.evaluation.compare import Results
     from pipeline.results import Result, Segmented
 
 Name = TypeVar("Name", bound=str)
@@ -117,7 +118,7 @@ def tune(
         print(json.dumps(answers, indent=1))
         return
     if results:
-        show_results(out, results)
+        show_results(out, results, settings)
     if outlined:
         show_segmented(out, outlined)
     show_tuned(out, [*results, *outlined], settings.store)
@@ -249,16 +250,17 @@ def compare(
 ) -> None:
     """Say what the second store scores above the first, on tasks that both have answered.
 
-    With --heads the second method above the first; the stores may then be the same.
+    With --heads the second method above the first; the stores may then be the same. Of a config
+    those answers count that `evaluate` finds on file.
     """
-    from pipeline.evaluation.compare import compare_stores
+    from pipeline.evaluation.compare import compare_results
     from pipeline.recipe import recipe_of
     from stores import FeatureStore
 
     methods = None if heads is None else (_method(heads[0]), _method(heads[1]))
-    stores = [_store_of(path) for path in (first, second)]
-    pairs = compare_stores(stores[0], stores[1], methods)
-    networks = [recipe_of(FeatureStore.open(store)).network for store in stores]
+    one, other = _answers_of(first), _answers_of(second)
+    pairs = compare_results(one, other, methods)
+    networks = [recipe_of(FeatureStore.open(store)).network for store, _ in (one, other)]
     if as_json:
         rows = []
         for result, differences in pairs:
@@ -281,13 +283,22 @@ def _checked_config(path: Path, store: Path | None = None) -> Config:
     return config
 
 
-def _store_of(path: Path) -> Path:
-    """Return the store that a path names, or that the config of that path does and fits."""
+def _answers_of(path: Path) -> tuple[Path, Results]:
+    """Return the store that a path names and its newest answers, or of a config those that fit it.
+
+    A config without tasks asks for nothing that an answer could be held against.
+    """
+    from pipeline.evaluate import fitting
+    from pipeline.evaluation.compare import newest, with_predictions
     from stores.storage import located
 
     if not path.is_file():
-        return located(path)
-    return _checked_config(path).store
+        store = located(path)
+        return store, newest(store)
+    config = _checked_config(path)
+    if not config.tasks:
+        return config.store, newest(config.store)
+    return config.store, with_predictions(config.store, fitting(config))
 
 
 def _level(name: str) -> Level:
@@ -326,13 +337,13 @@ def _answer(
         results = evaluate(settings, methods, device=device)
     except UnansweredError as error:
         # What was answered is shown all the same, and the error said after it.
-        _print_results(error.answers, as_json)
+        _print_results(error.answers, settings, as_json)
         raise
-    _print_results(results, as_json)
+    _print_results(results, settings, as_json)
 
 
-def _print_results(results: Sequence[Result], as_json: bool) -> None:
+def _print_results(results: Sequence[Result], config: Config, as_json: bool) -> None:
     if as_json:
         print(json.dumps([result.model_dump(mode="json") for result in results], indent=1))
     elif results:
-        show_results(out, results)
+        show_results(out, results, config)

@@ -29,6 +29,8 @@ from pipeline.shared.texts import one_line, printable
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.config.root import Config
+    from pipeline.config.tasks import Part
     from pipeline.evaluation.retest import Agreement
     from pipeline.evaluation.search import Hit
     from pipeline.fitted.validate import Validation
@@ -119,10 +121,11 @@ def _print(out: Console, table: Table) -> None:
     out.print(table, crop=False)
 
 
-def show_results(out: Console, results: Sequence[Result]) -> None:
+def show_results(out: Console, results: Sequence[Result], config: Config | None = None) -> None:
     """Print a table a method, classes and numbers apart: a line a task and setting, with intervals.
 
-    The intervals are of 95 %; a star marks the setting that val chose of several.
+    The intervals are of 95 %; a star marks the setting that val chose of several. config: of the
+    store in which the predictions are, where that is to be told.
     """
     if any(result.provenance.random for result in results):
         out.print(RANDOM, style="bold yellow")
@@ -133,10 +136,41 @@ def show_results(out: Console, results: Sequence[Result]) -> None:
     for answers in tables.values():
         _show_method(out, answers)
     _show_few(out, results)
+    _show_sides(out, results, config)
     for result in results:
         for note in result.notes:
             out.print(f"{result.task}, {result.method}: {note}.", highlight=False)
     _show_origin(out, results)
+    if config is not None:
+        _show_predictions(out, results, config.store)
+
+
+def _show_sides(out: Console, results: Sequence[Result], config: Config | None) -> None:
+    """Say once of each task how much trained and validated; its shortcuts stand on its split."""
+    tasks = {result.task: result for result in results}
+    in_folds = config is not None and config.split.kind == "kfold"
+    of_first = " in the first fold" if in_folds else ""
+    for name, result in tasks.items():
+        if name.rpartition("/")[0] not in tasks:
+            sides = (
+                f"trained on {_counted(result, 'train')}, validated on {_counted(result, 'val')}"
+            )
+            print_line(out, f"{name}: {sides}{of_first}.")
+
+
+def _show_predictions(out: Console, results: Sequence[Result], store: Path) -> None:
+    """Say where the predictions of the test units are; few-shot episodes have none."""
+    from pipeline.evaluation.result_files import RESULTS, predictions_path
+
+    files = {path for each in results if (path := predictions_path(store, each)).is_file()}
+    if len(files) == 1:
+        print_line(out, f"What was predicted of each test unit is in {files.pop()}.")
+    elif files:
+        print_line(
+            out,
+            f"What was predicted of each test unit is in {store / RESULTS}, a Parquet file an "
+            "answer: METHOD-KEY.parquet, by the first 16 digits of `key` in results.jsonl.",
+        )
 
 
 def _show_few(out: Console, answers: Sequence[Result] | Sequence[Segmented]) -> None:
@@ -175,6 +209,7 @@ def _show_method(out: Console, answers: Sequence[Result]) -> None:
     if table.row_count:
         _print(out, table)
         _show_points(out, answers)
+        _show_subgroups(out, answers, shown)
 
 
 def _show_points(out: Console, answers: Sequence[Result]) -> None:
@@ -199,18 +234,39 @@ def _show_points(out: Console, answers: Sequence[Result]) -> None:
         _print(out, table)
 
 
+def _show_subgroups(out: Console, answers: Sequence[Result], shown: Sequence[str]) -> None:
+    """Print the scores of the test units with each value of a column that a task names."""
+    numbers = [HEADLINES[name] for name in shown]
+    table = _table("By subgroup", ("task", "subgroup", "tested on"), numbers)
+    for result in answers:
+        for name, subgroup in result.main_score.subgroups.items() if result.scores else ():
+            metrics = [subgroup.metrics.get(each) for each in shown]
+            cells = ["" if metric is None else _number(metric) for metric in metrics]
+            units = _units_text(result, subgroup.units, subgroup.patients)
+            table.add_row(result.task, name, units, *cells)
+    if table.row_count:
+        _print(out, table)
+
+
 def _features(result: Result) -> str:
     scaling = result.settings["scaling"]
     return result.features if scaling == "none" else f"{result.features} ({scaling})"
 
 
 def _tested_on(result: Result) -> str:
-    test = result.counts["test"]
-    few = few_text(result)
+    return f"{_counted(result, 'test')}{few_text(result)}"
+
+
+def _counted(result: Result, part: Part) -> str:
+    count = result.counts[part]
+    return _units_text(result, count.units, count.patients)
+
+
+def _units_text(result: Result, units: int, patients: int) -> str:
     if result.level == "patient":
-        return f"{test.units} patients{few}"
+        return f"{units} patients"
     plural = {"image": "images", "series": "series", "study": "studies"}[result.level]
-    return f"{test.units} {plural} of {test.patients} patients{few}"
+    return f"{units} {plural} of {patients} patients"
 
 
 def _score(score: Score, metrics: Sequence[str]) -> Iterator[str]:

@@ -30,7 +30,7 @@ from pipeline.config.data import (
     Outputs,
     SplitChoice,
 )
-from pipeline.config.heads import HEADS, TUNED, Declaration, declared
+from pipeline.config.heads import HEADS, TUNED, Declaration, declared, method_names
 from pipeline.config.presets import PresetName, expanded
 from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Task
@@ -146,6 +146,11 @@ class Config(HeadKeys):
                 "labels.root to the column that has them."
             )
         return self
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that the config has settings of: all heads, and those that it tunes by."""
+        return tuple(name for name in method_names() if getattr(self, name) is not None)
 
     def settings_of(self, method: Declaration[S]) -> S:
         """Return the settings of a method. Raises ConfigError where the config has none."""

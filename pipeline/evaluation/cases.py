@@ -190,7 +190,8 @@ class Cases:
             with self.store.filing(self.withdrawn):
                 self._file_split()
                 note_patients(self.store, self.table, self._slices, self._root, self._names)
-        else:  # the other task's split counts as it is
+        else:  # the other task's split counts as it is, unless that is refused
+            self.shortcut_of.ensure_split()
             self._refuse_copies(self._copy_search().across(self._sides(self.split)))
         self._split_ensured = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,12 @@ from numpy.typing import NDArray
 from pipeline.config.methods import Method
 from pipeline.evaluation.metrics import metrics
 from pipeline.evaluation.metrics.paired import holm
-from pipeline.evaluation.result_files import filed, read_predictions, read_thresholds
+from pipeline.evaluation.result_files import (
+    filed,
+    predictions_path,
+    read_predictions,
+    read_thresholds,
+)
 from pipeline.results import Difference, Result
 from stores.errors import LabelError, StoreNotFoundError
 
@@ -77,8 +83,17 @@ def compare_stores(
     may be one store. The newest answer of each counts, in the setting that stands for it. p_holm is
     adjusted for every p of the table. Raises LabelError where they answered nothing in common.
     """
-    one = newest(first)
-    two = newest(second)
+    return compare_results((first, newest(first)), (second, newest(second)), heads)
+
+
+def compare_results(
+    one_of_store: tuple[Path, Results],
+    other_of_store: tuple[Path, Results],
+    heads: tuple[Method, Method] | None = None,
+) -> list[tuple[Result, list[Difference]]]:
+    """Return what `compare_stores` does, of these results of two stores."""
+    first, one = one_of_store
+    second, two = other_of_store
     table: list[tuple[Result, list[Difference]]] = []
     for key, result in one.items():
         other = _counterpart(key, two, heads)
@@ -132,9 +147,14 @@ def newest(store: Path) -> Results:
     if not answers:
         raise StoreNotFoundError(f"There are no results in {str(store)!r}; evaluate it first.")
     # The oldest come first, so that a newer one takes the place of an older.
+    return with_predictions(store, [result for _, result in answers])
+
+
+def with_predictions(store: Path, answers: Iterable[Result]) -> Results:
+    """Return those answers that have predictions on file, the last to each task by each method."""
     results: Results = {}
-    for path, result in answers:
-        if path.with_suffix(".parquet").is_file():
+    for result in answers:
+        if predictions_path(store, result).is_file():
             results[result.task, result.method] = result
     return results
 

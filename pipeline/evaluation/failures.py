@@ -40,7 +40,11 @@ class Failures:
         if not answers and len(reasons) == 1:
             raise self.errors[0][1]
         tasks = dict.fromkeys(name for name, _ in self.errors)
-        lines = [f"{name}: {error}" for name, error in self.errors]
+        # What several tasks fail for, such as a task and its shortcuts, is told once.
+        by_reason: dict[str, list[str]] = {}
+        for name, error in self.errors:
+            by_reason.setdefault(str(error), []).append(name)
+        lines = [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
         raise UnansweredError(
             "\n".join([f"These tasks could not be answered: {', '.join(tasks)}.", *lines]), answers
         )

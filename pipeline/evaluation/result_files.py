@@ -227,6 +227,12 @@ def _drop_traces(store: FeatureStore, name: str) -> None:
     store.storage.clear(MASK_FOLDER)
 
 
+def answer_on_file(cases: Cases, method: Method) -> Result | None:
+    """Return the answer to a task by a method that is on file; None where there is none."""
+    # Without a split there is no key, and no answer under one.
+    return read_answer(result_path(cases, method), Result) if cases.is_split else None
+
+
 def read_answer(path: Path, kind: type[Answer]) -> Answer | None:
     """Return the answer in a file, as found and not computed; None where none can be read."""
     try:

@@ -15,15 +15,19 @@ from pipeline.config.data import Labels
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet
 from pipeline.evaluation.cases import Cases, cases_of
-from pipeline.evaluation.compare import newest
+from pipeline.evaluation.compare import with_predictions
 from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.metrics.agreement import icc
 from pipeline.evaluation.pooling import read_features
-from pipeline.evaluation.result_files import predicted_units, read_predictions
+from pipeline.evaluation.result_files import (
+    answer_on_file,
+    predicted_units,
+    read_predictions,
+)
 from pipeline.results import Result
 from pipeline.shared.arrays import unit_length
 from pipeline.shared.pseudonyms import Names
-from stores.errors import LabelError, StoreNotFoundError
+from stores.errors import LabelError
 from stores.features import OK, FeatureStore
 
 # Pairs: ICC of fewer says nothing.
@@ -159,15 +163,10 @@ def _agreement_of_answers(
     store: FeatureStore,
     scans: Scans,
 ) -> Iterator[Agreement]:
-    """Yield how far each task's newest answers agree, on pairs that they were tested on."""
-    try:
-        answers = newest(store.path)
-    except StoreNotFoundError:  # none on file
-        return
+    """Yield how far each task's answers on file agree, on pairs that they were tested on."""
     for cases in cases_of(config) if config.tasks else ():
-        for (task, method), result in answers.items():
-            if task != cases.name:
-                continue
+        answers = [answer for each in config.methods if (answer := answer_on_file(cases, each))]
+        for (task, method), result in with_predictions(store.path, answers).items():
             x = _paired_predictions(cases, result, scans)
             if len(x) >= LEAST:
                 agreement = float(np.nanmean(icc(x)))

@@ -7,6 +7,10 @@ that takes a config to a store asks here first. No weights are needed, and no im
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+
 from pipeline.backbones.models import COMPARATORS
 from pipeline.backbones.weights import (
     BACKBONES,
@@ -24,13 +28,17 @@ from pipeline.shared.notes import Note
 from stores import FeatureStore
 from stores.errors import RecipeMismatchError, WeightsError
 
-# What a look at the tables of a store found.
+log = logging.getLogger(__name__)
+
+# What a look at the tables of a store found; or a sentence on slices that the config leaves out.
 IMPORTED = "imported"
 OF_THIS_FOLDER = "of this folder"
 
 
 def check_store(config: Config) -> None:
-    """Refuse a config whose store was made by another recipe, or of another folder.
+    """Refuse a config whose store was made by another recipe, or of another folder, or read so.
+
+    What it leaves out of what the store has is logged.
 
     Weights that are not on this machine are taken for those of the store where nothing says
     otherwise: the network by its name, trained or random. A store of imported features is what its
@@ -39,12 +47,12 @@ def check_store(config: Config) -> None:
     """
     store = FeatureStore.open(config.store)
     # Tables of millions of rows are looked into once, and again when they or the folder change.
-    note = Note(
-        "stores", f"{store.path.resolve()}\0{config.data.root.resolve()}", _stamp(config, store)
-    )
+    about = (str(store.path.resolve()), str(config.data.root.resolve()), _rules_digest(config))
+    note = Note("stores", "\0".join(about), _stamp(config, store))
     origin = note.read()
+    files = store.files(["size"]) if origin is None else None
     # Imported features are of no files: their recipe is the user's word, and the config has none.
-    if origin == IMPORTED or (origin is None and not len(store.files(["size"]))):
+    if origin == IMPORTED or (files is not None and not len(files)):
         note.write(IMPORTED)
         return
     recipe = recipe_of(store)
@@ -52,12 +60,16 @@ def check_store(config: Config) -> None:
     check_recipe(store, recipe_with(config, weights or _weights_by_name(config, recipe)))
     if weights is None:
         _check_likely_weights(config, recipe, store)
-    if origin is None:
+    if files is not None:
         # Where tables are to be read, and not to ask for an answer on file.
         from pipeline.extraction.same_folder import check_folder
+        from pipeline.extraction.same_rules import check_rules
 
         check_folder(config, store)
-        note.write(OF_THIS_FOLDER)
+        origin = check_rules(config, store, files) or OF_THIS_FOLDER
+        note.write(origin)
+    if origin != OF_THIS_FOLDER:
+        log.warning("%s", origin)
 
 
 # --- the network -----------------------------------------------------------------------------
@@ -130,6 +142,16 @@ def _identity(source: WeightsSource) -> str:
 
 
 # --- the images ------------------------------------------------------------------------------
+
+
+def _rules_digest(config: Config) -> str:
+    """Return the sha256 of all of a config that `check_rules` holds against a store."""
+    data = config.data.model_dump(
+        mode="json", include={"include", "exclude", "modality", "patient", "leave_out", "paths"}
+    )
+    by_labels = config.labels is not None and config.labels.patient is not None
+    # Not sorted: of globs the first counts.
+    return hashlib.sha256(json.dumps([data, by_labels]).encode()).hexdigest()
 
 
 def _stamp(config: Config, store: FeatureStore) -> str:

@@ -180,7 +180,7 @@ def _look(
 
     rules = _discovery_rules(config)
     # Files that were read by other rules tell nothing of what these rules find in them.
-    is_guide = not rehash and _rules_of(tables.files) == rules
+    is_guide = not rehash and rules_of(tables.files) == rules
     discovery = discover(
         config.data,
         key,
@@ -239,7 +239,7 @@ def _discovery_rules(config: Config) -> bytes:
     return json.dumps(rules, sort_keys=True).encode()
 
 
-def _rules_of(files: pa.Table) -> bytes | None:
+def rules_of(files: pa.Table) -> bytes | None:
     """Return the rules by which the files of a table were read; None where it does not say."""
     metadata: dict[bytes, bytes] = files.schema.metadata or {}
     return metadata.get(_RULES)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pipeline.evaluation.compare import compare_stores
+from pipeline.evaluation.compare import Results, compare_results, with_predictions
 from pipeline.evaluation.neighbours import neighbours
 from pipeline.report.atlas import whole_slice
 from pipeline.report.figures import forest, headline
@@ -114,12 +115,19 @@ def _forest(sources: Sequence[Source], ranked: Sequence[Ranked]) -> Figure | Non
     return forest(rows, names, METRICS[HEADLINE[0]], chance=0.5) if rows else None
 
 
+def _predicted(source: Source) -> tuple[Path, Results]:
+    """Return a source's store and answers with predictions on file. Raises StoreNotFoundError."""
+    if not source.results:
+        raise StoreNotFoundError(f"There are no results in {source.name!r}; evaluate it first.")
+    return source.store.path, with_predictions(source.store.path, source.results.values())
+
+
 def _pair(one: Source, two: Source) -> Pair:
     """Compare two stores: their scores on the same test units, their features on equal pixels."""
     differences: list[tuple[Result, Difference]] = []
     unable = ""
     try:
-        for result, of_result in compare_stores(one.store.path, two.store.path):
+        for result, of_result in compare_results(_predicted(one), _predicted(two)):
             wanted = headline(result)
             differences += [(result, d) for d in of_result if d.metric == wanted]
     except (LabelError, StoreNotFoundError) as error:  # the page says why, and goes on

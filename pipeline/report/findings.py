@@ -152,6 +152,13 @@ def _answers(source: Source) -> Iterator[ReportFinding]:
     if stale:
         text = f"Computed before the store last changed: {'; '.join(stale)}. Evaluate again."
         yield ReportFinding("stale", "warn", text)
+    if source.unfitting:
+        text = (
+            "Answers on file that do not fit the config are not shown, since they are of other "
+            "labels, another split, other settings or an earlier state of the store: "
+            f"{'; '.join(map(_query, source.unfitting))}. Evaluate by this config to have its own."
+        )
+        yield ReportFinding("stale", "warn" if not every else "note", text)
     vague = [r for r in scored if _vague(r)]
     if vague:
         each = "; ".join(f"{_query(r)} {interval(r.main_score.metrics['auroc'])}" for r in vague)

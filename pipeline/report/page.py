@@ -131,7 +131,8 @@ def _at_a_glance(source: Source) -> Drawn | None:
     figure = overview(source)
     if figure is None:
         return None
-    about = "Each task's newest answers; the dotted line is chance."
+    chosen = "answers by the config" if source.config else "newest answers"
+    about = f"Each task's {chosen}; the dotted line is chance."
     return Drawn("overview", "At a glance", about, figure)
 
 

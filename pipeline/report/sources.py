@@ -12,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline import segment
 from pipeline.annotations.labels import LabelTable, label_units, read_labels, with_patients
 from pipeline.annotations.units import Units
+from pipeline.config.heads import TUNED
 from pipeline.config.loading import load_config
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
+from pipeline.evaluate import fitting
 from pipeline.evaluation.result_files import filed, filed_segmentations
 from pipeline.extraction.same_store import check_store
 from pipeline.extraction.selection import LEFT_OUT
@@ -64,15 +67,42 @@ class Source:
 
     @cached_property
     def results(self) -> dict[tuple[str, Method], Result]:
-        """The newest answer to each task by each method."""
+        """The answer to each task by each method: those that fit the config, or else the newest."""
+        if self.config is None or not self.config.tasks:
+            return self._newest_results
+        return {(result.task, result.method): result for result in fitting(self.config)}
+
+    @cached_property
+    def segmented(self) -> dict[tuple[str, str], Segmented]:
+        """The answer for each name of masks by each head: as `results` are chosen."""
+        # Without the masks nothing can be held against them.
+        if self.config is None or not self.config.masks or not self.config.data.root.is_dir():
+            return self._newest_segmented
+        heads = [*self.config.segment, *(m for m in self.config.methods if m in TUNED)]
+        try:
+            answers = segment.on_file(self.config, heads)
+        except (LabelError, ConfigError) as error:  # the rest of the page stands
+            log.warning("Whether answers are of these masks cannot be told: %s", error)
+            return self._newest_segmented
+        return {(answer.task, answer.head): answer for answer in answers}
+
+    @cached_property
+    def unfitting(self) -> list[Result | Segmented]:
+        """The newest answers of tasks and masks by what has none that fits the config."""
+        others: list[Result | Segmented] = []
+        others += [r for key, r in self._newest_results.items() if key not in self.results]
+        others += [r for key, r in self._newest_segmented.items() if key not in self.segmented]
+        return others
+
+    @cached_property
+    def _newest_results(self) -> dict[tuple[str, Method], Result]:
         newest: dict[tuple[str, Method], Result] = {}
         for _, result in filed(self.store.path):
             newest[result.task, result.method] = result  # a later one takes its place
         return newest
 
     @cached_property
-    def segmented(self) -> dict[tuple[str, str], Segmented]:
-        """The newest answer for each name of masks by each head."""
+    def _newest_segmented(self) -> dict[tuple[str, str], Segmented]:
         newest: dict[tuple[str, str], Segmented] = {}
         for _, answer in filed_segmentations(self.store.path):
             newest[answer.task, answer.head] = answer

@@ -27,7 +27,13 @@ from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.result_files import filed, read_predictions, write_tidy
 from pipeline.evaluation.splits import split_path
 from pipeline.results import Result, Tally
-from stores.errors import ConfigError, CorruptStoreError, LabelError, StoreNotFoundError
+from stores.errors import (
+    ConfigError,
+    CorruptStoreError,
+    LabelError,
+    StoreNotFoundError,
+    UnansweredError,
+)
 from stores.verify import repair, verify
 from tests.pipeline.collection import config_of, make_store, write_csv
 
@@ -325,6 +331,37 @@ def test_subgroups_shortcuts_and_permutations_stand_beside_the_score(root: Path)
     many = {"labels": ["signal"], "subgroups": ["path"]}
     with pytest.raises(LabelError, match=r"at most 20 values. 'path' has \d\d"):
         evaluate(config_of(root, tasks={"t": many}), ["probe"])
+
+
+def test_copies_across_the_split_are_told_and_not_that_a_shortcut_has_no_split(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    images = np.arange(N) + 1
+    images[1::2] = images[::2]  # of each picture the next patient has a copy
+    slices = [{"patient": f"P{i}"} for i in range(N)]
+    make_store(tmp_path / "store", rng.standard_normal((N, 4, 16)), slices, images=images)
+    write_csv(
+        tmp_path / "labels.csv",
+        path=[f"f{i}.png" for i in range(N)],
+        sick=rng.integers(0, 2, N),
+        # Known of one patient of each pair, so that no copy is among them.
+        alone=[rng.integers(0, 2) if i % 2 else "" for i in range(N)],
+        view=rng.integers(0, 2, N),
+    )
+    tasks = {
+        "sick": {"labels": ["sick"], "shortcuts": ["view"]},
+        "alone": {"labels": ["alone"]},
+    }
+    with pytest.raises(UnansweredError, match=r"(?s)sick, sick/view: .*another side") as refused:
+        evaluate(config_of(tmp_path, tasks=tasks), ["knn", "probe"])
+    assert str(refused.value).count("another side") == 1
+    assert [(r.task, r.method) for r in refused.value.answers] == [
+        ("alone", "knn"),
+        ("alone", "probe"),
+    ]
+    with pytest.raises(LabelError, match="another side"):
+        evaluate(config_of(tmp_path, tasks={"sick": tasks["sick"]}), ["probe"])
 
 
 def test_the_papers_few_shot_is_its_draw_and_the_probe(root: Path) -> None:

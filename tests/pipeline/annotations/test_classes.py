@@ -101,6 +101,27 @@ def test_a_positive_that_is_not_there_is_refused(tmp_path: Path) -> None:
             Task.model_validate({**task, "positive": "1"})
 
 
+def test_numbers_that_are_written_in_several_ways_are_one_and_that_is_said(tmp_path: Path) -> None:
+    units = ask(tmp_path, ["1", "0", "1.0", "TRUE", "0", "1"])
+    assert units.classes == ("0", "1")
+    assert units.notes == ("'1' (2 rows), '1.0' (1 rows), 'TRUE' (1 rows) are one value, '1'",)
+    of_three = ask(tmp_path, ["1", "0", "2.0", "2", "0", "1"])
+    assert of_three.notes == ("'2' (1 rows), '2.0' (1 rows) are one value, '2'",)
+    # As pandas writes a column with gaps: in one way.
+    assert ask(tmp_path, ["1.0", "0.0", "1.0", ""]).notes == ()
+
+
+def test_a_class_of_one_patient_among_many_may_be_a_typing_error(tmp_path: Path) -> None:
+    units = ask(tmp_path, ["0", "1"] * 12 + ["2"])
+    assert units.notes == ("class '2' has 1 unit of 1 patient: a typing error?",)
+    # What may be a name is not told.
+    named = ask(tmp_path, ["0", "1"] * 12 + ["Jane Doe"])
+    assert named.notes == ("a class has 1 unit of 1 patient: a typing error?",)
+    # Of few patients every class is rare, and three may train, validate and test.
+    assert ask(tmp_path, ["0", "1"] * 4 + ["2"]).notes == ()
+    assert ask(tmp_path, ["0", "1"] * 12 + ["2"] * 3).notes == ()
+
+
 def test_values_that_differ_in_case_alone_are_one_and_that_is_said(tmp_path: Path) -> None:
     units = ask(tmp_path, ["Yes", "no", "YES", "yes", "Yes", "No", "no"])
     assert units.classes == ("no", "Yes")

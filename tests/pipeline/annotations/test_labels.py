@@ -340,6 +340,9 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     write_csv(file, path=["f0.png"], sick=[0])
     with pytest.raises(LabelError, match="1 of them await extraction"):
         ask(file, slices({}), status=[0])
+    for word, meant in (("XR", "DX"), ("ct", "CT")):
+        with pytest.raises(LabelError, match=rf"'{word}' is no .*Did you mean '{meant}'.*\['CR'\]"):
+            ask(file, slices({}), modality=("CR", word))
     with pytest.raises(LabelError, match=r"No slice has a modality of \['MR'\].*'CR'"):
         ask(file, slices({}), modality=("MR",))
 

@@ -29,9 +29,9 @@ from tests.pipeline.collection import config_of, make_store, write_csv
 N = 240
 
 
-def printed(results: list[Result]) -> str:
+def printed(results: list[Result], config: Config | None = None) -> str:
     into = io.StringIO()
-    show_results(Console(file=into, width=250), results)
+    show_results(Console(file=into, width=250), results, config)
     return into.getvalue()
 
 
@@ -250,3 +250,30 @@ def test_a_threshold_of_val_is_what_the_head_said_of_val(root: Path) -> None:
     positive = units.y[parts["val"]] == 1
     expected = threshold_of(positive, model.on_val[:, 1], "youden")
     assert result.main_score.operating_points[""] == (expected,)
+
+
+def test_subgroups_sizes_and_the_place_of_predictions_are_printed(root: Path) -> None:
+    task = {"labels": ["look"], "subgroups": ["sex"], "shortcuts": ["sex"]}
+    config = config_of(root, tasks={"t": task})
+    results = evaluate(config, ["probe"])
+    said = printed(results, config)
+    groups = results[0].main_score.subgroups
+    assert set(groups) == {"sex=F", "sex=M"}
+    for name, group in groups.items():
+        (line,) = [line for line in said.splitlines() if f" {name} " in line]
+        assert f"{group.units} images of {group.patients} patients" in line
+        auroc = group.metrics["auroc"]
+        assert f"{auroc.value:.3f} [{auroc.low:.2f}, {auroc.high:.2f}]" in line
+    train, val = (results[0].counts[part] for part in ("train", "val"))
+    sizes = (
+        f"trained on {train.units} images of {train.patients} patients, validated on {val.units}"
+    )
+    assert said.count(f"t: {sizes}") == 1
+    assert said.count("trained on") == 1  # a shortcut stands on the split of its task
+    assert f"What was predicted of each test unit is in {root / 'store/results'}" in said
+    (alone,) = evaluate(config_of(root, tasks={"t": {"labels": ["look"]}}), ["knn"])
+    path = predictions_path(root / "store", alone)
+    assert path.is_file()
+    assert f"is in {path}." in printed([alone], config)
+    folds = config_of(root, tasks={"t": {"labels": ["look"]}}, split={"kind": "kfold"})
+    assert "patients in the first fold." in printed(evaluate(folds, ["knn"]), folds)

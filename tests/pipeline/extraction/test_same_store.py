@@ -23,7 +23,7 @@ from pipeline.report.sources import open_sources
 from pipeline.shared.notes import PLACE
 from stores import FeatureStore
 from stores.errors import RecipeMismatchError, WeightsError
-from tests.phantoms import write_png
+from tests.phantoms import dicom, save, volume, write_png
 from tests.pipeline.collection import make_store
 from tests.pipeline.models import write_tiny_folder
 
@@ -89,6 +89,16 @@ def test_what_the_store_was_made_by_is_answered(project: Path) -> None:
         ({"preprocess": {"xray": "percentiles"}}, "preprocess.xray"),
         ({"outputs": {"dtype": "float32"}}, "dtype: .*'float16'.* 'float32'"),
         ({"data": {"root": "other"}}, "another folder: .*other.* such as row 0\\."),
+        ({"data": {"modality": {"*.png": "CT"}}}, "data.modality: .* 12 slices as DX.* as CT"),
+        ({"data": {"modality": {}}}, "data.modality: .* as OT. Run `radprobe extract`"),
+        (
+            {"data": {"modality": {"**/03.png": "CT", "*.png": "DX"}}},
+            "data.modality: it has 1 slices as DX, such as row 3",
+        ),
+        (
+            {"labels": {"patient": None}, "data": {"patient": "(.)"}},
+            "data.patient: it has 12 slices",
+        ),
     ],
 )
 def test_another_network_recipe_or_folder_is_refused_with_both_values(
@@ -96,6 +106,40 @@ def test_another_network_recipe_or_folder_is_refused_with_both_values(
 ) -> None:
     with pytest.raises(RecipeMismatchError, match=said):
         check(project, **changes)
+
+
+def test_globs_that_say_the_same_of_every_slice_are_answered(project: Path) -> None:
+    check(project, data={"modality": {"**": "DX"}})
+    check(project, data={"modality": {"*.png": "DX", "0*.png": "CT"}})
+    # Patients are of the labels: a pattern of paths changes none.
+    check(project, data={"patient": "(.)"})
+
+
+def test_slices_that_the_config_leaves_out_are_counted_each_time(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(PLACE, str(tmp_path / "cache"))
+    check(project)
+    assert caplog.messages == []
+    for data in ({"exclude": ["0[0-3].png"]}, {"include": ["0*.png", "11.png"]}):
+        number = 4 if "exclude" in data else 1
+        for _ in range(2):
+            check(project, data=data)
+            assert f"({number} by data.include and data.exclude, of 12)" in caplog.messages[-1]
+            assert "radprobe extract" in caplog.messages[-1]
+    assert len(caplog.messages) == 4
+
+
+def test_a_file_that_names_its_own_modality_is_of_no_glob(tmp_path: Path) -> None:
+    for i in range(3):
+        save(dicom(volume()[i], Modality="CR"), tmp_path / f"data/{i}.dcm")
+    write_png(tmp_path / "data/a.png", np.zeros((30, 30), np.uint16))
+    write_tiny_folder(tmp_path / "tiny", depth=1)
+    given = {"data": {"modality": {"*.png": "DX"}}, "labels": {"file": "none.csv"}}
+    extract(load_config(config_of(tmp_path, **given)), Speed(device="cpu", workers=0))
+    check(tmp_path, data={"modality": {"*.png": "DX", "?.dcm": "CT"}})
+    with pytest.raises(RecipeMismatchError, match="has 1 slices as DX"):
+        check(tmp_path, data={"modality": {"**": "CT"}})
 
 
 def test_a_name_that_no_network_has_is_refused(project: Path) -> None:

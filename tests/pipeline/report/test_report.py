@@ -288,6 +288,46 @@ def test_an_answer_of_an_earlier_store_is_called_stale(config: Path) -> None:
     assert [f for f in findings(source, take_stock(source)) if f.kind == "stale"] == []
 
 
+def test_answers_of_other_labels_are_named_and_not_drawn(tmp_path: Path) -> None:
+    make_store(
+        tmp_path / "store",
+        np.random.default_rng(0).standard_normal((60, 4, 16)),
+        [{"patient": f"P{i}"} for i in range(60)],
+    )
+    paths = [f"f{i}.png" for i in range(60)]
+    sick = [i % 2 for i in range(60)]
+    (tmp_path / "data").mkdir()
+    base = {"data": {"root": "data"}, "store": "store", "tasks": {"sick": {"labels": ["sick"]}}}
+    configs = {}
+    for name in ("first", "second"):
+        write_csv(tmp_path / f"{name}.csv", path=paths, sick=sick)
+        configs[name] = tmp_path / f"{name}.yaml"
+        text = yaml.safe_dump({**base, "labels": {"file": f"{name}.csv"}})
+        configs[name].write_text(text)
+        sick = [0, 1, *sick[2:]][::-1]
+    ((first, second), knn) = ((configs["first"], configs["second"]), ["knn"])
+    own = evaluate(load_config(first), knn)[0]
+    other = evaluate(load_config(second), knn)[0]
+    assert own.provenance.labels != other.provenance.labels
+    (source,) = open_sources([first])
+    assert [r.provenance.key for r in source.results.values()] == [own.provenance.key]
+    assert source.unfitting == []
+    # The newest answer is of the other labels: a probe of these is not on file at all.
+    evaluate(load_config(second), ["probe"])
+    (source,) = open_sources([first])
+    assert [r.provenance.key for r in source.results.values()] == [own.provenance.key]
+    (said,) = [f.text for f in findings(source, take_stock(source)) if f.kind == "stale"]
+    assert "sick by Linear probe" in said
+    assert "kNN" not in said
+    # Of a folder no config says which fit; `compare` takes of a config those that do.
+    (folder,) = open_sources([tmp_path / "store"])
+    assert {r.provenance.labels for r in folder.results.values()} == {other.provenance.labels}
+    compared = CliRunner().invoke(
+        app, ["compare", str(first), str(first), "--heads", "knn", "probe"]
+    )
+    assert "answered no task" in str(compared.exception)
+
+
 def test_tables_for_a_paper(config: Path, tmp_path: Path) -> None:
     lines = lines_of(open_sources([config]))
     rows = markdown(lines, random=True).splitlines()

@@ -106,7 +106,7 @@ def test_memory_is_that_of_two_pools_however_many_rows() -> None:
             pass
         peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
         tracemalloc.stop()
-    # Two pools, what is left of one, a batch; whether both pools are there at once, the threads say.
+    # Two pools, what is left of one, a batch. Whether both are there at once, the threads say.
     assert max(peaks) < 8 * 2 + 3 * 4 + 1
 
 
