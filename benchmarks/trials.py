@@ -9,7 +9,7 @@ of the others. The truth of a metric is what those models score on very many pat
 that one model's, of k-fold those of all folds together, as their folds are scored, and of that the
 mean over trials, which is what cross-validation estimates (Bates, Hastie and Tibshirani, JASA
 2023). An interval that keeps its word covers it in 95 of 100 trials. A cell is marked where it does
-not in 92.5 to 97.5, twice the standard error of the trials allowed. Models are logistic regressions
+not in 92.5 to 97.5, what chance does in 2.3 of 100 cases allowed. Models are logistic regressions
 of a fixed penalty, by Newton's steps, so that thousands are cheap.
 """
 
@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.root import Config
@@ -153,13 +153,23 @@ def show(title: str, table: Table) -> list[str]:
                 line += f"{'-':>13}"
                 continue
             share = 100 * float(np.mean(each))
-            error = 100 * (0.95 * 0.05 / len(each)) ** 0.5
-            misses = not LOW - 2 * error <= share <= HIGH + 2 * error
+            misses = beyond_chance(sum(each), len(each))
             line += f"{share:>12.1f}{'*' if misses else ' '}"
             if misses:
-                missing.append(f"{' '.join(row)}, {name}: {share:.1f}")
+                missing.append(f"{' '.join(row)}, {name}: {share:.1f} of {len(each)}")
         print(line, flush=True)
     return missing
+
+
+def beyond_chance(covered: int, trials: int) -> bool:
+    """Return whether so many would be covered by LOW or HIGH of 100 in fewer than 2.3 of 100 cases.
+
+    Twice the standard error, exactly: of some cells only few trials have an interval.
+    """
+    chance = norm.sf(2)
+    too_few = binom.cdf(covered, trials, LOW / 100) < chance
+    too_many = binom.sf(covered - 1, trials, HIGH / 100) < chance
+    return bool(too_few or too_many)
 
 
 # --- sections ------------------------------------------------------------------------------
