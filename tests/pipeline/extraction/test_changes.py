@@ -551,12 +551,12 @@ def test_a_patient_of_labels_alone_stays_out(case: Case) -> None:
     assert lena.found_by == {"labels": 2}
     assert lena.withdraw(case.store) == 2
     assert lena.purge(case.store).rows == 2
-    assert counts(run(config)) == {"same": SLICES - 2}
+    assert counts(run(config)) == {"same": SLICES - 2, "of withdrawn patients": 2}
     shutil.copy(case.data / "x0.png", case.data / "later.png")
-    assert counts(run(config)) == {"same": SLICES - 2}
+    assert counts(run(config)) == {"same": SLICES - 2, "of withdrawn patients": 3}
     # Without the labels, what was hers then stays out by its path.
     (case.data / "later.png").unlink()
-    assert counts(run(case.config())) == {"same": SLICES - 2}
+    assert counts(run(case.config())) == {"same": SLICES - 2, "of withdrawn patients": 2}
 
 
 def test_a_patient_purged_while_parts_are_embedded_is_gone(case: Case, tmp_path: Path) -> None:
