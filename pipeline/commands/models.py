@@ -272,7 +272,8 @@ def _print_model(model: Model | MaskModel) -> None:
 
 def _show_tally(model: Model, tally: Tally, written: Path, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(asdict(tally), indent=1), flush=True)
+        counts = asdict(tally) | {"called_from": model.record.thresholds}
+        print(json.dumps(counts, indent=1), flush=True)
     else:
         _print_tally(model, tally, written)
 
@@ -282,6 +283,7 @@ def _print_drawn(model: MaskModel, tally: DrawTally, written: Path) -> None:
     if model.record.random:
         out.print(RANDOM, style="bold yellow")
     lines = [f"{tally.units} units were drawn on: {tally.files} files of masks."]
+    lines += _learnt_lines(tally.learnt)
     if tally.unlike:
         lines.append(f"{tally.unlike} are unlike the images that the model learnt from.")
     if tally.unreadable:
@@ -295,6 +297,16 @@ def _print_drawn(model: MaskModel, tally: DrawTally, written: Path) -> None:
     print_lines(out, lines)
 
 
+def _learnt_lines(learnt: int) -> list[str]:
+    """Return what is said where a model was asked about what it has learnt from."""
+    if not learnt:
+        return []
+    text = (
+        f"{learnt} are of patients or images that the model has learnt from: what it says of them"
+    )
+    return [f"{text} is no test of it."]
+
+
 def _print_tally(model: Model, tally: Tally, written: Path) -> None:
     """Print how many units were decided which way, and what was left out."""
     if model.record.random:
@@ -306,11 +318,7 @@ def _print_tally(model: Model, tally: Tally, written: Path) -> None:
     for name, point in record.thresholds.items():
         text = f"{name}{positive} is called from a probability of {point:.4g} on (proba:{name})."
         lines.append(text)
-    if tally.learnt:
-        lines.append(
-            f"{tally.learnt} are of patients or images that the model has learnt from: what it "
-            "says of them is no test of it."
-        )
+    lines += _learnt_lines(tally.learnt)
     if tally.unlike:
         lines.append(f"{tally.unlike} are unlike the images that the model learnt from.")
     if tally.unreadable:

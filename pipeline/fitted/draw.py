@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pipeline.annotations.units import Units
 from pipeline.config.root import Config
 from pipeline.fitted.images import LiveImage, LiveImages
+from pipeline.fitted.learnt import known_units
 from pipeline.fitted.mask_model import MaskModel, features_of
-from pipeline.fitted.predict import UNLIKE_AT, lost_rows, with_tag
+from pipeline.fitted.predict import LEARNT, UNLIKE_AT, lost_rows, with_tag
 from pipeline.fitted.record import MaskRecord
 from pipeline.fitted.sources import FolderOptions, Source, open_source
 from pipeline.fitted.tables import table_writer
@@ -46,6 +47,7 @@ SLICES_AT_ONCE = 64
 class DrawTally:
     """What a run came to. units: with a mask; files: of masks; unlike: units with p <= UNLIKE_AT.
 
+    learnt: units of patients or images that the model has learnt from.
     unreadable: units and files without a mask, since their images cannot be read; unwritten: units
     whose mask has no file. pending: slices that await extraction.
     """
@@ -53,6 +55,7 @@ class DrawTally:
     units: int = 0
     files: int = 0
     unlike: int = 0
+    learnt: int = 0
     unreadable: int = 0
     unwritten: int = 0
     pending: int = 0
@@ -171,10 +174,12 @@ def _rows(drawing: _Drawing, tally: DrawTally) -> Iterator[list[dict[str, Any]]]
             if head is None:
                 head = drawing.model.head(source, rows[0], drawing.device)
             labels = labels_of(head, source, rows)
-        distances = _distances(drawing, images)
+        distances = _distances(drawing, images).tolist()
+        learnt = _learnt(drawing, images)
+        tally.learnt += int(learnt.sum())
         yield [
-            _row(drawing, image, labels, distance, tally)
-            for image, distance in zip(images, distances.tolist(), strict=True)
+            _row(drawing, image, labels, distance, is_learnt, tally)
+            for image, distance, is_learnt in zip(images, distances, learnt.tolist(), strict=True)
         ]
     lost = lost_rows(drawing.source)
     tally.unreadable += len(lost)
@@ -202,15 +207,32 @@ def labels_of(
 def _distances(drawing: _Drawing, images: Sequence[LiveImage]) -> NDArray[np.float64]:
     """Return (n,) how far each image is from those learnt from; NaN where it has no features."""
     distances = np.full(len(images), np.nan)
-    there = [i for i, image in enumerate(images) if image.slices]
+    there, units = _with_features(images)
     if there:
-        rows = [images[i].rows for i in there]
-        unit = np.repeat(np.arange(len(there)), [len(each) for each in rows])
-        names = np.array([images[i].name for i in there], np.str_)
-        units = Units.unlabelled(names, np.concatenate(rows), unit)
         x = features_of(drawing.store, units)
         distances[there] = drawing.model.references.distances_of(x)
     return distances
+
+
+def _learnt(drawing: _Drawing, images: Sequence[LiveImage]) -> NDArray[np.bool_]:
+    """Return (n,) which are of patients, or have pixels, that the model has learnt from."""
+    learnt = np.zeros(len(images), bool)
+    there, units = _with_features(images)
+    if there:
+        learnt[there] = known_units(drawing.store, units, drawing.model.training)
+    return learnt
+
+
+def _with_features(images: Sequence[LiveImage]) -> tuple[list[int], Units]:
+    """Return the numbers of the images with features, and these as units, grouped by patient."""
+    there = [i for i, image in enumerate(images) if image.slices]
+    rows = [images[i].rows for i in there]
+    unit = np.repeat(np.arange(len(there)), [len(each) for each in rows])
+    names = np.array([images[i].name for i in there], np.str_)
+    units = Units.unlabelled(names, np.concatenate([*rows, np.zeros(0, np.int64)]), unit)
+    # An image of no patient is a group of its own.
+    patients = [images[i].first.patient or images[i].name for i in there]
+    return there, replace(units, groups=np.array(patients, np.str_))
 
 
 # --- one image -------------------------------------------------------------------------------
@@ -221,6 +243,7 @@ def _row(
     image: LiveImage,
     labels: dict[int, Labels],
     distance: float,
+    is_learnt: bool,
     tally: DrawTally,
 ) -> dict[str, Any]:
     """Write an image's mask; return its row of the table."""
@@ -234,6 +257,8 @@ def _row(
         "slices": len(image.slices),
     }
     notes = _notes(record, image)
+    if is_learnt:
+        notes.append(LEARNT)
     if not math.isnan(distance):
         at = np.array([distance])
         row["unlike"] = float(drawing.model.references.percentiles(at)[0])

@@ -30,6 +30,7 @@ from pipeline.fitted.fit_masks import fit_masks
 from pipeline.fitted.kinds import fit_model, load_model
 from pipeline.fitted.mask_model import MaskModel
 from pipeline.fitted.model import Model
+from pipeline.fitted.predict import LEARNT
 from pipeline.fitted.sources import FolderOptions
 from pipeline.fitted.validate_masks import validate_masks
 from pipeline.segment import segment
@@ -271,6 +272,11 @@ def test_a_config_is_drawn_on_from_its_store(
 ) -> None:
     tally = draw(near, project / "my.yaml", tmp_path / "out", HERE)
     assert tally.units == 3 * PATIENTS
+    counts = near.record.counts
+    learnt = counts["train"].units + counts["val"].units
+    marked = [row["path"] for row in rows_of(tmp_path / "out") if LEARNT in row["notes"]]
+    assert 0 < len(marked) == tally.learnt == learnt < PATIENTS
+    assert all(path.startswith("nii/") for path in marked)
     expected = answered(config_of(project, "nii", "near"), tmp_path / "answered")
     for name, path in expected.items():
         assert np.array_equal(values_of(tmp_path / "out" / name), values_of(path))
