@@ -16,6 +16,7 @@ from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.label_join import column_texts, label_keys, label_rows, prefix_hint
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.texts import count
 from stores.inside import is_below
 
 EXAMPLES = 3
@@ -50,15 +51,19 @@ class JoinReport:
         lost_rows = self.rows - self.joined_rows
         lost_slices = self.slices - self.joined_slices
         lines = [
-            f"Labels: {self.joined_rows} of {self.rows} rows of {self.file!r} join "
-            f"{self.joined_slices} of {self.slices} slices by {self.by}."
+            f"Labels: {self.joined_rows} of {count(self.rows, 'row')} of {self.file!r} join "
+            f"{self.joined_slices} of {count(self.slices, 'slice')} by {self.by}."
         ]
         if lost_rows:
             shown = f" First: {', '.join(self.row_examples)}."
-            lines.append(f"{lost_rows} rows join no slice: {self.cause}.{shown}")
+            lines.append(
+                f"{count(lost_rows, 'row joins', 'rows join')} no slice: {self.cause}.{shown}"
+            )
         if lost_slices:
             shown = f" First: {', '.join(self.slice_examples)}." if self.slice_examples else ""
-            lines.append(f"{lost_slices} slices have no row in the labels.{shown}")
+            lines.append(
+                f"{count(lost_slices, 'slice has', 'slices have')} no row in the labels.{shown}"
+            )
         return lines + [f"Labels: {note}." for note in self.notes]
 
 
