@@ -36,6 +36,7 @@ from pipeline.evaluation.splits import (
 from pipeline.extraction.modalities import modalities_of, unnamed_note
 from pipeline.shared.few import FEW_PATIENTS
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.texts import count
 from stores.errors import ConfigError, LabelError
 from stores.features import OK, WITHDRAWN
 from stores.withdrawn import NOBODY, Withdrawn
@@ -80,12 +81,15 @@ class TaskOutlook:
             return [f"Task {self.task} cannot be answered: {self.refused}"]
         shown = [each for each in self.classes if each.patients >= _FEWEST_SHOWN]
         shown = sorted(shown, key=lambda each: -each.units)[:_MOST_CLASSES]
-        counts = [f"{each.units} with {each.name!r} ({each.patients} patients)" for each in shown]
+        counts = [
+            f"{each.units} with {each.name!r} ({count(each.patients, 'patient')})" for each in shown
+        ]
         others = len(self.classes) - len(shown)
         if others:
-            counts.append(f"{others} other classes")
+            counts.append(count(others, "other class", "other classes"))
         each = f": {', '.join(counts)}" if counts else ""
-        head = f"Task {self.task}: {self.units} {self.level} units of {self.patients} patients"
+        units = count(self.units, f"{self.level} unit")
+        head = f"Task {self.task}: {units} of {count(self.patients, 'patient')}"
         return [f"{head}{each}.", *(f"Task {self.task}: {note}." for note in self.notes)]
 
 
@@ -110,7 +114,8 @@ class MaskOutlook:
         lines = [f"Masks {self.masks}: {self.masked} of {self.slices} slices have a mask."]
         if self.absent:
             shown = f", first {', '.join(self.absent_examples)}" if self.absent_examples else ""
-            lines.append(f"Masks {self.masks}: {self.absent} files are not there{shown}.")
+            absent = count(self.absent, "file is", "files are")
+            lines.append(f"Masks {self.masks}: {absent} not there{shown}.")
         return lines
 
 
@@ -256,8 +261,8 @@ def _few(outlook: TaskOutlook) -> list[str]:
         name = repr(rarest.name) if rarest.patients >= _FEWEST_SHOWN else "the rarest class"
         of_rarest = f", {rarest.test_patients} of them with {name}"
     return [
-        f"test has {outlook.test_patients} patients{of_rarest}: their score would say little. "
-        f"`split: {{kind: kfold}}` tests all {outlook.patients} in turn"
+        f"test has {count(outlook.test_patients, 'patient')}{of_rarest}: their score would say "
+        f"little. `split: {{kind: kfold}}` tests all {outlook.patients} in turn"
     ]
 
 

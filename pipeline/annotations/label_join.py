@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.label_file import LabelTable, Texts
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.texts import count
 from stores.errors import LabelError
 
 LabelRows = NDArray[np.int64]
@@ -162,7 +163,7 @@ def prefix_hint(table: LabelTable, keys: Sequence[str], paths: Iterable[str], na
     best = max(sorted(rows_of_prefix), key=lambda prefix: len(rows_of_prefix[prefix]))
     text, is_lacking = best
     rows = rows_of_prefix[best]
-    would = f"{len(rows)} of {len(some)} rows would join"
+    would = f"{len(rows)} of {count(len(some), 'row')} would join"
     with_it = "with" if is_lacking else "without"
     if names.paths == "keep":
         key, path = example[best]
@@ -171,8 +172,8 @@ def prefix_hint(table: LabelTable, keys: Sequence[str], paths: Iterable[str], na
     patients = set() if column is None else {table.columns[column][row] for row in rows} - {""}
     if len(patients) > 1:
         return f"{with_it} the prefix {text!r} {would}"
-    folders = "1 folder" if text.count("/") == 1 else f"{text.count('/')} folders"
-    return f"{with_it} the {folders} that differ in front {would}"
+    folders = count(text.count("/"), "folder that differs", "folders that differ")
+    return f"{with_it} the {folders} in front {would}"
 
 
 def pseudonyms_of(

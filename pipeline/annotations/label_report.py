@@ -17,6 +17,7 @@ from pipeline.annotations.label_join import column_texts, label_keys, label_rows
 from pipeline.annotations.patients import rows_of_withdrawn
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.texts import count
 from stores.inside import is_below
 from stores.withdrawn import NOBODY, Withdrawn
 
@@ -54,17 +55,21 @@ class JoinReport:
         lost_rows = self.rows - self.joined_rows - self.withdrawn_rows
         lost_slices = self.slices - self.joined_slices
         lines = [
-            f"Labels: {self.joined_rows} of {self.rows} rows of {self.file!r} join "
-            f"{self.joined_slices} of {self.slices} slices by {self.by}."
+            f"Labels: {self.joined_rows} of {count(self.rows, 'row')} of {self.file!r} join "
+            f"{self.joined_slices} of {count(self.slices, 'slice')} by {self.by}."
         ]
         if self.withdrawn_rows:
             lines.append(f"{self.withdrawn_rows} rows are of patients who were withdrawn.")
         if lost_rows:
             shown = f" First: {', '.join(self.row_examples)}."
-            lines.append(f"{lost_rows} rows join no slice: {self.cause}.{shown}")
+            lines.append(
+                f"{count(lost_rows, 'row joins', 'rows join')} no slice: {self.cause}.{shown}"
+            )
         if lost_slices:
             shown = f" First: {', '.join(self.slice_examples)}." if self.slice_examples else ""
-            lines.append(f"{lost_slices} slices have no row in the labels.{shown}")
+            lines.append(
+                f"{count(lost_slices, 'slice has', 'slices have')} no row in the labels.{shown}"
+            )
         return lines + [f"Labels: {note}." for note in self.notes]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -14,6 +15,7 @@ import typer
 
 from pipeline.commands.common import ConfigArg, JsonOpt, RehashOpt, StoreOpt, err, out
 from pipeline.commands.printing import RANDOM, print_line, print_lines
+from pipeline.shared.texts import count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
+
+# Where no terminal shows a bar, a line so often says how far a run is.
+_LINE_EVERY_S = 60.0
 
 
 @app.command(epilog="Example: radprobe extract configs/demo.yaml --batch-size 16")
@@ -152,12 +157,16 @@ def explain(
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """Show slices/s and time left while a run embeds; silent where stderr is no terminal."""
+    """Show slices/s and time left while a run embeds; without a terminal in a line a minute."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     from pipeline.extraction.embed import Progress
 
+    if not err.is_terminal:
+        lines = _ProgressLines()
+        yield Progress(lines.plan, lines.advance)
+        return
     columns = (
         TextColumn("embed"),
         BarColumn(),
@@ -165,7 +174,7 @@ def _progress() -> Iterator[Progress]:
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Bars(*columns, console=err, disable=not err.is_terminal, transient=True) as bars:
+    with Bars(*columns, console=err, transient=True) as bars:
         task = bars.add_task("embed", total=None, visible=False, rate="")
 
         def advance(slices: int) -> None:
@@ -176,13 +185,43 @@ def _progress() -> Iterator[Progress]:
         yield Progress(lambda total: bars.update(task, total=total, visible=True), advance)
 
 
+class _ProgressLines:
+    """How far a run is, on stderr, a line a minute: for logs, which have no bar that moves."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._total = self._done = 0
+        self._began = self._last = clock()
+
+    def plan(self, slices: int) -> None:
+        """Take the number of slices that are to be embedded."""
+        self._total = slices
+        self._began = self._last = self._clock()
+
+    def advance(self, slices: int) -> None:
+        """Count slices that are done, and print a line where the last is a minute old."""
+        self._done += slices
+        now = self._clock()
+        if now - self._last < _LINE_EVERY_S:
+            return
+        self._last = now
+        rate = self._done / (now - self._began)
+        left = ""
+        if rate:
+            left = f", about {_duration(max(self._total - self._done, 0) / rate)} left"
+        print_line(
+            err, f"Embedded {self._done:,} of {self._total:,} slices, {rate:.2g} slices/s{left}."
+        )
+
+
 def _print_summary(summary: Summary) -> None:
     """Print what was embedded and what was not, the faults last."""
     if summary.weights.startswith("random:"):
         out.print(RANDOM, style="bold yellow")
     modalities = ", ".join(f"{n} {name}" for name, n in summary.found.items() if n)
     out.print(
-        f"{summary.slices} slices in the collection ({modalities or 'none'}).", highlight=False
+        f"{count(summary.slices, 'slice')} in the collection ({modalities or 'none'}).",
+        highlight=False,
     )
     out.print(
         f"{summary.embedded} embedded into {summary.store} in {summary.seconds['all']:.1f} s.",
@@ -191,19 +230,20 @@ def _print_summary(summary: Summary) -> None:
     )
     if summary.linked:
         out.print(
-            f"{summary.linked} slices have the pixels of another that is scaled alike, and took "
-            "its features; `radprobe verify` lists all copies, those scaled otherwise too: "
-            "across train and test they are leakage.",
+            f"{count(summary.linked, 'slice has', 'slices have')} the pixels of another that is "
+            "scaled alike, and its features; `radprobe verify` lists all copies, those scaled "
+            "otherwise too: across train and test they are leakage.",
             highlight=False,
         )
     if summary.telling:
         out.print(
-            f"{summary.telling} slices have their patient's id or a UID in their path, and the "
-            "store keeps paths, as data.paths asks: set it to hide before you pass the store on.",
+            f"{count(summary.telling, 'slice has', 'slices have')} a patient's id or a UID in "
+            "the path, and the store keeps paths, as data.paths asks: set it to hide before you "
+            "pass the store on.",
             highlight=False,
         )
-    _print_losses("slices unreadable", summary.unreadable)
-    _print_losses("files set aside", summary.files_set_aside)
+    _print_losses("slice", "unreadable", summary.unreadable)
+    _print_losses("file", "set aside", summary.files_set_aside)
     _print_left_out(summary.folders_left_out, summary.notes)
     if summary.unreadable or summary.files_set_aside:
         out.print(f"`radprobe failures {summary.store}` lists them.", soft_wrap=True)
@@ -215,11 +255,20 @@ def _print_summary(summary: Summary) -> None:
         print_line(out, f"Failed: {line}", style="red")
 
 
-def _print_losses(what: str, counts: Mapping[str, int]) -> None:
+def _print_losses(what: str, how: str, counts: Mapping[str, int]) -> None:
     """Print how many were lost, and for which reasons; nothing where none were."""
     if counts:
         each = ", ".join(f"{reason} {n}" for reason, n in sorted(counts.items()))
-        out.print(f"{sum(counts.values())} {what}: {each}.", highlight=False)
+        out.print(f"{count(sum(counts.values()), what)} {how}: {each}.", highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: 40 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 90:
+        return count(round(seconds), "second")
+    if seconds < 90 * 60:
+        return count(round(seconds / 60), "minute")
+    return f"{seconds / 3600:.2g} hours"
 
 
 def _print_left_out(folders: Mapping[str, int], notes: Sequence[str]) -> None:
@@ -227,8 +276,8 @@ def _print_left_out(folders: Mapping[str, int], notes: Sequence[str]) -> None:
     if folders:
         each = ", ".join(f"{kind} {n}" for kind, n in sorted(folders.items()))
         out.print(
-            f"{sum(folders.values())} folders left out: {each}. Name one in data.include to have "
-            "it searched.",
+            f"{count(sum(folders.values()), 'folder')} left out: {each}. Name one in data.include "
+            "to have it searched.",
             highlight=False,
         )
     for note in notes:
@@ -244,16 +293,16 @@ def _print_plan(plan: Plan) -> None:
     pace = "time unknown (`radprobe doctor --bench CONFIG` measures it)"
     if plan.hours is not None:
         by = {"bench": "`radprobe doctor --bench`", "store": "what the store took so far"}
-        pace = f"about {plan.hours:.2g} hours by {by[plan.hours_by]}"
+        pace = f"about {_duration(plan.hours * 3600)} by {by[plan.hours_by]}"
     lines = [
-        f"{plan.slices} slices in the collection ({modalities or 'none'}).",
-        f"The store {plan.store} is {state}. To embed: {plan.embed} slices in {plan.parts} parts, "
-        f"{plan.bytes / 1e6:.1f} MB in {plan.files} files, {pace}.",
+        f"{count(plan.slices, 'slice')} in the collection ({modalities or 'none'}).",
+        f"The store {plan.store} is {state}. To embed: {count(plan.embed, 'slice')} in "
+        f"{count(plan.parts, 'part')}, {plan.bytes / 1e6:.1f} MB in {count(plan.files, 'file')} "
+        f"(a part takes the room of {count(plan.part_rows, 'slice')}, full or not), {pace}.",
     ]
-    if plan.files_set_aside:
-        each = ", ".join(f"{reason} {n}" for reason, n in sorted(plan.files_set_aside.items()))
-        lines.append(f"Files set aside: {each}.")
     print_lines(out, lines)
+    _print_losses("file", "set aside", plan.files_set_aside)
+    print_lines(out, [f"  {each.reason}: {each.path}: {each.detail}" for each in plan.set_aside])
     _print_left_out(plan.folders_left_out, plan.notes)
 
 
@@ -264,7 +313,7 @@ def _print_outlook(console: Console, outlook: Outlook) -> None:
 
 def _print_explanation(why: Explanation) -> None:
     """Print each reason why the store is stale, or that it is not."""
-    from pipeline.extraction.sync import EXCLUDED, LEFT_OUT
+    from pipeline.extraction.sync import EXCLUDED, UNWANTED
     from stores.reconcile import NOT_FOUND
 
     lines = [
@@ -272,7 +321,7 @@ def _print_explanation(why: Explanation) -> None:
         for name, have, want in why.fields
     ]
     # The word withdrawn is for patients.
-    in_words = {EXCLUDED: "excluded", LEFT_OUT: "excluded", NOT_FOUND: "gone"}
+    in_words = {EXCLUDED: "excluded", UNWANTED: "excluded", NOT_FOUND: "gone"}
     for change in why.changes:
         kind = in_words.get(change.why, change.kind)
         lines.append(f"{kind}: {change.path} frame {change.frame}, row {change.row}: {change.why}")

@@ -14,17 +14,17 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.report.wording import (
-    METRICS,
     few_note,
     few_text,
     method_title,
+    metric_title,
     point_text,
     positive_name,
     positive_text,
     rule_text,
     setting_text,
 )
-from pipeline.shared.texts import one_line, printable
+from pipeline.shared.texts import count, one_line, plain_number, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -258,15 +258,15 @@ def _tested_on(result: Result) -> str:
 
 
 def _counted(result: Result, part: Part) -> str:
-    count = result.counts[part]
-    return _units_text(result, count.units, count.patients)
+    side = result.counts[part]
+    return _units_text(result, side.units, side.patients)
 
 
 def _units_text(result: Result, units: int, patients: int) -> str:
     if result.level == "patient":
-        return f"{units} patients"
+        return count(units, "patient")
     plural = {"image": "images", "series": "series", "study": "studies"}[result.level]
-    return f"{units} {plural} of {patients} patients"
+    return f"{count(units, result.level, plural)} of {count(patients, 'patient')}"
 
 
 def _score(score: Score, metrics: Sequence[str]) -> Iterator[str]:
@@ -353,7 +353,9 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
         for answer in of_task:
             notes |= dict.fromkeys(answer.notes)
             for score in answer.scores:
-                setting = ", ".join(f"{key} = {value:.3g}" for key, value in score.setting.items())
+                setting = ", ".join(
+                    f"{key} = {plain_number(value)}" for key, value in score.setting.items()
+                )
                 table.add_row(answer.head, setting, *_marks(score.metrics))
                 for structure, metrics in score.labels.items():
                     table.add_row("", f"  {structure}", *_marks(metrics))
@@ -368,7 +370,8 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
 
 def _segmented_on(answer: Segmented) -> str:
     test = answer.counts["test"]
-    return f"{test.units} {answer.level}s of {test.patients} patients{few_text(answer)}"
+    units = count(test.units, answer.level, {"series": "series"}.get(answer.level, ""))
+    return f"{units} of {count(test.patients, 'patient')}{few_text(answer)}"
 
 
 def _marks(metrics: Mapping[str, Metric]) -> Iterator[str]:
@@ -485,7 +488,7 @@ def _show_elsewhere(out: Console, validation: Validation | MaskValidation) -> No
     for name, metric in validation.score.metrics.items():
         at_home = validation.internal.get(name)
         there = "" if at_home is None else _number(at_home)
-        table.add_row(METRICS.get(name, name), _number(metric), there)
+        table.add_row(metric_title(name), _number(metric), there)
     _print(out, table)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from pipeline.commands.common import JsonOpt, StorePath, out
 from pipeline.commands.printing import print_line, print_lines
+from pipeline.shared.texts import count
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,9 @@ def failures(store: StorePath, as_json: JsonOpt = False) -> None:
         return
     for each in lost:
         frame = "" if each.frame is None else f" frame {each.frame}"
-        print_line(out, f"{each.reason}: {each.path}{frame}: {each.detail}")
+        # A folder of a tool is called what it is: `.git`.
+        detail = each.detail.removesuffix(f": {each.path.rpartition('/')[2]}")
+        print_line(out, f"{each.reason}: {each.path}{frame}: {detail}")
     if not lost:
         out.print("Every file was read, and every slice has features.")
 
@@ -78,7 +81,9 @@ def slices(
     if as_json:
         print(json.dumps({"file": str(target), "rows": rows}))
     else:
-        out.print(f"{rows} slices are in {target}.", highlight=False, soft_wrap=True)
+        out.print(
+            f"{count(rows, 'slice is', 'slices are')} in {target}.", highlight=False, soft_wrap=True
+        )
 
 
 @app.command(
@@ -212,13 +217,13 @@ def _print_withdrawal(
 ) -> None:
     """Print what became of a patient's slices, and by what they were found."""
     patient = f"Patient {' = '.join(slices.names)}"
-    found_by = ", ".join(f"{count} by {what}" for what, count in slices.found_by.items())
+    found_by = ", ".join(f"{n} by {what}" for what, n in slices.found_by.items())
     lines = [f"{patient}: {found_by or 'no slice is left in the table'}."]
     if undo:
         lines.append(f"{patient} is let in again by the next extract.")
     else:
         rows = 0 if purged is None else purged.rows
-        lines.append(f"{patient}: {withdrawn} slices withdrawn, {rows} purged.")
+        lines.append(f"{patient}: {count(withdrawn, 'slice')} withdrawn, {rows} purged.")
         if models:
             each = ", ".join(map(str, models))
             lines.append(f"Models that have learnt from the patient, to be fitted again: {each}.")
@@ -228,7 +233,7 @@ def _print_withdrawal(
             "learnt from the patient, wherever they lie: fit them again, and remove the old."
         )
     if purged is not None:
-        each = ", ".join(f"{name} {count}" for name, count in purged.files.items())
+        each = ", ".join(f"{name} {n}" for name, n in purged.files.items())
         lines.append(f"Removed from the store, or rewritten without the patient: {each or 'none'}.")
         lines.append(f"Out of reach, for you to look after: {'; '.join(purged.out_of_reach)}.")
     print_lines(out, lines)
@@ -246,6 +251,7 @@ def _print_report(report: Report, copies: Sequence[Sequence[Copy]]) -> None:
         print_line(out, f"{finding.kind}: {finding.where}: {finding.detail}", style=style)
     print_lines(out, [f"mended: {line}" for line in report.mended])
     verdict = "Sound" if report.sound else "Was damaged" if report.mended else "DAMAGED"
-    size = f"{report.parts} parts, {report.rows} slices, {report.bytes / 1e6:.1f} MB"
+    size = f"{count(report.parts, 'part')}, {count(report.rows, 'slice')}"
+    size += f", {report.bytes / 1e6:.1f} MB"
     hint = "" if report.sound or report.mended else " --repair mends it."
     out.print(f"{verdict}: {size}.{hint}", highlight=False)

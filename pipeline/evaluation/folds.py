@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Prediction
+from pipeline.shared.texts import plain_number
 
 Rows = NDArray[np.int64]
 # What a head returns for one fold: a prediction a setting, and notes.
@@ -109,7 +110,7 @@ def _in_words(chosen: Sequence[Prediction]) -> list[str]:
     """Return a text such as "C = 0.1" for each number of each fold's setting."""
     words: list[str] = []
     for prediction in chosen:
-        words += [f"{name} = {value:.3g}" for name, value in prediction.setting.items()]
+        words += [f"{name} = {plain_number(value)}" for name, value in prediction.setting.items()]
     return words
 
 

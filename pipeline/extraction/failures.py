@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
@@ -23,6 +25,12 @@ class Lost:
     detail: str
 
 
+def aside(files: pa.Table) -> list[Lost]:
+    """Return the files of a file table (real paths) that were set aside, or not searched."""
+    lost = files.filter(pc.is_valid(files["reason"])).to_pylist()
+    return [Lost(f["path"], None, f["reason"], f["detail"] or "") for f in lost]
+
+
 def failures(path: Path) -> list[Lost]:
     """Return the files of a store's collection that were set aside, then the unreadable slices.
 
@@ -30,8 +38,7 @@ def failures(path: Path) -> list[Lost]:
     """
     store = FeatureStore.open(path)
     names = Names(store.path)
-    files = names.revealed(store.files()).to_pylist()
-    lost = [Lost(f["path"], None, f["reason"], f["detail"] or "") for f in files if f["reason"]]
+    lost = aside(names.revealed(store.files()))
     # The arrays say which rows are unreadable, the receipts of their parts why.
     status = store.status()
     unreadable = np.flatnonzero(status == UNREADABLE)

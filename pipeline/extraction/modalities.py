@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pipeline.config.data import Data
 from pipeline.extraction.discover import IMAGE_SUFFIXES, UNKNOWN_MODALITY, PathRules
 from pipeline.shared.paths import unescape_path
+from pipeline.shared.texts import count
 
 # Globs that a note proposes: more kinds of files are better looked at one by one.
 _MOST_GLOBS = 3
@@ -37,10 +38,10 @@ def unnamed_note(data: Data, slices: pa.Table) -> list[str]:
     files = {path: n for path, n in slices_of.items() if not rules.names(unescape_path(path))}
     if not files:
         return []
-    total = sum(files.values())
-    of_files = "1 file names" if len(files) == 1 else f"{len(files)} files name"
+    total = count(sum(files.values()), "slice")
+    of_files = count(len(files), "file names", "files name")
     return [
-        f"{total} slices of {of_files} no modality and are scaled as `other`, CT too, without "
+        f"{total} of {of_files} no modality and are scaled as `other`, CT too, without "
         f"its window. Say what they are, such as `data.modality: {{{_globs(files)}}}`, or OT to "
         "leave it so."
     ]

@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.root import Config
+from pipeline.extraction.failures import Lost, aside
 from pipeline.extraction.recipes import (
     Difference,
     differences,
@@ -29,16 +30,21 @@ from stores.features import LEDGER
 from stores.reconcile import Change
 from stores.storage import storage_of
 
+# Files that are set aside which a plan names.
+EXAMPLES = 5
+
 
 @dataclass(frozen=True)
 class Plan:
     """What `extract` would do now.
 
     found: how many slices came which way, or were left out as unmasked; embed: slices that the
-    network would see (of those, some may turn out to have known pixels); folders_left_out: by what
-    they are; notes: what of the config has no effect; parts, bytes, files: what
-    would be written; hours: by what `hours_by` names, None where nothing is known: what this
-    machine measured of the network, or else the pace of what the store holds.
+    network would see (of those, some may turn out to have known pixels); set_aside: the first of
+    the files that are set aside, with why, their paths real; folders_left_out: by what they are;
+    notes: what of the config has no effect; parts, bytes, files: what would be written; part_rows:
+    slices that a part takes the room of, full or not; hours: by what `hours_by` names, None where
+    nothing is known: what this machine measured of the network, or else the pace of what the store
+    holds.
     """
 
     store: str
@@ -47,10 +53,12 @@ class Plan:
     slices: int
     found: dict[str, int]
     files_set_aside: dict[str, int]
+    set_aside: list[Lost]
     folders_left_out: dict[str, int]
     notes: list[str]
     embed: int
     parts: int
+    part_rows: int
     bytes: int
     files: int
     hours: float | None
@@ -103,15 +111,23 @@ def plan(
         slices=len(live),
         found=this_look.counts,
         files_set_aside=dict(set_aside(this_look.files)),
+        set_aside=_first_aside(this_look),
         folders_left_out=dict(left_out_folders(this_look.files)),
         notes=list(this_look.notes),
         embed=embed,
         parts=len(parts),
+        part_rows=layout.part_rows,
         bytes=size,
         files=len(parts) * part_files,
         hours=hours,
         hours_by=source,
     )
+
+
+def _first_aside(this_look: Look) -> list[Lost]:
+    """Return the first files that a look sets aside, those that may be images before others."""
+    lost = aside(this_look.names.revealed(this_look.files))
+    return sorted(lost, key=lambda each: each.reason == "other")[:EXAMPLES]
 
 
 def explain(config: Config, *, rehash: bool = False) -> Explanation:

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 # Why a slice of the store is not wanted now.
 EXCLUDED = "data.include and data.exclude leave it out"
-LEFT_OUT = "data.leave_out or data.only leaves it out"
+UNWANTED = "data.leave_out or data.only leaves it out"
 
 # --- what there is ---------------------------------------------------------------------------
 
@@ -348,7 +348,7 @@ class _WhyGone:
             columns = (self._discovered[name].to_pylist() for name in ("path", "frame"))
             self._names = set(zip(*columns, strict=True))
         # What is there and wanted by its path was left out for its flags, or has no mask.
-        return LEFT_OUT if (path, frame) in self._names else NOT_FOUND
+        return UNWANTED if (path, frame) in self._names else NOT_FOUND
 
 
 def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) -> pa.Table:

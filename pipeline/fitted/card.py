@@ -10,10 +10,10 @@ from pipeline.fitted.calibration import Calibration, Isotonic, Sigmoid
 from pipeline.fitted.folder import Record
 from pipeline.fitted.record import FiledRecord, MaskRecord, ModelRecord
 from pipeline.report.wording import (
-    METRICS,
     RANDOM,
     interval,
     method_title,
+    metric_title,
     sentence,
     setting_text,
 )
@@ -179,7 +179,7 @@ def _scores(record: FiledRecord) -> Iterator[str]:
     yield "| metric | value |"
     yield "|---|---|"
     for name, metric in record.score.metrics.items():
-        yield f"| {METRICS.get(name, name)} | {interval(metric)} |"
+        yield f"| {metric_title(name)} | {interval(metric)} |"
     yield ""
 
 

@@ -74,11 +74,13 @@ def _faster_reading(speed: Speed) -> str:
 
 def _faster(speed: Speed, recipe: Recipe) -> str:
     """Say what would have the network run faster."""
-    ways = [] if speed.device.startswith("cuda") else ["a GPU"]
+    ways = "a smaller network or a smaller backbone.image_size"
     if recipe.precision == "float32":
-        ways.append("backbone.precision: bfloat16 (another recipe, so another store)")
-    last = "a smaller network or image_size"
-    return f"{', '.join(ways)} or {last}, no less." if ways else f"{last}, no less."
+        ways = "a smaller network, a smaller backbone.image_size or backbone.precision: bfloat16"
+    others = "each with other features and so another store"
+    if speed.device.startswith("cuda"):
+        return f"faster are {ways}, {others}."
+    return f"a GPU is faster. So are {ways}, {others}."
 
 
 @contextlib.contextmanager

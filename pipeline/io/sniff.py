@@ -30,6 +30,12 @@ _ARCHIVES = {
     (0, b"\x28\xb5\x2f\xfd"): "zstd",
     (0, b"\x04\x22\x4d\x18"): "lz4",
 }
+# Files that are packed like an archive and are none to whoever made them, by their suffix.
+_OFFICE = {
+    "a spreadsheet": (".xlsx", ".xlsm", ".xlsb", ".xltx", ".ods", ".numbers"),
+    "a text document": (".docx", ".docm", ".dotx", ".odt", ".pages", ".epub"),
+    "slides of a talk": (".pptx", ".pptm", ".ppsx", ".odp", ".key"),
+}
 _BIG_ENDIAN_TIFF = b"MM\0+"
 # What macOS keeps beside each file on a foreign disk, under the file's own name with `._` in front.
 _APPLE_DOUBLE = b"\0\x05\x16\x07"
@@ -51,7 +57,7 @@ def sniff(path: Path) -> str:
         raise UnreadableError("empty", "the file has no bytes")
     name = recognise(start)
     if name is None:
-        raise _unknown(start)
+        raise _unknown(path, start)
     return name
 
 
@@ -62,14 +68,18 @@ def _sniff_zipped(path: Path) -> str:
         raise as_unreadable(error, "decompressing the header") from error
     name = recognise(start)
     if name is None:
-        raise _unknown(start, zipped=True)
+        raise _unknown(path, start, zipped=True)
     if not FORMATS[name].gzipped:
         raise UnreadableError("unsupported", "a gzipped picture or array: unpack it with gunzip")
     return name
 
 
-def _unknown(start: bytes, *, zipped: bool = False) -> UnreadableError:
+def _unknown(path: Path, start: bytes, *, zipped: bool = False) -> UnreadableError:
     """Return why a file is set aside in which no format was recognised, by its first bytes."""
+    if start.startswith(b"PK"):
+        for what, suffixes in _OFFICE.items():
+            if path.suffix.lower() in suffixes:
+                return UnreadableError("not-an-image", f"{NO_PICTURE}{what}")
     for (place, magic), packer in _ARCHIVES.items():
         if start.startswith(magic, place):
             name = f"{packer}, gzipped" if zipped else packer

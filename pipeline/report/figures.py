@@ -28,6 +28,7 @@ from pipeline.report.wording import (
     count,
     key_of,
     method_title,
+    metric_title,
     setting_text,
     spread,
 )
@@ -328,7 +329,7 @@ def _draw_settings(axis: Axes, result: Result, key: str) -> None:
     # Ticks where something was computed, in the place of the decades of a logarithmic axis.
     axis.set_xticks(x, [f"{at:g}" for at in x])
     axis.minorticks_off()
-    axis.set_ylabel(METRICS.get(name, name))
+    axis.set_ylabel(metric_title(name))
 
 
 _AXES = {"shots": "labelled patients a class", "k": "neighbours k"}
@@ -366,7 +367,7 @@ def _subgroups(results: Sequence[Result]) -> Figure | None:
         if marks:
             lines.append((f"{group}  ({people})", marks))
     names = [method_title(r.method) for r in with_groups]
-    return forest(lines, names, METRICS.get(name, name))
+    return forest(lines, names, metric_title(name))
 
 
 def overview(source: Source) -> Figure | None:

@@ -55,20 +55,25 @@ def _weights(source: Source) -> Iterator[ReportFinding]:
 def _leakage(source: Source) -> Iterator[ReportFinding]:
     """Say which pictures exist more than once, exactly or all but, and under whose names."""
     named = dict(zip(source.rows.tolist(), source.patients.tolist(), strict=True))
-    twins = []
-    for each in find_twins(source.store):
-        # A slice of no known patient counts as somebody else: nothing says that it is not.
-        people = [named[row] or f"row {row}" for row in each.rows]
-        twins.append(people)
-    across = [people for people in twins if len({*people}) > 1]
+    twins = [[named[row] for row in each.rows] for each in find_twins(source.store)]
+    people = [{*filter(None, names)} for names in twins]
+    across = [names for names in people if len(names) > 1]
+    # A slice of no known patient is nobody else, and may be anybody: that is another thing to say.
+    unsure = [
+        names
+        for names, patients in zip(twins, people, strict=True)
+        if "" in names and len(patients) < 2
+    ]
     if not twins:
         yield ReportFinding("leakage", "clear", "No two slices have exactly the same pixels.")
-    elif not across:
+    elif not across and not unsure:
         exist = count(len(twins), "picture exists", "pictures exist")
         text = f"{exist} more than once, each within one patient."
         yield ReportFinding("leakage", "note", text)
-    else:
+    if across:
         yield _copies(source, across)
+    if unsure:
+        yield ReportFinding("leakage", "warn", _unsure(source, len(unsure)))
     near: list[str] = []
     for result in source.results.values():
         query = _query(result)
@@ -77,23 +82,31 @@ def _leakage(source: Source) -> Iterator[ReportFinding]:
         yield ReportFinding("leakage", "warn", f"{'; '.join(near)}.")
 
 
-def _copies(source: Source, across: list[list[str]]) -> ReportFinding:
+def _unsure(source: Source, number: int) -> str:
+    """Say of how many pictures a copy is of nobody knows whom."""
+    exist = count(number, "picture exists", "pictures exist")
+    text = f"{exist} more than once where a slice has no patient"
+    if source.config is None or source.config.labels is None:
+        return (
+            f"{text} named here, so splits cannot be checked; report on the config, whose labels "
+            "name patients."
+        )
+    return (
+        f"{text}, in its header or in the labels, so splits cannot be checked for it. Name its "
+        "patient in the labels, or leave such copies out (data.exclude); `radprobe verify` lists "
+        "them."
+    )
+
+
+def _copies(source: Source, across: list[set[str]]) -> ReportFinding:
     """Say how many pictures stand under several patients, and on which splits' two sides."""
     torn = {}
     for path in sorted((source.store.path / "splits").glob("*.json")):
         if number := _on_two_sides(load_split(path), across):
             task = path.stem.rpartition("-")[0]  # the rest is the split's digest
             torn[task] = number
-    nameless = 0
-    for people in across:
-        nameless += any(person.startswith("row ") for person in people)
     if torn:
         where = "; ".join(f"{n} on two sides of the split of {task}" for task, n in torn.items())
-    elif nameless:
-        where = (
-            f"of {nameless} a slice has no patient named here, so splits cannot be checked; "
-            "report on the config, whose labels name patients"
-        )
     else:
         where = "no split on file has one on two sides"
     exist = count(len(across), "picture exists", "pictures exist")
@@ -101,10 +114,10 @@ def _copies(source: Source, across: list[list[str]]) -> ReportFinding:
         f"{exist} under more than one patient: copies leak from "
         f"train to test however patients are divided. Checked: {where}."
     )
-    return ReportFinding("leakage", "warn" if torn or nameless else "note", text)
+    return ReportFinding("leakage", "warn" if torn else "note", text)
 
 
-def _on_two_sides(split: Split, across: list[list[str]]) -> int:
+def _on_two_sides(split: Split, across: list[set[str]]) -> int:
     """Return how many pictures have patients on more than one side of a split."""
     sides: dict[str, str] = {}
     for side, names in split.patients.items():
@@ -136,12 +149,21 @@ def _shortcuts(source: Source) -> Iterator[ReportFinding]:
         else:
             text = f"{tells}: whether {task} rests on it, so few patients cannot tell."
             yield ReportFinding("shortcut", "note", text)
-    if not shortcuts and source.results:
+    if shortcuts or not source.results:
+        return
+    asked = [] if source.config is None else [*source.config.tasks.values()]
+    columns = dict.fromkeys(name for task in asked for name in task.shortcuts)
+    if columns:
+        text = (
+            f"No shortcut was looked for yet: `radprobe evaluate` asks whether the features tell "
+            f"{', '.join(columns)}, which the config lists under shortcuts."
+        )
+    else:
         text = (
             "No shortcut was looked for: list columns such as view, site or scanner under "
             "shortcuts of a task, and a probe is asked whether the features tell them."
         )
-        yield ReportFinding("shortcut", "note", text)
+    yield ReportFinding("shortcut", "note", text)
 
 
 def _answers(source: Source) -> Iterator[ReportFinding]:

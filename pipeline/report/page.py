@@ -32,6 +32,7 @@ from pipeline.report.wording import (
     count,
     interval,
     method_title,
+    metric_title,
     positive_text,
 )
 from pipeline.results import Result, Segmented
@@ -178,6 +179,7 @@ def render(
         method_title=method_title,
         positive_text=positive_text,
         METRICS=METRICS,
+        metric_title=metric_title,
         count=count,
         interval=interval,
         svg=svg,

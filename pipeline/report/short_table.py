@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pipeline.report.figures import headline
 from pipeline.report.sources import Source
 from pipeline.report.tables import markdown_table, networks_of, tex, tex_row
-from pipeline.report.wording import METRICS, RANDOM, few_text, interval, method_title, positive_name
+from pipeline.report.wording import (
+    RANDOM,
+    few_text,
+    interval,
+    method_title,
+    metric_title,
+    positive_name,
+)
 from pipeline.results import Metric, Result, Segmented
 from pipeline.shared.spreadsheets import quoted_cell
 
@@ -42,7 +49,7 @@ def short_table(sources: Sequence[Source]) -> ShortTable:
         for result in source.answers:
             name, metric = _main(result)
             if metric is not None:
-                line = (*_store(source, sources), *_tested(result), METRICS.get(name, name))
+                line = (*_store(source, sources), *_tested(result), metric_title(name))
                 lines.setdefault(line, {})[_method(result)] = interval(metric)
     methods = dict.fromkeys(method for scores in lines.values() for method in scores)
     head = (*(("Store",) if len(sources) > 1 else ()), *_HEAD, *methods)

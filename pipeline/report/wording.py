@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.config.heads import declared
 from pipeline.shared.few import FEW_PATIENTS
+from pipeline.shared.texts import count as count
+from pipeline.shared.texts import plain_number
 
 if TYPE_CHECKING:
     from pipeline.config.tasks import OperatingRule
@@ -40,12 +42,22 @@ METRICS = {
     "paper_jaccard": "Paper's Jaccard",
     "fit_seconds": "Training, s",
 }
+# Those that have no column in a table of answers, and may stand in a list of all.
+_OTHER_METRICS = {
+    "mcc": "MCC",
+    "sensitivity_at_specificity_0.9": "Sensitivity at specificity 0.9",
+}
 # The one number that stands for an answer: the first of these that it has.
 HEADLINE = ("auroc", "r2", "balanced_accuracy", "accuracy")
 
 
 # Letters of a key: some take four bytes, and a file's name has 255.
 _MOST = 40
+
+
+def metric_title(name: str) -> str:
+    """Return what a metric is called."""
+    return METRICS.get(name) or _OTHER_METRICS.get(name, name)
 
 
 def method_title(method: str) -> str:
@@ -66,11 +78,7 @@ def setting_text(setting: Mapping[str, float]) -> str:
     """Return a setting as people write it; none is that of each fold's choice."""
     if not setting:
         return "chosen by fold"
-    return ", ".join(f"{name} = {_number(value)}" for name, value in setting.items())
-
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if value >= 1 and value == int(value) else f"{value:.3g}"
+    return ", ".join(f"{name} = {plain_number(value)}" for name, value in setting.items())
 
 
 def positive_text(result: Result | Segmented, label: str = "") -> str:
@@ -187,8 +195,3 @@ def answer_sentence(result: Result | Segmented) -> str:
         classes = ()
         by = result.head
     return sentence(f"{result.task}, {by}", score.metrics, patients, classes)
-
-
-def count(number: int, one: str, many: str = "") -> str:
-    """Return a number with its noun: 1 slice, 1,204 slices."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -29,6 +29,16 @@ def file_name(text: str) -> str:
     return safe.encode()[:_MOST_BYTES].decode("utf-8", "ignore")
 
 
+def count(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: 1 slice, 1,204 slices."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def plain_number(value: float) -> str:
+    """Return a number of settings as people write it: 100000, 0.0562."""
+    return f"{value:.0f}" if value >= 1 and value == int(value) else f"{value:.3g}"
+
+
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

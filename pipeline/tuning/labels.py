@@ -19,6 +19,7 @@ from pipeline.evaluation.heads.probe import HEAD as PROBE
 from pipeline.evaluation.scoring import at_operating_points, scores_of
 from pipeline.evaluation.splits import Parts
 from pipeline.results import Score, Tuned
+from pipeline.shared.texts import plain_number
 from pipeline.tuning.fold import Fold, TunedFold, fold_name
 from pipeline.tuning.goals import LabelGoal
 from pipeline.tuning.job import TuningJob, open_job
@@ -85,7 +86,7 @@ def _tune_fold(job: TuningJob, cases: Cases, parts: Parts, name: str) -> _FoldAn
     head = _new_head(job, objective)
     if job.settings.start == "probe":
         c = _start_as_probe(head, cases, parts, job.settings, objective)
-        notes.append(f"the head began as the probe of C = {c:.3g}")
+        notes.append(f"the head began as the probe of C = {plain_number(c)}")
     architecture = job.recipe.architecture
     # Made anew for each training, in each process: it remembers what it has observed.
     goal = functools.partial(LabelGoal, units, parts["val"], objective, job.settings, architecture)

@@ -21,6 +21,7 @@ from pipeline.segmentation.contracts import Rows, TokenSource
 from pipeline.segmentation.linear import LinearTokenHead
 from pipeline.segmentation.training import TrainedHead
 from pipeline.segmentation.trials import Trial, trial
+from pipeline.shared.texts import plain_number
 from pipeline.tuning.fold import Fold, TunedFold, fold_name
 from pipeline.tuning.goals import MaskGoal, predict_masks
 from pipeline.tuning.job import TuningJob, open_job
@@ -122,7 +123,7 @@ def _new_head(
     fitted = heads.fit(source, parts, initial, device=str(job.device))
     assert isinstance(fitted, TrainedHead)
     head.load_state_dict(fitted.network.state_dict())
-    chosen = ", ".join(f"{name} = {value:.3g}" for name, value in fitted.setting.items())
+    chosen = ", ".join(f"{name} = {plain_number(value)}" for name, value in fitted.setting.items())
     return head, [f"the head began as the linear one on cached tokens, {chosen}"]
 
 

@@ -191,7 +191,7 @@ def test_extract_says_it_first_and_evaluation_comes_to_the_same(tmp_path: Path) 
     extract(config, Speed("cpu", workers=0), ahead=ahead)
     (outlook,) = told
     _, *lines = outlook.lines()
-    assert lines[1].startswith("1 rows join no slice: no image of the collection has that path")
+    assert lines[1].startswith("1 row joins no slice: no image of the collection has that path")
     # By rows, of the table and of the store, whose key is there.
     assert lines[1].endswith("First: data row 51.")
     assert lines[2].endswith("slices have no row in the labels. First: row 50, row 51, row 52.")

@@ -32,6 +32,7 @@ from pipeline.evaluation.heads.linear import LinearSettings
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import batches
+from pipeline.shared.texts import plain_number
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def fit(given: FitInput[LinearSettings]) -> Chosen:
     notes = list(objective.notes)
     edges = (min(settings.rates), max(settings.rates))
     if len(settings.rates) > 1 and best.rate in edges:
-        notes.append(f"lr = {best.rate:.3g} is at the edge of the grid")
+        notes.append(f"lr = {plain_number(best.rate)} is at the edge of the grid")
     return Chosen(again, objective, notes, on_val[chosen])
 
 

@@ -38,6 +38,7 @@ from pipeline.evaluation.heads.probe_state import LogisticProblem, LogisticState
 from pipeline.evaluation.heads.ridge import RidgePath, fit_ridge
 from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import mean, moments, softmax, take_scaled
+from pipeline.shared.texts import plain_number
 
 Proba = NDArray[np.float64]
 MAX_ITER = 1000
@@ -149,7 +150,7 @@ def _moved_notes(given: FitInput[ProbeSettings], probe: Probe) -> list[str]:
     if moved <= MOVED:
         return []
     return [
-        f"the fit with C = {c:.3g} stopped before it converged: where it goes on, its "
+        f"the fit with C = {plain_number(c)} stopped before it converged: where it goes on, its "
         f"probabilities of val move by up to {moved:.2f}"
     ]
 
@@ -166,7 +167,7 @@ def _fit_number(given: FitInput[ProbeSettings], refit_on: Sequence[Part]) -> Pro
     path = fit_ridge(x, y, refit, penalties[best : best + 1])
     notes = []
     if _at_edge(best, penalties):
-        notes.append(f"alpha = {alpha:.3g} is at the edge of the grid")
+        notes.append(f"alpha = {plain_number(alpha)} is at the edge of the grid")
     return Probe(_Number(path), {"alpha": alpha}, notes)
 
 
@@ -197,9 +198,9 @@ def _choose(val: Truth, on_val: list[Proba], grid: Proba) -> tuple[int, list[str
         distance = np.abs(np.log(grid))
         nearest = int(distance.argmin())
         reason = "was not chosen: all val units have the same labels"
-        return nearest, [f"C = {grid[nearest]:.3g} {reason}"]
+        return nearest, [f"C = {plain_number(grid[nearest])} {reason}"]
     if _at_edge(best, grid):
-        return best, [f"C = {grid[best]:.3g} is at the edge of the grid"]
+        return best, [f"C = {plain_number(grid[best])} is at the edge of the grid"]
     return best, []
 
 

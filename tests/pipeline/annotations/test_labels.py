@@ -383,6 +383,6 @@ def test_a_hidden_prefix_is_named_only_where_it_is_no_patients_name(tmp_path: Pa
     deep = "names files 1 deep, the store has them 2 deep, 2 of 5 by the same name"
     one = refusal(["p1", "p1"])
     assert deep in one
-    assert "; with the 1 folder that differ in front 2 of 2 rows would join" in one
+    assert "; with the 1 folder that differs in front 2 of 2 rows would join" in one
     assert "Doe" not in one
     assert "; with the prefix 'Doe^1/' 2 of 2 rows would join" in refusal(["p1", "p2"])

@@ -334,6 +334,8 @@ def test_archives_are_named_with_the_remedy_and_are_findings_by_their_names(tmp_
     assert set(told.values()) == {"unsupported"}
     details = {row["path"]: row["detail"] for row in found.files.to_pylist()}
     assert all("unpack it" in details[name] for name in told)
+    # What is packed without anybody's thinking of an archive is called what it is.
+    assert details["labels.xlsx"] == "no picture: a spreadsheet"
 
 
 @pytest.mark.parametrize("pixels", [True, False])

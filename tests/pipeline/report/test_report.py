@@ -278,6 +278,26 @@ def test_findings_say_what_may_undo_a_result(config: Path) -> None:
     assert "The features tell view with an AUROC of" in said["shortcut", "warn"]
 
 
+def test_a_copy_of_nobody_is_no_other_patient_and_shortcuts_wait_for_an_evaluation(
+    config: Path,
+) -> None:
+    (source,) = open_sources([config])
+    changed = dataclasses.replace(source)
+    patients = source.patients.copy()
+    patients[[10, 90]] = "", patients[10]
+    changed.__dict__["patients"] = patients
+    changed.__dict__["results"] = {
+        name: result for name, result in source.results.items() if "/" not in name[0]
+    }
+    texts = [f.text for f in findings(changed, take_stock(changed))]
+    (leak,) = [text for text in texts if "exists more than once" in text]
+    # This is the report on the config: its labels do not say either.
+    assert "a slice has no patient, in its header or in the labels" in leak
+    assert not any("under more than one patient" in text for text in texts)
+    (shortcut,) = [text for text in texts if "shortcut" in text]
+    assert "`radprobe evaluate` asks whether the features tell view" in shortcut
+
+
 def test_an_answer_of_an_earlier_store_is_called_stale(config: Path) -> None:
     (source,) = open_sources([config])
     changed = dataclasses.replace(source)

@@ -68,7 +68,7 @@ def test_of_equals_the_c_of_the_smaller_log_loss_is_chosen_and_an_edge_is_said()
     x = (y[:, None] * 10 + np.zeros((80, 3))).astype(np.float32)  # every C ranks perfectly
     predictions, notes = answered(probe.HEAD, x, units_of(y), thirds(80), ProbeSettings(steps=5))
     assert predictions[0].setting["C"] == pytest.approx(1e5)
-    assert notes[0] == "C = 1e+05 is at the edge of the grid"
+    assert notes[0] == "C = 100000 is at the edge of the grid"
     # The smallest says one half of everything: it ranks as well, and decides nothing.
     assert (predictions[0].proba[:, 1].round() == y[60:]).all()
     assert predictions[0].on_val is not None

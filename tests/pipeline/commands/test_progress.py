@@ -1,0 +1,76 @@
+"""How far a run is where no terminal shows it, and what a plan says of files it sets aside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.commands import extract as command
+from pipeline.commands.extract import _duration, _print_plan, _ProgressLines
+from pipeline.config.loading import load_config
+from pipeline.extraction.plan import plan
+from pipeline.inference.speed import Speed
+from pipeline.inference.telemetry import bottleneck
+from pipeline.recipe import Architecture, Recipe
+from tests.phantoms import volume, write_png
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the lines that are printed."""
+    lines: list[str] = []
+    monkeypatch.setattr(command, "print_line", lambda _, text, style=None: lines.append(text))
+    monkeypatch.setattr(command, "print_lines", lambda _, texts: lines.extend(texts))
+    return lines
+
+
+def test_without_a_terminal_a_line_a_minute_says_how_far_a_run_is(said: list[str]) -> None:
+    now = [0.0]
+    lines = _ProgressLines(lambda: now[0])
+    lines.plan(1000)
+    for second in range(1, 151):
+        now[0] = float(second)
+        lines.advance(2)
+    assert said == [
+        "Embedded 120 of 1,000 slices, 2 slices/s, about 7 minutes left.",
+        "Embedded 240 of 1,000 slices, 2 slices/s, about 6 minutes left.",
+    ]
+
+
+def test_a_time_is_told_in_the_unit_that_suits_it() -> None:
+    times = [_duration(seconds) for seconds in (1, 40, 115.2, 3600, 36_000)]
+    assert times == ["1 second", "40 seconds", "2 minutes", "60 minutes", "10 hours"]
+
+
+def test_a_plan_names_what_is_set_aside_and_counts_in_grammar(
+    tmp_path: Path, said: list[str]
+) -> None:
+    write_png(tmp_path / "data/a.png", volume(1)[0].astype("uint16"))
+    (tmp_path / "data/notes.txt").write_text("text")
+    (tmp_path / "data/lost.dcm").write_bytes(b"")
+    config = {
+        "data": {"root": "data"},
+        "store": "store",
+        "backbone": {"name": "dinov2_vits14", "image_size": 28, "weights": "random:0"},
+    }
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
+    _print_plan(plan(load_config(tmp_path / "my.yaml")))
+    assert said[0] == "1 slice in the collection (1 added)."
+    assert "To embed: 1 slice in 1 part, " in said[1]
+    assert "(a part takes the room of 1,024 slices, full or not)" in said[1]
+    assert said[-2:] == [
+        "  empty: lost.dcm: the file has no bytes",
+        "  other: notes.txt: no known image format",
+    ]
+
+
+def test_what_would_be_faster_is_said_in_plain_words() -> None:
+    recipe = Recipe(architecture=Architecture(dim=384, depth=12, heads=6), weights="random:0")
+    said = bottleneck({"all": 100.0, "forward": 97.0}, 180, Speed("cpu"), recipe)
+    assert said == (
+        "The network took 97 % of the time, 1.8 slices/s: a GPU is faster. So are a smaller "
+        "network, a smaller backbone.image_size or backbone.precision: bfloat16, each with other "
+        "features and so another store."
+    )
