@@ -129,7 +129,9 @@ def run_all(folder: Path, headers: dict[Path, set[str]], scratch: Path, *, keep:
     path = str(inputs / "config.yaml")
     with (scratch / "written/said.txt").open("wb") as said:
         for command in (
+            ["plan", path],
             ["extract", path],
+            ["explain", path],
             ["knn", path],
             ["report", path],
             ["fit", path, "--method", "knn", "--out", str(scratch / "written/model")],

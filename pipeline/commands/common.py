@@ -37,4 +37,8 @@ RehashOpt = Annotated[
 StoreOpt = Annotated[
     Path | None, typer.Option(help="Use this store, a folder or a URL, instead of the config's.")
 ]
+PathsOpt = Annotated[
+    bool,
+    typer.Option("--paths", help="Name files by their real paths, which may name patients."),
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]

@@ -6,14 +6,14 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.common import ConfigArg, JsonOpt, RehashOpt, StoreOpt, err, out
+from pipeline.commands.common import ConfigArg, JsonOpt, PathsOpt, RehashOpt, StoreOpt, err, out
 from pipeline.commands.printing import RANDOM, print_line, print_lines
 from pipeline.shared.texts import count
 
@@ -109,6 +109,7 @@ def plan(
     config: ConfigArg,
     store: StoreOpt = None,
     rehash: RehashOpt = False,
+    paths: PathsOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Say what extract would do, and whether labels, masks and split join. Writes nothing.
@@ -128,6 +129,8 @@ def plan(
         outlook = outlook_of(settings, look.reconciled.slices, look.names, look.withdrawn)
 
     planned = plan(settings, rehash=rehash, on_look=look_ahead)
+    if not paths:
+        planned = replace(planned, set_aside=[replace(each, path="") for each in planned.set_aside])
     if as_json:
         print(json.dumps(asdict(planned) | {"outlook": asdict(outlook)}, indent=1))
     else:
@@ -302,7 +305,11 @@ def _print_plan(plan: Plan) -> None:
     ]
     print_lines(out, lines)
     _print_losses("file", "set aside", plan.files_set_aside)
-    print_lines(out, [f"  {each.reason}: {each.path}: {each.detail}" for each in plan.set_aside])
+    for each in plan.set_aside:
+        path = f"{each.path}: " if each.path else ""
+        print_line(out, f"  {each.reason}: {path}{each.detail}")
+    if any(not each.path for each in plan.set_aside):
+        print_line(out, "  --paths tells which files these are.")
     _print_left_out(plan.folders_left_out, plan.notes)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.common import JsonOpt, StorePath, out
+from pipeline.commands.common import JsonOpt, PathsOpt, StorePath, out
 from pipeline.commands.printing import print_line, print_lines
 from pipeline.shared.texts import count
 
@@ -32,6 +32,7 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Mend what can be mended, queue bad parts again.")
     ] = False,
+    paths: PathsOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Check every byte of a store against its checksums, and every value against the tables."""
@@ -39,7 +40,7 @@ def verify(
     from stores import verify as checks
 
     report = checks.repair(store) if repair else checks.verify(store)
-    copies = copies_of(store, report.twins)
+    copies = copies_of(store, report.twins, reveal=paths)
     if as_json:
         of_each = [[asdict(copy) for copy in group] for group in copies]
         told = asdict(report) | {"sound": report.sound, "copies": of_each}
@@ -246,6 +247,8 @@ def _print_report(report: Report, copies: Sequence[Sequence[Copy]]) -> None:
             path = "" if copy.path is None else f" ({copy.path} frame {copy.frame})"
             each.append(f"row {copy.row}{path}")
         print_line(out, f"equal pixels: {', '.join(each)}")
+    if any(copy.path is None for group in copies for copy in group):
+        print_line(out, "--paths tells which files these rows are.")
     for finding in report.findings:
         style = "red" if finding.damage else "yellow"
         print_line(out, f"{finding.kind}: {finding.where}: {finding.detail}", style=style)

@@ -1,4 +1,4 @@
-"""Which slices of a store have the pixels of another, by row and, with the key, by real path."""
+"""Which slices of a store have the pixels of another, by row and, where asked for, by real path."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ from stores.storage import storage_at
 
 @dataclass(frozen=True)
 class Copy:
-    """A slice that has the pixels of others. path: the real one, None without the store's key."""
+    """A slice that has the pixels of others. path: the real one; None where it is hidden."""
 
     row: int
     path: str | None
     frame: int
 
 
-def copies_of(path: Path | str, twins: Sequence[Twins]) -> list[list[Copy]]:
-    """Return the slices of each group of twins of a store."""
+def copies_of(
+    path: Path | str, twins: Sequence[Twins], *, reveal: bool = False
+) -> list[list[Copy]]:
+    """Return the slices of each group of twins of a store; reveal: hidden paths too, by its key."""
     if not twins:
         return []
     store = FeatureStore.open(storage_at(path).folder)
@@ -33,7 +35,7 @@ def copies_of(path: Path | str, twins: Sequence[Twins]) -> list[list[Copy]]:
     rows = [row for each in twins for row in each.rows]
     slices = store.slices(["row", "path", "frame"])
     slices = slices.filter(pc.is_in(slices["row"], pa.array(rows)))
-    if names.has_key:
+    if reveal and names.has_key:
         slices = names.revealed(slices)
     copies = {}
     for row in slices.to_pylist():

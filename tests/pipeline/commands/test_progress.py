@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.commands import extract as command
 from pipeline.commands.extract import _duration, _print_plan, _ProgressLines
 from pipeline.config.loading import load_config
@@ -44,19 +46,35 @@ def test_a_time_is_told_in_the_unit_that_suits_it() -> None:
     assert times == ["1 second", "40 seconds", "2 minutes", "60 minutes", "10 hours"]
 
 
-def test_a_plan_names_what_is_set_aside_and_counts_in_grammar(
-    tmp_path: Path, said: list[str]
-) -> None:
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Write a picture, what is none, and a config."""
     write_png(tmp_path / "data/a.png", volume(1)[0].astype("uint16"))
     (tmp_path / "data/notes.txt").write_text("text")
     (tmp_path / "data/lost.dcm").write_bytes(b"")
-    config = {
+    content = {
         "data": {"root": "data"},
         "store": "store",
         "backbone": {"name": "dinov2_vits14", "image_size": 28, "weights": "random:0"},
     }
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump(config))
-    _print_plan(plan(load_config(tmp_path / "my.yaml")))
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "my.yaml"
+
+
+def test_a_plan_names_files_where_it_is_asked_to(config: Path) -> None:
+    by_default = CliRunner().invoke(app, ["plan", str(config)]).output
+    assert "other: no known image format" in by_default
+    assert "notes.txt" not in by_default
+    as_json = CliRunner().invoke(app, ["plan", str(config), "--json"]).output
+    assert "notes.txt" not in as_json
+    by_name = CliRunner().invoke(app, ["plan", str(config), "--paths"]).output
+    assert "other: notes.txt: no known image format" in by_name
+
+
+def test_a_plan_tells_what_is_set_aside_and_counts_in_grammar(
+    config: Path, said: list[str]
+) -> None:
+    _print_plan(plan(load_config(config)))
     assert said[0] == "1 slice in the collection (1 added)."
     assert "To embed: 1 slice in 1 part, " in said[1]
     assert "(a part takes the room of 1,024 slices, full or not)" in said[1]

@@ -451,14 +451,17 @@ def test_the_same_pixels_are_embedded_once_linked_and_reported(case: Case) -> No
     assert notice.detail.endswith(
         ": 1 of more than one patient, 1 with slices that name no patient"
     )
-    # All of them, by row and real path; without the key by row alone.
-    groups = copies_of(case.folder / "store", verify(case.folder / "store").twins)
+    # All of them, by row; by real path where that is asked for, and the key is there.
+    store = case.folder / "store"
+    twins = verify(store).twins
+    assert {copy.path for group in copies_of(store, twins) for copy in group} == {None}
+    groups = copies_of(store, twins, reveal=True)
     assert sorted(len(group) for group in groups) == [2] * 9 + [3]
     every = {copy.path: copy for group in groups for copy in group}
     assert {"x0.png", "again.tif"} <= every.keys()
     assert every["x0.png"].row == rows[paths.index("x0.png")]
     (case.folder / "store.key").rename(case.folder / "elsewhere.key")
-    groups = copies_of(case.folder / "store", verify(case.folder / "store").twins)
+    groups = copies_of(store, twins, reveal=True)
     assert {copy.path for group in groups for copy in group} == {None}
 
 
