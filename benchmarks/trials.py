@@ -210,7 +210,8 @@ def by_fold(law: str, patients: int, trials: int, table: Table) -> None:
         for name, value in everybody_by_all(models, many_x, many).items():
             true[name].append(value)
     for name, of_trials in each.items():
-        mean = float(np.mean(true[name]))
+        # Of models that call nobody positive a PPV is of nobody.
+        mean = float(np.nanmean(true[name]))
         table[law, name][f"k-fold {patients}"] = [
             covers(metric, mean) for metric in of_trials if metric.low is not None
         ]
