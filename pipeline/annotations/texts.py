@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any
 
@@ -27,9 +26,13 @@ def is_text(values: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(values != None)  # noqa: E711  element by element
 
 
+# What is beyond it is no measurement, and its square is no number any more.
+_BEYOND_ALL = 1e100
+
+
 def is_number(text: str) -> bool:
-    """Return whether a text is a finite number: neither inf nor 1e999, which is beyond all."""
-    return _NUMBER.fullmatch(text) is not None and math.isfinite(float(text))
+    """Return whether a text is a number of what can be measured: neither inf nor 1e300."""
+    return _NUMBER.fullmatch(text) is not None and abs(float(text)) < _BEYOND_ALL
 
 
 def is_date(text: str) -> bool:

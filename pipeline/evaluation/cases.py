@@ -29,6 +29,7 @@ from pipeline.evaluation.leakage import (
     Copies,
     CopySearch,
     Links,
+    describe_equal_pixels,
     describe_near_copies,
     refuse_copies,
 )
@@ -278,6 +279,8 @@ class Cases:
         refused = copies
         if "duplicates" in allow:
             refused = replace(refused, equal=refused.equal.without_units())
+            if len(copies.equal.units):
+                self.notes.append(describe_equal_pixels(copies.equal))
         if "near-duplicates" in allow:
             refused = replace(refused, near=[])
             if copies.near:

@@ -216,6 +216,14 @@ def _pixels_of_units(digests: Digests, units: Units) -> NDArray[np.uint64]:
     return total
 
 
+def describe_equal_pixels(equal: EqualPixels) -> str:
+    """Return a sentence on copies, which names the first by the rows of their slices."""
+    return (
+        f"{len(equal.units)} units have the pixels of units on another side of the split, for "
+        f"example rows {equal.images[0][:EXAMPLES].tolist()} of the slice table"
+    )
+
+
 def describe_near_copies(near: list[NearCopy], units: Units) -> str:
     """Return a sentence on near copies, which names the nearest by the rows of their slices."""
     examples = [_rows_of(pair, units) for pair in near[:EXAMPLES]]
@@ -280,12 +288,7 @@ def refuse_copies(copies: Copies, units: Units, named: Callable[[int], str]) -> 
     sentences = []
     lines = []
     if len(copies.equal.units):
-        first = copies.equal.images[0]
-        sentences.append(
-            f"{len(copies.equal.units)} units have the pixels of units on another side of the "
-            f"split, for example rows {first[:EXAMPLES].tolist()} of the slice table: scores would "
-            "be leaked."
-        )
+        sentences.append(f"{describe_equal_pixels(copies.equal)}: scores would be leaked.")
         lines += [_line("equal pixels", rows.tolist(), named) for rows in copies.equal.images]
     if copies.near:
         sentences.append(f"{describe_near_copies(copies.near, units)}: scores would be leaked.")

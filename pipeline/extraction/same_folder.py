@@ -6,6 +6,8 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config.root import Config
 from pipeline.extraction.selection import Selection
@@ -23,14 +25,22 @@ RUN = 8
 LOOKED_AT = 100
 
 
-def check_folder(config: Config, store: FeatureStore) -> None:
-    """Refuse a folder of images of which none is in the store. Raises RecipeMismatchError."""
+def check_folder(config: Config, store: FeatureStore, files: pa.Table) -> None:
+    """Refuse a folder of images of which none is in the store. Raises RecipeMismatchError.
+
+    files: path and size of the store's files. Those of another collection may have the same names,
+    but not the same sizes as well.
+    """
     root = config.data.root
     # On a machine without the images there is nothing to be held against.
     if not root.is_dir():
         return
     paths = _some_paths(config, store)
-    if not paths or any((root / unescape_path(path)).exists() for path in paths):
+    if not paths:
+        return
+    here = [path for path in paths if (root / unescape_path(path)).exists()]
+    if here:
+        _check_sizes(config, store, files, here)
         return
     if _has_images(config):
         example = Names(store.path, config.data.paths).in_message(*next(iter(paths.items())))
@@ -39,6 +49,22 @@ def check_folder(config: Config, store: FeatureStore) -> None:
             f"{str(root)!r}, which has images, and none of the store's, such as {example}. Set "
             "data.root to the folder that the store was made of, or name the store of this folder; "
             "if files were renamed, run `radprobe extract`."
+        )
+
+
+def _check_sizes(config: Config, store: FeatureStore, files: pa.Table, paths: list[str]) -> None:
+    """Refuse files of which none has the size that it had. Raises RecipeMismatchError."""
+    names = Names(store.path, config.data.paths)
+    in_store = {names.shown(path): path for path in paths}
+    files = files.filter(pc.is_in(files["path"], pa.array(in_store)))
+    sizes = {in_store[row["path"]]: row["size"] for row in files.to_pylist()}
+    root = config.data.root
+    if sizes and all((root / unescape_path(p)).stat().st_size != n for p, n in sizes.items()):
+        raise RecipeMismatchError(
+            f"The store {store.place} was made of other files: none of {len(sizes)} under the "
+            f"config's data.root {str(root)!r} that were looked at has the size that it had. Set "
+            "data.root to the folder that the store was made of, or name the store of this folder; "
+            "if the files were replaced, run `radprobe extract`."
         )
 
 

@@ -50,7 +50,7 @@ def check_store(config: Config) -> None:
     about = (str(store.path.resolve()), str(config.data.root.resolve()), _rules_digest(config))
     note = Note("stores", "\0".join(about), _stamp(config, store))
     origin = note.read()
-    files = store.files(["size"]) if origin is None else None
+    files = store.files(["path", "size"]) if origin is None else None
     # Imported features are of no files: their recipe is the user's word, and the config has none.
     if origin == IMPORTED or (files is not None and not len(files)):
         note.write(IMPORTED)
@@ -65,7 +65,7 @@ def check_store(config: Config) -> None:
         from pipeline.extraction.same_folder import check_folder
         from pipeline.extraction.same_rules import check_rules
 
-        check_folder(config, store)
+        check_folder(config, store, files)
         origin = check_rules(config, store, files) or OF_THIS_FOLDER
         note.write(origin)
     if origin != OF_THIS_FOLDER:

@@ -192,7 +192,7 @@ def test_grades_and_names_are_classes(tmp_path: Path, values: list[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "value", ["inf", "-inf", "1e999", "Infinity", "NAN", "1_000", "12 mm", "3,5"]
+    "value", ["inf", "-inf", "1e999", "1e300", "Infinity", "NAN", "1_000", "12 mm", "3,5"]
 )
 def test_a_number_is_finite_and_plain(tmp_path: Path, value: str) -> None:
     with pytest.raises(LabelError, match="must hold finite numbers.*data row 3"):

@@ -171,7 +171,7 @@ def test_labels_of_withdrawn_patients_are_counted_as_that(tmp_path: Path) -> Non
     lines = join_report(read, table, tmp_path, names, withdrawn).lines()
     assert lines[0] == "Labels: 2 of 6 rows of 'l.csv' join 2 of 2 slices by path."
     assert lines[1] == "3 rows are of patients who were withdrawn."
-    assert lines[2].startswith("1 rows join no slice: ")
+    assert lines[2].startswith("1 row joins no slice: ")
     # By the patient's own id.
     file = write_csv(tmp_path / "p.csv", pid=["0", "1", "2", "9"], sick=[0, 1, 1, 1])
     read = read_labels(Labels(file=file, key="pid", by="patient"), [task])

@@ -65,6 +65,7 @@ def test_a_copy_on_the_other_side_is_refused_unless_allowed_by_name(tmp_path: Pa
         ask(root, split={"kind": "kfold"})
     allowed = ask(root, split={"allow": ["duplicates"]})
     assert not allowed[0].cached
+    assert any(note.startswith("60 units have the pixels of units") for note in allowed[0].notes)
     with pytest.raises(LabelError):  # what was allowed once is asked again
         ask(root)
     # pooled, a patient is no copy for one shared slice of two

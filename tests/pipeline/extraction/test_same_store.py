@@ -205,6 +205,22 @@ def test_tables_and_weights_are_looked_into_once_and_again_when_they_change(
         check(folder, backbone=tiny)
 
 
+def test_files_of_the_same_names_are_of_this_store_where_their_sizes_are(
+    project: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(project, tmp_path / "copy"))
+    shutil.copytree(folder / "data", folder / "moved")
+    check(folder, data={"root": "moved"})
+    rng = np.random.default_rng(1)
+    for i in range(PATIENTS):
+        write_png(folder / f"hospital/{i:02d}.png", rng.integers(0, 60_000, (31, 30), np.uint16))
+    with pytest.raises(RecipeMismatchError, match="none of 12 .* has the size that it had"):
+        check(folder, data={"root": "hospital"})
+    # One that was mended meanwhile is for extract to find.
+    write_png(folder / "moved/03.png", rng.integers(0, 60_000, (31, 30), np.uint16))
+    check(folder, data={"root": "moved", "tags": ["AccessionNumber"]})
+
+
 @pytest.mark.parametrize(
     "command",
     [
