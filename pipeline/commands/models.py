@@ -284,15 +284,7 @@ def _print_drawn(model: MaskModel, tally: DrawTally, written: Path) -> None:
         out.print(RANDOM, style="bold yellow")
     lines = [f"{tally.units} units were drawn on: {tally.files} files of masks."]
     lines += _learnt_lines(tally.learnt)
-    if tally.unlike:
-        lines.append(f"{tally.unlike} are unlike the images that the model learnt from.")
-    if tally.unreadable:
-        lines.append(f"{tally.unreadable} could not be read: their notes say why.")
-    if tally.unwritten:
-        lines.append(f"{tally.unwritten} masks were not written: their notes say why.")
-    if tally.pending:
-        lines.append(f"{tally.pending} slices await `radprobe extract` and were left out.")
-    lines += [f"{note}." for note in tally.notes]
+    lines += _left_out_lines(tally, "masks were not written")
     lines.append(f"Written to {written}.")
     print_lines(out, lines)
 
@@ -307,6 +299,21 @@ def _learnt_lines(learnt: int) -> list[str]:
     return [f"{text} is no test of it."]
 
 
+def _left_out_lines(tally: Tally | DrawTally, unwritten: str, other: int = 0) -> list[str]:
+    """Return what is said of units that are unlike, and of those that were left out.
+
+    unwritten: of units without their file; other: slices of other modalities.
+    """
+    counts = {
+        "are unlike the images that the model learnt from": tally.unlike,
+        "could not be read: their notes say why": tally.unreadable,
+        f"{unwritten}: their notes say why": tally.unwritten,
+        "slices of other modalities were left out": other,
+        "slices await `radprobe extract` and were left out": tally.pending,
+    }
+    return [*(f"{n} {what}." for what, n in counts.items() if n), *(f"{n}." for n in tally.notes)]
+
+
 def _print_tally(model: Model, tally: Tally, written: Path) -> None:
     """Print how many units were decided which way, and what was left out."""
     if model.record.random:
@@ -319,16 +326,6 @@ def _print_tally(model: Model, tally: Tally, written: Path) -> None:
         text = f"{name}{positive} is called from a probability of {point:.4g} on (proba:{name})."
         lines.append(text)
     lines += _learnt_lines(tally.learnt)
-    if tally.unlike:
-        lines.append(f"{tally.unlike} are unlike the images that the model learnt from.")
-    if tally.unreadable:
-        lines.append(f"{tally.unreadable} could not be read: their notes say why.")
-    if tally.unwritten:
-        lines.append(f"{tally.unwritten} have no report: their notes say why.")
-    if tally.other:
-        lines.append(f"{tally.other} slices of other modalities were left out.")
-    if tally.pending:
-        lines.append(f"{tally.pending} slices await `radprobe extract` and were left out.")
-    lines += [f"{note}." for note in tally.notes]
+    lines += _left_out_lines(tally, "have no report", tally.other)
     lines.append(f"Written to {written}.")
     print_lines(out, lines)

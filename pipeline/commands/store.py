@@ -43,8 +43,8 @@ def verify(
     copies = copies_of(store, report.twins, reveal=paths)
     if as_json:
         of_each = [[asdict(copy) for copy in group] for group in copies]
-        told = asdict(report) | {"sound": report.sound, "copies": of_each}
-        print(json.dumps(told, indent=1))
+        document = asdict(report) | {"sound": report.sound, "copies": of_each}
+        print(json.dumps(document, indent=1))
     else:
         _print_report(report, copies)
     if not report.sound:

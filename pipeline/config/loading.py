@@ -156,7 +156,8 @@ _KINDS = {
 
 def _in_words(fault: Any) -> str:
     """Return what a value must be, in the words of YAML instead of Python's."""
-    kind, given = fault["type"], fault["input"]
+    kind = fault["type"]
+    given = fault["input"]
     if kind == "literal_error":
         return f"must be one of {fault['ctx']['expected']}"
     for beginnings, what in _KINDS.items():

@@ -80,7 +80,8 @@ def _modality_change(
         wanted = now.modality(path)
         if modality in given and wanted != modality:
             differs[i] = True
-            had, has = had or modality, has or wanted
+            had = had or modality
+            has = has or wanted
     return _Change("data.modality", differs, f" as {had}", f" as {has}")
 
 

@@ -62,6 +62,20 @@ class Filing:
     tuned: FiledNetwork | None = None
 
 
+def references_of(task: str, x: Floats, learnt_from: Rows, patient: Rows) -> References:
+    """Return what new images are held against: features x (n, d), of which rows, whose (n,).
+
+    Raises LabelError where they are of one patient alone.
+    """
+    references = References.of(x, learnt_from, patient)
+    if references is None:
+        raise LabelError(
+            f"{task}: a model needs two patients at least in train and val, so that new "
+            "images can be held against them."
+        )
+    return references
+
+
 def record_and_files(filing: Filing) -> tuple[ModelRecord, Mapping[str, bytes | Path]]:
     """Return a model's record, without digests, and its other files."""
     cases = filing.cases
@@ -69,12 +83,7 @@ def record_and_files(filing: Filing) -> tuple[ModelRecord, Mapping[str, bytes | 
     chosen = filing.chosen
     tuned = filing.tuned
     calibration, notes = calibrate(filing.val, chosen.on_val)
-    references = References.of(filing.x, filing.learnt_from, cases.units.patient)
-    if references is None:
-        raise LabelError(
-            f"{result.task}: a model needs two patients at least in train and val, so that new "
-            "images can be held against them."
-        )
+    references = references_of(result.task, filing.x, filing.learnt_from, cases.units.patient)
     recipe = recipe_of(cases.store) if tuned is None else tuned.recipe
     backbone = backbone_of(cases.config.backbone, recipe) if tuned is None else tuned.backbone
     record = ModelRecord(

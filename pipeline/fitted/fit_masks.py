@@ -17,7 +17,7 @@ from pipeline.evaluation.heads.contract import HeadState
 from pipeline.evaluation.result_files import KEY_LENGTH, publish
 from pipeline.extraction.same_store import check_store
 from pipeline.fitted.card import card_text
-from pipeline.fitted.filing import FiledNetwork, fold_notes
+from pipeline.fitted.filing import FiledNetwork, fold_notes, references_of
 from pipeline.fitted.folder import (
     CARD,
     HEAD,
@@ -31,7 +31,6 @@ from pipeline.fitted.learnt import trained_on, training_digests
 from pipeline.fitted.mask_model import MaskModel, features_of
 from pipeline.fitted.record import MaskRecord, Unlike, backbone_of
 from pipeline.fitted.units import units_from
-from pipeline.fitted.unlike import References
 from pipeline.recipe import recipe_of
 from pipeline.results import Segmented
 from pipeline.segmentation import heads
@@ -177,12 +176,8 @@ def mask_record_and_files(
     tuned = filing.tuned
     units = cases.task_cases.units
     numbers = np.arange(len(filing.x))
-    references = References.of(filing.x, numbers, units.patient[filing.learnt_from])
-    if references is None:
-        raise LabelError(
-            f"{result.task}: a model needs two patients at least in train and val, so that new "
-            "images can be held against them."
-        )
+    patient = units.patient[filing.learnt_from]
+    references = references_of(result.task, filing.x, numbers, patient)
     recipe = recipe_of(cases.store) if tuned is None else tuned.recipe
     backbone = backbone_of(cases.config.backbone, recipe) if tuned is None else tuned.backbone
     record = MaskRecord(
