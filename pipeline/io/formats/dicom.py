@@ -79,12 +79,14 @@ _DELIMITER = b"\xfe\xff\xdd\xe0"  # behind the last item of encapsulated pixels
 class _Picture:
     """A file's header, checked, and its pixels: a stream at their beginning, and what they are.
 
-    options: of the pixels, as pydicom's decoders take them. tiles: of a mosaic.
+    options: of the pixels, as pydicom's decoders take them. below: how many bits the header leaves
+    below the stored ones. tiles: of a mosaic.
     """
 
     dataset: Dataset
     pixels: BinaryIO
     options: dict[str, Any]
+    below: int
     tiles: mosaic.Tiles | None
 
     @property
@@ -250,7 +252,7 @@ def _open(path: Path, stack: ExitStack) -> _Picture:
         options["bits_stored"] += below
     if pixels.length is None:
         options = _frame_offsets(stream, frame_count(dataset)) | options
-    picture = _Picture(dataset, stream, options, mosaic.tiles(dataset))
+    picture = _Picture(dataset, stream, options, below, mosaic.tiles(dataset))
     if picture.tiles is None or not picture.tiles.inferred:
         return picture
     # The one case in which pixels are decoded to know the slices: no header tells any more.
@@ -336,7 +338,7 @@ def _decode(picture: _Picture, frame: int) -> NDArray[Any]:
                 raise
             picture.pixels.seek(begin)
             array = _decode_jpeg_ls(picture, frame)
-        stored = _without_bits_below(np.asarray(array), dataset)
+        stored = _without_bits_below(np.asarray(array), dataset, picture.below)
         return _without_unused_bits(stored, dataset, syntax)
     finally:
         picture.pixels.seek(begin)  # where each frame is counted from
@@ -357,13 +359,12 @@ def _bits_below(dataset: Dataset) -> int:
     return high + 1 - bits if bits <= high < int(dataset.BitsAllocated) else 0
 
 
-def _without_bits_below(stored: NDArray[Any], dataset: Dataset) -> NDArray[Any]:
+def _without_bits_below(stored: NDArray[Any], dataset: Dataset, below: int) -> NDArray[Any]:
     """Return stored values whose lowest bit is the first, whatever HighBit says.
 
     Many a writer says it wrongly, and has its values in the low bits all the same: the others leave
     what is below them empty.
     """
-    below = _bits_below(dataset)
     if not below or stored.dtype.kind not in "iu":
         return stored
     if not (stored & ((1 << below) - 1)).any():
