@@ -1,9 +1,10 @@
 """Which patient stands on which side: spread by label, by site, by date, or as a list says.
 
 Where chance decides, it is a keyed hash of the patient: neither the order of rows nor how a store
-grew matters, and another patient moves nobody. Who a patient is, `keys` (n,) say: a text of each
-unit that is the same in every store of a collection, as pseudonyms are not. Every function returns
-the p patients and a side (p,) for each. Dims: n units, p patients, c classes or labels.
+grew matters, and another patient moves nobody of a split on file. Who a patient is, `keys` (n,)
+say: a text of each unit that is the same in every store of a collection, as pseudonyms are not.
+Every function returns the p patients and a side (p,) for each. Dims: n units, p patients, c classes
+or labels.
 """
 
 from __future__ import annotations
