@@ -153,9 +153,8 @@ def _without_nought(text: str) -> str:
     Minus nought, as a rounded float has it, is nought.
     """
     whole = _WHOLE.fullmatch(text)
-    if whole is None:
-        return text
-    return "0" if whole[1] == "-0" else whole[1]
+    number = whole[1] if whole else text
+    return "0" if number == "-0" else number
 
 
 def _without_comma_nought(text: str) -> str:
