@@ -64,13 +64,15 @@ def encode(
     units: int,
     *,
     either_way: bool = False,
+    empty: Sequence[str] = (),
 ) -> Classes:
     """Return the class of each slice, whose label row is label (m,), of texts (rows, labels).
 
     Classes are those that occur, in order: numbers by value first, then text. units: how many there
     are. either_way: of two words that say nothing the last is the positive, since whether features
-    tell a shortcut is the same question either way. Raises LabelError for one class, for numbers or
-    dates that nobody can mean as classes, and where nothing says which of two is positive.
+    tell a shortcut is the same question either way. empty: notes on what was taken as no label.
+    Raises LabelError for one class, for numbers or dates that nobody can mean as classes, and where
+    nothing says which of two is positive.
     """
     used, place = np.unique(label, return_inverse=True)
     present = texts[used]
@@ -85,7 +87,7 @@ def encode(
     if len(classes) < 2:
         raise LabelError(
             f"The labels {list(task.labels)} must have at least two values among the slices with "
-            f"features. Got {len(classes)} instead."
+            f"features. Got {len(classes)} instead{''.join(f'; {note}' for note in empty)}."
         )
     if task.values is None:
         _refuse_measurements(classes, task.labels[0], units, is_shortcut=either_way)

@@ -41,12 +41,14 @@ class LabelValues:
     """What the label rows say once the policies for uncertain and missing values are applied.
 
     texts (rows, labels): None where left out; filled (rows,): how many uncertain or empty values
-    count as 0 or 1. notes: what there is to say, such as spellings that are one value.
+    count as 0 or 1. notes: what there is to say, such as spellings that are one value. empty: notes
+    on what is written in cells that hold nothing.
     """
 
     texts: NDArray[Any]
     filled: Counts
     notes: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
@@ -64,11 +66,12 @@ def apply_policies(table: LabelTable, task: Task, *, either_way: bool = False) -
     """
     columns = []
     notes: list[str] = []
+    empty: list[str] = []
     filled = np.zeros(len(table.columns[task.labels[0]]), np.int64)
     for name in task.labels:
         raw = table.columns[name]
         nothing = is_empty(raw, _empty(table, task))
-        notes += empty_notes(raw[nothing], name)
+        empty += empty_notes(raw[nothing], name)
         texts = raw.copy()
         texts[nothing] = None
         meaning = truths(raw[~nothing], several=len(task.labels) > 1)
@@ -95,7 +98,7 @@ def apply_policies(table: LabelTable, task: Task, *, either_way: bool = False) -
                 f'{int(nothing.sum())} empty cells; set the task\'s missing to "leave-out".'
             )
         columns.append(texts)
-    return LabelValues(np.stack(columns, axis=1), filled, tuple(notes))
+    return LabelValues(np.stack(columns, axis=1), filled, tuple(notes), tuple(empty))
 
 
 def _doubts(

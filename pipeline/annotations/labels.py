@@ -141,6 +141,7 @@ def label_units(
         task,
         len(first),
         either_way=either_way,
+        empty=values.empty,
     )
     y = classes.y
     within = _WithinUnits(labelled, unit, first, task.level, names)
@@ -166,6 +167,7 @@ def label_units(
         notes=(
             *table.notes,
             *keys.notes,
+            *values.empty,
             *values.notes,
             *_rare_classes(classes, y[first], patients[first]),
         ),

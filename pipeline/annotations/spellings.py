@@ -89,7 +89,7 @@ def empty_notes(texts: NDArray[Any], column: str) -> list[str]:
 def merged_spellings(texts: NDArray[Any]) -> NDArray[Any]:
     """Return texts and None (n,) with one spelling of each value: the commonest.
 
-    Of equals it is the first by alphabet.
+    Of equals it is the shortest, 1 of 01 and 1, and of these the first by alphabet.
     """
     rows = Counter(text for text in texts.tolist() if text is not None)
     by_value: dict[str, list[str]] = {}
@@ -99,7 +99,7 @@ def merged_spellings(texts: NDArray[Any]) -> NDArray[Any]:
         return texts
     spelling: dict[str | None, str | None] = {None: None}
     for alike in by_value.values():
-        commonest = max(alike, key=lambda text: rows[text])
+        commonest = max(alike, key=lambda text: (rows[text], -len(text)))
         spelling |= dict.fromkeys(alike, commonest)
     return np.array([spelling[text] for text in texts.tolist()], dtype=object)
 

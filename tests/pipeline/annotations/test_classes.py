@@ -155,6 +155,7 @@ def test_values_that_differ_in_case_alone_are_one_and_that_is_said(tmp_path: Pat
         (["sa\u0308uge", "säuge", "tumour", "none"], "säuge", "what cannot be seen"),
         (["01", "1", "2", "3"], "1", "one value, '1'"),
         (["+1", "1", "2", "3"], "1", "one value, '1'"),
+        (["001", "01", "2", "3"], "01", "one value, '01'"),
         (["1.50", "1.5", "2", "3"], "1.5", "one value, '1.5'"),
     ],
 )
@@ -360,6 +361,11 @@ def test_a_number_is_finite_and_plain(tmp_path: Path, value: str) -> None:
         ask(tmp_path, ["1", "2", f'"{value}"', "4"], values="number")
     numbers = ask(tmp_path, ["1", "-2.5", "3e2", ".5"], values="number")
     assert numbers.y.tolist() == [1, -2.5, 300, 0.5]
+
+
+def test_one_class_beside_empty_cells_says_what_was_taken_as_empty(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="Got 1 instead; 'NA' .2 rows.*labels.empty lists them"):
+        ask(tmp_path, ["no", "NA", "no", "NA"])
 
 
 def test_na_is_a_class_where_it_is_asked_for(tmp_path: Path) -> None:
