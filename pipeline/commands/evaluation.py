@@ -109,19 +109,27 @@ def tune(
     with _steps("tune") as progress:
         how: dict[str, Any] = {"device": device, "processes": processes, "workers": workers}
         how |= {"checkpoint_s": checkpoint_s, "progress": progress}
+        unanswered: UnansweredError | None = None
         if settings.tasks or not settings.masks:
-            results = tune(settings, methods, **how)
+            try:
+                results = tune(settings, methods, **how)
+            except UnansweredError as error:
+                results = error.answers
+                unanswered = error
         if settings.masks:
             outlined = tune_masks(settings, methods, **how)
     if as_json:
         answers = [each.model_dump(mode="json") for each in (*results, *outlined)]
         print(json.dumps(answers, indent=1))
-        return
-    if results:
-        show_results(out, results, settings)
-    if outlined:
-        show_segmented(out, outlined)
-    show_tuned(out, [*results, *outlined], settings.store)
+    else:
+        if results:
+            show_results(out, results, settings)
+        if outlined:
+            show_segmented(out, outlined)
+        show_tuned(out, [*results, *outlined], settings.store)
+    # What was answered is shown all the same, and the error said after it.
+    if unanswered is not None:
+        raise unanswered
 
 
 @contextmanager

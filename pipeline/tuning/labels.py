@@ -16,7 +16,7 @@ from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold, join_folds
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.heads.probe import HEAD as PROBE
-from pipeline.evaluation.scoring import at_operating_points, scores_of
+from pipeline.evaluation.scoring import at_operating_points, refuse_no_scores, scores_of
 from pipeline.evaluation.splits import Parts
 from pipeline.results import Score, Tuned
 from pipeline.shared.texts import plain_number
@@ -51,7 +51,8 @@ def tune_on_labels(
 ) -> tuple[list[Score], OutOfFold, tuple[Tuned, ...]]:
     """Tune in each fold, and score what the networks predict of their test units together.
 
-    name: of the answer's file. Raises LabelError where units are not pooled by their mean.
+    name: of the answer's file. Raises LabelError where units are not pooled by their mean, and
+    where nothing could be learnt in any fold.
     """
     if cases.task.pool != "mean" and len(cases.units.rows) > len(cases.units.ids):
         raise LabelError(
@@ -69,6 +70,7 @@ def tune_on_labels(
         [answer.tested for answer in answers],
     )
     scores = scores_of(cases, tested) if tested.predictions else []
+    refuse_no_scores(method, scores, tested.notes)
     tuned = tuple(answer.tuned for answer in answers if answer.tuned is not None)
     return scores, tested, tuned
 
