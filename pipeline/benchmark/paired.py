@@ -109,32 +109,39 @@ def _path(cell: Cell, answer: Segmented) -> Path:
 
 
 def _segmented(one: tuple[Cell, Segmented], two: tuple[Cell, Segmented]) -> Paired:
-    """Pair the patients of two answers by their units; one undefined in either is left out.
-
-    Units that only one was tested on count for neither.
-    """
+    """Pair the patients of two answers on the units that both were tested on."""
     first = read_units(_path(*one))
     second = read_units(_path(*two))
     pairing = pair_units(_tested(one[0], first), _tested(two[0], second))
-    of_first = _of_units(first, pairing.first)
-    of_second = _of_units(second, pairing.second)
-    patients = _patients(of_first)
-    if not same_grouping(patients, _patients(of_second)):
+    of_first = of_units(first, pairing.first)
+    difference, p = dice_apart(of_first, of_units(second, pairing.second))
+    units = pairing.counted(len(np.unique(_patients(of_first))))
+    return Paired(difference, p, "Wilcoxon", units, one[1].level)
+
+
+def dice_apart(one: pa.Table, two: pa.Table) -> tuple[Metric, float]:
+    """Return by how much patients' mean Dice differs, two less one, and Wilcoxon's p.
+
+    Of two tables whose rows are of the same units; a patient undefined in either is left out. By
+    the units' order: each store has names of its own for patients. Raises LabelError where the
+    units are of other patients, and where none is defined in both.
+    """
+    patients = _patients(one)
+    if len(one) != len(two) or not same_grouping(patients, _patients(two)):
         raise LabelError(
-            f"Two backbones segmented the same {len(pairing.first)} units, which are of other "
-            "patients in one. Embed the same collection with both."
+            "Two backbones segmented units of other test patients. Embed the same collection with "
+            "both, and name patients alike."
         )
     from scipy import stats
 
     of = numbers_of(patients)  # in the order of the units, not of names
-    differences = _means(_dice(of_second), of) - _means(_dice(of_first), of)
+    differences = _means(_dice(two), of) - _means(_dice(one), of)
     apart = differences[np.isfinite(differences)]
     if not len(apart):
         raise LabelError("No test patient has a Dice by both backbones.")
     # The test has nothing to rank where all pairs are equal.
     p = float(stats.wilcoxon(apart).pvalue) if np.any(apart) else 1.0
-    units = pairing.counted(len(np.unique(of)))
-    return Paired(_mean_of(apart), p, "Wilcoxon", units, one[1].level)
+    return _mean_of(apart), p
 
 
 def _tested(cell: Cell, table: pa.Table) -> TestedUnits:
@@ -147,7 +154,7 @@ def _unit_ids(table: pa.Table) -> NDArray[np.str_]:
     return np.array(list(dict.fromkeys(table["unit"].to_pylist())), np.str_)
 
 
-def _of_units(table: pa.Table, places: NDArray[np.int64]) -> pa.Table:
+def of_units(table: pa.Table, places: NDArray[np.int64]) -> pa.Table:
     """Return the rows of some units, by their places in `_unit_ids`, structure by structure."""
     rank = dict(zip(_unit_ids(table)[places].tolist(), range(len(places)), strict=True))
     unit = table["unit"].to_pylist()
