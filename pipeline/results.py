@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipeline.config.methods import Method
 from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Task
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 
 class Tally(Frozen):

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.modalities import modality_code
 from pipeline.config.tasks import Missing, Uncertain
 from pipeline.recipe import Output, PatchTokens, Precision, Treatment
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 _ROOT_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 

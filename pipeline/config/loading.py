@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
 from pipeline.config.yaml_text import RepeatedKeyError, parse_yaml
+from pipeline.shared.frozen import Frozen
 from pipeline.shared.private import keep_private
 from pipeline.shared.roots import linked
-from pipeline.types import Frozen
 from stores.contents import MANIFEST, RECIPE
 from stores.errors import ConfigError
 from stores.mirror import url_of

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.config.methods import one_of
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 
 class Masks(Frozen):

@@ -39,8 +39,8 @@ from pipeline.fitted.unlike import References, evenly
 from pipeline.recipe import recipe_of
 from pipeline.results import Metric, PartCount, Score, Tally
 from pipeline.shared.arrays import Floats, Rows, unit_length
+from pipeline.shared.frozen import Frozen
 from pipeline.shared.pseudonyms import Names
-from pipeline.types import Frozen
 from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
 

@@ -28,7 +28,7 @@ from pipeline.segmentation.geometry import Labels
 from pipeline.segmentation.scores import UnitScores, summarise
 from pipeline.segmentation.trials import score_unit
 from pipeline.shared.arrays import Rows
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 from stores.errors import ConfigError, LabelError
 
 

@@ -22,6 +22,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from pipeline.io.idle import IDLE
 from pipeline.io.process import FileTask, Worker, cause_of_death
 from pipeline.io.types import FrameRead
 from pipeline.io.wire import receive, receive_pixels
@@ -31,8 +32,6 @@ from stores.errors import UnreadableError
 # Pixels that may wait for the caller before the workers do.
 _AHEAD_BYTES = 2**28
 _AHEAD_FILES = 64  # a worker
-# Files after which a worker makes room for a fresh one: C decoders leak.
-_FILES_A_WORKER = 2000
 
 # What comes of a task: its slices one by one, then the task itself, which tells how it ended.
 Result = FrameRead | FileTask
@@ -163,7 +162,7 @@ class WorkerPool:
             self.results.put(error)
         finally:
             for worker in self.workers:
-                worker.close()
+                IDLE.put(worker)
 
     def _assign(self) -> None:
         """Give idle workers their next files."""
@@ -183,12 +182,14 @@ class WorkerPool:
         """Return a worker that waits for a file; else begin another, if there may be one more."""
         for worker in list(self.workers):
             if worker.task is None and worker.ready:
-                if worker.files < _FILES_A_WORKER and worker.process.poll() is None:
+                if worker.is_usable():
                     return worker
                 self._remove(worker)
-        if len(self.workers) < self.width:
-            self.workers.append(Worker())  # idle once it says that it is ready
-        return None
+        if len(self.workers) == self.width:
+            return None
+        kept = IDLE.take()
+        self.workers.append(kept or Worker())  # a new one is idle once it says that it is ready
+        return kept
 
     def _listen(self) -> None:
         """Take the messages that have come, waiting for the first."""

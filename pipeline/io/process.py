@@ -26,6 +26,8 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
 }
+# Files after which a worker makes room for a fresh one: C decoders leak.
+_FILES_A_WORKER = 2000
 
 
 @dataclass
@@ -91,6 +93,11 @@ class Worker:
             send(self.wire, message)
         except OSError:
             return  # it died idle; the closed connection is noticed when it is listened to
+
+    def is_usable(self) -> bool:
+        """Return whether it waits for a file, lives, and has not read too many."""
+        waits = self.ready and self.task is None
+        return waits and self.files < _FILES_A_WORKER and self.process.poll() is None
 
     def close(self) -> int:
         """End the process at once and return its exit code."""
