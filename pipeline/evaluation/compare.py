@@ -87,10 +87,9 @@ def paired_predictions(
     one = _Predictions.of(first, setting).at(pairing.first)
     other = _Predictions.of(second, setting).at(pairing.second)
     faults = []
-    differ = np.asarray(one.truth.y != other.truth.y)
-    differ = differ.any(axis=1) if differ.ndim == 2 else differ
-    if differ.any():
-        faults.append(f"{differ.sum()} of them have other labels")
+    differs = np.atleast_2d((one.truth.y != other.truth.y).T).any(axis=0)  # y (n,) or (n, c)
+    if differs.any():
+        faults.append(f"{differs.sum()} of them have other labels")
     if not same_grouping(one.truth.groups, other.truth.groups):
         faults.append("they are of other patients")
     if not _same_folds(one.fold, other.fold):

@@ -155,10 +155,10 @@ def _names_of_slices(
                 yield place_of_row[row], patient
 
 
-def _real_paths(store: FeatureStore, slices: pa.Table) -> list[str | None]:
-    """Return the path (m,) of each slice, None of one that was purged."""
-    paths: list[str | None] = slices["path"].to_pylist()
+def _real_paths(store: FeatureStore, slices: pa.Table) -> list[str]:
+    """Return the path (m,) of each slice, "" of one that was purged."""
+    paths = slices["path"].to_pylist()
     # Without a hidden name no key is needed, which may lie elsewhere.
     if any(path and HIDDEN in path for path in paths):
         paths = Names(store.path).revealed(slices)["path"].to_pylist()
-    return paths
+    return [path or "" for path in paths]

@@ -17,6 +17,7 @@ from pipeline.evaluate import evaluate
 from pipeline.evaluation.compare import compare
 from pipeline.evaluation.result_files import predicted_units, read_predictions
 from pipeline.results import Result
+from pipeline.shared.pseudonyms import hide_path, load_key
 from stores.errors import LabelError
 from tests.pipeline.collection import make_store, write_csv
 
@@ -28,11 +29,17 @@ X[:, :, 0] += SICK[:, None]
 METHODS = ("knn", "probe", "fewshot", "efficiency")
 
 
-def store_of(path: Path, images: NDArray[np.int64], x: NDArray[Any] = X) -> Path:
-    """Make a store of some images, a patient every two of them, in the order of its rows."""
-    slices = [{"path": f"i{i:02}.png", "patient": f"P{i // 2}"} for i in images.tolist()]
+def store_of(path: Path, images: NDArray[np.int64], x: NDArray[Any] = X) -> None:
+    """Make a store of some images, a patient every two of them, in the order of its rows.
+
+    The store called `other` hides its paths.
+    """
+    names = [f"i{i:02}.png" for i in images.tolist()]
+    if path.name == "other":
+        names = [hide_path(load_key(path), name) for name in names]
+    patients = [f"P{i // 2}" for i in images.tolist()]
+    slices = [{"path": p, "patient": q} for p, q in zip(names, patients, strict=True)]
     make_store(path, x[images], slices, images=images + 1)
-    return path
 
 
 def config(root: Path, store: str, level: str = "image", **more: Any) -> Config:
@@ -42,7 +49,7 @@ def config(root: Path, store: str, level: str = "image", **more: Any) -> Config:
     write_csv(labels, path=[f"i{i:02}.png" for i in IMAGES], sick=sick)
     return Config.model_validate(
         {
-            "data": {"root": root, "paths": "keep"},
+            "data": {"root": root, "paths": "hide" if store == "other" else "keep"},
             "store": root / store,
             "labels": {"file": labels},
             "tasks": {"sick": {"labels": ["sick"], "level": level, "permutations": 99}},
