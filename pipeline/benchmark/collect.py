@@ -21,7 +21,7 @@ from pipeline.benchmark.settings import Cell
 from pipeline.evaluation.metrics.paired import holm
 from pipeline.evaluation.metrics.ranking import Ranking, ranking
 from pipeline.recipe import ViewName
-from pipeline.report.wording import HEADLINE, positive_name, positive_text
+from pipeline.report.wording import HEADLINE, positive_name, positive_text, units_alone
 from pipeline.results import Metric, Result, Score, Segmented
 from stores.errors import LabelError
 
@@ -361,11 +361,14 @@ def _steady(answers: Sequence[CellAnswer]) -> tuple[list[Steady], list[str]]:
             unpaired.append(f"{cell.name}: {error}")
             continue
         if compared is not None:
+            difference, agreement = compared
+            for text in units_alone(difference.paired, answer.level):
+                unpaired.append(f"{cell.name}: {text}")
             as_they_are = first[1].main_score.metrics[metric]
             seen = answer.main_score.metrics[metric]
             positive = positive_text(answer)
-            values = (as_they_are, seen, *compared, answer.agreement, positive)
-            steady.append(Steady(question, cell.backbone, cell.view, *values))
+            held = (as_they_are, seen, difference.difference, agreement, answer.agreement)
+            steady.append(Steady(question, cell.backbone, cell.view, *held, positive))
     return steady, unpaired
 
 

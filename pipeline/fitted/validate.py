@@ -418,7 +418,7 @@ def unlike_share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
 
     patients = float(len(np.unique(groups)))
     # None of few patients does not say that none is.
-    rules = IntervalRules(rarest={"": patients}, shares={"share": 0.0})
+    rules = IntervalRules(rarest={"": patients}, shares={"share": 0.0}, bounded={"share": 0.0})
     return bootstrap(values, groups, 1, rules)["share", ""]
 
 
