@@ -36,6 +36,7 @@ from pipeline.segmentation.sources import NoMasks, StoreSource
 from pipeline.segmentation.units import Unit, native_labels
 from stores.errors import ConfigError, UnreadableError
 from stores.features import FeatureStore
+from stores.leaving import leaving
 
 # The table, in the folder of the masks.
 TABLE = "units.csv"
@@ -80,7 +81,8 @@ def draw(
     """
     check_empty(out)
     check_tags([tag] if tag else [])
-    with open_source(model, target, options) as source:
+    with open_source(model, target, options) as source, leaving(source.store) as written:
+        written.append(out)
         return _draw(_Drawing.of(model, source, out, to, options.speed.device), tag)
 
 

@@ -68,7 +68,7 @@ def tune_on_labels(
     label = f"{cases.name}: {method}"
     folds = cases.folds
     answers = []
-    with open_job(cases.config, cases.store, method, name, options, label) as job:
+    with open_job(cases, method, name, options, label) as job:
         for i, parts in enumerate(folds):
             answers.append(_tune_fold(job, cases, parts, fold_name(i, len(folds))))
     tested = join_folds(
