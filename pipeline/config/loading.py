@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
+from pipeline.config.bids import with_bids
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
 from pipeline.config.yaml_text import RepeatedKeyError, parse_yaml
@@ -32,7 +33,7 @@ _MOST_SHOWN = 200
 
 def load_config(path: Path, store: Path | None = None) -> Config:
     """Read and validate a config file; `store` overrides the one it names. Raises ConfigError."""
-    config = _anchored(read_settings(path, Config), path.parent, store)
+    config = with_bids(_anchored(read_settings(path, Config), path.parent, store))
     masks = [masks.root for masks in config.masks.values() if masks.root is not None]
     labels = [] if config.labels is None else [config.labels.file]
     keep_private(
