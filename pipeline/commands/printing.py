@@ -446,6 +446,44 @@ def show_differences(
     print_lines(out, list(alone))
 
 
+def show_across(out: Console, rows: Sequence[tuple[Result, Result, list[Difference]]]) -> None:
+    """Print what answers of heads fitted on another collection score, and those fitted here.
+
+    Each row: an answer that was fitted elsewhere, one that was fitted here, and how they differ.
+    """
+    if any(result.provenance.random for _, result, _ in rows):
+        out.print(RANDOM, style="bold yellow")
+    names = [away.fitted_on for away, _, _ in rows if away.fitted_on is not None]
+    there, here = names[0].name, names[0].tested_on
+    numbers = (f"fitted on {there}", f"fitted on {here}", "difference", "p (DeLong)", "p (Holm)")
+    columns = ("task", "positive", "method", "label", "metric")
+    table = _table(f"Tested on {here}: fitted on it less fitted on {there}", columns, numbers)
+    for away, home, differences in rows:
+        methods = dict.fromkeys((method_title(away.method), method_title(home.method)))
+        for each in differences:
+            if each.metric not in HEADLINES:
+                continue
+            p = ["" if value is None else f"{value:.3g}" for value in (each.p, each.p_holm)]
+            scores = [_number(score_in(result, each)) for result in (away, home)]
+            positive = positive_text(home, each.label)
+            words = (home.task, positive, ", ".join(methods), each.label, HEADLINES[each.metric])
+            table.add_row(*words, *scores, _number(each.difference, "+"), *p)
+    _print(out, table)
+    for away, home, _ in rows:
+        text = (
+            f"{home.task}: tested on {_tested_on(home)} of {here}; fitted on "
+            f"{_counted(away, 'train')} of {there}, and on {_counted(home, 'train')} of {here}."
+        )
+        out.print(text, highlight=False)
+
+
+def score_in(result: Result, difference: Difference) -> Metric:
+    """Return the score of an answer that a difference is of."""
+    score = result.main_score
+    metrics = score.labels[difference.label] if difference.label else score.metrics
+    return metrics[difference.metric]
+
+
 def show_agreements(out: Console, agreements: Sequence[Agreement], recipe: Recipe) -> None:
     """Print how far pairs of scans agree; recipe: of the features."""
     if recipe.random:

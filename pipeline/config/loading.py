@@ -112,13 +112,32 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
         update={
             "data": config.data.model_copy(update={"root": root, "roots": roots}),
             "store": located_store,
-            "fit_on": config.fit_on and _store(base, config.fit_on),
+            "fit_on": _fit_on(base, config.fit_on),
             "backbone": config.backbone.model_copy(update={"weights": weights}),
             "labels": labels,
             "split": split,
             "masks": masks,
         }
     )
+
+
+def _fit_on(base: Path, named: Path | Config | None) -> Path | Config | None:
+    """Return the folder of the store that heads are fitted on, or the config that a file holds.
+
+    Raises ConfigError where that config has a `fit_on` itself.
+    """
+    if not isinstance(named, Path):
+        return named and _anchored(named, base, None)
+    file = anchored(base, named)
+    if url_of(named) or not file.is_file():
+        return _store(base, named)
+    # Read before it is loaded: two configs that name each other would go on for ever.
+    if read_settings(file, Config).fit_on is not None:
+        raise ConfigError(
+            f"Heads are fitted on the store of {str(file)!r}, which has `fit_on` itself. Name a "
+            "config without it."
+        )
+    return load_config(file)
 
 
 def _store(base: Path, store: Path) -> Path:

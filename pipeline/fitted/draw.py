@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
 from pipeline.config.root import Config
+from pipeline.evaluation.known import known_units
 from pipeline.fitted.images import LiveImage, LiveImages
-from pipeline.fitted.learnt import known_units
 from pipeline.fitted.mask_model import MaskModel, features_of
 from pipeline.fitted.predict import LEARNT, UNLIKE_AT, lost_rows, with_tag
 from pipeline.fitted.record import MaskRecord

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.evaluation.known import known_units
 from pipeline.evaluation.metrics.operating import is_called
-from pipeline.fitted.learnt import known_units
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source

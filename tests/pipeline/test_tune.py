@@ -22,7 +22,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune, Tuning
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.cases import cases_of
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed

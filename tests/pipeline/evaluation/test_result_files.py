@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.config.heads import method_names
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.heads.fewshot import FewShotSettings
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import result_path
 from tests.pipeline.collection import config_of, make_store, write_csv
 

@@ -20,7 +20,7 @@ from pipeline.backbones.load import load_backbone
 from pipeline.backbones.weights import BACKBONES
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
-from pipeline.evaluation.cases import cases_of
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
