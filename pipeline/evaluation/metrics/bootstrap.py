@@ -125,7 +125,7 @@ def bootstrap(
         none_found = name == "f1" and metric.value == 0
         right_among = patients if of_side or none_found else everyone
         metric = _within_bounds(name, metric, wrong_among, right_among, rules)
-        if patients > 1 and _all_agree(drawn):
+        if _are_enough(name, patients, rules) and _all_agree(drawn):
             agreed.add(key)
             among = wrong_among if rules.of_difference else min(patients, everyone)
             metric = _where_draws_agree(name, metric, among, rules)
@@ -151,6 +151,12 @@ def _hangs_on(
     return everyone if name in EVEN else rarest.get(label, everyone)
 
 
+def _are_enough(name: str, patients: float, rules: IntervalRules) -> bool:
+    """Return whether a metric of so many patients has an interval."""
+    # One says nothing of others, and every draw of one is the same.
+    return patients > 1 and patients >= rules.fewest.get(name, 0)
+
+
 def _with_interval(
     name: str,
     value: float,
@@ -159,8 +165,7 @@ def _with_interval(
     rules: IntervalRules,
 ) -> Metric:
     """Return a value with its interval over drawn (b,) ones; NaN draws are left out."""
-    # One says nothing of others, and every draw of one is the same.
-    if patients <= 1 or patients < rules.fewest.get(name, 0):
+    if not _are_enough(name, patients, rules):
         return Metric(value=value)
     if name in rules.scales:
         error = float(np.nanstd(drawn))
@@ -207,7 +212,7 @@ def _where_draws_agree(
     wrong of, where it is wrong of none. What has no ends has no interval. At an end of a share
     `_within_bounds` has been before.
     """
-    if metric.low is None or metric.high is None or metric.high - metric.low > ROUNDING:
+    if metric.low is not None and metric.high is not None and metric.high - metric.low > ROUNDING:
         return metric
     lowest = rules.bounded.get(name)
     if lowest is None:

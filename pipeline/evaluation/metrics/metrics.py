@@ -81,12 +81,12 @@ def score(
     interval is of percentiles over 2,000 seeded draws of patients with replacement: the 2.5th to
     97.5th for very many patients, wider ones for few (`lowest_percentile`), on the rarer side of a
     label where a metric has sides; one patient has none. Of several folds it is wider still
-    (`fold_widening`), and a perfect share has one too (`score_bounds`). A draw without both sides
-    of a label counts for the others only. ece is above the truth where bins hold few units, and
-    average precision where few units are positive; their intervals are corrected for that, and may
-    lie below them. What would not keep its word has no interval (`_fewest`). With permutations,
-    each AUROC has its p. A metric that the units leave undefined (a label of one value) is not
-    there.
+    (`fold_widening`), and none has a width of 0, of a perfect score either (see `bootstrap`). A
+    draw without both sides of a label counts for the others only. ece is above the truth where bins
+    hold few units, and average precision where few units are positive; their intervals are
+    corrected for that, and may lie below them. What would not keep its word has no interval
+    (`_fewest`). With permutations, each AUROC has its p. A metric that the units leave undefined (a
+    label of one value) is not there.
     """
     folds = _parts_that_test(truth, fold)
     metrics = bootstrap(
