@@ -88,7 +88,7 @@ KEYS = {
     "bitfit": "687d2f34a0b58a31",
     "norm": "9d8713ff9076f100",
 }
-PAPER = "839c00b87ed1200c"
+PAPER = "6cdf62a8448f603e"
 
 
 def test_what_was_filed_before_is_found_still(root: Path) -> None:
