@@ -1,11 +1,10 @@
-"""Models on real X-rays: the same numbers in new folders, what is unlike, other sources, intervals.
+"""Models on real X-rays: the same numbers in new folders, what is unlike, other sources.
 
     RADPROBE_REAL_DATA=DIR python -m benchmarks.models [--weights FILE] [--work DIR]
-    python -m benchmarks.models --coverage 200
 
 DIR/cxr holds images and labels.csv (image, patient_id, label, source), DIR/dicom_ct_philips and
 DIR/dicom_mr_ge slices of other kinds. Without --weights the network is untrained, and every line
-says so. --coverage: how often the intervals of `validate` cover the truth, in so many trials.
+says so. How often the intervals of `validate` cover the truth, `benchmarks.trials` tells.
 """
 
 from __future__ import annotations
@@ -23,11 +22,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import yaml
 
-from pipeline.annotations.units import Truth
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.metrics.metrics import score
 from pipeline.evaluation.metrics.weighted import auroc
 from pipeline.evaluation.result_files import predicted_units, read_predictions
 from pipeline.extract import extract
@@ -36,7 +33,7 @@ from pipeline.fitted.fit import fit
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import predict, predictions
 from pipeline.fitted.sources import FolderOptions
-from pipeline.fitted.validate import calibration_of, validate
+from pipeline.fitted.validate import validate
 from pipeline.shared.pseudonyms import Names
 from stores.features import FeatureStore
 
@@ -177,57 +174,12 @@ def elsewhere(root: Path, work: Path, weights: str) -> None:
     print("  unlike", validation.unlike, "domain AUROC", f"{validation.domain_auroc:.3f}")
 
 
-# --- intervals -----------------------------------------------------------------------------
-
-
-def draw(rng: np.random.Generator, patients: int) -> tuple[Truth, np.ndarray]:
-    """Return two units each of some patients, and probabilities that are too extreme by 1.5."""
-    who = np.repeat(np.arange(patients), 2)
-    leaning = rng.normal(0, 1, patients)[who] + rng.normal(0, 0.3, len(who))
-    true = 1 / (1 + np.exp(-(leaning - 0.5)))
-    y = (rng.random(len(who)) < true).astype(np.int64)
-    positive = 1 / (1 + np.exp(-1.5 * leaning))
-    truth = Truth(y, np.char.add("p", who.astype(str)), ("no", "yes"), "binary")
-    return truth, np.stack([1 - positive, positive], axis=1)
-
-
-def coverage(trials: int) -> None:
-    """Print how often intervals cover what very many patients have."""
-    rng = np.random.default_rng(0)
-    truth, proba = draw(rng, 200_000)
-    true = {"auroc": auroc(truth.y == 1, proba[:, 1])}
-    from pipeline.evaluation.metrics.calibration import calibration
-    from pipeline.evaluation.metrics.values import columns_of
-
-    (column,) = columns_of(truth, proba)
-    for name, value in calibration(column, np.ones((len(truth.y), 1))).items():
-        true[name] = float(value[0])
-    print("truth", {name: round(value, 3) for name, value in true.items()})
-    for patients in (20, 40, 80, 160):
-        covered = dict.fromkeys(true, 0)
-        for _ in range(trials):
-            truth, proba = draw(rng, patients)
-            if len(np.unique(truth.y)) < 2:
-                continue
-            joint, _ = score(truth, proba)
-            metrics = {"auroc": joint["auroc"], **calibration_of(truth, proba)["yes"]}
-            for name, metric in metrics.items():
-                assert metric.low is not None
-                assert metric.high is not None
-                covered[name] += metric.low <= true[name] <= metric.high
-        print(patients, {name: round(number / trials, 3) for name, number in covered.items()})
-
-
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--weights", default="random:0")
     words.add_argument("--work", type=Path)
-    words.add_argument("--coverage", type=int)
     words.add_argument("--elsewhere", action="store_true", help="the other sources alone")
     given = words.parse_args()
-    if given.coverage:
-        coverage(given.coverage)
-        return
     root = Path(os.environ["RADPROBE_REAL_DATA"])
     work = given.work or Path(tempfile.mkdtemp(prefix="models-"))
     work.mkdir(exist_ok=True)

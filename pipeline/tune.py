@@ -19,9 +19,10 @@ from pipeline.config.heads import TUNED
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.evaluate import answer
-from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.folds import OutOfFold
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import Answer, publish, result_path
 from pipeline.results import Result, Score, Segmented, Tuned
 from pipeline.segmentation.cases import SegmentationCases

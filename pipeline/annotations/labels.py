@@ -24,6 +24,7 @@ from pipeline.annotations.label_file import read_labels as read_labels
 from pipeline.annotations.label_join import (
     LabelRows,
     column_texts,
+    distinct_rows,
     label_keys,
     label_rows,
     prefix_hint,
@@ -217,12 +218,9 @@ def _join(
     is_joined = is_wanted & (label >= 0)
     # A label row of a slice of another modality has joined, though the task has no use for it.
     joined_keys = {keys[i] for i in np.unique(label[is_live & (label >= 0)]).tolist()}
-    # Rows that say the same of one key count once; each row without a key, by itself.
-    spare_keys: dict[str, int] = {}
-    for i, key in enumerate(keys):
-        if key not in joined_keys:
-            spare_keys.setdefault(key or f"\0{i}", i)
-    spare_rows = [i for i in spare_keys.values() if not of_withdrawn[i]]
+    rows_of_keys = distinct_rows(table, keys, joined_keys)
+    spare_keys = [i for key, i in rows_of_keys.items() if key not in joined_keys]
+    spare_rows = [i for i in spare_keys if not of_withdrawn[i]]
     paths = column_texts(slices, "path")
     # The rows of whoever was purged join nothing any more, and an answer is filed: it names them by
     # their numbers where somebody was.

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
+from pipeline.config.bids import with_bids
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
 from pipeline.config.yaml_text import RepeatedKeyError, parse_yaml
@@ -32,7 +33,7 @@ _MOST_SHOWN = 200
 
 def load_config(path: Path, store: Path | None = None) -> Config:
     """Read and validate a config file; `store` overrides the one it names. Raises ConfigError."""
-    config = _anchored(read_settings(path, Config), path.parent, store)
+    config = with_bids(_anchored(read_settings(path, Config), path.parent, store))
     masks = [masks.root for masks in config.masks.values() if masks.root is not None]
     labels = [] if config.labels is None else [config.labels.file]
     keep_private(
@@ -111,13 +112,32 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
         update={
             "data": config.data.model_copy(update={"root": root, "roots": roots}),
             "store": located_store,
-            "fit_on": config.fit_on and _store(base, config.fit_on),
+            "fit_on": _fit_on(base, config.fit_on),
             "backbone": config.backbone.model_copy(update={"weights": weights}),
             "labels": labels,
             "split": split,
             "masks": masks,
         }
     )
+
+
+def _fit_on(base: Path, named: Path | Config | None) -> Path | Config | None:
+    """Return the folder of the store that heads are fitted on, or the config that a file holds.
+
+    Raises ConfigError where that config has a `fit_on` itself.
+    """
+    if not isinstance(named, Path):
+        return named and _anchored(named, base, None)
+    file = anchored(base, named)
+    if url_of(named) or not file.is_file():
+        return _store(base, named)
+    # Read before it is loaded: two configs that name each other would go on for ever.
+    if read_settings(file, Config).fit_on is not None:
+        raise ConfigError(
+            f"Heads are fitted on the store of {str(file)!r}, which has `fit_on` itself. Name a "
+            "config without it."
+        )
+    return load_config(file)
 
 
 def _store(base: Path, store: Path) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,8 @@ from pipeline.shared.arrays import Floats, Rows
 from pipeline.shared.texts import count
 from stores.errors import ConfigError, LabelError
 
+# The AUROC of what says nothing.
+CHANCE = 0.5
 # More are no groups: each has its own bootstrap, and a number is not a group.
 MOST_SUBGROUPS = 20
 # Of notes in an error: folds and labels say the same again and again.
@@ -58,8 +60,7 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     scratch_notes: list[str] = []
     for parts in folds:
         x = _features(cases, head, parts)
-        of_fold = fit_and_predict(head, x, cases.units, parts, settings, device, others)
-        predicted.append(of_fold)
+        predicted.append(fit_and_predict(head, x, cases.units, parts, settings, device, others))
         scratch_notes = _scratch_notes(x)
         # Features are the most that is in memory: these go before the next fold's are read.
         del x
@@ -67,11 +68,18 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
         scores, tested = _score_one_fold(cases, predicted[0], folds[0], scratch_notes)
     else:
         answers = []
+        doubtful = []
         for each, parts in zip(predicted, folds, strict=True):
-            predictions = [_at_points(cases, prediction, parts) for prediction in each.predictions]
+            of_fold = list(each.predictions)
+            predictions = [_at_points(cases, prediction, parts) for prediction in of_fold]
             answers.append((predictions, list(each.notes)))
+            if of_fold:
+                val = cases.units.at(parts["val"])
+                chosen = of_fold[place_of_chosen(of_fold)]
+                doubtful.append(doubtful_points(chosen, val, cases.task.operating_point))
         tested = join_folds(answers, [parts["test"] for parts in folds])
         tested.notes.extend(scratch_notes)
+        tested.notes.extend(_doubtful_notes(doubtful))
         scores = scores_of(cases, tested)
     if any(each.applies for each in predicted):
         refuse_no_scores(method, scores, tested.notes)
@@ -130,11 +138,19 @@ def _score_one_fold(
     filed = []
     drawn = False
     point_notes: list[list[str]] = []
+    val = cases.units.at(parts["val"])
     for prediction in predicted.predictions:
         at_points = _at_points(cases, prediction, parts)
         score = score_of(cases, at_points, rows, None)
         scores.append(score)
-        point_notes.append(_point_notes(cases, at_points) + _interval_notes(score))
+        doubtful = doubtful_points(prediction, val, cases.task.operating_point)
+        point_notes.append(
+            [
+                *_point_notes(cases, at_points),
+                *_doubtful_notes([doubtful]),
+                *interval_notes(score.metrics),
+            ]
+        )
         if prediction.draws is None:
             filed.append(at_points)
         else:  # a unit has several predictions: the table of predictions has one row for it
@@ -211,6 +227,54 @@ def _point_notes(cases: Cases, prediction: Prediction) -> list[str]:
     return notes
 
 
+# By class or label: the AUROC of val with its interval.
+DoubtfulPoints = dict[str, Metric]
+
+
+def doubtful_points(prediction: Prediction, val: Truth, rule: OperatingRule) -> DoubtfulPoints:
+    """Return the classes or labels that val ranks no better than chance: their points mean nothing.
+
+    Those whose AUROC on val has an interval that reaches 0.5 or below. Where models were fitted on
+    several draws, nobody's point stands for the answer.
+    """
+    from pipeline.evaluation.metrics.metrics import auroc_by_delong
+    from pipeline.evaluation.metrics.operating import columns_with_points
+    from pipeline.evaluation.metrics.values import columns_of
+
+    if prediction.on_val is None or prediction.draws is not None or rule == "likeliest":
+        return {}
+    names = {val.classes[j] for j in columns_with_points(val)}
+    doubtful = {}
+    for column in columns_of(val, prediction.on_val):
+        metric = auroc_by_delong(column, val.patient) if column.name in names else None
+        if metric is not None and metric.low is not None and metric.low <= CHANCE:
+            doubtful[column.name] = metric
+    return doubtful
+
+
+def _doubtful_notes(folds: Sequence[DoubtfulPoints]) -> list[str]:
+    """Return a note for each class or label whose point val had no good reason for, in any fold."""
+    by_name: dict[str, list[tuple[int, Metric]]] = {}
+    for i, doubtful in enumerate(folds):
+        for name, metric in doubtful.items():
+            by_name.setdefault(name, []).append((i, metric))
+    return [doubtful_note(name, of_folds, len(folds)) for name, of_folds in by_name.items()]
+
+
+def doubtful_note(name: str, of_folds: Sequence[tuple[int, Metric]], folds: int) -> str:
+    """Return what is said of an operating point that chance may have chosen."""
+    where = ""
+    if folds > 1:
+        where = f" in fold{'s' * (len(of_folds) > 1)} {', '.join(str(i) for i, _ in of_folds)}"
+    aurocs = ", ".join(
+        f"{metric.value:.2f} [{metric.low:.2f}, {metric.high:.2f}]" for _, metric in of_folds
+    )
+    return (
+        f"the operating point of {name!r} is no better than chance: val{where} has an AUROC of "
+        f"{aurocs}, so that it may call everybody, or nobody"
+    )
+
+
 def _points_of(
     truth: Truth,
     prediction: Prediction,
@@ -242,7 +306,7 @@ def scores_of(cases: Cases, tested: OutOfFold) -> list[Score]:
         tested.notes.extend(_point_notes(cases, tested.predictions[tested.chosen]))
     scores = [score_of(cases, each, tested.rows, tested.fold) for each in tested.predictions]
     if scores:
-        tested.notes.extend(_interval_notes(scores[tested.chosen]))
+        tested.notes.extend(interval_notes(scores[tested.chosen].metrics))
     return scores
 
 
@@ -259,13 +323,13 @@ def _one_sided_notes(cases: Cases, rows: Rows) -> list[str]:
     return notes
 
 
-def _interval_notes(score: Score) -> list[str]:
-    """Return a note where metrics have no interval."""
-    without = [name for name, metric in score.metrics.items() if metric.low is None]
+def interval_notes(metrics: Mapping[str, Metric]) -> list[str]:
+    """Return a note where metrics have no interval: of few patients, or of patients all alike."""
+    without = [name for name, metric in metrics.items() if metric.low is None]
     if not without:
         return []
     names = ", ".join(name.replace("_", " ") for name in without)
-    return [f"no interval of {names}: of so few patients it would not keep its word"]
+    return [f"no interval of {names}: of patients so few, or so alike, it would not keep its word"]
 
 
 def score_of(

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
 from pipeline.config.root import Config
+from pipeline.evaluation.known import known_units
 from pipeline.fitted.images import LiveImage, LiveImages
-from pipeline.fitted.learnt import known_units
 from pipeline.fitted.mask_model import MaskModel, features_of
 from pipeline.fitted.predict import LEARNT, UNLIKE_AT, lost_rows, with_tag
 from pipeline.fitted.record import MaskRecord
@@ -36,6 +36,7 @@ from pipeline.segmentation.sources import NoMasks, StoreSource
 from pipeline.segmentation.units import Unit, native_labels
 from stores.errors import ConfigError, UnreadableError
 from stores.features import FeatureStore
+from stores.leaving import leaving
 
 # The table, in the folder of the masks.
 TABLE = "units.csv"
@@ -80,7 +81,8 @@ def draw(
     """
     check_empty(out)
     check_tags([tag] if tag else [])
-    with open_source(model, target, options) as source:
+    with open_source(model, target, options) as source, leaving(source.store) as written:
+        written.append(out)
         return _draw(_Drawing.of(model, source, out, to, options.speed.device), tag)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.evaluation.known import known_units
 from pipeline.evaluation.metrics.operating import is_called
-from pipeline.fitted.learnt import known_units
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
@@ -27,6 +27,7 @@ from pipeline.io.decode import check_tags, read_headers
 from pipeline.report.wording import RANDOM
 from pipeline.shared.paths import unescape_path
 from stores.errors import ConfigError, UnreadableError
+from stores.leaving import leaving
 
 Doubles = NDArray[np.float64]
 # Of images like those a model has learnt from, this share is called unlike.
@@ -84,14 +85,16 @@ def _check_columns(out: Path, tag: str | None) -> None:
 
 def _write(model: Model, source: Source, out: Path, tag: str | None) -> Tally:
     """Write what a model says of a source; return the counts."""
-    live = live_units(model, source)
-    tally = Tally(other=live.other, pending=live.pending, notes=list(source.notes))
-    schema = schema_of(model.record)
-    if tag is not None:
-        schema = schema.insert(0, pa.field(tag, pa.string()))
-    with table_writer(out, schema) as write:
-        for piece in _tables(model, source, live, tally):
-            write(piece if tag is None else with_tag(piece, source, tag))
+    with leaving(source.store) as written:
+        live = live_units(model, source)
+        tally = Tally(other=live.other, pending=live.pending, notes=list(source.notes))
+        schema = schema_of(model.record)
+        if tag is not None:
+            schema = schema.insert(0, pa.field(tag, pa.string()))
+        with table_writer(out, schema) as write:
+            for piece in _tables(model, source, live, tally):
+                write(piece if tag is None else with_tag(piece, source, tag))
+        written.append(out)
     return tally
 
 

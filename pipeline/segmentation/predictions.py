@@ -21,7 +21,9 @@ from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.geometry import Labels
 from pipeline.segmentation.masks import inflate
 from stores.errors import OccupiedError
+from stores.features import FeatureStore
 from stores.filed_tables import read_filed_table
+from stores.leaving import leaving
 
 if TYPE_CHECKING:
     from pipeline.segmentation.export import Unwritten
@@ -48,17 +50,19 @@ def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwri
     check_empty(out)
     written: list[Path] = []
     failed: list[Unwritten] = []
-    for task in config.masks:
-        cases = SegmentationCases.of(config, task)
-        for head in cases.heads_on_file():
-            predicted = read_predicted(cases, head)
-            files, unwritten = write_units(cases, predicted, out / task / head)
-            written += files
-            failed += unwritten
-            # A unit whose image could not be read has no picture either.
-            for unit in unwritten:
-                del predicted[unit.row]
-            written += write_pictures(cases, predicted, out / "pictures" / task, head)
+    with leaving(FeatureStore.open(config.store)) as left:
+        left.append(out)
+        for task in config.masks:
+            cases = SegmentationCases.of(config, task)
+            for head in cases.heads_on_file():
+                predicted = read_predicted(cases, head)
+                files, unwritten = write_units(cases, predicted, out / task / head)
+                written += files
+                failed += unwritten
+                # A unit whose image could not be read has no picture either.
+                for unit in unwritten:
+                    del predicted[unit.row]
+                written += write_pictures(cases, predicted, out / "pictures" / task, head)
     return written, failed
 
 
