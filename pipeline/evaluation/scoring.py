@@ -97,8 +97,7 @@ def refuse_no_scores(method: Method, scores: Sequence[Score], notes: Sequence[st
     others = f"; and {count(more, 'other reason')}" if more > 0 else ""
     raise LabelError(
         f"{method} can say nothing of any test unit: {reasons or 'it gave no reason'}{others}. "
-        "Each side of a label must have patients that train and others that test: label more, or "
-        "lower split.folds."
+        "Each side of a label must have patients that train, and others that test: label more."
     )
 
 

@@ -361,6 +361,12 @@ def test_a_head_that_can_say_nothing_leaves_its_task_unanswered(root: Path) -> N
     # Of one patient a score says what he has.
     assert (alone.patients, alone.units, alone.metrics) == (1, 3, {})
     assert knn.main_score.subgroups["place=many"].metrics
+    # The sick alone: balanced between what and what, nobody can say.
+    part = ["test" if sick else "train" for sick in is_sick]
+    write_csv(root / "list.csv", key=[f"f{i}.png" for i in range(N)], part=part)
+    (of_one,) = evaluate(config_of(root, tasks=tasks, split=split), ["knn"])
+    assert "balanced_accuracy" not in of_one.main_score.metrics
+    assert "no balanced accuracy: all test units are of one class" in of_one.notes
 
 
 def test_a_fold_without_a_class_leaves_its_task_unanswered_and_a_number_has_no_few_shot(
