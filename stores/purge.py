@@ -22,7 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stores._disk import CHECKSUM, TEMPORARY, read_checked, sync_folders, write_checked
+from stores._disk import (
+    CHECKSUM,
+    TEMPORARY,
+    files_in,
+    read_checked,
+    sync_folders,
+    write_checked,
+)
 from stores._types import Mask, Rows
 from stores.contents import DERIVED, FEATURES, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
 from stores.errors import ConfigError, CorruptStoreError, StaleTablesError
@@ -221,7 +228,7 @@ def _count_files(folder: Path) -> int:
 
 def _rewrite_splits(store: FeatureStore, patients: Collection[str]) -> Iterator[Path]:
     """Take patients out of the splits; yield those that named one, or are damaged."""
-    for path in sorted((store.path / SPLITS).glob("*.json")):
+    for path in files_in(store.path / SPLITS, "*.json"):
         try:
             text = read_checked(path).decode()
             if not names_any(text, patients):
@@ -240,7 +247,7 @@ def _rewrite_patients(store: FeatureStore, patients: Collection[str], rows: Rows
     """Take patients out of what label files said of rows."""
     import pyarrow.parquet as pq
 
-    for path in sorted((store.path / PATIENTS).glob("*.parquet")):
+    for path in files_in(store.path / PATIENTS, "*.parquet"):
         try:
             table = read_filed_table(path)
             theirs = np.isin(row_numbers(table), rows) | _named(table, patients)
