@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from benchmarks.crash import FAILED, STORE, done, forked, radprobe, server
+from benchmarks.crash import FAILED, NETWORKS, STORE, done, forked, radprobe, server
 from pipeline.fitted.learnt import patient_digest
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
@@ -150,6 +150,8 @@ class Place:
         """Purge the patient at some moments of the command, or at all of them."""
         began = time.perf_counter()
         self.start.mkdir(parents=True)
+        for name in NETWORKS:
+            importlib.import_module(name)
         done(forked(lambda: _collect(self.start)))
         for name in self.command.before:
             self._to_its_end(self.start, commands()[name])

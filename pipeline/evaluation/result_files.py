@@ -34,7 +34,7 @@ from pipeline.evaluation.pairs import PairedCases
 from pipeline.results import Metric, Result, Score, Segmented
 from pipeline.shared.texts import file_name
 from stores import FeatureStore
-from stores._disk import CHECKSUM, fits_checksum, read_checked, write_checked
+from stores._disk import CHECKSUM, files_in, fits_checksum, read_checked, write_checked
 from stores.contents import MASKS as MASK_FOLDER
 from stores.contents import RUNS
 from stores.contents import TUNED as TUNED_NETWORKS
@@ -307,7 +307,7 @@ def _filed(folder: Path, kind: type[Answer], since_ns: int) -> Iterator[tuple[Pa
 def _times(folder: Path) -> dict[Path, int]:
     """Return when each answer in a folder was filed, in ns."""
     times = {}
-    for path in folder.glob("*.json"):
+    for path in files_in(folder, "*.json"):
         with contextlib.suppress(FileNotFoundError):
             times[path] = path.stat().st_mtime_ns
     return times

@@ -26,7 +26,7 @@ from pipeline.fitted.units import LiveUnits, Piece
 from pipeline.io.decode import check_tags, read_headers
 from pipeline.report.wording import RANDOM
 from pipeline.shared.paths import unescape_path
-from stores.errors import ConfigError, UnreadableError
+from stores.errors import ConfigError, StaleTablesError, UnreadableError
 from stores.leaving import leaving
 
 Doubles = NDArray[np.float64]
@@ -123,8 +123,10 @@ def watch(
     before = None
     while True:
         tally = None
-        # An empty folder is one whose first image is still to come.
-        with contextlib.suppress(NoImagesError), open_source(model, folder, options) as source:
+        # An empty folder is one whose first image is still to come. What was taken back, since a
+        # patient was withdrawn meanwhile, is written by the next look.
+        passed_over = contextlib.suppress(NoImagesError, StaleTablesError)
+        with passed_over, open_source(model, folder, options) as source:
             now = (source.store.fingerprint(), source.lost)
             if now != before:
                 tally = _write(model, source, out, tag)
