@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.config.tasks import Part
     from pipeline.evaluation.retest import Agreement
     from pipeline.evaluation.search import Hit
-    from pipeline.fitted.validate import Validation
+    from pipeline.fitted.validate import AnyValidation, Validation
     from pipeline.fitted.validate_masks import MaskValidation
     from pipeline.recipe import Recipe
     from pipeline.results import Difference, Metric, Result, Score, Segmented
@@ -524,7 +524,7 @@ def show_mask_validation(out: Console, validation: MaskValidation) -> None:
     _show_distance(out, validation)
 
 
-def _show_elsewhere(out: Console, validation: Validation | MaskValidation) -> None:
+def _show_elsewhere(out: Console, validation: AnyValidation) -> None:
     if validation.random:
         out.print(RANDOM, style="bold yellow")
     count = validation.count
@@ -537,7 +537,7 @@ def _show_elsewhere(out: Console, validation: Validation | MaskValidation) -> No
     _print(out, table)
 
 
-def _show_distance(out: Console, validation: Validation | MaskValidation) -> None:
+def _show_distance(out: Console, validation: AnyValidation) -> None:
     """Print how far the images are from the model's, and what else is to be known."""
     lines = [
         f"{_share(validation.unlike)} of the units are unlike the images that the model learnt "

@@ -2,8 +2,8 @@
 
 Where val is small, what makes probabilities right is learnt from all that the model knows, as
 scikit-learn's `CalibratedClassifierCV(ensemble=False)` does it: each fold of patients is predicted
-by a head that is fitted, its settings chosen, on the others alone. Dims: v units of train and val,
-c classes.
+by a head that is fitted, with the setting that was chosen for the model, on the others alone. Dims:
+v units of train and val, c classes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.evaluation.splits import Parts
 from pipeline.evaluation.stratify import folds_by_label
 from pipeline.shared.arrays import Floats
 
-# Each fold of patients is told by a head of three others, whose settings a fourth has chosen.
+# Each is told by a head of the others, of which one is what the head takes for val.
 FOLDS = 5
 
 
@@ -44,10 +44,11 @@ def cross_fitted(
 ) -> CrossFitted | None:
     """Return what a head says of train and val by folds of patients.
 
-    raw: the features that it sees, not scaled; given: what the model was fitted on; setting: of the
-    predictions that it makes, where each fold makes one of it, else the one that the fold chose.
-    None where a fold cannot be told by the others.
+    raw: the features that it sees, not scaled; given: what the model was fitted on; setting: which
+    of the head's was chosen then. A head that finds another by itself, such as the epochs that val
+    ends, is taken as it is. None where a fold cannot be told by the others.
     """
+    settings = given.settings.chosen(setting)
     units = given.units
     both = given.train_and_val
     truth = units.at(both)
@@ -65,11 +66,9 @@ def cross_fitted(
         if not all(map(len, parts.values())):
             return None
         fit_on = parts["train"] if head.sees == "units" else slices_of(units, parts["train"])
-        scaling = fit_scaling(raw, fit_on, given.settings.scaling, given.settings.components)
+        scaling = fit_scaling(raw, fit_on, settings.scaling, settings.components)
         x = scaling.apply(raw)
-        predicted = fit_and_predict(
-            head, x, units, parts, given.settings, given.device, given.others
-        )
+        predicted = fit_and_predict(head, x, units, parts, settings, given.device, given.others)
         predictions = list(predicted.predictions)
         if not predictions:
             return None

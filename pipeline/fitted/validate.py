@@ -75,15 +75,12 @@ class Recalibration(Frozen):
     metrics: dict[str, dict[str, Metric]]
 
 
-class Validation(Frozen):
-    """How a model does on the labels of another collection.
+class AnyValidation(Frozen):
+    """How a model, whatever it answers, does on the labels or masks of another collection.
 
-    score: as answers have it, at the model's operating point; internal: what the model's own answer
-    has of its test units. calibration: slope, intercept and in_the_large by class or label, of the
-    probabilities as they are, and as the model calibrates them. benefit: the decision curve by
-    label. unlike: the share of units with p <= 0.05 of being like those the model learnt from;
-    domain_auroc: how well a probe tells both collections apart. model: the key of its answer.
-    recalibration: where it was asked for; all else is then of the patients that it has not seen.
+    score: as answers have it; internal: what the model's own answer has of its test units. unlike:
+    the share of units with p <= 0.05 of being like those the model learnt from; domain_auroc: how
+    well a probe tells both collections apart. model: the key of its answer.
     """
 
     task: str
@@ -93,14 +90,24 @@ class Validation(Frozen):
     count: PartCount
     score: Score
     internal: dict[str, Metric]
-    calibration: dict[str, dict[str, Metric]]
-    calibrated: dict[str, dict[str, Metric]]
-    benefit: dict[str, tuple[Benefit, ...]]
     unlike: Metric
     domain_auroc: float
     left_out: int
     tally: Tally
     notes: tuple[str, ...]
+
+
+class Validation(AnyValidation):
+    """How a model of a task does, at its operating point.
+
+    calibration: slope, intercept and in_the_large by class or label, of the probabilities as they
+    are, and calibrated: as the model makes them right. benefit: the decision curve by label.
+    recalibration: where it was asked for; all else is then of the patients that it has not seen.
+    """
+
+    calibration: dict[str, dict[str, Metric]]
+    calibrated: dict[str, dict[str, Metric]]
+    benefit: dict[str, tuple[Benefit, ...]]
     recalibration: Recalibration | None = None
 
 
