@@ -107,9 +107,9 @@ def test_a_contour_of_more_than_64_kb_is_read(tmp_path: Path) -> None:
     angles = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
     circle = 8 + 5.3 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     files = ct(tmp_path)
+    structures = {"a": {0: [circle]}}
     # Of explicit syntax it is written as UN, whose cells pydicom leaves as bytes.
     with pytest.warns(UserWarning, match="64 kByte"):
-        structures = {"a": {0: [circle]}}
         path = write_structures(tmp_path / "rt.dcm", files, structures, ExplicitVRLittleEndian)
     images = [read_headers(file)[0] for file in files]
     drawn = next(planes(path, "axial", images, [1]))
