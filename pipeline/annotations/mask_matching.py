@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.annotations.labels import column_of, read_labels
 from pipeline.annotations.mask_files import inspect
 from pipeline.annotations.mask_paths import MaskPaths, Sources, bids_masks
-from pipeline.annotations.mask_types import MaskFile
+from pipeline.annotations.mask_types import MaskFile, tolerance_mm
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.decode import read_headers
@@ -37,10 +36,6 @@ log = logging.getLogger(__name__)
 
 PlaneNumbers = tuple[int | None, ...]  # by slice; None: background
 _PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
-# How far a plane may lie from its slice along the normal: as a part of the distance of planes, and
-# in mm, where that is more.
-_ALONG = 0.1
-_EXACT_MM = 0.1
 # How far it may lie off in the plane, in pixels, and how far spacings may differ, as a part.
 _WITHIN = 0.5
 _SPACING = 0.01
@@ -124,7 +119,7 @@ def _by_table(config: Config, masks: Masks, slices: pa.Table, names: Names) -> l
 
 
 def _by_uid(config: Config, root: Path, slices: pa.Table, names: Names) -> list[Sources]:
-    """Return the DICOM segmentation of each slice: of its instance, or else of its series.
+    """Return the DICOM segmentation, or structure set, of each slice: of its instance, or series.
 
     Where data.root has names, a folder of masks has the same.
     """
@@ -149,7 +144,7 @@ def _by_uid(config: Config, root: Path, slices: pa.Table, names: Names) -> list[
 
 
 def _segmentations(root: Path) -> list[tuple[str, MaskFile]]:
-    """Return the DICOM segmentations under a folder, in the order of their paths."""
+    """Return the DICOM segmentations and structure sets under a folder, in order of their paths."""
     segmentations = []
     for path in files_below(root):
         file = root / unescape_path(path)
@@ -166,10 +161,14 @@ def _segmentations(root: Path) -> list[tuple[str, MaskFile]]:
 
 @dataclass(frozen=True)
 class Matched:
-    """Which plane each slice has (None: background), and the cut in which the mask is read."""
+    """Which plane each slice has (None: background), and the cut in which the mask is read.
+
+    images: the slices themselves, where the mask is contours that are drawn on them.
+    """
 
     planes: PlaneNumbers
     plane: Plane
+    images: tuple[Header, ...] = ()
 
 
 def match(path: Path, slices: Sequence[SliceRow], config: Config, names: Names) -> Matched:
@@ -180,6 +179,9 @@ def match(path: Path, slices: Sequence[SliceRow], config: Config, names: Names) 
     """
     plane = config.preprocess.plane
     file = inspect(path, plane)
+    if file.is_drawn:
+        images = _headers(config.data.root, slices, plane)
+        return Matched(tuple(range(len(images))), plane, tuple(images))
     if file.instances:
         numbers = _by_instance(file, slices, config, names)
         if numbers is not None:
@@ -270,7 +272,7 @@ def _in_order(file: MaskFile, slices: Sequence[SliceRow]) -> PlaneNumbers:
 def _by_place(file: MaskFile, images: Sequence[Header]) -> PlaneNumbers:
     """Return the plane that lies where each slice does. Raises UnreadableError."""
     positions = np.array([header.position_mm for header in file.headers], np.float64)
-    tolerance = _tolerance(positions)
+    tolerance = tolerance_mm(positions)
     numbers: list[int | None] = []
     for image in images:
         assert image.position_mm is not None
@@ -290,15 +292,6 @@ def _by_place(file: MaskFile, images: Sequence[Header]) -> PlaneNumbers:
                 f"planes lie from {positions.min():.1f} to {positions.max():.1f} mm",
             )
     return tuple(numbers)
-
-
-def _tolerance(positions: NDArray[np.float64]) -> float:
-    """Return how far a plane may lie from its slice, in mm, by the planes' positions (p,)."""
-    distinct = np.unique(positions)
-    if len(distinct) == 1:
-        return _EXACT_MM
-    apart = float(np.diff(distinct).min())
-    return max(_EXACT_MM, _ALONG * apart)
 
 
 # --- what must fit -----------------------------------------------------------------------------

@@ -21,16 +21,17 @@ class Masks(Frozen):
 
     by: path, a pattern over the image's own path; bids, the subject, session and other entities
     that a BIDS folder calls both by; table, a column of `labels.file`; uid, the images that a DICOM
-    segmentation says it is of. root: the folder of the masks, by default data.root. files: glob
-    over the images' paths -> path of the mask under root, in which {path}, {folder}, {name} and
-    {stem} stand for the image's path, its folder, its file name and that without suffix, and *, **
-    and ? for whatever one file there has; the first that matches wins. Behind re: a glob is a
-    regular expression of the whole path, whose named groups, such as (?P<who>...), stand in braces
-    too. By bids, files may be left out, and tells which of an image's masks are meant. column: of
-    the table, with paths under root. values: value in the mask, or label of a DICOM segment -> name
-    of the structure, "background" for what is none; or one name, for whatever is not 0; or several,
-    each of a file of its own: paths in files, or column, are then as many and in the same order.
-    tolerance: of the surface Dice, in mm, or pixels where an image has no spacing.
+    segmentation or structure set (RTSTRUCT) says it is of. root: the folder of the masks, by
+    default data.root. files: glob over the images' paths -> path of the mask under root, in which
+    {path}, {folder}, {name} and {stem} stand for the image's path, its folder, its file name and
+    that without suffix, and *, ** and ? for whatever one file there has; the first that matches
+    wins. Behind re: a glob is a regular expression of the whole path, whose named groups, such as
+    (?P<who>...), stand in braces too. By bids, files may be left out, and tells which of an image's
+    masks are meant. column: of the table, with paths under root. values: value in the mask, or
+    label of a DICOM segment or structure -> name of the structure, "background" for what is none;
+    or one name, for whatever is not 0; or several, each of a file of its own: paths in files, or
+    column, are then as many and in the same order. tolerance: of the surface Dice, in mm, or pixels
+    where an image has no spacing.
     """
 
     by: Literal["path", "bids", "table", "uid"] = "path"

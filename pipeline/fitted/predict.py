@@ -21,11 +21,11 @@ from pipeline.evaluation.metrics.operating import is_called
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
-from pipeline.fitted.tables import check_suffix, table_writer
 from pipeline.fitted.units import LiveUnits, Piece
 from pipeline.io.decode import check_tags, read_headers
 from pipeline.report.wording import RANDOM
 from pipeline.shared.paths import unescape_path
+from pipeline.shared.table_files import check_suffix, table_writer
 from stores.errors import ConfigError, StaleTablesError, UnreadableError
 from stores.leaving import leaving
 

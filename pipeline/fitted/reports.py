@@ -20,12 +20,12 @@ from pipeline.fitted.predict import (
 )
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, open_source
-from pipeline.fitted.tables import table_writer
 from pipeline.io.decode import check_tags
 from pipeline.io.sniff import sniff
 from pipeline.segmentation.mask_writer import dicom_name, place_for, read_dataset
 from pipeline.segmentation.predictions import check_empty
 from pipeline.shared.paths import collection_file, unescape_path
+from pipeline.shared.table_files import table_writer
 from stores.errors import ConfigError, UnreadableError
 from stores.leaving import leaving
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +25,7 @@ from pipeline.evaluation import result_files
 from pipeline.evaluation.compare import compare, compare_stores
 from pipeline.evaluation.metrics.paired import holm
 from pipeline.evaluation.pooling import read_features
+from pipeline.evaluation.prediction_rows import prediction_rows
 from pipeline.evaluation.result_files import filed, read_predictions, write_tidy
 from pipeline.evaluation.splits import split_path
 from pipeline.results import Result, Tally
@@ -212,6 +214,18 @@ def test_predictions_give_the_score_back(root: Path) -> None:
     assert table.num_rows == result.counts["test"].units
     expected = roc_auc_score(table["truth:sick"].to_numpy(), table["proba:sick"].to_numpy())
     assert auroc(result)[1] == pytest.approx(expected)
+
+
+def test_predictions_for_people_are_by_path(root: Path) -> None:
+    settings = config(root, "signal")
+    result = evaluate(settings, ["probe"])[0]
+    rows = prediction_rows(settings, [result]).to_pandas()
+    assert len(rows) == result.counts["test"].units * len(result.classes)
+    labels = pd.read_csv(root / "labels.csv").set_index("path")
+    sick = rows[rows["class"] == "sick"].set_index("path")
+    assert (sick["truth"] == (labels.loc[sick.index, "signal"] == "sick")).all()
+    assert roc_auc_score(sick["truth"], sick["predicted"]) == pytest.approx(auroc(result)[1])
+    assert rows["key"].isna().all()
 
 
 def test_two_heads_are_compared_on_the_same_units_only(root: Path) -> None:
