@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipeline.config.methods import Method
 from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Task
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 
 class Tally(Frozen):
@@ -83,11 +83,27 @@ class Score(Frozen):
     operating_points: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
 
+class PairedUnits(Frozen):
+    """How many test units two answers share, of how many patients, and who is left out.
+
+    first_only, second_only: units that only one answer was tested on, and the first few by their
+    ids in that store: row numbers or pseudonyms.
+    """
+
+    units: int
+    patients: int
+    first_only: int = 0
+    second_only: int = 0
+    first_only_examples: tuple[str, ...] = ()
+    second_only_examples: tuple[str, ...] = ()
+
+
 class Difference(Frozen):
     """Second less first, of one metric (of one class or label; "" for all), on the same units.
 
     The interval is of a bootstrap that draws the same patients for both. p is DeLong's, for an
-    AUROC of two sides; p_holm is that, adjusted for the number of labels tested.
+    AUROC of two sides; p_holm is that, adjusted for the number of labels tested. paired: which
+    units of two answers these are.
     """
 
     metric: str
@@ -95,6 +111,7 @@ class Difference(Frozen):
     difference: Metric
     p: float | None = None
     p_holm: float | None = None
+    paired: PairedUnits | None = None
 
 
 class PartCount(Frozen):

@@ -21,7 +21,7 @@ from pipeline.benchmark.settings import Cell
 from pipeline.evaluation.metrics.paired import holm
 from pipeline.evaluation.metrics.ranking import Ranking, ranking
 from pipeline.recipe import ViewName
-from pipeline.report.wording import HEADLINE, positive_name, positive_text
+from pipeline.report.wording import HEADLINE, positive_name, positive_text, units_alone
 from pipeline.results import Metric, Result, Score, Segmented
 from stores.errors import LabelError
 
@@ -384,11 +384,14 @@ def _steady(answers: Sequence[CellAnswer]) -> tuple[list[Steady], list[str]]:
             unpaired.append(f"{cell.name}: {error}")
             continue
         if compared is not None:
+            difference, agreement = compared
+            for text in units_alone(difference.paired, answer.level):
+                unpaired.append(f"{cell.name}: {text}")
             as_they_are = first[1].main_score.metrics[metric]
             seen = answer.main_score.metrics[metric]
             positive = positive_text(answer)
-            values = (as_they_are, seen, *compared, answer.agreement, positive)
-            steady.append(Steady(question, cell.backbone, cell.view, *values))
+            held = (as_they_are, seen, difference.difference, agreement, answer.agreement)
+            steady.append(Steady(question, cell.backbone, cell.view, *held, positive))
     return steady, unpaired
 
 
@@ -423,7 +426,7 @@ def _across(answers: Sequence[CellAnswer]) -> tuple[list[Across], list[str]]:
             except LabelError as error:
                 unpaired.append(f"{cell.name}: {error}")
             else:
-                difference = None if compared is None else compared[0]
+                difference = None if compared is None else compared[0].difference
         across.append(
             Across(
                 question=question,

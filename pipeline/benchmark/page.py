@@ -22,7 +22,7 @@ from pipeline.preprocessing.perturb import VIEWS
 from pipeline.report.page import asset, template
 from pipeline.report.style import inline_svg, save
 from pipeline.report.tables import markdown_table, tex
-from pipeline.report.wording import METRICS, RANDOM, count, interval
+from pipeline.report.wording import METRICS, RANDOM, count, interval, units_alone
 from pipeline.shared.spreadsheets import quoted
 from stores._disk import write_atomic, writing
 
@@ -272,6 +272,7 @@ def _render(
         NAMES=NAMES,
         VIEWS=VIEWS,
         column_name=column_name,
+        units_alone=units_alone,
         count=count,
         svg=lambda key, label: Markup(inline_svg(figures[key], key, label)),
         figures=figures,

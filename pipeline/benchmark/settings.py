@@ -21,8 +21,8 @@ from pipeline.config.methods import one_of
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.recipe import PatchTokens, SeenAs, ViewName
+from pipeline.shared.frozen import Frozen
 from pipeline.shared.paths import matcher
-from pipeline.types import Frozen
 from stores.errors import ConfigError
 
 SEGMENT = "segment"

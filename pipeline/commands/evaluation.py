@@ -13,6 +13,7 @@ import typer
 
 from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, err, out
 from pipeline.commands.printing import (
+    print_line,
     score_in,
     show_across,
     show_agreements,
@@ -41,27 +42,45 @@ app = typer.Typer()
 DeviceOpt = Annotated[
     str | None, typer.Option(help="Where to fit, such as cuda; by default the CPU.")
 ]
+PredictionsOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Write what was predicted of each test unit, by path: .csv, .parquet or .json.",
+    ),
+]
 
 
-@app.command(epilog="Example: radprobe evaluate configs/demo.yaml --json")
-def evaluate(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+@app.command(epilog="Example: radprobe evaluate configs/demo.yaml --out predictions.csv")
+def evaluate(
+    config: ConfigArg,
+    store: StoreOpt = None,
+    predictions: PredictionsOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
     """Answer every task of the config from the store: kNN, logistic probe and few-shot."""
-    _answer(config, store, DEFAULT_HEADS, as_json)
+    _answer(config, store, DEFAULT_HEADS, as_json, predictions)
 
 
 def _add_head(name: str, head: Registered) -> None:
     """Add the command of a head, which answers every task of the config by it alone."""
 
-    def answer(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
-        _answer(config, store, (name,), as_json)
+    def answer(
+        config: ConfigArg,
+        store: StoreOpt = None,
+        predictions: PredictionsOpt = None,
+        as_json: JsonOpt = False,
+    ) -> None:
+        _answer(config, store, (name,), as_json, predictions)
 
     def answer_on_device(
         config: ConfigArg,
         store: StoreOpt = None,
         device: DeviceOpt = None,
+        predictions: PredictionsOpt = None,
         as_json: JsonOpt = False,
     ) -> None:
-        _answer(config, store, (name,), as_json, device)
+        _answer(config, store, (name,), as_json, predictions, device)
 
     command = app.command(
         name, help=head.help, epilog=f"Example: radprobe {name} configs/demo.yaml"
@@ -111,19 +130,27 @@ def tune(
     with _steps("tune") as progress:
         how: dict[str, Any] = {"device": device, "processes": processes, "workers": workers}
         how |= {"checkpoint_s": checkpoint_s, "progress": progress}
+        unanswered: UnansweredError | None = None
         if settings.tasks or not settings.masks:
-            results = tune(settings, methods, **how)
+            try:
+                results = tune(settings, methods, **how)
+            except UnansweredError as error:
+                results = error.answers
+                unanswered = error
         if settings.masks:
             outlined = tune_masks(settings, methods, **how)
     if as_json:
         answers = [each.model_dump(mode="json") for each in (*results, *outlined)]
         print(json.dumps(answers, indent=1))
-        return
-    if results:
-        show_results(out, results, settings)
-    if outlined:
-        show_segmented(out, outlined)
-    show_tuned(out, [*results, *outlined], settings.store)
+    else:
+        if results:
+            show_results(out, results, settings)
+        if outlined:
+            show_segmented(out, outlined)
+        show_tuned(out, [*results, *outlined], settings.store)
+    # What was answered is shown all the same, and the error said after it.
+    if unanswered is not None:
+        raise unanswered
 
 
 @contextmanager
@@ -390,19 +417,41 @@ def _answer(
     store: Path | None,
     methods: Sequence[Method],
     as_json: bool,
+    predictions: Path | None = None,
     device: str | None = None,
 ) -> None:
-    """Answer the config's tasks by the methods, and print tables or one JSON document."""
+    """Answer the config's tasks by the methods, and print tables or one JSON document.
+
+    predictions: where what was predicted is written, if anywhere.
+    """
     from pipeline.evaluate import evaluate
+    from pipeline.shared.table_files import check_suffix
 
     settings = _checked_config(config, store)
+    if predictions is not None:
+        check_suffix(predictions)  # before anything is computed
     try:
         results = evaluate(settings, methods, device=device)
     except UnansweredError as error:
         # What was answered is shown all the same, and the error said after it.
         _print_results(error.answers, settings, as_json)
+        _write_predictions(error.answers, settings, predictions)
         raise
     _print_results(results, settings, as_json)
+    _write_predictions(results, settings, predictions)
+
+
+def _write_predictions(results: Sequence[Result], config: Config, path: Path | None) -> None:
+    """Write what answers predicted, and say where; nothing without a path."""
+    if path is None:
+        return
+    from pipeline.evaluation.prediction_rows import PREDICTION_SCHEMA, prediction_rows
+    from pipeline.shared.table_files import table_writer
+
+    rows = prediction_rows(config, results)
+    with table_writer(path, PREDICTION_SCHEMA) as write:
+        write(rows)
+    print_line(err, f"{len(rows)} rows of predictions are in {path}.")
 
 
 def _print_results(results: Sequence[Result], config: Config, as_json: bool) -> None:

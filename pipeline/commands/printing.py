@@ -23,6 +23,7 @@ from pipeline.report.wording import (
     positive_text,
     rule_text,
     setting_text,
+    units_alone,
 )
 from pipeline.shared.texts import count, one_line, plain_number, printable
 
@@ -421,22 +422,28 @@ def show_differences(
 ) -> None:
     """Print what the second store scores above the first, for the metrics that tables show.
 
-    networks: that of the first, and that of the second.
+    On the test units that both have; who is left out is said below. networks: that of the first,
+    and that of the second.
     """
     if any(result.provenance.random for result, _ in pairs):
         out.print(RANDOM, style="bold yellow")
     first, second = networks
     title = f"Second ({second}) less first ({first})"
     columns = ("task", "positive", "method", "label", "metric")
-    table = _table(title, columns, ("difference", "p (DeLong)", "p (Holm)"))
+    table = _table(title, columns, ("units", "difference", "p (DeLong)", "p (Holm)"))
+    alone: dict[str, None] = {}
     for result, differences in pairs:
         for d in differences:
+            for text in units_alone(d.paired, result.level):
+                alone[f"{result.task}, {result.method}: {text}."] = None
             if d.metric in HEADLINES:
+                units = "" if d.paired is None else str(d.paired.units)
                 p = ["" if value is None else f"{value:.3g}" for value in (d.p, d.p_holm)]
                 positive = positive_text(result, d.label)
                 words = (result.task, positive, result.method, d.label, HEADLINES[d.metric])
-                table.add_row(*words, _number(d.difference, "+"), *p)
+                table.add_row(*words, units, _number(d.difference, "+"), *p)
     _print(out, table)
+    print_lines(out, list(alone))
 
 
 def show_across(out: Console, rows: Sequence[tuple[Result, Result, list[Difference]]]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.config.tasks import FeatureSet, Scaling
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 
 class HeadSettings(Frozen):

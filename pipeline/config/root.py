@@ -36,7 +36,7 @@ from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Task
 from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune
 from pipeline.recipe import Preprocess
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 from stores.errors import ConfigError
 
 S = TypeVar("S", bound=HeadSettings)

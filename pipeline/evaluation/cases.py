@@ -92,8 +92,8 @@ class Cases:
 
     @cached_property
     def units(self) -> Units:
-        """The labels of the task, joined to the store's slices."""
-        return label_units(
+        """The labels of the task, joined to the store's slices, in the order of their files."""
+        units = label_units(
             self.table,
             self.task,
             self._slices,
@@ -104,6 +104,7 @@ class Cases:
             either_way=self.shortcut_of is not None,
             withdrawn=self.withdrawn,
         )
+        return units.in_order(order_of_files(units, self._slices))
 
     def column(self, name: str) -> Texts:
         """Return (n,) what a label column says of each unit; "" where nothing, or several."""
@@ -399,6 +400,24 @@ def keys_of_units(units: Units, slices: pa.Table) -> Texts:
     _, first = np.unique(units.unit[by_key], return_index=True)
     keys: Texts = of_slices[by_key[first]]
     return keys
+
+
+def order_of_files(units: Units, slices: pa.Table) -> NDArray[np.int64]:
+    """Return the numbers (n,) of units in the order of their first files, by path and frame.
+
+    Whatever is drawn, fitted or summed unit by unit is then the same in every store of a
+    collection: row numbers say how a store grew, and pseudonyms are of its key. slices:
+    SLICE_SCHEMA, with the real paths.
+    """
+    import pyarrow.compute as pc  # where an answer is computed: one on file needs none
+
+    place = np.searchsorted(slices["row"].to_numpy(), units.rows)
+    files = slices.select(["path", "frame"]).take(pa.array(place))
+    by_file = pc.sort_indices(files, [("path", "ascending"), ("frame", "ascending")]).to_numpy()
+    # Where the first slice of each unit stands among all of them.
+    _, first = np.unique(units.unit[by_file], return_index=True)
+    order: NDArray[np.int64] = np.argsort(first)
+    return order
 
 
 def split_column(choice: SplitChoice, table: LabelTable) -> tuple[LabelTable, str] | None:

@@ -34,7 +34,7 @@ from pipeline.evaluation.pairs import PairedCases
 from pipeline.results import Metric, Result, Score, Segmented
 from pipeline.shared.texts import file_name
 from stores import FeatureStore
-from stores._disk import CHECKSUM, fits_checksum, read_checked, write_checked
+from stores._disk import CHECKSUM, files_in, fits_checksum, read_checked, write_checked
 from stores.contents import MASKS as MASK_FOLDER
 from stores.contents import RUNS
 from stores.contents import TUNED as TUNED_NETWORKS
@@ -208,12 +208,14 @@ def find_or_compute(
     answer = read_answer(file, kind)
     if answer is not None:
         return answer
-    computed = compute()
     try:
+        computed = compute()
         with cases.store.filing(cases.withdrawn):
             _file(file, computed)
-    except StaleTablesError:
-        _drop_traces(cases.store, file.stem)
+    except Exception:
+        # Whatever it says: files that a purge takes away are missed by whoever computes from them.
+        with _without_traces(cases.store, file.stem):
+            cases.store.check_withdrawn(cases.withdrawn)
         raise
     return computed.answer
 
@@ -228,14 +230,19 @@ def _file(path: Path, computed: Computed[Answer]) -> None:
     write_checked(path, text.encode())
 
 
-def _drop_traces(store: FeatureStore, name: str) -> None:
-    """Remove what an answer of this name left that is not filed: it is of a withdrawn patient too.
+@contextlib.contextmanager
+def _without_traces(store: FeatureStore, name: str) -> Iterator[None]:
+    """Remove what an answer of this name left, where it is of a patient who was withdrawn since.
 
     Its networks, the state of their runs, and masks, which are made anew where they are gone.
     """
-    shutil.rmtree(store.path / TUNED_NETWORKS / name, ignore_errors=True)
-    shutil.rmtree(store.path / RUNS / name, ignore_errors=True)
-    store.storage.clear(MASK_FOLDER)
+    try:
+        yield
+    except StaleTablesError:
+        shutil.rmtree(store.path / TUNED_NETWORKS / name, ignore_errors=True)
+        shutil.rmtree(store.path / RUNS / name, ignore_errors=True)
+        store.storage.clear(MASK_FOLDER)
+        raise
 
 
 def answer_on_file(cases: Cases, method: Method) -> Result | None:
@@ -300,7 +307,7 @@ def _filed(folder: Path, kind: type[Answer], since_ns: int) -> Iterator[tuple[Pa
 def _times(folder: Path) -> dict[Path, int]:
     """Return when each answer in a folder was filed, in ns."""
     times = {}
-    for path in folder.glob("*.json"):
+    for path in files_in(folder, "*.json"):
         with contextlib.suppress(FileNotFoundError):
             times[path] = path.stat().st_mtime_ns
     return times

@@ -22,7 +22,7 @@ from pipeline.config.tasks import Kind
 from pipeline.evaluation.metrics.calibration import LEAST, fit_line, logit
 from pipeline.evaluation.metrics.values import columns_of
 from pipeline.shared.arrays import softmax
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 Doubles = NDArray[np.float64]
 

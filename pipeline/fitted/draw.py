@@ -23,7 +23,6 @@ from pipeline.fitted.mask_model import MaskModel, features_of
 from pipeline.fitted.predict import LEARNT, UNLIKE_AT, RunTally, lost_rows, with_tag
 from pipeline.fitted.record import MaskRecord
 from pipeline.fitted.sources import FolderOptions, Source, open_source
-from pipeline.fitted.tables import table_writer
 from pipeline.io.decode import check_tags
 from pipeline.report.wording import RANDOM
 from pipeline.segmentation.contracts import FittedHead
@@ -34,8 +33,10 @@ from pipeline.segmentation.placement import placement_of
 from pipeline.segmentation.predictions import check_empty
 from pipeline.segmentation.sources import NoMasks, StoreSource
 from pipeline.segmentation.units import Unit, native_labels
+from pipeline.shared.table_files import table_writer
 from stores.errors import ConfigError, UnreadableError
 from stores.features import FeatureStore
+from stores.leaving import leaving
 
 # The table, in the folder of the masks.
 TABLE = "units.csv"
@@ -68,7 +69,8 @@ def draw(
     """
     check_empty(out)
     check_tags([tag] if tag else [])
-    with open_source(model, target, options) as source:
+    with open_source(model, target, options) as source, leaving(source.store) as written:
+        written.append(out)
         return _draw(_Drawing.of(model, source, out, to, options.speed.device), tag)
 
 

@@ -41,7 +41,8 @@ from pipeline.tuning.tuned import (
     mask_head,
     mask_state,
 )
-from stores.errors import LabelError
+from stores._disk import files_in, fits_checksum
+from stores.errors import CorruptStoreError, LabelError
 from stores.features import FeatureStore
 from stores.inside import inside
 
@@ -149,14 +150,26 @@ def fit_tuned_masks(
 
 
 def _network_of(result: Result | Segmented, store: FeatureStore, folds: int) -> Path:
-    """Return the folder of the network of an answer's first fold."""
+    """Return the folder of the network of an answer's first fold, each file of it checked."""
     for tuned in result.tuned:
         if Path(tuned.weights).name == fold_name(0, folds):
-            return inside(store.path, tuned.weights)
+            folder = inside(store.path, tuned.weights)
+            _check_files(folder)
+            return folder
     raise LabelError(
         f"{result.task}: no network was tuned, so that there is no model of it: "
         f"{'; '.join(result.notes) or 'no reason is noted'}."
     )
+
+
+def _check_files(folder: Path) -> None:
+    """Raise CorruptStoreError where a file does not fit the checksum that tuning put beside it."""
+    for path in files_in(folder, "[!.]*"):
+        if fits_checksum(path) is False:
+            raise CorruptStoreError(
+                f"{path} does not fit the checksum beside it: bits flipped. `radprobe verify "
+                "--repair` removes it, and it is tuned again."
+            )
 
 
 def _filed_network(config: Config, folder: Path, settings: Tuning, blocks: int) -> FiledNetwork:

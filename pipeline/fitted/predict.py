@@ -21,12 +21,13 @@ from pipeline.evaluation.metrics.operating import is_called
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
-from pipeline.fitted.tables import check_suffix, table_writer
 from pipeline.fitted.units import LiveUnits, Piece
 from pipeline.io.decode import check_tags, read_headers
 from pipeline.report.wording import RANDOM
 from pipeline.shared.paths import unescape_path
-from stores.errors import ConfigError, UnreadableError
+from pipeline.shared.table_files import check_suffix, table_writer
+from stores.errors import ConfigError, StaleTablesError, UnreadableError
+from stores.leaving import leaving
 
 Doubles = NDArray[np.float64]
 # Of images like those a model has learnt from, this share is called unlike.
@@ -92,14 +93,16 @@ def _check_columns(out: Path, tag: str | None) -> None:
 
 def _write(model: Model, source: Source, out: Path, tag: str | None) -> PredictTally:
     """Write what a model says of a source; return the counts."""
-    live = live_units(model, source)
-    tally = PredictTally(other=live.other, pending=live.pending, notes=list(source.notes))
-    schema = schema_of(model.record)
-    if tag is not None:
-        schema = schema.insert(0, pa.field(tag, pa.string()))
-    with table_writer(out, schema) as write:
-        for piece in _tables(model, source, live, tally):
-            write(piece if tag is None else with_tag(piece, source, tag))
+    with leaving(source.store) as written:
+        live = live_units(model, source)
+        tally = PredictTally(other=live.other, pending=live.pending, notes=list(source.notes))
+        schema = schema_of(model.record)
+        if tag is not None:
+            schema = schema.insert(0, pa.field(tag, pa.string()))
+        with table_writer(out, schema) as write:
+            for piece in _tables(model, source, live, tally):
+                write(piece if tag is None else with_tag(piece, source, tag))
+        written.append(out)
     return tally
 
 
@@ -128,8 +131,10 @@ def watch(
     before = None
     while True:
         tally = None
-        # An empty folder is one whose first image is still to come.
-        with contextlib.suppress(NoImagesError), open_source(model, folder, options) as source:
+        # An empty folder is one whose first image is still to come. What was taken back, since a
+        # patient was withdrawn meanwhile, is written by the next look.
+        passed_over = contextlib.suppress(NoImagesError, StaleTablesError)
+        with passed_over, open_source(model, folder, options) as source:
             now = (source.store.fingerprint(), source.lost)
             if now != before:
                 tally = _write(model, source, out, tag)

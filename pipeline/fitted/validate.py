@@ -41,7 +41,7 @@ from pipeline.fitted.unlike import References, evenly
 from pipeline.recipe import recipe_of
 from pipeline.results import Metric, PartCount, Score, Tally
 from pipeline.shared.arrays import Floats, Rows, unit_length
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
 
@@ -424,7 +424,7 @@ def unlike_share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
 
     patients = float(len(np.unique(groups)))
     # None of few patients does not say that none is.
-    rules = IntervalRules(rarest={"": patients}, shares={"share": 0.0})
+    rules = IntervalRules(rarest={"": patients}, shares={"share": 0.0}, bounded={"share": 0.0})
     return bootstrap(values, groups, 1, rules)["share", ""]
 
 

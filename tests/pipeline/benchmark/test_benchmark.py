@@ -15,7 +15,7 @@ from scipy.stats import t as student
 from benchmarks import resumed
 from pipeline.benchmark.collect import gather
 from pipeline.benchmark.page import write_benchmark
-from pipeline.benchmark.paired import _segmented
+from pipeline.benchmark.paired import dice_apart, of_units
 from pipeline.benchmark.published import PUBLISHED, published
 from pipeline.benchmark.run import on_file, plan_of, run
 from pipeline.benchmark.settings import cells_of, load_benchmark
@@ -127,19 +127,31 @@ def test_patients_are_paired_by_the_test_units_whatever_they_are_called() -> Non
     nan = float("nan")
     one, two = units("dbbca", [0.1, 0.2, 0.4, nan, 0.9]), units("wxxyz", [0.2, 0.3, 0.5, 0.0, nan])
     # c is undefined in the first, and z in the second: by order alone, others would be paired.
-    assert _segmented(one, two).difference.value == pytest.approx(0.1)
-    assert _segmented(one, one).p == 1
+    difference, _ = dice_apart(one, two)
+    assert difference.value == pytest.approx(0.1)
+    same, p = dice_apart(one, one)
+    assert p == 1
+    # Others may differ by as much as three patients without a difference allow.
+    assert same.low == pytest.approx(-0.56, abs=0.01)
+    assert same.high == -same.low
     # Of four patients: Student's distribution of three degrees of freedom, not a bootstrap's.
     rising = units("dbbca", [0.1, 0.2, 0.4, 0.3, 0.9]), units("wxxyz", [0.2, 0.4, 0.6, 0.3, 0.7])
-    paired = _segmented(*rising).difference
+    paired, _ = dice_apart(*rising)
     apart = np.array([0.1, 0.2, 0.0, -0.2])
     reach = student.ppf(0.975, 3) * apart.std(ddof=1) / 2
     assert paired.low == pytest.approx(apart.mean() - reach, abs=0.02)
     assert paired.high == pytest.approx(apart.mean() + reach, abs=0.02)
     with pytest.raises(LabelError, match="other test patients"):
-        _segmented(one, units("wxyyz", [0.2, 0.3, 0.5, 0.0, nan]))
+        dice_apart(one, units("wxyyz", [0.2, 0.3, 0.5, 0.0, nan]))
     with pytest.raises(LabelError, match="by both"):
-        _segmented(units("a", [nan]), units("b", [0.5]))
+        dice_apart(units("a", [nan]), units("b", [0.5]))
+
+
+def test_rows_of_units_are_taken_in_the_order_of_the_pairs() -> None:
+    table = pa.table({"unit": list("abcabc"), "structure": list("kkklll"), "dice": range(6)})
+    taken = of_units(table, np.array([2, 0]))
+    assert taken["unit"].to_pylist() == ["c", "a", "c", "a"]
+    assert taken["dice"].to_pylist() == [2, 0, 5, 3]
 
 
 def test_a_cell_that_fails_is_named_and_the_rest_goes_on(finished: Path, tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_what_does_not_fit_together_is_refused_with_both_values(
         evaluate(paired(there, wide), ["knn"])
     grades = config(sites[1], labels=["grade"], subgroups=[])
     with pytest.raises(
-        LabelError, match=r"multiclass here, binary in a; classes: .*'2'. here, .*yes. in a"
+        LabelError, match=r"multiclass here, binary in a; classes: .*'2'. here, .*'yes'. in a"
     ):
         evaluate(paired(there, grades), ["knn"])
     by_patient = config(sites[1], level="patient")

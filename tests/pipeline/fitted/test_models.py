@@ -34,7 +34,7 @@ from pipeline.fitted.folder import CARD, RECORD
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import LEARNT, predict, predictions, watch
 from pipeline.fitted.sources import FolderOptions
-from pipeline.fitted.tables import table_writer
+from pipeline.shared.table_files import table_writer
 from stores._disk import seal, unseal
 from stores.errors import (
     ConfigError,
