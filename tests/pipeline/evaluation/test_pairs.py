@@ -120,6 +120,9 @@ def test_what_does_not_fit_together_is_refused_with_both_values(
     by_patient = config(sites[1], level="patient")
     with pytest.raises(LabelError, match="level: patient here, image in a"):
         evaluate(paired(there, by_patient), ["knn"])
+    by_greatest = config(sites[1], pool="max")
+    with pytest.raises(LabelError, match="pool: max here, mean in a"):
+        evaluate(paired(there, by_greatest), ["knn"])
     named = there.model_copy(update={"tasks": {"ill": there.tasks["sick"]}})
     with pytest.raises(ConfigError, match="lacks sick; it has ill"):
         evaluate(paired(named, here), ["knn"])
