@@ -132,8 +132,8 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     filed. Raises ConfigError where there is no such task, RecipeMismatchError where another recipe
     made the store, StoreNotFoundError, LabelError.
     """
-    from pipeline.evaluation.cases import cases_of
     from pipeline.evaluation.pooling import read_features
+    from pipeline.evaluation.questions import cases_of
     from stores.errors import ConfigError
 
     if task not in config.tasks:

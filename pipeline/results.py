@@ -180,13 +180,29 @@ class Tuned(Frozen):
     seconds: float
 
 
+class FittedOn(Frozen):
+    """The collection whose train and val heads were fitted on, to be tested on another.
+
+    name: of its store; tested_on: of the other's; task: as both call it; store, labels, split: as
+    `Provenance` has them.
+    """
+
+    name: str
+    tested_on: str
+    task: str
+    store: str
+    labels: str
+    split: str
+
+
 class Result(Frozen):
     """One task answered by one method. `notes` says what was left out, and why.
 
     positive: of two classes. chosen: the place of the score that stands for the answer, by default
     the last. tuned: of methods that train the network, what each fold made. agreement: where heads
     were fitted on another store's features, how far those of the test units agree with them there
-    (the median over the numbers of a feature of ICC(A,1)).
+    (the median over the numbers of a feature of ICC(A,1)). fitted_on: where heads were fitted on
+    another collection, whose train and val `counts` then has.
     """
 
     task: str
@@ -208,6 +224,12 @@ class Result(Frozen):
     agreement: float | None = None
     positive: Positive | None = None
     chosen: int = -1
+    fitted_on: FittedOn | None = None
+
+    @property
+    def asked(self) -> str:
+        """The task as its config calls it, whatever heads were fitted on."""
+        return self.task if self.fitted_on is None else self.fitted_on.task
 
     @property
     def main_score(self) -> Score:

@@ -43,8 +43,13 @@ _TROUBLE = {
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
     errno.EIO: "the disk reports an input/output error",
+    errno.EISDIR: "there is a folder in the place of a file",
+    errno.ENOTDIR: "there is a file in the place of a folder",
+    errno.ELOOP: "there is a link that leads to itself",
 }
 
+# What sockets, and devices that are not there, are refused with.
+_NO_FILES = (errno.ENXIO, errno.ENODEV)
 # What a link is refused with where there are none at all.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 
@@ -160,9 +165,12 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise CorruptStoreError(f"{path} is a link. Put what it leads to in its place.") from None
+        if error.errno == errno.ELOOP:
+            message = f"{path} is a link. Put what it leads to in its place."
+            raise CorruptStoreError(message) from None
+        if error.errno in _NO_FILES:
+            raise CorruptStoreError(f"{path} is no file as a store has it.") from None
+        raise
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
@@ -171,6 +179,11 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
             return file.read()
     finally:
         os.close(descriptor)
+
+
+def files_in(folder: Path, pattern: str) -> list[Path]:
+    """Return what is in a folder under names that fit, sorted: nothing that is being written."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith(TEMPORARY))
 
 
 def checksum_text(name: str, digest: str) -> bytes:

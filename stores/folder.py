@@ -130,8 +130,9 @@ class LocalFolder:
     def remove(self, names: Iterable[str]) -> None:
         """Remove those of some files that are there."""
         paths = [inside(self.folder, name) for name in names]
-        for path in paths:
-            path.unlink(missing_ok=True)
+        with writing(self.folder):
+            for path in paths:
+                path.unlink(missing_ok=True)
         sync_folders(path.parent for path in paths)
 
     def clear(self, folder: str) -> None:

@@ -216,8 +216,9 @@ def newest(store: Path) -> Results:
     answers = list(filed(store))
     if not answers:
         raise StoreNotFoundError(f"There are no results in {str(store)!r}; evaluate it first.")
-    # The oldest come first, so that a newer one takes the place of an older.
-    return with_predictions(store, [result for _, result in answers])
+    # The oldest come first, so that a newer one takes the place of an older. What was fitted on
+    # another collection is no answer of this store alone: its config asks for it.
+    return with_predictions(store, [each for _, each in answers if each.fitted_on is None])
 
 
 def with_predictions(store: Path, answers: Iterable[Result]) -> Results:
@@ -225,7 +226,7 @@ def with_predictions(store: Path, answers: Iterable[Result]) -> Results:
     results: Results = {}
     for result in answers:
         if predictions_path(store, result).is_file():
-            results[result.task, result.method] = result
+            results[result.asked, result.method] = result
     return results
 
 

@@ -26,12 +26,17 @@ from pipeline.evaluation.heads.contract import Head, Predicted, fit_and_predict
 from pipeline.evaluation.splits import Parts
 from pipeline.results import Metric, Score, Subgroup
 from pipeline.shared.arrays import Floats, Rows
+from pipeline.shared.texts import count
 from stores.errors import ConfigError, LabelError
 
 # The AUROC of what says nothing.
 CHANCE = 0.5
 # More are no groups: each has its own bootstrap, and a number is not a group.
 MOST_SUBGROUPS = 20
+# Of notes in an error: folds and labels say the same again and again.
+_MOST_REASONS = 4
+# Of one patient a score says what that patient has, and nothing of others like him.
+_FEWEST_OF_SUBGROUP = 2
 
 
 # --- a head over the folds of a split ------------------------------------------------------
@@ -41,7 +46,8 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     """Fit a head on each fold of the split, and score what it predicts of the units that test.
 
     device: of torch's, where the head is fitted; unset, the CPU, without torch where it can be.
-    Raises ConfigError where the method is no head.
+    Raises ConfigError where the method is no head, LabelError where nothing can be said of any unit
+    that tests.
     """
     # Before the head is imported, and SciPy with it.
     if device is not None:
@@ -75,9 +81,24 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
         tested.notes.extend(scratch_notes)
         tested.notes.extend(_doubtful_notes(doubtful))
         scores = scores_of(cases, tested)
+    if any(each.applies for each in predicted):
+        refuse_no_scores(method, scores, tested.notes)
     if len(folds) < len(cases.folds):
         tested.notes.insert(0, "only the first fold is asked")
     return scores, tested
+
+
+def refuse_no_scores(method: Method, scores: Sequence[Score], notes: Sequence[str]) -> None:
+    """Raise LabelError, with the notes as its reason, where a method has no score."""
+    if scores:
+        return
+    reasons = "; ".join(notes[:_MOST_REASONS])
+    more = len(notes) - _MOST_REASONS
+    others = f"; and {count(more, 'other reason')}" if more > 0 else ""
+    raise LabelError(
+        f"{method} can say nothing of any test unit: {reasons or 'it gave no reason'}{others}. "
+        "Each side of a label must have patients that train, and others that test: label more."
+    )
 
 
 def settings_built_on(config: Config, settings: HeadSettings) -> dict[str, HeadSettings]:
@@ -290,12 +311,16 @@ def scores_of(cases: Cases, tested: OutOfFold) -> list[Score]:
 
 
 def _one_sided_notes(cases: Cases, rows: Rows) -> list[str]:
-    """Return a note for each label that has no AUROC on the units `rows`."""
+    """Return a note for each label that has no AUROC on the units `rows`, and what else lacks."""
     from pipeline.evaluation.metrics.values import one_sided
 
     reason = "has no AUROC: all or none of the test units carry it"
     truth = cases.units.at(rows)
-    return [f"{name!r} {reason}" for name in one_sided(truth)]
+    lacking = one_sided(truth)
+    notes = [f"{name!r} {reason}" for name in lacking]
+    if truth.kind in ("binary", "multiclass") and len(np.unique(truth.y)) == 1:
+        notes.append("no balanced accuracy: all test units are of one class")
+    return notes
 
 
 def interval_notes(metrics: Mapping[str, Metric]) -> list[str]:
@@ -347,7 +372,7 @@ def _subgroups(
 ) -> dict[str, Subgroup]:
     """Return the metrics of the units of each value of each subgroup column, as `column=value`.
 
-    Raises LabelError for a column of too many values.
+    One of a single patient has no metrics. Raises LabelError for a column of too many values.
     """
     subgroups: dict[str, Subgroup] = {}
     for column in cases.task.subgroups:
@@ -390,14 +415,17 @@ def _subgroup(cases: Cases, members: _Members) -> Subgroup:
 
     rows = members.rows
     truth = cases.units.at(rows)
-    joint: dict[str, Metric]
-    joint, _ = metrics.score(truth, members.proba, members.fold, thresholds=members.thresholds)
+    patients = len(np.unique(truth.groups))
+    joint: dict[str, Metric] = {}
+    if patients >= _FEWEST_OF_SUBGROUP:
+        thresholds = members.thresholds
+        joint, _ = metrics.score(truth, members.proba, members.fold, thresholds=thresholds)
     carried: list[int] = []
     if truth.kind != "regression":
         carried = truth.indicator.sum(axis=0).tolist()
     return Subgroup(
         units=len(rows),
-        patients=len(np.unique(truth.groups)),
+        patients=patients,
         positives=dict(zip(truth.classes, carried, strict=False)),
         metrics=joint,
     )

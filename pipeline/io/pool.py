@@ -32,6 +32,8 @@ from stores.errors import UnreadableError
 # Pixels that may wait for the caller before the workers do.
 _AHEAD_BYTES = 2**28
 _AHEAD_FILES = 64  # a worker
+# For the end of a file of which all slices came.
+_END_S = 1.0
 
 # What comes of a task: its slices one by one, then the task itself, which tells how it ended.
 Result = FrameRead | FileTask
@@ -162,7 +164,7 @@ class WorkerPool:
             self.results.put(error)
         finally:
             for worker in self.workers:
-                IDLE.put(worker)
+                self._leave(worker)
 
     def _assign(self) -> None:
         """Give idle workers their next files."""
@@ -258,6 +260,14 @@ class WorkerPool:
             else:
                 task.fail(*cause_of_death(code, self.time_limit_s))
         self._remove(worker)
+
+    def _leave(self, worker: Worker) -> None:
+        """Leave a worker to the next pool; end one that is at a file."""
+        # A caller that has the last slice does not wait for the end of its file, which follows.
+        if worker.has_sent_all() and wait([worker.wire], _END_S):
+            with contextlib.suppress(EOFError, ImportError, OSError):
+                self._take(worker, receive(worker.wire))
+        IDLE.put(worker)
 
     def _remove(self, worker: Worker) -> None:
         worker.close()

@@ -80,7 +80,9 @@ class Worker:
             task.fail(error.reason, error.detail)  # and the process waits for another
             return
         message = {
-            "path": os.fsencode(path).hex(),  # any bytes, which JSON has no text for
+            # From the root, as it may have started in another folder than this process is in now;
+            # and any bytes, which JSON has no text for.
+            "path": os.fsencode(path.absolute()).hex(),
             "frames": None if task.frames is None else task.frames[task.received :],
             "tags": task.tags,
             "plane": plane,
@@ -93,6 +95,12 @@ class Worker:
             send(self.wire, message)
         except OSError:
             return  # it died idle; the closed connection is noticed when it is listened to
+
+    def has_sent_all(self) -> bool:
+        """Return whether it has sent all slices of its file, and only the end is to come."""
+        if self.task is None or self.task.frames is None:
+            return False
+        return self.task.received == len(self.task.frames)
 
     def is_usable(self) -> bool:
         """Return whether it waits for a file, lives, and has not read too many."""

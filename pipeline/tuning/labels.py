@@ -20,6 +20,7 @@ from pipeline.evaluation.scoring import (
     at_operating_points,
     doubtful_note,
     doubtful_points,
+    refuse_no_scores,
     scores_of,
 )
 from pipeline.evaluation.splits import Parts
@@ -56,7 +57,8 @@ def tune_on_labels(
 ) -> tuple[list[Score], OutOfFold, tuple[Tuned, ...]]:
     """Tune in each fold, and score what the networks predict of their test units together.
 
-    name: of the answer's file. Raises LabelError where units are not pooled by their mean.
+    name: of the answer's file. Raises LabelError where units are not pooled by their mean, and
+    where nothing could be learnt in any fold.
     """
     if cases.task.pool != "mean" and len(cases.units.rows) > len(cases.units.ids):
         raise LabelError(
@@ -66,7 +68,7 @@ def tune_on_labels(
     label = f"{cases.name}: {method}"
     folds = cases.folds
     answers = []
-    with open_job(cases.config, cases.store, method, name, options, label) as job:
+    with open_job(cases, method, name, options, label) as job:
         for i, parts in enumerate(folds):
             answers.append(_tune_fold(job, cases, parts, fold_name(i, len(folds))))
     tested = join_folds(
@@ -74,6 +76,7 @@ def tune_on_labels(
         [answer.tested for answer in answers],
     )
     scores = scores_of(cases, tested) if tested.predictions else []
+    refuse_no_scores(method, scores, tested.notes)
     tuned = tuple(answer.tuned for answer in answers if answer.tuned is not None)
     return scores, tested, tuned
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -231,12 +232,17 @@ def test_volumes_are_segmented_filed_and_written_in_their_own_space(tmp_path: Pa
     assert failed == []
     volumes = [path for path in written if path.name.endswith(".nii.gz")]
     assert len(volumes) == tested
+    dice = {}
     for path in volumes:
         found, image = nib.load(path), nib.load(tmp_path / "images" / path.name)
         assert np.allclose(found.affine, image.affine)
         mask = np.asarray(nib.load(tmp_path / "masks" / path.name).dataobj) > 0
         drawn = np.asarray(found.dataobj) > 0
-        assert 2 * (drawn & mask).sum() / (drawn.sum() + mask.sum()) > 0.5
+        dice[path.name] = 2 * (drawn & mask).sum() / (drawn.sum() + mask.sum())
+    scores = pd.read_csv(tmp_path / "out/scores.csv")
+    assert list(scores.columns)[:5] == ["masks", "head", "path", "structure", "dice"]
+    assert dict(zip(scores["path"], scores["dice"], strict=True)) == pytest.approx(dice)
+    assert scores["dice"].mean() == pytest.approx(whole.metrics["dice"].value)
     with Image.open(next(path for path in written if path.suffix == ".png")) as picture:
         assert picture.size[0] > config.backbone.image_size
     with pytest.raises(OccupiedError):

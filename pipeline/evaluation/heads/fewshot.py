@@ -180,7 +180,8 @@ def score(model: Supports, x: Floats, test: Rows) -> Predicted:
     of patients.
     """
     if model.units.kind == "regression":
-        return Predicted(notes=["few-shot episodes need classes: a number has none"], scores=[])
+        note = "few-shot episodes need classes: a number has none"
+        return Predicted(notes=[note], scores=[], applies=False)
     features = _Features(x, model.centre)
     problems = {}
     for name, members in _problems(model.units):

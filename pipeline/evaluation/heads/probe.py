@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
@@ -21,6 +23,12 @@ class ProbeSettings(HeadSettings):
     low: float = -6
     high: float = 5
     steps: Annotated[int, Field(ge=1)] = 45
+
+    def chosen(self, setting: Mapping[str, float]) -> ProbeSettings:
+        """Return these with one C alone."""
+        c = setting["C"] if "C" in setting else 1 / setting["alpha"]
+        power = math.log10(c)
+        return self.model_copy(update={"low": power, "high": power, "steps": 1})
 
 
 HEAD = Head(

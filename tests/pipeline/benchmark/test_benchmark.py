@@ -19,6 +19,7 @@ from pipeline.benchmark.paired import dice_apart, of_units
 from pipeline.benchmark.published import PUBLISHED, published
 from pipeline.benchmark.run import on_file, plan_of, run
 from pipeline.benchmark.settings import cells_of, load_benchmark
+from pipeline.datasets.describing import describe
 from pipeline.evaluation.metrics.ranking import critical_difference, ranking
 from pipeline.extraction.embed import Speed
 from stores.errors import ConfigError, LabelError
@@ -192,6 +193,38 @@ def test_a_seed_that_changes_nothing_is_not_asked_twice(tmp_path: Path) -> None:
     assert seeds == {"kNN": 1, "few-shot": 2}
 
 
+def test_pairs_of_data_sets_stand_beside_what_the_second_says_of_itself(tmp_path: Path) -> None:
+    sets = {"medmnist": lambda root: layouts.medmnist(root / "breastmnist.npz")}
+    file = resumed.prepare(tmp_path, sets)
+    layouts.medmnist(tmp_path / "other" / "breastmnist.npz", seed=100)
+    other = describe("medmnist", tmp_path / "other", tmp_path / "sets" / "other")
+    content = yaml.safe_load(file.read_text()) | {"pairs": ["there -> here"]}
+    here = content["datasets"]["medmnist"]
+    content["datasets"] = {"here": here, "there": str(other.config)}
+    content["backbones"] = {"tiny": content["backbones"]["tiny"]}
+    content["settings"] = {"kNN": content["settings"]["kNN"]}
+    file.write_text(yaml.safe_dump(content))
+    settings = load_benchmark(file)
+    cells = cells_of(settings)
+    assert [cell.name for cell in cells][-1] == "there->here/tiny/kNN/0"
+    outcomes = run(cells, SPEED, silent)
+    assert [outcome.fault for outcome in outcomes] == [""] * 3
+    (gathered, page) = write_benchmark(settings, outcomes)
+    (across,) = gathered.across
+    own, theirs, pair = (outcome.answers[0] for outcome in outcomes)
+    assert pair.counts == {**theirs.counts, "test": own.counts["test"]}
+    assert (across.fitted, across.question.dataset, across.backbone) == ("there", "here", "tiny")
+    assert across.home is not None
+    assert across.difference is not None
+    assert across.difference.value == pytest.approx(across.away.value - across.home.value)
+    assert set(gathered.tidy["dataset"].to_pylist()) == {"here", "there", "there->here"}
+    # It is of the same test units as the second's own: no block of the ranking.
+    assert {question.dataset for question in gathered.scores} == {"here", "there"}
+    assert "From one data set to another" in page.read_text()
+    assert "| there |" in (page.parent / "results.md").read_text()
+    assert run(cells, SPEED, silent)[-1].computed == 0
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -204,6 +237,8 @@ def test_a_seed_that_changes_nothing_is_not_asked_twice(tmp_path: Path) -> None:
         ),
         ({"settings": {"a/b": {"method": "knn"}}}, "one part of a path"),
         ({"sedes": [1]}, "Did you mean 'seeds'"),
+        ({"pairs": ["a"]}, "names two data sets, as `a -> b`. Got 'a' instead"),
+        ({"pairs": ["a -> c"]}, "The pair a->c names no data set 'c'. There are a"),
         ({"datasets": {"nih": "nowhere.yaml"}}, "radprobe dataset"),
     ],
 )

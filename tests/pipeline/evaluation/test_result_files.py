@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.config.heads import method_names
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.heads.fewshot import FewShotSettings
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import result_path
 from tests.pipeline.collection import config_of, make_store, write_csv
 
@@ -64,7 +64,7 @@ def test_predictions_that_a_crash_left_without_an_answer_are_no_answer(root: Pat
 
 # Under which answers to `ASKED` are filed, of a store of this fingerprint, since the contracts that
 # choose by log-loss, decide at an operating point, have intervals of folds and perfect scores, and
-# count the units of all folds together, of units in the order of their files.
+# count the units of all folds together.
 FINGERPRINT = "0" * 64
 ASKED: dict[str, Any] = {
     "tasks": {"t": {"labels": ["sick"], "subgroups": ["sick"], "shortcuts": ["sick"]}},
@@ -77,18 +77,18 @@ ASKED: dict[str, Any] = {
     "norm": {},
 }
 KEYS = {
-    "knn": "33f401b4d7526fc6",
-    "probe": "4b70fa44a80cc063",
-    "fewshot": "cb6bcf84c8e0659a",
-    "linear": "e357463235bd41c8",
-    "attention": "5b4b887517608cda",
-    "efficiency": "7ade18815dde2bb8",
-    "finetune": "ad93874406b49af6",
-    "lora": "3766945065925564",
-    "bitfit": "623b10793ed3d3d6",
-    "norm": "898ce1d6a2d41394",
+    "knn": "3a36399a9df597bb",
+    "probe": "01e2035084428dee",
+    "fewshot": "c0018e50cad10de5",
+    "linear": "e6bc853644afe481",
+    "attention": "38ada794909bac9f",
+    "efficiency": "63f9f3134598d1f7",
+    "finetune": "80ab7cd26f2fff65",
+    "lora": "f48c458950b6910a",
+    "bitfit": "687d2f34a0b58a31",
+    "norm": "9d8713ff9076f100",
 }
-PAPER = "216d86ca7fce69c2"
+PAPER = "6cdf62a8448f603e"
 
 
 def test_what_was_filed_before_is_found_still(root: Path) -> None:

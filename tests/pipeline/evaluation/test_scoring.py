@@ -254,9 +254,9 @@ def test_spellings_are_said_in_the_result(root: Path) -> None:
 
 def test_a_threshold_of_val_is_what_the_head_said_of_val(root: Path) -> None:
     """By hand: the probe of train alone, its probabilities of val, and Youden's threshold."""
-    from pipeline.evaluation.cases import cases_of
     from pipeline.evaluation.heads.contract import FitInput
     from pipeline.evaluation.heads.probe import HEAD, ProbeSettings
+    from pipeline.evaluation.questions import cases_of
 
     asked = config(root)
     (result,) = evaluate(asked, ["probe"])

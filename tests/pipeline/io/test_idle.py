@@ -41,11 +41,18 @@ def _read(root: Path) -> None:
 
 def test_the_next_pool_reads_by_the_process_of_the_last(tmp_path, monkeypatch):
     for place in ("one", "two"):
-        (tmp_path / place).mkdir()
         phantoms.write_png(tmp_path / place / "a.png", GREY)
     _read(tmp_path / "one")
     monkeypatch.setattr("pipeline.io.pool.Worker", None)  # a new one cannot begin
     _read(tmp_path / "two")
+
+
+def test_it_finds_files_from_another_folder_than_it_started_in(tmp_path, monkeypatch):
+    phantoms.write_png(tmp_path / "here/a.png", GREY)
+    _read(tmp_path / "here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.io.pool.Worker", None)
+    _read(Path("here"))
 
 
 def test_one_that_died_while_it_waited_is_not_handed_out(worker):
