@@ -2,7 +2,8 @@
 
     python benchmarks/trials.py [TRIALS [SECTION ...]]      default: 200, all sections
 
-Sections: leakage, null, coverage, validate, perfect, compare, segmentation, fewshot, calibrate.
+Sections: leakage, null, coverage, validate, perfect, onesided, compare, segmentation, fewshot,
+calibrate.
 
 A trial draws a collection of patients of several images each, whose features and labels follow a
 known law. Of a holdout, a model is fitted on other patients and scored on those; of k-fold, each
@@ -280,6 +281,28 @@ def perfect(trials: int) -> list[str]:
     return show("all but perfect scores: intervals that cover the truth, of 100", table)
 
 
+def one_sided_calls(trials: int) -> list[str]:
+    """Models that call nearly everybody, or nobody, a fifth of whom are positive."""
+    table: Table = defaultdict(lambda: defaultdict(list))
+    for sensitivity, specificity in ((1.0, 0.0), (0.99, 0.05), (0.05, 0.99), (0.95, 0.6)):
+        true = (sensitivity + specificity) / 2
+        for patients in PATIENTS:
+            for trial in range(trials):
+                rng = np.random.default_rng([trial, patients, int(100 * sensitivity), 9])
+                sick = rng.random(patients) < 0.2
+                called = rng.random(patients) < np.where(sick, sensitivity, 1 - specificity)
+                p = np.where(called, 0.9, 0.1)
+                names = np.arange(patients).astype(str)
+                test = Truth(sick.astype(np.int64), names, ("n", "p"), "binary")
+                scores, _ = metrics.score(test, np.stack([1 - p, p], axis=1))
+                metric = scores.get("balanced_accuracy")
+                if metric is not None and metric.low is not None:
+                    row = (f"sensitivity {sensitivity}, specificity {specificity}",)
+                    table[row][str(patients)].append(covers(metric, true))
+    title = "calls of nearly all or none: intervals of balanced accuracy that cover it, of 100"
+    return show(title, table)
+
+
 def compared(trials: int) -> list[str]:
     """Two sets of features of equal worth: the interval of their difference covers the truth.
 
@@ -524,6 +547,7 @@ def sections(trials: int) -> Iterator[tuple[str, Callable[[], list[str]]]]:
     yield "coverage", lambda: coverage(trials)
     yield "validate", lambda: validated(trials)
     yield "perfect", lambda: perfect(trials)
+    yield "onesided", lambda: one_sided_calls(trials)
     yield "compare", lambda: compared(trials)
     yield "segmentation", lambda: segmentation(trials)
     yield "fewshot", lambda: few_shot(trials)

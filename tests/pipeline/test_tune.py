@@ -35,7 +35,7 @@ from pipeline.tuning.network import TunableNetwork, make_trainable, parameter_gr
 from pipeline.tuning.saving import save_network
 from pipeline.tuning.training import rate_factor
 from stores import FeatureStore
-from stores.errors import ConfigError, RecipeMismatchError
+from stores.errors import ConfigError, RecipeMismatchError, StaleTablesError
 from stores.verify import verify
 from tests.pipeline.backbones.test_models import saved
 from tests.pipeline.collection import probed_on_train
@@ -486,3 +486,15 @@ def test_a_purged_patient_takes_tuned_networks_along(tmp_path: Path) -> None:
     assert patient.withdraw(store) == 2
     assert patient.purge(store).rows == 2
     assert not list((config.store / "tuned").glob("*"))
+
+    def purge_another(*_: object) -> None:
+        other = find_patient(config.store, "p2", config)
+        there = FeatureStore.open(config.store)
+        if other.withdraw(there):
+            other.purge(there)
+
+    # At its next checkpoint, not at the end of hours.
+    with pytest.raises(StaleTablesError, match="A patient was withdrawn"):
+        tune(config, ["norm"], device="cpu", workers=0, checkpoint_s=0, progress=purge_another)
+    assert not list((config.store / "tuned").glob("*"))
+    assert not list((config.store / "runs").glob("*/"))

@@ -64,7 +64,7 @@ def test_predictions_that_a_crash_left_without_an_answer_are_no_answer(root: Pat
 
 # Under which answers to `ASKED` are filed, of a store of this fingerprint, since the contracts that
 # choose by log-loss, decide at an operating point, have intervals of folds and perfect scores, and
-# count the units of all folds together.
+# count the units of all folds together, of units in the order of their files.
 FINGERPRINT = "0" * 64
 ASKED: dict[str, Any] = {
     "tasks": {"t": {"labels": ["sick"], "subgroups": ["sick"], "shortcuts": ["sick"]}},
