@@ -43,11 +43,14 @@ _TROUBLE = {
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
     errno.EIO: "the disk reports an input/output error",
+    errno.EEXIST: "there is something else in its place",
     errno.EISDIR: "there is a folder in the place of a file",
     errno.ENOTDIR: "there is a file in the place of a folder",
     errno.ELOOP: "there is a link that leads to itself",
 }
 
+# Nothing is at a path; a file stands in the place of its folder; a link leads to itself.
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 # What sockets, and devices that are not there, are refused with.
 _NO_FILES = (errno.ENXIO, errno.ENODEV)
 # What a link is refused with where there are none at all.
@@ -181,6 +184,16 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
         os.close(descriptor)
 
 
+def status_of(path: Path | str) -> os.stat_result | None:
+    """Return the status of what is at a path; None where nothing can be: no file, no folder."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return None
+        raise
+
+
 def files_in(folder: Path, pattern: str) -> list[Path]:
     """Return what is in a folder under names that fit, sorted: nothing that is being written."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith(TEMPORARY))
@@ -226,9 +239,13 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it that are not there; their names are on the disk then."""
+    """Make a folder, and those above it that are not there; their names are on the disk then.
+
+    Raises UnwritableError where something else is there.
+    """
     new = list(itertools.takewhile(lambda each: not each.exists(), [path, *path.parents]))
-    path.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     for each in new:
         sync_folder(each.parent)
 
