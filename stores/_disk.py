@@ -26,6 +26,9 @@ CHECKSUM = ".sha256"
 ORPHAN_AFTER_S = 3600.0
 # Documents, answers and claims are read whole: none of ours comes near this.
 MOST_BYTES = 2**28
+# No network comes near this. Of a file with holes, of which nothing is on the disk, more might be
+# read for hours.
+_MOST_CHECKED = 2**36
 # How often a file and its checksum are written, or read, where another process writes them too.
 _TRIES = 5
 _MOMENT_S = 0.05
@@ -131,7 +134,9 @@ def fits_checksum(path: Path) -> bool | None:
     except (OSError, CorruptStoreError):
         return False
     is_file = path.is_file() and not path.is_symlink()
-    return is_file and text == checksum_text(path.name, file_sha256(path))
+    if not is_file or path.stat().st_size > _MOST_CHECKED:
+        return False
+    return text == checksum_text(path.name, file_sha256(path))
 
 
 def read_checked(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -141,6 +146,12 @@ def read_checked(path: Path, most: int = MOST_BYTES) -> bytes:
     and CorruptStoreError where the two do not fit.
     """
     checksum = path.with_name(path.name + CHECKSUM)
+    status = status_of(path)
+    # What is large is compared before memory is asked for it.
+    if status is not None and status.st_size > MOST_BYTES and not fits_checksum(path):
+        raise CorruptStoreError(
+            f"{path} is too large for what it is, or does not fit its checksum."
+        )
     for attempt in range(_TRIES):
         if attempt:  # another process may be between the two
             time.sleep(_MOMENT_S)

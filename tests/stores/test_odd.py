@@ -20,8 +20,9 @@ import pytest
 
 from pipeline.shared.pseudonyms import load_key
 from stores import FeatureStore, manifest
-from stores._disk import seal, sha256, unseal, write_atomic
+from stores._disk import CHECKSUM, seal, sha256, unseal, write_atomic
 from stores.errors import ConfigError, CorruptStoreError, StoreError
+from stores.filed_tables import read_filed_table
 from stores.purge import withdraw
 from stores.receipt import receipt_name
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, table_bytes
@@ -306,6 +307,7 @@ PLACES = [
     "features.zarr/mean",
     "features.zarr/mean/c/0/0",
     "results/x.json",
+    "results/results.parquet",
 ]
 
 
@@ -327,9 +329,13 @@ def test_what_is_no_file_is_damage_and_holds_nothing_up(
         path.unlink(missing_ok=True)
         monkeypatch.chdir(path.parent)  # the path of a socket is short
         STRANGE[kind](path)
+        if name.endswith("results.parquet"):
+            path.with_name(f"{path.name}{CHECKSUM}").write_bytes(b"")
+            with pytest.raises(CorruptStoreError):
+                read_filed_table(path)
         began = time.monotonic()
         # What is nobody's answer tells of nothing.
-        assert name == "results/x.json" or not verify(store.path).sound, name
+        assert name.startswith("results/") or not verify(store.path).sound, name
         with contextlib.suppress(StoreError):
             use(store.path)
             withdraw(FeatureStore.open(store.path), "p")
