@@ -11,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from PIL import Image
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
@@ -20,7 +21,9 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
+    ImplicitVRLittleEndian,
     JPEGExtended12Bit,
+    RTStructureSetStorage,
     generate_uid,
 )
 
@@ -312,3 +315,39 @@ def write_jpeg_12(path: Path, pixels: np.ndarray, cut: int = 0, **tags: Any) -> 
     ds.file_meta.TransferSyntaxUID = JPEGExtended12Bit
     ds.save_as(path, enforce_file_format=True)
     return path
+
+
+def write_structures(
+    path: Path,
+    files: list[Path],
+    structures: dict[str, dict[int, list[np.ndarray]]],
+    syntax: str = ImplicitVRLittleEndian,
+) -> Path:
+    """Write an RT structure set over axial slices.
+
+    structures: by name, by the number of the file, polygons (p, 2) of x and y in its pixels.
+    """
+    images = [dcmread(file, stop_before_pixels=True) for file in files]
+    uids = [_item(ReferencedSOPInstanceUID=ds.SOPInstanceUID) for ds in images]
+    series = _item(SeriesInstanceUID=images[0].SeriesInstanceUID, ContourImageSequence=uids)
+    study = _item(RTReferencedSeriesSequence=[series])
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.SOPClassUID = RTStructureSetStorage
+    ds.SOPInstanceUID = generate_uid()
+    ds.Modality = "RTSTRUCT"
+    ds.ReferencedFrameOfReferenceSequence = [_item(RTReferencedStudySequence=[study])]
+    ds.StructureSetROISequence = []
+    ds.ROIContourSequence = []
+    for number, (name, polygons) in enumerate(structures.items(), start=1):
+        ds.StructureSetROISequence.append(_item(ROINumber=number, ROIName=name))
+        contours = []
+        for place, some in polygons.items():
+            corner = np.array(images[place].ImagePositionPatient, float)
+            down, along = map(float, images[place].PixelSpacing)
+            for polygon in some:
+                points = corner + polygon @ [[along, 0, 0], [0, down, 0]]
+                numbers = [f"{value:.8g}" for value in np.ravel(points)]
+                contours.append(_item(ContourGeometricType="CLOSED_PLANAR", ContourData=numbers))
+        ds.ROIContourSequence.append(_item(ReferencedROINumber=number, ContourSequence=contours))
+    return save(ds, path, syntax)

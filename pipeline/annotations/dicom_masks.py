@@ -1,17 +1,21 @@
-"""DICOM segmentations as planes of label values; a frame is one segment of one plane."""
+"""DICOM segmentations and structure sets as planes of label values.
+
+A frame of a segmentation is one segment of one plane; a structure set has contours.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
+from pipeline.annotations import contours
 from pipeline.annotations.mask_types import MaskFile, Values
 from pipeline.io.formats.dicom_geometry import (
     floats,
@@ -27,6 +31,7 @@ from stores.errors import UnreadableError
 
 # Segmentation Storage, and Label Map Segmentation Storage (PS3.6).
 _SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+T = TypeVar("T")
 # What tells planes apart: the UID of the image a frame was drawn on, and its place.
 PlaneKey = tuple[str, str]
 Frames = dict[PlaneKey, list[int]]  # plane -> the numbers of its frames
@@ -34,7 +39,10 @@ Frames = dict[PlaneKey, list[int]]  # plane -> the numbers of its frames
 
 def inspect(path: Path) -> MaskFile:
     """Return what a file holds. Raises UnreadableError."""
-    dataset, frames = _open(path, pixels=False)
+    dataset = _read(path, pixels=False)
+    if _is_contours(dataset):
+        return _told(contours.inspect, dataset)
+    frames = _told(_frames, dataset)
     headers = []
     instances = set()
     for number, ((image, _), members) in enumerate(frames.items()):
@@ -58,9 +66,16 @@ def _plane_header(dataset: Dataset, number: int, image: str, members: list[int])
     return replace(frame_header(dataset, members[0]), frame=number, instance=image or None)
 
 
-def planes(path: Path) -> Iterator[Values]:
-    """Yield the label values (H, W) of each plane, as it is shown. Raises UnreadableError."""
-    dataset, frames = _open(path, pixels=True)
+def planes(path: Path, images: Sequence[Header], wanted: Collection[int]) -> Iterator[Values]:
+    """Yield the label values (H, W) of each plane, as it is shown. Raises UnreadableError.
+
+    images, wanted: on which slices which structures are drawn, of a structure set.
+    """
+    dataset = _read(path, pixels=True)
+    if _is_contours(dataset):
+        yield from _told(lambda each: list(contours.planes(each, images, wanted)), dataset)
+        return
+    frames = _told(_frames, dataset)
     try:
         stored = np.asarray(dataset.pixel_array)
     except Exception as error:
@@ -88,24 +103,42 @@ def _plane_values(dataset: Dataset, stored: NDArray[Any], members: list[int]) ->
     return values
 
 
-def _open(path: Path, *, pixels: bool) -> tuple[Dataset, Frames]:
-    """Return the dataset, and the frames of each plane. Raises UnreadableError."""
+def _read(path: Path, *, pixels: bool) -> Dataset:
+    """Return the dataset, which is of a mask and holds what it promises. Raises UnreadableError."""
     try:
         with open_inflated(path) as file:
             stored_bytes = stream_size(file)
             dataset = pydicom.dcmread(file, stop_before_pixels=not pixels)
+        if _is_contours(dataset):
+            return dataset
         if str(dataset.get("SOPClassUID", "")) not in _SEGMENTATIONS:
             raise UnreadableError("unsupported", "a DICOM file that is no segmentation")
         if dataset.get("SegmentationType") == "FRACTIONAL":
             raise UnreadableError("unsupported", "a segmentation of fractions, not of labels")
-        count = int(dataset.get("NumberOfFrames") or 1)
-        _check_limits(dataset, count, stored_bytes)
-        frames: Frames = {}
-        for frame in range(count):
-            frames.setdefault(_plane_key(dataset, frame), []).append(frame)
+        _check_limits(dataset, int(dataset.get("NumberOfFrames") or 1), stored_bytes)
     except Exception as error:
         raise as_unreadable(error, "reading the segmentation") from error
-    return dataset, frames
+    return dataset
+
+
+def _is_contours(dataset: Dataset) -> bool:
+    return str(dataset.get("SOPClassUID", "")) == contours.STRUCTURE_SET
+
+
+def _frames(dataset: Dataset) -> Frames:
+    """Return the frames of each plane of a segmentation."""
+    frames: Frames = {}
+    for frame in range(int(dataset.get("NumberOfFrames") or 1)):
+        frames.setdefault(_plane_key(dataset, frame), []).append(frame)
+    return frames
+
+
+def _told(read: Callable[[Dataset], T], dataset: Dataset) -> T:
+    """Return what is read of a dataset. Raises UnreadableError where it is not as it should be."""
+    try:
+        return read(dataset)
+    except Exception as error:
+        raise as_unreadable(error, "reading the segmentation") from error
 
 
 def _check_limits(dataset: Dataset, count: int, stored_bytes: int) -> None:

@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.tables import read_table
+from pipeline.annotations.bids_table import read_bids_table
+from pipeline.annotations.tables import hint, read_table
 from pipeline.config.data import ROOT_COLUMN, Labels
 from pipeline.config.tasks import Task
+from pipeline.shared import bids
 from pipeline.shared.spreadsheets import unquoted_cell
+from stores.errors import LabelError
 
 # (n,) of str, or None
 Texts = NDArray[Any]
@@ -34,7 +37,7 @@ class LabelTable:
 
     comma: whether a comma in a number can only be a decimal one, since none separates cells.
     notes: what was read otherwise than as it stands. written: the cells as they stand of columns in
-    which several spellings, such as 1 and 1.0, became one text.
+    which several spellings, such as 1 and 1.0, became one text. lists_files: as `TextTable` has it.
     """
 
     settings: Labels
@@ -42,6 +45,7 @@ class LabelTable:
     comma: bool = False
     notes: tuple[str, ...] = ()
     written: Mapping[str, Texts] = field(default_factory=dict)
+    lists_files: bool = False
 
     def digest(self, task: Task) -> str:
         """Return the sha256 of what `task` depends on: another column's edit leaves it alone."""
@@ -63,10 +67,12 @@ def read_labels(
     Raises LabelError for a missing file or column, and for a file that is no table.
     """
     asked = list(dict.fromkeys([*_columns_of(settings, tasks), *more]))
-    names = [name for name in asked if name != ROOT_COLUMN]
+    of_paths = [name for name in asked if name == ROOT_COLUMN or name.startswith(bids.COLUMN)]
+    names = [name for name in asked if name not in of_paths]
     if settings.root is not None:
         names = list(dict.fromkeys([*names, settings.root]))
-    table = read_table(settings.file, names)
+    read = read_bids_table if settings.file.is_dir() else read_table
+    table = read(settings.file, names)
     columns = {}
     written = {}
     for name in names:
@@ -82,14 +88,15 @@ def read_labels(
             steps.append(_day_in_order)
         columns[name] = _texts(table.columns[name], steps)
         if not is_id:
-            as_it_stands = _texts(table.columns[name], [_stripped, _composed])
+            as_it_stands = _texts(table.columns[name], [_stripped])
             if len(set(as_it_stands)) > len(set(columns[name])):
                 written[name] = as_it_stands
     if settings.root is not None:
         _put_below_roots(columns, settings)
-    if ROOT_COLUMN in asked:
-        columns[ROOT_COLUMN] = _roots_of_rows(columns, settings)
-    return LabelTable(settings, columns, table.comma, table.notes, written)
+    for name in of_paths:
+        of_rows = _roots_of_rows if name == ROOT_COLUMN else _entities_of_rows
+        columns[name] = of_rows(columns, settings, name)
+    return LabelTable(settings, columns, table.comma, table.notes, written, table.lists_files)
 
 
 def _put_below_roots(columns: dict[str, Texts], settings: Labels) -> None:
@@ -105,12 +112,44 @@ def _put_below_roots(columns: dict[str, Texts], settings: Labels) -> None:
         columns[name] = np.array(below, dtype=object)
 
 
-def _roots_of_rows(columns: Mapping[str, Texts], settings: Labels) -> Texts:
+def _roots_of_rows(columns: Mapping[str, Texts], settings: Labels, _: str) -> Texts:
     """Return (n,) the name of each row's root: its column's, or the first folder of its path."""
     if settings.root is not None:
         return columns[settings.root]
-    firsts = [text.replace("\\", "/").partition("/")[0] for text in columns[settings.key]]
+    firsts = [path.partition("/")[0] for path in _paths_of_rows(columns, settings)]
     return np.array(firsts, dtype=object)
+
+
+def _entities_of_rows(columns: Mapping[str, Texts], settings: Labels, column: str) -> Texts:
+    """Return (n,) an entity of BIDS that the paths of the rows have; "" for none.
+
+    Raises LabelError where no path has it, and where rows are not of paths.
+    """
+    if settings.by != "path":
+        raise LabelError(
+            f"{column!r} is read from the paths of a label file's rows, and those of "
+            f"{str(settings.file)!r} are joined by {settings.by}. Name images in them (labels.by: "
+            "path), or leave labels out, so that a BIDS folder's own tables are read."
+        )
+    name = column.removeprefix(bids.COLUMN)
+    there: dict[str, None] = {}
+    values = []
+    for path in _paths_of_rows(columns, settings):
+        image = bids.parse_bids(path)
+        values.append("" if image is None else image.value(name))
+        there |= dict.fromkeys(image.names if image else ())
+    if any(values):
+        return np.array(values, dtype=object)
+    if name == "subject":
+        which = "A subject is a patient: splits keep each on one side, and results name none."
+    else:
+        which = hint(column, [column], [bids.COLUMN + each for each in there])
+        which += f" There are: {', '.join(there)}." if there else ""
+    raise LabelError(f"No path of {str(settings.file)!r} has {column!r}. {which}")
+
+
+def _paths_of_rows(columns: Mapping[str, Texts], settings: Labels) -> list[str]:
+    return [text.replace("\\", "/") for text in columns[settings.key]]
 
 
 def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
@@ -148,9 +187,13 @@ def _composed(text: str) -> str:
 
 
 def _without_nought(text: str) -> str:
-    """Return a whole number without ".0", which a column with gaps gets where it is a number's."""
+    """Return a whole number without ".0", which a column with gaps gets where it is a number's.
+
+    Minus nought, as a rounded float has it, is nought.
+    """
     whole = _WHOLE.fullmatch(text)
-    return whole[1] if whole else text
+    number = whole[1] if whole else text
+    return "0" if number == "-0" else number
 
 
 def _without_comma_nought(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,6 +211,19 @@ def refuse_repeated_keys(
             f"{len(clashes)} rows of {str(table.settings.file)!r} repeat a key with other values, "
             f"for example data rows {first + 1} and {second + 1}. Keep one row a key."
         )
+
+
+def distinct_rows(table: LabelTable, keys: Sequence[str], joined: Container[str]) -> dict[str, int]:
+    """Return the first row of each key: rows that say the same of one count once.
+
+    joined: the keys that join something. A row without a key counts by itself. Of a table that
+    lists files, those that join nothing do not count: they were not embedded, and label nothing.
+    """
+    first_of_key: dict[str, int] = {}
+    for i, key in enumerate(keys):
+        if key in joined or not table.lists_files:
+            first_of_key.setdefault(key or f"\0{i}", i)
+    return first_of_key
 
 
 def label_rows(

@@ -13,7 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.annotations.label_file import LabelTable
-from pipeline.annotations.label_join import column_texts, label_keys, label_rows, prefix_hint
+from pipeline.annotations.label_join import (
+    column_texts,
+    distinct_rows,
+    label_keys,
+    label_rows,
+    prefix_hint,
+)
 from pipeline.annotations.patients import rows_of_withdrawn
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
@@ -86,10 +92,7 @@ def join_report(
     live = slices.filter(pa.array(~column_texts(slices, "withdrawn").astype(bool)))
     label = label_rows(table, keys, live)
     joined = {keys[i] for i in np.unique(label[label >= 0]).tolist()}
-    # Rows of one key count once; a row without a key, by itself.
-    first_of_key: dict[str, int] = {}
-    for i, key in enumerate(keys):
-        first_of_key.setdefault(key or f"\0{i}", i)
+    first_of_key = distinct_rows(table, keys, joined)
     spare = [i for key, i in first_of_key.items() if key not in joined]
     of_withdrawn = rows_of_withdrawn(table, keys, slices, names, withdrawn)
     lost = [i for i in spare if not of_withdrawn[i]]

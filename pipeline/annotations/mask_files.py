@@ -1,15 +1,15 @@
-"""Masks: NIfTI, DICOM segmentations, PNG, TIFF, BMP, .npy and .mat, as planes of label values.
+"""Masks: NIfTI, DICOM segmentations, structure sets, PNG, TIFF, BMP, .npy and .mat, as planes.
 
-Planes lie as the slices of the same file, or of the images they were drawn on, are shown. Values
-are the file's own whole numbers: the indices of a palette, not its colours; the numbers of DICOM
-segments. JPEG is refused, since it alters values.
+Planes of label values lie as the slices of the same file, or of the images they were drawn on, are
+shown. Values are the file's own whole numbers: the indices of a palette, not its colours; the
+numbers of DICOM segments. JPEG is refused, since it alters values.
 
 pydicom and Pillow are imported once a mask of theirs is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.annotations.mask_types import MaskFile, Values
 from pipeline.io.decode import read_headers, read_slices
 from pipeline.io.sniff import sniff
-from pipeline.types import Failure, Plane, Slice
+from pipeline.types import Failure, Header, Plane, Slice
 from stores.errors import UnreadableError
 
 
@@ -30,16 +30,19 @@ def inspect(path: Path, plane: Plane) -> MaskFile:
     return MaskFile(read_headers(path, plane))
 
 
-def planes(path: Path, plane: Plane) -> Iterator[Values]:
+def planes(
+    path: Path, plane: Plane, images: Sequence[Header] = (), wanted: Collection[int] = ()
+) -> Iterator[Values]:
     """Yield the label values (H, W) of each plane, as `inspect` lists them.
 
-    Raises UnreadableError, also for values that are no whole numbers.
+    images: the slices on which contours are drawn, a plane each; wanted: the numbers of those that
+    are. Raises UnreadableError, also for values that are no whole numbers.
     """
     match sniff(path):
         case "dicom":
             from pipeline.annotations import dicom_masks
 
-            yield from dicom_masks.planes(path)
+            yield from dicom_masks.planes(path, images, wanted)
         case "raster":
             from pipeline.annotations import raster_masks
 

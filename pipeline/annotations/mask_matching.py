@@ -1,33 +1,31 @@
 """Which mask is of which slices, and which plane of it is of which slice.
 
-A mask file is found by the image's path, by a column of the label table, or by the UIDs that a
-DICOM segmentation names. Its planes then belong to slices by UID, by their place in the patient,
-or, where nothing says where they lie, in order. What does not fit is refused, never guessed.
+A mask file is found by the image's path, by what BIDS calls the image, by a column of the label
+table, or by the UIDs that a DICOM segmentation names. Its planes then belong to slices by UID, by
+their place in the patient, or, where nothing says where they lie, in order. What does not fit is
+refused, never guessed.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.annotations.labels import column_of, read_labels
 from pipeline.annotations.mask_files import inspect
-from pipeline.annotations.mask_types import MaskFile
+from pipeline.annotations.mask_paths import MaskPaths, Sources, bids_masks
+from pipeline.annotations.mask_types import MaskFile, tolerance_mm
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.decode import read_headers
 from pipeline.io.sniff import sniff
-from pipeline.shared.folders import hidden_kind
-from pipeline.shared.globs import Globs
+from pipeline.shared.folders import files_below
 from pipeline.shared.paths import collection_file, unescape_path
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Header, Plane
@@ -36,13 +34,8 @@ from stores.slices import SliceRow
 
 log = logging.getLogger(__name__)
 
-Sources = tuple[str, ...]  # the paths of a mask's files, under their root
 PlaneNumbers = tuple[int | None, ...]  # by slice; None: background
 _PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
-# How far a plane may lie from its slice along the normal: as a part of the distance of planes, and
-# in mm, where that is more.
-_ALONG = 0.1
-_EXACT_MM = 0.1
 # How far it may lie off in the plane, in pixels, and how far spacings may differ, as a part.
 _WITHIN = 0.5
 _SPACING = 0.01
@@ -68,7 +61,9 @@ def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[M
     root = masks.root or config.data.root
     match masks.by:
         case "path":
-            sources = _by_path(masks, root, slices)
+            sources = MaskPaths(masks, root).sources(slices["path"].to_pylist())
+        case "bids":
+            sources = bids_masks(masks, root, slices["path"].to_pylist())
         case "table":
             sources = _by_table(config, masks, slices, names)
         case "uid":
@@ -85,49 +80,6 @@ def join(config: Config, masks: Masks, slices: pa.Table, names: Names) -> list[M
     return [MaskedSlices(source, tuple(numbers)) for (source, _), numbers in groups.items()]
 
 
-def _by_path(masks: Masks, root: Path, slices: pa.Table) -> list[Sources]:
-    """Return the mask files of each slice by the patterns of its path; () where none is there."""
-    globs = Globs(tuple(masks.files))
-    paths = slices["path"].to_pylist()
-    sources: dict[str, Sources] = {}
-    # Once a file, not once a slice: each is looked for on the disk.
-    for path in dict.fromkeys(paths):
-        glob = globs.first(path)
-        patterns = () if glob is None else masks.each(masks.files[glob])
-        sources[path] = _sources_of(path, patterns, root)
-    for glob in globs.idle:
-        log.warning("masks.files: %r matches no image that no glob before it matches.", glob)
-    return [sources[path] for path in paths]
-
-
-def _sources_of(path: str, patterns: Sequence[str], root: Path) -> Sources:
-    """Return the mask files of an image; () where none of them is there. Raises ConfigError."""
-    sources = _named(path, patterns)
-    there = any((root / unescape_path(source)).exists() for source in sources)
-    return sources if there else ()
-
-
-def _named(path: str, patterns: Sequence[str]) -> Sources:
-    """Return the mask files that patterns name for an image. Raises ConfigError."""
-    image = PurePosixPath(path)
-    folder = str(image.parent)
-    # Of a compressed file both suffixes go.
-    stem = image.name.removesuffix(".gz")
-    parts = {
-        "path": path,
-        "folder": "" if folder == "." else folder,
-        "name": image.name,
-        "stem": stem.rpartition(".")[0] or stem,
-    }
-    try:
-        return tuple(pattern.format(**parts) for pattern in patterns)
-    except (KeyError, IndexError, ValueError):
-        raise ConfigError(
-            f"masks.files: {patterns!r} must name a path by {{path}}, {{folder}}, {{name}} or "
-            "{stem}."
-        ) from None
-
-
 def absent_files(
     config: Config, masks: Masks, slices: pa.Table, groups: Sequence[MaskedSlices]
 ) -> list[str]:
@@ -139,11 +91,7 @@ def absent_files(
     root = masks.root or config.data.root
     sources: dict[str, None] = {}
     if masks.by == "path":
-        globs = Globs(tuple(masks.files))
-        for path in dict.fromkeys(slices["path"].to_pylist()):
-            glob = globs.first(path)
-            if glob is not None:
-                sources |= dict.fromkeys(_named(path, masks.each(masks.files[glob])))
+        sources |= dict.fromkeys(MaskPaths(masks, root).named(slices["path"].to_pylist()))
     for group in groups:
         sources |= dict.fromkeys(group.sources)
     return [each for each in sources if each and not (root / unescape_path(each)).exists()]
@@ -171,7 +119,7 @@ def _by_table(config: Config, masks: Masks, slices: pa.Table, names: Names) -> l
 
 
 def _by_uid(config: Config, root: Path, slices: pa.Table, names: Names) -> list[Sources]:
-    """Return the DICOM segmentation of each slice: of its instance, or else of its series.
+    """Return the DICOM segmentation, or structure set, of each slice: of its instance, or series.
 
     Where data.root has names, a folder of masks has the same.
     """
@@ -196,22 +144,15 @@ def _by_uid(config: Config, root: Path, slices: pa.Table, names: Names) -> list[
 
 
 def _segmentations(root: Path) -> list[tuple[str, MaskFile]]:
-    """Return the DICOM segmentations under a folder, in the order of their paths."""
+    """Return the DICOM segmentations and structure sets under a folder, in order of their paths."""
     segmentations = []
-    # Links lead on from the root itself alone: named roots are such links.
-    tops = [root, *(each for each in root.iterdir() if each.is_symlink() and each.is_dir())]
-    folders = itertools.chain.from_iterable(map(os.walk, tops))
-    for folder, _, files in sorted(folders):
-        if any(map(hidden_kind, Path(folder).relative_to(root).parts)):
+    for path in files_below(root):
+        file = root / unescape_path(path)
+        try:
+            if sniff(file) == "dicom":
+                segmentations.append((path, inspect(file, "axial")))
+        except UnreadableError:  # an image, or nothing that is a mask
             continue
-        for file in sorted(files):
-            path = Path(folder) / file
-            try:
-                if sniff(path) == "dicom":
-                    name = path.relative_to(root).as_posix()
-                    segmentations.append((name, inspect(path, "axial")))
-            except UnreadableError:  # an image, or nothing that is a mask
-                continue
     return segmentations
 
 
@@ -220,10 +161,14 @@ def _segmentations(root: Path) -> list[tuple[str, MaskFile]]:
 
 @dataclass(frozen=True)
 class Matched:
-    """Which plane each slice has (None: background), and the cut in which the mask is read."""
+    """Which plane each slice has (None: background), and the cut in which the mask is read.
+
+    images: the slices themselves, where the mask is contours that are drawn on them.
+    """
 
     planes: PlaneNumbers
     plane: Plane
+    images: tuple[Header, ...] = ()
 
 
 def match(path: Path, slices: Sequence[SliceRow], config: Config, names: Names) -> Matched:
@@ -234,6 +179,9 @@ def match(path: Path, slices: Sequence[SliceRow], config: Config, names: Names) 
     """
     plane = config.preprocess.plane
     file = inspect(path, plane)
+    if file.is_drawn:
+        images = _headers(config.data.root, slices, plane)
+        return Matched(tuple(range(len(images))), plane, tuple(images))
     if file.instances:
         numbers = _by_instance(file, slices, config, names)
         if numbers is not None:
@@ -324,7 +272,7 @@ def _in_order(file: MaskFile, slices: Sequence[SliceRow]) -> PlaneNumbers:
 def _by_place(file: MaskFile, images: Sequence[Header]) -> PlaneNumbers:
     """Return the plane that lies where each slice does. Raises UnreadableError."""
     positions = np.array([header.position_mm for header in file.headers], np.float64)
-    tolerance = _tolerance(positions)
+    tolerance = tolerance_mm(positions)
     numbers: list[int | None] = []
     for image in images:
         assert image.position_mm is not None
@@ -344,15 +292,6 @@ def _by_place(file: MaskFile, images: Sequence[Header]) -> PlaneNumbers:
                 f"planes lie from {positions.min():.1f} to {positions.max():.1f} mm",
             )
     return tuple(numbers)
-
-
-def _tolerance(positions: NDArray[np.float64]) -> float:
-    """Return how far a plane may lie from its slice, in mm, by the planes' positions (p,)."""
-    distinct = np.unique(positions)
-    if len(distinct) == 1:
-        return _EXACT_MM
-    apart = float(np.diff(distinct).min())
-    return max(_EXACT_MM, _ALONG * apart)
 
 
 # --- what must fit -----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ finds the columns that are asked for. No message has a cell in it: the cells are
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import difflib
@@ -46,12 +47,14 @@ class TextTable:
     """Some columns of a file: by the names that were asked for, the text of each cell as it stands.
 
     comma: whether numbers may have a decimal comma, since no comma separates cells. notes: what was
-    read otherwise than a plain CSV is.
+    read otherwise than a plain CSV is. lists_files: whether its rows are the files of a folder, of
+    which those that were not embedded are no labels lost.
     """
 
     columns: dict[str, list[str]]
     comma: bool = False
     notes: tuple[str, ...] = ()
+    lists_files: bool = False
 
 
 def read_table(path: Path, names: Sequence[str]) -> TextTable:
@@ -60,7 +63,7 @@ def read_table(path: Path, names: Sequence[str]) -> TextTable:
     Raises LabelError where there is no file or column, and where the file cannot be read: it says
     in which line, and why.
     """
-    try:
+    with _as_label_error(path):
         with path.open("rb") as file:
             start = file.read(len(_ZIP))
         if start == _PARQUET or path.suffix.lower() in (".parquet", ".pq"):
@@ -73,6 +76,23 @@ def read_table(path: Path, names: Sequence[str]) -> TextTable:
                 ".xlsx without"
             )
         return _csv(path, names, _encoding(start))
+
+
+def header_of(path: Path) -> list[str]:
+    """Return the columns of a text whose cells tabs separate. Raises as `read_table` does."""
+    with _as_label_error(path), path.open("rb") as file:
+        encoding = _encoding(file.read(len(_ZIP)))
+        file.seek(0)
+        text = io.TextIOWrapper(file, encoding, errors="replace", newline="")
+        _, header = next(_records(text, "\t"), (1, []))
+    return header
+
+
+@contextlib.contextmanager
+def _as_label_error(path: Path) -> Iterator[None]:
+    """Raise LabelError in the place of what a file of labels cannot be read for."""
+    try:
+        yield
     except FileNotFoundError:
         raise LabelError(
             f"There is no label file {str(path)!r}; set labels.file to a CSV, .xlsx or Parquet."
@@ -93,7 +113,7 @@ def _places(path: Path, names: Sequence[str], there: Sequence[str]) -> list[int]
     """Return where each name stands among the columns, in any case. Raises LabelError."""
     places = []
     for name in names:
-        found = _places_of(name, there)
+        found = places_of(name, there)
         if len(found) > 1:
             raise LabelError(
                 f"The label file {str(path)!r} has {len(found)} columns {name!r}, in one case or "
@@ -101,13 +121,13 @@ def _places(path: Path, names: Sequence[str], there: Sequence[str]) -> list[int]
             )
         if not found:
             raise LabelError(
-                f"The label file {str(path)!r} has no column {name!r}. {_hint(name, names, there)}"
+                f"The label file {str(path)!r} has no column {name!r}. {hint(name, names, there)}"
             )
         places += found
     return places
 
 
-def _places_of(name: str, there: Sequence[str]) -> list[int]:
+def places_of(name: str, there: Sequence[str]) -> list[int]:
     """Return where columns are called so: to the letter, or else in another case."""
     for spelt in (str, _alike):
         wanted = spelt(name)
@@ -123,12 +143,13 @@ def _alike(name: str) -> str:
     return " ".join(plain.casefold().split())
 
 
-def _hint(name: str, names: Sequence[str], there: Sequence[str]) -> str:
+def hint(name: str, names: Sequence[str], there: Sequence[str]) -> str:
+    """Return which column may be meant by a name that is none of those that are there."""
     by_spelling = {_alike(column): column for column in there}
     near = difflib.get_close_matches(_alike(name), by_spelling, n=1)
     if near:
         return f"Did you mean {by_spelling[near[0]]!r}?"
-    if any(_places_of(other, there) for other in names):
+    if any(places_of(other, there) for other in names):
         return f"It has {', '.join(there)}."
     # The first line may be data, and name a patient.
     return f"Its first line must name the columns; it has {len(there)} others."
@@ -239,7 +260,7 @@ def _separator(head: str, names: Sequence[str]) -> str:
             _, header = next(_records(io.StringIO(head, newline=""), separator), (1, []))
         except _UnreadError:
             continue
-        there = sum(bool(_places_of(name, header)) for name in names)
+        there = sum(bool(places_of(name, header)) for name in names)
         if (there, len(header)) > most:
             most = (there, len(header))
             best = separator
@@ -279,7 +300,7 @@ def _sheet_of(path: Path, names: Sequence[str], sheets: Iterable[Any]) -> TextTa
     for number, sheet in enumerate(sheets, 1):
         rows = _filled_rows(sheet)
         header = next(rows, [])
-        if not all(_places_of(name, header) for name in names):
+        if not all(places_of(name, header) for name in names):
             headers.append(header)
             continue
         places = _places(path, names, header)
@@ -291,7 +312,7 @@ def _sheet_of(path: Path, names: Sequence[str], sheets: Iterable[Any]) -> TextTa
         return TextTable(dict(zip(names, columns, strict=True)), comma=True, notes=notes)
     # Refused in the words of the sheet that has most of them.
     by_most = max(
-        headers, key=lambda header: sum(bool(_places_of(n, header)) for n in names), default=[]
+        headers, key=lambda header: sum(bool(places_of(n, header)) for n in names), default=[]
     )
     _places(path, names, by_most)
     raise AssertionError("a sheet that has all columns was passed over")

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config.methods import one_of
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
+
+# What an expression over paths begins with, where it is no glob.
+REGEX = "re:"
 
 
 class Masks(Frozen):
     """Where the masks are, what joins them to the images, and what their values mean.
 
-    by: path, a pattern over the image's own path; table, a column of `labels.file`; uid, the images
-    that a DICOM segmentation says it is of. root: the folder of the masks, by default data.root.
-    files: glob over the images' paths -> path of the mask under root, in which {path}, {folder},
-    {name} and {stem} stand for the image's path, its folder, its file name and that without
-    suffix; the first glob that matches wins. column: of the table, with paths under root. values:
-    value in the mask, or label of a DICOM segment -> name of the structure, "background" for what
-    is none; or one name, for whatever is not 0; or several, each of a file of its own: paths in
-    files, or column, are then as many and in the same order. tolerance: of the surface Dice, in mm,
-    or pixels where an image has no spacing.
+    by: path, a pattern over the image's own path; bids, the subject, session and other entities
+    that a BIDS folder calls both by; table, a column of `labels.file`; uid, the images that a DICOM
+    segmentation or structure set (RTSTRUCT) says it is of. root: the folder of the masks, by
+    default data.root. files: glob over the images' paths -> path of the mask under root, in which
+    {path}, {folder}, {name} and {stem} stand for the image's path, its folder, its file name and
+    that without suffix, and *, ** and ? for whatever one file there has; the first that matches
+    wins. Behind re: a glob is a regular expression of the whole path, whose named groups, such as
+    (?P<who>...), stand in braces too. By bids, files may be left out, and tells which of an image's
+    masks are meant. column: of the table, with paths under root. values: value in the mask, or
+    label of a DICOM segment or structure -> name of the structure, "background" for what is none;
+    or one name, for whatever is not 0; or several, each of a file of its own: paths in files, or
+    column, are then as many and in the same order. tolerance: of the surface Dice, in mm, or pixels
+    where an image has no spacing.
     """
 
-    by: Literal["path", "table", "uid"] = "path"
+    by: Literal["path", "bids", "table", "uid"] = "path"
     root: Path | None = None
     files: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
     column: str | tuple[str, ...] | None = None
@@ -35,19 +43,32 @@ class Masks(Frozen):
 
     @model_validator(mode="after")
     def _complete(self) -> Masks:
-        self._check_joined("path", "files", bool(self.files))
+        if self.by != "bids":
+            self._check_joined("path", "files", bool(self.files))
         self._check_joined("table", "column", bool(self.column))
         self._check_counts()
         if self.apart and (self.by == "uid" or "background" in self.values):
             raise ValueError(
-                "Structures in files of their own are joined by path or table, and the background "
-                f"has no file. Got by {self.by!r} and {self.values!r}."
+                "Structures in files of their own are joined by path, bids or table, and the "
+                f"background has no file. Got by {self.by!r} and {self.values!r}."
             )
         if not 2 <= len(self.classes) <= 256:
             raise ValueError(
                 f"Masks must have 1 to 255 structures beside the background. Got {self.values!r}."
             )
         return self
+
+    @field_validator("files")
+    @classmethod
+    def _expressions(
+        cls, value: dict[str, str | tuple[str, ...]]
+    ) -> dict[str, str | tuple[str, ...]]:
+        for key in value:
+            try:
+                re.compile(key.removeprefix(REGEX) if key.startswith(REGEX) else "")
+            except re.error as error:
+                raise ValueError(f"{key!r} must be a regular expression: {error}.") from None
+        return value
 
     def _check_joined(self, by: str, name: str, given: bool) -> None:
         """Raise ValueError where masks joined in a way lack its key, or others have it."""
@@ -61,6 +82,8 @@ class Masks(Frozen):
         every = [*self.files.values()]
         if self.column:
             every.append(self.column)
+        if self.apart and not every:
+            raise ValueError("Structures in files of their own need `files`: a pattern for each.")
         for named in every:
             if self.apart != isinstance(named, tuple) or len(self.each(named)) != self.count:
                 raise ValueError(

@@ -30,6 +30,7 @@ from pipeline.config.methods import Method
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold
+from pipeline.evaluation.pairs import PairedCases
 from pipeline.results import Metric, Result, Score, Segmented
 from pipeline.shared.texts import file_name
 from stores import FeatureStore
@@ -117,21 +118,31 @@ def result_key(cases: Cases, method: Method) -> str:
         "method": method,
         "contract": declaration.contract,
         "settings": [each.model_dump(mode="json") for each in (settings, *built_on)],
+        **_asked_of(cases),
+    }
+    if cases.fit_store is not None:
+        content["fit_on"] = cases.fit_store.fingerprint
+    if isinstance(cases, PairedCases):
+        content["fit_on"] = _asked_of(cases.fitted)
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _asked_of(cases: Cases) -> dict[str, Any]:
+    """Return all of a task over a store that an answer to it depends on."""
+    content = {
         "name": cases.name,
         "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
         "join": _join_settings(cases.table.settings),
         "labels": cases.labels_digest,
         "split": cases.split.digest,
-        "rules": config.split.model_dump(mode="json", include={"new", "allow"}),
+        "rules": cases.config.split.model_dump(mode="json", include={"new", "allow"}),
         "store": cases.fingerprint,
     }
     # Only where there is one: other answers keep their names.
     if cases.split_column_digest is not None:
         content["split_column"] = cases.split_column_digest
-    if cases.fit_store is not None:
-        content["fit_on"] = cases.fit_store.fingerprint
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return content
 
 
 def result_path(cases: Cases, method: Method) -> Path:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.data import Data
+from pipeline.shared.bids import EXCLUDED, MODALITIES
 from pipeline.shared.folders import hidden_kind
 from pipeline.shared.globs import Globs
 from pipeline.shared.paths import matcher, unescape_path
@@ -22,6 +23,7 @@ from pipeline.shared.paths import matcher, unescape_path
 # How the detail of a folder begins that was left out; what it is follows.
 LEFT_OUT = "left out: "
 STORE = "a store of radprobe"
+BIDS_GLOBS = frozenset({*EXCLUDED.values(), *MODALITIES})
 # Paths that a glob is tried on for a hint of what was meant.
 _TRIED = 100_000
 
@@ -62,12 +64,13 @@ class Selection:
         notes = [f"data.include: {glob!r} matches no file." for glob in self._include.idle]
         # Many a config excludes hidden files that most collections do not have.
         excluding = [glob for glob in self._exclude.idle if not _is_precaution(glob)]
-        if not excluding and not self._modality.idle:
+        naming = [glob for glob in self._modality.idle if not _is_precaution(glob)]
+        if not excluding and not naming:
             return notes
         some = [unescape_path(path) for path in paths.slice(0, _TRIED).to_pylist()]
         for glob in excluding:
             notes.append(f"data.exclude: {glob!r} matches no file.{_hint(glob, some)}")
-        for glob in self._modality.idle:
+        for glob in naming:
             if _matches_any(glob, some):
                 notes.append(f"data.modality: {glob!r} comes behind a glob that matches the same.")
             else:
@@ -89,7 +92,11 @@ def set_aside(files: pa.Table) -> Counter[str]:
 
 
 def _is_precaution(glob: str) -> bool:
-    return any(map(hidden_kind, glob.split("/")))
+    """Return whether a glob is of what a collection may have, and is no mistake where it has not.
+
+    What a BIDS folder may have is filled in for every one (`pipeline.config.bids`).
+    """
+    return glob in BIDS_GLOBS or any(map(hidden_kind, glob.split("/")))
 
 
 def _hint(glob: str, paths: Sequence[str]) -> str:

@@ -12,8 +12,8 @@ from pipeline.config.heads import declared
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.config.tuning import Tuning
-from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.pooling import FittedScaling
+from pipeline.evaluation.questions import cases_of
 from pipeline.extraction.recipes import make_recipe
 from pipeline.extraction.same_store import check_store
 from pipeline.fitted.filing import FiledNetwork, Filing, difference_of, record_and_files

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.fitted.draw import TABLE
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import (
-    Tally,
+    PredictTally,
     live_units,
     lost_rows,
     schema_of,
@@ -20,12 +20,12 @@ from pipeline.fitted.predict import (
 )
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, open_source
-from pipeline.fitted.tables import table_writer
 from pipeline.io.decode import check_tags
 from pipeline.io.sniff import sniff
 from pipeline.segmentation.mask_writer import dicom_name, place_for, read_dataset
 from pipeline.segmentation.predictions import check_empty
 from pipeline.shared.paths import collection_file, unescape_path
+from pipeline.shared.table_files import table_writer
 from stores.errors import ConfigError, UnreadableError
 from stores.leaving import leaving
 
@@ -39,7 +39,7 @@ def report(
     options: FolderOptions = FolderOptions(),  # noqa: B008 (frozen)
     *,
     tag: str | None = None,
-) -> Tally:
+) -> PredictTally:
     """Write a structured report of each unit of DICOM files into the new folder `out`.
 
     Beside them the table that `predict` writes, with the name of each report, as TABLE; it is there
@@ -57,7 +57,7 @@ def report(
         with leaving(source.store) as written:
             written.append(out)
             live = live_units(model, source)
-            tally = Tally(other=live.other, pending=live.pending, notes=list(source.notes))
+            tally = PredictTally(other=live.other, pending=live.pending, notes=list(source.notes))
             schema = schema_of(model.record).append(pa.field("files", pa.string()))
             columns = schema if tag is None else schema.insert(0, pa.field(tag, pa.string()))
             with table_writer(out / TABLE, columns) as write:
@@ -80,7 +80,7 @@ def _report(
     root: Path,
     paths: Sequence[str],
     out: Path,
-    tally: Tally,
+    tally: PredictTally,
 ) -> None:
     """Write the report of a unit; put its name into its row, or why there is none."""
     row["files"] = ""

@@ -51,6 +51,11 @@ class Column:
     values: tuple[str, ...]
     codes: NDArray[np.uint8]
 
+    def word(self, place: int) -> str:
+        """Return what a slice is coloured by, "" for nothing."""
+        code = int(self.codes[place])
+        return self.values[code] if code < len(self.values) else ""
+
 
 @dataclass(frozen=True)
 class Scale:

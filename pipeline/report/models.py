@@ -15,12 +15,14 @@ from pipeline.results import Metric
 class Case:
     """A test unit to look at. row: of the slice that is shown; about: what is said of it.
 
-    picture: WebP; None where its file cannot be read here.
+    picture: WebP; None where its file cannot be read here. neighbours: the nearest slices of other
+    patients.
     """
 
     row: int
     about: str
     picture: bytes | None
+    neighbours: tuple[Case, ...] = ()
 
     @property
     def address(self) -> str:

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from pipeline.report import short_table, tables
 from pipeline.report.atlas import Atlas, Column, Places, Scale, check_shared, draw_map
+from pipeline.report.cases import leading_answers, task_cases
 from pipeline.report.comparison import Comparison, compare_sources
 from pipeline.report.figures import Drawn, overview, task_figures
 from pipeline.report.findings import ReportFinding, findings
-from pipeline.report.models import ModelSection
+from pipeline.report.models import CaseGroup, ModelSection
 from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
@@ -55,6 +56,7 @@ class Chapter:
     tasks: dict[str, list[Drawn]]
     atlas: Atlas | None
     pictures: dict[int, bytes]
+    cases: dict[str, tuple[CaseGroup, ...]]
 
     @property
     def nameless(self) -> int:
@@ -129,7 +131,9 @@ def _chapter(source: Source, progress: Progress) -> Chapter:
     # The map says which slices may have a picture, so it comes before them.
     atlas = draw_map(source)
     shown = pictures(source, atlas.pictured) if atlas else {}
-    return Chapter(source, stock, checked, glance, tasks, atlas, shown)
+    progress(f"{source.name}: cases")
+    cases = task_cases(source, atlas)
+    return Chapter(source, stock, checked, glance, tasks, atlas, shown, cases)
 
 
 def _at_a_glance(source: Source) -> Drawn | None:
@@ -195,19 +199,12 @@ def render(
 
 
 def _sentences(chapters: Sequence[Chapter]) -> list[str]:
-    """Return a plain sentence for each task: of the probe, or the first method that answered it.
-
-    Not of the best one: that would be chosen by its test score.
-    """
+    """Return a plain sentence for each task: of the answer that stands for it."""
     sentences = []
     for chapter in chapters:
         source = chapter.source
         name = f"{source.name}: " if len(chapters) > 1 else ""
-        shown: dict[str, Result | Segmented] = {}
-        for (task, method), result in source.results.items():
-            # A shortcut's task has its finding; an answer without a score says nothing.
-            if "/" not in task and result.scores and (task not in shown or method == "probe"):
-                shown[task] = result
+        shown: dict[str, Result | Segmented] = {**leading_answers(source)}
         for (task, _), answer in source.segmented.items():
             shown.setdefault(f"{task}, segmented", answer)
         sentences += [f"{name}{answer_sentence(answer)}" for answer in shown.values()]

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.mask_files import inspect, planes
 from pipeline.annotations.mask_matching import MaskedSlices, Matched, join, match
+from pipeline.annotations.mask_types import MaskFile
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.io.detached import ImageStat
@@ -512,16 +513,37 @@ def _label_planes(path: Path, matched: Matched, masks: Masks, label: int) -> dic
     label: what a file of a single structure becomes.
     """
     wanted = {number for number in matched.planes if number is not None}
-    segments = inspect(path, matched.plane).segments
+    file = inspect(path, matched.plane)
     if isinstance(masks.values, dict):
-        code: _NamedValues | _OneValue = _NamedValues(masks, segments)
+        code: _NamedValues | _OneValue = _NamedValues(masks, file.segments)
     else:
         code = _OneValue(label)
+    drawn = _structures_drawn(file, masks) if file.is_drawn else ()
     return {
         number: _encode(values, code.label_of)
-        for number, values in enumerate(planes(path, matched.plane))
+        for number, values in enumerate(planes(path, matched.plane, matched.images, drawn))
         if number in wanted
     }
+
+
+def _structures_drawn(file: MaskFile, masks: Masks) -> list[int]:
+    """Return the numbers of the structures whose contours are masks; all, where one is meant.
+
+    Raises UnreadableError where a file has none of those that are named.
+    """
+    if not isinstance(masks.values, dict):
+        return [*file.segments]
+    there = [
+        number
+        for number, name in file.segments.items()
+        if name in masks.values or number in masks.values
+    ]
+    if not there:
+        named = ", ".join(map(repr, masks.values))
+        raise UnreadableError(
+            "unsupported", f"has {len(file.segments)} structures, and none of {named}"
+        )
+    return there
 
 
 def _encode(values: NDArray[np.int64], label_of: Callable[[int], int]) -> Labels:

@@ -13,13 +13,15 @@ import pyarrow as pa
 
 from pipeline.config.root import Config
 from pipeline.config.tasks import Part
-from pipeline.evaluation.result_files import MASKS
+from pipeline.evaluation.result_files import MASKS, read_units
 from pipeline.evaluation.splits import PARTS
 from pipeline.results import PartCount
 from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.geometry import Labels
 from pipeline.segmentation.masks import inflate
+from pipeline.shared.pseudonyms import Names
+from pipeline.shared.table_files import table_writer
 from stores.errors import OccupiedError
 from stores.features import FeatureStore
 from stores.filed_tables import read_filed_table
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from pipeline.segmentation.export import Unwritten
     from pipeline.segmentation.scores import UnitScores
 
+
+# What of `segment --out` has the scores of each unit.
+SCORES = "scores.csv"
 
 # --- files and pictures --------------------------------------------------------------------------
 
@@ -42,13 +47,15 @@ def check_empty(out: Path) -> None:
 def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwritten]]:
     """Write what each head, or tuned network, predicted on the test units, under `out`.
 
-    Of answers on file. Return the files, and the units that could not be written. Raises
-    OccupiedError where `out` holds anything, ConfigError, LabelError.
+    Of answers on file, with scores.csv: a row a unit and structure. Return the files, and the units
+    that could not be written. Raises OccupiedError where `out` holds anything, ConfigError,
+    LabelError.
     """
     from pipeline.segmentation.export import write_pictures, write_units
 
     check_empty(out)
     written: list[Path] = []
+    scores: list[pa.Table] = []
     failed: list[Unwritten] = []
     with leaving(FeatureStore.open(config.store)) as left:
         left.append(out)
@@ -63,7 +70,32 @@ def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwri
                 for unit in unwritten:
                     del predicted[unit.row]
                 written += write_pictures(cases, predicted, out / "pictures" / task, head)
+                scores.append(_scores_by_path(cases, head))
+        if scores:
+            table = pa.concat_tables(scores, promote_options="default")
+            with table_writer(out / SCORES, table.schema) as write:
+                write(table)
+            written.append(out / SCORES)
     return written, failed
+
+
+def _scores_by_path(cases: SegmentationCases, head: str) -> pa.Table:
+    """Return the scores of each test unit and structure, by the path of the unit's first file."""
+    names = Names(cases.store.path, cases.config.data.paths)
+    slices = names.revealed(cases.store.slices(["row", "path"]))
+    rows = [unit.rows[0] for unit in cases.units]
+    places = np.searchsorted(slices["row"].to_numpy(), rows)
+    paths = slices["path"].take(pa.array(places)).to_pylist()
+    path_of = dict(zip(cases.task_cases.units.ids.tolist(), paths, strict=True))
+    table = read_units(cases.path(head))
+    scored = table["unit"].to_pylist()
+    columns = {
+        "masks": [cases.task_cases.name] * len(scored),
+        "head": [head] * len(scored),
+        "path": [path_of[unit] for unit in scored],
+    }
+    others = table.drop_columns(["unit", "patient", "setting", "draw"])
+    return pa.table(columns | dict(zip(others.column_names, others.columns, strict=True)))
 
 
 # --- tables --------------------------------------------------------------------------------------

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from pipeline.shared.paths import escape_path
+
 HIDDEN = "a hidden folder"
 # By name, which no patient has. Others that begin with a dot are hidden folders.
 # fmt: off
@@ -24,3 +30,24 @@ def hidden_kind(name: str) -> str | None:
     if name in TOOLS:
         return name
     return HIDDEN if name.startswith(".") and name not in (".", "..") else None
+
+
+def files_below(root: Path, but: Collection[str] = ()) -> list[str]:
+    """Return the files below a folder, relative and escaped as they are stored, in their order.
+
+    Links to folders are followed once, so that loops end; hidden folders, and those called as one
+    of `but`, are not searched.
+    """
+    seen: set[tuple[int, int]] = set()
+    paths = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        place = (status.st_dev, status.st_ino)
+        folders[:] = [each for each in folders if not hidden_kind(each) and each not in but]
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        above = Path(folder).relative_to(root)
+        paths += [escape_path((above / file).as_posix()) for file in files]
+    return sorted(paths)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +25,7 @@ from pipeline.evaluation import result_files
 from pipeline.evaluation.compare import compare, compare_stores
 from pipeline.evaluation.metrics.paired import holm
 from pipeline.evaluation.pooling import read_features
+from pipeline.evaluation.prediction_rows import prediction_rows
 from pipeline.evaluation.result_files import filed, read_predictions, write_tidy
 from pipeline.evaluation.splits import split_path
 from pipeline.results import Result, Tally
@@ -214,6 +216,18 @@ def test_predictions_give_the_score_back(root: Path) -> None:
     assert auroc(result)[1] == pytest.approx(expected)
 
 
+def test_predictions_for_people_are_by_path(root: Path) -> None:
+    settings = config(root, "signal")
+    result = evaluate(settings, ["probe"])[0]
+    rows = prediction_rows(settings, [result]).to_pandas()
+    assert len(rows) == result.counts["test"].units * len(result.classes)
+    labels = pd.read_csv(root / "labels.csv").set_index("path")
+    sick = rows[rows["class"] == "sick"].set_index("path")
+    assert (sick["truth"] == (labels.loc[sick.index, "signal"] == "sick")).all()
+    assert roc_auc_score(sick["truth"], sick["predicted"]) == pytest.approx(auroc(result)[1])
+    assert rows["key"].isna().all()
+
+
 def test_two_heads_are_compared_on_the_same_units_only(root: Path) -> None:
     knn, probe, noise = evaluate(config(root, "signal"), ["knn", "probe"]) + evaluate(
         config(root, "noise"), ["probe"]
@@ -331,6 +345,56 @@ def test_subgroups_shortcuts_and_permutations_stand_beside_the_score(root: Path)
     many = {"labels": ["signal"], "subgroups": ["path"]}
     with pytest.raises(LabelError, match=r"at most 20 values. 'path' has \d\d"):
         evaluate(config_of(root, tasks={"t": many}), ["probe"])
+
+
+def test_a_head_that_can_say_nothing_leaves_its_task_unanswered(root: Path) -> None:
+    lines = (root / "labels.csv").read_text().splitlines()
+    is_sick = [",sick," in line for line in lines[1:]]
+    patient = np.arange(N) // 3
+    healthy = np.unique(patient[~np.array(is_sick)])
+    # All of the sick test, and one of the healthy; a place of the subgroup column is one patient's.
+    part = [
+        "test" if sick or p == healthy[0] else "train"
+        for sick, p in zip(is_sick, patient, strict=True)
+    ]
+    write_csv(root / "list.csv", key=[f"f{i}.png" for i in range(N)], part=part)
+    place = ["alone" if p == healthy[0] else "many" for p in patient]
+    rows = [f"{line},{where}" for line, where in zip(lines[1:], place, strict=True)]
+    (root / "labels.csv").write_text("\n".join([f"{lines[0]},place", *rows]))
+    tasks = {"t": {"labels": ["signal"], "subgroups": ["place"]}}
+    split = {"kind": "list", "file": root / "list.csv"}
+    methods = ["knn", "probe", "efficiency", "fewshot"]
+    with pytest.raises(UnansweredError) as refused:
+        evaluate(config_of(root, tasks=tasks, split=split), methods)
+    said = str(refused.value)
+    assert "probe can say nothing of any test unit: 'healthy' has no model" in said
+    assert "efficiency can say nothing of any test unit" in said
+    assert "fewshot can say nothing of any test unit: 1 shots of all classes left out" in said
+    (knn,) = refused.value.answers
+    alone = knn.main_score.subgroups["place=alone"]
+    # Of one patient a score says what he has.
+    assert (alone.patients, alone.units, alone.metrics) == (1, 3, {})
+    assert knn.main_score.subgroups["place=many"].metrics
+    # The sick alone: balanced between what and what, nobody can say.
+    part = ["test" if sick else "train" for sick in is_sick]
+    write_csv(root / "list.csv", key=[f"f{i}.png" for i in range(N)], part=part)
+    (of_one,) = evaluate(config_of(root, tasks=tasks, split=split), ["knn"])
+    assert "balanced_accuracy" not in of_one.main_score.metrics
+    assert "no balanced accuracy: all test units are of one class" in of_one.notes
+
+
+def test_a_fold_without_a_class_leaves_its_task_unanswered_and_a_number_has_no_few_shot(
+    root: Path,
+) -> None:
+    paths = [f"f{i}.png" for i in range(N)]
+    rare = [int(i < 6) for i in range(N)]  # two patients, of whom one validates and one tests
+    write_csv(root / "labels.csv", path=paths, rare=rare, size=np.arange(N) % 7)
+    folds = {"kind": "kfold", "folds": 3}
+    with pytest.raises(LabelError, match=r"probe can say nothing.*fold \d: '0' has no model"):
+        evaluate(config_of(root, tasks={"t": {"labels": ["rare"]}}, split=folds), ["probe"])
+    number = {"labels": ["size"], "values": "number"}
+    (answer,) = evaluate(config_of(root, tasks={"t": number}), ["fewshot"])
+    assert (answer.scores, answer.notes[0][:8]) == ((), "few-shot")
 
 
 def test_copies_across_the_split_are_told_and_not_that_a_shortcut_has_no_split(

@@ -14,6 +14,7 @@ import yaml
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
+from pipeline.evaluation.prediction_rows import prediction_rows
 from pipeline.extract import Summary, extract
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.withdrawal import find_patient
@@ -114,6 +115,9 @@ def test_labels_by_id_join_the_patient_of_their_site(project: Path) -> None:
     (answer,) = evaluate(config, ["knn"])
     assert answer.tally.unmatched_slices == EVERY - PATIENTS
     assert answer.tally.unmatched_labels == 0
+    for row in prediction_rows(config, [answer]).to_pylist():
+        number = int(row["key"].removeprefix("site_b/"))
+        assert row["path"] == f"site_b/p{number}.dcm"
 
 
 def test_one_patient_of_two_is_withdrawn(project: Path) -> None:

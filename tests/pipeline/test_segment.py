@@ -8,6 +8,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -166,6 +167,17 @@ def test_a_summary_is_the_mean_of_structures_and_its_interval_holds_it() -> None
     assert joint["dice"].low < joint["dice"].value < joint["dice"].high
 
 
+def test_perfect_masks_have_the_interval_that_so_many_patients_allow() -> None:
+    patients = np.arange(12).astype(str)
+    values = {"dice": np.ones((12, 1)), "hd95": np.zeros((12, 1))}
+    counts = np.ones((12, 2, 2), np.int64)
+    joint, _ = summarise(UnitScores(values, counts), patients, ("background", "x"))
+    assert (joint["dice"].value, joint["dice"].high) == (1, 1)
+    assert joint["dice"].low == pytest.approx(0.757, abs=1e-3)  # Wilson's, of twelve of twelve
+    # Nothing says how far other patients' surfaces lie.
+    assert (joint["hd95"].value, joint["hd95"].low) == (0, None)
+
+
 def test_fits_widen_an_interval_and_leave_the_value() -> None:
     rng = np.random.default_rng(0)
     patients, fits = np.repeat(np.arange(20), 4), np.tile(np.arange(4), 20)
@@ -220,12 +232,17 @@ def test_volumes_are_segmented_filed_and_written_in_their_own_space(tmp_path: Pa
     assert failed == []
     volumes = [path for path in written if path.name.endswith(".nii.gz")]
     assert len(volumes) == tested
+    dice = {}
     for path in volumes:
         found, image = nib.load(path), nib.load(tmp_path / "images" / path.name)
         assert np.allclose(found.affine, image.affine)
         mask = np.asarray(nib.load(tmp_path / "masks" / path.name).dataobj) > 0
         drawn = np.asarray(found.dataobj) > 0
-        assert 2 * (drawn & mask).sum() / (drawn.sum() + mask.sum()) > 0.5
+        dice[path.name] = 2 * (drawn & mask).sum() / (drawn.sum() + mask.sum())
+    scores = pd.read_csv(tmp_path / "out/scores.csv")
+    assert list(scores.columns)[:5] == ["masks", "head", "path", "structure", "dice"]
+    assert dict(zip(scores["path"], scores["dice"], strict=True)) == pytest.approx(dice)
+    assert scores["dice"].mean() == pytest.approx(whole.metrics["dice"].value)
     with Image.open(next(path for path in written if path.suffix == ".png")) as picture:
         assert picture.size[0] > config.backbone.image_size
     with pytest.raises(OccupiedError):

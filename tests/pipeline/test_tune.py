@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune, Tuning
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.cases import cases_of
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
@@ -43,8 +40,9 @@ from stores.verify import verify
 from tests.pipeline.backbones.test_models import saved
 from tests.pipeline.collection import probed_on_train
 from tests.pipeline.models import write_tiny_folder
-from tests.pipeline.processes import ROOT, environment
+from tests.pipeline.processes import COMMAND, environment
 from tests.waiting import until
+from tests.warm import WarmProcess
 
 SIZE = 56
 QUICK: dict[str, Any] = {
@@ -415,14 +413,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     config = load_config(path)
     extract(config, Speed(workers=0))
     options = ["--method", "lora", "--device", "cpu", "--workers", "0", "--checkpoint-s", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from pipeline.cli import main; main()", "tune", path, *options],
-        cwd=ROOT,
-        env=environment(0),
-    )
+    process = WarmProcess(COMMAND, "tune", str(path), *options, environment=environment())
     until(lambda: list((config.store / "runs").glob("lora-*/all/checkpoint.safetensors")))
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     assert not list((config.store / "results").glob("*"))
     (resumed,) = tune(config, ["lora"], device="cpu", workers=0)
     assert resumed.tuned[0].resumed == 1

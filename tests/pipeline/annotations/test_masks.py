@@ -20,8 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 from torch.nn import functional
 
+from pipeline.annotations.mask_paths import MaskPaths, Sources
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Masks
 from pipeline.preprocessing.prepare import fit_aspect
@@ -30,7 +32,7 @@ from pipeline.segmentation.geometry import shown, to_input, to_slice
 from pipeline.segmentation.mask_writer import UnitLabels, write_unit
 from pipeline.segmentation.masks import StoredMasks, update_masks
 from stores._disk import write_checked
-from stores.errors import CorruptStoreError, LabelError, StaleTablesError
+from stores.errors import ConfigError, CorruptStoreError, LabelError, StaleTablesError
 from stores.features import FeatureStore
 from stores.purge import purge, withdraw
 from stores.slices import SliceRow
@@ -123,6 +125,42 @@ def test_structures_in_files_of_their_own_become_one_mask(tmp_path: Path) -> Non
     assert again.digest == kept.digest
     write_png(tmp_path / "masks/right/p1.png", np.zeros((40, 30), np.uint8))  # one of both changes
     assert np.array_equal(kept_of(tmp_path, APART).labels(0), np.where(both == 2, 0, both))
+
+
+def paths_of(masks: Masks, root: Path, image: str) -> Sources:
+    """Return the mask files that patterns name for one image, which need not be there."""
+    (sources,) = MaskPaths(masks, root).sources([image])
+    return sources
+
+
+@pytest.mark.parametrize(
+    ("files", "mask"),
+    [
+        ({"re:(?P<who>p\\d+)_(?P<view>pa|lat)\\.png": "{who}/{view}/lung.png"}, "p1/pa/lung.png"),
+        ({"**": "{stem}_*_seg.png"}, "p1_pa_reader2_seg.png"),
+        ({"**": "**/{stem}[1].png"}, "deep/down/p1_pa[1].png"),
+        ({"re:(p\\d+)": "nothing", "p?_*": "by/*/{name}"}, "by/anna/p1_pa.png"),
+    ],
+)
+def test_patterns_have_expressions_and_wildcards(
+    tmp_path: Path, files: dict[str, str | tuple[str, ...]], mask: str
+) -> None:
+    (tmp_path / mask).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / mask).touch()
+    masks = Masks(files=files, values="lung")
+    assert paths_of(masks, tmp_path, "p1_pa.png") == (mask,)
+    assert paths_of(masks, tmp_path / "elsewhere", "p1_pa.png") == ()
+
+
+def test_a_pattern_of_two_files_and_an_expression_that_is_none(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match="fits 2 files of one image"):
+        paths_of(Masks(files={"**": "?.png"}, values="lung"), tmp_path, "p1.png")
+    with pytest.raises(ValidationError, match="must be a regular expression: "):
+        Masks(files={"re:(": "x"}, values="lung")
+    with pytest.raises(ConfigError, match="by these alone: {path}, {folder}, {name}, {stem}, {a}"):
+        paths_of(Masks(files={"re:(?P<a>.*)": "{b}"}, values="lung"), tmp_path, "p1.png")
 
 
 def test_structures_by_columns_of_a_table(tmp_path: Path) -> None:
