@@ -80,12 +80,12 @@ def main() -> None:
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        config = load_config(write_setup(place, **QUESTIONS))
+        config = load_config(write_setup(place, patients=24, **QUESTIONS))
         store = FeatureStore.open(extract(config, HERE).store)
         first = next((place / "collection/ct").iterdir())
         shutil.copytree(first, place / IMAGES) if first.is_dir() else _copy(first, place / IMAGES)
         for name, (task, method) in MODELS.items():
-            fit_model(config, place / "models" / name, task=task, method=method, device="cpu")
+            fit_model(config, place / "models" / name, task=task, method=method)
         shutil.copytree(place / "models", place / "sound")
         before = used(config)
         assert REFUSED not in before.values(), before
@@ -178,7 +178,7 @@ def fitted(config: Config, task: str, method: Method) -> str:
     By their digests, and how far the model is from its answer.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model = fit_model(config, Path(folder) / "model", task=task, method=method, device="cpu")
+        model = fit_model(config, Path(folder) / "model", task=task, method=method)
         record = model.record
         files = {name: digest for name, digest in record.files.items() if name != "card.md"}
         return f"{sorted(files.items())} {record.difference}"
