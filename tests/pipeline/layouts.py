@@ -41,7 +41,7 @@ def write_rows(path: Path, rows: list[list[Any]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def nih(root: Path, patients: int = 30) -> None:
+def nih(root: Path, patients: int = 30, table: str = "Data_Entry_2017_v2020.csv") -> None:
     """Two visits a patient; the last third of the patients is the official test."""
     head = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age"]
     rows: list[list[Any]] = [[*head, "Patient Gender", "View Position"]]
@@ -55,7 +55,7 @@ def nih(root: Path, patients: int = 30) -> None:
             said = "Effusion|Pleural_Thickening" if ill else "No Finding"
             rows.append([name, said, visit, patient, 50, "MF"[patient % 2], "PA"])
             test += [name] if patient > patients * 2 // 3 else []
-    write_rows(root / "Data_Entry_2017.csv", rows)
+    write_rows(root / table, rows)
     (root / "test_list.txt").write_text("\n".join(test) + "\n")
 
 

@@ -138,6 +138,27 @@ def test_chexperts_policy_views_and_test(tmp_path: Path) -> None:
     assert (config.labels.uncertain, config.labels.missing) == ("zero", "zero")
 
 
+@pytest.mark.parametrize("table", ["Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv"])
+def test_nihs_table_has_either_name_and_its_tasks_14_and_15_labels(
+    table: str, tmp_path: Path
+) -> None:
+    layouts.nih(tmp_path / "NIH", patients=3, table=table)
+    assert describe("nih", tmp_path / "NIH", tmp_path / "out").images == 6
+    tasks = load_config(tmp_path / "out/config.yaml").tasks
+    assert {name: len(task.labels) for name, task in tasks.items()} == {
+        "findings": 14,
+        "findings, paper": 15,
+    }
+    for row in rows_of(tmp_path / "out/labels.csv"):
+        assert row["No Finding"] == str(1 - int(row["Effusion"]))
+
+
+def test_nih_without_a_table_is_told_both_names(tmp_path: Path) -> None:
+    layouts.nih(tmp_path / "NIH", patients=1, table="labels.csv")
+    with pytest.raises(ConfigError, match=r"Data_Entry_2017_v2020\.csv or Data_Entry_2017\.csv"):
+        describe("nih", tmp_path / "NIH", tmp_path / "out")
+
+
 def test_a_torn_patient_is_dealt_anew(tmp_path: Path) -> None:
     layouts.brain_tumour(tmp_path / "set", files=12, torn=True)
     described = describe("brain-tumour", tmp_path / "set", tmp_path / "out")
