@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.config.tasks import Part
-from pipeline.datasets.contracts import Contents, DataSet, Item, below
+from pipeline.datasets.contracts import Contents, DataSet, Item, below, table_rows
 from stores.errors import ConfigError
 
 NIH_FINDINGS = (
@@ -39,7 +38,7 @@ def _find_nih(folder: Path, out: Path) -> Contents:
     # The table names files alone: the archives put them in images_001 to images_012.
     here = {path.name: path.relative_to(root).as_posix() for path in root.glob("images*/**/*.png")}
     test = set((root / "test_list.txt").read_text().split())
-    rows = [row for row in _rows(table) if row["Image Index"] in here]
+    rows = [row for row in table_rows(table) if row["Image Index"] in here]
     items = [nih_item(row, here[row["Image Index"]], test) for row in rows]
     counts = {
         "images": len(items),
@@ -78,9 +77,9 @@ def _find_chexpert(folder: Path, out: Path) -> Contents:
     counts: dict[str, int] = {}
     absent = 0
     for name, part in parts.items():
-        frontal = [row for row in _rows(root / f"{name}.csv") if "frontal" in row["Path"]]
-        there = [row for row in frontal if (root / _chexpert_path(row)).is_file()]
-        items += [chexpert_item(row, part) for row in there]
+        frontal = list(frontal_items(table_rows(root / f"{name}.csv"), part))
+        there = [item for item in frontal if (root / item.path).is_file()]
+        items += there
         absent += len(frontal) - len(there)
         counts[f"frontal images of {name}.csv"] = len(there)
     notes = ["frontal images alone, as the paper; an uncertain finding counts as none (U-Zeros)"]
@@ -92,22 +91,19 @@ def _find_chexpert(folder: Path, out: Path) -> Contents:
     return Contents(root, items, counts, published=published, notes=notes)
 
 
-def _chexpert_path(row: dict[str, str]) -> str:
-    """Return a row's path without the name of the download's folder, which it begins with."""
-    return row["Path"].partition("/")[2]
+def frontal_items(rows: Iterable[dict[str, str]], part: Part) -> Iterator[Item]:
+    """Yield the frontal images of one of CheXpert's tables."""
+    for row in rows:
+        if "frontal" in row["Path"]:
+            yield chexpert_item(row, part)
 
 
 def chexpert_item(row: dict[str, str], part: Part) -> Item:
-    """Return the item of a row of one of CheXpert's tables."""
-    path = _chexpert_path(row)
+    """Return the image of a row of CheXpert's tables, without its download's folder."""
+    _, _, path = row["Path"].partition("/")
     labels = {name: row[name] for name in CHEXPERT_FINDINGS}
     labels |= {"sex": row.get("Sex", ""), "view": row.get("AP/PA", "")}
     return Item(path, path.split("/")[1], part, labels=labels)
-
-
-def _rows(file: Path) -> Iterator[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        yield from csv.DictReader(lines)
 
 
 PUBLISHED_CHEXPERT = {
