@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.benchmark.paired import Paired, held_against, pair
-from pipeline.benchmark.published import Published, method_of, published
+from pipeline.benchmark.published import Published, published
 from pipeline.benchmark.run import Outcome
 from pipeline.benchmark.settings import Cell
 from pipeline.evaluation.metrics.paired import holm
@@ -352,7 +352,7 @@ def _at(cell: Cell, answer: Answer, score: Score) -> dict[str, Any]:
 
 
 def _published(cell: Cell, answer: Answer, shots: int | None) -> Published | None:
-    return published(cell.dataset, cell.config.backbone.name, method_of(answer), shots)
+    return published(cell.dataset, cell.config.backbone.name, answer, shots)
 
 
 # --- views -----------------------------------------------------------------------------------

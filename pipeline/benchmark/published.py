@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.datasets.xrays import NIH_LABELS
 from pipeline.results import Result, Segmented
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -18,13 +19,14 @@ SHOTS = (1, 2, 4, 8, 16)
 class Published:
     """One figure.
 
-    method: as `method_of` has it; shots: images, or patients a class; None for all; note: what the
-    figure is of.
+    method: as `method_of` has it; labels: the label columns it is a mean over, none of masks;
+    shots: images, or patients a class; None for all; note: what the figure is of.
     """
 
     dataset: str
     backbone: str
     method: str
+    labels: frozenset[str]
     shots: int | None
     value: float
     note: str
@@ -40,6 +42,8 @@ _NIH = {
 }
 # By 1, 2, 4, 8 and 16 images, then by all.
 _MONTGOMERY = {"dinov2_vitl14": (0.929, 0.941, 0.962, 0.961, 0.961, 0.974)}
+_FIFTEEN = frozenset(NIH_LABELS)
+_MASKS: frozenset[str] = frozenset()
 _AUROC = "AUROC of 15 labels, notebooks"
 _OVERLAP = "mean of Dice and Jaccard by a head that was not named, notebooks"
 
@@ -48,14 +52,16 @@ def _listed() -> Iterator[Published]:
     for backbone, values in _NIH.items():
         # The last value is of all images, by a head that is fitted: no few-shot draw has it.
         for shots, value in zip(SHOTS, values, strict=False):
-            yield Published("nih", backbone, "fewshot paper", shots, value, _AUROC)
+            yield Published("nih", backbone, "fewshot paper", _FIFTEEN, shots, value, _AUROC)
     for backbone, values in _NIH.items():
-        yield Published("nih", backbone, "linear", None, values[-1], _AUROC)
+        yield Published("nih", backbone, "linear", _FIFTEEN, None, values[-1], _AUROC)
     for backbone, values in _MONTGOMERY.items():
         for number, value in zip((*SHOTS, None), values, strict=True):
-            yield Published("montgomery", backbone, "segment decoder", number, value, _OVERLAP)
+            yield Published(
+                "montgomery", backbone, "segment decoder", _MASKS, number, value, _OVERLAP
+            )
     cited = "Dice at 448, cited by others"
-    yield Published("amos", "dinov2_vitg14", "segment decoder", None, 0.642, cited)
+    yield Published("amos", "dinov2_vitg14", "segment decoder", _MASKS, None, 0.642, cited)
 
 
 PUBLISHED: tuple[Published, ...] = tuple(_listed())
@@ -70,10 +76,23 @@ def method_of(answer: Result | Segmented) -> str:
     return answer.method
 
 
-def published(dataset: str, backbone: str, method: str, shots: int | None) -> Published | None:
-    """Return the figure of a cell, if one was seen. backbone: its name in the table of networks."""
-    query = (dataset, backbone, method, shots)
+def labels_of(answer: Result | Segmented) -> frozenset[str]:
+    """Return the label columns that an answer's score is a mean over; none of masks."""
+    if isinstance(answer, Segmented):
+        return _MASKS
+    return frozenset(answer.question.labels)
+
+
+def published(
+    dataset: str, backbone: str, answer: Result | Segmented, shots: int | None
+) -> Published | None:
+    """Return the figure of a cell, if one of the same labels was seen.
+
+    backbone: its name in the table of networks.
+    """
+    query = (dataset, backbone, method_of(answer), labels_of(answer), shots)
     for figure in PUBLISHED:
-        if (figure.dataset, figure.backbone, figure.method, figure.shots) == query:
+        known = (figure.dataset, figure.backbone, figure.method, figure.labels, figure.shots)
+        if known == query:
             return figure
     return None

@@ -7,7 +7,8 @@ unless masks or images are packed together with something else: what it unpacks 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,17 @@ class Item:
 class Contents:
     """What is in a folder. counts: what is there of what `DataSet.published` counts.
 
-    masks: the folder of the masks, where it is another than root. published, tasks: where they
-    depend on which of several sets the folder holds. notes: what the user should know.
+    masks: the folder of the masks, where it is another than root. join: how they are joined to the
+    images, as the block `masks` of a config has it, where it is not by `Item.mask`. published,
+    tasks: where they depend on which of several sets the folder holds. notes: what the user should
+    know.
     """
 
     root: Path
     items: Sequence[Item]
     counts: Mapping[str, int]
     masks: Path | None = None
+    join: Mapping[str, Any] = field(default_factory=dict)
     published: Mapping[str, int] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -73,14 +77,14 @@ class DataSet:
 def below(folder: Path, *names: str) -> Path:
     """Return `folder`, or the one folder at most two levels below it, that holds all of `names`.
 
-    Archives are often unpacked into a folder of their own name. Raises ConfigError where there is
-    none, or several.
+    Names may be patterns. Archives are often unpacked into a folder of their own name. Raises
+    ConfigError where there is none, or several.
     """
     if not folder.is_dir():
         raise ConfigError(f"There is no folder {str(folder)!r}. Name the unpacked download.")
     # The nearest counts: a folder that has all the names may hold another copy further down.
     for depth in ("", "*/", "*/*/"):
-        folders = [path.parent for path in sorted(folder.glob(f"{depth}{names[0]}"))]
+        folders = sorted({path.parent for path in folder.glob(f"{depth}{names[0]}")})
         complete = [each for each in folders if _has_all(each, names)]
         if len(complete) == 1:
             return complete[0]
@@ -93,7 +97,13 @@ def below(folder: Path, *names: str) -> Path:
 
 
 def _has_all(folder: Path, names: Sequence[str]) -> bool:
-    return all((folder / name).exists() for name in names)
+    return all(any(folder.glob(name)) for name in names)
+
+
+def table_rows(file: Path, delimiter: str = ",") -> Iterator[dict[str, str]]:
+    """Yield the rows of a table of a set by its columns."""
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        yield from csv.DictReader(lines, delimiter=delimiter)
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:

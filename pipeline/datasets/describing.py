@@ -131,11 +131,13 @@ def _csv(rows: list[list[Any]]) -> str:
 
 def _config(name: str, known: DataSet, contents: Contents) -> str:
     """Return the text of the config."""
-    has_masks = known.values is not None and _has_masks(contents)
+    join = dict(contents.join)
+    if known.values is not None and _has_masks(contents):
+        join = {"by": "table", "column": "mask", "values": _plain(known.values)}
     tasks = contents.tasks or known.tasks
     # Tasks read features of slices, segmentation those of patches: what nobody reads is not kept.
     of_slices = ["cls", "mean"] if tasks else []
-    of_patches = ["patch"] if has_masks else []
+    of_patches = ["patch"] if join else []
     split = {"kind": "list", "file": SPLIT} if _is_split(contents) else {"kind": "holdout"}
     config: dict[str, Any] = {
         # Ids of research sets stand for nobody; where paths are kept, tables can be read.
@@ -148,8 +150,7 @@ def _config(name: str, known: DataSet, contents: Contents) -> str:
     }
     if tasks:
         config["tasks"] = _plain(tasks)
-    if has_masks:
-        join = {"by": "table", "column": "mask", "values": _plain(known.values)}
+    if join:
         config["masks"] = {name: {"root": str(contents.masks or contents.root), **join}}
         config["segment"] = {"knn": {"method": "knn"}, "linear": {"method": "linear"}}
     head = f"# {known.title}, as `radprobe dataset {name}` found it. Yours to edit.\n"

@@ -5,13 +5,26 @@ from __future__ import annotations
 from pipeline.datasets.contracts import DataSet
 from pipeline.datasets.lungs import MONTGOMERY, SHENZHEN
 from pipeline.datasets.medmnist import MEDMNIST
+from pipeline.datasets.nodules import LUNA25
+from pipeline.datasets.readings import RSNA, VINDR
 from pipeline.datasets.slices import BRAIN_TUMOUR, SARS
-from pipeline.datasets.volumes import AMOS, BTCV, MSD_HEART, MSD_HIPPOCAMPUS, MSD_SPLEEN
+from pipeline.datasets.volumes import (
+    AMOS,
+    BRATS,
+    BTCV,
+    KITS,
+    MSD_HEART,
+    MSD_HIPPOCAMPUS,
+    MSD_SPLEEN,
+    TOTAL_SEGMENTATOR,
+)
 from pipeline.datasets.xrays import CHEXPERT, NIH
 
 DATASETS: dict[str, DataSet] = {
     "nih": NIH,
     "chexpert": CHEXPERT,
+    "rsna-pneumonia": RSNA,
+    "vindr-cxr": VINDR,
     "montgomery": MONTGOMERY,
     "shenzhen": SHENZHEN,
     "sars": SARS,
@@ -21,5 +34,9 @@ DATASETS: dict[str, DataSet] = {
     "msd-hippocampus": MSD_HIPPOCAMPUS,
     "msd-spleen": MSD_SPLEEN,
     "btcv": BTCV,
+    "kits23": KITS,
+    "totalsegmentator": TOTAL_SEGMENTATOR,
+    "brats": BRATS,
+    "luna25": LUNA25,
     "medmnist": MEDMNIST,
 }

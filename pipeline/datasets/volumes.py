@@ -1,4 +1,4 @@
-"""AMOS22, three tasks of the Medical Segmentation Decathlon and BTCV: volumes with organ masks."""
+"""Volumes with masks: AMOS22, the Decathlon, BTCV, KiTS23, TotalSegmentator and BraTS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.tasks import Part
-from pipeline.datasets.contracts import Contents, DataSet, Item, below, files_of
+from pipeline.datasets.contracts import Contents, DataSet, Item, below, files_of, table_rows
 
 # Scans of AMOS22 up to this number are CT, the others MR.
 LAST_CT = 500
@@ -84,6 +84,56 @@ def _find_btcv(folder: Path, out: Path) -> Contents:
     return Contents(root, items, {"volumes with masks": len(items)})
 
 
+def _find_kits(folder: Path, out: Path) -> Contents:
+    root = below(folder, "case_*")
+    items = [
+        Item(f"{case.name}/imaging.nii.gz", case.name, mask=f"{case.name}/segmentation.nii.gz")
+        for case in files_of(root, "case_*")
+        # The masks come with the code, the images by its download: some may not be there yet.
+        if (case / "imaging.nii.gz").is_file() and (case / "segmentation.nii.gz").is_file()
+    ]
+    return Contents(root, items, {"volumes with masks": len(items)})
+
+
+def _find_total(folder: Path, out: Path) -> Contents:
+    root = below(folder, "meta.csv", "s[0-9]*")
+    parts: dict[str, Part] = {"train": "train", "val": "val", "test": "test"}
+    items = []
+    for row in table_rows(root / "meta.csv", ";"):
+        subject = row["image_id"]
+        if (root / subject / "ct.nii.gz").is_file():
+            items.append(Item(f"{subject}/ct.nii.gz", subject, parts[row["split"]]))
+    counts = {f"{name} volumes": sum(item.part == name for item in items) for name in parts}
+    # Every subject has a file of every structure, empty where it is not in the picture.
+    first = root / items[0].patient / "segmentations" if items else root
+    structures = [_stem(path) for path in files_of(first, "*.nii.gz")]
+    counts["structures"] = len(structures)
+    files = [f"{{folder}}/segmentations/{name}.nii.gz" for name in structures]
+    named = [name.replace("_", " ") for name in structures]
+    join = {"by": "path", "files": {"*/ct.nii.gz": files}, "values": named}
+    notes = ["each structure has a file of its own: the config is shorter with fewer of them"]
+    return Contents(root, items, counts, join=join, notes=notes)
+
+
+def _find_brats(folder: Path, out: Path) -> Contents:
+    root = below(folder, "BraTS-GLI-*")
+    items = []
+    cases = 0
+    for case in files_of(root, "BraTS-GLI-*"):
+        name = case.name
+        mask = f"{name}/{name}-seg.nii.gz"
+        if not (root / mask).is_file():
+            continue
+        cases += 1
+        patient, _, _ = name.rpartition("-")  # what follows is the time of the scan
+        for path in files_of(case, f"{name}-t[12]?.nii.gz"):
+            sequence = _stem(path).rpartition("-")[2]
+            labels = {"sequence": sequence}
+            items.append(Item(f"{name}/{path.name}", patient, mask=mask, labels=labels))
+    counts = {"cases with masks": cases, "volumes of them": len(items)}
+    return Contents(root, items, counts)
+
+
 def _stem(path: Path) -> str:
     return path.name.removesuffix(".nii.gz")
 
@@ -136,4 +186,32 @@ BTCV = DataSet(
     data=_DATA | {"include": ["img/*.nii.gz"]},
     published={"volumes with masks": 30},
     values=_numbered(BTCV_ORGANS),
+)
+KITS = DataSet(
+    title="KiTS23",
+    source="github.com/neheller/kits23",
+    layout="dataset/: case_00000/imaging.nii.gz and segmentation.nii.gz, ...",
+    find=_find_kits,
+    data=_DATA | {"include": ["case_*/imaging.nii.gz"]},
+    published={"volumes with masks": 489},
+    values={1: "kidney", 2: "tumour", 3: "cyst"},
+)
+TOTAL_SEGMENTATOR = DataSet(
+    title="TotalSegmentator v2",
+    source="zenodo.org/records/10047292",
+    layout="meta.csv, s0000/ct.nii.gz, s0000/segmentations/*.nii.gz, ...",
+    find=_find_total,
+    data=_DATA | {"include": ["s*/ct.nii.gz"]},
+    published={"train volumes": 1_082, "val volumes": 57, "test volumes": 89, "structures": 117},
+    unverified="the three counts of the split, of 1,228 volumes; that no structures overlap",
+)
+BRATS = DataSet(
+    title="BraTS 2023 glioma",
+    source="synapse.org/Synapse:syn51156910",
+    layout="ASNR-MICCAI-BraTS2023-GLI-Challenge-TrainingData: BraTS-GLI-00000-000/"
+    "BraTS-GLI-00000-000-t1c.nii.gz, -t1n, -t2f, -t2w and -seg, ...",
+    find=_find_brats,
+    data=_DATA | {"include": ["BraTS-GLI-*/*-t[12]?.nii.gz"], "modality": {"**": "MR"}},
+    published={"cases with masks": 1_251, "volumes of them": 5_004},
+    values={1: "necrotic core", 2: "edema", 3: "enhancing tumour"},
 )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from pipeline.config.tasks import Part
-from pipeline.datasets.contracts import Contents, DataSet, Item, below
+from pipeline.datasets.contracts import Contents, DataSet, Item, below, table_rows
+from stores.errors import ConfigError
 
 NIH_FINDINGS = (
     "Atelectasis",
@@ -25,30 +25,43 @@ NIH_FINDINGS = (
     "Pleural_Thickening",
     "Hernia",
 )
+# The paper's 15: an image without a finding is its own label.
+NIH_LABELS = (*NIH_FINDINGS, "No Finding")
+# The table has had both names: corrected in 2020, it was put in the place of the first.
+NIH_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 CHEXPERT_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 
 
 def _find_nih(folder: Path, out: Path) -> Contents:
-    root = below(folder, "Data_Entry_2017.csv", "test_list.txt")
+    root = below(folder, "test_list.txt")
+    table = _nih_table(root)
     # The table names files alone: the archives put them in images_001 to images_012.
     here = {path.name: path.relative_to(root).as_posix() for path in root.glob("images*/**/*.png")}
     test = set((root / "test_list.txt").read_text().split())
-    rows = [row for row in _rows(root / "Data_Entry_2017.csv") if row["Image Index"] in here]
-    items = [_nih(row, here[row["Image Index"]], test) for row in rows]
+    rows = [row for row in table_rows(table) if row["Image Index"] in here]
+    items = [nih_item(row, here[row["Image Index"]], test) for row in rows]
     counts = {
         "images": len(items),
         "patients": len({item.patient for item in items}),
         "test images": sum(item.part == "test" for item in items),
     }
-    notes = ["the paper's code counts No Finding as a 15th label: its column is in labels.csv"]
+    notes = []
     if len(here) > len(items):
-        notes.append(f"{len(here) - len(items)} images are in no row of Data_Entry_2017.csv")
+        notes.append(f"{len(here) - len(items)} images are in no row of {table.name}")
     return Contents(root, items, counts, notes=notes)
 
 
-def _nih(row: dict[str, str], path: str, test: set[str]) -> Item:
+def _nih_table(root: Path) -> Path:
+    for name in NIH_TABLES:
+        if (root / name).is_file():
+            return root / name
+    raise ConfigError(f"{str(root)!r} does not hold {' or '.join(NIH_TABLES)}.")
+
+
+def nih_item(row: dict[str, str], path: str, test: Container[str]) -> Item:
+    """Return the item of a row of NIH's table. test: names of the images that test."""
     findings = row["Finding Labels"].split("|")
-    labels = {name: str(int(name in findings)) for name in (*NIH_FINDINGS, "No Finding")}
+    labels = {name: str(int(name in findings)) for name in NIH_LABELS}
     labels |= {"sex": row["Patient Gender"], "view": row["View Position"]}
     part: Part = "test" if row["Image Index"] in test else "train"
     return Item(path, row["Patient ID"], part, labels=labels)
@@ -64,9 +77,9 @@ def _find_chexpert(folder: Path, out: Path) -> Contents:
     counts: dict[str, int] = {}
     absent = 0
     for name, part in parts.items():
-        frontal = [row for row in _rows(root / f"{name}.csv") if "frontal" in row["Path"]]
-        there = [row for row in frontal if (root / _chexpert_path(row)).is_file()]
-        items += [_chexpert(row, part) for row in there]
+        frontal = list(frontal_items(table_rows(root / f"{name}.csv"), part))
+        there = [item for item in frontal if (root / item.path).is_file()]
+        items += there
         absent += len(frontal) - len(there)
         counts[f"frontal images of {name}.csv"] = len(there)
     notes = ["frontal images alone, as the paper; an uncertain finding counts as none (U-Zeros)"]
@@ -78,21 +91,19 @@ def _find_chexpert(folder: Path, out: Path) -> Contents:
     return Contents(root, items, counts, published=published, notes=notes)
 
 
-def _chexpert_path(row: dict[str, str]) -> str:
-    """Return a row's path without the name of the download's folder, which it begins with."""
-    return row["Path"].partition("/")[2]
+def frontal_items(rows: Iterable[dict[str, str]], part: Part) -> Iterator[Item]:
+    """Yield the frontal images of one of CheXpert's tables."""
+    for row in rows:
+        if "frontal" in row["Path"]:
+            yield chexpert_item(row, part)
 
 
-def _chexpert(row: dict[str, str], part: Part) -> Item:
-    path = _chexpert_path(row)
+def chexpert_item(row: dict[str, str], part: Part) -> Item:
+    """Return the image of a row of CheXpert's tables, without its download's folder."""
+    _, _, path = row["Path"].partition("/")
     labels = {name: row[name] for name in CHEXPERT_FINDINGS}
     labels |= {"sex": row.get("Sex", ""), "view": row.get("AP/PA", "")}
     return Item(path, path.split("/")[1], part, labels=labels)
-
-
-def _rows(file: Path) -> Iterator[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8") as lines:
-        yield from csv.DictReader(lines)
 
 
 PUBLISHED_CHEXPERT = {
@@ -104,12 +115,15 @@ PUBLISHED_CHEXPERT = {
 NIH = DataSet(
     title="NIH ChestX-ray14",
     source="nihcc.app.box.com/v/ChestXray-NIHCC",
-    layout="Data_Entry_2017.csv, test_list.txt, images*/**/*.png",
+    layout="Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv), test_list.txt, images*/**/*.png",
     find=_find_nih,
     data={"include": ["images*/**/*.png"], "modality": {"**": "DX"}},
     published={"images": 112_120, "patients": 30_805, "test images": 25_596},
     split={"folds": 9},  # of train_val a ninth validates, about the paper's 10,002 images
-    tasks={"findings": {"labels": list(NIH_FINDINGS)}},
+    tasks={
+        "findings": {"labels": list(NIH_FINDINGS)},
+        "findings, paper": {"labels": list(NIH_LABELS)},
+    },
 )
 CHEXPERT = DataSet(
     title="CheXpert",

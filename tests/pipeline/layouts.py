@@ -14,6 +14,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydicom.uid import generate_uid
+
+from pipeline.datasets.readings import VINDR_LABELS
+from tests.phantoms import dicom
+from tests.phantoms import save as save_dicom
 
 SIZE = 40
 
@@ -41,7 +46,7 @@ def write_rows(path: Path, rows: list[list[Any]]) -> None:
         csv.writer(file).writerows(rows)
 
 
-def nih(root: Path, patients: int = 30) -> None:
+def nih(root: Path, patients: int = 30, table: str = "Data_Entry_2017_v2020.csv") -> None:
     """Two visits a patient; the last third of the patients is the official test."""
     head = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "Patient Age"]
     rows: list[list[Any]] = [[*head, "Patient Gender", "View Position"]]
@@ -55,7 +60,7 @@ def nih(root: Path, patients: int = 30) -> None:
             said = "Effusion|Pleural_Thickening" if ill else "No Finding"
             rows.append([name, said, visit, patient, 50, "MF"[patient % 2], "PA"])
             test += [name] if patient > patients * 2 // 3 else []
-    write_rows(root / "Data_Entry_2017.csv", rows)
+    write_rows(root / table, rows)
     (root / "test_list.txt").write_text("\n".join(test) + "\n")
 
 
@@ -78,6 +83,55 @@ def chexpert(root: Path, train: int = 24, valid: int = 8, test: int = 0) -> None
         first += number
         if number:
             write_rows(root / f"{name}.csv", rows)
+
+
+def dicom_picture(path: Path, pixels: NDArray[np.uint8], patient: str) -> None:
+    """Write a chest X-ray as DICOM: its own series, as a detector writes it."""
+    series = generate_uid()
+    save_dicom(dicom(pixels, Modality="DX", PatientID=patient, SeriesInstanceUID=series), path)
+
+
+def rsna_pneumonia(root: Path, images: int = 24) -> None:
+    """A row a box, two boxes where there is pneumonia; a test image without a label."""
+    boxes: list[list[Any]] = [["patientId", "x", "y", "width", "height", "Target"]]
+    classes: list[list[Any]] = [["patientId", "class"]]
+    for i in range(images):
+        name, ill = f"{i:04x}cfab-14fd", i % 2
+        pixels = noisy(disc(12 + 8 * ill, 20, 8), i)
+        dicom_picture(root / "stage_2_train_images" / f"{name}.dcm", pixels, name)
+        boxes += [[name, 4.0, 9.0, 8.0, 8.0, 1]] * 2 if ill else [[name, "", "", "", "", 0]]
+        classes += [[name, "Lung Opacity"]] * 2 if ill else [[name, "Normal"]]
+    dicom_picture(root / "stage_2_test_images/ffff.dcm", noisy(disc(12, 20, 8), 99), "ffff")
+    write_rows(root / "stage_2_train_labels.csv", boxes)
+    write_rows(root / "stage_2_detailed_class_info.csv", classes)
+
+
+def vindr_cxr(root: Path, train: int = 24, test: int = 8, *, kaggle: bool = False) -> None:
+    """Three readers an image, one of whom errs; the test part as they agreed, one row an image."""
+    names = [name for name in VINDR_LABELS if name != "Other diseases"]
+    first = 0
+    for part, number, other in (
+        ("train", train, "Other diseases"),
+        ("test", test, "Other disease"),
+    ):
+        readers = ["R1", "R2", "R3"] if part == "train" else [None]
+        head = ["image_id", *(["rad_id"] if part == "train" else []), *names, other]
+        rows: list[list[Any]] = [head]
+        drawn: list[list[Any]] = [["image_id", "class_name", "class_id", "rad_id", "x_min"]]
+        for i in range(first, first + number):
+            name, ill = f"{i:04d}418190bc", i % 2
+            dicom_picture(root / part / f"{name}.dicom", noisy(disc(12 + 8 * ill, 20, 8), i), "")
+            for reader in readers:
+                said = {"Cardiomegaly" if ill else "No finding"}
+                said |= {"Other lesion"} if reader == "R2" else set()
+                marks = [int(name in said) for name in (*names, other)]
+                rows.append([name, *([reader] if reader else []), *marks])
+                drawn += [[name, each, 0, reader, ""] for each in sorted(said)]
+        first += number
+        if not kaggle:
+            write_rows(root / f"annotations/image_labels_{part}.csv", rows)
+        elif part == "train":
+            write_rows(root / "train.csv", drawn)
 
 
 def montgomery(root: Path, images: int = 24) -> None:
@@ -173,6 +227,68 @@ def btcv(root: Path, volumes: int = 6) -> None:
         mask = training / f"label/label{i:04d}.nii.gz"
         volume(training / f"img/img{i:04d}.nii.gz", i, 13, mask=mask)
     volume(root / "RawData/Testing/img/img0061.nii.gz", 61, 13)
+
+
+def kits23(root: Path, cases: int = 6) -> None:
+    """As its repository has them: an instance by an annotator each, and a mask without an image."""
+    for i in range(cases):
+        case = root / f"dataset/case_{i:05d}"
+        volume(case / "imaging.nii.gz", i, 3, mask=case / "segmentation.nii.gz")
+        volume(case / "instances/kidney_instance-1_annotation-1.nii.gz", i, 1)
+    volume(root / "dataset/case_00400/segmentation.nii.gz", 400, 3)
+
+
+def totalsegmentator(root: Path, train: int = 4, val: int = 1, test: int = 2) -> None:
+    """A file a structure, side by side."""
+    rows: list[list[Any]] = [["image_id", "age", "gender", "institute", "split"]]
+    parts = ["train"] * train + ["val"] * val + ["test"] * test
+    for i, part in enumerate(parts):
+        subject = root / f"s{i:04d}"
+        volume(subject / "ct.nii.gz", i, 2, mask=subject / "both.nii.gz")
+        both = nib.load(subject / "both.nii.gz")
+        (subject / "segmentations").mkdir()
+        for value, name in enumerate(("spleen", "kidney_right"), start=1):
+            one = (np.asarray(both.dataobj) == value).astype(np.uint8)
+            nib.save(nib.Nifti1Image(one, both.affine), subject / f"segmentations/{name}.nii.gz")
+        (subject / "both.nii.gz").unlink()
+        rows.append([subject.name, 60 + i, "mf"[i % 2], "A", part])
+    root.mkdir(exist_ok=True)
+    text = "\n".join(";".join(str(cell) for cell in row) for row in rows)
+    (root / "meta.csv").write_text(text + "\n", encoding="utf-8-sig")
+
+
+def brats(root: Path, patients: int = 5) -> None:
+    """Four sequences a case with one mask; one patient has two cases, and one case no mask."""
+    cases = [f"BraTS-GLI-{i:05d}-000" for i in range(patients)] + ["BraTS-GLI-00000-001"]
+    for i, case in enumerate(cases):
+        for sequence in ("t1c", "t1n", "t2f", "t2w"):
+            mask = root / case / f"{case}-seg.nii.gz"
+            volume(root / case / f"{case}-{sequence}.nii.gz", i, 3, mask=mask)
+    volume(root / "BraTS-GLI-00900-000/BraTS-GLI-00900-000-t1c.nii.gz", 90, 3)
+
+
+def luna25(root: Path, nodules: int = 24) -> None:
+    """Two nodules a patient, as blocks of HU; a pickle beside each."""
+    head = ["PatientID", "SeriesInstanceUID", "StudyDate", "CoordX", "CoordY", "CoordZ", "LesionID"]
+    rows: list[list[Any]] = [
+        [*head, "AnnotationID", "NoduleID", "label", "Age_at_StudyDate", "Gender"]
+    ]
+    for i in range(nodules):
+        patient, lesion, label = 100_000 + i // 2, i % 2 + 1, i // 2 % 2
+        name = f"{patient}_{lesion}_20000102"
+        rng = np.random.default_rng(i)
+        block = rng.normal(-800, 60, (2, 32, 32)) + 700 * disc(16, 16, 3 + 4 * label, 32)
+        for kind, values in (
+            ("image", block.astype(np.int16)),
+            ("metadata", {"spacing": [1, 1, 1]}),
+        ):
+            path = root / f"luna25_nodule_blocks/{kind}/{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.asarray(values))
+        place = [f"1.3.{patient}", 20000102, -80.5, 80.9, 1399.1, lesion]
+        about = [name, f"{patient}_{lesion}", label, 75, "Female"]
+        rows.append([patient, *place, *about])
+    write_rows(root / "LUNA25_Public_Training_Development_Data.csv", rows)
 
 
 def medmnist(

@@ -66,6 +66,12 @@ WRITTEN: dict[str, tuple[Callable[[Path], None], int, int, int, dict[str, int]]]
     "msd-hippocampus": (lambda root: layouts.decathlon(root, "hippocampus", 2), 24, 6, 6, {}),
     "msd-spleen": (lambda root: layouts.decathlon(root, "spleen", 1), 24, 6, 6, {}),
     "btcv": (layouts.btcv, 24, 6, 6, {}),
+    "rsna-pneumonia": (layouts.rsna_pneumonia, 24, 24, 0, {}),
+    "vindr-cxr": (layouts.vindr_cxr, 32, 32, 0, {"train": 24, "test": 8}),
+    "kits23": (layouts.kits23, 24, 6, 6, {}),
+    "totalsegmentator": (layouts.totalsegmentator, 28, 7, 7, {"train": 4, "val": 1, "test": 2}),
+    "brats": (layouts.brats, 96, 24, 24, {}),
+    "luna25": (layouts.luna25, 48, 24, 0, {}),
     "medmnist": (
         lambda root: layouts.medmnist(root / "pneumoniamnist.npz"),
         52,
@@ -92,7 +98,9 @@ def test_a_folder_as_downloaded_is_described_extracted_and_answered(
     assert not described.full  # made up: a few images of thousands
     labels = rows_of(out / "labels.csv")
     assert len(labels) == items
-    assert sum(bool(row.get("mask")) for row in labels) == masks
+    written = yaml.safe_load((out / "config.yaml").read_text())
+    if any(block["by"] == "table" for block in written.get("masks", {}).values()) or not masks:
+        assert sum(bool(row.get("mask")) for row in labels) == masks
     listed = rows_of(out / "split.csv") if parts else []
     assert Counter(row["part"] for row in listed) == parts
     config = ready(out, network)
@@ -136,6 +144,60 @@ def test_chexperts_policy_views_and_test(tmp_path: Path) -> None:
     config = load_config(tmp_path / "out/config.yaml")
     assert config.labels is not None
     assert (config.labels.uncertain, config.labels.missing) == ("zero", "zero")
+
+
+@pytest.mark.parametrize("kaggle", [False, True])
+def test_of_vindrs_readers_most_count(kaggle: bool, tmp_path: Path) -> None:
+    layouts.vindr_cxr(tmp_path / "set", train=4, test=2, kaggle=kaggle)
+    described = describe("vindr-cxr", tmp_path / "set", tmp_path / "out")
+    assert [count.got for count in described.counts] == ([4] if kaggle else [4, 2])
+    rows = rows_of(tmp_path / "out/labels.csv")
+    assert [row["Cardiomegaly"] for row in rows] == [str(i % 2) for i in range(len(rows))]
+    assert {row["Other lesion"] for row in rows} == {"0"}  # one of three said so
+    assert ("Tuberculosis" in rows[0]) == (not kaggle)  # what was not asked is not denied
+    assert (tmp_path / "out/split.csv").exists() == (not kaggle)
+
+
+def test_rsnas_boxes_are_images_and_its_classes_a_column(tmp_path: Path) -> None:
+    layouts.rsna_pneumonia(tmp_path / "set", images=4)
+    describe("rsna-pneumonia", tmp_path / "set", tmp_path / "out")
+    rows = rows_of(tmp_path / "out/labels.csv")
+    assert [(row["pneumonia"], row["class"]) for row in rows] == [
+        ("0", "Normal"),
+        ("1", "Lung Opacity"),
+    ] * 2
+
+
+def test_a_patient_of_brats_has_cases_and_a_case_four_volumes(tmp_path: Path) -> None:
+    layouts.brats(tmp_path / "set", patients=2)
+    described = describe("brats", tmp_path / "set", tmp_path / "out")
+    assert [count.got for count in described.counts] == [3, 12]
+    rows = rows_of(tmp_path / "out/labels.csv")
+    assert Counter(row["patient"] for row in rows) == {"BraTS-GLI-00000": 8, "BraTS-GLI-00001": 4}
+    assert Counter(row["sequence"] for row in rows) == dict.fromkeys(
+        ("t1c", "t1n", "t2f", "t2w"), 3
+    )
+
+
+@pytest.mark.parametrize("table", ["Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv"])
+def test_nihs_table_has_either_name_and_its_tasks_14_and_15_labels(
+    table: str, tmp_path: Path
+) -> None:
+    layouts.nih(tmp_path / "NIH", patients=3, table=table)
+    assert describe("nih", tmp_path / "NIH", tmp_path / "out").images == 6
+    tasks = load_config(tmp_path / "out/config.yaml").tasks
+    assert {name: len(task.labels) for name, task in tasks.items()} == {
+        "findings": 14,
+        "findings, paper": 15,
+    }
+    for row in rows_of(tmp_path / "out/labels.csv"):
+        assert row["No Finding"] == str(1 - int(row["Effusion"]))
+
+
+def test_nih_without_a_table_is_told_both_names(tmp_path: Path) -> None:
+    layouts.nih(tmp_path / "NIH", patients=1, table="labels.csv")
+    with pytest.raises(ConfigError, match=r"Data_Entry_2017_v2020\.csv or Data_Entry_2017\.csv"):
+        describe("nih", tmp_path / "NIH", tmp_path / "out")
 
 
 def test_a_torn_patient_is_dealt_anew(tmp_path: Path) -> None:
