@@ -121,6 +121,8 @@ class Outcome:
 
 _JUDGED = ("equal", "clean", "plain")
 _COLUMNS = ("points", "states", "ended", *_JUDGED, "seconds")
+# What networks take to import.
+NETWORKS = ("torch", "transformers.models.dinov2.modeling_dinov2")
 EXTRACT = ("extract", "config.yaml", "--device", "cpu", "--workers", "0", "--batch-size", "4")
 EVALUATE = ("knn", "config.yaml")
 
@@ -279,6 +281,8 @@ class Place:
     def prepare(self) -> list[Trial]:
         """Make the state before and the state after; return what the command leaves on its way."""
         self.start.mkdir(parents=True)
+        for name in NETWORKS:  # seconds, in each process forked from here on
+            importlib.import_module(name)
         done(forked(lambda: _collect(self.start)))
         for step in self.command.before:
             step(self.start)

@@ -10,8 +10,9 @@ the names in folders that were not forced. On a full disk, the call and all late
 room fail, and the process goes on.
 
 Of the disk, one run leaves a copy of the folder behind each of its calls, made while no other
-thread may make one: what a process killed there leaves. Copies that are equal are one state. Of a
-bucket and on a full disk, a run is made for each point.
+thread may make one: what a process killed there leaves. Copies that are equal are one state, but
+for what is in temporary files: nobody reads those, and they are swept by their names. Of a bucket
+and on a full disk, a run is made for each point.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from stores._disk import TEMPORARY
 
 # The exit code of a process that was ended at its point.
 CUT = 99
@@ -358,7 +361,10 @@ def _is_at(name: str, place: str) -> bool:
 def _digest_of(files: Files) -> str:
     digest = hashlib.sha256()
     for name in sorted(files):
-        data, _ = files[name]
+        folder, _, last = name.rpartition("/")
+        if f"/{TEMPORARY}" in f"/{folder}":
+            continue  # in a temporary folder
+        data = None if last.startswith(TEMPORARY) else files[name][0]
         # What is of another kind or length is told apart before its content is.
         digest.update(f"{name}\0{None if data is None else len(data)}\0".encode())
         digest.update(data or b"")

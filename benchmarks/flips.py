@@ -1,12 +1,15 @@
-"""Single-bit flips at random places of a store: none changes a number, each is found and mended.
+"""Single-bit flips at random places of a store and its models: none changes a number.
 
     .venv/bin/python -m benchmarks.flips --flips 200
 
-Half of the flips fall on a file picked at random, half on a byte picked at random over the whole
-store, its answers, their predictions, splits and tables among it. After each the store is used as
-if nothing had been: features are read, every task is answered, predictions are read. What comes is
-as it was, or an error that says what to do; a number that is another is counted as changed. Verify
-must find the flip, and --repair, one extract and one evaluate must give the same again.
+A third of the flips fall on a byte picked at random over the whole store, its answers, their
+predictions, splits, tables and tuned networks among it, a third on a file of it picked at random,
+and a third on a file of its models: of a probe, of masks, and of a tuned network. After each, store
+and models are used as if nothing had been: features are read, every task is answered, answers are
+compared and reported, models are fitted, and asked about the store and new images. What comes is as
+it was, or an error that says what to do; a number that is another is counted as changed. Verify
+must find a flip in the store, and --repair, one extract and one evaluate must give the same again;
+a model that has one is refused.
 """
 
 from __future__ import annotations
@@ -29,8 +32,16 @@ from pipeline.config.loading import load_config
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
+from pipeline.evaluation.compare import compare_stores
 from pipeline.evaluation.result_files import filed, predictions_path, read_predictions
 from pipeline.extract import Speed, extract
+from pipeline.fitted.draw import draw
+from pipeline.fitted.kinds import fit_model, load_model
+from pipeline.fitted.model import Model
+from pipeline.fitted.predict import predictions
+from pipeline.fitted.sources import FolderOptions
+from pipeline.report.sources import open_sources
+from pipeline.report.tables import lines_of, markdown
 from stores import FeatureStore
 from stores.errors import RadprobeError
 from stores.verify import repair, verify
@@ -38,12 +49,26 @@ from stores.verify import repair, verify
 HERE = Speed(device="cpu", workers=0)
 METHODS: tuple[Method, ...] = ("knn", "probe")
 REFUSED = "refused"
+# The models, by the names of their folders: the task and the method of each.
+MODELS = {"probe": ("mass", "probe"), "masks": ("chest", "knn"), "tuned": ("mass", "norm")}
+# A folder of new images, for the tuned network, which sees no features of the store.
+IMAGES = "new"
 QUESTIONS: dict[str, Any] = {
+    "outputs": {"part_rows": 32, "keep": ["cls", "mean", "patch"]},
     "labels": {"file": "collection/labels.csv", "key": "path", "patient": "patient_id"},
     "tasks": {"mass": {"labels": ["mass"], "level": "patient", "modality": ["CT"]}},
     "split": {"kind": "kfold", "folds": 3},
     "knn": {"k": [3]},
     "probe": {"steps": 5},
+    "masks": {
+        "chest": {
+            "root": "collection/masks",
+            "files": {"cxr/*": "cxr/{stem}.png"},
+            "values": {1: "right lung", 2: "left lung"},
+        }
+    },
+    "segment": {"knn": {"method": "knn"}},
+    "norm": {"epochs": 1, "slices": 1},
 }
 
 
@@ -54,24 +79,37 @@ def main() -> None:
     args = options.parse_args()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
-        config = load_config(write_setup(Path(folder), **QUESTIONS))
+        place = Path(folder)
+        config = load_config(write_setup(place, **QUESTIONS))
         store = FeatureStore.open(extract(config, HERE).store)
+        first = next((place / "collection/ct").iterdir())
+        shutil.copytree(first, place / IMAGES) if first.is_dir() else _copy(first, place / IMAGES)
+        for name, (task, method) in MODELS.items():
+            fit_model(config, place / "models" / name, task=task, method=method, device="cpu")
+        shutil.copytree(place / "models", place / "sound")
         before = used(config)
+        assert REFUSED not in before.values(), before
         assert verify(store.path).sound
         print(f"{sum(1 for p in store.path.rglob('*') if p.is_file())} files")
         hits = Counter[str]()
         outcomes = Counter[str]()
         started = time.perf_counter()
         for number in range(args.flips):
-            path = flip(store.path, rng, by_byte=number % 2 == 0)
-            where = path.relative_to(store.path)
-            hits[kind(where)] += 1
+            of_model = number % 3 == 2
+            root = place / "models" if of_model else store.path
+            path = flip(root, rng, by_byte=number % 3 == 0)
+            where = path.relative_to(root)
+            hits["models" if of_model else kind(where)] += 1
             # Found first: an answer that is computed again mends the flip in its file.
-            outcomes["found"] += not verify(store.path).sound
-            changed = [what for what, value in used(config).items() if differs(value, before[what])]
+            outcomes["found"] += is_refused(path) if of_model else not verify(store.path).sound
+            now = used(config)
+            changed = [what for what, value in now.items() if differs(value, before[what])]
             if changed:
                 print(f"CHANGED after a flip in {where}: {changed}", flush=True)
             outcomes["changed"] += bool(changed)
+            if of_model:  # nobody can mend it: it is copied anew, or fitted again
+                shutil.rmtree(place / "models")
+                shutil.copytree(place / "sound", place / "models")
             repair(store.path)
             extract(config, HERE)
             after = used(config)
@@ -86,14 +124,70 @@ def main() -> None:
         shutil.rmtree(store.path)
 
 
+def _copy(file: Path, folder: Path) -> None:
+    folder.mkdir()
+    shutil.copy(file, folder)
+
+
 def used(config: Config) -> dict[str, Any]:
-    """Return what the store gives its users, by what it is: numbers, or that it is refused."""
+    """Return what store and models give their users, by what it is: numbers, or REFUSED."""
     path = config.store
     outcomes = {"features": attempt(lambda: features(path))}
     for method in METHODS:
         outcomes[method] = attempt(functools.partial(answered, config, method))
         outcomes[f"{method} predicted"] = attempt(functools.partial(predicted, path, method))
+    outcomes["compared"] = attempt(lambda: compared(path))
+    outcomes["reported"] = attempt(lambda: reported(path))
+    for name, (task, method) in MODELS.items():
+        model = path.parent / "models" / name
+        outcomes[f"model {name}"] = attempt(functools.partial(asked, model, config))
+        outcomes[f"fit {name}"] = attempt(functools.partial(fitted, config, task, method))
     return outcomes
+
+
+def compared(path: Path) -> str:
+    """Return how the methods differ on every task."""
+    differences = []
+    for _, of_task in compare_stores(path, path, METHODS):
+        differences += [each.model_dump_json() for each in of_task]
+    return "".join(differences)
+
+
+def reported(path: Path) -> str:
+    """Return the table of a report."""
+    return markdown(lines_of(open_sources([path])), random=False)
+
+
+def asked(path: Path, config: Config) -> bytes:
+    """Return what a model says: of the store, or of new images what they show."""
+    model = load_model(path)
+    images = config.store.parent / IMAGES
+    if isinstance(model, Model):
+        # A tuned network has features of its own.
+        table = predictions(model, images if model.record.tuned else config.store)
+        return str(table.drop_columns(["path"]).to_pydict()).encode()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "masks"
+        draw(model, config.store.parent / "config.yaml", out, FolderOptions(speed=HERE))
+        return b"".join(path.read_bytes() for path in sorted(out.rglob("*.png")))
+
+
+def fitted(config: Config, task: str, method: Method) -> str:
+    """Return the files of a model that is fitted now, but for its record and card, which tell when.
+
+    By their digests, and how far the model is from its answer.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model = fit_model(config, Path(folder) / "model", task=task, method=method, device="cpu")
+        record = model.record
+        files = {name: digest for name, digest in record.files.items() if name != "card.md"}
+        return f"{sorted(files.items())} {record.difference}"
+
+
+def is_refused(path: Path) -> bool:
+    """Return whether the model that a file is of is not loaded."""
+    name = next(each for each in path.parents if each.parent.name == "models")
+    return attempt(lambda: load_model(name)) is REFUSED
 
 
 def features(path: Path) -> bytes:

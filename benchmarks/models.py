@@ -1,11 +1,10 @@
-"""Models on real X-rays: the same numbers in new folders, what is unlike, other sources, intervals.
+"""Models on real X-rays: the same numbers in new folders, what is unlike, masks, reports, flips.
 
-    RADPROBE_REAL_DATA=DIR python -m benchmarks.models [--weights FILE] [--work DIR]
-    python -m benchmarks.models --coverage 200
+    RADPROBE_REAL_DATA=DIR python -m benchmarks.models [--weights FILE] [--work DIR] [--only tasks]
 
 DIR/cxr holds images and labels.csv (image, patient_id, label, source), DIR/dicom_ct_philips and
 DIR/dicom_mr_ge slices of other kinds. Without --weights the network is untrained, and every line
-says so. --coverage: how often the intervals of `validate` cover the truth, in so many trials.
+says so. How often the intervals of `validate` cover the truth, `benchmarks.trials` tells.
 """
 
 from __future__ import annotations
@@ -13,34 +12,45 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import re
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
+import pydicom
 import yaml
+from PIL import Image
 
-from pipeline.annotations.units import Truth
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.metrics.metrics import score
 from pipeline.evaluation.metrics.weighted import auroc
 from pipeline.evaluation.result_files import predicted_units, read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
+from pipeline.fitted.draw import draw
 from pipeline.fitted.fit import fit
-from pipeline.fitted.model import Model
+from pipeline.fitted.kinds import fit_model, load_model
+from pipeline.fitted.mask_model import MaskModel
+from pipeline.fitted.model import FiledModel, Model
 from pipeline.fitted.predict import predict, predictions
+from pipeline.fitted.reports import report
 from pipeline.fitted.sources import FolderOptions
-from pipeline.fitted.validate import calibration_of, validate
+from pipeline.fitted.validate import validate
+from pipeline.segmentation.predictions import write_predictions
 from pipeline.shared.pseudonyms import Names
+from pipeline.tune import tune
+from stores.errors import ModelError
 from stores.features import FeatureStore
 
 TRAINED = 80  # patients of train and val
+PARTS = ("tasks", "masks", "tuned")
+M = TypeVar("M")
 SPEED = Speed(device="cpu")
 
 
@@ -85,19 +95,14 @@ def write_config(root: Path, work: Path, weights: str, name: str, rows: list[Any
     return path
 
 
-def fit_anew(config: Config, out: Path, method: str) -> Model:
-    """Fit a model in the place of one of an earlier run."""
+def anew(out: Path, make: Callable[[Path], M]) -> M:
+    """Make a model in the place of one of an earlier run."""
     shutil.rmtree(out, ignore_errors=True)
-    return fit(config, out, method=method)
+    return make(out)
 
 
-def same_numbers(config_path: Path, work: Path, method: str) -> Model:
-    """Copy the test images elsewhere and hold what the model says of them against the answer."""
-    config = load_config(config_path)
-    (result,) = evaluate(config, [method])
-    model = fit_anew(config, work / f"model-{method}", method)
-    _, expected, _ = read_predictions(config.store, result)
-    rows = predicted_units(config.store, result).astype(int)
+def said_elsewhere(model: Model, config: Config, rows: Any, work: Path) -> Any:
+    """Return (q, c) what a model says of copies of some images, by row, under other names."""
     store = FeatureStore.open(config.store)
     paths = Names(store.path).revealed(store.slices())["path"].to_pylist()
     new = work / "new"
@@ -107,7 +112,17 @@ def same_numbers(config_path: Path, work: Path, method: str) -> Model:
         shutil.copy(config.data.root / paths[row], new / f"{place:03d}.jpg")
     table = predictions(Model.load(model.path), new, FolderOptions(speed=SPEED))
     names = [f"proba:{name}" for name in model.record.classes]
-    proba = np.stack([table[name].to_numpy() for name in names], axis=1)
+    return np.stack([table[name].to_numpy() for name in names], axis=1)
+
+
+def same_numbers(config_path: Path, work: Path, method: str) -> Model:
+    """Copy the test images elsewhere and hold what the model says of them against the answer."""
+    config = load_config(config_path)
+    (result,) = evaluate(config, [method])
+    model = anew(work / f"model-{method}", lambda out: fit(config, out, method=method))
+    _, expected, _ = read_predictions(config.store, result)
+    rows = predicted_units(config.store, result).astype(int)
+    proba = said_elsewhere(model, config, rows, work)
     stamp = " RANDOM WEIGHTS" if model.record.random else ""
     print(
         f"{method}: {len(rows)} images of {result.counts['test'].patients} patients elsewhere: "
@@ -118,18 +133,174 @@ def same_numbers(config_path: Path, work: Path, method: str) -> Model:
 
 
 def times(model: Model, work: Path) -> None:
-    """Time 20 new images, one more beside them, and all again."""
+    """Time 20 new images, one more beside them, and all again: on the clock and the processor."""
     images = sorted((work / "new").iterdir())
     folder = work / "twenty"
-    shutil.rmtree(folder, ignore_errors=True)
+    for place in (folder, work / "new-store"):
+        shutil.rmtree(place, ignore_errors=True)
+    (work / "new-store.key").unlink(missing_ok=True)
     folder.mkdir()
     options = FolderOptions(store=work / "new-store", speed=SPEED)
     for number, what in ((20, "20 new images"), (21, "one more"), (21, "none more")):
         for image in images[:number]:
             shutil.copy2(image, folder)
         started = time.perf_counter()
+        spent = time.process_time()
         predict(model, folder, work / "p.csv", options)
-        print(f"{what}: {time.perf_counter() - started:.2f} s")
+        print(
+            f"{what}: {time.perf_counter() - started:.2f} s, of which the processor "
+            f"{time.process_time() - spent:.2f} s (readers are processes of their own)"
+        )
+
+
+# --- masks, tuned networks, reports --------------------------------------------------------
+
+
+def masks_config(root: Path, work: Path, weights: str) -> Config:
+    """Return a config over 40 of the X-rays that have lung masks, at 224 pixels."""
+    with (root / "labels.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["lung_mask"]][:40]
+    with (work / "masked.csv").open("w", newline="") as into:
+        out = csv.writer(into)
+        out.writerow(["path", "patient", "covid", "lungs"])
+        for row in rows:
+            covid = "covid" if row["label"] == "covid" else "rest"
+            out.writerow([row["image"], row["patient_id"], covid, row["lung_mask"]])
+    return Config.model_validate(
+        {
+            "data": {
+                "root": root,
+                "include": [row["image"] for row in rows],
+                "modality": {"**": "DX"},
+            },
+            "store": work / "masked-store",
+            "backbone": {"name": "dinov2_vits14", "weights": weights},
+            "outputs": {"keep": ["cls", "mean", "patch"]},
+            "labels": {"file": work / "masked.csv", "patient": "patient"},
+            "split": {"allow": ["duplicates", "near-duplicates"]},
+            "tasks": {"covid": {"labels": ["covid"], "positive": "covid"}},
+            "masks": {"lungs": {"by": "table", "column": "lungs", "values": "lung"}},
+            "segment": {"knn": {"method": "knn"}},
+            "bitfit": {"epochs": 1, "augment": "none", "batch": 8},
+        }
+    )
+
+
+def masks(root: Path, work: Path, weights: str) -> MaskModel:
+    """Draw on copies of the test images elsewhere; hold the masks against those of `segment`."""
+    config = masks_config(root, work, weights)
+    extract(config, SPEED)
+    model = anew(work / "model-lungs", lambda out: fit_model(config, out, task="lungs"))
+    assert isinstance(model, MaskModel)
+    for name in ("answered", "drawn", "masked-new"):
+        shutil.rmtree(work / name, ignore_errors=True)
+    written, failed = write_predictions(config, work / "answered")
+    answered = {path.name: path for path in written if path.parent.name == "images"}
+    (work / "masked-new").mkdir()
+    for path in (root / "images").iterdir():
+        if f"{path.stem}.png" in answered:
+            shutil.copy(path, work / "masked-new")
+    tally = draw(model, work / "masked-new", work / "drawn", FolderOptions(speed=SPEED))
+    different = 0
+    for path in (work / "drawn").rglob("*.png"):
+        with Image.open(path) as drawn, Image.open(answered[path.name]) as expected:
+            different += int((np.asarray(drawn) != np.asarray(expected)).sum())
+    print(
+        f"masks: {tally.files} of {len(answered)} drawn elsewhere, {different} pixels other than "
+        f"segment's; {len(failed)} not written; {model.record.score.metrics['dice']}"
+    )
+    return model
+
+
+def tuned(root: Path, work: Path, weights: str) -> Model:
+    """Tune biases for an epoch and hold what the model says elsewhere against the answer."""
+    config = masks_config(root, work, weights)
+    extract(config, SPEED)
+    model = anew(
+        work / "model-tuned", lambda out: fit_model(config, out, task="covid", method="bitfit")
+    )
+    assert isinstance(model, Model)
+    (result,) = tune(config, ["bitfit"])
+    _, expected, _ = read_predictions(config.store, result)
+    said = said_elsewhere(model, config, predicted_units(config.store, result).astype(int), work)
+    print(
+        f"tuned: {len(said)} images elsewhere: greatest difference from tune "
+        f"{np.abs(said - expected).max():.2g}"
+    )
+    return model
+
+
+def reports(model: Model, root: Path, work: Path) -> None:
+    """Write a structured report of each CT slice, read it back, hold it against the table."""
+    out = work / "reports"
+    shutil.rmtree(out, ignore_errors=True)
+    tally = report(model, root / "dicom_ct_philips", out, FolderOptions(speed=SPEED))
+    with (out / "units.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    worst = 0.0
+    for row in rows:
+        numbers = [
+            float(item.MeasuredValueSequence[0].NumericValue)
+            for item in items_of(pydicom.dcmread(out / row["files"]))
+            if "MeasuredValueSequence" in item and item.MeasuredValueSequence
+        ]
+        for name in model.record.classes:
+            value = float(row[f"proba:{name}"])
+            worst = max(worst, min(abs(number - value) for number in numbers))
+    print(
+        f"reports: {len(rows)} slices, {tally.unwritten} without a report, probabilities read back "
+        f"to {worst:.2g}"
+    )
+
+
+def items_of(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
+    """Yield all items of a report's content, the deeper ones after those above."""
+    for item in dataset.get("ContentSequence", []):
+        yield item
+        yield from items_of(item)
+
+
+# --- what is filed -------------------------------------------------------------------------
+
+
+def flips(path: Path, number: int) -> None:
+    """Flip a bit anywhere in a model's files, so often; each must be found as it is loaded."""
+    rng = np.random.default_rng(0)
+    files = sorted(each for each in path.rglob("*") if each.is_file())
+    found = 0
+    for i in range(number):
+        file = files[i % len(files)]
+        whole = file.read_bytes()
+        data = bytearray(whole)
+        data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+        file.write_bytes(data)
+        try:
+            load_model(path)
+        except ModelError:
+            found += 1
+        finally:
+            file.write_bytes(whole)
+    print(f"{path.name}: {found} of {number} flipped bits refused, in {len(files)} files")
+
+
+def identifiers(path: Path, root: Path) -> None:
+    """Look for patients' ids and names of images in all files of a model."""
+    rows = rows_of(root)
+    known = {row["patient_id"] for row in rows}
+    known |= {Path(row["image"]).stem for row in rows} | {str(root)}
+    there = set()
+    for file in path.rglob("*"):
+        if file.is_file():
+            text = file.read_bytes()
+            # An id such as p12 is one where no letter or digit stands beside it.
+            there |= {
+                each
+                for each in known
+                if re.search(rb"(?<![0-9A-Za-z])%b(?![0-9A-Za-z])" % re.escape(each.encode()), text)
+                and file.suffix in (".json", ".md")
+            }
+            there |= {each for each in known if len(each) > 5 and each.encode() in text}
+    print(f"{path.name}: {len(there)} of {len(known)} identifiers stand in its files {there or ''}")
 
 
 def unlike(model: Model, root: Path, config_path: Path) -> None:
@@ -162,7 +333,7 @@ def elsewhere(root: Path, work: Path, weights: str) -> None:
     whose = {row["patient_id"] for row in here}
     there = [row for row in rows if row["patient_id"] not in whose]
     config = load_config(write_config(root, work, weights, "here", here))
-    model = fit_anew(config, work / "model-here", "probe")
+    model = anew(work / "model-here", lambda out: fit(config, out))
     config = load_config(write_config(root, work, weights, "there", there))
     started = time.perf_counter()
     validation = validate(model, config, leave_out_known=True)
@@ -177,57 +348,13 @@ def elsewhere(root: Path, work: Path, weights: str) -> None:
     print("  unlike", validation.unlike, "domain AUROC", f"{validation.domain_auroc:.3f}")
 
 
-# --- intervals -----------------------------------------------------------------------------
-
-
-def draw(rng: np.random.Generator, patients: int) -> tuple[Truth, np.ndarray]:
-    """Return two units each of some patients, and probabilities that are too extreme by 1.5."""
-    who = np.repeat(np.arange(patients), 2)
-    leaning = rng.normal(0, 1, patients)[who] + rng.normal(0, 0.3, len(who))
-    true = 1 / (1 + np.exp(-(leaning - 0.5)))
-    y = (rng.random(len(who)) < true).astype(np.int64)
-    positive = 1 / (1 + np.exp(-1.5 * leaning))
-    truth = Truth(y, np.char.add("p", who.astype(str)), ("no", "yes"), "binary")
-    return truth, np.stack([1 - positive, positive], axis=1)
-
-
-def coverage(trials: int) -> None:
-    """Print how often intervals cover what very many patients have."""
-    rng = np.random.default_rng(0)
-    truth, proba = draw(rng, 200_000)
-    true = {"auroc": auroc(truth.y == 1, proba[:, 1])}
-    from pipeline.evaluation.metrics.calibration import calibration
-    from pipeline.evaluation.metrics.values import columns_of
-
-    (column,) = columns_of(truth, proba)
-    for name, value in calibration(column, np.ones((len(truth.y), 1))).items():
-        true[name] = float(value[0])
-    print("truth", {name: round(value, 3) for name, value in true.items()})
-    for patients in (20, 40, 80, 160):
-        covered = dict.fromkeys(true, 0)
-        for _ in range(trials):
-            truth, proba = draw(rng, patients)
-            if len(np.unique(truth.y)) < 2:
-                continue
-            joint, _ = score(truth, proba)
-            metrics = {"auroc": joint["auroc"], **calibration_of(truth, proba)["yes"]}
-            for name, metric in metrics.items():
-                assert metric.low is not None
-                assert metric.high is not None
-                covered[name] += metric.low <= true[name] <= metric.high
-        print(patients, {name: round(number / trials, 3) for name, number in covered.items()})
-
-
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--weights", default="random:0")
     words.add_argument("--work", type=Path)
-    words.add_argument("--coverage", type=int)
-    words.add_argument("--elsewhere", action="store_true", help="the other sources alone")
+    words.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    words.add_argument("--flips", type=int, default=200)
     given = words.parse_args()
-    if given.coverage:
-        coverage(given.coverage)
-        return
     root = Path(os.environ["RADPROBE_REAL_DATA"])
     work = given.work or Path(tempfile.mkdtemp(prefix="models-"))
     work.mkdir(exist_ok=True)
@@ -235,12 +362,22 @@ def main() -> None:
     started = time.perf_counter()
     extract(load_config(config_path), SPEED)
     print(f"extracted in {time.perf_counter() - started:.1f} s")
-    if not given.elsewhere:
+    models: list[FiledModel[Any]] = []
+    if "tasks" in given.only:
         for method in ("knn", "probe"):
             model = same_numbers(config_path, work, method)
+            models.append(model)
         times(model, work)
         unlike(model, root, config_path)
-    elsewhere(root / "cxr", work, given.weights)
+        reports(model, root, work)
+        elsewhere(root / "cxr", work, given.weights)
+    if "masks" in given.only:
+        models.append(masks(root / "cxr", work, given.weights))
+    if "tuned" in given.only:
+        models.append(tuned(root / "cxr", work, given.weights))
+    for filed in models:
+        identifiers(filed.path, root / "cxr")
+        flips(filed.path, given.flips)
 
 
 if __name__ == "__main__":

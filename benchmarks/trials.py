@@ -2,15 +2,17 @@
 
     python benchmarks/trials.py [TRIALS [SECTION ...]]      default: 200, all sections
 
-Sections: leakage, null, coverage, perfect, compare, segmentation, fewshot. A trial draws a
-collection of patients of several images each, whose features and labels follow a known law. Of a
-holdout, a model is fitted on other patients and scored on those; of k-fold, each fold tests a model
-of the others. The truth of a metric is what those models score on very many patients: of a holdout
-that one model's, of k-fold those of all folds together, as their folds are scored, and of that the
-mean over trials, which is what cross-validation estimates (Bates, Hastie and Tibshirani, JASA
-2023). An interval that keeps its word covers it in 95 of 100 trials. A cell is marked where it does
-not in 92.5 to 97.5, what chance does in 2.3 of 100 cases allowed. Models are logistic regressions
-of a fixed penalty, by Newton's steps, so that thousands are cheap.
+Sections: leakage, null, coverage, validate, perfect, onesided, compare, segmentation, fewshot,
+calibrate.
+
+A trial draws a collection of patients of several images each, whose features and labels follow a
+known law. Of a holdout, a model is fitted on other patients and scored on those; of k-fold, each
+fold tests a model of the others. The truth of a metric is what those models score on very many
+patients: of a holdout that one model's, of k-fold those of all folds together, as their folds are
+scored, and of that the mean over trials, which is what cross-validation estimates (Bates, Hastie
+and Tibshirani, JASA 2023). An interval that keeps its word covers it in 95 of 100 trials. A cell is
+marked where it does not in 92.5 to 97.5, what chance does in 2.3 of 100 cases allowed. Models are
+logistic regressions of a fixed penalty, by Newton's steps, so that thousands are cheap.
 """
 
 from __future__ import annotations
@@ -29,8 +31,11 @@ from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.heads import fewshot
 from pipeline.evaluation.metrics import metrics
-from pipeline.evaluation.metrics.values import all_metrics, metrics_over_folds
+from pipeline.evaluation.metrics.calibration import calibration, net_benefit
+from pipeline.evaluation.metrics.values import all_metrics, columns_of, metrics_over_folds
 from pipeline.evaluation.stratify import folds_by_label
+from pipeline.fitted.calibration import calibrate
+from pipeline.fitted.validate import benefit_of, calibration_of, unlike_share
 from pipeline.results import Metric, Tally
 from pipeline.segmentation.scores import UnitScores, summarise
 from stores.errors import LabelError
@@ -276,6 +281,28 @@ def perfect(trials: int) -> list[str]:
     return show("all but perfect scores: intervals that cover the truth, of 100", table)
 
 
+def one_sided_calls(trials: int) -> list[str]:
+    """Models that call nearly everybody, or nobody, a fifth of whom are positive."""
+    table: Table = defaultdict(lambda: defaultdict(list))
+    for sensitivity, specificity in ((1.0, 0.0), (0.99, 0.05), (0.05, 0.99), (0.95, 0.6)):
+        true = (sensitivity + specificity) / 2
+        for patients in PATIENTS:
+            for trial in range(trials):
+                rng = np.random.default_rng([trial, patients, int(100 * sensitivity), 9])
+                sick = rng.random(patients) < 0.2
+                called = rng.random(patients) < np.where(sick, sensitivity, 1 - specificity)
+                p = np.where(called, 0.9, 0.1)
+                names = np.arange(patients).astype(str)
+                test = Truth(sick.astype(np.int64), names, ("n", "p"), "binary")
+                scores, _ = metrics.score(test, np.stack([1 - p, p], axis=1))
+                metric = scores.get("balanced_accuracy")
+                if metric is not None and metric.low is not None:
+                    row = (f"sensitivity {sensitivity}, specificity {specificity}",)
+                    table[row][str(patients)].append(covers(metric, true))
+    title = "calls of nearly all or none: intervals of balanced accuracy that cover it, of 100"
+    return show(title, table)
+
+
 def compared(trials: int) -> list[str]:
     """Two sets of features of equal worth: the interval of their difference covers the truth.
 
@@ -374,6 +401,116 @@ def episodes(patients: int, trials: int) -> dict[int, list[dict[str, Metric]]]:
     return by_shots
 
 
+# --- models --------------------------------------------------------------------------------
+
+
+def validated(trials: int) -> list[str]:
+    """A fixed model, too extreme by 1.5, at its fixed operating point, elsewhere.
+
+    Truth is what it has on very many patients of that collection, of which so many share a label.
+    """
+    table: Table = defaultdict(lambda: defaultdict(list))
+    for law, offset in (("even", 0.0), ("rare", 2.2)):
+        many, said = told_too_extremely(200_000, offset, np.random.default_rng(11))
+        true = of_everybody(many, said)
+        for patients in (30, 100):
+            for trial in range(trials):
+                rng = np.random.default_rng([patients, trial, int(10 * offset), 12])
+                truth, proba = told_too_extremely(patients, offset, rng)
+                if len(np.unique(truth.y)) < 2:
+                    continue
+                for name, metric in metrics_of_validation(truth, proba).items():
+                    if metric.low is not None and name in true:
+                        table[law, name][str(patients)].append(covers(metric, true[name]))
+    return show("validate: intervals that cover the truth, of 100, by patients", table)
+
+
+# From which probability on the model calls a unit.
+POINT = 0.6
+
+
+def told_too_extremely(patients: int, offset: float, rng: np.random.Generator):
+    """Return two units each of some patients, and what a fixed model says of them."""
+    who = np.repeat(np.arange(patients), 2)
+    leaning = rng.normal(0, 1, patients)[who] + rng.normal(0, 0.3, len(who))
+    y = (rng.random(len(who)) < 1 / (1 + np.exp(offset - leaning))).astype(np.int64)
+    positive = 1 / (1 + np.exp(-1.5 * leaning))
+    truth = Truth(y, np.char.add("p", who.astype(str)), ("no", "yes"), "binary")
+    return truth, np.stack([1 - positive, positive], axis=1)
+
+
+def points_of(proba):
+    return np.tile([np.nan, POINT], (len(proba), 1))
+
+
+def metrics_of_validation(truth: Truth, proba) -> dict[str, Metric]:
+    """Return all that `validate` gives of two classes with an interval, by name."""
+    joint, _ = metrics.score(truth, proba, thresholds=points_of(proba))
+    each = dict(joint) | calibration_of(truth, proba)["yes"]
+    for benefit in benefit_of(truth, proba, (0.2, 0.5))["yes"]:
+        each[f"net benefit at {benefit.threshold:g}"] = benefit.decided
+    # As many are unlike as the model calls: a share of units, whatever it is of.
+    each["share unlike"] = unlike_share(proba[:, 1] >= 0.9, truth.groups)
+    return each
+
+
+def of_everybody(truth: Truth, proba) -> dict[str, float]:
+    """Return the same of very many patients, without intervals."""
+    ones = np.ones((len(truth.y), 1))
+    true = overall(all_metrics(truth, proba, ones, points_of(proba)))
+    (column,) = columns_of(truth, proba)
+    true |= {name: float(value[0]) for name, value in calibration(column, ones).items()}
+    decided, _ = net_benefit(column, (0.2, 0.5), ones)
+    true |= {f"net benefit at {at:g}": float(decided[i][0]) for i, at in enumerate((0.2, 0.5))}
+    return true | {"share unlike": float((proba[:, 1] >= 0.9).mean())}
+
+
+def calibrated(trials: int) -> list[str]:
+    """What makes probabilities right better: val, or folds of train and val. Prints log-losses.
+
+    A model of train and val, made right on what a model of train says of val, or on what models of
+    four fifths of the patients of both say of the fifth; on very many patients.
+    """
+    print(
+        "\nlog-loss of very many patients less that of the model as it is, mean of trials (x 1000)"
+    )
+    for patients in (20, 40, 80, 160, 320):
+        losses: dict[str, list[float]] = defaultdict(list)
+        for trial in range(trials):
+            rng = np.random.default_rng([patients, trial, 13])
+            x, truth = collection("binary", patients, rng)
+            many_x, many = collection("binary", MANY, rng)
+            for how, made in made_right(x, truth, trial):
+                losses[how].append(log_loss(many, made(many_x)))
+        best = np.array(losses["as it is"])
+        cells = [
+            f"{how} {1000 * np.mean(np.array(each) - best):+.1f}" for how, each in losses.items()
+        ]
+        print(f"  {patients} patients of train and val: {', '.join(cells)}", flush=True)
+    return []
+
+
+def made_right(x, truth: Truth, seed: int) -> Iterator[tuple[str, Callable]]:
+    """Yield how a model of all is made right, and what it then says of others."""
+    fold = folds_of(truth, seed)
+    is_val = fold == 0
+    model = fitted(x, truth)
+    yield "as it is", model
+    on_val = fitted(x[~is_val], truth.at(~is_val))(x[is_val])
+    crossed, _ = out_of_fold(x, truth, fold)
+    for how, of, said in (("val", truth.at(is_val), on_val), ("folds", truth, crossed)):
+        made, _ = calibrate(of, said)
+
+        def right(z, made=made):
+            return model(z) if made is None else made.apply(model(z), truth.classes, truth.kind)
+
+        yield how, right
+
+
+def log_loss(truth: Truth, proba) -> float:
+    return -float(np.log(np.clip(proba[np.arange(len(proba)), truth.y], 1e-9, 1)).mean())
+
+
 # --- leakage, end to end -------------------------------------------------------------------
 
 
@@ -408,10 +545,13 @@ def leaked(folder: Path) -> None:
 def sections(trials: int) -> Iterator[tuple[str, Callable[[], list[str]]]]:
     yield "null", lambda: null(trials)
     yield "coverage", lambda: coverage(trials)
+    yield "validate", lambda: validated(trials)
     yield "perfect", lambda: perfect(trials)
+    yield "onesided", lambda: one_sided_calls(trials)
     yield "compare", lambda: compared(trials)
     yield "segmentation", lambda: segmentation(trials)
     yield "fewshot", lambda: few_shot(trials)
+    yield "calibrate", lambda: calibrated(trials)
 
 
 def main() -> None:

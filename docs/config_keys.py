@@ -62,7 +62,8 @@ def _blocks() -> Iterator[tuple[str, type[BaseModel]]]:
     yield "", Config
     for name, field in Config.model_fields.items():
         model = _model_in(field.annotation)
-        if model is not None and name not in (*HEADS, *TUNED):
+        # The config of another collection has these keys as well.
+        if model not in (None, Config) and name not in (*HEADS, *TUNED):
             # A name of the user's own stands between these keys and theirs.
             yield f"{name}.NAME" if get_origin(field.annotation) is dict else name, model
     yield "outputs.patch", _required_model(Config, "outputs", "patch")

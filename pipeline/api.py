@@ -126,22 +126,26 @@ class TaskData(NamedTuple):
 def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskData:
     """Return what a task of a config is asked of: features, labels, patients, sides of the split.
 
+    In the order of rows, as models answer.
+
     features: cls, cls+mean, cls4 or cls4+mean. The split is the one on file, or it is dealt and
     filed. Raises ConfigError where there is no such task, RecipeMismatchError where another recipe
     made the store, StoreNotFoundError, LabelError.
     """
-    from pipeline.evaluation.cases import cases_of
     from pipeline.evaluation.pooling import read_features
+    from pipeline.evaluation.questions import cases_of
     from stores.errors import ConfigError
 
     if task not in config.tasks:
         known = ", ".join(config.tasks) or "none"
         raise ConfigError(f"The config has no task {task!r}. It has: {known}.")
     check_store(config)
-    one = config.model_copy(update={"tasks": {task: config.tasks[task]}})
+    # What heads are fitted on elsewhere is not of this store.
+    one = config.model_copy(update={"tasks": {task: config.tasks[task]}, "fit_on": None})
     (cases,) = cases_of(one)
     cases.ensure_split()
-    units = cases.units
+    _, first = np.unique(cases.units.unit, return_index=True)
+    units = cases.units.in_order(np.argsort(first))
     y = units.y
     if units.kind == "multiclass":
         y = np.array(units.classes)[y]

@@ -19,9 +19,11 @@ from pipeline.config.heads import DEFAULT_HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
-from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.folds import OutOfFold
+from pipeline.evaluation.pairs import PairedCases
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import (
     Computed,
     answer_on_file,
@@ -183,6 +185,7 @@ def _result(
         agreement=cases.agreement,
         positive=_positive(units.at(tested.rows)),
         chosen=tested.chosen,
+        fitted_on=cases.fitted_on if isinstance(cases, PairedCases) else None,
     )
 
 
@@ -197,6 +200,9 @@ def _positive(tested: Truth) -> Positive | None:
 
 def _fitted_elsewhere(cases: Cases) -> list[str]:
     """Return a note where heads were fitted on another store."""
+    if isinstance(cases, PairedCases):
+        there, here = cases.names
+        return [f"heads were fitted on train and val of {there}, and tested on test of {here}"]
     if cases.fit_store is None:
         return []
     recipe = recipe_of(cases.fit_store.store).digest[:12]

@@ -22,8 +22,9 @@ from pipeline.annotations.mask_matching import absent_files, join
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
-from pipeline.evaluation.cases import keys_of_units, split_column, tables_of, with_policies
+from pipeline.evaluation.cases import keys_of_units, split_column
 from pipeline.evaluation.failures import Failures
+from pipeline.evaluation.questions import tables_of, with_policies
 from pipeline.evaluation.splits import (
     Split,
     check_column,

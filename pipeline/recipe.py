@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.types import Frozen, Plane
+from pipeline.shared.frozen import Frozen
+from pipeline.types import Plane
 
 if TYPE_CHECKING:
     import torch

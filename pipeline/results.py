@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipeline.config.methods import Method
 from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Task
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 
 class Tally(Frozen):
@@ -83,11 +83,27 @@ class Score(Frozen):
     operating_points: dict[str, tuple[float, ...]] = Field(default_factory=dict)
 
 
+class PairedUnits(Frozen):
+    """How many test units two answers share, of how many patients, and who is left out.
+
+    first_only, second_only: units that only one answer was tested on, and the first few by their
+    ids in that store: row numbers or pseudonyms.
+    """
+
+    units: int
+    patients: int
+    first_only: int = 0
+    second_only: int = 0
+    first_only_examples: tuple[str, ...] = ()
+    second_only_examples: tuple[str, ...] = ()
+
+
 class Difference(Frozen):
     """Second less first, of one metric (of one class or label; "" for all), on the same units.
 
     The interval is of a bootstrap that draws the same patients for both. p is DeLong's, for an
-    AUROC of two sides; p_holm is that, adjusted for the number of labels tested.
+    AUROC of two sides; p_holm is that, adjusted for the number of labels tested. paired: which
+    units of two answers these are.
     """
 
     metric: str
@@ -95,6 +111,7 @@ class Difference(Frozen):
     difference: Metric
     p: float | None = None
     p_holm: float | None = None
+    paired: PairedUnits | None = None
 
 
 class PartCount(Frozen):
@@ -163,13 +180,29 @@ class Tuned(Frozen):
     seconds: float
 
 
+class FittedOn(Frozen):
+    """The collection whose train and val heads were fitted on, to be tested on another.
+
+    name: of its store; tested_on: of the other's; task: as both call it; store, labels, split: as
+    `Provenance` has them.
+    """
+
+    name: str
+    tested_on: str
+    task: str
+    store: str
+    labels: str
+    split: str
+
+
 class Result(Frozen):
     """One task answered by one method. `notes` says what was left out, and why.
 
     positive: of two classes. chosen: the place of the score that stands for the answer, by default
     the last. tuned: of methods that train the network, what each fold made. agreement: where heads
     were fitted on another store's features, how far those of the test units agree with them there
-    (the median over the numbers of a feature of ICC(A,1)).
+    (the median over the numbers of a feature of ICC(A,1)). fitted_on: where heads were fitted on
+    another collection, whose train and val `counts` then has.
     """
 
     task: str
@@ -191,6 +224,12 @@ class Result(Frozen):
     agreement: float | None = None
     positive: Positive | None = None
     chosen: int = -1
+    fitted_on: FittedOn | None = None
+
+    @property
+    def asked(self) -> str:
+        """The task as its config calls it, whatever heads were fitted on."""
+        return self.task if self.fitted_on is None else self.fitted_on.task
 
     @property
     def main_score(self) -> Score:

@@ -29,6 +29,7 @@ from pipeline.evaluation.result_files import (
 from pipeline.results import Segmented, Tuned
 from pipeline.segmentation.cases import CONTRACT, Progress, SegmentationCases
 from pipeline.segmentation.predictions import part_counts
+from stores._disk import files_in
 from stores.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def on_file(config: Config, heads: Iterable[str] | None = None) -> list[Segmente
     heads: by name, those of the config if not given; or methods that tune the network.
     """
     # To know an answer's name, masks are looked at: not where there is none to be named.
-    if not any((config.store / SEGMENTATIONS).glob("*.json")):
+    if not files_in(config.store / SEGMENTATIONS, "*.json"):
         return []
     wanted = list(config.segment if heads is None else heads)
     answers: list[Segmented] = []

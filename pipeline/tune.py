@@ -19,8 +19,10 @@ from pipeline.config.heads import TUNED
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.evaluate import answer
-from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.cases import Cases
+from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.folds import OutOfFold
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import Answer, publish, result_path
 from pipeline.results import Result, Score, Segmented, Tuned
 from pipeline.segmentation.cases import SegmentationCases
@@ -49,19 +51,24 @@ def tune(
     torch's; auto, the first GPU where there is one. processes: that share every step, each with a
     GPU of its own, or all with the CPU. workers: processes that read files. A run that was killed
     goes on from its last checkpoint, at most checkpoint_s seconds or an epoch before.
+    A task that cannot be answered leaves the others answered: then UnansweredError has those.
     Raises ConfigError where there is nothing to tune, RecipeMismatchError, LabelError, DeviceError.
     """
     chosen = _methods(config, methods)
     options = TuningOptions(device, processes, workers, checkpoint_s, progress)
     results: list[Result] = []
-    for cases in cases_of(config):
+    failures = Failures()
+    for cases in cases_of(config, failures):
         for method in chosen:
             # Asked for each time it is needed: a split that takes in new patients changes it.
             path = functools.partial(result_path, cases, method)
             compute = functools.partial(_compute_labels, cases, method, path, options)
             find = functools.partial(answer, cases, method, compute)
-            results.append(_with_networks(cases.store, find, path))
-    publish(config.store, results)
+            with failures.of(cases.name):
+                results.append(_with_networks(cases.store, find, path))
+    if results:
+        publish(config.store, results)
+    failures.raise_with(results)
     return results
 
 

@@ -14,15 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from stores.errors import Reason
-
-
-class Frozen(BaseModel):
-    """A validated, immutable settings object that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ class Claim:
         stem, number = _split(self.path)
         for path in _claims(self.path.parent, stem):
             if _split(path)[1] <= number:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(IsADirectoryError):  # no claim
+                    path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -142,41 +144,52 @@ def stems(folder: Path) -> set[str]:
 
 
 def dead(path: Path) -> bool:
-    """Return whether a claim's owner is certainly gone, or silent for too long."""
-    data = _data(path)
-    # A claim is linked once it is whole, and is not forced to disk: one that is empty, or of zeros
-    # alone, lost its bytes when its machine lost its power, and with it its owner.
-    if data is not None and not data.strip(b"\0"):
-        return True
-    process = _parse(data)
-    ended = gone(process) if process is not None else None
-    if ended is not None:
-        return ended
-    # Of another host, or a claim that cannot be read: its silence alone tells.
+    """Return whether a claim's owner is certainly gone, or silent for too long; or it is no claim.
+
+    A claim is linked once it is whole, and is not forced to disk: one that is empty, or of zeros,
+    lost its bytes when its machine lost its power, and with it its owner. What is of another kind,
+    such as a pipe, was put there by somebody else, and holds nothing up.
+    """
     try:
-        return time.time() - path.lstat().st_mtime > STALE_AFTER_S
+        status = path.lstat()
     except FileNotFoundError:
         return True
+    if not stat.S_ISREG(status.st_mode):
+        return True
+    try:
+        process = _parse(read_file(path, _MOST_BYTES))
+    except (FileNotFoundError, CorruptStoreError):
+        return True
+    except OSError:  # of a network, for the moment
+        return _is_silent(status)
+    if process is None:
+        return True
+    ended = gone(process)
+    # Of another host its silence alone tells.
+    return _is_silent(status) if ended is None else ended
+
+
+def _is_silent(status: os.stat_result) -> bool:
+    return time.time() - status.st_mtime > STALE_AFTER_S
 
 
 def _read(path: Path) -> dict[str, object] | None:
-    """Return the process that made a claim; None where it cannot be read."""
-    return _parse(_data(path))
-
-
-def _data(path: Path) -> bytes | None:
+    """Return the process that made a claim; None where that cannot be read."""
     try:
-        return read_file(path, _MOST_BYTES)
+        return _parse(read_file(path, _MOST_BYTES))
     except (OSError, CorruptStoreError):
         return None
 
 
-def _parse(data: bytes | None) -> dict[str, object] | None:
+def _parse(data: bytes) -> dict[str, object] | None:
+    """Return the process that a claim names; None where it names none."""
     try:
-        process = json.loads(data or b"")
+        process = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return process if isinstance(process, dict) else None
+    if not isinstance(process, dict) or not isinstance(process.get("host"), str):
+        return None
+    return process
 
 
 def _claims(folder: Path, stem: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """Features for others: HDF5, npy and Parquet, each written aside and renamed when it is whole.
 
-Only live rows that hold features leave the store, in row order. Beside the numbers go the columns
+Only live rows that hold features leave the store, in row order; what was written is put on a list,
+for whoever may have to take it back (`stores.leaving`). Beside the numbers go the columns
 of the slice table, whose identifiers are pseudonyms.
 """
 
@@ -87,12 +88,13 @@ def batches(store: FeatureStore, which: Selection, rows: Rows) -> Iterator[Value
 # --- the formats -----------------------------------------------------------------------------
 
 
-def export_npy(store: FeatureStore, out: Path, which: Selection = Selection()) -> int:
+def export_npy(store: FeatureStore, out: Path, which: Selection, written: list[Path]) -> int:
     """Write features as one .npy (n, d) and the slices of its rows as .parquet beside it."""
     slices = live_slices(store)
     rows = row_numbers(slices)
     shape = (len(rows), *which.row_shape(store))
-    with aside(out) as path, aside(out.with_suffix(".parquet")) as table:
+    beside = out.with_suffix(".parquet")
+    with aside(out, written) as path, aside(beside, written) as table:
         _write_parquet(table, [slices], slices.schema.with_metadata({SEAL: _seal(slices)}))
         # On disk, not in memory: the features of a large store do not fit.
         values = np.lib.format.open_memmap(path, "w+", which.dtype(store), shape)
@@ -101,7 +103,7 @@ def export_npy(store: FeatureStore, out: Path, which: Selection = Selection()) -
     return len(rows)
 
 
-def export_parquet(store: FeatureStore, out: Path, which: Selection = Selection()) -> int:
+def export_parquet(store: FeatureStore, out: Path, which: Selection, written: list[Path]) -> int:
     """Write the slice table with a column `features`: a float32 list of fixed size d a row."""
     slices = live_slices(store)
     rows = row_numbers(slices)
@@ -118,7 +120,7 @@ def export_parquet(store: FeatureStore, out: Path, which: Selection = Selection(
             yield piece.append_column(column, features)
             start += len(batch)
 
-    with aside(out) as path:
+    with aside(out, written) as path:
         _write_parquet(path, pieces(), schema.with_metadata({"recipe": store.recipe_text}))
     return len(rows)
 
@@ -126,7 +128,8 @@ def export_parquet(store: FeatureStore, out: Path, which: Selection = Selection(
 def export_h5(
     store: FeatureStore,
     out: Path,
-    which: Selection = Selection(),
+    which: Selection,
+    written: list[Path],
     *,
     per_study: bool = False,
 ) -> int:
@@ -138,7 +141,7 @@ def export_h5(
     slices = live_slices(store)
     which.row_shape(store)  # refused before anything is written
     if not per_study:
-        _write_h5(store, out, which, slices)
+        _write_h5(store, out, which, slices, written)
         return int(slices.num_rows)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -146,15 +149,17 @@ def export_h5(
     for study in pc.unique(studies).to_pylist():
         same = pc.is_null(studies) if study is None else pc.equal(studies, study)
         of_study = slices.filter(pc.fill_null(same, False))
-        _write_h5(store, out / f"{study or 'no-study'}.h5", which, of_study)
+        _write_h5(store, out / f"{study or 'no-study'}.h5", which, of_study, written)
     return int(slices.num_rows)
 
 
-def _write_h5(store: FeatureStore, out: Path, which: Selection, slices: pa.Table) -> None:
+def _write_h5(
+    store: FeatureStore, out: Path, which: Selection, slices: pa.Table, written: list[Path]
+) -> None:
     import h5py
 
     rows = row_numbers(slices)
-    with aside(out) as path, h5py.File(path, "w") as file:
+    with aside(out, written) as path, h5py.File(path, "w") as file:
         names = [name for name in _COLUMNS if name in _SEALED]
         seal = _seal(slices.select(names))
         file.attrs.update({"recipe": store.recipe_text, "array": which.array, SEAL: seal})
@@ -230,8 +235,11 @@ def _write_parquet(path: Path, tables: Any, schema: pa.Schema) -> None:
 
 
 @contextlib.contextmanager
-def aside(out: Path) -> Iterator[Path]:
-    """Yield a temporary path that becomes `out` when all went well. Raises UnwritableError."""
+def aside(out: Path, written: list[Path]) -> Iterator[Path]:
+    """Yield a temporary path that becomes `out`, and is on the list, when all went well.
+
+    written: see `stores.leaving`. Raises UnwritableError.
+    """
     if out.exists():
         raise UnwritableError(f"{out} is there already, and an export replaces nothing. Move it.")
     temporary = out.with_name(temporary_name(out.name))
@@ -241,5 +249,6 @@ def aside(out: Path) -> Iterator[Path]:
             yield temporary
             sync(temporary)
             temporary.replace(out)
+            written.append(out)
     finally:
         temporary.unlink(missing_ok=True)

@@ -570,13 +570,17 @@ class FeatureStore:
         too, and a purge that has gone through the files already would not find it.
         """
         with self.deriving():
-            manifest.look_again(self.path)
-            if self.withdrawn.patients - withdrawn.patients:
-                raise StaleTablesError(
-                    f"A patient was withdrawn from {self.place} while this was computed, so that "
-                    "it is not filed. Run the same command again."
-                )
+            self.check_withdrawn(withdrawn)
             yield
+
+    def check_withdrawn(self, before: Withdrawn) -> None:
+        """Raise StaleTablesError where a patient was withdrawn since `before` was who is."""
+        manifest.look_again(self.path)
+        if self.withdrawn.patients - before.patients:
+            raise StaleTablesError(
+                f"A patient was withdrawn from {self.place} while this was computed, so that it is "
+                "not filed. Run the same command again."
+            )
 
     def publish(self) -> None:
         """Send what was computed from the store to where that is.

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+from stores._disk import status_of
 from stores.contents import FEATURES, FOLDERS, TOP_FILES
 from stores.errors import CorruptStoreError
 
@@ -77,12 +79,15 @@ def _ends_below(link: str, root: Path) -> bool:
 def check_folders(root: Path) -> None:
     """Raise CorruptStoreError where a folder or a top file of a store is a link out of it.
 
-    Whoever opens a store has this checked first; deeper names are checked as they are used.
+    Or something else, such as a pipe. Whoever opens a store has this checked first; deeper names
+    are checked as they are used.
     """
     for folder in FOLDERS:
         check_links(root, folder.name)
+        _check_kind(root / folder.name, stat.S_ISDIR, "folder")
     for name in TOP_FILES:
         check_links(root, name)
+        _check_kind(root / name, stat.S_ISREG, "file")
     try:
         arrays = os.listdir(root / FEATURES)
     except (FileNotFoundError, NotADirectoryError):
@@ -90,3 +95,13 @@ def check_folders(root: Path) -> None:
     for name in arrays:
         # The chunks of an array lie in its folder `c`.
         check_links(root, f"{FEATURES}/{name}/c")
+
+
+def _check_kind(path: Path, fits: Callable[[int], bool], kind: str) -> None:
+    """Raise CorruptStoreError where something is at a path, and is of another kind."""
+    status = status_of(path)
+    if status is not None and not fits(status.st_mode):
+        raise CorruptStoreError(
+            f"{str(path)!r} is no {kind}. Remove it: what the store had there comes from a copy, "
+            "or is made again."
+        )

@@ -6,8 +6,9 @@ The order is what the promise rests on, whoever else works on the store at the s
    holding a claim (`FeatureStore.write`, `FeatureStore.filing`), and leaves the patient out.
 2. Then the parts and the derived files are gone through under the same claims: what was committed
    or filed before the withdrawal was seen is found here.
-3. The table's entries, which say which rows are the patient's, go last: a purge that was
-   interrupted is finished by the same call.
+3. The table's entries, which say which rows are the patient's, go behind all else, and last of all
+   the notes of label files, which say it of rows whose headers do not: a purge that was interrupted
+   is finished by the same call, and a note that is made meanwhile is found.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stores._disk import CHECKSUM, TEMPORARY, read_checked, sync_folders, write_checked
+from stores._disk import (
+    CHECKSUM,
+    TEMPORARY,
+    files_in,
+    read_checked,
+    sync_folders,
+    write_checked,
+)
 from stores._types import Mask, Rows
 from stores.contents import DERIVED, FEATURES, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
 from stores.errors import ConfigError, CorruptStoreError, StaleTablesError
@@ -120,10 +128,11 @@ def purge_all(store: FeatureStore, *patients: str, rows: Rows = NO_ROWS) -> Purg
     # What writers that are dead left of parts: it holds numbers too.
     swept = len(store.sweep())
     store.storage.refresh()  # what others have put into a bucket since the store was opened
-    removed = drop_derived(store, patients, theirs)
+    removed = drop_derived(store, patients)
     if swept:
         removed["temporary files"] = swept
     _blank(store, theirs, patients)
+    drop_notes(store, patients, theirs)
     return Purged(len(theirs), removed, out_of_reach(store))
 
 
@@ -191,7 +200,7 @@ def _void(store: FeatureStore, part: PartRange, rows: Rows) -> None:
 # --- what was computed -------------------------------------------------------------------------
 
 
-def drop_derived(store: FeatureStore, patients: Collection[str], rows: Rows) -> dict[str, int]:
+def drop_derived(store: FeatureStore, patients: Collection[str]) -> dict[str, int]:
     """Take patients out of what was computed from the store; return how many files, by folder."""
     removed: dict[str, int] = {}
     # Whoever files an answer holds the same claim, and has not seen the withdrawal before it.
@@ -209,9 +218,15 @@ def drop_derived(store: FeatureStore, patients: Collection[str], rows: Rows) -> 
         changed = sum(1 for _ in _rewrite_splits(store, patients))
         if changed:
             removed[SPLITS] = changed
-        _rewrite_patients(store, patients, rows)
         store.storage.publish()
     return removed
+
+
+def drop_notes(store: FeatureStore, patients: Collection[str], rows: Rows) -> None:
+    """Take patients out of what label files said of rows."""
+    with store.deriving():
+        _rewrite_patients(store, patients, rows)
+        store.storage.publish()
 
 
 def _count_files(folder: Path) -> int:
@@ -221,7 +236,7 @@ def _count_files(folder: Path) -> int:
 
 def _rewrite_splits(store: FeatureStore, patients: Collection[str]) -> Iterator[Path]:
     """Take patients out of the splits; yield those that named one, or are damaged."""
-    for path in sorted((store.path / SPLITS).glob("*.json")):
+    for path in files_in(store.path / SPLITS, "*.json"):
         try:
             text = read_checked(path).decode()
             if not names_any(text, patients):
@@ -237,10 +252,9 @@ def _rewrite_splits(store: FeatureStore, patients: Collection[str]) -> Iterator[
 
 
 def _rewrite_patients(store: FeatureStore, patients: Collection[str], rows: Rows) -> None:
-    """Take patients out of what label files said of rows."""
     import pyarrow.parquet as pq
 
-    for path in sorted((store.path / PATIENTS).glob("*.parquet")):
+    for path in files_in(store.path / PATIENTS, "*.parquet"):
         try:
             table = read_filed_table(path)
             theirs = np.isin(row_numbers(table), rows) | _named(table, patients)

@@ -10,20 +10,32 @@ lies beside a store and never travels.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from stores import manifest
 from stores._disk import sha256, sync_folder, sync_folders, temporary_name, write_new, writing
 from stores.bucket import Bucket
+from stores.claims import holders
 from stores.contents import MANIFEST, PARTS, RECIPE, TOP_FILES, TRAVELLING, folder_of
-from stores.errors import CorruptStoreError, OccupiedError, StoreNotFoundError
+from stores.errors import (
+    CorruptStoreError,
+    OccupiedError,
+    StaleTablesError,
+    StoreNotFoundError,
+)
 from stores.features import FeatureStore
 from stores.inside import inside
 from stores.mirror import derived_files, is_large
 from stores.receipt import Receipt, receipt_name
 from stores.verify import verify
+from stores.writer import WriterClaim
+
+# How often a store is copied that others change meanwhile.
+_TRIES = 5
+_MOMENT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,10 +58,20 @@ def push(source: Path, url: str) -> Copied:
     """Send a store's committed parts and all that explains them to a URL, or bring it up to date.
 
     Raises OccupiedError where another store is there, CorruptStoreError where a chunk does not fit
-    its receipt, here or when it is read back.
+    its receipt, here or when it is read back, and StaleTablesError.
     """
     store = FeatureStore.open(source)
     bucket = Bucket(url)
+    return _undisturbed(
+        copy=lambda: _push(store, bucket),
+        version=lambda: store.version,
+        is_busy=lambda: bool(holders(store.claims)),
+        place=store.place,
+    )
+
+
+def _push(store: FeatureStore, bucket: Bucket) -> Copied:
+    """Send a store as it is at this moment."""
     sent = _Sent(bucket)
     parts = _committed(store)
     theirs = _occupy(bucket, store, parts)
@@ -64,7 +86,7 @@ def push(source: Path, url: str) -> Copied:
     _send_files(sent, store)
     _send_derived(sent, store)
     # The manifest comes when all that it names is there: from here on it is a store.
-    sent.put({MANIFEST: (source / MANIFEST).read_bytes()})
+    sent.put({MANIFEST: (store.path / MANIFEST).read_bytes()})
     # The parts that are new are in it from here on: their chunks, and their rows in the tables,
     # came before.
     sent.put(news)
@@ -76,26 +98,65 @@ def fetch(url: str, target: Path) -> Copied:
     """Bring a store from a URL to a folder that is empty or not there, and verify all of it.
 
     Raises StoreNotFoundError, OccupiedError, CorruptStoreError where a byte is not as its receipt
-    has it; nothing is left then.
+    has it, and StaleTablesError; nothing is left then.
     """
     bucket = Bucket(url)
-    names = bucket.names()
-    if MANIFEST not in names:
+    if MANIFEST not in bucket.names():
         raise StoreNotFoundError(f"There is no whole store at {url!r} (no {MANIFEST}).")
     if target.exists() and any(target.iterdir()):
         raise OccupiedError(f"{target} is not empty. Fetch into a new folder.")
-    wanted = sorted(name for name in names if _is_of_a_store(name))
     # Aside, and renamed once all of it is checked: what was cut short or damaged is no store.
     aside = target.with_name(temporary_name(target.name))
     try:
-        with writing(target):
-            size = _fetch_files(bucket, wanted, aside)
-        _check_sound(aside, url)
+        copied = _undisturbed(
+            copy=lambda: _fetch(bucket, target, aside),
+            version=lambda: sha256(bucket.get([MANIFEST])[MANIFEST]),
+            is_busy=lambda: WriterClaim(bucket).writer() is not None,
+            place=url,
+        )
         aside.replace(target)
         sync_folder(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    return copied
+
+
+def _fetch(bucket: Bucket, target: Path, aside: Path) -> Copied:
+    """Bring a store as it is at this moment into the folder `aside`, and verify it."""
+    shutil.rmtree(aside, ignore_errors=True)  # of a try before
+    wanted = sorted(name for name in bucket.names() if _is_of_a_store(name))
+    with writing(target):
+        size = _fetch_files(bucket, wanted, aside)
+    _check_sound(aside, bucket.url)
     return Copied(len(wanted), size)
+
+
+def _undisturbed(
+    copy: Callable[[], Copied],
+    version: Callable[[], str],
+    is_busy: Callable[[], bool],
+    place: str,
+) -> Copied:
+    """Copy a store, and again where it was changed meanwhile: nobody who was purged is in a copy.
+
+    version: of the manifest where the store is; is_busy: whether anybody changes the store. Raises
+    what `copy` raises where nobody does, and StaleTablesError where there is no end of it.
+    """
+    for _ in range(_TRIES):
+        before = version()
+        try:
+            copied = copy()
+        except (CorruptStoreError, FileNotFoundError):
+            # Of what a purge takes out at the moment, some is gone, and some does not fit.
+            if version() == before and not is_busy():
+                raise
+            time.sleep(_MOMENT_S)
+            continue
+        if version() == before:
+            return copied
+    raise StaleTablesError(
+        f"{place} was changed all the while it was copied. Run the same command again."
+    )
 
 
 def _fetch_files(bucket: Bucket, names: list[str], folder: Path) -> int:

@@ -44,7 +44,7 @@ from stores.errors import CorruptStoreError
 from stores.features import FeatureStore
 from stores.inside import check_folders, inside, is_below
 from stores.layout import PartRange
-from stores.purge import drop_derived, files_naming, purged_rows, void_parts
+from stores.purge import drop_derived, drop_notes, files_naming, purged_rows, void_parts
 from stores.receipt import ChunkRecord, Receipt, part_of, receipt_name
 from stores.slices import end_of, row_numbers
 from stores.storage import Storage, mend, storage_at
@@ -215,7 +215,8 @@ def _finish_purges(store: FeatureStore, report: Report) -> list[str]:
         return []
     rows = purged_rows(store)
     void_parts(store, rows)
-    drop_derived(store, store.withdrawn.purged, rows)
+    drop_derived(store, store.withdrawn.purged)
+    drop_notes(store, store.withdrawn.purged, rows)
     return [f"{finding.where}: purged" for finding in left]
 
 
@@ -229,7 +230,7 @@ def _manifest_files(root: Path) -> Iterator[Finding]:
             path = inside(root, where)
             if not path.is_file():
                 yield Finding("kept-file", where, "is missing")
-            elif file_sha256(path) != expected:
+            elif not manifest.has(path, expected):
                 yield Finding("kept-file", where, "does not fit the manifest's sha256")
 
 

@@ -44,6 +44,10 @@ class Withdrawn:
         """The keyed hashes of the files of all patients."""
         return frozenset().union(*self.files.values())
 
+    def is_beyond(self, before: Withdrawn) -> bool:
+        """Return whether any patient was withdrawn or purged since `before` was who is."""
+        return bool(self.patients - before.patients or self.purged - before.purged)
+
     def adding(self, patients: Collection[str], files: Mapping[str, frozenset[str]]) -> Withdrawn:
         """Return this with more patients, and with more files of theirs."""
         merged = dict(self.files)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from tests.warm import WarmProcess
+
 T = TypeVar("T")
 
 PATIENCE_S = 240.0  # on a machine that is busy with much else
@@ -14,7 +16,7 @@ PATIENCE_S = 240.0  # on a machine that is busy with much else
 
 def until(
     condition: Callable[[], T],
-    process: subprocess.Popen[Any] | None = None,
+    process: subprocess.Popen[Any] | WarmProcess | None = None,
     patience_s: float = PATIENCE_S,
     pause_s: float = 0.01,
 ) -> T:

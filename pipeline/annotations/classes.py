@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.annotations.spellings import may_be_nothing, plain, quoted
 from pipeline.annotations.texts import is_date, is_measured, is_number, is_text
 from pipeline.config.tasks import Kind, Task
 from stores.errors import LabelError
@@ -34,8 +35,11 @@ _ABSENT |= {"absent", "none", "healthy", "gesund", "control", "controls"}
 _ABSENT |= {"no finding", "no findings"}
 # Known as a pair alone: by itself each means something else too (1 and 2, f and m).
 _PAIRS = {("0", "1"): "1", ("n", "y"): "y", ("j", "n"): "j", ("f", "t"): "t"}
-# What YAML makes a truth of.
-_TRUTHS = {"true": ("yes", "true", "on", "y", "1"), "false": ("no", "false", "off", "n", "0")}
+# What YAML makes a truth of, and what zeros and ones are read from.
+_TRUTHS = {
+    **dict.fromkeys(("yes", "ja", "true", "on"), ("yes", "true", "on", "y", "1")),
+    **dict.fromkeys(("no", "nein", "false", "off"), ("no", "false", "off", "n", "0")),
+}
 
 
 @dataclass(frozen=True)
@@ -50,48 +54,6 @@ class Classes:
     kind: Kind
 
 
-# --- spellings -----------------------------------------------------------------------------
-
-
-def merged_spellings(texts: NDArray[Any]) -> tuple[NDArray[Any], list[str]]:
-    """Return texts and None (n,) with one spelling of values that differ in case alone, and notes.
-
-    That is the commonest, of equals the first by alphabet.
-    """
-    numbers = Counter(text for text in texts.tolist() if text is not None)
-    by_value: dict[str, list[str]] = {}
-    for text in sorted(numbers):
-        by_value.setdefault(text.casefold(), []).append(text)
-    spelling: dict[str | None, str | None] = {None: None}
-    notes = []
-    for alike in by_value.values():
-        commonest = max(alike, key=lambda text: numbers[text])
-        spelling |= dict.fromkeys(alike, commonest)
-        if len(alike) > 1:
-            each = ", ".join(f"{text!r} ({numbers[text]} rows)" for text in alike)
-            notes.append(f"{each} are one value, {commonest!r}: they differ in case alone")
-    if not notes:
-        return texts, []
-    return np.array([spelling[text] for text in texts.tolist()], dtype=object), notes
-
-
-def written_otherwise(written: NDArray[Any], values: NDArray[Any]) -> list[str]:
-    """Return a note on each number or truth that is written in several ways: 1, 1.0 and TRUE.
-
-    written, values (n,): cells as they stand, and what they were taken as; None where empty.
-    """
-    spellings: dict[str, Counter[str]] = {}
-    for cell, value in zip(written.tolist(), values.tolist(), strict=True):
-        if value is not None and is_number(value) and not is_date(value):
-            spellings.setdefault(value, Counter())[cell] += 1
-    notes = []
-    for value, numbers in sorted(spellings.items()):
-        if len(numbers) > 1:
-            each = ", ".join(f"{text!r} ({n} rows)" for text, n in sorted(numbers.items()))
-            notes.append(f"{each} are one value, {value!r}")
-    return notes
-
-
 # --- classes -------------------------------------------------------------------------------
 
 
@@ -102,13 +64,15 @@ def encode(
     units: int,
     *,
     either_way: bool = False,
+    empty: Sequence[str] = (),
 ) -> Classes:
     """Return the class of each slice, whose label row is label (m,), of texts (rows, labels).
 
     Classes are those that occur, in order: numbers by value first, then text. units: how many there
     are. either_way: of two words that say nothing the last is the positive, since whether features
-    tell a shortcut is the same question either way. Raises LabelError for one class, for numbers or
-    dates that nobody can mean as classes, and where nothing says which of two is positive.
+    tell a shortcut is the same question either way. empty: notes on what was taken as no label.
+    Raises LabelError for one class, for numbers or dates that nobody can mean as classes, and where
+    nothing says which of two is positive.
     """
     used, place = np.unique(label, return_inverse=True)
     present = texts[used]
@@ -123,7 +87,7 @@ def encode(
     if len(classes) < 2:
         raise LabelError(
             f"The labels {list(task.labels)} must have at least two values among the slices with "
-            f"features. Got {len(classes)} instead."
+            f"features. Got {len(classes)} instead{''.join(f'; {note}' for note in empty)}."
         )
     if task.values is None:
         _refuse_measurements(classes, task.labels[0], units, is_shortcut=either_way)
@@ -226,16 +190,24 @@ def _positive_last(
         raise LabelError(
             f"Which class is positive must be known. Column {task.labels[0]!r} has {first!r} "
             f"({numbers[first]} rows) and {second!r} ({numbers[second]} rows), and nothing says "
-            f"which of them is the finding. Write `positive: {_yaml(second)}`, or `positive: "
-            f"{_yaml(first)}`, into the task, beside `labels: [{_yaml(task.labels[0])}]`."
+            f"which of them is the finding. Write `positive: {quoted(second)}`, or `positive: "
+            f"{quoted(first)}`, into the task, beside `labels: [{quoted(task.labels[0])}]`."
         )
     (other,) = [name for name in classes if name != positive]
     return [other, positive]
 
 
 def known_positive(classes: Sequence[str]) -> str | None:
-    """Return which of two classes their words say is positive; None where they do not say it."""
-    words = {name.casefold(): name for name in classes}
+    """Return which of two classes their words say is positive; None where they do not say it.
+
+    What may say that nothing is known, such as `unknown` against `no`, is no finding.
+    """
+    positive = _positive_by_words(classes)
+    return None if positive in may_be_nothing(classes) else positive
+
+
+def _positive_by_words(classes: Sequence[str]) -> str | None:
+    words = {plain(name): name for name in classes}
     pair = _PAIRS.get(tuple(sorted(words)))  # type: ignore[arg-type]
     if pair is not None:
         return words[pair]
@@ -251,21 +223,14 @@ def known_positive(classes: Sequence[str]) -> str | None:
 def _named(classes: Sequence[str], task: Task) -> str:
     """Return the class that the task names as positive, in any case. Raises LabelError."""
     assert task.positive is not None
-    wanted = task.positive.casefold()
-    matching = [name for name in classes if name.casefold() == wanted]
+    wanted = plain(task.positive)
+    matching = [name for name in classes if plain(name) == wanted]
     if not matching:
         alike = _TRUTHS.get(wanted, ())
-        matching = [name for name in classes if name.casefold() in alike]
+        matching = [name for name in classes if plain(name) in alike]
     if not matching:
         raise LabelError(
             f"positive must be a class of column {task.labels[0]!r}. Got {task.positive!r} "
             f"instead; the slices with features have {_listed(classes)}."
         )
     return matching[0]
-
-
-def _yaml(text: str) -> str:
-    """Return a text as a config has it: in quotes where YAML would read another thing."""
-    is_plain = text.replace("_", "a").isalnum() and text[:1].isalpha()
-    is_truth = any(text.casefold() in words for words in _TRUTHS.values())
-    return text if is_plain and not is_truth else f'"{text}"'

@@ -88,7 +88,7 @@ def read_labels(
             steps.append(_day_in_order)
         columns[name] = _texts(table.columns[name], steps)
         if not is_id:
-            as_it_stands = _texts(table.columns[name], [_stripped, _composed])
+            as_it_stands = _texts(table.columns[name], [_stripped])
             if len(set(as_it_stands)) > len(set(columns[name])):
                 written[name] = as_it_stands
     if settings.root is not None:
@@ -187,9 +187,13 @@ def _composed(text: str) -> str:
 
 
 def _without_nought(text: str) -> str:
-    """Return a whole number without ".0", which a column with gaps gets where it is a number's."""
+    """Return a whole number without ".0", which a column with gaps gets where it is a number's.
+
+    Minus nought, as a rounded float has it, is nought.
+    """
     whole = _WHOLE.fullmatch(text)
-    return whole[1] if whole else text
+    number = whole[1] if whole else text
+    return "0" if number == "-0" else number
 
 
 def _without_comma_nought(text: str) -> str:

@@ -12,15 +12,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.classes import merged_spellings, written_otherwise
 from pipeline.annotations.label_file import LabelTable, Texts
+from pipeline.annotations.spellings import (
+    UNCERTAIN,
+    doubt_notes,
+    empty_notes,
+    is_empty,
+    merged_spellings,
+    plain,
+    refuse_two_notations,
+    spelling_notes,
+    truths,
+)
 from pipeline.annotations.texts import is_number, is_text
 from pipeline.config.tasks import Task
 from stores.errors import LabelError
-
-# What zeros and ones are written as.
-FINDING: dict[str | None, str | None] = {"0": "0", "1": "1", "false": "0", "true": "1"}
-UNCERTAIN = "-1"
 
 _BY_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 
@@ -35,12 +41,14 @@ class LabelValues:
     """What the label rows say once the policies for uncertain and missing values are applied.
 
     texts (rows, labels): None where left out; filled (rows,): how many uncertain or empty values
-    count as 0 or 1. notes: what there is to say, such as spellings that are one value.
+    count as 0 or 1. notes: what there is to say, such as spellings that are one value. empty: notes
+    on what is written in cells that hold nothing.
     """
 
     texts: NDArray[Any]
     filled: Counts
     notes: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> NDArray[np.bool_]:
@@ -48,44 +56,71 @@ class LabelValues:
         return np.asarray(is_text(self.texts).any(axis=1))
 
 
-def apply_policies(table: LabelTable, task: Task) -> LabelValues:
+def apply_policies(table: LabelTable, task: Task, *, either_way: bool = False) -> LabelValues:
     """Apply the policies for uncertain and missing values to the task's columns.
 
     -1 is uncertain where the other values of its column are 0 and 1, and in every multi-label
-    column. Words that differ in case alone are one value. Raises LabelError for an uncertain value
-    where no policy says what it means, and for a multi-label value that is neither 0 nor 1.
+    column. Spellings of one value are one. either_way: the column is asked about as a shortcut.
+    Raises LabelError for an uncertain value where no policy says what it means, for a multi-label
+    value that is neither 0 nor 1, and for values that may be one or two, or none.
     """
-    empty = ["", *_empty(table, task)]
     columns = []
     notes: list[str] = []
+    empty: list[str] = []
     filled = np.zeros(len(table.columns[task.labels[0]]), np.int64)
     for name in task.labels:
         raw = table.columns[name]
-        written = table.written.get(name, raw)
-        is_empty = np.isin(raw.astype(np.str_), empty)
+        nothing = is_empty(raw, _empty(table, task))
+        empty += empty_notes(raw[nothing], name)
         texts = raw.copy()
-        texts[is_empty] = None
+        texts[nothing] = None
+        meaning = truths(raw[~nothing], several=len(task.labels) > 1)
         if task.values == "number":
             texts = _with_points(texts, name) if table.comma else texts
             _refuse_text(texts, name)
-        elif len(task.labels) > 1 or _is_finding(texts[~is_empty]):
-            truths = [text and FINDING.get(text.lower(), text) for text in texts]
-            notes += written_otherwise(written, np.array(truths, dtype=object))
-            texts = _finding(texts, name, table, task)
-            filled += is_text(texts) & (is_empty | (raw == UNCERTAIN))
+        elif meaning:
+            texts = np.array([text and meaning.get(plain(text), text) for text in texts], object)
+            notes += spelling_notes(table.written.get(name, raw), texts)
+            is_uncertain = np.array(
+                [text is not None and plain(text) == UNCERTAIN for text in texts]
+            )
+            texts = _finding(texts, is_uncertain, name, table, task)
+            filled += is_text(texts) & (nothing | is_uncertain)
         else:
-            notes += written_otherwise(written, texts)
-            texts, of_spelling = merged_spellings(texts)
-            notes += of_spelling
+            texts = merged_spellings(texts)
+            notes += spelling_notes(table.written.get(name, raw), texts)
+            notes += _doubts(texts[~nothing], raw[nothing], name, task, refuse=not either_way)
         # A finding's empty cells are zeros by now: what is still empty cannot be made one.
-        if _missing(table, task) == "zero" and not is_text(texts[is_empty]).all():
+        if _missing(table, task) == "zero" and not is_text(texts[nothing]).all():
             raise LabelError(
                 f"Missing values can count as 0 only in a column of zeros and ones. Column "
-                f"{name!r} has {len(set(texts[~is_empty]))} other values and "
-                f'{int(is_empty.sum())} empty cells; set the task\'s missing to "leave-out".'
+                f"{name!r} has {len(set(texts[~nothing]))} other values and "
+                f'{int(nothing.sum())} empty cells; set the task\'s missing to "leave-out".'
             )
         columns.append(texts)
-    return LabelValues(np.stack(columns, axis=1), filled, tuple(notes))
+    return LabelValues(np.stack(columns, axis=1), filled, tuple(notes), tuple(empty))
+
+
+def _doubts(
+    texts: Texts,
+    empty: Texts,
+    name: str,
+    task: Task,
+    *,
+    refuse: bool,
+) -> list[str]:
+    """Return notes on what may be no class of its own, unless the task says that it is.
+
+    texts, empty: the cells that say something, in one spelling a value, and those that do not.
+    Raises LabelError, if it is to be refused, where nobody can tell.
+    """
+    # Of two values one of which is named the positive, the other is what it stands against.
+    is_pair = task.positive is not None and len(set(texts)) == 2
+    if task.values == "classes" or is_pair:
+        return []
+    if refuse:
+        refuse_two_notations(texts, name)
+    return doubt_notes(texts, name, sorted(set(empty) - {""}), refuse=refuse)
 
 
 def _with_points(texts: Texts, name: str) -> Texts:
@@ -115,10 +150,6 @@ def _refuse_text(texts: Texts, name: str) -> None:
             )
 
 
-def _is_finding(texts: Texts) -> bool:
-    return all(text == UNCERTAIN or text.lower() in FINDING for text in texts)
-
-
 def _missing(table: LabelTable, task: Task) -> str:
     return task.missing or table.settings.missing
 
@@ -129,31 +160,31 @@ def _empty(table: LabelTable, task: Task) -> tuple[str, ...]:
 
 def _finding(
     texts: Texts,
+    is_uncertain: NDArray[np.bool_],
     name: str,
     table: LabelTable,
     task: Task,
 ) -> Texts:
-    """Return a column of zeros and ones as "0", "1" and None."""
+    """Return a column of "0", "1", None and what is uncertain as "0", "1" and None."""
     policy = task.uncertain or table.settings.uncertain
-    is_uncertain = texts == UNCERTAIN
     if policy == "refuse" and is_uncertain.any():
         raise LabelError(
             f"{int(is_uncertain.sum())} values of column {name!r} are -1 (uncertain), first in "
             f"data row {int(is_uncertain.argmax()) + 1}, and no policy says what that means. Set "
             'labels.uncertain, or the task\'s, to "zero", "one" or "leave-out".'
         )
-    meaning = {
-        **FINDING,
-        UNCERTAIN: {"zero": "0", "one": "1"}.get(policy),
-        None: "0" if _missing(table, task) == "zero" else None,
-    }
+    uncertain = {"zero": "0", "one": "1"}.get(policy)
+    missing = "0" if _missing(table, task) == "zero" else None
+    meaning = {"0": "0", "1": "1", None: missing}
     values = []
     for i, text in enumerate(texts):
-        value = text and text.lower()
-        if value not in meaning:
+        if is_uncertain[i]:
+            values.append(uncertain)
+        elif text in meaning:
+            values.append(meaning[text])
+        else:
             raise LabelError(
                 f"A multi-label value must be 0, 1, -1 or empty. Column {name!r} has another in "
-                f"data row {i + 1}."
+                f"data row {i + 1}. What is written where nothing is known stands in labels.empty."
             )
-        values.append(meaning[value])
     return np.array(values, dtype=object)

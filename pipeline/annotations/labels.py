@@ -1,8 +1,8 @@
 """Labels: a CSV, .xlsx or Parquet table, joined to the slices and gathered into units.
 
 A value is compared as text, so a CSV and a Parquet of the same labels are the same labels: 1.0 is
-1, Yes is yes, and an empty cell, NaN, NA, n/a or null is no label, unless `labels.empty` says
-otherwise. Dims: m slices, n units.
+1, Yes is yes, and an empty cell, NaN, NA, n/a, <NA> or null, in any case, is no label, unless
+`labels.empty` says otherwise. Dims: m slices, n units.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.classes import Classes, encode, merged_spellings
+from pipeline.annotations.classes import Classes, encode
 from pipeline.annotations.label_file import LabelTable as LabelTable
 from pipeline.annotations.label_file import Texts
 from pipeline.annotations.label_file import read_labels as read_labels
@@ -34,6 +34,7 @@ from pipeline.annotations.label_join import (
 from pipeline.annotations.label_join import matched as matched
 from pipeline.annotations.label_values import LabelValues, apply_policies
 from pipeline.annotations.patients import rows_of_withdrawn
+from pipeline.annotations.spellings import is_empty, merged_spellings
 from pipeline.annotations.texts import is_number, is_text
 from pipeline.annotations.units import Units
 from pipeline.config.modalities import modality_code
@@ -121,7 +122,7 @@ def label_units(
     patient, saying how many and an example, and where classes are none (see `classes.encode`).
     """
     # The table is read through before it is joined: what is wrong in it is so for every store.
-    values = apply_policies(table, task)
+    values = apply_policies(table, task, either_way=either_way)
     keys = label_keys(table, slices, root, names)
     refuse_repeated_keys(table, keys.keys, values.texts)
     of_withdrawn = rows_of_withdrawn(table, keys.keys, slices, names, withdrawn)
@@ -141,6 +142,7 @@ def label_units(
         task,
         len(first),
         either_way=either_way,
+        empty=values.empty,
     )
     y = classes.y
     within = _WithinUnits(labelled, unit, first, task.level, names)
@@ -166,6 +168,7 @@ def label_units(
         notes=(
             *table.notes,
             *keys.notes,
+            *values.empty,
             *values.notes,
             *_rare_classes(classes, y[first], patients[first]),
         ),
@@ -420,10 +423,11 @@ def column_of(
 ) -> NDArray[np.str_]:
     """Return (m,) what a column says of each slice (SLICE_SCHEMA, real paths); "" for nothing.
 
-    Values that differ in case alone are one: a site has patients in common with itself.
+    Spellings of one value are one: a site has patients in common with itself.
     """
     keys = label_keys(table, slices, root, names).keys
-    texts, _ = merged_spellings(table.columns[column])
+    texts = merged_spellings(table.columns[column])
+    texts = np.where(is_empty(texts, table.settings.empty), "", texts)
     refuse_repeated_keys(table, keys, texts[:, None])
     label = label_rows(table, keys, slices)
     return np.where(label >= 0, texts[label], "").astype(np.str_)

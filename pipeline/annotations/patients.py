@@ -20,7 +20,7 @@ from pipeline.annotations.label_file import LabelTable, Texts
 from pipeline.annotations.label_join import column_texts, label_keys, label_rows, pseudonyms_of
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
-from stores._disk import write_checked
+from stores._disk import files_in, write_checked
 from stores._types import Rows
 from stores.contents import PATIENTS
 from stores.errors import REPAIR, CorruptStoreError
@@ -143,7 +143,7 @@ def notes_of(store: FeatureStore) -> list[PatientNote]:
     bit would leave a patient where he withdrew from.
     """
     notes = []
-    for path in sorted((store.path / PATIENTS).glob("*.parquet")):
+    for path in files_in(store.path / PATIENTS, "*.parquet"):
         table = read_filed_table(path)
         metadata = table.schema.metadata or {}
         if not table.schema.equals(_SCHEMA):

@@ -97,6 +97,18 @@ class Units(Truth):
             tally=Tally(),
         )
 
+    def in_order(self, order: NDArray[np.int64]) -> Units:
+        """Return the same units numbered anew: order (n,) has the numbers that they have by now."""
+        number = np.empty_like(order)
+        number[order] = np.arange(len(order))
+        return replace(
+            self,
+            y=self.y[order],
+            groups=self.groups[order],
+            ids=self.ids[order],
+            unit=number[self.unit],
+        )
+
     def each_slice(self) -> Units:
         """Return every slice as a unit of its own, in the order of `rows`, without its label."""
         return replace(self, unit=np.arange(len(self.rows)), ids=self.rows.astype(np.str_))

@@ -21,7 +21,7 @@ from pipeline.benchmark.settings import Cell
 from pipeline.evaluation.metrics.paired import holm
 from pipeline.evaluation.metrics.ranking import Ranking, ranking
 from pipeline.recipe import ViewName
-from pipeline.report.wording import HEADLINE, positive_name, positive_text
+from pipeline.report.wording import HEADLINE, positive_name, positive_text, units_alone
 from pipeline.results import Metric, Result, Score, Segmented
 from stores.errors import LabelError
 
@@ -115,10 +115,29 @@ class Steady:
 
 
 @dataclass(frozen=True)
+class Across:
+    """How an answer holds where heads are fitted on another data set: of the first seed.
+
+    question: of the data set that tests; fitted: the other. away, home: its metric by heads fitted
+    there and here; difference: the first less the second, on the same test units. None where the
+    data set has no such answer of its own.
+    """
+
+    question: Question
+    backbone: str
+    fitted: str
+    away: Metric
+    home: Metric | None
+    difference: Metric | None
+    positive: str
+
+
+@dataclass(frozen=True)
 class Gathered:
     """All that a benchmark's answers say.
 
-    scores: question -> backbone -> entry, of the images as they are. mean_ranks: setting ->
+    scores: question -> backbone -> entry, of the images as they are, fitted and tested on one data
+    set; across: of pairs of them. mean_ranks: setting ->
     backbone -> mean rank over the questions that every backbone answered. unpaired: why two
     answers could not be held against each other.
     """
@@ -128,6 +147,7 @@ class Gathered:
     scores: dict[Question, dict[str, Entry]]
     tests: tuple[Test, ...]
     steady: tuple[Steady, ...]
+    across: tuple[Across, ...]
     unpaired: tuple[str, ...]
     mean_ranks: dict[str, dict[str, float]]
     ranking: Ranking
@@ -136,23 +156,26 @@ class Gathered:
 
 def gather(outcomes: Sequence[Outcome]) -> Gathered:
     """Return what the answers say, of cells that have any."""
-    answers = _answers(outcomes)
+    every = _answers(outcomes)
+    answers = [(cell, answer) for cell, answer in every if not cell.tested]
     on_images = [(cell, answer) for cell, answer in answers if cell.view == "none"]
     backbones = tuple(dict.fromkeys(outcome.cell.backbone for outcome in outcomes))
     scores = _scores(on_images)
     tests, unpaired = _tests(on_images)
     steady, unsteady = _steady(answers)
+    across, apart = _across(every)
     ranks = _ranks(scores, backbones)
     return Gathered(
         backbones=backbones,
-        tidy=tidy(answers),
+        tidy=tidy(every),
         scores=scores,
         tests=tests,
         steady=tuple(steady),
-        unpaired=(*unpaired, *unsteady),
+        across=tuple(across),
+        unpaired=(*unpaired, *unsteady, *apart),
         mean_ranks=_mean_ranks(ranks, backbones),
         ranking=ranking(backbones, _block_ranks(ranks)),
-        random=any(answer.provenance.random for _, answer in on_images),
+        random=any(answer.provenance.random for _, answer in every),
     )
 
 
@@ -305,7 +328,7 @@ def _about(cell: Cell, answer: Answer) -> dict[str, Any]:
     test = answer.counts["test"]
     return origin | {
         "dataset": cell.dataset,
-        "task": answer.task,
+        "task": answer.asked if isinstance(answer, Result) else answer.task,
         "backbone": cell.backbone,
         "setting": cell.setting,
         "view": cell.view,
@@ -361,12 +384,61 @@ def _steady(answers: Sequence[CellAnswer]) -> tuple[list[Steady], list[str]]:
             unpaired.append(f"{cell.name}: {error}")
             continue
         if compared is not None:
+            difference, agreement = compared
+            for text in units_alone(difference.paired, answer.level):
+                unpaired.append(f"{cell.name}: {text}")
             as_they_are = first[1].main_score.metrics[metric]
             seen = answer.main_score.metrics[metric]
             positive = positive_text(answer)
-            values = (as_they_are, seen, *compared, answer.agreement, positive)
-            steady.append(Steady(question, cell.backbone, cell.view, *values))
+            held = (as_they_are, seen, difference.difference, agreement, answer.agreement)
+            steady.append(Steady(question, cell.backbone, cell.view, *held, positive))
     return steady, unpaired
+
+
+# --- pairs of data sets ----------------------------------------------------------------------
+
+
+def _across(answers: Sequence[CellAnswer]) -> tuple[list[Across], list[str]]:
+    """Return each answer of a pair of data sets beside that of the one that tests, of its seed.
+
+    Of the first seed alone. And why two could not be held against each other.
+    """
+    home: dict[tuple[Question, str], tuple[Cell, Result]] = {}
+    away: dict[tuple[Question, str, str], tuple[Cell, Result]] = {}
+    for cell, answer in answers:
+        if not isinstance(answer, Result) or cell.view != "none" or not answer.scores:
+            continue
+        dataset = cell.tested or cell.dataset
+        metric = headline(answer)
+        question = Question(dataset, answer.asked, cell.setting, None, True, metric)
+        if cell.tested:
+            away.setdefault((question, cell.backbone, cell.dataset), (cell, answer))
+        else:
+            home.setdefault((question, cell.backbone), (cell, answer))
+    across: list[Across] = []
+    unpaired: list[str] = []
+    for (question, backbone, pair_name), (cell, answer) in away.items():
+        own = home.get((question, backbone))
+        difference: Metric | None = None
+        if own is not None and own[0].seed == cell.seed:
+            try:
+                compared = held_against(own, (cell, answer), question.metric)
+            except LabelError as error:
+                unpaired.append(f"{cell.name}: {error}")
+            else:
+                difference = None if compared is None else compared[0].difference
+        across.append(
+            Across(
+                question=question,
+                backbone=backbone,
+                fitted=pair_name.partition("->")[0],
+                away=answer.main_score.metrics[question.metric],
+                home=None if own is None else own[1].main_score.metrics[question.metric],
+                difference=difference,
+                positive=positive_text(answer),
+            )
+        )
+    return across, unpaired
 
 
 # A question, two backbones, how they compare, and what is positive.

@@ -22,7 +22,7 @@ from pipeline.preprocessing.perturb import VIEWS
 from pipeline.report.page import asset, template
 from pipeline.report.style import inline_svg, save
 from pipeline.report.tables import markdown_table, tex
-from pipeline.report.wording import METRICS, RANDOM, count, interval
+from pipeline.report.wording import METRICS, RANDOM, count, interval, units_alone
 from pipeline.shared.spreadsheets import quoted
 from stores._disk import write_atomic, writing
 
@@ -83,7 +83,8 @@ def write_benchmark(settings: Benchmark, outcomes: Sequence[Outcome]) -> tuple[G
             for suffix in (".svg", ".png"):
                 save(figure, out / f"{name}{suffix}")
     networks = "; ".join(_networks(outcomes))
-    text = _markdown(layouts, networks, random=gathered.random) + _steady(gathered)
+    text = _markdown(layouts, networks, random=gathered.random)
+    text += _across(gathered) + _steady(gathered)
     write_atomic(out / "results.md", text.encode())
     text = _latex(layouts, networks, random=gathered.random)
     write_atomic(out / "results.tex", text.encode())
@@ -177,6 +178,28 @@ def _markdown(layouts: Sequence[PageLayout], networks: str, *, random: bool) -> 
     return stamp + "\n\n".join([*tables, networks]) + "\n"
 
 
+def _across(gathered: Gathered) -> str:
+    """Return how answers hold between data sets, as a Markdown table; "" where there is no pair."""
+    if not gathered.across:
+        return ""
+    head = ["fitted on", "tested on", "setting", "backbone", "metric"]
+    head += ["fitted there", "fitted on what tests", "difference"]
+    lines = [
+        [
+            each.fitted,
+            _with_positive(column_name(each.question), each.positive),
+            each.question.setting,
+            each.backbone,
+            NAMES.get(each.question.metric, each.question.metric),
+            interval(each.away),
+            "" if each.home is None else interval(each.home),
+            "" if each.difference is None else interval(each.difference),
+        ]
+        for each in gathered.across
+    ]
+    return "\n" + markdown_table(head, lines) + "\n"
+
+
 def _steady(gathered: Gathered) -> str:
     """Return how answers hold on views, as a Markdown table; "" where no view was taken."""
     if not gathered.steady:
@@ -249,6 +272,7 @@ def _render(
         NAMES=NAMES,
         VIEWS=VIEWS,
         column_name=column_name,
+        units_alone=units_alone,
         count=count,
         svg=lambda key, label: Markup(inline_svg(figures[key], key, label)),
         figures=figures,

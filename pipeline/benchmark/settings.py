@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,8 +21,8 @@ from pipeline.config.methods import one_of
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.recipe import PatchTokens, SeenAs, ViewName
+from pipeline.shared.frozen import Frozen
 from pipeline.shared.paths import matcher
-from pipeline.types import Frozen
 from stores.errors import ConfigError
 
 SEGMENT = "segment"
@@ -93,14 +94,37 @@ class Setting(Frozen):
         return self
 
 
+class Pair(Frozen):
+    """Two data sets, by name: heads are fitted on the first and tested on the second."""
+
+    fitted: str
+    tested: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_with_an_arrow(cls, data: Any) -> Any:
+        if not isinstance(data, str):
+            return data
+        names = [name.strip() for name in data.split("->")]
+        if len(names) != 2 or names[0] == names[1]:
+            raise ValueError(f"A pair names two data sets, as `a -> b`. Got {data!r} instead.")
+        return dict(zip(("fitted", "tested"), names, strict=True))
+
+    @property
+    def name(self) -> str:
+        """What the pair is called where a data set is."""
+        return f"{self.fitted}->{self.tested}"
+
+
 class Benchmark(Frozen):
     """One benchmark file.
 
     out: the folder of stores and results. datasets: name -> config file, such as `radprobe dataset`
     writes; its data, preprocessing, labels, split, tasks and masks count. seeds: of splits that
-    are dealt, and of heads that draw. views: what else the test images are seen as, by heads
-    (those that are `compared`) that were fitted on the images as they are. tokens: how patch
-    tokens are kept, for segmentation.
+    are dealt, and of heads that draw. pairs: two data sets each, as `nih -> chexpert`: heads are
+    fitted on train and val of the first, and tested on test of the second. views: what else the
+    test images are seen as, by heads (those that are `compared`) that were fitted on the images as
+    they are. tokens: how patch tokens are kept, for segmentation.
     """
 
     out: Path
@@ -108,6 +132,7 @@ class Benchmark(Frozen):
     backbones: Annotated[dict[str, BenchmarkBackbone], Field(min_length=1)]
     settings: Annotated[dict[str, Setting], Field(min_length=1)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    pairs: tuple[Pair, ...] = ()
     views: tuple[SeenAs, ...] = ()
     tokens: PatchTokens = PatchTokens()
 
@@ -119,13 +144,24 @@ class Benchmark(Frozen):
                 raise ValueError(f"A name must be one part of a path. Got {name!r} instead.")
         return value
 
+    @model_validator(mode="after")
+    def _pairs_of_data_sets(self) -> Benchmark:
+        for pair in self.pairs:
+            for name in (pair.fitted, pair.tested):
+                if name not in self.datasets:
+                    raise ValueError(
+                        f"The pair {pair.name} names no data set {name!r}. There are "
+                        f"{', '.join(self.datasets)}."
+                    )
+        return self
+
 
 @dataclass(frozen=True)
 class Cell:
     """One data set, by one backbone, in one setting, with one seed; config: all of that.
 
     of: whether its tasks or its masks are answered; view: what its test images are seen as; needs:
-    the configs whose stores it reads.
+    the configs whose stores it reads. Of a pair, dataset names both, and tested the second.
     """
 
     dataset: str
@@ -137,6 +173,7 @@ class Cell:
     of: Literal["tasks", "masks"]
     view: ViewName
     needs: tuple[Config, ...]
+    tested: str = ""
 
     @property
     def name(self) -> str:
@@ -198,18 +235,47 @@ def absent(settings: Benchmark) -> list[str]:
 
 def _cells(settings: Benchmark) -> Iterator[Cell]:
     """Yield every cell, by data set, backbone, setting and seed, as the file lists them."""
-    for dataset, file in settings.datasets.items():
-        if not file.is_file():
+    bases = {n: load_config(file) for n, file in settings.datasets.items() if file.is_file()}
+    for dataset, base in bases.items():
+        for backbone, name, seed in _columns(settings):
+            setting = settings.settings[name]
+            if getattr(base, setting.of):
+                plain = _config(settings, base, dataset, backbone, name, seed)
+                yield from _seen_each_way(settings, setting, (dataset, backbone, name, seed), plain)
+    for pair in settings.pairs:
+        if {pair.fitted, pair.tested} <= bases.keys():
+            yield from _paired(settings, pair, bases[pair.fitted], bases[pair.tested])
+
+
+def _columns(settings: Benchmark) -> Iterator[tuple[str, str, int]]:
+    """Yield each backbone, setting and seed."""
+    return product(settings.backbones, settings.settings, settings.seeds)
+
+
+def _paired(settings: Benchmark, pair: Pair, fitted: Config, tested: Config) -> Iterator[Cell]:
+    """Yield the cells of a pair: of the tasks that both data sets have, by heads on features."""
+    shared = [name for name in tested.tasks if name in fitted.tasks]
+    if not shared:
+        return
+    tested = tested.model_copy(update={"tasks": {name: tested.tasks[name] for name in shared}})
+    for backbone, name, seed in _columns(settings):
+        setting = settings.settings[name]
+        if setting.method not in HEADS:
             continue
-        base = load_config(file)
-        for backbone in settings.backbones:
-            for name, setting in settings.settings.items():
-                if not getattr(base, setting.of):
-                    continue
-                for seed in settings.seeds:
-                    plain = _config(settings, base, dataset, backbone, name, seed)
-                    about = (dataset, backbone, name, seed)
-                    yield from _seen_each_way(settings, setting, about, plain)
+        there = _config(settings, fitted, pair.fitted, backbone, name, seed)
+        here = _config(settings, tested, pair.tested, backbone, name, seed)
+        yield Cell(
+            dataset=pair.name,
+            backbone=backbone,
+            setting=name,
+            seed=seed,
+            config=here.model_copy(update={"fit_on": there}),
+            method=setting.method,
+            of="tasks",
+            view="none",
+            needs=(there, here),
+            tested=pair.tested,
+        )
 
 
 def _seen_each_way(

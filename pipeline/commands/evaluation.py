@@ -14,6 +14,8 @@ import typer
 from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, err, out
 from pipeline.commands.printing import (
     print_line,
+    score_in,
+    show_across,
     show_agreements,
     show_differences,
     show_hits,
@@ -22,14 +24,14 @@ from pipeline.commands.printing import (
     show_tuned,
 )
 from pipeline.config.heads import DEFAULT_HEADS, HEADS, TUNED, Registered, method_names
-from stores.errors import ConfigError, UnansweredError
+from stores.errors import ConfigError, LabelError, UnansweredError
 
 if TYPE_CHECKING:
     from pipeline.config.methods import Method
     from pipeline.config.root import Config
     from pipeline.config.tasks import Level
     from pipeline.evaluation.compare import Results
-    from pipeline.results import Result, Segmented
+    from pipeline.results import Difference, Result, Segmented
 
 Name = TypeVar("Name", bound=str)
 ComparedStore = Annotated[
@@ -128,19 +130,27 @@ def tune(
     with _steps("tune") as progress:
         how: dict[str, Any] = {"device": device, "processes": processes, "workers": workers}
         how |= {"checkpoint_s": checkpoint_s, "progress": progress}
+        unanswered: UnansweredError | None = None
         if settings.tasks or not settings.masks:
-            results = tune(settings, methods, **how)
+            try:
+                results = tune(settings, methods, **how)
+            except UnansweredError as error:
+                results = error.answers
+                unanswered = error
         if settings.masks:
             outlined = tune_masks(settings, methods, **how)
     if as_json:
         answers = [each.model_dump(mode="json") for each in (*results, *outlined)]
         print(json.dumps(answers, indent=1))
-        return
-    if results:
-        show_results(out, results, settings)
-    if outlined:
-        show_segmented(out, outlined)
-    show_tuned(out, [*results, *outlined], settings.store)
+    else:
+        if results:
+            show_results(out, results, settings)
+        if outlined:
+            show_segmented(out, outlined)
+        show_tuned(out, [*results, *outlined], settings.store)
+    # What was answered is shown all the same, and the error said after it.
+    if unanswered is not None:
+        raise unanswered
 
 
 @contextmanager
@@ -265,6 +275,14 @@ def compare(
         tuple[str, str] | None,
         typer.Option(help="A method of the first and one of the second, such as knn probe."),
     ] = None,
+    across: Annotated[
+        bool,
+        typer.Option(
+            "--across",
+            help="Two configs of two collections: fit on the first, test on the second, and say "
+            "what is scored above that by fitting on the second.",
+        ),
+    ] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Say what the second store scores above the first, on tasks that both have answered.
@@ -272,6 +290,9 @@ def compare(
     With --heads the second method above the first; the stores may then be the same. Of a config
     those answers count that `evaluate` finds on file.
     """
+    if across:
+        _compare_across(first, second, heads, as_json)
+        return
     from pipeline.evaluation.compare import compare_results
     from pipeline.recipe import recipe_of
     from stores import FeatureStore
@@ -290,6 +311,56 @@ def compare(
         print(json.dumps(rows, indent=1))
     else:
         show_differences(out, pairs, networks)
+
+
+def _compare_across(
+    first: Path, second: Path, heads: tuple[str, str] | None, as_json: bool
+) -> None:
+    """Print what fitting on a collection scores above fitting on another, both tested on it."""
+    from pipeline.evaluate import evaluate, fitting
+    from pipeline.evaluation.compare import compare_results, with_predictions
+
+    config = _checked_config(second)
+    paired = config.model_copy(update={"fit_on": _checked_config(first)})
+    home = with_predictions(config.store, fitting(config))
+    methods = {method for _, method in home} & HEADS.keys()
+    if heads is not None:
+        methods = {_method(heads[0])}
+    asked = [name for name in HEADS if name in methods]
+    if not home or not asked:
+        raise LabelError(
+            f"{str(second)!r} has answered no task by heads on features, beside which others could "
+            f"be held. Run `radprobe evaluate {second}`, or such as `radprobe knn {second}`."
+        )
+    away = with_predictions(config.store, evaluate(paired, asked))
+    both = None if heads is None else (_method(heads[0]), _method(heads[1]))
+    table = compare_results((config.store, away), (config.store, home), both)
+    rows = []
+    for result, differences in table:
+        method = result.method if both is None else both[0]
+        rows.append((away[result.task, method], result, differences))
+    if as_json:
+        print(json.dumps(list(_rows_across(rows)), indent=1))
+    else:
+        show_across(out, rows)
+
+
+def _rows_across(
+    rows: Sequence[tuple[Result, Result, list[Difference]]],
+) -> Iterator[dict[str, Any]]:
+    """Yield a row a metric: who was fitted where, what each scores, and the difference."""
+    for away, home, differences in rows:
+        assert away.fitted_on is not None
+        about = {
+            "task": home.task,
+            "methods": [away.method, home.method],
+            "positive": None if home.positive is None else home.positive.model_dump(),
+            "fitted_on": [away.fitted_on.name, away.fitted_on.tested_on],
+            "tested_on": away.fitted_on.tested_on,
+        }
+        for each in differences:
+            scores = [score_in(result, each).model_dump() for result in (away, home)]
+            yield about | {"scores": scores} | each.model_dump(mode="json")
 
 
 def _checked_config(path: Path, store: Path | None = None) -> Config:

@@ -26,12 +26,11 @@ if TYPE_CHECKING:
     from pipeline.fitted.draw import DrawTally
     from pipeline.fitted.mask_model import MaskModel
     from pipeline.fitted.model import Model
-    from pipeline.fitted.predict import Tally
+    from pipeline.fitted.predict import PredictTally, RunTally
     from pipeline.fitted.sources import FolderOptions
-    from pipeline.fitted.validate import Validation
-    from pipeline.fitted.validate_masks import MaskValidation
+    from pipeline.fitted.validate import AnyValidation
 
-V = TypeVar("V", bound="Validation | MaskValidation")
+V = TypeVar("V", bound="AnyValidation")
 app = typer.Typer()
 ModelArg = Annotated[Path, typer.Argument(help="The folder that `radprobe fit` wrote.")]
 
@@ -270,7 +269,7 @@ def _print_model(model: Model | MaskModel) -> None:
     print_line(out, f"The model is in {model.path}; its card.md tells what it is made of.")
 
 
-def _show_tally(model: Model, tally: Tally, written: Path, as_json: bool) -> None:
+def _show_tally(model: Model, tally: PredictTally, written: Path, as_json: bool) -> None:
     if as_json:
         counts = asdict(tally) | {"called_from": model.record.thresholds}
         print(json.dumps(counts, indent=1), flush=True)
@@ -299,7 +298,7 @@ def _learnt_lines(learnt: int) -> list[str]:
     return [f"{text} is no test of it."]
 
 
-def _left_out_lines(tally: Tally | DrawTally, unwritten: str, other: int = 0) -> list[str]:
+def _left_out_lines(tally: RunTally, unwritten: str, other: int = 0) -> list[str]:
     """Return what is said of units that are unlike, and of those that were left out.
 
     unwritten: of units without their file; other: slices of other modalities.
@@ -314,7 +313,7 @@ def _left_out_lines(tally: Tally | DrawTally, unwritten: str, other: int = 0) ->
     return [*(f"{n} {what}." for what, n in counts.items() if n), *(f"{n}." for n in tally.notes)]
 
 
-def _print_tally(model: Model, tally: Tally, written: Path) -> None:
+def _print_tally(model: Model, tally: PredictTally, written: Path) -> None:
     """Print how many units were decided which way, and what was left out."""
     if model.record.random:
         out.print(RANDOM, style="bold yellow")

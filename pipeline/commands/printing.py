@@ -23,6 +23,7 @@ from pipeline.report.wording import (
     positive_text,
     rule_text,
     setting_text,
+    units_alone,
 )
 from pipeline.shared.texts import count, one_line, plain_number, printable
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pipeline.config.tasks import Part
     from pipeline.evaluation.retest import Agreement
     from pipeline.evaluation.search import Hit
-    from pipeline.fitted.validate import Validation
+    from pipeline.fitted.validate import AnyValidation, Validation
     from pipeline.fitted.validate_masks import MaskValidation
     from pipeline.recipe import Recipe
     from pipeline.results import Difference, Metric, Result, Score, Segmented
@@ -421,22 +422,66 @@ def show_differences(
 ) -> None:
     """Print what the second store scores above the first, for the metrics that tables show.
 
-    networks: that of the first, and that of the second.
+    On the test units that both have; who is left out is said below. networks: that of the first,
+    and that of the second.
     """
     if any(result.provenance.random for result, _ in pairs):
         out.print(RANDOM, style="bold yellow")
     first, second = networks
     title = f"Second ({second}) less first ({first})"
     columns = ("task", "positive", "method", "label", "metric")
-    table = _table(title, columns, ("difference", "p (DeLong)", "p (Holm)"))
+    table = _table(title, columns, ("units", "difference", "p (DeLong)", "p (Holm)"))
+    alone: dict[str, None] = {}
     for result, differences in pairs:
         for d in differences:
+            for text in units_alone(d.paired, result.level):
+                alone[f"{result.task}, {result.method}: {text}."] = None
             if d.metric in HEADLINES:
+                units = "" if d.paired is None else str(d.paired.units)
                 p = ["" if value is None else f"{value:.3g}" for value in (d.p, d.p_holm)]
                 positive = positive_text(result, d.label)
                 words = (result.task, positive, result.method, d.label, HEADLINES[d.metric])
-                table.add_row(*words, _number(d.difference, "+"), *p)
+                table.add_row(*words, units, _number(d.difference, "+"), *p)
     _print(out, table)
+    print_lines(out, list(alone))
+
+
+def show_across(out: Console, rows: Sequence[tuple[Result, Result, list[Difference]]]) -> None:
+    """Print what answers of heads fitted on another collection score, and those fitted here.
+
+    Each row: an answer that was fitted elsewhere, one that was fitted here, and how they differ.
+    """
+    if any(result.provenance.random for _, result, _ in rows):
+        out.print(RANDOM, style="bold yellow")
+    names = [away.fitted_on for away, _, _ in rows if away.fitted_on is not None]
+    there, here = names[0].name, names[0].tested_on
+    numbers = (f"fitted on {there}", f"fitted on {here}", "difference", "p (DeLong)", "p (Holm)")
+    columns = ("task", "positive", "method", "label", "metric")
+    table = _table(f"Tested on {here}: fitted on it less fitted on {there}", columns, numbers)
+    for away, home, differences in rows:
+        methods = dict.fromkeys((method_title(away.method), method_title(home.method)))
+        for each in differences:
+            if each.metric not in HEADLINES:
+                continue
+            p = ["" if value is None else f"{value:.3g}" for value in (each.p, each.p_holm)]
+            scores = [_number(score_in(result, each)) for result in (away, home)]
+            positive = positive_text(home, each.label)
+            words = (home.task, positive, ", ".join(methods), each.label, HEADLINES[each.metric])
+            table.add_row(*words, *scores, _number(each.difference, "+"), *p)
+    _print(out, table)
+    for away, home, _ in rows:
+        text = (
+            f"{home.task}: tested on {_tested_on(home)} of {here}; fitted on "
+            f"{_counted(away, 'train')} of {there}, and on {_counted(home, 'train')} of {here}."
+        )
+        out.print(text, highlight=False)
+
+
+def score_in(result: Result, difference: Difference) -> Metric:
+    """Return the score of an answer that a difference is of."""
+    score = result.main_score
+    metrics = score.labels[difference.label] if difference.label else score.metrics
+    return metrics[difference.metric]
 
 
 def show_agreements(out: Console, agreements: Sequence[Agreement], recipe: Recipe) -> None:
@@ -479,7 +524,7 @@ def show_mask_validation(out: Console, validation: MaskValidation) -> None:
     _show_distance(out, validation)
 
 
-def _show_elsewhere(out: Console, validation: Validation | MaskValidation) -> None:
+def _show_elsewhere(out: Console, validation: AnyValidation) -> None:
     if validation.random:
         out.print(RANDOM, style="bold yellow")
     count = validation.count
@@ -492,7 +537,7 @@ def _show_elsewhere(out: Console, validation: Validation | MaskValidation) -> No
     _print(out, table)
 
 
-def _show_distance(out: Console, validation: Validation | MaskValidation) -> None:
+def _show_distance(out: Console, validation: AnyValidation) -> None:
     """Print how far the images are from the model's, and what else is to be known."""
     lines = [
         f"{_share(validation.unlike)} of the units are unlike the images that the model learnt "

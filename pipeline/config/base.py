@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
 
 from pipeline.config.tasks import FeatureSet, Scaling
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 
 class HeadSettings(Frozen):
@@ -26,3 +27,10 @@ class HeadSettings(Frozen):
     def built_on(self) -> tuple[str, ...]:
         """The heads that this one fits itself, whose settings an answer then depends on too."""
         return ()
+
+    def chosen(self, setting: Mapping[str, float]) -> HeadSettings:
+        """Return these with what was chosen of them alone, where fewer are then fitted.
+
+        setting: as a prediction has it, such as {"C": 0.1}.
+        """
+        return self

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.modalities import modality_code
 from pipeline.config.tasks import Missing, Uncertain
 from pipeline.recipe import Output, PatchTokens, Precision, Treatment
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 _ROOT_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 
@@ -140,8 +140,12 @@ class Outputs(Frozen):
 
 # What split.column and subgroups call the name of a row's root.
 ROOT_COLUMN = "data.root"
-# pyarrow's own spellings of a missing value in CSV, and pandas' in a cast float column.
-EMPTY = ("#N/A", "NA", "N/A", "n/a", "NULL", "null", "NaN", "nan")
+# A missing value as pandas, polars and pyarrow write and read it, in any case. `None` is not among
+# them: it may be a class.
+EMPTY = (
+    *("NA", "N/A", "<NA>", "#N/A", "#NA", "#N/A N/A", "NULL", "<NULL>", "NaN", "-NaN", "NaT"),
+    *("1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+)
 
 
 class Labels(Frozen):
@@ -154,10 +158,10 @@ class Labels(Frozen):
     patient: the column that names each row's patient, for files whose headers do not. headers:
     whether that column and the headers must agree on which slices are one patient's, or the headers
     are wrong. uncertain: what -1 means in a column of zeros and ones ("zero" is U-Zeros of Irvin et
-    al., arXiv 1901.07031); missing: what an empty cell means; empty: what is written in a cell that
-    holds nothing: a class that is called NA is taken out of this list. dates: how days are written
-    that do not begin with the year, such as 3.4.2024; 3/4/2024 and 3-4-2024 are too. root: the
-    column that says under which name of data.root a row's path, or id, is.
+    al., arXiv 1901.07031); missing: what an empty cell means; empty: what is written, in any case,
+    in a cell that holds nothing: a class that is called NA is taken out of this list. dates: how
+    days are written that do not begin with the year, such as 3.4.2024; 3/4/2024 and 3-4-2024 are
+    too. root: the column that says under which name of data.root a row's path, or id, is.
     """
 
     file: Path

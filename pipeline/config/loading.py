@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -15,9 +17,9 @@ from pipeline.config.bids import with_bids
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
 from pipeline.config.yaml_text import RepeatedKeyError, parse_yaml
+from pipeline.shared.frozen import Frozen
 from pipeline.shared.private import keep_private
 from pipeline.shared.roots import linked
-from pipeline.types import Frozen
 from stores.contents import MANIFEST, RECIPE
 from stores.errors import ConfigError
 from stores.mirror import url_of
@@ -79,7 +81,7 @@ def validated(path: Path, data: dict[Any, Any], model: type[Settings]) -> Settin
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        faults = error.errors()
+        faults = _of_one_kind_each(error.errors())
         lines = [_fault(fault, model) for fault in faults[:_MOST_FAULTS]]
         if len(faults) > _MOST_FAULTS:
             lines.append(f"and {len(faults) - _MOST_FAULTS} more")
@@ -110,13 +112,32 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
         update={
             "data": config.data.model_copy(update={"root": root, "roots": roots}),
             "store": located_store,
-            "fit_on": config.fit_on and _store(base, config.fit_on),
+            "fit_on": _fit_on(base, config.fit_on),
             "backbone": config.backbone.model_copy(update={"weights": weights}),
             "labels": labels,
             "split": split,
             "masks": masks,
         }
     )
+
+
+def _fit_on(base: Path, named: Path | Config | None) -> Path | Config | None:
+    """Return the folder of the store that heads are fitted on, or the config that a file holds.
+
+    Raises ConfigError where that config has a `fit_on` itself.
+    """
+    if not isinstance(named, Path):
+        return named and _anchored(named, base, None)
+    file = anchored(base, named)
+    if url_of(named) or not file.is_file():
+        return _store(base, named)
+    # Read before it is loaded: two configs that name each other would go on for ever.
+    if read_settings(file, Config).fit_on is not None:
+        raise ConfigError(
+            f"Heads are fitted on the store of {str(file)!r}, which has `fit_on` itself. Name a "
+            "config without it."
+        )
+    return load_config(file)
 
 
 def _store(base: Path, store: Path) -> Path:
@@ -129,9 +150,41 @@ def anchored(base: Path, path: Path) -> Path:
     return Path(os.path.normpath(base / path.expanduser()))
 
 
+# What pydantic puts into the place of a fault for each kind that a value may be of.
+_KIND_STEP = re.compile(r"(literal|function-(after|before|wrap))\[.*", re.DOTALL)
+
+
+def _of_one_kind_each(faults: Sequence[Any]) -> list[Any]:
+    """Return faults at the keys of the file, for a value of several kinds as that which it is of.
+
+    A word may be one of several, and keys with values in their place: keys that are wrong are told
+    as keys, and no word is asked for then.
+    """
+    told: list[Any] = []
+    for fault in faults:
+        steps = [step for step in fault["loc"] if not _is_kind(step)]
+        # Whether the fault is that the value is not of this kind, and not one within it.
+        is_of_kind = _is_kind(fault["loc"][-1]) if fault["loc"] else False
+        asks_for_word = fault["type"] == "literal_error"
+        asks_for_keys = fault["type"].endswith(_OF_KIND)
+        has_keys = isinstance(fault["input"], dict)
+        if is_of_kind and (asks_for_word if has_keys else asks_for_keys):
+            continue
+        told.append({**fault, "loc": tuple(steps), "of_kind": is_of_kind})
+    return told
+
+
+def _is_kind(step: int | str) -> bool:
+    return isinstance(step, str) and _KIND_STEP.fullmatch(step) is not None
+
+
 def _fault(fault: Any, model: type[Frozen]) -> str:
     """Return one pydantic fault as one sentence; an unknown key comes with the nearest known."""
     where = ".".join(str(step) for step in fault["loc"])
+    if fault["loc"][-1:] == ("[key]",) or fault["type"] == "invalid_key":
+        above = fault["loc"][: -1 if fault["type"] == "invalid_key" else -2]
+        what = f"{'.'.join(map(str, above)) or 'the config'}: a key must be text"
+        return f"{what}. Write it in quotes, or choose another (got {_few(fault['input'])})"
     if fault["type"] != "extra_forbidden":
         return f"{where}: {_in_words(fault)} (got {_few(fault['input'])})"
     known = _known_keys(fault["loc"][:-1], model)
@@ -160,7 +213,8 @@ def _in_words(fault: Any) -> str:
     kind = fault["type"]
     given = fault["input"]
     if kind == "literal_error":
-        return f"must be one of {fault['ctx']['expected']}"
+        others = ", or keys with values" if fault["of_kind"] else ""
+        return f"must be one of {fault['ctx']['expected']}{others}"
     for beginnings, what in _KINDS.items():
         if kind.startswith(beginnings) and kind.endswith(_OF_KIND):
             is_one = what == "a list" and isinstance(given, str | int | float)

@@ -36,7 +36,7 @@ from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Task
 from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune
 from pipeline.recipe import Preprocess
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 from stores.errors import ConfigError
 
 S = TypeVar("S", bound=HeadSettings)
@@ -77,7 +77,9 @@ class Config(HeadKeys):
     store: the folder or the URL of the features. preset: ordinary settings by one word (see
     `pipeline.config.presets`); what is given beside it wins. fit_on: a store of the same collection
     by the same network, whose features heads are fitted on in place of this one's, which are tested
-    alone: how answers hold where the images are others. masks: what is to be segmented, each by a
+    alone: how answers hold where the images are others; or the config of another collection, on
+    whose train and val heads are fitted, to be tested on test of this one: how answers hold
+    elsewhere. masks: what is to be segmented, each by a
     name of its own; segment: the heads that are asked to, each by a name of its own. finetune,
     lora, bitfit, norm: how the network is tuned, where it is.
     """
@@ -85,7 +87,7 @@ class Config(HeadKeys):
     preset: PresetName | None = None
     data: Data
     store: Path
-    fit_on: Path | None = None
+    fit_on: Path | Config | None = None
     demo: Demo | None = None
     backbone: BackboneChoice = BackboneChoice()
     preprocess: Preprocess = Preprocess()

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from pipeline.config.methods import one_of
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 # What an expression over paths begins with, where it is no glob.
 REGEX = "re:"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 # Which cached numbers a head sees: the CLS token of the last block or of the last four
 # (concatenated, oldest first), with or without the mean patch token.

@@ -119,7 +119,7 @@ class NormTune(Tuning):
 
 
 def _declared(
-    name: str, title: str, settings: type[Tuning], contract: int = 7
+    name: str, title: str, settings: type[Tuning], contract: int = 8
 ) -> Declaration[Tuning]:
     # Those of heads, and what makes networks and LoRA's updates.
     libraries = (*LIBRARIES, "transformers", "peft")

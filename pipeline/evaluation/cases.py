@@ -7,7 +7,7 @@ opens no array. Dims: n units, m slices, d features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,6 @@ from pipeline.config.base import HeadSettings
 from pipeline.config.data import Labels, SplitChoice
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Task
-from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.fit_store import FitStore
 from pipeline.evaluation.leakage import (
     Copies,
@@ -53,7 +52,7 @@ from pipeline.shared.arrays import Floats
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.versions import versions_of
 from stores._disk import write_checked
-from stores.errors import ConfigError, LabelError
+from stores.errors import LabelError
 from stores.features import FeatureStore
 from stores.withdrawn import Withdrawn
 
@@ -93,8 +92,8 @@ class Cases:
 
     @cached_property
     def units(self) -> Units:
-        """The labels of the task, joined to the store's slices."""
-        return label_units(
+        """The labels of the task, joined to the store's slices, in the order of their files."""
+        units = label_units(
             self.table,
             self.task,
             self._slices,
@@ -105,6 +104,7 @@ class Cases:
             either_way=self.shortcut_of is not None,
             withdrawn=self.withdrawn,
         )
+        return units.in_order(order_of_files(units, self._slices))
 
     def column(self, name: str) -> Texts:
         """Return (n,) what a label column says of each unit; "" where nothing, or several."""
@@ -233,11 +233,9 @@ class Cases:
             linked = None if links is None else links.names
             if on_file is None:
                 addition = None
-                split = make_split(
-                    self.units, choice, column, keys=self._keys_of_units, linked=linked
-                )
+                split = make_split(self.units, choice, column, keys=self.keys, linked=linked)
             else:
-                keys = self._keys_of_units if choice.new == "deal" else None
+                keys = self.keys if choice.new == "deal" else None
                 addition = split_new_patients(on_file, self.units, choice, keys=keys, linked=linked)
                 split = on_file if addition is None else merged(on_file, addition)
             # New patients are on their sides by now, so that their copies are found as well.
@@ -251,7 +249,8 @@ class Cases:
                 return split, addition
 
     @cached_property
-    def _keys_of_units(self) -> Texts:
+    def keys(self) -> Texts:
+        """(n,) the first file of each unit: what is drawn by it is the same in every store."""
         return keys_of_units(self.units, self._slices)
 
     def _split_column(self) -> Texts | None:
@@ -403,6 +402,24 @@ def keys_of_units(units: Units, slices: pa.Table) -> Texts:
     return keys
 
 
+def order_of_files(units: Units, slices: pa.Table) -> NDArray[np.int64]:
+    """Return the numbers (n,) of units in the order of their first files, by path and frame.
+
+    Whatever is drawn, fitted or summed unit by unit is then the same in every store of a
+    collection: row numbers say how a store grew, and pseudonyms are of its key. slices:
+    SLICE_SCHEMA, with the real paths.
+    """
+    import pyarrow.compute as pc  # where an answer is computed: one on file needs none
+
+    place = np.searchsorted(slices["row"].to_numpy(), units.rows)
+    files = slices.select(["path", "frame"]).take(pa.array(place))
+    by_file = pc.sort_indices(files, [("path", "ascending"), ("frame", "ascending")]).to_numpy()
+    # Where the first slice of each unit stands among all of them.
+    _, first = np.unique(units.unit[by_file], return_index=True)
+    order: NDArray[np.int64] = np.argsort(first)
+    return order
+
+
 def split_column(choice: SplitChoice, table: LabelTable) -> tuple[LabelTable, str] | None:
     """Return the table and column that say where units stand; None where chance says it.
 
@@ -426,79 +443,3 @@ def split_column(choice: SplitChoice, table: LabelTable) -> tuple[LabelTable, st
 def slices_of(units: Units, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the places in `units.rows` of the slices of some units."""
     return np.flatnonzero(np.isin(units.unit, numbers))
-
-
-def cases_of(config: Config, failures: Failures | None = None) -> Iterator[Cases]:
-    """Yield each task of the config over its store; one at a time, since they hold their features.
-
-    failures: what notes the tasks whose columns are not there; without it, they are raised. Raises
-    ConfigError where there is nothing to ask, StoreNotFoundError, or LabelError.
-    """
-    if config.labels is None or not config.tasks:
-        raise ConfigError(
-            "There is nothing to evaluate: the config must have `labels` (a file) and `tasks` (a "
-            "name with its label columns)."
-        )
-    store = FeatureStore.open(config.store)
-    labels = config.labels
-    tasks = {name: with_policies(task, labels) for name, task in config.tasks.items()}
-    tables = tables_of(config, labels, tasks, failures)
-    fingerprint = store.fingerprint()
-    fit_store = None
-    if config.fit_on is not None:
-        fit_store = FitStore.of(config.fit_on, store)
-    for name, table in tables.items():
-        yield Cases(
-            config=config,
-            store=store,
-            table=table,
-            fingerprint=fingerprint,
-            name=name,
-            task=tasks[name],
-            fit_store=fit_store,
-        )
-
-
-def tables_of(
-    config: Config,
-    labels: Labels,
-    tasks: dict[str, Task],
-    failures: Failures | None,
-) -> dict[str, LabelTable]:
-    """Return the label table of each task, one for all: the file is read once.
-
-    Where that cannot be read, each task is read alone, so that one that names no column of the
-    file leaves the others answered.
-    """
-    try:
-        return dict.fromkeys(
-            tasks, read_labels(labels, tasks.values(), _other_columns(config, tasks.values()))
-        )
-    except LabelError:
-        if failures is None:
-            raise
-    tables = {}
-    for name, task in tasks.items():
-        with failures.of(name):
-            tables[name] = read_labels(labels, [task], _other_columns(config, [task]))
-    return tables
-
-
-def _other_columns(config: Config, tasks: Iterable[Task]) -> list[str]:
-    """Return the label columns that are read for shortcuts and for the split."""
-    columns: list[str] = []
-    for task in tasks:
-        columns += task.shortcuts
-    if config.split.column:
-        columns.append(config.split.column)
-    return columns
-
-
-def with_policies(task: Task, labels: Labels) -> Task:
-    """Return a task with the labels' policies where it states none itself."""
-    return task.model_copy(
-        update={
-            "uncertain": task.uncertain or labels.uncertain,
-            "missing": task.missing or labels.missing,
-        }
-    )

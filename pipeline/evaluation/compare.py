@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.annotations.units import Truth
 from pipeline.config.methods import Method
 from pipeline.evaluation.metrics import metrics
 from pipeline.evaluation.metrics.paired import holm
+from pipeline.evaluation.pairing import Pairing, TestedUnits, pair_units
 from pipeline.evaluation.result_files import (
     filed,
+    predicted_units,
     predictions_path,
     read_predictions,
     read_thresholds,
@@ -34,31 +39,96 @@ def compare(
     """Return what the second scores above the first on the same test units, metric by metric.
 
     For two backbones, heads or settings; `setting` picks one of each result's scores, by default
-    the one that stands for the answer. Raises LabelError unless both scored the same units with the
-    same labels, in the same order, and call the same class positive.
+    the one that stands for the answer. Units are paired by their files (`pair_units`); those that
+    only one answer was tested on are counted in `paired`. Raises LabelError where none is common,
+    and where the common ones have other labels, patients or folds, or another positive class.
     """
-    truth, proba, fold = read_predictions(*first, setting)
-    other_truth, other_proba, other_fold = read_predictions(*second, setting)
-    # Differences are of paired units, so that their order counts as well. Pseudonyms do not:
-    # another store has others.
-    is_same = (
-        np.array_equal(truth.y, other_truth.y)
-        and truth.classes == other_truth.classes
-        and same_grouping(truth.groups, other_truth.groups)
-        and _same_folds(fold, other_fold)
-    )
-    if not is_same:
-        raise LabelError(
-            f"Results of {first[1].task!r} and {second[1].task!r} can be compared only on the same "
-            f"test units with the same labels. Got {len(truth.y)} and {len(other_truth.y)} units, "
-            "other labels, patients or another positive class; use one collection, task and split "
-            "seed."
+    pairing, one, other = paired_predictions(first, second, setting)
+    thresholds = (one.thresholds, other.thresholds)
+    differences = metrics.compare(one.truth, one.proba, other.proba, one.fold, thresholds)
+    paired = pairing.counted(len(np.unique(one.truth.groups)))
+    return [each.model_copy(update={"paired": paired}) for each in differences]
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """What an answer says of n units; fold (n,): which model said it, where there are several."""
+
+    truth: Truth
+    proba: NDArray[np.float64]
+    fold: NDArray[np.int64] | None
+    thresholds: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, answer: StoreResult, setting: int | None) -> _Predictions:
+        truth, proba, fold = read_predictions(*answer, setting)
+        return cls(truth, proba, fold, read_thresholds(*answer, setting))
+
+    def at(self, which: NDArray[np.int64]) -> _Predictions:
+        return _Predictions(
+            self.truth.at(which),
+            self.proba[which],
+            None if self.fold is None else self.fold[which],
+            self.thresholds[which],
         )
-    thresholds = (read_thresholds(*first, setting), read_thresholds(*second, setting))
-    return metrics.compare(truth, proba, other_proba, fold, thresholds)
 
 
-def same_grouping(first: NDArray[np.str_], second: NDArray[np.str_]) -> bool:
+def paired_predictions(
+    first: StoreResult,
+    second: StoreResult,
+    setting: int | None = None,
+) -> tuple[Pairing, _Predictions, _Predictions]:
+    """Return which test units two answers share, and what each says of these, pair by pair.
+
+    Raises LabelError as `compare` does.
+    """
+    _refuse_other_question(first[1], second[1])
+    pairing = pair_units(_tested(first, setting), _tested(second, setting))
+    one = _Predictions.of(first, setting).at(pairing.first)
+    other = _Predictions.of(second, setting).at(pairing.second)
+    faults = []
+    differs = np.atleast_2d((one.truth.y != other.truth.y).T).any(axis=0)  # y (n,) or (n, c)
+    if differs.any():
+        faults.append(f"{differs.sum()} of them have other labels")
+    if not same_grouping(one.truth.groups, other.truth.groups):
+        faults.append("they are of other patients")
+    if not _same_folds(one.fold, other.fold):
+        faults.append("they were tested in other folds")
+    if faults:
+        raise LabelError(
+            f"{_can_be_compared(first[1], second[1])} Of the {len(pairing.first)} test units that "
+            f"both have, {' and '.join(faults)}; use one label file, task and split seed."
+        )
+    return pairing, one, other
+
+
+def _tested(answer: StoreResult, setting: int | None) -> TestedUnits:
+    store, result = answer
+    return TestedUnits(store, result.level, predicted_units(store, result, setting))
+
+
+def _can_be_compared(first: Result, second: Result) -> str:
+    return (
+        f"Results of {first.task!r} and {second.task!r} can be compared only on the same test "
+        "units with the same labels."
+    )
+
+
+def _refuse_other_question(first: Result, second: Result) -> None:
+    """Raise LabelError where two answers are of other classes, or of other units."""
+    for what, one, other in (
+        ("the classes, of two the last the positive", list(first.classes), list(second.classes)),
+        ("the units", first.level, second.level),
+        ("the kind", first.kind, second.kind),
+    ):
+        if one != other:
+            raise LabelError(
+                f"{_can_be_compared(first, second)} Got {one} and {other} for {what}; ask both "
+                "stores the same task."
+            )
+
+
+def same_grouping(first: NDArray[Any], second: NDArray[Any]) -> bool:
     """Return whether two namings, by other keys, tell the same patients apart."""
     firsts = first.tolist()
     seconds = second.tolist()
@@ -69,7 +139,7 @@ def same_grouping(first: NDArray[np.str_], second: NDArray[np.str_]) -> bool:
 def _same_folds(first: NDArray[np.int64] | None, second: NDArray[np.int64] | None) -> bool:
     if first is None or second is None:
         return first is second
-    return np.array_equal(first, second)
+    return same_grouping(first, second)
 
 
 def compare_stores(
@@ -146,8 +216,9 @@ def newest(store: Path) -> Results:
     answers = list(filed(store))
     if not answers:
         raise StoreNotFoundError(f"There are no results in {str(store)!r}; evaluate it first.")
-    # The oldest come first, so that a newer one takes the place of an older.
-    return with_predictions(store, [result for _, result in answers])
+    # The oldest come first, so that a newer one takes the place of an older. What was fitted on
+    # another collection is no answer of this store alone: its config asks for it.
+    return with_predictions(store, [each for _, each in answers if each.fitted_on is None])
 
 
 def with_predictions(store: Path, answers: Iterable[Result]) -> Results:
@@ -155,7 +226,7 @@ def with_predictions(store: Path, answers: Iterable[Result]) -> Results:
     results: Results = {}
     for result in answers:
         if predictions_path(store, result).is_file():
-            results[result.task, result.method] = result
+            results[result.asked, result.method] = result
     return results
 
 

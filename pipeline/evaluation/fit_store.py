@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,11 +42,11 @@ class FitStore:
         Raises StoreNotFoundError, and RecipeMismatchError where it is by another network.
         """
         store = FeatureStore.open(path)
-        differences = _differences(store, tested)
-        if differences:
+        names = differences(store, tested, but=("preprocess",))
+        if names:
             raise RecipeMismatchError(
                 "Heads can be fitted on one store and tested on another only where both are by "
-                f"one network. {path} and {tested.path} differ in {', '.join(differences)}; only "
+                f"one network. {path} and {tested.path} differ in {', '.join(names)}; only "
                 "`preprocess` may be another."
             )
         return cls(store, store.fingerprint(), tested)
@@ -119,11 +119,11 @@ class FitStore:
         return {digest.tobytes(): int(row) for digest, row in zip(digests, rows, strict=True)}
 
 
-def _differences(one: FeatureStore, other: FeatureStore) -> list[str]:
-    """Return in what two stores' recipes differ, but for how images are preprocessed."""
+def differences(one: FeatureStore, other: FeatureStore, but: Sequence[str]) -> list[str]:
+    """Return in what two stores' recipes differ, but for some fields."""
     ours = recipe_of(one)
     theirs = recipe_of(other)
-    names = sorted(set(Recipe.model_fields) - {"preprocess"})
+    names = sorted(set(Recipe.model_fields) - set(but))
     return [name for name in names if getattr(ours, name) != getattr(theirs, name)]
 
 

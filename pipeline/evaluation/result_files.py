@@ -30,10 +30,11 @@ from pipeline.config.methods import Method
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold
+from pipeline.evaluation.pairs import PairedCases
 from pipeline.results import Metric, Result, Score, Segmented
 from pipeline.shared.texts import file_name
 from stores import FeatureStore
-from stores._disk import CHECKSUM, fits_checksum, read_checked, write_checked
+from stores._disk import CHECKSUM, files_in, fits_checksum, read_checked, write_checked
 from stores.contents import MASKS as MASK_FOLDER
 from stores.contents import RUNS
 from stores.contents import TUNED as TUNED_NETWORKS
@@ -117,21 +118,31 @@ def result_key(cases: Cases, method: Method) -> str:
         "method": method,
         "contract": declaration.contract,
         "settings": [each.model_dump(mode="json") for each in (settings, *built_on)],
+        **_asked_of(cases),
+    }
+    if cases.fit_store is not None:
+        content["fit_on"] = cases.fit_store.fingerprint
+    if isinstance(cases, PairedCases):
+        content["fit_on"] = _asked_of(cases.fitted)
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _asked_of(cases: Cases) -> dict[str, Any]:
+    """Return all of a task over a store that an answer to it depends on."""
+    content = {
         "name": cases.name,
         "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
         "join": _join_settings(cases.table.settings),
         "labels": cases.labels_digest,
         "split": cases.split.digest,
-        "rules": config.split.model_dump(mode="json", include={"new", "allow"}),
+        "rules": cases.config.split.model_dump(mode="json", include={"new", "allow"}),
         "store": cases.fingerprint,
     }
     # Only where there is one: other answers keep their names.
     if cases.split_column_digest is not None:
         content["split_column"] = cases.split_column_digest
-    if cases.fit_store is not None:
-        content["fit_on"] = cases.fit_store.fingerprint
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return content
 
 
 def result_path(cases: Cases, method: Method) -> Path:
@@ -197,12 +208,14 @@ def find_or_compute(
     answer = read_answer(file, kind)
     if answer is not None:
         return answer
-    computed = compute()
     try:
+        computed = compute()
         with cases.store.filing(cases.withdrawn):
             _file(file, computed)
-    except StaleTablesError:
-        _drop_traces(cases.store, file.stem)
+    except Exception:
+        # Whatever it says: files that a purge takes away are missed by whoever computes from them.
+        with _without_traces(cases.store, file.stem):
+            cases.store.check_withdrawn(cases.withdrawn)
         raise
     return computed.answer
 
@@ -217,14 +230,19 @@ def _file(path: Path, computed: Computed[Answer]) -> None:
     write_checked(path, text.encode())
 
 
-def _drop_traces(store: FeatureStore, name: str) -> None:
-    """Remove what an answer of this name left that is not filed: it is of a withdrawn patient too.
+@contextlib.contextmanager
+def _without_traces(store: FeatureStore, name: str) -> Iterator[None]:
+    """Remove what an answer of this name left, where it is of a patient who was withdrawn since.
 
     Its networks, the state of their runs, and masks, which are made anew where they are gone.
     """
-    shutil.rmtree(store.path / TUNED_NETWORKS / name, ignore_errors=True)
-    shutil.rmtree(store.path / RUNS / name, ignore_errors=True)
-    store.storage.clear(MASK_FOLDER)
+    try:
+        yield
+    except StaleTablesError:
+        shutil.rmtree(store.path / TUNED_NETWORKS / name, ignore_errors=True)
+        shutil.rmtree(store.path / RUNS / name, ignore_errors=True)
+        store.storage.clear(MASK_FOLDER)
+        raise
 
 
 def answer_on_file(cases: Cases, method: Method) -> Result | None:
@@ -289,9 +307,10 @@ def _filed(folder: Path, kind: type[Answer], since_ns: int) -> Iterator[tuple[Pa
 def _times(folder: Path) -> dict[Path, int]:
     """Return when each answer in a folder was filed, in ns."""
     times = {}
-    for path in folder.glob("*.json"):
+    for path in files_in(folder, "*.json"):
         with contextlib.suppress(FileNotFoundError):
-            times[path] = path.stat().st_mtime_ns
+            # A link is refused when it is read.
+            times[path] = path.lstat().st_mtime_ns
     return times
 
 

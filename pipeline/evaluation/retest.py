@@ -14,11 +14,12 @@ from pipeline.annotations.units import Units
 from pipeline.config.data import Labels
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet
-from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.compare import with_predictions
 from pipeline.evaluation.heads.knn import HEAD as KNN
 from pipeline.evaluation.metrics.agreement import icc
 from pipeline.evaluation.pooling import read_features
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import (
     answer_on_file,
     predicted_units,

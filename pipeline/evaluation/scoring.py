@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,10 +26,17 @@ from pipeline.evaluation.heads.contract import Head, Predicted, fit_and_predict
 from pipeline.evaluation.splits import Parts
 from pipeline.results import Metric, Score, Subgroup
 from pipeline.shared.arrays import Floats, Rows
+from pipeline.shared.texts import count
 from stores.errors import ConfigError, LabelError
 
+# The AUROC of what says nothing.
+CHANCE = 0.5
 # More are no groups: each has its own bootstrap, and a number is not a group.
 MOST_SUBGROUPS = 20
+# Of notes in an error: folds and labels say the same again and again.
+_MOST_REASONS = 4
+# Of one patient a score says what that patient has, and nothing of others like him.
+_FEWEST_OF_SUBGROUP = 2
 
 
 # --- a head over the folds of a split ------------------------------------------------------
@@ -38,7 +46,8 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     """Fit a head on each fold of the split, and score what it predicts of the units that test.
 
     device: of torch's, where the head is fitted; unset, the CPU, without torch where it can be.
-    Raises ConfigError where the method is no head.
+    Raises ConfigError where the method is no head, LabelError where nothing can be said of any unit
+    that tests.
     """
     # Before the head is imported, and SciPy with it.
     if device is not None:
@@ -51,8 +60,7 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     scratch_notes: list[str] = []
     for parts in folds:
         x = _features(cases, head, parts)
-        of_fold = fit_and_predict(head, x, cases.units, parts, settings, device, others)
-        predicted.append(of_fold)
+        predicted.append(fit_and_predict(head, x, cases.units, parts, settings, device, others))
         scratch_notes = _scratch_notes(x)
         # Features are the most that is in memory: these go before the next fold's are read.
         del x
@@ -60,15 +68,37 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
         scores, tested = _score_one_fold(cases, predicted[0], folds[0], scratch_notes)
     else:
         answers = []
+        doubtful = []
         for each, parts in zip(predicted, folds, strict=True):
-            predictions = [_at_points(cases, prediction, parts) for prediction in each.predictions]
+            of_fold = list(each.predictions)
+            predictions = [_at_points(cases, prediction, parts) for prediction in of_fold]
             answers.append((predictions, list(each.notes)))
+            if of_fold:
+                val = cases.units.at(parts["val"])
+                chosen = of_fold[place_of_chosen(of_fold)]
+                doubtful.append(doubtful_points(chosen, val, cases.task.operating_point))
         tested = join_folds(answers, [parts["test"] for parts in folds])
         tested.notes.extend(scratch_notes)
+        tested.notes.extend(_doubtful_notes(doubtful))
         scores = scores_of(cases, tested)
+    if any(each.applies for each in predicted):
+        refuse_no_scores(method, scores, tested.notes)
     if len(folds) < len(cases.folds):
         tested.notes.insert(0, "only the first fold is asked")
     return scores, tested
+
+
+def refuse_no_scores(method: Method, scores: Sequence[Score], notes: Sequence[str]) -> None:
+    """Raise LabelError, with the notes as its reason, where a method has no score."""
+    if scores:
+        return
+    reasons = "; ".join(notes[:_MOST_REASONS])
+    more = len(notes) - _MOST_REASONS
+    others = f"; and {count(more, 'other reason')}" if more > 0 else ""
+    raise LabelError(
+        f"{method} can say nothing of any test unit: {reasons or 'it gave no reason'}{others}. "
+        "Each side of a label must have patients that train, and others that test: label more."
+    )
 
 
 def settings_built_on(config: Config, settings: HeadSettings) -> dict[str, HeadSettings]:
@@ -108,11 +138,19 @@ def _score_one_fold(
     filed = []
     drawn = False
     point_notes: list[list[str]] = []
+    val = cases.units.at(parts["val"])
     for prediction in predicted.predictions:
         at_points = _at_points(cases, prediction, parts)
         score = score_of(cases, at_points, rows, None)
         scores.append(score)
-        point_notes.append(_point_notes(cases, at_points) + _interval_notes(score))
+        doubtful = doubtful_points(prediction, val, cases.task.operating_point)
+        point_notes.append(
+            [
+                *_point_notes(cases, at_points),
+                *_doubtful_notes([doubtful]),
+                *interval_notes(score.metrics),
+            ]
+        )
         if prediction.draws is None:
             filed.append(at_points)
         else:  # a unit has several predictions: the table of predictions has one row for it
@@ -189,6 +227,54 @@ def _point_notes(cases: Cases, prediction: Prediction) -> list[str]:
     return notes
 
 
+# By class or label: the AUROC of val with its interval.
+DoubtfulPoints = dict[str, Metric]
+
+
+def doubtful_points(prediction: Prediction, val: Truth, rule: OperatingRule) -> DoubtfulPoints:
+    """Return the classes or labels that val ranks no better than chance: their points mean nothing.
+
+    Those whose AUROC on val has an interval that reaches 0.5 or below. Where models were fitted on
+    several draws, nobody's point stands for the answer.
+    """
+    from pipeline.evaluation.metrics.metrics import auroc_by_delong
+    from pipeline.evaluation.metrics.operating import columns_with_points
+    from pipeline.evaluation.metrics.values import columns_of
+
+    if prediction.on_val is None or prediction.draws is not None or rule == "likeliest":
+        return {}
+    names = {val.classes[j] for j in columns_with_points(val)}
+    doubtful = {}
+    for column in columns_of(val, prediction.on_val):
+        metric = auroc_by_delong(column, val.patient) if column.name in names else None
+        if metric is not None and metric.low is not None and metric.low <= CHANCE:
+            doubtful[column.name] = metric
+    return doubtful
+
+
+def _doubtful_notes(folds: Sequence[DoubtfulPoints]) -> list[str]:
+    """Return a note for each class or label whose point val had no good reason for, in any fold."""
+    by_name: dict[str, list[tuple[int, Metric]]] = {}
+    for i, doubtful in enumerate(folds):
+        for name, metric in doubtful.items():
+            by_name.setdefault(name, []).append((i, metric))
+    return [doubtful_note(name, of_folds, len(folds)) for name, of_folds in by_name.items()]
+
+
+def doubtful_note(name: str, of_folds: Sequence[tuple[int, Metric]], folds: int) -> str:
+    """Return what is said of an operating point that chance may have chosen."""
+    where = ""
+    if folds > 1:
+        where = f" in fold{'s' * (len(of_folds) > 1)} {', '.join(str(i) for i, _ in of_folds)}"
+    aurocs = ", ".join(
+        f"{metric.value:.2f} [{metric.low:.2f}, {metric.high:.2f}]" for _, metric in of_folds
+    )
+    return (
+        f"the operating point of {name!r} is no better than chance: val{where} has an AUROC of "
+        f"{aurocs}, so that it may call everybody, or nobody"
+    )
+
+
 def _points_of(
     truth: Truth,
     prediction: Prediction,
@@ -220,26 +306,30 @@ def scores_of(cases: Cases, tested: OutOfFold) -> list[Score]:
         tested.notes.extend(_point_notes(cases, tested.predictions[tested.chosen]))
     scores = [score_of(cases, each, tested.rows, tested.fold) for each in tested.predictions]
     if scores:
-        tested.notes.extend(_interval_notes(scores[tested.chosen]))
+        tested.notes.extend(interval_notes(scores[tested.chosen].metrics))
     return scores
 
 
 def _one_sided_notes(cases: Cases, rows: Rows) -> list[str]:
-    """Return a note for each label that has no AUROC on the units `rows`."""
+    """Return a note for each label that has no AUROC on the units `rows`, and what else lacks."""
     from pipeline.evaluation.metrics.values import one_sided
 
     reason = "has no AUROC: all or none of the test units carry it"
     truth = cases.units.at(rows)
-    return [f"{name!r} {reason}" for name in one_sided(truth)]
+    lacking = one_sided(truth)
+    notes = [f"{name!r} {reason}" for name in lacking]
+    if truth.kind in ("binary", "multiclass") and len(np.unique(truth.y)) == 1:
+        notes.append("no balanced accuracy: all test units are of one class")
+    return notes
 
 
-def _interval_notes(score: Score) -> list[str]:
-    """Return a note where metrics have no interval."""
-    without = [name for name, metric in score.metrics.items() if metric.low is None]
+def interval_notes(metrics: Mapping[str, Metric]) -> list[str]:
+    """Return a note where metrics have no interval: of few patients, or of patients all alike."""
+    without = [name for name, metric in metrics.items() if metric.low is None]
     if not without:
         return []
     names = ", ".join(name.replace("_", " ") for name in without)
-    return [f"no interval of {names}: of so few patients it would not keep its word"]
+    return [f"no interval of {names}: of patients so few, or so alike, it would not keep its word"]
 
 
 def score_of(
@@ -282,7 +372,7 @@ def _subgroups(
 ) -> dict[str, Subgroup]:
     """Return the metrics of the units of each value of each subgroup column, as `column=value`.
 
-    Raises LabelError for a column of too many values.
+    One of a single patient has no metrics. Raises LabelError for a column of too many values.
     """
     subgroups: dict[str, Subgroup] = {}
     for column in cases.task.subgroups:
@@ -325,14 +415,17 @@ def _subgroup(cases: Cases, members: _Members) -> Subgroup:
 
     rows = members.rows
     truth = cases.units.at(rows)
-    joint: dict[str, Metric]
-    joint, _ = metrics.score(truth, members.proba, members.fold, thresholds=members.thresholds)
+    patients = len(np.unique(truth.groups))
+    joint: dict[str, Metric] = {}
+    if patients >= _FEWEST_OF_SUBGROUP:
+        thresholds = members.thresholds
+        joint, _ = metrics.score(truth, members.proba, members.fold, thresholds=thresholds)
     carried: list[int] = []
     if truth.kind != "regression":
         carried = truth.indicator.sum(axis=0).tolist()
     return Subgroup(
         units=len(rows),
-        patients=len(np.unique(truth.groups)),
+        patients=patients,
         positives=dict(zip(truth.classes, carried, strict=False)),
         metrics=joint,
     )

@@ -9,6 +9,7 @@ or labels.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import re
 from dataclasses import dataclass
@@ -205,7 +206,7 @@ def sides_by_date(
 
     A patient's date is the last of his units', so that nothing is fitted on what came after the
     first test patient's last. Raises LabelError for a date that is not YYYY-MM-DD or YYYYMMDD, with
-    a time of day behind it or none.
+    a time of day behind it or none, and where more patients are of one day than val and test have.
     """
     patients = _Patients.of(units, keys)
     last_day = _last_days(patients, dates)
@@ -215,7 +216,21 @@ def sides_by_date(
     side = np.full(len(last_day), TRAIN)
     side[latest_first[:share]] = TEST
     side[latest_first[share : 2 * share]] = VAL
+    _refuse_one_day(last_day, side)
     return patients.names, side
+
+
+def _refuse_one_day(last_day: Sides, side: Sides) -> None:
+    """Raise LabelError where some patients train, and others test, of one and the same last day."""
+    first_tested = last_day[side == TEST].min()
+    if last_day[side == TRAIN].max() < first_tested:
+        return
+    of_day = int((last_day == first_tested).sum())
+    raise LabelError(
+        f"In a split by date, train must come before test. {of_day} of {len(last_day)} patients "
+        "have the same last day, so that chance would say who of them tests. Name a column with "
+        "the date of each in split.column, or choose a split of kind holdout."
+    )
 
 
 def _last_days(patients: _Patients, dates: Names) -> Sides:
@@ -226,16 +241,42 @@ def _last_days(patients: _Patients, dates: Names) -> Sides:
 
 
 def _sortable_days(dates: Names) -> NDArray[np.int64]:
-    """Return dates as numbers YYYYMMDD. Raises LabelError."""
-    written = [DATE.fullmatch(date) for date in dates.tolist()]
-    days = [int("".join(date.groups())) for date in written if date is not None]
-    if len(days) < len(written):
+    """Return dates as numbers YYYYMMDD. Raises LabelError for what is no day of the calendar."""
+    day_of = {date: _day(date) for date in set(dates.tolist())}
+    days = np.array([day_of[date] for date in dates.tolist()], np.int64)
+    is_other = days == _NO_DATE
+    if is_other.any():
         raise LabelError(
             f"A date must be YYYY-MM-DD or YYYYMMDD. Got something else instead for "
-            f"{len(written) - len(days)} of {len(written)} units; correct the column that "
+            f"{is_other.sum()} of {len(dates)} units; correct the column that "
             "split.column names, or write `dates: day.month.year` into labels if days are so."
         )
-    return np.array(days, np.int64)
+    is_none = days == _NO_DAY
+    if is_none.any():
+        raise LabelError(
+            f"A date must be a day of the calendar. {is_none.sum()} of {len(dates)} units have "
+            "one that is none, such as a thirteenth month or the 30th of February. Correct the "
+            "column that split.column names: days and months may be the wrong way round."
+        )
+    return days
+
+
+# Of what is written in no way in which dates are, and of what is, but is no day.
+_NO_DATE = -1
+_NO_DAY = -2
+
+
+def _day(date: str) -> int:
+    """Return a date as a number YYYYMMDD."""
+    written = DATE.fullmatch(date)
+    if written is None:
+        return _NO_DATE
+    year, month, day = map(int, written.groups())
+    try:
+        datetime.date(year, month, day)
+    except ValueError:
+        return _NO_DAY
+    return year * 10_000 + month * 100 + day
 
 
 # --- by a list -----------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from stores.export import (
 )
 from stores.features import check_free
 from stores.imports import hide_identities, import_features, read_foreign
+from stores.leaving import leaving
 
 FORMATS = ("h5", "npy", "parquet", "faiss")
 # What a file of a name is; HDF5 where its name says nothing.
@@ -56,20 +57,21 @@ def export_store(
             f"An export is one of {', '.join(FORMATS)}, and h5 alone goes by study. Got {to!r}."
         )
     try:
-        if to == "faiss":
-            return export_faiss(store, out, which)
-        if to == "h5":
-            return export_h5(store, out, which, per_study=per_study)
-        if to == "npy":
-            return export_npy(store, out, which)
-        return export_parquet(store, out, which)
+        with leaving(store) as written:
+            if to == "faiss":
+                return export_faiss(store, out, which, written)
+            if to == "h5":
+                return export_h5(store, out, which, written, per_study=per_study)
+            if to == "npy":
+                return export_npy(store, out, which, written)
+            return export_parquet(store, out, which, written)
     except StoreError:  # of which some are KeyErrors too: they say what to do already
         raise
     except (KeyError, ValueError) as error:
         raise ConfigError(str(error.args[0])) from error
 
 
-def export_faiss(store: FeatureStore, out: Path, which: Selection) -> int:
+def export_faiss(store: FeatureStore, out: Path, which: Selection, written: list[Path]) -> int:
     """Write an exact cosine index (FAISS, inner product of unit vectors) whose ids are the rows."""
     import faiss
 
@@ -85,7 +87,7 @@ def export_faiss(store: FeatureStore, out: Path, which: Selection) -> int:
         done += len(batch)
     if index is None:
         raise ConfigError(f"The store {store.place} holds no features. Run `radprobe extract`.")
-    with aside(out) as path:
+    with aside(out, written) as path:
         faiss.write_index(index, str(path))
     return len(rows)
 
@@ -96,18 +98,19 @@ def export_slices(path: Path, out: Path) -> int:
     It needs the store's key, and the file names what the store hides. Raises ConfigError.
     """
     store = FeatureStore.open(path)
-    slices = Names(store.path).revealed(store.slices())
-    if out.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"A slice table is written as .csv or .parquet. Got {out.name!r}.")
-    # Under another name until it is all there: a crash leaves no half of a table.
-    with aside(out) as temporary:
-        if out.suffix == ".parquet":
-            pq.write_table(slices, temporary)
-        else:
-            # CSV has no lists and no maps: flags become words, tags are left out.
-            flags = pc.binary_join(slices["flags"], " ")
-            flat = slices.drop_columns(["tags", "flags"]).append_column("flags", flags)
-            csv.write_csv(quoted(flat), temporary)
+    with leaving(store) as written:
+        slices = Names(store.path).revealed(store.slices())
+        if out.suffix not in (".csv", ".parquet"):
+            raise ConfigError(f"A slice table is written as .csv or .parquet. Got {out.name!r}.")
+        # Under another name until it is all there: a crash leaves no half of a table.
+        with aside(out, written) as temporary:
+            if out.suffix == ".parquet":
+                pq.write_table(slices, temporary)
+            else:
+                # CSV has no lists and no maps: flags become words, tags are left out.
+                flags = pc.binary_join(slices["flags"], " ")
+                flat = slices.drop_columns(["tags", "flags"]).append_column("flags", flags)
+                csv.write_csv(quoted(flat), temporary)
     return int(slices.num_rows)
 
 

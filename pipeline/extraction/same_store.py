@@ -44,7 +44,10 @@ def check_store(config: Config) -> None:
     otherwise: the network by its name, trained or random. A store of imported features is what its
     own recipe says, and a folder that is not here is not looked for. Raises RecipeMismatchError
     with both values, StoreNotFoundError, WeightsError for a name that no network has, ConfigError.
+    So is the config refused that heads are fitted on.
     """
+    if isinstance(config.fit_on, Config):
+        check_store(config.fit_on)
     store = FeatureStore.open(config.store)
     # Tables of millions of rows are looked into once, and again when they or the folder change.
     about = (str(store.path.resolve()), str(config.data.root.resolve()), _rules_digest(config))

@@ -1,11 +1,12 @@
-"""Probabilities made right on val, which the model they are of has not been fitted on.
+"""Probabilities made right on units that what is said of them has not been fitted on.
 
 Of two classes, and of each label, by Platt's sigmoid on the logit, with his targets (Advances in
 Large Margin Classifiers, 1999); where val is large, by isotonic regression (Zadrozny and Elkan, KDD
 2002) if that foretells patients it has not seen better; of several classes by one temperature (Guo
 et al., ICML 2017). Sigmoid and temperature keep the order of units, and isotonic regression does
 but for ties, so that an operating point stays what it is. What they learn is of what a model of
-train alone says of val, and holds for the model of both.
+train alone says of val, or where val is small of what models of four fifths of the patients of
+train and val say of the others, and holds for the model of both.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pipeline.config.tasks import Kind
 from pipeline.evaluation.metrics.calibration import LEAST, fit_line, logit
 from pipeline.evaluation.metrics.values import columns_of
 from pipeline.shared.arrays import softmax
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 Doubles = NDArray[np.float64]
 
@@ -36,7 +37,7 @@ FOLDS = 5
 
 
 class Sigmoid(Frozen):
-    """logit(calibrated) = intercept + slope * logit(said), fitted on so many units of val."""
+    """logit(calibrated) = intercept + slope * logit(said), fitted on so many units."""
 
     kind: Literal["sigmoid"] = "sigmoid"
     intercept: float
@@ -50,7 +51,7 @@ class Sigmoid(Frozen):
 
 
 class Isotonic(Frozen):
-    """calibrated goes straight from step to step, fitted on so many units of val.
+    """calibrated goes straight from step to step, fitted on so many units.
 
     said, observed: where the steps stand, both ascending; before the first and behind the last it
     stays.
@@ -67,11 +68,18 @@ class Isotonic(Frozen):
         return calibrated
 
 
+CalibrationUnits = Literal["val", "folds", "share"]
+# How they are called in sentences.
+IN_WORDS: dict[CalibrationUnits, str] = {
+    "val": "val",
+    "folds": "train and val, by cross-fitting",
+    "share": "the share of patients",
+}
 OfLabel = Annotated[Sigmoid | Isotonic, Field(discriminator="kind")]
 
 
 class Temperature(Frozen):
-    """calibrated = softmax(log(said) / temperature), fitted on so many units of val."""
+    """calibrated = softmax(log(said) / temperature), fitted on so many units."""
 
     kind: Literal["temperature"] = "temperature"
     temperature: Annotated[float, Field(gt=0)]
@@ -85,11 +93,14 @@ class Temperature(Frozen):
 class Calibration(Frozen):
     """What makes probabilities right: for each label (or the positive class), or a temperature.
 
-    A label that is not there had too few units on val, and has no calibrated probability.
+    A label that is not there had too few units, and has no calibrated probability. fitted_on: val,
+    said by a model of train alone; or folds of train and val, each said by models of the others; or
+    a share of the patients of another collection.
     """
 
     sigmoids: dict[str, OfLabel] = Field(default_factory=dict)
     temperature: Temperature | None = None
+    fitted_on: CalibrationUnits = "val"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -109,18 +120,35 @@ class Calibration(Frozen):
         return calibrated
 
 
-def calibrate(truth: Truth, on_val: Doubles | None) -> tuple[Calibration | None, list[str]]:
-    """Return what makes right what is said (n, c) of the units of val, and notes on what is not.
+def is_small(val: Truth) -> bool:
+    """Return whether val is too small to say by itself how far probabilities are from right.
 
-    None where nothing can be calibrated: of a number, and without predictions of val.
+    That is where any class or label has fewer than LARGE_SIDE units on its rarer side (Van Calster
+    et al., J Clin Epidemiol 2016, ask for 100 to 200). Of LARGE units and more it is not: rare as
+    a label may be, heads of so many are not fitted over and over.
     """
-    if on_val is None or truth.kind == "regression":
+    if val.kind == "regression" or len(val.y) >= LARGE:
+        return False
+    carried = (val.indicator & val.known).sum(axis=0)
+    without = (~val.indicator & val.known).sum(axis=0)
+    return bool(np.minimum(carried, without).min() < LARGE_SIDE)
+
+
+def calibrate(
+    truth: Truth, said: Doubles | None, fitted_on: CalibrationUnits = "val"
+) -> tuple[Calibration | None, list[str]]:
+    """Return what makes right what is said (n, c) of units, and notes on what is not.
+
+    None where nothing can be calibrated: of a number, and where nothing is said.
+    """
+    if said is None or truth.kind == "regression":
         return None, []
     if truth.kind == "multiclass":
-        return Calibration(temperature=_temperature(truth, on_val)), []
+        return Calibration(temperature=_temperature(truth, said), fitted_on=fitted_on), []
+    place = IN_WORDS[fitted_on]
     sigmoids: dict[str, Sigmoid | Isotonic] = {}
     notes = []
-    for column in columns_of(truth, on_val):
+    for column in columns_of(truth, said):
         positive = column.positive[column.known]
         rarer = int(min(positive.sum(), (~positive).sum()))
         proba = column.proba[column.known]
@@ -132,14 +160,14 @@ def calibrate(truth: Truth, on_val: Doubles | None) -> tuple[Calibration | None,
             sigmoids[column.name] = made
         elif rarer < FEWEST:
             notes.append(
-                f"{column.name!r} is not calibrated: val has {rarer} units on its rarer side, and "
-                f"{FEWEST} are needed"
+                f"{column.name!r} is not calibrated: {rarer} units are on its rarer side of "
+                f"{place}, and {FEWEST} are needed"
             )
         else:
             notes.append(
-                f"{column.name!r} is not calibrated: on val it ranks no better than chance"
+                f"{column.name!r} is not calibrated: on {place} it ranks no better than chance"
             )
-    return (Calibration(sigmoids=sigmoids) if sigmoids else None), notes
+    return (Calibration(sigmoids=sigmoids, fitted_on=fitted_on) if sigmoids else None), notes
 
 
 def _sigmoid(positive: NDArray[np.bool_], proba: Doubles) -> Sigmoid | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.splits import PARTS
-from pipeline.fitted.calibration import Calibration, Isotonic, Sigmoid
+from pipeline.fitted.calibration import IN_WORDS, Calibration, Isotonic, Sigmoid
 from pipeline.fitted.folder import Record
 from pipeline.fitted.record import FiledRecord, MaskRecord, ModelRecord
 from pipeline.report.wording import (
@@ -67,11 +67,12 @@ def _calibration_facts(calibration: Calibration | None) -> Iterator[str]:
     if calibration is None:
         yield "none: the probabilities are as they are"
         return
+    place = IN_WORDS[calibration.fitted_on]
     for name, made in calibration.sigmoids.items():
-        yield f"{name}: {_in_words(made)}, on {made.units} units of val"
+        yield f"{name}: {_in_words(made)}, on {made.units} units of {place}"
     if calibration.temperature is not None:
         temperature = calibration.temperature
-        yield f"temperature {temperature.temperature:.3g}, on {temperature.units} units of val"
+        yield f"temperature {temperature.temperature:.3g}, on {temperature.units} units of {place}"
 
 
 def _lines(record: Record) -> Iterator[str]:
@@ -143,11 +144,12 @@ def _rule(record: ModelRecord) -> str:
 
 
 def _calibration(calibration: Calibration) -> Iterator[str]:
+    place = IN_WORDS[calibration.fitted_on]
     for name, made in calibration.sigmoids.items():
-        yield f"`{name}` is calibrated on {made.units} units of val ({_in_words(made)})."
+        yield f"`{name}` is calibrated on {made.units} units of {place} ({_in_words(made)})."
     temperature = calibration.temperature
     if temperature is not None:
-        yield f"Probabilities are calibrated on {temperature.units} units of val (temperature"
+        yield f"Probabilities are calibrated on {temperature.units} units of {place} (temperature"
         yield f"{temperature.temperature:.3g})."
 
 

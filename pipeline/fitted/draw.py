@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
 from pipeline.config.root import Config
+from pipeline.evaluation.known import known_units
 from pipeline.fitted.images import LiveImage, LiveImages
-from pipeline.fitted.learnt import known_units
 from pipeline.fitted.mask_model import MaskModel, features_of
-from pipeline.fitted.predict import LEARNT, UNLIKE_AT, lost_rows, with_tag
+from pipeline.fitted.predict import LEARNT, UNLIKE_AT, RunTally, lost_rows, with_tag
 from pipeline.fitted.record import MaskRecord
 from pipeline.fitted.sources import FolderOptions, Source, open_source
 from pipeline.io.decode import check_tags
@@ -36,6 +36,7 @@ from pipeline.segmentation.units import Unit, native_labels
 from pipeline.shared.table_files import table_writer
 from stores.errors import ConfigError, UnreadableError
 from stores.features import FeatureStore
+from stores.leaving import leaving
 
 # The table, in the folder of the masks.
 TABLE = "units.csv"
@@ -44,22 +45,10 @@ SLICES_AT_ONCE = 64
 
 
 @dataclass
-class DrawTally:
-    """What a run came to. units: with a mask; files: of masks; unlike: units with p <= UNLIKE_AT.
+class DrawTally(RunTally):
+    """What a run of drawing came to. files: of masks."""
 
-    learnt: units of patients or images that the model has learnt from.
-    unreadable: units and files without a mask, since their images cannot be read; unwritten: units
-    whose mask has no file. pending: slices that await extraction.
-    """
-
-    units: int = 0
     files: int = 0
-    unlike: int = 0
-    learnt: int = 0
-    unreadable: int = 0
-    unwritten: int = 0
-    pending: int = 0
-    notes: list[str] = field(default_factory=list)
 
 
 def draw(
@@ -80,7 +69,8 @@ def draw(
     """
     check_empty(out)
     check_tags([tag] if tag else [])
-    with open_source(model, target, options) as source:
+    with open_source(model, target, options) as source, leaving(source.store) as written:
+        written.append(out)
         return _draw(_Drawing.of(model, source, out, to, options.speed.device), tag)
 
 

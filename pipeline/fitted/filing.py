@@ -14,13 +14,15 @@ from pipeline.annotations.units import Prediction, Truth
 from pipeline.config.data import BackboneChoice
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.heads.contract import HeadState
+from pipeline.evaluation.known import training_digests
 from pipeline.evaluation.pooling import FittedScaling
 from pipeline.evaluation.result_files import KEY_LENGTH, predicted_units, read_predictions
 from pipeline.evaluation.scoring import at_operating_points
-from pipeline.fitted.calibration import calibrate
+from pipeline.fitted.calibration import Calibration, calibrate
 from pipeline.fitted.card import card_text
+from pipeline.fitted.cross_fit import CrossFitted
 from pipeline.fitted.folder import CARD, HEAD, TRAINING, UNLIKE, array_bytes
-from pipeline.fitted.learnt import trained_on, training_digests
+from pipeline.fitted.learnt import trained_on
 from pipeline.fitted.model import SCALING
 from pipeline.fitted.record import ModelRecord, Scaled, Unlike, backbone_of
 from pipeline.fitted.unlike import References
@@ -47,7 +49,8 @@ class Filing:
 
     chosen: the prediction of the setting that the model is of; val: the units that it says of val;
     x (n, d): features of the units of the cases, not scaled; learnt_from: which the model knows.
-    difference: between what it says of test and what its answer says. tuned: of a tuned network.
+    difference: between what it says of test and what its answer says. crossed: what was said of
+    train and val by folds, where val is small. tuned: of a tuned network.
     """
 
     cases: Cases
@@ -59,7 +62,15 @@ class Filing:
     learnt_from: Rows
     scaling: FittedScaling
     difference: float
+    crossed: CrossFitted | None = None
     tuned: FiledNetwork | None = None
+
+    @property
+    def calibration(self) -> tuple[Calibration | None, list[str]]:
+        """What makes the model's probabilities right, and notes on what is not."""
+        if self.crossed is not None:
+            return calibrate(self.crossed.truth, self.crossed.proba, "folds")
+        return calibrate(self.val, self.chosen.on_val)
 
 
 def references_of(task: str, x: Floats, learnt_from: Rows, patient: Rows) -> References:
@@ -82,7 +93,7 @@ def record_and_files(filing: Filing) -> tuple[ModelRecord, Mapping[str, bytes | 
     result = filing.result
     chosen = filing.chosen
     tuned = filing.tuned
-    calibration, notes = calibrate(filing.val, chosen.on_val)
+    calibration, notes = filing.calibration
     references = references_of(result.task, filing.x, filing.learnt_from, cases.units.patient)
     recipe = recipe_of(cases.store) if tuned is None else tuned.recipe
     backbone = backbone_of(cases.config.backbone, recipe) if tuned is None else tuned.backbone

@@ -14,13 +14,16 @@ from pipeline.config.heads import HEADS, TUNED, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.cases import Cases, cases_of, slices_of
+from pipeline.evaluation.cases import Cases, slices_of
 from pipeline.evaluation.folds import place_of_chosen
 from pipeline.evaluation.heads.contract import FitInput, Head, HeadState, fit_input
 from pipeline.evaluation.pooling import FittedScaling, fit_scaling
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.scoring import settings_built_on
 from pipeline.evaluation.splits import Parts
 from pipeline.extraction.same_store import check_store
+from pipeline.fitted.calibration import is_small
+from pipeline.fitted.cross_fit import CrossFitted, cross_fitted
 from pipeline.fitted.filing import Filing, difference_of, record_and_files
 from pipeline.fitted.folder import check_free, write_model
 from pipeline.fitted.model import Model
@@ -68,16 +71,21 @@ def fit(
     chosen = predictions[place_of_chosen(predictions)]
     said = _predict_test(fitting, state, chosen.setting)
     test = fitting.parts["test"]
+    val = cases.units.at(fitting.parts["val"])
+    crossed: CrossFitted | None = None
+    if is_small(val) and chosen.on_val is not None:
+        crossed = cross_fitted(cases, head, fitting.raw, given, chosen.setting)
     filing = Filing(
         cases=cases,
         result=result,
         chosen=chosen,
-        val=cases.units.at(fitting.parts["val"]),
+        val=val,
         state=state,
         x=fitting.pooled,
         learnt_from=fitting.learnt_from,
         scaling=fitting.scaling,
         difference=difference_of(cases, result, test, said, ROUNDING),
+        crossed=crossed,
     )
     record, files = record_and_files(filing)
     written = write_model(out, record, files)
@@ -122,8 +130,8 @@ def of_one_task(config: Config, name: str | None) -> Config:
         )
     if config.fit_on is not None:
         raise ConfigError(
-            "A model is fitted on the config's own store. Leave out fit_on, or make that store "
-            f"({config.fit_on}) the config's."
+            "A model is fitted on the config's own store. Leave out fit_on, or make that store the "
+            "config's."
         )
     # Shortcuts are asked by probes of their own, and change no answer.
     task = tasks[name].model_copy(update={"shortcuts": ()})
@@ -137,13 +145,15 @@ def of_one_task(config: Config, name: str | None) -> Config:
 class _Fitting:
     """What the answer's head was fitted on, in its first fold.
 
-    given: as the head gets it; pooled (n, d): the features of units, not scaled.
+    given: as the head gets it; raw: that before it is scaled; pooled (n, d): the features of units,
+    not scaled.
     """
 
     cases: Cases
     head: Head[Any, Any]
     parts: Parts
     given: FitInput[Any]
+    raw: Floats
     pooled: Floats
     scaling: FittedScaling
 
@@ -166,7 +176,7 @@ class _Fitting:
             device,
             settings_built_on(cases.config, settings),
         )
-        return cls(cases, head, parts, given, pooled, scaling)
+        return cls(cases, head, parts, given, raw, pooled, scaling)
 
     @property
     def units(self) -> Units:

@@ -14,6 +14,7 @@ from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.evaluation.heads.contract import HeadState
+from pipeline.evaluation.known import training_digests
 from pipeline.evaluation.result_files import KEY_LENGTH, publish
 from pipeline.extraction.same_store import check_store
 from pipeline.fitted.card import card_text
@@ -27,7 +28,7 @@ from pipeline.fitted.folder import (
     check_free,
     write_model,
 )
-from pipeline.fitted.learnt import trained_on, training_digests
+from pipeline.fitted.learnt import trained_on
 from pipeline.fitted.mask_model import MaskModel, features_of
 from pipeline.fitted.record import MaskRecord, Unlike, backbone_of
 from pipeline.fitted.units import units_from

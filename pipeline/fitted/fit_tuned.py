@@ -12,8 +12,8 @@ from pipeline.config.heads import declared
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.config.tuning import Tuning
-from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.pooling import FittedScaling
+from pipeline.evaluation.questions import cases_of
 from pipeline.extraction.recipes import make_recipe
 from pipeline.extraction.same_store import check_store
 from pipeline.fitted.filing import FiledNetwork, Filing, difference_of, record_and_files
@@ -41,7 +41,8 @@ from pipeline.tuning.tuned import (
     mask_head,
     mask_state,
 )
-from stores.errors import LabelError
+from stores._disk import files_in, fits_checksum
+from stores.errors import CorruptStoreError, LabelError
 from stores.features import FeatureStore
 from stores.inside import inside
 
@@ -149,14 +150,26 @@ def fit_tuned_masks(
 
 
 def _network_of(result: Result | Segmented, store: FeatureStore, folds: int) -> Path:
-    """Return the folder of the network of an answer's first fold."""
+    """Return the folder of the network of an answer's first fold, each file of it checked."""
     for tuned in result.tuned:
         if Path(tuned.weights).name == fold_name(0, folds):
-            return inside(store.path, tuned.weights)
+            folder = inside(store.path, tuned.weights)
+            _check_files(folder)
+            return folder
     raise LabelError(
         f"{result.task}: no network was tuned, so that there is no model of it: "
         f"{'; '.join(result.notes) or 'no reason is noted'}."
     )
+
+
+def _check_files(folder: Path) -> None:
+    """Raise CorruptStoreError where a file does not fit the checksum that tuning put beside it."""
+    for path in files_in(folder, "[!.]*"):
+        if fits_checksum(path) is False:
+            raise CorruptStoreError(
+                f"{path} does not fit the checksum beside it: bits flipped. `radprobe verify "
+                "--repair` removes it, and it is tuned again."
+            )
 
 
 def _filed_network(config: Config, folder: Path, settings: Tuning, blocks: int) -> FiledNetwork:

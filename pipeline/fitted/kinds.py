@@ -10,7 +10,9 @@ from pipeline.config.root import Config
 from pipeline.fitted.folder import read_verified
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
+from stores import FeatureStore
 from stores.errors import ConfigError
+from stores.leaving import leaving
 
 if TYPE_CHECKING:
     from pipeline.fitted.mask_model import MaskModel
@@ -28,6 +30,15 @@ def fit_model(
 
     method: unset, the probe, or the config's only segmentation head.
     """
+    with leaving(FeatureStore.open(config.store)) as written:
+        model = _fitted(config, out, task, method, device)
+        written.append(out)
+    return model
+
+
+def _fitted(
+    config: Config, out: Path, task: str | None, method: str | None, device: str | None
+) -> Model | MaskModel:
     if method in TUNED:
         from pipeline.fitted.fit_tuned import fit_tuned, fit_tuned_masks
 

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.evaluation.known import known_units
 from pipeline.evaluation.metrics.operating import is_called
-from pipeline.fitted.learnt import known_units
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
@@ -26,7 +26,8 @@ from pipeline.io.decode import check_tags, read_headers
 from pipeline.report.wording import RANDOM
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.table_files import check_suffix, table_writer
-from stores.errors import ConfigError, UnreadableError
+from stores.errors import ConfigError, StaleTablesError, UnreadableError
+from stores.leaving import leaving
 
 Doubles = NDArray[np.float64]
 # Of images like those a model has learnt from, this share is called unlike.
@@ -38,24 +39,32 @@ NO_IMAGES = ("other", "not-an-image", "empty")
 
 
 @dataclass
-class Tally:
-    """What a run of predictions came to: units by what was decided, and what was left out.
+class RunTally:
+    """What a run of a model came to, whatever the model gives.
 
-    learnt: units of patients or images that the model has learnt from. unreadable: units and files
-    without a prediction. unlike: units with p <= UNLIKE_AT. other, pending: slices of other
-    modalities, and such that await extraction. unwritten: units without the file that was asked
-    for.
+    units: with an answer. learnt: units of patients or images that the model has learnt from.
+    unreadable: units and files without an answer. unlike: units with p <= UNLIKE_AT. pending:
+    slices that await extraction. unwritten: units without the file that was asked for.
     """
 
     units: int = 0
-    decided: dict[str, int] = field(default_factory=dict)
     unlike: int = 0
     learnt: int = 0
     unreadable: int = 0
-    other: int = 0
     pending: int = 0
     unwritten: int = 0
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PredictTally(RunTally):
+    """What a run of predictions came to. decided: units by what was decided.
+
+    other: slices of other modalities.
+    """
+
+    decided: dict[str, int] = field(default_factory=dict)
+    other: int = 0
 
 
 def predict(
@@ -65,7 +74,7 @@ def predict(
     options: FolderOptions = FolderOptions(),  # noqa: B008 (frozen)
     *,
     tag: str | None = None,
-) -> Tally:
+) -> PredictTally:
     """Write what a model says of a store, a config's store or a folder; return the counts.
 
     A row a unit: see `schema_of`. tag: a DICOM keyword, whose value in each unit's first file is a
@@ -82,16 +91,18 @@ def _check_columns(out: Path, tag: str | None) -> None:
     check_tags([tag] if tag else [])
 
 
-def _write(model: Model, source: Source, out: Path, tag: str | None) -> Tally:
+def _write(model: Model, source: Source, out: Path, tag: str | None) -> PredictTally:
     """Write what a model says of a source; return the counts."""
-    live = live_units(model, source)
-    tally = Tally(other=live.other, pending=live.pending, notes=list(source.notes))
-    schema = schema_of(model.record)
-    if tag is not None:
-        schema = schema.insert(0, pa.field(tag, pa.string()))
-    with table_writer(out, schema) as write:
-        for piece in _tables(model, source, live, tally):
-            write(piece if tag is None else with_tag(piece, source, tag))
+    with leaving(source.store) as written:
+        live = live_units(model, source)
+        tally = PredictTally(other=live.other, pending=live.pending, notes=list(source.notes))
+        schema = schema_of(model.record)
+        if tag is not None:
+            schema = schema.insert(0, pa.field(tag, pa.string()))
+        with table_writer(out, schema) as write:
+            for piece in _tables(model, source, live, tally):
+                write(piece if tag is None else with_tag(piece, source, tag))
+        written.append(out)
     return tally
 
 
@@ -103,7 +114,7 @@ def watch(
     *,
     every_s: float,
     tag: str | None = None,
-) -> Generator[Tally]:
+) -> Generator[PredictTally]:
     """Yield the counts each time a folder's images have changed and `out` was written anew.
 
     The folder is looked at every so many seconds, without end. What was embedded stays in
@@ -120,8 +131,10 @@ def watch(
     before = None
     while True:
         tally = None
-        # An empty folder is one whose first image is still to come.
-        with contextlib.suppress(NoImagesError), open_source(model, folder, options) as source:
+        # An empty folder is one whose first image is still to come. What was taken back, since a
+        # patient was withdrawn meanwhile, is written by the next look.
+        passed_over = contextlib.suppress(NoImagesError, StaleTablesError)
+        with passed_over, open_source(model, folder, options) as source:
             now = (source.store.fingerprint(), source.lost)
             if now != before:
                 tally = _write(model, source, out, tag)
@@ -157,7 +170,7 @@ def predictions(
     """Return what `predict` writes, as one table."""
     with open_source(model, target, options) as source:
         live = live_units(model, source)
-        pieces = list(_tables(model, source, live, Tally()))
+        pieces = list(_tables(model, source, live, PredictTally()))
     return pa.concat_tables([schema_of(model.record).empty_table(), *pieces])
 
 
@@ -246,7 +259,9 @@ def decisions(record: ModelRecord, proba: Doubles) -> list[str]:
 # --- a piece at a time -----------------------------------------------------------------------
 
 
-def _tables(model: Model, source: Source, live: LiveUnits, tally: Tally) -> Iterator[pa.Table]:
+def _tables(
+    model: Model, source: Source, live: LiveUnits, tally: PredictTally
+) -> Iterator[pa.Table]:
     """Yield the rows of some units after others, then of the files that could not be read."""
     for piece in live.pieces():
         yield table_of(model, source, piece, tally)
@@ -266,7 +281,7 @@ def lost_rows(source: Source) -> list[dict[str, Any]]:
     return rows
 
 
-def table_of(model: Model, source: Source, piece: Piece, tally: Tally) -> pa.Table:
+def table_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> pa.Table:
     """Return what a model says of some units, a row each, and count it."""
     record = model.record
     n = len(piece.ids)

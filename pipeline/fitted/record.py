@@ -18,7 +18,7 @@ from pipeline.evaluation.pooling import outputs_of
 from pipeline.fitted.calibration import Calibration
 from pipeline.recipe import PatchTokens, Recipe
 from pipeline.results import PartCount, Provenance, Score
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 
 # Of model.json and of the arrays beside it. Raised where an older radprobe would read them wrongly.
 FORMAT: Literal[1] = 1

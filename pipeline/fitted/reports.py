@@ -11,7 +11,7 @@ import pyarrow as pa
 from pipeline.fitted.draw import TABLE
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import (
-    Tally,
+    PredictTally,
     live_units,
     lost_rows,
     schema_of,
@@ -27,6 +27,7 @@ from pipeline.segmentation.predictions import check_empty
 from pipeline.shared.paths import collection_file, unescape_path
 from pipeline.shared.table_files import table_writer
 from stores.errors import ConfigError, UnreadableError
+from stores.leaving import leaving
 
 SUFFIX = ".sr.dcm"
 
@@ -38,7 +39,7 @@ def report(
     options: FolderOptions = FolderOptions(),  # noqa: B008 (frozen)
     *,
     tag: str | None = None,
-) -> Tally:
+) -> PredictTally:
     """Write a structured report of each unit of DICOM files into the new folder `out`.
 
     Beside them the table that `predict` writes, with the name of each report, as TABLE; it is there
@@ -53,21 +54,23 @@ def report(
                 f"Reports name patient and study as their files do, and {source.store.place} alone "
                 "does not say where they are. Name the config or the folder, not the store."
             )
-        live = live_units(model, source)
-        tally = Tally(other=live.other, pending=live.pending, notes=list(source.notes))
-        schema = schema_of(model.record).append(pa.field("files", pa.string()))
-        columns = schema if tag is None else schema.insert(0, pa.field(tag, pa.string()))
-        with table_writer(out / TABLE, columns) as write:
-            for piece in live.pieces():
-                rows = table_of(model, source, piece, tally).to_pylist()
-                for number, row in enumerate(rows):
-                    paths = piece.paths_of(number)
-                    _report(model.record, row, root, paths, out, tally)
-                table = pa.Table.from_pylist(rows, schema=schema)
-                write(table if tag is None else with_tag(table, source, tag))
-            lost = lost_rows(source)
-            tally.unreadable += len(lost)
-            write(pa.Table.from_pylist(lost, schema=columns))
+        with leaving(source.store) as written:
+            written.append(out)
+            live = live_units(model, source)
+            tally = PredictTally(other=live.other, pending=live.pending, notes=list(source.notes))
+            schema = schema_of(model.record).append(pa.field("files", pa.string()))
+            columns = schema if tag is None else schema.insert(0, pa.field(tag, pa.string()))
+            with table_writer(out / TABLE, columns) as write:
+                for piece in live.pieces():
+                    rows = table_of(model, source, piece, tally).to_pylist()
+                    for number, row in enumerate(rows):
+                        paths = piece.paths_of(number)
+                        _report(model.record, row, root, paths, out, tally)
+                    table = pa.Table.from_pylist(rows, schema=schema)
+                    write(table if tag is None else with_tag(table, source, tag))
+                lost = lost_rows(source)
+                tally.unreadable += len(lost)
+                write(pa.Table.from_pylist(lost, schema=columns))
     return tally
 
 
@@ -77,7 +80,7 @@ def _report(
     root: Path,
     paths: Sequence[str],
     out: Path,
-    tally: Tally,
+    tally: PredictTally,
 ) -> None:
     """Write the report of a unit; put its name into its row, or why there is none."""
     row["files"] = ""

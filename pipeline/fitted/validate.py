@@ -17,7 +17,8 @@ from pipeline.annotations.units import Prediction, Truth, Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluate import count_of
-from pipeline.evaluation.cases import Cases, cases_of
+from pipeline.evaluation.cases import Cases
+from pipeline.evaluation.known import key_of, known_units
 from pipeline.evaluation.metrics.bootstrap import (
     IntervalRules,
     Values,
@@ -26,10 +27,11 @@ from pipeline.evaluation.metrics.bootstrap import (
 )
 from pipeline.evaluation.metrics.calibration import calibration, net_benefit
 from pipeline.evaluation.metrics.values import columns_of
+from pipeline.evaluation.pairs import Question, differing_questions
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.scoring import score_of
 from pipeline.extraction.same_store import check_store
 from pipeline.fitted.calibration import Calibration, calibrate
-from pipeline.fitted.learnt import known_units
 from pipeline.fitted.model import FiledModel, Model
 from pipeline.fitted.predict import UNLIKE_AT
 from pipeline.fitted.record import FiledRecord, ModelRecord
@@ -39,8 +41,7 @@ from pipeline.fitted.unlike import References, evenly
 from pipeline.recipe import recipe_of
 from pipeline.results import Metric, PartCount, Score, Tally
 from pipeline.shared.arrays import Floats, Rows, unit_length
-from pipeline.shared.pseudonyms import Names
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
 
@@ -74,15 +75,12 @@ class Recalibration(Frozen):
     metrics: dict[str, dict[str, Metric]]
 
 
-class Validation(Frozen):
-    """How a model does on the labels of another collection.
+class AnyValidation(Frozen):
+    """How a model, whatever it answers, does on the labels or masks of another collection.
 
-    score: as answers have it, at the model's operating point; internal: what the model's own answer
-    has of its test units. calibration: slope, intercept and in_the_large by class or label, of the
-    probabilities as they are, and as the model calibrates them. benefit: the decision curve by
-    label. unlike: the share of units with p <= 0.05 of being like those the model learnt from;
-    domain_auroc: how well a probe tells both collections apart. model: the key of its answer.
-    recalibration: where it was asked for; all else is then of the patients that it has not seen.
+    score: as answers have it; internal: what the model's own answer has of its test units. unlike:
+    the share of units with p <= 0.05 of being like those the model learnt from; domain_auroc: how
+    well a probe tells both collections apart. model: the key of its answer.
     """
 
     task: str
@@ -92,14 +90,24 @@ class Validation(Frozen):
     count: PartCount
     score: Score
     internal: dict[str, Metric]
-    calibration: dict[str, dict[str, Metric]]
-    calibrated: dict[str, dict[str, Metric]]
-    benefit: dict[str, tuple[Benefit, ...]]
     unlike: Metric
     domain_auroc: float
     left_out: int
     tally: Tally
     notes: tuple[str, ...]
+
+
+class Validation(AnyValidation):
+    """How a model of a task does, at its operating point.
+
+    calibration: slope, intercept and in_the_large by class or label, of the probabilities as they
+    are, and calibrated: as the model makes them right. benefit: the decision curve by label.
+    recalibration: where it was asked for; all else is then of the patients that it has not seen.
+    """
+
+    calibration: dict[str, dict[str, Metric]]
+    calibrated: dict[str, dict[str, Metric]]
+    benefit: dict[str, tuple[Benefit, ...]]
     recalibration: Recalibration | None = None
 
 
@@ -174,7 +182,7 @@ def _recalibrated(units: Units, proba: Doubles, share: float, seed: int) -> _Mad
     patients = np.unique(units.patient)
     drawn = np.random.default_rng(seed).permutation(patients)[: round(share * len(patients))]
     is_drawn = np.isin(units.patient, drawn)
-    calibration, notes = calibrate(units.at(is_drawn), proba[is_drawn])
+    calibration, notes = calibrate(units.at(is_drawn), proba[is_drawn], "share")
     if calibration is None or is_drawn.all():
         why = "; ".join(notes) or "nobody is left to be scored"
         raise LabelError(
@@ -217,17 +225,15 @@ def _of_one_task(record: ModelRecord, config: Config, name: str | None) -> Confi
 def _refuse_other_question(record: ModelRecord, cases: Cases) -> None:
     """Raise LabelError, with both values, where a task is another than the model's."""
     units = cases.units
-    differences = []
-    if units.kind != record.kind:
-        differences.append(f"kind: {units.kind} here, {record.kind} in the model")
-    elif units.kind != "regression" and units.classes != record.classes:
-        differences.append(f"classes: {list(units.classes)} here, {list(record.classes)} there")
-    if cases.task.level != record.level:
-        differences.append(f"level: {cases.task.level} here, {record.level} in the model")
-    if differences:
+    different = differing_questions(
+        Question(units.kind, units.classes, cases.task.level),
+        Question(record.kind, record.classes, record.level),
+        "the model",
+    )
+    if different:
         raise LabelError(
             f"{cases.name} is another question than the model's {record.task}: "
-            f"{'; '.join(differences)}. Both must be the same."
+            f"{'; '.join(different)}. Both must be the same."
         )
 
 
@@ -418,7 +424,7 @@ def unlike_share(which: NDArray[np.bool_], groups: NDArray[np.str_]) -> Metric:
 
     patients = float(len(np.unique(groups)))
     # None of few patients does not say that none is.
-    rules = IntervalRules(rarest={"": patients}, shares={"share": 0.0})
+    rules = IntervalRules(rarest={"": patients}, shares={"share": 0.0}, bounded={"share": 0.0})
     return bootstrap(values, groups, 1, rules)["share", ""]
 
 
@@ -472,7 +478,7 @@ def _notes(record: ModelRecord, cases: Cases) -> list[str]:
 
 def key_notes(record: FiledRecord, store: FeatureStore) -> list[str]:
     """Return a note where patients of a store cannot be known again."""
-    if Names(store.path).pseudonym("key", "radprobe") == record.trained_on.key:
+    if key_of(store) == record.trained_on.key:
         return []
     return [
         "the store has another key than the model's: patients that both have are known by "

@@ -16,44 +16,27 @@ from pipeline.fitted.units import units_from
 from pipeline.fitted.unlike import evenly
 from pipeline.fitted.validate import (
     MOST_COMPARED,
+    AnyValidation,
     domain_auroc,
     key_notes,
     strange_units,
     unlike_share,
 )
 from pipeline.recipe import recipe_of
-from pipeline.results import Metric, PartCount, Score, Tally
+from pipeline.results import PartCount, Score
 from pipeline.segmentation.cases import SegmentationCases
 from pipeline.segmentation.geometry import Labels
 from pipeline.segmentation.scores import UnitScores, summarise
 from pipeline.segmentation.trials import score_unit
 from pipeline.shared.arrays import Rows
-from pipeline.types import Frozen
 from stores.errors import ConfigError, LabelError
 
 
-class MaskValidation(Frozen):
-    """How a model draws the masks of another collection.
+class MaskValidation(AnyValidation):
+    """How a model draws: its score is of each volume or image at its own resolution.
 
-    score: as answers have it, of each volume or image at its own resolution, with intervals over
-    patients; internal: what the model's own answer has of its test units. count: positives are
-    units that have a structure. unlike: the share of units with p <= 0.05 of being like those the
-    model learnt from; domain_auroc: how well a probe tells both collections apart. model: the key
-    of its answer.
+    The positives of count are units that have a structure.
     """
-
-    task: str
-    model: str
-    recipe: str
-    random: bool
-    count: PartCount
-    score: Score
-    internal: dict[str, Metric]
-    unlike: Metric
-    domain_auroc: float
-    left_out: int
-    tally: Tally
-    notes: tuple[str, ...]
 
 
 def validate_masks(

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pipeline.recipe import Precision, Recipe
-from pipeline.types import Frozen
+from pipeline.shared.frozen import Frozen
 from stores._disk import write_atomic
 
 # Kinds of devices, in the order in which a run takes them by itself.

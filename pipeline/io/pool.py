@@ -22,6 +22,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from pipeline.io.idle import IDLE
 from pipeline.io.process import FileTask, Worker, cause_of_death
 from pipeline.io.types import FrameRead
 from pipeline.io.wire import receive, receive_pixels
@@ -31,8 +32,8 @@ from stores.errors import UnreadableError
 # Pixels that may wait for the caller before the workers do.
 _AHEAD_BYTES = 2**28
 _AHEAD_FILES = 64  # a worker
-# Files after which a worker makes room for a fresh one: C decoders leak.
-_FILES_A_WORKER = 2000
+# For the end of a file of which all slices came.
+_END_S = 1.0
 
 # What comes of a task: its slices one by one, then the task itself, which tells how it ended.
 Result = FrameRead | FileTask
@@ -163,7 +164,7 @@ class WorkerPool:
             self.results.put(error)
         finally:
             for worker in self.workers:
-                worker.close()
+                self._leave(worker)
 
     def _assign(self) -> None:
         """Give idle workers their next files."""
@@ -183,12 +184,14 @@ class WorkerPool:
         """Return a worker that waits for a file; else begin another, if there may be one more."""
         for worker in list(self.workers):
             if worker.task is None and worker.ready:
-                if worker.files < _FILES_A_WORKER and worker.process.poll() is None:
+                if worker.is_usable():
                     return worker
                 self._remove(worker)
-        if len(self.workers) < self.width:
-            self.workers.append(Worker())  # idle once it says that it is ready
-        return None
+        if len(self.workers) == self.width:
+            return None
+        kept = IDLE.take()
+        self.workers.append(kept or Worker())  # a new one is idle once it says that it is ready
+        return kept
 
     def _listen(self) -> None:
         """Take the messages that have come, waiting for the first."""
@@ -257,6 +260,14 @@ class WorkerPool:
             else:
                 task.fail(*cause_of_death(code, self.time_limit_s))
         self._remove(worker)
+
+    def _leave(self, worker: Worker) -> None:
+        """Leave a worker to the next pool; end one that is at a file."""
+        # A caller that has the last slice does not wait for the end of its file, which follows.
+        if worker.has_sent_all() and wait([worker.wire], _END_S):
+            with contextlib.suppress(EOFError, ImportError, OSError):
+                self._take(worker, receive(worker.wire))
+        IDLE.put(worker)
 
     def _remove(self, worker: Worker) -> None:
         worker.close()

@@ -26,6 +26,8 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
 }
+# Files after which a worker makes room for a fresh one: C decoders leak.
+_FILES_A_WORKER = 2000
 
 
 @dataclass
@@ -78,7 +80,9 @@ class Worker:
             task.fail(error.reason, error.detail)  # and the process waits for another
             return
         message = {
-            "path": os.fsencode(path).hex(),  # any bytes, which JSON has no text for
+            # From the root, as it may have started in another folder than this process is in now;
+            # and any bytes, which JSON has no text for.
+            "path": os.fsencode(path.absolute()).hex(),
             "frames": None if task.frames is None else task.frames[task.received :],
             "tags": task.tags,
             "plane": plane,
@@ -91,6 +95,17 @@ class Worker:
             send(self.wire, message)
         except OSError:
             return  # it died idle; the closed connection is noticed when it is listened to
+
+    def has_sent_all(self) -> bool:
+        """Return whether it has sent all slices of its file, and only the end is to come."""
+        if self.task is None or self.task.frames is None:
+            return False
+        return self.task.received == len(self.task.frames)
+
+    def is_usable(self) -> bool:
+        """Return whether it waits for a file, lives, and has not read too many."""
+        waits = self.ready and self.task is None
+        return waits and self.files < _FILES_A_WORKER and self.process.poll() is None
 
     def close(self) -> int:
         """End the process at once and return its exit code."""

@@ -19,7 +19,7 @@ from pipeline.evaluation.neighbours import neighbours
 from pipeline.report.atlas import whole_slice
 from pipeline.report.figures import forest, headline
 from pipeline.report.sources import Source
-from pipeline.report.wording import HEADLINE, METRICS, method_title, positive_text
+from pipeline.report.wording import HEADLINE, METRICS, method_title, positive_text, units_alone
 from pipeline.results import Difference, Metric, Result
 from stores.errors import LabelError, StoreNotFoundError
 
@@ -46,11 +46,15 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two stores: differences of the second less the first, or why there are none; likeness."""
+    """Two stores: differences of the second less the first, or why there are none; likeness.
+
+    alone: how many test units of each answer the other store's answer lacks.
+    """
 
     first: str
     second: str
     differences: tuple[tuple[Result, Difference], ...]
+    alone: tuple[str, ...]
     unable: str
     shared: int
     overlap: float | None
@@ -125,10 +129,14 @@ def _predicted(source: Source) -> tuple[Path, Results]:
 def _pair(one: Source, two: Source) -> Pair:
     """Compare two stores: their scores on the same test units, their features on equal pixels."""
     differences: list[tuple[Result, Difference]] = []
+    alone: dict[str, None] = {}
     unable = ""
     try:
         for result, of_result in compare_results(_predicted(one), _predicted(two)):
             wanted = headline(result)
+            for difference in of_result:
+                for text in units_alone(difference.paired, result.level):
+                    alone[f"{result.task}, {method_title(result.method)}: {text}."] = None
             differences += [(result, d) for d in of_result if d.metric == wanted]
     except (LabelError, StoreNotFoundError) as error:  # the page says why, and goes on
         unable = str(error)
@@ -139,6 +147,7 @@ def _pair(one: Source, two: Source) -> Pair:
         first=one.name,
         second=two.name,
         differences=tuple(differences),
+        alone=tuple(alone),
         unable=unable,
         shared=max(len(x), len(y)),
         overlap=mutual_overlap(x, y, K) if enough else None,

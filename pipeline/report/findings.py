@@ -12,6 +12,7 @@ from pipeline.report.sources import Inventory, Source
 from pipeline.report.wording import count, interval, method_title, spread
 from pipeline.results import Result, Segmented
 from pipeline.shared.few import FEW_PATIENTS
+from stores._disk import files_in
 from stores.duplicates import find_twins
 
 # AUROC from which on the features predict a column so well that a score may rest on it.
@@ -101,7 +102,7 @@ def _unsure(source: Source, number: int) -> str:
 def _copies(source: Source, across: list[set[str]]) -> ReportFinding:
     """Say how many pictures stand under several patients, and on which splits' two sides."""
     torn = {}
-    for path in sorted((source.store.path / "splits").glob("*.json")):
+    for path in files_in(source.store.path / "splits", "*.json"):
         if number := _on_two_sides(load_split(path), across):
             task = path.stem.rpartition("-")[0]  # the rest is the split's digest
             torn[task] = number

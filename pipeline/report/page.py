@@ -42,6 +42,7 @@ from pipeline.report.wording import (
 from pipeline.results import Result, Segmented
 from pipeline.shared.texts import printable
 from stores._disk import temporary_name, writing
+from stores.leaving import leaving
 
 # Says what is being done, such as "map of vits14".
 Progress = Callable[[str], None]
@@ -90,20 +91,23 @@ def write_report(
     StoreNotFoundError, ConfigError, UnwritableError. models: tells of models on these stores.
     """
     sources = open_sources(paths)
-    check_shared(sources)
-    # First: a model that is refused leaves nothing to be done.
-    sections = models(sources)
-    chapters = [_chapter(source, progress) for source in sources]
-    comparison = None
-    if len(sources) > 1:
-        progress("stores side by side")
-        comparison = compare_sources(sources)
-    text = render(chapters, comparison, sections)
-    first = sources[0].store.path
-    out = out or first.with_name(f"{first.name}-report.html")
-    _put(out, text.encode())
-    # The page is the answer: it is there before files for a paper are begun.
-    written = _write_figures(figures, chapters, comparison) if figures else ()
+    with leaving(*(source.store for source in sources)) as left:
+        check_shared(sources)
+        # First: a model that is refused leaves nothing to be done.
+        sections = models(sources)
+        chapters = [_chapter(source, progress) for source in sources]
+        comparison = None
+        if len(sources) > 1:
+            progress("stores side by side")
+            comparison = compare_sources(sources)
+        text = render(chapters, comparison, sections)
+        first = sources[0].store.path
+        out = out or first.with_name(f"{first.name}-report.html")
+        _put(out, text.encode())
+        left.append(out)
+        # The page is the answer: it is there before files for a paper are begun.
+        written = _write_figures(figures, chapters, comparison) if figures else []
+        left += written
     shown = sum(len(chapter.pictures) for chapter in chapters)
     shown += sum(section.pictures for section in sections)
     return Written(out, len(text.encode()), tuple(written), shown)

@@ -14,7 +14,7 @@ from pipeline.shared.texts import plain_number
 
 if TYPE_CHECKING:
     from pipeline.config.tasks import OperatingRule
-    from pipeline.results import Metric, Result, Score, Segmented
+    from pipeline.results import Metric, PairedUnits, Result, Score, Segmented
 
 RANDOM = "RANDOM WEIGHTS"
 # In the order of the table's columns; those that no result has are left out.
@@ -222,3 +222,23 @@ def answer_sentence(result: Result | Segmented) -> str:
         classes = ()
         by = result.head
     return sentence(f"{result.task}, {by}", score.metrics, patients, classes)
+
+
+def units_alone(units: PairedUnits | None, level: str) -> list[str]:
+    """Return a text for each of two answers that was tested on units which the other was not.
+
+    level: of the units, whose ids are row numbers where they are images.
+    """
+    if units is None:
+        return []
+    sides = (
+        ("first", units.first_only, units.first_only_examples),
+        ("second", units.second_only, units.second_only_examples),
+    )
+    texts = []
+    for side, number, examples in sides:
+        if number:
+            names = ", ".join(f"row {name}" if level == "image" else name for name in examples)
+            more = f" and {number - len(examples)} more" if number > len(examples) else ""
+            texts.append(f"{number} tested in the {side} alone ({names}{more})")
+    return texts

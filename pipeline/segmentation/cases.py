@@ -30,7 +30,7 @@ from stores.errors import ConfigError
 from stores.features import FeatureStore
 
 # Raised whenever the same question is answered otherwise: older answers are then not found.
-CONTRACT = 4
+CONTRACT = 5
 # What is being done, how much of it is done, of how much.
 Progress = Callable[[str, int, int], None]
 

@@ -41,7 +41,7 @@ from pipeline.segmentation.geometry import Labels, Placement, Shown, to_input
 from pipeline.segmentation.placement import placement_of
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
-from stores._disk import CHECKSUM, sha256, write_checked
+from stores._disk import CHECKSUM, files_in, sha256, write_checked
 from stores.errors import CorruptStoreError, LabelError, UnreadableError
 from stores.features import FeatureStore
 from stores.filed_tables import read_filed_table
@@ -403,10 +403,10 @@ class _MaskTable:
 
     def _remove_unnamed(self) -> None:
         named: set[str | None] = set()
-        for index in self._folder.glob("*.parquet"):
+        for index in files_in(self._folder, "*.parquet"):
             for rows in _read_index(index, self._folder).values():
                 named |= {row["pack"] for row in rows}
-        for path in self._folder.glob("*.pack"):
+        for path in files_in(self._folder, "*.pack"):
             if path.stem not in named:
                 path.unlink(missing_ok=True)
                 path.with_name(path.name + CHECKSUM).unlink(missing_ok=True)

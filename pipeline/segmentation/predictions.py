@@ -23,7 +23,9 @@ from pipeline.segmentation.masks import inflate
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.table_files import table_writer
 from stores.errors import OccupiedError
+from stores.features import FeatureStore
 from stores.filed_tables import read_filed_table
+from stores.leaving import leaving
 
 if TYPE_CHECKING:
     from pipeline.segmentation.export import Unwritten
@@ -55,23 +57,25 @@ def write_predictions(config: Config, out: Path) -> tuple[list[Path], list[Unwri
     written: list[Path] = []
     scores: list[pa.Table] = []
     failed: list[Unwritten] = []
-    for task in config.masks:
-        cases = SegmentationCases.of(config, task)
-        for head in cases.heads_on_file():
-            predicted = read_predicted(cases, head)
-            files, unwritten = write_units(cases, predicted, out / task / head)
-            written += files
-            failed += unwritten
-            # A unit whose image could not be read has no picture either.
-            for unit in unwritten:
-                del predicted[unit.row]
-            written += write_pictures(cases, predicted, out / "pictures" / task, head)
-            scores.append(_scores_by_path(cases, head))
-    if scores:
-        table = pa.concat_tables(scores, promote_options="default")
-        with table_writer(out / SCORES, table.schema) as write:
-            write(table)
-        written.append(out / SCORES)
+    with leaving(FeatureStore.open(config.store)) as left:
+        left.append(out)
+        for task in config.masks:
+            cases = SegmentationCases.of(config, task)
+            for head in cases.heads_on_file():
+                predicted = read_predicted(cases, head)
+                files, unwritten = write_units(cases, predicted, out / task / head)
+                written += files
+                failed += unwritten
+                # A unit whose image could not be read has no picture either.
+                for unit in unwritten:
+                    del predicted[unit.row]
+                written += write_pictures(cases, predicted, out / "pictures" / task, head)
+                scores.append(_scores_by_path(cases, head))
+        if scores:
+            table = pa.concat_tables(scores, promote_options="default")
+            with table_writer(out / SCORES, table.schema) as write:
+                write(table)
+            written.append(out / SCORES)
     return written, failed
 
 

@@ -204,6 +204,7 @@ def summarise(
         rarest=_patients_with(scores, groups, structures),
         folds=folds,
         scales=SCALES,
+        bounded=dict.fromkeys(SHARES, 0.0),
     )
     metrics = bootstrap(statistic, groups, c**2, rules, fits=fits)
     for (name, label), metric in metrics.items():

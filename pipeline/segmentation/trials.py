@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.segmentation import Segment
+from pipeline.evaluation.scoring import interval_notes
 from pipeline.results import Metric, Score
 from pipeline.segmentation import heads
 from pipeline.segmentation.cases import SegmentationCases
@@ -130,12 +131,13 @@ def trial(
     classes = cases.masks.classes
     several = draw if len(fits) > 1 else None
     overall, labels = summarise(scores, groups, classes, several, folds=len(draws[0]))
+    without = interval_notes(overall)
     overall[SECONDS] = Metric(value=float(np.mean([each.seconds for each in fits])))
     first = fits[0]
     setting = dict(few or {})
     if len(fits) == 1:
         setting |= first.setting
-    notes = _undefined(scores, classes)
+    notes = _undefined(scores, classes) + without
     if few:
         notes = [f"{few['patients']:.0f} patients to learn from: {note}" for note in notes]
     else:
@@ -185,16 +187,29 @@ def _fit_folds(cases: SegmentationCases, fit: Fit, folds: Draw) -> _FitScores:
             setting = dict(head.setting)
         else:
             notes += [f"fold {i}: {note}" for note in head.notes]
-        for number, labels in _predict_units(cases, fold["test"], head):
-            unit = cases.units[number]
+        of_fold = dict(_scored_units(cases, fold["test"], head, predicted))
+        # By their numbers, not as their rows happened to be complete: patients are drawn by it.
+        for number in sorted(of_fold):
             order.append(number)
-            scores.append(score_unit(cases, unit, labels))
-            predicted += zip(unit.rows, labels, strict=True)
+            scores.append(of_fold[number])
     if not order:
         raise LabelError(f"No test unit of {cases.task_cases.name!r} can be read any more.")
     return _FitScores(
         np.array(order, np.int64), UnitScores.of(scores), predicted, setting, notes, seconds
     )
+
+
+def _scored_units(
+    cases: SegmentationCases,
+    units: Rows,
+    head: FittedHead,
+    predicted: list[tuple[int, Labels]],
+) -> Iterator[tuple[int, tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]]]:
+    """Yield each test unit with what it scored; adds its rows and label values to `predicted`."""
+    for number, labels in _predict_units(cases, units, head):
+        unit = cases.units[number]
+        yield number, score_unit(cases, unit, labels)
+        predicted += zip(unit.rows, labels, strict=True)
 
 
 def _predict_units(

@@ -15,6 +15,7 @@ from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.labels import patients_of
 from pipeline.annotations.units import Units
 from pipeline.config.root import Config
+from pipeline.evaluation.cases import order_of_files
 from pipeline.results import Tally
 from pipeline.segmentation.contracts import Rows
 from pipeline.segmentation.geometry import Labels, Placement, to_slice
@@ -67,6 +68,8 @@ def units_of(
 ) -> tuple[Units, list[Unit]]:
     """Return what is split and scored: a volume each, or an image each where slices are none.
 
+    In the order of their files, as `Cases.units` are.
+
     table: the label table, if any, whose patient column counts before the files' headers. Raises
     LabelError where nothing has both a mask and features, or a slice names no patient.
     """
@@ -102,10 +105,11 @@ def units_of(
         unit=unit_of,
         tally=tally,
     )
+    order = order_of_files(units, slices)
     parts = []
-    for of_unit in members:
-        parts.append(Unit.of([rows[place] for place in of_unit]))
-    return units, parts
+    for number in order.tolist():
+        parts.append(Unit.of([rows[place] for place in members[number]]))
+    return units.in_order(order), parts
 
 
 def _tally(masks: StoredMasks, status: NDArray[np.uint8], live_rows: Rows, ready: int) -> Tally:

@@ -8,9 +8,11 @@ at all; a second one holds the best epoch so far, which the first names.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from stores._disk import sync, sync_folder, temporary_name, writing
 
 STATE = "checkpoint.safetensors"
 BEST = "best.safetensors"
+# What a file is put in place within: whoever is withdrawn before it is not learnt from any more.
+Filing = Callable[[], AbstractContextManager[None]]
 # Keys of a checkpoint: of its metadata, and the prefixes of its tensors.
 _NOTE = "note"
 _MODEL = "model/"
@@ -55,14 +59,18 @@ def save(
     network: TunableNetwork,
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
+    filing: Filing,
 ) -> None:
-    """Put network, optimiser and state into a folder, in the place of an earlier checkpoint."""
+    """Put network, optimiser and state into a folder, in the place of an earlier checkpoint.
+
+    Raises what `filing` does.
+    """
     tensors: dict[str, Tensor] = _trained_tensors(network)
     for number, values in optimizer.state_dict()["state"].items():
         for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"{_OPTIMIZER}{number}/{name}"] = value
-    put(folder / STATE, tensors, {_NOTE: json.dumps(asdict(state))})
+    put(folder / STATE, tensors, {_NOTE: json.dumps(asdict(state))}, filing)
 
 
 def load(folder: Path, network: TunableNetwork, optimizer: torch.optim.Optimizer) -> TrainingState:
@@ -91,9 +99,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def save_best(folder: Path, network: TunableNetwork) -> None:
-    """Put what is trained into a folder as the best so far."""
-    put(folder / BEST, _trained_tensors(network), {})
+def save_best(folder: Path, network: TunableNetwork, filing: Filing) -> None:
+    """Put what is trained into a folder as the best so far. Raises what `filing` does."""
+    put(folder / BEST, _trained_tensors(network), {}, filing)
 
 
 def load_best(folder: Path, network: TunableNetwork) -> None:
@@ -115,19 +123,28 @@ def restore(network: TunableNetwork, tensors: Mapping[str, Tensor]) -> None:
             parameter.copy_(tensors[_MODEL + name])
 
 
-def put(path: Path, tensors: Mapping[str, Tensor], note: dict[str, str]) -> None:
-    """Write a safetensors file that is there complete, or not there."""
+def put(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    note: dict[str, str],
+    filing: Filing = contextlib.nullcontext,
+) -> None:
+    """Write a safetensors file that is there complete, or not there. Raises what `filing` does."""
     temporary = path.with_name(temporary_name(path.name))
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {}
-        for name, value in tensors.items():
-            plain[name] = value.detach().cpu().contiguous()
-        save_file(plain, temporary, note)
-        # The bytes first, then the name: a name that stands after a crash has its bytes.
-        sync(temporary)
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plain = {}
+            for name, value in tensors.items():
+                plain[name] = value.detach().cpu().contiguous()
+            save_file(plain, temporary, note)
+            # The bytes first, then the name: a name that stands after a crash has its bytes.
+            sync(temporary)
+            with filing():
+                os.replace(temporary, path)
+            sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path, network: TunableNetwork) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -60,7 +60,7 @@ class Fold:
             data=self.data,
             goal=self.make_goal(),
             settings=job.settings,
-            checkpoints=Checkpoints(job.state / self.name, job.checkpoint_s),
+            checkpoints=Checkpoints(job.state / self.name, job.checkpoint_s, job.filing),
             report_steps=job.report_steps,
             ranks=ranks,
         )
@@ -95,7 +95,12 @@ class TunedFold:
         folder = job.saved / fold.name
         folder.parent.mkdir(parents=True, exist_ok=True)
         identity = save_network(
-            network.body, network.linear, job.recipe.architecture, job.recipe.weights, folder
+            network.body,
+            network.linear,
+            job.recipe.architecture,
+            job.recipe.weights,
+            folder,
+            job.filing,
         )
         tuned = Tuned(
             weights=folder.relative_to(job.store.path).as_posix(),

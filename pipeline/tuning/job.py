@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from pipeline.backbones.load import Backbone, load_backbone
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
 from pipeline.config.tuning import Tuning
+from pipeline.evaluation.cases import Cases
 from pipeline.extraction.recipes import check_recipe, make_recipe
 from pipeline.inference.speed import Speed
 from pipeline.recipe import Recipe
@@ -22,6 +24,7 @@ from pipeline.tuning.network import blocks_of
 from pipeline.tuning.options import ReportSteps, TuningOptions
 from stores.errors import ConfigError, DeviceError
 from stores.features import RUNS, FeatureStore
+from stores.withdrawn import Withdrawn
 
 FOLDER = "tuned"  # in the store
 
@@ -30,13 +33,15 @@ FOLDER = "tuned"  # in the store
 class TuningJob:
     """What the folds of an answer share.
 
-    weights: their file, None where they are random. devices: where it is trained, a process each;
+    withdrawn: who is, of whom nothing is learnt; once others are, nothing more is filed. weights:
+    their file, None where they are random. devices: where it is trained, a process each;
     the first is where it is tested. name: of the answer's file. checkpoint_s: seconds between two
     checkpoints.
     """
 
     config: Config
     store: FeatureStore
+    withdrawn: Withdrawn
     recipe: Recipe
     weights: Path | None
     settings: Tuning
@@ -61,6 +66,10 @@ class TuningJob:
         """The folder of the state of runs, a folder each."""
         return self.store.path / RUNS / self.name
 
+    def filing(self) -> AbstractContextManager[None]:
+        """File networks and checkpoints; see `FeatureStore.filing`."""
+        return self.store.filing(self.withdrawn)
+
     def load(self, device: str | torch.device = "cpu") -> Backbone:
         """Return the network as it was before. Raises WeightsError."""
         return load_backbone(
@@ -80,28 +89,30 @@ class TuningJob:
 
 @contextlib.contextmanager
 def open_job(
-    config: Config,
-    store: FeatureStore,
+    cases: Cases,
     method: Method,
     name: str,
     options: TuningOptions,
     label: str,
 ) -> Iterator[TuningJob]:
-    """Give what the folds of an answer share. name: of the answer's file; label: for progress.
+    """Give what the folds of an answer to some cases share.
 
-    Whoever draws from torch afterwards finds its random stream as it was before. Raises
-    RecipeMismatchError where the store is not of the network to be tuned, ConfigError, and
-    DeviceError, also where the images of a step do not fit into memory.
+    name: of the answer's file; label: for progress. Whoever draws from torch afterwards finds its
+    random stream as it was before. Raises RecipeMismatchError where the store is not of the network
+    to be tuned, ConfigError, and DeviceError, also where the images of a step do not fit into
+    memory.
     """
+    config = cases.config
     recipe, weights = make_recipe(config)
-    check_recipe(store, recipe)
+    check_recipe(cases.store, recipe)
     _check_view(recipe)
     settings: Tuning = getattr(config, method)
     names = pick_devices(options)
     speed = Speed(workers=options.workers).chosen(names[0], recipe)
     job = TuningJob(
         config=config,
-        store=store,
+        store=cases.store,
+        withdrawn=cases.withdrawn,
         recipe=recipe,
         weights=weights,
         settings=settings,

@@ -16,7 +16,13 @@ from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold, join_folds
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.heads.probe import HEAD as PROBE
-from pipeline.evaluation.scoring import at_operating_points, scores_of
+from pipeline.evaluation.scoring import (
+    at_operating_points,
+    doubtful_note,
+    doubtful_points,
+    refuse_no_scores,
+    scores_of,
+)
 from pipeline.evaluation.splits import Parts
 from pipeline.results import Score, Tuned
 from pipeline.shared.texts import plain_number
@@ -51,7 +57,8 @@ def tune_on_labels(
 ) -> tuple[list[Score], OutOfFold, tuple[Tuned, ...]]:
     """Tune in each fold, and score what the networks predict of their test units together.
 
-    name: of the answer's file. Raises LabelError where units are not pooled by their mean.
+    name: of the answer's file. Raises LabelError where units are not pooled by their mean, and
+    where nothing could be learnt in any fold.
     """
     if cases.task.pool != "mean" and len(cases.units.rows) > len(cases.units.ids):
         raise LabelError(
@@ -61,7 +68,7 @@ def tune_on_labels(
     label = f"{cases.name}: {method}"
     folds = cases.folds
     answers = []
-    with open_job(cases.config, cases.store, method, name, options, label) as job:
+    with open_job(cases, method, name, options, label) as job:
         for i, parts in enumerate(folds):
             answers.append(_tune_fold(job, cases, parts, fold_name(i, len(folds))))
     tested = join_folds(
@@ -69,6 +76,7 @@ def tune_on_labels(
         [answer.tested for answer in answers],
     )
     scores = scores_of(cases, tested) if tested.predictions else []
+    refuse_no_scores(method, scores, tested.notes)
     tuned = tuple(answer.tuned for answer in answers if answer.tuned is not None)
     return scores, tested, tuned
 
@@ -101,12 +109,13 @@ def _tune_fold(job: TuningJob, cases: Cases, parts: Parts, name: str) -> _FoldAn
         notes.append("the last epoch is kept: all val units have the same labels")
     # The network has learnt nothing of val, so that val may say where it calls.
     on_val, val_there = _predict(fold, parts["val"])
-    prediction = at_operating_points(
-        Prediction({"epoch": fold.tuned.epoch}, proba, on_val=on_val),
-        units.at(parts["val"][val_there]),
-        cases.task.operating_point,
-    )
-    return _FoldAnswer([prediction], notes, test[there], fold.tuned)
+    val = units.at(parts["val"][val_there])
+    rule = cases.task.operating_point
+    prediction = Prediction({"epoch": fold.tuned.epoch}, proba, on_val=on_val)
+    for label, metric in doubtful_points(prediction, val, rule).items():
+        notes.append(doubtful_note(label, [(0, metric)], 1))
+    at_points = at_operating_points(prediction, val, rule)
+    return _FoldAnswer([at_points], notes, test[there], fold.tuned)
 
 
 def _new_head(job: TuningJob, objective: Objective) -> torch.nn.Linear:

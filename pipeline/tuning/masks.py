@@ -71,7 +71,7 @@ def tune_on_masks(
     slices = _slices_as_units(cases.task_cases.units)
     label = f"{cases.task_cases.name}: {method}"
     tuned: list[TunedFold] = []
-    with open_job(cases.config, cases.store, method, name, options, label) as job:
+    with open_job(cases.task_cases, method, name, options, label) as job:
 
         def fit(number: int, parts: Parts) -> _TunedHead:
             initial = cases.initial_head(method)

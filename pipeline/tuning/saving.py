@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from torch import nn
 
 from pipeline.backbones.weights import BEGAN, SAFETENSORS, identity_of
 from pipeline.recipe import Architecture
-from pipeline.tuning.checkpoint import put
+from pipeline.tuning.checkpoint import Filing, put
 from stores._disk import (
     CHECKSUM,
     TEMPORARY,
@@ -30,12 +31,18 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 def save_network(
-    body: nn.Module, head: nn.Linear, architecture: Architecture, origin: str, to: Path
+    body: nn.Module,
+    head: nn.Linear,
+    architecture: Architecture,
+    origin: str,
+    to: Path,
+    filing: Filing = contextlib.nullcontext,
 ) -> str:
     """Save a network, LoRA's updates added in, and its head; return its weights' identity.
 
     origin: the identity of the weights it was tuned from; that they were random stays with it. The
-    folder is there complete or not at all; each file has its checksum beside it.
+    folder is there complete or not at all; each file has its checksum beside it. Raises what
+    `filing` does.
     """
     # Not for the processes that share the training: the library takes seconds to import.
     from transformers.utils import logging as transformers_logging
@@ -54,9 +61,10 @@ def save_network(
     put(temporary / HEAD, {"weight": head.weight, "bias": head.bias}, {})
     _seal(temporary)
     # Only now under its name, with all its bytes on the disk.
-    if to.exists():  # of a run that was killed before its answer was filed
-        shutil.rmtree(to)
-    os.replace(temporary, to)
+    with filing():
+        if to.exists():  # of a run that was killed before its answer was filed
+            shutil.rmtree(to)
+        os.replace(temporary, to)
     sync_folder(to.parent)
     return identity_of(to / SAFETENSORS)
 

@@ -22,7 +22,7 @@ from pipeline.config.tuning import Tuning
 from pipeline.evaluation.metrics.quality import Quality, is_better
 from pipeline.segmentation.training import peak_bytes
 from pipeline.tuning import checkpoint
-from pipeline.tuning.checkpoint import TrainingState
+from pipeline.tuning.checkpoint import Filing, TrainingState
 from pipeline.tuning.goals import Goal
 from pipeline.tuning.images import Batches, BatchRequest, ImageBatch, Images, all_slices
 from pipeline.tuning.network import TunableNetwork, parameter_groups
@@ -45,10 +45,14 @@ class TrainVal:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder of a run's state, and how many seconds lie between two of its checkpoints."""
+    """The folder of a run's state, and how many seconds lie between two of its checkpoints.
+
+    filing: within which they are put there.
+    """
 
     folder: Path
     every_s: float
+    filing: Filing
 
 
 @dataclass
@@ -263,7 +267,7 @@ class Training:
         if best is None or is_better(value, Quality(best, state.best_loss)):
             state.best = len(state.history)
             state.best_loss = value.loss
-            checkpoint.save_best(self.checkpoints.folder, self.network)
+            checkpoint.save_best(self.checkpoints.folder, self.network, self.checkpoints.filing)
 
     def test_batches(self, units: Rows) -> Batches:
         """Yield the images of all slices of some units, to be tested."""
@@ -300,7 +304,8 @@ class _Saver:
         state.bad = training.images.bad
         state.seconds = self._before + now - self._began
         state.peak_bytes = max(state.peak_bytes, peak_bytes(training.images.device))
-        checkpoint.save(training.checkpoints.folder, training.network, training.optimizer, state)
+        place = training.checkpoints
+        checkpoint.save(place.folder, training.network, training.optimizer, state, place.filing)
         self._saved = now
 
 

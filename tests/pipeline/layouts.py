@@ -175,10 +175,11 @@ def btcv(root: Path, volumes: int = 6) -> None:
     volume(root / "RawData/Testing/img/img0061.nii.gz", 61, 13)
 
 
-def medmnist(path: Path, sizes: tuple[int, int, int] = (30, 10, 12), *, deep: bool = False) -> None:
-    """Two classes of pictures of 28 pixels, or of volumes."""
+def medmnist(
+    path: Path, sizes: tuple[int, int, int] = (30, 10, 12), *, deep: bool = False, seed: int = 0
+) -> None:
+    """Two classes of pictures of 28 pixels, or of volumes; seed: of the first."""
     arrays: dict[str, NDArray[Any]] = {}
-    seed = 0
     for part, n in zip(("train", "val", "test"), sizes, strict=True):
         labels = np.arange(n) % 2
         images = []

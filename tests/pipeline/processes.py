@@ -7,8 +7,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
+import threading
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,11 +20,16 @@ from stores import FeatureStore
 from stores.receipt import Receipt
 from tests.pipeline.slow import Hold
 from tests.waiting import PATIENCE_S, until
+from tests.warm import WarmProcess
 
 ROOT = Path(__file__).parents[2]
 SLOW = "tests.pipeline.slow"
-_CODE = "import tests.pipeline.slow; from pipeline.cli import main; main()"
-_started: list[subprocess.Popen[str]] = []
+_PAUSE_S = 0.3  # before a worker that ended is started again
+COMMAND = "from pipeline.cli import main; main()"
+_SLOWLY = f"import {SLOW}; {COMMAND}"
+# What the environment says of dask was read in another process, which this one was forked from.
+_DASK = "import dask, runpy; dask.config.refresh(); runpy.run_module('{}', run_name='__main__')"
+_started: list[WarmProcess] = []
 
 
 def environment(
@@ -57,14 +62,12 @@ def extraction(
     sync_s: float = 0.0,
     stalled: Path | None = None,
     hold: Hold | None = None,
-) -> subprocess.Popen[str]:
+) -> WarmProcess:
     """Start `radprobe extract` on the CPU into a store."""
     arguments = ["extract", str(config), "--store", str(store), "--device", "cpu", "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", _CODE, *arguments, "--batch-size", "4", "--workers", "1", *options],
-        env=environment(cost_s, sync_s, stalled, hold), cwd=ROOT,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    arguments += ["--batch-size", "4", "--workers", "1", *options]
+    slowed = environment(cost_s, sync_s, stalled, hold)
+    process = WarmProcess(_SLOWLY, *arguments, environment=slowed)
     _started.append(process)
     return process
 
@@ -78,7 +81,7 @@ def kill_all() -> None:
         process.communicate()
 
 
-def ended(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
+def ended(process: WarmProcess, code: int = 0) -> dict[str, Any]:
     """Wait for an extraction that must end with a code; return its summary."""
     said, complained = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code, (process.returncode, said[-2000:], complained[-4000:])
@@ -148,7 +151,12 @@ class Dask:
             self.port = free.getsockname()[1]
         self.address = f"tcp://127.0.0.1:{self.port}"
         self.scheduler = self._scheduler()
-        self.loops = [self._loop() for _ in range(workers)]
+        self._workers: set[WarmProcess] = set()
+        self._is_over = False
+        self._lock = threading.Lock()  # of both
+        self._keepers = [threading.Thread(target=self._keep_worker) for _ in range(workers)]
+        for keeper in self._keepers:
+            keeper.start()
 
     def __enter__(self) -> Dask:
         return self
@@ -159,32 +167,43 @@ class Dask:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for process in (*self.loops, self.scheduler):
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with self._lock:
+            self._is_over = True
+            for worker in self._workers:
+                worker.kill()
+        for keeper in self._keepers:
+            keeper.join()
+        self.kill_scheduler()
 
     def kill_scheduler(self) -> None:
         """Kill (-9) the scheduler: nobody listens at its address any more."""
-        os.killpg(self.scheduler.pid, signal.SIGKILL)
+        self.scheduler.kill()
         self.scheduler.wait()
 
     def start_scheduler(self) -> None:
         """Start another scheduler at the address, which listens a second or so later."""
         self.scheduler = self._scheduler()
 
-    def _scheduler(self) -> subprocess.Popen[bytes]:
+    def _scheduler(self) -> WarmProcess:
         where = ["--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"]
-        return self._start(sys.executable, "-m", "distributed.cli.dask_scheduler", *where)
+        return self._start("dask_scheduler", *where)
 
-    def _loop(self) -> subprocess.Popen[bytes]:
-        options = f"{self.address} --nthreads 1 --no-nanny --no-dashboard"
-        worker = f"{sys.executable} -m distributed.cli.dask_worker {options}"
-        place = f"--local-directory {self.folder}/scratch"
-        return self._start("bash", "-c", f"while :; do {worker} {place}; sleep 0.3; done")
+    def _keep_worker(self) -> None:
+        """Start a worker, and another whenever it has ended."""
+        options = [self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+        options += ["--local-directory", str(self.folder / "scratch")]
+        while True:
+            with self._lock:
+                if self._is_over:
+                    return
+                worker = self._start("dask_worker", *options)
+                self._workers.add(worker)
+            worker.wait()
+            with self._lock:
+                self._workers.remove(worker)
+            time.sleep(_PAUSE_S)
 
-    def _start(self, *command: str) -> subprocess.Popen[bytes]:
-        with (self.folder / "dask.log").open("ab") as log:
-            return subprocess.Popen(
-                command, env=self.environment, cwd=ROOT, start_new_session=True,
-                stdout=log, stderr=log,
-            )  # fmt: skip
+    def _start(self, program: str, *options: str) -> WarmProcess:
+        code = _DASK.format(f"distributed.cli.{program}")
+        log = self.folder / "dask.log"
+        return WarmProcess(code, *options, environment=self.environment, log=log)

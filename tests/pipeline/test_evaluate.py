@@ -347,6 +347,56 @@ def test_subgroups_shortcuts_and_permutations_stand_beside_the_score(root: Path)
         evaluate(config_of(root, tasks={"t": many}), ["probe"])
 
 
+def test_a_head_that_can_say_nothing_leaves_its_task_unanswered(root: Path) -> None:
+    lines = (root / "labels.csv").read_text().splitlines()
+    is_sick = [",sick," in line for line in lines[1:]]
+    patient = np.arange(N) // 3
+    healthy = np.unique(patient[~np.array(is_sick)])
+    # All of the sick test, and one of the healthy; a place of the subgroup column is one patient's.
+    part = [
+        "test" if sick or p == healthy[0] else "train"
+        for sick, p in zip(is_sick, patient, strict=True)
+    ]
+    write_csv(root / "list.csv", key=[f"f{i}.png" for i in range(N)], part=part)
+    place = ["alone" if p == healthy[0] else "many" for p in patient]
+    rows = [f"{line},{where}" for line, where in zip(lines[1:], place, strict=True)]
+    (root / "labels.csv").write_text("\n".join([f"{lines[0]},place", *rows]))
+    tasks = {"t": {"labels": ["signal"], "subgroups": ["place"]}}
+    split = {"kind": "list", "file": root / "list.csv"}
+    methods = ["knn", "probe", "efficiency", "fewshot"]
+    with pytest.raises(UnansweredError) as refused:
+        evaluate(config_of(root, tasks=tasks, split=split), methods)
+    said = str(refused.value)
+    assert "probe can say nothing of any test unit: 'healthy' has no model" in said
+    assert "efficiency can say nothing of any test unit" in said
+    assert "fewshot can say nothing of any test unit: 1 shots of all classes left out" in said
+    (knn,) = refused.value.answers
+    alone = knn.main_score.subgroups["place=alone"]
+    # Of one patient a score says what he has.
+    assert (alone.patients, alone.units, alone.metrics) == (1, 3, {})
+    assert knn.main_score.subgroups["place=many"].metrics
+    # The sick alone: balanced between what and what, nobody can say.
+    part = ["test" if sick else "train" for sick in is_sick]
+    write_csv(root / "list.csv", key=[f"f{i}.png" for i in range(N)], part=part)
+    (of_one,) = evaluate(config_of(root, tasks=tasks, split=split), ["knn"])
+    assert "balanced_accuracy" not in of_one.main_score.metrics
+    assert "no balanced accuracy: all test units are of one class" in of_one.notes
+
+
+def test_a_fold_without_a_class_leaves_its_task_unanswered_and_a_number_has_no_few_shot(
+    root: Path,
+) -> None:
+    paths = [f"f{i}.png" for i in range(N)]
+    rare = [int(i < 6) for i in range(N)]  # two patients, of whom one validates and one tests
+    write_csv(root / "labels.csv", path=paths, rare=rare, size=np.arange(N) % 7)
+    folds = {"kind": "kfold", "folds": 3}
+    with pytest.raises(LabelError, match=r"probe can say nothing.*fold \d: '0' has no model"):
+        evaluate(config_of(root, tasks={"t": {"labels": ["rare"]}}, split=folds), ["probe"])
+    number = {"labels": ["size"], "values": "number"}
+    (answer,) = evaluate(config_of(root, tasks={"t": number}), ["fewshot"])
+    assert (answer.scores, answer.notes[0][:8]) == ((), "few-shot")
+
+
 def test_copies_across_the_split_are_told_and_not_that_a_shortcut_has_no_split(
     tmp_path: Path,
 ) -> None:

@@ -167,6 +167,17 @@ def test_a_summary_is_the_mean_of_structures_and_its_interval_holds_it() -> None
     assert joint["dice"].low < joint["dice"].value < joint["dice"].high
 
 
+def test_perfect_masks_have_the_interval_that_so_many_patients_allow() -> None:
+    patients = np.arange(12).astype(str)
+    values = {"dice": np.ones((12, 1)), "hd95": np.zeros((12, 1))}
+    counts = np.ones((12, 2, 2), np.int64)
+    joint, _ = summarise(UnitScores(values, counts), patients, ("background", "x"))
+    assert (joint["dice"].value, joint["dice"].high) == (1, 1)
+    assert joint["dice"].low == pytest.approx(0.757, abs=1e-3)  # Wilson's, of twelve of twelve
+    # Nothing says how far other patients' surfaces lie.
+    assert (joint["hd95"].value, joint["hd95"].low) == (0, None)
+
+
 def test_fits_widen_an_interval_and_leave_the_value() -> None:
     rng = np.random.default_rng(0)
     patients, fits = np.repeat(np.arange(20), 4), np.tile(np.arange(4), 20)

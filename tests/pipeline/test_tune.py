@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune, Tuning
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.cases import cases_of
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
@@ -38,13 +35,14 @@ from pipeline.tuning.network import TunableNetwork, make_trainable, parameter_gr
 from pipeline.tuning.saving import save_network
 from pipeline.tuning.training import rate_factor
 from stores import FeatureStore
-from stores.errors import ConfigError, RecipeMismatchError
+from stores.errors import ConfigError, RecipeMismatchError, StaleTablesError
 from stores.verify import verify
 from tests.pipeline.backbones.test_models import saved
 from tests.pipeline.collection import probed_on_train
 from tests.pipeline.models import write_tiny_folder
-from tests.pipeline.processes import ROOT, environment
+from tests.pipeline.processes import COMMAND, environment
 from tests.waiting import until
+from tests.warm import WarmProcess
 
 SIZE = 56
 QUICK: dict[str, Any] = {
@@ -415,14 +413,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     config = load_config(path)
     extract(config, Speed(workers=0))
     options = ["--method", "lora", "--device", "cpu", "--workers", "0", "--checkpoint-s", "0"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from pipeline.cli import main; main()", "tune", path, *options],
-        cwd=ROOT,
-        env=environment(0),
-    )
+    process = WarmProcess(COMMAND, "tune", str(path), *options, environment=environment())
     until(lambda: list((config.store / "runs").glob("lora-*/all/checkpoint.safetensors")))
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     assert not list((config.store / "results").glob("*"))
     (resumed,) = tune(config, ["lora"], device="cpu", workers=0)
     assert resumed.tuned[0].resumed == 1
@@ -492,3 +486,15 @@ def test_a_purged_patient_takes_tuned_networks_along(tmp_path: Path) -> None:
     assert patient.withdraw(store) == 2
     assert patient.purge(store).rows == 2
     assert not list((config.store / "tuned").glob("*"))
+
+    def purge_another(*_: object) -> None:
+        other = find_patient(config.store, "p2", config)
+        there = FeatureStore.open(config.store)
+        if other.withdraw(there):
+            other.purge(there)
+
+    # At its next checkpoint, not at the end of hours.
+    with pytest.raises(StaleTablesError, match="A patient was withdrawn"):
+        tune(config, ["norm"], device="cpu", workers=0, checkpoint_s=0, progress=purge_another)
+    assert not list((config.store / "tuned").glob("*"))
+    assert not list((config.store / "runs").glob("*/"))

@@ -6,11 +6,12 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from stores.claims import STALE_AFTER_S, holders, owner, stems, try_claim
+from stores.claims import STALE_AFTER_S, exclusive, holders, owner, stems, try_claim
 
 
 def test_a_claim_is_exclusive_until_released(tmp_path: Path) -> None:
@@ -140,3 +141,35 @@ def test_names_without_a_number_are_nobodys_claims(tmp_path: Path) -> None:
     assert holders(tmp_path) == {}
     assert stems(tmp_path) == set()
     assert try_claim(tmp_path, "p") is not None
+
+
+def put_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "no process": lambda path: path.write_text('{"host": []}'),
+    "no JSON": lambda path: path.write_text("[" * 100_000),
+    "large": lambda path: path.write_text("x" * 2**17),
+    "socket": put_socket,
+}
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_no_claim_holds_nothing_up(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    STRANGE[kind](Path("p.claim.0"))
+    began = time.monotonic()
+    assert owner(tmp_path, "p") is None
+    assert holders(tmp_path) == {}
+    with exclusive(tmp_path, "p") as claim:
+        assert claim.path.name == "p.claim.1"
+    with exclusive(tmp_path, "p"):
+        assert owner(tmp_path, "p") is not None
+    assert time.monotonic() - began < 5

@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 
 from stores import FeatureStore
-from stores._disk import seal, sync_folder, unseal, write_atomic
+from stores._disk import (
+    files_in,
+    seal,
+    sync_folder,
+    temporary_name,
+    unseal,
+    write_atomic,
+)
 from stores.errors import CorruptStoreError, UnwritableError
 from stores.verify import verify
 from tests.stores.conftest import ARRAYS, NO_FILES, fill, numbered
@@ -193,3 +200,13 @@ def test_every_flipped_bit_of_a_sealed_document_is_noticed(tmp_path: Path) -> No
         path.write_bytes(data)
         with pytest.raises(CorruptStoreError):
             unseal(path)
+
+
+def test_what_is_being_written_is_not_listed(tmp_path: Path) -> None:
+    """A note, an answer or a split that another process has written half of is none yet."""
+    (tmp_path / "b.json").touch()
+    (tmp_path / "a.json").touch()
+    (tmp_path / "a.parquet").touch()
+    (tmp_path / temporary_name("c.json")).touch()
+    assert [path.name for path in files_in(tmp_path, "*.json")] == ["a.json", "b.json"]
+    assert files_in(tmp_path / "nowhere", "*.json") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stores import FeatureStore
+from stores import purge as purge_module
 from stores._disk import write_checked
 from stores.contents import PATIENTS, SPLITS
 from stores.errors import ConfigError, StaleTablesError
@@ -220,9 +222,7 @@ def test_damaged_files_go_since_nobody_can_say_whom_they_name(store: FeatureStor
 
 def test_rows_of_a_label_file_are_taken_too(store: FeatureStore) -> None:
     fill(store, 0)
-    note = pa.table({"row": pa.array([1, 2], pa.int64()), "patient": [ANNA, BERT]})
-    (store.path / PATIENTS).mkdir()
-    pq.write_table(note, store.path / PATIENTS / "n.parquet")
+    note(store, [ANNA, BERT])
     rows = np.array([1])
     assert withdraw(store, ANNA, rows=rows, files={ANNA: frozenset(["hash"])}) == len(HERS) + 1
     assert store.withdrawn.all_files == {"hash"}
@@ -232,6 +232,43 @@ def test_rows_of_a_label_file_are_taken_too(store: FeatureStore) -> None:
     assert left["patient"].to_pylist() == [BERT]
     readmit(store, ANNA)
     assert store.withdrawn == Withdrawn()
+
+
+def note(store: FeatureStore, patients: list[str]) -> None:
+    """Leave word of whom a label file gives the first rows to, as an evaluation does."""
+    rows = pa.array(range(1, len(patients) + 1), pa.int64())
+    (store.path / PATIENTS).mkdir(exist_ok=True)
+    pq.write_table(
+        pa.table({"row": rows, "patient": patients}), store.path / PATIENTS / "n.parquet"
+    )
+
+
+@pytest.mark.parametrize("end", ["interrupted", "noted again"])
+def test_notes_of_label_files_go_last(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """They alone say which rows are the patient's until the table's entries are gone."""
+    fill(store, 0)
+    rows = np.array([1])
+    note(store, [ANNA, BERT])
+    withdraw(store, ANNA, rows=rows)
+    blank = purge_module._blank
+
+    def meanwhile(*args: Any) -> None:
+        assert ANNA in pq.read_table(store.path / PATIENTS / "n.parquet")["patient"].to_pylist()
+        if end == "interrupted":
+            raise KeyboardInterrupt
+        blank(*args)
+        note(store, [ANNA, BERT])  # another process, by the table as it was
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(purge_module, "_blank", meanwhile)
+        purge(store, ANNA, rows=rows)
+    if end == "interrupted":
+        purge(store, ANNA, rows=rows)
+    left = pq.read_table(store.path / PATIENTS / "n.parquet")
+    assert left["patient"].to_pylist() == [BERT]
+    assert "f1" not in store.slices()["path"].to_pylist()
 
 
 # --- what verify says of it ----------------------------------------------------------------------

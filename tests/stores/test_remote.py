@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +130,44 @@ def test_what_was_purged_is_gone_there_too(full: FeatureStore, url: str) -> None
     assert not any(name.startswith("results/") for name in names)
     chunk = "features.zarr/cls/c/2/0/0"
     assert remote.Bucket(url).get([chunk])[chunk] == (full.path / chunk).read_bytes()
+
+
+@pytest.mark.parametrize("moment", [0, 1, 4])
+def test_a_patient_who_is_purged_while_a_store_is_copied_is_not_in_the_copy(
+    full: FeatureStore,
+    url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: int,
+) -> None:
+    """There, and back again: within the parts, and behind them."""
+    monkeypatch.setattr(remote, "_MOMENT_S", 0.0)
+    table = numbered(20, patient="q").set_column(3, "patient", [["p"] * 8 + ["q"] * 12])
+    full.write_tables(table, NO_FILES)
+    (full.path / "results/knn-1.json").write_text("{}")
+    puts = [moment]
+
+    def purge_beside(place: Path | str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def beside(*args: Any) -> Any:
+            done = call(*args)
+            puts[0] -= 1
+            if puts[0] == -1:
+                there = FeatureStore.open(place)
+                with there.storage.occupied():
+                    withdraw(there, "p")
+                    purge(there, "p")
+            return done
+
+        return beside
+
+    secret = full.read("cls", [0]).tobytes()
+    monkeypatch.setattr(remote.Bucket, "put", purge_beside(full.path, remote.Bucket.put))
+    remote.push(full.path, url)
+    bucket = remote.Bucket(url)
+    assert not any(secret in data for data in bucket.get(bucket.names()).values())
+    assert not any(name.startswith("results/") for name in bucket.names())
+    remote.fetch(url, tmp_path / "back")
+    assert verify(tmp_path / "back").findings == []
 
 
 def test_unknown_places_are_told(full: FeatureStore, url: str, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ class Attention:
     epochs: int
     notes: list[str]
     on_val: NDArray[np.float64] | None = None
+    applies: bool = True
 
 
 def fit(given: FitInput[AttentionSettings]) -> Attention:
@@ -113,7 +114,7 @@ def fit(given: FitInput[AttentionSettings]) -> Attention:
     units = given.units
     if len(units.rows) == len(units.ids):
         note = "attention needs units of several slices: each has one; ask the probe"
-        return Attention(None, 0, [note])
+        return Attention(None, 0, [note], applies=False)
     objective = Objective.of(units, given.parts["train"])
     if not objective.enough:
         return Attention(None, 0, objective.notes)
@@ -140,7 +141,7 @@ def fit(given: FitInput[AttentionSettings]) -> Attention:
 def predict(model: Attention, x: Floats, rows: Rows) -> Predicted:
     """Return what the network says of the units `rows`; x (m, d): of every slice."""
     if model.weigher is None:
-        return Predicted([], model.notes)
+        return Predicted([], model.notes, applies=model.applies)
     proba = model.weigher.proba(x, rows)
     prediction = Prediction({"epochs": model.epochs}, proba, on_val=model.on_val)
     return Predicted([prediction], model.notes)

@@ -10,7 +10,8 @@ fold that tests, on train and val, and then predicts the units of test:
 - What a model that was fitted on train alone says of val goes along (`Prediction.on_val`): from
   which probability on a unit is called positive is chosen by it. Of several settings the one that
   val chose is marked (`chosen`); `metrics.quality` says what is better.
-- What cannot be fitted or predicted is a note, and no error: the next head goes on.
+- What cannot be fitted or predicted is a note, and no error: the next setting, or fold, goes on. A
+  task that nothing at all is said of is not answered, and the notes are the reason.
 - What is drawn by chance is seeded by the settings, so that an answer is the same each time.
 - A head whose model can be filed has `to_state` and `from_state`: what it learnt as arrays and a
   few words, and from these a `Predictor` of units of any other collection, which says what
@@ -93,12 +94,14 @@ class Predicted:
 
     predictions: one for each setting that the head tries; an iterator may make them one by one.
     notes: what was left out or chosen, and why. scores: in the place of predictions, of a head that
-    measures itself.
+    measures itself. applies: whether the head can be asked about such units at all, and few-shot
+    episodes of a number cannot: a note says so, and is the whole answer.
     """
 
     predictions: Iterable[Prediction] = ()
     notes: Sequence[str] = ()
     scores: Sequence[Score] | None = None
+    applies: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

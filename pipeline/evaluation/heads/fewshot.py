@@ -180,7 +180,8 @@ def score(model: Supports, x: Floats, test: Rows) -> Predicted:
     of patients.
     """
     if model.units.kind == "regression":
-        return Predicted(notes=["few-shot episodes need classes: a number has none"], scores=[])
+        note = "few-shot episodes need classes: a number has none"
+        return Predicted(notes=[note], scores=[], applies=False)
     features = _Features(x, model.centre)
     problems = {}
     for name, members in _problems(model.units):
@@ -215,10 +216,14 @@ def _problems(units: Units) -> Iterator[tuple[str, NDArray[np.bool_]]]:
 
 
 def _classes(model: Supports, test: Rows, members: NDArray[np.bool_]) -> list[_Class]:
-    """Return each class's patients for support and for queries; members (n, c)."""
+    """Return each class's patients for support and for queries; members (n, c).
+
+    The class of the first unit comes first, whichever is called positive: classes draw in turn.
+    """
     patient = model.units.patient
     classes = []
-    for carried in members.T:
+    in_order = np.argsort(members.argmax(axis=0), kind="stable")
+    for carried in members.T[in_order]:
         support = ByPatient.of(model.rows[carried[model.rows]], patient)
         queries = ByPatient.of(test[carried[test]], patient)
         classes.append(_Class(support, queries))
@@ -442,14 +447,19 @@ def _metrics(episodes: Floats, redrawn: Floats, patients: int) -> dict[str, Metr
 
 def _with_interval(value: float, error: float, patients: int) -> Metric:
     """Return a share with its interval; one patient says nothing of others."""
-    from pipeline.evaluation.metrics.bootstrap import interval_on, score_bounds, student_reach
+    from pipeline.evaluation.metrics.bootstrap import (
+        ROUNDING,
+        interval_on,
+        score_bounds,
+        student_reach,
+    )
 
     if patients <= 1:
         return Metric(value=value)
-    metric = interval_on("logit", value, error, student_reach(patients))
-    # A perfect score has no error to see, and no more certainty than so many patients give.
-    if 0 < value < 1:
-        return metric
+    # Where all episodes agree, as on a perfect score, there is no error to see, and no more
+    # certainty than so many patients give.
+    if 0 < value < 1 and error > ROUNDING:
+        return interval_on("logit", value, error, student_reach(patients))
     low, high = score_bounds(value, patients)
     return Metric(value=value, low=max(0.0, low), high=min(1.0, high))
 
@@ -458,7 +468,7 @@ HEAD = Head(
     name="fewshot",
     title="Few-shot",
     settings=FewShotSettings,
-    contract=10,
+    contract=11,
     fit=fit,
     predict=predict,
     folds="first",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
@@ -22,12 +24,18 @@ class ProbeSettings(HeadSettings):
     high: float = 5
     steps: Annotated[int, Field(ge=1)] = 45
 
+    def chosen(self, setting: Mapping[str, float]) -> ProbeSettings:
+        """Return these with one C alone."""
+        c = setting["C"] if "C" in setting else 1 / setting["alpha"]
+        power = math.log10(c)
+        return self.model_copy(update={"low": power, "high": power, "steps": 1})
+
 
 HEAD = Head(
     name="probe",
     title="Linear probe",
     settings=ProbeSettings,
-    contract=11,
+    contract=12,
     fit=deferred("pipeline.evaluation.heads.probe_fit.fit"),
     predict=deferred("pipeline.evaluation.heads.probe_fit.predict"),
     to_state=deferred("pipeline.evaluation.heads.probe_fit.to_state"),

@@ -8,7 +8,7 @@ draws are a few matrix products. Dims: n units, c classes, b draws, p patients.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -50,6 +50,8 @@ OF_ONE_SIDE = ("sensitivity", "specificity", "ppv", "npv")
 MOVED_BY_CALLS = ("sensitivity", "specificity", "f1", "f1_micro")
 # How far on the logit scale an interval reaches at most: exp of more is no number.
 MOST_LOGIT = 50.0
+# Draws that differ by less, relative to their size, agree: sums in another order.
+ROUNDING = 1e-9
 # Metrics that every unit counts in alike; in the others the rarer side of a label weighs most.
 EVEN = (
     "accuracy",
@@ -71,8 +73,10 @@ class IntervalRules:
     of its own, a metric is the mean of. scales: metrics that are means over patients, whose
     interval is so many standard errors on a scale (`interval_on`), and no percentiles. shares: the
     lowest value of each metric that is a share of patients, or a mean of such, the highest being 1
-    (`score_bounds`). fewest: by metric, of how many patients at least there is an interval; of one
-    there never is.
+    (`score_bounds`). bounded: the same of each metric that lies between two ends at all, whose
+    draws may all agree (`_where_draws_agree`). of_difference: that values are those of one model
+    less those of another. fewest: by metric, of how many patients at least there is an interval;
+    of one there never is.
     """
 
     corrections: Mapping[str, Correction] = field(default_factory=dict)
@@ -80,6 +84,8 @@ class IntervalRules:
     folds: int = 1
     scales: Mapping[str, Scale] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
+    bounded: Mapping[str, float] = field(default_factory=dict)
+    of_difference: bool = False
     fewest: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -95,26 +101,41 @@ def bootstrap(
 
     groups (n,): patients, who are drawn; c: classes, as `draws` has them. fits (n,): which of
     several fits, each of other training patients, scored a unit; the interval is then also of other
-    fits.
+    fits. No interval has a width of 0, as that of draws that all agree would: see
+    `_where_draws_agree`, `_of_both_sides` and `_of_all_labels`, and of what is not bounded there is
+    none.
     """
     once = np.ones((len(groups), 1))
     values = statistic(once)
     chunks = [statistic(weights) for weights in draws(groups, DRAWS, c, fits)]
     everyone = float(len(np.unique(groups)))
-    metrics = {}
+    metrics: dict[Key, Metric] = {}
+    agreed: set[Key] = set()
     for key, value in values.items():
         if np.isnan(value[0]):
             continue
+        name = key[0]
         patients = _hangs_on(key, rules.rarest, everyone)
         drawn = np.concatenate([chunk[key] for chunk in chunks])
-        metric = _with_interval(key[0], float(value[0]), drawn, patients, rules)
+        metric = _with_interval(name, float(value[0]), drawn, patients, rules)
         # What is of one side's patients hangs on the fewer ones; a mean over both is of all.
-        of_side = key[0].startswith(OF_ONE_SIDE)
+        of_side = name.startswith(OF_ONE_SIDE)
         wrong_among = patients if of_side else everyone
         # An F1 of 0 has found no positive, of whom there are fewer.
-        none_found = key[0] == "f1" and metric.value == 0
+        none_found = name == "f1" and metric.value == 0
         right_among = patients if of_side or none_found else everyone
-        metrics[key] = _within_bounds(key[0], metric, wrong_among, right_among, rules)
+        metric = _within_bounds(name, metric, wrong_among, right_among, rules)
+        if _are_enough(name, patients, rules) and _all_agree(drawn):
+            agreed.add(key)
+            among = wrong_among if rules.of_difference else min(patients, everyone)
+            metric = _where_draws_agree(name, metric, among, rules)
+        metrics[key] = metric
+    # Of the labels first: what is of all of them is made of these.
+    for key in sorted(metrics, key=lambda each: each[1] == ""):
+        if key[0] == "balanced_accuracy":
+            metrics[key] = _of_both_sides(key, metrics, agreed, rules)
+        if key[1] == "":
+            metrics[key] = _of_all_labels(key, metrics, agreed, rules)
     return metrics
 
 
@@ -130,6 +151,12 @@ def _hangs_on(
     return everyone if name in EVEN else rarest.get(label, everyone)
 
 
+def _are_enough(name: str, patients: float, rules: IntervalRules) -> bool:
+    """Return whether a metric of so many patients has an interval."""
+    # One says nothing of others, and every draw of one is the same.
+    return patients > 1 and patients >= rules.fewest.get(name, 0)
+
+
 def _with_interval(
     name: str,
     value: float,
@@ -138,8 +165,7 @@ def _with_interval(
     rules: IntervalRules,
 ) -> Metric:
     """Return a value with its interval over drawn (b,) ones; NaN draws are left out."""
-    # One says nothing of others, and every draw of one is the same.
-    if patients <= 1 or patients < rules.fewest.get(name, 0):
+    if not _are_enough(name, patients, rules):
         return Metric(value=value)
     if name in rules.scales:
         error = float(np.nanstd(drawn))
@@ -162,6 +188,128 @@ def _with_interval(
             low -= excess
             high -= excess
     return Metric(value=value, low=low, high=high)
+
+
+def _all_agree(drawn: Floats) -> bool:
+    """Return whether all drawn (b,) values that are defined are one, so that they say nothing."""
+    lowest = float(np.nanmin(drawn))
+    highest = float(np.nanmax(drawn))
+    return highest - lowest <= ROUNDING * max(1.0, abs(highest))
+
+
+def _where_draws_agree(
+    name: str,
+    metric: Metric,
+    patients: float,
+    rules: IntervalRules,
+) -> Metric:
+    """Return a value that all draws give with an interval that so many patients allow.
+
+    As of a model that calls everybody, of equal scores, or of perfect ones. The score interval has
+    the greatest variance that a mean of so many values between the ends can have (Bhatia and Davis,
+    Am. Math. Monthly 107, 2000), and an AUROC with so many patients on the rarer side (Birnbaum and
+    Klose, Ann. Math. Statist. 28, 1957). Two models that agree may differ by as much as each may be
+    wrong of, where it is wrong of none. What has no ends has no interval. At an end of a share
+    `_within_bounds` has been before.
+    """
+    if metric.low is not None and metric.high is not None and metric.high - metric.low > ROUNDING:
+        return metric
+    lowest = rules.bounded.get(name)
+    if lowest is None:
+        return Metric(value=metric.value)
+    span = 1 - lowest
+    if rules.of_difference:
+        none_wrong, _ = score_bounds(1.0, patients)
+        reach = span * (1 - none_wrong)
+        return Metric(value=metric.value, low=metric.value - reach, high=metric.value + reach)
+    share = min(1.0, max(0.0, (metric.value - lowest) / span))
+    low, high = score_bounds(share, patients)
+    return Metric(
+        value=metric.value,
+        low=lowest + span * max(0.0, low),
+        high=lowest + span * min(1.0, high),
+    )
+
+
+def _of_both_sides(
+    key: Key,
+    metrics: Mapping[Key, Metric],
+    agreed: Container[Key],
+    rules: IntervalRules,
+) -> Metric:
+    """Return a balanced accuracy with an interval as wide as those of its two sides make it.
+
+    The draws know too little of a side of which fewer than FEW_WRONG patients are wrong, or right:
+    a model that calls everybody has one balanced accuracy in all of them. The interval of the mean
+    of two independent rates follows from theirs by the method of variance estimates recovery (Zou
+    and Donner, Stat. Med. 27, 2008; of proportions Newcombe's square-and-add, Stat. Med. 17, 1998).
+    """
+    metric = metrics[key]
+    label = key[1]
+    sides = [(name, label) for name in ("sensitivity", "specificity")]
+    rates = [metrics[side] for side in sides if side in metrics]
+    if len(rates) < len(sides) or any(each.low is None for each in (metric, *rates)):
+        return metric
+    patients = rules.rarest.get(label, np.inf) if rules.rarest else np.inf
+    is_agreed = any(side in agreed for side in sides)
+    is_few = not rules.of_difference and any(
+        min(rate.value, 1 - rate.value) * patients < FEW_WRONG for rate in rates
+    )
+    if not is_agreed and not is_few:
+        return metric
+    below, above = _reaches(rates)
+    low = metric.value - _distance(below) / 2
+    high = metric.value + _distance(above) / 2
+    if key not in agreed and metric.low is not None and metric.high is not None:
+        low = min(low, metric.low)
+        high = max(high, metric.high)
+    return metric.model_copy(update={"low": low, "high": high})
+
+
+def _of_all_labels(
+    key: Key,
+    metrics: Mapping[Key, Metric],
+    agreed: Container[Key],
+    rules: IntervalRules,
+) -> Metric:
+    """Return a mean over labels with what draws do not show of labels on which they all agree.
+
+    These may be wrong of the same patients, so that their distances add up; with what the draws
+    show of the others they are joined as in `_of_both_sides`.
+    """
+    metric = metrics[key]
+    name = key[0]
+    of_labels = [each for each in metrics if each[0] == name and each[1]]
+    hidden = [metrics[each] for each in of_labels if each in agreed]
+    if not hidden or metric.low is None or metric.high is None:
+        return metric
+    below, above = _reaches(hidden)
+    # All that this interval is of stands in theirs.
+    is_theirs = key in agreed and len(hidden) == len(of_labels)
+    shown_below = 0.0 if is_theirs else metric.value - metric.low
+    shown_above = 0.0 if is_theirs else metric.high - metric.value
+    low = metric.value - _distance([shown_below, sum(below) / len(of_labels)])
+    high = metric.value + _distance([shown_above, sum(above) / len(of_labels)])
+    lowest = rules.bounded.get(name)
+    if lowest is not None and not rules.of_difference:
+        low = max(lowest, low)
+        high = min(1.0, high)
+    return metric.model_copy(update={"low": low, "high": high})
+
+
+def _reaches(metrics: Iterable[Metric]) -> tuple[list[float], list[float]]:
+    """Return how far below and above the values their intervals reach, of those that have one."""
+    below = []
+    above = []
+    for metric in metrics:
+        if metric.low is not None and metric.high is not None:
+            below.append(metric.value - metric.low)
+            above.append(metric.high - metric.value)
+    return below, above
+
+
+def _distance(parts: Sequence[float]) -> float:
+    return math.sqrt(sum(part**2 for part in parts))
 
 
 def _within_bounds(
@@ -203,9 +351,10 @@ def interval_on(
     """Return a value with the interval of `reach` standard errors on a scale.
 
     error: of the value itself; what that is on the scale, its slope says. At an end of its scale a
-    value has no slope, and its interval is the value alone.
+    value has no slope, and no interval.
     """
-    low = high = value
+    low: float | None = None
+    high: float | None = None
     match scale:
         case "plain":
             low = value - reach * error

@@ -5,6 +5,7 @@ Dims: n units, c classes, s scored columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.evaluation.metrics.bootstrap import (
     bootstrap,
     fold_widening,
     patients_on_rarer_side,
+    reach_of,
     score_bounds,
 )
 from pipeline.evaluation.metrics.null import permuted_aurocs
@@ -54,6 +56,8 @@ SHARES: dict[str, float] = {
     **dict.fromkeys(("auroc_micro", "average_precision_micro"), 0.0),
     **dict.fromkeys(("mcc", "quadratic_kappa"), -1.0),
 }
+# The metrics that lie between two ends, and the lower one; the upper one is 1.
+BOUNDED = SHARES | {"ece": 0.0}
 # Permuted labels count towards p where they do as well as the true ones, but for rounding.
 ROUNDING = 1e-12
 CHANCE = 0.5
@@ -77,12 +81,12 @@ def score(
     interval is of percentiles over 2,000 seeded draws of patients with replacement: the 2.5th to
     97.5th for very many patients, wider ones for few (`lowest_percentile`), on the rarer side of a
     label where a metric has sides; one patient has none. Of several folds it is wider still
-    (`fold_widening`), and a perfect share has one too (`score_bounds`). A draw without both sides
-    of a label counts for the others only. ece is above the truth where bins hold few units, and
-    average precision where few units are positive; their intervals are corrected for that, and may
-    lie below them. What would not keep its word has no interval (`_fewest`). With permutations,
-    each AUROC has its p. A metric that the units leave undefined (a label of one value) is not
-    there.
+    (`fold_widening`), and none has a width of 0, of a perfect score either (see `bootstrap`). A
+    draw without both sides of a label counts for the others only. ece is above the truth where bins
+    hold few units, and average precision where few units are positive; their intervals are
+    corrected for that, and may lie below them. What would not keep its word has no interval
+    (`_fewest`). With permutations, each AUROC has its p. A metric that the units leave undefined (a
+    label of one value) is not there.
     """
     folds = _parts_that_test(truth, fold)
     metrics = bootstrap(
@@ -94,6 +98,7 @@ def score(
             rarest=patients_on_rarer_side(truth),
             folds=folds,
             shares=SHARES,
+            bounded=BOUNDED,
             fewest=_fewest(folds),
         ),
     )
@@ -229,6 +234,31 @@ def macro_auroc(truth: Truth, proba: Floats) -> float:
     return float(mean(np.array(aurocs)[:, None])[0])
 
 
+def auroc_by_delong(column: ScoredColumn, patient: Numbers) -> Metric | None:
+    """Return the AUROC of a class or label with an interval by DeLong's variance; patient (n,).
+
+    Of so many standard errors as the patients of the rarer side allow (`reach_of`); where nothing
+    varies, as of equal scores or perfect ones, the score interval. None where a side is empty.
+    """
+    known = column.known
+    positive = column.positive[known]
+    if not positive.any() or positive.all():
+        return None
+    whose = patient[known]
+    rarer = min(len(np.unique(whose[positive])), len(np.unique(whose[~positive])))
+    aurocs, covariance = delong(positive, column.proba[known][None], whose)
+    value = float(aurocs[0])
+    variance = float(covariance[0, 0])
+    # Of one patient the variance is not known.
+    if rarer < 2 or not variance > 0:
+        low, high = score_bounds(value, rarer)
+    else:
+        reach = reach_of(rarer) * math.sqrt(variance)
+        low = value - reach
+        high = value + reach
+    return Metric(value=value, low=max(0.0, low), high=min(1.0, high))
+
+
 # --- reliability ---------------------------------------------------------------------------
 
 
@@ -291,10 +321,14 @@ def compare(
         difference,
         truth.groups,
         first.shape[1],
-        IntervalRules(rarest=rarest, folds=folds, fewest=_fewest_to_compare(folds)),
+        IntervalRules(
+            rarest=rarest,
+            folds=folds,
+            bounded=BOUNDED,
+            of_difference=True,
+            fewest=_fewest_to_compare(folds),
+        ),
     )
-    if not np.array_equal(first, second):
-        differences = _with_some_width(differences, truth)
     p = _delong_p(truth, first, second, differences) if fold is None else {}
     # As many labels as are tested, so many chances to be wrong.
     p_holm = dict(zip(p, holm(list(p.values())), strict=True))
@@ -320,26 +354,6 @@ def _fewest_to_compare(folds: int) -> dict[str, float]:
     if folds > 1:
         return dict.fromkeys(RANKING, folds)
     return {**dict.fromkeys(OF_ONE_SIDE, 10), "mcc": 15}
-
-
-def _with_some_width(
-    differences: dict[Key, Metric],
-    truth: Truth,
-) -> dict[Key, Metric]:
-    """Return differences of shares with an interval where all draws agree.
-
-    Two that are right of everybody may yet differ: by as much as each may be wrong.
-    """
-    patients = len(np.unique(truth.groups))
-    widened = {}
-    for key, metric in differences.items():
-        if key[0] in SHARES and metric.low is not None and metric.low == metric.high:
-            lowest, _ = score_bounds(1.0, patients)
-            reach = (1 - lowest) * (1 - SHARES[key[0]])
-            bounds = {"low": metric.value - reach, "high": metric.value + reach}
-            metric = metric.model_copy(update=bounds)
-        widened[key] = metric
-    return widened
 
 
 def _delong_p(

@@ -209,13 +209,21 @@ def decision_metrics(sums: Floats, c: int) -> dict[str, Floats]:
     total = table.sum(axis=(0, 1))
     metrics = {
         "accuracy": ratio(right.sum(axis=0), total),
-        "balanced_accuracy": mean(ratio(right, table.sum(axis=1))),
+        "balanced_accuracy": balanced_accuracy(table),
         "f1": f1(table),
         "mcc": mcc(table),
         "brier": ratio(brier, total),
         "ece": ratio(np.abs(gaps).sum(axis=0), total),
     }
     return metrics | rates_of_two(table) if c == 2 else metrics
+
+
+def balanced_accuracy(table: Floats) -> Floats:
+    """Return the mean over the classes that occur of the share decided for; NaN of one class."""
+    true = table.sum(axis=1)
+    right = np.einsum("iib->ib", table)
+    occurring = (true > 0).sum(axis=0)
+    return np.where(occurring > 1, mean(ratio(right, true)), np.nan)
 
 
 def rates_of_two(table: Floats) -> dict[str, Floats]:

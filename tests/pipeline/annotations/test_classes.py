@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from pipeline.annotations.classes import known_positive
-from pipeline.annotations.labels import label_units, read_labels
+from pipeline.annotations.labels import column_of, label_units, read_labels
 from pipeline.annotations.units import Units
 from pipeline.config.data import Labels
 from pipeline.config.tasks import Task
@@ -144,6 +146,166 @@ def test_values_that_differ_in_case_alone_are_one_and_that_is_said(tmp_path: Pat
     assert again.y.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+    ("values", "one", "why"),
+    [
+        (["no\xa0finding", "no finding", "tumour"], "no finding", "differ in spaces"),
+        (["no  finding", "no finding", "tumour"], "no finding", "differ in spaces"),
+        (["no fin\u200bding", "no finding", "tumour"], "no finding", "what cannot be seen"),
+        (["sa\u0308uge", "säuge", "tumour", "none"], "säuge", "what cannot be seen"),
+        (["01", "1", "2", "3"], "1", "one value, '1'"),
+        (["+1", "1", "2", "3"], "1", "one value, '1'"),
+        (["001", "01", "2", "3"], "01", "one value, '01'"),
+        (["1.50", "1.5", "2", "3"], "1.5", "one value, '1.5'"),
+    ],
+)
+def test_spellings_that_are_surely_one_value_are_one(
+    tmp_path: Path, values: list[str], one: str, why: str
+) -> None:
+    units = ask(tmp_path, [*values, one])
+    assert len(units.classes) == len(values) - 1
+    assert one in units.classes
+    assert units.y[0] == units.y[1] == units.y[-1]
+    (note,) = units.notes
+    assert why in note
+    assert f"{one!r} (2 rows)" in note
+
+
+def test_a_word_for_no_finding_is_known_however_its_spaces_are(tmp_path: Path) -> None:
+    assert ask(tmp_path, ["no\xa0finding", "tumour"]).classes[1] == "tumour"
+
+
+def test_zeros_and_words_for_no_are_one_finding_and_that_is_said(tmp_path: Path) -> None:
+    units = ask(tmp_path, ["0", "no", "False", "1", "yes", "true", "1"])
+    assert units.classes == ("0", "1")
+    assert units.y.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert units.notes == (
+        "'0' (1 rows), 'False' (1 rows), 'no' (1 rows) are one value, '0'",
+        "'1' (2 rows), 'true' (1 rows), 'yes' (1 rows) are one value, '1'",
+    )
+    swapped = ask(tmp_path, ["0", "no", "y", "1"], positive="no")
+    assert (swapped.classes, swapped.y.tolist()) == (("1", "0"), [1, 1, 0, 0])
+    with pytest.raises(LabelError, match="-1 .uncertain"):
+        ask(tmp_path, ["0", "no", "yes", "1", "-1"])
+    # In one notation words stay what they are, as do letters that stand for other things.
+    assert ask(tmp_path, ["no", "yes"]).classes == ("no", "yes")
+    assert ask(tmp_path, ["f", "n", "m"]).classes == ("f", "m", "n")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (["0", "no", "1", "yes", "maybe"], "'0' (1 rows), 'no' (1 rows); '1' (1 rows), 'yes'"),
+        (["no", "negative", "yes"], "'negative' (1 rows), 'no' (1 rows)"),
+        (["0", "no", "covid"], "'0' (1 rows), 'no' (1 rows)"),
+    ],
+)
+def test_two_words_of_one_meaning_beside_others_are_refused(
+    tmp_path: Path, values: list[str], named: str
+) -> None:
+    with pytest.raises(LabelError, match="written in one way") as refusal:
+        ask(tmp_path, values)
+    assert named in str(refusal.value)
+    assert len(ask(tmp_path, values, values="classes").classes) == len(values)
+
+
+def test_nought_below_nought_is_nought(tmp_path: Path) -> None:
+    table = pa.table({"path": [f"f{i}.png" for i in range(4)], "look": [-0.0, 0.0, 1.0, 2.0]})
+    pq.write_table(table, tmp_path / "l.parquet")
+    task = Task(labels=("look",))
+    read = read_labels(Labels(file=tmp_path / "l.parquet"), [task])
+    names = Told(tmp_path, "keep")
+    status = np.ones(4, np.uint8)
+    units = label_units(read, task, slices({}, {}, {}, {}), status, tmp_path, names)
+    assert units.classes == ("0", "1", "2")
+
+
+# --- nothing, or a class -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "word", ["<NA>", "NAN", "na", "N/A", "n/A", "Null", "nat", "-NaN", "#n/a", "1.#QNAN", "\u200b"]
+)
+def test_what_holds_nothing_is_no_class_in_any_case(tmp_path: Path, word: str) -> None:
+    units = ask(tmp_path, ["no", "yes", word, "no", word])
+    assert units.classes == ("no", "yes")
+    assert units.tally.unlabelled_units == 2
+    assert units.notes == (
+        f"{word!r} (2 rows) of column 'look' say nothing: labels.empty lists them",
+    )
+    numbers = ask(tmp_path, ["1", "2.5", word, "4"], values="number")
+    assert numbers.y.tolist() == [1, 2.5, 4]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["no", "yes", "unknown"], ["no", "None"], ["0", "1", "None"], ["no", "Unknown"],
+        ["1", "2", "-9"], ["0", "1", "999"], ["yes", "no", "-1"], ["M", "F", "not  assessed"],
+        ["benign", "malignant", "n.a."], ["yes", "no", "maybe", "?"], ["0", "9"],
+    ],
+)  # fmt: skip
+def test_a_word_that_may_be_none_is_no_class_unless_that_is_said(
+    tmp_path: Path, values: list[str]
+) -> None:
+    doubtful = values[-1]
+    column = [*values, "NA", values[0]]
+    with pytest.raises(LabelError, match="Whether a value is a class must be known") as refusal:
+        ask(tmp_path, column)
+    said = str(refusal.value)
+    assert f"{doubtful!r} (1 rows)" in said
+    # Either reading is in the message, as YAML that means it.
+    as_empty = yaml.safe_load(said.split("`")[1])
+    as_class = yaml.safe_load(said.split("`")[3])
+    assert as_class == {"values": "classes"}
+    positive = {} if len(values) > 2 else {"positive": doubtful}
+    units = ask(tmp_path, column, **as_class, **positive)
+    assert len(units.classes) == len(values)
+    assert units.tally.unlabelled_units == 1
+    if len(values) > 3 or "M" in values:
+        return
+    if len(values) == 3 and values[:2] != ["1", "2"]:
+        assert set(ask(tmp_path, column, **as_empty).classes) == set(values[:-1])
+    # Beside one other value it never is the finding unless the task names it.
+    if len(values) == 2:
+        with pytest.raises(LabelError, match="positive must be known"):
+            ask(tmp_path, column, **as_class)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["none", "small", "large"],  # the demo's tumours
+        ["none", "tumour"], ["none", "benign", "malignant"], ["8", "9"], ["-2", "-1", "1"],
+    ],
+)  # fmt: skip
+def test_what_can_be_nothing_but_a_class_is_one(tmp_path: Path, values: list[str]) -> None:
+    positive = {"positive": "9"} if values == ["8", "9"] else {}
+    units = ask(tmp_path, [*values, values[0]], **positive)
+    assert sorted(units.classes) == sorted(values)
+    assert units.notes == ()
+
+
+def test_among_many_classes_a_word_for_none_is_one_and_that_is_said(tmp_path: Path) -> None:
+    values = ["glioma", "meningioma", "pituitary", "unknown", "unknown"]
+    units = ask(tmp_path, values)
+    assert units.classes == ("glioma", "meningioma", "pituitary", "unknown")
+    (note,) = units.notes
+    assert "'unknown' (2 rows) of column 'look' count as classes" in note
+    assert ask(tmp_path, values, **yaml.safe_load(note.split("`")[1])).classes == units.classes[:3]
+    # Of a shortcut no class is the finding: whether features tell it is asked all the same.
+    shortcut = ask(tmp_path, ["M", "F", "unknown"], either_way=True)
+    assert len(shortcut.classes) == 3
+    assert "count as classes" in shortcut.notes[0]
+
+
+def test_a_site_or_subgroup_that_is_not_known_is_none(tmp_path: Path) -> None:
+    write_csv(tmp_path / "l.csv", path=["f0.png", "f1.png", "f2.png"], site=["<NA>", "a", "nan"])
+    read = read_labels(Labels(file=tmp_path / "l.csv"), [], ["site"])
+    names = Told(tmp_path, "keep")
+    assert column_of(read, "site", slices({}, {}, {}), tmp_path, names).tolist() == ["", "a", ""]
+
+
 # --- numbers and dates -------------------------------------------------------------------------
 
 
@@ -192,13 +354,18 @@ def test_grades_and_names_are_classes(tmp_path: Path, values: list[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "value", ["inf", "-inf", "1e999", "1e300", "Infinity", "NAN", "1_000", "12 mm", "3,5"]
+    "value", ["inf", "-inf", "1e999", "1e300", "Infinity", "NONE", "1_000", "12 mm", "3,5"]
 )
 def test_a_number_is_finite_and_plain(tmp_path: Path, value: str) -> None:
     with pytest.raises(LabelError, match="must hold finite numbers.*data row 3"):
         ask(tmp_path, ["1", "2", f'"{value}"', "4"], values="number")
     numbers = ask(tmp_path, ["1", "-2.5", "3e2", ".5"], values="number")
     assert numbers.y.tolist() == [1, -2.5, 300, 0.5]
+
+
+def test_one_class_beside_empty_cells_says_what_was_taken_as_empty(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="Got 1 instead; 'NA' .2 rows.*labels.empty lists them"):
+        ask(tmp_path, ["no", "NA", "no", "NA"])
 
 
 def test_na_is_a_class_where_it_is_asked_for(tmp_path: Path) -> None:

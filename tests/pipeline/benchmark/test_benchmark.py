@@ -15,10 +15,11 @@ from scipy.stats import t as student
 from benchmarks import resumed
 from pipeline.benchmark.collect import gather
 from pipeline.benchmark.page import write_benchmark
-from pipeline.benchmark.paired import _segmented
+from pipeline.benchmark.paired import dice_apart, of_units
 from pipeline.benchmark.published import PUBLISHED, published
 from pipeline.benchmark.run import on_file, plan_of, run
 from pipeline.benchmark.settings import cells_of, load_benchmark
+from pipeline.datasets.describing import describe
 from pipeline.evaluation.metrics.ranking import critical_difference, ranking
 from pipeline.extraction.embed import Speed
 from stores.errors import ConfigError, LabelError
@@ -126,19 +127,31 @@ def test_patients_are_paired_by_the_test_units_whatever_they_are_called() -> Non
     nan = float("nan")
     one, two = units("dbbca", [0.1, 0.2, 0.4, nan, 0.9]), units("wxxyz", [0.2, 0.3, 0.5, 0.0, nan])
     # c is undefined in the first, and z in the second: by order alone, others would be paired.
-    assert _segmented(one, two).difference.value == pytest.approx(0.1)
-    assert _segmented(one, one).p == 1
+    difference, _ = dice_apart(one, two)
+    assert difference.value == pytest.approx(0.1)
+    same, p = dice_apart(one, one)
+    assert p == 1
+    # Others may differ by as much as three patients without a difference allow.
+    assert same.low == pytest.approx(-0.56, abs=0.01)
+    assert same.high == -same.low
     # Of four patients: Student's distribution of three degrees of freedom, not a bootstrap's.
     rising = units("dbbca", [0.1, 0.2, 0.4, 0.3, 0.9]), units("wxxyz", [0.2, 0.4, 0.6, 0.3, 0.7])
-    paired = _segmented(*rising).difference
+    paired, _ = dice_apart(*rising)
     apart = np.array([0.1, 0.2, 0.0, -0.2])
     reach = student.ppf(0.975, 3) * apart.std(ddof=1) / 2
     assert paired.low == pytest.approx(apart.mean() - reach, abs=0.02)
     assert paired.high == pytest.approx(apart.mean() + reach, abs=0.02)
     with pytest.raises(LabelError, match="other test patients"):
-        _segmented(one, units("wxyyz", [0.2, 0.3, 0.5, 0.0, nan]))
+        dice_apart(one, units("wxyyz", [0.2, 0.3, 0.5, 0.0, nan]))
     with pytest.raises(LabelError, match="by both"):
-        _segmented(units("a", [nan]), units("b", [0.5]))
+        dice_apart(units("a", [nan]), units("b", [0.5]))
+
+
+def test_rows_of_units_are_taken_in_the_order_of_the_pairs() -> None:
+    table = pa.table({"unit": list("abcabc"), "structure": list("kkklll"), "dice": range(6)})
+    taken = of_units(table, np.array([2, 0]))
+    assert taken["unit"].to_pylist() == ["c", "a", "c", "a"]
+    assert taken["dice"].to_pylist() == [2, 0, 5, 3]
 
 
 def test_a_cell_that_fails_is_named_and_the_rest_goes_on(finished: Path, tmp_path: Path) -> None:
@@ -180,6 +193,38 @@ def test_a_seed_that_changes_nothing_is_not_asked_twice(tmp_path: Path) -> None:
     assert seeds == {"kNN": 1, "few-shot": 2}
 
 
+def test_pairs_of_data_sets_stand_beside_what_the_second_says_of_itself(tmp_path: Path) -> None:
+    sets = {"medmnist": lambda root: layouts.medmnist(root / "breastmnist.npz")}
+    file = resumed.prepare(tmp_path, sets)
+    layouts.medmnist(tmp_path / "other" / "breastmnist.npz", seed=100)
+    other = describe("medmnist", tmp_path / "other", tmp_path / "sets" / "other")
+    content = yaml.safe_load(file.read_text()) | {"pairs": ["there -> here"]}
+    here = content["datasets"]["medmnist"]
+    content["datasets"] = {"here": here, "there": str(other.config)}
+    content["backbones"] = {"tiny": content["backbones"]["tiny"]}
+    content["settings"] = {"kNN": content["settings"]["kNN"]}
+    file.write_text(yaml.safe_dump(content))
+    settings = load_benchmark(file)
+    cells = cells_of(settings)
+    assert [cell.name for cell in cells][-1] == "there->here/tiny/kNN/0"
+    outcomes = run(cells, SPEED, silent)
+    assert [outcome.fault for outcome in outcomes] == [""] * 3
+    (gathered, page) = write_benchmark(settings, outcomes)
+    (across,) = gathered.across
+    own, theirs, pair = (outcome.answers[0] for outcome in outcomes)
+    assert pair.counts == {**theirs.counts, "test": own.counts["test"]}
+    assert (across.fitted, across.question.dataset, across.backbone) == ("there", "here", "tiny")
+    assert across.home is not None
+    assert across.difference is not None
+    assert across.difference.value == pytest.approx(across.away.value - across.home.value)
+    assert set(gathered.tidy["dataset"].to_pylist()) == {"here", "there", "there->here"}
+    # It is of the same test units as the second's own: no block of the ranking.
+    assert {question.dataset for question in gathered.scores} == {"here", "there"}
+    assert "From one data set to another" in page.read_text()
+    assert "| there |" in (page.parent / "results.md").read_text()
+    assert run(cells, SPEED, silent)[-1].computed == 0
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -192,6 +237,8 @@ def test_a_seed_that_changes_nothing_is_not_asked_twice(tmp_path: Path) -> None:
         ),
         ({"settings": {"a/b": {"method": "knn"}}}, "one part of a path"),
         ({"sedes": [1]}, "Did you mean 'seeds'"),
+        ({"pairs": ["a"]}, "names two data sets, as `a -> b`. Got 'a' instead"),
+        ({"pairs": ["a -> c"]}, "The pair a->c names no data set 'c'. There are a"),
         ({"datasets": {"nih": "nowhere.yaml"}}, "radprobe dataset"),
     ],
 )

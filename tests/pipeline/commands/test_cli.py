@@ -21,13 +21,15 @@ from stores.errors import ConfigError, StoreNotFoundError
 from tests.phantoms import write_png
 from tests.pipeline.collection import make_store
 from tests.pipeline.models import write_tiny_folder
+from tests.pipeline.processes import COMMAND
+from tests.warm import WarmProcess
 
 
 def radprobe(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    code = "from pipeline.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
     known = os.environ | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=known)
+    process = WarmProcess(COMMAND, *map(str, arguments), environment=known)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.wait(), out, err)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +67,11 @@ OPENMP = re.compile(r"\s*OPENMP DISPLAY ENVIRONMENT BEGIN.*?ENVIRONMENT END\s*",
 
 @pytest.fixture(scope="module")
 def extraction(project: Path) -> subprocess.CompletedProcess[str]:
-    """Extract the project, and have OpenMP tell how it was started."""
-    run = "extract", project / "config.yaml", "--device", "cpu"
-    return radprobe(*run, OMP_DISPLAY_ENV="TRUE")
+    """Extract the project by a process of its own, and have OpenMP tell how it was started."""
+    command = ["extract", str(project / "config.yaml"), "--device", "cpu"]
+    run = [sys.executable, "-c", COMMAND, *command]
+    known = os.environ | {"OMP_DISPLAY_ENV": "TRUE"}
+    return subprocess.run(run, capture_output=True, text=True, timeout=120, env=known)
 
 
 @pytest.fixture(scope="module")

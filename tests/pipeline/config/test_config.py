@@ -75,6 +75,26 @@ def test_shipped_configs_load(path: Path) -> None:
         (MINIMAL + "split: {folds: 3.5}", "split.folds: must be a whole number .got 3.5"),
         (MINIMAL + "demo: {patients: 3, seed: [1]}", "demo.seed: must be a whole number "),
         (MINIMAL + "data_: 1", "unknown key"),
+        (
+            MINIMAL + "tasks: {t: {labels: [a], operating_point: {sensitivty: 0.9}}}",
+            r": tasks.t.operating_point.sensitivty: unknown key. Did you mean 'sensitivity'\?$",
+        ),
+        (
+            MINIMAL + "tasks: {t: {labels: [a], operating_point: yuden}}",
+            ": tasks.t.operating_point: must be one of 'youden' or 'likeliest', or keys with "
+            r"values \(got 'yuden'\)$",
+        ),
+        (
+            MINIMAL + "tasks: {t: {labels: [a], operating_point: {sensitivity: high}}}",
+            r": tasks.t.operating_point.sensitivity: must be a number \(got 'high'\)$",
+        ),
+        (
+            MINIMAL + "tasks: {t: {labels: [a], operating_point: {}}}",
+            "^[^\n]*: tasks.t.operating_point: An operating point reaches [^\n]*$",
+        ),
+        (MINIMAL + "tasks: {1: {labels: [a]}}", r": tasks: a key must be text.*quotes.*got 1\)$"),
+        (MINIMAL + "tasks: {no: {labels: [a]}}", ": tasks: a key must be text.*got False"),
+        (MINIMAL + "1: 2", ": the config: a key must be text.*got 1"),
         ("data: {root: x, paths: show}\nstore: s", "paths: must be one of 'hide' or 'keep' "),
         ("data: {root: x, patient: 7}\nstore: s", "data.patient: must be text "),
         (MINIMAL + "data: [", "not YAML"),

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.config.heads import method_names
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.heads.fewshot import FewShotSettings
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import result_path
 from tests.pipeline.collection import config_of, make_store, write_csv
 
@@ -64,7 +64,7 @@ def test_predictions_that_a_crash_left_without_an_answer_are_no_answer(root: Pat
 
 # Under which answers to `ASKED` are filed, of a store of this fingerprint, since the contracts that
 # choose by log-loss, decide at an operating point, have intervals of folds and perfect scores, and
-# count the units of all folds together.
+# count the units of all folds together, of units in the order of their files.
 FINGERPRINT = "0" * 64
 ASKED: dict[str, Any] = {
     "tasks": {"t": {"labels": ["sick"], "subgroups": ["sick"], "shortcuts": ["sick"]}},
@@ -77,18 +77,18 @@ ASKED: dict[str, Any] = {
     "norm": {},
 }
 KEYS = {
-    "knn": "e397b78315c5e7e5",
-    "probe": "bc500083435c3717",
-    "fewshot": "10476ab34d2556b0",
-    "linear": "2fc7b3093c3e98e9",
-    "attention": "dbf6f96731f29c07",
-    "efficiency": "838d94e15feedae5",
-    "finetune": "67c72257e9363c36",
-    "lora": "49f5047278ba2b70",
-    "bitfit": "677988ce61929cd2",
-    "norm": "268e71d9d3bb1d73",
+    "knn": "3a36399a9df597bb",
+    "probe": "01e2035084428dee",
+    "fewshot": "c0018e50cad10de5",
+    "linear": "e6bc853644afe481",
+    "attention": "38ada794909bac9f",
+    "efficiency": "63f9f3134598d1f7",
+    "finetune": "80ab7cd26f2fff65",
+    "lora": "f48c458950b6910a",
+    "bitfit": "687d2f34a0b58a31",
+    "norm": "9d8713ff9076f100",
 }
-PAPER = "839c00b87ed1200c"
+PAPER = "6cdf62a8448f603e"
 
 
 def test_what_was_filed_before_is_found_still(root: Path) -> None:

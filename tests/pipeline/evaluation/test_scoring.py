@@ -209,6 +209,24 @@ def test_where_val_has_one_side_the_positive_is_called_above_half_and_that_is_sa
     assert any("'malignant' is called above 0.5: val says nothing" in note for note in result.notes)
 
 
+@pytest.mark.parametrize("kind", ["holdout", "kfold"])
+def test_an_operating_point_that_chance_chose_is_told(root: Path, kind: str) -> None:
+    rng = np.random.default_rng(4)
+    write_labels(root, rng.random(N) < 0.4, "malignant", "benign")
+    asked = {"tasks": {"t": {"labels": ["look"]}}, "split": {"kind": kind}}
+    config = config_of(root, knn={"k": [5]}, **asked)
+    (result,) = evaluate(config, ["knn"])
+    (note,) = [each for each in result.notes if "operating point" in each]
+    assert note.startswith("the operating point of 'malignant' is no better than chance: val")
+    assert "everybody, or nobody" in note
+    assert ("in folds" in note) == (kind == "kfold")
+    assert "operating point of 'malignant' is no better" in " ".join(printed([result]).split())
+    # Where val says where to call, and where no point is chosen, nothing is told.
+    likeliest = {"tasks": {"t": {"labels": ["look"], "operating_point": "likeliest"}}}
+    (result,) = evaluate(config_of(root, knn={"k": [5]}, **asked | likeliest), ["knn"])
+    assert not [each for each in result.notes if "operating point" in each]
+
+
 def test_what_has_no_interval_is_noted(root: Path) -> None:
     six = np.arange(N) % 40 == 1  # on five folds
     write_labels(root, six, "malignant", "benign")
@@ -223,7 +241,7 @@ def test_what_has_no_interval_is_noted(root: Path) -> None:
     assert metrics["auroc"].low is not None
     assert metrics["average_precision"].low is None
     without = "no interval of average precision, sensitivity at specificity 0.9"
-    assert f"{without}: of so few patients it would not keep its word" in result.notes
+    assert f"{without}: of patients so few, or so alike, it would not keep its word" in result.notes
 
 
 def test_spellings_are_said_in_the_result(root: Path) -> None:
@@ -236,9 +254,9 @@ def test_spellings_are_said_in_the_result(root: Path) -> None:
 
 def test_a_threshold_of_val_is_what_the_head_said_of_val(root: Path) -> None:
     """By hand: the probe of train alone, its probabilities of val, and Youden's threshold."""
-    from pipeline.evaluation.cases import cases_of
     from pipeline.evaluation.heads.contract import FitInput
     from pipeline.evaluation.heads.probe import HEAD, ProbeSettings
+    from pipeline.evaluation.questions import cases_of
 
     asked = config(root)
     (result,) = evaluate(asked, ["probe"])

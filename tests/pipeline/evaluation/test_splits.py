@@ -95,11 +95,11 @@ def test_the_order_of_rows_decides_nothing(kind: Any) -> None:
 
 def test_dates_of_one_day_are_divided_alike_in_any_order() -> None:
     units = units_of(np.arange(60) % 2)
-    dates = np.array(["2020-01-01"] * 60)
+    dates = np.repeat(["2020-01-01", "2020-01-02", "2020-01-03"], 20)
     choice = SplitChoice(kind="date", column="when")
     order = RNG.permutation(60)
     turned = units_of(units.y[order], units.groups[order])
-    assert make_split(units, choice, dates) == make_split(turned, choice, dates)
+    assert make_split(units, choice, dates) == make_split(turned, choice, dates[order])
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -243,6 +243,40 @@ def test_the_latest_test_and_nothing_later_is_fitted() -> None:
     assert days[parts["train"]].max() < last[sides[2]].min()
     with pytest.raises(LabelError, match="must be YYYY-MM-DD"):
         make_split(units, choice, np.array(["May 4"] * 200))
+
+
+@pytest.mark.parametrize(
+    ("odd", "why"),
+    [
+        ("2020-13-45", "a day of the calendar. 1 of 50 units"),
+        ("20200230", "a day of the calendar. 1 of 50 units"),
+        ("2020-31-12", "the wrong way round"),
+        ("0000-01-01", "a day of the calendar"),
+        ("12/31/2020", "must be YYYY-MM-DD.*for 1 of 50 units"),
+        ("", "must be YYYY-MM-DD.*for 1 of 50 units"),
+    ],
+)
+def test_what_is_no_day_is_not_split_by(odd: str, why: str) -> None:
+    units = units_of(np.arange(50) % 2)
+    choice = SplitChoice(kind="date", column="when")
+    dates = (np.datetime64("2020-01-01") + np.arange(50)).astype("U10")
+    split = make_split(units, choice, dates)
+    dates[7] = odd
+    with pytest.raises(LabelError, match=why) as refusal:
+        make_split(units, choice, dates)
+    assert not odd or odd not in str(refusal.value)
+    # Nor is a split on file held against it.
+    with pytest.raises(LabelError, match=why):
+        check_column(split, units, dates, choice)
+
+
+@pytest.mark.parametrize("days", [[50], [20, 30], [5, 5, 40]])
+def test_patients_of_one_day_are_not_divided_by_date(days: list[int]) -> None:
+    units = units_of(np.arange(50) % 2)
+    choice = SplitChoice(kind="date", column="when")
+    dates = np.repeat([f"2020-01-0{i + 1}" for i in range(len(days))], days)
+    with pytest.raises(LabelError, match=f"{days[-1]} of 50 patients have the same last day"):
+        make_split(units, choice, dates)
 
 
 def test_an_official_list_is_followed() -> None:

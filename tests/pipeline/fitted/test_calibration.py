@@ -9,7 +9,7 @@ import pytest
 from sklearn.isotonic import IsotonicRegression
 
 from pipeline.annotations.units import Truth
-from pipeline.fitted.calibration import Calibration, Isotonic, Sigmoid, calibrate
+from pipeline.fitted.calibration import Calibration, Isotonic, Sigmoid, calibrate, is_small
 
 CLASSES = ("no", "yes")
 
@@ -79,3 +79,16 @@ def test_what_is_filed_reads_back_the_same_also_from_before_there_were_steps() -
     before = {"sigmoids": {"yes": {"kind": "sigmoid", "intercept": 0, "slope": 1, "units": 20}}}
     old = Calibration.model_validate_json(json.dumps(before))
     assert isinstance(old.sigmoids["yes"], Sigmoid)
+
+
+@pytest.mark.parametrize(
+    ("n", "rarer", "small"), [(400, 99, True), (400, 100, False), (1000, 20, False), (60, 6, True)]
+)
+def test_val_is_small_where_a_label_has_few_units_of_few(n: int, rarer: int, small: bool) -> None:
+    y = (np.arange(n) < rarer).astype(np.int64)
+    groups = np.arange(n).astype(str)
+    assert is_small(Truth(y, groups, CLASSES, "binary")) == small
+    assert is_small(Truth(1 - y, groups, CLASSES, "binary")) == small
+    several = np.stack([y, np.arange(n) % 2, np.full(n, -1)], axis=1).astype(np.int8)
+    assert is_small(Truth(several, groups, ("a", "b", "c"), "multilabel")) == (n < 1000)
+    assert not is_small(Truth(y.astype(float), groups, ("age",), "regression"))

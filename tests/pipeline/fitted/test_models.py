@@ -27,9 +27,10 @@ from pipeline.evaluation.result_files import predicted_units, read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.fitted import units as units_module
+from pipeline.fitted.calibration import Sigmoid
 from pipeline.fitted.estimator import Estimator
 from pipeline.fitted.fit import fit
-from pipeline.fitted.folder import RECORD
+from pipeline.fitted.folder import CARD, RECORD
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import LEARNT, predict, predictions, watch
 from pipeline.fitted.sources import FolderOptions
@@ -151,6 +152,47 @@ def test_a_model_says_of_the_test_units_what_the_answer_says(
     for unit, proba in expected.items():
         np.testing.assert_allclose(of_model[unit], proba, atol=1e-6)
     assert model.record.difference <= 1e-6
+
+
+def test_a_small_val_is_calibrated_by_models_that_have_not_seen_the_patient(
+    collection: Path, probe: Model, tmp_path: Path
+) -> None:
+    several = fit(config(collection, "several"), tmp_path / "model", method="knn")
+    for model in (probe, several):
+        counts = model.record.counts
+        units = counts["train"].units + counts["val"].units
+        made = model.record.calibration
+        assert made is not None
+        assert made.fitted_on == "folds"
+        one = made.temperature or made.sigmoids["yes"]
+        assert one.units == units
+        card = (model.path / CARD).read_text()
+        assert f"{units} units of train and val, by cross-fitting" in card
+    again = fit(config(collection, "several"), tmp_path / "again", method="knn")
+    assert again.record == several.record
+
+
+def test_no_calibration_is_learnt_of_patients_who_were_fitted_on(tmp_path: Path) -> None:
+    """Features that tell patients apart, and nothing of who is sick."""
+    rng = np.random.default_rng(3)
+    patient = np.arange(N) // 3
+    cls = np.repeat(rng.standard_normal((40, 12))[patient][:, None], 4, axis=1)
+    cls += 0.01 * rng.standard_normal(cls.shape)
+    make_store(
+        tmp_path / "store", cls, [{"patient": f"p{p}"} for p in patient], images=np.arange(N)
+    )
+    sick = rng.permutation(40)[patient] % 2
+    names = [f"f{i}.png" for i in range(N)]
+    write_csv(tmp_path / "labels.csv", path=names, sick=sick)
+    split = {"allow": ["near-duplicates"]}
+    model = fit(config(tmp_path, "binary", split=split), tmp_path / "model", method="knn")
+    made = model.record.calibration
+    if made is None:
+        assert any("no better than chance" in note for note in model.record.notes)
+        return
+    (one,) = made.sigmoids.values()
+    assert isinstance(one, Sigmoid)
+    assert one.slope < 0.3
 
 
 @pytest.mark.parametrize("scaling", ["standardise", "whiten"])

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.config.root import Config
+from pipeline.evaluation.known import patient_digest
 from pipeline.fitted.fit import fit
-from pipeline.fitted.learnt import patient_digest
 from pipeline.fitted.model import Model
 from pipeline.fitted.validate import validate
 from pipeline.shared.pseudonyms import Names

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.io.idle import IDLE
 from pipeline.io.pool import WorkerPool
 from pipeline.io.process import FileTask
 from pipeline.io.reader import read_files
@@ -28,6 +29,12 @@ from pipeline.types import Failure, Slice
 from tests import phantoms
 from tests.pipeline.io.samples import GREY
 from tests.waiting import until
+
+
+@pytest.fixture(autouse=True)
+def none_idle() -> None:
+    """A test counts, and kills, the processes of its own pools alone."""
+    IDLE.close()
 
 
 @pytest.fixture
@@ -253,6 +260,7 @@ def test_closing_early_leaves_no_process_and_no_thread(mixed):
     next(reads)
     assert _reading_children()
     reads.close()
+    IDLE.close()  # those that were at no file
     assert not _reading_children()
     assert not [t for t in threading.enumerate() if t.name == "radprobe-read"]
 

@@ -18,8 +18,8 @@ from pipeline.benchmark.run import run
 from pipeline.benchmark.settings import cells_of, load_benchmark
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.cases import cases_of
 from pipeline.evaluation.metrics.agreement import icc
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extraction.embed import Speed
 from pipeline.preprocessing.perturb import OF_A_SLICE, viewed

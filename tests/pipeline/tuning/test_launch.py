@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,10 @@ from pipeline.tune import tune, tune_masks
 from pipeline.tuning.job import pick_devices
 from pipeline.tuning.options import TuningOptions
 from stores.errors import DeviceError
-from tests.pipeline.processes import ROOT, environment
+from tests.pipeline.processes import COMMAND, environment
 from tests.pipeline.tuning.test_masks import config_of, write_collection
 from tests.waiting import until
+from tests.warm import WarmProcess
 
 NUMBER = {"light": {"labels": ["light"], "values": "number"}}
 BLOCK = {"epochs": 2, "batch": 8, "at_once": 4, "augment": "mild"}
@@ -84,10 +83,7 @@ def test_a_process_that_dies_ends_the_others_and_the_run_goes_on(collection: Pat
     altered = next(collection.parent.glob("altered-*.yaml"))
     (collection.parent / "images/00_0.png").write_bytes(b"")  # not to be read any more
     options = ["--processes", "2", "--device", "cpu", "--workers", "0", "--checkpoint-s", "0"]
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "tune", str(altered)]
-    process = subprocess.Popen(
-        [*command, *options], cwd=ROOT, env=environment(0), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = WarmProcess(COMMAND, "tune", str(altered), *options, environment=environment())
     state = config.store / "runs"
     until(lambda: list(state.glob("*/all/checkpoint.safetensors")))
     children = until(lambda: _training(process.pid))

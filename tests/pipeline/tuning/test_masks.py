@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from pipeline.backbones.load import load_backbone
 from pipeline.backbones.weights import BACKBONES
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
-from pipeline.evaluation.cases import cases_of
+from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import read_predictions
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
@@ -41,9 +38,10 @@ from stores import FeatureStore
 from stores.errors import ConfigError
 from tests.pipeline.collection import probed_on_train
 from tests.pipeline.models import write_tiny_folder
-from tests.pipeline.processes import ROOT, environment
+from tests.pipeline.processes import COMMAND, environment
 from tests.pipeline.test_tune import EACH, INTENDED, everywhere
 from tests.waiting import until
+from tests.warm import WarmProcess
 
 SIZE = 56
 BLOCK: dict[str, Any] = {"epochs": 2, "batch": 8, "at_once": 4, "augment": "mild"}
@@ -197,15 +195,11 @@ def test_a_killed_run_on_masks_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     config = load_config(path)
     extract(config, Speed(workers=0))
     (tmp_path / "images/00_0.png").write_bytes(b"")  # not to be read any more
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "tune", str(path)]
-    process = subprocess.Popen(
-        [*command, "--device", "cpu", "--workers", "0", "--checkpoint-s", "0"],
-        cwd=ROOT,
-        env=environment(0),
-    )
+    options = ["--device", "cpu", "--workers", "0", "--checkpoint-s", "0"]
+    process = WarmProcess(COMMAND, "tune", str(path), *options, environment=environment())
     until(lambda: list((config.store / "runs").glob("*/all/checkpoint.safetensors")))
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.communicate()
     assert not list((config.store / "segmentations").glob("*.json"))
     (resumed,) = tune_masks(config, device="cpu", workers=0)
     assert resumed.tuned[0].resumed == 1

@@ -77,6 +77,28 @@ def test_more_shots_help_where_there_is_a_signal_and_chance_is_a_half() -> None:
     assert low < one.metrics["accuracy"].value < high
 
 
+@pytest.mark.parametrize("head", ["centroid", "logistic"])
+def test_episodes_are_the_same_whichever_class_is_positive(head: Any) -> None:
+    rng = np.random.default_rng(7)
+    y = rng.integers(0, 2, 120)
+    x = (rng.standard_normal((120, 8)) + 0.3 * y[:, None]).astype(np.float32)
+    settings = FewShotSettings(shots=(2,), episodes=40, head=head)
+    (one,), _ = score(x, units_of(y), thirds(120), settings)
+    (other,), _ = score(x, units_of(1 - y), thirds(120), settings)
+    assert other.metrics == one.metrics
+
+
+def test_episodes_that_all_agree_have_an_interval() -> None:
+    y = np.arange(120) % 2
+    x = np.ones((120, 8), np.float32)
+    (found,), _ = score(x, units_of(y), thirds(120), FewShotSettings(shots=(2,), episodes=40))
+    for metric in found.metrics.values():
+        assert metric.value == 0.5
+        assert metric.low is not None
+        assert metric.high is not None
+        assert metric.high - metric.low > 0.2
+
+
 def test_shots_are_patients_and_not_their_images() -> None:
     y = np.arange(80) % 2
     groups = np.arange(80) // 8  # 10 patients, each with images of both classes

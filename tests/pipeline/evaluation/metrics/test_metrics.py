@@ -449,13 +449,18 @@ def test_a_perfect_score_has_an_interval_that_so_many_patients_allow() -> None:
     for patients, lowest in ((20, 0.839), (100, 0.963)):
         y = np.arange(patients) % 2 == 0
         overall, _ = metrics.score(truth_of(y), two(np.where(y, 0.9, 0.1)))
-        for name in ("auroc", "accuracy", "balanced_accuracy", "f1", "average_precision"):
+        for name in ("auroc", "accuracy", "f1", "average_precision"):
             assert overall[name].value == 1
             assert interval(overall[name]) == (pytest.approx(lowest, abs=1e-3), 1)
         assert overall["mcc"].low == pytest.approx(2 * lowest - 1, abs=2e-3)
         assert overall["brier"].high > overall["brier"].value + 0.03
         # Of one side alone there are half as many.
-        assert overall["sensitivity"].low < lowest
+        of_side = overall["sensitivity"].low
+        assert of_side < lowest
+        # A mean of two sides is as uncertain as both: the root of the sum of squares, over two.
+        assert overall["balanced_accuracy"].value == 1
+        below = pytest.approx(1 - (1 - of_side) / 2**0.5)
+        assert interval(overall["balanced_accuracy"]) == (below, 1)
 
 
 def test_two_that_are_right_of_everybody_may_yet_differ() -> None:
@@ -466,8 +471,74 @@ def test_two_that_are_right_of_everybody_may_yet_differ() -> None:
         pytest.approx(-0.114, abs=1e-2),
         pytest.approx(0.114, abs=1e-2),
     )
+    # Two that say the same of these, on others.
     same = {each.metric: each for each in metrics.compare(truth_of(y), first, first)}
-    assert interval(same["auroc"].difference) == (0, 0)
+    assert same["auroc"].difference.value == 0
+    assert interval(same["auroc"].difference) == interval(differences["auroc"].difference)
+
+
+CONSTANT = {"all": 0.9, "none": 0.1, "half": 0.5}
+
+
+@pytest.mark.parametrize("said", CONSTANT)
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel"])
+@pytest.mark.parametrize("folds", [1, 5])
+def test_what_all_draws_agree_on_has_an_interval(said: str, kind: Any, folds: int) -> None:
+    rng = np.random.default_rng(22)
+    n = 60
+    groups = np.arange(n).astype(str)
+    proba = np.full((n, 3), CONSTANT[said])
+    match kind:
+        case "binary":
+            truth = truth_of(rng.random(n) < 0.4)
+            proba = two(proba[:, 0])
+        case "multiclass":
+            truth = Truth(rng.integers(0, 3, n), groups, ("0", "1", "2"), kind)
+            proba /= 3 * CONSTANT[said]
+        case _:
+            truth = Truth((rng.random((n, 3)) < 0.4).astype(np.int8), groups, ("a", "b", "c"), kind)
+    fold = None if folds == 1 else np.arange(n) % folds
+    overall, by_label = metrics.score(truth, proba, fold)
+    for scores in (overall, *by_label.values()):
+        for name, metric in scores.items():
+            if metric.low is not None:
+                assert metric.low <= metric.value <= metric.high or name == "ece"
+                assert metric.high - metric.low > 0.01
+    chance = overall["balanced_accuracy"]
+    assert chance.value == pytest.approx(1 / 3 if kind == "multiclass" else 0.5)
+    assert 0.05 < chance.high - chance.low < 0.5
+    auroc = overall["auroc"]
+    assert auroc.value == 0.5
+    assert 0.2 < auroc.high - auroc.low < 0.5
+    if kind == "multiclass":
+        assert overall["quadratic_kappa"].value == pytest.approx(0)
+        assert overall["quadratic_kappa"].low < -0.1
+
+
+def test_a_balanced_accuracy_joins_what_is_known_of_both_sides() -> None:
+    y = np.arange(40) < 20
+    overall, _ = metrics.score(truth_of(y), two(np.full(40, 0.9)))
+    # Twenty of twenty, and none of twenty: the square-and-add interval of their mean.
+    assert interval(overall["sensitivity"]) == (pytest.approx(0.839, abs=1e-3), 1)
+    assert interval(overall["specificity"]) == (0, pytest.approx(0.161, abs=1e-3))
+    half = 0.161 / 2
+    expected = (pytest.approx(0.5 - half, abs=1e-3), pytest.approx(0.5 + half, abs=1e-3))
+    assert interval(overall["balanced_accuracy"]) == expected
+
+
+def test_a_number_that_is_always_right_has_no_interval() -> None:
+    y = np.random.default_rng(23).standard_normal(30)
+    truth = Truth(y, np.arange(30).astype(str), ("age",), "regression")
+    overall, _ = metrics.score(truth, y[:, None])
+    assert overall["mae"].value == 0
+    assert overall["mae"].low is None
+    assert overall["r2"].low is None
+
+
+def test_units_of_one_class_have_no_balanced_accuracy() -> None:
+    overall, _ = metrics.score(truth_of(np.ones(10, bool)), two(np.full(10, 0.9)))
+    assert "balanced_accuracy" not in overall
+    assert overall["sensitivity"].value == 1
 
 
 def test_an_interval_of_folds_is_wider_and_that_of_draws_of_one_test_is_not() -> None:
