@@ -59,17 +59,18 @@ OperatingRule = Literal["youden", "likeliest"] | AtLeast
 class Task(Frozen):
     """A question: which label columns, at which level, over which modalities.
 
-    labels: one column is binary or multi-class by its values, or a number to be predicted (values:
-    number); several are multi-label (0 or 1). values: unset, classes, unless the column holds so
-    many numbers or dates that none can be meant. positive: which of two classes sensitivity, F1 and
-    average precision are of; unset, what the words say (see `pipeline.annotations.classes`).
-    operating_point: how the probability is chosen on val from which on a unit is called positive:
-    youden, {sensitivity: 0.95}, {specificity: 0.9}, or likeliest (above 0.5, chosen on nothing).
-    level: what a case is. modality: the modality codes of the slices it is asked about; unset, all.
-    pool: how the features of a case's slices become one. uncertain, missing, empty: as `Labels` has
-    them, where the task does not say. subgroups: label columns by whose values scores are given
-    too; shortcuts: label columns that a probe is asked beside the task, on the same split, such as
-    view or site; permutations: how many times labels are permuted for a p value of each AUROC.
+    labels: of the label file, or bids. and an entity of a BIDS folder (bids.session); one column is
+    binary or multi-class by its values, or a number to be predicted (values: number); several are
+    multi-label (0 or 1). values: unset, classes, unless the column holds so many numbers or dates
+    that none can be meant. positive: which of two classes sensitivity, F1 and average precision are
+    of; unset, what the words say (see `pipeline.annotations.classes`). operating_point: how the
+    probability is chosen on val from which on a unit is called positive: youden, {sensitivity:
+    0.95}, {specificity: 0.9}, or likeliest (above 0.5, chosen on nothing). level: what a case is.
+    modality: the modality codes of the slices it is asked about; unset, all. pool: how the features
+    of a case's slices become one. uncertain, missing, empty: as `Labels` has them, where the task
+    does not say. subgroups: label columns by whose values scores are given too; shortcuts: label
+    columns that a probe is asked beside the task, on the same split, such as view or site;
+    permutations: how many times labels are permuted for a p value of each AUROC.
     """
 
     labels: Annotated[tuple[str, ...], Field(min_length=1)]

@@ -50,10 +50,12 @@ def task_cases(
     for task, groups in errors.items():
         by_group = []
         for group, of_group in groups:
+            # What neighbours are labelled is what the map is coloured by.
+            column = group.label or task
             shown = []
             for row, text in zip(of_group, group.texts, strict=True):
                 place = int(np.searchsorted(source.rows, row))
-                beside = () if atlas is None else _neighbours(source, atlas, task, place, every)
+                beside = () if atlas is None else _neighbours(source, atlas, column, place, every)
                 shown.append(Case(row, text, every.get(place), beside))
             by_group.append(CaseGroup(group.title, group.about, tuple(shown)))
         cases[task] = tuple(by_group)
@@ -65,12 +67,16 @@ def task_cases(
 
 @dataclass(frozen=True)
 class Group:
-    """Units of one kind of error, the worst first. numbers: theirs; texts: what is said of each."""
+    """Units of one kind of error, the worst first. numbers: theirs; texts: what is said of each.
+
+    label: of several labels the one that it is about.
+    """
 
     title: str
     about: str
     numbers: Rows
     texts: list[str]
+    label: str = ""
 
 
 def worst(judged: Judged) -> Iterator[Group]:
@@ -85,22 +91,25 @@ def worst(judged: Judged) -> Iterator[Group]:
     labels = range(1, 2) if truth.kind == "binary" else range(len(truth.classes))
     for j in list(labels)[:MOST_LABELS]:
         name = truth.classes[j]
+        label = "" if truth.kind == "binary" else name
         proba = judged.proba[:, j]
         called = judged.called[:, j]
         positive = truth.indicator[:, j]
         known = truth.known[:, j] & ~np.isnan(proba)
         wrong = np.flatnonzero(known & called & ~positive)
         highest = wrong[np.argsort(-proba[wrong], kind="stable")]
-        yield _of_label("Worst false positives", f"called {name}, and not", highest, proba)
+        yield _of_label("positives", f"called {name}, and not", highest, proba, label)
         missed = np.flatnonzero(known & ~called & positive)
         lowest = missed[np.argsort(proba[missed], kind="stable")]
-        yield _of_label("Worst false negatives", f"{name}, and not called so", lowest, proba)
+        yield _of_label("negatives", f"{name}, and not called so", lowest, proba, label)
 
 
-def _of_label(title: str, which: str, numbers: Rows, proba: Doubles) -> Group:
+def _of_label(kind: str, which: str, numbers: Rows, proba: Doubles, label: str) -> Group:
     shown = numbers[:MOST_CASES]
-    about = f"Test units that are {which}: {len(numbers)}, the {len(shown)} worst here."
-    return Group(title, about, shown, [f"{proba[i]:.3g}" for i in shown])
+    title = f"Worst false {kind} of {label}" if label else f"Worst false {kind}"
+    few = f", the {len(shown)} worst here" if len(shown) < len(numbers) else ""
+    about = f"Test units that are {which}: {len(numbers) or 'none'}{few}."
+    return Group(title, about, shown, [f"{proba[i]:.3g}" for i in shown], label)
 
 
 def _farthest(truth: Truth, proba: Doubles) -> Group:
@@ -144,10 +153,10 @@ def _rows_of(rows: Sequence[list[int]], numbers: Rows) -> list[int]:
 
 
 def _neighbours(
-    source: Source, atlas: Atlas, task: str, place: int, drawn: Mapping[int, bytes]
+    source: Source, atlas: Atlas, column: str, place: int, drawn: Mapping[int, bytes]
 ) -> tuple[Case, ...]:
     """Return the slices of other patients that lie nearest to one, and what they are labelled."""
-    words = next((column for column in atlas.columns if column.name == task), None)
+    words = next((each for each in atlas.columns if each.name == column), None)
     neighbours = []
     for number, cosine in zip(atlas.nearest[place], atlas.cosine[place], strict=True):
         other = int(atlas.pictured[number])

@@ -574,6 +574,10 @@ def test_the_worst_cases_stand_with_their_neighbours_and_colour_the_map(
         assert len(case.neighbours) == 3
         assert all(patient[each.row] != patient[case.row] for each in case.neighbours)
         assert all(each.about.startswith(("sick, ", "well, ")) for each in case.neighbours)
+    labelled = [group for group in cases["find<ings"] if group.cases]
+    assert {group.title.partition(" of ")[2] for group in labelled} <= {"a", "b"}
+    for group in labelled:
+        assert all(n.about.startswith(("yes, ", "no, ")) for c in group.cases for n in c.neighbours)
     columns = {column.name: column for column in atlas.columns}
     for word, of_word in false.items():
         coloured = [row for row in range(N) if columns["sick: right"].word(row) == word]
