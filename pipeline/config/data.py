@@ -176,6 +176,9 @@ class Labels(Frozen):
     root: str | None = None
 
 
+SplitKind = Literal["holdout", "kfold", "list", "site", "date"]
+
+
 class SplitChoice(Frozen):
     """How patients are divided.
 
@@ -188,7 +191,7 @@ class SplitChoice(Frozen):
     puts patients who have copies of an image, or what is all but one, on one side.
     """
 
-    kind: Literal["holdout", "kfold", "list", "site", "date"] = "holdout"
+    kind: SplitKind = "holdout"
     folds: Annotated[int, Field(ge=3)] = 5
     seed: int = 0
     file: Path | None = None

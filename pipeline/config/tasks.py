@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.shared.frozen import Frozen
 
@@ -86,6 +87,17 @@ class Task(Frozen):
     subgroups: tuple[str, ...] = ()
     shortcuts: tuple[str, ...] = ()
     permutations: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("labels")
+    @classmethod
+    def _each_once(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [name for name, n in Counter(labels).items() if n > 1]
+        if twice:
+            raise ValueError(
+                f"Labels must name each column once. Got {twice[0]!r} {labels.count(twice[0])} "
+                "times instead."
+            )
+        return labels
 
     @model_validator(mode="after")
     def _one_number(self) -> Task:
