@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from pipeline.backbones.models import COMPARATORS
 from pipeline.config.data import BackboneChoice
 from pipeline.config.heads import HEADS, TUNED, declared, method_names
 from pipeline.config.loading import anchored, load_config, read_settings
@@ -313,7 +314,7 @@ def _config(
     choice = BackboneChoice(**network.model_dump(exclude={"blocks"}) | {"image_size": size})
     outputs = {
         "keep": ("patch",) if on_tokens else ("cls", "mean"),
-        "patch": settings.tokens,
+        "patch": _tokens(settings, network) if on_tokens else PatchTokens(),
         "blocks": network.blocks,
     }
     head = _head_settings(setting, base, seed)
@@ -342,3 +343,12 @@ def _head_settings(setting: Setting, base: Config, seed: int) -> Frozen:
     if "seed" in block.model_fields:
         options["seed"] = seed
     return block.model_validate(options)
+
+
+def _tokens(settings: Benchmark, network: BenchmarkBackbone) -> PatchTokens:
+    """Return how a network's patch tokens are kept: of no more blocks than it has."""
+    known = COMPARATORS.get(network.name)
+    if known is None:
+        return settings.tokens
+    blocks = min(settings.tokens.blocks, known.architecture.depth)
+    return settings.tokens.model_copy(update={"blocks": blocks})

@@ -161,7 +161,7 @@ def _show_plan(plan: Sequence[Planned], as_json: bool) -> None:
         hours = (_hours(None if each.fault else each.hours), _hours(each.head_hours))
         table.add_row(each.dataset, each.store, *counts, hours[0], *cells, hours[1])
     out.print(table)
-    lines = [f"{each.dataset} by {each.backbone}: {each.fault}" for each in plan if each.fault]
+    lines = _faults(plan)
     every: list[float | None] = []
     for each in plan:
         every += [each.hours, each.head_hours]
@@ -175,6 +175,15 @@ def _show_plan(plan: Sequence[Planned], as_json: bool) -> None:
             "are timed by their first answer in the same setting."
         )
     print_lines(out, lines)
+
+
+def _faults(plan: Sequence[Planned]) -> list[str]:
+    """Return what is wrong, each once: weights that are not here are so for every data set."""
+    faults: dict[str, dict[str, None]] = {}
+    for each in plan:
+        if each.fault:
+            faults.setdefault(each.fault, {})[f"{each.dataset} by {each.backbone}"] = None
+    return [f"{', '.join(stores)}: {fault}" for fault, stores in faults.items()]
 
 
 def _hours(hours: float | None) -> str:

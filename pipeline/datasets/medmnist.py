@@ -79,9 +79,9 @@ def _find(folder: Path, out: Path) -> Contents:
         raise ConfigError(f"{path} is no archive of MedMNIST: {known.detail}.") from error
     by_part = Counter(item.part for item in items)
     counts = {f"{part} images": by_part[part] for part in PARTS}
-    given = PUBLISHED.get(name)
-    published = {} if given is None else dict(zip(counts, given, strict=True))
     has_copies = tuple(counts.values()) == WITH_COPIES.get(name)
+    given = (WITH_COPIES if has_copies else PUBLISHED).get(name)
+    published = {} if given is None else dict(zip(counts, given, strict=True))
     columns = list(items[0].labels)
     volumes = items[0].path.endswith(".npy")
     task = {"labels": columns} | ({"level": "series"} if volumes else {})

@@ -17,8 +17,9 @@ from pipeline.benchmark.collect import gather
 from pipeline.benchmark.page import write_benchmark
 from pipeline.benchmark.paired import dice_apart, of_units
 from pipeline.benchmark.published import PUBLISHED, published
-from pipeline.benchmark.run import on_file, plan_of, run
+from pipeline.benchmark.run import Planned, on_file, plan_of, run
 from pipeline.benchmark.settings import cells_of, load_benchmark
+from pipeline.commands.benchmark import _faults
 from pipeline.config.tasks import Task
 from pipeline.datasets.describing import describe
 from pipeline.datasets.known import DATASETS
@@ -95,6 +96,17 @@ def test_the_table_has_every_number_with_its_origin(finished: Path) -> None:
         assert sorted(row["value"] for row in own) == pytest.approx(sorted(numbers), nan_ok=True)
         assert {row["key"] for row in own} == {answer.provenance.key}
         assert all(row["published"] is None for row in own)  # of these networks there is none
+
+
+def test_the_plan_tells_a_fault_of_many_stores_once() -> None:
+    def line(dataset: str, store: str, fault: str) -> Planned:
+        return Planned(store, dataset, "L", 0, 0, None, 1, 0, None, fault)
+
+    absent = "the weights are not here"
+    planned = [line("nih", "L-224", absent), line("nih", "L-448-tokens", absent)]
+    planned += [line("amos", "L-224", absent), line("sars", "L-224", "")]
+    planned += [line("sars", "L-448-tokens", "SAM takes 1024")]
+    assert _faults(planned) == [f"nih by L, amos by L: {absent}", "sars by L: SAM takes 1024"]
 
 
 def test_pairs_ranks_and_page(finished: Path) -> None:
@@ -268,6 +280,22 @@ def test_the_papers_file_can_be_read() -> None:
     assert asked.datasets.keys() >= {"nih", "amos", "msd-spleen"}
     known = {p.backbone for p in PUBLISHED} & {b.name for b in asked.backbones.values()}
     assert known == {"dinov2_vitl14", "dinov2_vitg14", "vit_large_in21k", "resnet_152"}
+
+
+def test_every_store_of_the_papers_file_can_be_embedded(tmp_path: Path) -> None:
+    layouts.montgomery(tmp_path / "set", images=4)  # of tasks and of masks
+    described = describe("montgomery", tmp_path / "set", tmp_path / "montgomery")
+    asked = load_benchmark(ROOT / "configs/paper.yaml")
+    # The weights are not here; shapes, sizes and outputs are those of the file.
+    networks = {
+        name: network.model_copy(update={"weights": "random:0"})
+        for name, network in asked.backbones.items()
+    }
+    update = {"datasets": {"montgomery": described.config}, "backbones": networks}
+    planned = plan_of(cells_of(asked.model_copy(update=update | {"out": tmp_path / "out"})))
+    assert _faults(planned) == []
+    assert {(p.slices, p.embed) for p in planned} == {(4, 4)}
+    assert len(planned) == 2 * len(networks)  # of slices, and of patch tokens
 
 
 def test_published_figures_are_those_that_were_seen() -> None:

@@ -20,6 +20,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.datasets.describing import describe
 from pipeline.datasets.known import DATASETS
+from pipeline.datasets.medmnist import WITH_COPIES
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
@@ -70,7 +71,7 @@ WRITTEN: dict[str, tuple[Callable[[Path], None], int, int, int, dict[str, int]]]
     "vindr-cxr": (layouts.vindr_cxr, 32, 32, 0, {"train": 24, "test": 8}),
     "kits23": (layouts.kits23, 24, 6, 6, {}),
     "totalsegmentator": (layouts.totalsegmentator, 28, 7, 7, {"train": 4, "val": 1, "test": 2}),
-    "brats": (layouts.brats, 96, 24, 24, {}),
+    "brats": (layouts.brats, 100, 24, 24, {}),
     "luna25": (layouts.luna25, 48, 24, 0, {}),
     "medmnist": (
         lambda root: layouts.medmnist(root / "pneumoniamnist.npz"),
@@ -210,10 +211,38 @@ def test_a_torn_patient_is_dealt_anew(tmp_path: Path) -> None:
 def test_volumes_of_medmnist_stay_volumes(tmp_path: Path, network: Path) -> None:
     layouts.medmnist(tmp_path / "organmnist3d.npz", (8, 4, 4), deep=True)
     described = describe("medmnist", tmp_path / "organmnist3d.npz", tmp_path / "out")
-    assert any("no published counts" in note for note in described.notes)
+    assert [count.published for count in described.counts] == [971, 161, 610]
     (result,) = evaluate(ready(tmp_path / "out", network), ["knn"])
     assert result.level == "series"
     assert result.counts["test"].units == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "said"),
+    [
+        ("breastmnist", [546, 78, 156], ""),
+        ("breastmnist_224", [546, 78, 156], ""),
+        ("organsmnist_224", [13_932, 2_452, 8_827], ""),
+        ("sharkmnist", [None] * 3, "no published counts"),
+    ],
+)
+def test_medmnist_has_its_counts_in_every_size(
+    name: str, published: list[int | None], said: str, tmp_path: Path
+) -> None:
+    layouts.medmnist(tmp_path / f"{name}.npz", (2, 1, 1))
+    described = describe("medmnist", tmp_path, tmp_path / "out")
+    assert [count.published for count in described.counts] == published
+    assert said in " ".join(described.notes)
+
+
+def test_a_file_of_medmnist_with_the_copies_of_old_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WITH_COPIES, "organsmnist", (2, 1, 1))
+    layouts.medmnist(tmp_path / "organsmnist.npz", (2, 1, 1))
+    described = describe("medmnist", tmp_path, tmp_path / "out")
+    assert described.full
+    assert any("copies of a few images" in note for note in described.notes)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
