@@ -87,6 +87,7 @@ def main() -> None:
         for name, (task, method) in MODELS.items():
             fit_model(config, place / "models" / name, task=task, method=method)
         shutil.copytree(place / "models", place / "sound")
+        used(config)  # what is answered for the first time is on the page from now on
         before = used(config)
         assert REFUSED not in before.values(), before
         assert verify(store.path).sound
