@@ -164,9 +164,9 @@ def asked(path: Path, config: Config) -> bytes:
     model = load_model(path)
     images = config.store.parent / IMAGES
     if isinstance(model, Model):
-        # A tuned network has features of its own.
+        # A tuned network has features of its own. Names are by a key that is made each time.
         table = predictions(model, images if model.record.tuned else config.store)
-        return str(table.drop_columns(["path"]).to_pydict()).encode()
+        return str(table.drop_columns(["unit", "path", "patient"]).to_pydict()).encode()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "masks"
         draw(model, config.store.parent / "config.yaml", out, FolderOptions(speed=HERE))
