@@ -87,6 +87,7 @@ def main() -> None:
         for name, (task, method) in MODELS.items():
             fit_model(config, place / "models" / name, task=task, method=method)
         shutil.copytree(place / "models", place / "sound")
+        used(config)  # what is answered for the first time is on the page from now on
         before = used(config)
         assert REFUSED not in before.values(), before
         assert verify(store.path).sound
@@ -163,9 +164,9 @@ def asked(path: Path, config: Config) -> bytes:
     model = load_model(path)
     images = config.store.parent / IMAGES
     if isinstance(model, Model):
-        # A tuned network has features of its own.
+        # A tuned network has features of its own. Names are by a key that is made each time.
         table = predictions(model, images if model.record.tuned else config.store)
-        return str(table.drop_columns(["path"]).to_pydict()).encode()
+        return str(table.drop_columns(["unit", "path", "patient"]).to_pydict()).encode()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "masks"
         draw(model, config.store.parent / "config.yaml", out, FolderOptions(speed=HERE))
