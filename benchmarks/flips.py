@@ -155,8 +155,8 @@ def compared(path: Path) -> str:
 
 
 def reported(path: Path) -> str:
-    """Return the table of a report."""
-    return markdown(lines_of(open_sources([path])), random=False)
+    """Return the lines of a report's table, in no order: a mended answer comes last."""
+    return "\n".join(sorted(markdown(lines_of(open_sources([path])), random=False).splitlines()))
 
 
 def asked(path: Path, config: Config) -> bytes:

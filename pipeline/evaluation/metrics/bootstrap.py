@@ -45,6 +45,9 @@ NORMAL_REACH = 1.959964
 FEW_WRONG = 5
 # What is a share of the patients of one side, or of those called so.
 OF_ONE_SIDE = ("sensitivity", "specificity", "ppv", "npv")
+# What one side's patients alone may make wrong of: of few among many these say no more than of as
+# few among as many.
+OF_RARER_SIDE = ("f1", "mcc", "auroc", "average_precision")
 # Whom a model calls moves with how common the label is among its training patients, which folds
 # share: with it moves what counts the calls of one side.
 MOVED_BY_CALLS = ("sensitivity", "specificity", "f1", "f1_micro")
@@ -121,10 +124,14 @@ def bootstrap(
         # What is of one side's patients hangs on the fewer ones; a mean over both is of all.
         of_side = name.startswith(OF_ONE_SIDE)
         wrong_among = patients if of_side else everyone
+        if name in OF_RARER_SIDE and rules.rarest:
+            wrong_among = min(everyone, _as_many_each(key, rules.rarest, c))
         # An F1 of 0 has found no positive, of whom there are fewer.
         none_found = name == "f1" and metric.value == 0
         right_among = patients if of_side or none_found else everyone
         metric = _within_bounds(name, metric, wrong_among, right_among, rules)
+        if name == "ece":
+            metric = _of_unseen_faults(metric, everyone)
         if _are_enough(name, patients, rules) and _all_agree(drawn):
             agreed.add(key)
             among = wrong_among if rules.of_difference else min(patients, everyone)
@@ -149,6 +156,32 @@ def _hangs_on(
         return np.inf
     name, label = key
     return everyone if name in EVEN else rarest.get(label, everyone)
+
+
+def _as_many_each(
+    key: Key,
+    rarest: Mapping[str, float],
+    c: int,
+) -> float:
+    """Return of how many patients a collection would be with as many on every side as on the rarer.
+
+    Of 7 positives among 136, all found: by its interval the sensitivity may be 0.65, with which the
+    F1 is 0.79, as its own interval of 14 patients says, and not 0.97.
+    """
+    label = key[1]
+    sides = 2 if label else max(2, c)
+    return sides * rarest.get(label, np.inf)
+
+
+def _of_unseen_faults(metric: Metric, patients: float) -> Metric:
+    """Return an ECE of less than one patient's with what patients like those not seen may add.
+
+    Draws of a model that is sure and right of all do not show how often it would be sure and wrong.
+    """
+    if metric.low is None or metric.high is None or metric.value * patients >= 1:
+        return metric
+    _, high = score_bounds(max(0.0, metric.value), patients)  # rounding may leave less than none
+    return metric.model_copy(update={"high": max(metric.high, high)})
 
 
 def _are_enough(name: str, patients: float, rules: IntervalRules) -> bool:

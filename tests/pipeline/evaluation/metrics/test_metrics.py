@@ -463,6 +463,27 @@ def test_a_perfect_score_has_an_interval_that_so_many_patients_allow() -> None:
         assert interval(overall["balanced_accuracy"]) == (below, 1)
 
 
+def test_of_few_positives_among_many_a_perfect_score_says_what_so_few_allow() -> None:
+    y = np.arange(136) % 20 == 0
+    overall, _ = metrics.score(truth_of(y), two(np.where(y, 0.9, 0.1)))
+    sensitivity = overall["sensitivity"].low
+    assert sensitivity == pytest.approx(0.646, abs=1e-3)
+    # With all called right but so many of the positives.
+    for name in ("f1", "auroc", "average_precision"):
+        assert overall[name].low <= 2 * sensitivity / (1 + sensitivity) + 1e-9
+    assert overall["mcc"].low < sensitivity**0.5
+    # What counts all alike hangs on all.
+    assert overall["accuracy"].low == pytest.approx(0.973, abs=1e-3)
+
+
+def test_a_model_that_is_sure_of_all_may_be_sure_of_others_and_wrong() -> None:
+    y = np.arange(60) % 2 == 0
+    sure = 1 - np.random.default_rng(0).uniform(1e-7, 1e-6, 60)
+    overall, _ = metrics.score(truth_of(y), two(np.where(y, sure, 1 - sure)))
+    assert overall["ece"].value < 1e-6
+    assert overall["ece"].high == pytest.approx(0.06, abs=2e-3)
+
+
 def test_two_that_are_right_of_everybody_may_yet_differ() -> None:
     y = np.arange(30) % 2 == 0
     first, second = (two(np.where(y, high, 1 - high)) for high in (0.9, 0.8))
