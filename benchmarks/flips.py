@@ -80,13 +80,14 @@ def main() -> None:
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        config = load_config(write_setup(place, **QUESTIONS))
+        config = load_config(write_setup(place, patients=24, **QUESTIONS))
         store = FeatureStore.open(extract(config, HERE).store)
         first = next((place / "collection/ct").iterdir())
         shutil.copytree(first, place / IMAGES) if first.is_dir() else _copy(first, place / IMAGES)
         for name, (task, method) in MODELS.items():
-            fit_model(config, place / "models" / name, task=task, method=method, device="cpu")
+            fit_model(config, place / "models" / name, task=task, method=method)
         shutil.copytree(place / "models", place / "sound")
+        used(config)  # what is answered for the first time is on the page from now on
         before = used(config)
         assert REFUSED not in before.values(), before
         assert verify(store.path).sound
@@ -163,9 +164,9 @@ def asked(path: Path, config: Config) -> bytes:
     model = load_model(path)
     images = config.store.parent / IMAGES
     if isinstance(model, Model):
-        # A tuned network has features of its own.
+        # A tuned network has features of its own. Names are by a key that is made each time.
         table = predictions(model, images if model.record.tuned else config.store)
-        return str(table.drop_columns(["path"]).to_pydict()).encode()
+        return str(table.drop_columns(["unit", "path", "patient"]).to_pydict()).encode()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "masks"
         draw(model, config.store.parent / "config.yaml", out, FolderOptions(speed=HERE))
@@ -178,7 +179,7 @@ def fitted(config: Config, task: str, method: Method) -> str:
     By their digests, and how far the model is from its answer.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model = fit_model(config, Path(folder) / "model", task=task, method=method, device="cpu")
+        model = fit_model(config, Path(folder) / "model", task=task, method=method)
         record = model.record
         files = {name: digest for name, digest in record.files.items() if name != "card.md"}
         return f"{sorted(files.items())} {record.difference}"

@@ -300,12 +300,13 @@ class Place:
         number = at.name.removeprefix("moment")
         bucket = Bucket(f"{self.url}/{self.command.name}{number}")
         before = set(json.loads((at / "sent.json").read_text()))
+        lists = _lists(at / STORE)
         for each in self._sent(at) - before:
             name, _, _ = each.partition(" ")
             path = at / "objects" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(bucket.get([name])[name])
-            if "withdrawn" not in name and _holds(path, needles):
+            if name not in lists and _holds(path, needles):
                 yield f"object {name}"
 
 
@@ -357,8 +358,7 @@ def _needles(at: Path) -> dict[str, Any]:
 
 def _holding(store: Path, needles: dict[str, Any]) -> Iterator[str]:
     """Yield the files of a store that hold the patient, but for the list of who is withdrawn."""
-    lists = {WITHDRAWN_PATIENTS}
-    lists |= {f"copies/{digest}" for name, digest in _manifest(store).items() if name in lists}
+    lists = _lists(store)
     for path in sorted(store.rglob("*")):
         name = path.relative_to(store).as_posix()
         if path.is_file() and name not in lists and _holds(path, needles):
@@ -367,9 +367,10 @@ def _holding(store: Path, needles: dict[str, Any]) -> Iterator[str]:
             yield f"{name} (rows)"
 
 
-def _manifest(store: Path) -> dict[str, str]:
-    files: dict[str, str] = json.loads((store / "manifest.json").read_text())["files"]
-    return files
+def _lists(store: Path) -> set[str]:
+    """Return the names of the list of who is withdrawn, and of its copy."""
+    files = json.loads((store / "manifest.json").read_text())["files"]
+    return {WITHDRAWN_PATIENTS, f"copies/{files[WITHDRAWN_PATIENTS]}"}
 
 
 def _holds(path: Path, needles: dict[str, Any]) -> bool:

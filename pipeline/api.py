@@ -140,7 +140,8 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
         known = ", ".join(config.tasks) or "none"
         raise ConfigError(f"The config has no task {task!r}. It has: {known}.")
     check_store(config)
-    one = config.model_copy(update={"tasks": {task: config.tasks[task]}})
+    # What heads are fitted on elsewhere is not of this store.
+    one = config.model_copy(update={"tasks": {task: config.tasks[task]}, "fit_on": None})
     (cases,) = cases_of(one)
     cases.ensure_split()
     _, first = np.unique(cases.units.unit, return_index=True)

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.label_file import LabelTable, read_labels
 from pipeline.annotations.label_report import EXAMPLES, JoinReport, join_report
-from pipeline.annotations.labels import label_units, texts_of
+from pipeline.annotations.labels import label_units
 from pipeline.annotations.mask_matching import absent_files, join
 from pipeline.annotations.units import Truth, Units
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
-from pipeline.evaluation.cases import keys_of_units, split_column
+from pipeline.evaluation.cases import keys_of_units, split_texts
 from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.questions import tables_of, with_policies
 from pipeline.evaluation.splits import (
@@ -278,10 +278,7 @@ def _split(
 ) -> Split:
     """Return the split as it will be, but for copies, which features tell. Raises LabelError."""
     choice = config.split
-    column = split_column(choice, table)
-    texts = None
-    if column is not None:
-        texts = texts_of(*column, units, slices, config.data.root, names)
+    texts = split_texts(choice, table, units, slices, config.data.root, names)
     path = split_path(config.store, name, task, choice)
     if not path.is_file():
         return make_split(units, choice, texts, keys=keys_of_units(units, slices))

@@ -26,6 +26,9 @@ CHECKSUM = ".sha256"
 ORPHAN_AFTER_S = 3600.0
 # Documents, answers and claims are read whole: none of ours comes near this.
 MOST_BYTES = 2**28
+# No network comes near this. Of a file with holes, of which nothing is on the disk, more might be
+# read for hours.
+_MOST_CHECKED = 2**36
 # How often a file and its checksum are written, or read, where another process writes them too.
 _TRIES = 5
 _MOMENT_S = 0.05
@@ -43,11 +46,14 @@ _TROUBLE = {
     errno.EACCES: "permission is denied",
     errno.EPERM: "permission is denied",
     errno.EIO: "the disk reports an input/output error",
+    errno.EEXIST: "there is something else in its place",
     errno.EISDIR: "there is a folder in the place of a file",
     errno.ENOTDIR: "there is a file in the place of a folder",
     errno.ELOOP: "there is a link that leads to itself",
 }
 
+# Nothing is at a path; a file stands in the place of its folder; a link leads to itself.
+_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 # What sockets, and devices that are not there, are refused with.
 _NO_FILES = (errno.ENXIO, errno.ENODEV)
 # What a link is refused with where there are none at all.
@@ -128,7 +134,9 @@ def fits_checksum(path: Path) -> bool | None:
     except (OSError, CorruptStoreError):
         return False
     is_file = path.is_file() and not path.is_symlink()
-    return is_file and text == checksum_text(path.name, file_sha256(path))
+    if not is_file or path.stat().st_size > _MOST_CHECKED:
+        return False
+    return text == checksum_text(path.name, file_sha256(path))
 
 
 def read_checked(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -138,6 +146,12 @@ def read_checked(path: Path, most: int = MOST_BYTES) -> bytes:
     and CorruptStoreError where the two do not fit.
     """
     checksum = path.with_name(path.name + CHECKSUM)
+    status = status_of(path)
+    # What is large is compared before memory is asked for it.
+    if status is not None and status.st_size > MOST_BYTES and not fits_checksum(path):
+        raise CorruptStoreError(
+            f"{path} is too large for what it is, or does not fit its checksum."
+        )
     for attempt in range(_TRIES):
         if attempt:  # another process may be between the two
             time.sleep(_MOMENT_S)
@@ -179,6 +193,16 @@ def read_file(path: Path, most: int = MOST_BYTES) -> bytes:
             return file.read()
     finally:
         os.close(descriptor)
+
+
+def status_of(path: Path | str) -> os.stat_result | None:
+    """Return the status of what is at a path; None where nothing can be: no file, no folder."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        if error.errno in _NOWHERE:
+            return None
+        raise
 
 
 def files_in(folder: Path, pattern: str) -> list[Path]:
@@ -226,9 +250,13 @@ def sync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it that are not there; their names are on the disk then."""
+    """Make a folder, and those above it that are not there; their names are on the disk then.
+
+    Raises UnwritableError where something else is there.
+    """
     new = list(itertools.takewhile(lambda each: not each.exists(), [path, *path.parents]))
-    path.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     for each in new:
         sync_folder(each.parent)
 

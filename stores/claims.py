@@ -146,50 +146,44 @@ def stems(folder: Path) -> set[str]:
 def dead(path: Path) -> bool:
     """Return whether a claim's owner is certainly gone, or silent for too long; or it is no claim.
 
-    A claim is linked once it is whole, and is not forced to disk: one that is empty, or of zeros,
-    lost its bytes when its machine lost its power, and with it its owner. What is of another kind,
-    such as a pipe, was put there by somebody else, and holds nothing up.
+    What is no file, such as a pipe, was put there by somebody else, and holds nothing up.
     """
+    data = _data(path)
+    # A claim is linked once it is whole, and is not forced to disk: one that is empty, or of zeros
+    # alone, lost its bytes when its machine lost its power, and with it its owner.
+    if data is not None and not data.strip(b"\0"):
+        return True
+    process = _parse(data)
+    ended = gone(process) if process is not None else None
+    if ended is not None:
+        return ended
+    # Of another host, or a claim that cannot be read: its silence alone tells.
     try:
         status = path.lstat()
     except FileNotFoundError:
         return True
-    if not stat.S_ISREG(status.st_mode):
-        return True
-    try:
-        process = _parse(read_file(path, _MOST_BYTES))
-    except (FileNotFoundError, CorruptStoreError):
-        return True
-    except OSError:  # of a network, for the moment
-        return _is_silent(status)
-    if process is None:
-        return True
-    ended = gone(process)
-    # Of another host its silence alone tells.
-    return _is_silent(status) if ended is None else ended
-
-
-def _is_silent(status: os.stat_result) -> bool:
-    return time.time() - status.st_mtime > STALE_AFTER_S
+    is_file = stat.S_ISREG(status.st_mode)
+    return not is_file or time.time() - status.st_mtime > STALE_AFTER_S
 
 
 def _read(path: Path) -> dict[str, object] | None:
-    """Return the process that made a claim; None where that cannot be read."""
+    """Return the process that made a claim; None where it cannot be read."""
+    return _parse(_data(path))
+
+
+def _data(path: Path) -> bytes | None:
     try:
-        return _parse(read_file(path, _MOST_BYTES))
+        return read_file(path, _MOST_BYTES)
     except (OSError, CorruptStoreError):
         return None
 
 
-def _parse(data: bytes) -> dict[str, object] | None:
-    """Return the process that a claim names; None where it names none."""
+def _parse(data: bytes | None) -> dict[str, object] | None:
     try:
-        process = json.loads(data)
+        process = json.loads(data or b"")
     except (ValueError, RecursionError):
         return None
-    if not isinstance(process, dict) or not isinstance(process.get("host"), str):
-        return None
-    return process
+    return process if isinstance(process, dict) else None
 
 
 def _claims(folder: Path, stem: str) -> list[Path]:

@@ -10,7 +10,7 @@ from stores._disk import read_checked
 from stores.errors import CorruptStoreError
 
 # A table has a row a unit, a slice or a mask, so that documents' bound is too small for it.
-_MOST_BYTES = 2**40
+_MOST_BYTES = 2**33
 
 
 def read_filed_table(path: Path) -> pa.Table:

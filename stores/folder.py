@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from stores import manifest
-from stores._disk import link_new, sync_folder, sync_folders, write_atomic, writing
+from stores._disk import (
+    link_new,
+    status_of,
+    sync_folder,
+    sync_folders,
+    write_atomic,
+    writing,
+)
 from stores.claims import Holder
 from stores.errors import REPAIR, ClaimedError, CorruptStoreError, OccupiedError
 from stores.inside import inside
@@ -62,11 +68,9 @@ class LocalFolder:
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a file; None where there is none."""
-        try:
-            # Put together as text: this is asked of every chunk of every part.
-            return os.stat(f"{self.folder}/{name}").st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+        # Put together as text: this is asked of every chunk of every part.
+        status = status_of(f"{self.folder}/{name}")
+        return None if status is None else status.st_size
 
     def names(self) -> set[str]:
         """Return the names of all files, whoever they are of."""

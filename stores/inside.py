@@ -7,12 +7,12 @@ that leads out; within a store its characters print, too.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
+from stores._disk import status_of
 from stores.contents import FEATURES, FOLDERS, TOP_FILES
 from stores.errors import CorruptStoreError
 
@@ -99,9 +99,9 @@ def check_folders(root: Path) -> None:
 
 def _check_kind(path: Path, fits: Callable[[int], bool], kind: str) -> None:
     """Raise CorruptStoreError where something is at a path, and is of another kind."""
-    with contextlib.suppress(FileNotFoundError):
-        if not fits(os.stat(path).st_mode):
-            raise CorruptStoreError(
-                f"{str(path)!r} is no {kind}. Remove it; what the store had there comes from a "
-                "copy, or is made again."
-            )
+    status = status_of(path)
+    if status is not None and not fits(status.st_mode):
+        raise CorruptStoreError(
+            f"{str(path)!r} is no {kind}. Remove it: what the store had there comes from a copy, "
+            "or is made again."
+        )

@@ -25,6 +25,7 @@ from stores._disk import (
     make_folder,
     seal,
     sha256,
+    status_of,
     sync_folder,
     unseal,
     write_atomic,
@@ -248,10 +249,8 @@ def has(path: Path, digest: str) -> bool:
 
 
 def _fits_in_memory(path: Path) -> bool:
-    try:
-        return path.stat().st_size <= MOST_BYTES
-    except FileNotFoundError:
-        return True
+    status = status_of(path)
+    return status is None or status.st_size <= MOST_BYTES
 
 
 def text(files: Mapping[str, str]) -> bytes:

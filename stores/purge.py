@@ -269,7 +269,8 @@ def _rewrite_patients(store: FeatureStore, patients: Collection[str], rows: Rows
 
 def _remove_derived(store: FeatureStore, path: Path) -> None:
     name = path.relative_to(store.path).as_posix()
-    store.storage.remove([name, f"{name}{CHECKSUM}"])
+    # The checksum first: a crash in between leaves a file, which the same command removes.
+    store.storage.remove([f"{name}{CHECKSUM}", name])
 
 
 # --- tables ------------------------------------------------------------------------------------

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stores._disk import unseal
+from stores._disk import status_of, unseal
 from stores.contents import chunk_file
 from stores.errors import CorruptStoreError
 from stores.receipt import Receipt, receipt_name
@@ -46,9 +45,8 @@ class Receipts:
 
         A receipt is examined once and then believed for as long as it is the same file.
         """
-        try:
-            status = os.stat(self.path(index))
-        except FileNotFoundError:
+        status = status_of(self.path(index))
+        if status is None:
             return None
         stamp = (status.st_mtime_ns, status.st_ino, status.st_size)
         if self._stamps.get(index) != stamp:

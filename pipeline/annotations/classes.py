@@ -71,24 +71,21 @@ def encode(
     Classes are those that occur, in order: numbers by value first, then text. units: how many there
     are. either_way: of two words that say nothing the last is the positive, since whether features
     tell a shortcut is the same question either way. empty: notes on what was taken as no label.
-    Raises LabelError for one class, for numbers or dates that nobody can mean as classes, and where
+    Raises LabelError for one value, for numbers or dates that nobody can mean as classes, and where
     nothing says which of two is positive.
     """
     used, place = np.unique(label, return_inverse=True)
     present = texts[used]
     if task.values == "number":
         numbers = present[:, 0].astype(np.float64)
+        _refuse_one_value(np.unique(numbers).size, task, empty)
         return Classes(numbers[place], task.labels, "regression")
     if len(task.labels) > 1:
         bits = np.where(is_text(present), present, -1).astype(np.int8)
         return Classes(bits[place], task.labels, "multilabel")
     values = present[:, 0].tolist()
     classes = sorted(set(values), key=_numbers_first)
-    if len(classes) < 2:
-        raise LabelError(
-            f"The labels {list(task.labels)} must have at least two values among the slices with "
-            f"features. Got {len(classes)} instead{''.join(f'; {note}' for note in empty)}."
-        )
+    _refuse_one_value(len(classes), task, empty)
     if task.values is None:
         _refuse_measurements(classes, task.labels[0], units, is_shortcut=either_way)
     kind: Kind = "binary" if len(classes) == 2 else "multiclass"
@@ -104,6 +101,15 @@ def encode(
     number = {name: i for i, name in enumerate(classes)}
     y = np.array([number[value] for value in values], dtype=np.int64)
     return Classes(y[place], tuple(classes), kind)
+
+
+def _refuse_one_value(values: int, task: Task, empty: Sequence[str]) -> None:
+    """Raise LabelError for one value: there is nothing to be told apart. empty: as in `encode`."""
+    if values < 2:
+        raise LabelError(
+            f"The labels {list(task.labels)} must have at least two values among the slices with "
+            f"features. Got {values} instead{''.join(f'; {note}' for note in empty)}."
+        )
 
 
 def _numbers_first(name: str) -> tuple[bool, float, str, str]:

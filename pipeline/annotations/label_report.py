@@ -110,7 +110,7 @@ def join_report(
         path = f" ({keys[i]})" if by == "path" and keys[i] and is_kept else ""
         row_examples.append(f"data row {i + 1}{path}")
     return JoinReport(
-        file=table.settings.file.name,
+        file="BIDS tables" if table.lists_files else table.settings.file.name,
         by=by,
         rows=len(first_of_key),
         joined_rows=len(first_of_key) - len(spare),

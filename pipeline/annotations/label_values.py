@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.label_file import LabelTable, Texts
 from pipeline.annotations.spellings import (
     UNCERTAIN,
+    code_notes,
     doubt_notes,
     empty_notes,
     is_empty,
@@ -28,6 +29,7 @@ from pipeline.annotations.texts import is_number, is_text
 from pipeline.config.tasks import Task
 from stores.errors import LabelError
 
+_IN_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}([.,]\d{3})+", re.ASCII)
 _BY_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 
 Counts = NDArray[np.int64]
@@ -78,6 +80,9 @@ def apply_policies(table: LabelTable, task: Task, *, either_way: bool = False) -
         if task.values == "number":
             texts = _with_points(texts, name) if table.comma else texts
             _refuse_text(texts, name)
+            if table.comma:
+                notes += _thousands_notes(table.written.get(name, raw)[~nothing], name)
+            notes += code_notes(texts[~nothing], name, sorted(set(raw[nothing]) - {""}))
         elif meaning:
             texts = np.array([text and meaning.get(plain(text), text) for text in texts], object)
             notes += spelling_notes(table.written.get(name, raw), texts)
@@ -138,6 +143,20 @@ def _with_points(texts: Texts, name: str) -> Texts:
         )
     points = {text: text.replace(",", ".") for text in with_comma}
     return np.array([points.get(text, text) for text in texts], dtype=object)
+
+
+def _thousands_notes(cells: Texts, name: str) -> list[str]:
+    """Return a note where all decimals of a column (n,) may be thousands: 1.234 and 1,234.
+
+    Of a table in which no comma separates cells.
+    """
+    broken = [cell for cell in cells.tolist() if "." in cell or "," in cell]
+    if len(broken) < 2 or not all(map(_IN_THOUSANDS.fullmatch, broken)):
+        return []
+    return [
+        f"all {len(broken)} decimals of column {name!r} have three digits: if their point or comma "
+        "parts thousands, take it out"
+    ]
 
 
 def _refuse_text(texts: Texts, name: str) -> None:

@@ -404,14 +404,26 @@ def texts_of(
     names: Names,
 ) -> NDArray[np.str_]:
     """Return (n,) what a column says of each unit; "" where it says nothing, or several things."""
-    # The table is in order of its rows, those withdrawn included.
-    place = np.searchsorted(slices["row"].to_numpy(), units.rows)
-    of_slice = column_of(table, column, slices, root, names)[place]
+    of_slice = texts_of_slices(table, column, units, slices, root, names)
     _, first = np.unique(units.unit, return_index=True)
     texts: NDArray[np.str_] = of_slice[first]
     is_other = of_slice != texts[units.unit]
     texts[units.unit[is_other]] = ""
     return texts
+
+
+def texts_of_slices(
+    table: LabelTable,
+    column: str,
+    units: Units,
+    slices: pa.Table,
+    root: Path,
+    names: Names,
+) -> NDArray[np.str_]:
+    """Return (m,) what a column says of each slice of the units, in their order; "" for nothing."""
+    # The table is in order of its rows, those withdrawn included.
+    place = np.searchsorted(slices["row"].to_numpy(), units.rows)
+    return column_of(table, column, slices, root, names)[place]
 
 
 def column_of(

@@ -233,6 +233,28 @@ def doubt_notes(
     )
 
 
+def code_notes(texts: NDArray[Any], column: str, empty: Collection[str]) -> list[str]:
+    """Return a note on numbers that may be codes for none, such as -999 of ages.
+
+    texts (n,): numbers, without empty cells. empty: what is written in empty cells. A code is
+    negative where no other number is, or more than twice the greatest of the others.
+    """
+    rows = Counter(plain(text) for text in texts.tolist())
+    others = [float(value) for value in rows if value not in _CODES]
+    if not others or min(others) < 0:
+        return []
+    codes = {
+        code: rows[code] for code in _CODES & rows.keys() if not 0 <= float(code) <= 2 * max(others)
+    }
+    if not codes:
+        return []
+    as_empty = f"`empty: [{', '.join(map(quoted, [*empty, *sorted(codes)]))}]`"
+    return [
+        f"{_with_rows(codes)} of column {column!r} count as numbers; if nothing is known there, "
+        f"write {as_empty} into the task"
+    ]
+
+
 def quoted(text: str) -> str:
     """Return a text as a config has it: in quotes where YAML would read another thing."""
     is_plain = text.replace("_", "a").isalnum() and text[:1].isalpha()

@@ -24,15 +24,29 @@ _SHOWN = 20
 def slurm(
     config: ConfigArg,
     tasks: Annotated[int, typer.Option(min=1, help="How many tasks the array has.")] = 8,
+    chain: Annotated[
+        bool,
+        typer.Option(
+            "--chain",
+            help="Print a script for bash instead, which submits the array, and evaluate and "
+            "segment to follow it, as far as the config asks for them.",
+        ),
+    ] = False,
 ) -> None:
     """Print a SLURM array script that extracts in shards, to be edited and given to sbatch."""
     from pipeline.config.loading import load_config
-    from pipeline.extraction.distributed.slurm import array_script
+    from pipeline.extraction.distributed.slurm import array_script, chain_script
     from stores.storage import storage_of
 
     # An error shows here, not in each task's log.
-    storage_of(load_config(config).store).check_shareable()
-    print(array_script(config, tasks), end="")
+    settings = load_config(config)
+    storage_of(settings.store).check_shareable()
+    if chain:
+        steps = {"evaluate": settings.tasks, "segment": settings.masks and settings.segment}
+        text = chain_script(config, tasks, [step for step, asked in steps.items() if asked])
+    else:
+        text = array_script(config, tasks)
+    print(text, end="")
 
 
 @app.command(epilog="Example: watch radprobe status demo/store")
@@ -53,6 +67,9 @@ def _print_status(state: Status) -> None:
         f"{state.slices_done} of {state.slices} slices done, in {state.parts_done} of "
         f"{state.parts} parts."
     ]
+    if state.modalities:
+        each = ", ".join(f"{number} {name}" for name, number in state.modalities.items())
+        lines.append(f"Slices by modality: {each}.")
     if state.slices_per_s is not None and state.seconds_left is not None:
         left = _duration(state.seconds_left)
         lines.append(f"{state.slices_per_s:.1f} slices/s of late: about {left} left.")

@@ -19,6 +19,8 @@ _ROOT_NAME = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 class Data(Frozen):
     """Which files to embed, and what their headers do not say.
 
+    Of a BIDS folder its names say it (docs/recipes.md), where the config does not.
+
     Hidden folders, what systems and tools keep for themselves, and stores of radprobe are never
     searched, unless a glob of `include` has their name. root: the folder of the collection.
     include, exclude: globs over paths relative to root. modality: glob -> DICOM modality code, for
@@ -149,7 +151,8 @@ EMPTY = (
 class Labels(Frozen):
     """Where the labels are, what joins them to the slices, and what unclear values mean.
 
-    file: the table of labels. key: the column with a file or folder path (relative to data.root),
+    file: the table of labels, or a BIDS folder, whose own tables are read; without labels, that of
+    data.root where it is one. key: the column with a file or folder path (relative to data.root),
     or with a patient, study or series id, or with the value of a DICOM tag listed in data.tags, as
     `by` says. by: what `key` holds; of a tag, tag: and its keyword ("tag:AccessionNumber").
     patient: the column that names each row's patient, for files whose headers do not. headers:
@@ -173,6 +176,9 @@ class Labels(Frozen):
     root: str | None = None
 
 
+SplitKind = Literal["holdout", "kfold", "list", "site", "date"]
+
+
 class SplitChoice(Frozen):
     """How patients are divided.
 
@@ -185,7 +191,7 @@ class SplitChoice(Frozen):
     puts patients who have copies of an image, or what is all but one, on one side.
     """
 
-    kind: Literal["holdout", "kfold", "list", "site", "date"] = "holdout"
+    kind: SplitKind = "holdout"
     folds: Annotated[int, Field(ge=3)] = 5
     seed: int = 0
     file: Path | None = None

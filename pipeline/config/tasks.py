@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.shared.frozen import Frozen
 
@@ -59,17 +60,18 @@ OperatingRule = Literal["youden", "likeliest"] | AtLeast
 class Task(Frozen):
     """A question: which label columns, at which level, over which modalities.
 
-    labels: one column is binary or multi-class by its values, or a number to be predicted (values:
-    number); several are multi-label (0 or 1). values: unset, classes, unless the column holds so
-    many numbers or dates that none can be meant. positive: which of two classes sensitivity, F1 and
-    average precision are of; unset, what the words say (see `pipeline.annotations.classes`).
-    operating_point: how the probability is chosen on val from which on a unit is called positive:
-    youden, {sensitivity: 0.95}, {specificity: 0.9}, or likeliest (above 0.5, chosen on nothing).
-    level: what a case is. modality: the modality codes of the slices it is asked about; unset, all.
-    pool: how the features of a case's slices become one. uncertain, missing, empty: as `Labels` has
-    them, where the task does not say. subgroups: label columns by whose values scores are given
-    too; shortcuts: label columns that a probe is asked beside the task, on the same split, such as
-    view or site; permutations: how many times labels are permuted for a p value of each AUROC.
+    labels: of the label file, or bids. and an entity of a BIDS folder (bids.session); one column is
+    binary or multi-class by its values, or a number to be predicted (values: number); several are
+    multi-label (0 or 1). values: unset, classes, unless the column holds so many numbers or dates
+    that none can be meant. positive: which of two classes sensitivity, F1 and average precision are
+    of; unset, what the words say (see `pipeline.annotations.classes`). operating_point: how the
+    probability is chosen on val from which on a unit is called positive: youden, {sensitivity:
+    0.95}, {specificity: 0.9}, or likeliest (above 0.5, chosen on nothing). level: what a case is.
+    modality: the modality codes of the slices it is asked about; unset, all. pool: how the features
+    of a case's slices become one. uncertain, missing, empty: as `Labels` has them, where the task
+    does not say. subgroups: label columns by whose values scores are given too; shortcuts: label
+    columns that a probe is asked beside the task, on the same split, such as view or site;
+    permutations: how many times labels are permuted for a p value of each AUROC.
     """
 
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -85,6 +87,17 @@ class Task(Frozen):
     subgroups: tuple[str, ...] = ()
     shortcuts: tuple[str, ...] = ()
     permutations: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("labels")
+    @classmethod
+    def _each_once(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [name for name, n in Counter(labels).items() if n > 1]
+        if twice:
+            raise ValueError(
+                f"Labels must name each column once. Got {twice[0]!r} {labels.count(twice[0])} "
+                "times instead."
+            )
+        return labels
 
     @model_validator(mode="after")
     def _one_number(self) -> Task:

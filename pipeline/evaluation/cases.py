@@ -16,7 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.labels import LabelTable, label_units, read_labels, texts_of
+from pipeline.annotations.labels import (
+    LabelTable,
+    label_units,
+    read_labels,
+    texts_of,
+    texts_of_slices,
+)
 from pipeline.annotations.patients import note_patients
 from pipeline.annotations.units import Units
 from pipeline.config.base import HeadSettings
@@ -46,6 +52,7 @@ from pipeline.evaluation.splits import (
     split_path,
     split_text,
 )
+from pipeline.evaluation.stratify import of_whole_units
 from pipeline.recipe import recipe_of
 from pipeline.results import Provenance
 from pipeline.shared.arrays import Floats
@@ -108,12 +115,9 @@ class Cases:
 
     def column(self, name: str) -> Texts:
         """Return (n,) what a label column says of each unit; "" where nothing, or several."""
-        return self._texts_of(self.table, name)
-
-    def _texts_of(self, table: LabelTable, column: str) -> Texts:
         return texts_of(
-            table,
-            column,
+            self.table,
+            name,
             self.units,
             self._slices,
             self._root,
@@ -255,11 +259,14 @@ class Cases:
 
     def _split_column(self) -> Texts | None:
         """Return what units are split by other than their labels: site, date or listed part."""
-        column = split_column(self.config.split, self.table)
-        if column is None:
-            return None
-        table, name = column
-        return self._texts_of(table, name)
+        return split_texts(
+            self.config.split,
+            self.table,
+            self.units,
+            self._slices,
+            self._root,
+            self._names,
+        )
 
     def _sides(self, split: Split) -> NDArray[np.int64]:
         """Return (n,) the side of each unit; -1 where the split leaves it out: it leaks nothing."""
@@ -420,7 +427,27 @@ def order_of_files(units: Units, slices: pa.Table) -> NDArray[np.int64]:
     return order
 
 
-def split_column(choice: SplitChoice, table: LabelTable) -> tuple[LabelTable, str] | None:
+def split_texts(
+    choice: SplitChoice,
+    table: LabelTable,
+    units: Units,
+    slices: pa.Table,
+    root: Path,
+    names: Names,
+) -> Texts | None:
+    """Return (n,) the site, the date or the listed part of each unit; None where chance says it.
+
+    table: the labels; slices: SLICE_SCHEMA, with the real paths. "" where nothing says it. Raises
+    LabelError for a list that names another part than there are, and as `of_whole_units` does.
+    """
+    column = _split_column(choice, table)
+    if column is None:
+        return None
+    texts = texts_of_slices(*column, units, slices, root, names)
+    return of_whole_units(texts, units, choice.kind)
+
+
+def _split_column(choice: SplitChoice, table: LabelTable) -> tuple[LabelTable, str] | None:
     """Return the table and column that say where units stand; None where chance says it.
 
     table: the labels. Raises LabelError for a list that names another part than there are.

@@ -81,7 +81,8 @@ def pair_units(first: TestedUnits, second: TestedUnits) -> Pairing:
         raise LabelError(
             f"The answers have no test unit in common: none of {len(first.ids)} and "
             f"{len(second.ids)} is of the same file. Paths are compared as they are below "
-            "data.root; use one collection, task and split seed."
+            "data.root; use one collection, task and split seed. Of two collections, `radprobe "
+            "compare A.yaml B.yaml --across` says what heads fitted on A are worth on B."
         )
     pairs = counterpart[has_one]
     return Pairing(

@@ -123,6 +123,10 @@ class PairedCases(Cases):
             Question(there.kind, there.classes, self.fitted.task.level),
             name,
         )
+        # Of a model the record says it; here two configs may.
+        pools = (self.task.pool, self.fitted.task.pool)
+        if pools[0] != pools[1]:
+            different.append(f"pool: {pools[0]} here, {pools[1]} in {name}")
         if different:
             raise LabelError(
                 f"{self.tested.name} is another question than in {name}: {'; '.join(different)}. "

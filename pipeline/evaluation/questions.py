@@ -42,9 +42,11 @@ def _pairs_of(config: Config, fit_on: Config, failures: Failures | None) -> Iter
     there = fit_on.model_copy(update={"tasks": {name: fit_on.tasks[name] for name in config.tasks}})
     fitted = {cases.name: cases for cases in _alone(there, failures)}
     for tested in _alone(config, failures):
-        if tested.name in fitted:
-            check_same_recipe(fitted[tested.name].store, tested.store)
-            yield PairedCases.of(fitted[tested.name], tested)
+        # Taken out: once it was asked, it holds features.
+        there_too = fitted.pop(tested.name, None)
+        if there_too is not None:
+            check_same_recipe(there_too.store, tested.store)
+            yield PairedCases.of(there_too, tested)
 
 
 def _alone(config: Config, failures: Failures | None) -> Iterator[Cases]:

@@ -309,7 +309,8 @@ def _times(folder: Path) -> dict[Path, int]:
     times = {}
     for path in files_in(folder, "*.json"):
         with contextlib.suppress(FileNotFoundError):
-            times[path] = path.stat().st_mtime_ns
+            # A link is refused when it is read.
+            times[path] = path.lstat().st_mtime_ns
     return times
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Truth
+from pipeline.annotations.units import Truth, Units
+from pipeline.config.data import SplitKind
 from stores.errors import LabelError
 
 Names = NDArray[np.str_]
@@ -149,9 +150,9 @@ def sides_by_site(
 
     The largest sites go first, each to the side that lacks most of its share: 1 / folds of the
     patients for val and for test, the rest for train. Raises LabelError for fewer than three
-    sites, or a patient at two.
+    sites, a patient at two, and one whose site nobody knows: it may be one that tests.
     """
-    patients, site_of_patient = _one_value_each(units.groups, sites, "site")
+    patients, site_of_patient = _site_of_each(units.groups, sites)
     names, site, sizes = np.unique(
         site_of_patient,
         return_inverse=True,
@@ -168,6 +169,18 @@ def sides_by_site(
     shares = len(patients) * np.array([folds - 2, 1, 1]) / folds
     side_of_site = _fill_sides(largest_first, sizes, shares)
     return patients, side_of_site[site]
+
+
+def _site_of_each(groups: Names, sites: Names) -> tuple[Names, Names]:
+    """Return the patients and the site of each. Raises LabelError where one has none, or two."""
+    nowhere = np.unique(groups[sites == ""])
+    if len(nowhere):
+        raise LabelError(
+            f"In a split by site, each patient must have a site. {len(nowhere)} of "
+            f"{len(np.unique(groups))} have images of none: they may be of a site that tests. Fill "
+            "in the column that split.column names, or take their labels away."
+        )
+    return _one_value_each(groups, sites, "site")
 
 
 def _fill_sides(
@@ -316,10 +329,10 @@ def torn_by_site(units: Truth, sites: Names, side: Sides) -> tuple[Names, Names]
     """Return the sites that stand on two sides, and the patients who are not where most are.
 
     side (n,): of each unit, -1 where the split leaves its patient out. Raises LabelError for a
-    patient at two sites.
+    patient at two sites, or at none.
     """
     counts = side >= 0
-    patients, site_of_patient = _one_value_each(units.groups[counts], sites[counts], "site")
+    patients, site_of_patient = _site_of_each(units.groups[counts], sites[counts])
     _, first = np.unique(units.groups[counts], return_index=True)
     side_of_patient = side[counts][first]
     moved = np.zeros(len(patients), bool)
@@ -384,7 +397,39 @@ def _one_value_each(
     torn = patients[counts > 1]
     if len(torn):
         raise LabelError(
-            f"{len(torn)} patients have more than one {what}, for example {torn[0]!r} (a "
+            f"{len(torn)} patients have more than one {what}, for example {str(torn[0])!r} (a "
             "pseudonym): they would stand on both sides."
         )
     return patients, pairs[:, 1]
+
+
+# --- from slices to units ------------------------------------------------------------------
+
+
+def of_whole_units(texts: Names, units: Units, kind: SplitKind) -> Names:
+    """Return (n,) what a column says of each unit, of texts (m,) of the units' slices.
+
+    That is the last day of a unit's slices, or the one site or listed part of all of them; "" where
+    some have no date, or no site, and where the unit is listed nowhere. Raises LabelError for a
+    unit of two sites or parts.
+    """
+    is_silent = texts == ""
+    match kind:
+        case "date":
+            # What is no date comes after all, so that it is the unit's, and refused as such.
+            days = np.array([_day(text) for text in texts.tolist()], np.int64)
+            rank = np.where(days < 0, np.iinfo(np.int64).max, days)
+        case "site":
+            rank = is_silent.astype(np.int64)
+        case _:
+            rank = (~is_silent).astype(np.int64)
+    in_order = np.lexsort((rank, units.unit))
+    is_last = np.append(np.diff(units.unit[in_order]) > 0, True)
+    of_unit: Names = texts[in_order[is_last]]
+    if kind != "date":
+        of_own_unit = of_unit[units.unit]
+        differs = (texts != of_own_unit) & ~is_silent & (of_own_unit != "")
+        is_torn = np.isin(units.unit, units.unit[differs]) & ~is_silent
+        what = "site" if kind == "site" else "part of the split list"
+        _one_value_each(units.groups[units.unit][is_torn], texts[is_torn], what)
+    return of_unit

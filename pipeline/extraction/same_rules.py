@@ -19,12 +19,18 @@ from pipeline.config.root import Config
 from pipeline.extraction.discover import UNKNOWN_MODALITY, PathRules
 from pipeline.extraction.selection import Selection
 from pipeline.extraction.sync import rules_of
+from pipeline.shared.bids import SUBJECT
 from pipeline.shared.paths import matcher, unescape_path
 from pipeline.shared.pseudonyms import Names, load_key, pseudonym
 from stores import FeatureStore
 from stores.errors import RecipeMismatchError
 
 _COLUMNS = ["row", "path", "patient", "modality", "flags", "withdrawn"]
+
+
+def _is_there(data: Data) -> bool:
+    """Return whether the folder of the collection, or each of its named roots, is there."""
+    return all(root.is_dir() for root in data.roots.values() or [data.root])
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,12 @@ def check_rules(config: Config, store: FeatureStore, files: pa.Table) -> str:
     then = rules_of(files)
     if then is not None:
         _, _, modalities, patient, *_ = json.loads(then)
-        changes = [_modality_change(config.data, modalities, slices, paths)]
-        if config.labels is None or config.labels.patient is None:
-            changes.append(_patient_change(config, store, patient, slices, paths))
+        changes = []
+        # Without its folder, nothing says that a config is one over a BIDS folder.
+        if patient != SUBJECT or _is_there(config.data):
+            changes.append(_modality_change(config.data, modalities, slices, paths))
+            if config.labels is None or config.labels.patient is None:
+                changes.append(_patient_change(config, store, patient, slices, paths))
         for change in changes:
             if change.differs.any():
                 _refuse(change, store, names, slices)

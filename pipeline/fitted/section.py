@@ -19,7 +19,8 @@ from pipeline.fitted.kinds import load_model
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import UNLIKE_AT
 from pipeline.fitted.sources import check_recipe
-from pipeline.report.cases import MOST_CASES, Judged, cases_of, worst
+from pipeline.report.cases import MOST_CASES, cases_of, worst
+from pipeline.report.judged import Judged
 from pipeline.report.models import CaseGroup, ModelSection
 from pipeline.report.sources import Source
 from pipeline.results import Result

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.labels import texts_of
 from pipeline.annotations.units import Units
+from pipeline.config.data import ROOT_COLUMN
 from pipeline.evaluation.neighbours import neighbours
+from pipeline.report.judged import Judged, leading_answers
 from pipeline.report.sources import Source
 from pipeline.shared.arrays import principal_axes
 from stores.errors import ConfigError
@@ -178,7 +180,11 @@ def _columns(source: Source) -> Iterator[Column]:
     flags = [", ".join(f or ()) for f in table["flags"].to_pylist()]
     if any(flags):
         yield coded("flags", flags)
+    if source.config is not None and source.config.data.roots:
+        paths = source.names.revealed(table)["path"].to_pylist()
+        yield coded(ROOT_COLUMN, [path.partition("/")[0] for path in paths])
     yield from _labels(source)
+    yield from _answers(source)
 
 
 def _labels(source: Source) -> Iterator[Column]:
@@ -199,6 +205,46 @@ def _labels(source: Source) -> Iterator[Column]:
             of_slice[place] = words[column][units.unit]
             yield coded(column, of_slice.tolist())
         done |= words.keys()
+
+
+def _answers(source: Source) -> Iterator[Column]:
+    """Yield what each task's answer calls its test units, and whether that is right."""
+    for task, result in leading_answers(source).items():
+        judged = Judged.of(source, result)
+        if judged is None or judged.truth.kind == "regression":
+            continue
+        for name, words in _words_of_answer(task, judged).items():
+            of_slice = np.full(len(source.rows), "", dtype=object)
+            for word, rows in zip(words, judged.rows, strict=True):
+                of_slice[np.searchsorted(source.rows, rows)] = word
+            yield coded(name, of_slice.tolist())
+
+
+def _words_of_answer(task: str, judged: Judged) -> dict[str, list[str]]:
+    """Return what an answer says of each unit, and how that is to the truth, by column."""
+    truth = judged.truth
+    if truth.kind == "multiclass":
+        likeliest = judged.proba.argmax(axis=1)
+        return {
+            f"{task}: called": [truth.classes[i] for i in likeliest],
+            f"{task}: right": ["right" if ok else "wrong" for ok in likeliest == truth.y],
+        }
+    words = {}
+    labels = range(1, 2) if truth.kind == "binary" else range(len(truth.classes))
+    for j in labels:
+        name = task if truth.kind == "binary" else truth.classes[j]
+        called = judged.called[:, j].tolist()
+        others = truth.classes[0] if truth.kind == "binary" else "no"
+        positive = truth.classes[1] if truth.kind == "binary" else "yes"
+        words[f"{name}: called"] = [positive if each else others for each in called]
+        right = []
+        for said, is_so, known in zip(
+            called, truth.indicator[:, j].tolist(), truth.known[:, j].tolist(), strict=True
+        ):
+            kind = f"{'true' if said == is_so else 'false'} {'positive' if said else 'negative'}"
+            right.append(kind if known else "")
+        words[f"{name}: right"] = right
+    return words
 
 
 def _words_of_units(name: str, units: Units) -> dict[str, NDArray[np.str_]]:
@@ -224,20 +270,38 @@ def coded(name: str, words: list[str]) -> Column:
 
 
 def _scales(source: Source) -> Iterator[Scale]:
-    """Yield the numbers of the slice table that differ between slices."""
+    """Yield the numbers that differ between slices: of the slice table, of labels and answers."""
     names = {
         "position_mm": "position in the volume (mm)",
         "spacing_x_mm": "pixel spacing (mm)",
         "height": "height (pixels)",
     }
     for column, name in names.items():
-        numbers = source.slices[column].to_pandas().to_numpy(np.float32)
-        known = numbers[~np.isnan(numbers)]
-        if len(known) and known.min() < known.max():
-            # One outlier would leave all others the same colour.
-            low, high = np.percentile(known, [1, 99])
-            top = float(high) if high > low else float(known.max())
-            yield Scale(name, numbers, float(low), top)
+        yield from _scale(name, source.slices[column].to_pandas().to_numpy(np.float32))
+    for name, _, units, _ in source.labelled:
+        if units.kind == "regression":
+            numbers = np.full(len(source.rows), np.nan, np.float32)
+            numbers[np.searchsorted(source.rows, units.rows)] = units.y[units.unit]
+            yield from _scale(name, numbers)
+    for task, result in leading_answers(source).items():
+        judged = Judged.of(source, result)
+        if judged is not None and judged.truth.kind == "regression":
+            predicted = np.full((2, len(source.rows)), np.nan, np.float32)
+            each = zip(judged.proba[:, 0], judged.truth.y, judged.rows, strict=True)
+            for number, true, rows in each:
+                predicted[:, np.searchsorted(source.rows, rows)] = [[number], [number - true]]
+            yield from _scale(f"{task}: predicted", predicted[0])
+            yield from _scale(f"{task}: predicted less true", predicted[1])
+
+
+def _scale(name: str, numbers: Floats) -> Iterator[Scale]:
+    """Yield numbers (n,) as a scale, where they differ."""
+    known = numbers[~np.isnan(numbers)]
+    if len(known) and known.min() < known.max():
+        # One outlier would leave all others the same colour.
+        low, high = np.percentile(known, [1, 99])
+        top = float(high) if high > low else float(known.max())
+        yield Scale(name, numbers, float(low), top)
 
 
 def check_shared(sources: list[Source]) -> None:

@@ -120,12 +120,21 @@ KINDS = {
 
 
 def task_figures(source: Source, task: str) -> Iterator[Drawn]:
-    """Yield the figures of one task: curves, reliability, confusion, settings, subgroups."""
+    """Yield the figures of one task: curves, reliability, confusion, settings, subgroups.
+
+    Of numbers, a scatter in the place of the first three.
+    """
     results = [r for (name, _), r in source.results.items() if name == task]
-    answers = [Answer(source.store.path, r) for r in results if _has_curves(source, r)]
+    answers = [Answer(source.store.path, r) for r in results if _has_predictions(source, r)]
     # The key becomes the name of a file and an id of the page: a task may be called anything.
     key = key_of(task)
-    if answers:
+    if answers and answers[0].result.kind == "regression":
+        panels = [Panel(answer.name, partial(_draw_scatter, answer=answer)) for answer in answers]
+        about = (
+            "A dot a test unit; on the line the number is right. Below it, how far off in the mean."
+        )
+        yield Drawn(f"{key}-scatter", "Predicted by true", about, _figure(panels, ()))
+    elif answers:
         yield from _of_predictions(key, answers)
     settings = _settings(results)
     if settings is not None:
@@ -137,11 +146,9 @@ def task_figures(source: Source, task: str) -> Iterator[Drawn]:
         yield Drawn(f"{key}-subgroups", "Subgroups", about, subgroups)
 
 
-def _has_curves(source: Source, result: Result) -> bool:
-    """Return whether a result has probabilities on file; few-shot episodes and numbers do not."""
-    if not result.scores or result.kind == "regression":
-        return False
-    return predictions_path(source.store.path, result).is_file()
+def _has_predictions(source: Source, result: Result) -> bool:
+    """Return whether a result has what it predicted on file; few-shot episodes do not."""
+    return bool(result.scores) and predictions_path(source.store.path, result).is_file()
 
 
 def _of_predictions(key: str, answers: Sequence[Answer]) -> Iterator[Drawn]:
@@ -223,6 +230,20 @@ def _draw_curves(
         axis.fill_between(curves.GRID, curve.low, curve.high, color=answer.colour, alpha=0.13, lw=0)
         axis.plot(curve.x, curve.y, color=answer.colour, ls=answer.line)
     axis.set(xlabel=names[0], ylabel=names[1], **UNIT)
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+def _draw_scatter(axis: Axes, answer: Answer) -> None:
+    """Draw what an answer predicts by what is true, on one scale, with how far it is off."""
+    truth, predicted, _ = answer.predicted
+    numbers = np.concatenate([truth.y, predicted[:, 0]])
+    ends = [float(np.nanmin(numbers)), float(np.nanmax(numbers))]
+    axis.plot(ends, ends, color=RULE, lw=0.8)
+    axis.scatter(truth.y, predicted[:, 0], 8, color=answer.colour, marker=answer.mark, lw=0)
+    mae = float(np.nanmean(np.abs(predicted[:, 0] - truth.y)))
+    axis.set(xlabel=f"true (mean error {mae:.3g})", ylabel="predicted")
 
 
 # --- reliability, confusion --------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,16 +19,18 @@ from numpy.typing import NDArray
 
 from pipeline.report import short_table, tables
 from pipeline.report.atlas import Atlas, Column, Places, Scale, check_shared, draw_map
-from pipeline.report.cases import leading_answers, task_cases
+from pipeline.report.cases import task_cases
 from pipeline.report.comparison import Comparison, compare_sources
 from pipeline.report.figures import Drawn, overview, task_figures
 from pipeline.report.findings import ReportFinding, findings
+from pipeline.report.judged import leading_answers
 from pipeline.report.models import CaseGroup, ModelSection
 from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
 from pipeline.report.style import inline_svg, save
 from pipeline.report.wording import (
+    GLOSSARY,
     METRICS,
     answer_sentence,
     count,
@@ -132,7 +135,7 @@ def _chapter(source: Source, progress: Progress) -> Chapter:
     atlas = draw_map(source)
     shown = pictures(source, atlas.pictured) if atlas else {}
     progress(f"{source.name}: cases")
-    cases = task_cases(source, atlas)
+    cases = task_cases(source, atlas, shown)
     return Chapter(source, stock, checked, glance, tasks, atlas, shown, cases)
 
 
@@ -187,6 +190,8 @@ def render(
         method_title=method_title,
         positive_text=positive_text,
         METRICS=METRICS,
+        GLOSSARY=GLOSSARY,
+        today=datetime.date.today().isoformat(),
         metric_title=metric_title,
         count=count,
         interval=interval,

@@ -42,6 +42,33 @@ METRICS = {
     "paper_jaccard": "Paper's Jaccard",
     "fit_seconds": "Training, s",
 }
+# What each says, for whoever meets it for the first time.
+GLOSSARY = {
+    "auroc": "How often a case that has the finding gets a higher probability than one that has "
+    "not: 1 is always, 0.5 is chance.",
+    "average_precision": "The precision in the mean over all thresholds; chance is how common the "
+    "finding is.",
+    "balanced_accuracy": "The mean share of each class that is told right: 0.5 of two is chance.",
+    "accuracy": "The share of cases told right; where one class is common, calling all so is high.",
+    "sensitivity": "Of cases with the finding, the share that is called.",
+    "specificity": "Of cases without the finding, the share that is not called.",
+    "ppv": "Of cases that are called, the share that has the finding, as common as it is here.",
+    "npv": "Of cases that are not called, the share that has it not, as common as it is here.",
+    "f1": "The harmonic mean of sensitivity and PPV.",
+    "brier": "The mean squared distance of probabilities from 0 and 1: 0 is best.",
+    "ece": "How far probabilities are from how often they came true, in the mean: 0 is best.",
+    "quadratic_kappa": "Agreement on an ordered scale beyond chance: 1 is all, 0 is chance.",
+    "r2": "The share of the variance that is predicted: 1 is all, 0 is no better than the mean.",
+    "mae": "How far the number is off, in the mean, in the label's own unit.",
+    "dice": "Twice the overlap of predicted and true structure over the sum of both: 1 is equal.",
+    "iou": "The overlap of predicted and true structure over what either has: 1 is equal.",
+    "hd95": "The distance within which 95 % of one outline lies from the other: 0 is equal.",
+    "nsd": "The share of both outlines that lies within the tolerance of the other: 1 is equal.",
+    "dice_ceiling": "The Dice that resizing alone leaves of a perfect answer.",
+    "paper_dice": "The Dice of all pixels of all test slices together, at the size of the input.",
+    "paper_jaccard": "The overlap, in the same way.",
+    "fit_seconds": "How long the head was trained.",
+}
 # Those that have no column in a table of answers, and may stand in a list of all.
 _OTHER_METRICS = {
     "mcc": "MCC",

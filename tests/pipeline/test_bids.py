@@ -20,6 +20,7 @@ from pipeline.config.segmentation import Masks
 from pipeline.evaluate import evaluate
 from pipeline.extract import Summary, extract
 from pipeline.extraction.embed import Speed
+from pipeline.extraction.same_store import check_store
 from pipeline.outlook import outlook_of
 from pipeline.segment import segment
 from pipeline.shared.bids import parse_bids
@@ -157,6 +158,16 @@ def test_a_second_site_divides_and_images_left_out_are_no_labels_lost(project: P
     outlook = outlook_of(config, names.revealed(store.slices()), names)
     assert outlook.labels is not None
     assert outlook.labels.rows == outlook.labels.joined_rows == 2 * len(SUBJECTS) * 2
+    assert outlook.labels.file == "BIDS tables"
+
+
+def test_a_store_is_asked_where_its_folder_is_not(project: Path, tmp_path: Path) -> None:
+    for name in ("store", "store.key", "tiny"):
+        copy = shutil.copytree if (project / name).is_dir() else shutil.copy
+        copy(project / name, tmp_path / name)
+    config = config_of(tmp_path)
+    assert config.data.patient is None
+    check_store(config)
 
 
 def test_a_folder_that_is_none_of_bids_is_as_it_was(project: Path, tmp_path: Path) -> None:

@@ -99,10 +99,15 @@ def test_of_a_patient_withdrawn_before_it_is_made_until_the_purge(
     patient = Names(root / "store").pseudonym("patient", "p1")
     withdraw(store, patient)
     out = tmp_path / "out.csv"
-    with pytest.raises(StaleTablesError), leaving(store) as written:  # noqa: PT012
-        out.write_text(patient)
-        written.append(out)
-        purge(FeatureStore.open(store.path), patient)
+
+    def make() -> None:
+        with leaving(store) as written:
+            out.write_text(patient)
+            written.append(out)
+            purge(FeatureStore.open(store.path), patient)
+
+    with pytest.raises(StaleTablesError):
+        make()
     assert not out.exists()
     with leaving(store) as written:
         written.append(root)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import socket
+import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +20,13 @@ import pytest
 
 from pipeline.shared.pseudonyms import load_key
 from stores import FeatureStore, manifest
-from stores._disk import seal, sha256, unseal, write_atomic
-from stores.errors import ConfigError, CorruptStoreError
+from stores._disk import CHECKSUM, seal, sha256, unseal, write_atomic
+from stores.errors import ConfigError, CorruptStoreError, StoreError
+from stores.filed_tables import read_filed_table
 from stores.purge import withdraw
 from stores.receipt import receipt_name
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, table_bytes
-from stores.verify import verify
+from stores.verify import repair, verify
 from tests.stores.conftest import fill, numbered
 
 Edit = Callable[[Any], Any]
@@ -270,3 +276,69 @@ def test_row_checksums_of_another_number_are_corrupt(tmp_path: Path) -> None:
     path.write_bytes(seal(document))
     with pytest.raises(CorruptStoreError, match="checksums of 0 rows"):
         FeatureStore.open(store.path).read("cls", np.array([1]))
+
+
+# --- what is no file, in the place of one --------------------------------------------------------
+
+
+def put_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path.name)
+
+
+def put_sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "socket": put_socket,
+    "sparse": put_sparse,
+}
+PLACES = [
+    "recipe.json",
+    "slices.parquet",
+    "parts",
+    "parts/0000000.json",
+    "copies",
+    "features.zarr/mean",
+    "features.zarr/mean/c/0/0",
+    "results/x.json",
+    "results/results.parquet",
+]
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+def test_what_is_no_file_is_damage_and_holds_nothing_up(
+    store: FeatureStore, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(3):
+        fill(store, index)
+    shutil.copytree(store.path, tmp_path / "sound")
+    for name in PLACES:
+        shutil.rmtree(store.path)
+        shutil.copytree(tmp_path / "sound", store.path)
+        path = store.path / name
+        if path.is_dir():
+            if kind == "folder":
+                continue
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        monkeypatch.chdir(path.parent)  # the path of a socket is short
+        STRANGE[kind](path)
+        if name.endswith("results.parquet"):
+            path.with_name(f"{path.name}{CHECKSUM}").write_bytes(b"")
+            with pytest.raises(CorruptStoreError):
+                read_filed_table(path)
+        began = time.monotonic()
+        # What is nobody's answer tells of nothing.
+        assert name.startswith("results/") or not verify(store.path).sound, name
+        with contextlib.suppress(StoreError):
+            use(store.path)
+            withdraw(FeatureStore.open(store.path), "p")
+        with contextlib.suppress(StoreError):
+            repair(store.path)
+        assert time.monotonic() - began < 5, name

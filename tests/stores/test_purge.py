@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from stores import purge as purge_module
 from stores._disk import write_checked
 from stores.contents import PATIENTS, SPLITS
 from stores.errors import ConfigError, StaleTablesError
+from stores.folder import LocalFolder
 from stores.layout import PartRange
 from stores.purge import purge, purge_all, readmit, withdraw
 from stores.slices import SLICE_SCHEMA, with_column
@@ -232,6 +233,28 @@ def test_rows_of_a_label_file_are_taken_too(store: FeatureStore) -> None:
     assert left["patient"].to_pylist() == [BERT]
     readmit(store, ANNA)
     assert store.withdrawn == Withdrawn()
+
+
+def test_a_purge_that_ends_between_a_file_and_its_checksum_is_finished(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(3):
+        fill(store, index)
+    write_checked(store.path / SPLITS / "damaged.json", ANNA.encode())
+    withdraw(store, ANNA)
+    remove = LocalFolder.remove
+
+    def remove_first(self: LocalFolder, names: Iterable[str]) -> None:
+        remove(self, list(names)[:1])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "remove", remove_first)
+        with pytest.raises(KeyboardInterrupt):
+            purge(store, ANNA)
+    purge(store, ANNA)
+    assert list((store.path / SPLITS).iterdir()) == []
+    assert verify(store.path).findings == []
 
 
 def note(store: FeatureStore, patients: list[str]) -> None:

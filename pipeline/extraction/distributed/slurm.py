@@ -1,9 +1,10 @@
-"""The script of an array job under SLURM: shards of one store, for the site to edit."""
+"""Scripts for SLURM, for the site to edit: shards of one store as an array, and what follows."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _SCRIPT = """\
@@ -62,13 +63,66 @@ fi
 exit "$code" # 1: done, and some images cannot be read (`radprobe failures` lists them)
 """
 
+_CHAIN = """\
+#!/bin/bash
+# Submits an array that embeds a collection, and behind it the jobs that ask the store.
+#
+#   bash {name}                 again at any time: what is on file is not computed again
+set -e
+
+extract=$(sbatch --parsable <<'END_OF_JOB'
+{array}END_OF_JOB
+)
+echo "extract: job $extract"
+"""
+_STEP = """\
+
+{step}=$(sbatch --parsable --dependency=afterany:"$extract" <<'END_OF_JOB'
+#!/bin/bash
+#SBATCH --job-name=radprobe-{step}
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=32G
+#SBATCH --time=12:00:00
+#SBATCH --output=radprobe-{step}-%j.log
+# What your site asks for:
+##SBATCH --partition=cpu
+##SBATCH --account=my-project
+
+radprobe={command}
+
+# Done in seconds where the array has left nothing; 1: some images cannot be read.
+"$radprobe" extract {config} || [ $? -eq 1 ] || exit
+"$radprobe" {step} {config}
+END_OF_JOB
+)
+echo "{step}: job ${step}, behind extract"
+"""
+
+
+def chain_script(config: Path, tasks: int, steps: Sequence[str]) -> str:
+    """Return a script that submits `array_script`, and each of some commands to follow it."""
+    parts = [
+        _CHAIN.format(name=config.with_suffix(".sh").name, array=array_script(config, tasks)),
+    ]
+    for step in steps:
+        parts.append(_STEP.format(step=step, command=_command(), config=_quoted(config)))
+    return "".join(parts)
+
 
 def array_script(config: Path, tasks: int) -> str:
     """Return an sbatch script that extracts by a config (a path) in so many tasks."""
-    command = Path(sys.executable).with_name("radprobe")
     return _SCRIPT.format(
         name=config.with_suffix(".sbatch").name,
         tasks=tasks,
-        command=shlex.quote(str(command)),
-        config=shlex.quote(str(config.absolute())),
+        command=_command(),
+        config=_quoted(config),
     )
+
+
+def _command() -> str:
+    return shlex.quote(str(Path(sys.executable).with_name("radprobe")))
+
+
+def _quoted(config: Path) -> str:
+    return shlex.quote(str(config.absolute()))

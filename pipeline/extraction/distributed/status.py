@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import pyarrow as pa
 
 from pipeline.extraction.distributed.tasks import live_slices, noted_failures
 from stores import FeatureStore
 from stores.claims import Holder
+from stores.slices import is_withdrawn
 
 # The rate is that of the parts committed in this time.
 RECENT_S = 900.0
@@ -45,8 +49,9 @@ class Failed:
 class Status:
     """How far a store is.
 
-    writer: of a store at a URL, where one is at it. slices_per_s: of late, by all that are at it;
-    None where nobody is, and at a URL, where the times of commits are not kept.
+    modalities: slices by modality, the commonest first. writer: of a store at a URL, where one is
+    at it. slices_per_s: of late, by all that are at it; None where nobody is, and at a URL, where
+    the times of commits are not kept.
     """
 
     store: str
@@ -59,6 +64,7 @@ class Status:
     failed: list[Failed]
     slices_per_s: float | None
     seconds_left: float | None
+    modalities: dict[str, int] = field(default_factory=dict)
 
 
 def status(path: Path) -> Status:
@@ -87,7 +93,15 @@ def status(path: Path) -> Status:
         ],
         slices_per_s=rate,
         seconds_left=(slices.total() - done) / rate if rate else None,
+        modalities=_modalities(store),
     )
+
+
+def _modalities(store: FeatureStore) -> dict[str, int]:
+    """Return how many live slices each modality has, the commonest first."""
+    table = store.slices(["modality", "withdrawn"])
+    live = table.filter(pa.array(~is_withdrawn(table)))
+    return dict(Counter(live["modality"].to_pylist()).most_common())
 
 
 def _commit_times(store: FeatureStore, parts: list[int]) -> dict[int, float]:

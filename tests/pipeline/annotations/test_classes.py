@@ -363,6 +363,32 @@ def test_a_number_is_finite_and_plain(tmp_path: Path, value: str) -> None:
     assert numbers.y.tolist() == [1, -2.5, 300, 0.5]
 
 
+@pytest.mark.parametrize(
+    ("values", "codes"),
+    [
+        (["61", "-999", "-999.0", "70"], "'-999' (2 rows)"), (["0.5", "-1", "2"], "'-1' (1 rows)"),
+        (["0.5", "9", "2"], "'9' (1 rows)"),
+        (["40", "50", "999", "-9"], "'-9' (1 rows), '999' (1 rows)"),
+        (["-2", "-1", "3"], ""), (["5", "8", "9"], ""), (["99", "61", "70"], ""),
+    ],
+)  # fmt: skip
+def test_a_code_among_numbers_is_told(tmp_path: Path, values: list[str], codes: str) -> None:
+    told = [note for note in ask(tmp_path, values, values="number").notes if "as numbers" in note]
+    assert [note.partition(" of column")[0] for note in told] == [codes] * bool(codes)
+    if codes:
+        empty = told[0].partition("write `")[2].partition("`")[0]
+        clean = ask(tmp_path, values, values="number", **yaml.safe_load(empty))
+        assert clean.tally.unlabelled_units > 0
+        assert not [note for note in clean.notes if "as numbers" in note]
+
+
+def test_one_number_and_a_column_twice_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="at least two values.*Got 1"):
+        ask(tmp_path, ["3.5", "3.50", "3.5"], values="number")
+    with pytest.raises(ValueError, match="each column once. Got 'a' 2 times"):
+        Task.model_validate({"labels": ["a", "b", "a"]})
+
+
 def test_one_class_beside_empty_cells_says_what_was_taken_as_empty(tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="Got 1 instead; 'NA' .2 rows.*labels.empty lists them"):
         ask(tmp_path, ["no", "NA", "no", "NA"])

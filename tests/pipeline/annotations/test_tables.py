@@ -155,14 +155,17 @@ def test_columns_are_found_in_any_case_and_two_of_a_name_are_refused(tmp_path: P
 def test_decimal_commas_are_numbers_where_no_comma_parts_cells(tmp_path: Path) -> None:
     file = tmp_path / "l.csv"
 
-    def numbers(cells: str) -> Any:
+    def read(cells: str) -> Units:
         rows = [f"f{i}.png;{cell}" for i, cell in enumerate(cells.split())]
         file.write_text("\n".join(["path;age", *rows]) + "\n")
         task = Task(labels=("age",), values="number")
         table = read_labels(Labels(file=file), [task])
         status = np.ones(3, np.uint8)
         names = Told(tmp_path, "keep")
-        return label_units(table, task, slices({}, {}, {}), status, tmp_path, names).y.tolist()
+        return label_units(table, task, slices({}, {}, {}), status, tmp_path, names)
+
+    def numbers(cells: str) -> Any:
+        return read(cells).y.tolist()
 
     assert numbers("3,5 12 -0,25") == [3.5, 12.0, -0.25]
     assert numbers("3.5 12 -0.25") == [3.5, 12.0, -0.25]
@@ -170,6 +173,11 @@ def test_decimal_commas_are_numbers_where_no_comma_parts_cells(tmp_path: Path) -
         numbers("3,5 1.200 4")
     with pytest.raises(LabelError, match="must hold finite numbers.*data row 3"):
         numbers("3,5 4 1.200,5")
+    # A thousand, or one? It is read as before, and said.
+    for cells in ("1.200 12 2.345", "1,200 12 2,345"):
+        assert "all 2 decimals of column 'age' have three digits" in read(cells).notes[0]
+    for cells in ("1.200 12 2.34", "0.123 1.234 5", "1.200 12 5"):
+        assert not read(cells).notes
 
 
 def test_findings_with_decimal_commas_are_findings(tmp_path: Path) -> None:

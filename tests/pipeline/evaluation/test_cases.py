@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,42 @@ def test_a_column_that_changed_is_refused_with_who_moved(tmp_path: Path, kind: s
     with pytest.raises(LabelError, match=f"made of the {kind} of each patient.* moved") as refused:
         ask(root, split=split)
     assert any(patient in str(refused.value) for patient in patients)
+
+
+@pytest.mark.parametrize("level", ["image", "patient"])
+def test_a_column_divides_patients_whole_at_every_level(tmp_path: Path, level: str) -> None:
+    root = collection(tmp_path)
+    day = [f"2020-{1 + i // 28:02}-{1 + i % 28:02}" for i in range(N)]
+    file, at = root / "labels.csv", {"task": {"level": level}}
+    own = {"path": [f"f{i}.png" for i in range(N)], "signal": np.arange(N) // 2 % 2}
+    by_site: Any = {"kind": "site", "column": "site"}
+    two_sites = [f"site{i // 2 % 5}" for i in range(N)]
+    two_sites[1] = "site3"
+    write_csv(file, **own, site=two_sites)
+    with pytest.raises(LabelError, match=r"1 patients have more than one site, for example '\w+' "):
+        ask(root, split=by_site, **at)
+    # Nobody knows whether these are of a site that tests.
+    write_csv(file, **own, site=["" if i in (1, 8, 9) else f"site{i // 2 % 5}" for i in range(N)])
+    with pytest.raises(LabelError, match="2 of 60 have images of none"):
+        ask(root, split=by_site, **at)
+    # A patient's date is his last: of the two days of each, here and there.
+    write_csv(file, **own, day=day)
+    ask(root, split={"kind": "date", "column": "day"}, **at)
+    dealt = [json.loads(path.read_text()) for path in (root / "store/splits").glob("*.json")]
+    pseudonym = Names(root / "store").pseudonym
+    assert [split["patients"]["test"] for split in dealt] == [
+        sorted(pseudonym("patient", f"P{i}") for i in range(48, 60))
+    ]
+
+
+def test_a_patient_is_listed_in_one_part_at_every_level(tmp_path: Path) -> None:
+    root = collection(tmp_path)
+    parts = np.array(["train"] * 80 + ["val"] * 20 + ["test"] * 20)
+    parts[41] = "test"  # the second image of a patient who trains
+    listed = write_csv(root / "list.csv", key=[f"f{i}.png" for i in range(N)], part=parts)
+    split = {"kind": "list", "file": listed}
+    with pytest.raises(LabelError, match="1 patients have more than one part"):
+        ask(root, split=split, task={"level": "patient"})
 
 
 def test_a_task_that_fails_leaves_the_others_answered(tmp_path: Path) -> None:

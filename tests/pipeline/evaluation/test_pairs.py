@@ -11,6 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import radprobe
 from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
@@ -120,6 +121,9 @@ def test_what_does_not_fit_together_is_refused_with_both_values(
     by_patient = config(sites[1], level="patient")
     with pytest.raises(LabelError, match="level: patient here, image in a"):
         evaluate(paired(there, by_patient), ["knn"])
+    by_greatest = config(sites[1], pool="max")
+    with pytest.raises(LabelError, match="pool: max here, mean in a"):
+        evaluate(paired(there, by_greatest), ["knn"])
     named = there.model_copy(update={"tasks": {"ill": there.tasks["sick"]}})
     with pytest.raises(ConfigError, match="lacks sick; it has ill"):
         evaluate(paired(named, here), ["knn"])
@@ -131,6 +135,14 @@ def test_what_does_not_fit_together_is_refused_with_both_values(
     with pytest.raises(LabelError, match="are of patients whom heads are fitted on"):
         evaluate(paired(other_deal, here), ["knn"])
     assert not list((copied.store / "results").glob("*.json"))
+
+
+def test_data_is_of_the_store_alone(sites: tuple[Path, Path]) -> None:
+    a, b = (load_config(write_config(site)) for site in sites)
+    alone = radprobe.data(b, "sick")
+    beside = radprobe.data(paired(a, b), "sick")
+    for one, other in zip(alone, beside, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_fit_on_names_a_config_beside_it(sites: tuple[Path, Path]) -> None:

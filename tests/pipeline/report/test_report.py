@@ -25,19 +25,22 @@ from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics.metrics import score
-from pipeline.evaluation.result_files import predicted_units, read_predictions
+from pipeline.evaluation.result_files import predicted_units, read_predictions, read_thresholds
 from pipeline.fitted.fit import fit
 from pipeline.fitted.model import Model
 from pipeline.fitted.section import sections_of
 from pipeline.report import curves
 from pipeline.report.atlas import coded, draw_map
+from pipeline.report.cases import task_cases
 from pipeline.report.comparison import compare_sources, linear_cka, mutual_overlap
+from pipeline.report.figures import task_figures
 from pipeline.report.findings import findings
 from pipeline.report.page import Written, write_report
+from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import open_sources, take_stock
 from pipeline.report.tables import latex, lines_of, markdown
-from pipeline.report.wording import interval, method_title
+from pipeline.report.wording import GLOSSARY, METRICS, interval, method_title
 from pipeline.segment import segment
 from stores.errors import ConfigError, ModelError, StoreNotFoundError
 from tests.phantoms import write_png
@@ -533,12 +536,80 @@ def test_a_model_is_told_with_its_worst_cases(
     assert [[case.row for case in group.cases] for group in section.groups[:2]] == expected
     shown = sum(len(group.cases) for group in section.groups)
     assert section.pictures == shown
-    assert page.count('src="data:image/webp') == shown
+    start = page.index('<section class="task model"')
+    of_model = page[start : page.index("</section>", start)]
+    assert of_model.count('src="data:image/webp') == shown
     for word in ("sick-model", "Operating point", "sick is called from", "Learnt from"):
         assert word in read.text
     assert [x for x in read.loads if not x.startswith(("#", "data:"))] == []
     for secret in ("SECRET", "f17.png", str(config.parent)):
         assert secret not in page
+
+
+def test_the_worst_cases_stand_with_their_neighbours_and_colour_the_map(
+    page: str, config: Path
+) -> None:
+    (source,) = open_sources([config])
+    atlas = draw_map(source)
+    assert atlas is not None
+    drawn = pictures(source, atlas.pictured)
+    cases = task_cases(source, atlas, drawn)
+    assert cases.keys() == {"sick", "find<ings"}
+    wrong, missed = cases["sick"]
+    # By hand, from the answer's own predictions.
+    result = source.results["sick", "probe"]
+    truth, proba, _ = read_predictions(config.parent / "store", result)
+    rows = predicted_units(config.parent / "store", result).astype(int)
+    called = proba[:, 1] >= read_thresholds(config.parent / "store", result)[:, 1]
+    false = {
+        "false positive": rows[called & (truth.y == 0)],
+        "false negative": rows[~called & (truth.y == 1)],
+    }
+    assert {case.row for case in wrong.cases} <= set(false["false positive"])
+    assert {case.row for case in missed.cases} <= set(false["false negative"])
+    assert wrong.cases or missed.cases
+    patient = np.arange(N) // EACH
+    for case in (*wrong.cases, *missed.cases):
+        assert case.picture
+        assert len(case.neighbours) == 3
+        assert all(patient[each.row] != patient[case.row] for each in case.neighbours)
+        assert all(each.about.startswith(("sick, ", "well, ")) for each in case.neighbours)
+    labelled = [group for group in cases["find<ings"] if group.cases]
+    assert {group.title.partition(" of ")[2] for group in labelled} <= {"a", "b"}
+    for group in labelled:
+        assert all(n.about.startswith(("yes, ", "no, ")) for c in group.cases for n in c.neighbours)
+    columns = {column.name: column for column in atlas.columns}
+    for word, of_word in false.items():
+        coloured = [row for row in range(N) if columns["sick: right"].word(row) == word]
+        assert coloured == sorted(of_word)
+    assert set(columns["sick: called"].values) <= {"sick", "well"}
+    assert "Nearest slices of other patients" in page
+
+
+def test_numbers_have_a_scatter_their_worst_and_their_colours(tmp_path: Path) -> None:
+    file = collection(tmp_path, 3)
+    settings = yaml.safe_load(file.read_text())
+    rows = (tmp_path / "labels.csv").read_text().splitlines()
+    ages = [f"{row},{40 + i % 37}" for i, row in enumerate(rows[1:])]
+    (tmp_path / "labels.csv").write_text("\n".join([f"{rows[0]},age", *ages]) + "\n")
+    settings["tasks"] = {"age": {"labels": ["age"], "values": "number"}}
+    file.write_text(yaml.safe_dump(settings))
+    evaluate(load_config(file), ["probe"])
+    (source,) = open_sources([file])
+    assert next(drawn.title for drawn in task_figures(source, "age")) == "Predicted by true"
+    atlas = draw_map(source)
+    assert atlas is not None
+    scales = {scale.name: scale for scale in atlas.scales}
+    assert scales["age"].numbers.tolist() == [40 + i % 37 for i in range(N)]
+    off = scales["age: predicted less true"].numbers
+    (farthest,) = task_cases(source, None, {})["age"]
+    assert farthest.cases[0].row == int(np.nanargmax(np.abs(off)))
+    assert not {column.name for column in atlas.columns} & {"age: called", "age: right"}
+
+
+def test_every_score_is_in_the_glossary(page: str) -> None:
+    assert GLOSSARY.keys() == METRICS.keys()
+    assert GLOSSARY["auroc"] in page
 
 
 def test_a_model_of_another_store_has_no_cases_and_a_damaged_one_no_page(

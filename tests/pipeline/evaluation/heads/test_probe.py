@@ -192,3 +192,10 @@ def test_a_number_is_predicted_by_scikit_learns_ridge_at_the_alpha_that_is_best_
     expected = fitted(both, chosen).predict(x[parts["test"]].astype(float))
     np.testing.assert_allclose(predictions[0].proba[:, 0], expected, rtol=1e-7)
     assert notes == []
+
+
+@pytest.mark.parametrize("setting", [{"C": 0.1}, {"alpha": 10.0}])
+def test_what_was_chosen_is_all_that_is_tried_then(setting: dict[str, float]) -> None:
+    settings = ProbeSettings(scaling="standardise").chosen(setting)
+    assert settings.scaling == "standardise"
+    np.testing.assert_allclose(probe_fit._grid(settings), [0.1])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.extraction.distributed.slurm import array_script, chain_script
 from pipeline.extraction.distributed.status import Failed, status
 from pipeline.extraction.distributed.tasks import forget_failures, note_failure
 from stores import FeatureStore
@@ -51,6 +52,7 @@ def test_how_far_a_store_is(store: FeatureStore) -> None:
     note_failure(store.path, 4, "ValueError: no")
     found = status(store.path)
     assert (found.slices, found.slices_done, found.parts, found.parts_done) == (19, 7, 5, 2)
+    assert sum(found.modalities.values()) == 19  # but for the withdrawn one
     ((part, by),) = [(each.part, each.by) for each in found.running]
     assert part == 3
     assert by.endswith(f":{os.getpid()}")
@@ -134,6 +136,38 @@ def test_a_task_is_one_shard_and_ends_as_it_does(tmp_path: Path) -> None:
     words, _ = task.communicate(timeout=30)
     assert words == f"extract {config} --shard 2/3\n"
     assert task.returncode == 1
+
+
+# In the place of sbatch: keeps the job it is given, says its number, and what it was asked.
+SBATCH = """#!/bin/bash
+cd "$(dirname "$0")"
+echo "$@" >> asked
+number=$(wc -l < asked)
+cat > "job-$number"
+echo "$number"
+"""
+
+
+def test_what_follows_the_array_waits_for_it(tmp_path: Path) -> None:
+    config = tmp_path / "my study.yaml"
+    path = tmp_path / "my.sh"
+    path.write_text(chain_script(config, 3, ["evaluate", "segment"]))
+    for name, text in (("sbatch", SBATCH), ("radprobe", STAND_IN)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    place = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", path], env=place, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "extract: job 1"
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked == ["--parsable", *["--parsable --dependency=afterany:1"] * 2]
+    assert (tmp_path / "job-1").read_text() == array_script(config, 3)
+    # What it asks the store, it asks though some images cannot be read.
+    job = (tmp_path / "job-3").read_text()
+    (line,) = [line for line in job.splitlines() if line.startswith("radprobe=")]
+    (tmp_path / "job-3").write_text(job.replace(line, f"radprobe={tmp_path / 'radprobe'}"))
+    (tmp_path / "at-once").touch()
+    ran = subprocess.run(["bash", tmp_path / "job-3"], capture_output=True, text=True, check=False)
+    assert ran.stdout == f"extract {config}\nsegment {config}\n"
 
 
 @pytest.mark.parametrize(

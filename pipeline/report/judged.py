@@ -1,0 +1,91 @@
+"""What the answer that stands for a task says of each test unit, and which slices those are.
+
+Dims: n test units, c classes or labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.annotations.units import Truth, unit_names
+from pipeline.config.tasks import Level
+from pipeline.evaluation.metrics.operating import is_called
+from pipeline.evaluation.result_files import (
+    predicted_units,
+    predictions_path,
+    read_predictions,
+    read_thresholds,
+)
+from pipeline.report.sources import Source
+from pipeline.results import Result
+
+Doubles = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an answer says of its test units. called (n, c): by its operating points, or one half.
+
+    rows: of the slices of each unit.
+    """
+
+    truth: Truth
+    proba: Doubles
+    called: Bools
+    fold: NDArray[np.int64] | None
+    rows: list[list[int]]
+
+    @classmethod
+    def of(cls, source: Source, result: Result) -> Judged | None:
+        """Return what is on file, of units that have slices still; None where nothing is."""
+        path = source.store.path
+        if not predictions_path(path, result).is_file():
+            return None
+        truth, proba, fold = read_predictions(path, result)
+        called = is_called(proba, read_thresholds(path, result))
+        ids = predicted_units(path, result).tolist()
+        rows_of = rows_by_unit(source, result.level)
+        # Withdrawn slices have no picture and no features any more.
+        there = np.array([name in rows_of for name in ids], bool)
+        rows = [rows_of[name] for name in ids if name in rows_of]
+        return cls(
+            truth.at(there),
+            proba[there],
+            called[there],
+            None if fold is None else fold[there],
+            rows,
+        )
+
+    def at(self, which: Bools) -> Judged:
+        """Return what is said of some of the units."""
+        rows = [each for each, is_one in zip(self.rows, which, strict=True) if is_one]
+        fold = None if self.fold is None else self.fold[which]
+        return Judged(self.truth.at(which), self.proba[which], self.called[which], fold, rows)
+
+
+def rows_by_unit(source: Source, level: Level) -> dict[str, list[int]]:
+    """Return the rows of the slices with features of each unit, by its name."""
+    rows: dict[str, list[int]] = {}
+    # Patients are those of the labels, as in the split.
+    is_patient = level == "patient"
+    names = (source.patients if is_patient else unit_names(source.slices, level)).tolist()
+    for name, row in zip(names, source.rows.tolist(), strict=True):
+        rows.setdefault(name, []).append(row)
+    return rows
+
+
+def leading_answers(source: Source) -> dict[str, Result]:
+    """Return the answer that stands for each task: the probe's, or the first that there is.
+
+    Not the best one: that would be chosen by its test score.
+    """
+    leading: dict[str, Result] = {}
+    for (task, method), result in source.results.items():
+        # A shortcut's task has its finding; an answer without a score says nothing.
+        if "/" not in task and result.scores and (task not in leading or method == "probe"):
+            leading[task] = result
+    return leading
