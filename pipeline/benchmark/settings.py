@@ -54,7 +54,7 @@ class Setting(Frozen):
 
     of: the masks of a data set, or its tasks; where it is not given, those for `segment` and these
     for the others. Networks alone are tuned on either. image_size: where it is another than the
-    backbone's. options: instead of those in the config of a data set.
+    backbone's, of those that take any. options: instead of those in the config of a data set.
     """
 
     method: CellMethod
@@ -306,7 +306,7 @@ def _config(
     """Return a data set's config by one backbone, in the setting of a name, with one seed."""
     network = settings.backbones[backbone]
     setting = settings.settings[name]
-    size = setting.image_size or network.image_size
+    size = _size(setting, network)
     on_tokens = setting.of == "masks"
     # Tokens are stored apart, so that a setting more never asks for another recipe.
     suffix = "-tokens" if on_tokens else ""
@@ -343,6 +343,14 @@ def _head_settings(setting: Setting, base: Config, seed: int) -> Frozen:
     if "seed" in block.model_fields:
         options["seed"] = seed
     return block.model_validate(options)
+
+
+def _size(setting: Setting, network: BenchmarkBackbone) -> int:
+    """Return the image size of a network in a setting: its own, where it takes no other."""
+    known = COMPARATORS.get(network.name)
+    if known is not None and "image_size" in known.architecture.settings:
+        return network.image_size
+    return setting.image_size or network.image_size
 
 
 def _tokens(settings: Benchmark, network: BenchmarkBackbone) -> PatchTokens:
