@@ -15,6 +15,7 @@ from pipeline.extraction.walk import walk
 from pipeline.io.sniff import sniff
 from pipeline.shared.paths import unescape_path
 from pipeline.shared.pseudonyms import Names
+from pipeline.shared.texts import count
 from stores import FeatureStore
 from stores.errors import RecipeMismatchError, UnreadableError
 
@@ -25,8 +26,10 @@ RUN = 8
 LOOKED_AT = 100
 
 
-def check_folder(config: Config, store: FeatureStore, files: pa.Table) -> None:
-    """Refuse a folder of images of which none is in the store. Raises RecipeMismatchError.
+def check_folder(config: Config, store: FeatureStore, files: pa.Table) -> str:
+    """Refuse a folder of images of which none is in the store; return what is missing there, or "".
+
+    Raises RecipeMismatchError.
 
     files: path and size of the store's files. Those of another collection may have the same names,
     but not the same sizes as well.
@@ -34,15 +37,13 @@ def check_folder(config: Config, store: FeatureStore, files: pa.Table) -> None:
     root = config.data.root
     # On a machine without the images there is nothing to be held against.
     if not root.is_dir():
-        return
+        return ""
     paths = _some_paths(config, store)
-    if not paths:
-        return
     here = [path for path in paths if (root / unescape_path(path)).exists()]
     if here:
         _check_sizes(config, store, files, here)
-        return
-    if _has_images(config):
+        return _missing(config, store, len(paths) - len(here), len(paths))
+    if paths and _has_images(config):
         example = Names(store.path, config.data.paths).in_message(*next(iter(paths.items())))
         raise RecipeMismatchError(
             f"The store {store.place} was made of another folder: the config's data.root is "
@@ -50,6 +51,18 @@ def check_folder(config: Config, store: FeatureStore, files: pa.Table) -> None:
             "data.root to the folder that the store was made of, or name the store of this folder; "
             "if files were renamed, run `radprobe extract`."
         )
+    return ""
+
+
+def _missing(config: Config, store: FeatureStore, gone: int, looked_at: int) -> str:
+    """Return a sentence on files of the store that are not under data.root; "" where all are."""
+    if not gone:
+        return ""
+    return (
+        f"{gone} of {count(looked_at, 'file')} of the store {store.place} that were looked for are "
+        f"not under data.root {str(config.data.root)!r}. Answers are of them too: set data.root to "
+        "the folder that the store was made of, or run `radprobe extract`, which withdraws them."
+    )
 
 
 def _check_sizes(config: Config, store: FeatureStore, files: pa.Table, paths: list[str]) -> None:

@@ -30,7 +30,7 @@ from stores.errors import RecipeMismatchError, WeightsError
 
 log = logging.getLogger(__name__)
 
-# What a look at the tables of a store found; or a sentence on slices that the config leaves out.
+# What a look at the tables of a store found; or sentences on slices that are left out or gone.
 IMPORTED = "imported"
 OF_THIS_FOLDER = "of this folder"
 
@@ -38,7 +38,7 @@ OF_THIS_FOLDER = "of this folder"
 def check_store(config: Config) -> None:
     """Refuse a config whose store was made by another recipe, or of another folder, or read so.
 
-    What it leaves out of what the store has is logged.
+    What it leaves out of what the store has, and what is not there any more, is logged.
 
     Weights that are not on this machine are taken for those of the store where nothing says
     otherwise: the network by its name, trained or random. A store of imported features is what its
@@ -68,8 +68,8 @@ def check_store(config: Config) -> None:
         from pipeline.extraction.same_folder import check_folder
         from pipeline.extraction.same_rules import check_rules
 
-        check_folder(config, store, files)
-        origin = check_rules(config, store, files) or OF_THIS_FOLDER
+        sentences = [check_folder(config, store, files), check_rules(config, store, files)]
+        origin = " ".join(filter(None, sentences)) or OF_THIS_FOLDER
         note.write(origin)
     if origin != OF_THIS_FOLDER:
         log.warning("%s", origin)

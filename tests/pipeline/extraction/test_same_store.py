@@ -130,6 +130,19 @@ def test_slices_that_the_config_leaves_out_are_counted_each_time(
     assert len(caplog.messages) == 4
 
 
+def test_files_that_are_gone_are_counted_each_time(
+    project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(project, tmp_path / "copy"))
+    for i in range(5):
+        (folder / f"data/{i:02d}.png").unlink()
+    for _ in range(2):
+        check(folder)
+        assert "5 of 12 files of the store" in caplog.messages[-1]
+        assert "not under data.root" in caplog.messages[-1]
+    assert len(caplog.messages) == 2
+
+
 def test_a_file_that_names_its_own_modality_is_of_no_glob(tmp_path: Path) -> None:
     for i in range(3):
         save(dicom(volume()[i], Modality="CR"), tmp_path / f"data/{i}.dcm")

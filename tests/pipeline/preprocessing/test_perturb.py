@@ -178,7 +178,7 @@ def test_agreement_is_the_icc_of_the_test_units_features(tmp_path: Path) -> None
     config, seen, clean = write_stores(tmp_path)
     (result,) = evaluate(config, ["knn"])
     (cases,) = cases_of(config)
-    rows = cases.units.rows[cases.folds[0]["test"]]
+    rows = cases.units.rows[np.isin(cases.units.unit, cases.folds[0]["test"])]
     pairs = np.stack([seen[rows, 0], clean[rows, 0]], axis=1)
     assert result.agreement == pytest.approx(float(np.median(icc(pairs))), abs=1e-3)  # float16
 
