@@ -155,8 +155,12 @@ def compared(path: Path) -> str:
 
 
 def reported(path: Path) -> str:
-    """Return the lines of a report's table, in no order: a mended answer comes last."""
-    return "\n".join(sorted(markdown(lines_of(open_sources([path])), random=False).splitlines()))
+    """Return the lines of a report's table, in no order: a mended answer comes last.
+
+    Without the last column, the seconds that an answer took.
+    """
+    lines = markdown(lines_of(open_sources([path])), random=False).splitlines()
+    return "\n".join(sorted(line.rstrip("| ").rpartition("|")[0] for line in lines))
 
 
 def asked(path: Path, config: Config) -> bytes:
