@@ -41,7 +41,7 @@ from pipeline.fitted.model import Model
 from pipeline.fitted.predict import predictions
 from pipeline.fitted.sources import FolderOptions
 from pipeline.report.sources import open_sources
-from pipeline.report.tables import lines_of, markdown
+from pipeline.report.tables import lines_of
 from stores import FeatureStore
 from stores.errors import RadprobeError
 from stores.verify import repair, verify
@@ -154,13 +154,9 @@ def compared(path: Path) -> str:
     return "".join(differences)
 
 
-def reported(path: Path) -> str:
-    """Return the lines of a report's table, in no order: a mended answer comes last.
-
-    Without the last column, the seconds that an answer took.
-    """
-    lines = markdown(lines_of(open_sources([path])), random=False).splitlines()
-    return "\n".join(sorted(line.rstrip("| ").rpartition("|")[0] for line in lines))
+def reported(path: Path) -> set[str]:
+    """Return the lines of a report's table: a damaged answer is left out of it, and said."""
+    return {str(line) for line in lines_of(open_sources([path]))}
 
 
 def asked(path: Path, config: Config) -> bytes:
@@ -227,6 +223,8 @@ def attempt(use: Callable[[], Any]) -> Any:
 
 def differs(value: Any, before: Any) -> bool:
     """Return whether a use gave a number, and another than before."""
+    if isinstance(value, set):
+        return not value <= before
     return value is not REFUSED and bool(value != before)
 
 

@@ -308,7 +308,7 @@ def _left_out_lines(tally: RunTally, unwritten: str, other: int = 0) -> list[str
         "could not be read: their notes say why": tally.unreadable,
         f"{unwritten}: their notes say why": tally.unwritten,
         "slices of other modalities were left out": other,
-        "slices await `radprobe extract` and were left out": tally.pending,
+        "slices await `radprobe extract`, and their units were left out": tally.pending,
     }
     return [*(f"{n} {what}." for what, n in counts.items() if n), *(f"{n}." for n in tally.notes)]
 

@@ -65,7 +65,8 @@ class LiveUnits:
     """The live slices (m,) that a task is asked about, unit after unit in the order of first rows.
 
     unit (m,) ascending: of each slice; ids (n,): row number, pseudonym, or path. other: how many
-    live slices are of other modalities; pending: how many await extraction.
+    live slices are of other modalities; pending: how many await extraction. Units of these are
+    left out.
     """
 
     slices: pa.Table
@@ -93,11 +94,12 @@ class LiveUnits:
         is_wanted = np.ones(len(modality), bool)
         if task.modality is not None:
             is_wanted = np.isin(modality.astype(np.str_), task.modality)
-        use = is_live & is_wanted & (status != VOID)
         other = int((is_live & ~is_wanted).sum())
         pending = int((is_live & is_wanted & (status == VOID)).sum())
-        slices = slices.filter(pa.array(use))
-        status = status[use]
+        slices, status = _chosen(slices, status, is_live & is_wanted)
+        # Of some of its slices a unit would be answered otherwise than of all.
+        unit, _ = _units_of(slices, task.level)
+        slices, status = _chosen(slices, status, ~np.isin(unit, unit[status == VOID]))
         unit, ids = _units_of(slices, task.level)
         # Slices of a unit stand together, in the order of their rows.
         order = np.argsort(unit, kind="stable")
@@ -158,6 +160,12 @@ def units_from(units: Units, numbers: Rows) -> Units:
         units.rows[np.concatenate(places)],
         np.repeat(np.arange(len(numbers)), sizes),
     )
+
+
+def _chosen(
+    slices: pa.Table, status: NDArray[np.uint8], which: NDArray[np.bool_]
+) -> tuple[pa.Table, NDArray[np.uint8]]:
+    return slices.filter(pa.array(which)), status[which]
 
 
 def _with_patients(slices: pa.Table, patients: Texts) -> pa.Table:

@@ -43,6 +43,7 @@ from stores.errors import (
     RadprobeError,
     RecipeMismatchError,
 )
+from stores.features import VOID, FeatureStore
 from tests.phantoms import dicom, save, write_png
 from tests.pipeline.collection import config_of, make_store, write_csv
 from tests.pipeline.models import write_tiny_folder
@@ -636,3 +637,22 @@ def test_an_image_that_is_not_in_the_store_is_searched_by(project: Path, tmp_pat
         search_anything(config, str(tmp_path / "readme.txt"), speed=HERE)
     with pytest.raises(ConfigError, match="bears that name"):
         search_anything(config, str(tmp_path / "gone.png"), speed=HERE)
+
+
+def test_a_unit_of_which_slices_await_extraction_is_left_out(
+    collection: Path, tmp_path: Path
+) -> None:
+    """Of some of its slices it would be answered otherwise."""
+    model = fit(config(collection, "patient"), tmp_path / "model", method="probe")
+    whole = FeatureStore.open(collection / "store")
+    cls, status = whole.read("cls")[:N], whole.status()[:N]
+    status[[1, 5]] = VOID  # of the first two patients
+    patients = [{"patient": f"MUELLER-{i // 3}"} for i in range(N)]
+    some = make_store(tmp_path / "store", cls, patients, status, np.arange(N))
+    of_all = predictions(model, whole.path).slice(2)
+    of_some = predictions(model, some.path)
+    assert of_some["path"] == of_all["path"]
+    assert of_some["slices"] == of_all["slices"]
+    np.testing.assert_allclose(of_some["proba:yes"], of_all["proba:yes"], rtol=1e-9)
+    out = tmp_path / "p.csv"
+    assert predict(model, some.path, out).pending == 2
