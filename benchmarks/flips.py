@@ -165,18 +165,27 @@ def reported(path: Path) -> set[str]:
     return {str(line) for line in lines}
 
 
-def asked(path: Path, config: Config) -> bytes:
-    """Return what a model says: of the store, or of new images what they show."""
+def asked(path: Path, config: Config) -> set[str] | set[bytes]:
+    """Return what a model says of each unit: of the store, or of new images what they show.
+
+    Units of a damaged part are left out, and counted.
+    """
     model = load_model(path)
     images = config.store.parent / IMAGES
     if isinstance(model, Model):
         # A tuned network has features of its own. Names are by a key that is made each time.
         table = predictions(model, images if model.record.tuned else config.store)
-        return str(table.drop_columns(["unit", "path", "patient"]).to_pydict()).encode()
+        rows = table.drop_columns(["unit", "path", "patient"]).to_pylist()
+        return {str({name: _rounded(value) for name, value in row.items()}) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "masks"
         draw(model, config.store.parent / "config.yaml", out, FolderOptions(speed=HERE))
-        return b"".join(path.read_bytes() for path in sorted(out.rglob("*.png")))
+        return {path.read_bytes() for path in out.rglob("*.png")}
+
+
+def _rounded(value: Any) -> Any:
+    """Return a number without its last digits, which depend on how many units are asked at once."""
+    return round(value, 9) if isinstance(value, float) else value
 
 
 def fitted(config: Config, task: str, method: Method) -> str:
