@@ -41,9 +41,9 @@ def read_bids_table(root: Path, names: Sequence[str]) -> TextTable:
     tables = _Tables(root, wanted)
     columns: dict[str, list[str]] = {name: [] for name in names}
     for path, image in images.items():
-        said = tables.of(path, image) if wanted else {}
+        cells = tables.of(path, image) if wanted else {}
         for name, column in columns.items():
-            column.append(path if name == KEY else said.get(name, ""))
+            column.append(path if name == KEY else cells.get(name, ""))
     tables.check_columns()
     notes = tables.notes(images.values()) if wanted else ()
     return TextTable(columns, notes=notes, lists_files=True)
@@ -80,11 +80,11 @@ class _Tables:
             (f"{subject}/{image.subject}_sessions.tsv", _SESSION, image.session),
             (f"{folder}/{labels}_scans.tsv", _SCAN, path.removeprefix(f"{folder}/")),
         ]
-        said: dict[str, str] = {}
+        cells: dict[str, str] = {}
         for table, key, value in from_far_to_near:
             row = self._rows(table, key).get(value, {})
-            said |= {name: text for name, text in row.items() if text or name not in said}
-        return said
+            cells |= {name: text for name, text in row.items() if text or name not in cells}
+        return cells
 
     def check_columns(self) -> None:
         """Raise LabelError where a column stands in no table."""

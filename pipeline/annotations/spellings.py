@@ -193,8 +193,8 @@ def may_be_nothing(texts: Collection[str]) -> list[str]:
     if values.keys() & _NOTHING_THERE and _NONE in values:
         doubtful.append(values[_NONE])
     for code in _CODES & values.keys():
-        beside = {str(int(code) - 1), str(int(code) + 1)}
-        if not beside & values.keys():
+        neighbours = {str(int(code) - 1), str(int(code) + 1)}
+        if not neighbours & values.keys():
             doubtful.append(values[code])
     return sorted(doubtful)
 

@@ -326,13 +326,13 @@ def _compare_across(
     methods = {method for _, method in home} & HEADS.keys()
     if heads is not None:
         methods = {_method(heads[0])}
-    asked = [name for name in HEADS if name in methods]
-    if not home or not asked:
+    chosen = [name for name in HEADS if name in methods]
+    if not home or not chosen:
         raise LabelError(
             f"{str(second)!r} has answered no task by heads on features, beside which others could "
             f"be held. Run `radprobe evaluate {second}`, or such as `radprobe knn {second}`."
         )
-    away = with_predictions(config.store, evaluate(paired, asked))
+    away = with_predictions(config.store, evaluate(paired, chosen))
     both = None if heads is None else (_method(heads[0]), _method(heads[1]))
     table = compare_results((config.store, away), (config.store, home), both)
     rows = []

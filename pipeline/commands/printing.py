@@ -454,7 +454,8 @@ def show_across(out: Console, rows: Sequence[tuple[Result, Result, list[Differen
     if any(result.provenance.random for _, result, _ in rows):
         out.print(RANDOM, style="bold yellow")
     names = [away.fitted_on for away, _, _ in rows if away.fitted_on is not None]
-    there, here = names[0].name, names[0].tested_on
+    there = names[0].name
+    here = names[0].tested_on
     numbers = (f"fitted on {there}", f"fitted on {here}", "difference", "p (DeLong)", "p (Holm)")
     columns = ("task", "positive", "method", "label", "metric")
     table = _table(f"Tested on {here}: fitted on it less fitted on {there}", columns, numbers)

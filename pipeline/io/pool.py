@@ -5,7 +5,8 @@ a crash of a decoder) fails the slices of that file that had not come, and a new
 place; where it was killed from outside, as when memory runs out, the new one goes on with the file
 once. Results come out in the order of the tasks. A thread listens to the workers while the caller
 is busy; once so many bytes wait for the caller, it listens to nobody but the one whose slices are
-next, when those are wanted: neither long files nor many workers fill the memory.
+next, when those are wanted: neither long files nor many workers fill the memory. Workers that are
+at no file when a pool is closed are left to the next one (`pipeline.io.idle`).
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ class WorkerPool:
             self._wake()
 
     def close(self) -> None:
-        """End the workers, whatever they are at, and the thread."""
+        """End the thread, and the workers that are at a file; the others wait for the next pool."""
         self.stop.set()
         self._wake()
         self.thread.join()

@@ -128,7 +128,7 @@ class PooledReadQueue:
         return result
 
     def close(self) -> None:
-        """End the processes, whatever they are at."""
+        """End the reading, whatever the processes are at."""
         self._pool.close()
 
     def _release(self) -> None:

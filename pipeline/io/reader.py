@@ -21,10 +21,10 @@ def read_files(
 ) -> Generator[FrameRead]:
     """Yield a FrameRead for each frame of each request, in order; never raises for a bad file.
 
-    Requests are taken from their iterator as room comes up. Workers end with the generator: close
-    it where it may be left early. workers: reading processes, ahead of the caller by a bounded
-    number of files and bytes; 0 reads in this process, without protection from files that crash or
-    never end. time_limit_s: decoding time of one file.
+    Requests are taken from their iterator as room comes up. The reading ends with the generator:
+    close it where it may be left early. workers: reading processes, ahead of the caller by a
+    bounded number of files and bytes; 0 reads in this process, without protection from files that
+    crash or never end. time_limit_s: decoding time of one file.
     """
     upcoming = iter(requests)
     reads = open_read_queue(root, plane=plane, workers=workers, time_limit_s=time_limit_s)

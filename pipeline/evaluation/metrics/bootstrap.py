@@ -45,8 +45,7 @@ NORMAL_REACH = 1.959964
 FEW_WRONG = 5
 # What is a share of the patients of one side, or of those called so.
 OF_ONE_SIDE = ("sensitivity", "specificity", "ppv", "npv")
-# What one side's patients alone may make wrong of: of few among many these say no more than of as
-# few among as many.
+# What a few patients on one side can make wrong, however many stand on the other.
 OF_RARER_SIDE = ("f1", "mcc", "auroc", "average_precision")
 # Whom a model calls moves with how common the label is among its training patients, which folds
 # share: with it moves what counts the calls of one side.
