@@ -41,6 +41,8 @@ from stores.errors import PartsFailedError
 from stores.export import Selection, live_slices
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
     from pipeline.extract import Summary
     from pipeline.fitted.estimator import Estimator, Segmenter
 
@@ -121,6 +123,28 @@ class TaskData(NamedTuple):
     y: NDArray[Any]
     groups: NDArray[np.str_]
     part: NDArray[np.str_]
+
+    def loader(self, *parts: str, batch_size: int = 64, shuffle: bool = False) -> DataLoader[Any]:
+        """Return torch's loader of (X, y) of the units of some parts, such as "train".
+
+        Of more than two classes y is the number of the name, by alphabet. Raises ConfigError for a
+        part that has no units.
+        """
+        import torch
+        from torch.utils.data import DataLoader, TensorDataset
+
+        from stores.errors import ConfigError
+
+        absent = sorted({*parts} - {*self.part.tolist()})
+        if absent or not parts:
+            known = ", ".join(sorted({*self.part.tolist()} - {""}))
+            raise ConfigError(f"A loader is of parts that have units: {known}. Got {absent}.")
+        chosen = np.isin(self.part, parts)
+        y = np.unique(self.y, return_inverse=True)[1] if self.y.dtype.kind in "UO" else self.y
+        if y.dtype.kind == "f":
+            y = y.astype(np.float32)  # as X, or no loss would take both
+        units = TensorDataset(torch.from_numpy(self.X[chosen]), torch.from_numpy(y[chosen]))
+        return DataLoader(units, batch_size=batch_size, shuffle=shuffle)
 
 
 def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskData:

@@ -291,7 +291,7 @@ class Cases:
             refused = replace(refused, near=[])
             if copies.near:
                 self.notes.append(describe_near_copies(copies.near, self.units))
-        refuse_copies(refused, self.units, self._named)
+        refuse_copies(refused, self.units, self.config.split, self._named)
 
     def _named(self, row: int) -> str:
         """Return how a message names a slice: by its row, and its path where the store keeps it."""
