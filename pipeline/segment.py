@@ -63,11 +63,10 @@ def segment(
         with failures.of(task):
             cases = SegmentationCases.of(config, task, progress)
             for head in config.segment:
-                epochs = None
                 if progress:
                     number = len(config.masks) * len(config.segment)
                     progress(f"{task}: {head}", len(answers), number)
-                    epochs = functools.partial(progress, f"{task}: {head}, epochs")
+                epochs = progress and functools.partial(progress, f"{task}: {head}, epochs")
                 compute = functools.partial(compute_trials, cases, head, device)
                 # A head may take hours: of each of its fits is told how far it is.
                 with epochs_told_to(epochs):
