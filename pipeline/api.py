@@ -132,8 +132,8 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     In the order of rows, as models answer.
 
     features: cls, cls+mean, cls4 or cls4+mean; of regions, what their task pools. The split is the
-    one on file, or it is dealt and filed. Raises ConfigError where there is no such task, RecipeMismatchError where another recipe
-    made the store, StoreNotFoundError, LabelError.
+    one on file, or it is dealt and filed. Raises ConfigError where there is no such task,
+    RecipeMismatchError where another recipe made the store, StoreNotFoundError, LabelError.
     """
     from pipeline.evaluation.questions import cases_of
     from pipeline.segmentation.regions import update_regions

@@ -114,6 +114,7 @@ class RegionCases(Cases):
             ids=ids,
             rows=rows,
             unit=unit,
+            along=None,
         )
 
     @cached_property
