@@ -268,7 +268,7 @@ def _counted(result: Result, part: Part) -> str:
 def _units_text(result: Result, units: int, patients: int) -> str:
     if result.level == "patient":
         return count(units, "patient")
-    plural = {"image": "images", "series": "series", "study": "studies"}[result.level]
+    plural = {"series": "series", "study": "studies"}.get(result.level, "")
     return f"{count(units, result.level, plural)} of {count(patients, 'patient')}"
 
 
