@@ -133,9 +133,7 @@ class TaskData(NamedTuple):
         Of more than two classes y is the number of the name, by alphabet. Raises ConfigError for a
         part that has no units.
         """
-        import torch
-        from torch.utils.data import DataLoader, TensorDataset
-
+        from pipeline.evaluation.batches import batches_of
         from stores.errors import ConfigError
 
         absent = sorted({*parts} - {*self.part.tolist()})
@@ -143,11 +141,7 @@ class TaskData(NamedTuple):
             known = ", ".join(sorted({*self.part.tolist()} - {""}))
             raise ConfigError(f"A loader is of parts that have units: {known}. Got {absent}.")
         chosen = np.isin(self.part, parts)
-        y = np.unique(self.y, return_inverse=True)[1] if self.y.dtype.kind in "UO" else self.y
-        if y.dtype.kind == "f":
-            y = y.astype(np.float32)  # as X, or no loss would take both
-        units = TensorDataset(torch.from_numpy(self.X[chosen]), torch.from_numpy(y[chosen]))
-        return DataLoader(units, batch_size=batch_size, shuffle=shuffle)
+        return batches_of(self.X, self.y, chosen, size=batch_size, shuffle=shuffle)
 
 
 def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskData:

@@ -49,6 +49,7 @@ HOMES = {
         "pipeline.segmentation",
         "pipeline.tune",
         "pipeline.tuning",
+        "pipeline.evaluation.batches",
         "pipeline.evaluation.heads.attention_fit",
         "pipeline.evaluation.heads.over_slices",
         "pipeline.evaluation.heads.transformer_fit",
