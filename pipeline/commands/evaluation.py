@@ -19,6 +19,7 @@ from pipeline.commands.printing import (
     show_agreements,
     show_differences,
     show_hits,
+    show_patches,
     show_results,
     show_segmented,
     show_tuned,
@@ -250,22 +251,54 @@ def search(
     ],
     k: Annotated[int, typer.Option(min=1, help="How many neighbours.")] = 10,
     level: Annotated[str, typer.Option(help="image, series, study or patient.")] = "series",
+    at: Annotated[
+        str | None,
+        typer.Option(help="A pixel x,y of one slice: the most similar patches are found."),
+    ] = None,
     store: StoreOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Find the nearest series of a slice, file, folder or patient; its own patient is left out.
 
     A file or folder that is not in the store is embedded first, as the store was, and thrown away.
+    With --at, of a slice of the store, the patches of other patients most like the one there.
     """
     from pipeline.evaluation.search import recipe_of_store
     from pipeline.fitted.aside import search_anything
 
     settings = _checked_config(config, store)
+    if at is not None:
+        _search_patches(settings, query, _pixel(at), k, _level(level), as_json)
+        return
     hits = search_anything(settings, query, k=k, level=_level(level))
     if as_json:
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
     else:
         show_hits(out, hits, recipe_of_store(settings))
+
+
+def _search_patches(
+    config: Config, query: str, at: tuple[int, int], k: int, level: Level, as_json: bool
+) -> None:
+    """Print the patches of other patients that are most like the one that shows a pixel."""
+    from pipeline.evaluation.search import recipe_of_store
+    from pipeline.segmentation.patch_search import search_patches
+
+    hits = search_patches(config, query, at, k=k, level=level)
+    if as_json:
+        print(json.dumps([asdict(hit) for hit in hits], indent=1))
+    else:
+        show_patches(out, hits, recipe_of_store(config))
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    """Return the column and row that --at names. Raises ConfigError for what is no pixel."""
+    x, comma, y = text.partition(",")
+    if not (comma and x.strip().isdecimal() and y.strip().isdecimal()):
+        raise ConfigError(
+            f"--at must be a pixel, column and row from 0, such as 120,88. Got {text!r} instead."
+        )
+    return int(x), int(y)
 
 
 @app.command(epilog="Example: radprobe retest my.yaml pairs.csv")
@@ -416,10 +449,10 @@ def _answers_of(path: Path) -> tuple[Path, Results]:
 
 
 def _level(name: str) -> Level:
-    """Return a level by name. Raises ConfigError for another word."""
+    """Return a level of whole images by name. Raises ConfigError for another word."""
     from pipeline.config.tasks import Level
 
-    known: tuple[Level, ...] = get_args(Level)
+    known: tuple[Level, ...] = tuple(each for each in get_args(Level) if each != "region")
     return _one_of(known, "--level", name)
 
 

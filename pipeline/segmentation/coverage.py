@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.segmentation.geometry import Labels, Shown
+from pipeline.segmentation.geometry import Labels, Shown, patches_of
 
 
 class Coverage(NamedTuple):
@@ -28,8 +28,8 @@ class Coverage(NamedTuple):
 def coverage(labels: Labels, shows: Shown, grid: tuple[int, int], classes: int) -> Coverage:
     """Return what label values (H, W) below `classes` cover of a grid over what the input shows."""
     h, w = grid
-    y = _patch_of(np.arange(labels.shape[0]), shows.top, shows.height, h)
-    x = _patch_of(np.arange(labels.shape[1]), shows.left, shows.width, w)
+    y = patches_of(np.arange(labels.shape[0]), shows.top, shows.height, h)
+    x = patches_of(np.arange(labels.shape[1]), shows.left, shows.width, w)
     pixels = np.bincount(labels.ravel(), minlength=classes)
     inside = np.ix_(y >= 0, x >= 0)
     patch = y[y >= 0][:, None] * w + x[x >= 0]
@@ -40,9 +40,3 @@ def coverage(labels: Labels, shows: Shown, grid: tuple[int, int], classes: int) 
     # Where pixels and patches do not come out even, a patch may hold a row more than its share.
     shares = np.minimum(counts / area, 1).astype(np.float32)
     return Coverage(shares, pixels, counts.sum(axis=1))
-
-
-def _patch_of(pixel: NDArray[np.int64], first: int, length: int, patches: int) -> NDArray[np.int64]:
-    """Return which of some patches over `length` pixels each pixel's middle is in; -1 for none."""
-    patch = (2 * (pixel - first) + 1) * patches // (2 * length)
-    return np.where((patch >= 0) & (patch < patches), patch, -1)

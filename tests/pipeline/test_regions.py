@@ -5,21 +5,29 @@ Tokens are those of `tests.pipeline.tokens`, whose first number is the mean grey
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
+from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from pipeline.cli import app as cli
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.questions import cases_of
 from pipeline.results import Result
 from pipeline.segmentation.coverage import coverage
 from pipeline.segmentation.geometry import shown
+from pipeline.segmentation.patch_search import search_patches
 from pipeline.segmentation.regions import update_regions
+from stores.errors import ConfigError
 from stores.features import FeatureStore
 from stores.purge import purge, withdraw
 from stores.verify import verify
@@ -110,6 +118,12 @@ def lungs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = regions_config(root, {"white": region_task()}, labels=by_lung(root))
     token_store(config)
     return root
+
+
+def write_yaml(root: Path, config: Config) -> Path:
+    path = root / "config.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    return path
 
 
 def by_lung(root: Path) -> dict[str, Any]:
@@ -292,3 +306,114 @@ def test_a_purge_takes_the_regions_too(lungs: Path, tmp_path: Path) -> None:
     assert not [*(config.store / "regions").glob("*.parquet")]
     (each,) = update_regions(config)
     assert each.pieces == 46
+
+
+# --- patches that are like one -------------------------------------------------------------------
+
+
+def test_search_at_finds_the_same_thing_in_other_patients(tmp_path: Path) -> None:
+    """A white patch finds the white patches of others, none of its own patient's."""
+    places = {"p1_a": (14, 28), "p1_b": (14, 28), "p2_a": (28, 56), "p3_a": (70, 0)}
+    for i, (name, (y, x)) in enumerate(places.items()):
+        box = (slice(y, y + PATCH), slice(x, x + PATCH))
+        write_image(tmp_path, f"{name}.png", {1: box}, bright=1, seed=i)
+    config = regions_config(tmp_path, {}, labels=None)
+    token_store(config)
+    hits = search_patches(config, "p1_a.png", (28 + 3, 14 + 11), k=2)
+    assert {hit.path: (hit.x, hit.y) for hit in hits} == {
+        f"{name}.png": (places[name][1] + PATCH // 2, places[name][0] + PATCH // 2)
+        for name in ("p2_a", "p3_a")
+    }
+    asked = ["search", str(write_yaml(tmp_path, config)), "0", "--at", "31,25", "--json"]
+    done = CliRunner().invoke(cli, asked)
+    assert [hit["cosine"] for hit in json.loads(done.stdout)][:1] == [hits[0].cosine]
+
+
+@pytest.mark.parametrize(
+    ("at", "words"),
+    [((112, 3), "112 columns and 112 rows"), ((-1, 3), "must be a pixel of the slice")],
+)
+def test_a_pixel_that_is_none_is_refused(lungs: Path, at: tuple[int, int], words: str) -> None:
+    config = regions_config(lungs, {}, labels=None)
+    with pytest.raises(ConfigError, match=words):
+        search_patches(config, "p00.png", at)
+
+
+def test_a_patch_is_of_one_slice_with_tokens(ct: tuple[Path, NDArray[np.uint8]]) -> None:
+    with pytest.raises(ConfigError, match="names 6, rows 0 to 5"):
+        search_patches(ct_config(ct[0], "mean"), "p1", (3, 3))
+
+
+# --- what is wrong is said -----------------------------------------------------------------------
+
+
+def test_bad_structures_are_named_and_counted(tmp_path: Path) -> None:
+    """Of six images each has its own fault; a region that covers nothing is no case."""
+    whole = (slice(0, 60), slice(0, 60))
+    faults = {
+        "p1.png": {1: whole, 2: np.s_[70:100, 70:100]},
+        "p2.png": {1: whole},  # no right lung
+        "p3.png": {1: whole, 2: np.s_[100:103, 100:103]},  # less than a patch
+        "p4.png": {1: whole, 2: np.s_[0:20, 0:20]},
+    }
+    for i, (name, boxes) in enumerate(faults.items()):
+        write_image(tmp_path, name, boxes, bright=1, seed=i)
+    write_png(tmp_path / "masks" / "p4.png", np.ones((50, 50), np.uint8))  # of another image
+    write_csv(tmp_path / "labels.csv", path=[f"p{i}.png" for i in range(1, 5)], white=[0, 1, 0, 1])
+    config = regions_config(tmp_path, {"w": region_task()})
+    token_store(config)
+    (each,) = update_regions(config)
+    (fault,) = each.faults
+    assert "is 50 x 50 pixels, its image 112 x 112" in fault
+    (cases,) = cases_of(config)
+    notes = "\n".join(cases.units.notes)
+    assert "1 mask cannot be used, first" in notes
+    assert "1 of 3 images or volumes with a mask have no 'right lung', first 1" in notes
+    assert "1 region covers less than one patch in all" in notes
+    assert "first 2:right lung" in notes
+    assert len(cases.units.ids) == 5
+
+
+def test_what_the_input_does_not_show_is_no_case(tmp_path: Path) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    mask = np.zeros((40, 120), np.uint8)
+    mask[:, :20], mask[:, 20:60] = 1, 2
+    for i in (1, 2):
+        pixels = np.random.default_rng(i).integers(0, 255, mask.shape).astype(np.uint8)
+        write_png(tmp_path / "images" / f"p{i}.png", pixels)
+        write_png(tmp_path / "masks" / f"p{i}.png", mask)
+    write_csv(tmp_path / "labels.csv", path=["p1.png", "p2.png"], white=[0, 1])
+    config = regions_config(tmp_path, {"w": region_task()}, preprocess={"aspect": "crop"})
+    token_store(config)
+    update_regions(config)
+    (cases,) = cases_of(config)
+    notes = "\n".join(cases.units.notes)
+    assert cases.units.ids.tolist() == ["0:right lung", "1:right lung"]
+    assert "2 regions lie outside of what the network's input shows, and no case" in notes
+
+
+def test_regions_that_were_not_gathered_are_asked_for(tmp_path: Path) -> None:
+    write_image(tmp_path, "p1.png", {1: np.s_[0:20, 0:20]}, 1)
+    write_csv(tmp_path / "labels.csv", path=["p1.png"], white=[0])
+    config = regions_config(tmp_path, {"w": region_task()})
+    token_store(config)
+    with pytest.raises(ConfigError, match="Run `radprobe regions CONFIG`"):
+        evaluate(config, ["knn"])
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"labels": ["a"], "level": "region"}, "says which by `region`"),
+        ({"labels": ["a"], "region": {"masks": "lungs"}}, "says which by `region`"),
+        ({"labels": ["region.structure"]}, "is known of regions alone"),
+        ({"labels": ["a"], "level": "region", "region": {"masks": "x"}}, "Got 'x' instead"),
+        (region_task(region={"structures": ["heart"]}), "Got 'heart' instead; they have left lung"),
+    ],
+)
+def test_settings_of_regions_say_what_they_lack(
+    tmp_path: Path, task: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=re.escape(words)):
+        regions_config(tmp_path, {"w": task})
