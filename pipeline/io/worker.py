@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.io.decode import read_frames, read_headers
 from pipeline.io.formats.limits import MAX_FILE_BYTES, as_unreadable
 from pipeline.io.types import FrameRead
-from pipeline.io.wire import receive, send
+from pipeline.io.wire import Inbox, send, send_pixels
 from pipeline.types import Failure
 
 # Address space of one process: a file at the limit, as stored and once turned, and the libraries.
@@ -37,9 +37,10 @@ def main(fd: int) -> None:
     # Before the silence: what fails so far is told on the parent's terminal.
     send(wire, {"ready": True})
     _silence()
+    inbox = Inbox(wire)
     try:
         while True:
-            _answer(wire, receive(wire))
+            _answer(wire, inbox.receive())
     except (EOFError, OSError):
         return  # the parent closed the connection, or died
 
@@ -83,18 +84,16 @@ class _TimeLimit:
 
 
 def _answer(wire: socket.socket, task: dict[str, Any]) -> None:
-    """Do one task: send its slices one by one, then how it ended."""
+    """Do one task: send its slices one by one, and with the last how it ended."""
     path = Path(os.fsdecode(bytes.fromhex(task["path"])))
     limit = _TimeLimit(float(task["limit"]))
-    end: dict[str, Any] = {"end": True}
     try:
         if task["frames"] is None:
-            end |= _headers(path, task, limit)
+            send(wire, {"end": True} | _headers(path, task, limit))
         else:
             _send_slices(wire, path, task, limit)
     except ImportError as error:  # of this installation, which the parent raises
-        end["fault"] = str(error)
-    send(wire, end)
+        send(wire, {"end": True, "fault": str(error)})
 
 
 def _headers(path: Path, task: dict[str, Any], limit: _TimeLimit) -> dict[str, Any]:
@@ -111,17 +110,20 @@ def _headers(path: Path, task: dict[str, Any], limit: _TimeLimit) -> dict[str, A
 def _send_slices(wire: socket.socket, path: Path, task: dict[str, Any], limit: _TimeLimit) -> None:
     """Read the frames of a task and send each as soon as it is there."""
     stamp = task["stamp"] and tuple(task["stamp"])
+    count = len(task["frames"])
     reads = read_frames(path, task["frames"], task["plane"], stamp)
-    while True:
+    for number in range(1, count + 1):
         with limit.running():
-            read = next(reads, None)
-        if read is None:
-            return
-        _send(wire, read)
+            read = next(reads)
+            if number == count:
+                reads.close()
+        _send(wire, read, {"end": True} if number == count else {})
+    if not count:
+        send(wire, {"end": True})
 
 
-def _send(wire: socket.socket, read: FrameRead) -> None:
-    """Send one slice, or why there is none."""
+def _send(wire: socket.socket, read: FrameRead, end: dict[str, Any]) -> None:
+    """Send one slice, or why there is none, and whether it ends its file."""
     message: dict[str, Any] = {
         "frame": read.item.frame,
         "file": read.file_digest,
@@ -130,10 +132,10 @@ def _send(wire: socket.socket, read: FrameRead) -> None:
     }
     item = read.item
     if isinstance(item, Failure):
-        send(wire, message | {"reason": item.reason, "detail": item.detail})
+        send(wire, message | {"reason": item.reason, "detail": item.detail} | end)
         return
     message["voi"] = item.voi and dataclasses.asdict(item.voi)
-    send(wire, message, np.ascontiguousarray(item.pixels))
+    send_pixels(wire, message | end, np.ascontiguousarray(item.pixels))
 
 
 if __name__ == "__main__":
