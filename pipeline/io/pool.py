@@ -27,13 +27,16 @@ from typing import Any, get_args
 
 from pipeline.io.idle import IDLE
 from pipeline.io.process import FileTask, Worker, cause_of_death
+from pipeline.io.slots import is_in_slot
 from pipeline.io.types import FrameRead
 from pipeline.io.wire import MalformedError
 from pipeline.types import Failure, Header, Plane, Slice, Voi
 from stores.errors import Reason, UnreadableError
 
-# Pixels that may wait for the caller before the workers do.
-_AHEAD_BYTES = 2**28
+# Pixels that may lie in the memory of the workers, all together; and those that may wait for the
+# caller beside them before the workers do.
+_SLOT_BYTES = 2**27
+_AHEAD_BYTES = 2**27
 _AHEAD_FILES = 64  # a worker
 # Room in a worker's row of files, in frames, from which on it is given more.
 _REFILL_FRAMES = 4
@@ -102,7 +105,7 @@ class WorkerPool:
         self.interrupted: deque[FileTask] = deque()  # of these, those whose worker was killed
         self.workers: list[Worker] = []
         self.in_flight = 0  # tasks submitted and not released
-        self.bytes_waiting = 0  # pixels received and not released
+        self.bytes_waiting = 0  # pixels received and not released, but for those in slots
         self.lock = threading.Lock()  # of bytes_waiting
         self.stop = threading.Event()
         self.bell, self.heard = socket.socketpair()  # wakes the thread from its wait
@@ -222,7 +225,9 @@ class WorkerPool:
         if len(self.workers) == self.width:
             return None
         kept = IDLE.take()
-        worker = kept or Worker()  # a new one is idle once it says that it is ready
+        worker = kept or Worker(
+            _SLOT_BYTES // self.width
+        )  # a new one is idle once it says that it is ready
         self.workers.append(worker)
         self.selector.register(worker.wire, selectors.EVENT_READ, worker)
         return kept
@@ -372,5 +377,7 @@ def _voi(values: dict[str, Any] | None) -> Voi | None:
 
 
 def _size(read: FrameRead) -> int:
-    """Return the bytes of a slice's pixels; 0 for a failure."""
-    return read.item.pixels.nbytes if isinstance(read.item, Slice) else 0
+    """Return the bytes of a slice's pixels, if they lie in no slot; 0 for a failure."""
+    if isinstance(read.item, Failure) or is_in_slot(read.item.pixels):
+        return 0
+    return read.item.pixels.nbytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.io.slots import SlotMemory
 from pipeline.io.types import FileStamp, FrameRead
 from pipeline.io.wire import Inbox, send
 from pipeline.shared.paths import collection_file
@@ -63,19 +65,25 @@ class FileTask:
 
 
 class Worker:
-    """One reading process and the connection to it."""
+    """One reading process, the connection to it, and the memory that it has for pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot_bytes: int) -> None:
+        slots = _slots(slot_bytes)
         self.wire, theirs = socket.socketpair()
+        handed = [theirs.fileno()]
+        if slots is not None:
+            handed.append(slots.fd)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.io.worker", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
+                [sys.executable, "-P", "-m", "pipeline.io.worker", *map(str, handed)],
+                pass_fds=handed,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": _python_path(), **_ENVIRONMENT},
                 start_new_session=True,  # Ctrl-C reaches the parent, which closes its workers
             )
-        self.inbox = Inbox(self.wire)
+        if slots is not None:
+            slots.close_file()  # it has its own
+        self.inbox = Inbox(self.wire, slots)
         self.ready = False
         self.files = 0
         self.tasks: deque[FileTask] = deque()  # the file at work, and those that wait behind it
@@ -124,6 +132,13 @@ class Worker:
         self.wire.close()
         self.process.kill()
         return self.process.wait()
+
+
+def _slots(size: int) -> SlotMemory | None:
+    """Return memory for a reading process; None where this system has none to share."""
+    with contextlib.suppress(OSError):
+        return SlotMemory(size)
+    return None
 
 
 def _python_path() -> str:

@@ -1,9 +1,9 @@
-"""Messages between a reading process and its parent: JSON, and raw pixels behind it.
+"""Messages between a reading process and its parent: JSON, and raw pixels.
 
 Nothing is pickled, so a decoder that a hostile file took over can send its parent wrong numbers
-but no code; what is no message at all is a MalformedError. A socket, since shared memory gains
-nothing where each slice is passed once: the two cost the same time (measured: benchmarks/flow.py),
-and a socket holds a fast reader back by itself.
+but no code; what is no message at all is a MalformedError. Pixels lie in shared memory
+(`pipeline.io.slots`) while there is room, and else come behind their message, where the socket
+holds a fast reader back.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.io.formats.limits import MAX_FILE_BYTES
+from pipeline.io.slots import BrokenSlotError, SlotMemory, SlotWriter
 
 _LENGTH = struct.Struct("<I")
 _PIXELS = frozenset({"uint8", "int16", "uint16", "float32"})
@@ -37,10 +38,16 @@ def send(wire: socket.socket, *messages: dict[str, Any]) -> None:
     wire.sendall(b"".join(map(_framed, messages)))
 
 
-def send_pixels(wire: socket.socket, message: dict[str, Any], pixels: NDArray[Any]) -> None:
-    """Send a message and the pixels behind it. Raises OSError once the other end is gone."""
-    described = {"dtype": pixels.dtype.name, "shape": pixels.shape}
-    wire.sendall(_framed(message | described))
+def send_pixels(
+    wire: socket.socket, message: dict[str, Any], pixels: NDArray[Any], slots: SlotWriter | None
+) -> None:
+    """Send a message and its pixels. Raises OSError once the other end is gone."""
+    message = message | {"dtype": pixels.dtype.name, "shape": pixels.shape}
+    place = slots and slots.put(pixels)
+    if place:
+        wire.sendall(_framed(message | place))
+        return
+    wire.sendall(_framed(message))
     wire.sendall(pixels.data.cast("B"))
 
 
@@ -50,10 +57,14 @@ def _framed(message: dict[str, Any]) -> bytes:
 
 
 class Inbox:
-    """What comes in on a socket: many small messages are taken from it at once."""
+    """What comes in on a socket: many small messages are taken from it at once.
 
-    def __init__(self, wire: socket.socket) -> None:
+    slots: the memory of the process at the other end, if it has any.
+    """
+
+    def __init__(self, wire: socket.socket, slots: SlotMemory | None = None) -> None:
         self._wire = wire
+        self._slots = slots
         self._come = bytearray()  # and not taken yet
 
     def receive(self) -> dict[str, Any]:
@@ -76,8 +87,14 @@ class Inbox:
         return message
 
     def receive_pixels(self, message: dict[str, Any]) -> NDArray[Any]:
-        """Return the pixels behind a message. Raises EOFError, OSError, MalformedError."""
-        pixels = _room_for(message)
+        """Return the pixels of a message. Raises EOFError, OSError, MalformedError."""
+        shape, dtype = _kind_of(message)
+        if self._slots is not None and "slot" in message:
+            try:
+                return self._slots.pixels(message["slot"], message.get("at"), shape, dtype)
+            except BrokenSlotError as error:
+                raise MalformedError(str(error)) from None
+        pixels = np.empty(shape, dtype)
         room = pixels.data.cast("B")
         here = min(len(self._come), len(room))
         room[:here] = self._come[:here]
@@ -115,13 +132,14 @@ class Inbox:
             done += count
 
 
-def _room_for(message: dict[str, Any]) -> NDArray[Any]:
-    """Return an array for the pixels that a message announces. Raises MalformedError."""
+def _kind_of(message: dict[str, Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and type of the pixels that a message announces. Raises MalformedError."""
     shape: Any = message.get("shape")
-    dtype: Any = message.get("dtype")
-    if dtype not in _PIXELS:
-        raise MalformedError(f"pixels of type {dtype!r}")
+    name: Any = message.get("dtype")
+    if name not in _PIXELS:
+        raise MalformedError(f"pixels of type {name!r}")
+    dtype = np.dtype(name)
     sizes = isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
-    if not sizes or math.prod(shape) > MAX_FILE_BYTES // np.dtype(dtype).itemsize:
+    if not sizes or math.prod(shape) > MAX_FILE_BYTES // dtype.itemsize:
         raise MalformedError(f"pixels of shape {shape!r}")
-    return np.empty(shape, dtype)
+    return tuple(shape), dtype

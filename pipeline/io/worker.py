@@ -1,4 +1,4 @@
-"""The reading process behind `pipeline.io.pool`: `python -m pipeline.io.worker FD`.
+"""The reading process behind `pipeline.io.pool`: `python -m pipeline.io.worker FD [SLOTS]`.
 
 - A timer of the kernel ends the process when one file takes too long, even inside a C decoder.
 - The end of the connection (the parent closed it, or died) ends the process.
@@ -22,6 +22,7 @@ import numpy as np
 
 from pipeline.io.decode import read_frames, read_headers
 from pipeline.io.formats.limits import MAX_FILE_BYTES, as_unreadable
+from pipeline.io.slots import SlotWriter
 from pipeline.io.types import FrameRead
 from pipeline.io.wire import Inbox, send, send_pixels
 from pipeline.types import Failure
@@ -30,9 +31,10 @@ from pipeline.types import Failure
 _MEMORY = 3 * MAX_FILE_BYTES
 
 
-def main(fd: int) -> None:
-    """Do tasks from the connection `fd` until it ends."""
+def main(fd: int, slots_fd: int | None = None) -> None:
+    """Do tasks from the connection `fd` until it ends; pixels go by the memory `slots_fd`."""
     _protect()
+    slots = None if slots_fd is None else SlotWriter(slots_fd)
     wire = socket.socket(fileno=fd)
     # Before the silence: what fails so far is told on the parent's terminal.
     send(wire, {"ready": True})
@@ -40,7 +42,7 @@ def main(fd: int) -> None:
     inbox = Inbox(wire)
     try:
         while True:
-            _answer(wire, inbox.receive())
+            _answer(wire, slots, inbox.receive())
     except (EOFError, OSError):
         return  # the parent closed the connection, or died
 
@@ -83,7 +85,7 @@ class _TimeLimit:
             self._left -= time.monotonic() - started
 
 
-def _answer(wire: socket.socket, task: dict[str, Any]) -> None:
+def _answer(wire: socket.socket, slots: SlotWriter | None, task: dict[str, Any]) -> None:
     """Do one task: send its slices one by one, and with the last how it ended."""
     path = Path(os.fsdecode(bytes.fromhex(task["path"])))
     limit = _TimeLimit(float(task["limit"]))
@@ -91,7 +93,7 @@ def _answer(wire: socket.socket, task: dict[str, Any]) -> None:
         if task["frames"] is None:
             send(wire, {"end": True} | _headers(path, task, limit))
         else:
-            _send_slices(wire, path, task, limit)
+            _send_slices(wire, slots, path, task, limit)
     except ImportError as error:  # of this installation, which the parent raises
         send(wire, {"end": True, "fault": str(error)})
 
@@ -107,7 +109,13 @@ def _headers(path: Path, task: dict[str, Any], limit: _TimeLimit) -> dict[str, A
             return {"reason": known.reason, "detail": known.detail}
 
 
-def _send_slices(wire: socket.socket, path: Path, task: dict[str, Any], limit: _TimeLimit) -> None:
+def _send_slices(
+    wire: socket.socket,
+    slots: SlotWriter | None,
+    path: Path,
+    task: dict[str, Any],
+    limit: _TimeLimit,
+) -> None:
     """Read the frames of a task and send each as soon as it is there."""
     stamp = task["stamp"] and tuple(task["stamp"])
     count = len(task["frames"])
@@ -117,12 +125,14 @@ def _send_slices(wire: socket.socket, path: Path, task: dict[str, Any], limit: _
             read = next(reads)
             if number == count:
                 reads.close()
-        _send(wire, read, {"end": True} if number == count else {})
+        _send(wire, slots, read, {"end": True} if number == count else {})
     if not count:
         send(wire, {"end": True})
 
 
-def _send(wire: socket.socket, read: FrameRead, end: dict[str, Any]) -> None:
+def _send(
+    wire: socket.socket, slots: SlotWriter | None, read: FrameRead, end: dict[str, Any]
+) -> None:
     """Send one slice, or why there is none, and whether it ends its file."""
     message: dict[str, Any] = {
         "frame": read.item.frame,
@@ -135,8 +145,8 @@ def _send(wire: socket.socket, read: FrameRead, end: dict[str, Any]) -> None:
         send(wire, message | {"reason": item.reason, "detail": item.detail} | end)
         return
     message["voi"] = item.voi and dataclasses.asdict(item.voi)
-    send_pixels(wire, message | end, np.ascontiguousarray(item.pixels))
+    send_pixels(wire, message | end, np.ascontiguousarray(item.pixels), slots)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

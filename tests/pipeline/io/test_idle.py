@@ -27,7 +27,7 @@ def none_idle() -> Iterator[None]:
 
 @pytest.fixture
 def worker() -> Worker:
-    worker = Worker()
+    worker = Worker(2**20)
     worker.inbox.receive()
     worker.ready = True
     return worker
