@@ -43,6 +43,8 @@ _REFILL_FRAMES = 4
 # While the caller has results before it, messages gather for so long: each look at them costs.
 _GATHER_S = 0.001
 _DIGEST_BYTES = 32
+# Processes that may be killed from outside as they start before the run gives up.
+_KILLED_STARTS = 5
 
 # What comes of a task: its slices one by one, then the task itself, which tells how it ended.
 Result = FrameRead | FileTask
@@ -104,6 +106,7 @@ class WorkerPool:
         self.begun: deque[FileTask] = deque()  # in order; what comes of the first is published
         self.interrupted: deque[FileTask] = deque()  # of these, those whose worker was killed
         self.workers: list[Worker] = []
+        self.killed_starts = 0  # workers killed one after another before they were ready
         self.in_flight = 0  # tasks submitted and not released
         self.bytes_waiting = 0  # pixels received and not released, but for those in slots
         self.lock = threading.Lock()  # of bytes_waiting
@@ -270,6 +273,7 @@ class WorkerPool:
         """
         if not worker.ready:
             worker.ready = True
+            self.killed_starts = 0
             return
         if not worker.tasks:
             raise MalformedError("a message that nobody waits for")
@@ -299,6 +303,10 @@ class WorkerPool:
     def _replace_dead(self, worker: Worker) -> None:
         """Remove a dead worker; its unread slices fail, or its file is begun again by another."""
         code = worker.process.wait()
+        if not worker.ready and code == -signal.SIGKILL and self.killed_starts < _KILLED_STARTS:
+            self.killed_starts += 1
+            self._remove(worker)
+            return
         if not worker.ready:
             raise RuntimeError(
                 f"A reading process ended with exit code {code} before its first file; "
