@@ -35,6 +35,7 @@ from pipeline.evaluation.result_files import (
 )
 from pipeline.evaluation.result_files import tidy as tidy
 from pipeline.evaluation.scoring import run
+from pipeline.evaluation.slice_weights import SLICES, weights_table
 from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import recipe_of
 from pipeline.results import PartCount, Positive, Result, Score, Tuned
@@ -144,6 +145,9 @@ def _computed(cases: Cases, method: Method, compute: Compute) -> Computed[Result
     scores, tested, tuned = compute()
     seconds = time.perf_counter() - started
     tables = {".parquet": predictions_table(cases.units, tested)} if tested.predictions else {}
+    weights = weights_table(cases, tested)
+    if weights is not None:
+        tables[SLICES] = weights
     return Computed(_result(cases, method, scores, tested, tuned, seconds), tables)
 
 

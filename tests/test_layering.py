@@ -50,6 +50,8 @@ HOMES = {
         "pipeline.tune",
         "pipeline.tuning",
         "pipeline.evaluation.heads.attention_fit",
+        "pipeline.evaluation.heads.over_slices",
+        "pipeline.evaluation.heads.transformer_fit",
         "pipeline.evaluation.heads.linear_fit",
         "pipeline.evaluation.heads.objective",
         "pipeline.evaluation.heads.probe_fit",

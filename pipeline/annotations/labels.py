@@ -36,7 +36,7 @@ from pipeline.annotations.label_values import LabelValues, apply_policies
 from pipeline.annotations.patients import rows_of_withdrawn
 from pipeline.annotations.spellings import is_empty, merged_spellings
 from pipeline.annotations.texts import is_number, is_text
-from pipeline.annotations.units import Units
+from pipeline.annotations.units import Units, places_along
 from pipeline.config.modalities import modality_code
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level, Task
@@ -165,6 +165,7 @@ def label_units(
         rows=labelled.rows,
         unit=unit,
         tally=tally,
+        along=places_along(_of_rows(slices, labelled.rows)),
         notes=(
             *table.notes,
             *keys.notes,
@@ -173,6 +174,12 @@ def label_units(
             *_rare_classes(classes, y[first], patients[first]),
         ),
     )
+
+
+def _of_rows(slices: pa.Table, rows: Numbers) -> pa.Table:
+    """Return what tells volumes and places of some rows of a slice table."""
+    place = np.searchsorted(slices["row"].to_numpy(), rows)
+    return slices.select(["series", "position_mm"]).take(pa.array(place))
 
 
 def _rare_classes(classes: Classes, y: NDArray[Any], patients: Texts) -> list[str]:

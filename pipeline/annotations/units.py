@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,7 +71,7 @@ class Units(Truth):
 
     ids (n,): row number, or pseudonym; rows (m,) ascending: the slices; unit (m,): the unit each
     slice belongs to, whose features are pooled over its slices. notes: what results say of the
-    labels.
+    labels. along (m,): see `places_along`; None where it is not known.
     """
 
     ids: NDArray[np.str_]
@@ -77,6 +79,7 @@ class Units(Truth):
     unit: NDArray[np.int64]
     tally: Tally
     notes: tuple[str, ...] = ()
+    along: NDArray[np.float64] | None = None
 
     @classmethod
     def unlabelled(
@@ -84,6 +87,7 @@ class Units(Truth):
         ids: NDArray[np.str_],
         rows: NDArray[np.int64],
         unit: NDArray[np.int64],
+        along: NDArray[np.float64] | None = None,
     ) -> Units:
         """Return units of which the features alone matter, each a group of its own."""
         return cls(
@@ -95,7 +99,13 @@ class Units(Truth):
             rows=rows,
             unit=unit,
             tally=Tally(),
+            along=along,
         )
+
+    @cached_property
+    def z(self) -> NDArray[np.float64]:
+        """(m,) where each slice lies in its volume, from 0 to 1; if unknown by order."""
+        return _by_order(self.unit) if self.along is None else self.along
 
     def in_order(self, order: NDArray[np.int64]) -> Units:
         """Return the same units numbered anew: order (n,) has the numbers that they have by now."""
@@ -133,6 +143,70 @@ def unit_names(slices: pa.Table, level: Level) -> NDArray[np.str_]:
     return np.array(names, np.str_)
 
 
+def places_along(slices: pa.Table) -> NDArray[np.float64]:
+    """Return (m,) where each slice of a slice table lies in its volume, from 0 to 1.
+
+    By its position along the normal, between those of the volume's first and last slice in the
+    table; in a volume without positions by order. One alone lies in the middle.
+    """
+    volume = _volumes_of(slices)
+    position = slices["position_mm"].to_numpy(zero_copy_only=False).astype(np.float64)
+    number = int(volume.max(initial=-1)) + 1
+    low = np.full(number, np.inf)
+    high = np.full(number, -np.inf)
+    is_known = ~np.isnan(position)
+    np.minimum.at(low, volume[is_known], position[is_known])
+    np.maximum.at(high, volume[is_known], position[is_known])
+    length = (high - low)[volume]
+    is_placed = (length > 0) & ~np.isin(volume, volume[~is_known])
+    places = _by_order(volume)
+    places[is_placed] = (position - low[volume])[is_placed] / length[is_placed]
+    return places
+
+
+def _volumes_of(slices: pa.Table) -> NDArray[np.int64]:
+    """Return (m,) the number of each slice's volume; one without a series is its own."""
+    codes = slices["series"].combine_chunks().dictionary_encode().indices
+    volume: NDArray[np.int64] = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    alone = volume < 0
+    volume[alone] = volume.max(initial=-1) + 1 + np.arange(alone.sum())
+    return volume
+
+
+def _by_order(group: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return (m,) the place of each item in its group, the first 0 and the last 1; alone 0.5."""
+    order = np.argsort(group, kind="stable")
+    size = np.bincount(group)
+    start = np.cumsum(size) - size
+    place = np.empty(len(group))
+    place[order] = np.arange(len(group)) - np.repeat(start, size)
+    last = size[group] - 1
+    return np.where(last > 0, place / np.maximum(last, 1), 0.5)
+
+
+@dataclass(frozen=True)
+class SliceWeights:
+    """What the slices of some units counted. rows (s,): of a store; unit (s,): each one's unit,
+    by its place among those predicted; weight (s,): sums to 1 over the slices of a unit.
+    """
+
+    rows: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, each: Sequence[tuple[SliceWeights, int]]) -> SliceWeights:
+        """Return the weights of units after units; each with the number of its units."""
+        first = np.cumsum([0, *(q for _, q in each)])
+        return cls(
+            rows=np.concatenate([weights.rows for weights, _ in each]),
+            unit=np.concatenate(
+                [weights.unit + start for (weights, _), start in zip(each, first, strict=False)]
+            ),
+            weight=np.concatenate([weights.weight for weights, _ in each]),
+        )
+
+
 @dataclass(frozen=True)
 class Bags:
     """The slices of n units: places in `Units.rows`, ascending, of any unit by its number.
@@ -157,7 +231,8 @@ class Prediction:
     that were fitted on train alone say of val, draw after draw, by which the operating point is
     chosen; None where a head says nothing of val. thresholds, as proba: the operating points, once
     they are chosen; NaN where a decision has none. chosen: of several predictions the one that val
-    chose, and that stands for the answer; where none is, the last does.
+    chose, and that stands for the answer; where none is, the last does. weights: how much each
+    slice of the units counted, of heads that say so.
     """
 
     setting: dict[str, float]
@@ -166,3 +241,4 @@ class Prediction:
     on_val: NDArray[np.float64] | None = None
     thresholds: NDArray[np.float64] | None = None
     chosen: bool = False
+    weights: SliceWeights | None = None

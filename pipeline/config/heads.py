@@ -77,6 +77,12 @@ HEADS: dict[str, Registered] = {
         "Fit the probe on ever more patients, from one a class to all: the label-efficiency curve.",
         on_device=True,
     ),
+    "transformer": Registered(
+        "pipeline.evaluation.heads.transformer",
+        "Train a transformer over the slices of each series, study or patient and where they lie, "
+        "and score it.",
+        on_device=True,
+    ),
 }
 # What `radprobe evaluate` answers by; other heads have their own command, or are asked by name.
 DEFAULT_HEADS: tuple[str, ...] = ("knn", "probe", "fewshot")

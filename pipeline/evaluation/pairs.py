@@ -112,6 +112,7 @@ class PairedCases(Cases):
             rows=np.concatenate([there.rows, here.rows]),
             unit=np.concatenate([there.unit, here.unit + len(there.ids)]),
             notes=tuple(notes),
+            along=np.concatenate([there.z, here.z]),
         )
 
     def _refuse_other_question(self) -> None:

@@ -12,7 +12,6 @@ import glob
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +33,14 @@ from pipeline.evaluation.pairs import PairedCases
 from pipeline.results import Metric, Result, Score, Segmented
 from pipeline.shared.texts import file_name
 from stores import FeatureStore
-from stores._disk import CHECKSUM, files_in, fits_checksum, read_checked, write_checked
+from stores._disk import (
+    CHECKSUM,
+    files_in,
+    fits_checksum,
+    read_checked,
+    remove_folder,
+    write_checked,
+)
 from stores.contents import MASKS as MASK_FOLDER
 from stores.contents import RUNS
 from stores.contents import TUNED as TUNED_NETWORKS
@@ -239,8 +245,9 @@ def _without_traces(store: FeatureStore, name: str) -> Iterator[None]:
     try:
         yield
     except StaleTablesError:
-        shutil.rmtree(store.path / TUNED_NETWORKS / name, ignore_errors=True)
-        shutil.rmtree(store.path / RUNS / name, ignore_errors=True)
+        for folder in (TUNED_NETWORKS, RUNS):
+            with contextlib.suppress(OSError):
+                remove_folder(store.path / folder / name)
         store.storage.clear(MASK_FOLDER)
         raise
 

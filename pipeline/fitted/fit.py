@@ -198,7 +198,7 @@ def _predict_test(fitting: _Fitting, state: HeadState, setting: dict[str, float]
     test = fitting.parts["test"]
     places = slices_of(units, test)
     number = np.searchsorted(test, units.unit[places])
-    tested = Units.unlabelled(units.ids[test], units.rows[places], number)
+    tested = Units.unlabelled(units.ids[test], units.rows[places], number, units.z[places])
     x = fitting.given.x[places if fitting.head.sees == "slices" else test]
     predictions = fitting.head.from_state(state)(x, tested)
     return next(each.proba for each in predictions if each.setting == setting)

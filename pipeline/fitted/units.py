@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Units, unit_names
+from pipeline.annotations.units import Units, places_along, unit_names
 from pipeline.config.tasks import Level, Task
 from pipeline.evaluation.pooling import runs_of_units
 from pipeline.shared.arrays import Rows
@@ -22,7 +22,17 @@ from stores.features import OK, UNREADABLE, VOID, FeatureStore
 Texts = NDArray[np.str_]
 # Slices whose features are in memory at a time.
 SLICES_AT_ONCE = 4096
-COLUMNS = ("row", "path", "frame", "patient", "study", "series", "modality", "withdrawn")
+COLUMNS = (
+    "row",
+    "path",
+    "frame",
+    "patient",
+    "study",
+    "series",
+    "position_mm",
+    "modality",
+    "withdrawn",
+)
 
 
 @dataclass(frozen=True)
@@ -125,18 +135,21 @@ class LiveUnits:
         answered = np.flatnonzero(sizes)
         number = np.cumsum(sizes > 0) - 1
         ids = self.ids[first:stop]
-        rows = slices["row"].to_numpy()[has_features]
+        readable = slices.filter(pa.array(has_features))
+        rows = readable["row"].to_numpy()
         return Piece(
             ids=ids,
             answered=answered,
-            units=Units.unlabelled(ids[answered], rows, number[unit[has_features]]),
+            units=Units.unlabelled(
+                ids[answered], rows, number[unit[has_features]], places_along(readable)
+            ),
             paths=_texts(slices, "path")[at],
             frames=slices["frame"].to_numpy()[at].astype(np.int64),
             patients=_texts(slices, "patient")[at],
             modalities=_texts(slices, "modality")[at],
             sizes=sizes,
             unreadable=np.bincount(unit, minlength=n) - sizes,
-            slices=slices.filter(pa.array(has_features)),
+            slices=readable,
             unit=unit[has_features],
         )
 
@@ -147,18 +160,20 @@ def unit_chunks(units: Units) -> Iterator[Units]:
     for first, stop in runs_of_units(bags.first, SLICES_AT_ONCE):
         places = bags.order[bags.first[first] : bags.first[stop]]
         unit = units.unit[places] - first
-        yield Units.unlabelled(units.ids[first:stop], units.rows[places], unit)
+        yield Units.unlabelled(units.ids[first:stop], units.rows[places], unit, units.z[places])
 
 
 def units_from(units: Units, numbers: Rows) -> Units:
     """Return some units by their numbers, without labels; each must have a slice."""
     bags = units.bags()
-    places = [bags[unit] for unit in numbers.tolist()]
-    sizes = [len(each) for each in places]
+    of_units = [bags[unit] for unit in numbers.tolist()]
+    sizes = [len(each) for each in of_units]
+    places = np.concatenate(of_units)
     return Units.unlabelled(
         units.ids[numbers],
-        units.rows[np.concatenate(places)],
+        units.rows[places],
         np.repeat(np.arange(len(numbers)), sizes),
+        units.z[places],
     )
 
 

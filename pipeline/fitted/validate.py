@@ -263,6 +263,7 @@ def some_units(units: Units, numbers: Rows) -> Units:
         ids=some.ids,
         rows=some.rows,
         unit=some.unit,
+        along=some.along,
     )
 
 

@@ -30,7 +30,7 @@ Bools = NDArray[np.bool_]
 class Judged:
     """What an answer says of its test units. called (n, c): by its operating points, or one half.
 
-    rows: of the slices of each unit.
+    rows: of the slices of each unit; ids: what each is called.
     """
 
     truth: Truth
@@ -38,6 +38,7 @@ class Judged:
     called: Bools
     fold: NDArray[np.int64] | None
     rows: list[list[int]]
+    ids: list[str]
 
     @classmethod
     def of(cls, source: Source, result: Result) -> Judged | None:
@@ -51,20 +52,28 @@ class Judged:
         rows_of = rows_by_unit(source, result.level)
         # Withdrawn slices have no picture and no features any more.
         there = np.array([name in rows_of for name in ids], bool)
-        rows = [rows_of[name] for name in ids if name in rows_of]
+        left = [name for name in ids if name in rows_of]
         return cls(
             truth.at(there),
             proba[there],
             called[there],
             None if fold is None else fold[there],
-            rows,
+            [rows_of[name] for name in left],
+            left,
         )
 
     def at(self, which: Bools) -> Judged:
         """Return what is said of some of the units."""
-        rows = [each for each, is_one in zip(self.rows, which, strict=True) if is_one]
+        numbers = np.flatnonzero(which).tolist()
         fold = None if self.fold is None else self.fold[which]
-        return Judged(self.truth.at(which), self.proba[which], self.called[which], fold, rows)
+        return Judged(
+            self.truth.at(which),
+            self.proba[which],
+            self.called[which],
+            fold,
+            [self.rows[i] for i in numbers],
+            [self.ids[i] for i in numbers],
+        )
 
 
 def rows_by_unit(source: Source, level: Level) -> dict[str, list[int]]:

@@ -27,6 +27,7 @@ from pipeline.extraction.selection import LEFT_OUT
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.results import Result, Segmented
 from pipeline.shared.pseudonyms import Names
+from stores._disk import below
 from stores.errors import ConfigError, LabelError
 from stores.export import live_slices
 from stores.features import FeatureStore
@@ -235,7 +236,7 @@ def take_stock(source: Source) -> Inventory:
         withdrawn=int(withdrawn.sum()),
         flags=dict(flags.most_common()),
         losses=(*_files_lost(source.store), *_slices_lost(source.store, status)),
-        bytes=sum(f.stat().st_size for f in source.store.path.rglob("*") if f.is_file()),
+        bytes=sum(f.stat().st_size for f in below(source.store.path) if f.is_file()),
     )
 
 
