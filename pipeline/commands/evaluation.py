@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipeline.config.tasks import Level
     from pipeline.evaluation.compare import Results
     from pipeline.results import Difference, Result, Segmented
+    from pipeline.segmentation.regions import Gathered
 
 Name = TypeVar("Name", bound=str)
 ComparedStore = Annotated[
@@ -219,6 +220,27 @@ def _print_segmented(answers: Sequence[Segmented], as_json: bool) -> None:
         show_segmented(out, answers)
 
 
+@app.command(epilog="Example: radprobe regions configs/demo_regions.yaml")
+def regions(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Gather the regions that tasks of level region ask for: masks, and cached patch tokens.
+
+    `evaluate` does so by itself. What did not change since is kept.
+    """
+    settings = _checked_config(config, store)
+    gathered = _gather_regions(settings)
+    if not gathered:
+        raise ConfigError(
+            "No task of the config is of level region. Write `level: region` and `region: {masks: "
+            "NAME}` into one."
+        )
+    if as_json:
+        print(json.dumps([asdict(each) for each in gathered], indent=1))
+        return
+    for each in gathered:
+        for line in each.lines():
+            print_line(out, line)
+
+
 @app.command(epilog="Example: radprobe search configs/demo.yaml ct/0042 --k 5")
 def search(
     config: ConfigArg,
@@ -332,6 +354,8 @@ def _compare_across(
             f"{str(second)!r} has answered no task by heads on features, beside which others could "
             f"be held. Run `radprobe evaluate {second}`, or such as `radprobe knn {second}`."
         )
+    for each in (config, _checked_config(first)):
+        _gather_regions(each)
     away = with_predictions(config.store, evaluate(paired, chosen))
     both = None if heads is None else (_method(heads[0]), _method(heads[1]))
     table = compare_results((config.store, away), (config.store, home), both)
@@ -430,15 +454,29 @@ def _answer(
     settings = _checked_config(config, store)
     if predictions is not None:
         check_suffix(predictions)  # before anything is computed
+    _gather_regions(settings)
+    unanswered: UnansweredError | None = None
     try:
-        results = evaluate(settings, methods, device=device)
+        with _steps("evaluate") as progress:
+            results = evaluate(settings, methods, device=device, progress=progress)
     except UnansweredError as error:
-        # What was answered is shown all the same, and the error said after it.
-        _print_results(error.answers, settings, as_json)
-        _write_predictions(error.answers, settings, predictions)
-        raise
+        results = error.answers
+        unanswered = error
     _print_results(results, settings, as_json)
     _write_predictions(results, settings, predictions)
+    # What was answered is shown all the same, and the error said after it.
+    if unanswered is not None:
+        raise unanswered
+
+
+def _gather_regions(config: Config) -> list[Gathered]:
+    """Bring the regions of tasks that ask for some up to the masks; without any, import nothing."""
+    if not any(task.region for task in config.tasks.values()):
+        return []
+    from pipeline.segmentation.regions import update_regions
+
+    with _steps("regions") as progress:
+        return update_regions(config, progress)
 
 
 def _write_predictions(results: Sequence[Result], config: Config, path: Path | None) -> None:

@@ -72,6 +72,8 @@ MODALITIES = {
 # The subject as the path has it, and as the column participant_id.
 SUBJECT = r"(?:^|/)(sub-[^/]+)/"
 _SUBJECT = re.compile(SUBJECT)
+# A subject's session as the path has it; where there are no sessions, the subject.
+SESSION = r"(?:^|/)(sub-[^/]+(?:/ses-[^/]+)?)/"
 _SUBJECT_GLOB = "sub-*"
 # Subjects that are looked at for names of BIDS.
 _LOOKED_AT = 3
