@@ -106,7 +106,10 @@ def evaluate(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[
 
     Raises UnansweredError, which has the other answers, where some tasks cannot be answered.
     """
+    from pipeline.segmentation.regions import update_regions
+
     check_store(config)
+    update_regions(config)
     return list(_evaluate.evaluate(config, methods))
 
 
@@ -146,12 +149,12 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
 
     In the order of rows, as models answer.
 
-    features: cls, cls+mean, cls4 or cls4+mean. The split is the one on file, or it is dealt and
-    filed. Raises ConfigError where there is no such task, RecipeMismatchError where another recipe
-    made the store, StoreNotFoundError, LabelError.
+    features: cls, cls+mean, cls4 or cls4+mean; of regions, what their task pools. The split is the
+    one on file, or it is dealt and filed. Raises ConfigError where there is no such task,
+    RecipeMismatchError where another recipe made the store, StoreNotFoundError, LabelError.
     """
-    from pipeline.evaluation.pooling import read_features
     from pipeline.evaluation.questions import cases_of
+    from pipeline.segmentation.regions import update_regions
     from stores.errors import ConfigError
 
     if task not in config.tasks:
@@ -160,6 +163,7 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     check_store(config)
     # What heads are fitted on elsewhere is not of this store.
     one = config.model_copy(update={"tasks": {task: config.tasks[task]}, "fit_on": None})
+    update_regions(one)
     (cases,) = cases_of(one)
     cases.ensure_split()
     _, first = np.unique(cases.units.unit, return_index=True)
@@ -170,7 +174,7 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     side = cases.split.sides_of(units.groups)
     # One more for those of no side, whose number is -1.
     names = np.array([*cases.split.patients, ""])
-    x = read_features(cases.store, units, features, cases.task.pool)
+    x = cases.read(features)[np.argsort(first)]
     return TaskData(x, y, units.groups, names[side])
 
 

@@ -127,7 +127,7 @@ def _questions(task: Cases, methods: Sequence[Method]) -> Iterator[tuple[Cases, 
 
 def _shortcut(cases: Cases, column: str) -> Cases:
     """Return the question whether the features tell a column, on the split of a task."""
-    shared = {"level", "modality", "pool", "uncertain", "missing", "empty"}
+    shared = {"level", "region", "modality", "pool", "uncertain", "missing", "empty"}
     task = Task(labels=(column,), **cases.task.model_dump(include=shared))
     return replace(cases, name=f"{cases.name}/{column}", task=task, shortcut_of=cases)
 
@@ -171,7 +171,7 @@ def _result(
         task=cases.name,
         question=cases.task,
         method=method,
-        features=settings.features,
+        features=cases.features_of(settings),
         kind=units.kind,
         classes=units.classes,
         level=cases.task.level,

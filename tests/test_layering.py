@@ -72,6 +72,7 @@ HOMES = {
     "peft": {"pipeline.tuning"},
     "huggingface_hub": {"pipeline.backbones.weights"},
     "faiss": {
+        "pipeline.evaluation.cards",
         "pipeline.evaluation.neighbours",
         "pipeline.extraction.exchange",
         "pipeline.doctor",

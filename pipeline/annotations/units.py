@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotations.regions import REGION
 from pipeline.config.tasks import Kind, Level
 from pipeline.results import Tally
 from pipeline.shared.arrays import numbers_of
@@ -123,6 +124,19 @@ class Units(Truth):
         """Return every slice as a unit of its own, in the order of `rows`, without its label."""
         return replace(self, unit=np.arange(len(self.rows)), ids=self.rows.astype(np.str_))
 
+    def places_in(self, slices: pa.Table) -> NDArray[np.int64]:
+        """Return (m,) where each slice of the units stands in a slice table, in order of its rows.
+
+        In one of regions, where a slice stands once for each of its own, that of its unit.
+        """
+        rows = slices["row"].to_numpy()
+        if REGION not in slices.column_names:
+            return np.searchsorted(rows, self.rows)
+        names = slices[REGION].to_pylist()
+        place = {pair: i for i, pair in enumerate(zip(rows.tolist(), names, strict=True))}
+        of_units = zip(self.rows.tolist(), self.ids[self.unit].tolist(), strict=True)
+        return np.array([place[pair] for pair in of_units], np.int64)
+
     def bags(self) -> Bags:
         """Return which slices belong to each unit."""
         counts = np.bincount(self.unit, minlength=len(self.ids))
@@ -131,14 +145,27 @@ class Units(Truth):
         return Bags(np.argsort(self.unit, kind="stable"), first)
 
 
+def column_of_level(level: Level) -> str:
+    """Return the column of a slice table that names the units of a level."""
+    return "row" if level == "image" else level
+
+
+def has_unit(slices: pa.Table, level: Level) -> NDArray[np.bool_]:
+    """Return (m,) which slices are of a unit at all: of regions those alone that show one."""
+    if level != REGION:
+        return np.ones(len(slices), bool)
+    return np.array([name is not None for name in slices[REGION].to_pylist()], bool)
+
+
 def unit_names(slices: pa.Table, level: Level) -> NDArray[np.str_]:
     """Return (m,) the unit of each slice of a slice table, without labels: its row number or id.
 
     A file without a series, study or patient is its own.
     """
-    column = "row" if level == "image" else level
     names = []
-    for name, path in zip(slices[column].to_pylist(), slices["path"].to_pylist(), strict=True):
+    for name, path in zip(
+        slices[column_of_level(level)].to_pylist(), slices["path"].to_pylist(), strict=True
+    ):
         names.append(str(path if name is None else name))
     return np.array(names, np.str_)
 

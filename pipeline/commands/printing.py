@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.fitted.validate_masks import MaskValidation
     from pipeline.recipe import Recipe
     from pipeline.results import Difference, Metric, Result, Score, Segmented
+    from pipeline.segmentation.patch_search import PatchHit
 
 RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
 # The metrics a table shows; a result's file holds the others too.
@@ -268,7 +269,7 @@ def _counted(result: Result, part: Part) -> str:
 def _units_text(result: Result, units: int, patients: int) -> str:
     if result.level == "patient":
         return count(units, "patient")
-    plural = {"image": "images", "series": "series", "study": "studies"}[result.level]
+    plural = {"series": "series", "study": "studies"}.get(result.level, "")
     return f"{count(units, result.level, plural)} of {count(patients, 'patient')}"
 
 
@@ -412,6 +413,21 @@ def show_hits(out: Console, hits: Sequence[Hit], recipe: Recipe) -> None:
     for hit in hits:
         numbers = (str(hit.row), str(hit.slices), f"{hit.cosine:.4f}")
         table.add_row(hit.path, hit.modality, hit.patient or "", *numbers)
+    _print(out, table)
+
+
+def show_patches(out: Console, hits: Sequence[PatchHit], recipe: Recipe) -> None:
+    """Print the patches that are most like another, nearest first; recipe: of the features."""
+    if recipe.random:
+        out.print(RANDOM, style="bold yellow")
+    table = _table(
+        f"Nearest patches, by {recipe.network}",
+        ("path", "modality", "patient"),
+        ("row", "frame", "x", "y", "cosine"),
+    )
+    for hit in hits:
+        numbers = (hit.row, hit.frame, hit.x, hit.y, f"{hit.cosine:.4f}")
+        table.add_row(hit.path, hit.modality, hit.patient or "", *map(str, numbers))
     _print(out, table)
 
 

@@ -164,6 +164,8 @@ class Labels(Frozen):
     in a cell that holds nothing: a class that is called NA is taken out of this list. dates: how
     days are written that do not begin with the year, such as 3.4.2024; 3/4/2024 and 3-4-2024 are
     too. root: the column that says under which name of data.root a row's path, or id, is.
+    structure: of tasks of level region, the column that says which structure a row is of; unset, a
+    row is of all that lies in what it names.
     """
 
     file: Path
@@ -176,6 +178,7 @@ class Labels(Frozen):
     empty: tuple[str, ...] = EMPTY
     dates: Literal["year-month-day", "day.month.year"] = "year-month-day"
     root: str | None = None
+    structure: str | None = None
 
 
 SplitKind = Literal["holdout", "kfold", "list", "site", "date"]
