@@ -53,6 +53,7 @@ def write_bids(root: Path, seed: int) -> None:
     """Write subjects with a T1w and a FLAIR of two sessions, masks of the T1w, and tables."""
     rng = np.random.default_rng(seed)
     root.mkdir()
+    (root / "README").write_text("A test.")
     (root / "dataset_description.json").write_text('{"Name": "test", "BIDSVersion": "1.10.0"}')
     rows = ["participant_id\tage\tgroup"]
     for i, subject in enumerate(SUBJECTS):
@@ -108,6 +109,8 @@ def test_subjects_are_patients_and_derivatives_no_images(project: Path) -> None:
     assert set(slices["study"].to_pylist()) == {names.pseudonym("study", s) for s in studies}
     assert not any("derivatives" in path for path in slices["path"].to_pylist())
     assert not any("sub-" in path for path in store.slices()["path"].to_pylist())
+    # Tables and texts are no files that could not be read.
+    assert not any(store.files(["reason"])["reason"].to_pylist())
     assert not embed(config).notes  # of what was filled in, nothing is missed
 
 
