@@ -123,6 +123,23 @@ class Units(Truth):
         """Return every slice as a unit of its own, in the order of `rows`, without its label."""
         return replace(self, unit=np.arange(len(self.rows)), ids=self.rows.astype(np.str_))
 
+    def one_a_volume(self, slices: pa.Table) -> Units:
+        """Return the same units by one slice of each volume, the middle one.
+
+        Where all slices of a volume have one vector, so that none counts more for its slices.
+        slices: those of `rows`, as a slice table.
+        """
+        volume = _volumes_of(slices)
+        order = np.argsort(volume, kind="stable")
+        size = np.bincount(volume)
+        kept = np.sort(order[np.cumsum(size) - size + size // 2])
+        return replace(
+            self,
+            rows=self.rows[kept],
+            unit=self.unit[kept],
+            along=None if self.along is None else self.along[kept],
+        )
+
     def bags(self) -> Bags:
         """Return which slices belong to each unit."""
         counts = np.bincount(self.unit, minlength=len(self.ids))
