@@ -153,6 +153,7 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     one on file, or it is dealt and filed. Raises ConfigError where there is no such task,
     RecipeMismatchError where another recipe made the store, StoreNotFoundError, LabelError.
     """
+    from pipeline.evaluation.pooling import read_features
     from pipeline.evaluation.questions import cases_of
     from pipeline.segmentation.regions import update_regions
     from stores.errors import ConfigError
@@ -174,7 +175,7 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     side = cases.split.sides_of(units.groups)
     # One more for those of no side, whose number is -1.
     names = np.array([*cases.split.patients, ""])
-    x = cases.read(features)[np.argsort(first)]
+    x = read_features(cases.store, units, features, cases.task.pool)
     return TaskData(x, y, units.groups, names[side])
 
 

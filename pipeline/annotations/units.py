@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.regions import REGION
+from pipeline.annotations.regions import REGION, region_of
 from pipeline.config.tasks import Kind, Level
 from pipeline.results import Tally
 from pipeline.shared.arrays import numbers_of
@@ -66,13 +66,24 @@ class Truth:
         return Truth(self.y[which], self.groups[which], self.classes, self.kind)
 
 
+class Seen(Protocol):
+    """What each slice of some units has of them, where that is not the slice as a whole."""
+
+    def at(self, places: NDArray[np.int64]) -> Seen:
+        """Return that of some of the slices (m,), by their places."""
+
+    def features(self, unit: NDArray[np.int64], n: int) -> NDArray[np.float32]:
+        """Return (n, d) the features of units; unit (m,): the unit of each slice."""
+
+
 @dataclass(frozen=True)
 class Units(Truth):
     """What a task is scored on: n images, series, studies or patients, with their labels.
 
     ids (n,): row number, or pseudonym; rows (m,) ascending: the slices; unit (m,): the unit each
     slice belongs to, whose features are pooled over its slices. notes: what results say of the
-    labels. along (m,): see `places_along`; None where it is not known.
+    labels. along (m,): see `places_along`; None where it is not known. seen: what the units are
+    seen by in the place of their slices' features; None for these.
     """
 
     ids: NDArray[np.str_]
@@ -81,6 +92,7 @@ class Units(Truth):
     tally: Tally
     notes: tuple[str, ...] = ()
     along: NDArray[np.float64] | None = None
+    seen: Seen | None = None
 
     @classmethod
     def unlabelled(
@@ -89,6 +101,7 @@ class Units(Truth):
         rows: NDArray[np.int64],
         unit: NDArray[np.int64],
         along: NDArray[np.float64] | None = None,
+        seen: Seen | None = None,
     ) -> Units:
         """Return units of which the features alone matter, each a group of its own."""
         return cls(
@@ -101,6 +114,7 @@ class Units(Truth):
             unit=unit,
             tally=Tally(),
             along=along,
+            seen=seen,
         )
 
     @cached_property
@@ -249,6 +263,27 @@ class SliceWeights:
             ),
             weight=np.concatenate([weights.weight for weights, _ in each]),
         )
+
+
+def names_of_slices(
+    slices: pa.Table, level: Level, ids: Iterable[str]
+) -> Iterator[tuple[int, str]]:
+    """Yield places of a slice table and the unit that each is of, of units that were answered.
+
+    ids: theirs, which tell of regions in which image or volume each lies: a slice is of several.
+    """
+    if level != REGION:
+        yield from enumerate(unit_names(slices, level).tolist())
+        return
+    places: dict[str, list[int]] = {}
+    for place, (row, series) in enumerate(
+        zip(slices["row"].to_pylist(), slices["series"].to_pylist(), strict=True)
+    ):
+        for whole in (str(row), series or ""):
+            places.setdefault(whole, []).append(place)
+    for name in ids:
+        for place in places.get(region_of(name)[0], ()):
+            yield place, name
 
 
 @dataclass(frozen=True)

@@ -367,13 +367,9 @@ class Cases:
             return self._last_read[1]
         # Forgotten before others are read, so that memory never holds both.
         self._last_read = None
-        x = self.read(which)
+        x = read_features(self.store, self.units, which, self.task.pool)
         self._last_read = (which, x)
         return x
-
-    def read(self, which: FeatureSet) -> Floats:
-        """Return (n, d) the units' features in this store, of the slices pooled."""
-        return read_features(self.store, self.units, which, self.task.pool)
 
     def slices(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) the features of every slice of the units, as a head sees them."""

@@ -82,10 +82,13 @@ def update_regions(config: Config, progress: Progress | None = None) -> list[Gat
     if not asked:
         return []
     store = FeatureStore.open(config.store)
-    return [_update(config, store, name, progress) for name in dict.fromkeys(asked)]
+    return [gather(config, store, name, progress) for name in dict.fromkeys(asked)]
 
 
-def _update(config: Config, store: FeatureStore, name: str, progress: Progress | None) -> Gathered:
+def gather(
+    config: Config, store: FeatureStore, name: str, progress: Progress | None = None
+) -> Gathered:
+    """Bring the regions of some masks of a config up to them. Raises as `update_regions` does."""
     withdrawn = store.withdrawn  # before anything of the store is read
     report = functools.partial(progress, f"{name}: masks") if progress else None
     masks = update_masks(config, store, config.masks[name], report)
@@ -150,7 +153,7 @@ def _index(store: FeatureStore, masks: StoredMasks, before: Regions | None) -> p
         of_slice = known.get((row, digest)) or list(_pieces(masks, row, digest, grid))
         pieces += [piece | {"whole": whole} for piece in of_slice]
     table = pa.Table.from_pylist(pieces, schema=INDEX_SCHEMA)
-    return with_origin(table, [*_faults(masks)], store.fingerprint())
+    return with_origin(table, [*_faults(masks)], store.fingerprint(), masks.classes[1:])
 
 
 def _wholes(store: FeatureStore, masks: StoredMasks) -> list[str]:

@@ -21,12 +21,17 @@ from typer.testing import CliRunner
 from pipeline.cli import app as cli
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
+from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.questions import cases_of
+from pipeline.fitted.fit import fit
+from pipeline.fitted.predict import predictions
+from pipeline.outlook import outlook_of
 from pipeline.results import Result
 from pipeline.segmentation.coverage import coverage
 from pipeline.segmentation.geometry import shown
 from pipeline.segmentation.patch_search import search_patches
 from pipeline.segmentation.regions import update_regions
+from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError
 from stores.features import FeatureStore
 from stores.purge import purge, withdraw
@@ -197,7 +202,9 @@ def test_pools_are_what_they_say_over_all_slices_of_a_volume(
     assert cases.units.classes == ("liver", "spleen")
     store = FeatureStore.open(config.store)
     x = store.read("patch", np.arange(6)).astype(np.float64).reshape(6 * 64, -1)
-    found = dict(zip(cases.units.y.tolist(), cases.read("cls"), strict=True))
+    found = dict(
+        zip(cases.units.y.tolist(), read_features(cases.store, cases.units, "cls"), strict=True)
+    )
     for value in VALUES:
         w = np.concatenate(
             [coverage(each, shown(20, 24, "square"), (8, 8), 3).shares[value] for each in labels]
@@ -257,6 +264,20 @@ def test_every_head_answers_or_says_why_not(lungs: Path) -> None:
     (attention,) = (r for r in results if r.method == "attention")
     assert attention.notes[-1].startswith("attention needs units of several slices")
     assert [r.cached for r in evaluate(config, ["probe"])] == [True]
+
+
+def test_a_model_of_regions_says_of_a_config_what_its_answer_does(
+    lungs: Path, tmp_path: Path
+) -> None:
+    config = regions_config(lungs, {"white": region_task()}, labels=by_lung(lungs))
+    model = fit(config, tmp_path / "model")
+    assert (model.record.level, model.record.features) == ("region", "region-mean")
+    assert model.record.difference < 1e-6
+    said = predictions(model, write_yaml(lungs, config))
+    assert said.num_rows == 48
+    assert {name.partition(":")[2] for name in said["unit"].to_pylist()} == {*LUNGS.values()}
+    with pytest.raises(ConfigError, match="Name a config that has them"):
+        predictions(model, config.store)
 
 
 # --- what changes, and what does not -----------------------------------------------------------
@@ -417,3 +438,17 @@ def test_settings_of_regions_say_what_they_lack(
 ) -> None:
     with pytest.raises(ValidationError, match=re.escape(words)):
         regions_config(tmp_path, {"w": task})
+
+
+def test_what_regions_come_to_is_told_before_anything_is_embedded(lungs: Path) -> None:
+    tasks = {"white": region_task(), "side": region_task() | {"labels": ["region.structure"]}}
+    tasks["side"]["positive"] = "left lung"
+    config = regions_config(lungs, tasks, labels=by_lung(lungs), outputs={"keep": ["cls"]})
+    store = FeatureStore.open(config.store)
+    names = Names(store.path, config.data.paths)
+    lines = outlook_of(config, names.revealed(store.slices()), names).lines()
+    text = "\n".join(lines)
+    assert "Task white: 48 region units of 24 patients: 24 with '1'" in text
+    assert "Task side: 48 region units of 24 patients: 24 with 'left lung'" in text
+    assert "as if each had every structure" in text
+    assert "Regions are made of patch tokens, which are not kept" in text
