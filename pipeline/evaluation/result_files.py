@@ -27,6 +27,7 @@ from pipeline.config.data import Labels
 from pipeline.config.heads import declared
 from pipeline.config.methods import Method
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
+from pipeline.config.tasks import Task
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.pairs import PairedCases
@@ -67,7 +68,7 @@ _UNIT_KINDS = _TEXTS | {
 KEY_LENGTH = 16  # hex digits of a key in a file's name
 # Of `Labels`, younger than keys: in them only where they are set, so that other answers keep their
 # names. A setting of labels that is new belongs here.
-YOUNGER_SETTINGS = ("dates", "root")
+YOUNGER_SETTINGS = ("dates", "root", "structure")
 # How often the tidy table is written where other processes write it too.
 _TRIES = 10
 
@@ -117,6 +118,13 @@ def _join_settings(labels: Labels) -> dict[str, Any]:
     return settings
 
 
+def _task_settings(task: Task) -> dict[str, Any]:
+    """Return what a task asks, as keys have it."""
+    # Of tasks too: only where it is set.
+    young = {"region"} if task.region is None else set()
+    return task.model_dump(mode="json", exclude={"shortcuts", *young})
+
+
 def result_key(cases: Cases, method: Method) -> str:
     """Return the sha256 of all that the answer to a task by a method depends on.
 
@@ -145,7 +153,7 @@ def _asked_of(cases: Cases) -> dict[str, Any]:
     """Return all of a task over a store that an answer to it depends on."""
     content = {
         "name": cases.name,
-        "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
+        "task": _task_settings(cases.task),
         "join": _join_settings(cases.table.settings),
         "labels": cases.labels_digest,
         "split": cases.split.digest,
@@ -155,7 +163,7 @@ def _asked_of(cases: Cases) -> dict[str, Any]:
     # Only where there is one: other answers keep their names.
     if cases.split_column_digest is not None:
         content["split_column"] = cases.split_column_digest
-    return content
+    return content | cases.depends_on
 
 
 def result_path(cases: Cases, method: Method) -> Path:

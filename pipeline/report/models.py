@@ -33,11 +33,12 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseGroup:
-    """Cases of one kind, the worst first."""
+    """Cases of one kind, the worst first. beside: what a case's neighbours are."""
 
     title: str
     about: str
     cases: tuple[Case, ...]
+    beside: str = "Nearest slices of other patients"
 
 
 @dataclass(frozen=True)

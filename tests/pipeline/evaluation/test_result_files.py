@@ -124,8 +124,10 @@ KEYS = {
     "probe": "01e2035084428dee",
     "fewshot": "c0018e50cad10de5",
     "linear": "e6bc853644afe481",
-    "attention": "38ada794909bac9f",
+    # since it says how much each slice counted
+    "attention": "4ddacbb260562c87",
     "efficiency": "63f9f3134598d1f7",
+    "transformer": "c65ce120c1e3388b",
     "finetune": "80ab7cd26f2fff65",
     "lora": "f48c458950b6910a",
     "bitfit": "687d2f34a0b58a31",
