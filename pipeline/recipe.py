@@ -250,7 +250,16 @@ def intensity_kind(modality: str) -> IntensityKind:
 
 # Which of transformers' model types a network is (`comparators`); DINOv2's two are one here.
 FamilyName = Literal[
-    "dinov2", "vit", "vit_mae", "vit_msn", "clip", "sam", "resnet", "dinov3_vit", "timm_wrapper"
+    "dinov2",
+    "vit",
+    "vit_mae",
+    "vit_msn",
+    "clip",
+    "sam",
+    "resnet",
+    "dinov3_vit",
+    "timm_wrapper",
+    "efficientnet_lite",
 ]
 # A network's own mean, std and final norm; or as the code of arXiv 2312.02366 treats comparators:
 # ImageNet's mean and std, tokens before the final norm (DINOv2's keep theirs).

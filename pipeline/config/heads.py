@@ -77,6 +77,11 @@ HEADS: dict[str, Registered] = {
         "Fit the probe on ever more patients, from one a class to all: the label-efficiency curve.",
         on_device=True,
     ),
+    "mlp": Registered(
+        "pipeline.evaluation.heads.mlp",
+        "Train a perceptron of one hidden layer; val chooses its weight decay and when it ends.",
+        on_device=True,
+    ),
 }
 # What `radprobe evaluate` answers by; other heads have their own command, or are asked by name.
 DEFAULT_HEADS: tuple[str, ...] = ("knn", "probe", "fewshot")

@@ -23,6 +23,7 @@ FAMILIES: dict[FamilyName, str] = {
     "resnet": "pipeline.backbones.families.resnet",
     "dinov3_vit": "pipeline.backbones.families.dinov3_vit",
     "timm_wrapper": "pipeline.backbones.families.timm_wrapper",
+    "efficientnet_lite": "pipeline.backbones.families.efficientnet_lite",
 }
 # model_type in a config.json of Hugging Face -> family: the same word, but for two that have two.
 # The files of timm have none.

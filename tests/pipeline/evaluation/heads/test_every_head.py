@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "linear": {"epochs": 2},
     "attention": {"epochs": 2, "hidden": 8},
     "efficiency": {"steps": 2, "shots": [2], "draws": 2},
+    "mlp": {"epochs": 2, "hidden": 8},
 }
 
 
