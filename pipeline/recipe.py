@@ -301,6 +301,7 @@ FamilyName = Literal[
     "i3resnet",
     "monai_resnet",
     "segresenc",
+    "efficientnet_lite",
 ]
 # A network's own mean, std and final norm; or as the code of arXiv 2312.02366 treats comparators:
 # ImageNet's mean and std, tokens before the final norm (DINOv2's keep theirs).

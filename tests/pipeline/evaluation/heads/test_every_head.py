@@ -33,6 +33,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "attention": {"epochs": 2, "hidden": 8},
     "transformer": {"epochs": 2, "width": 8, "heads": 2},
     "efficiency": {"steps": 2, "shots": [2], "draws": 2},
+    "mlp": {"epochs": 2, "hidden": 8},
 }
 
 
