@@ -26,6 +26,9 @@ CHECKSUM = ".sha256"
 ORPHAN_AFTER_S = 3600.0
 # Documents, answers and claims are read whole: none of ours comes near this.
 MOST_BYTES = 2**28
+# Folders that lie in each other below a store: ours are ten, where rows have many axes. Whatever
+# goes through more of them runs out of stack, or of files that may be open.
+MOST_NESTED = 32
 # No network comes near this. Of a file with holes, of which nothing is on the disk, more might be
 # read for hours.
 _MOST_CHECKED = 2**36
@@ -210,6 +213,38 @@ def files_in(folder: Path, pattern: str) -> list[Path]:
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith(TEMPORARY))
 
 
+def below(folder: Path) -> Iterator[Path]:
+    """Yield all that is below a folder, at any depth; links as such. Nothing where there is none.
+
+    Raises CorruptStoreError where folders are nested deeper than those of a store.
+    """
+    pending = [(folder, 0)]
+    while pending:
+        place, depth = pending.pop()
+        if depth > MOST_NESTED:
+            top = folder.joinpath(*place.relative_to(folder).parts[:2])
+            raise CorruptStoreError(
+                f"Below {str(top)!r} folders lie more than {MOST_NESTED} deep in each other, which "
+                "no store has. Remove them (`rm -r`), or take the store from where it came, again."
+            )
+        try:
+            entries = list(os.scandir(place))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # gone meanwhile, or not to be looked into
+        for entry in entries:
+            path = place / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                pending.append((path, depth + 1))
+            yield path
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all that is in it. Raises CorruptStoreError as `below` does."""
+    for _ in below(folder):
+        pass  # before anything of it goes
+    shutil.rmtree(folder)
+
+
 def checksum_text(name: str, digest: str) -> bytes:
     """Return what stands in the file beside another that has its sha256."""
     return f"{digest}  {name}\n".encode()
@@ -312,7 +347,8 @@ def sweep_temporaries(paths: Iterable[Path]) -> list[Path]:
     orphans = [path for path in paths if is_orphan(path)]
     for path in orphans:
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_folder(path)
         else:
             path.unlink(missing_ok=True)
     sync_folders(path.parent for path in orphans)

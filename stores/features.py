@@ -40,6 +40,7 @@ from stores import manifest
 from stores._build import build
 from stores._disk import (
     TEMPORARY,
+    below,
     make_folder,
     sha256,
     sweep_temporaries,
@@ -599,7 +600,8 @@ class FeatureStore:
         """Remove what dead writers left: claims and temporary files; return the latter."""
         self._drop_dead_claims(stems(self.claims))
         with writing(self.path):
-            return sweep_temporaries(self.path.rglob(f"{TEMPORARY}*"))
+            left = [path for path in below(self.path) if path.name.startswith(TEMPORARY)]
+            return sweep_temporaries(left)
 
     def sweep_committed(self) -> None:
         """Remove the claims that dead writers left on parts they had committed.

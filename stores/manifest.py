@@ -20,6 +20,7 @@ from pathlib import Path
 from stores._disk import (
     MOST_BYTES,
     TEMPORARY,
+    below,
     file_sha256,
     is_digest,
     make_folder,
@@ -211,7 +212,7 @@ def rebuild(root: Path) -> None:
     Raises CorruptStoreError where a file has no copy of the same content.
     """
     paths = [root / name for name in TOP_FILES if name != MANIFEST]
-    paths += sorted((root / FEATURES).rglob("zarr.json"))
+    paths += sorted(path for path in below(root / FEATURES) if path.name == "zarr.json")
     files = {}
     unproven = []
     for path in paths:

@@ -50,7 +50,16 @@ from stores.slices import end_of, row_numbers
 from stores.storage import Storage, mend, storage_at
 
 Damage = Literal[
-    "manifest", "kept-file", "receipt", "checksum", "status", "values", "table", "result", "purged"
+    "manifest",
+    "kept-file",
+    "receipt",
+    "checksum",
+    "status",
+    "values",
+    "table",
+    "result",
+    "purged",
+    "odd",
 ]
 Notice = Literal[
     "zero", "outlier", "duplicate", "pending", "uncommitted", "orphan", "foreign", "withdrawn"
@@ -116,8 +125,11 @@ def verify(path: Path | str) -> Report:
         return report  # nothing else can be judged without it
     report.findings += _tables(store)
     _parts(store, report)
-    report.findings += _files(store)
-    report.findings += _files_of_purged(store)
+    try:
+        report.findings += _files(store)
+        report.findings += _files_of_purged(store)
+    except CorruptStoreError as error:  # what lies there cannot even be listed
+        report.findings.append(Finding("odd", store.place, str(error)))
     if report.sound:
         report.twins = find_twins(store)
         report.findings += _told_twins(report.twins)

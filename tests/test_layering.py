@@ -53,6 +53,7 @@ HOMES = {
         "pipeline.segmentation",
         "pipeline.tune",
         "pipeline.tuning",
+        "pipeline.evaluation.batches",
         "pipeline.evaluation.heads.attention_fit",
         "pipeline.evaluation.heads.over_slices",
         "pipeline.evaluation.heads.transformer_fit",
@@ -75,6 +76,7 @@ HOMES = {
     "peft": {"pipeline.tuning"},
     "huggingface_hub": {"pipeline.backbones.weights"},
     "faiss": {
+        "pipeline.evaluation.cards",
         "pipeline.evaluation.neighbours",
         "pipeline.extraction.exchange",
         "pipeline.doctor",

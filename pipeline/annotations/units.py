@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotations.regions import REGION, region_of
 from pipeline.config.tasks import Kind, Level
 from pipeline.results import Tally
 from pipeline.shared.arrays import numbers_of
@@ -65,13 +66,24 @@ class Truth:
         return Truth(self.y[which], self.groups[which], self.classes, self.kind)
 
 
+class Seen(Protocol):
+    """What each slice of some units has of them, where that is not the slice as a whole."""
+
+    def at(self, places: NDArray[np.int64]) -> Seen:
+        """Return that of some of the slices (m,), by their places."""
+
+    def features(self, unit: NDArray[np.int64], n: int) -> NDArray[np.float32]:
+        """Return (n, d) the features of units; unit (m,): the unit of each slice."""
+
+
 @dataclass(frozen=True)
 class Units(Truth):
     """What a task is scored on: n images, series, studies or patients, with their labels.
 
     ids (n,): row number, or pseudonym; rows (m,) ascending: the slices; unit (m,): the unit each
     slice belongs to, whose features are pooled over its slices. notes: what results say of the
-    labels. along (m,): see `places_along`; None where it is not known.
+    labels. along (m,): see `places_along`; None where it is not known. seen: what the units are
+    seen by in the place of their slices' features; None for these.
     """
 
     ids: NDArray[np.str_]
@@ -80,6 +92,7 @@ class Units(Truth):
     tally: Tally
     notes: tuple[str, ...] = ()
     along: NDArray[np.float64] | None = None
+    seen: Seen | None = None
 
     @classmethod
     def unlabelled(
@@ -88,6 +101,7 @@ class Units(Truth):
         rows: NDArray[np.int64],
         unit: NDArray[np.int64],
         along: NDArray[np.float64] | None = None,
+        seen: Seen | None = None,
     ) -> Units:
         """Return units of which the features alone matter, each a group of its own."""
         return cls(
@@ -100,6 +114,7 @@ class Units(Truth):
             unit=unit,
             tally=Tally(),
             along=along,
+            seen=seen,
         )
 
     @cached_property
@@ -122,6 +137,19 @@ class Units(Truth):
     def each_slice(self) -> Units:
         """Return every slice as a unit of its own, in the order of `rows`, without its label."""
         return replace(self, unit=np.arange(len(self.rows)), ids=self.rows.astype(np.str_))
+
+    def places_in(self, slices: pa.Table) -> NDArray[np.int64]:
+        """Return (m,) where each slice of the units stands in a slice table, in order of its rows.
+
+        In one of regions, where a slice stands once for each of its own, that of its unit.
+        """
+        rows = slices["row"].to_numpy()
+        if REGION not in slices.column_names:
+            return np.searchsorted(rows, self.rows)
+        names = slices[REGION].to_pylist()
+        place = {pair: i for i, pair in enumerate(zip(rows.tolist(), names, strict=True))}
+        of_units = zip(self.rows.tolist(), self.ids[self.unit].tolist(), strict=True)
+        return np.array([place[pair] for pair in of_units], np.int64)
 
     def one_a_volume(self, slices: pa.Table) -> Units:
         """Return the same units by one slice of each volume, the middle one.
@@ -148,14 +176,27 @@ class Units(Truth):
         return Bags(np.argsort(self.unit, kind="stable"), first)
 
 
+def column_of_level(level: Level) -> str:
+    """Return the column of a slice table that names the units of a level."""
+    return "row" if level == "image" else level
+
+
+def has_unit(slices: pa.Table, level: Level) -> NDArray[np.bool_]:
+    """Return (m,) which slices are of a unit at all: of regions those alone that show one."""
+    if level != REGION:
+        return np.ones(len(slices), bool)
+    return np.array([name is not None for name in slices[REGION].to_pylist()], bool)
+
+
 def unit_names(slices: pa.Table, level: Level) -> NDArray[np.str_]:
     """Return (m,) the unit of each slice of a slice table, without labels: its row number or id.
 
     A file without a series, study or patient is its own.
     """
-    column = "row" if level == "image" else level
     names = []
-    for name, path in zip(slices[column].to_pylist(), slices["path"].to_pylist(), strict=True):
+    for name, path in zip(
+        slices[column_of_level(level)].to_pylist(), slices["path"].to_pylist(), strict=True
+    ):
         names.append(str(path if name is None else name))
     return np.array(names, np.str_)
 
@@ -222,6 +263,27 @@ class SliceWeights:
             ),
             weight=np.concatenate([weights.weight for weights, _ in each]),
         )
+
+
+def names_of_slices(
+    slices: pa.Table, level: Level, ids: Iterable[str]
+) -> Iterator[tuple[int, str]]:
+    """Yield places of a slice table and the unit that each is of, of units that were answered.
+
+    ids: theirs, which tell of regions in which image or volume each lies: a slice is of several.
+    """
+    if level != REGION:
+        yield from enumerate(unit_names(slices, level).tolist())
+        return
+    places: dict[str, list[int]] = {}
+    for place, (row, series) in enumerate(
+        zip(slices["row"].to_pylist(), slices["series"].to_pylist(), strict=True)
+    ):
+        for whole in (str(row), series or ""):
+            places.setdefault(whole, []).append(place)
+    for name in ids:
+        for place in places.get(region_of(name)[0], ()):
+            yield place, name
 
 
 @dataclass(frozen=True)

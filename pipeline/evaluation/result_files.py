@@ -12,7 +12,6 @@ import glob
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +27,21 @@ from pipeline.config.data import Labels
 from pipeline.config.heads import declared
 from pipeline.config.methods import Method
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
+from pipeline.config.tasks import Task
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.pairs import PairedCases
 from pipeline.results import Metric, Result, Score, Segmented
 from pipeline.shared.texts import file_name
 from stores import FeatureStore
-from stores._disk import CHECKSUM, files_in, fits_checksum, read_checked, write_checked
+from stores._disk import (
+    CHECKSUM,
+    files_in,
+    fits_checksum,
+    read_checked,
+    remove_folder,
+    write_checked,
+)
 from stores.contents import MASKS as MASK_FOLDER
 from stores.contents import RUNS
 from stores.contents import TUNED as TUNED_NETWORKS
@@ -54,7 +61,7 @@ UNITS = ".units.parquet"
 KEY_LENGTH = 16  # hex digits of a key in a file's name
 # Of `Labels`, younger than keys: in them only where they are set, so that other answers keep their
 # names. A setting of labels that is new belongs here.
-YOUNGER_SETTINGS = ("dates", "root")
+YOUNGER_SETTINGS = ("dates", "root", "structure")
 # How often the tidy table is written where other processes write it too.
 _TRIES = 10
 
@@ -104,6 +111,13 @@ def _join_settings(labels: Labels) -> dict[str, Any]:
     return settings
 
 
+def _task_settings(task: Task) -> dict[str, Any]:
+    """Return what a task asks, as keys have it."""
+    # Of tasks too: only where it is set.
+    young = {"region"} if task.region is None else set()
+    return task.model_dump(mode="json", exclude={"shortcuts", *young})
+
+
 def result_key(cases: Cases, method: Method) -> str:
     """Return the sha256 of all that the answer to a task by a method depends on.
 
@@ -132,7 +146,7 @@ def _asked_of(cases: Cases) -> dict[str, Any]:
     """Return all of a task over a store that an answer to it depends on."""
     content = {
         "name": cases.name,
-        "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
+        "task": _task_settings(cases.task),
         "join": _join_settings(cases.table.settings),
         "labels": cases.labels_digest,
         "split": cases.split.digest,
@@ -142,7 +156,7 @@ def _asked_of(cases: Cases) -> dict[str, Any]:
     # Only where there is one: other answers keep their names.
     if cases.split_column_digest is not None:
         content["split_column"] = cases.split_column_digest
-    return content
+    return content | cases.depends_on
 
 
 def result_path(cases: Cases, method: Method) -> Path:
@@ -239,8 +253,9 @@ def _without_traces(store: FeatureStore, name: str) -> Iterator[None]:
     try:
         yield
     except StaleTablesError:
-        shutil.rmtree(store.path / TUNED_NETWORKS / name, ignore_errors=True)
-        shutil.rmtree(store.path / RUNS / name, ignore_errors=True)
+        for folder in (TUNED_NETWORKS, RUNS):
+            with contextlib.suppress(OSError):
+                remove_folder(store.path / folder / name)
         store.storage.clear(MASK_FOLDER)
         raise
 

@@ -6,7 +6,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,15 @@ class FillContext:
     plane_of: Callable[[SliceRow], Plane]
 
 
+class _Taken(NamedTuple):
+    """A slice that waits for its batch; digest: of its pixels."""
+
+    row: int
+    item: Slice
+    modality: str
+    digest: bytes
+
+
 @dataclass
 class PartFiller:
     """Fills one part with features, in batches that start and end within it.
@@ -95,7 +104,7 @@ class PartFiller:
 
     job: PartInFlight
     context: FillContext
-    batch: list[tuple[int, Slice, str]] = field(default_factory=list)  # row, pixels, modality
+    batch: list[_Taken] = field(default_factory=list)
 
     def fill(self, reads: Iterator[FrameRead]) -> Iterator[None]:
         """Take a read for each slice surveyed, and of the part; yield after volume and batch.
@@ -155,25 +164,21 @@ class PartFiller:
     def _take_pixels(self, slice_: SliceRow, read: FrameRead) -> None:
         """Put a slice into the batch. Raises UnreadableError where there is nothing to embed."""
         row = slice_.row
-        modality = slice_.modality
         if isinstance(read.item, Failure):
             raise UnreadableError(read.item.reason, read.item.detail)
         assert read.pixel_digest is not None
-        self.job.put(row, pixel_digest=digest_bytes(read.pixel_digest))
+        digest = bytes.fromhex(read.pixel_digest)
+        self.job.put(row, pixel_digest=np.frombuffer(digest, np.uint8))
         check_finite(read.item)
-        self.batch.append((row, self.context.volumes.ranged(slice_, read.item), modality))
-        self._link_to_original(row, read.pixel_digest, modality)
+        item = self.context.volumes.ranged(slice_, read.item)
+        self.batch.append(_Taken(row, item, slice_.modality, digest))
 
-    def _link_to_original(self, row: int, pixels: str, modality: str) -> None:
+    def _link_to_original(self, row: int, original: int, digest: bytes) -> None:
         """Link a row to an earlier one with the same pixels, where that has features.
 
         What is remembered may be of a part that was lost before its commit, or changed since.
         """
-        digest = bytes.fromhex(pixels)
         originals = self.context.originals
-        original = originals.find(digest, modality, row)
-        if original is None or original == row:
-            return
         if self._is_here(original):
             digest_here = self.job.arrays["pixel_digest"][original - self.job.part.start]
             if bytes(digest_here) != digest:
@@ -190,8 +195,12 @@ class PartFiller:
 
     def _embed(self) -> None:
         """Send the batch through the network; its features go into the part when they come."""
-        rows, items, modalities = zip(*self.batch, strict=True)
+        rows, items, modalities, digests = zip(*self.batch, strict=True)
         self.batch.clear()
+        originals = self.context.originals.find(rows, digests, modalities)
+        for row, digest in zip(rows, digests, strict=True):
+            if row in originals:
+                self._link_to_original(row, originals[row], digest)
         deliver = functools.partial(self._deliver, rows)
         if self.job.links.keys() >= set(rows):
             self.context.forward.pass_by(deliver)

@@ -42,7 +42,7 @@ class FileStamps:
 
     def of(self, path: str) -> FileStamp | None:
         """Return the size and time (ns) of a file; None where the table does not tell."""
-        place = int(np.searchsorted(self._hashes, hash(path)))
+        place = int(self._hashes.searchsorted(hash(path)))
         if place == len(self._hashes) or self._hashes[place] != hash(path):
             return None
         size = int(self._sizes[place])

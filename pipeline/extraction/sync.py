@@ -237,6 +237,8 @@ def _discovery_rules(config: Config) -> bytes:
     rules = [READER_VERSION, config.preprocess.plane, data.modality, data.patient, data.tags]
     if data.roots:  # whose names stand before ids; where they lie does not matter
         rules.append("roots")
+    if data.study is not None:
+        rules.append({"study": data.study})
     return json.dumps(rules, sort_keys=True).encode()
 
 

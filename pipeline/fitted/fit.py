@@ -27,6 +27,7 @@ from pipeline.fitted.cross_fit import CrossFitted, cross_fitted
 from pipeline.fitted.filing import Filing, difference_of, record_and_files
 from pipeline.fitted.folder import check_free, write_model
 from pipeline.fitted.model import Model
+from pipeline.segmentation.regions import update_regions
 from pipeline.shared.arrays import Floats, Rows
 from stores.errors import ConfigError, LabelError
 
@@ -53,6 +54,7 @@ def fit(
     head = fileable_head(method)
     config = of_one_task(config, task)
     check_store(config)
+    update_regions(config)
     (result,) = evaluate(config, [method], device=device)
     (cases,) = cases_of(config)
     if not result.scores:

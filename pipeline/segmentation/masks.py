@@ -128,6 +128,13 @@ class StoredMasks:
         values = [self._usable[name].to_pylist() for name in columns]
         return sha256(json.dumps([self.classes, *values]).encode())
 
+    @functools.cached_property
+    def digests(self) -> list[str]:
+        """The sha256 of each slice's labels (n,) and of the way they go to the network's input."""
+        columns = [*_SHOWN.values(), "height", "width", "sha256"]
+        values = zip(*(self._usable[name].to_pylist() for name in columns), strict=True)
+        return [sha256(json.dumps([self.classes, *of_slice]).encode()) for of_slice in values]
+
     def labels(self, row: int) -> Labels:
         """Return the label values (H, W) of a slice. Raises KeyError, CorruptStoreError."""
         place = self._place(row)

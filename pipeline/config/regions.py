@@ -1,0 +1,29 @@
+"""Settings of regions: structures of masks that are cases of their own."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipeline.shared.frozen import Frozen
+
+# What tasks call the structure that a region is of, where it is a label or a subgroup.
+STRUCTURE = "region.structure"
+RegionPool = Literal["mean", "max", "moments", "whole"]
+# The features that regions have of their own, as answers name them.
+RegionFeatures = Literal["region-mean", "region-max", "region-moments"]
+
+
+class RegionChoice(Frozen):
+    """Which structures of which masks are cases, and how their patch tokens become one vector.
+
+    masks: by their name in `masks`. structures: by the names that `masks` gives; unset, all of
+    them. pool: of the patch tokens that a structure covers, in all slices that it is in, each
+    weighted by the share of the patch: their mean; the greatest of each number, over patches that
+    are covered by half or more, or where none is by the most; their mean and standard deviation
+    (moments). whole: in place of the tokens the slices' own features, as a head's `features` has
+    them, for comparison on the same cases.
+    """
+
+    masks: str
+    structures: tuple[str, ...] = ()
+    pool: RegionPool = "mean"
