@@ -89,8 +89,7 @@ def pooled_features(
             tokens.append(store.read("mean", rows))
         return np.concatenate(tokens, axis=1).astype(np.float32)
 
-    of_volumes = recipe_of(store).level == "volume"
-    yield from _pooled_by_unit(units, read_volumes if of_volumes else read, pool)
+    yield from _pooled_by_unit(units, read_volumes if which == "volume" else read, pool)
 
 
 def comparable_features(
@@ -103,8 +102,9 @@ def comparable_features(
     CLS of the last block, or where it is not stored the mean patch token, or the mean of the last
     block's patch tokens.
     """
-    if "cls" in store.arrays or "volume" in store.arrays:
-        return pooled_features(store, units, "cls", pool)
+    for which in ("cls", "volume"):
+        if which in store.arrays:
+            return pooled_features(store, units, which, pool)
     if "mean" in store.arrays:
 
         def read(rows: Rows) -> Floats:
@@ -131,6 +131,8 @@ def _mean_of_patches(store: FeatureStore, rows: Rows) -> Floats:
 
 def outputs_of(which: FeatureSet | RegionFeatures) -> tuple[Output, ...]:
     """Return the outputs that a feature set is made of."""
+    if which == "volume":
+        return ("volume",)
     if which.startswith("region"):
         return ("patch",)
     return ("cls", "mean") if "mean" in which else ("cls",)
@@ -143,9 +145,6 @@ def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -
             f"{which!r} are features of regions. Ask of a config that has their masks."
         )
     recipe = recipe_of(store)
-    # One vector is all there is: that a head asks for where nothing else is said.
-    if recipe.level == "volume" and which == "cls":
-        return 1, recipe.architecture.dim
     blocks = 4 if which.startswith("cls4") else 1
     needed = outputs_of(which)
     if set(needed) - set(recipe.outputs) or blocks > recipe.blocks:
