@@ -242,6 +242,31 @@ def regions(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False)
             print_line(out, line)
 
 
+@app.command(epilog="Example: radprobe crops my.yaml lungs crops --margin-mm 10")
+def crops(
+    config: ConfigArg,
+    masks: Annotated[str, typer.Argument(help="The masks whose structures are cut out, by name.")],
+    folder: Annotated[Path, typer.Argument(help="Where crops and their config are written.")],
+    margin_mm: Annotated[
+        float, typer.Option(min=0, help="Margin, in mm; in pixels where files name no spacing.")
+    ] = 10.0,
+    store: StoreOpt = None,
+) -> None:
+    """Write a square crop round each structure of masks, as a collection to be embedded by itself.
+
+    Crops that are there and did not change stay, and so do their features.
+    """
+    from pipeline.segmentation.crops import write_crops
+
+    written = write_crops(_checked_config(config, store), masks, folder, margin_mm)
+    print_line(out, f"{written.crops} crops are in {folder}, {written.new} of them new.")
+    print_line(out, f"Embed them: radprobe extract {written.config}")
+    for each in written.lost:
+        print_line(out, f"Not cut: {each}: its image cannot be read any more.")
+    if written.lost:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: radprobe search configs/demo.yaml ct/0042 --k 5")
 def search(
     config: ConfigArg,

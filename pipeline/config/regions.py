@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
+
+from pydantic import model_validator
 
 from pipeline.shared.frozen import Frozen
 
 # What tasks call the structure that a region is of, where it is a label or a subgroup.
 STRUCTURE = "region.structure"
-RegionPool = Literal["mean", "max", "moments", "whole"]
+RegionPool = Literal["mean", "max", "moments", "whole", "crop"]
 # The features that regions have of their own, as answers name them.
 RegionFeatures = Literal["region-mean", "region-max", "region-moments"]
 
@@ -27,3 +30,13 @@ class RegionChoice(Frozen):
     masks: str
     structures: tuple[str, ...] = ()
     pool: RegionPool = "mean"
+    crops: Path | None = None
+
+    @model_validator(mode="after")
+    def _crops_of_a_store(self) -> RegionChoice:
+        if (self.pool == "crop") != (self.crops is not None):
+            raise ValueError(
+                "Regions are seen by crops where both `pool: crop` and `crops: STORE` say so. Got "
+                f"pool {self.pool} and crops {self.crops and str(self.crops)!r} instead."
+            )
+        return self

@@ -5,7 +5,7 @@ Dims: n test units, c classes or labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,6 +81,7 @@ def rows_by_unit(source: Source, level: Level, ids: Sequence[str]) -> dict[str, 
     """Return the rows of the slices with features of each unit, by its name; ids: of the units."""
     rows: dict[str, list[int]] = {}
     # Patients are those of the labels, as in the split.
+    named: Iterable[tuple[int, str]]
     if level == "patient":
         named = enumerate(source.patients.tolist())
     else:

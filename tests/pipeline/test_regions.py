@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from pipeline.cli import app as cli
+from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.pooling import read_features
@@ -28,6 +29,7 @@ from pipeline.fitted.predict import predictions
 from pipeline.outlook import outlook_of
 from pipeline.results import Result
 from pipeline.segmentation.coverage import coverage
+from pipeline.segmentation.crops import write_crops
 from pipeline.segmentation.geometry import shown
 from pipeline.segmentation.patch_search import search_patches
 from pipeline.segmentation.regions import update_regions
@@ -280,6 +282,45 @@ def test_a_model_of_regions_says_of_a_config_what_its_answer_does(
         predictions(model, config.store)
 
 
+def test_crops_are_squares_round_structures_embedded_by_themselves(tmp_path: Path) -> None:
+    """Of one case a region, so that what crops, tokens and whole images score is paired."""
+    boxes = {1: np.s_[30:50, 20:44], 2: np.s_[60:100, 70:90]}
+    for i in range(1, 4):
+        write_image(tmp_path, f"p{i}.png", boxes, 1 + i % 2, seed=i)
+    write_csv(tmp_path / "labels.csv", path=[f"p{i}.png" for i in range(1, 4)], white=[0, 1, 1])
+    region = {"region": {"crops": tmp_path / "crops" / "store"}}
+    config = regions_config(tmp_path, {"w": region_task("crop", **region)})
+    token_store(config)
+    written = write_crops(config, "lungs", tmp_path / "crops", margin_mm=3)
+    assert (written.crops, written.new) == (6, 6)
+    shapes = {
+        path.name.split("-")[1]: np.load(path).shape
+        for path in (tmp_path / "crops" / "images").rglob("*.npy")
+    }
+    assert shapes == {"left_lung": (30, 30), "right_lung": (46, 46)}
+    assert write_crops(config, "lungs", tmp_path / "crops", margin_mm=3).new == 0
+    of_crops = load_config(written.config)
+    assert (of_crops.preprocess.crop, of_crops.preprocess.aspect) == ("region", "pad")
+    of_crops = of_crops.model_copy(update={"outputs": config.outputs, "backbone": config.backbone})
+    crops = token_store(of_crops)
+    (cases,) = cases_of(config)
+    x = read_features(cases.store, cases.units, "cls")
+    names = Names(crops.path, "hide").revealed(crops.slices())["path"].to_pylist()
+    for name, features in zip(cases.units.ids.tolist(), x, strict=True):
+        row, _, structure = name.partition(":")
+        (own,) = (
+            i for i, path in enumerate(names) if f"/{row}-{structure.replace(' ', '_')}-" in path
+        )
+        np.testing.assert_array_equal(features, crops.read("cls", np.array([own]))[0, 0])
+    assert "crops round the regions" in cases.units.notes[-1]
+    # A mask that changed has no crop until it is cut again.
+    write_image(tmp_path, "p2.png", boxes | {1: np.s_[30:80, 20:44]}, 1)
+    update_regions(config)
+    (cases,) = cases_of(config)
+    with pytest.raises(ConfigError, match="1 of 6 crops are not in the store"):
+        _ = cases.units
+
+
 # --- what changes, and what does not -----------------------------------------------------------
 
 
@@ -448,7 +489,8 @@ def test_what_regions_come_to_is_told_before_anything_is_embedded(lungs: Path) -
     names = Names(store.path, config.data.paths)
     lines = outlook_of(config, names.revealed(store.slices()), names).lines()
     text = "\n".join(lines)
-    assert "Task white: 48 region units of 24 patients: 24 with '1'" in text
-    assert "Task side: 48 region units of 24 patients: 24 with 'left lung'" in text
+    of_both = "48 region units of 24 patients: "
+    assert f"Task white: {of_both}24 with '0' (24 patients), 24 with '1' (24 patients)." in text
+    assert f"Task side: {of_both}24 with 'right lung' (24 patients), 24 with 'left lung'" in text
     assert "as if each had every structure" in text
     assert "Regions are made of patch tokens, which are not kept" in text
