@@ -41,6 +41,8 @@ from stores.errors import PartsFailedError
 from stores.export import Selection, live_slices
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
     from pipeline.extract import Summary
     from pipeline.fitted.estimator import Estimator, Segmenter
 
@@ -124,6 +126,22 @@ class TaskData(NamedTuple):
     y: NDArray[Any]
     groups: NDArray[np.str_]
     part: NDArray[np.str_]
+
+    def loader(self, *parts: str, batch_size: int = 64, shuffle: bool = False) -> DataLoader[Any]:
+        """Return torch's loader of (X, y) of the units of some parts, such as "train".
+
+        Of more than two classes y is the number of the name, by alphabet. Raises ConfigError for a
+        part that has no units.
+        """
+        from pipeline.evaluation.batches import batches_of
+        from stores.errors import ConfigError
+
+        absent = sorted({*parts} - {*self.part.tolist()})
+        if absent or not parts:
+            known = ", ".join(sorted({*self.part.tolist()} - {""}))
+            raise ConfigError(f"A loader is of parts that have units: {known}. Got {absent}.")
+        chosen = np.isin(self.part, parts)
+        return batches_of(self.X, self.y, chosen, size=batch_size, shuffle=shuffle)
 
 
 def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskData:

@@ -75,7 +75,7 @@ _KINDS: dict[str, Callable[[pa.DataType], bool]] = {
 # regular volume a few.
 _ROWS_A_BYTE = 16
 # What stands in a SliceRow for null, so that whoever takes the value need not ask.
-_UNNAMED = {"series": "", "modality": "", "height": 0, "width": 0}
+_UNNAMED = {"series": "", "modality": "", "height": 0, "width": 0, "flags": ()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,7 @@ class SliceRow:
     spacing_y_mm: float | None = None
     spacing_x_mm: float | None = None
     withdrawn: bool = False
+    flags: Sequence[str] = ()
 
 
 def slice_rows(table: pa.Table) -> list[SliceRow]:

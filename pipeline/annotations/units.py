@@ -156,6 +156,23 @@ class Units(Truth):
         of_units = zip(self.rows.tolist(), self.ids[self.unit].tolist(), strict=True)
         return np.array([place[pair] for pair in of_units], np.int64)
 
+    def one_a_volume(self, slices: pa.Table) -> Units:
+        """Return the same units by one slice of each volume, the middle one.
+
+        Where all slices of a volume have one vector, so that none counts more for its slices.
+        slices: those of `rows`, as a slice table.
+        """
+        volume = _volumes_of(slices)
+        order = np.argsort(volume, kind="stable")
+        size = np.bincount(volume)
+        kept = np.sort(order[np.cumsum(size) - size + size // 2])
+        return replace(
+            self,
+            rows=self.rows[kept],
+            unit=self.unit[kept],
+            along=None if self.along is None else self.along[kept],
+        )
+
     def bags(self) -> Bags:
         """Return which slices belong to each unit."""
         counts = np.bincount(self.unit, minlength=len(self.ids))

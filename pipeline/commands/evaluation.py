@@ -513,15 +513,18 @@ def _answer(
     if predictions is not None:
         check_suffix(predictions)  # before anything is computed
     _gather_regions(settings)
+    unanswered: UnansweredError | None = None
     try:
-        results = evaluate(settings, methods, device=device)
+        with _steps("evaluate") as progress:
+            results = evaluate(settings, methods, device=device, progress=progress)
     except UnansweredError as error:
-        # What was answered is shown all the same, and the error said after it.
-        _print_results(error.answers, settings, as_json)
-        _write_predictions(error.answers, settings, predictions)
-        raise
+        results = error.answers
+        unanswered = error
     _print_results(results, settings, as_json)
     _write_predictions(results, settings, predictions)
+    # What was answered is shown all the same, and the error said after it.
+    if unanswered is not None:
+        raise unanswered
 
 
 def _gather_regions(config: Config) -> list[Gathered]:

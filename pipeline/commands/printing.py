@@ -18,6 +18,7 @@ from pipeline.report.wording import (
     few_text,
     method_title,
     metric_title,
+    notes_once,
     point_text,
     positive_name,
     positive_text,
@@ -48,6 +49,8 @@ HEADLINES = {
     "auroc": "AUROC",
     "r2": "R2",
     "mae": "MAE",
+    "rmse": "RMSE",
+    "correlation": "correlation",
 }
 
 # What a table of operating points shows.
@@ -139,9 +142,8 @@ def show_results(out: Console, results: Sequence[Result], config: Config | None 
         _show_method(out, answers)
     _show_few(out, results)
     _show_sides(out, results, config)
-    for result in results:
-        for note in result.notes:
-            out.print(f"{result.task}, {result.method}: {note}.", highlight=False)
+    for whose, note in notes_once(results):
+        out.print(f"{whose}: {note}.", highlight=False)
     _show_origin(out, results)
     if config is not None:
         _show_predictions(out, results, config.store)
@@ -351,9 +353,7 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
         network = first.provenance.network_in_words
         title = f"{task}: {_segmented_on(first)}, by {network}{stamp}"
         table = _table(title, ("head", "setting"), list(SEGMENTATION.values()))
-        notes: dict[str, None] = {}
         for answer in of_task:
-            notes |= dict.fromkeys(answer.notes)
             for score in answer.scores:
                 setting = ", ".join(
                     f"{key} = {plain_number(value)}" for key, value in score.setting.items()
@@ -362,8 +362,8 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
                 for structure, metrics in score.labels.items():
                     table.add_row("", f"  {structure}", *_marks(metrics))
         _print(out, table)
-        for note in notes:
-            out.print(f"{task}: {note}.", highlight=False)
+        for whose, note in notes_once(of_task):
+            out.print(f"{whose}: {note}.", highlight=False)
         # Masks and slices are the task's: every head left out the same.
         _show_left_out(out, task, first)
     _show_few(out, answers)

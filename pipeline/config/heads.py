@@ -51,6 +51,7 @@ HEADS: dict[str, Registered] = {
     "knn": Registered(
         "pipeline.evaluation.heads.knn",
         "Score each test case by its nearest neighbours among the training cases.",
+        on_device=True,
     ),
     "probe": Registered(
         "pipeline.evaluation.heads.probe",

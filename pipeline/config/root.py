@@ -75,16 +75,19 @@ else:
 class Config(HeadKeys):
     """One config file. Each head of `pipeline.config.heads` has a key, whose settings it declares.
 
-    store: the folder or the URL of the features. preset: ordinary settings by one word (see
-    `pipeline.config.presets`); what is given beside it wins. fit_on: a store of the same collection
-    by the same network, whose features heads are fitted on in place of this one's, which are tested
-    alone: how answers hold where the images are others; or the config of another collection, on
-    whose train and val heads are fitted, to be tested on test of this one: how answers hold
-    elsewhere. masks: what is to be segmented, each by a
-    name of its own; segment: the heads that are asked to, each by a name of its own. finetune,
+    title: what the data are called on a report. description: what a reader of it should know of
+    them, such as where and when they were taken. store: the folder or the URL of the features.
+    preset: ordinary settings by one word (see `pipeline.config.presets`); what is given beside it
+    wins. fit_on: a store of the same collection by the same network, whose features heads are
+    fitted on in place of this one's, which are tested alone: how answers hold where the images are
+    others; or the config of another collection, on whose train and val heads are fitted, to be
+    tested on test of this one: how answers hold elsewhere. masks: what is to be segmented, each by
+    a name of its own; segment: the heads that are asked to, each by a name of its own. finetune,
     lora, bitfit, norm: how the network is tuned, where it is.
     """
 
+    title: str = ""
+    description: str = ""
     preset: PresetName | None = None
     data: Data
     store: Path

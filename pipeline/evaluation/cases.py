@@ -60,7 +60,7 @@ from pipeline.shared.arrays import Floats
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.versions import versions_of
 from stores._disk import write_checked
-from stores.errors import LabelError
+from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
 from stores.withdrawn import Withdrawn
 
@@ -112,7 +112,19 @@ class Cases:
             either_way=self.shortcut_of is not None,
             withdrawn=self.withdrawn,
         )
+        if recipe_of(self.store).level == "volume":
+            units = self._of_volumes(units)
         return units.in_order(order_of_files(units, self._slices))
+
+    def _of_volumes(self, units: Units) -> Units:
+        """Return units of volumes, whose rows share a vector. Raises ConfigError for images."""
+        if self.task.level == "image":
+            raise ConfigError(
+                f"{self.name}: the store has features of whole volumes, and the task asks about "
+                "single images. Set its level to series, study or patient."
+            )
+        place = np.searchsorted(self._slices["row"].to_numpy(), units.rows)
+        return units.one_a_volume(self._slices.select(["series"]).take(pa.array(place)))
 
     def column(self, name: str) -> Texts:
         """Return (n,) what a label column says of each unit; "" where nothing, or several."""
@@ -305,7 +317,7 @@ class Cases:
             refused = replace(refused, near=[])
             if copies.near:
                 self.notes.append(describe_near_copies(copies.near, self.pictured))
-        refuse_copies(refused, self.pictured, self._named)
+        refuse_copies(refused, self.pictured, self.config.split, self._named)
 
     def _named(self, row: int) -> str:
         """Return how a message names a slice: by its row, and its path where the store keeps it."""

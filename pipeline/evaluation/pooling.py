@@ -79,6 +79,9 @@ def pooled_features(
     """Yield (b, d) float32, some units after others: what `read_features` returns, of any size."""
     blocks, _ = _blocks_and_width(store, which)
 
+    def read_volumes(rows: Rows) -> Floats:
+        return np.asarray(store.read("volume", rows), np.float32)
+
     def read(rows: Rows) -> Floats:
         last_blocks = store.read("cls", rows)[:, -blocks:]
         tokens = [last_blocks.reshape(len(rows), -1)]
@@ -86,7 +89,8 @@ def pooled_features(
             tokens.append(store.read("mean", rows))
         return np.concatenate(tokens, axis=1).astype(np.float32)
 
-    yield from _pooled_by_unit(units, read, pool)
+    of_volumes = recipe_of(store).level == "volume"
+    yield from _pooled_by_unit(units, read_volumes if of_volumes else read, pool)
 
 
 def comparable_features(
@@ -99,7 +103,7 @@ def comparable_features(
     CLS of the last block, or where it is not stored the mean patch token, or the mean of the last
     block's patch tokens.
     """
-    if "cls" in store.arrays:
+    if "cls" in store.arrays or "volume" in store.arrays:
         return pooled_features(store, units, "cls", pool)
     if "mean" in store.arrays:
 
@@ -139,6 +143,9 @@ def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -
             f"{which!r} are features of regions. Ask of a config that has their masks."
         )
     recipe = recipe_of(store)
+    # One vector is all there is: that a head asks for where nothing else is said.
+    if recipe.level == "volume" and which == "cls":
+        return 1, recipe.architecture.dim
     blocks = 4 if which.startswith("cls4") else 1
     needed = outputs_of(which)
     if set(needed) - set(recipe.outputs) or blocks > recipe.blocks:

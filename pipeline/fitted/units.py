@@ -18,6 +18,7 @@ from pipeline.annotations.units import Units, has_unit, places_along, unit_names
 from pipeline.config.regions import RegionPool
 from pipeline.config.tasks import Level, Task
 from pipeline.evaluation.pooling import runs_of_units
+from pipeline.recipe import recipe_of
 from pipeline.shared.arrays import Rows
 from pipeline.shared.pseudonyms import Names
 from stores.features import OK, UNREADABLE, VOID, FeatureStore
@@ -127,6 +128,8 @@ class LiveUnits:
         # Of some of its slices a unit would be answered otherwise than of all.
         unit, _ = _units_of(slices, task.level)
         slices, status = _chosen(slices, status, ~np.isin(unit, unit[status == VOID]))
+        if recipe_of(store).level == "volume":
+            slices, status = _one_a_volume(slices, status)
         unit, ids = _units_of(slices, task.level)
         # Slices of a unit stand together, in the order of their rows.
         order = np.argsort(unit, kind="stable")
@@ -207,6 +210,15 @@ def units_from(units: Units, numbers: Rows) -> Units:
         units.z[places],
         None if units.seen is None else units.seen.at(places),
     )
+
+
+def _one_a_volume(
+    slices: pa.Table, status: NDArray[np.uint8]
+) -> tuple[pa.Table, NDArray[np.uint8]]:
+    """Return the middle slice of each volume, whose vector all of its slices have."""
+    rows = slices["row"].to_numpy()
+    every = Units.unlabelled(rows.astype(np.str_), rows, np.arange(len(rows)))
+    return _chosen(slices, status, np.isin(rows, every.one_a_volume(slices).rows))
 
 
 def _chosen(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
-from pipeline.report.atlas import Atlas
+from pipeline.report.atlas import Atlas, Column, Scale
 from pipeline.report.judged import Judged, leading_answers
 from pipeline.report.mattered import Heeded, heeded_slices
 from pipeline.report.models import Case, CaseGroup
@@ -177,7 +177,8 @@ def _neighbours(
     source: Source, atlas: Atlas, column: str, place: int, drawn: Mapping[int, bytes]
 ) -> tuple[Case, ...]:
     """Return the slices of other patients that lie nearest to one, and what they are labelled."""
-    words = next((each for each in atlas.columns if each.name == column), None)
+    labelled: list[Column | Scale] = [*atlas.columns, *atlas.scales]
+    words = next((each for each in labelled if each.name == column), None)
     neighbours = []
     for number, cosine in zip(atlas.nearest[place], atlas.cosine[place], strict=True):
         other = int(atlas.pictured[number])

@@ -34,9 +34,11 @@ from pipeline.report.wording import (
     METRICS,
     answer_sentence,
     count,
+    ends_text,
     interval,
     method_title,
     metric_title,
+    notes_once,
     positive_text,
 )
 from pipeline.results import Result, Segmented
@@ -60,6 +62,11 @@ class Chapter:
     atlas: Atlas | None
     pictures: dict[int, bytes]
     cases: dict[str, tuple[CaseGroup, ...]]
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """What is to be known of answers, each note once, with those that it is of."""
+        return notes_once(self.source.answers)
 
     @property
     def nameless(self) -> int:
@@ -182,6 +189,7 @@ def render(
         models=models,
         sentences=_sentences(chapters),
         lines=lines,
+        tables=tables.tables_of(lines),
         columns=tables.columns_of(lines),
         markdown=tables.markdown(lines, random=random, networks=networks),
         latex=tables.latex(lines, random=random, networks=networks),
@@ -195,6 +203,7 @@ def render(
         metric_title=metric_title,
         count=count,
         interval=interval,
+        ends=ends_text,
         svg=svg,
         inline=lambda figure, key, label: Markup(inline_svg(figure, key, label)),
         style=Markup(asset("pipeline.report", "page.css")),

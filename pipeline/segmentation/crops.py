@@ -66,8 +66,7 @@ def write_crops(config: Config, masks: str, out: Path, margin_mm: float) -> Writ
     with leaving(store) as written:
         written.append(out / IMAGES)
         gather(config, store, masks)
-        crops = _write_all(config, store, masks, out, margin_mm)
-    return crops
+        return _write_all(config, store, masks, out, margin_mm)
 
 
 def _write_all(

@@ -10,7 +10,8 @@
   const isDark = () => (document.documentElement.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
   const settle = () => {
     theme.textContent = isDark() ? "Light" : "Dark";
-    theme.setAttribute("aria-pressed", String(isDark()));
+    theme.title = `${theme.textContent}: show the page in ${theme.textContent.toLowerCase()} colours`;
+    theme.setAttribute("aria-label", theme.title);
     redraws.forEach((draw) => draw());
   };
   theme.addEventListener("click", () => {
@@ -21,19 +22,21 @@
   matchMedia("print").addEventListener("change", settle);
 
   // --- the table --------------------------------------------------------------------------------
-  const table = $("#scores");
-  if (table) {
-    const body = table.tBodies[0], rows = [...body.rows];
-    const texts = rows.map((row) => row.textContent.replace(/\s+/g, " ").toLowerCase());
+  const lines = $$("#scores tbody tr");
+  if (lines.length) {
+    const texts = lines.map((row) => row.textContent.replace(/\s+/g, " ").toLowerCase());
     $("#search").addEventListener("input", (event) => {
       const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
-      rows.forEach((row, i) => {
+      lines.forEach((row, i) => {
         row.hidden = !words.every((word) => texts[i].includes(word));
         shown += !row.hidden;
       });
-      $("#shown").textContent = `${shown} of ${rows.length} lines`;
+      $("#shown").textContent = `${shown} of ${lines.length} lines`;
     });
+  }
+  $$("#scores table").forEach((table) => {
+    const body = table.tBodies[0], rows = [...body.rows];
     const heads = $$("thead th", table);
     heads.forEach((head, column) => $("button", head).addEventListener("click", () => {
       const numeric = head.classList.contains("n");
@@ -50,7 +53,7 @@
       });
       body.append(...order.map(([, i]) => rows[i]));
     }));
-  }
+  });
   $$(".copy").forEach((button) => button.addEventListener("click", async () => {
     const text = button.nextElementSibling;
     try {
@@ -61,6 +64,11 @@
       button.textContent = "Selected: press Ctrl-C";
     }
   }));
+
+  // A figure that is wider than the page is scrolled to, by keyboard as well.
+  const wide = new ResizeObserver((entries) => entries.forEach(({ target }) =>
+    target.scrollWidth > target.clientWidth ? (target.tabIndex = 0) : target.removeAttribute("tabindex")));
+  $$("figure").forEach((figure) => wide.observe(figure));
 
   // --- where the reader is ----------------------------------------------------------------------
   const links = new Map($$(".contents a").map((a) => [a.getAttribute("href").slice(1), a]));

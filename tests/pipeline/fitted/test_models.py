@@ -382,8 +382,14 @@ def test_the_model_is_asked_in_scikit_learns_words(collection: Path, tmp_path: P
     accuracy = balanced_accuracy_score(data.y[test], model.predict(data.X[test]))
     expected = model.record.score.metrics["balanced_accuracy"].value
     assert accuracy == pytest.approx(expected)
-    names = api.data(config(collection, "several"), "several").y
-    assert sorted({*names.tolist()}) == ["0", "1", "2"]
+    several = api.data(config(collection, "several"), "several")
+    assert sorted({*several.y.tolist()}) == ["0", "1", "2"]
+    batches = [(len(x), y.tolist()) for x, y in several.loader("train", "val", batch_size=8)]
+    assert batches[0][0] == 8
+    taught = np.isin(several.part, ["train", "val"])
+    assert [each for _, y in batches for each in y] == several.y[taught].astype(int).tolist()
+    with pytest.raises(ConfigError, match=r"test, train, val\. Got \['trian'\]"):
+        several.loader("trian")
     with pytest.raises(ModelError, match=r"takes features \(n, 24\)"):
         model.predict_proba(data.X[:, :3])
 
