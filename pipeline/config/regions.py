@@ -22,9 +22,10 @@ class RegionChoice(Frozen):
     masks: by their name in `masks`. structures: by the names that `masks` gives; unset, all of
     them. pool: of the patch tokens that a structure covers, in all slices that it is in, each
     weighted by the share of the patch: their mean; the greatest of each number, over patches that
-    are covered by half or more, or where none is by the most; their mean and standard deviation
-    (moments). whole: in place of the tokens the slices' own features, as a head's `features` has
-    them, for comparison on the same cases.
+    are covered by half or more, or where none is by the most (max); their mean and standard
+    deviation (moments). Or in their place what a head's `features` say of whole slices, for
+    comparison on the same cases (whole), or of crops round the structures (crop). crops: the store
+    of these, which `radprobe crops` prepares.
     """
 
     masks: str
