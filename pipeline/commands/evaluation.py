@@ -412,8 +412,7 @@ def _compare_across(
             f"{str(second)!r} has answered no task by heads on features, beside which others could "
             f"be held. Run `radprobe evaluate {second}`, or such as `radprobe knn {second}`."
         )
-    for each in (config, _checked_config(first)):
-        _gather_regions(each)
+    _gather_regions(paired)
     away = with_predictions(config.store, evaluate(paired, chosen))
     both = None if heads is None else (_method(heads[0]), _method(heads[1]))
     table = compare_results((config.store, away), (config.store, home), both)
@@ -512,7 +511,11 @@ def _answer(
     settings = _checked_config(config, store)
     if predictions is not None:
         check_suffix(predictions)  # before anything is computed
-    _gather_regions(settings)
+    try:
+        _gather_regions(settings)
+    except (ConfigError, LabelError) as error:
+        # Tasks of whole images are answered all the same; those of regions say what is missing.
+        print_line(err, f"Regions are not gathered: {error}")
     unanswered: UnansweredError | None = None
     try:
         with _steps("evaluate") as progress:

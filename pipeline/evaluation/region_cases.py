@@ -92,7 +92,14 @@ class RegionCases(Cases):
 
     @property
     def depends_on(self) -> dict[str, str]:
-        """What the structures that are asked about cover, by its digest: no other's change."""
+        """What the structures that are asked about cover, by its digest: no other's change.
+
+        Where that is not known by now, no answer on file is found, and computing one says why.
+        """
+        try:
+            self.regions  # noqa: B018
+        except ConfigError:
+            return {"regions": ""}
         digest = hashlib.sha256()
         columns = (self.regions.column(name) for name in ("row", "structure", "coverage"))
         for row, structure, coverage in zip(*columns, strict=True):

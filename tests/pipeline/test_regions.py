@@ -5,6 +5,9 @@ Tokens are those of `tests.pipeline.tokens`, whose first number is the mean grey
 
 from __future__ import annotations
 
+import base64
+import csv
+import html
 import json
 import re
 import shutil
@@ -21,12 +24,14 @@ from typer.testing import CliRunner
 from pipeline.cli import app as cli
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
+from pipeline.config.tuning import NormTune
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.questions import cases_of
 from pipeline.fitted.fit import fit
 from pipeline.fitted.predict import predictions
 from pipeline.outlook import outlook_of
+from pipeline.report.page import write_report
 from pipeline.results import Result
 from pipeline.segmentation.coverage import coverage
 from pipeline.segmentation.crops import write_crops
@@ -34,6 +39,7 @@ from pipeline.segmentation.geometry import shown
 from pipeline.segmentation.patch_search import search_patches
 from pipeline.segmentation.regions import update_regions
 from pipeline.shared.pseudonyms import Names
+from pipeline.tune import tune
 from stores.errors import ConfigError
 from stores.features import FeatureStore
 from stores.purge import purge, withdraw
@@ -261,11 +267,13 @@ def test_structures_inherit_what_is_said_of_their_image(lungs: Path) -> None:
 def test_every_head_answers_or_says_why_not(lungs: Path) -> None:
     config = regions_config(lungs, {"white": region_task()}, labels=by_lung(lungs))
     update_regions(config)
-    results = evaluate(config, ["knn", "probe", "fewshot", "linear", "attention"])
-    assert {r.method for r in results if r.scores} == {"knn", "probe", "fewshot", "linear"}
+    results = evaluate(config, ["knn", "fewshot", "attention"])
+    assert {r.method for r in results if r.scores} == {"knn", "fewshot"}
     (attention,) = (r for r in results if r.method == "attention")
     assert attention.notes[-1].startswith("attention needs units of several slices")
-    assert [r.cached for r in evaluate(config, ["probe"])] == [True]
+    assert [r.cached for r in evaluate(config, ["knn"])] == [True]
+    with pytest.raises(ConfigError, match="its cases are regions. Tune on their crops"):
+        tune(config.model_copy(update={"norm": NormTune()}), ["norm"])
 
 
 def test_a_model_of_regions_says_of_a_config_what_its_answer_does(
@@ -494,3 +502,52 @@ def test_what_regions_come_to_is_told_before_anything_is_embedded(lungs: Path) -
     assert f"Task side: {of_both}24 with 'right lung' (24 patients), 24 with 'left lung'" in text
     assert "as if each had every structure" in text
     assert "Regions are made of patch tokens, which are not kept" in text
+
+
+def test_commands_tell_of_regions(lungs: Path, tmp_path: Path) -> None:
+    """Tables, predictions by path and structure, the report with its cases."""
+    config = regions_config(lungs, {"white": region_task()}, labels=by_lung(lungs))
+    path = str(write_yaml(lungs, config))
+    said = tmp_path / "said.csv"
+    done = CliRunner().invoke(cli, ["probe", path, "--out", str(said)])
+    assert done.exit_code == 0, done.output
+    assert "regions of" in done.stdout
+    assert "region-mean" in done.stdout
+    with said.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["structure"] for row in rows} == {*LUNGS.values()}
+    assert len({(row["path"], row["structure"]) for row in rows}) == len(rows) / 2
+    page = tmp_path / "report.html"
+    done = CliRunner().invoke(cli, ["report", path, "--out", str(page)])
+    assert done.exit_code == 0, done.output
+    assert "white" in page.read_text(encoding="utf-8")
+    done = CliRunner().invoke(cli, ["regions", path])
+    assert done.stdout == "Masks lungs: 48 structures in 24 slices, 0 of them pooled now.\n"
+
+
+def test_a_picture_of_the_report_knows_what_its_patches_are_like(
+    lungs: Path, tmp_path: Path
+) -> None:
+    file = {"file": lungs / "images.csv"}
+    config = regions_config(lungs, {"image": {"labels": ["white"]}}, labels=file)
+    evaluate(config, ["knn"])
+    page = tmp_path / "report.html"
+    write_report([write_yaml(lungs, config)], page)
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'data-row="(\d+)" tabindex="0" role="button" data-patches="([^"]+)"', text)
+    assert found
+    store = FeatureStore.open(config.store)
+    patients = store.slices()["patient"].to_pylist()
+    row, data = int(found[0][0]), json.loads(html.unescape(found[0][1]))
+    assert data["grid"] == [8, 8]
+    others = data["rows"]
+    assert patients[row] not in {patients[other] for other in others}
+    of_page = [("picture", "<u2"), ("patch", "<u2"), ("cosine", "i1")]
+    near = np.frombuffer(base64.b64decode(data["near"]), of_page).reshape(64, data["shown"])
+    unit = store.read("patch", np.arange(24)).astype(np.float64).reshape(24, 64, -1)
+    unit /= np.linalg.norm(unit, axis=2, keepdims=True)
+    for patch in (0, 27, 63):
+        each = (unit[others] @ unit[row, patch]).max(axis=1)
+        assert near["cosine"][patch, 0] == pytest.approx(100 * each.max(), abs=1)
+        first = others[near["picture"][patch, 0]]
+        assert unit[first, near["patch"][patch, 0]] @ unit[row, patch] == pytest.approx(each.max())
