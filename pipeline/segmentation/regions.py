@@ -75,8 +75,9 @@ class Gathered:
 def update_regions(config: Config, progress: Progress | None = None) -> list[Gathered]:
     """Bring the regions that the config's tasks ask for up to its masks; none where none do.
 
-    And those of the collection that its heads are fitted on, where that is another. Raises LabelError where no mask can be used, ConfigError where the store has no patch tokens,
-    and StaleTablesError where a patient was withdrawn meanwhile.
+    And those of the collection that its heads are fitted on, where that is another. Raises
+    LabelError where no mask can be used, ConfigError where the store has no patch tokens, and
+    StaleTablesError where a patient was withdrawn meanwhile.
     """
     gathered = []
     for each in (config, config.fit_on):
