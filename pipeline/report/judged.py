@@ -80,12 +80,9 @@ class Judged:
 def rows_by_unit(source: Source, level: Level, ids: Sequence[str]) -> dict[str, list[int]]:
     """Return the rows of the slices with features of each unit, by its name; ids: of the units."""
     rows: dict[str, list[int]] = {}
-    # Patients are those of the labels, as in the split.
-    named: Iterable[tuple[int, str]]
-    if level == "patient":
+    named: Iterable[tuple[int, str]] = names_of_slices(source.slices, level, ids)
+    if level == "patient":  # those of the labels, as in the split
         named = enumerate(source.patients.tolist())
-    else:
-        named = names_of_slices(source.slices, level, ids)
     of_place = source.rows.tolist()
     for place, name in named:
         rows.setdefault(name, []).append(of_place[place])
