@@ -525,18 +525,46 @@ def test_commands_tell_of_regions(lungs: Path, tmp_path: Path) -> None:
     assert done.stdout == "Masks lungs: 48 structures in 24 slices, 0 of them pooled now.\n"
 
 
-def test_a_picture_of_the_report_knows_what_its_patches_are_like(
-    lungs: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def page(lungs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on images that no whole image tells apart, so that it has cases to show."""
     file = {"file": lungs / "images.csv"}
     config = regions_config(lungs, {"image": {"labels": ["white"]}}, labels=file)
     evaluate(config, ["knn"])
-    page = tmp_path / "report.html"
+    page = tmp_path_factory.mktemp("page") / "report.html"
     write_report([write_yaml(lungs, config)], page)
+    return page
+
+
+def test_a_click_on_a_patch_shows_those_like_it(page: Path) -> None:
+    api = pytest.importorskip("playwright.sync_api")
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with api.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        tab = started.new_page()
+        faults: list[str] = []
+        tab.on("pageerror", lambda error: faults.append(str(error)))
+        tab.goto(page.as_uri())
+        picture = tab.locator(".cases img[data-patches]").first
+        picture.click(position={"x": 90, "y": 3})
+        assert picture.get_attribute("data-patch") == "7"  # at the right of the first row of eight
+        texts = tab.locator(".alike figcaption").all_inner_texts()
+        assert texts[0] == "this patch"
+        assert len(texts) == 4
+        assert all(re.fullmatch(r"row \d+, -?[01]\.\d\d", text) for text in texts[1:])
+        picture.press("ArrowDown")
+        assert picture.get_attribute("data-patch") == "15"
+        assert faults == []
+        started.close()
+
+
+def test_a_picture_of_the_report_knows_what_its_patches_are_like(lungs: Path, page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     found = re.findall(r'data-row="(\d+)" tabindex="0" role="button" data-patches="([^"]+)"', text)
     assert found
-    store = FeatureStore.open(config.store)
+    store = FeatureStore.open(lungs / "store")
     patients = store.slices()["patient"].to_pylist()
     row, data = int(found[0][0]), json.loads(html.unescape(found[0][1]))
     assert data["grid"] == [8, 8]
