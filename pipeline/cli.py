@@ -76,11 +76,12 @@ app = typer.Typer(
 )
 # The groups of `radprobe --help`, each with the modules whose commands stand in it.
 _GROUPS = {
-    "Embed": (extract, cluster),
+    "Embed": (extract,),
     "Ask": (evaluation,),
     "Models": (models,),
     "Look": (report, benchmark),
     "Keep": (store,),
+    "Scale": (cluster,),
     "Prepare": (weights, datasets, demo, doctor),
 }
 for title, modules in _GROUPS.items():

@@ -45,9 +45,9 @@ def fit(
     method: Annotated[
         str | None,
         typer.Option(
-            help="probe (by default), knn, linear or attention; of masks a head of the config, or "
-            "knn, linear, decoder, unet and others as `segment` has them; finetune, lora, bitfit "
-            "or norm: a tuned network."
+            help="probe (by default), knn, linear, attention or transformer; of masks a head of "
+            "the config, or knn, linear, decoder, unet and others as `segment` has them; "
+            "finetune, lora, bitfit or norm: a tuned network."
         ),
     ] = None,
     device: Annotated[
@@ -128,7 +128,7 @@ def predict(
     from pipeline.extraction.embed import Speed
     from pipeline.fitted.kinds import load_model
     from pipeline.fitted.model import Model
-    from pipeline.fitted.predict import predict
+    from pipeline.fitted.predict import predict, slices_file
     from pipeline.fitted.predict import watch as watch_folder
     from pipeline.fitted.reports import report
     from pipeline.fitted.sources import FolderOptions
@@ -152,6 +152,8 @@ def predict(
             _show_tally(loaded, tally, out_to, as_json)
     tally = predict(loaded, target, out_to, options, tag=tag)
     _show_tally(loaded, tally, out_to, as_json)
+    if loaded.sees == "slices" and not as_json:
+        print_line(out, f"How much each slice counted: {slices_file(out_to)}.")
     if tally.unreadable:
         raise typer.Exit(1)
 

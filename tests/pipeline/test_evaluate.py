@@ -298,6 +298,14 @@ def test_progress_names_each_answer(root: Path) -> None:
     assert seen == [("signal: knn", 0, 2), ("signal: probe", 1, 2)]
 
 
+def test_a_head_that_trains_says_how_many_epochs_are_done(root: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    short = config(root, "signal", linear={"epochs": 3, "batch": 64, "rates": [0.1]})
+    evaluate(short, ["linear"], progress=lambda *at: seen.append(at))
+    assert seen[0] == ("signal: linear", 0, 1)
+    assert list(dict.fromkeys(seen[1:])) == [("signal: linear, epochs", i, 3) for i in range(3)]
+
+
 def test_the_tidy_table_holds_every_number_once(root: Path) -> None:
     results = evaluate(config(root, "signal", "both"))
     table = tidy(results)

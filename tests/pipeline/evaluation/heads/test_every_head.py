@@ -34,7 +34,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "fewshot": {"episodes": 10, "shots": [1, 2]},
     "linear": {"epochs": 2},
     "attention": {"epochs": 2, "hidden": 8},
+    "transformer": {"epochs": 2, "width": 8, "heads": 2},
     "efficiency": {"steps": 2, "shots": [2], "draws": 2},
+    "mlp": {"epochs": 2, "hidden": 8},
 }
 
 
@@ -150,6 +152,10 @@ def test_a_filed_head_says_of_other_units_what_the_fitted_one_says(name: str, ki
     assert [each.setting for each in predictions] == [each.setting for each in expected]
     for one, other in zip(predictions, expected, strict=True):
         np.testing.assert_allclose(one.proba, other.proba, atol=1e-6)
+        assert (one.weights is None) == (other.weights is None)
+        if one.weights is not None and other.weights is not None:
+            np.testing.assert_allclose(one.weights.weight, other.weights.weight, atol=1e-6)
+            np.testing.assert_allclose(np.bincount(one.weights.unit, one.weights.weight), 1)
 
 
 def test_reading_a_config_imports_no_library_that_fits() -> None:
@@ -171,7 +177,7 @@ def test_asking_for_a_head_imports_that_head_alone() -> None:
         "import sys\n"
         "from pipeline.config.heads import declared\n"
         "declared('knn')\n"
-        "heads = {'probe', 'fewshot', 'linear', 'attention', 'efficiency'}\n"
+        "heads = {'probe', 'fewshot', 'linear', 'attention', 'transformer', 'efficiency'}\n"
         "print(sorted(h for h in heads if f'pipeline.evaluation.heads.{h}' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
