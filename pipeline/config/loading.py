@@ -167,7 +167,7 @@ def _of_one_kind_each(faults: Sequence[Any]) -> list[Any]:
     A word may be one of several, and keys with values in their place: keys that are wrong are told
     as keys, and no word is asked for then.
     """
-    told: list[Any] = []
+    of_values: list[Any] = []
     for fault in faults:
         steps = [step for step in fault["loc"] if not _is_kind(step)]
         # Whether the fault is that the value is not of this kind, and not one within it.
@@ -177,8 +177,8 @@ def _of_one_kind_each(faults: Sequence[Any]) -> list[Any]:
         has_keys = isinstance(fault["input"], dict)
         if is_of_kind and (asks_for_word if has_keys else asks_for_keys):
             continue
-        told.append({**fault, "loc": tuple(steps), "of_kind": is_of_kind})
-    return told
+        of_values.append({**fault, "loc": tuple(steps), "of_kind": is_of_kind})
+    return of_values
 
 
 def _is_kind(step: int | str) -> bool:
