@@ -16,7 +16,7 @@ class MlpSettings(HeadSettings):
 
     hidden: its width. decays: weight decays, of which val chooses one, as it chooses after which
     epoch it ends; the network is then trained anew on train and val, so far. rate: of learning.
-    epochs: at most. dropout: of hidden values. seed: of what is drawn.
+    epochs: at most. batch: units a step. dropout: of hidden values. seed: of what is drawn.
     """
 
     features: FeatureSet = "cls+mean"
