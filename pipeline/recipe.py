@@ -229,11 +229,12 @@ class Preprocess(Frozen):
     aspect: `pad`
     adds black to make the square, `crop` cuts its middle out, `dinov2` resizes the shorter side to
     8 / 7 of the input and cuts the input out of the middle. crop: `body` cuts to the box of the
-    body first. view: what the slice is changed to before all that, to ask how steady answers are.
-    shift: whether a shifted view is shifted after it was scaled, where the rule takes its range
-    from the slice and would undo it, or before, as stores have it that were made before there was
-    a choice. volume: how a 3D network sees volumes, where the backbone is one; unset as its authors
-    have it.
+    body first; `region` says that the images are crops round structures, as `radprobe crops` writes
+    them, and cuts nothing more. view: what the slice is changed to before all that, to ask how
+    steady answers are. shift: whether a shifted view is shifted after it was scaled, where the rule
+    takes its range from the slice and would undo it, or before, as stores have it that were made
+    before there was a choice. volume: how a 3D network sees volumes, where the backbone is one;
+    unset as its authors have it.
     """
 
     ct: ShortIntensity = Window(low=-1024, high=600)
@@ -242,7 +243,7 @@ class Preprocess(Frozen):
     other: ShortIntensity = MinMax()
     plane: Plane = "axial"
     aspect: Aspect = "square"
-    crop: Literal["none", "body"] = "none"
+    crop: Literal["none", "body", "region"] = "none"
     view: ViewName = "none"
     shift: Literal["scaled", "pixels"] = "scaled"
     volume: VolumeInput | None = None
@@ -264,10 +265,14 @@ class Preprocess(Frozen):
         """
         if self.view != "shift" or self.shift != "scaled":
             return False
-        rule = self.rule(modality)
-        by_extremes = isinstance(rule, FileWindow) and not has_window
-        by_values = isinstance(rule, (MinMax, Percentiles, ZScore)) and not of_volume(rule)
-        return by_extremes or by_values
+        rule: Rule = self.rule(modality)
+        match rule:
+            case Window() | Windows():
+                return False
+            case FileWindow():
+                return not has_window  # then it goes by minimum and maximum
+            case MinMax() | Percentiles() | ZScore():
+                return not of_volume(rule)
 
     def thickens(self, modality: str) -> bool:
         """Return whether slices of a modality are seen thicker; X-rays have no neighbours."""
@@ -301,6 +306,7 @@ FamilyName = Literal[
     "i3resnet",
     "monai_resnet",
     "segresenc",
+    "efficientnet_lite",
 ]
 # A network's own mean, std and final norm; or as the code of arXiv 2312.02366 treats comparators:
 # ImageNet's mean and std, tokens before the final norm (DINOv2's keep theirs).

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 
+from tests import warm
+
 # Read when numpy and torch are first imported, and by the processes that tests start.
 for name in (
     "OMP_NUM_THREADS",
@@ -19,3 +21,5 @@ for name in (
     os.environ.setdefault(name, "1")
 # Nothing of the tests is remembered among what the user's own runs found.
 os.environ.setdefault("RADPROBE_CACHE", f"{tempfile.gettempdir()}/radprobe-tests-{os.getuid()}")
+# The workers of pytest-xdist fork the processes that they start from one and the same.
+warm.share()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.regions import COVERED, PIECE, Regions
 from pipeline.annotations.units import Units
 from pipeline.config.regions import RegionPool
+from pipeline.config.tasks import Pool
 from pipeline.shared.arrays import Doubles, Floats
 
 Numbers = NDArray[np.int64]
@@ -28,8 +29,11 @@ class RegionTokens:
         """Return those of some slices."""
         return replace(self, pieces=self.pieces[places])
 
-    def features(self, unit: Numbers, n: int) -> Floats:
-        """Return (n, d) what the tokens of each region come to; unit (m,): of each piece."""
+    def features(self, unit: Numbers, n: int, which: str, pool: Pool) -> Floats:
+        """Return (n, d) what the tokens of each region come to; unit (m,): of each piece.
+
+        which, pool: of whole slices, which say nothing of tokens.
+        """
         match self.pool:
             case "max":
                 cover = self.regions.column("cover")[self.pieces]
@@ -38,7 +42,7 @@ class RegionTokens:
                 mean = self._mean("mean", unit, n)
                 deviation = np.sqrt(np.maximum(self._mean("square", unit, n) - mean**2, 0))
                 return np.concatenate([mean, deviation], axis=1).astype(np.float32)
-            case "mean" | "whole":
+            case _:
                 return self._mean("mean", unit, n).astype(np.float32)
 
     def _mean(self, name: str, unit: Numbers, n: int) -> Doubles:
@@ -66,11 +70,11 @@ def _greatest(x: Floats, cover: Doubles, unit: Numbers, n: int) -> Floats:
 
 
 def seen_by_tokens(units: Units, regions: Regions, pool: RegionPool, slices: pa.Table) -> Units:
-    """Return units of regions that are seen by their tokens, or with `whole` as slices are.
+    """Return units of regions that are seen by their tokens, or as slices are where no pool says.
 
     slices: as `slices_of_regions` gives them, with each of the units' slices.
     """
-    if pool == "whole":
+    if pool in ("whole", "crop"):
         return units
     pieces = slices[PIECE].to_numpy()[units.places_in(slices)]
     return replace(units, seen=RegionTokens(regions, pool, pieces))

@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.root import Config
+from pipeline.shared.texts import file_name
 from stores.contents import REGIONS
 from stores.errors import ConfigError
 from stores.features import FeatureStore
@@ -221,3 +222,8 @@ def region_of(name: str) -> tuple[str, str]:
     """Return the image or volume, and the structure, of a region by its name."""
     whole, _, structure = name.partition(":")
     return whole, structure
+
+
+def crop_file(row: int, structure: str, coverage: str) -> str:
+    """Return the name of the crop of a piece, which is another once that covers something else."""
+    return f"{row}-{file_name(structure)}-{coverage[:12]}.npy"

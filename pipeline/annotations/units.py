@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.regions import REGION, region_of
-from pipeline.config.tasks import Kind, Level
+from pipeline.config.tasks import Kind, Level, Pool
 from pipeline.results import Tally
 from pipeline.shared.arrays import numbers_of
 
@@ -72,8 +72,13 @@ class Seen(Protocol):
     def at(self, places: NDArray[np.int64]) -> Seen:
         """Return that of some of the slices (m,), by their places."""
 
-    def features(self, unit: NDArray[np.int64], n: int) -> NDArray[np.float32]:
-        """Return (n, d) the features of units; unit (m,): the unit of each slice."""
+    def features(
+        self, unit: NDArray[np.int64], n: int, which: str, pool: Pool
+    ) -> NDArray[np.float32]:
+        """Return (n, d) the features of units; unit (m,): the unit of each slice.
+
+        which, pool: what a head and a task say of the features of whole slices.
+        """
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,12 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
         )
         for name, masks in config.masks.items()
     }
+    tasks = {}
+    for name, task in config.tasks.items():
+        region = task.region
+        if region is not None and region.crops is not None:
+            region = region.model_copy(update={"crops": _store(base, region.crops)})
+        tasks[name] = task.model_copy(update={"region": region})
     split = config.split
     if split.file is not None:
         split = split.model_copy(update={"file": anchored(base, split.file)})
@@ -117,6 +123,7 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
             "labels": labels,
             "split": split,
             "masks": masks,
+            "tasks": tasks,
         }
     )
 

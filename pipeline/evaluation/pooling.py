@@ -53,7 +53,7 @@ def read_features(
     what the feature set needs.
     """
     if units.seen is not None:
-        return units.seen.features(units.unit, len(units.ids))
+        return units.seen.features(units.unit, len(units.ids), which, pool)
     _, d = _blocks_and_width(store, which)
     x = allocate(len(units.ids), d, store.path)
     first = 0

@@ -11,6 +11,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,21 +21,26 @@ from pipeline.annotations.label_file import LabelTable, of_each_structure
 from pipeline.annotations.region_features import seen_by_tokens
 from pipeline.annotations.region_notes import region_notes
 from pipeline.annotations.regions import (
+    PIECE,
     STRUCTURE_OF,
     WHOLE,
     Regions,
+    crop_file,
     slices_of_regions,
 )
 from pipeline.annotations.units import Units
 from pipeline.config.base import HeadSettings
 from pipeline.config.regions import STRUCTURE, RegionChoice, RegionFeatures
 from pipeline.config.root import Config
-from pipeline.config.tasks import FeatureSet, Task
+from pipeline.config.tasks import FeatureSet, Pool, Task
 from pipeline.evaluation.cases import Cases, Texts
+from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.splits import Parts
-from pipeline.shared.arrays import Floats
+from pipeline.recipe import recipe_of
+from pipeline.shared.arrays import Floats, Rows
+from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError
-from stores.features import OK
+from stores.features import OK, FeatureStore
 
 # What answers call the features of each pool.
 _FEATURES: dict[str, RegionFeatures] = {
@@ -85,13 +92,23 @@ class RegionCases(Cases):
 
     @property
     def depends_on(self) -> dict[str, str]:
-        """What the structures that are asked about cover, by its digest: no other's change."""
+        """What the structures that are asked about cover, by its digest: no other's change.
+
+        Where that is not known by now, no answer on file is found, and computing one says why.
+        """
+        try:
+            self.regions  # noqa: B018
+        except ConfigError:
+            return {"regions": ""}
         digest = hashlib.sha256()
         columns = (self.regions.column(name) for name in ("row", "structure", "coverage"))
         for row, structure, coverage in zip(*columns, strict=True):
             if structure in self.structures:
                 digest.update(json.dumps([int(row), structure, coverage]).encode())
-        return {"regions": digest.hexdigest()}
+        content = {"regions": digest.hexdigest()}
+        if self.choice.crops is not None:
+            content["crops"] = FeatureStore.open(self.choice.crops).fingerprint()
+        return content
 
     # --- units ---------------------------------------------------------------------------
 
@@ -110,6 +127,9 @@ class RegionCases(Cases):
         seen = slices.filter(pa.array(has_features))
         notes = region_notes(self.regions, self.structures, seen)
         units = replace(units, notes=(*units.notes, *notes))
+        if self.choice.crops is not None:
+            crops = RegionCrops.of(self.choice.crops, self.regions, units, self._slices)
+            return replace(units, seen=crops, notes=(*units.notes, crops.note))
         return seen_by_tokens(units, self.regions, self.choice.pool, self._slices)
 
     @cached_property
@@ -167,3 +187,53 @@ class RegionCases(Cases):
                 f"{self.name}: heads on regions are fitted on the regions of the config's own "
                 "store. Leave fit_on out, or name the config of another collection in it."
             )
+
+
+@dataclass(frozen=True)
+class RegionCrops:
+    """The `Seen` of regions by their crops: a store of these, and the row (m,) of each piece's."""
+
+    store: FeatureStore
+    rows: Rows
+
+    @classmethod
+    def of(cls, path: Path, regions: Regions, units: Units, slices: pa.Table) -> RegionCrops:
+        """Find the crop of each piece of some units; slices: as `slices_of_regions` has them.
+
+        Raises StoreNotFoundError, and ConfigError where crops are not there, or are of masks as
+        they were before.
+        """
+        store = FeatureStore.open(path)
+        there = Names(store.path).revealed(store.slices())
+        has_features = store.status()[there["row"].to_numpy()] == OK
+        row_of: dict[str, int] = {}
+        for row, name, is_one in zip(
+            there["row"].to_pylist(), there["path"].to_pylist(), has_features, strict=True
+        ):
+            if name and is_one:
+                row_of[name.rpartition("/")[2]] = row
+        pieces = slices[PIECE].to_numpy()[units.places_in(slices)]
+        index = regions.index.select(["row", "structure", "coverage"]).take(pa.array(pieces))
+        names = [crop_file(**piece) for piece in index.to_pylist()]
+        lacking = [name for name in names if name not in row_of]
+        if lacking:
+            raise ConfigError(
+                f"{len(lacking)} of {len(names)} crops are not in the store {store.place}, first "
+                f"{lacking[0]!r}: run `radprobe crops` again, and `radprobe extract` of its config."
+            )
+        return cls(store, np.array([row_of[name] for name in names], np.int64))
+
+    @property
+    def note(self) -> str:
+        """What results say of the features."""
+        recipe = recipe_of(self.store)
+        return f"features are of crops round the regions, by {recipe.network}, {recipe.digest[:12]}"
+
+    def at(self, places: Rows) -> RegionCrops:
+        """Return those of some slices."""
+        return replace(self, rows=self.rows[places])
+
+    def features(self, unit: Rows, n: int, which: Any, pool: Pool) -> Floats:
+        """Return (n, d) the features of the crops of each region, pooled; unit (m,): of each."""
+        crops = Units.unlabelled(np.arange(n).astype(np.str_), self.rows, unit)
+        return read_features(self.store, crops, which, pool)

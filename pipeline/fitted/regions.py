@@ -31,6 +31,11 @@ def check_target(question: Task, target: Path) -> None:
 
     Before anything of it is embedded.
     """
+    if question.region is not None and question.region.pool == "crop":
+        raise ConfigError(
+            "The model sees crops of regions, and new regions have none yet. Fit one by tokens: "
+            "`pool: mean`, max or moments."
+        )
     if question.region is not None and not target.is_file():
         raise _no_masks(question.region.masks, target)
 

@@ -75,14 +75,19 @@ class Gathered:
 def update_regions(config: Config, progress: Progress | None = None) -> list[Gathered]:
     """Bring the regions that the config's tasks ask for up to its masks; none where none do.
 
-    Raises LabelError where no mask can be used, ConfigError where the store has no patch tokens,
-    and StaleTablesError where a patient was withdrawn meanwhile.
+    And those of the collection that its heads are fitted on, where that is another. Raises
+    LabelError where no mask can be used, ConfigError where the store has no patch tokens, and
+    StaleTablesError where a patient was withdrawn meanwhile.
     """
-    asked = [task.region.masks for task in config.tasks.values() if task.region is not None]
-    if not asked:
-        return []
-    store = FeatureStore.open(config.store)
-    return [gather(config, store, name, progress) for name in dict.fromkeys(asked)]
+    gathered = []
+    for each in (config, config.fit_on):
+        if not isinstance(each, Config):
+            continue
+        asked = [task.region.masks for task in each.tasks.values() if task.region is not None]
+        if asked:
+            store = FeatureStore.open(each.store)
+            gathered += [gather(each, store, name, progress) for name in dict.fromkeys(asked)]
+    return gathered
 
 
 def gather(
