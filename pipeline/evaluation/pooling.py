@@ -89,7 +89,8 @@ def pooled_features(
             tokens.append(store.read("mean", rows))
         return np.concatenate(tokens, axis=1).astype(np.float32)
 
-    yield from _pooled_by_unit(units, read_volumes if which == "volume" else read, pool)
+    of_volumes = recipe_of(store).level == "volume"
+    yield from _pooled_by_unit(units, read_volumes if of_volumes else read, pool)
 
 
 def comparable_features(
@@ -145,6 +146,8 @@ def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -
             f"{which!r} are features of regions. Ask of a config that has their masks."
         )
     recipe = recipe_of(store)
+    if recipe.level == "volume":  # has one vector, which is what each set of features is of it
+        return 1, recipe.architecture.dim
     blocks = 4 if which.startswith("cls4") else 1
     needed = outputs_of(which)
     if set(needed) - set(recipe.outputs) or blocks > recipe.blocks:

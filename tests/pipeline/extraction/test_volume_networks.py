@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline import api
 from pipeline.backbones.volume_models import VOLUME_NETWORKS, VolumeNetwork
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
@@ -197,6 +198,8 @@ def test_answers_are_of_volumes_and_never_of_images(images: Path, tmp_path: Path
     (result,) = evaluate(config, ["knn"])
     assert result.features == "volume"
     assert result.main_score.metrics["auroc"].value > 0.9
+    # Whatever features are asked for by default: there is one vector of a volume.
+    assert api.data(config, "t").X.shape == (12, 16)
     model = fit(config, root / "model", method="probe")
     table = predictions(model, root / "images", FolderOptions(modality="CT", speed=HERE))
     of_store = predictions(model, config.store)
