@@ -5,8 +5,9 @@
 
 xrays: DIR/cxr holds images, masks of both lungs together, and labels.csv. Each mask is parted into
 the patient's right and left lung, which become regions; covid against the rest is asked of each
-lung by its pooled tokens and by its whole image, on the same test units, and the differences are
-paired. Seconds are those from cached tokens alone, all masks read anew.
+lung by its pooled tokens, by a crop round it, which is embedded by itself, and by its whole image,
+on the same test units, and the differences are paired. Seconds are those from cached tokens alone,
+all masks read anew.
 
 phantoms: N noisy images of two equal discs at random places, of which the masks alone say which is
 A and which B. One of both has a bright lesion: whether A has it is asked of the image, and of A.
@@ -32,15 +33,18 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
+from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.compare import compare
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.results import Metric, Result
+from pipeline.segmentation.crops import write_crops
 from pipeline.segmentation.regions import update_regions
 
 POOLS = ("mean", "max", "moments", "whole")
+MARGIN = 10  # round a crop, in pixels: these images name no spacing
 # Pixels of a phantom, of its discs' radius, of its lesion's, and how much brighter that is.
 SIDE, DISC, LESION, BRIGHTER = 224, 40, 14, 60
 
@@ -100,6 +104,8 @@ def xrays(work: Path, weights: str) -> None:
         for pool in POOLS:
             region = {"masks": "regions", "structures": [f"{side} lung"], "pool": pool}
             tasks[f"{side} {pool}"] = {**asked, "level": "region", "region": region}
+        crop = {**region, "pool": "crop", "crops": work / "crops" / "store"}
+        tasks[f"{side} crop"] = {**asked, "level": "region", "region": crop}
     both = {"masks": "regions", "pool": "mean"}
     tasks["both mean"] = {**asked, "level": "region", "region": both}
     tasks["both whole"] = {**asked, "level": "region", "region": {**both, "pool": "whole"}}
@@ -115,12 +121,14 @@ def xrays(work: Path, weights: str) -> None:
     (gathered,) = timed("regions from masks and cached tokens", update_regions, config)
     print("\n".join(gathered.lines()))
     timed("regions once more, nothing changed", update_regions, config)
+    crops = timed("crops written", write_crops, config, "regions", work / "crops", MARGIN)
+    timed(f"extract, {crops.crops} crops", extract, load_config(crops.config), Speed())
     results = timed("probe and kNN of all tasks", evaluate, config, ["probe", "knn"])
     show(results)
     for method in ("probe", "knn"):
         by_task = {result.task: result for result in results if result.method == method}
         for side in ("left", "right", "both"):
-            for pool in POOLS[:3] if side != "both" else POOLS[:1]:
+            for pool in (*POOLS[:3], "crop") if side != "both" else POOLS[:1]:
                 differ(config, by_task[f"{side} whole"], by_task[f"{side} {pool}"])
 
 

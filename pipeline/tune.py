@@ -66,11 +66,21 @@ def tune(
             compute = functools.partial(_compute_labels, cases, method, path, options)
             find = functools.partial(answer, cases, method, compute)
             with failures.of(cases.name):
+                _refuse_regions(cases)
                 results.append(_with_networks(cases.store, find, path))
     if results:
         publish(config.store, results)
     failures.raise_with(results)
     return results
+
+
+def _refuse_regions(cases: Cases) -> None:
+    """Raise ConfigError for cases that are no whole images: the network would see these."""
+    if cases.task.region is not None:
+        raise ConfigError(
+            f"{cases.name}: a network is tuned on whole images, and its cases are regions. Tune on "
+            "their crops, which `radprobe crops` writes, or ask heads by `radprobe evaluate`."
+        )
 
 
 def tune_masks(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.annotations.regions import EXAMPLES, Regions
+from pipeline.annotations.regions import EXAMPLES, Regions, region_name
 from pipeline.shared.texts import count
 
 # Of its pixels, from which share outside the input on a region is told of.
@@ -60,7 +60,7 @@ def _gathered(index: Iterable[Mapping[str, Any]], structures: Sequence[str]) -> 
     every: defaultdict[str, _Region] = defaultdict(_Region)
     for piece in index:
         if piece["structure"] in structures:
-            region = every[f"{piece['whole']}:{piece['structure']}"]
+            region = every[region_name(piece["whole"], piece["structure"])]
             region.pixels += piece["pixels"]
             region.seen += piece["seen"]
             region.weight += piece["weight"]
@@ -73,7 +73,7 @@ def _empty(
     """Yield of each structure how many masks have none of it."""
     wholes = dict.fromkeys(piece["whole"] for piece in index)
     for structure in structures:
-        without = [whole for whole in wholes if f"{whole}:{structure}" not in every]
+        without = [whole for whole in wholes if region_name(whole, structure) not in every]
         if without:
             shown = ", ".join(without[:EXAMPLES])
             yield (

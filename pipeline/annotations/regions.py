@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.root import Config
+from pipeline.shared.texts import file_name
 from stores.contents import REGIONS
 from stores.errors import ConfigError
 from stores.features import FeatureStore
@@ -47,9 +48,11 @@ INDEX_SCHEMA = pa.schema(
 POOLS = ("mean", "max", "square")
 # Of a patch, from which share on the greatest number is asked of it (see `RegionChoice.pool`).
 COVERED = 0.5
-# Under which the index keeps what is wrong with masks, and which state of the store it is of.
+# Under which the index keeps what is wrong with masks, which state of the store it is of, and the
+# names of the masks' structures.
 _FAULTS = b"unusable_masks"
 _STORE = b"store"
+_STRUCTURES = b"structures"
 FEATURES = ".features.parquet"
 # How many of these are named.
 EXAMPLES = 3
@@ -83,12 +86,15 @@ def coverages_digest(index: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def with_origin(index: pa.Table, faults: list[str], store: str) -> pa.Table:
-    """Return an index that says which masks cannot be used, a sentence each, and of which store.
+def with_origin(
+    index: pa.Table, faults: list[str], store: str, structures: tuple[str, ...]
+) -> pa.Table:
+    """Return an index that says which masks cannot be used, a sentence each, and what it is of.
 
-    store: its fingerprint.
+    store: its fingerprint; structures: their names.
     """
-    return index.replace_schema_metadata({_FAULTS: json.dumps(faults), _STORE: store})
+    metadata = {_FAULTS: json.dumps(faults), _STORE: store, _STRUCTURES: json.dumps(structures)}
+    return index.replace_schema_metadata(metadata)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,12 @@ class Regions:
                 f"{store.place} with these settings. Run `radprobe regions CONFIG`, which reads "
                 "masks and cached patch tokens."
             ) from None
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """The names of the masks' structures, in the order of their label values."""
+        structures: list[str] = json.loads(self._metadata.get(_STRUCTURES, b"[]"))
+        return tuple(structures)
 
     @property
     def faults(self) -> list[str]:
@@ -192,10 +204,26 @@ def slices_of_regions(slices: pa.Table, regions: Regions, structures: tuple[str,
     for i in piece.tolist():
         structure = named[i] if i >= 0 else None
         whole = wholes[i] if i >= 0 else None
-        columns[REGION].append(f"{whole}:{structure}" if structure else None)
+        columns[REGION].append(region_name(whole, structure) if whole and structure else None)
         columns[STRUCTURE_OF].append(structure)
         columns[WHOLE].append(whole)
     expanded = slices.take(pa.array(place))
     for name, values in columns.items():
         expanded = expanded.append_column(name, pa.array(values, pa.string()))
     return expanded.append_column(PIECE, pa.array(piece))
+
+
+def region_name(whole: str, structure: str) -> str:
+    """Return what a region is called: its image or volume, and its structure."""
+    return f"{whole}:{structure}"
+
+
+def region_of(name: str) -> tuple[str, str]:
+    """Return the image or volume, and the structure, of a region by its name."""
+    whole, _, structure = name.partition(":")
+    return whole, structure
+
+
+def crop_file(row: int, structure: str, coverage: str) -> str:
+    """Return the name of the crop of a piece, which is another once that covers something else."""
+    return f"{row}-{file_name(structure)}-{coverage[:12]}.npy"

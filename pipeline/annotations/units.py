@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.regions import REGION
-from pipeline.config.tasks import Kind, Level
+from pipeline.annotations.regions import REGION, region_of
+from pipeline.config.tasks import Kind, Level, Pool
 from pipeline.results import Tally
 from pipeline.shared.arrays import numbers_of
 
@@ -66,13 +66,29 @@ class Truth:
         return Truth(self.y[which], self.groups[which], self.classes, self.kind)
 
 
+class Seen(Protocol):
+    """What each slice of some units has of them, where that is not the slice as a whole."""
+
+    def at(self, places: NDArray[np.int64]) -> Seen:
+        """Return that of some of the slices (m,), by their places."""
+
+    def features(
+        self, unit: NDArray[np.int64], n: int, which: str, pool: Pool
+    ) -> NDArray[np.float32]:
+        """Return (n, d) the features of units; unit (m,): the unit of each slice.
+
+        which, pool: what a head and a task say of the features of whole slices.
+        """
+
+
 @dataclass(frozen=True)
 class Units(Truth):
     """What a task is scored on: n images, series, studies or patients, with their labels.
 
     ids (n,): row number, or pseudonym; rows (m,) ascending: the slices; unit (m,): the unit each
     slice belongs to, whose features are pooled over its slices. notes: what results say of the
-    labels. along (m,): see `places_along`; None where it is not known.
+    labels. along (m,): see `places_along`; None where it is not known. seen: what the units are
+    seen by in the place of their slices' features; None for these.
     """
 
     ids: NDArray[np.str_]
@@ -81,6 +97,7 @@ class Units(Truth):
     tally: Tally
     notes: tuple[str, ...] = ()
     along: NDArray[np.float64] | None = None
+    seen: Seen | None = None
 
     @classmethod
     def unlabelled(
@@ -89,6 +106,7 @@ class Units(Truth):
         rows: NDArray[np.int64],
         unit: NDArray[np.int64],
         along: NDArray[np.float64] | None = None,
+        seen: Seen | None = None,
     ) -> Units:
         """Return units of which the features alone matter, each a group of its own."""
         return cls(
@@ -101,6 +119,7 @@ class Units(Truth):
             unit=unit,
             tally=Tally(),
             along=along,
+            seen=seen,
         )
 
     @cached_property
@@ -136,6 +155,23 @@ class Units(Truth):
         place = {pair: i for i, pair in enumerate(zip(rows.tolist(), names, strict=True))}
         of_units = zip(self.rows.tolist(), self.ids[self.unit].tolist(), strict=True)
         return np.array([place[pair] for pair in of_units], np.int64)
+
+    def one_a_volume(self, slices: pa.Table) -> Units:
+        """Return the same units by one slice of each volume, the middle one.
+
+        Where all slices of a volume have one vector, so that none counts more for its slices.
+        slices: those of `rows`, as a slice table.
+        """
+        volume = _volumes_of(slices)
+        order = np.argsort(volume, kind="stable")
+        size = np.bincount(volume)
+        kept = np.sort(order[np.cumsum(size) - size + size // 2])
+        return replace(
+            self,
+            rows=self.rows[kept],
+            unit=self.unit[kept],
+            along=None if self.along is None else self.along[kept],
+        )
 
     def bags(self) -> Bags:
         """Return which slices belong to each unit."""
@@ -232,6 +268,27 @@ class SliceWeights:
             ),
             weight=np.concatenate([weights.weight for weights, _ in each]),
         )
+
+
+def names_of_slices(
+    slices: pa.Table, level: Level, ids: Iterable[str]
+) -> Iterator[tuple[int, str]]:
+    """Yield places of a slice table and the unit that each is of, of units that were answered.
+
+    ids: theirs, which tell of regions in which image or volume each lies: a slice is of several.
+    """
+    if level != REGION:
+        yield from enumerate(unit_names(slices, level).tolist())
+        return
+    places: dict[str, list[int]] = {}
+    for place, (row, series) in enumerate(
+        zip(slices["row"].to_pylist(), slices["series"].to_pylist(), strict=True)
+    ):
+        for whole in (str(row), series or ""):
+            places.setdefault(whole, []).append(place)
+    for name in ids:
+        for place in places.get(region_of(name)[0], ()):
+            yield place, name
 
 
 @dataclass(frozen=True)

@@ -242,6 +242,31 @@ def regions(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False)
             print_line(out, line)
 
 
+@app.command(epilog="Example: radprobe crops my.yaml lungs crops --margin-mm 10")
+def crops(
+    config: ConfigArg,
+    masks: Annotated[str, typer.Argument(help="The masks whose structures are cut out, by name.")],
+    folder: Annotated[Path, typer.Argument(help="Where crops and their config are written.")],
+    margin_mm: Annotated[
+        float, typer.Option(min=0, help="Margin, in mm; in pixels where files name no spacing.")
+    ] = 10.0,
+    store: StoreOpt = None,
+) -> None:
+    """Write a square crop round each structure of masks, as a collection to be embedded by itself.
+
+    Crops that are there and did not change stay, and so do their features.
+    """
+    from pipeline.segmentation.crops import write_crops
+
+    written = write_crops(_checked_config(config, store), masks, folder, margin_mm)
+    print_line(out, f"{written.crops} crops are in {folder}, {written.new} of them new.")
+    print_line(out, f"Embed them: radprobe extract {written.config}")
+    for each in written.lost:
+        print_line(out, f"Not cut: {each}: its image cannot be read any more.")
+    if written.lost:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: radprobe search configs/demo.yaml ct/0042 --k 5")
 def search(
     config: ConfigArg,
@@ -390,8 +415,7 @@ def _compare_across(
             f"{str(second)!r} has answered no task by heads on features, beside which others could "
             f"be held. Run `radprobe evaluate {second}`, or such as `radprobe knn {second}`."
         )
-    for each in (config, _checked_config(first)):
-        _gather_regions(each)
+    _gather_regions(paired)
     with _steps("evaluate") as progress:
         away = with_predictions(config.store, evaluate(paired, chosen, progress=progress))
     both = None if heads is None else (_method(heads[0]), _method(heads[1]))
@@ -491,7 +515,11 @@ def _answer(
     settings = _checked_config(config, store)
     if predictions is not None:
         check_suffix(predictions)  # before anything is computed
-    _gather_regions(settings)
+    try:
+        _gather_regions(settings)
+    except (ConfigError, LabelError) as error:
+        # Tasks of whole images are answered all the same; those of regions say what is missing.
+        print_line(err, f"Regions are not gathered: {error}")
     unanswered: UnansweredError | None = None
     try:
         with _steps("evaluate") as progress:

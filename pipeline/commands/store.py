@@ -97,7 +97,7 @@ def export(
     to: Annotated[
         str | None, typer.Option(help="h5, npy, parquet or faiss; by the file's name if not given.")
     ] = None,
-    array: Annotated[str, typer.Option(help="cls, mean or patch.")] = "cls",
+    array: Annotated[str, typer.Option(help="cls, mean, patch or volume.")] = "cls",
     blocks: Annotated[int, typer.Option(min=1, help="Last blocks of cls, side by side.")] = 1,
     per_study: Annotated[bool, typer.Option("--per-study", help="One HDF5 a study.")] = False,
     as_json: JsonOpt = False,

@@ -127,7 +127,8 @@ class BackboneChoice(Frozen):
 class Outputs(Frozen):
     """What to store of each slice.
 
-    keep: the CLS tokens, the mean patch token, all patch tokens. patch: how, where patch tokens are
+    keep: the CLS tokens, the mean patch token, all patch tokens; of a 3D network its vector of the
+    volume (`volume`), and nothing else. patch: how, where patch tokens are
     among it. blocks: of how many last blocks CLS tokens are stored. dtype: of what is stored.
     part_rows: rows that are committed together, a power of two; unset, as many as a part's memory
     allows. Fewer lose less to a crash, more make fewer files.

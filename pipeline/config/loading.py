@@ -105,6 +105,12 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
         )
         for name, masks in config.masks.items()
     }
+    tasks = {}
+    for name, task in config.tasks.items():
+        region = task.region
+        if region is not None and region.crops is not None:
+            region = region.model_copy(update={"crops": _store(base, region.crops)})
+        tasks[name] = task.model_copy(update={"region": region})
     split = config.split
     if split.file is not None:
         split = split.model_copy(update={"file": anchored(base, split.file)})
@@ -117,6 +123,7 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
             "labels": labels,
             "split": split,
             "masks": masks,
+            "tasks": tasks,
         }
     )
 
@@ -160,7 +167,7 @@ def _of_one_kind_each(faults: Sequence[Any]) -> list[Any]:
     A word may be one of several, and keys with values in their place: keys that are wrong are told
     as keys, and no word is asked for then.
     """
-    told: list[Any] = []
+    of_values: list[Any] = []
     for fault in faults:
         steps = [step for step in fault["loc"] if not _is_kind(step)]
         # Whether the fault is that the value is not of this kind, and not one within it.
@@ -170,8 +177,8 @@ def _of_one_kind_each(faults: Sequence[Any]) -> list[Any]:
         has_keys = isinstance(fault["input"], dict)
         if is_of_kind and (asks_for_word if has_keys else asks_for_keys):
             continue
-        told.append({**fault, "loc": tuple(steps), "of_kind": is_of_kind})
-    return told
+        of_values.append({**fault, "loc": tuple(steps), "of_kind": is_of_kind})
+    return of_values
 
 
 def _is_kind(step: int | str) -> bool:

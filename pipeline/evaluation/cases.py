@@ -60,7 +60,7 @@ from pipeline.shared.arrays import Floats
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.versions import versions_of
 from stores._disk import write_checked
-from stores.errors import LabelError
+from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
 from stores.withdrawn import Withdrawn
 
@@ -112,7 +112,19 @@ class Cases:
             either_way=self.shortcut_of is not None,
             withdrawn=self.withdrawn,
         )
+        if recipe_of(self.store).level == "volume":
+            units = self._of_volumes(units)
         return units.in_order(order_of_files(units, self._slices))
+
+    def _of_volumes(self, units: Units) -> Units:
+        """Return units of volumes, whose rows share a vector. Raises ConfigError for images."""
+        if self.task.level == "image":
+            raise ConfigError(
+                f"{self.name}: the store has features of whole volumes, and the task asks about "
+                "single images. Set its level to series, study or patient."
+            )
+        place = np.searchsorted(self._slices["row"].to_numpy(), units.rows)
+        return units.one_a_volume(self._slices.select(["series"]).take(pa.array(place)))
 
     def column(self, name: str) -> Texts:
         """Return (n,) what a label column says of each unit; "" where nothing, or several."""
@@ -355,13 +367,9 @@ class Cases:
             return self._last_read[1]
         # Forgotten before others are read, so that memory never holds both.
         self._last_read = None
-        x = self.read(which)
+        x = read_features(self.store, self.units, which, self.task.pool)
         self._last_read = (which, x)
         return x
-
-    def read(self, which: FeatureSet) -> Floats:
-        """Return (n, d) the units' features in this store, of the slices pooled."""
-        return read_features(self.store, self.units, which, self.task.pool)
 
     def slices(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) the features of every slice of the units, as a head sees them."""

@@ -114,6 +114,7 @@ class PairedCases(Cases):
             unit=np.concatenate([there.unit, here.unit + len(there.ids)]),
             notes=tuple(notes),
             along=np.concatenate([there.z, here.z]),
+            seen=None,  # each store's are read by itself
         )
 
     def _refuse_other_question(self) -> None:

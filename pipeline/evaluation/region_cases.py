@@ -8,38 +8,60 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipeline.annotations.label_file import of_each_structure
+from pipeline.annotations.label_file import LabelTable, of_each_structure
+from pipeline.annotations.region_features import seen_by_tokens
 from pipeline.annotations.region_notes import region_notes
 from pipeline.annotations.regions import (
-    COVERED,
     PIECE,
     STRUCTURE_OF,
     WHOLE,
     Regions,
+    crop_file,
     slices_of_regions,
 )
 from pipeline.annotations.units import Units
 from pipeline.config.base import HeadSettings
 from pipeline.config.regions import STRUCTURE, RegionChoice, RegionFeatures
-from pipeline.config.tasks import FeatureSet
+from pipeline.config.root import Config
+from pipeline.config.tasks import FeatureSet, Pool, Task
 from pipeline.evaluation.cases import Cases, Texts
+from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.splits import Parts
-from pipeline.shared.arrays import Doubles, Floats
+from pipeline.recipe import recipe_of
+from pipeline.shared.arrays import Floats, Rows
+from pipeline.shared.pseudonyms import Names
 from stores.errors import ConfigError
-from stores.features import OK
+from stores.features import OK, FeatureStore
 
+# What answers call the features of each pool.
 _FEATURES: dict[str, RegionFeatures] = {
     "mean": "region-mean",
     "max": "region-max",
     "moments": "region-moments",
 }
+
+
+def structures_of(config: Config, task: Task) -> tuple[str, ...]:
+    """Return the structures that a task of regions is asked about, by their names."""
+    assert task.region is not None
+    return task.region.structures or config.masks[task.region.masks].classes[1:]
+
+
+def table_of_regions(table: LabelTable, task: Task, structures: Sequence[str]) -> LabelTable:
+    """Return a label table that says which structure it is of, where the task asks for that."""
+    asked = {*task.labels, *task.subgroups, *task.shortcuts}
+    if STRUCTURE not in asked or STRUCTURE in table.columns:
+        return table
+    return of_each_structure(table, structures)
 
 
 @dataclass
@@ -48,9 +70,7 @@ class RegionCases(Cases):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        asked = {*self.task.labels, *self.task.subgroups, *self.task.shortcuts}
-        if STRUCTURE in asked and STRUCTURE not in self.table.columns:
-            self.table = of_each_structure(self.table, self.structures)
+        self.table = table_of_regions(self.table, self.task, self.structures)
 
     @property
     def choice(self) -> RegionChoice:
@@ -61,8 +81,7 @@ class RegionCases(Cases):
     @property
     def structures(self) -> tuple[str, ...]:
         """The structures that are cases, by their names."""
-        masks = self.config.masks[self.choice.masks]
-        return self.choice.structures or masks.classes[1:]
+        return structures_of(self.config, self.task)
 
     @cached_property
     def regions(self) -> Regions:
@@ -73,13 +92,23 @@ class RegionCases(Cases):
 
     @property
     def depends_on(self) -> dict[str, str]:
-        """What the structures that are asked about cover, by its digest: no other's change."""
+        """What the structures that are asked about cover, by its digest: no other's change.
+
+        Where that is not known by now, no answer on file is found, and computing one says why.
+        """
+        try:
+            self.regions  # noqa: B018
+        except ConfigError:
+            return {"regions": ""}
         digest = hashlib.sha256()
         columns = (self.regions.column(name) for name in ("row", "structure", "coverage"))
         for row, structure, coverage in zip(*columns, strict=True):
             if structure in self.structures:
                 digest.update(json.dumps([int(row), structure, coverage]).encode())
-        return {"regions": digest.hexdigest()}
+        content = {"regions": digest.hexdigest()}
+        if self.choice.crops is not None:
+            content["crops"] = FeatureStore.open(self.choice.crops).fingerprint()
+        return content
 
     # --- units ---------------------------------------------------------------------------
 
@@ -97,7 +126,11 @@ class RegionCases(Cases):
         has_features = self.store.status()[slices["row"].to_numpy()] == OK
         seen = slices.filter(pa.array(has_features))
         notes = region_notes(self.regions, self.structures, seen)
-        return replace(units, notes=(*units.notes, *notes))
+        units = replace(units, notes=(*units.notes, *notes))
+        if self.choice.crops is not None:
+            crops = RegionCrops.of(self.choice.crops, self.regions, units, self._slices)
+            return replace(units, seen=crops, notes=(*units.notes, crops.note))
+        return seen_by_tokens(units, self.regions, self.choice.pool, self._slices)
 
     @cached_property
     def pictured(self) -> Units:
@@ -115,6 +148,7 @@ class RegionCases(Cases):
             rows=rows,
             unit=unit,
             along=None,
+            seen=None,
         )
 
     @cached_property
@@ -137,12 +171,6 @@ class RegionCases(Cases):
         """Return which features a head sees: the tokens', whatever it sees of slices."""
         return _FEATURES.get(self.choice.pool, head.features)
 
-    def read(self, which: FeatureSet) -> Floats:
-        """Return (n, d) what the regions' tokens come to, whatever features of slices are meant."""
-        if self.choice.pool == "whole":
-            return super().read(which)
-        return self._pooled(self.units.unit, len(self.units.ids))
-
     def unscaled(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (n, d) the units' features before they are scaled for a head."""
         self._refuse_fit_store()
@@ -151,56 +179,61 @@ class RegionCases(Cases):
     def unscaled_slices(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) what the tokens of each piece come to, before that is scaled."""
         self._refuse_fit_store()
-        if self.choice.pool == "whole":
-            return super().unscaled_slices(head, parts)
-        self._last_read = None
-        m = len(self.units.rows)
-        return self._pooled(np.arange(m), m)
+        return super().unscaled_slices(head, parts)
 
     def _refuse_fit_store(self) -> None:
-        if self.fit_store is not None:
+        if self.fit_store is not None and self.choice.pool != "whole":
             raise ConfigError(
                 f"{self.name}: heads on regions are fitted on the regions of the config's own "
                 "store. Leave fit_on out, or name the config of another collection in it."
             )
 
-    def _pooled(self, group: NDArray[np.int64], n: int) -> Floats:
-        """Return (n, d) the pieces' features, together for each group (m,) of pieces."""
-        pieces = self._slices[PIECE].to_numpy()[self.units.places_in(self._slices)]
-        match self.choice.pool:
-            case "max":
-                cover = self.regions.column("cover")[pieces]
-                return _greatest(self.regions.features("max", pieces), cover, group, n)
-            case "moments":
-                weight = self.regions.column("weight")[pieces]
-                mean = _mean(self.regions.features("mean", pieces), weight, group, n)
-                square = _mean(self.regions.features("square", pieces), weight, group, n)
-                deviation = np.sqrt(np.maximum(square - mean**2, 0))
-                return np.concatenate([mean, deviation], axis=1).astype(np.float32)
-            case _:
-                weight = self.regions.column("weight")[pieces]
-                return _mean(self.regions.features("mean", pieces), weight, group, n).astype(
-                    np.float32
-                )
 
+@dataclass(frozen=True)
+class RegionCrops:
+    """The `Seen` of regions by their crops: a store of these, and the row (m,) of each piece's."""
 
-def _mean(x: Floats, weight: Doubles, group: NDArray[np.int64], n: int) -> Doubles:
-    """Return (n, d) the mean of the pieces x (m, d) of each group, by weight (m,)."""
-    total = np.zeros((n, x.shape[1]))
-    np.add.at(total, group, x * weight[:, None])
-    mean: Doubles = total / np.bincount(group, weights=weight, minlength=n)[:, None]
-    return mean
+    store: FeatureStore
+    rows: Rows
 
+    @classmethod
+    def of(cls, path: Path, regions: Regions, units: Units, slices: pa.Table) -> RegionCrops:
+        """Find the crop of each piece of some units; slices: as `slices_of_regions` has them.
 
-def _greatest(x: Floats, cover: Doubles, group: NDArray[np.int64], n: int) -> Floats:
-    """Return (n, d) the greatest of each number over the pieces that count.
+        Raises StoreNotFoundError, and ConfigError where crops are not there, or are of masks as
+        they were before.
+        """
+        store = FeatureStore.open(path)
+        there = Names(store.path).revealed(store.slices())
+        has_features = store.status()[there["row"].to_numpy()] == OK
+        row_of: dict[str, int] = {}
+        for row, name, is_one in zip(
+            there["row"].to_pylist(), there["path"].to_pylist(), has_features, strict=True
+        ):
+            if name and is_one:
+                row_of[name.rpartition("/")[2]] = row
+        pieces = slices[PIECE].to_numpy()[units.places_in(slices)]
+        index = regions.index.select(["row", "structure", "coverage"]).take(pa.array(pieces))
+        names = [crop_file(**piece) for piece in index.to_pylist()]
+        lacking = [name for name in names if name not in row_of]
+        if lacking:
+            raise ConfigError(
+                f"{len(lacking)} of {len(names)} crops are not in the store {store.place}, first "
+                f"{lacking[0]!r}: run `radprobe crops` again, and `radprobe extract` of its config."
+            )
+        return cls(store, np.array([row_of[name] for name in names], np.int64))
 
-    cover (m,): the greatest share of a patch that each covers. Those count that cover one by half,
-    and where none of a group does, those that cover one by the most.
-    """
-    most = np.zeros(n)
-    np.maximum.at(most, group, cover)
-    counts = cover >= np.minimum(COVERED, most)[group]
-    greatest = np.full((n, x.shape[1]), -np.inf, np.float32)
-    np.maximum.at(greatest, group[counts], x[counts])
-    return greatest
+    @property
+    def note(self) -> str:
+        """What results say of the features."""
+        recipe = recipe_of(self.store)
+        return f"features are of crops round the regions, by {recipe.network}, {recipe.digest[:12]}"
+
+    def at(self, places: Rows) -> RegionCrops:
+        """Return those of some slices."""
+        return replace(self, rows=self.rows[places])
+
+    def features(self, unit: Rows, n: int, which: Any, pool: Pool) -> Floats:
+        """Return (n, d) the features of the crops of each region, pooled; unit (m,): of each."""
+        crops = Units.unlabelled(np.arange(n).astype(np.str_), self.rows, unit)
+        return read_features(self.store, crops, which, pool)

@@ -18,7 +18,7 @@ from pipeline.preprocessing.content import check_finite
 from pipeline.preprocessing.perturb import thickened
 from pipeline.preprocessing.volume_range import Name, Ranges, Volumes
 from pipeline.recipe import FileWindow, IntensityKind, Preprocess, intensity_kind
-from pipeline.types import Failure, Slice
+from pipeline.types import Failure, Plane, Slice
 from stores import FeatureStore, PartRange
 from stores.claims import Claim
 from stores.duplicates import Originals
@@ -27,7 +27,7 @@ from stores.features import OK, UNREADABLE
 from stores.slices import SliceRow
 
 if TYPE_CHECKING:
-    from pipeline.inference.forward import Forward, Values
+    from pipeline.inference.forward import Values
 
 
 @dataclass(eq=False)
@@ -69,17 +69,19 @@ class PartInFlight:
 class FillContext:
     """What all parts of one run share.
 
-    wait_for_commits: returns once all parts that were filled before are committed.
+    wait_for_commits: returns once all parts that were filled before are committed. plane_of: which
+    plane a slice lies in, by its file.
     """
 
     store: FeatureStore
-    forward: Forward
+    forward: Any  # a `Forward`, or of a 3D network a `VolumeForward`
     batch_size: int
     progress: Progress
     limit: BadLimit
     originals: Originals
     volumes: Volumes
     wait_for_commits: Callable[[], None]
+    plane_of: Callable[[SliceRow], Plane]
 
 
 class _Taken(NamedTuple):
@@ -151,7 +153,7 @@ class PartFiller:
         """Put a slice into the batch, or why it cannot be read into the part."""
         self.job.seconds["read"] += read.seconds
         if read.file_digest is not None:
-            self.job.put(slice_.row, file_digest=_bytes(read.file_digest))
+            self.job.put(slice_.row, file_digest=digest_bytes(read.file_digest))
         try:
             self._take_pixels(slice_, read)
         except UnreadableError as error:
@@ -244,5 +246,6 @@ def rule_number(preprocess: Preprocess, modality: str) -> int | None:
     return get_args(IntensityKind).index(intensity_kind(modality))
 
 
-def _bytes(digest: str) -> NDArray[np.uint8]:
+def digest_bytes(digest: str) -> NDArray[np.uint8]:
+    """Return a digest in hex as the store's arrays have it."""
     return np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.extraction.slices import PartSlices
+from pipeline.extraction.slices import VOLUME_COLUMNS, PartSlices
 from pipeline.io.types import FileStamp
 from pipeline.recipe import Preprocess
 from stores import FeatureStore, PartRange, manifest
@@ -60,7 +60,8 @@ def slices_and_stamps(
     """Return the slices of some parts and the stamps of their files, both of one moment."""
     while True:  # until nobody replaced one of them while the other was read
         seen = manifest.version(store.path)
-        slices = PartSlices(store, parts, preprocess.by_volume)
+        more = () if preprocess.volume is None else VOLUME_COLUMNS
+        slices = PartSlices(store, parts, preprocess.by_volume, more)
         stamps = _stamps(store, seen)
         if manifest.version(store.path) == seen:
             return slices, stamps

@@ -21,6 +21,7 @@ from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.slice_weights import SLICE_WEIGHTS, rows_of_weights
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.regions import check_target, regions_of
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
 from pipeline.fitted.units import LiveUnits, Piece
 from pipeline.io.decode import check_tags, read_headers
@@ -83,6 +84,7 @@ def predict(
     a column more, for the user's own eyes. Raises as `open_source` does, and writes nothing then.
     """
     _check_columns(out, tag)
+    check_target(model.record.question, target)
     with open_source(model, target, options) as source:
         return _write(model, source, out, tag)
 
@@ -143,6 +145,7 @@ def watch(
             f"{str(folder)!r} and store {options.store}."
         )
     _check_columns(out, tag)
+    check_target(model.record.question, folder)
     before = None
     while True:
         tally = None
@@ -183,6 +186,7 @@ def predictions(
     options: FolderOptions = FolderOptions(),  # noqa: B008 (frozen)
 ) -> pa.Table:
     """Return what `predict` writes, as one table."""
+    check_target(model.record.question, target)
     with open_source(model, target, options) as source:
         live = live_units(model, source)
         pieces = [said.units for said in _said(model, source, live, PredictTally())]
@@ -191,7 +195,9 @@ def predictions(
 
 def live_units(model: Model, source: Source) -> LiveUnits:
     """Return the units of a source. Raises ConfigError where the model is asked about none."""
-    live = LiveUnits.of(source.store, source.names, model.record.question, source.patients)
+    question = model.record.question
+    regions = regions_of(question, source)
+    live = LiveUnits.of(source.store, source.names, question, source.patients, regions)
     if not len(live):
         wanted = model.record.question.modality
         raise ConfigError(

@@ -25,6 +25,7 @@ from pipeline.report.figures import Drawn, overview, task_figures
 from pipeline.report.findings import ReportFinding, findings
 from pipeline.report.judged import leading_answers
 from pipeline.report.models import CaseGroup, ModelSection
+from pipeline.report.patches import with_patches
 from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
@@ -142,7 +143,7 @@ def _chapter(source: Source, progress: Progress) -> Chapter:
     atlas = draw_map(source)
     shown = pictures(source, atlas.pictured) if atlas else {}
     progress(f"{source.name}: cases")
-    cases = task_cases(source, atlas, shown)
+    cases = with_patches(source, task_cases(source, atlas, shown))
     return Chapter(source, stock, checked, glance, tasks, atlas, shown, cases)
 
 

@@ -138,7 +138,10 @@ class Source:
 
     @cached_property
     def labelled(self) -> tuple[tuple[str, Task, Units, LabelTable], ...]:
-        """Each task of the config with its units; those whose labels do not join are left out."""
+        """Each task of the config with its units; those whose labels do not join are left out.
+
+        And those of regions: a slice may hold several, and is none of them.
+        """
         config = self.config
         if config is None or config.labels is None:
             return ()
@@ -150,7 +153,8 @@ class Source:
         slices = self.names.revealed(self.store.slices())
         status = self.store.status()
         joined = []
-        for name, task in config.tasks.items():
+        of_slices = {name: task for name, task in config.tasks.items() if task.region is None}
+        for name, task in of_slices.items():
             # A task's policy goes before that of the whole table, as it does in `evaluate`.
             policy = {
                 "uncertain": task.uncertain or config.labels.uncertain,

@@ -75,17 +75,25 @@ class Gathered:
 def update_regions(config: Config, progress: Progress | None = None) -> list[Gathered]:
     """Bring the regions that the config's tasks ask for up to its masks; none where none do.
 
-    Raises LabelError where no mask can be used, ConfigError where the store has no patch tokens,
-    and StaleTablesError where a patient was withdrawn meanwhile.
+    And those of the collection that its heads are fitted on, where that is another. Raises
+    LabelError where no mask can be used, ConfigError where the store has no patch tokens, and
+    StaleTablesError where a patient was withdrawn meanwhile.
     """
-    asked = [task.region.masks for task in config.tasks.values() if task.region is not None]
-    if not asked:
-        return []
-    store = FeatureStore.open(config.store)
-    return [_update(config, store, name, progress) for name in dict.fromkeys(asked)]
+    gathered = []
+    for each in (config, config.fit_on):
+        if not isinstance(each, Config):
+            continue
+        asked = [task.region.masks for task in each.tasks.values() if task.region is not None]
+        if asked:
+            store = FeatureStore.open(each.store)
+            gathered += [gather(each, store, name, progress) for name in dict.fromkeys(asked)]
+    return gathered
 
 
-def _update(config: Config, store: FeatureStore, name: str, progress: Progress | None) -> Gathered:
+def gather(
+    config: Config, store: FeatureStore, name: str, progress: Progress | None = None
+) -> Gathered:
+    """Bring the regions of some masks of a config up to them. Raises as `update_regions` does."""
     withdrawn = store.withdrawn  # before anything of the store is read
     report = functools.partial(progress, f"{name}: masks") if progress else None
     masks = update_masks(config, store, config.masks[name], report)
@@ -150,7 +158,7 @@ def _index(store: FeatureStore, masks: StoredMasks, before: Regions | None) -> p
         of_slice = known.get((row, digest)) or list(_pieces(masks, row, digest, grid))
         pieces += [piece | {"whole": whole} for piece in of_slice]
     table = pa.Table.from_pylist(pieces, schema=INDEX_SCHEMA)
-    return with_origin(table, [*_faults(masks)], store.fingerprint())
+    return with_origin(table, [*_faults(masks)], store.fingerprint(), masks.classes[1:])
 
 
 def _wholes(store: FeatureStore, masks: StoredMasks) -> list[str]:

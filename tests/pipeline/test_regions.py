@@ -5,6 +5,9 @@ Tokens are those of `tests.pipeline.tokens`, whose first number is the mean grey
 
 from __future__ import annotations
 
+import base64
+import csv
+import html
 import json
 import re
 import shutil
@@ -19,14 +22,24 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from pipeline.cli import app as cli
+from pipeline.config.loading import load_config
 from pipeline.config.root import Config
+from pipeline.config.tuning import NormTune
 from pipeline.evaluate import evaluate
+from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.questions import cases_of
+from pipeline.fitted.fit import fit
+from pipeline.fitted.predict import predictions
+from pipeline.outlook import outlook_of
+from pipeline.report.page import write_report
 from pipeline.results import Result
 from pipeline.segmentation.coverage import coverage
+from pipeline.segmentation.crops import write_crops
 from pipeline.segmentation.geometry import shown
 from pipeline.segmentation.patch_search import search_patches
 from pipeline.segmentation.regions import update_regions
+from pipeline.shared.pseudonyms import Names
+from pipeline.tune import tune
 from stores.errors import ConfigError
 from stores.features import FeatureStore
 from stores.purge import purge, withdraw
@@ -197,7 +210,9 @@ def test_pools_are_what_they_say_over_all_slices_of_a_volume(
     assert cases.units.classes == ("liver", "spleen")
     store = FeatureStore.open(config.store)
     x = store.read("patch", np.arange(6)).astype(np.float64).reshape(6 * 64, -1)
-    found = dict(zip(cases.units.y.tolist(), cases.read("cls"), strict=True))
+    found = dict(
+        zip(cases.units.y.tolist(), read_features(cases.store, cases.units, "cls"), strict=True)
+    )
     for value in VALUES:
         w = np.concatenate(
             [coverage(each, shown(20, 24, "square"), (8, 8), 3).shares[value] for each in labels]
@@ -252,11 +267,66 @@ def test_structures_inherit_what_is_said_of_their_image(lungs: Path) -> None:
 def test_every_head_answers_or_says_why_not(lungs: Path) -> None:
     config = regions_config(lungs, {"white": region_task()}, labels=by_lung(lungs))
     update_regions(config)
-    results = evaluate(config, ["knn", "probe", "fewshot", "linear", "attention"])
-    assert {r.method for r in results if r.scores} == {"knn", "probe", "fewshot", "linear"}
+    results = evaluate(config, ["knn", "fewshot", "attention"])
+    assert {r.method for r in results if r.scores} == {"knn", "fewshot"}
     (attention,) = (r for r in results if r.method == "attention")
     assert attention.notes[-1].startswith("attention needs units of several slices")
-    assert [r.cached for r in evaluate(config, ["probe"])] == [True]
+    assert [r.cached for r in evaluate(config, ["knn"])] == [True]
+    with pytest.raises(ConfigError, match="its cases are regions. Tune on their crops"):
+        tune(config.model_copy(update={"norm": NormTune()}), ["norm"])
+
+
+def test_a_model_of_regions_says_of_a_config_what_its_answer_does(
+    lungs: Path, tmp_path: Path
+) -> None:
+    config = regions_config(lungs, {"white": region_task()}, labels=by_lung(lungs))
+    model = fit(config, tmp_path / "model")
+    assert (model.record.level, model.record.features) == ("region", "region-mean")
+    assert model.record.difference < 1e-6
+    said = predictions(model, write_yaml(lungs, config))
+    assert said.num_rows == 48
+    assert {name.partition(":")[2] for name in said["unit"].to_pylist()} == {*LUNGS.values()}
+    with pytest.raises(ConfigError, match="Name a config that has them"):
+        predictions(model, config.store)
+
+
+def test_crops_are_squares_round_structures_embedded_by_themselves(tmp_path: Path) -> None:
+    """Of one case a region, so that what crops, tokens and whole images score is paired."""
+    boxes = {1: np.s_[30:50, 20:44], 2: np.s_[60:100, 70:90]}
+    for i in range(1, 4):
+        write_image(tmp_path, f"p{i}.png", boxes, 1 + i % 2, seed=i)
+    write_csv(tmp_path / "labels.csv", path=[f"p{i}.png" for i in range(1, 4)], white=[0, 1, 1])
+    region = {"region": {"crops": tmp_path / "crops" / "store"}}
+    config = regions_config(tmp_path, {"w": region_task("crop", **region)})
+    token_store(config)
+    written = write_crops(config, "lungs", tmp_path / "crops", margin_mm=3)
+    assert (written.crops, written.new) == (6, 6)
+    shapes = {
+        path.name.split("-")[1]: np.load(path).shape
+        for path in (tmp_path / "crops" / "images").rglob("*.npy")
+    }
+    assert shapes == {"left_lung": (30, 30), "right_lung": (46, 46)}
+    assert write_crops(config, "lungs", tmp_path / "crops", margin_mm=3).new == 0
+    of_crops = load_config(written.config)
+    assert (of_crops.preprocess.crop, of_crops.preprocess.aspect) == ("region", "pad")
+    of_crops = of_crops.model_copy(update={"outputs": config.outputs, "backbone": config.backbone})
+    crops = token_store(of_crops)
+    (cases,) = cases_of(config)
+    x = read_features(cases.store, cases.units, "cls")
+    names = Names(crops.path, "hide").revealed(crops.slices())["path"].to_pylist()
+    for name, features in zip(cases.units.ids.tolist(), x, strict=True):
+        row, _, structure = name.partition(":")
+        (own,) = (
+            i for i, path in enumerate(names) if f"/{row}-{structure.replace(' ', '_')}-" in path
+        )
+        np.testing.assert_array_equal(features, crops.read("cls", np.array([own]))[0, 0])
+    assert "crops round the regions" in cases.units.notes[-1]
+    # A mask that changed has no crop until it is cut again.
+    write_image(tmp_path, "p2.png", boxes | {1: np.s_[30:80, 20:44]}, 1)
+    update_regions(config)
+    (cases,) = cases_of(config)
+    with pytest.raises(ConfigError, match="1 of 6 crops are not in the store"):
+        _ = cases.units
 
 
 # --- what changes, and what does not -----------------------------------------------------------
@@ -417,3 +487,95 @@ def test_settings_of_regions_say_what_they_lack(
 ) -> None:
     with pytest.raises(ValidationError, match=re.escape(words)):
         regions_config(tmp_path, {"w": task})
+
+
+def test_what_regions_come_to_is_told_before_anything_is_embedded(lungs: Path) -> None:
+    tasks = {"white": region_task(), "side": region_task() | {"labels": ["region.structure"]}}
+    tasks["side"]["positive"] = "left lung"
+    config = regions_config(lungs, tasks, labels=by_lung(lungs), outputs={"keep": ["cls"]})
+    store = FeatureStore.open(config.store)
+    names = Names(store.path, config.data.paths)
+    lines = outlook_of(config, names.revealed(store.slices()), names).lines()
+    text = "\n".join(lines)
+    of_both = "48 region units of 24 patients: "
+    assert f"Task white: {of_both}24 with '0' (24 patients), 24 with '1' (24 patients)." in text
+    assert f"Task side: {of_both}24 with 'right lung' (24 patients), 24 with 'left lung'" in text
+    assert "as if each had every structure" in text
+    assert "Regions are made of patch tokens, which are not kept" in text
+
+
+def test_commands_tell_of_regions(lungs: Path, tmp_path: Path) -> None:
+    """Tables, predictions by path and structure, the report with its cases."""
+    config = regions_config(lungs, {"white": region_task()}, labels=by_lung(lungs))
+    path = str(write_yaml(lungs, config))
+    said = tmp_path / "said.csv"
+    done = CliRunner().invoke(cli, ["probe", path, "--out", str(said)])
+    assert done.exit_code == 0, done.output
+    assert "regions of" in done.stdout
+    assert "region-mean" in done.stdout
+    with said.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["structure"] for row in rows} == {*LUNGS.values()}
+    assert len({(row["path"], row["structure"]) for row in rows}) == len(rows) / 2
+    page = tmp_path / "report.html"
+    done = CliRunner().invoke(cli, ["report", path, "--out", str(page)])
+    assert done.exit_code == 0, done.output
+    assert "white" in page.read_text(encoding="utf-8")
+    done = CliRunner().invoke(cli, ["regions", path])
+    assert done.stdout == "Masks lungs: 48 structures in 24 slices, 0 of them pooled now.\n"
+
+
+@pytest.fixture(scope="module")
+def page(lungs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on images that no whole image tells apart, so that it has cases to show."""
+    file = {"file": lungs / "images.csv"}
+    config = regions_config(lungs, {"image": {"labels": ["white"]}}, labels=file)
+    evaluate(config, ["knn"])
+    page = tmp_path_factory.mktemp("page") / "report.html"
+    write_report([write_yaml(lungs, config)], page)
+    return page
+
+
+def test_a_click_on_a_patch_shows_those_like_it(page: Path) -> None:
+    api = pytest.importorskip("playwright.sync_api")
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("there is no Chromium here: apt-get install chromium")
+    with api.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        tab = started.new_page()
+        faults: list[str] = []
+        tab.on("pageerror", lambda error: faults.append(str(error)))
+        tab.goto(page.as_uri())
+        picture = tab.locator(".cases img[data-patches]").first
+        picture.click(position={"x": 90, "y": 3})
+        assert picture.get_attribute("data-patch") == "7"  # at the right of the first row of eight
+        texts = tab.locator(".alike figcaption").all_inner_texts()
+        assert texts[0] == "this patch"
+        assert len(texts) == 4
+        assert all(re.fullmatch(r"row \d+, -?[01]\.\d\d", text) for text in texts[1:])
+        picture.press("ArrowDown")
+        assert picture.get_attribute("data-patch") == "15"
+        assert faults == []
+        started.close()
+
+
+def test_a_picture_of_the_report_knows_what_its_patches_are_like(lungs: Path, page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r'data-row="(\d+)" tabindex="0" role="button" data-patches="([^"]+)"', text)
+    assert found
+    store = FeatureStore.open(lungs / "store")
+    patients = store.slices()["patient"].to_pylist()
+    row, data = int(found[0][0]), json.loads(html.unescape(found[0][1]))
+    assert data["grid"] == [8, 8]
+    others = data["rows"]
+    assert patients[row] not in {patients[other] for other in others}
+    of_page = [("picture", "<u2"), ("patch", "<u2"), ("cosine", "i1")]
+    near = np.frombuffer(base64.b64decode(data["near"]), of_page).reshape(64, data["shown"])
+    unit = store.read("patch", np.arange(24)).astype(np.float64).reshape(24, 64, -1)
+    unit /= np.linalg.norm(unit, axis=2, keepdims=True)
+    for patch in (0, 27, 63):
+        each = (unit[others] @ unit[row, patch]).max(axis=1)
+        assert near["cosine"][patch, 0] == pytest.approx(100 * each.max(), abs=1)
+        first = others[near["picture"][patch, 0]]
+        assert unit[first, near["patch"][patch, 0]] @ unit[row, patch] == pytest.approx(each.max())

@@ -3,6 +3,64 @@
   const $ = (selector, within = document) => within.querySelector(selector);
   const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
 
+  // --- patches that are alike ---------------------------------------------------------------------
+  // Where a picture is drawn within its square, which may be wider or higher than it.
+  const drawn = (picture) => {
+    const box = picture.getBoundingClientRect();
+    const scale = Math.min(box.width / picture.naturalWidth, box.height / picture.naturalHeight);
+    const width = scale * picture.naturalWidth, height = scale * picture.naturalHeight;
+    return { left: (box.width - width) / 2, top: (box.height - height) / 2, width, height, box };
+  };
+  const framed = (picture, [h, w], patch, text) => {
+    const figure = document.createElement("figure"), frame = document.createElement("span");
+    const shown = document.createElement("img"), caption = document.createElement("figcaption");
+    shown.src = picture.src;
+    shown.alt = text;
+    frame.append(shown, Object.assign(document.createElement("i"), {
+      style: `left:${100 * (patch % w) / w}%;top:${100 * Math.floor(patch / w) / h}%;width:${100 / w}%;height:${100 / h}%`,
+    }));
+    caption.textContent = text;
+    figure.append(frame, caption);
+    return figure;
+  };
+  const showAlike = (picture, patch) => {
+    const about = JSON.parse(picture.dataset.patches);
+    const bytes = Uint8Array.from(atob(about.near), (letter) => letter.charCodeAt(0));
+    const near = new DataView(bytes.buffer);
+    const item = picture.closest("li"), alike = $(".alike", item) || document.createElement("div");
+    alike.className = "alike";
+    alike.setAttribute("role", "status");
+    alike.replaceChildren(framed(picture, about.grid, patch, "this patch"));
+    for (let i = 0; i < about.shown; i++) {
+      const at = 5 * (patch * about.shown + i);
+      const row = about.rows[near.getUint16(at, true)];
+      const other = $(`.cases img[data-row="${row}"]`);
+      const cosine = (near.getInt8(at + 4) / 100).toFixed(2);
+      if (other) alike.append(framed(other, about.grid, near.getUint16(at + 2, true), `row ${row}, ${cosine}`));
+    }
+    item.append(alike);
+    picture.dataset.patch = patch;
+  };
+  $$(".cases img[data-patches]").forEach((picture) => {
+    const [h, w] = JSON.parse(picture.dataset.patches).grid;
+    picture.addEventListener("click", (event) => {
+      const { left, top, width, height, box } = drawn(picture);
+      const column = Math.floor(w * (event.clientX - box.left - left) / width);
+      const row = Math.floor(h * (event.clientY - box.top - top) / height);
+      if (row >= 0 && row < h && column >= 0 && column < w) showAlike(picture, row * w + column);
+    });
+    picture.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Enter: [0, 0] }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const middle = Math.floor(h / 2) * w + Math.floor(w / 2);
+      const now = picture.dataset.patch === undefined ? middle : +picture.dataset.patch;
+      const row = Math.min(h - 1, Math.max(0, Math.floor(now / w) + step[0]));
+      const column = Math.min(w - 1, Math.max(0, now % w + step[1]));
+      showAlike(picture, row * w + column);
+    });
+  });
+
   // --- the table --------------------------------------------------------------------------------
   const lines = $$("#scores tbody tr");
   if (lines.length) {
