@@ -6,6 +6,7 @@ cores are busy. Who sets OMP_NUM_THREADS otherwise has it so.
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
@@ -23,3 +24,8 @@ for name in (
 os.environ.setdefault("RADPROBE_CACHE", f"{tempfile.gettempdir()}/radprobe-tests-{os.getuid()}")
 # The workers of pytest-xdist fork the processes that they start from one and the same.
 warm.share()
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of the search for garbage: it stays, and is a million objects."""
+    gc.freeze()

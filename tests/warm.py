@@ -29,11 +29,15 @@ from typing import IO, Any, NoReturn
 ROOT = Path(__file__).parents[1]
 # Libraries alone: what a process changes of this project, it changes as it imports it.
 LIBRARIES = (
+    "cryptography.hazmat.primitives.ciphers.aead",
     "distributed",
+    "imagecodecs",
     "numpy",
     "pandas",
+    "pyarrow.pandas_compat",
     "pyarrow.parquet",
-    "pydantic",
+    "pydantic.main",
+    "pydantic.type_adapter",
     "pydicom",
     "rich.progress",
     "scipy.stats",

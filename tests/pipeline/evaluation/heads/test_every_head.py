@@ -191,7 +191,7 @@ def test_asking_for_a_head_imports_that_head_alone() -> None:
     ("block", "says"),
     [
         ("knn: {kk: [3]}", r"knn\.kk: unknown key. Did you mean 'k'"),
-        ("knn: {k: [0]}", r"knn\.k\.0: Input should be greater than or equal to 1 \(got 0\)"),
+        ("knn: {k: [0]}", r"knn\.k\.0: must be greater than or equal to 1 \(got 0\)"),
         ("porbe: {}", "porbe: unknown key. Did you mean 'probe'"),
         ("linear: {scaling: whiten}", "linear: The linear grid takes parts of the features"),
     ],
