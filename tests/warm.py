@@ -52,8 +52,6 @@ LIBRARIES = (
 _REQUEST_BYTES = 2**18
 # Where it listens, by the number of its owner.
 _PLACE = "RADPROBE_TESTS_WARM"
-# The one that forks, if this process started it: it is not waited for.
-_started: list[subprocess.Popen[bytes]] = []
 # What asks for a process where a command line needs a program.
 INTERPRETER = Path(__file__).with_name("warm_python.py")
 
@@ -205,7 +203,7 @@ def _start(place: str) -> None:
         pass_fds=(theirs,),
         start_new_session=True,  # Ctrl-C is for the owner
     )
-    _started.append(process)
+    process.returncode = 0  # it is not waited for: it ends with its owner
     os.close(theirs)
     with open(ready, "rb") as pipe:
         assert pipe.read() == b"ready", "the process that forks did not start"

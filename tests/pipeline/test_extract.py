@@ -471,7 +471,8 @@ def kill_at(config: Path, step: int) -> bool:
         for _ in range(step):
             child.stdout.readline()
         child.kill()
-    return child.wait() == -signal.SIGKILL
+    child.communicate()
+    return child.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("seed", [0])

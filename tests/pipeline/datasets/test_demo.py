@@ -182,7 +182,7 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
         until(lambda: any(tmp_path.rglob("*.dcm")), writer)
     finally:
         writer.kill()
-        writer.wait()
+        writer.communicate()
     assert not root.exists()
     assert write_demo(root, patients=1) == root
 
