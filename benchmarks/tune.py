@@ -261,11 +261,11 @@ def kill_after_a_checkpoint(
     config: Path, store: Path, options: tuple[str, ...], seconds: float
 ) -> None:
     """Start to tune, and kill that so many seconds after its first checkpoint is there."""
+    seen, deadline = _checkpoints(store), time.monotonic() + 600
     process = subprocess.Popen(
         [*RADPROBE, "tune", str(config), *options], stdout=subprocess.DEVNULL
     )
-    seen, deadline = _checkpoints(store), time.monotonic() + 600
-    while _checkpoints(store) == seen and time.monotonic() < deadline:
+    while _checkpoints(store) == seen and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.1)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
@@ -283,7 +283,6 @@ def repeat(args: argparse.Namespace) -> None:
     store = work / "store"
     options = ("--method", method, "--device", args.device, "--json", "--checkpoint-s", "0")
     outcomes: dict[str, list[tuple[str, str]]] = {"straight": [], "resumed": []}
-    resumed = 0
     for number in range(2 * args.runs):
         kind = ("straight", "resumed")[number % 2]
         _forget(store, method)
@@ -291,9 +290,9 @@ def repeat(args: argparse.Namespace) -> None:
             kill_after_a_checkpoint(config, store, options, 0.0)
         (result,) = json.loads(run("tune", str(config), *options))
         (tuned,) = result["tuned"]
-        resumed += tuned["resumed"]
         outcomes[kind].append((tuned["identity"], json.dumps(result["scores"])))
-    print(f"{args.name}, {args.weights}, {method}, {args.size} px; gone on {resumed} times")
+        print(f"{kind}, gone on {tuned['resumed']} times: {tuned['identity']}", flush=True)
+    print(f"{args.name}, {args.weights}, {method}, {args.size} px")
     outcomes["together"] = outcomes["straight"] + outcomes["resumed"]
     for kind, pairs in outcomes.items():
         weights, scores = ({pair[i] for pair in pairs} for i in (0, 1))

@@ -163,7 +163,7 @@ def test_many_machines(tmp_path: Path, network: Path) -> None:
     (tmp_path / "my.yaml").write_text(with_network(yaml.safe_dump(settings), network))
     shards, *others = blocks("scale.md", "sh")
     at_once = " & ".join(shards.splitlines())
-    code = shlex.join([str(interpreter(tmp_path / "python")), "-c", COMMAND])
+    code = shlex.join([interpreter(), "-c", COMMAND])
     script = f'set -e; radprobe() {{ {code} "$@"; }}; {at_once} & wait\n' + "".join(others)
     environment = {**os.environ, "PYTHONPATH": str(DOCS.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

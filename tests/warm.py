@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -53,7 +54,7 @@ _REQUEST_BYTES = 2**18
 _PLACE = "RADPROBE_TESTS_WARM"
 # The one that forks, if this process started it: it is not waited for.
 _started: list[subprocess.Popen[bytes]] = []
-# What stands where a command line needs an interpreter: it takes -c alone.
+# What asks for a process where a command line needs a program.
 INTERPRETER = Path(__file__).with_name("warm_python.py")
 
 
@@ -174,12 +175,19 @@ def send(
     socket.send_fds(connection, [json.dumps(request).encode()], list(streams))
 
 
-def interpreter(path: Path) -> Path:
-    """Write a program that is called as `python -c` and forks; return its path."""
+@cache
+def interpreter() -> str:
+    """Return the path of a program that is called as Python is, and forks where that is by -c."""
+    share()
+    path = Path(f"{os.environ[_PLACE]}-{os.getpid()}.sh")
     # Without `site`: it needs the standard library alone.
-    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{INTERPRETER}" "$@"\n')
+    forks = f'exec "{sys.executable}" -S -E "{INTERPRETER}" "$@"'
+    path.write_text(
+        f'#!/bin/sh\ncase " $* " in *" -c "*) {forks};; esac\nexec "{sys.executable}" "$@"\n'
+    )
     path.chmod(0o755)
-    return path
+    atexit.register(path.unlink)
+    return str(path)
 
 
 def _start(place: str) -> None:
@@ -190,7 +198,10 @@ def _start(place: str) -> None:
         [sys.executable, "-m", "tests.warm", place, owner, str(theirs)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Not the streams of who asks first: whoever reads them waits for all that write to them.
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         pass_fds=(theirs,),
         start_new_session=True,  # Ctrl-C is for the owner
     )

@@ -107,7 +107,7 @@ def test_the_processes_of_a_run_hash_nothing_more(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipeline.extraction.distributed.processes._CHILD", NOTES)
-    monkeypatch.setattr("sys.executable", str(interpreter(tmp_path / "python")))
+    monkeypatch.setattr("sys.executable", interpreter())
     assert extract(config, replace(HERE, device="cpu,cpu")).embedded == 4
     assert len(hashed) == 1
     assert not Path("hashed.txt").exists()

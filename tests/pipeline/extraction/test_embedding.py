@@ -576,7 +576,7 @@ def test_what_a_process_leaves_that_is_killed_is_done_at_the_end(
     monkeypatch.chdir(config.parent)
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.extraction.distributed.processes._CHILD", DIES)
-        patch.setattr("sys.executable", str(interpreter(config.parent / "python")))
+        patch.setattr("sys.executable", interpreter())
         two = dataclasses.replace(HERE, device="cpu,cpu")
         summary = extract(in_store(config, "store"), two)
     assert (summary.embedded, summary.clean) == (ROWS, True)

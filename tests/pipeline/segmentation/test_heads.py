@@ -30,13 +30,13 @@ LEARNING: dict[str, dict[str, Any]] = {
     "linear": {"learning_rates": (0.1, 10.0), "epochs": 30},
     "linear-bn": {"learning_rates": (0.1, 1.0), "epochs": 20},
     "decoder": {"learning_rates": RATES, "epochs": 8},
-    "image-decoder": {"learning_rates": RATES, "epochs": 8},
+    "image-decoder": {"learning_rates": RATES, "epochs": 5},
     "knn": {"k": (1, 5)},
     "unet": {"learning_rates": RATES, "epochs": 8, "size": "small"},
     "transunet": {
-        "learning_rates": (0.1,),
-        "epochs": 40,
-        "patience": 40,  # it learns by leaps
+        "learning_rates": (0.3,),
+        "epochs": 20,
+        "patience": 20,  # it learns by leaps
         "loss": "dice-ce",
         "size": "small",
     },
