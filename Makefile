@@ -3,6 +3,8 @@
 CONFIG ?= configs/demo.yaml
 PYTHON ?= python3
 VENV   ?= .venv
+# Whether the environment is for a machine with an NVIDIA GPU: its driver's own list says so.
+GPU    ?= $(if $(shell nvidia-smi -L 2>/dev/null),1,0)
 
 RADPROBE = $(VENV)/bin/radprobe
 READY    = $(VENV)/.ready
@@ -18,6 +20,7 @@ help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 	@echo
 	@echo "  CONFIG=my.yaml  STORE=path  BATCH_SIZE=32  DEVICE=cuda  WORKERS=4  ARGS='--json'"
+	@echo "  GPU=0: no CUDA build of FAISS, also where nvidia-smi lists a GPU"
 
 extract: $(READY) ## Embed the collection of CONFIG into its store (only what is not there yet)
 	@$(RADPROBE) extract "$(CONFIG)" $(EXTRACT_ARG)
@@ -58,4 +61,9 @@ clean: ## Remove the environment and the caches (no store, no data)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+ifneq ($(GPU),0)
+	@# The two builds of FAISS share a folder: the one for processors goes before the other comes.
+	$(VENV)/bin/pip uninstall --quiet --yes faiss-cpu
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt faiss-gpu
+endif
 	@touch $@

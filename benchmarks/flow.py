@@ -8,21 +8,28 @@ which gives HU and digests besides; `whole` is all that `extract` does after its
 with a network that returns zeros: read, window, resize to 224, commit. The first table has slices
 and MB of files a second as the clock saw them, then processor seconds of all processes: those of a
 run over a few files, which is the start, and what each further slice costs. The second follows one
-slice through its stages in one process, ms of a processor each. Medians of rounds; the files are in
-the page cache.
+slice through its stages in one process, ms of a processor each. The third parts what a slice costs
+between the readers and the process that feeds the network, up to where pixels are stacked for it;
+its last line has readers that cost nothing, and so tells how many slices one such process passes
+on. Medians of rounds; the files are in the page cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pydicom
@@ -37,8 +44,11 @@ from pipeline.extraction.embed import BadLimit, EmbedSettings, Speed, embed_miss
 from pipeline.extraction.recipes import make_recipe, open_store
 from pipeline.extraction.sync import update_tables
 from pipeline.inference.forward import keep_memory
+from pipeline.inference.speed import cores
 from pipeline.io.decode import read_slices
 from pipeline.io.digests import narrow, pixel_digest
+from pipeline.io.idle import IDLE
+from pipeline.io.pool import WorkerPool
 from pipeline.io.reader import read_files
 from pipeline.io.types import Request
 from pipeline.preprocessing.prepare import prepare_batch
@@ -51,6 +61,7 @@ from stores.features import OK
 
 FEW = 8  # slices of a run that is nearly all start
 BATCH = 8
+CARD_BATCH = 64  # slices a forward pass, as on a card
 
 
 class Nothing(Backbone):
@@ -96,6 +107,17 @@ def main() -> None:
         tell_ways(rounds, args.slices, size)
         print()
         tell_stages([stages(root, folder / "store") for _ in range(args.rounds)])
+        print()
+        roots = {"DICOM, 512 px": root}
+        for kind, title in (("nifti.gz", "NIfTI.gz, 512 px"), ("png-1024", "PNG, 1024 px")):
+            roots[title] = write_images(folder / kind, kind, args.slices)
+        tell_shares(
+            [
+                {title: shares(of, folder / "store", free=False) for title, of in roots.items()}
+                | {"readers that cost nothing": shares(root, folder / "store", free=True)}
+                for _ in range(args.rounds)
+            ]
+        )
 
 
 Spent = tuple[float, float]  # seconds by the clock, of processors
@@ -237,6 +259,86 @@ def tell_stages(rounds: list[dict[str, float]]) -> None:
     print("one slice, ms of a processor")
     for name in rounds[0]:
         print(f"  {name:<24}{statistics.median(each[name] for each in rounds):>8.3f}")
+
+
+# --- readers, and the process that feeds the network --------------------------------------------
+
+
+Shares = tuple[float, float, float]  # ms of a processor a slice: parent, readers; slices a second
+
+
+def shares(root: Path, place: Path, *, free: bool) -> Shares:
+    """Return what an extraction costs its two kinds of processes, with a network of no cost.
+
+    free: whether the readers cost nothing either.
+    """
+    config, recipe, store = prepared(root, place)
+    IDLE.close()
+    slices = len(store.slices())
+    spent_s: list[float] = []
+    patches = [
+        mock.patch.object(WorkerPool, "_work", _timed_thread(WorkerPool._work, spent_s)),
+        mock.patch("pipeline.inference.forward.prepare_batch", _nothing_prepared),
+    ]
+    if free:
+        patches.append(mock.patch.object(subprocess, "Popen", _free_reader))
+    settings = EmbedSettings(
+        checkpoint=Checkpoint(config.backbone.name, recipe.weights),
+        root=root,
+        reveal=functools.partial(reveal_path, load_key(place)),
+        limit=BadLimit(seen=slices, fraction=0.0),
+        speed=Speed(device="cpu", workers=cores(), batch_size=CARD_BATCH),
+        load=lambda *_: Nothing(recipe),
+    )
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        children = os.times()
+        began_cpu = time.thread_time()
+        began = time.perf_counter()
+        done = embed_missing(store, settings)
+        wall = time.perf_counter() - began
+        spent_s.append(time.thread_time() - began_cpu)
+    IDLE.close()  # their time counts once they have ended
+    ended = os.times()
+    assert done.rows == slices, done
+    readers = ended.children_user + ended.children_system
+    readers -= children.children_user + children.children_system
+    return sum(spent_s) / slices * 1000, readers / slices * 1000, slices / wall
+
+
+def _timed_thread(
+    work: Callable[[WorkerPool], None], spent_s: list[float]
+) -> Callable[[WorkerPool], None]:
+    """Return the work of a thread, which adds its processor time to a list."""
+
+    def timed_work(pool: WorkerPool) -> None:
+        began = time.thread_time()
+        work(pool)
+        spent_s.append(time.thread_time() - began)
+
+    return timed_work
+
+
+def _nothing_prepared(items: Sequence[Slice], *_: object) -> torch.Tensor:
+    return torch.zeros(len(items), 3, 8, 8)
+
+
+_popen = subprocess.Popen
+
+
+def _free_reader(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    handed = command[command.index("pipeline.io.worker") + 1 :]
+    return _popen([sys.executable, "-m", "benchmarks.free_reader", *handed], **options)
+
+
+def tell_shares(rounds: list[dict[str, Shares]]) -> None:
+    print(f"{'one slice, ms of a processor':<30}{'parent':>10}{'reader':>10}{'slices/s':>10}")
+    for title in rounds[0]:
+        parent, reader, rate = (
+            statistics.median(each[title][k] for each in rounds) for k in range(3)
+        )
+        print(f"  {title:<28}{parent:>10.3f}{reader:>10.3f}{rate:>10.0f}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from pipeline.fitted.learnt import patient_digest
 from pipeline.shared.pseudonyms import Names
 from stores import FeatureStore
 from stores.contents import DERIVED, RUNS, TUNED, WITHDRAWN_PATIENTS
+from stores.remote import push
 from stores.slices import row_numbers
 from stores.verify import verify
 from tests.pipeline.models import write_tiny_folder
@@ -81,9 +82,7 @@ def commands() -> dict[str, Command]:
         Command("export", ("export", STORE, f"{OUT}/features.npy")),
         Command("slices", ("slices", STORE, f"{OUT}/slices.csv")),
         Command("copy", ("copy", STORE, "URL"), ("extract", "knn"), bucket=True),
-        Command(
-            "fetch", ("copy", "URL", f"{OUT}/fetched"), ("extract", "knn", "copy"), bucket=True
-        ),
+        Command("fetch", ("copy", "URL", f"{OUT}/fetched"), ("extract", "knn"), bucket=True),
     ]
     return {command.name: command for command in every}
 
@@ -179,15 +178,20 @@ class Place:
             raise RuntimeError(f"{arguments}: {ended}")
 
     def _arguments(self, command: Command, number: int) -> list[str]:
-        # A store that is fetched is the one that was sent when all began.
-        number = -2 if command.name == "fetch" else number
         url = f"{self.url}/{self.command.name}{number}"
         return [url if argument == "URL" else argument for argument in command.arguments]
 
     def _fresh(self, number: int) -> Path:
         at = self.folder / f"moment{number}"
         shutil.copytree(self.start, at)
+        if self.command.name == "fetch":
+            done(forked(lambda: self._send(at, number)))
         return at
+
+    def _send(self, at: Path, number: int) -> None:
+        """Send the store as it is, to be fetched."""
+        os.environ["RADPROBE_MIRRORS"] = str(at / "mirrors")
+        push(at / STORE, f"{self.url}/{self.command.name}{number}")
 
     def _modules(self, at: Path) -> list[str]:
         """Make the command and purge; return the names of all modules that took."""
@@ -262,6 +266,9 @@ class Place:
         if not os.read(call, 1):
             return FAILED  # the command ended before
         ended = forked(lambda: _withdraw(at))
+        if self.command.name == "fetch":  # a copy is without the patient once it is sent again
+            number = int(at.name.removeprefix("moment"))
+            done(forked(lambda: self._send(at, number)))
         (at / "purged.json").write_text(json.dumps(sorted(_stamps(at / OUT))))
         if self.command.name == "copy":
             (at / "sent.json").write_text(json.dumps(sorted(self._sent(at))))
@@ -286,8 +293,10 @@ class Place:
         holding += [f"{TUNED}/{p.name}" for p in (store / TUNED).glob("*") if p.name not in stems]
         holding += [f"{RUNS}/{path.name}" for path in (store / RUNS).glob("*/")]
         there = set(json.loads((at / "purged.json").read_text()))
-        new = [Path(each.split(" ")[0]) for each in _stamps(at / OUT) - there]
-        holding += [str(path) for path in new if _holds(path, needles)]
+        fetched = at / OUT / "fetched"
+        lists = {fetched / name for name in _lists(fetched)} if fetched.is_dir() else set()
+        new = {Path(each.split(" ")[0]) for each in _stamps(at / OUT) - there}
+        holding += [str(path) for path in sorted(new - lists) if _holds(path, needles)]
         if self.command.name == "copy":
             holding += self._held_by_objects(at, needles)
         findings = [each for each in verify(store).findings if each.damage]

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.config.heads import HEADS, TUNED, declared
+from pipeline.config.regions import RegionChoice
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
@@ -67,6 +68,7 @@ def _blocks() -> Iterator[tuple[str, type[BaseModel]]]:
             # A name of the user's own stands between these keys and theirs.
             yield f"{name}.NAME" if get_origin(field.annotation) is dict else name, model
     yield "outputs.patch", _required_model(Config, "outputs", "patch")
+    yield "tasks.NAME.region", RegionChoice
     for name in (*HEADS, *TUNED):
         yield name, declared(name).settings
 

@@ -41,6 +41,8 @@ from stores.errors import PartsFailedError
 from stores.export import Selection, live_slices
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
     from pipeline.extract import Summary
     from pipeline.fitted.estimator import Estimator, Segmenter
 
@@ -104,7 +106,10 @@ def evaluate(config: Config, methods: Sequence[Method] = DEFAULT_HEADS) -> list[
 
     Raises UnansweredError, which has the other answers, where some tasks cannot be answered.
     """
+    from pipeline.segmentation.regions import update_regions
+
     check_store(config)
+    update_regions(config)
     return list(_evaluate.evaluate(config, methods))
 
 
@@ -122,18 +127,35 @@ class TaskData(NamedTuple):
     groups: NDArray[np.str_]
     part: NDArray[np.str_]
 
+    def loader(self, *parts: str, batch_size: int = 64, shuffle: bool = False) -> DataLoader[Any]:
+        """Return torch's loader of (X, y) of the units of some parts, such as "train".
+
+        Of more than two classes y is the number of the name, by alphabet. Raises ConfigError for a
+        part that has no units.
+        """
+        from pipeline.evaluation.batches import batches_of
+        from stores.errors import ConfigError
+
+        absent = sorted({*parts} - {*self.part.tolist()})
+        if absent or not parts:
+            known = ", ".join(sorted({*self.part.tolist()} - {""}))
+            raise ConfigError(f"A loader is of parts that have units: {known}. Got {absent}.")
+        chosen = np.isin(self.part, parts)
+        return batches_of(self.X, self.y, chosen, size=batch_size, shuffle=shuffle)
+
 
 def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskData:
     """Return what a task of a config is asked of: features, labels, patients, sides of the split.
 
     In the order of rows, as models answer.
 
-    features: cls, cls+mean, cls4 or cls4+mean. The split is the one on file, or it is dealt and
-    filed. Raises ConfigError where there is no such task, RecipeMismatchError where another recipe
-    made the store, StoreNotFoundError, LabelError.
+    features: cls, cls+mean, cls4, cls4+mean or volume; of regions, what their task pools. The
+    split is the one on file, or it is dealt and filed. Raises ConfigError where there is no such
+    task, RecipeMismatchError where another recipe made the store, StoreNotFoundError, LabelError.
     """
     from pipeline.evaluation.pooling import read_features
     from pipeline.evaluation.questions import cases_of
+    from pipeline.segmentation.regions import update_regions
     from stores.errors import ConfigError
 
     if task not in config.tasks:
@@ -142,6 +164,7 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
     check_store(config)
     # What heads are fitted on elsewhere is not of this store.
     one = config.model_copy(update={"tasks": {task: config.tasks[task]}, "fit_on": None})
+    update_regions(one)
     (cases,) = cases_of(one)
     cases.ensure_split()
     _, first = np.unique(cases.units.unit, return_index=True)
@@ -188,8 +211,9 @@ def load_model(path: AnyPath) -> Estimator | Segmenter:
 def features(store: AnyPath, array: str = "cls", blocks: int = 1) -> tuple[NDArray[Any], pa.Table]:
     """Return features (n, ...) of a store and the table of their n slices, row for row.
 
-    array: cls (its last `blocks` side by side), mean or patch. Paths are the real ones where the
-    store's key is there. Raises StoreNotFoundError, and KeyError for an array it does not have.
+    array: cls (its last `blocks` side by side), mean, patch or volume. Paths are the real ones
+    where the store's key is there. Raises StoreNotFoundError, and KeyError for an array it does not
+    have.
     """
     lazy = Features(store, array, blocks)
     return lazy[np.arange(len(lazy))], lazy.slices

@@ -76,11 +76,12 @@ app = typer.Typer(
 )
 # The groups of `radprobe --help`, each with the modules whose commands stand in it.
 _GROUPS = {
-    "Embed": (extract, cluster),
+    "Embed": (extract,),
     "Ask": (evaluation,),
     "Models": (models,),
     "Look": (report, benchmark),
     "Keep": (store,),
+    "Scale": (cluster,),
     "Prepare": (weights, datasets, demo, doctor),
 }
 for title, modules in _GROUPS.items():
@@ -114,7 +115,7 @@ def main() -> NoReturn:
     """Run the command line; an error becomes one message, and with --debug a traceback too."""
     # Or pydantic opens every installed package's metadata in search of plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     # A library's warning quotes what it found in a file: a name, a date of birth.
@@ -150,6 +151,14 @@ def _code_and_message(error: Exception) -> tuple[int, str]:
     kind = type(error).__name__
     # Not its words, which may quote a cell or a name.
     return 70, f"A fault of radprobe: {kind}. {DEBUG} says where; please report it."
+
+
+class _Handler(logging.Handler):
+    """Writes to standard error as it is now: a bar that is shown there makes room for the line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line of a record."""
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Formatter(logging.Formatter):

@@ -35,9 +35,11 @@ from pipeline.evaluation.result_files import (
 )
 from pipeline.evaluation.result_files import tidy as tidy
 from pipeline.evaluation.scoring import run
+from pipeline.evaluation.slice_weights import SLICES, weights_table
 from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import recipe_of
 from pipeline.results import PartCount, Positive, Result, Score, Tuned
+from pipeline.shared.epochs import epochs_told_to
 
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
@@ -65,8 +67,9 @@ def evaluate(
         for cases, method in _questions(task, methods):
             if progress:
                 progress(f"{cases.name}: {method}", len(results), number)
+            epochs = progress and functools.partial(progress, f"{cases.name}: {method}, epochs")
             compute = functools.partial(_run, cases, method, device)
-            with failures.of(cases.name):
+            with failures.of(cases.name), epochs_told_to(epochs):
                 results.append(answer(cases, method, compute))
     if results:
         publish(config.store, results)
@@ -124,7 +127,7 @@ def _questions(task: Cases, methods: Sequence[Method]) -> Iterator[tuple[Cases, 
 
 def _shortcut(cases: Cases, column: str) -> Cases:
     """Return the question whether the features tell a column, on the split of a task."""
-    shared = {"level", "modality", "pool", "uncertain", "missing", "empty"}
+    shared = {"level", "region", "modality", "pool", "uncertain", "missing", "empty"}
     task = Task(labels=(column,), **cases.task.model_dump(include=shared))
     return replace(cases, name=f"{cases.name}/{column}", task=task, shortcut_of=cases)
 
@@ -144,6 +147,9 @@ def _computed(cases: Cases, method: Method, compute: Compute) -> Computed[Result
     scores, tested, tuned = compute()
     seconds = time.perf_counter() - started
     tables = {".parquet": predictions_table(cases.units, tested)} if tested.predictions else {}
+    weights = weights_table(cases, tested)
+    if weights is not None:
+        tables[SLICES] = weights
     return Computed(_result(cases, method, scores, tested, tuned, seconds), tables)
 
 
@@ -165,7 +171,7 @@ def _result(
         task=cases.name,
         question=cases.task,
         method=method,
-        features=settings.features,
+        features=cases.features_of(settings),
         kind=units.kind,
         classes=units.classes,
         level=cases.task.level,

@@ -27,6 +27,7 @@ from pipeline.extraction.distributed.processes import Processes, embed_by_proces
 from pipeline.extraction.distributed.shards import (
     LookRecord,
     Shard,
+    alone,
     embed_ring,
     look_once,
     rules_of,
@@ -291,13 +292,14 @@ class _ExtractRun:
         # enough for this one.
         before = LookRecord.read(self.store)
         parts = EmbedResult()
-        # What the tables know comes first: a look at a large collection takes long, and GPUs wait.
-        # Tables by other rules may know slices that this config does not want.
-        if before.rules == rules_of(self.config) and not self.rehash:
-            parts = self._ring(shard)
-        counts = self._look_once(before)
-        # Again, for what the look has added.
-        return _RunResult(counts, parts.then(self._ring(shard)))
+        with alone(self.store, shard):
+            # What the tables know comes first: a look at a large collection takes long, and GPUs
+            # wait. Tables by other rules may know slices that this config does not want.
+            if before.rules == rules_of(self.config) and not self.rehash:
+                parts = self._ring(shard)
+            counts = self._look_once(before)
+            # Again, for what the look has added.
+            return _RunResult(counts, parts.then(self._ring(shard)))
 
     def _look(self, open_files: Open | None) -> dict[str, int]:
         """Bring the store's tables up to the collection; return how many slices came which way."""

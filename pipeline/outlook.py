@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 
 # Of more classes than these, the largest are told.
 _MOST_CLASSES = 5
+# Said of regions, before `radprobe regions` has read their masks.
+AS_IF_ALL = "masks are not read yet: counted as if each had every structure"
 # A class of fewer patients may be a name by mistake, and stands in no message.
 _FEWEST_SHOWN = 2
 
@@ -215,6 +217,13 @@ def _task(
     config: Config, name: str, task: Task, table: LabelTable, slices: pa.Table, names: Names
 ) -> TaskOutlook:
     """Return what a task comes to, if every slice becomes features. Raises LabelError."""
+    more: tuple[str, ...] = ()
+    if task.region is not None:
+        # Here, since it brings what reads masks.
+        from pipeline.segmentation.region_outlook import regions_ahead
+
+        table, slices = regions_ahead(config, task, table, slices, names)
+        more = (AS_IF_ALL,)
     rows = slices["row"].to_numpy()
     status = np.full(rows.max() + 1, OK, np.uint8)
     status[rows[slices["withdrawn"].to_numpy(zero_copy_only=False)]] = WITHDRAWN
@@ -232,11 +241,11 @@ def _task(
         patients=len(np.unique(units.groups)),
         test_patients=test_patients,
         classes=tuple(classes),
-        notes=units.notes,
+        notes=(*units.notes, *more),
     )
     if config.split.kind == "kfold":
         return outlook
-    return replace(outlook, notes=(*units.notes, *_few(outlook)))
+    return replace(outlook, notes=(*outlook.notes, *_few(outlook)))
 
 
 def _class_counts(units: Truth, in_test: NDArray[np.bool_]) -> list[ClassCount]:
@@ -315,10 +324,18 @@ def _masks(config: Config, name: str, slices: pa.Table, names: Names) -> MaskOut
 
 def _not_kept(config: Config) -> Sequence[str]:
     """Return what the config asks of features that the store would not have."""
-    if not config.segment or "patch" in config.outputs.keep:
+    if "patch" in config.outputs.keep:
         return ()
+    notes = []
     keep = ", ".join([*config.outputs.keep, "patch"])
-    return (
-        "Segmentation heads read patch tokens, which are not kept: write `outputs: {keep: "
-        f"[{keep}]}}`, or nothing can be segmented.",
-    )
+    if config.segment:
+        notes.append(
+            "Segmentation heads read patch tokens, which are not kept: write `outputs: {keep: "
+            f"[{keep}]}}`, or nothing can be segmented."
+        )
+    if any(task.region is not None for task in config.tasks.values()):
+        notes.append(
+            "Regions are made of patch tokens, which are not kept: write `outputs: {keep: "
+            f"[{keep}]}}`, or no task of regions can be answered."
+        )
+    return notes

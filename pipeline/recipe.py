@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Literal[1] = 1
 
 # The outputs of one forward pass that a store can hold.
-Output = Literal["cls", "mean", "patch"]
+Output = Literal["cls", "mean", "patch", "volume"]
 # What the network computes in. Weights and what leaves a LayerNorm stay float32 (autocast).
 Precision = Literal["float32", "bfloat16", "float16"]
 # What a modality code (DICOM 0008,0060) means for intensities.
@@ -184,6 +184,42 @@ Aspect = Literal["square", "pad", "crop", "dinov2"]
 RESIZED_OF_CROPPED = 256 / 224
 
 
+# How a volume comes to the size that a 3D network takes: squeezed to it; padded and cut about its
+# middle; or seen in windows of it that overlap, whose features are averaged.
+VolumeFit = Literal["resize", "pad", "windows"]
+
+
+class VolumeInput(Frozen):
+    """How a volume becomes what a 3D network sees, as the network's authors have it.
+
+    axes: where its three axes lead, as nibabel's codes (RAS: right, anterior, superior).
+    crop_above: the box of all that is above this value is cut out first. spacing_mm: of voxels,
+    along these axes, to which the volume is resampled linearly; unset as it is. fit, size: see
+    `VolumeFit`. overlap: of windows, as a part of their side. window: the HU that become 0 and 1,
+    of CT; volumes of other modalities have their own percentiles there.
+    """
+
+    axes: Annotated[str, Field(pattern="^[RLAPSI]{3}$")] = "RAS"
+    crop_above: float | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    fit: VolumeFit = "resize"
+    size: tuple[int, int, int]
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    window: tuple[float, float]
+    percentiles: tuple[float, float] = (1.0, 99.0)
+
+    @model_validator(mode="after")
+    def _sensible(self) -> VolumeInput:
+        if {frozenset(pair) for pair in ("RL", "AP", "SI")} != {
+            frozenset(pair) for letter in self.axes for pair in ("RL", "AP", "SI") if letter in pair
+        }:
+            raise ValueError(f"axes must name each direction once. Got {self.axes!r} instead.")
+        for low, high in (self.window, self.percentiles):
+            if not low < high:
+                raise ValueError(f"A range must have low < high. Got {low} and {high} instead.")
+        return self
+
+
 class Preprocess(Frozen):
     """How pixels become numbers in [0, 1], one rule for each kind of image, and which pixels.
 
@@ -193,10 +229,12 @@ class Preprocess(Frozen):
     aspect: `pad`
     adds black to make the square, `crop` cuts its middle out, `dinov2` resizes the shorter side to
     8 / 7 of the input and cuts the input out of the middle. crop: `body` cuts to the box of the
-    body first. view: what the slice is changed to before all that, to ask how steady answers are.
-    shift: whether a shifted view is shifted after it was scaled, where the rule takes its range
-    from the slice and would undo it, or before, as stores have it that were made before there was
-    a choice.
+    body first; `region` says that the images are crops round structures, as `radprobe crops` writes
+    them, and cuts nothing more. view: what the slice is changed to before all that, to ask how
+    steady answers are. shift: whether a shifted view is shifted after it was scaled, where the rule
+    takes its range from the slice and would undo it, or before, as stores have it that were made
+    before there was a choice. volume: how a 3D network sees volumes, where the backbone is one;
+    unset as its authors have it.
     """
 
     ct: ShortIntensity = Window(low=-1024, high=600)
@@ -205,9 +243,10 @@ class Preprocess(Frozen):
     other: ShortIntensity = MinMax()
     plane: Plane = "axial"
     aspect: Aspect = "square"
-    crop: Literal["none", "body"] = "none"
+    crop: Literal["none", "body", "region"] = "none"
     view: ViewName = "none"
     shift: Literal["scaled", "pixels"] = "scaled"
+    volume: VolumeInput | None = None
 
     def rule(self, modality: str) -> Intensity:
         """Return the rule that scales slices of a modality."""
@@ -216,7 +255,8 @@ class Preprocess(Frozen):
 
     def by_volume(self, modality: str) -> bool:
         """Return whether what is made of a slice of a modality depends on its volume as well."""
-        return self.thickens(modality) or of_volume(self.rule(modality))
+        is_whole = self.volume is not None
+        return is_whole or self.thickens(modality) or of_volume(self.rule(modality))
 
     def shifts_scaled(self, modality: str, has_window: bool) -> bool:
         """Return whether a slice is shifted after it was scaled; has_window: of its file's own.
@@ -225,10 +265,14 @@ class Preprocess(Frozen):
         """
         if self.view != "shift" or self.shift != "scaled":
             return False
-        rule = self.rule(modality)
-        by_extremes = isinstance(rule, FileWindow) and not has_window
-        by_values = isinstance(rule, (MinMax, Percentiles, ZScore)) and not of_volume(rule)
-        return by_extremes or by_values
+        rule: Rule = self.rule(modality)
+        match rule:
+            case Window() | Windows():
+                return False
+            case FileWindow():
+                return not has_window  # then it goes by minimum and maximum
+            case MinMax() | Percentiles() | ZScore():
+                return not of_volume(rule)
 
     def thickens(self, modality: str) -> bool:
         """Return whether slices of a modality are seen thicker; X-rays have no neighbours."""
@@ -259,6 +303,9 @@ FamilyName = Literal[
     "resnet",
     "dinov3_vit",
     "timm_wrapper",
+    "i3resnet",
+    "monai_resnet",
+    "segresenc",
     "efficientnet_lite",
 ]
 # A network's own mean, std and final norm; or as the code of arXiv 2312.02366 treats comparators:
@@ -296,6 +343,8 @@ class Architecture(Frozen):
             return f"dinov2_vit{size}14{'_reg' if self.registers else ''}"
         if "architecture" in self.settings:  # timm's name of it
             return f"timm {self.settings['architecture']}"
+        if "network" in self.settings:  # a 3D network's name
+            return str(self.settings["network"])
         shape = f"{self.depth} blocks of {self.dim}, patch {self.patch}"
         if size:
             shape = f"ViT-{size.upper()}/{self.patch}"
@@ -361,6 +410,11 @@ class Recipe(Frozen):
             )
         if len(set(self.outputs)) != len(self.outputs) or not self.outputs:
             raise ValueError(f"outputs must be one or more, each once. Got {self.outputs} instead.")
+        if (self.preprocess.volume is not None) != (self.outputs == ("volume",)):
+            raise ValueError(
+                f"A 3D network, and no other, gives the output `volume` alone. Got "
+                f"outputs {list(self.outputs)} of {self.architecture.name} instead."
+            )
         if self.patch != PatchTokens() and "patch" not in self.outputs:
             raise ValueError(
                 f"outputs.patch says how patch tokens are kept, and outputs.keep has none. Got "
@@ -389,7 +443,12 @@ class Recipe(Frozen):
         blocks = self.patch.blocks
         # One block has no axis of its own.
         tokens = (side, side) if blocks == 1 else (blocks, side, side)
-        shapes = {"cls": (self.blocks, dim), "mean": (dim,), "patch": (*tokens, dim)}
+        shapes = {
+            "cls": (self.blocks, dim),
+            "mean": (dim,),
+            "patch": (*tokens, dim),
+            "volume": (dim,),
+        }
         arrays: dict[str, tuple[tuple[int, ...], str]] = {}
         for name in self.outputs:
             arrays[name] = shapes[name], self.dtype
@@ -397,6 +456,11 @@ class Recipe(Frozen):
             arrays["patch"] = shapes["patch"], "int8"
             arrays["patch_scale"] = tokens, "float32"
         return arrays
+
+    @property
+    def level(self) -> Literal["slice", "volume"]:
+        """What features are of: each slice by itself, or the whole volume, which its rows share."""
+        return "slice" if self.preprocess.volume is None else "volume"
 
     @property
     def random(self) -> bool:
@@ -437,6 +501,8 @@ class Recipe(Frozen):
             del content["preprocess"]["view"]
         if self.preprocess.view != "shift" or self.preprocess.shift == "pixels":
             del content["preprocess"]["shift"]
+        if self.preprocess.volume is None:
+            del content["preprocess"]["volume"]
         network = content["architecture"]
         for name, plain in (("family", "dinov2"), ("settings", {}), ("treatment", "own")):
             if network[name] == plain:

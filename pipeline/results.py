@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.config.methods import Method
+from pipeline.config.regions import RegionFeatures
 from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Task
 from pipeline.shared.frozen import Frozen
 
@@ -208,7 +209,7 @@ class Result(Frozen):
     task: str
     question: Task
     method: Method
-    features: FeatureSet
+    features: FeatureSet | RegionFeatures
     kind: Kind
     classes: tuple[str, ...]
     level: Level

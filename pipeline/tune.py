@@ -7,8 +7,8 @@ stands beside those of frozen features. The tuned network is saved as a folder t
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from pipeline.evaluation.result_files import Answer, publish, result_path
 from pipeline.results import Result, Score, Segmented, Tuned
 from pipeline.segmentation.cases import SegmentationCases
 from pipeline.tuning.options import CHECKPOINT_S, Progress, TuningOptions
+from stores._disk import remove_folder
 from stores.errors import ConfigError
 from stores.features import RUNS, FeatureStore
 from stores.inside import inside
@@ -65,11 +66,21 @@ def tune(
             compute = functools.partial(_compute_labels, cases, method, path, options)
             find = functools.partial(answer, cases, method, compute)
             with failures.of(cases.name):
+                _refuse_regions(cases)
                 results.append(_with_networks(cases.store, find, path))
     if results:
         publish(config.store, results)
     failures.raise_with(results)
     return results
+
+
+def _refuse_regions(cases: Cases) -> None:
+    """Raise ConfigError for cases that are no whole images: the network would see these."""
+    if cases.task.region is not None:
+        raise ConfigError(
+            f"{cases.name}: a network is tuned on whole images, and its cases are regions. Tune on "
+            "their crops, which `radprobe crops` writes, or ask heads by `radprobe evaluate`."
+        )
 
 
 def tune_masks(
@@ -140,7 +151,8 @@ def _with_networks(
         path().unlink()
         answer = find()
     # Last: until the answer is on file, a run that is killed goes on from this state.
-    shutil.rmtree(store.path / RUNS / path().stem, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        remove_folder(store.path / RUNS / path().stem)
     return answer
 
 

@@ -26,9 +26,14 @@ CHECKSUM = ".sha256"
 ORPHAN_AFTER_S = 3600.0
 # Documents, answers and claims are read whole: none of ours comes near this.
 MOST_BYTES = 2**28
+# A table has a row a unit, a slice or a mask: that of 50 million slices.
+MOST_TABLE_BYTES = 2**33
+# Folders that lie in each other below a store: ours are ten, where rows have many axes. Whatever
+# goes through more of them runs out of stack, or of files that may be open.
+MOST_NESTED = 32
 # No network comes near this. Of a file with holes, of which nothing is on the disk, more might be
 # read for hours.
-_MOST_CHECKED = 2**36
+MOST_CHECKED = 2**36
 # How often a file and its checksum are written, or read, where another process writes them too.
 _TRIES = 5
 _MOMENT_S = 0.05
@@ -134,7 +139,7 @@ def fits_checksum(path: Path) -> bool | None:
     except (OSError, CorruptStoreError):
         return False
     is_file = path.is_file() and not path.is_symlink()
-    if not is_file or path.stat().st_size > _MOST_CHECKED:
+    if not is_file or path.stat().st_size > MOST_CHECKED:
         return False
     return text == checksum_text(path.name, file_sha256(path))
 
@@ -208,6 +213,38 @@ def status_of(path: Path | str) -> os.stat_result | None:
 def files_in(folder: Path, pattern: str) -> list[Path]:
     """Return what is in a folder under names that fit, sorted: nothing that is being written."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith(TEMPORARY))
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """Yield all that is below a folder, at any depth; links as such. Nothing where there is none.
+
+    Raises CorruptStoreError where folders are nested deeper than those of a store.
+    """
+    pending = [(folder, 0)]
+    while pending:
+        place, depth = pending.pop()
+        if depth > MOST_NESTED:
+            top = folder.joinpath(*place.relative_to(folder).parts[:2])
+            raise CorruptStoreError(
+                f"Below {str(top)!r} folders lie more than {MOST_NESTED} deep in each other, which "
+                "no store has. Remove them (`rm -r`), or take the store from where it came, again."
+            )
+        try:
+            entries = list(os.scandir(place))
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # gone meanwhile, or not to be looked into
+        for entry in entries:
+            path = place / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                pending.append((path, depth + 1))
+            yield path
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all that is in it. Raises CorruptStoreError as `below` does."""
+    for _ in below(folder):
+        pass  # before anything of it goes
+    shutil.rmtree(folder)
 
 
 def checksum_text(name: str, digest: str) -> bytes:
@@ -312,7 +349,8 @@ def sweep_temporaries(paths: Iterable[Path]) -> list[Path]:
     orphans = [path for path in paths if is_orphan(path)]
     for path in orphans:
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_folder(path)
         else:
             path.unlink(missing_ok=True)
     sync_folders(path.parent for path in orphans)

@@ -33,6 +33,7 @@ SPLITS = "splits"
 # Which patients a label file names rows after, of which the images say nothing.
 PATIENTS = "patients"
 MASKS = "masks"
+REGIONS = "regions"
 TUNED = "tuned"
 
 
@@ -66,6 +67,7 @@ FOLDERS = (
     Folder(PATIENTS, derived=True, travels=True),
     Folder("segmentations", derived=True, travels=True, of_patients=True),
     Folder(MASKS, derived=True, of_patients=True),  # made anew from the mask files where gone
+    Folder(REGIONS, derived=True, of_patients=True),  # made anew from masks and tokens where gone
     Folder(TUNED, derived=True, travels=True, of_patients=True),
 )
 DERIVED = tuple(folder.name for folder in FOLDERS if folder.derived)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,19 +92,33 @@ class Originals:
             keys[:, :15] = digests[rows, :15]
             self._insert(keys.view("S16").ravel(), rows)
 
-    def find(self, digest: bytes, modality: str, row: int) -> int | None:
-        """Return the row that first held these pixels; None, and remember `row`, if it is new."""
-        rule = self._rule_of(modality)
-        if rule is None:
-            return None
-        key = digest[:15] + bytes([rule])
-        place = int(np.searchsorted(self._keys, np.bytes_(key)))
-        if place < len(self._keys):
-            stored = self._keys[place]
-            if stored == key.rstrip(b"\0"):  # as numpy gives it back
-                return int(self._rows[place])
-        first = self._part.setdefault(key, row)
-        return None if first == row else first
+    def find(
+        self, rows: Sequence[int], digests: Sequence[bytes], modalities: Sequence[str]
+    ) -> dict[int, int]:
+        """Return row -> the row that first held its pixels; rows of new pixels are remembered."""
+        asked: dict[int, bytes] = {}
+        for row, digest, modality in zip(rows, digests, modalities, strict=True):
+            rule = self._rule_of(modality)
+            if rule is not None:
+                asked[row] = digest[:15] + bytes([rule])
+        committed = self._committed(list(asked.values()))
+        first: dict[int, int] = {}
+        for (row, key), known in zip(asked.items(), committed, strict=True):
+            original = self._part.setdefault(key, row) if known is None else known
+            if original != row:
+                first[row] = original
+        return first
+
+    def _committed(self, keys: list[bytes]) -> list[int | None]:
+        """Return the row that is known for each key, of those of committed parts."""
+        if not len(self._keys):
+            return [None] * len(keys)
+        wanted = np.array(keys, "S16")
+        places = self._keys.searchsorted(wanted)
+        places[places == len(self._keys)] = 0
+        known = self._keys[places] == wanted
+        rows = self._rows[places].tolist()
+        return [row if is_known else None for row, is_known in zip(rows, known, strict=True)]
 
     def holds(self, row: int, digest: bytes) -> bool:
         """Return whether a row is committed and has features of these pixels now, on disk."""

@@ -47,6 +47,7 @@ Reason = Literal[
     "time-limit",  # decoding took longer than the limit
     "killed",  # the process that read it was killed from outside, as when memory runs out
     "not-finite",  # no finite pixel in the slice
+    "not-a-volume",  # of which a 3D network could say something: one slice, uneven, or gaps
 ]
 
 

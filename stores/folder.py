@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from stores import manifest
 from stores._disk import (
+    below,
     link_new,
+    remove_folder,
     status_of,
     sync_folder,
     sync_folders,
@@ -77,8 +78,11 @@ class LocalFolder:
         return self.names_in("")
 
     def names_in(self, folder: str) -> set[str]:
-        """Return the names of all files below a folder of the store."""
-        files = (path for path in (self.folder / folder).rglob("*") if path.is_file())
+        """Return the names of all files below a folder of the store.
+
+        Raises CorruptStoreError where folders are nested deeper than a store's.
+        """
+        files = (path for path in below(self.folder / folder) if path.is_file())
         return {path.relative_to(self.folder).as_posix() for path in files}
 
     def fetch(self, name: str, digest: str) -> None:
@@ -145,7 +149,7 @@ class LocalFolder:
         for path in place.glob("*"):
             # A link goes, and what it leads to stays.
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                remove_folder(path)
             else:
                 path.unlink(missing_ok=True)
         sync_folders([place])

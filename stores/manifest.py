@@ -19,7 +19,9 @@ from pathlib import Path
 
 from stores._disk import (
     MOST_BYTES,
+    MOST_TABLE_BYTES,
     TEMPORARY,
+    below,
     file_sha256,
     is_digest,
     make_folder,
@@ -35,8 +37,6 @@ from stores.errors import CorruptStoreError
 from stores.inside import inside, is_store_name
 
 _TRIES = 5
-# Of a table: that of 50 million slices.
-_MOST_BYTES = 2**33
 _REPAIR = "Run `radprobe verify --repair` on the store."
 
 
@@ -211,7 +211,7 @@ def rebuild(root: Path) -> None:
     Raises CorruptStoreError where a file has no copy of the same content.
     """
     paths = [root / name for name in TOP_FILES if name != MANIFEST]
-    paths += sorted((root / FEATURES).rglob("zarr.json"))
+    paths += sorted(path for path in below(root / FEATURES) if path.name == "zarr.json")
     files = {}
     unproven = []
     for path in paths:
@@ -242,7 +242,7 @@ def has(path: Path, digest: str) -> bool:
     """Return whether a file of a manifest, or a copy of one, has the sha256 that it must have."""
     try:
         # Of a file with holes, of which nothing is on the disk, too many bytes may be read.
-        readable = path.is_file() and path.stat().st_size <= _MOST_BYTES
+        readable = path.is_file() and path.stat().st_size <= MOST_TABLE_BYTES
         return readable and file_sha256(path) == digest
     except FileNotFoundError:  # another process mends, and was quicker
         return False

@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stores import manifest
-from stores._disk import TEMPORARY, read_file, sha256, temporary_name, write_new
+from stores._disk import TEMPORARY, below, read_file, sha256, temporary_name, write_new
 from stores.bucket import Bucket, Object
 from stores.claims import Holder
 from stores.contents import (
@@ -390,9 +390,10 @@ class MirroredBucket:
     def _withdrawn_there(self) -> bool:
         """Return whether somebody else was withdrawn there since the mirror was brought up."""
         try:
-            there = json.loads(self.bucket.get([MANIFEST])[MANIFEST])["files"]
+            text = self.bucket.get([MANIFEST])[MANIFEST]
         except FileNotFoundError:  # a store that is being made
             return False
+        there = manifest.parse(text, f"{self.url}/{MANIFEST}")
         here = manifest.digests(self.folder)
         changed = there.get(WITHDRAWN_PATIENTS) != here.get(WITHDRAWN_PATIENTS)
         if changed:
@@ -421,7 +422,7 @@ def derived_files(folder: Path) -> list[str]:
     names = []
     for published in PUBLISHED:
         # What lies elsewhere is not the store's to send.
-        for path in inside(folder, published).rglob("*"):
+        for path in below(inside(folder, published)):
             if path.is_symlink():
                 continue
             half_written = any(part.startswith(TEMPORARY) for part in path.parts)

@@ -14,7 +14,6 @@ The order is what the promise rests on, whoever else works on the store at the s
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +25,16 @@ import pyarrow.compute as pc
 from stores._disk import (
     CHECKSUM,
     TEMPORARY,
+    below,
     files_in,
     read_checked,
+    remove_folder,
     sync_folders,
     write_checked,
 )
 from stores._types import Mask, Rows
 from stores.contents import DERIVED, FEATURES, FOLDERS, PATIENTS, RUNS, SPLITS, WITHDRAWN
-from stores.errors import ConfigError, CorruptStoreError, StaleTablesError
+from stores.errors import ConfigError, CorruptStoreError, StaleTablesError, as_corrupt
 from stores.features import FeatureStore
 from stores.filed_tables import read_filed_table
 from stores.layout import PartRange
@@ -154,8 +155,8 @@ def out_of_reach(store: FeatureStore) -> tuple[str, ...]:
         left.append("old versions of objects, where the bucket keeps versions")
     living = 0
     for folder in (FEATURES, *DERIVED):
-        files = (store.path / folder).rglob(f"{TEMPORARY}*")
-        living += sum(1 for path in files if path.is_file())
+        for path in below(store.path / folder):
+            living += path.name.startswith(TEMPORARY) and path.is_file()
     if living:
         left.append(
             f"{living} temporary files of processes at work: purge again when they are done"
@@ -213,7 +214,7 @@ def drop_derived(store: FeatureStore, patients: Collection[str]) -> dict[str, in
                     removed[folder.name] = count
         for path in (store.path / RUNS).glob("*/"):  # networks that are learning from the patient
             if not path.is_symlink():  # what a link leads to is not the store's
-                shutil.rmtree(path)
+                remove_folder(path)
         sync_folders([store.path / RUNS])
         changed = sum(1 for _ in _rewrite_splits(store, patients))
         if changed:
@@ -230,7 +231,7 @@ def drop_notes(store: FeatureStore, patients: Collection[str], rows: Rows) -> No
 
 
 def _count_files(folder: Path) -> int:
-    files = (path for path in folder.rglob("*") if path.is_file())
+    files = (path for path in below(folder) if path.is_file())
     return sum(1 for path in files if not path.name.endswith(CHECKSUM))
 
 
@@ -241,8 +242,9 @@ def _rewrite_splits(store: FeatureStore, patients: Collection[str]) -> Iterator[
             text = read_checked(path).decode()
             if not names_any(text, patients):
                 continue
-            left = text_without(text, patients)
-        except (CorruptStoreError, ValueError, KeyError, TypeError, AttributeError):
+            with as_corrupt(str(path)):
+                left = text_without(text, patients)
+        except (CorruptStoreError, UnicodeDecodeError):
             left = None  # damaged, or no split: nobody can say whom it names
         if left is None:
             _remove_derived(store, path)
@@ -342,7 +344,7 @@ def files_naming(store: FeatureStore, patients: Collection[str]) -> Iterator[str
     if not patients:
         return
     for folder in DERIVED:
-        for path in sorted((store.path / folder).rglob("*")):
+        for path in sorted(below(store.path / folder)):
             if path.is_file() and _names_patient(path, patients):
                 yield path.relative_to(store.path).as_posix()
 

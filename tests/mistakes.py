@@ -21,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import openpyxl
 import torch
 import yaml
 
@@ -173,6 +174,22 @@ def _lose_key(root: Path) -> None:
     (root / "store.key").rename(root / "store.key.away")
 
 
+def _labels(name: str, column: str, values: Callable[[int], str]) -> Callable[[Path], None]:
+    """Return what writes a label file of all pictures with one more column."""
+    rows = [
+        f"{picture(i)},MARKID{i // 2},{('dark', 'bright')[i // 2 % 2]},{values(i)}"
+        for i in range(24)
+    ]
+    return _write(name, "\n".join([f"path,patient,look,{column}", *rows]) + "\n")
+
+
+def _workbook(root: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["file", "patient", "look"])
+    book.active.append([picture(0), "MARKID0", "dark"])
+    book.save(root / "ward.xlsx")
+
+
 EXTRACT = "extract my.yaml --device cpu --workers 0"
 MISTAKES = [
     Mistake("the config is not there", "extract nowhere.yaml"),
@@ -185,6 +202,15 @@ MISTAKES = [
     Mistake("a key is misspelt", EXTRACT, {"stroe": "x"}),
     Mistake("a modality is no code of DICOM", EXTRACT, {"data.modality": {"**": "MRI"}}),
     Mistake("a command is misspelt", "extrakt my.yaml"),
+    Mistake("a command is another tool's", "train my.yaml"),
+    Mistake("a word is none of those that a key takes", EXTRACT, {"split.kind": "random"}),
+    Mistake("a number is a word", EXTRACT, {"probe.steps": "many"}),
+    Mistake("a number is out of its range", EXTRACT, {"split.folds": 1}),
+    Mistake("a list is empty", EXTRACT, {"knn.k": []}),
+    Mistake("a key that is needed is not there", EXTRACT, {"tasks.look": {"level": "image"}}),
+    Mistake("a block is a list", EXTRACT, {"tasks": ["look"]}),
+    Mistake("a task's level is misspelt", "evaluate my.yaml", {"tasks.look.level": "pateint"}),
+    Mistake("a shard that is none", "extract my.yaml --shard 9/8 --device cpu --workers 0"),
     Mistake("the folder of images is not there", EXTRACT, {"data.root": "dta"}),
     Mistake(
         "the folder holds no image", EXTRACT, {"data.root": "empty", "store": "s2"}, _no_pictures
@@ -231,15 +257,53 @@ MISTAKES = [
         "dates are split by that have the day first",
         "evaluate my.yaml",
         {"labels.file": "days.csv", "split": {"kind": "date", "column": "day"}},
-        lambda root: _write(
-            "days.csv",
-            "path,patient,look,day\n"
-            + "".join(
-                f"{picture(i)},MARKID{i // 2},{('dark', 'bright')[i // 2 % 2]},{i + 1}.4.2024\n"
-                for i in range(24)
-            ),
-        )(root),
+        _labels("days.csv", "day", lambda i: f"{i + 1}.4.2024"),
     ),
+    Mistake(
+        "a date is no day of the calendar",
+        "evaluate my.yaml",
+        {
+            "labels": {"file": "days2.csv", "patient": "patient", "dates": "day.month.year"},
+            "split": {"kind": "date", "column": "day"},
+        },
+        _labels("days2.csv", "day", lambda i: f"{i + 20}.4.2024"),
+    ),
+    Mistake(
+        "numbers have a word among them",
+        "evaluate my.yaml",
+        {
+            "labels.file": "crp.csv",
+            "tasks.look": {"labels": ["crp"], "values": "number"},
+        },
+        _labels("crp.csv", "crp", lambda i: "low" if i == 7 else f"{i}.5"),
+    ),
+    Mistake(
+        "a word may be a class or nothing",
+        "evaluate my.yaml",
+        {"labels.file": "sick.csv", "tasks.look": {"labels": ["sick"]}},
+        _labels("sick.csv", "sick", lambda i: "unknown" if i < 4 else ("ja", "nein")[i // 2 % 2]),
+    ),
+    Mistake(
+        "two rows say two things of one picture",
+        "evaluate my.yaml",
+        {"labels.file": "twice.csv"},
+        _write(
+            "twice.csv",
+            f"path,patient,look\n{picture(0)},MARKID0,dark\n{picture(0)},MARKID0,bright\n",
+        ),
+    ),
+    Mistake(
+        "no sheet of a workbook has the columns",
+        "evaluate my.yaml",
+        {"labels.file": "ward.xlsx"},
+        _workbook,
+    ),
+    Mistake(
+        "predictions are asked for in another format",
+        "evaluate my.yaml --out predictions.txt",
+    ),
+    Mistake("a head that is none", "compare store store --heads knn svm"),
+    Mistake("a config in the place of a model", "predict my.yaml data --out out.csv"),
     Mistake(
         "which class is positive is not said", "evaluate my.yaml", {"tasks.look.positive": None}
     ),
@@ -248,6 +312,7 @@ MISTAKES = [
         "evaluate my.yaml",
         {"tasks.look": {"labels": ["age"]}},
     ),
+    Mistake("rows are joined by what is no key", "evaluate my.yaml", {"labels.by": "accession"}),
     Mistake("the key column is not there", "evaluate my.yaml", {"labels.key": "file"}),
     Mistake("the patient column is not there", "evaluate my.yaml", {"labels.patient": "pid"}),
     Mistake("no patient column was named", "evaluate my.yaml", {"labels.patient": None}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,30 +14,53 @@ from pipeline.backbones.weights import BACKBONES
 from tests.pipeline.models import write_tiny_folder
 
 
-def test_the_benchmark_of_gpus_runs_to_its_table(
+def test_the_benchmark_of_gpus_runs_to_its_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network = f"hf:{write_tiny_folder(tmp_path / 'tiny')}"
-    asked = [
-        "--names",
-        network,
-        "--sizes",
-        "56",
-        "--batches",
-        "1",
-        "2",
-        "--slices",
-        "4",
-        "--least",
-        "0.05",
-    ]
-    monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", *asked])
+    out = tmp_path / "results.json"
+    asked = ["--names", network, "--sizes", "56", "--batches", "1", "2", "--slices", "4"]
+    few = ["--least", "0.05", "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["gpu", *asked, *few])
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
     gpu.main()
-    cells = capsys.readouterr().out.splitlines()[-1].removeprefix(network).split()
-    size, batch, bare, whole, ratio = map(float, cells[:5])
-    assert size == 56
-    assert batch in (1, 2)
-    assert ratio == pytest.approx(whole / bare, abs=0.01)
+    results = json.loads(out.read_text())
+    (pace,) = results["pace"]
+    assert pace["px"] == 56
+    assert pace["batch"] in (1, 2)
+    assert pace["ratio"] == pytest.approx(pace["whole/s"] / pace["bare/s"])
+    assert {row["rule"] for row in results["preprocess"]} == {
+        "window",
+        "minmax",
+        "percentiles",
+        "zscore",
+    }
+    assert all(row["largest"] == 0 for row in results["preprocess"])  # one device
+    assert results["precision"][0]["least cosine"] > 0.99
+    assert results["memory"][0]["largest"] == 0
+    assert results["probe"][0]["device"] == "cpu"
+    assert results["knn"][1]["largest"] < 1e-5
+    assert "FAISS has no GPU" in results["knn"][2]["failed"]
+
+
+def test_a_part_that_fails_loses_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such kernel\nand much beside")
+
+    monkeypatch.setitem(gpu.PARTS, "kernels", broken)
+    out = tmp_path / "results.json"
+    only = ["--only", "kernels", "knn", "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["gpu", *only])
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
+    gpu.main()
+    results = json.loads(out.read_text())
+    assert results["kernels"] == [{"failed": "RuntimeError: no such kernel"}]
+    assert results["knn"][0]["ratio"] == 1
+    monkeypatch.setattr(sys, "argv", ["gpu", *only, "--minutes", "0"])
+    gpu.main()
+    assert json.loads(out.read_text())["knn"] == [{"failed": "no time was left"}]
 
 
 def test_the_benchmark_of_tuning_runs_to_its_table(

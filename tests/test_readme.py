@@ -44,7 +44,7 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
         "data: {root: ../data}\nstore: ../demo/store\n"
         f"backbone: {{name: 'hf:{tiny}', image_size: 56}}\n"
         "labels: {file: ../labels.csv, patient: patient}\nsplit: {folds: 3}\n"
-        "tasks: {bright: {labels: [bright]}}\n"
+        "tasks: {chest: {labels: [bright]}}\n"
     )
     extract(load_config(config), Speed(device="cpu", workers=0))
     monkeypatch.chdir(tmp_path)
@@ -65,8 +65,10 @@ def test_a_notebook_does_as_it_says(demo: FeatureStore) -> None:
     seen: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), seen)
     assert seen["x"].shape == (17, 4 * 48)
+    taught = seen["task"].part == "train"
+    assert {len(x) for x, _ in seen["batches"]} == {taught.sum()}
     assert len(seen["lazy"]) == len(seen["slices"]) == 17
-    assert [result.task for result in seen["results"]] == ["bright"]
+    assert [result.task for result in seen["results"]] == ["chest"]
 
 
 def test_the_notebook_of_a_store(demo: FeatureStore) -> None:
@@ -81,7 +83,7 @@ def test_the_notebook_of_a_store(demo: FeatureStore) -> None:
         exec(compile(cell, "store.ipynb", "exec"), seen)
     assert seen["nearest"][0] == 0
     assert seen["plane"].shape == (17, 2)
-    assert [result.task for result in seen["results"]] == ["bright"]
+    assert [result.task for result in seen["results"]] == ["chest"]
 
 
 def test_its_config_is_valid(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """A BIDS folder as a table of labels: a row an image, with what the folder's own tables say of it.
 
 participants.tsv says it of a subject, sub-01_sessions.tsv of a session, ..._scans.tsv of a file.
-What is said nearest to the file counts.
+What is said nearest to the file counts. phenotype/TOOL.tsv has the measures of a tool by subject,
+or by subject and session: its column is TOOL.column, or column alone where no other table has it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,8 +22,9 @@ KEY = "path"
 _PARTICIPANT = "participant_id"
 _SESSION = "session_id"
 _SCAN = "filename"
-# Key -> what the columns of a table say of it.
-_Rows = dict[str, dict[str, str]]
+_PHENOTYPE = "phenotype"
+# Keys -> what the columns of a table say of it.
+_Rows = dict[tuple[str, ...], dict[str, str]]
 
 
 def read_bids_table(root: Path, names: Sequence[str]) -> TextTable:
@@ -61,13 +63,16 @@ def _images(paths: Iterable[str]) -> Iterable[tuple[str, BidsName]]:
 class _Tables:
     """The tables of a folder of BIDS, each read once; wanted: columns, of which each has some.
 
-    there: all that the tables have.
+    there: all that the tables of subjects, sessions and files have. measures: what each tool's
+    have.
     """
 
     root: Path
     wanted: Sequence[str]
     there: set[str] = field(default_factory=set)
+    measures: dict[str, set[str]] = field(default_factory=dict)
     _read: dict[str, _Rows] = field(default_factory=dict)
+    _tools: dict[str, list[str]] = field(default_factory=dict)
 
     def of(self, path: str, image: BidsName) -> dict[str, str]:
         """Return what the tables say of an image, by column."""
@@ -75,25 +80,46 @@ class _Tables:
         folder = f"{subject}/{image.session}" if image.session else subject
         labels = "_".join(filter(None, [image.subject, image.session]))
         above = f"{image.dataset}/" if image.dataset else ""
-        from_far_to_near = [
+        said = [*self._of_tools(f"{above}{_PHENOTYPE}", image)]
+        for table, key, value in (
             (f"{above}participants.tsv", _PARTICIPANT, image.subject),
             (f"{subject}/{image.subject}_sessions.tsv", _SESSION, image.session),
             (f"{folder}/{labels}_scans.tsv", _SCAN, path.removeprefix(f"{folder}/")),
-        ]
+        ):
+            said.append(self._rows(table, [key]).get((value,), {}))
+        # From far to near: an empty cell takes nothing from what stands farther away.
         cells: dict[str, str] = {}
-        for table, key, value in from_far_to_near:
-            row = self._rows(table, key).get(value, {})
+        for row in said:
             cells |= {name: text for name, text in row.items() if text or name not in cells}
         return cells
 
+    def _of_tools(self, folder: str, image: BidsName) -> Iterator[dict[str, str]]:
+        """Yield what each tool measured of a subject, first at no session, then at the image's."""
+        if folder not in self._tools:
+            self._tools[folder] = sorted(path.stem for path in (self.root / folder).glob("*.tsv"))
+        for tool in self._tools[folder]:
+            rows = self._rows(f"{folder}/{tool}.tsv", [_PARTICIPANT, _SESSION], tool)
+            for session in dict.fromkeys(["", image.session]):
+                yield rows.get((image.subject, session), {})
+
     def check_columns(self) -> None:
-        """Raise LabelError where a column stands in no table."""
+        """Raise LabelError where a column stands in no table, or in those of several tools."""
+        whole = [f"{tool}.{name}" for tool, names in self.measures.items() for name in names]
+        every = sorted({*self.there, *whole})
         for name in self.wanted:
-            if not places_of(name, sorted(self.there)):
-                which = hint(name, self.wanted, sorted(self.there))
+            if places_of(name, every):
+                continue
+            meant = [each for each in sorted(whole) if places_of(name, [each.partition(".")[2]])]
+            if len(meant) > 1:
+                raise LabelError(
+                    f"The column {name!r} stands in several tables of the BIDS folder "
+                    f"{str(self.root)!r}. Say which is meant: {' or '.join(meant)}."
+                )
+            if not meant:
                 raise LabelError(
                     f"The BIDS folder {str(self.root)!r} has no column {name!r} in "
-                    f"participants.tsv, nor in tables of sessions or scans. {which}"
+                    "participants.tsv, nor in tables of sessions, scans or phenotype. "
+                    f"{hint(name, self.wanted, every)}"
                 )
 
     def notes(self, images: Iterable[BidsName]) -> tuple[str, ...]:
@@ -102,7 +128,7 @@ class _Tables:
         notes = []
         for dataset in sorted({dataset for dataset, _ in with_image}):
             table = f"{dataset}/participants.tsv" if dataset else "participants.tsv"
-            named = set(self._read.get(table, ()))
+            named = {subject for subject, *_ in self._read.get(table, ())}
             imaged = {subject for of_set, subject in with_image if of_set == dataset}
             if not named:
                 continue
@@ -112,24 +138,36 @@ class _Tables:
                     notes.append(f"{table}: {count(len(without), 'subject')} {have} {what}")
         return tuple(notes)
 
-    def _rows(self, table: str, key: str) -> _Rows:
-        """Return what a table says of what `key` names; nothing where there is none."""
+    def _rows(self, table: str, keys: Sequence[str], tool: str = "") -> _Rows:
+        """Return what a table says of what its keys name; nothing where there is none."""
         if table not in self._read:
             path = self.root / table
-            self._read[table] = self._rows_of(path, key) if path.is_file() else {}
+            self._read[table] = self._rows_of(path, keys, tool) if path.is_file() else {}
         return self._read[table]
 
-    def _rows_of(self, path: Path, key: str) -> _Rows:
+    def _rows_of(self, path: Path, keys: Sequence[str], tool: str) -> _Rows:
         header = header_of(path)
-        self.there.update(header)
-        columns = read_table(path, [key, *(n for n in self.wanted if places_of(n, header))]).columns
+        if tool:
+            self.measures.setdefault(tool, set()).update(header)
+        else:
+            self.there.update(header)
+        columns: dict[str, str] = {}
+        for name in self.wanted:
+            of_tool = name.removeprefix(f"{tool}.") if tool else name
+            if places_of(of_tool, header):
+                columns[name] = of_tool
+        # A subject has no session in a table without that column.
+        there = [key for key in keys if key == keys[0] or places_of(key, header)]
+        texts = read_table(path, [*dict.fromkeys([*there, *columns.values()])]).columns
         rows: _Rows = {}
-        for values in zip(*columns.values(), strict=True):
-            row = dict(zip(columns, map(_said, values), strict=True))
-            name = _with_key(key, row[key])
-            if rows.setdefault(name, row) != row:
+        for values in zip(*texts.values(), strict=True):
+            row = dict(zip(texts, map(_said, values), strict=True))
+            named = tuple(_with_key(key, row.get(key, "")) for key in keys)
+            cells = {name: row[column] for name, column in columns.items()}
+            if rows.setdefault(named, cells) != cells:
                 raise LabelError(
-                    f"{str(path)!r} has two rows of one {key} with other values. Keep one of them."
+                    f"{str(path)!r} has two rows of one {' and '.join(there)} with other values. "
+                    "Keep one of them."
                 )
         return rows
 
@@ -137,7 +175,7 @@ class _Tables:
 def _with_key(column: str, text: str) -> str:
     """Return a subject or session as its folder is called, where a table has the label alone."""
     beginning = {_PARTICIPANT: "sub-", _SESSION: "ses-"}.get(column, "")
-    return text if text.startswith(beginning) else beginning + text
+    return text if not text or text.startswith(beginning) else beginning + text
 
 
 def _said(cell: str) -> str:

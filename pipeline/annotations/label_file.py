@@ -7,7 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.bids_table import read_bids_table
 from pipeline.annotations.tables import hint, read_table
 from pipeline.config.data import ROOT_COLUMN, Labels
+from pipeline.config.regions import STRUCTURE
 from pipeline.config.tasks import Task
 from pipeline.shared import bids
 from pipeline.shared.spreadsheets import unquoted_cell
@@ -66,7 +67,8 @@ def read_labels(
 
     Raises LabelError for a missing file or column, and for a file that is no table.
     """
-    asked = list(dict.fromkeys([*_columns_of(settings, tasks), *more]))
+    # Which structure a region is of stands in no file.
+    asked = list(dict.fromkeys(c for c in (*_columns_of(settings, tasks), *more) if c != STRUCTURE))
     of_paths = [name for name in asked if name == ROOT_COLUMN or name.startswith(bids.COLUMN)]
     names = [name for name in asked if name not in of_paths]
     if settings.root is not None:
@@ -97,6 +99,23 @@ def read_labels(
         of_rows = _roots_of_rows if name == ROOT_COLUMN else _entities_of_rows
         columns[name] = of_rows(columns, settings, name)
     return LabelTable(settings, columns, table.comma, table.notes, written, table.lists_files)
+
+
+def of_each_structure(table: LabelTable, structures: Sequence[str]) -> LabelTable:
+    """Return a table whose rows say it of every structure, which a column STRUCTURE then names.
+
+    Of a table whose rows are of a structure each, that with the column by that name as well.
+    """
+    if table.settings.structure is not None:
+        return replace(
+            table, columns=table.columns | {STRUCTURE: table.columns[table.settings.structure]}
+        )
+    n = len(table.columns[table.settings.key])
+    columns = {name: np.repeat(texts, len(structures)) for name, texts in table.columns.items()}
+    written = {name: np.repeat(texts, len(structures)) for name, texts in table.written.items()}
+    columns[STRUCTURE] = np.tile(np.array(structures, dtype=object), n)
+    settings = table.settings.model_copy(update={"structure": STRUCTURE})
+    return replace(table, settings=settings, columns=columns, written=written)
 
 
 def _put_below_roots(columns: dict[str, Texts], settings: Labels) -> None:
@@ -153,10 +172,9 @@ def _paths_of_rows(columns: Mapping[str, Texts], settings: Labels) -> list[str]:
 
 
 def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
-    """Return the key, the patient column if any, labels and subgroups, each once."""
+    """Return the key, the columns of patient and structure if any, labels and subgroups, once."""
     names = [settings.key]
-    if settings.patient:
-        names.append(settings.patient)
+    names += [name for name in (settings.patient, settings.structure) if name]
     for task in tasks:
         names += task.labels
         names += task.subgroups

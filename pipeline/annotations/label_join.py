@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.label_file import LabelTable, Texts
+from pipeline.annotations.regions import STRUCTURE_OF
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.texts import count
 from stores.errors import LabelError
@@ -68,7 +69,34 @@ def label_keys(
     there = _names_there(_joined_by(slices, by), climb=by == "path")
     other, notes = _other_spellings(table, key_of_text, there, key_of)
     key_of_text |= other
-    return LabelKeys([key_of_text.get(text, "") for text in raw], notes)
+    keys = [key_of_text.get(text, "") for text in raw]
+    return LabelKeys(_below_structures(keys, _structures_of_rows(table, slices)), notes)
+
+
+# Between the structure that a row, or a piece of a slice, is of, and what it is joined by: so that
+# it stands where a folder would, and folders above a file are climbed as they are without it.
+_BELOW = "\0/"
+
+
+def _structures_of_rows(table: LabelTable, slices: pa.Table) -> Texts | None:
+    """Return the structure of each label row; None where rows, or slices, are of none."""
+    column = table.settings.structure
+    return table.columns[column] if column and STRUCTURE_OF in slices.column_names else None
+
+
+def _below_structures(names: Sequence[str | None], structures: Texts | None) -> list[str]:
+    """Return what joins rows or slices, each below its structure; "" for what has no name."""
+    if structures is None:
+        return [name or "" for name in names]
+    return [
+        f"{structure}{_BELOW}{name}" if structure and name else ""
+        for structure, name in zip(structures, names, strict=True)
+    ]
+
+
+def without_structure(key: str) -> str:
+    """Return what a key joins by beside a structure."""
+    return key.rpartition(_BELOW)[2]
 
 
 def _names_there(joined_by: Texts, *, climb: bool) -> set[str]:
@@ -234,7 +262,11 @@ def label_rows(
     """Return (m,) the label row of each slice of a slice table with the real paths, or -1."""
     by = table.settings.by
     row_of_key = {key: i for i, key in enumerate(keys) if key}
-    return matched(_joined_by(slices, by), row_of_key, climb=by == "path")
+    names = _joined_by(slices, by)
+    if _structures_of_rows(table, slices) is not None:
+        below = _below_structures(names.tolist(), column_texts(slices, STRUCTURE_OF))
+        names = np.array([name or None for name in below], dtype=object)
+    return matched(names, row_of_key, climb=by == "path")
 
 
 def matched(

@@ -30,13 +30,14 @@ from pipeline.annotations.label_join import (
     prefix_hint,
     pseudonyms_of,
     refuse_repeated_keys,
+    without_structure,
 )
 from pipeline.annotations.label_join import matched as matched
 from pipeline.annotations.label_values import LabelValues, apply_policies
 from pipeline.annotations.patients import rows_of_withdrawn
 from pipeline.annotations.spellings import is_empty, merged_spellings
 from pipeline.annotations.texts import is_number, is_text
-from pipeline.annotations.units import Units
+from pipeline.annotations.units import Units, column_of_level, has_unit, places_along
 from pipeline.config.modalities import modality_code
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level, Task
@@ -64,14 +65,14 @@ Status = NDArray[np.uint8]
 class _Labelled:
     """m slices that are named by a label row each, ascending by row number.
 
-    headers: the patient pseudonym of the file itself, or None; label: the label row of each.
+    headers: the patient pseudonym of the file itself, or None; ids: what the file says of the unit
+    at the level that is asked about, or None; label: the label row of each.
     """
 
     rows: Numbers
     paths: Texts
     headers: Texts
-    series: Texts
-    study: Texts
+    ids: Texts
     status: Status
     label: LabelRows
 
@@ -81,14 +82,14 @@ class _Labelled:
         slices: pa.Table,
         status: Status,
         label: LabelRows,
+        level: Level,
     ) -> _Labelled:
         """Take the columns of a slice table; status and label (m,): of its slices."""
         return cls(
             rows=slices["row"].to_numpy(),
             paths=column_texts(slices, "path"),
             headers=column_texts(slices, "patient"),
-            series=column_texts(slices, "series"),
-            study=column_texts(slices, "study"),
+            ids=column_texts(slices, column_of_level(level)),
             status=status,
             label=label,
         )
@@ -96,6 +97,10 @@ class _Labelled:
     def in_message(self, place: int, names: Names) -> str:
         """Return how a message names one of the slices."""
         return names.in_message(self.paths[place], int(self.rows[place]))
+
+    def slices(self, which: Bools) -> int:
+        """Return how many slices some are; one that stands there for several regions is one."""
+        return len(np.unique(self.rows[which]))
 
     def at(self, keep: Bools) -> _Labelled:
         columns = {field.name: getattr(self, field.name)[keep] for field in fields(self)}
@@ -165,6 +170,7 @@ def label_units(
         rows=labelled.rows,
         unit=unit,
         tally=tally,
+        along=places_along(_of_rows(slices, labelled.rows)),
         notes=(
             *table.notes,
             *keys.notes,
@@ -173,6 +179,12 @@ def label_units(
             *_rare_classes(classes, y[first], patients[first]),
         ),
     )
+
+
+def _of_rows(slices: pa.Table, rows: Numbers) -> pa.Table:
+    """Return what tells volumes and places of some rows of a slice table."""
+    place = np.searchsorted(slices["row"].to_numpy(), rows)
+    return slices.select(["series", "position_mm"]).take(pa.array(place))
 
 
 def _rare_classes(classes: Classes, y: NDArray[Any], patients: Texts) -> list[str]:
@@ -214,7 +226,7 @@ def _join(
     label = label_rows(table, keys, slices)
     of_slice = status[slices["row"].to_numpy()]
     is_live = of_slice != WITHDRAWN
-    is_wanted = is_live & _has_modality(slices, task)
+    is_wanted = is_live & _has_modality(slices, task) & has_unit(slices, task.level)
     is_joined = is_wanted & (label >= 0)
     # A label row of a slice of another modality has joined, though the task has no use for it.
     joined_keys = {keys[i] for i in np.unique(label[is_live & (label >= 0)]).tolist()}
@@ -227,19 +239,22 @@ def _join(
     by_path = by == "path" and all(paths)
     spare_names = []
     for i in spare_rows[:EXAMPLES]:
-        spare_names.append(names.shown(keys[i]) if by_path else f"data row {i + 1}")
-    lost_paths = paths[is_wanted & (label < 0)]
+        shown = names.shown(without_structure(keys[i])) if by_path else f"data row {i + 1}"
+        spare_names.append(shown)
+    is_lost = is_wanted & (label < 0)
+    lost_paths = paths[is_lost]
     if not is_joined.any():
         raise LabelError(_nothing_joins(table, keys, lost_paths, names))
     lost_names = list(dict.fromkeys(lost_paths))[:EXAMPLES]
     tally = Tally(
-        unmatched_slices=len(lost_paths),
+        # A slice that stands there once for each of its regions is one.
+        unmatched_slices=len(np.unique(slices["row"].to_numpy()[is_lost])),
         unmatched_labels=len(spare_rows),
         withdrawn_labels=len(spare_keys) - len(spare_rows),
         unmatched_slice_examples=tuple(names.shown(name) for name in lost_names),
         unmatched_label_examples=tuple(spare_names),
     )
-    return _Labelled.of(slices, of_slice, label).at(is_joined), tally
+    return _Labelled.of(slices, of_slice, label, task.level).at(is_joined), tally
 
 
 def _nothing_joins(
@@ -250,6 +265,7 @@ def _nothing_joins(
 ) -> str:
     """Return what is said where no label row joins a slice; no key and no path, which may name."""
     column = f"column {table.settings.key!r}"
+    keys = [without_structure(key) for key in keys]
     if table.settings.by != "path":
         compared = f"{column} has {len(set(keys))} ids, of which none is one of the store's"
     else:
@@ -325,8 +341,8 @@ def _usable(
     tally = tally.model_copy(
         update={
             "unlabelled_units": len(unlabelled),
-            "unreadable_slices": int((has_label & (labelled.status == UNREADABLE)).sum()),
-            "pending_slices": int((has_label & (labelled.status == VOID)).sum()),
+            "unreadable_slices": labelled.slices(has_label & (labelled.status == UNREADABLE)),
+            "pending_slices": labelled.slices(has_label & (labelled.status == VOID)),
         }
     )
     if not use.any():
@@ -345,13 +361,12 @@ def _unit_names(
     names: Names,
 ) -> Texts:
     """Return the unit of each slice; a file without a series or study is its own."""
-    if level == "image":
-        return labelled.rows.astype(np.str_).astype(object)
     if level == "patient":
         return patients
-    ids = labelled.series if level == "series" else labelled.study
+    if level == "image":
+        return labelled.ids.astype(np.str_).astype(object)
     unit_names = []
-    for name, path in zip(ids, labelled.paths, strict=True):
+    for name, path in zip(labelled.ids, labelled.paths, strict=True):
         unit_names.append(names.shown(path) if name is None else name)
     return np.array(unit_names, dtype=object)
 
@@ -421,9 +436,7 @@ def texts_of_slices(
     names: Names,
 ) -> NDArray[np.str_]:
     """Return (m,) what a column says of each slice of the units, in their order; "" for nothing."""
-    # The table is in order of its rows, those withdrawn included.
-    place = np.searchsorted(slices["row"].to_numpy(), units.rows)
-    return column_of(table, column, slices, root, names)[place]
+    return column_of(table, column, slices, root, names)[units.places_in(slices)]
 
 
 def column_of(
@@ -478,7 +491,7 @@ def patients_of(
     """
     label = label_rows(table, label_keys(table, slices, root, names).keys, slices)
     # No status is asked for: slices without features have patients too.
-    every = _Labelled.of(slices, np.zeros(len(label), np.uint8), label)
+    every = _Labelled.of(slices, np.zeros(len(label), np.uint8), label, "patient")
     is_labelled = label >= 0
     of_labelled = _patients(table, every.at(is_labelled), names)
     # A header whose patient the table names elsewhere has that name where it does not.

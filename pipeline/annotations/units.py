@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config.tasks import Kind, Level
+from pipeline.annotations.regions import REGION, region_of
+from pipeline.config.tasks import Kind, Level, Pool
 from pipeline.results import Tally
 from pipeline.shared.arrays import numbers_of
 
@@ -63,13 +66,29 @@ class Truth:
         return Truth(self.y[which], self.groups[which], self.classes, self.kind)
 
 
+class Seen(Protocol):
+    """What each slice of some units has of them, where that is not the slice as a whole."""
+
+    def at(self, places: NDArray[np.int64]) -> Seen:
+        """Return that of some of the slices (m,), by their places."""
+
+    def features(
+        self, unit: NDArray[np.int64], n: int, which: str, pool: Pool
+    ) -> NDArray[np.float32]:
+        """Return (n, d) the features of units; unit (m,): the unit of each slice.
+
+        which, pool: what a head and a task say of the features of whole slices.
+        """
+
+
 @dataclass(frozen=True)
 class Units(Truth):
     """What a task is scored on: n images, series, studies or patients, with their labels.
 
     ids (n,): row number, or pseudonym; rows (m,) ascending: the slices; unit (m,): the unit each
     slice belongs to, whose features are pooled over its slices. notes: what results say of the
-    labels.
+    labels. along (m,): see `places_along`; None where it is not known. seen: what the units are
+    seen by in the place of their slices' features; None for these.
     """
 
     ids: NDArray[np.str_]
@@ -77,6 +96,8 @@ class Units(Truth):
     unit: NDArray[np.int64]
     tally: Tally
     notes: tuple[str, ...] = ()
+    along: NDArray[np.float64] | None = None
+    seen: Seen | None = None
 
     @classmethod
     def unlabelled(
@@ -84,6 +105,8 @@ class Units(Truth):
         ids: NDArray[np.str_],
         rows: NDArray[np.int64],
         unit: NDArray[np.int64],
+        along: NDArray[np.float64] | None = None,
+        seen: Seen | None = None,
     ) -> Units:
         """Return units of which the features alone matter, each a group of its own."""
         return cls(
@@ -95,7 +118,14 @@ class Units(Truth):
             rows=rows,
             unit=unit,
             tally=Tally(),
+            along=along,
+            seen=seen,
         )
+
+    @cached_property
+    def z(self) -> NDArray[np.float64]:
+        """(m,) where each slice lies in its volume, from 0 to 1; if unknown by order."""
+        return _by_order(self.unit) if self.along is None else self.along
 
     def in_order(self, order: NDArray[np.int64]) -> Units:
         """Return the same units numbered anew: order (n,) has the numbers that they have by now."""
@@ -113,6 +143,36 @@ class Units(Truth):
         """Return every slice as a unit of its own, in the order of `rows`, without its label."""
         return replace(self, unit=np.arange(len(self.rows)), ids=self.rows.astype(np.str_))
 
+    def places_in(self, slices: pa.Table) -> NDArray[np.int64]:
+        """Return (m,) where each slice of the units stands in a slice table, in order of its rows.
+
+        In one of regions, where a slice stands once for each of its own, that of its unit.
+        """
+        rows = slices["row"].to_numpy()
+        if REGION not in slices.column_names:
+            return np.searchsorted(rows, self.rows)
+        names = slices[REGION].to_pylist()
+        place = {pair: i for i, pair in enumerate(zip(rows.tolist(), names, strict=True))}
+        of_units = zip(self.rows.tolist(), self.ids[self.unit].tolist(), strict=True)
+        return np.array([place[pair] for pair in of_units], np.int64)
+
+    def one_a_volume(self, slices: pa.Table) -> Units:
+        """Return the same units by one slice of each volume, the middle one.
+
+        Where all slices of a volume have one vector, so that none counts more for its slices.
+        slices: those of `rows`, as a slice table.
+        """
+        volume = _volumes_of(slices)
+        order = np.argsort(volume, kind="stable")
+        size = np.bincount(volume)
+        kept = np.sort(order[np.cumsum(size) - size + size // 2])
+        return replace(
+            self,
+            rows=self.rows[kept],
+            unit=self.unit[kept],
+            along=None if self.along is None else self.along[kept],
+        )
+
     def bags(self) -> Bags:
         """Return which slices belong to each unit."""
         counts = np.bincount(self.unit, minlength=len(self.ids))
@@ -121,16 +181,114 @@ class Units(Truth):
         return Bags(np.argsort(self.unit, kind="stable"), first)
 
 
+def column_of_level(level: Level) -> str:
+    """Return the column of a slice table that names the units of a level."""
+    return "row" if level == "image" else level
+
+
+def has_unit(slices: pa.Table, level: Level) -> NDArray[np.bool_]:
+    """Return (m,) which slices are of a unit at all: of regions those alone that show one."""
+    if level != REGION:
+        return np.ones(len(slices), bool)
+    return np.array([name is not None for name in slices[REGION].to_pylist()], bool)
+
+
 def unit_names(slices: pa.Table, level: Level) -> NDArray[np.str_]:
     """Return (m,) the unit of each slice of a slice table, without labels: its row number or id.
 
     A file without a series, study or patient is its own.
     """
-    column = "row" if level == "image" else level
     names = []
-    for name, path in zip(slices[column].to_pylist(), slices["path"].to_pylist(), strict=True):
+    for name, path in zip(
+        slices[column_of_level(level)].to_pylist(), slices["path"].to_pylist(), strict=True
+    ):
         names.append(str(path if name is None else name))
     return np.array(names, np.str_)
+
+
+def places_along(slices: pa.Table) -> NDArray[np.float64]:
+    """Return (m,) where each slice of a slice table lies in its volume, from 0 to 1.
+
+    By its position along the normal, between those of the volume's first and last slice in the
+    table; in a volume without positions by order. One alone lies in the middle.
+    """
+    volume = _volumes_of(slices)
+    position = slices["position_mm"].to_numpy(zero_copy_only=False).astype(np.float64)
+    number = int(volume.max(initial=-1)) + 1
+    low = np.full(number, np.inf)
+    high = np.full(number, -np.inf)
+    is_known = ~np.isnan(position)
+    np.minimum.at(low, volume[is_known], position[is_known])
+    np.maximum.at(high, volume[is_known], position[is_known])
+    length = (high - low)[volume]
+    is_placed = (length > 0) & ~np.isin(volume, volume[~is_known])
+    places = _by_order(volume)
+    places[is_placed] = (position - low[volume])[is_placed] / length[is_placed]
+    return places
+
+
+def _volumes_of(slices: pa.Table) -> NDArray[np.int64]:
+    """Return (m,) the number of each slice's volume; one without a series is its own."""
+    codes = slices["series"].combine_chunks().dictionary_encode().indices
+    volume: NDArray[np.int64] = codes.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    alone = volume < 0
+    volume[alone] = volume.max(initial=-1) + 1 + np.arange(alone.sum())
+    return volume
+
+
+def _by_order(group: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return (m,) the place of each item in its group, the first 0 and the last 1; alone 0.5."""
+    order = np.argsort(group, kind="stable")
+    size = np.bincount(group)
+    start = np.cumsum(size) - size
+    place = np.empty(len(group))
+    place[order] = np.arange(len(group)) - np.repeat(start, size)
+    last = size[group] - 1
+    return np.where(last > 0, place / np.maximum(last, 1), 0.5)
+
+
+@dataclass(frozen=True)
+class SliceWeights:
+    """What the slices of some units counted. rows (s,): of a store; unit (s,): each one's unit,
+    by its place among those predicted; weight (s,): sums to 1 over the slices of a unit.
+    """
+
+    rows: NDArray[np.int64]
+    unit: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def joined(cls, each: Sequence[tuple[SliceWeights, int]]) -> SliceWeights:
+        """Return the weights of units after units; each with the number of its units."""
+        first = np.cumsum([0, *(q for _, q in each)])
+        return cls(
+            rows=np.concatenate([weights.rows for weights, _ in each]),
+            unit=np.concatenate(
+                [weights.unit + start for (weights, _), start in zip(each, first, strict=False)]
+            ),
+            weight=np.concatenate([weights.weight for weights, _ in each]),
+        )
+
+
+def names_of_slices(
+    slices: pa.Table, level: Level, ids: Iterable[str]
+) -> Iterator[tuple[int, str]]:
+    """Yield places of a slice table and the unit that each is of, of units that were answered.
+
+    ids: theirs, which tell of regions in which image or volume each lies: a slice is of several.
+    """
+    if level != REGION:
+        yield from enumerate(unit_names(slices, level).tolist())
+        return
+    places: dict[str, list[int]] = {}
+    for place, (row, series) in enumerate(
+        zip(slices["row"].to_pylist(), slices["series"].to_pylist(), strict=True)
+    ):
+        for whole in (str(row), series or ""):
+            places.setdefault(whole, []).append(place)
+    for name in ids:
+        for place in places.get(region_of(name)[0], ()):
+            yield place, name
 
 
 @dataclass(frozen=True)
@@ -157,7 +315,8 @@ class Prediction:
     that were fitted on train alone say of val, draw after draw, by which the operating point is
     chosen; None where a head says nothing of val. thresholds, as proba: the operating points, once
     they are chosen; NaN where a decision has none. chosen: of several predictions the one that val
-    chose, and that stands for the answer; where none is, the last does.
+    chose, and that stands for the answer; where none is, the last does. weights: how much each
+    slice of the units counted, of heads that say so.
     """
 
     setting: dict[str, float]
@@ -166,3 +325,4 @@ class Prediction:
     on_val: NDArray[np.float64] | None = None
     thresholds: NDArray[np.float64] | None = None
     chosen: bool = False
+    weights: SliceWeights | None = None

@@ -8,9 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.backbones.load import load_backbone, load_recipe_backbone
+    from pipeline.backbones.load import (
+        load_backbone,
+        load_recipe_backbone,
+        load_volume_backbone,
+    )
 
-__all__ = ["load_backbone", "load_recipe_backbone"]
+__all__ = ["load_backbone", "load_recipe_backbone", "load_volume_backbone"]
 
 
 def __getattr__(name: str) -> Any:

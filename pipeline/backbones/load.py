@@ -7,11 +7,12 @@ the network, which is then loaded strictly. `families` says what differs from fa
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ from pipeline.backbones import dinov2
 from pipeline.backbones.dinov2 import BlockTokens
 from pipeline.backbones.families import family_of
 from pipeline.backbones.positions import resample_as_transformers, resample_positions
+from pipeline.backbones.volume_models import VOLUME_NETWORKS
 from pipeline.backbones.weights import (
     Checkpoint,
     WeightsSource,
@@ -31,6 +33,9 @@ from pipeline.backbones.weights import (
 )
 from pipeline.recipe import Architecture, BatchFeatures, Precision, Recipe, Treatment
 from stores.errors import ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    from pipeline.backbones.volume_networks import VolumeBackbone
 
 # An untrained network: std of its weights and of its position embeddings, and the scale of its
 # branches, small so that tokens keep the picture.
@@ -136,6 +141,8 @@ def load_backbone(
     at the first batch; treatment: see `pipeline.recipe.Treatment`.
     Raises WeightsError naming every missing, unexpected or misshapen key.
     """
+    if name in VOLUME_NETWORKS:
+        raise ConfigError(f"{name} sees volumes and no slices: extract by a config that names it.")
     given = None if weights is None else str(weights)
     source = find_weights(name, given, treatment=treatment)
     model = _network_of(source, image_size).to(device=device, dtype=dtype)
@@ -153,8 +160,30 @@ def load_recipe_backbone(
 ) -> Backbone:
     """Load the backbone of a recipe, sure that its weights are the ones that the recipe names.
 
-    Raises WeightsError where the checkpoint holds others, by content, or is replaced meanwhile.
+    Raises WeightsError where the checkpoint holds others, by content, or is replaced meanwhile, and
+    ConfigError where the network sees volumes and no slices.
     """
+    if recipe.level != "slice":
+        raise ConfigError(
+            f"{recipe.architecture.name} sees whole volumes: it can be extracted and evaluated, "
+            "and is neither tuned nor measured. Name a network of slices in backbone.name."
+        )
+    model, architecture = _recipe_network(recipe, checkpoint, device)
+    return Backbone(
+        model,
+        architecture,
+        recipe.image_size,
+        recipe.blocks,
+        recipe.precision,
+        recipe.patch.blocks,
+        compiled,
+    )
+
+
+def _recipe_network(
+    recipe: Recipe, checkpoint: Checkpoint, device: str | torch.device
+) -> tuple[torch.nn.Module, Architecture]:
+    """Return the network of a recipe on a device. Raises WeightsError."""
     treatment = recipe.architecture.treatment
     source = find_weights(checkpoint.name, checkpoint.weights, treatment=treatment)
     stamp = check_weights(source, checkpoint, recipe.weights)
@@ -165,15 +194,17 @@ def load_recipe_backbone(
             f"The weights {str(source.file)!r} changed while they were read. Run the same command "
             "again once nothing writes them any more."
         )
-    return Backbone(
-        model,
-        source.architecture,
-        recipe.image_size,
-        recipe.blocks,
-        recipe.precision,
-        recipe.patch.blocks,
-        compiled,
-    )
+    return model, source.architecture
+
+
+def load_volume_backbone(
+    recipe: Recipe, checkpoint: Checkpoint, *, device: str | torch.device = "cpu"
+) -> VolumeBackbone:
+    """Load the 3D network of a recipe, as `load_recipe_backbone` does one of slices."""
+    from pipeline.backbones.volume_networks import VolumeBackbone
+
+    model, architecture = _recipe_network(recipe, checkpoint, device)
+    return VolumeBackbone(model, architecture, recipe.precision)
 
 
 def _network_of(source: WeightsSource, image_size: int) -> torch.nn.Module:
@@ -198,12 +229,11 @@ def _network_of(source: WeightsSource, image_size: int) -> torch.nn.Module:
 
 def _maker_of(architecture: Architecture) -> Any:
     """Return the module that makes networks of a family."""
-    if family_of(architecture.family).is_written_out:
+    family = family_of(architecture.family)
+    if family.is_written_out:
         return dinov2
     # Its library takes seconds to import, and DINOv2 needs it not.
-    from pipeline.backbones import towers
-
-    return towers
+    return importlib.import_module(family.maker)
 
 
 def _read_tower(file: Path, architecture: Architecture, image_size: int) -> dict[str, Tensor]:
@@ -267,7 +297,7 @@ def _draw(name: str, parameter: Tensor, generator: torch.Generator, is_grid: boo
     """Fill one parameter of an untrained network."""
     if parameter.ndim > 1:
         std = RANDOM_POSITION_STD if "position_embedding" in name else RANDOM_STD
-        if parameter.ndim == 4 and is_grid:
+        if parameter.ndim >= 4 and is_grid:
             std = parameter[0].numel() ** -0.5  # many layers and no norm that is fitted
         parameter.normal_(0.0, std, generator=generator)
     elif "lambda" in name:

@@ -21,6 +21,7 @@ from pipeline import backbones
 from pipeline.backbones.families import family_of
 from pipeline.backbones.families.dinov2 import POSITIONS
 from pipeline.backbones.models import COMPARATORS, Comparator
+from pipeline.backbones.volume_models import VOLUME_NETWORKS
 from pipeline.backbones.weights import BACKBONES, Weights, find_weights, locate, weights_folder
 from pipeline.recipe import Architecture
 from stores._disk import file_sha256, writing
@@ -72,6 +73,9 @@ def known() -> list[KnownBackbone]:
         shape = comparator.architecture
         parameters = round(comparator.millions * 1e6)
         rows.append(_known(name, shape, parameters, comparator.licence, _page(comparator)))
+    for name, volume in VOLUME_NETWORKS.items():
+        parameters = round(volume.millions * 1e6)
+        rows.append(_known(name, volume.architecture, parameters, volume.licence, volume.page))
     return rows
 
 

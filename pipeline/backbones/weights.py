@@ -29,6 +29,7 @@ from pipeline.backbones.families.base import Family
 from pipeline.backbones.families.efficientnet_lite import knows_of_lite
 from pipeline.backbones.families.timm_wrapper import knows_of_timm
 from pipeline.backbones.models import COMPARATORS, Comparator
+from pipeline.backbones.volume_models import VOLUME_NETWORKS
 from pipeline.recipe import Architecture, Treatment
 from stores._disk import file_sha256
 from stores.errors import WeightsError
@@ -174,15 +175,34 @@ def _find(name: str, weights: str | None, *, hub: bool) -> WeightsSource:
         if weights is None:
             return WeightsSource(_in_folder(folder), None, architecture)
         return _given(weights, architecture)
+    if name in VOLUME_NETWORKS:
+        architecture = VOLUME_NETWORKS[name].architecture
+        if weights is None:
+            return WeightsSource(_of_volumes(name), None, architecture)
+        return _given(weights, architecture)
     published = BACKBONES.get(name) or COMPARATORS.get(name)
     if published is None:
+        known = ", ".join((*BACKBONES, *COMPARATORS, *VOLUME_NETWORKS))
         raise WeightsError(
-            f"There is no backbone {name!r}. Known: {', '.join((*BACKBONES, *COMPARATORS))}, "
-            "hf:<folder or owner/name>, timm:<name>."
+            f"There is no backbone {name!r}. Known: {known}, hf:<folder or owner/name>, "
+            "timm:<name>."
         )
     if weights is None:
         return WeightsSource(_search(name, published, hub=hub), None, published.architecture)
     return _given(weights, published.architecture)
+
+
+def _of_volumes(name: str) -> Path:
+    """Return the file of a 3D network in radprobe's folder. Raises WeightsError."""
+    folder = weights_folder()
+    for suffix in (".safetensors", ".pt", ".pth"):
+        if (folder / f"{name}{suffix}").is_file():
+            return folder / f"{name}{suffix}"
+    raise WeightsError(
+        f"The weights of {name} are not here. They are the user's to bring: get them from "
+        f"{VOLUME_NETWORKS[name].page} and set backbone.weights to the file, or put it into "
+        f"{folder} as {name}.pt."
+    )
 
 
 def _given(weights: str, architecture: Architecture) -> WeightsSource:

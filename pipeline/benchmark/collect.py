@@ -396,8 +396,8 @@ def _steady(answers: Sequence[CellAnswer]) -> tuple[list[Steady], list[str]]:
             as_they_are = first[1].main_score.metrics[metric]
             seen = answer.main_score.metrics[metric]
             positive = positive_text(answer)
-            held = (as_they_are, seen, difference.difference, agreement, answer.agreement)
-            steady.append(Steady(question, cell.backbone, cell.view, *held, positive))
+            numbers = (as_they_are, seen, difference.difference, agreement, answer.agreement)
+            steady.append(Steady(question, cell.backbone, cell.view, *numbers, positive))
     return steady, unpaired
 
 
@@ -424,11 +424,11 @@ def _across(answers: Sequence[CellAnswer]) -> tuple[list[Across], list[str]]:
     across: list[Across] = []
     unpaired: list[str] = []
     for (question, backbone, pair_name), (cell, answer) in away.items():
-        own = home.get((question, backbone))
+        at_home = home.get((question, backbone))
         difference: Metric | None = None
-        if own is not None and own[0].seed == cell.seed:
+        if at_home is not None and at_home[0].seed == cell.seed:
             try:
-                compared = held_against(own, (cell, answer), question.metric)
+                compared = held_against(at_home, (cell, answer), question.metric)
             except LabelError as error:
                 unpaired.append(f"{cell.name}: {error}")
             else:
@@ -439,7 +439,7 @@ def _across(answers: Sequence[CellAnswer]) -> tuple[list[Across], list[str]]:
                 backbone=backbone,
                 fitted=pair_name.partition("->")[0],
                 away=answer.main_score.metrics[question.metric],
-                home=None if own is None else own[1].main_score.metrics[question.metric],
+                home=None if at_home is None else at_home[1].main_score.metrics[question.metric],
                 difference=difference,
                 positive=positive_text(answer),
             )

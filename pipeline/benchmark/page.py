@@ -19,10 +19,10 @@ from pipeline.benchmark.published import Published
 from pipeline.benchmark.run import Outcome, cost
 from pipeline.benchmark.settings import FROM_SCRATCH, Benchmark, absent
 from pipeline.preprocessing.perturb import VIEWS
-from pipeline.report.page import asset, template
+from pipeline.report.page import asset, scripts, template
 from pipeline.report.style import inline_svg, save
 from pipeline.report.tables import markdown_table, tex
-from pipeline.report.wording import METRICS, RANDOM, count, interval, units_alone
+from pipeline.report.wording import METRICS, RANDOM, count, ends_text, interval, units_alone
 from pipeline.shared.spreadsheets import quoted
 from stores._disk import write_atomic, writing
 
@@ -277,8 +277,9 @@ def _render(
         count=count,
         svg=lambda key, label: Markup(inline_svg(figures[key], key, label)),
         figures=figures,
+        ends=ends_text,
         style=Markup(asset("pipeline.report", "page.css")),
-        script=Markup(asset("pipeline.benchmark", "benchmark.js")),
+        script=Markup(scripts("common.js")),
     )
 
 

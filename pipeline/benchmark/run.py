@@ -17,6 +17,7 @@ from pipeline.extraction.embed import Speed
 from pipeline.extraction.plan import plan, seconds_a_slice
 from pipeline.extraction.same_store import check_store
 from pipeline.results import Result, Segmented
+from pipeline.segmentation.regions import update_regions
 from stores import FeatureStore
 from stores.errors import LabelError, RadprobeError, StoreNotFoundError, UnansweredError
 
@@ -128,6 +129,7 @@ def answer(cell: Cell, speed: Speed) -> Answers:
     if cell.method in TUNED:
         by = tune.tune_masks if cell.of == "masks" else tune.tune
         return tuple(by(cell.config, methods, device=speed.device, workers=speed.workers))
+    update_regions(cell.config)
     return tuple(evaluate.evaluate(cell.config, methods))
 
 

@@ -66,6 +66,8 @@ def _print_status(state: Status) -> None:
     lines = [
         f"{state.slices_done} of {state.slices} slices done, in {state.parts_done} of "
         f"{state.parts} parts."
+        if state.slices
+        else "No slice is known yet: the collection is looked at first."
     ]
     if state.modalities:
         each = ", ".join(f"{number} {name}" for name, number in state.modalities.items())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
-from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, err, out
+from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, busy, err, out
 from pipeline.commands.printing import (
     print_line,
     score_in,
@@ -19,6 +19,7 @@ from pipeline.commands.printing import (
     show_agreements,
     show_differences,
     show_hits,
+    show_patches,
     show_results,
     show_segmented,
     show_tuned,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pipeline.config.tasks import Level
     from pipeline.evaluation.compare import Results
     from pipeline.results import Difference, Result, Segmented
+    from pipeline.segmentation.regions import Gathered
 
 Name = TypeVar("Name", bound=str)
 ComparedStore = Annotated[
@@ -219,6 +221,52 @@ def _print_segmented(answers: Sequence[Segmented], as_json: bool) -> None:
         show_segmented(out, answers)
 
 
+@app.command(epilog="Example: radprobe regions configs/demo_regions.yaml")
+def regions(config: ConfigArg, store: StoreOpt = None, as_json: JsonOpt = False) -> None:
+    """Gather the regions that tasks of level region ask for: masks, and cached patch tokens.
+
+    `evaluate` does so by itself. What did not change since is kept.
+    """
+    settings = _checked_config(config, store)
+    gathered = _gather_regions(settings)
+    if not gathered:
+        raise ConfigError(
+            "No task of the config is of level region. Write `level: region` and `region: {masks: "
+            "NAME}` into one."
+        )
+    if as_json:
+        print(json.dumps([asdict(each) for each in gathered], indent=1))
+        return
+    for each in gathered:
+        for line in each.lines():
+            print_line(out, line)
+
+
+@app.command(epilog="Example: radprobe crops my.yaml lungs crops --margin-mm 10")
+def crops(
+    config: ConfigArg,
+    masks: Annotated[str, typer.Argument(help="The masks whose structures are cut out, by name.")],
+    folder: Annotated[Path, typer.Argument(help="Where crops and their config are written.")],
+    margin_mm: Annotated[
+        float, typer.Option(min=0, help="Margin, in mm; in pixels where files name no spacing.")
+    ] = 10.0,
+    store: StoreOpt = None,
+) -> None:
+    """Write a square crop round each structure of masks, as a collection to be embedded by itself.
+
+    Crops that are there and did not change stay, and so do their features.
+    """
+    from pipeline.segmentation.crops import write_crops
+
+    written = write_crops(_checked_config(config, store), masks, folder, margin_mm)
+    print_line(out, f"{written.crops} crops are in {folder}, {written.new} of them new.")
+    print_line(out, f"Embed them: radprobe extract {written.config}")
+    for each in written.lost:
+        print_line(out, f"Not cut: {each}: its image cannot be read any more.")
+    if written.lost:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: radprobe search configs/demo.yaml ct/0042 --k 5")
 def search(
     config: ConfigArg,
@@ -228,22 +276,55 @@ def search(
     ],
     k: Annotated[int, typer.Option(min=1, help="How many neighbours.")] = 10,
     level: Annotated[str, typer.Option(help="image, series, study or patient.")] = "series",
+    at: Annotated[
+        str | None,
+        typer.Option(help="A pixel x,y of one slice: the most similar patches are found."),
+    ] = None,
     store: StoreOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Find the nearest series of a slice, file, folder or patient; its own patient is left out.
 
     A file or folder that is not in the store is embedded first, as the store was, and thrown away.
+    With --at, of a slice of the store, the patches of other patients most like the one there.
     """
     from pipeline.evaluation.search import recipe_of_store
     from pipeline.fitted.aside import search_anything
 
     settings = _checked_config(config, store)
-    hits = search_anything(settings, query, k=k, level=_level(level))
+    if at is not None:
+        _search_patches(settings, query, _pixel(at), k, _level(level), as_json)
+        return
+    with busy("searching"):
+        hits = search_anything(settings, query, k=k, level=_level(level))
     if as_json:
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
     else:
         show_hits(out, hits, recipe_of_store(settings))
+
+
+def _search_patches(
+    config: Config, query: str, at: tuple[int, int], k: int, level: Level, as_json: bool
+) -> None:
+    """Print the patches of other patients that are most like the one that shows a pixel."""
+    from pipeline.evaluation.search import recipe_of_store
+    from pipeline.segmentation.patch_search import search_patches
+
+    hits = search_patches(config, query, at, k=k, level=level)
+    if as_json:
+        print(json.dumps([asdict(hit) for hit in hits], indent=1))
+    else:
+        show_patches(out, hits, recipe_of_store(config))
+
+
+def _pixel(text: str) -> tuple[int, int]:
+    """Return the column and row that --at names. Raises ConfigError for what is no pixel."""
+    x, comma, y = text.partition(",")
+    if not (comma and x.strip().isdecimal() and y.strip().isdecimal()):
+        raise ConfigError(
+            f"--at must be a pixel, column and row from 0, such as 120,88. Got {text!r} instead."
+        )
+    return int(x), int(y)
 
 
 @app.command(epilog="Example: radprobe retest my.yaml pairs.csv")
@@ -260,7 +341,8 @@ def retest(
     from pipeline.evaluation.search import recipe_of_store
 
     settings = _checked_config(config, store)
-    agreements = retest(settings, pairs)
+    with busy("comparing scans"):
+        agreements = retest(settings, pairs)
     if as_json:
         print(json.dumps([asdict(one) for one in agreements], indent=1))
     else:
@@ -299,7 +381,8 @@ def compare(
 
     methods = None if heads is None else (_method(heads[0]), _method(heads[1]))
     one, other = _answers_of(first), _answers_of(second)
-    pairs = compare_results(one, other, methods)
+    with busy("comparing"):
+        pairs = compare_results(one, other, methods)
     networks = [recipe_of(FeatureStore.open(store)).network for store, _ in (one, other)]
     if as_json:
         rows = []
@@ -332,7 +415,9 @@ def _compare_across(
             f"{str(second)!r} has answered no task by heads on features, beside which others could "
             f"be held. Run `radprobe evaluate {second}`, or such as `radprobe knn {second}`."
         )
-    away = with_predictions(config.store, evaluate(paired, chosen))
+    _gather_regions(paired)
+    with _steps("evaluate") as progress:
+        away = with_predictions(config.store, evaluate(paired, chosen, progress=progress))
     both = None if heads is None else (_method(heads[0]), _method(heads[1]))
     table = compare_results((config.store, away), (config.store, home), both)
     rows = []
@@ -392,10 +477,10 @@ def _answers_of(path: Path) -> tuple[Path, Results]:
 
 
 def _level(name: str) -> Level:
-    """Return a level by name. Raises ConfigError for another word."""
+    """Return a level of whole images by name. Raises ConfigError for another word."""
     from pipeline.config.tasks import Level
 
-    known: tuple[Level, ...] = get_args(Level)
+    known: tuple[Level, ...] = tuple(each for each in get_args(Level) if each != "region")
     return _one_of(known, "--level", name)
 
 
@@ -431,14 +516,32 @@ def _answer(
     if predictions is not None:
         check_suffix(predictions)  # before anything is computed
     try:
-        results = evaluate(settings, methods, device=device)
+        _gather_regions(settings)
+    except (ConfigError, LabelError) as error:
+        # Tasks of whole images are answered all the same; those of regions say what is missing.
+        print_line(err, f"Regions are not gathered: {error}")
+    unanswered: UnansweredError | None = None
+    try:
+        with _steps("evaluate") as progress:
+            results = evaluate(settings, methods, device=device, progress=progress)
     except UnansweredError as error:
-        # What was answered is shown all the same, and the error said after it.
-        _print_results(error.answers, settings, as_json)
-        _write_predictions(error.answers, settings, predictions)
-        raise
+        results = error.answers
+        unanswered = error
     _print_results(results, settings, as_json)
     _write_predictions(results, settings, predictions)
+    # What was answered is shown all the same, and the error said after it.
+    if unanswered is not None:
+        raise unanswered
+
+
+def _gather_regions(config: Config) -> list[Gathered]:
+    """Bring the regions of tasks that ask for some up to the masks; without any, import nothing."""
+    if not any(task.region for task in config.tasks.values()):
+        return []
+    from pipeline.segmentation.regions import update_regions
+
+    with _steps("regions") as progress:
+        return update_regions(config, progress)
 
 
 def _write_predictions(results: Sequence[Result], config: Config, path: Path | None) -> None:

@@ -18,6 +18,7 @@ from pipeline.report.wording import (
     few_text,
     method_title,
     metric_title,
+    notes_once,
     point_text,
     positive_name,
     positive_text,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.fitted.validate_masks import MaskValidation
     from pipeline.recipe import Recipe
     from pipeline.results import Difference, Metric, Result, Score, Segmented
+    from pipeline.segmentation.patch_search import PatchHit
 
 RANDOM = "RANDOM WEIGHTS: an untrained network made these numbers; they say nothing of DINOv2."
 # The metrics a table shows; a result's file holds the others too.
@@ -47,10 +49,13 @@ HEADLINES = {
     "auroc": "AUROC",
     "r2": "R2",
     "mae": "MAE",
+    "rmse": "RMSE",
+    "correlation": "correlation",
 }
 
-# What a table of operating points shows.
+# What a table of findings shows: how they are ranked, and the rates at the operating point.
 RATES = {
+    "auroc": "AUROC",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "ppv": "PPV",
@@ -138,9 +143,8 @@ def show_results(out: Console, results: Sequence[Result], config: Config | None 
         _show_method(out, answers)
     _show_few(out, results)
     _show_sides(out, results, config)
-    for result in results:
-        for note in result.notes:
-            out.print(f"{result.task}, {result.method}: {note}.", highlight=False)
+    for whose, note in notes_once(results):
+        out.print(f"{whose}: {note}.", highlight=False)
     _show_origin(out, results)
     if config is not None:
         _show_predictions(out, results, config.store)
@@ -216,7 +220,8 @@ def _show_method(out: Console, answers: Sequence[Result]) -> None:
 def _show_points(out: Console, answers: Sequence[Result]) -> None:
     """Print from which probability on units are called positive, and the rates on test at it."""
     words = ("task", "positive", "by", "called from")
-    table = _table("At the operating point that val chose", words, list(RATES.values()))
+    title = "By finding, at the operating point that val chose"
+    table = _table(title, words, list(RATES.values()))
     for result in answers:
         if not result.scores:
             continue
@@ -266,7 +271,7 @@ def _counted(result: Result, part: Part) -> str:
 def _units_text(result: Result, units: int, patients: int) -> str:
     if result.level == "patient":
         return count(units, "patient")
-    plural = {"image": "images", "series": "series", "study": "studies"}[result.level]
+    plural = {"series": "series", "study": "studies"}.get(result.level, "")
     return f"{count(units, result.level, plural)} of {count(patients, 'patient')}"
 
 
@@ -350,9 +355,7 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
         network = first.provenance.network_in_words
         title = f"{task}: {_segmented_on(first)}, by {network}{stamp}"
         table = _table(title, ("head", "setting"), list(SEGMENTATION.values()))
-        notes: dict[str, None] = {}
         for answer in of_task:
-            notes |= dict.fromkeys(answer.notes)
             for score in answer.scores:
                 setting = ", ".join(
                     f"{key} = {plain_number(value)}" for key, value in score.setting.items()
@@ -361,8 +364,8 @@ def show_segmented(out: Console, answers: Sequence[Segmented]) -> None:
                 for structure, metrics in score.labels.items():
                     table.add_row("", f"  {structure}", *_marks(metrics))
         _print(out, table)
-        for note in notes:
-            out.print(f"{task}: {note}.", highlight=False)
+        for whose, note in notes_once(of_task):
+            out.print(f"{whose}: {note}.", highlight=False)
         # Masks and slices are the task's: every head left out the same.
         _show_left_out(out, task, first)
     _show_few(out, answers)
@@ -412,6 +415,21 @@ def show_hits(out: Console, hits: Sequence[Hit], recipe: Recipe) -> None:
     for hit in hits:
         numbers = (str(hit.row), str(hit.slices), f"{hit.cosine:.4f}")
         table.add_row(hit.path, hit.modality, hit.patient or "", *numbers)
+    _print(out, table)
+
+
+def show_patches(out: Console, hits: Sequence[PatchHit], recipe: Recipe) -> None:
+    """Print the patches that are most like another, nearest first; recipe: of the features."""
+    if recipe.random:
+        out.print(RANDOM, style="bold yellow")
+    table = _table(
+        f"Nearest patches, by {recipe.network}",
+        ("path", "modality", "patient"),
+        ("row", "frame", "x", "y", "cosine"),
+    )
+    for hit in hits:
+        numbers = (hit.row, hit.frame, hit.x, hit.y, f"{hit.cosine:.4f}")
+        table.add_row(hit.path, hit.modality, hit.patient or "", *map(str, numbers))
     _print(out, table)
 
 

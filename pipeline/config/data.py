@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config.modalities import modality_code
 from pipeline.config.tasks import Missing, Uncertain
@@ -26,14 +26,14 @@ class Data(Frozen):
     include, exclude: globs over paths relative to root. modality: glob -> DICOM modality code, for
     files that carry none (NIfTI, PNG); the first glob that matches wins. patient: a regular
     expression whose first group, searched in the relative path, names the patient of such a file.
-    tags: DICOM keywords, such as AccessionNumber, whose values labels are keyed by. paths: whether
-    the store hides the names of folders and files, which may name patients, or keeps them. only:
-    "masked" embeds those slices alone that have a mask file (see `Masks`), of a volume all.
-    leave_out: flags of the slice table, such as secondary-capture, burned-in or localizer, whose
-    slices are not embedded. roots: where a config gives `root` names (`root: {site_a: /path,
-    site_b: /path}`), the folder of each, and root is a folder of links to them. A name is the first
-    folder of every path there, and stands before every id: patient 7 of two sites is two people,
-    `site_a/7` and `site_b/7`.
+    study: another, which names its study. tags: DICOM keywords, such as AccessionNumber, whose
+    values labels are keyed by. paths: whether the store hides the names of folders and files, which
+    may name patients, or keeps them. only: "masked" embeds those slices alone that have a mask file
+    (see `Masks`), of a volume all. leave_out: flags of the slice table, such as secondary-capture,
+    burned-in or localizer, whose slices are not embedded. roots: where a config gives `root` names
+    (`root: {site_a: /path, site_b: /path}`), the folder of each, and root is a folder of links to
+    them. A name is the first folder of every path there, and stands before every id: patient 7 of
+    two sites is two people, `site_a/7` and `site_b/7`.
     """
 
     root: Path
@@ -42,6 +42,7 @@ class Data(Frozen):
     exclude: tuple[str, ...] = ()
     modality: dict[str, str] = Field(default_factory=dict)
     patient: str | None = None
+    study: str | None = None
     tags: tuple[str, ...] = ()
     paths: Literal["hide", "keep"] = "hide"
     only: Literal["all", "masked"] = "all"
@@ -78,18 +79,19 @@ class Data(Frozen):
     def _codes(cls, value: dict[str, str]) -> dict[str, str]:
         return {glob: modality_code(word) for glob, word in value.items()}
 
-    @field_validator("patient")
+    @field_validator("patient", "study")
     @classmethod
-    def _one_group(cls, value: str | None) -> str | None:
+    def _one_group(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
+            name = info.field_name
             try:
                 groups = re.compile(value).groups
             except re.error as error:
                 raise ValueError(
-                    f"patient must be a regular expression. {value!r}: {error}."
+                    f"{name} must be a regular expression. {value!r}: {error}."
                 ) from None
             if groups != 1:
-                raise ValueError(f"patient must have exactly one group. Got {value!r} instead.")
+                raise ValueError(f"{name} must have exactly one group. Got {value!r} instead.")
         return value
 
 
@@ -125,7 +127,8 @@ class BackboneChoice(Frozen):
 class Outputs(Frozen):
     """What to store of each slice.
 
-    keep: the CLS tokens, the mean patch token, all patch tokens. patch: how, where patch tokens are
+    keep: the CLS tokens, the mean patch token, all patch tokens; of a 3D network its vector of the
+    volume (`volume`), and nothing else. patch: how, where patch tokens are
     among it. blocks: of how many last blocks CLS tokens are stored. dtype: of what is stored.
     part_rows: rows that are committed together, a power of two; unset, as many as a part's memory
     allows. Fewer lose less to a crash, more make fewer files.
@@ -162,11 +165,13 @@ class Labels(Frozen):
     in a cell that holds nothing: a class that is called NA is taken out of this list. dates: how
     days are written that do not begin with the year, such as 3.4.2024; 3/4/2024 and 3-4-2024 are
     too. root: the column that says under which name of data.root a row's path, or id, is.
+    structure: of tasks of level region, the column that says which structure a row is of; unset, a
+    row is of all that lies in what it names.
     """
 
     file: Path
     key: str = "path"
-    by: Annotated[str, Field(pattern=r"^(path|patient|study|series|tag:[A-Za-z0-9]+)$")] = "path"
+    by: str = "path"
     patient: str | None = None
     headers: Literal["agree", "ignore"] = "agree"
     uncertain: Uncertain = "refuse"
@@ -174,6 +179,17 @@ class Labels(Frozen):
     empty: tuple[str, ...] = EMPTY
     dates: Literal["year-month-day", "day.month.year"] = "year-month-day"
     root: str | None = None
+    structure: str | None = None
+
+    @field_validator("by")
+    @classmethod
+    def _is_key(cls, value: str) -> str:
+        if re.fullmatch(r"path|patient|study|series|tag:[A-Za-z0-9]+", value) is None:
+            raise ValueError(
+                "must be path, patient, study, series, or tag: and a keyword of data.tags, such as "
+                "tag:AccessionNumber"
+            )
+        return value
 
 
 SplitKind = Literal["holdout", "kfold", "list", "site", "date"]
@@ -207,17 +223,22 @@ class SplitChoice(Frozen):
             if (getattr(self, name) is not None) != (name == needs):
                 verb = "needs" if name == needs else "takes no"
                 raise ValueError(f"A split of kind {self.kind!r} {verb} `{name}`.")
-        if self.new == "deal" and self.kind not in ("holdout", "kfold"):
+        if self.new == "deal" and not self.deals:
             raise ValueError(
                 f"New patients cannot be dealt into a split of kind {self.kind!r}. Set new to "
                 '"refuse" or "leave-out".'
             )
-        if self.group == "duplicates" and self.kind not in ("holdout", "kfold"):
+        if self.group == "duplicates" and not self.deals:
             raise ValueError(
                 f"Copies cannot be put on one side in a split of kind {self.kind!r}, which says "
                 "itself where patients stand. Leave group out, or choose holdout or kfold."
             )
         return self
+
+    @property
+    def deals(self) -> bool:
+        """Whether radprobe deals the patients, and no list, site or date says where they stand."""
+        return self.kind in ("holdout", "kfold")
 
 
 class JobQueue(Frozen):

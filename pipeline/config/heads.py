@@ -51,6 +51,7 @@ HEADS: dict[str, Registered] = {
     "knn": Registered(
         "pipeline.evaluation.heads.knn",
         "Score each test case by its nearest neighbours among the training cases.",
+        on_device=True,
     ),
     "probe": Registered(
         "pipeline.evaluation.heads.probe",
@@ -75,6 +76,12 @@ HEADS: dict[str, Registered] = {
     "efficiency": Registered(
         "pipeline.evaluation.heads.efficiency",
         "Fit the probe on ever more patients, from one a class to all: the label-efficiency curve.",
+        on_device=True,
+    ),
+    "transformer": Registered(
+        "pipeline.evaluation.heads.transformer",
+        "Train a transformer over the slices of each series, study or patient and where they lie, "
+        "and score it.",
         on_device=True,
     ),
     "mlp": Registered(

@@ -32,6 +32,7 @@ from pipeline.config.data import (
 )
 from pipeline.config.heads import HEADS, TUNED, Declaration, declared, method_names
 from pipeline.config.presets import PresetName, expanded
+from pipeline.config.regions import RegionChoice
 from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Task
 from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune
@@ -74,16 +75,19 @@ else:
 class Config(HeadKeys):
     """One config file. Each head of `pipeline.config.heads` has a key, whose settings it declares.
 
-    store: the folder or the URL of the features. preset: ordinary settings by one word (see
-    `pipeline.config.presets`); what is given beside it wins. fit_on: a store of the same collection
-    by the same network, whose features heads are fitted on in place of this one's, which are tested
-    alone: how answers hold where the images are others; or the config of another collection, on
-    whose train and val heads are fitted, to be tested on test of this one: how answers hold
-    elsewhere. masks: what is to be segmented, each by a
-    name of its own; segment: the heads that are asked to, each by a name of its own. finetune,
+    title: what the data are called on a report. description: what a reader of it should know of
+    them, such as where and when they were taken. store: the folder or the URL of the features.
+    preset: ordinary settings by one word (see `pipeline.config.presets`); what is given beside it
+    wins. fit_on: a store of the same collection by the same network, whose features heads are
+    fitted on in place of this one's, which are tested alone: how answers hold where the images are
+    others; or the config of another collection, on whose train and val heads are fitted, to be
+    tested on test of this one: how answers hold elsewhere. masks: what is to be segmented, each by
+    a name of its own; segment: the heads that are asked to, each by a name of its own. finetune,
     lora, bitfit, norm: how the network is tuned, where it is.
     """
 
+    title: str = ""
+    description: str = ""
     preset: PresetName | None = None
     data: Data
     store: Path
@@ -124,6 +128,28 @@ class Config(HeadKeys):
         if self.data.only == "masked" and not self.masks:
             raise ValueError("data.only: masked needs `masks`, which say where the masks are.")
         return self
+
+    @model_validator(mode="after")
+    def _known_regions(self) -> Config:
+        for name, task in self.tasks.items():
+            if task.region is not None:
+                self._check_region(name, task.region)
+        return self
+
+    def _check_region(self, task: str, region: RegionChoice) -> None:
+        """Raise ValueError for masks or structures that the config does not have."""
+        if region.masks not in self.masks:
+            raise ValueError(
+                f"Task {task} must name masks of the config. Got {region.masks!r} instead; there "
+                f"are {', '.join(self.masks) or 'none'}."
+            )
+        structures = self.masks[region.masks].classes[1:]
+        unknown = [name for name in region.structures if name not in structures]
+        if unknown:
+            raise ValueError(
+                f"Task {task} must name structures of the masks {region.masks}. Got "
+                f"{unknown[0]!r} instead; they have {', '.join(structures)}."
+            )
 
     @model_validator(mode="after")
     def _roots_of_rows(self) -> Config:

@@ -7,12 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from pipeline.config.regions import STRUCTURE, RegionChoice
 from pipeline.shared.frozen import Frozen
 
 # Which cached numbers a head sees: the CLS token of the last block or of the last four
 # (concatenated, oldest first), with or without the mean patch token.
-FeatureSet = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
-Level = Literal["image", "series", "study", "patient"]
+SliceFeatures = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
+FeatureSet = Literal[SliceFeatures, "volume"]
+Level = Literal["image", "series", "study", "patient", "region"]
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 Part = Literal["train", "val", "test"]
 # How the features of a unit's slices become one.
@@ -60,18 +62,20 @@ OperatingRule = Literal["youden", "likeliest"] | AtLeast
 class Task(Frozen):
     """A question: which label columns, at which level, over which modalities.
 
-    labels: of the label file, or bids. and an entity of a BIDS folder (bids.session); one column is
-    binary or multi-class by its values, or a number to be predicted (values: number); several are
-    multi-label (0 or 1). values: unset, classes, unless the column holds so many numbers or dates
-    that none can be meant. positive: which of two classes sensitivity, F1 and average precision are
-    of; unset, what the words say (see `pipeline.annotations.classes`). operating_point: how the
-    probability is chosen on val from which on a unit is called positive: youden, {sensitivity:
-    0.95}, {specificity: 0.9}, or likeliest (above 0.5, chosen on nothing). level: what a case is.
-    modality: the modality codes of the slices it is asked about; unset, all. pool: how the features
-    of a case's slices become one. uncertain, missing, empty: as `Labels` has them, where the task
-    does not say. subgroups: label columns by whose values scores are given too; shortcuts: label
-    columns that a probe is asked beside the task, on the same split, such as view or site;
-    permutations: how many times labels are permuted for a p value of each AUROC.
+    labels: of the label file, or bids. and an entity of a BIDS folder (bids.session), or
+    region.structure, which structure a region is of; one column is binary or multi-class by its
+    values, or a number to be predicted (values: number); several are multi-label (0 or 1). values:
+    unset, classes, unless the column holds so many numbers or dates that none can be meant.
+    positive: which of two classes sensitivity, F1 and average precision are of; unset, what the
+    words say (see `pipeline.annotations.classes`). operating_point: how the probability is chosen
+    on val from which on a unit is called positive: youden, {sensitivity: 0.95}, {specificity: 0.9},
+    or likeliest (above 0.5, chosen on nothing). level: what a case is. region: of level region,
+    which structures are cases. modality: the modality codes of the slices it is asked about; unset,
+    all. pool: how the features of a case's slices become one. uncertain, missing, empty: as
+    `Labels` has them, where the task does not say. subgroups: label columns by whose values scores
+    are given too; shortcuts: label columns that a probe is asked beside the task, on the same
+    split, such as view or site; permutations: how many times labels are permuted for a p value of
+    each AUROC.
     """
 
     labels: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -79,6 +83,7 @@ class Task(Frozen):
     positive: ClassName | None = None
     operating_point: OperatingRule = "youden"
     level: Level = "image"
+    region: RegionChoice | None = None
     modality: tuple[str, ...] | None = None
     pool: Pool = "mean"
     uncertain: Uncertain | None = None
@@ -98,6 +103,22 @@ class Task(Frozen):
                 "times instead."
             )
         return labels
+
+    @model_validator(mode="after")
+    def _regions_of_their_level(self) -> Task:
+        if (self.level == "region") != (self.region is not None):
+            raise ValueError(
+                "A task of level region says which by `region`, and no other does. Got level "
+                f"{self.level} and region {self.region and self.region.masks!r} instead; write "
+                "`level: region` and `region: {masks: NAME}`."
+            )
+        asked = {*self.labels, *self.subgroups, *self.shortcuts}
+        if STRUCTURE in asked and self.region is None:
+            raise ValueError(
+                f"{STRUCTURE} is known of regions alone. Got it in a task of level {self.level} "
+                "instead; write `level: region` and `region: {masks: NAME}`."
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_number(self) -> Task:

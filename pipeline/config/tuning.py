@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pipeline.config.base import HeadSettings
 from pipeline.config.heads import LIBRARIES, Declaration
 from pipeline.config.presets import PRESETS
-from pipeline.config.tasks import FeatureSet
+from pipeline.config.tasks import SliceFeatures
 
 LoraTarget = Literal["qkv", "shared-qkv", "proj", "fc1", "fc2"]
 
@@ -35,7 +35,7 @@ class Tuning(HeadSettings):
 
     block: ClassVar[str]  # its key in a config
 
-    features: FeatureSet = "cls+mean"
+    features: SliceFeatures = "cls+mean"
     protocol: Literal["own", "paper"] = "own"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     rate: Annotated[float, Field(gt=0)] = 1e-3

@@ -47,6 +47,7 @@ def software() -> Iterator[Check]:
     yield Check("python", "ok", f"{platform.python_version()} on {platform.platform()}")
     for name in ("torch", "transformers", "faiss", "zarr", "pydicom", "nibabel", "sklearn"):
         yield _library(name)
+    yield from faiss_packages()
 
 
 def _library(name: str) -> Check:
@@ -61,8 +62,9 @@ def _library(name: str) -> Check:
 
 def gpu() -> Iterator[Check]:
     """Yield what there is of GPUs, their driver, and what can use them."""
-    import faiss
     import torch
+
+    from pipeline.evaluation.cards import number_of_cards, why_none
 
     driver = _driver()
     if not torch.cuda.is_available():
@@ -74,13 +76,18 @@ def gpu() -> Iterator[Check]:
         size = about.total_memory / 2**30
         yield Check(f"cuda:{i}", "ok", f"{about.name}, {size:.0f} GiB, precision: {lower}")
     yield Check("driver", "ok", f"{driver or 'unknown'}, torch for CUDA {torch.version.cuda}")
-    if getattr(faiss, "get_num_gpus", lambda: 0)() == 0:
-        yield Check(
-            "faiss on gpu",
-            "warning",
-            "faiss is the CPU's",
-            "pip install 'radprobe[gpu]', if kNN of millions is slow.",
-        )
+    if number_of_cards() == 0:
+        yield Check("faiss on gpu", "warning", "none", f"{why_none()} If kNN of millions is slow.")
+
+
+def faiss_packages() -> Iterator[Check]:
+    """Yield a warning where two packages of FAISS lie in one folder."""
+    from pipeline.evaluation.cards import INSTALL, installed
+
+    packages = installed()
+    if len(packages) > 1:
+        both = f"{' and '.join(packages)} are both installed, and overwrite each other"
+        yield Check("faiss packages", "warning", both, f"{INSTALL}; or without a GPU faiss-cpu.")
 
 
 def _no_cuda(driver: str | None) -> Check:

@@ -27,6 +27,7 @@ from pipeline.annotations.patients import note_patients
 from pipeline.annotations.units import Units
 from pipeline.config.base import HeadSettings
 from pipeline.config.data import Labels, SplitChoice
+from pipeline.config.regions import RegionFeatures
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Task
 from pipeline.evaluation.fit_store import FitStore
@@ -59,7 +60,7 @@ from pipeline.shared.arrays import Floats
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.versions import versions_of
 from stores._disk import write_checked
-from stores.errors import LabelError
+from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
 from stores.withdrawn import Withdrawn
 
@@ -111,7 +112,19 @@ class Cases:
             either_way=self.shortcut_of is not None,
             withdrawn=self.withdrawn,
         )
+        if recipe_of(self.store).level == "volume":
+            units = self._of_volumes(units)
         return units.in_order(order_of_files(units, self._slices))
+
+    def _of_volumes(self, units: Units) -> Units:
+        """Return units of volumes, whose rows share a vector. Raises ConfigError for images."""
+        if self.task.level == "image":
+            raise ConfigError(
+                f"{self.name}: the store has features of whole volumes, and the task asks about "
+                "single images. Set its level to series, study or patient."
+            )
+        place = np.searchsorted(self._slices["row"].to_numpy(), units.rows)
+        return units.one_a_volume(self._slices.select(["series"]).take(pa.array(place)))
 
     def column(self, name: str) -> Texts:
         """Return (n,) what a label column says of each unit; "" where nothing, or several."""
@@ -141,6 +154,11 @@ class Cases:
     def labels_digest(self) -> str:
         """The sha256 of the label columns that the task reads."""
         return self.table.digest(self.task)
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """What else an answer depends on: of slices as they are, nothing."""
+        return {}
 
     # --- the split -----------------------------------------------------------------------
 
@@ -231,7 +249,7 @@ class Cases:
         Raises LabelError, where copies stand on two sides too.
         """
         choice = self.config.split
-        links = Links(self.units) if choice.group == "duplicates" else None
+        links = Links(self.pictured) if choice.group == "duplicates" else None
         search: CopySearch | None = None
         while True:
             linked = None if links is None else links.names
@@ -269,12 +287,20 @@ class Cases:
         )
 
     def _sides(self, split: Split) -> NDArray[np.int64]:
-        """Return (n,) the side of each unit; -1 where the split leaves it out: it leaks nothing."""
-        return split.sides_of(self.units.groups)
+        """Return the side of each of `pictured`; -1 where the split leaves it out: none leaks."""
+        return split.sides_of(self.pictured.groups)
+
+    @property
+    def pictured(self) -> Units:
+        """The images and volumes of the units, which may be copies of each other: they are those.
+
+        Patients stand on sides, so that they are on the sides of the units.
+        """
+        return self.units
 
     def _copy_search(self) -> CopySearch:
         """Return the search for copies among the units, which reads their features once."""
-        units = self.units
+        units = self.pictured
         digests = self.store.read("pixel_digest", units.rows)
         features = comparable_features(self.store, units, self.task.pool)
         return CopySearch.of(units, digests, features)
@@ -290,8 +316,8 @@ class Cases:
         if "near-duplicates" in allow:
             refused = replace(refused, near=[])
             if copies.near:
-                self.notes.append(describe_near_copies(copies.near, self.units))
-        refuse_copies(refused, self.units, self._named)
+                self.notes.append(describe_near_copies(copies.near, self.pictured))
+        refuse_copies(refused, self.pictured, self.config.split, self._named)
 
     def _named(self, row: int) -> str:
         """Return how a message names a slice: by its row, and its path where the store keeps it."""
@@ -302,6 +328,10 @@ class Cases:
         return f"row {row}: {slices['path'][place].as_py()}"
 
     # --- features ------------------------------------------------------------------------
+
+    def features_of(self, head: HeadSettings) -> FeatureSet | RegionFeatures:
+        """Return which features a head sees of the units."""
+        return head.features
 
     def features(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (n, d) the units' features as a head sees them."""
@@ -399,7 +429,7 @@ def keys_of_units(units: Units, slices: pa.Table) -> Texts:
 
     slices: SLICE_SCHEMA, with the real paths.
     """
-    place = pa.array(np.searchsorted(slices["row"].to_numpy(), units.rows))
+    place = pa.array(units.places_in(slices))
     paths = slices["path"].take(place).to_pylist()
     frames = slices["frame"].take(place).to_pylist()
     of_slices = np.array([f"{path}\0{n}" for path, n in zip(paths, frames, strict=True)])
@@ -418,7 +448,7 @@ def order_of_files(units: Units, slices: pa.Table) -> NDArray[np.int64]:
     """
     import pyarrow.compute as pc  # where an answer is computed: one on file needs none
 
-    place = np.searchsorted(slices["row"].to_numpy(), units.rows)
+    place = units.places_in(slices)
     files = slices.select(["path", "frame"]).take(pa.array(place))
     by_file = pc.sort_indices(files, [("path", "ascending"), ("frame", "ascending")]).to_numpy()
     # Where the first slice of each unit stands among all of them.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Prediction
+from pipeline.annotations.units import Prediction, SliceWeights
 from pipeline.shared.texts import plain_number
 
 Rows = NDArray[np.int64]
@@ -133,6 +133,10 @@ def _by_setting(predictions: Sequence[Prediction]) -> dict[Setting, Prediction]:
 def _joined(setting: dict[str, float], each: Sequence[Prediction]) -> Prediction:
     proba = np.concatenate([prediction.proba for prediction in each])
     thresholds = [prediction.thresholds for prediction in each if prediction.thresholds is not None]
-    if len(thresholds) < len(each):
-        return Prediction(setting, proba)
-    return Prediction(setting, proba, thresholds=np.concatenate(thresholds))
+    weights = [(one.weights, len(one.proba)) for one in each if one.weights is not None]
+    return Prediction(
+        setting,
+        proba,
+        thresholds=np.concatenate(thresholds) if len(thresholds) == len(each) else None,
+        weights=SliceWeights.joined(weights) if len(weights) == len(each) else None,
+    )

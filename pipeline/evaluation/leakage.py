@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
+from pipeline.config.data import SplitChoice
 from stores.errors import LabelError
 
 EXAMPLES = 3
@@ -280,10 +281,12 @@ class CopySearch:
         )
 
 
-def refuse_copies(copies: Copies, units: Units, named: Callable[[int], str]) -> None:
+def refuse_copies(
+    copies: Copies, units: Units, split: SplitChoice, named: Callable[[int], str]
+) -> None:
     """Raise LabelError where there are copies, which lists all of them.
 
-    named: a row, as messages may name it.
+    split: as the config has it. named: a row, as messages may name it.
     """
     sentences = []
     lines = []
@@ -295,22 +298,22 @@ def refuse_copies(copies: Copies, units: Units, named: Callable[[int], str]) -> 
         for pair in copies.near:
             lines.append(_line("all but equal", _first_rows(pair, units), named))
     if sentences:
-        raise LabelError(" ".join([*sentences, _what_to_do(copies)]) + "\n" + _listed(lines))
+        raise LabelError(" ".join([*sentences, _what_to_do(copies, split)]) + "\n" + _listed(lines))
 
 
-def _what_to_do(copies: Copies) -> str:
-    """Return the ways out of a refusal."""
-    allow = []
+def _what_to_do(copies: Copies, split: SplitChoice) -> str:
+    """Return the ways out of a refusal that such a split has."""
+    allow = [f'"{each}"' for each in split.allow]
     if len(copies.equal.units):
         allow.append('"duplicates"')
     if copies.near:
         allow.append('"near-duplicates"')
+    group = 'set split.group: "duplicates" to keep whoever has copies on one side, or '
     return (
         "Look at them (`radprobe slices` says which files they are, where the store hides paths). "
         "Those that are of one patient need the same id in the column that "
-        "labels.patient names. Else leave the labels of the copies empty, or set split.group: "
-        '"duplicates" to keep whoever has copies on one side, or accept them by '
-        f"split.allow: [{', '.join(allow)}]."
+        "labels.patient names. Else leave the labels of the copies empty, or "
+        f"{group if split.deals else ''}accept them by split.allow: [{', '.join(allow)}]."
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from pipeline.evaluation.cards import MOST, cards_of, on_card, search_on
 from pipeline.shared.arrays import Floats, Rows, batches, unit_length
 
 # Cosines or distances (q, k), and places or rows (q, k)
@@ -36,18 +37,19 @@ def neighbours(
     k: int,
     patient: Rows | None = None,
     index: InvertedFile | None = None,
+    device: str | None = None,
 ) -> Nearest:
     """Return (q, k): cosines from the greatest, and places in `reference` of the nearest units.
 
     reference, queries: row numbers of x (n, d). With patient (n,), neighbours of the query's own
     patient do not count and others take their place, also where reference and queries share
     patients; k others must be there for every query. index: of the references; unset, all of them
-    are looked at.
+    are looked at. device: where (`pipeline.evaluation.cards`); an index knows. Raises DeviceError.
     """
     # So many of the nearest may be of the query's own patient: as many more are looked for.
     spare = 0 if patient is None else _most_shared(patient[reference], patient[queries])
     if index is None:
-        nearest = exact(x, reference, queries, k + spare)
+        nearest = exact(x, reference, queries, k + spare, device)
     else:
         nearest = index.search(queries, k + spare)
     if patient is None or not spare:
@@ -85,20 +87,19 @@ def exact(
     reference: Rows,
     queries: Rows,
     k: int,
+    device: str | None = None,
 ) -> Nearest:
     """Return (q, k) cosines and places in `reference`, of all references."""
+    search = search_on(device, k)
     cosine = np.full((len(queries), k), -np.inf, np.float32)
     place = np.full((len(queries), k), -1)
     at_once = max(TILE, BLOCK // x.shape[1] // TILE * TILE)
     for block in batches(len(reference), at_once):
         references = unit_length(x[reference[block]])
         for now in batches(len(queries), QUERIES):
-            near, at = faiss.knn(
-                unit_length(x[queries[now]]),
-                references,
-                min(k, len(references)),
-                faiss.METRIC_INNER_PRODUCT,
-            )
+            of_queries = unit_length(x[queries[now]])
+            most = min(k, len(references))
+            near, at = search(of_queries, references, most, faiss.METRIC_INNER_PRODUCT)
             cosine[now], place[now] = _best_of_both(
                 (cosine[now], place[now]),
                 (near, at + block.start),
@@ -135,17 +136,16 @@ CODE_BITS = 8
 
 @dataclass(frozen=True)
 class InvertedFile:
-    """An inverted file of the units `reference` of x; note: what results say of it."""
+    """An inverted file of the units `reference` of x; note: what results say of it.
+
+    is_coded: whether it holds codes of the features, not the features.
+    """
 
     x: Floats
     reference: Rows
     index: Any
+    is_coded: bool
     note: str = ""
-
-    @property
-    def is_coded(self) -> bool:
-        """Whether the file holds codes of the features, not the features."""
-        return isinstance(self.index, faiss.IndexIVFPQ)
 
     def search(self, queries: Rows, k: int) -> Nearest:
         """Return (q, k) cosines and places; all lists are searched where some held fewer."""
@@ -191,18 +191,23 @@ def build_inverted_file(
     queries: Rows,
     k: int,
     recall: float,
+    device: str | None = None,
 ) -> InvertedFile:
     """Return an inverted file of 4 sqrt(n) lists, learnt from a sample and filled in passes.
 
     To learn the lists costs what exact search of 16 * POINTS_A_LIST * ROUNDS = 2,560 queries
     does, to fill them that of 4 sqrt(n): it pays from about the sum on. Lists to be searched are
     doubled until the share of the k nearest that is found, on a sample of the queries, is `recall`,
-    or until there are no more.
+    or until there are no more. On a GPU the lists are learnt and, where FAISS has kernels for such
+    an index, searched; the note says if not. Raises DeviceError.
     """
     n = len(reference)
     d = x.shape[1]
     rng = np.random.default_rng(SEED)
-    index = _empty_index(n, d, coded=isinstance(x, np.memmap))
+    is_coded = isinstance(x, np.memmap)
+    index = _empty_index(n, d, coded=is_coded)
+    if cards_of(device):
+        index.clustering_index = on_card(faiss.IndexFlatIP(d), device)
     learnt = rng.choice(
         reference,
         min(n, POINTS_A_LIST * index.nlist, 4 * BLOCK // d),
@@ -212,15 +217,30 @@ def build_inverted_file(
     index.train(unit_length(x[np.sort(learnt)]))
     for now in batches(n):
         index.add(unit_length(x[reference[now]]))
-    file = InvertedFile(x, reference, index)
+    file = InvertedFile(x, reference, index, is_coded)
     sample = rng.choice(queries, min(len(queries), SAMPLED), replace=False)
     reached = _search_enough_lists(file, sample, k, recall)
     note = (
-        f"neighbours among {n} references are by an inverted file{' of codes' * file.is_coded}, "
+        f"neighbours among {n} references are by an inverted file{' of codes' * is_coded}, "
         f"{index.nprobe} of {index.nlist} lists searched: {reached:.4f} of the true {k} are found, "
         f"measured on {len(sample)} test units"
     )
-    return InvertedFile(x, reference, index, note)
+    if cards_of(device):
+        index, of_device = _on_card(index, k, device)
+        note += of_device
+    return InvertedFile(x, reference, index, is_coded, note)
+
+
+def _on_card(index: Any, k: int, device: str | None) -> tuple[Any, str]:
+    """Return an index on a GPU; where FAISS has no kernels for it, the index, and that it is so."""
+    if max(index.nlist, OVERSAMPLED * k) > MOST:  # all lists are searched where some held too few
+        return index, f"; by the processor: a GPU searches {MOST} lists and candidates at most"
+    try:
+        copy = on_card(index, device)
+    except RuntimeError as error:
+        return index, f"; by the processor: {str(error).splitlines()[0]}"
+    copy.nprobe = index.nprobe
+    return copy, ""
 
 
 def _empty_index(

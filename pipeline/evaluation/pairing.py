@@ -7,7 +7,7 @@ a slice, which its file and frame tell. Dims: n units of the first answer, q pai
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.patients import notes_of
-from pipeline.annotations.units import unit_names
+from pipeline.annotations.regions import region_of
+from pipeline.annotations.units import names_of_slices
 from pipeline.config.tasks import Level
 from pipeline.results import PairedUnits
 from pipeline.shared.pseudonyms import HIDDEN, Names
@@ -27,8 +28,8 @@ Rows = NDArray[np.int64]
 Texts = NDArray[np.str_]
 # Units that only one answer has, and that are named; the others are counted.
 EXAMPLES = 3
-# A slice: the real path of its file, and its frame.
-Slice = tuple[str, int]
+# A slice: the real path of its file, its frame, and of a region the structure that is meant of it.
+Slice = tuple[str, int, str]
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _slices_of(tested: TestedUnits) -> list[list[Slice]]:
     store = FeatureStore.open(tested.store)
     slices = store.slices()
     slices_of_name: defaultdict[str, list[int]] = defaultdict(list)
-    for place, name in _names_of_slices(store, slices, tested.level):
+    for place, name in _names_of_slices(store, slices, tested.level, tested.ids.tolist()):
         slices_of_name[name].append(place)
     # Units of masks that lie in no volume are called by their rows, whatever the others are.
     place_of_row = {str(row): i for i, row in enumerate(slices["row"].to_pylist())}
@@ -138,15 +139,16 @@ def _slices_of(tested: TestedUnits) -> list[list[Slice]]:
         places = slices_of_name.get(name)
         if places is None:
             places = [place_of_row[name]] if name in place_of_row else []
-        of_units.append([(paths[i], frames[i]) for i in places if paths[i]])
+        part = region_of(name)[1] if tested.level == "region" else ""
+        of_units.append([(paths[i], frames[i], part) for i in places if paths[i]])
     return of_units
 
 
 def _names_of_slices(
-    store: FeatureStore, slices: pa.Table, level: Level
+    store: FeatureStore, slices: pa.Table, level: Level, ids: Sequence[str]
 ) -> Iterable[tuple[int, str]]:
     """Yield places of the slice table and what units they may be of; patients by labels too."""
-    yield from enumerate(unit_names(slices, level).tolist())
+    yield from names_of_slices(slices, level, ids)
     if level != "patient":
         return
     place_of_row = {row: i for i, row in enumerate(slices["row"].to_pylist())}

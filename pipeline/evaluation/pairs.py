@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.units import Units
 from pipeline.config.base import HeadSettings
-from pipeline.config.tasks import Kind, Level
+from pipeline.config.regions import RegionFeatures
+from pipeline.config.tasks import FeatureSet, Kind, Level
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.fit_store import differences
 from pipeline.evaluation.known import key_of, known_units, training_digests
@@ -112,6 +113,8 @@ class PairedCases(Cases):
             rows=np.concatenate([there.rows, here.rows]),
             unit=np.concatenate([there.unit, here.unit + len(there.ids)]),
             notes=tuple(notes),
+            along=np.concatenate([there.z, here.z]),
+            seen=None,  # each store's are read by itself
         )
 
     def _refuse_other_question(self) -> None:
@@ -137,6 +140,15 @@ class PairedCases(Cases):
         """Return (n,) what a label column of B says of each unit; "" of those of A."""
         of_fitted = np.full(len(self.fitted.units.ids), "")
         return np.concatenate([of_fitted, self.tested.column(name)])
+
+    @property
+    def depends_on(self) -> dict[str, str]:
+        """What else an answer depends on: of B; of A it stands beside it."""
+        return self.tested.depends_on
+
+    def features_of(self, head: HeadSettings) -> FeatureSet | RegionFeatures:
+        """Return which features a head sees of the units."""
+        return self.tested.features_of(head)
 
     # --- the splits ----------------------------------------------------------------------
 

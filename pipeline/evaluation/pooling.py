@@ -9,6 +9,7 @@ from typing import assert_never
 import numpy as np
 
 from pipeline.annotations.units import Units
+from pipeline.config.regions import RegionFeatures
 from pipeline.config.tasks import FeatureSet, Pool, Scaling
 from pipeline.recipe import Output, recipe_of
 from pipeline.shared.arrays import (
@@ -43,13 +44,16 @@ ReadSlices = Callable[[Rows], Floats]
 def read_features(
     store: FeatureStore,
     units: Units,
-    which: FeatureSet,
+    which: FeatureSet | RegionFeatures,
     pool: Pool = "mean",
 ) -> Floats:
     """Return (n, d) float32: each unit's slices pooled; in a scratch file where they are many.
 
-    Raises ConfigError where the store does not hold what the feature set needs.
+    Of units that are seen by something else, that. Raises ConfigError where the store does not hold
+    what the feature set needs.
     """
+    if units.seen is not None:
+        return units.seen.features(units.unit, len(units.ids), which, pool)
     _, d = _blocks_and_width(store, which)
     x = allocate(len(units.ids), d, store.path)
     first = 0
@@ -59,7 +63,9 @@ def read_features(
     return x
 
 
-def read_slice_features(store: FeatureStore, units: Units, which: FeatureSet) -> Floats:
+def read_slice_features(
+    store: FeatureStore, units: Units, which: FeatureSet | RegionFeatures
+) -> Floats:
     """Return (m, d) float32: the features of every slice of the units, in the order of `rows`."""
     return read_features(store, units.each_slice(), which)
 
@@ -67,11 +73,14 @@ def read_slice_features(store: FeatureStore, units: Units, which: FeatureSet) ->
 def pooled_features(
     store: FeatureStore,
     units: Units,
-    which: FeatureSet,
+    which: FeatureSet | RegionFeatures,
     pool: Pool = "mean",
 ) -> Iterator[Floats]:
     """Yield (b, d) float32, some units after others: what `read_features` returns, of any size."""
     blocks, _ = _blocks_and_width(store, which)
+
+    def read_volumes(rows: Rows) -> Floats:
+        return np.asarray(store.read("volume", rows), np.float32)
 
     def read(rows: Rows) -> Floats:
         last_blocks = store.read("cls", rows)[:, -blocks:]
@@ -80,7 +89,8 @@ def pooled_features(
             tokens.append(store.read("mean", rows))
         return np.concatenate(tokens, axis=1).astype(np.float32)
 
-    yield from _pooled_by_unit(units, read, pool)
+    of_volumes = recipe_of(store).level == "volume"
+    yield from _pooled_by_unit(units, read_volumes if of_volumes else read, pool)
 
 
 def comparable_features(
@@ -93,8 +103,9 @@ def comparable_features(
     CLS of the last block, or where it is not stored the mean patch token, or the mean of the last
     block's patch tokens.
     """
-    if "cls" in store.arrays:
-        return pooled_features(store, units, "cls", pool)
+    for which in ("cls", "volume"):
+        if which in store.arrays:
+            return pooled_features(store, units, which, pool)
     if "mean" in store.arrays:
 
         def read(rows: Rows) -> Floats:
@@ -119,14 +130,24 @@ def _mean_of_patches(store: FeatureStore, rows: Rows) -> Floats:
     return np.concatenate(means)
 
 
-def outputs_of(which: FeatureSet) -> tuple[Output, ...]:
+def outputs_of(which: FeatureSet | RegionFeatures) -> tuple[Output, ...]:
     """Return the outputs that a feature set is made of."""
+    if which == "volume":
+        return ("volume",)
+    if which.startswith("region"):
+        return ("patch",)
     return ("cls", "mean") if "mean" in which else ("cls",)
 
 
-def _blocks_and_width(store: FeatureStore, which: FeatureSet) -> tuple[int, int]:
+def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -> tuple[int, int]:
     """Return how many blocks a feature set takes and its width, if the store has them."""
+    if which.startswith("region"):
+        raise ConfigError(
+            f"{which!r} are features of regions. Ask of a config that has their masks."
+        )
     recipe = recipe_of(store)
+    if recipe.level == "volume":  # has one vector, which is what each set of features is of it
+        return 1, recipe.architecture.dim
     blocks = 4 if which.startswith("cls4") else 1
     needed = outputs_of(which)
     if set(needed) - set(recipe.outputs) or blocks > recipe.blocks:

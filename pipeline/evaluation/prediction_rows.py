@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pipeline.annotations.label_file import Texts, read_labels
 from pipeline.annotations.label_join import column_texts, label_keys, label_rows
 from pipeline.annotations.labels import labelled_patients
-from pipeline.annotations.units import Truth, unit_names
+from pipeline.annotations.regions import region_of
+from pipeline.annotations.units import Truth, names_of_slices
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level
 from pipeline.evaluation.result_files import (
@@ -30,13 +31,15 @@ from stores import FeatureStore
 from stores.slices import with_column
 
 # A row a test unit and class. path: of the unit's first file, under data.root; key: what the label
-# file joins it by, where that is no path; truth: 1, 0, or the number; null where not known.
+# file joins it by, where that is no path; structure: that a region is, else null; truth: 1, 0, or
+# the number; null where not known.
 PREDICTION_SCHEMA = pa.schema(
     [
         ("task", pa.string()),
         ("method", pa.string()),
         ("path", pa.string()),
         ("key", pa.string()),
+        ("structure", pa.string()),
         ("class", pa.string()),
         ("truth", pa.float64()),
         # a probability, or the number
@@ -67,6 +70,8 @@ def _rows(store: FeatureStore, result: Result, units: _UnitNames) -> pa.Table:
     ids = predicted_units(store.path, result)
     paths, keys = units.of(result.level, ids)
     n = len(ids)
+    is_region = result.level == "region"
+    structures = [region_of(name)[1] if is_region else None for name in ids.tolist()]
     pieces = []
     for j, name in enumerate(result.classes):
         columns: dict[str, Any] = {
@@ -74,6 +79,7 @@ def _rows(store: FeatureStore, result: Result, units: _UnitNames) -> pa.Table:
             "method": [result.method] * n,
             "path": paths,
             "key": keys,
+            "structure": structures,
             "class": [name] * n,
             "truth": _truth(truth, j),
             "predicted": proba[:, j],
@@ -107,11 +113,12 @@ class _UnitNames:
 
     def of(self, level: Level, ids: NDArray[np.str_]) -> tuple[list[str], list[str | None]]:
         """Return the first file of each unit, and its key."""
-        if level not in self._first:
-            every = unit_names(self._shown, level).tolist()
+        first = self._first.setdefault(level, {})
+        if not first.keys() >= {*ids.tolist()}:
+            named = [*names_of_slices(self._shown, level, ids.tolist())]
             # The first of each, since later ones are written over.
-            self._first[level] = {name: i for i, name in reversed([*enumerate(every)])}
-        places = [self._first[level][name] for name in ids.tolist()]
+            first |= {name: i for i, name in reversed(named)}
+        places = [first[name] for name in ids.tolist()]
         return [self._paths[place] for place in places], [self._keys[place] for place in places]
 
 

@@ -7,14 +7,20 @@ from pathlib import Path
 
 from pipeline.annotations.labels import LabelTable, read_labels
 from pipeline.config.data import Labels
+from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
-from pipeline.config.tasks import Task
+from pipeline.config.tasks import Level, Task
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.fit_store import FitStore
 from pipeline.evaluation.pairs import PairedCases, check_same_recipe
+from pipeline.evaluation.region_cases import RegionCases
+from pipeline.recipe import recipe_of
 from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
+
+# The cases of a level that slices alone do not make up.
+CASES: dict[Level, type[Cases]] = {"region": RegionCases}
 
 
 def cases_of(config: Config, failures: Failures | None = None) -> Iterator[Cases]:
@@ -58,6 +64,8 @@ def _alone(config: Config, failures: Failures | None) -> Iterator[Cases]:
         )
     store = FeatureStore.open(config.store)
     labels = config.labels
+    if recipe_of(store).level == "volume":
+        config = _of_volumes(config)
     tasks = {name: with_policies(task, labels) for name, task in config.tasks.items()}
     tables = tables_of(config, labels, tasks, failures)
     fingerprint = store.fingerprint()
@@ -65,7 +73,7 @@ def _alone(config: Config, failures: Failures | None) -> Iterator[Cases]:
     if isinstance(config.fit_on, Path):
         fit_store = FitStore.of(config.fit_on, store)
     for name, table in tables.items():
-        yield Cases(
+        yield CASES.get(tasks[name].level, Cases)(
             config=config,
             store=store,
             table=table,
@@ -74,6 +82,15 @@ def _alone(config: Config, failures: Failures | None) -> Iterator[Cases]:
             task=tasks[name],
             fit_store=fit_store,
         )
+
+
+def _of_volumes(config: Config) -> Config:
+    """Return a config whose heads see the vectors of volumes: all that such a store has."""
+    heads = {}
+    for name in HEADS:
+        settings = config.settings_of(declared(name))
+        heads[name] = settings.model_copy(update={"features": "volume"})
+    return config.model_copy(update=heads)
 
 
 def tables_of(

@@ -12,7 +12,6 @@ import glob
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,17 +27,25 @@ from pipeline.config.data import Labels
 from pipeline.config.heads import declared
 from pipeline.config.methods import Method
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
+from pipeline.config.tasks import Task
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold
 from pipeline.evaluation.pairs import PairedCases
 from pipeline.results import Metric, Result, Score, Segmented
 from pipeline.shared.texts import file_name
 from stores import FeatureStore
-from stores._disk import CHECKSUM, files_in, fits_checksum, read_checked, write_checked
+from stores._disk import (
+    CHECKSUM,
+    files_in,
+    fits_checksum,
+    read_checked,
+    remove_folder,
+    write_checked,
+)
 from stores.contents import MASKS as MASK_FOLDER
 from stores.contents import RUNS
 from stores.contents import TUNED as TUNED_NETWORKS
-from stores.errors import CorruptStoreError, StaleTablesError
+from stores.errors import CorruptStoreError, StaleTablesError, as_corrupt
 from stores.filed_tables import read_filed_table
 
 log = logging.getLogger(__name__)
@@ -51,10 +58,17 @@ LINES = ".jsonl"  # the same rows, by the suffix of their file
 # What stands in a segmentation's file beside its name: predicted masks, and scores a unit.
 MASKS = ".masks.parquet"
 UNITS = ".units.parquet"
+# Of the columns that either kind of table a unit has.
+_TEXTS = dict.fromkeys(("unit", "patient", "setting"), pa.types.is_string)
+_UNIT_KINDS = _TEXTS | {
+    "structure": pa.types.is_string,
+    "draw": pa.types.is_integer,
+    "dice": pa.types.is_floating,
+}
 KEY_LENGTH = 16  # hex digits of a key in a file's name
 # Of `Labels`, younger than keys: in them only where they are set, so that other answers keep their
 # names. A setting of labels that is new belongs here.
-YOUNGER_SETTINGS = ("dates", "root")
+YOUNGER_SETTINGS = ("dates", "root", "structure")
 # How often the tidy table is written where other processes write it too.
 _TRIES = 10
 
@@ -104,6 +118,13 @@ def _join_settings(labels: Labels) -> dict[str, Any]:
     return settings
 
 
+def _task_settings(task: Task) -> dict[str, Any]:
+    """Return what a task asks, as keys have it."""
+    # Of tasks too: only where it is set.
+    young = {"region"} if task.region is None else set()
+    return task.model_dump(mode="json", exclude={"shortcuts", *young})
+
+
 def result_key(cases: Cases, method: Method) -> str:
     """Return the sha256 of all that the answer to a task by a method depends on.
 
@@ -132,7 +153,7 @@ def _asked_of(cases: Cases) -> dict[str, Any]:
     """Return all of a task over a store that an answer to it depends on."""
     content = {
         "name": cases.name,
-        "task": cases.task.model_dump(mode="json", exclude={"shortcuts"}),
+        "task": _task_settings(cases.task),
         "join": _join_settings(cases.table.settings),
         "labels": cases.labels_digest,
         "split": cases.split.digest,
@@ -142,7 +163,7 @@ def _asked_of(cases: Cases) -> dict[str, Any]:
     # Only where there is one: other answers keep their names.
     if cases.split_column_digest is not None:
         content["split_column"] = cases.split_column_digest
-    return content
+    return content | cases.depends_on
 
 
 def result_path(cases: Cases, method: Method) -> Path:
@@ -239,8 +260,9 @@ def _without_traces(store: FeatureStore, name: str) -> Iterator[None]:
     try:
         yield
     except StaleTablesError:
-        shutil.rmtree(store.path / TUNED_NETWORKS / name, ignore_errors=True)
-        shutil.rmtree(store.path / RUNS / name, ignore_errors=True)
+        for folder in (TUNED_NETWORKS, RUNS):
+            with contextlib.suppress(OSError):
+                remove_folder(store.path / folder / name)
         store.storage.clear(MASK_FOLDER)
         raise
 
@@ -541,10 +563,11 @@ def read_predictions(
     table = _predictions(store, result, setting)
     columns = [table[f"proba:{name}"].to_numpy() for name in result.classes]
     proba = np.stack(columns, axis=1)
-    fold = table["fold"].to_numpy() if "fold" in table.column_names else None
     patients = _texts(table, "patient")
-    truth = Truth(_y(table, result), patients, result.classes, result.kind)
-    return truth, proba, fold
+    with as_corrupt(str(predictions_path(store, result))):
+        folds = table["fold"].cast(pa.int64()) if "fold" in table.column_names else None
+        truth = Truth(_y(table, result), patients, result.classes, result.kind)
+    return truth, proba, None if folds is None else folds.to_numpy()
 
 
 def read_thresholds(store: Path, result: Result, setting: int | None = None) -> NDArray[np.float64]:
@@ -554,7 +577,8 @@ def read_thresholds(store: Path, result: Result, setting: int | None = None) -> 
     for j, name in enumerate(result.classes):
         column = f"threshold:{name}"
         if column in table.column_names:
-            thresholds[:, j] = table[column].to_numpy(zero_copy_only=False)
+            with as_corrupt(str(predictions_path(store, result))):
+                thresholds[:, j] = table[column].to_numpy(zero_copy_only=False)
     return thresholds
 
 
@@ -565,8 +589,9 @@ def predicted_units(store: Path, result: Result, setting: int | None = None) -> 
 
 def read_units(answer: Path) -> pa.Table:
     """Return a row a test unit and structure of a filed segmentation, of all training patients."""
-    table = read_filed_table(answer.with_suffix(UNITS))
-    return _of_setting(table, table["setting"][-1].as_py())
+    table = read_filed_table(answer.with_suffix(UNITS), _UNIT_KINDS)
+    last = table["setting"][-1].as_py() if len(table) else ""
+    return _of_setting(table, last)
 
 
 def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
@@ -576,7 +601,8 @@ def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
 
 
 def _predictions(store: Path, result: Result, setting: int | None) -> pa.Table:
-    table = read_filed_table(predictions_path(store, result))
+    of_classes = {f"proba:{name}": pa.types.is_floating for name in result.classes}
+    table = read_filed_table(predictions_path(store, result), _TEXTS | of_classes)
     score = result.main_score if setting is None else result.scores[setting]
     return _of_setting(table, _setting_text(score.setting))
 

@@ -58,14 +58,14 @@ def search(
     and cannot be read.
     """
     store = FeatureStore.open(config.store)
-    slices = _slices_with_features(store, config)
-    queried = _queried(slices, query, config, Names(store.path))
+    slices = slices_with_features(store, config)
+    asked = queried(slices, query, config, Names(store.path))
     # The query's own patient is no answer to it: images of one patient are alike.
     patients = unit_names(slices, "patient")
-    others = np.flatnonzero(~np.isin(patients, patients[queried]))
+    others = np.flatnonzero(~np.isin(patients, patients[asked]))
     if not len(others):
         raise ConfigError("All slices of the store are of the query's patient.")
-    row = slices["row"].to_numpy()[queried]
+    row = slices["row"].to_numpy()[asked]
     (vector,) = read_features(store, _one_unit(row), config.settings_of(KNN).features)
     return _hits(store, config, slices.take(pa.array(others)), vector, k, level)
 
@@ -86,7 +86,7 @@ def search_elsewhere(
     if not len(rows):
         raise ConfigError("No image of the query can be read: there is nothing to search by.")
     (vector,) = read_features(queries, _one_unit(rows), config.settings_of(KNN).features)
-    slices = _slices_with_features(store, config)
+    slices = slices_with_features(store, config)
     return _hits(store, config, slices, vector, k, level)
 
 
@@ -124,7 +124,7 @@ def _hits(
     ]
 
 
-def _slices_with_features(store: FeatureStore, config: Config) -> pa.Table:
+def slices_with_features(store: FeatureStore, config: Config) -> pa.Table:
     """Return the slice table, with real paths and the patients of splits, of what has features."""
     names = Names(store.path, config.data.paths)
     slices = with_patients(names.revealed(store.slices()), config, names)
@@ -161,13 +161,16 @@ def recipe_of_store(config: Config) -> Recipe:
     return recipe_of(FeatureStore.open(config.store))
 
 
-def _queried(
+def queried(
     slices: pa.Table,
     query: str,
     config: Config,
     names: Names,
 ) -> Rows:
-    """Return the places in the slice table that a query names: a path before anything else."""
+    """Return the places in the slice table that a query names: a path before anything else.
+
+    slices: as `slices_with_features` has them. Raises UnknownQueryError where it names none.
+    """
     root = f"{config.data.root.as_posix().rstrip('/')}/"
     path = query.removeprefix(root).removeprefix("./").rstrip("/")
     paths = slices["path"].to_pylist()

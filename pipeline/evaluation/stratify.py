@@ -262,7 +262,7 @@ def _sortable_days(dates: Names) -> NDArray[np.int64]:
         raise LabelError(
             f"A date must be YYYY-MM-DD or YYYYMMDD. Got something else instead for "
             f"{is_other.sum()} of {len(dates)} units; correct the column that "
-            "split.column names, or write `dates: day.month.year` into labels if days are so."
+            "split.column names. Days such as 31.12.2024 need `dates: day.month.year` in labels."
         )
     is_none = days == _NO_DAY
     if is_none.any():

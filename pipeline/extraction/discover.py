@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -332,14 +332,22 @@ def _header(row: Row) -> Header:
     )
 
 
+# What a path may name where a header does not.
+IdKind = Literal["patient", "study"]
+
+
 class PathRules:
-    """What the config says of files whose headers do not: modality and patient, by path."""
+    """What the config says of files whose headers do not: modality, patient and study, by path."""
 
     def __init__(self, data: Data) -> None:
         self._modalities: list[tuple[Matcher, str]] = []
         for glob, code in data.modality.items():
             self._modalities.append((matcher([glob]), code))
-        self._patient = re.compile(data.patient) if data.patient else None
+        self._ids = {
+            kind: re.compile(rule)
+            for kind, rule in (("patient", data.patient), ("study", data.study))
+            if rule
+        }
         self._data = data
 
     def modality(self, path: str) -> str:
@@ -355,7 +363,11 @@ class PathRules:
 
     def patient(self, path: str) -> str | None:
         """Return the patient that a path names, if any."""
-        match = self._patient.search(path) if self._patient else None
+        return self.named(path, "patient")
+
+    def named(self, path: str, kind: IdKind) -> str | None:
+        """Return the patient or study that a path names, if any."""
+        match = self._ids[kind].search(path) if kind in self._ids else None
         return match.group(1) if match else None
 
     def id_of(self, path: str, raw: str) -> str:
@@ -396,7 +408,7 @@ def _place(stored: str, header: Header, fill: PathRules, key: bytes) -> Row:
         "path": stored,
         "frame": header.frame,
         "patient": hidden("patient", header.patient or fill.patient(path)),
-        "study": hidden("study", header.study),
+        "study": hidden("study", header.study or fill.named(path, "study")),
         "series": hidden("series", header.series) or pseudonym(key, "series", stored),
         "instance": hidden("instance", header.instance),
         "position_mm": header.position_mm,

@@ -18,16 +18,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pyarrow as pa
 
-from pipeline import backbones
 from pipeline.backbones.weights import Checkpoint
+from pipeline.extraction.levels import LEVELS
 from pipeline.extraction.part import FillContext, PartFiller, PartInFlight, rule_number
 from pipeline.extraction.progress import BadLimit as BadLimit
 from pipeline.extraction.progress import Progress as Progress
 from pipeline.extraction.upcoming import UpcomingParts
+from pipeline.extraction.volume_part import VolumeFiller, plane_of
 from pipeline.extraction.writer import Writer
 from pipeline.inference.speed import Speed as Speed
 from pipeline.inference.speed import sleep_while_waiting
@@ -36,17 +37,16 @@ from pipeline.io.read_queue import open_read_queue
 from pipeline.io.types import FrameRead
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.shared.versions import versions_of
+from pipeline.types import Plane
 from stores import FeatureStore, PartRange
 from stores._process import me, name_of
 from stores.duplicates import Originals
 from stores.errors import ClaimedError
-
-if TYPE_CHECKING:
-    from pipeline.backbones.load import Backbone
+from stores.slices import SliceRow
 
 log = logging.getLogger(__name__)
 
-Load = Callable[[Recipe, Checkpoint, Speed], "Backbone"]
+Load = Callable[[Recipe, Checkpoint, Speed], Any]
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,9 @@ class Embedded:
     bottleneck: str = ""
 
 
-def load_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Backbone:
+def load_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Any:
     """Load the network of a recipe on the device that `speed` names. Raises WeightsError."""
-    return backbones.load_recipe_backbone(
-        recipe, checkpoint, device=speed.device, compiled=speed.compiled
-    )
+    return LEVELS[recipe.level].load(recipe, checkpoint, speed)
 
 
 @dataclass(frozen=True)
@@ -119,6 +117,7 @@ class EmbeddingRun:
         from pipeline.shared.devices import pick_device
 
         self.recipe = recipe_of(store)
+        self._level = LEVELS[self.recipe.level]
         self.speed = settings.speed.chosen(pick_device(settings.speed.device), self.recipe)
         # Asked before hours are spent, not at the first commit.
         self._versions = versions_of(("radprobe", "torch", "transformers"))
@@ -163,7 +162,7 @@ class EmbeddingRun:
         with tracing(self.speed.trace) as note_batch:
             while (job := self._next_part()) is not None:
                 context = self._start()
-                for _ in PartFiller(job, context).fill(self._read()):
+                for _ in self._filler(job, context).fill(self._read()):
                     self._beat()
                     note_batch()
                 self._count_time(job)
@@ -220,13 +219,10 @@ class EmbeddingRun:
         """
         if self._context is not None:
             return self._context
-        from pipeline.inference.forward import Forward
-
         batch_size = self.speed.batch_size or 1
         with clock(self._upcoming.waiting[0].seconds, "load"):
             network = self._settings.load(self.recipe, self._settings.checkpoint, self.speed)
-            lanes = self.speed.trace is None  # a trace is of one thread
-            forward = Forward(network, self.recipe, batch_size, lanes=lanes)
+            forward = self._level.forward(network, self.recipe, self.speed)
             self._opened.callback(forward.close)
         originals = _known_pixels(self._store)
         originals.forget()  # what a run that failed had begun
@@ -244,10 +240,18 @@ class EmbeddingRun:
             originals=originals,
             volumes=self._upcoming.volumes,
             wait_for_commits=wait_for_commits,
+            plane_of=self._plane_of,
         )
         return self._context
 
+    def _plane_of(self, slice_: SliceRow) -> Plane:
+        path = self._settings.root / self._settings.reveal(slice_.path)
+        return plane_of(path, slice_.frame, self.recipe.preprocess.plane)
+
     # --- parts that are filled -------------------------------------------------------------
+
+    def _filler(self, job: PartInFlight, context: FillContext) -> PartFiller | VolumeFiller:
+        return self._level.filler(job, context)
 
     def _beat(self) -> None:
         """Say that this process is alive, to those who wait for its parts."""

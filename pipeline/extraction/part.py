@@ -6,7 +6,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from pipeline.preprocessing.content import check_finite
 from pipeline.preprocessing.perturb import thickened
 from pipeline.preprocessing.volume_range import Name, Ranges, Volumes
 from pipeline.recipe import FileWindow, IntensityKind, Preprocess, intensity_kind
-from pipeline.types import Failure, Slice
+from pipeline.types import Failure, Plane, Slice
 from stores import FeatureStore, PartRange
 from stores.claims import Claim
 from stores.duplicates import Originals
@@ -27,7 +27,7 @@ from stores.features import OK, UNREADABLE
 from stores.slices import SliceRow
 
 if TYPE_CHECKING:
-    from pipeline.inference.forward import Forward, Values
+    from pipeline.inference.forward import Values
 
 
 @dataclass(eq=False)
@@ -69,17 +69,28 @@ class PartInFlight:
 class FillContext:
     """What all parts of one run share.
 
-    wait_for_commits: returns once all parts that were filled before are committed.
+    wait_for_commits: returns once all parts that were filled before are committed. plane_of: which
+    plane a slice lies in, by its file.
     """
 
     store: FeatureStore
-    forward: Forward
+    forward: Any  # a `Forward`, or of a 3D network a `VolumeForward`
     batch_size: int
     progress: Progress
     limit: BadLimit
     originals: Originals
     volumes: Volumes
     wait_for_commits: Callable[[], None]
+    plane_of: Callable[[SliceRow], Plane]
+
+
+class _Taken(NamedTuple):
+    """A slice that waits for its batch; digest: of its pixels."""
+
+    row: int
+    item: Slice
+    modality: str
+    digest: bytes
 
 
 @dataclass
@@ -93,7 +104,7 @@ class PartFiller:
 
     job: PartInFlight
     context: FillContext
-    batch: list[tuple[int, Slice, str]] = field(default_factory=list)  # row, pixels, modality
+    batch: list[_Taken] = field(default_factory=list)
 
     def fill(self, reads: Iterator[FrameRead]) -> Iterator[None]:
         """Take a read for each slice surveyed, and of the part; yield after volume and batch.
@@ -142,7 +153,7 @@ class PartFiller:
         """Put a slice into the batch, or why it cannot be read into the part."""
         self.job.seconds["read"] += read.seconds
         if read.file_digest is not None:
-            self.job.put(slice_.row, file_digest=_bytes(read.file_digest))
+            self.job.put(slice_.row, file_digest=digest_bytes(read.file_digest))
         try:
             self._take_pixels(slice_, read)
         except UnreadableError as error:
@@ -153,25 +164,21 @@ class PartFiller:
     def _take_pixels(self, slice_: SliceRow, read: FrameRead) -> None:
         """Put a slice into the batch. Raises UnreadableError where there is nothing to embed."""
         row = slice_.row
-        modality = slice_.modality
         if isinstance(read.item, Failure):
             raise UnreadableError(read.item.reason, read.item.detail)
         assert read.pixel_digest is not None
-        self.job.put(row, pixel_digest=_bytes(read.pixel_digest))
+        digest = bytes.fromhex(read.pixel_digest)
+        self.job.put(row, pixel_digest=np.frombuffer(digest, np.uint8))
         check_finite(read.item)
-        self.batch.append((row, self.context.volumes.ranged(slice_, read.item), modality))
-        self._link_to_original(row, read.pixel_digest, modality)
+        item = self.context.volumes.ranged(slice_, read.item)
+        self.batch.append(_Taken(row, item, slice_.modality, digest))
 
-    def _link_to_original(self, row: int, pixels: str, modality: str) -> None:
+    def _link_to_original(self, row: int, original: int, digest: bytes) -> None:
         """Link a row to an earlier one with the same pixels, where that has features.
 
         What is remembered may be of a part that was lost before its commit, or changed since.
         """
-        digest = bytes.fromhex(pixels)
         originals = self.context.originals
-        original = originals.find(digest, modality, row)
-        if original is None or original == row:
-            return
         if self._is_here(original):
             digest_here = self.job.arrays["pixel_digest"][original - self.job.part.start]
             if bytes(digest_here) != digest:
@@ -188,8 +195,12 @@ class PartFiller:
 
     def _embed(self) -> None:
         """Send the batch through the network; its features go into the part when they come."""
-        rows, items, modalities = zip(*self.batch, strict=True)
+        rows, items, modalities, digests = zip(*self.batch, strict=True)
         self.batch.clear()
+        originals = self.context.originals.find(rows, digests, modalities)
+        for row, digest in zip(rows, digests, strict=True):
+            if row in originals:
+                self._link_to_original(row, originals[row], digest)
         deliver = functools.partial(self._deliver, rows)
         if self.job.links.keys() >= set(rows):
             self.context.forward.pass_by(deliver)
@@ -235,5 +246,6 @@ def rule_number(preprocess: Preprocess, modality: str) -> int | None:
     return get_args(IntensityKind).index(intensity_kind(modality))
 
 
-def _bytes(digest: str) -> NDArray[np.uint8]:
+def digest_bytes(digest: str) -> NDArray[np.uint8]:
+    """Return a digest in hex as the store's arrays have it."""
     return np.frombuffer(bytes.fromhex(digest), dtype=np.uint8)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from pipeline.backbones.volume_models import VOLUME_NETWORKS
 from pipeline.backbones.weights import Weights, locate
 from pipeline.config.root import Config
 from pipeline.recipe import Recipe, recipe_of
@@ -71,21 +72,46 @@ def recipe_with(config: Config, weights: Weights) -> Recipe:
     Raises ConfigError for settings that do not fit the network.
     """
     choice = config.backbone
+    given: dict[str, Any] = {
+        "image_size": choice.image_size,
+        "blocks": config.outputs.blocks,
+        "outputs": config.outputs.keep,
+        "preprocess": config.preprocess,
+    }
+    if choice.name in VOLUME_NETWORKS:
+        given |= _of_volumes(config)
     try:
         return Recipe(
             architecture=weights.architecture,
             weights=weights.identity,
-            image_size=choice.image_size,
-            blocks=config.outputs.blocks,
-            outputs=config.outputs.keep,
             dtype=config.outputs.dtype,
             precision=choice.precision,
             patch=config.outputs.patch,
-            preprocess=config.preprocess,
+            **given,
         )
     except ValidationError as error:  # what a config cannot know before its network is known
         faults = [str(fault["ctx"]["error"]) for fault in error.errors() if "ctx" in fault]
         raise ConfigError("\n".join(faults) or str(error)) from None
+
+
+def _of_volumes(config: Config) -> dict[str, Any]:
+    """Return what a recipe says where the network is a 3D one, by a config that leaves it open."""
+    published = VOLUME_NETWORKS[config.backbone.name].input
+    volume = config.preprocess.volume or published
+    outputs = config.outputs.keep if "keep" in config.outputs.model_fields_set else ("volume",)
+    return {
+        "image_size": volume.size[0],
+        "blocks": 1,
+        "outputs": outputs,
+        "preprocess": config.preprocess.model_copy(update={"volume": volume}),
+    }
+
+
+def seen_by_volume(config: Config) -> Callable[[str], bool]:
+    """Return whether what is made of a slice of a modality depends on its volume as well."""
+    if config.backbone.name in VOLUME_NETWORKS:
+        return lambda modality: True
+    return config.preprocess.by_volume
 
 
 def open_store(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config.data import Data
 from pipeline.config.root import Config
-from pipeline.extraction.discover import UNKNOWN_MODALITY, PathRules
+from pipeline.extraction.discover import UNKNOWN_MODALITY, IdKind, PathRules
 from pipeline.extraction.selection import Selection
 from pipeline.extraction.sync import rules_of
 from pipeline.shared.bids import SUBJECT
@@ -25,7 +25,7 @@ from pipeline.shared.pseudonyms import Names, load_key, pseudonym
 from stores import FeatureStore
 from stores.errors import RecipeMismatchError
 
-_COLUMNS = ["row", "path", "patient", "modality", "flags", "withdrawn"]
+_COLUMNS = ["row", "path", "patient", "study", "modality", "flags", "withdrawn"]
 
 
 def _is_there(data: Data) -> bool:
@@ -52,7 +52,7 @@ def check_rules(config: Config, store: FeatureStore, files: pa.Table) -> str:
     files: the file table of the store, of whatever columns.
 
     Only what a file itself does not name is of its path: such as the store says that it took.
-    Raises RecipeMismatchError for another modality or patient.
+    Raises RecipeMismatchError for another modality, patient or study.
     """
     names = Names(store.path, config.data.paths)
     if not names.has_key:
@@ -62,13 +62,15 @@ def check_rules(config: Config, store: FeatureStore, files: pa.Table) -> str:
     paths = [unescape_path(path) for path in slices["path"].to_pylist()]
     then = rules_of(files)
     if then is not None:
-        _, _, modalities, patient, *_ = json.loads(then)
+        _, _, modalities, patient, *more = json.loads(then)
+        study = next((each["study"] for each in more if "study" in each), None)
         changes = []
         # Without its folder, nothing says that a config is one over a BIDS folder.
         if patient != SUBJECT or _is_there(config.data):
             changes.append(_modality_change(config.data, modalities, slices, paths))
             if config.labels is None or config.labels.patient is None:
-                changes.append(_patient_change(config, store, patient, slices, paths))
+                changes.append(_id_change(config, store, "patient", patient, slices, paths))
+            changes.append(_id_change(config, store, "study", study, slices, paths))
         for change in changes:
             if change.differs.any():
                 _refuse(change, store, names, slices)
@@ -94,23 +96,31 @@ def _modality_change(
     return _Change("data.modality", differs, f" as {had}", f" as {has}")
 
 
-def _patient_change(
-    config: Config, store: FeatureStore, before: str | None, slices: pa.Table, paths: list[str]
+def _id_change(
+    config: Config,
+    store: FeatureStore,
+    kind: IdKind,
+    before: str | None,
+    slices: pa.Table,
+    paths: list[str],
 ) -> _Change:
-    """Compare the patients of slices that have them by their paths; names are not told."""
+    """Compare the patients, or studies, of slices that have them by their paths; none is told.
+
+    before: the rule that the store was told.
+    """
     differs = np.zeros(len(paths), bool)
-    if before != config.data.patient:
+    if before != getattr(config.data, kind):
         key = load_key(store.path)
-        earlier = PathRules(config.data.model_copy(update={"patient": before}))
+        earlier = PathRules(config.data.model_copy(update={kind: before}))
         now = PathRules(config.data)
 
         def hidden(rules: PathRules, path: str) -> str | None:
-            raw = rules.patient(path)
-            return pseudonym(key, "patient", rules.id_of(path, raw)) if raw else None
+            raw = rules.named(path, kind)
+            return pseudonym(key, kind, rules.id_of(path, raw)) if raw else None
 
-        for i, (path, patient) in enumerate(zip(paths, slices["patient"].to_pylist(), strict=True)):
-            differs[i] = patient == hidden(earlier, path) != hidden(now, path)
-    return _Change("data.patient", differs)
+        for i, (path, stored) in enumerate(zip(paths, slices[kind].to_pylist(), strict=True)):
+            differs[i] = stored == hidden(earlier, path) != hidden(now, path)
+    return _Change(f"data.{kind}", differs)
 
 
 def _refuse(change: _Change, store: FeatureStore, names: Names, slices: pa.Table) -> None:

@@ -149,9 +149,8 @@ def _identity(source: WeightsSource) -> str:
 
 def _rules_digest(config: Config) -> str:
     """Return the sha256 of all of a config that `check_rules` holds against a store."""
-    data = config.data.model_dump(
-        mode="json", include={"include", "exclude", "modality", "patient", "leave_out", "paths"}
-    )
+    rules = {"include", "exclude", "modality", "patient", "study", "leave_out", "paths"}
+    data = config.data.model_dump(mode="json", include=rules)
     by_labels = config.labels is not None and config.labels.patient is not None
     # Not sorted: of globs the first counts.
     return hashlib.sha256(json.dumps([data, by_labels]).encode()).hexdigest()

@@ -16,7 +16,8 @@ from stores import FeatureStore, PartRange
 from stores.slices import SLICE_SCHEMA, SliceRow, of_modalities, slice_rows
 
 _COLUMNS = ["row", "path", "frame", "series", "modality", "withdrawn"]
-_NOTHING = pa.schema([SLICE_SCHEMA.field(name) for name in _COLUMNS]).empty_table()
+# What tells how the slices of a volume lie.
+VOLUME_COLUMNS = ("position_mm", "height", "width", "spacing_y_mm", "spacing_x_mm", "flags")
 
 
 class PartSlices:
@@ -27,9 +28,17 @@ class PartSlices:
     """
 
     def __init__(
-        self, store: FeatureStore, parts: Sequence[PartRange], depends: Callable[[str], bool]
+        self,
+        store: FeatureStore,
+        parts: Sequence[PartRange],
+        depends: Callable[[str], bool],
+        more: Sequence[str] = (),
     ) -> None:
-        """depends: whether what is made of a slice of a modality depends on its volume as well."""
+        """depends: whether what is made of a slice of a modality depends on its volume as well.
+
+        more: columns that are wanted beside those that say where pixels are.
+        """
+        self._columns = [*_COLUMNS, *more]
         self._store = store
         self._file = store.slice_file
         self.counts = Counter[int]()
@@ -42,16 +51,17 @@ class PartSlices:
             part_of = live["row"].to_numpy() // store.layout.part_rows
             here = np.isin(part_of, indices)
             self.counts.update(part_of[here].tolist())
-            series.update(_dependent(live.filter(pa.array(here)), depends)["series"].to_pylist())
+            dependent = _dependent(live.filter(pa.array(here)), depends)
+            series.update(dependent["series"].drop_null().to_pylist())
         self.joined = self._all_of(series, depends)
         self._rows: NDArray[np.int64] = self.joined["row"].to_numpy()
 
     def _all_of(self, series: set[str], depends: Callable[[str], bool]) -> pa.Table:
         """Return the dependent slices of some series, also of parts that are not to be embedded."""
-        tables = [_NOTHING]
+        tables = [pa.schema([SLICE_SCHEMA.field(name) for name in self._columns]).empty_table()]
         if series:
             names = pa.array(sorted(series), pa.string())
-            for piece in self._file.between(0, np.iinfo(np.int64).max, _COLUMNS):
+            for piece in self._file.between(0, np.iinfo(np.int64).max, self._columns):
                 dependent = _dependent(_live(piece), depends)
                 tables.append(dependent.filter(pc.is_in(dependent["series"], names)))
         return pa.concat_tables(tables)
@@ -62,7 +72,7 @@ class PartSlices:
         To be called once the part is claimed: whoever withdraws a patient later finds the claim.
         """
         slices: list[SliceRow] = []
-        for piece in self._file.between(part.start, part.stop, _COLUMNS):
+        for piece in self._file.between(part.start, part.stop, self._columns):
             slices += slice_rows(_live(piece))
         withdrawn = set(self._store.withdrawn_in(part).tolist())
         return [slice_ for slice_ in slices if slice_.row not in withdrawn]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.extraction.slices import PartSlices
+from pipeline.extraction.slices import VOLUME_COLUMNS, PartSlices
 from pipeline.io.types import FileStamp
 from pipeline.recipe import Preprocess
 from stores import FeatureStore, PartRange, manifest
@@ -42,7 +42,7 @@ class FileStamps:
 
     def of(self, path: str) -> FileStamp | None:
         """Return the size and time (ns) of a file; None where the table does not tell."""
-        place = int(np.searchsorted(self._hashes, hash(path)))
+        place = int(self._hashes.searchsorted(hash(path)))
         if place == len(self._hashes) or self._hashes[place] != hash(path):
             return None
         size = int(self._sizes[place])
@@ -60,7 +60,8 @@ def slices_and_stamps(
     """Return the slices of some parts and the stamps of their files, both of one moment."""
     while True:  # until nobody replaced one of them while the other was read
         seen = manifest.version(store.path)
-        slices = PartSlices(store, parts, preprocess.by_volume)
+        more = () if preprocess.volume is None else VOLUME_COLUMNS
+        slices = PartSlices(store, parts, preprocess.by_volume, more)
         stamps = _stamps(store, seen)
         if manifest.version(store.path) == seen:
             return slices, stamps

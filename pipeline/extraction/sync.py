@@ -23,6 +23,7 @@ from pipeline.annotations.mask_matching import join
 from pipeline.annotations.patients import note_patients, patients_by_labels
 from pipeline.config.root import Config
 from pipeline.extraction.discover import READER_VERSION, Discovery, Open, discover
+from pipeline.extraction.recipes import seen_by_volume
 from pipeline.extraction.selection import Selection
 from pipeline.io.detached import content_digest
 from pipeline.shared.paths import collection_file, unescape_path
@@ -236,6 +237,8 @@ def _discovery_rules(config: Config) -> bytes:
     rules = [READER_VERSION, config.preprocess.plane, data.modality, data.patient, data.tags]
     if data.roots:  # whose names stand before ids; where they lie does not matter
         rules.append("roots")
+    if data.study is not None:
+        rules.append({"study": data.study})
     return json.dumps(rules, sort_keys=True).encode()
 
 
@@ -326,7 +329,7 @@ def _known(
         failed=store.failures(),
         spent=store.spent(),
         withdrawn=tables.withdrawn.patients,
-        joined=config.preprocess.by_volume,
+        joined=seen_by_volume(config),
         why_gone=_WhyGone(config, discovered).of,
     )
 
@@ -364,7 +367,7 @@ def _selected(config: Config, slices: pa.Table, stored: pa.Table, key: bytes) ->
     live = stored.filter(pc.invert(stored["withdrawn"]))
     wanted |= pc.is_in(slices["path"], value_set=live["path"].combine_chunks()).to_numpy()
     # Last, when all single slices are known: one of them brings the whole of its series.
-    by_volume = of_modalities(slices, config.preprocess.by_volume).to_numpy()
+    by_volume = of_modalities(slices, seen_by_volume(config)).to_numpy()
     series = slices["series"].filter(pa.array(wanted)).combine_chunks()
     wanted |= by_volume & pc.is_in(slices["series"], series).to_numpy()
     if len(slices) and not wanted.any():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pipeline.extraction.part import PartInFlight
 from pipeline.extraction.stamps import slices_and_stamps
+from pipeline.extraction.volume_part import WholeVolumes
 from pipeline.io.types import Request
 from pipeline.preprocessing.volume_range import Ranges, Volumes
 from pipeline.recipe import Preprocess
@@ -37,7 +38,10 @@ class UpcomingParts:
         """reveal: stored path -> path, both relative to the collection."""
         self.slices, self._stamps = slices_and_stamps(store, parts, preprocess)
         known = functools.partial(_known_ranges, store)
-        self.volumes = Volumes(preprocess, self.slices.joined, known)
+        if preprocess.volume is None:
+            self.volumes = Volumes(preprocess, self.slices.joined, known)
+        else:
+            self.volumes = WholeVolumes(preprocess, self.slices.joined)
         self.waiting: deque[PartInFlight] = deque()
         self._store = store
         self._preprocess = preprocess
@@ -89,6 +93,8 @@ class UpcomingParts:
         for volume in claimed.survey.values():
             surveyed += volume
         yield from self._by_file(surveyed)
+        if self._preprocess.volume is not None:
+            return  # all slices of the part are in these
         slices: list[SliceRow] = []
         for slice_ in claimed.slices:
             slices.append(slice_)

@@ -27,6 +27,7 @@ from pipeline.fitted.cross_fit import CrossFitted, cross_fitted
 from pipeline.fitted.filing import Filing, difference_of, record_and_files
 from pipeline.fitted.folder import check_free, write_model
 from pipeline.fitted.model import Model
+from pipeline.segmentation.regions import update_regions
 from pipeline.shared.arrays import Floats, Rows
 from stores.errors import ConfigError, LabelError
 
@@ -53,6 +54,7 @@ def fit(
     head = fileable_head(method)
     config = of_one_task(config, task)
     check_store(config)
+    update_regions(config)
     (result,) = evaluate(config, [method], device=device)
     (cases,) = cases_of(config)
     if not result.scores:
@@ -198,7 +200,7 @@ def _predict_test(fitting: _Fitting, state: HeadState, setting: dict[str, float]
     test = fitting.parts["test"]
     places = slices_of(units, test)
     number = np.searchsorted(test, units.unit[places])
-    tested = Units.unlabelled(units.ids[test], units.rows[places], number)
+    tested = Units.unlabelled(units.ids[test], units.rows[places], number, units.z[places])
     x = fitting.given.x[places if fitting.head.sees == "slices" else test]
     predictions = fitting.head.from_state(state)(x, tested)
     return next(each.proba for each in predictions if each.setting == setting)

@@ -132,7 +132,7 @@ def read_record(path: Path) -> Record:
     file = path / RECORD
     try:
         document = unseal(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ModelError(
             f"There is no model at {str(path)!r} (no {RECORD}). Check the path, or make one by "
             "`radprobe fit`."

@@ -14,7 +14,7 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Units
+from pipeline.annotations.units import Prediction, SliceWeights, Units
 from pipeline.config.heads import declared
 from pipeline.evaluation.heads.contract import Head, HeadState, Predictor
 from pipeline.evaluation.pooling import FittedScaling, read_features, read_slice_features
@@ -65,6 +65,17 @@ class FiledModel(Generic[R_co]):
     @cached_property
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
         return read_arrays(self.path, self.record, HEAD)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says of units. proba (n, c); distances (n,): how far each is; weights: how much
+    each of their slices counted, of heads that say so.
+    """
+
+    proba: Doubles
+    distances: Doubles
+    weights: SliceWeights | None
 
 
 @dataclass(frozen=True)
@@ -130,10 +141,14 @@ class Model(FiledModel[ModelRecord]):
     # --- what it says ----------------------------------------------------------------------
 
     def proba(self, x: Floats, units: Units) -> Doubles:
-        """Return (n, c) what the head says of units, from unscaled features.
+        """Return (n, c) what the head says of units; see `predict`. For a number (n, 1)."""
+        return self.predict(x, units).proba
 
-        x (n, d) of units, or (m, d) of their slices where the head sees those. For a number (n, 1).
-        Raises ModelError for features of another width.
+    def predict(self, x: Floats, units: Units) -> Prediction:
+        """Return what the head says of units by the model's setting, from unscaled features.
+
+        x (n, d) of units, or (m, d) of their slices where the head sees those. Raises ModelError
+        for features of another width.
         """
         width = self.width
         if x.ndim != 2 or x.shape[1] != width:
@@ -144,7 +159,7 @@ class Model(FiledModel[ModelRecord]):
         predictions = self.predictor(self.scaling.apply(x), units)
         for prediction in predictions:
             if prediction.setting == self.record.setting:
-                return prediction.proba
+                return prediction
         raise ModelError(
             f"The head of {str(self.path)!r} has no setting {self.record.setting}. It has "
             f"{[prediction.setting for prediction in predictions]}; fit the model again."
@@ -156,20 +171,33 @@ class Model(FiledModel[ModelRecord]):
         return int(self.references.features.shape[1])
 
     def of_store(self, store: FeatureStore, units: Units) -> tuple[Doubles, Doubles]:
-        """Return (n, c) what the head says of units of a store, and (n,) how far each is.
+        """Return (n, c) what the head says of units of a store, and (n,) how far each is."""
+        answer = self.answer(store, units)
+        return answer.proba, answer.distances
+
+    def answer(self, store: FeatureStore, units: Units) -> Answer:
+        """Return all that is said of units of a store.
 
         Each unit must have a slice with features; so many are read as are held at a time.
         """
         proba = []
         distances = []
+        weights = []
         for some in unit_chunks(units):
             pooled = self.features_of(store, some)
             x = pooled
             if self.sees == "slices":
                 x = read_slice_features(store, some, self.record.features)
-            proba.append(self.proba(x, some))
+            prediction = self.predict(x, some)
+            proba.append(prediction.proba)
             distances.append(self.references.distances_of(pooled))
-        return np.concatenate(proba), np.concatenate(distances)
+            if prediction.weights is not None:
+                weights.append((prediction.weights, len(some.ids)))
+        return Answer(
+            np.concatenate(proba),
+            np.concatenate(distances),
+            SliceWeights.joined(weights) if weights else None,
+        )
 
     def features_of(self, store: FeatureStore, units: Units) -> Floats:
         """Return (n, d) the features of units of a store, pooled and not scaled."""

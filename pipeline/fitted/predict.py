@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.known import known_units
 from pipeline.evaluation.metrics.operating import is_called
+from pipeline.evaluation.slice_weights import SLICE_WEIGHTS, rows_of_weights
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
+from pipeline.fitted.regions import check_target, regions_of
 from pipeline.fitted.sources import FolderOptions, NoImagesError, Source, open_source
 from pipeline.fitted.units import LiveUnits, Piece
 from pipeline.io.decode import check_tags, read_headers
@@ -77,10 +79,12 @@ def predict(
 ) -> PredictTally:
     """Write what a model says of a store, a config's store or a folder; return the counts.
 
-    A row a unit: see `schema_of`. tag: a DICOM keyword, whose value in each unit's first file is a
-    column more, for the user's own eyes. Raises as `open_source` does, and writes nothing then.
+    A row a unit: see `schema_of`; of heads that weigh slices a row a slice beside it, in
+    `slices_file`: see SLICE_WEIGHTS. tag: a DICOM keyword, whose value in each unit's first file is
+    a column more, for the user's own eyes. Raises as `open_source` does, and writes nothing then.
     """
     _check_columns(out, tag)
+    check_target(model.record.question, target)
     with open_source(model, target, options) as source:
         return _write(model, source, out, tag)
 
@@ -99,11 +103,24 @@ def _write(model: Model, source: Source, out: Path, tag: str | None) -> PredictT
         schema = schema_of(model.record)
         if tag is not None:
             schema = schema.insert(0, pa.field(tag, pa.string()))
-        with table_writer(out, schema) as write:
-            for piece in _tables(model, source, live, tally):
-                write(piece if tag is None else with_tag(piece, source, tag))
+        with contextlib.ExitStack() as files:
+            write = files.enter_context(table_writer(out, schema))
+            write_slices = None
+            if model.sees == "slices":
+                write_slices = files.enter_context(table_writer(slices_file(out), SLICE_WEIGHTS))
+            for said in _said(model, source, live, tally):
+                write(said.units if tag is None else with_tag(said.units, source, tag))
+                if write_slices is not None and said.slices is not None:
+                    write_slices(said.slices)
         written.append(out)
+        if write_slices is not None:
+            written.append(slices_file(out))
     return tally
+
+
+def slices_file(out: Path) -> Path:
+    """Return where it is written, beside predictions, how much each slice counted."""
+    return out.with_suffix(f".slices{out.suffix}")
 
 
 def watch(
@@ -128,6 +145,7 @@ def watch(
             f"{str(folder)!r} and store {options.store}."
         )
     _check_columns(out, tag)
+    check_target(model.record.question, folder)
     before = None
     while True:
         tally = None
@@ -168,15 +186,18 @@ def predictions(
     options: FolderOptions = FolderOptions(),  # noqa: B008 (frozen)
 ) -> pa.Table:
     """Return what `predict` writes, as one table."""
+    check_target(model.record.question, target)
     with open_source(model, target, options) as source:
         live = live_units(model, source)
-        pieces = list(_tables(model, source, live, PredictTally()))
+        pieces = [said.units for said in _said(model, source, live, PredictTally())]
     return pa.concat_tables([schema_of(model.record).empty_table(), *pieces])
 
 
 def live_units(model: Model, source: Source) -> LiveUnits:
     """Return the units of a source. Raises ConfigError where the model is asked about none."""
-    live = LiveUnits.of(source.store, source.names, model.record.question, source.patients)
+    question = model.record.question
+    regions = regions_of(question, source)
+    live = LiveUnits.of(source.store, source.names, question, source.patients, regions)
     if not len(live):
         wanted = model.record.question.modality
         raise ConfigError(
@@ -259,16 +280,24 @@ def decisions(record: ModelRecord, proba: Doubles) -> list[str]:
 # --- a piece at a time -----------------------------------------------------------------------
 
 
-def _tables(
-    model: Model, source: Source, live: LiveUnits, tally: PredictTally
-) -> Iterator[pa.Table]:
-    """Yield the rows of some units after others, then of the files that could not be read."""
+@dataclass(frozen=True)
+class Said:
+    """What a model says of some units, a row each. slices: how much each of their slices counted
+    (SLICE_WEIGHTS), of heads that say so.
+    """
+
+    units: pa.Table
+    slices: pa.Table | None = None
+
+
+def _said(model: Model, source: Source, live: LiveUnits, tally: PredictTally) -> Iterator[Said]:
+    """Yield what is said of some units after others, then of files that could not be read."""
     for piece in live.pieces():
-        yield table_of(model, source, piece, tally)
+        yield said_of(model, source, piece, tally)
     lost = lost_rows(source)
     if lost:
         tally.unreadable += len(lost)
-        yield pa.Table.from_pylist(lost, schema=schema_of(model.record))
+        yield Said(pa.Table.from_pylist(lost, schema=schema_of(model.record)))
 
 
 def lost_rows(source: Source) -> list[dict[str, Any]]:
@@ -281,19 +310,24 @@ def lost_rows(source: Source) -> list[dict[str, Any]]:
     return rows
 
 
-def table_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> pa.Table:
-    """Return what a model says of some units, a row each, and count it."""
+def said_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> Said:
+    """Return what a model says of some units, and count it."""
     record = model.record
     n = len(piece.ids)
     numbers = np.full((n, len(number_columns(record))), np.nan)
     calibrated = np.full((n, len(calibrated_columns(record))), np.nan)
     percentile = np.full(n, np.nan)
     p = np.full(n, np.nan)
+    slices: pa.Table | None = None
     decided: list[str | None] = [None] * n
     learnt = np.zeros(n, bool)
     at = piece.answered
     if len(at):
-        proba, distance = model.of_store(source.store, piece.units)
+        answer = model.answer(source.store, piece.units)
+        proba = answer.proba
+        distance = answer.distances
+        if answer.weights is not None:
+            slices = rows_of_weights(piece.slices, answer.weights, piece.ids[at].tolist())
         numbers[at] = proba
         if record.calibration is not None:
             calibrated[at] = record.calibration.apply(proba, record.classes, record.kind)
@@ -326,7 +360,7 @@ def table_of(model: Model, source: Source, piece: Piece, tally: PredictTally) ->
     for name, point in point_columns(record).items():
         columns[name] = np.full(n, point)
     schema = schema_of(record)
-    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    return Said(pa.table({name: columns[name] for name in schema.names}, schema=schema), slices)
 
 
 def _or_null(values: Doubles) -> pa.Array:

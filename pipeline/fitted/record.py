@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pipeline.config.data import BackboneChoice
 from pipeline.config.methods import Method
+from pipeline.config.regions import RegionFeatures
 from pipeline.config.segmentation import Segment
 from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
 from pipeline.config.tasks import FeatureSet, Kind, Level, Part, Scaling, Task
@@ -109,7 +110,7 @@ class ModelRecord(FiledRecord):
     method: Method
     kind: Kind
     level: Level
-    features: FeatureSet
+    features: FeatureSet | RegionFeatures
     scaling: Scaled
     thresholds: dict[str, float]
     calibration: Calibration | None
@@ -129,7 +130,8 @@ class ModelRecord(FiledRecord):
     @property
     def not_of_values(self) -> tuple[str, ...]:
         """What stands in a recipe and changes no value that the model reads."""
-        return ("outputs", "blocks", "patch")
+        of_all = ("outputs", "blocks")
+        return of_all if "patch" in outputs_of(self.features) else (*of_all, "patch")
 
 
 class MaskRecord(FiledRecord):

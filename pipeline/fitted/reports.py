@@ -14,8 +14,8 @@ from pipeline.fitted.predict import (
     PredictTally,
     live_units,
     lost_rows,
+    said_of,
     schema_of,
-    table_of,
     with_tag,
 )
 from pipeline.fitted.record import ModelRecord
@@ -62,7 +62,7 @@ def report(
             columns = schema if tag is None else schema.insert(0, pa.field(tag, pa.string()))
             with table_writer(out / TABLE, columns) as write:
                 for piece in live.pieces():
-                    rows = table_of(model, source, piece, tally).to_pylist()
+                    rows = said_of(model, source, piece, tally).units.to_pylist()
                     for number, row in enumerate(rows):
                         paths = piece.paths_of(number)
                         _report(model.record, row, root, paths, out, tally)

@@ -12,9 +12,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Units, unit_names
+from pipeline.annotations.region_features import seen_by_tokens
+from pipeline.annotations.regions import Regions, slices_of_regions
+from pipeline.annotations.units import Units, has_unit, places_along, unit_names
+from pipeline.config.regions import RegionPool
 from pipeline.config.tasks import Level, Task
 from pipeline.evaluation.pooling import runs_of_units
+from pipeline.recipe import recipe_of
 from pipeline.shared.arrays import Rows
 from pipeline.shared.pseudonyms import Names
 from stores.features import OK, UNREADABLE, VOID, FeatureStore
@@ -22,7 +26,17 @@ from stores.features import OK, UNREADABLE, VOID, FeatureStore
 Texts = NDArray[np.str_]
 # Slices whose features are in memory at a time.
 SLICES_AT_ONCE = 4096
-COLUMNS = ("row", "path", "frame", "patient", "study", "series", "modality", "withdrawn")
+COLUMNS = (
+    "row",
+    "path",
+    "frame",
+    "patient",
+    "study",
+    "series",
+    "position_mm",
+    "modality",
+    "withdrawn",
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ class LiveUnits:
 
     unit (m,) ascending: of each slice; ids (n,): row number, pseudonym, or path. other: how many
     live slices are of other modalities; pending: how many await extraction. Units of these are
-    left out.
+    left out. regions, pool: what units are regions of, and how they are seen.
     """
 
     slices: pa.Table
@@ -75,18 +89,31 @@ class LiveUnits:
     ids: Texts
     other: int
     pending: int
+    regions: Regions | None = None
+    pool: RegionPool = "whole"
 
     @classmethod
-    def of(cls, store: FeatureStore, names: Names, task: Task, patients: Texts | None) -> LiveUnits:
+    def of(
+        cls,
+        store: FeatureStore,
+        names: Names,
+        task: Task,
+        patients: Texts | None,
+        regions: Regions | None = None,
+    ) -> LiveUnits:
         """Gather the units of a store by a task's level and modalities.
 
         patients (all slices,): who each is of where labels say it, None for the headers' word.
+        regions: those of the store, where the task is asked of some.
         """
         slices = store.slices(COLUMNS)
         if patients is not None:
             slices = _with_patients(slices, patients)
         if names.has_key:
             slices = names.revealed(slices)
+        if task.region is not None and regions is not None:
+            structures = task.region.structures or regions.structures
+            slices = slices_of_regions(slices, regions, structures)
         status = store.status()[slices["row"].to_numpy()]
         modality = slices["modality"].to_numpy(zero_copy_only=False)
         is_live = np.isin(status, (OK, UNREADABLE, VOID))
@@ -95,15 +122,27 @@ class LiveUnits:
         if task.modality is not None:
             is_wanted = np.isin(modality.astype(np.str_), task.modality)
         other = int((is_live & ~is_wanted).sum())
+        is_wanted &= has_unit(slices, task.level)
         pending = int((is_live & is_wanted & (status == VOID)).sum())
         slices, status = _chosen(slices, status, is_live & is_wanted)
         # Of some of its slices a unit would be answered otherwise than of all.
         unit, _ = _units_of(slices, task.level)
         slices, status = _chosen(slices, status, ~np.isin(unit, unit[status == VOID]))
+        if recipe_of(store).level == "volume":
+            slices, status = _one_a_volume(slices, status)
         unit, ids = _units_of(slices, task.level)
         # Slices of a unit stand together, in the order of their rows.
         order = np.argsort(unit, kind="stable")
-        return cls(slices.take(pa.array(order)), status[order], unit[order], ids, other, pending)
+        return cls(
+            slices.take(pa.array(order)),
+            status[order],
+            unit[order],
+            ids,
+            other,
+            pending,
+            regions,
+            "whole" if task.region is None else task.region.pool,
+        )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -125,18 +164,24 @@ class LiveUnits:
         answered = np.flatnonzero(sizes)
         number = np.cumsum(sizes > 0) - 1
         ids = self.ids[first:stop]
-        rows = slices["row"].to_numpy()[has_features]
+        readable = slices.filter(pa.array(has_features))
+        rows = readable["row"].to_numpy()
+        units = Units.unlabelled(
+            ids[answered], rows, number[unit[has_features]], places_along(readable)
+        )
+        if self.regions is not None:
+            units = seen_by_tokens(units, self.regions, self.pool, readable)
         return Piece(
             ids=ids,
             answered=answered,
-            units=Units.unlabelled(ids[answered], rows, number[unit[has_features]]),
+            units=units,
             paths=_texts(slices, "path")[at],
             frames=slices["frame"].to_numpy()[at].astype(np.int64),
             patients=_texts(slices, "patient")[at],
             modalities=_texts(slices, "modality")[at],
             sizes=sizes,
             unreadable=np.bincount(unit, minlength=n) - sizes,
-            slices=slices.filter(pa.array(has_features)),
+            slices=readable,
             unit=unit[has_features],
         )
 
@@ -147,19 +192,33 @@ def unit_chunks(units: Units) -> Iterator[Units]:
     for first, stop in runs_of_units(bags.first, SLICES_AT_ONCE):
         places = bags.order[bags.first[first] : bags.first[stop]]
         unit = units.unit[places] - first
-        yield Units.unlabelled(units.ids[first:stop], units.rows[places], unit)
+        seen = None if units.seen is None else units.seen.at(places)
+        ids, rows = units.ids[first:stop], units.rows[places]
+        yield Units.unlabelled(ids, rows, unit, units.z[places], seen)
 
 
 def units_from(units: Units, numbers: Rows) -> Units:
     """Return some units by their numbers, without labels; each must have a slice."""
     bags = units.bags()
-    places = [bags[unit] for unit in numbers.tolist()]
-    sizes = [len(each) for each in places]
+    of_units = [bags[unit] for unit in numbers.tolist()]
+    sizes = [len(each) for each in of_units]
+    places = np.concatenate(of_units)
     return Units.unlabelled(
         units.ids[numbers],
-        units.rows[np.concatenate(places)],
+        units.rows[places],
         np.repeat(np.arange(len(numbers)), sizes),
+        units.z[places],
+        None if units.seen is None else units.seen.at(places),
     )
+
+
+def _one_a_volume(
+    slices: pa.Table, status: NDArray[np.uint8]
+) -> tuple[pa.Table, NDArray[np.uint8]]:
+    """Return the middle slice of each volume, whose vector all of its slices have."""
+    rows = slices["row"].to_numpy()
+    every = Units.unlabelled(rows.astype(np.str_), rows, np.arange(len(rows)))
+    return _chosen(slices, status, np.isin(rows, every.one_a_volume(slices).rows))
 
 
 def _chosen(

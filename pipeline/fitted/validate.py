@@ -40,6 +40,7 @@ from pipeline.fitted.units import units_from
 from pipeline.fitted.unlike import References, evenly
 from pipeline.recipe import recipe_of
 from pipeline.results import Metric, PartCount, Score, Tally
+from pipeline.segmentation.regions import update_regions
 from pipeline.shared.arrays import Floats, Rows, unit_length
 from pipeline.shared.frozen import Frozen
 from stores.errors import ConfigError, LabelError
@@ -130,6 +131,7 @@ def validate(
     record = model.record
     config = _of_one_task(record, config, task)
     check_store(config)
+    update_regions(config)
     (cases,) = cases_of(config)
     check_recipe(model, cases.store)
     _refuse_other_question(record, cases)
@@ -263,6 +265,8 @@ def some_units(units: Units, numbers: Rows) -> Units:
         ids=some.ids,
         rows=some.rows,
         unit=some.unit,
+        along=some.along,
+        seen=some.seen,
     )
 
 

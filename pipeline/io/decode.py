@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def stored_pixels(path: Path) -> StoredPixels | None:
 
 def read_frames(
     path: Path, frames: Sequence[int], plane: Plane, stamp: FileStamp | None = None
-) -> Iterator[FrameRead]:
+) -> Generator[FrameRead]:
     """Read frames of one file in this process; what ends it early fails the frames that are left.
 
     stamp: the size and time that it must have, before and after each frame. A fault of the

@@ -13,28 +13,38 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import selectors
 import signal
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pipeline.io.idle import IDLE
 from pipeline.io.process import FileTask, Worker, cause_of_death
+from pipeline.io.slots import is_in_slot
 from pipeline.io.types import FrameRead
-from pipeline.io.wire import receive, receive_pixels
+from pipeline.io.wire import MalformedError
 from pipeline.types import Failure, Header, Plane, Slice, Voi
-from stores.errors import UnreadableError
+from stores.errors import Reason, UnreadableError
 
-# Pixels that may wait for the caller before the workers do.
-_AHEAD_BYTES = 2**28
+# Pixels that may lie in the memory of the workers, all together; and those that may wait for the
+# caller beside them before the workers do.
+_SLOT_BYTES = 2**27
+_AHEAD_BYTES = 2**27
 _AHEAD_FILES = 64  # a worker
-# For the end of a file of which all slices came.
-_END_S = 1.0
+# Room in a worker's row of files, in frames, from which on it is given more.
+_REFILL_FRAMES = 4
+# While the caller has results before it, messages gather for so long: each look at them costs.
+_GATHER_S = 0.001
+_DIGEST_BYTES = 32
+# Processes that may be killed from outside as they start before the run gives up.
+_KILLED_STARTS = 5
 
 # What comes of a task: its slices one by one, then the task itself, which tells how it ended.
 Result = FrameRead | FileTask
@@ -96,11 +106,14 @@ class WorkerPool:
         self.begun: deque[FileTask] = deque()  # in order; what comes of the first is published
         self.interrupted: deque[FileTask] = deque()  # of these, those whose worker was killed
         self.workers: list[Worker] = []
+        self.killed_starts = 0  # workers killed one after another before they were ready
         self.in_flight = 0  # tasks submitted and not released
-        self.bytes_waiting = 0  # pixels received and not released
+        self.bytes_waiting = 0  # pixels received and not released, but for those in slots
         self.lock = threading.Lock()  # of bytes_waiting
         self.stop = threading.Event()
         self.bell, self.heard = socket.socketpair()  # wakes the thread from its wait
+        self.selector = selectors.DefaultSelector()  # of `heard`, and of each worker's connection
+        self.selector.register(self.heard, selectors.EVENT_READ)
         self.thread = threading.Thread(target=self._work, name="radprobe-read", daemon=True)
         self.thread.start()
 
@@ -161,77 +174,121 @@ class WorkerPool:
                 self._publish()  # what needed no process
                 self._listen()
                 self._publish()
+                if not self.results.empty():
+                    time.sleep(_GATHER_S)
         except BaseException as error:  # handed to the caller's thread, which raises it
             self.results.put(error)
         finally:
             for worker in self.workers:
                 self._leave(worker)
+            self.selector.close()
 
     def _assign(self) -> None:
-        """Give idle workers their next files."""
-        while self.interrupted or self.submitted:
+        """Give workers their next files."""
+        # Interrupted ones first: later results wait for theirs. They are in `begun` already.
+        while self.interrupted:
             worker = self._idle_worker()
             if worker is None:
                 return
-            # Interrupted ones first: later results wait for theirs. They are in `begun` already.
-            if self.interrupted:
-                task = self.interrupted.popleft()
-            else:
-                task = self.submitted.popleft()
-                self.begun.append(task)
-            worker.start(self.root, task, self.plane, self.time_limit_s)
+            self._start(worker, [self.interrupted.popleft()])
+        while self.submitted:
+            worker = self._idle_worker()
+            if worker is None:
+                break
+            self._start(worker, self._begin(worker.room(), at_least=1))
+        for worker in self.workers:
+            if worker.ready and worker.room() >= _REFILL_FRAMES:
+                self._start(worker, self._begin(worker.room(), at_least=0))
+
+    def _begin(self, room: int, at_least: int) -> list[FileTask]:
+        """Return the next tasks for one worker, which has room for so many frames.
+
+        No more than its share of what is left: near the end, nobody waits for one who has several.
+        """
+        tasks: list[FileTask] = []
+        share = max(at_least, len(self.submitted) // self.width)
+        while len(tasks) < share and room > 0:
+            task = self.submitted.popleft()
+            tasks.append(task)
+            room -= task.frames_to_come()
+        self.begun += tasks
+        return tasks
+
+    def _start(self, worker: Worker, tasks: list[FileTask]) -> None:
+        if tasks:
+            worker.start(self.root, tasks, self.plane, self.time_limit_s)
 
     def _idle_worker(self) -> Worker | None:
         """Return a worker that waits for a file; else begin another, if there may be one more."""
         for worker in list(self.workers):
-            if worker.task is None and worker.ready:
+            if worker.ready and not worker.tasks:
                 if worker.is_usable():
                     return worker
                 self._remove(worker)
         if len(self.workers) == self.width:
             return None
         kept = IDLE.take()
-        self.workers.append(kept or Worker())  # a new one is idle once it says that it is ready
+        worker = kept or Worker(
+            _SLOT_BYTES // self.width
+        )  # a new one is idle once it says that it is ready
+        self.workers.append(worker)
+        self.selector.register(worker.wire, selectors.EVENT_READ, worker)
         return kept
 
     def _listen(self) -> None:
         """Take the messages that have come, waiting for the first."""
-        by_wire = {worker.wire: worker for worker in self.workers if self._is_heard(worker)}
-        for wire in wait([*by_wire, self.heard]):
-            if wire is self.heard:
+        for key in self._readable():
+            worker: Worker | None = key.data
+            if worker is None:
                 self.heard.recv(4096)
                 continue
-            worker = by_wire[wire]  # type: ignore[index]
             try:
-                self._take(worker, receive(worker.wire))
+                for message in worker.inbox.waiting():
+                    self._take(worker, message)
+            except MalformedError as error:
+                if worker.tasks:
+                    detail = f"its reading process sent {error}"
+                    worker.tasks.popleft().fail("corrupt", detail)
+                self._replace(worker)
             except (EOFError, OSError):
                 self._replace_dead(worker)
 
-    def _is_heard(self, worker: Worker) -> bool:
-        """Return whether to listen to a worker: to few of them where memory is full."""
-        if worker.task is None:
-            return not worker.ready
+    def _readable(self) -> list[selectors.SelectorKey]:
+        """Wait for a message, and return whose have come: of few where memory is full."""
         if not self._is_full():
-            return True
-        # The caller waits for this one's slices, and nothing else can make room.
-        return worker.task is self.begun[0] and self.results.empty()
+            return [key for key, _ in self.selector.select()]
+        keys = {self.selector.get_key(self.heard)}
+        for worker in self.workers:
+            # The caller waits for this one's slices, and nothing else can make room.
+            is_next = worker.tasks and worker.tasks[0] is self.begun[0] and self.results.empty()
+            if is_next or not worker.ready:
+                keys.add(self.selector.get_key(worker.wire))
+        by_wire = {key.fileobj: key for key in keys}
+        return [by_wire[wire] for wire in wait(by_wire)]  # type: ignore[arg-type]
 
     def _take(self, worker: Worker, message: dict[str, Any]) -> None:
-        """Note what a worker sent: that it is ready, a slice, or the end of its file."""
-        task = worker.task
-        if task is None:
+        """Note what a worker sent: that it is ready, a slice, or the end of its file.
+
+        Raises MalformedError, EOFError, OSError.
+        """
+        if not worker.ready:
             worker.ready = True
-        elif "fault" in message:
+            self.killed_starts = 0
+            return
+        if not worker.tasks:
+            raise MalformedError("a message that nobody waits for")
+        task = worker.tasks[0]
+        if "fault" in message:
             raise ImportError(message["fault"])
-        elif "end" in message:
-            task.end = message
-            worker.task = None
-        else:
-            read = _frame_read(worker.wire, message)
+        if "frame" in message:
+            read = _frame_read(worker, task, message)
             task.reads.append(read)
             task.received += 1
             with self.lock:
                 self.bytes_waiting += _size(read)
+        if "end" in message:
+            task.end = message
+            worker.tasks.popleft()
 
     def _publish(self) -> None:
         """Pass on what has come of the first task, and of those behind it that it held up."""
@@ -246,13 +303,17 @@ class WorkerPool:
     def _replace_dead(self, worker: Worker) -> None:
         """Remove a dead worker; its unread slices fail, or its file is begun again by another."""
         code = worker.process.wait()
+        if not worker.ready and code == -signal.SIGKILL and self.killed_starts < _KILLED_STARTS:
+            self.killed_starts += 1
+            self._remove(worker)
+            return
         if not worker.ready:
             raise RuntimeError(
                 f"A reading process ended with exit code {code} before its first file; "
                 f"`{sys.executable} -m pipeline.io.worker` must be able to start."
             )
-        task = worker.task
-        if task is not None:
+        if worker.tasks:
+            task = worker.tasks.popleft()
             # Killed from outside, most likely for the memory of others: once more, from the slice
             # that had not come. A second time, it is this file that takes too much.
             if code == -signal.SIGKILL and not task.restarted:
@@ -260,39 +321,71 @@ class WorkerPool:
                 self.interrupted.append(task)
             else:
                 task.fail(*cause_of_death(code, self.time_limit_s))
+        self._replace(worker)
+
+    def _replace(self, worker: Worker) -> None:
+        """Remove a worker; another one begins the files that waited for it."""
+        self.interrupted += worker.tasks
         self._remove(worker)
 
     def _leave(self, worker: Worker) -> None:
         """Leave a worker to the next pool; end one that is at a file."""
-        # A caller that has the last slice does not wait for the end of its file, which follows.
-        if worker.has_sent_all() and wait([worker.wire], _END_S):
-            with contextlib.suppress(EOFError, ImportError, OSError):
-                self._take(worker, receive(worker.wire))
+        self.selector.unregister(worker.wire)
         IDLE.put(worker)
 
     def _remove(self, worker: Worker) -> None:
+        self.selector.unregister(worker.wire)
         worker.close()
         self.workers.remove(worker)
 
 
-def _frame_read(wire: socket.socket, message: dict[str, Any]) -> FrameRead:
-    """Return what a worker's message tells, and the pixels behind it. Raises EOFError, OSError."""
-    item: Slice | Failure
+def _frame_read(worker: Worker, task: FileTask, message: dict[str, Any]) -> FrameRead:
+    """Return what a worker's message tells of the next slice of its file, and the pixels behind it.
+
+    Raises MalformedError, EOFError, OSError.
+    """
+    try:
+        item = _item(worker, message)
+        file, pixels = map(_digest, (message["file"], message["pixels"]))
+        read = FrameRead(item, file, pixels, float(message["seconds"]))
+        is_next = task.frames is not None and item.frame == task.frames[task.received]
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        raise MalformedError("a slice that is none") from None
+    if not is_next:
+        raise MalformedError("another slice than the next one")
+    return read
+
+
+def _item(worker: Worker, message: dict[str, Any]) -> Slice | Failure:
+    """Return the slice of a message, or why there is none; of ill values, any of some errors."""
+    frame = int(message["frame"])
     if "reason" in message:
-        item = Failure(message["frame"], message["reason"], message["detail"])
-    else:
-        pixels = receive_pixels(wire, message)
-        item = Slice(message["frame"], pixels, _voi(message["voi"]))
-    return FrameRead(item, message["file"], message["pixels"], message["seconds"])
+        if message["reason"] not in get_args(Reason):
+            raise ValueError("no reason of ours")
+        return Failure(frame, message["reason"], str(message["detail"]))
+    return Slice(frame, worker.inbox.receive_pixels(message), _voi(message["voi"]))
+
+
+def _digest(value: str | None) -> str | None:
+    """Return a SHA-256 in hexadecimal as it is; of anything else, ValueError or TypeError."""
+    if value is not None and len(bytes.fromhex(value)) != _DIGEST_BYTES:
+        raise ValueError("no digest")
+    return value
 
 
 def _voi(values: dict[str, Any] | None) -> Voi | None:
     """Return a Voi from its JSON, whose tuple came as a list."""
     if values is None:
         return None
-    return Voi(**{**values, "table": tuple(values["table"])})
+    ends = float(values["low"]), float(values["high"])
+    table = tuple(map(float, values["table"]))
+    if values["shape"] not in ("linear", "sigmoid", "table"):
+        raise ValueError("no shape of ours")
+    return Voi(*ends, values["shape"], table)
 
 
 def _size(read: FrameRead) -> int:
-    """Return the bytes of a slice's pixels; 0 for a failure."""
-    return read.item.pixels.nbytes if isinstance(read.item, Slice) else 0
+    """Return the bytes of a slice's pixels, if they lie in no slot; 0 for a failure."""
+    if isinstance(read.item, Failure) or is_in_slot(read.item.pixels):
+        return 0
+    return read.item.pixels.nbytes

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.io.slots import SlotMemory
 from pipeline.io.types import FileStamp, FrameRead
-from pipeline.io.wire import send
+from pipeline.io.wire import Inbox, send
 from pipeline.shared.paths import collection_file
 from pipeline.types import Failure, Plane
 from stores.errors import Reason, UnreadableError
@@ -28,6 +31,8 @@ _ENVIRONMENT = {
 }
 # Files after which a worker makes room for a fresh one: C decoders leak.
 _FILES_A_WORKER = 2000
+# Frames that a worker may have before it, so that it need not wait for its parent between files.
+_FRAMES_AHEAD = 8
 
 
 @dataclass
@@ -48,6 +53,10 @@ class FileTask:
     restarted: bool = False
     end: dict[str, Any] | None = None
 
+    def frames_to_come(self) -> int:
+        """Return how many frames have not come; headers count as one."""
+        return 1 if self.frames is None else len(self.frames) - self.received
+
     def fail(self, reason: Reason, detail: str) -> None:
         """End the task: each frame that has not come is a failure, and headers fail as a whole."""
         missing = (self.frames or ())[self.received :]
@@ -56,55 +65,66 @@ class FileTask:
 
 
 class Worker:
-    """One reading process and the connection to it."""
+    """One reading process, the connection to it, and the memory that it has for pixels."""
 
-    def __init__(self) -> None:
+    def __init__(self, slot_bytes: int) -> None:
+        slots = _slots(slot_bytes)
         self.wire, theirs = socket.socketpair()
+        handed = [theirs.fileno()]
+        if slots is not None:
+            handed.append(slots.fd)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "pipeline.io.worker", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
+                [sys.executable, "-P", "-m", "pipeline.io.worker", *map(str, handed)],
+                pass_fds=handed,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": _python_path(), **_ENVIRONMENT},
                 start_new_session=True,  # Ctrl-C reaches the parent, which closes its workers
             )
+        if slots is not None:
+            slots.close_file()  # it has its own
+        self.inbox = Inbox(self.wire, slots)
         self.ready = False
         self.files = 0
-        self.task: FileTask | None = None
+        self.tasks: deque[FileTask] = deque()  # the file at work, and those that wait behind it
 
-    def start(self, root: Path, task: FileTask, plane: Plane, time_limit_s: float) -> None:
-        """Hand the process its next file, from the first frame that has not come."""
+    def start(
+        self, root: Path, tasks: Iterable[FileTask], plane: Plane, time_limit_s: float
+    ) -> None:
+        """Hand the process its next files, each from the first frame that has not come."""
+        messages = []
+        for task in tasks:
+            try:
+                path = collection_file(root, task.path)
+            except UnreadableError as error:
+                task.fail(error.reason, error.detail)  # and the process waits for another
+                continue
+            self.tasks.append(task)
+            self.files += 1
+            message = {
+                # From the root, as it may have started in another folder than this process is in
+                # now; and any bytes, which JSON has no text for.
+                "path": os.fsencode(path.absolute()).hex(),
+                "frames": None if task.frames is None else task.frames[task.received :],
+                "tags": task.tags,
+                "plane": plane,
+                "stamp": task.stamp,
+                "limit": time_limit_s,
+            }
+            messages.append(message)
         try:
-            path = collection_file(root, task.path)
-        except UnreadableError as error:
-            task.fail(error.reason, error.detail)  # and the process waits for another
-            return
-        message = {
-            # From the root, as it may have started in another folder than this process is in now;
-            # and any bytes, which JSON has no text for.
-            "path": os.fsencode(path.absolute()).hex(),
-            "frames": None if task.frames is None else task.frames[task.received :],
-            "tags": task.tags,
-            "plane": plane,
-            "stamp": task.stamp,
-            "limit": time_limit_s,
-        }
-        self.task = task
-        self.files += 1
-        try:
-            send(self.wire, message)
+            send(self.wire, *messages)
         except OSError:
             return  # it died idle; the closed connection is noticed when it is listened to
 
-    def has_sent_all(self) -> bool:
-        """Return whether it has sent all slices of its file, and only the end is to come."""
-        if self.task is None or self.task.frames is None:
-            return False
-        return self.task.received == len(self.task.frames)
+    def room(self) -> int:
+        """Return how many frames may be handed over beyond those that are still to come."""
+        to_come = sum(task.frames_to_come() for task in self.tasks)
+        return min(_FRAMES_AHEAD - to_come, _FILES_A_WORKER - self.files)
 
     def is_usable(self) -> bool:
         """Return whether it waits for a file, lives, and has not read too many."""
-        waits = self.ready and self.task is None
+        waits = self.ready and not self.tasks
         return waits and self.files < _FILES_A_WORKER and self.process.poll() is None
 
     def close(self) -> int:
@@ -112,6 +132,13 @@ class Worker:
         self.wire.close()
         self.process.kill()
         return self.process.wait()
+
+
+def _slots(size: int) -> SlotMemory | None:
+    """Return memory for a reading process; None where this system has none to share."""
+    with contextlib.suppress(OSError):
+        return SlotMemory(size)
+    return None
 
 
 def _python_path() -> str:

@@ -1,4 +1,4 @@
-"""The reading process behind `pipeline.io.pool`: `python -m pipeline.io.worker FD`.
+"""The reading process behind `pipeline.io.pool`: `python -m pipeline.io.worker FD [SLOTS]`.
 
 - A timer of the kernel ends the process when one file takes too long, even inside a C decoder.
 - The end of the connection (the parent closed it, or died) ends the process.
@@ -22,24 +22,27 @@ import numpy as np
 
 from pipeline.io.decode import read_frames, read_headers
 from pipeline.io.formats.limits import MAX_FILE_BYTES, as_unreadable
+from pipeline.io.slots import SlotWriter
 from pipeline.io.types import FrameRead
-from pipeline.io.wire import receive, send
+from pipeline.io.wire import Inbox, send, send_pixels
 from pipeline.types import Failure
 
 # Address space of one process: a file at the limit, as stored and once turned, and the libraries.
 _MEMORY = 3 * MAX_FILE_BYTES
 
 
-def main(fd: int) -> None:
-    """Do tasks from the connection `fd` until it ends."""
+def main(fd: int, slots_fd: int | None = None) -> None:
+    """Do tasks from the connection `fd` until it ends; pixels go by the memory `slots_fd`."""
     _protect()
+    slots = None if slots_fd is None else SlotWriter(slots_fd)
     wire = socket.socket(fileno=fd)
     # Before the silence: what fails so far is told on the parent's terminal.
     send(wire, {"ready": True})
     _silence()
+    inbox = Inbox(wire)
     try:
         while True:
-            _answer(wire, receive(wire))
+            _answer(wire, slots, inbox.receive())
     except (EOFError, OSError):
         return  # the parent closed the connection, or died
 
@@ -82,19 +85,17 @@ class _TimeLimit:
             self._left -= time.monotonic() - started
 
 
-def _answer(wire: socket.socket, task: dict[str, Any]) -> None:
-    """Do one task: send its slices one by one, then how it ended."""
+def _answer(wire: socket.socket, slots: SlotWriter | None, task: dict[str, Any]) -> None:
+    """Do one task: send its slices one by one, and with the last how it ended."""
     path = Path(os.fsdecode(bytes.fromhex(task["path"])))
     limit = _TimeLimit(float(task["limit"]))
-    end: dict[str, Any] = {"end": True}
     try:
         if task["frames"] is None:
-            end |= _headers(path, task, limit)
+            send(wire, {"end": True} | _headers(path, task, limit))
         else:
-            _send_slices(wire, path, task, limit)
+            _send_slices(wire, slots, path, task, limit)
     except ImportError as error:  # of this installation, which the parent raises
-        end["fault"] = str(error)
-    send(wire, end)
+        send(wire, {"end": True, "fault": str(error)})
 
 
 def _headers(path: Path, task: dict[str, Any], limit: _TimeLimit) -> dict[str, Any]:
@@ -108,20 +109,31 @@ def _headers(path: Path, task: dict[str, Any], limit: _TimeLimit) -> dict[str, A
             return {"reason": known.reason, "detail": known.detail}
 
 
-def _send_slices(wire: socket.socket, path: Path, task: dict[str, Any], limit: _TimeLimit) -> None:
+def _send_slices(
+    wire: socket.socket,
+    slots: SlotWriter | None,
+    path: Path,
+    task: dict[str, Any],
+    limit: _TimeLimit,
+) -> None:
     """Read the frames of a task and send each as soon as it is there."""
     stamp = task["stamp"] and tuple(task["stamp"])
+    count = len(task["frames"])
     reads = read_frames(path, task["frames"], task["plane"], stamp)
-    while True:
+    for number in range(1, count + 1):
         with limit.running():
-            read = next(reads, None)
-        if read is None:
-            return
-        _send(wire, read)
+            read = next(reads)
+            if number == count:
+                reads.close()
+        _send(wire, slots, read, {"end": True} if number == count else {})
+    if not count:
+        send(wire, {"end": True})
 
 
-def _send(wire: socket.socket, read: FrameRead) -> None:
-    """Send one slice, or why there is none."""
+def _send(
+    wire: socket.socket, slots: SlotWriter | None, read: FrameRead, end: dict[str, Any]
+) -> None:
+    """Send one slice, or why there is none, and whether it ends its file."""
     message: dict[str, Any] = {
         "frame": read.item.frame,
         "file": read.file_digest,
@@ -130,11 +142,11 @@ def _send(wire: socket.socket, read: FrameRead) -> None:
     }
     item = read.item
     if isinstance(item, Failure):
-        send(wire, message | {"reason": item.reason, "detail": item.detail})
+        send(wire, message | {"reason": item.reason, "detail": item.detail} | end)
         return
     message["voi"] = item.voi and dataclasses.asdict(item.voi)
-    send(wire, message, np.ascontiguousarray(item.pixels))
+    send_pixels(wire, message | end, np.ascontiguousarray(item.pixels), slots)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:]))

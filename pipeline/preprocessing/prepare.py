@@ -68,7 +68,7 @@ def prepare_batch(
         alike = items[piece]
         modality = modalities[piece.start]
         grey = _grey(alike, modality, recipe.preprocess, device)
-        if recipe.preprocess.crop == "none":
+        if recipe.preprocess.crop != "body":
             out[piece] = _squared(grey, recipe.preprocess.aspect, size)
             continue
         for i, item in enumerate(alike):

@@ -68,6 +68,11 @@ class Scale:
     low: float
     high: float
 
+    def word(self, place: int) -> str:
+        """Return the number of a slice, "" for none."""
+        number = float(self.numbers[place])
+        return "" if np.isnan(number) else f"{number:.4g}"
+
 
 @dataclass(frozen=True)
 class Atlas:

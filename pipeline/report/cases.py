@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.units import Truth
-from pipeline.report.atlas import Atlas
+from pipeline.report.atlas import Atlas, Column, Scale
 from pipeline.report.judged import Judged, leading_answers
+from pipeline.report.mattered import Heeded, heeded_slices
 from pipeline.report.models import Case, CaseGroup
 from pipeline.report.pictures import pictures
 from pipeline.report.sources import Source
@@ -40,7 +41,9 @@ def task_cases(
             errors[task] = [
                 (group, _rows_of(judged.rows, group.numbers)) for group in worst(judged)
             ]
+    heeded = heeded_slices(source)
     rows = {row for groups in errors.values() for _, of_group in groups for row in of_group}
+    rows |= {row for answers in heeded.values() for each in answers for row in each.rows}
     places = np.searchsorted(source.rows, sorted(rows))
     on_map = () if atlas is None else atlas.pictured
     # All at once: each reading starts processes.
@@ -59,7 +62,25 @@ def task_cases(
                 shown.append(Case(row, text, every.get(place), beside))
             by_group.append(CaseGroup(group.title, group.about, tuple(shown)))
         cases[task] = tuple(by_group)
+    for task, answers in heeded.items():
+        shown_slices = [_mattered(source, each, every) for each in answers]
+        cases[task] = (*cases.get(task, ()), *shown_slices)
     return cases
+
+
+def _mattered(source: Source, heeded: Heeded, drawn: Mapping[int, bytes]) -> CaseGroup:
+    """Return the slices that an answer heeded most, as the page shows them."""
+
+    def case(row: int, about: str, beside: tuple[Case, ...] = ()) -> Case:
+        place = int(np.searchsorted(source.rows, row))
+        return Case(row, about, drawn.get(place), beside)
+
+    cases = []
+    for said, slices in heeded.units:
+        (row, weight), *others = slices
+        beside = tuple(case(other, f"counts {of_other:.2f}") for other, of_other in others)
+        cases.append(case(row, f"counts {weight:.2f}; {said}", beside))
+    return CaseGroup(heeded.title, heeded.about, tuple(cases), "The slices that counted next most")
 
 
 # --- which ---------------------------------------------------------------------------------------
@@ -156,7 +177,8 @@ def _neighbours(
     source: Source, atlas: Atlas, column: str, place: int, drawn: Mapping[int, bytes]
 ) -> tuple[Case, ...]:
     """Return the slices of other patients that lie nearest to one, and what they are labelled."""
-    words = next((each for each in atlas.columns if each.name == column), None)
+    labelled: list[Column | Scale] = [*atlas.columns, *atlas.scales]
+    words = next((each for each in labelled if each.name == column), None)
     neighbours = []
     for number, cosine in zip(atlas.nearest[place], atlas.cosine[place], strict=True):
         other = int(atlas.pictured[number])

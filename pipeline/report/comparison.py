@@ -48,13 +48,15 @@ class Ranked:
 class Pair:
     """Two stores: differences of the second less the first, or why there are none; likeness.
 
-    alone: how many test units of each answer the other store's answer lacks.
+    alone: how many test units of each answer the other store's answer lacks. alike: the tasks of
+    which it lacks none.
     """
 
     first: str
     second: str
     differences: tuple[tuple[Result, Difference], ...]
     alone: tuple[str, ...]
+    alike: frozenset[str]
     unable: str
     shared: int
     overlap: float | None
@@ -63,18 +65,25 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All stores side by side. mean_ranks (s,): over the questions that all answered."""
+    """All stores side by side. mean_ranks (s,): over the questions that all answered.
+
+    unranked: tasks that all answered, and that not all tested on the same units.
+    """
 
     names: tuple[str, ...]
     ranked: tuple[Ranked, ...]
     mean_ranks: tuple[float, ...]
+    unranked: tuple[str, ...]
     pairs: tuple[Pair, ...]
     forest: Figure | None
 
 
 def compare_sources(sources: Sequence[Source]) -> Comparison:
-    """Hold every pair of stores against each other."""
-    ranked = _rank(sources)
+    """Hold every pair of stores against each other, and rank them where all had the same test."""
+    pairs = tuple(_pair(one, two) for one, two in combinations(sources, 2))
+    alike = frozenset.intersection(*(pair.alike for pair in pairs))
+    every = _rank(sources)
+    ranked = [each for each in every if each.task in alike]
     means: list[float] = []
     if ranked:
         means = np.mean([each.ranks for each in ranked], axis=0).tolist()
@@ -82,7 +91,8 @@ def compare_sources(sources: Sequence[Source]) -> Comparison:
         names=tuple(source.name for source in sources),
         ranked=tuple(ranked),
         mean_ranks=tuple(means),
-        pairs=tuple(_pair(one, two) for one, two in combinations(sources, 2)),
+        unranked=tuple(dict.fromkeys(each.task for each in every if each.task not in alike)),
+        pairs=pairs,
         forest=_forest(sources, ranked),
     )
 
@@ -131,6 +141,7 @@ def _pair(one: Source, two: Source) -> Pair:
     differences: list[tuple[Result, Difference]] = []
     alone: dict[str, None] = {}
     unable = ""
+    alike: set[str] = set()
     try:
         for result, of_result in compare_results(_predicted(one), _predicted(two)):
             wanted = headline(result)
@@ -138,6 +149,8 @@ def _pair(one: Source, two: Source) -> Pair:
                 for text in units_alone(difference.paired, result.level):
                     alone[f"{result.task}, {method_title(result.method)}: {text}."] = None
             differences += [(result, d) for d in of_result if d.metric == wanted]
+            if not any(units_alone(d.paired, result.level) for d in of_result):
+                alike.add(result.task)
     except (LabelError, StoreNotFoundError) as error:  # the page says why, and goes on
         unable = str(error)
     x, y = _shared(one, two)
@@ -148,6 +161,7 @@ def _pair(one: Source, two: Source) -> Pair:
         second=two.name,
         differences=tuple(differences),
         alone=tuple(alone),
+        alike=frozenset(alike),
         unable=unable,
         shared=max(len(x), len(y)),
         overlap=mutual_overlap(x, y, K) if enough else None,

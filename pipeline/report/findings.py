@@ -9,7 +9,7 @@ from typing import Literal
 from pipeline.evaluation.splits import Split, load_split
 from pipeline.report.figures import headline
 from pipeline.report.sources import Inventory, Source
-from pipeline.report.wording import count, interval, method_title, spread
+from pipeline.report.wording import count, interval, method_of, notes_once, spread
 from pipeline.results import Result, Segmented
 from pipeline.shared.few import FEW_PATIENTS
 from stores._disk import files_in
@@ -75,10 +75,8 @@ def _leakage(source: Source) -> Iterator[ReportFinding]:
         yield _copies(source, across)
     if unsure:
         yield ReportFinding("leakage", "warn", _unsure(source, len(unsure)))
-    near: list[str] = []
-    for result in source.results.values():
-        query = _query(result)
-        near += [f"{query}: {note}" for note in result.notes if "all but copies" in note]
+    noted = notes_once([*source.results.values()])
+    near = [f"{whose}: {note}" for whose, note in noted if "all but copies" in note]
     if near:
         yield ReportFinding("leakage", "warn", f"{'; '.join(near)}.")
 
@@ -176,16 +174,18 @@ def _answers(source: Source) -> Iterator[ReportFinding]:
         text = f"Computed before the store last changed: {'; '.join(stale)}. Evaluate again."
         yield ReportFinding("stale", "warn", text)
     if source.unfitting:
+        others = "; ".join(map(_query, source.unfitting))
         text = (
-            "Answers on file that do not fit the config are not shown, since they are of other "
-            "labels, another split, other settings or an earlier state of the store: "
-            f"{'; '.join(map(_query, source.unfitting))}. Evaluate by this config to have its own."
+            f"Answers on file that do not fit {_what_counts(source)} are not shown, since they are "
+            "of other labels, another split, other settings or an earlier state of the store: "
+            f"{others}. Evaluate again to have them beside the others."
         )
         yield ReportFinding("stale", "warn" if not every else "note", text)
-    vague = [r for r in scored if _vague(r)]
+    ranking = [r for r in scored if "auroc" in r.main_score.metrics]
+    vague = [r for r in ranking if _vague(r)]
     if vague:
         each = "; ".join(f"{_query(r)} {interval(r.main_score.metrics['auroc'])}" for r in vague)
-        text = f"{len(vague)} of {len(scored)} AUROCs cannot be told from chance: {each}."
+        text = f"{len(vague)} of {len(ranking)} AUROCs cannot be told from chance: {each}."
         yield ReportFinding("chance", "note", text)
     # All answers to a task have the same test patients: it is named once.
     patients = {r.task: r.counts["test"].patients for r in every}
@@ -196,6 +196,11 @@ def _answers(source: Source) -> Iterator[ReportFinding]:
         yield ReportFinding("chance", "note", text)
 
 
+def _what_counts(source: Source) -> str:
+    """Return what the answers on the page fit."""
+    return "the config" if source.config else "the newest of their task"
+
+
 def _vague(result: Result) -> bool:
     metric = result.main_score.metrics.get("auroc")
     ends = None if metric is None else spread(metric)
@@ -204,8 +209,7 @@ def _vague(result: Result) -> bool:
 
 def _query(result: Result | Segmented) -> str:
     """Return what was answered, and by what, in words."""
-    by = result.head if isinstance(result, Segmented) else method_title(result.method)
-    return f"{result.task} by {by}"
+    return f"{result.task} by {method_of(result)}"
 
 
 def _data(stock: Inventory) -> Iterator[ReportFinding]:

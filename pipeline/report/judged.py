@@ -5,12 +5,13 @@ Dims: n test units, c classes or labels.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotations.units import Truth, unit_names
+from pipeline.annotations.units import Truth, names_of_slices
 from pipeline.config.tasks import Level
 from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.result_files import (
@@ -30,7 +31,7 @@ Bools = NDArray[np.bool_]
 class Judged:
     """What an answer says of its test units. called (n, c): by its operating points, or one half.
 
-    rows: of the slices of each unit.
+    rows: of the slices of each unit; ids: what each is called.
     """
 
     truth: Truth
@@ -38,6 +39,7 @@ class Judged:
     called: Bools
     fold: NDArray[np.int64] | None
     rows: list[list[int]]
+    ids: list[str]
 
     @classmethod
     def of(cls, source: Source, result: Result) -> Judged | None:
@@ -48,33 +50,42 @@ class Judged:
         truth, proba, fold = read_predictions(path, result)
         called = is_called(proba, read_thresholds(path, result))
         ids = predicted_units(path, result).tolist()
-        rows_of = rows_by_unit(source, result.level)
+        rows_of = rows_by_unit(source, result.level, ids)
         # Withdrawn slices have no picture and no features any more.
         there = np.array([name in rows_of for name in ids], bool)
-        rows = [rows_of[name] for name in ids if name in rows_of]
+        left = [name for name in ids if name in rows_of]
         return cls(
             truth.at(there),
             proba[there],
             called[there],
             None if fold is None else fold[there],
-            rows,
+            [rows_of[name] for name in left],
+            left,
         )
 
     def at(self, which: Bools) -> Judged:
         """Return what is said of some of the units."""
-        rows = [each for each, is_one in zip(self.rows, which, strict=True) if is_one]
+        numbers = np.flatnonzero(which).tolist()
         fold = None if self.fold is None else self.fold[which]
-        return Judged(self.truth.at(which), self.proba[which], self.called[which], fold, rows)
+        return Judged(
+            self.truth.at(which),
+            self.proba[which],
+            self.called[which],
+            fold,
+            [self.rows[i] for i in numbers],
+            [self.ids[i] for i in numbers],
+        )
 
 
-def rows_by_unit(source: Source, level: Level) -> dict[str, list[int]]:
-    """Return the rows of the slices with features of each unit, by its name."""
+def rows_by_unit(source: Source, level: Level, ids: Sequence[str]) -> dict[str, list[int]]:
+    """Return the rows of the slices with features of each unit, by its name; ids: of the units."""
     rows: dict[str, list[int]] = {}
-    # Patients are those of the labels, as in the split.
-    is_patient = level == "patient"
-    names = (source.patients if is_patient else unit_names(source.slices, level)).tolist()
-    for name, row in zip(names, source.rows.tolist(), strict=True):
-        rows.setdefault(name, []).append(row)
+    named: Iterable[tuple[int, str]] = names_of_slices(source.slices, level, ids)
+    if level == "patient":  # those of the labels, as in the split
+        named = enumerate(source.patients.tolist())
+    of_place = source.rows.tolist()
+    for place, name in named:
+        rows.setdefault(name, []).append(of_place[place])
     return rows
 
 

@@ -6,9 +6,30 @@ What a model says of itself and of its test units is gathered by `pipeline.fitte
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 from pipeline.results import Metric
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Which patches of other pictures are most like each patch of one.
+
+    grid: its rows and columns; rows: of the other pictures' slices; near: base64 of `shown` for
+    each patch, row after row, five bytes each: the picture's place in `rows` and the patch, two
+    bytes each, the lower first, and the cosine in hundredths, signed.
+    """
+
+    grid: tuple[int, int]
+    rows: tuple[int, ...]
+    shown: int
+    near: str
+
+    @property
+    def data(self) -> str:
+        """All of it as JSON, for the page's script."""
+        return json.dumps(asdict(self), separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -16,13 +37,14 @@ class Case:
     """A test unit to look at. row: of the slice that is shown; about: what is said of it.
 
     picture: WebP; None where its file cannot be read here. neighbours: the nearest slices of other
-    patients.
+    patients. patches: what is like each patch of the picture; None where nobody knows.
     """
 
     row: int
     about: str
     picture: bytes | None
     neighbours: tuple[Case, ...] = ()
+    patches: Patches | None = None
 
     @property
     def address(self) -> str:
@@ -33,11 +55,12 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseGroup:
-    """Cases of one kind, the worst first."""
+    """Cases of one kind, the worst first. beside: what a case's neighbours are."""
 
     title: str
     about: str
     cases: tuple[Case, ...]
+    beside: str = "Nearest slices of other patients"
 
 
 @dataclass(frozen=True)

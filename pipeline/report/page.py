@@ -25,6 +25,7 @@ from pipeline.report.figures import Drawn, overview, task_figures
 from pipeline.report.findings import ReportFinding, findings
 from pipeline.report.judged import leading_answers
 from pipeline.report.models import CaseGroup, ModelSection
+from pipeline.report.patches import with_patches
 from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import Inventory, Source, open_sources, take_stock
@@ -34,9 +35,11 @@ from pipeline.report.wording import (
     METRICS,
     answer_sentence,
     count,
+    ends_text,
     interval,
     method_title,
     metric_title,
+    notes_once,
     positive_text,
 )
 from pipeline.results import Result, Segmented
@@ -60,6 +63,11 @@ class Chapter:
     atlas: Atlas | None
     pictures: dict[int, bytes]
     cases: dict[str, tuple[CaseGroup, ...]]
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """What is to be known of answers, each note once, with those that it is of."""
+        return notes_once(self.source.answers)
 
     @property
     def nameless(self) -> int:
@@ -135,7 +143,7 @@ def _chapter(source: Source, progress: Progress) -> Chapter:
     atlas = draw_map(source)
     shown = pictures(source, atlas.pictured) if atlas else {}
     progress(f"{source.name}: cases")
-    cases = task_cases(source, atlas, shown)
+    cases = with_patches(source, task_cases(source, atlas, shown))
     return Chapter(source, stock, checked, glance, tasks, atlas, shown, cases)
 
 
@@ -182,6 +190,7 @@ def render(
         models=models,
         sentences=_sentences(chapters),
         lines=lines,
+        tables=tables.tables_of(lines),
         columns=tables.columns_of(lines),
         markdown=tables.markdown(lines, random=random, networks=networks),
         latex=tables.latex(lines, random=random, networks=networks),
@@ -195,10 +204,11 @@ def render(
         metric_title=metric_title,
         count=count,
         interval=interval,
+        ends=ends_text,
         svg=svg,
         inline=lambda figure, key, label: Markup(inline_svg(figure, key, label)),
         style=Markup(asset("pipeline.report", "page.css")),
-        script=Markup(asset("pipeline.report", "page.js")),
+        script=Markup(scripts("common.js", "page.js")),
         data=lambda chapter: Markup(_json(map_data(chapter))),
     )
 
@@ -233,6 +243,11 @@ def template(package: str, name: str) -> Template:
         lstrip_blocks=True,
     )
     return environment.get_template(name)
+
+
+def scripts(*names: str) -> str:
+    """Return the scripts of a page as one."""
+    return "\n".join(asset("pipeline.report", name) for name in names)
 
 
 def asset(package: str, name: str) -> str:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from pipeline.report.figures import headline
 from pipeline.report.sources import Source
-from pipeline.report.tables import markdown_table, networks_of, tex, tex_row
+from pipeline.report.tables import MINUS, markdown_table, networks_of, tex, tex_row
 from pipeline.report.wording import (
     RANDOM,
     few_text,
     interval,
-    method_title,
+    method_of,
     metric_title,
     positive_name,
 )
@@ -50,7 +50,7 @@ def short_table(sources: Sequence[Source]) -> ShortTable:
             name, metric = _main(result)
             if metric is not None:
                 line = (*_store(source, sources), *_tested(result), metric_title(name))
-                lines.setdefault(line, {})[_method(result)] = interval(metric)
+                lines.setdefault(line, {})[method_of(result)] = _score(metric)
     methods = dict.fromkeys(method for scores in lines.values() for method in scores)
     head = (*(("Store",) if len(sources) > 1 else ()), *_HEAD, *methods)
     rows = [(*line, *(scores.get(m, "") for m in methods)) for line, scores in lines.items()]
@@ -126,8 +126,9 @@ def _tested(result: Result | Segmented) -> tuple[str, str, str, str]:
     return result.task, str(test.units), f"{test.patients}{few_text(result)}", positive
 
 
-def _method(result: Result | Segmented) -> str:
-    return result.head if isinstance(result, Segmented) else method_title(result.method)
+def _score(metric: Metric) -> str:
+    """Return a score as papers print it: a hyphen before a number looks like a formula's minus."""
+    return interval(metric).replace("-", MINUS)
 
 
 def _main(result: Result | Segmented) -> tuple[str, Metric | None]:

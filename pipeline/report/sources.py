@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,11 +28,15 @@ from pipeline.extraction.selection import LEFT_OUT
 from pipeline.recipe import Recipe, recipe_of
 from pipeline.results import Result, Segmented
 from pipeline.shared.pseudonyms import Names
+from stores._disk import below
 from stores.errors import ConfigError, LabelError
 from stores.export import live_slices
 from stores.features import FeatureStore
 
 log = logging.getLogger(__name__)
+
+A = TypeVar("A", Result, Segmented)
+K = TypeVar("K")
 
 EXAMPLES = 3
 
@@ -43,6 +48,16 @@ class Source:
     name: str
     store: FeatureStore
     config: Config | None
+
+    @property
+    def title(self) -> str:
+        """What the data are called: by the config, or as the store is."""
+        return (self.config.title if self.config else "") or self.name
+
+    @property
+    def description(self) -> str:
+        """What the config says of the data; "" for nothing."""
+        return self.config.description if self.config else ""
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -67,9 +82,12 @@ class Source:
 
     @cached_property
     def results(self) -> dict[tuple[str, Method], Result]:
-        """The answer to each task by each method: those that fit the config, or else the newest."""
+        """The answer to each task by each method: those that fit the config, or else the newest.
+
+        Of the newest, those to one task are all of the same units, labels and split.
+        """
         if self.config is None or not self.config.tasks:
-            return self._newest_results
+            return _of_one_test(self._newest_results)
         return {(result.task, result.method): result for result in fitting(self.config)}
 
     @cached_property
@@ -77,18 +95,18 @@ class Source:
         """The answer for each name of masks by each head: as `results` are chosen."""
         # Without the masks nothing can be held against them.
         if self.config is None or not self.config.masks or not self.config.data.root.is_dir():
-            return self._newest_segmented
+            return _of_one_test(self._newest_segmented)
         heads = [*self.config.segment, *(m for m in self.config.methods if m in TUNED)]
         try:
             answers = segment.on_file(self.config, heads)
         except (LabelError, ConfigError) as error:  # the rest of the page stands
             log.warning("Whether answers are of these masks cannot be told: %s", error)
-            return self._newest_segmented
+            return _of_one_test(self._newest_segmented)
         return {(answer.task, answer.head): answer for answer in answers}
 
     @cached_property
     def unfitting(self) -> list[Result | Segmented]:
-        """The newest answers of tasks and masks by what has none that fits the config."""
+        """The newest answers that are not shown: beside others they would say another thing."""
         others: list[Result | Segmented] = []
         others += [r for key, r in self._newest_results.items() if key not in self.results]
         others += [r for key, r in self._newest_segmented.items() if key not in self.segmented]
@@ -98,14 +116,14 @@ class Source:
     def _newest_results(self) -> dict[tuple[str, Method], Result]:
         newest: dict[tuple[str, Method], Result] = {}
         for _, result in filed(self.store.path):
-            newest[result.task, result.method] = result  # a later one takes its place
+            _put_last(newest, (result.task, result.method), result)
         return newest
 
     @cached_property
     def _newest_segmented(self) -> dict[tuple[str, str], Segmented]:
         newest: dict[tuple[str, str], Segmented] = {}
         for _, answer in filed_segmentations(self.store.path):
-            newest[answer.task, answer.head] = answer
+            _put_last(newest, (answer.task, answer.head), answer)
         return newest
 
     @property
@@ -120,7 +138,10 @@ class Source:
 
     @cached_property
     def labelled(self) -> tuple[tuple[str, Task, Units, LabelTable], ...]:
-        """Each task of the config with its units; those whose labels do not join are left out."""
+        """Each task of the config with its units; those whose labels do not join are left out.
+
+        And those of regions: a slice may hold several, and is none of them.
+        """
         config = self.config
         if config is None or config.labels is None:
             return ()
@@ -132,7 +153,8 @@ class Source:
         slices = self.names.revealed(self.store.slices())
         status = self.store.status()
         joined = []
-        for name, task in config.tasks.items():
+        of_slices = {name: task for name, task in config.tasks.items() if task.region is None}
+        for name, task in of_slices.items():
             # A task's policy goes before that of the whole table, as it does in `evaluate`.
             policy = {
                 "uncertain": task.uncertain or config.labels.uncertain,
@@ -162,6 +184,28 @@ class Source:
     def names(self) -> Names:
         """The names that the store has for patients and paths."""
         return Names(self.store.path, self.config.data.paths if self.config else "hide")
+
+
+def _put_last(answers: dict[K, A], key: K, answer: A) -> None:
+    """Have a later answer in the place of an earlier one, and behind all others."""
+    answers.pop(key, None)
+    answers[key] = answer
+
+
+def _of_one_test(newest: dict[K, A]) -> dict[K, A]:
+    """Return those answers that were tested as the newest to their task was, the newest last.
+
+    Other labels, another split or an earlier state of the store are other test units, and a figure
+    of both would compare what cannot be compared.
+    """
+    last = {answer.task: _test_of(answer) for answer in newest.values()}
+    return {key: each for key, each in newest.items() if _test_of(each) == last[each.task]}
+
+
+def _test_of(answer: Result | Segmented) -> tuple[str, str, str]:
+    """Return what decides on which units, labelled how, an answer was tested."""
+    origin = answer.provenance
+    return origin.split, origin.labels, origin.store
 
 
 def open_sources(paths: list[Path]) -> list[Source]:
@@ -235,7 +279,7 @@ def take_stock(source: Source) -> Inventory:
         withdrawn=int(withdrawn.sum()),
         flags=dict(flags.most_common()),
         losses=(*_files_lost(source.store), *_slices_lost(source.store, status)),
-        bytes=sum(f.stat().st_size for f in source.store.path.rglob("*") if f.is_file()),
+        bytes=sum(f.stat().st_size for f in below(source.store.path) if f.is_file()),
     )
 
 

@@ -115,13 +115,15 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var({variable})")
     text = text.replace("#000000", "var(--ink)")
-    # The size in points becomes a greatest width in CSS pixels, 96 an inch: it may shrink.
+    # The size in points becomes a greatest width in CSS pixels, 96 an inch: it may shrink, but
+    # on telephones.
     size = re.search(r' width="([\d.]+)pt"', text)
     assert size is not None
     width = float(size[1]) * 96 / 72
     text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
     safe = printable(label).replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    head = f'<svg role="img" aria-label="{safe}" style="max-width:{width:.0f}px" '
+    widths = f"--drawn:{width:.0f}px;max-width:{width:.0f}px"
+    head = f'<svg role="img" aria-label="{safe}" style="{widths}" '
     return text.replace("<svg ", head, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.report.sources import Source
 from pipeline.report.wording import (
@@ -13,13 +14,28 @@ from pipeline.report.wording import (
     few_note,
     few_text,
     interval,
-    method_title,
+    method_of,
     point_text,
     positive_text,
     setting_text,
     spread,
 )
 from pipeline.results import Metric, Result, Segmented
+
+# What a table is of, which decides on its metrics, and what stands above it.
+Kind = Literal["classes", "numbers", "masks"]
+TITLES: dict[Kind, str] = {"classes": "Classes", "numbers": "Numbers", "masks": "Masks"}
+# The heads of the columns of words, and where a line has them.
+_WORDS = {
+    "Store": "store",
+    "Task": "task",
+    "Label": "label",
+    "Method": "method",
+    "Setting": "setting",
+    "Tested on": "tested",
+    "Positive": "positive",
+    "Called from": "point",
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,7 @@ class Line:
     positive: which of two classes is, and how many carry it; point: from which probability on.
     """
 
+    kind: Kind
     store: str
     task: str
     label: str
@@ -38,6 +55,41 @@ class Line:
     positive: str
     point: str
     metrics: dict[str, Metric]
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Lines of one kind under the columns that any of them fills: heads of words, then metrics."""
+
+    kind: Kind
+    lines: tuple[Line, ...]
+    words: tuple[str, ...]
+    metrics: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """What the lines are of."""
+        return TITLES[self.kind]
+
+    def cells(self, line: Line) -> dict[str, str]:
+        """Return the cells of a line that are words, by their heads."""
+        return {head: getattr(line, _WORDS[head]) for head in self.words}
+
+
+def tables_of(lines: Sequence[Line]) -> list[ScoreTable]:
+    """Return a table of each kind that there are lines of: they have no metric in common."""
+    several = len({line.store for line in lines}) > 1
+    tables = []
+    for kind in TITLES:
+        of_kind = tuple(line for line in lines if line.kind == kind)
+        if of_kind:
+            words = [
+                head
+                for head, name in _WORDS.items()
+                if (several if head == "Store" else any(getattr(each, name) for each in of_kind))
+            ]
+            tables.append(ScoreTable(kind, of_kind, tuple(words), tuple(columns_of(of_kind))))
+    return tables
 
 
 def lines_of(sources: Sequence[Source]) -> list[Line]:
@@ -50,14 +102,15 @@ def lines_of(sources: Sequence[Source]) -> list[Line]:
 
 
 def _lines_of_answer(store: str, result: Result | Segmented) -> Iterator[Line]:
-    # A config names its heads of segmentation itself.
-    method = result.head if isinstance(result, Segmented) else method_title(result.method)
+    method = method_of(result)
+    kind = _kind_of(result)
     tested = _tested(result)
     for score in result.scores:
         setting = setting_text(score.setting)
         # The score over all labels comes first, and is of no label.
         for label, metrics in {"": score.metrics, **score.labels}.items():
             yield Line(
+                kind=kind,
                 store=store,
                 task=result.task,
                 label=label,
@@ -68,6 +121,12 @@ def _lines_of_answer(store: str, result: Result | Segmented) -> Iterator[Line]:
                 point=point_text(score, label),
                 metrics=metrics,
             )
+
+
+def _kind_of(result: Result | Segmented) -> Kind:
+    if isinstance(result, Segmented):
+        return "masks"
+    return "numbers" if result.kind == "regression" else "classes"
 
 
 def _tested(result: Result | Segmented) -> str:
@@ -97,11 +156,28 @@ def networks_of(sources: Sequence[Source]) -> str:
 
 
 def markdown(lines: Sequence[Line], *, random: bool, networks: str = "") -> str:
-    """Return the lines as a Markdown table, and below it what the features are of."""
-    head, rows = _cells(lines)
+    """Return the lines as a Markdown table of each kind, and below what the features are of."""
     stamp = f"**{RANDOM}**: not of DINOv2.\n\n" if random else ""
     below = f"\n{networks}\n" if networks else ""
-    return f"{stamp}{markdown_table(head, rows)}\n{below}"
+    tables = tables_of(lines)
+    texts = []
+    for table in tables:
+        title = f"{table.title}:\n\n" if len(tables) > 1 else ""
+        rows = [
+            [*table.cells(line).values(), *(_number(line, name) for name in table.metrics)]
+            for line in table.lines
+        ]
+        texts.append(f"{title}{markdown_table(_head(table), rows)}\n")
+    return stamp + "\n".join(texts) + below
+
+
+def _head(table: ScoreTable) -> list[str]:
+    return [*table.words, *(METRICS[name] for name in table.metrics)]
+
+
+def _number(line: Line, name: str) -> str:
+    metric = line.metrics.get(name)
+    return "" if metric is None else interval(metric)
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -116,36 +192,37 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(escaped)} |"
 
 
+MINUS = "\N{MINUS SIGN}"
 _TEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-_TEX |= {"²": r"$^2$"}
+_TEX |= {"²": r"$^2$", MINUS: r"$-$"}
 
 
 def latex(lines: Sequence[Line], *, random: bool, networks: str = "") -> str:
-    """Return the lines as a LaTeX table (booktabs), intervals small beside their values.
+    """Return a LaTeX table (booktabs) of each kind of lines, intervals small beside their values.
 
     networks: a sentence for the caption on what the features are of.
     """
-    head, _ = _cells(lines)
-    shown = columns_of(lines)
-    several = _several(lines)
     stamp = f"{RANDOM}: not of DINOv2. " if random else ""
     intervals = "Scores with 95\\,\\% intervals by a bootstrap over patients."
-    called = "Called from: the probability, chosen on validation, from which a case is positive."
-    # Words to the left, numbers to the right.
-    alignment = "l" * (len(head) - len(shown)) + "r" * len(shown)
-    out = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}\n\\centering",
-        f"\\caption{{{stamp}{intervals} {called}{' ' if networks else ''}{tex(networks)}}}",
-        f"\\begin{{tabular}}{{{alignment}}}\n\\toprule",
-        tex_row([tex(name) for name in head]) + "\n\\midrule",
-    ]
-    for line in lines:
-        words = [tex(word) for word in _words(line, several)]
-        numbers = [_tex_number(line.metrics.get(name)) for name in shown]
-        out.append(tex_row([*words, *numbers]))
-    out.append("\\bottomrule\n\\end{tabular}\n\\end{table}")
+    called = " Called from: the probability, chosen on validation, from which a case is positive."
+    below = f" {tex(networks)}" if networks else ""
+    out = ["% needs \\usepackage{booktabs}"]
+    for table in tables_of(lines):
+        # Words to the left, numbers to the right.
+        alignment = "l" * len(table.words) + "r" * len(table.metrics)
+        caption = f"{stamp}{intervals}{called if 'Called from' in table.words else ''}{below}"
+        out += [
+            "\\begin{table}\n\\centering",
+            f"\\caption{{{caption}}}",
+            f"\\begin{{tabular}}{{{alignment}}}\n\\toprule",
+            tex_row([tex(name) for name in _head(table)]) + "\n\\midrule",
+        ]
+        for line in table.lines:
+            words = [tex(word) for word in table.cells(line).values()]
+            numbers = [_tex_number(line.metrics.get(name)) for name in table.metrics]
+            out.append(tex_row([*words, *numbers]))
+        out.append("\\bottomrule\n\\end{tabular}\n\\end{table}")
     return "\n".join(out) + "\n"
 
 
@@ -168,28 +245,3 @@ def _tex_number(metric: Metric | None) -> str:
         return value
     low, high = ends
     return f"{value} {{\\footnotesize [{low:.2f}, {high:.2f}]}}"
-
-
-def _cells(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
-    """Return the head of the table and its rows: the words of a line, then its numbers."""
-    shown = columns_of(lines)
-    several = _several(lines)
-    head = ["Task", "Label", "Method", "Setting", "Tested on", "Positive", "Called from"]
-    head += [METRICS[name] for name in shown]
-    if several:
-        head.insert(0, "Store")
-    rows = []
-    for line in lines:
-        numbers = [interval(line.metrics[name]) if name in line.metrics else "" for name in shown]
-        rows.append(_words(line, several) + numbers)
-    return head, rows
-
-
-def _several(lines: Sequence[Line]) -> bool:
-    return len({line.store for line in lines}) > 1
-
-
-def _words(line: Line, several: bool) -> list[str]:
-    words = [line.task, line.label, line.method, line.setting, line.tested]
-    words += [line.positive, line.point]
-    return [line.store, *words] if several else words

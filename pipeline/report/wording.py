@@ -33,6 +33,8 @@ METRICS = {
     "quadratic_kappa": "Quadratic kappa",
     "r2": "R²",
     "mae": "MAE",
+    "rmse": "RMSE",
+    "correlation": "Correlation",
     "dice": "Dice",
     "iou": "IoU",
     "hd95": "HD95, mm (or pixels)",
@@ -60,6 +62,10 @@ GLOSSARY = {
     "quadratic_kappa": "Agreement on an ordered scale beyond chance: 1 is all, 0 is chance.",
     "r2": "The share of the variance that is predicted: 1 is all, 0 is no better than the mean.",
     "mae": "How far the number is off, in the mean, in the label's own unit.",
+    "rmse": "The root of the mean squared distance, in the label's own unit: what is far off "
+    "counts more.",
+    "correlation": "How well predicted and true numbers lie on any one line (Pearson): 1 is "
+    "exactly, 0 is not at all.",
     "dice": "Twice the overlap of predicted and true structure over the sum of both: 1 is equal.",
     "iou": "The overlap of predicted and true structure over what either has: 1 is equal.",
     "hd95": "The distance within which 95 % of one outline lies from the other: 0 is equal.",
@@ -183,6 +189,16 @@ def interval(metric: Metric) -> str:
     return f"{metric.value:.3f}" + (f" [{ends[0]:.2f}, {ends[1]:.2f}]" if ends else "")
 
 
+def ends_text(metric: Metric) -> str:
+    """Return the ends of a metric's interval: 0.82–0.90, and -0.31 to 0.20; "" for none."""
+    ends = spread(metric)
+    if ends is None:
+        return ""
+    # Between signs a dash would be one more.
+    between = " to " if ends[0] < 0 else "\N{EN DASH}"
+    return f"{ends[0]:.2f}{between}{ends[1]:.2f}"
+
+
 def sentence(
     task: str,
     metrics: Mapping[str, Metric],
@@ -222,6 +238,38 @@ def answer_sentence(result: Result | Segmented) -> str:
         classes = ()
         by = result.head
     return sentence(f"{result.task}, {by}", score.metrics, patients, classes)
+
+
+def notes_once(answers: Sequence[Result | Segmented]) -> list[tuple[str, str]]:
+    """Return each note of some answers once, with the tasks and methods that have it.
+
+    Where all of a task's methods have it, they are not named.
+    """
+    methods: dict[str, list[str]] = {}
+    with_note: dict[str, dict[str, list[str]]] = {}
+    for answer in answers:
+        method = method_of(answer)
+        methods.setdefault(answer.task, []).append(method)
+        for note in dict.fromkeys(answer.notes):
+            with_note.setdefault(note, {}).setdefault(answer.task, []).append(method)
+    notes = []
+    for note, of_note in with_note.items():
+        whole = [task for task, some in of_note.items() if some == methods[task]]
+        parts = [
+            f"{task} by {' and '.join(some)}"
+            for task, some in of_note.items()
+            if some != methods[task]
+        ]
+        notes.append((", ".join([*whole, *parts]), note))
+    return notes
+
+
+def method_of(answer: Result | Segmented) -> str:
+    """Return what answered; a config names its heads of segmentation itself."""
+    # Here: `radprobe --help` reads this module, and needs no pydantic for it.
+    from pipeline.results import Segmented
+
+    return answer.head if isinstance(answer, Segmented) else method_title(answer.method)
 
 
 def units_alone(units: PairedUnits | None, level: str) -> list[str]:

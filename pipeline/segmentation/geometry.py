@@ -95,6 +95,30 @@ def to_slice(labels: Labels, shows: Shown, shape: tuple[int, int]) -> Labels:
     return out
 
 
+def patches_of(pixel: NDArray[np.int64], first: int, length: int, n: int) -> NDArray[np.int64]:
+    """Return which of n patches over `length` pixels from `first` on each pixel is in; -1: none."""
+    patch = (2 * (pixel - first) + 1) * n // (2 * length)
+    return np.where((patch >= 0) & (patch < n), patch, -1)
+
+
+def patch_at(shows: Shown, grid: tuple[int, int], y: int, x: int) -> tuple[int, int] | None:
+    """Return the row and column of the patch that shows a pixel; None where the input does not."""
+    row = int(patches_of(np.array([y]), shows.top, shows.height, grid[0])[0])
+    column = int(patches_of(np.array([x]), shows.left, shows.width, grid[1])[0])
+    return None if min(row, column) < 0 else (row, column)
+
+
+def patch_middle(
+    placement: Placement, grid: tuple[int, int], patch: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Return the row and column of the pixel in a patch's middle; None where no slice is there."""
+    shows = placement.shows
+    y = shows.top + (2 * patch[0] + 1) * shows.height // (2 * grid[0])
+    x = shows.left + (2 * patch[1] + 1) * shows.width // (2 * grid[1])
+    height, width = placement.shape
+    return (y, x) if 0 <= y < height and 0 <= x < width else None
+
+
 def nearest(of: int, into: int) -> NDArray[np.int64]:
     """Return (into,) which of `of` pixels each of `into` pixels is, nearest-exact."""
     return (2 * np.arange(into) + 1) * of // (2 * into)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import faiss
 import numpy as np
@@ -20,6 +21,7 @@ from torch.nn.functional import interpolate
 
 from pipeline.config.segmentation import Segment
 from pipeline.config.segmentation_heads import Need
+from pipeline.evaluation.cards import MOST, number_of_cards, on_card
 from pipeline.evaluation.heads.contract import HeadState
 from pipeline.evaluation.heads.knn import soft_vote
 from pipeline.segmentation.contracts import Parts, Rows, TokenSource
@@ -35,10 +37,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TokenReferences:
-    """An index of m unit tokens, and their classes' shares (m, c)."""
+    """An index of m unit tokens, and their classes' shares (m, c).
+
+    searched: the index, or its copy on a GPU.
+    """
 
     index: faiss.IndexFlatIP
     shares: Floats
+    searched: Any
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def from_state(
     index.add(tokens)
     k = int(state.about["k"])
     return NeighbourHead(
-        references=TokenReferences(index, state.arrays["shares"]),
+        references=_references(index, state.arrays["shares"], k, device),
         k=k,
         temperature=float(state.about["temperature"]),
         setting={"k": k},
@@ -88,11 +94,11 @@ def from_state(
 def fit(source: TokenSource, parts: Parts, settings: Segment, *, device: str) -> NeighbourHead:
     """Collect references from train, choose k by the Dice on val.
 
-    device: not looked at, since neighbours are searched for on the CPU.
+    device: where neighbours are searched for; `auto` is the first GPU where FAISS finds one.
     """
     started = time.perf_counter()
     check_parts(parts, "k", settings.k)
-    references = collect_references(source, parts["train"], settings)
+    references = collect_references(source, parts["train"], settings, device)
     notes = []
     # A vote of more neighbours than there are references is none.
     ks = [k for k in settings.k if k <= len(references.shares)] or [1]
@@ -102,7 +108,7 @@ def fit(source: TokenSource, parts: Parts, settings: Segment, *, device: str) ->
         best = ks[int(dice.argmax())]
         notes.append(chosen_note("k", ks, dice))
     if settings.refit == "train+val" and len(parts["val"]):
-        references = collect_references(source, learned_rows(parts, settings), settings)
+        references = collect_references(source, learned_rows(parts, settings), settings, device)
         notes.append("references of train and val, once k was chosen")
     notes.append(f"{len(references.shares)} reference patches")
     return NeighbourHead(
@@ -132,7 +138,9 @@ def _dice_on(
     return overlap.dice()
 
 
-def collect_references(source: TokenSource, rows: Rows, settings: Segment) -> TokenReferences:
+def collect_references(
+    source: TokenSource, rows: Rows, settings: Segment, device: str
+) -> TokenReferences:
     """Return the patches of rows as references, equally many of each where not all may stay."""
     rng = np.random.default_rng(settings.seed)
     if len(rows) > settings.references:
@@ -154,7 +162,15 @@ def collect_references(source: TokenSource, rows: Rows, settings: Segment) -> To
             index.add(unit_length(of_chosen))
             share = by_patch[i].reshape(number, -1)
             shares.append(share[chosen])
-    return TokenReferences(index, np.concatenate(shares))
+    return _references(index, np.concatenate(shares), max(settings.k), device)
+
+
+def _references(index: faiss.IndexFlatIP, shares: Floats, k: int, device: str) -> TokenReferences:
+    """Return references that are searched on a device for at most k. Raises DeviceError."""
+    if device == "auto":
+        device = "cuda:0" if number_of_cards() else "cpu"
+    searched = index if k > MOST else on_card(index, device)
+    return TokenReferences(index, shares, searched)
 
 
 def class_shares(masks: NDArray[np.uint8], grid: tuple[int, int], classes: int) -> Floats:
@@ -184,7 +200,7 @@ def vote(
     tokens = _last_block(batch)
     b, h, w, d = tokens.shape
     queries = unit_length(tokens.reshape(-1, d).astype(np.float32))
-    cosine, nearest = references.index.search(queries, max(ks))
+    cosine, nearest = references.searched.search(queries, max(ks))
     labels = {}
     votes = soft_vote(cosine, nearest, references.shares, list(ks), temperature)
     for k, share in votes.items():

@@ -128,6 +128,13 @@ class StoredMasks:
         values = [self._usable[name].to_pylist() for name in columns]
         return sha256(json.dumps([self.classes, *values]).encode())
 
+    @functools.cached_property
+    def digests(self) -> list[str]:
+        """The sha256 of each slice's labels (n,) and of the way they go to the network's input."""
+        columns = [*_SHOWN.values(), "height", "width", "sha256"]
+        values = zip(*(self._usable[name].to_pylist() for name in columns), strict=True)
+        return [sha256(json.dumps([self.classes, *of_slice]).encode()) for of_slice in values]
+
     def labels(self, row: int) -> Labels:
         """Return the label values (H, W) of a slice. Raises KeyError, CorruptStoreError."""
         place = self._place(row)
@@ -138,7 +145,7 @@ class StoredMasks:
             if labels.max(initial=0) >= len(self.classes):
                 raise ValueError("it holds a value of no class")
             return labels
-        except (zlib.error, ValueError) as error:
+        except ValueError as error:
             raise CorruptStoreError(
                 f"The mask of row {row} in {self._folder} is damaged ({error}). Delete that "
                 "folder: the next run reads the mask files again."
@@ -191,12 +198,15 @@ class StoredMasks:
 
 
 def inflate(stream: bytes, size: int) -> bytes:
-    """Return the bytes of a zlib stream, which must be so many. Raises ValueError, zlib.error.
+    """Return the bytes of a zlib stream, which must be so many. Raises ValueError.
 
     No more than that comes into memory, whatever the stream holds.
     """
     inflater = zlib.decompressobj()
-    data = inflater.decompress(stream, size + 1)
+    try:
+        data = inflater.decompress(stream, size + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
     # The stream ends with its checksum, which is compared where it is reached.
     if len(data) != size or not inflater.eof:
         raise ValueError(f"it does not hold {size} bytes")

@@ -31,6 +31,12 @@ class Tokens:
         return shape[0] if len(shape) == 4 else 1
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """The rows and columns (h, w) of patches."""
+        h, w, _ = self._store.array("patch").row_shape[-3:]
+        return h, w
+
+    @property
     def chunk_rows(self) -> int:
         """How many rows are read at once."""
         return self._store.array("patch").chunk_rows

@@ -55,10 +55,14 @@ NATIVE = ("orig", "individual", "native", "scanner")
 _HALVES = ("rawdata", "sourcedata", "derivatives")
 # Folders beside the subjects that are no part of the collection.
 ASIDE = ("derivatives", "sourcedata", "code", "stimuli", "phenotype")
+# Files of a collection that people read.
+_TEXTS = ("README", "CHANGES", "LICENSE", "CITATION.cff")
 # Words, and globs of files that are no image; an `include` that has the word means such files.
 EXCLUDED = {
     **{name: f"**/{name}/**" for name in ASIDE},
     **{f"_{suffix}": f"**/sub-*_{suffix}.*" for suffix in (*MASKS, "probseg")},
+    **{extension: f"**/*{extension}" for extension in BESIDE},
+    **{name: f"**/{name}*" for name in _TEXTS},
 }
 # Globs, and the modality of their files: by kind of data, or by suffix.
 # fmt: off
@@ -72,6 +76,8 @@ MODALITIES = {
 # The subject as the path has it, and as the column participant_id.
 SUBJECT = r"(?:^|/)(sub-[^/]+)/"
 _SUBJECT = re.compile(SUBJECT)
+# A subject's session as the path has it; where there are no sessions, the subject.
+SESSION = r"(?:^|/)(sub-[^/]+(?:/ses-[^/]+)?)/"
 _SUBJECT_GLOB = "sub-*"
 # Subjects that are looked at for names of BIDS.
 _LOOKED_AT = 3

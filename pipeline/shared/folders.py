@@ -40,14 +40,19 @@ def files_below(root: Path, but: Collection[str] = ()) -> list[str]:
     """
     seen: set[tuple[int, int]] = set()
     paths = []
-    for folder, folders, files in os.walk(root, followlinks=True):
+    pending = [os.fspath(root)]
+    while pending:
+        # One folder at a time: before Python 3.12 `os.walk` takes stack for each that is nested.
+        folder, folders, files = next(os.walk(pending.pop(), followlinks=True), ("", [], []))
+        if not folder:
+            continue  # not to be looked into
         status = os.stat(folder)
         place = (status.st_dev, status.st_ino)
-        folders[:] = [each for each in folders if not hidden_kind(each) and each not in but]
         if place in seen:
-            folders.clear()
             continue
         seen.add(place)
+        searched = [each for each in folders if not hidden_kind(each) and each not in but]
+        pending += [os.path.join(folder, each) for each in reversed(searched)]
         above = Path(folder).relative_to(root)
         paths += [escape_path((above / file).as_posix()) for file in files]
     return sorted(paths)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from stores._disk import (
     CHECKSUM,
     TEMPORARY,
     file_sha256,
+    remove_folder,
     sweep_temporaries,
     sync,
     sync_folder,
@@ -63,7 +63,7 @@ def save_network(
     # Only now under its name, with all its bytes on the disk.
     with filing():
         if to.exists():  # of a run that was killed before its answer was filed
-            shutil.rmtree(to)
+            remove_folder(to)
         os.replace(temporary, to)
     sync_folder(to.parent)
     return identity_of(to / SAFETENSORS)

@@ -53,6 +53,7 @@ def write_bids(root: Path, seed: int) -> None:
     """Write subjects with a T1w and a FLAIR of two sessions, masks of the T1w, and tables."""
     rng = np.random.default_rng(seed)
     root.mkdir()
+    (root / "README").write_text("A test.")
     (root / "dataset_description.json").write_text('{"Name": "test", "BIDSVersion": "1.10.0"}')
     rows = ["participant_id\tage\tgroup"]
     for i, subject in enumerate(SUBJECTS):
@@ -104,8 +105,12 @@ def test_subjects_are_patients_and_derivatives_no_images(project: Path) -> None:
     assert len(slices) == len(SUBJECTS) * 2 * 2 * DEPTH
     assert set(slices["modality"].to_pylist()) == {"MR"}
     assert set(slices["patient"].to_pylist()) == {names.pseudonym("patient", s) for s in SUBJECTS}
+    studies = {f"{subject}/ses-{i}" for subject in SUBJECTS for i in (1, 2)}
+    assert set(slices["study"].to_pylist()) == {names.pseudonym("study", s) for s in studies}
     assert not any("derivatives" in path for path in slices["path"].to_pylist())
     assert not any("sub-" in path for path in store.slices()["path"].to_pylist())
+    # Tables and texts are no files that could not be read.
+    assert not any(store.files(["reason"])["reason"].to_pylist())
     assert not embed(config).notes  # of what was filled in, nothing is missed
 
 
@@ -305,6 +310,29 @@ def test_what_is_said_nearest_to_the_image_counts(tmp_path: Path) -> None:
         "participants.tsv: 1 subject has no image",
         "participants.tsv: 1 subject has no row there",
     )
+
+
+def test_a_measure_of_phenotype_is_a_label(tmp_path: Path) -> None:
+    write_names(tmp_path, *IMAGES, "phenotype/moca.tsv", "phenotype/panss.tsv")
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\nsub-1\t40\n")
+    of_tools = {
+        "moca": ["participant_id session_id score age", "sub-1 ses-1 28 1", "sub-1 n/a 20 1"],
+        "panss": ["participant_id score Total", "sub-1 7 70"],
+    }
+    for tool, lines in of_tools.items():
+        text = "\n".join(lines).replace(" ", "\t")
+        (tmp_path / f"phenotype/{tool}.tsv").write_text(f"{text}\n")
+    names = ["moca.score", "panss.score", "total", "age"]
+    columns = read_bids_table(tmp_path, ["path", *names]).columns
+    rows = zip(*(columns[name] for name in names), strict=True)
+    said = dict(zip(columns["path"], rows, strict=True))
+    # What is of a session goes before what is of none; a participant's own age before a measure's.
+    assert said[IMAGES[0]] == ("28", "7", "70", "40")
+    assert said[IMAGES[3]] == ("20", "7", "70", "40")
+    with pytest.raises(LabelError, match="'score' stands in several.*moca.score.*panss.score"):
+        read_bids_table(tmp_path, ["path", "score"])
+    with pytest.raises(LabelError, match="Did you mean 'moca.score'"):
+        read_bids_table(tmp_path, ["path", "moca.scoer"])
 
 
 @pytest.mark.parametrize(

@@ -160,8 +160,9 @@ def test_a_rerun_imports_no_head_and_opens_no_array(root: Path) -> None:
 
 
 def test_no_head_imports_torch(root: Path) -> None:
-    assert set(imported(config(root, "both"))) >= {"False", "faiss", "sklearn"}
-    assert not {"torch", "transformers"} & set(imported(config(root, "noise")))
+    libraries = set(imported(config(root, "both", "noise")))
+    assert libraries >= {"False", "faiss", "sklearn"}
+    assert not {"torch", "transformers"} & libraries
 
 
 def test_a_tampered_split_is_refused(root: Path) -> None:
@@ -295,6 +296,14 @@ def test_progress_names_each_answer(root: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     evaluate(config(root, "signal"), ["knn", "probe"], progress=lambda *at: seen.append(at))
     assert seen == [("signal: knn", 0, 2), ("signal: probe", 1, 2)]
+
+
+def test_a_head_that_trains_says_how_many_epochs_are_done(root: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    short = config(root, "signal", linear={"epochs": 3, "batch": 64, "rates": [0.1]})
+    evaluate(short, ["linear"], progress=lambda *at: seen.append(at))
+    assert seen[0] == ("signal: linear", 0, 1)
+    assert list(dict.fromkeys(seen[1:])) == [("signal: linear, epochs", i, 3) for i in range(3)]
 
 
 def test_the_tidy_table_holds_every_number_once(root: Path) -> None:

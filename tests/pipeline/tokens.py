@@ -65,7 +65,7 @@ def token_store(config: Config) -> FeatureStore:
         weights="random:0",
         image_size=config.backbone.image_size,
         blocks=1,
-        outputs=("patch",),
+        outputs=config.outputs.keep,
         preprocess=config.preprocess,
     )
     store = open_store(config, recipe)
@@ -81,7 +81,10 @@ def token_store(config: Config) -> FeatureStore:
             (item,) = read_slices(path, [row["frame"]], config.preprocess.plane)
             assert isinstance(item, Slice), path
             image = prepare_batch([item], [row["modality"]], recipe)[0, 0].numpy()
-            arrays["patch"][row["row"] - part.start] = tokens_of(image)
+            tokens = tokens_of(image)
+            for name in config.outputs.keep:
+                whole = tokens.mean(axis=(0, 1))
+                arrays[name][row["row"] - part.start] = tokens if name == "patch" else whole
             arrays["status"][row["row"] - part.start] = 1
         claim = store.claim(part)
         assert claim is not None

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -20,10 +21,18 @@ import pytest
 
 from pipeline.shared.pseudonyms import load_key
 from stores import FeatureStore, manifest
-from stores._disk import CHECKSUM, seal, sha256, unseal, write_atomic
+from stores._disk import (
+    CHECKSUM,
+    seal,
+    sha256,
+    sweep_temporaries,
+    unseal,
+    write_atomic,
+    write_checked,
+)
 from stores.errors import ConfigError, CorruptStoreError, StoreError
 from stores.filed_tables import read_filed_table
-from stores.purge import withdraw
+from stores.purge import purge_all, withdraw
 from stores.receipt import receipt_name
 from stores.slices import FILE_SCHEMA, SLICE_SCHEMA, table_bytes
 from stores.verify import repair, verify
@@ -133,6 +142,7 @@ def odd_tables() -> dict[str, pa.Table]:
         "no rows": table.drop_columns(["row"]),
         "no withdrawn": table.drop_columns(["withdrawn"]),
         "text": table.set_column(0, "row", pa.array([str(i) for i in range(20)])),
+        "twice": table.append_column("path", table["path"]),
     }
 
 
@@ -144,7 +154,7 @@ def test_odd_slice_tables_are_corrupt(store: FeatureStore, odd: str) -> None:
     assert not verify(store.path).sound
 
 
-@pytest.mark.parametrize("lacks", ["tags", "width", "path"])
+@pytest.mark.parametrize("lacks", ["tags", "series", "path"])
 def test_a_table_of_a_version_before_is_written_anew_with_all_columns(
     store: FeatureStore, lacks: str
 ) -> None:
@@ -153,6 +163,9 @@ def test_a_table_of_a_version_before_is_written_anew_with_all_columns(
     put(store, "slices.parquet", table_bytes(numbered(20, patient="p").drop_columns([lacks])))
     files = store.files().drop_columns(["detail"]).replace_schema_metadata({"rules": "kept"})
     put(store, "files.parquet", table_bytes(files))
+    assert store.slices([lacks, "row"])[lacks].null_count == 20
+    (piece,) = store.slice_file.between(0, 20, ["row", lacks])
+    assert piece[lacks].null_count == 20
     assert withdraw(store, "p") == 20
     assert store.slices().schema.names == SLICE_SCHEMA.names
     assert store.files().schema.names == FILE_SCHEMA.names
@@ -256,26 +269,58 @@ def test_odd_receipts_are_damage_and_never_a_fault(store: FeatureStore, edit: Ed
     assert not verify(store.path).sound
 
 
-def test_nesting_without_end_is_corrupt(store: FeatureStore) -> None:
-    put(store, GROUP, b"[" * 100_000)
+@pytest.mark.parametrize("name", [GROUP, MEAN, "withdrawn.json"])
+def test_nesting_without_end_is_corrupt(store: FeatureStore, name: str) -> None:
+    put(store, name, b"[" * 100_000)
     with pytest.raises(CorruptStoreError):
         use(store.path)
+    assert not verify(store.path).sound
 
 
-def test_row_checksums_of_another_number_are_corrupt(tmp_path: Path) -> None:
-    from stores import ArraySpec
-    from tests.stores.conftest import NO_FILES
+def test_a_split_nested_without_end_goes_with_the_patient_that_it_names(
+    store: FeatureStore,
+) -> None:
+    path = store.path / "splits/finding.json"
+    write_checked(path, b"[" * 100_000 + b'"p"')
+    withdraw(store, "p")
+    purge_all(store, "p")
+    assert not path.exists()
 
-    wide = {"cls": ArraySpec((400_000,), "float16"), "mean": ArraySpec((6,), "float16")}
-    store = FeatureStore.create(tmp_path / "wide", "{}", wide, 4)
-    store.write_tables(numbered(4), NO_FILES)
-    fill(store, 0)
-    path = store.path / receipt_name(0)
-    document = unseal(path)
-    document["chunks"]["cls/c/0/0"]["row_crc32c"] = ""
-    path.write_bytes(seal(document))
-    with pytest.raises(CorruptStoreError, match="checksums of 0 rows"):
-        FeatureStore.open(store.path).read("cls", np.array([1]))
+
+def nest(folder: Path, depth: int) -> None:
+    """Put folders in each other, of which the last has a file; their path may be too long."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=place)
+        inner = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=place))
+    os.close(place)
+
+
+def test_folders_nested_without_end_are_corrupt(store: FeatureStore, tmp_path: Path) -> None:
+    for index in range(3):
+        fill(store, index)
+    withdraw(store, "p")
+    deep = tmp_path / "deep"
+    nest(deep, 3000)
+    try:
+        for name in ("parts", "features.zarr/mean/c", "copies", "runs", "results", "other"):
+            place = store.path / name / ".tmp-x"
+            place.parent.mkdir(exist_ok=True)
+            deep.rename(place)
+            os.utime(place, (0, 0))
+            use(store.path)  # what it needs is there
+            assert [finding.kind for finding in verify(store.path).findings] == ["odd"]
+            works = (repair, lambda path: purge_all(FeatureStore.open(path), "p"))
+            for work in (*works, lambda _, place=place: sweep_temporaries([place])):
+                with pytest.raises(CorruptStoreError, match="more than 32 deep"):
+                    work(store.path)
+            place.rename(deep)
+    finally:
+        subprocess.run(["rm", "-r", tmp_path], check=True)  # pytest could not
 
 
 # --- what is no file, in the place of one --------------------------------------------------------

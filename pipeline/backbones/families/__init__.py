@@ -23,14 +23,23 @@ FAMILIES: dict[FamilyName, str] = {
     "resnet": "pipeline.backbones.families.resnet",
     "dinov3_vit": "pipeline.backbones.families.dinov3_vit",
     "timm_wrapper": "pipeline.backbones.families.timm_wrapper",
+    "i3resnet": "pipeline.backbones.families.i3resnet",
+    "monai_resnet": "pipeline.backbones.families.monai_resnet",
+    "segresenc": "pipeline.backbones.families.segresenc",
     "efficientnet_lite": "pipeline.backbones.families.efficientnet_lite",
 }
+# Those of 3D networks, whose files have no config.json.
+VOLUME_FAMILIES: frozenset[FamilyName] = frozenset({"i3resnet", "monai_resnet", "segresenc"})
 # model_type in a config.json of Hugging Face -> family: the same word, but for two that have two.
 # The files of timm have none.
 MODEL_TYPES: dict[str, FamilyName] = {
     "dinov2": "dinov2",
     "dinov2_with_registers": "dinov2",
-    **{name: name for name in FAMILIES if name not in ("dinov2", "timm_wrapper")},
+    **{
+        name: name
+        for name in FAMILIES
+        if name not in ("dinov2", "timm_wrapper") and name not in VOLUME_FAMILIES
+    },
     "clip_vision_model": "clip",
 }
 

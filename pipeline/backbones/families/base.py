@@ -27,7 +27,8 @@ class Family:
     prefixes: of the tower's tensors in files that hold more; left_out: what such files hold beside.
     positions: the learned positions. fixed, options: values of the config, and arguments of the
     class, that are always these. is_grid: its stages differ in width, so the last grid alone is
-    taken. is_written_out: the network is `backbones.dinov2`, and transformers but saves it.
+    taken. is_written_out: the network is `backbones.dinov2`, and transformers but saves it. maker:
+    the module that makes networks of the family.
     """
 
     name: FamilyName
@@ -45,6 +46,7 @@ class Family:
     options: Mapping[str, Any] = field(default_factory=dict)
     is_grid: bool = False
     is_written_out: bool = False
+    maker: str = "pipeline.backbones.towers"
 
     # --- a config.json ---------------------------------------------------------------------
 

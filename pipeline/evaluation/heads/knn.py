@@ -45,7 +45,9 @@ class KnnSettings(HeadSettings):
     neighbours that so many lists of the inverted file find.
     """
 
-    k: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20, 50, 100, 200)
+    k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (
+        5, 10, 20, 50, 100, 200,
+    )  # fmt: skip
     temperature: Annotated[float, Field(gt=0)] = 0.07
     multilabel: Literal["soft", "mlknn", "mlknn-paper"] = "soft"
     exact_up_to: Annotated[int, Field(ge=1)] | None = None
@@ -56,13 +58,14 @@ class KnnSettings(HeadSettings):
 class References:
     """Units (r,) among which neighbours are looked for, and for which k.
 
-    They are train and val; while k is chosen on val, train alone.
+    They are train and val; while k is chosen on val, train alone. device: where to look for them.
     """
 
     units: Units
     settings: KnnSettings
     rows: Rows
     ks: list[int]
+    device: str | None = None
 
     @property
     def by_ml_knn(self) -> bool:
@@ -117,7 +120,7 @@ def _references(given: FitInput[KnnSettings], rows: Rows) -> References:
     """Return units as references, for every k that there are enough of."""
     most = _most_neighbours(given.units, given.settings, rows)
     ks = [k for k in given.settings.k if k <= most]
-    return References(given.units, given.settings, rows, ks)
+    return References(given.units, given.settings, rows, ks, given.device)
 
 
 def _most_neighbours(units: Units, settings: KnnSettings, rows: Rows) -> int:
@@ -194,14 +197,14 @@ def _vote(
     index = None
     notes = []
     if settings.exact_up_to is not None and len(among) > settings.exact_up_to:
-        index = build_inverted_file(x, among, rows, most, settings.recall)
+        index = build_inverted_file(x, among, rows, most, settings.recall, model.device)
         notes.append(index.note)
     # The most once: a smaller k looks at the first of them.
-    cosine, nearest = neighbours(x, among, rows, most, patient, index)
+    cosine, nearest = neighbours(x, among, rows, most, patient, index, model.device)
     if model.by_ml_knn:
         # The paper's code lets an image be its own neighbour; its formulas do not.
         others = patient if settings.multilabel == "mlknn" else None
-        _, within = neighbours(x, among, among, most, others, index)
+        _, within = neighbours(x, among, among, most, others, index, model.device)
         carried = units.indicator[among][:, labels]
         return ml_knn(within, nearest, carried, model.ks), notes
     of_classes = units.kind != "regression"

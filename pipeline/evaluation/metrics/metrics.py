@@ -57,7 +57,7 @@ SHARES: dict[str, float] = {
     **dict.fromkeys(("mcc", "quadratic_kappa"), -1.0),
 }
 # The metrics that lie between two ends, and the lower one; the upper one is 1.
-BOUNDED = SHARES | {"ece": 0.0}
+BOUNDED = SHARES | {"ece": 0.0, "correlation": -1.0}
 # Permuted labels count towards p where they do as well as the true ones, but for rounding.
 ROUNDING = 1e-12
 CHANCE = 0.5

@@ -249,7 +249,11 @@ def regression(
     predicted: Floats,
     weights: Floats,
 ) -> dict[str, Floats]:
-    """Return R2, the share of the variance of y (n,) explained by `predicted` (n,), and the MAE."""
+    """Return how near `predicted` (n,) is to y (n,).
+
+    R2, the share of the variance of y that is explained; MAE and RMSE, in y's unit; Pearson's
+    correlation, which does not ask for the same scale.
+    """
     total = weights.sum(axis=0)
     centre = ratio(y @ weights, total)
     variance = ratio(y**2 @ weights, total) - centre**2
@@ -257,7 +261,24 @@ def regression(
     return {
         "r2": 1 - ratio(unexplained, variance),
         "mae": ratio(np.abs(y - predicted) @ weights, total),
+        "rmse": np.sqrt(unexplained),
+        "correlation": _correlation(y, predicted, weights),
     }
+
+
+def _correlation(x: Floats, y: Floats, weights: Floats) -> Floats:
+    """Return Pearson's correlation of x (n,) and y (n,); NaN where either is the same for all."""
+    total = weights.sum(axis=0)
+    # About the means of all, so that sums of squares lose no digits.
+    x = x - x.mean()
+    y = y - y.mean()
+    of_x = ratio(x @ weights, total)
+    of_y = ratio(y @ weights, total)
+    covariance = ratio((x * y) @ weights, total) - of_x * of_y
+    spread_x = ratio(x**2 @ weights, total) - of_x**2
+    spread_y = ratio(y**2 @ weights, total) - of_y**2
+    # Rounding may leave a product of spreads just below 0, of which there is no root.
+    return ratio(covariance, np.sqrt(np.maximum(spread_x * spread_y, 0)))
 
 
 # --- confusion tables, (c, c, b): true class, class decided for, draw ------------------------

@@ -23,13 +23,14 @@ from pipeline.extraction.embed import BadLimit, Progress
 from pipeline.extraction.sync import Look, update_tables
 from stores import FeatureStore, PartRange
 from stores._disk import read_file, write_atomic
-from stores.claims import STALE_AFTER_S, Claim, try_claim
+from stores.claims import STALE_AFTER_S, Claim, owner, stems, try_claim
 from stores.errors import ConfigError, CorruptStoreError, as_corrupt
 from stores.features import RUNS
 
 log = logging.getLogger(__name__)
 
 _LOOK = "look"
+_SHARD = "shard-"
 # How often a process that looks gives a sign of life; a claim without one lapses (STALE_AFTER_S).
 _BEAT_S = 60.0
 # How often the folder is asked what other processes do. Claims and receipts are files, which may be
@@ -66,6 +67,31 @@ class Shard:
         """Return the parts from this shard's stretch on, round to its beginning."""
         begin = (self.number - 1) * len(parts) // self.of
         return [*parts[begin:], *parts[:begin]]
+
+
+@contextlib.contextmanager
+def alone(store: FeatureStore, shard: Shard) -> Iterator[None]:
+    """Say where another living process has the same number: two begin at the same parts then."""
+    stem = f"{_SHARD}{shard.number}-of-{shard.of}"
+    claim = try_claim(store.claims, stem)
+    if claim is None:
+        log.warning(
+            "Shard %d/%d is at work already: %s. Both begin at the same parts. A part has one "
+            "writer, so nothing is done twice; give each process a number of its own.",
+            shard.number,
+            shard.of,
+            owner(store.claims, stem),
+        )
+        yield
+        return
+    try:
+        with _beating(claim):
+            yield
+    finally:
+        # Nobody else asks for what shards that were killed have left.
+        for left in stems(store.claims):
+            if left.startswith(_SHARD) and (of_dead := try_claim(store.claims, left)):
+                of_dead.release()
 
 
 # --- one look for all ----------------------------------------------------------------------------
@@ -172,6 +198,7 @@ def embed_ring(
     """
     result = EmbedResult()
     left = store.missing()
+    told = False
     progressed_at = time.monotonic()
     while left:
         # Looked at anew in each round: a claim of a process that died meanwhile is not among them.
@@ -183,6 +210,10 @@ def embed_ring(
         elif time.monotonic() - progressed_at > LOST_S:
             break
         else:
+            if not told:
+                waited_for = ", ".join(f"{i} ({holders[i].name})" for i in sorted(holders))
+                log.warning("Waiting for parts that others are at work on: %s.", waited_for)
+                told = True
             time.sleep(_WAIT_S)
         before = len(left)
         left = [part for part in store.without_receipt(left) if part.index not in result.failed]

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -41,9 +41,6 @@ from stores._disk import read_file, write_atomic
 from stores._process import me, name_of
 from stores.errors import CorruptStoreError, RadprobeError, as_corrupt
 from stores.features import RUNS
-
-if TYPE_CHECKING:
-    from pipeline.backbones.load import Backbone
 
 log = logging.getLogger(__name__)
 
@@ -299,12 +296,12 @@ def _open(path: str, *stamp: int) -> FeatureStore:
     return FeatureStore.open(path)
 
 
-def _cached_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Backbone:
+def _cached_network(recipe: Recipe, checkpoint: Checkpoint, speed: Speed) -> Any:
     return _network_of(recipe.canonical(), checkpoint, speed)
 
 
 @functools.lru_cache(maxsize=1)
-def _network_of(recipe_text: str, checkpoint: Checkpoint, speed: Speed) -> Backbone:
+def _network_of(recipe_text: str, checkpoint: Checkpoint, speed: Speed) -> Any:
     """Load a network once: it stays in the process for the tasks that follow."""
     return load_network(Recipe.from_text(recipe_text), checkpoint, speed)
 

@@ -2,38 +2,81 @@
 (() => {
   const $ = (selector, within = document) => within.querySelector(selector);
   const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
-  const redraws = [];
 
-  // --- light and dark ---------------------------------------------------------------------------
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const theme = $("#theme");
-  const isDark = () => (document.documentElement.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
-  const settle = () => {
-    theme.textContent = isDark() ? "Light" : "Dark";
-    theme.setAttribute("aria-pressed", String(isDark()));
-    redraws.forEach((draw) => draw());
+  // --- patches that are alike ---------------------------------------------------------------------
+  // Where a picture is drawn within its square, which may be wider or higher than it.
+  const drawn = (picture) => {
+    const box = picture.getBoundingClientRect();
+    const scale = Math.min(box.width / picture.naturalWidth, box.height / picture.naturalHeight);
+    const width = scale * picture.naturalWidth, height = scale * picture.naturalHeight;
+    return { left: (box.width - width) / 2, top: (box.height - height) / 2, width, height, box };
   };
-  theme.addEventListener("click", () => {
-    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    settle();
+  const framed = (picture, [h, w], patch, text) => {
+    const figure = document.createElement("figure"), frame = document.createElement("span");
+    const shown = document.createElement("img"), caption = document.createElement("figcaption");
+    shown.src = picture.src;
+    shown.alt = text;
+    frame.append(shown, Object.assign(document.createElement("i"), {
+      style: `left:${100 * (patch % w) / w}%;top:${100 * Math.floor(patch / w) / h}%;width:${100 / w}%;height:${100 / h}%`,
+    }));
+    caption.textContent = text;
+    figure.append(frame, caption);
+    return figure;
+  };
+  const showAlike = (picture, patch) => {
+    const about = JSON.parse(picture.dataset.patches);
+    const bytes = Uint8Array.from(atob(about.near), (letter) => letter.charCodeAt(0));
+    const near = new DataView(bytes.buffer);
+    const item = picture.closest("li"), alike = $(".alike", item) || document.createElement("div");
+    alike.className = "alike";
+    alike.setAttribute("role", "status");
+    alike.replaceChildren(framed(picture, about.grid, patch, "this patch"));
+    for (let i = 0; i < about.shown; i++) {
+      const at = 5 * (patch * about.shown + i);
+      const row = about.rows[near.getUint16(at, true)];
+      const other = $(`.cases img[data-row="${row}"]`);
+      const cosine = (near.getInt8(at + 4) / 100).toFixed(2);
+      if (other) alike.append(framed(other, about.grid, near.getUint16(at + 2, true), `row ${row}, ${cosine}`));
+    }
+    item.append(alike);
+    picture.dataset.patch = patch;
+  };
+  $$(".cases img[data-patches]").forEach((picture) => {
+    const [h, w] = JSON.parse(picture.dataset.patches).grid;
+    picture.addEventListener("click", (event) => {
+      const { left, top, width, height, box } = drawn(picture);
+      const column = Math.floor(w * (event.clientX - box.left - left) / width);
+      const row = Math.floor(h * (event.clientY - box.top - top) / height);
+      if (row >= 0 && row < h && column >= 0 && column < w) showAlike(picture, row * w + column);
+    });
+    picture.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Enter: [0, 0] }[event.key];
+      if (!step) return;
+      event.preventDefault();
+      const middle = Math.floor(h / 2) * w + Math.floor(w / 2);
+      const now = picture.dataset.patch === undefined ? middle : +picture.dataset.patch;
+      const row = Math.min(h - 1, Math.max(0, Math.floor(now / w) + step[0]));
+      const column = Math.min(w - 1, Math.max(0, now % w + step[1]));
+      showAlike(picture, row * w + column);
+    });
   });
-  dark.addEventListener("change", settle);
-  matchMedia("print").addEventListener("change", settle);
 
   // --- the table --------------------------------------------------------------------------------
-  const table = $("#scores");
-  if (table) {
-    const body = table.tBodies[0], rows = [...body.rows];
-    const texts = rows.map((row) => row.textContent.replace(/\s+/g, " ").toLowerCase());
+  const lines = $$("#scores tbody tr");
+  if (lines.length) {
+    const texts = lines.map((row) => row.textContent.replace(/\s+/g, " ").toLowerCase());
     $("#search").addEventListener("input", (event) => {
       const words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
-      rows.forEach((row, i) => {
+      lines.forEach((row, i) => {
         row.hidden = !words.every((word) => texts[i].includes(word));
         shown += !row.hidden;
       });
-      $("#shown").textContent = `${shown} of ${rows.length} lines`;
+      $("#shown").textContent = `${shown} of ${lines.length} lines`;
     });
+  }
+  $$("#scores table").forEach((table) => {
+    const body = table.tBodies[0], rows = [...body.rows];
     const heads = $$("thead th", table);
     heads.forEach((head, column) => $("button", head).addEventListener("click", () => {
       const numeric = head.classList.contains("n");
@@ -50,7 +93,7 @@
       });
       body.append(...order.map(([, i]) => rows[i]));
     }));
-  }
+  });
   $$(".copy").forEach((button) => button.addEventListener("click", async () => {
     const text = button.nextElementSibling;
     try {
@@ -320,11 +363,10 @@
       zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2);
     }, { passive: false });
     new ResizeObserver(draw).observe(canvas);
-    redraws.push(draw);
+    document.addEventListener("theme", draw);
     showLegend();
     about();
     draw();
   };
   $$("[data-map]").forEach(start);
-  settle();
 })();

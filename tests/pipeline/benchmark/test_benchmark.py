@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from scipy.stats import t as student
+from typer.testing import CliRunner
 
 from benchmarks import resumed
 from pipeline.benchmark.collect import gather
@@ -20,6 +21,7 @@ from pipeline.benchmark.paired import dice_apart, of_units
 from pipeline.benchmark.published import PUBLISHED, published
 from pipeline.benchmark.run import Planned, on_file, plan_of, run
 from pipeline.benchmark.settings import FROM_SCRATCH, Setting, cells_of, load_benchmark
+from pipeline.cli import app
 from pipeline.commands.benchmark import _faults
 from pipeline.config.tasks import Task
 from pipeline.datasets.describing import describe
@@ -50,8 +52,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("benchmark")
     file = resumed.prepare(root, sets)
     before = resumed.kill_after(file, root / "out", 4)
-    last = resumed.finish(file)
-    (root / "told.json").write_text(json.dumps([before, last]))
+    command = ["benchmark", str(file), "--json", "--device", "cpu", "--workers", "0"]
+    last = CliRunner().invoke(app, command)
+    assert last.exit_code == 0, last.output
+    (root / "told.json").write_text(json.dumps([before, json.loads(last.stdout)]))
     return file
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.datasets.describing import describe
@@ -324,12 +324,11 @@ def test_a_config_that_is_there_stays_and_tables_are_new(tmp_path: Path) -> None
 
 def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
     layouts.montgomery(tmp_path / "set", images=4)
-    run = [sys.executable, "-c", "from pipeline.cli import main; main()", "dataset", "montgomery"]
-    run += [str(tmp_path / "set"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(run, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
+    run = ["dataset", "montgomery", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 1, done.output
     assert "Not the full set: got 4 images, published 138." in done.stdout
-    told = json.loads(subprocess.run([*run, "--json"], capture_output=True, text=True).stdout)
+    told = json.loads(CliRunner().invoke(app, [*run, "--json"]).stdout)
     assert told["counts"][0] == {"what": "images", "got": 4, "published": 138}
 
 

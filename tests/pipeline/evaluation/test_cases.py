@@ -279,7 +279,7 @@ def test_a_number_is_asked_for(tmp_path: Path) -> None:
     assert (probe.kind, probe.classes) == ("regression", ("age",))
     assert probe.scores[0].metrics["r2"].value > 0.8
     assert probe.scores[0].metrics["mae"].value < 5
-    assert knn.scores[0].metrics.keys() == {"r2", "mae"}
+    assert knn.scores[0].metrics.keys() == {"r2", "mae", "rmse", "correlation"}
     assert few.notes == ("few-shot episodes need classes: a number has none",)
     truth, said, _ = read_predictions(root / "store", probe, 0)
     assert np.abs(truth.y - said[:, 0]).mean() == pytest.approx(

@@ -83,7 +83,11 @@ def collection(root: Path) -> Path:
 def write_labels(root: Path, patients: list[str], last: Any = 1) -> None:
     sick = [*(np.arange(79) % 2), last]
     write_csv(
-        root / "labels.csv", path=[f"f{i}.png" for i in range(80)], sick=sick, patient=patients
+        root / "labels.csv",
+        path=[f"f{i}.png" for i in range(80)],
+        sick=sick,
+        patient=patients,
+        day=[f"2024-01-{1 + i % 28:02}" for i in range(80)],
     )
 
 
@@ -99,8 +103,12 @@ def test_a_near_copy_is_refused_until_it_is_said_what_it_is(tmp_path: Path) -> N
         ask(root)
     allowed = ask(root, allow=["near-duplicates"])
     assert "1 units are all but copies" in allowed.notes[0]
-    with pytest.raises(LabelError, match=r"split\.allow"):
+    # What is allowed already stays so, and a split that is not radprobe's puts nobody elsewhere.
+    both = r'set split\.group: .* split\.allow: \["duplicates", "near-duplicates"\]'
+    with pytest.raises(LabelError, match=both):
         ask(root, allow=["duplicates"])
+    with pytest.raises(LabelError, match=r"copies empty, or accept them"):
+        ask(root, kind="date", column="day")
     write_labels(root, [f"P{i}" for i in range(79)] + ["P0"])  # one patient after all
     assert not any("copies" in note for note in ask(root).notes)
 

@@ -99,6 +99,7 @@ def test_what_the_store_was_made_by_is_answered(project: Path) -> None:
             {"labels": {"patient": None}, "data": {"patient": "(.)"}},
             "data.patient: it has 12 slices",
         ),
+        ({"data": {"study": "(.)"}}, "data.study: it has 12 slices"),
     ],
 )
 def test_another_network_recipe_or_folder_is_refused_with_both_values(

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.result_files import predicted_units, read_predictions
+from pipeline.evaluation.slice_weights import SLICE_WEIGHTS, most_heeded, read_slice_weights
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from pipeline.fitted import units as units_module
@@ -34,6 +36,9 @@ from pipeline.fitted.folder import CARD, RECORD
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import LEARNT, predict, predictions, watch
 from pipeline.fitted.sources import FolderOptions
+from pipeline.report.cases import task_cases
+from pipeline.report.mattered import heeded_slices
+from pipeline.report.sources import Source
 from pipeline.shared.table_files import table_writer
 from stores._disk import seal, unseal
 from stores.errors import (
@@ -60,6 +65,7 @@ TASKS: dict[str, dict[str, Any]] = {
 SMALL: dict[str, dict[str, Any]] = {
     "linear": {"epochs": 2, "features": "cls+mean"},
     "attention": {"epochs": 2, "hidden": 4},
+    "transformer": {"epochs": 2, "width": 8, "heads": 2},
 }
 
 
@@ -139,6 +145,7 @@ def numbers(table: Any) -> np.ndarray:
         ("knn", "labels"),
         ("linear", "binary"),
         ("attention", "patient"),
+        ("transformer", "patient"),
     ],
 )
 def test_a_model_says_of_the_test_units_what_the_answer_says(
@@ -153,6 +160,44 @@ def test_a_model_says_of_the_test_units_what_the_answer_says(
     for unit, proba in expected.items():
         np.testing.assert_allclose(of_model[unit], proba, atol=1e-6)
     assert model.record.difference <= 1e-6
+
+
+def test_how_much_each_slice_counted_is_filed_and_predicted_alike(
+    collection: Path, tmp_path: Path
+) -> None:
+    settings = config(collection, "patient")
+    model = fit(settings, tmp_path / "model", method="attention")
+    (result,) = evaluate(settings, ["attention"])
+    store = FeatureStore.open(settings.store)
+    filed = read_slice_weights(store, result)
+    assert filed is not None
+    assert filed.schema == SLICE_WEIGHTS
+    tested = result.counts["test"].units
+    assert filed.num_rows == 3 * tested
+    assert sum(filed["weight"].to_pylist()) == pytest.approx(tested)
+    # As the store has them, and as the files are called to whoever has the key.
+    assert {path.startswith("f") for path in filed["path"].to_pylist()} == {True}
+    predict(model, collection / "store", tmp_path / "said.csv")
+    said = pacsv.read_csv(tmp_path / "said.slices.csv")
+    assert said.column_names == SLICE_WEIGHTS.names
+    assert said.num_rows == N
+    of_model = {each["row"]: each["weight"] for each in said.to_pylist()}
+    for each in filed.to_pylist():
+        assert of_model[each["row"]] == pytest.approx(each["weight"], abs=1e-6)
+    heeded = most_heeded(filed, 2)
+    assert len(heeded) == tested
+    for slices in heeded.values():
+        assert slices[0][1] >= slices[1][1]
+    source = Source("here", store, settings)
+    (shown,) = heeded_slices(source)["patient"]
+    assert shown.title == "Slices that mattered: Attention over slices"
+    assert len(shown.units) == min(6, tested)
+    assert {row for row, _ in shown.units[0][1]} <= set(filed["row"].to_pylist())
+    *_, group = task_cases(source, None, {})["patient"]
+    assert group.title == shown.title
+    assert [case.row for case in group.cases] == [slices[0][0] for _, slices in shown.units]
+    assert group.cases[0].about.startswith("counts 0.")
+    assert [len(case.neighbours) for case in group.cases] == [2] * len(group.cases)
 
 
 def test_a_small_val_is_calibrated_by_models_that_have_not_seen_the_patient(
@@ -343,8 +388,14 @@ def test_the_model_is_asked_in_scikit_learns_words(collection: Path, tmp_path: P
     accuracy = balanced_accuracy_score(data.y[test], model.predict(data.X[test]))
     expected = model.record.score.metrics["balanced_accuracy"].value
     assert accuracy == pytest.approx(expected)
-    names = api.data(config(collection, "several"), "several").y
-    assert sorted({*names.tolist()}) == ["0", "1", "2"]
+    several = api.data(config(collection, "several"), "several")
+    assert sorted({*several.y.tolist()}) == ["0", "1", "2"]
+    batches = [(len(x), y.tolist()) for x, y in several.loader("train", "val", batch_size=8)]
+    assert batches[0][0] == 8
+    taught = np.isin(several.part, ["train", "val"])
+    assert [each for _, y in batches for each in y] == several.y[taught].astype(int).tolist()
+    with pytest.raises(ConfigError, match=r"test, train, val\. Got \['trian'\]"):
+        several.loader("trian")
     with pytest.raises(ModelError, match=r"takes features \(n, 24\)"):
         model.predict_proba(data.X[:, :3])
 

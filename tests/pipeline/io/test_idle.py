@@ -13,7 +13,6 @@ from pipeline.io.idle import IDLE
 from pipeline.io.process import FileTask, Worker
 from pipeline.io.reader import read_files
 from pipeline.io.types import Request
-from pipeline.io.wire import receive
 from tests import phantoms
 from tests.pipeline.io.samples import GREY
 from tests.waiting import until
@@ -28,8 +27,8 @@ def none_idle() -> Iterator[None]:
 
 @pytest.fixture
 def worker() -> Worker:
-    worker = Worker()
-    receive(worker.wire)
+    worker = Worker(2**20)
+    worker.inbox.receive()
     worker.ready = True
     return worker
 
@@ -63,7 +62,7 @@ def test_one_that_died_while_it_waited_is_not_handed_out(worker):
 
 
 def test_one_that_is_at_a_file_is_ended(worker):
-    worker.task = FileTask("a.png", (0,))
+    worker.tasks.append(FileTask("a.png", (0,)))
     IDLE.put(worker)
     assert worker.process.returncode == -signal.SIGKILL
     assert IDLE.take() is None

@@ -38,6 +38,12 @@ def none_idle() -> None:
 
 
 @pytest.fixture
+def no_slots(monkeypatch) -> None:
+    """No room for pixels in shared memory: all of them come by the socket."""
+    monkeypatch.setattr("pipeline.io.pool._SLOT_BYTES", 2**10)
+
+
+@pytest.fixture
 def mixed(tmp_path: Path) -> Path:
     for k in range(12):
         phantoms.write_png(tmp_path / f"{k:02d}.png", np.full((16, 16), k, np.uint8))
@@ -151,7 +157,7 @@ def test_a_worker_killed_within_a_file_is_replaced_once(tmp_path, monkeypatch, k
         np.testing.assert_array_equal(item.pixels, voxels[item.frame])
 
 
-def test_long_files_do_not_fill_the_memory(tmp_path, monkeypatch):
+def test_long_files_do_not_fill_the_memory(tmp_path, monkeypatch, no_slots):
     """Three workers with 192 MB each to send, and a caller who takes his time."""
     monkeypatch.setattr("pipeline.io.pool._AHEAD_BYTES", 2**24)
     long = np.lib.format.open_memmap(tmp_path / "long.npy", "w+", np.float32, (48, 512, 512))
@@ -172,7 +178,7 @@ def test_long_files_do_not_fill_the_memory(tmp_path, monkeypatch):
         tracemalloc.stop()
 
 
-def test_the_end_of_a_file_wakes_readers_that_wait_for_room(tmp_path, monkeypatch):
+def test_the_end_of_a_file_wakes_readers_that_wait_for_room(tmp_path, monkeypatch, no_slots):
     """A slow file behind a short one, and a third that has filled all room in the meantime."""
     monkeypatch.setattr("pipeline.io.pool._AHEAD_BYTES", 2**20)
     phantoms.write_png(tmp_path / "short.png", GREY)

@@ -39,7 +39,7 @@ from pipeline.report.page import Written, write_report
 from pipeline.report.pictures import pictures
 from pipeline.report.segmented import segmentation_figures
 from pipeline.report.sources import open_sources, take_stock
-from pipeline.report.tables import latex, lines_of, markdown
+from pipeline.report.tables import latex, lines_of, markdown, tables_of
 from pipeline.report.wording import GLOSSARY, METRICS, interval, method_title
 from pipeline.segment import segment
 from stores.errors import ConfigError, ModelError, StoreNotFoundError
@@ -82,6 +82,8 @@ def collection(root: Path, seed: int, strength: float = 2.5) -> Path:
         b=b,
     )
     config = {
+        "title": "Ward <7>",
+        "description": "Taken in 2024.",
         "data": {"root": "data", "paths": "keep"},
         "store": "store",
         "labels": {"file": "labels.csv"},
@@ -345,10 +347,17 @@ def test_answers_of_other_labels_are_named_and_not_drawn(tmp_path: Path) -> None
     # Of a folder no config says which fit; `compare` takes of a config those that do.
     (folder,) = open_sources([tmp_path / "store"])
     assert {r.provenance.labels for r in folder.results.values()} == {other.provenance.labels}
+    assert {r.method for r in folder.results.values()} == {"knn", "probe"}
     compared = CliRunner().invoke(
         app, ["compare", str(first), str(first), "--heads", "knn", "probe"]
     )
     assert "answered no task" in str(compared.exception)
+    # A figure of a task never holds answers that were tested otherwise than its newest.
+    mine = evaluate(load_config(first), ["probe"])[0]
+    (folder,) = open_sources([tmp_path / "store"])
+    assert [r.provenance.key for r in folder.results.values()] == [mine.provenance.key]
+    (said,) = [f.text for f in findings(folder, take_stock(folder)) if f.kind == "stale"]
+    assert "sick by kNN" in said
 
 
 def test_tables_for_a_paper(config: Path, tmp_path: Path) -> None:
@@ -378,6 +387,10 @@ def test_the_page_is_whole_and_tells_nobody(page: str, config: Path, written: Wr
     for word in ("RANDOM WEIGHTS", "Before you believe it", "find<ings", "100 slices"):
         assert word in read.text
     (source,) = open_sources([config])
+    for word in ("Ward <7>", "Taken in 2024.", f"embedded once by {source.network}"):
+        assert word in read.text
+    for note in {note for answer in source.answers for note in answer.notes}:
+        assert read.text.count(" ".join(note.split())) == 1
     # the store keeps paths, as its config asks; the page tells none
     assert "f17.png" in source.slices["path"].to_pylist()
     for secret in ("SECRET", "f17.png", str(config.parent)):
@@ -602,8 +615,13 @@ def test_numbers_have_a_scatter_their_worst_and_their_colours(tmp_path: Path) ->
     scales = {scale.name: scale for scale in atlas.scales}
     assert scales["age"].numbers.tolist() == [40 + i % 37 for i in range(N)]
     off = scales["age: predicted less true"].numbers
-    (farthest,) = task_cases(source, None, {})["age"]
+    (farthest,) = task_cases(source, atlas, {})["age"]
     assert farthest.cases[0].row == int(np.nanargmax(np.abs(off)))
+    beside = farthest.cases[0].neighbours[0]
+    assert beside.about.startswith(f"{40 + beside.row % 37}, ")
+    (table,) = tables_of(lines_of([source]))
+    assert (table.title, table.words) == ("Numbers", ("Task", "Method", "Setting", "Tested on"))
+    assert table.metrics == ("r2", "mae", "rmse", "correlation")
     assert not {column.name for column in atlas.columns} & {"age: called", "age: right"}
 
 
@@ -778,6 +796,15 @@ def test_a_model_stands_in_nobodys_way(browser: Any, modelled: Written, theme: s
 def test_it_fits_a_telephone_and_paper(opened: Any, tmp_path: Path) -> None:
     opened.set_viewport_size({"width": 390, "height": 800})
     assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+    # What a line is of stays beside its score, and what is wider than the page can be scrolled to.
+    region = opened.locator("#scores .scroll")
+    region.evaluate("x => { x.scrollLeft = 200; }")
+    assert opened.locator("#scores tbody th").first.bounding_box()["x"] >= 0
+    region.evaluate("x => { x.scrollLeft = 0; }")
+    score = opened.locator("#scores tbody td.n").first.bounding_box()
+    assert score["x"] + score["width"] <= 390
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    assert axe.Axe().run(opened).response["violations"] == []
     opened.screenshot(path=tmp_path / "narrow.png")
     with Image.open(tmp_path / "narrow.png") as image:
         assert np.asarray(image.convert("L")).std() > 5
@@ -786,6 +813,8 @@ def test_it_fits_a_telephone_and_paper(opened: Any, tmp_path: Path) -> None:
     opened.emulate_media(media="print")
     assert not opened.locator(".contents").is_visible()
     assert opened.locator("#scores tbody tr").last.is_visible()
+    opened.set_viewport_size({"width": 688, "height": 1000})  # A4 between its margins
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 688
 
 
 def test_dark_is_dark(opened: Any) -> None:
@@ -797,6 +826,7 @@ def test_dark_is_dark(opened: Any) -> None:
     assert light == "rgb(253, 252, 250)"
     assert dark == "rgb(23, 22, 20)"
     assert opened.inner_text("#theme") == "Light"
+    assert opened.get_attribute("#theme", "aria-label") == "Light: show the page in light colours"
 
 
 def test_segmentations_in_a_browser(browser: Any, segmented: Written) -> None:

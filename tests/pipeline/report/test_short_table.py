@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.report.short_table import ShortTable, files_of, short_table
 from pipeline.report.sources import Source, open_sources
+from pipeline.report.tables import MINUS
 from pipeline.report.wording import RANDOM, interval
 from pipeline.results import Result
 from tests.pipeline.report.test_report import collection
@@ -40,6 +41,7 @@ def test_a_line_a_task_has_the_main_score_of_each_method(sources: list[Source]) 
     assert cells["Score"] == "AUROC"
     assert cells["Linear probe"] == interval(probe.main_score.metrics["auroc"])
     assert "[" in cells["Linear probe"]
+    assert "-" not in cells["Linear probe"]
     # A shortcut is asked of the probe alone.
     shortcut = dict(zip(table.head, next(r for r in table.rows if "/" in r[0]), strict=True))
     assert shortcut["Linear probe"]
@@ -49,7 +51,7 @@ def test_a_line_a_task_has_the_main_score_of_each_method(sources: list[Source]) 
 def test_the_four_formats_hold_the_same_cells() -> None:
     table = ShortTable(
         ("Task", "Cases", "Patients", "Positive", "Score", "kNN"),
-        (("=a|b<c>_1", "12", "6 (few)", "3 (ill)", "AUROC", "0.900 [0.80, 0.97]"),),
+        (("=a|b<c>_1", "12", "6 (few)", "3 (ill)", "AUROC", f"{MINUS}0.100 [{MINUS}0.80, 0.97]"),),
         (f"{RANDOM}: not of DINOv2.", "store is of tiny_14."),
     )
     files = files_of(table)
@@ -59,6 +61,7 @@ def test_the_four_formats_hold_the_same_cells() -> None:
     assert row == ["'=a|b<c>_1", *table.rows[0][1:]]  # no formula
     assert "| =a\\|b<c>_1 | 12 |" in files["short.md"]
     assert "=a|b<c>\\_1 & 12 & 6 (few)" in files["short.tex"]
+    assert "$-$0.100 [$-$0.80, 0.97]" in files["short.tex"]
     assert "{lllllr}" in files["short.tex"]
     assert "<td>=a|b&lt;c&gt;_1</td>" in files["short.html"]
     for name in ("short.md", "short.tex", "short.html"):

@@ -131,7 +131,7 @@ def test_another_seed_is_another_start() -> None:
         assert all(torch.equal(first[name], again[name]) for name in first), method
         assert any(not torch.equal(first[name], other[name]) for name in first), method
     banks = [
-        collect_references(source, rows, settings("knn", references=100, seed=s)).shares
+        collect_references(source, rows, settings("knn", references=100, seed=s), "cpu").shares
         for s in (0, 1)
     ]
     assert (banks[0] != banks[1]).any()
@@ -246,9 +246,9 @@ def test_overlap_is_the_dice_over_all_pixels() -> None:
 
 def test_knn_keeps_so_many_references_from_every_slice() -> None:
     source = Planted(16)
-    bank = collect_references(source, source.parts["train"], settings("knn", references=100))
+    bank = collect_references(source, source.parts["train"], settings("knn", references=100), "cpu")
     assert bank.index.ntotal == len(bank.shares) == 8 * (100 // 8)
-    everything = collect_references(source, source.parts["train"], settings("knn"))
+    everything = collect_references(source, source.parts["train"], settings("knn"), "cpu")
     assert everything.index.ntotal == 8 * GRID * GRID
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from pipeline.annotations.units import Units
+from pipeline.annotations.units import Units, places_along
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.heads import (
     attention,
@@ -25,6 +26,7 @@ from pipeline.evaluation.heads import (
     linear_fit,
     mlp,
     probe,
+    transformer,
 )
 from pipeline.evaluation.heads.attention import AttentionSettings
 from pipeline.evaluation.heads.contract import FitInput
@@ -33,6 +35,7 @@ from pipeline.evaluation.heads.linear import LinearSettings
 from pipeline.evaluation.heads.mlp import MlpSettings
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.heads.probe import ProbeSettings
+from pipeline.evaluation.heads.transformer import TransformerSettings
 from stores.errors import ConfigError, LabelError
 from tests.pipeline.collection import (
     answered,
@@ -156,8 +159,9 @@ def test_attention_weighs_what_is_there_and_nothing_else() -> None:
     weights = network.weights(slices, there)
     assert weights.sum(dim=1).tolist() == pytest.approx([1, 1])
     assert (weights[1, 2:] == 0).all()
-    alone = network(slices[1:, :2], there[1:, :2])
-    torch.testing.assert_close(network(slices, there)[1:], alone)
+    z = torch.zeros(2, 6)  # has no say
+    alone, _ = network(slices[1:, :2], there[1:, :2], z[1:, :2])
+    torch.testing.assert_close(network(slices, there, z)[0][1:], alone)
     # eq. 9 of the paper, slice by slice
     v, u, w = (layer.weight.detach() for layer in (network.content, network.gate, network.weigh))
     bias = [layer.bias.detach() for layer in (network.content, network.gate)]
@@ -166,6 +170,61 @@ def test_attention_weighs_what_is_there_and_nothing_else() -> None:
         for h in slices[0]
     ]
     torch.testing.assert_close(weights[0].detach(), torch.softmax(torch.stack(scores), dim=0))
+
+
+def test_weights_name_the_planted_slice_of_each_unit() -> None:
+    x, units = bags(240, 6, 16)
+    parts = thirds(240)
+    planted_rows = {int(units.unit[row]): int(row) for row in np.flatnonzero(x[:, :3].sum(1) > 7)}
+    for head, settings in (
+        (attention.HEAD, AttentionSettings(epochs=20, hidden=16, rate=5e-3)),
+        (transformer.HEAD, TransformerSettings(epochs=20, width=16, heads=2, rate=5e-3)),
+    ):
+        (prediction,), _ = answered(head, x, units, parts, settings)
+        weights = prediction.weights
+        assert weights is not None
+        # every slice of every test unit, once
+        at = np.isin(units.unit, parts["test"])
+        assert sorted(weights.rows.tolist()) == np.flatnonzero(at).tolist()
+        right = []
+        for place, unit in enumerate(parts["test"].tolist()):
+            mine = weights.unit == place
+            assert weights.weight[mine].sum() == pytest.approx(1)
+            if unit in planted_rows:
+                heeded = weights.rows[mine][weights.weight[mine].argmax()]
+                right.append(heeded == planted_rows[unit])
+        assert np.mean(right) > 0.9, head.name
+
+
+def test_the_transformer_knows_where_a_slice_lies() -> None:
+    """Each unit has one lesion, above or below: its place alone tells one kind from the other."""
+    rng = np.random.default_rng(9)
+    y = np.arange(300) % 2
+    x = rng.standard_normal((300, 8, 6)) * 0.3
+    x[np.arange(300), rng.integers(0, 4, 300) + 4 * y, 0] += 4
+    flat = x.reshape(2400, 6).astype(np.float32)
+    unit = np.arange(2400) // 8
+    units = replace(units_of(y), rows=np.arange(2400), unit=unit)
+    parts = thirds(300)
+    truth = y[parts["test"]]
+    settings = TransformerSettings(epochs=25, width=16, heads=2, rate=5e-3)
+    (placed,), _ = answered(transformer.HEAD, flat, units, parts, settings)
+    assert roc_auc_score(truth, placed.proba[:, 1]) > 0.95
+    nowhere = replace(units, along=np.full(2400, 0.5))
+    (blind,), _ = answered(transformer.HEAD, flat, nowhere, parts, settings)
+    assert roc_auc_score(truth, blind.proba[:, 1]) < 0.7
+
+
+def test_places_along_a_volume_are_those_of_its_positions() -> None:
+    table = pa.table(
+        {
+            "series": ["a", "b", "a", "a", None, "b", None, "c", "c", "c"],
+            "position_mm": [10.0, None, 30.0, 15.0, None, None, 5.0, 3.0, None, 9.0],
+        }
+    )
+    # by mm; by order without mm, or where one of them is not known; in the middle alone
+    expected = [0.0, 0.0, 1.0, 0.25, 0.5, 1.0, 0.5, 0.0, 0.5, 1.0]
+    assert places_along(table).tolist() == expected
 
 
 def test_what_cannot_be_trained_is_said() -> None:
@@ -307,7 +366,10 @@ def test_each_is_a_method_with_results_of_its_own(root: Path) -> None:
     assert shots[:3] == [1, 4, 8]
     low, high = (getattr(curve.scores[0].metrics["auroc"], side) for side in ("low", "high"))
     assert low < curve.scores[0].metrics["auroc"].value < high
-    assert len(list((root / "store/results").glob("attention-*.parquet"))) == 1
+    tables = [
+        path.name.partition(".")[2] for path in root.glob("store/results/attention-*.parquet")
+    ]
+    assert sorted(tables) == ["parquet", "slices.parquet"]
     assert all(r.cached for r in evaluate(config_of(root, tasks=tasks, **small), methods))
     wider = {**small, "linear": {"epochs": 31, "rates": [0.05]}}
     again = evaluate(config_of(root, tasks=tasks, **wider), methods)

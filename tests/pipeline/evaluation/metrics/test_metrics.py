@@ -18,6 +18,7 @@ from sklearn.metrics import (
     r2_score,
     roc_auc_score,
     roc_curve,
+    root_mean_squared_error,
 )
 
 from pipeline.annotations.units import Truth
@@ -128,7 +129,9 @@ def test_the_interval_is_a_plain_bootstrap_over_patients() -> None:
     units_of = [np.flatnonzero(patient == i) for i in np.unique(patient)]
     for _ in range(2000):
         take = np.concatenate([units_of[i] for i in rng.integers(0, len(units_of), len(units_of))])
-        drawn.append(roc_auc_score(y[take], values[take]))
+        case, control = values[take][y[take]], values[take][~y[take]]
+        above = np.greater.outer(case, control) + 0.5 * np.equal.outer(case, control)
+        drawn.append(above.mean())  # scikit-learn's, at a twentieth of its time
     got = interval(overall["auroc"])
     rarer = min(len(np.unique(patient[y == side])) for side in (True, False))
     # The standard error of a mean of n is too small by this, and a normal's tail by Student's
@@ -381,6 +384,8 @@ def test_regression_is_scikit_learns() -> None:
     overall, by_label = metrics.score(truth, said[:, None])
     assert overall["r2"].value == pytest.approx(r2_score(y, said))
     assert overall["mae"].value == pytest.approx(mean_absolute_error(y, said))
+    assert overall["rmse"].value == pytest.approx(root_mean_squared_error(y, said))
+    assert overall["correlation"].value == pytest.approx(np.corrcoef(y, said)[0, 1])
     assert by_label == {}
     low, high = interval(overall["r2"])
     assert 0.6 < low < overall["r2"].value < high < 0.9
@@ -554,6 +559,14 @@ def test_a_number_that_is_always_right_has_no_interval() -> None:
     assert overall["mae"].value == 0
     assert overall["mae"].low is None
     assert overall["r2"].low is None
+    assert overall["rmse"].low is None
+    assert overall["correlation"].value == pytest.approx(1)
+
+
+def test_what_is_the_same_for_all_correlates_with_nothing() -> None:
+    y = np.random.default_rng(24).standard_normal(30)
+    truth = Truth(y, np.arange(30).astype(str), ("age",), "regression")
+    assert "correlation" not in metrics.score(truth, np.full((30, 1), 0.1))[0]
 
 
 def test_units_of_one_class_have_no_balanced_accuracy() -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from pipeline.extraction.distributed.shards import Shard, alone
 from pipeline.extraction.distributed.slurm import array_script, chain_script
 from pipeline.extraction.distributed.status import Failed, status
 from pipeline.extraction.distributed.tasks import forget_failures, note_failure
 from stores import FeatureStore
-from tests.pipeline.processes import environment
+from stores.claims import try_claim
+from tests.pipeline.processes import COMMAND, environment
 from tests.stores.conftest import ARRAYS, fill, slice_table
-from tests.waiting import until
-
-RADPROBE = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+from tests.waiting import PATIENCE_S, until
+from tests.warm import WarmProcess
 
 
 @pytest.fixture
@@ -36,10 +37,10 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 def said(*arguments: str) -> str:
-    done = subprocess.run(
-        [*RADPROBE, *arguments], env=environment(0), capture_output=True, text=True, check=True
-    )
-    return done.stdout
+    process = WarmProcess(COMMAND, *arguments, environment=environment())
+    words, complaints = process.communicate(PATIENCE_S)
+    assert process.returncode == 0, complaints
+    return words
 
 
 def test_how_far_a_store_is(store: FeatureStore) -> None:
@@ -64,6 +65,26 @@ def test_how_far_a_store_is(store: FeatureStore) -> None:
     claim.release()
 
 
+def test_two_shards_of_one_number_say_so(
+    store: FeatureStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with alone(store, Shard(1, 3)), alone(store, Shard(2, 3)):
+        assert caplog.messages == []
+        with alone(store, Shard(1, 3)):
+            (said,) = caplog.messages
+        assert re.search(rf"Shard 1/3 is at work already: \S+:{os.getpid()}\. Both begin", said)
+    # What a killed one left goes with the next that ends.
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left = try_claim(store.claims, "shard-3-of-3")
+    assert left is not None
+    owner = json.loads(left.path.read_text())
+    left.path.write_text(json.dumps(owner | {"pid": ended.pid, "start": 0}))
+    with alone(store, Shard(1, 3)):
+        pass
+    assert list(store.claims.iterdir()) == []
+
+
 def test_what_was_done_since_has_not_failed(store: FeatureStore) -> None:
     note_failure(store.path, 4, "ValueError: no")
     note_failure(store.path, 2, "ValueError: no")
@@ -73,7 +94,9 @@ def test_what_was_done_since_has_not_failed(store: FeatureStore) -> None:
     assert [path.name for path in (store.path / "runs").iterdir()] == ["0000002.failed.json"]
 
 
-def test_it_is_said_in_words_and_as_json(store: FeatureStore) -> None:
+def test_it_is_said_in_words_and_as_json(store: FeatureStore, tmp_path: Path) -> None:
+    FeatureStore.create(tmp_path / "new", "{}", ARRAYS, 4)
+    assert said("status", str(tmp_path / "new")).startswith("No slice is known yet: ")
     fill(store, 0)
     note_failure(store.path, 2, "ValueError: no")
     words = said("status", str(store.path))

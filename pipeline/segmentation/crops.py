@@ -1,0 +1,195 @@
+"""Crops round the regions of a store, written as a collection of their own, to be embedded.
+
+OUT/images/<modality>/<patient>/<row>-<structure>-<coverage>.npy    pixels as read, such as HU
+OUT/crops.yaml                                                      the config that embeds them
+
+A crop is the square round a structure in all slices of its volume, and a margin, as far as the
+image goes. A name tells what the structure covers: of a mask that changed there is no crop until
+they are written again, and one that did not change stays as it is, with its features.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+from numpy.typing import NDArray
+
+from pipeline.annotations.regions import Regions, crop_file
+from pipeline.config.root import Config
+from pipeline.io.decode import read_slices
+from pipeline.segmentation.masks import StoredMasks, update_masks
+from pipeline.segmentation.regions import gather
+from pipeline.shared.paths import collection_file
+from pipeline.shared.pseudonyms import Names
+from pipeline.types import Slice
+from stores.errors import ConfigError
+from stores.features import FeatureStore
+from stores.leaving import leaving
+from stores.slices import SliceRow, slice_rows
+
+IMAGES = "images"
+CONFIG = "crops.yaml"
+# Rows and columns (top, bottom, left, right), the ends behind the last.
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class WrittenCrops:
+    """How many crops a folder has, how many of them are new, and the images that were lost."""
+
+    config: Path
+    crops: int
+    new: int
+    lost: tuple[str, ...]
+
+
+def write_crops(config: Config, masks: str, out: Path, margin_mm: float) -> WrittenCrops:
+    """Write the crops of all structures of some masks, and the config that embeds them.
+
+    Crops of structures that are gone, or cover something else by now, are removed. Of slices
+    without spacing the margin is in pixels. Raises as `gather` does, and ConfigError for masks that
+    the config does not have.
+    """
+    if masks not in config.masks:
+        raise ConfigError(
+            f"Crops are of masks of the config. Got {masks!r} instead; there are "
+            f"{', '.join(config.masks) or 'none'}."
+        )
+    store = FeatureStore.open(config.store)
+    with leaving(store) as written:
+        written.append(out / IMAGES)
+        gather(config, store, masks)
+        return _write_all(config, store, masks, out, margin_mm)
+
+
+def _write_all(
+    config: Config, store: FeatureStore, masks: str, out: Path, margin_mm: float
+) -> WrittenCrops:
+    """Write the crops of the regions on file; see `write_crops`."""
+    regions = Regions.of(config, store, masks)
+    stored = update_masks(config, store, config.masks[masks])
+    slices = Names(store.path, config.data.paths).revealed(store.slices())
+    rows = {row.row: row for row in slice_rows(slices)}
+    pieces = [piece for piece in regions.index.to_pylist() if piece["weight"]]
+    boxes = _boxes(stored, pieces)
+    kept: dict[Path, None] = {}
+    lost = []
+    new = 0
+    for row, of_slice in _by_row(pieces):
+        pixels = _pixels(config, rows[row])
+        if pixels is None:
+            lost.append(f"row {row}")
+            continue
+        for piece in of_slice:
+            box = boxes[piece["whole"], piece["structure"]]
+            path = out / IMAGES / _place(rows[row], piece)
+            kept[path] = None
+            new += _write(path, _cut(pixels, box, rows[row], margin_mm))
+    for path in (out / IMAGES).rglob("*.npy"):
+        if path not in kept:
+            path.unlink()
+    _write_config(config, out, slices)
+    return WrittenCrops(out / CONFIG, len(kept), new, tuple(lost))
+
+
+def _by_row(pieces: list[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Yield each slice's pieces: it is read once."""
+    of_row: dict[int, list[dict[str, Any]]] = {}
+    for piece in pieces:
+        of_row.setdefault(piece["row"], []).append(piece)
+    yield from of_row.items()
+
+
+def _boxes(masks: StoredMasks, pieces: list[dict[str, Any]]) -> dict[tuple[str, str], Box]:
+    """Return the box of each region, over all slices that it is in."""
+    boxes: dict[tuple[str, str], Box] = {}
+    for piece in pieces:
+        value = masks.classes.index(piece["structure"])
+        is_there = masks.labels(piece["row"]) == value
+        y = np.flatnonzero(is_there.any(axis=1))
+        x = np.flatnonzero(is_there.any(axis=0))
+        box = (int(y[0]), int(y[-1]) + 1, int(x[0]), int(x[-1]) + 1)
+        name = (piece["whole"], piece["structure"])
+        other = boxes.get(name, box)
+        boxes[name] = (
+            min(box[0], other[0]),
+            max(box[1], other[1]),
+            min(box[2], other[2]),
+            max(box[3], other[3]),
+        )
+    return boxes
+
+
+def _pixels(config: Config, row: SliceRow) -> NDArray[np.float32] | None:
+    """Return the pixels (H, W) of a slice; None where its file cannot be read any more."""
+    path = collection_file(config.data.root, row.path)
+    item = next(iter(read_slices(path, [row.frame], config.preprocess.plane)))
+    if not isinstance(item, Slice):
+        return None
+    pixels = item.pixels.astype(np.float32)
+    # Padding is as dark as what is darkest: a crop has no place for what is none.
+    return np.nan_to_num(pixels, nan=float(np.nanmin(pixels)))
+
+
+def _cut(
+    pixels: NDArray[np.float32], box: Box, row: SliceRow, margin_mm: float
+) -> NDArray[np.float32]:
+    """Return the square round a box and a margin, as far as the image goes."""
+    top, bottom, left, right = box
+    margins = [margin_mm / (mm or 1.0) for mm in (row.spacing_y_mm, row.spacing_x_mm)]
+    height = bottom - top + 2 * margins[0]
+    width = right - left + 2 * margins[1]
+    side = int(np.ceil(max(height, width)))
+    first_y, last_y = _within((top + bottom) / 2, side, pixels.shape[0])
+    first_x, last_x = _within((left + right) / 2, side, pixels.shape[1])
+    return np.ascontiguousarray(pixels[first_y:last_y, first_x:last_x])
+
+
+def _within(middle: float, side: int, length: int) -> tuple[int, int]:
+    """Return the ends of a side round a middle, moved so that it lies within a length."""
+    first = int(np.clip(round(middle - side / 2), 0, max(0, length - side)))
+    return first, min(first + side, length)
+
+
+def _place(row: SliceRow, piece: dict[str, Any]) -> Path:
+    patient = row.patient or "none"
+    return Path(row.modality) / patient / crop_file(row.row, piece["structure"], piece["coverage"])
+
+
+def _write(path: Path, pixels: NDArray[np.float32]) -> bool:
+    """Write an array, and return whether it is another than is there: files that stay are known."""
+    sink = io.BytesIO()
+    np.save(sink, pixels, allow_pickle=False)
+    if path.is_file() and path.read_bytes() == sink.getvalue():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(sink.getvalue())
+    return True
+
+
+def _write_config(config: Config, out: Path, slices: pa.Table) -> None:
+    """Write the config that embeds the crops; one that is there stays, whoever changed it."""
+    if (out / CONFIG).is_file():
+        return
+    modalities = sorted({name for name in slices["modality"].to_pylist() if name})
+    preprocess = config.preprocess.model_dump(mode="json", exclude_defaults=True)
+    preprocess |= {"crop": "region", "aspect": "pad"}
+    settings = {
+        "data": {
+            "root": IMAGES,
+            "modality": {f"{name}/**": name for name in modalities},
+            "patient": "^[^/]+/([^/]+)/",
+        },
+        "backbone": config.backbone.model_dump(mode="json", exclude_defaults=True),
+        "preprocess": preprocess,
+        "store": "store",
+    }
+    text = yaml.safe_dump(settings, sort_keys=False)
+    (out / CONFIG).write_text(f"# Crops round regions. `radprobe extract {CONFIG}`\n{text}")

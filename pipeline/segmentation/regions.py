@@ -1,0 +1,286 @@
+"""Regions gathered: masks to what their structures cover, cached tokens to features of each.
+
+What did not change is kept: a slice whose mask is as it was, and of one that changed each structure
+that covers what it did. No image is embedded; `pipeline.annotations.regions` reads what is filed.
+Dims: p pieces, h, w patch grid, d features.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.annotations.regions import (
+    COVERED,
+    EXAMPLES,
+    FEATURES,
+    INDEX_SCHEMA,
+    POOLS,
+    Regions,
+    coverages_digest,
+    features_path,
+    index_path,
+    with_origin,
+)
+from pipeline.config.root import Config
+from pipeline.evaluation.result_files import write_table
+from pipeline.segmentation.contracts import Rows
+from pipeline.segmentation.coverage import Coverage, coverage
+from pipeline.segmentation.masks import StoredMasks, update_masks
+from pipeline.segmentation.tokens import Tokens
+from pipeline.segmentation.units import groups_of
+from pipeline.shared.arrays import Floats
+from stores._disk import CHECKSUM, files_in, sha256
+from stores.errors import ConfigError, CorruptStoreError
+from stores.features import OK, FeatureStore
+from stores.slices import slice_rows
+
+log = logging.getLogger(__name__)
+
+# What is being done, how much of it is done, of how much.
+Progress = Callable[[str, int, int], None]
+Piece = dict[str, Any]  # INDEX_SCHEMA
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What some masks come to. regions: pieces, and those of them whose tokens were pooled now."""
+
+    masks: str
+    slices: int
+    pieces: int
+    pooled: int
+    faults: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return it in sentences."""
+        lines = [
+            f"Masks {self.masks}: {self.pieces} structures in {self.slices} slices, "
+            f"{self.pooled} of them pooled now."
+        ]
+        lines += [f"Masks {self.masks}: cannot be used: {each}." for each in self.faults[:EXAMPLES]]
+        others = len(self.faults) - EXAMPLES
+        if others > 0:
+            lines.append(f"Masks {self.masks}: {others} more cannot be used.")
+        return lines
+
+
+def update_regions(config: Config, progress: Progress | None = None) -> list[Gathered]:
+    """Bring the regions that the config's tasks ask for up to its masks; none where none do.
+
+    And those of the collection that its heads are fitted on, where that is another. Raises
+    LabelError where no mask can be used, ConfigError where the store has no patch tokens, and
+    StaleTablesError where a patient was withdrawn meanwhile.
+    """
+    gathered = []
+    for each in (config, config.fit_on):
+        if not isinstance(each, Config):
+            continue
+        asked = [task.region.masks for task in each.tasks.values() if task.region is not None]
+        if asked:
+            store = FeatureStore.open(each.store)
+            gathered += [gather(each, store, name, progress) for name in dict.fromkeys(asked)]
+    return gathered
+
+
+def gather(
+    config: Config, store: FeatureStore, name: str, progress: Progress | None = None
+) -> Gathered:
+    """Bring the regions of some masks of a config up to them. Raises as `update_regions` does."""
+    withdrawn = store.withdrawn  # before anything of the store is read
+    report = functools.partial(progress, f"{name}: masks") if progress else None
+    masks = update_masks(config, store, config.masks[name], report)
+    before = _on_file(config, store, name)
+    index = _index(store, masks, before)
+    has_features = store.status()[index["row"].to_numpy()] == OK
+    wanted = np.flatnonzero((index["weight"].to_numpy() > 0) & has_features)
+    kept, todo = _known(index, wanted, before)
+    if before is None or len(todo) or not index.equals(before.index, check_metadata=True):
+        pooled = None
+        if len(todo):
+            report = functools.partial(progress, f"{name}: patch tokens") if progress else None
+            pooled = _pooled(store, masks, index, todo, report)
+        table = _features_table(wanted, kept, before, pooled)
+        path = index_path(config, name)
+        features = features_path(path, coverages_digest(index))
+        with store.filing(withdrawn):
+            path.parent.mkdir(exist_ok=True)
+            # The index comes last: a kill in between leaves features that no index names.
+            write_table(features, table)
+            write_table(path, index)
+            _remove_others(path, features)
+    return Gathered(
+        name,
+        slices=len(masks.rows),
+        pieces=len(wanted),
+        pooled=len(todo),
+        faults=tuple(_faults(masks)),
+    )
+
+
+def _faults(masks: StoredMasks) -> Iterator[str]:
+    for mask in masks.unusable:
+        yield f"{mask.source} {mask.detail}"
+
+
+def _on_file(config: Config, store: FeatureStore, name: str) -> Regions | None:
+    """Return what was gathered before; None where nothing is there, whole, of this version."""
+    try:
+        regions = Regions.of(config, store, name)
+        if regions.index.schema.equals(INDEX_SCHEMA):
+            regions.check_features()
+            return regions
+    except (ConfigError, FileNotFoundError, CorruptStoreError) as error:
+        log.info("Regions of %s are gathered anew: %s", name, error)
+    return None
+
+
+# --- what is covered -----------------------------------------------------------------------------
+
+
+def _index(store: FeatureStore, masks: StoredMasks, before: Regions | None) -> pa.Table:
+    """Return the pieces of all slices that have a mask, by row; those of masks as before as is."""
+    known: dict[tuple[int, str], list[Piece]] = {}
+    for piece in before.index.to_pylist() if before else ():
+        known.setdefault((piece["row"], piece["mask"]), []).append(piece)
+    grid = Tokens(store).grid
+    pieces = []
+    for row, digest, whole in zip(
+        masks.rows.tolist(), masks.digests, _wholes(store, masks), strict=True
+    ):
+        of_slice = known.get((row, digest)) or list(_pieces(masks, row, digest, grid))
+        pieces += [piece | {"whole": whole} for piece in of_slice]
+    table = pa.Table.from_pylist(pieces, schema=INDEX_SCHEMA)
+    return with_origin(table, [*_faults(masks)], store.fingerprint(), masks.classes[1:])
+
+
+def _wholes(store: FeatureStore, masks: StoredMasks) -> list[str]:
+    """Return the image or volume (n,) of each slice that has a mask."""
+    table = store.slices()
+    places = np.searchsorted(table["row"].to_numpy(), masks.rows)
+    ids, members = groups_of(slice_rows(table.take(pa.array(places))))
+    wholes = [""] * len(masks.rows)
+    for name, of_unit in zip(ids, members, strict=True):
+        for place in of_unit:
+            wholes[place] = name
+    return wholes
+
+
+def _pieces(masks: StoredMasks, row: int, digest: str, grid: tuple[int, int]) -> Iterator[Piece]:
+    """Yield what each structure of a slice covers; of a slice without any, that it has none."""
+    shares, pixels, seen = _coverage(masks, row, grid)
+    there = np.flatnonzero(pixels[1:]) + 1
+    for number in there.tolist():
+        yield {
+            "row": row,
+            "mask": digest,
+            "structure": masks.classes[number],
+            "pixels": int(pixels[number]),
+            "seen": int(seen[number]),
+            "weight": float(shares[number].sum(dtype=np.float64)),
+            "cover": float(shares[number].max()),
+            "coverage": sha256(shares[number].tobytes()),
+        }
+    if not len(there):
+        yield dict.fromkeys(INDEX_SCHEMA.names) | {"row": row, "mask": digest, "weight": 0.0}
+
+
+def _coverage(masks: StoredMasks, row: int, grid: tuple[int, int]) -> Coverage:
+    return coverage(masks.labels(row), masks.shown(row), grid, len(masks.classes))
+
+
+# --- what their tokens come to -------------------------------------------------------------------
+
+
+def _known(index: pa.Table, wanted: Rows, before: Regions | None) -> tuple[dict[int, int], Rows]:
+    """Return which pieces were pooled before, as which of then, and the numbers of the others."""
+    if before is None:
+        return {}, wanted
+    then: dict[tuple[Any, ...], int] = {}
+    keys = _keys(before.index)
+    for number in before.pooled.tolist():
+        then[keys[number]] = number
+    keys = _keys(index)
+    kept = {piece: then[keys[piece]] for piece in wanted.tolist() if keys[piece] in then}
+    return kept, np.array([piece for piece in wanted.tolist() if piece not in kept], np.int64)
+
+
+def _keys(index: pa.Table) -> list[tuple[Any, ...]]:
+    """Return what the features of each piece depend on: its slice, and what it covers of it."""
+    columns = (index[name].to_pylist() for name in ("row", "structure", "coverage"))
+    return list(zip(*columns, strict=True))
+
+
+def _pooled(
+    store: FeatureStore,
+    masks: StoredMasks,
+    index: pa.Table,
+    pieces: Rows,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Floats]:
+    """Return (b, d) for each of POOLS, of pieces in the order of their rows."""
+    tokens = Tokens(store)
+    rows = index["row"].to_numpy()[pieces]
+    numbers = {name: number for number, name in enumerate(masks.classes)}
+    structure = [numbers[name] for name in index["structure"].take(pa.array(pieces)).to_pylist()]
+    each: dict[str, list[Floats]] = {name: [] for name in POOLS}
+    distinct = np.unique(rows)
+    for first in range(0, len(distinct), tokens.chunk_rows):
+        some = distinct[first : first + tokens.chunk_rows]
+        for row, of_slice in zip(some.tolist(), tokens.read(some)[:, -1], strict=True):
+            x = of_slice.reshape(-1, of_slice.shape[-1]).astype(np.float32)
+            shares = _coverage(masks, row, tokens.grid).shares
+            start, stop = np.searchsorted(rows, [row, row + 1])
+            for place in range(start, stop):
+                for name, values in _pools(x, shares[structure[place]]).items():
+                    each[name].append(values)
+        if progress:
+            progress(min(first + tokens.chunk_rows, len(distinct)), len(distinct))
+    return {name: np.stack(values) for name, values in each.items()}
+
+
+def _pools(x: Floats, shares: Floats) -> dict[str, Floats]:
+    """Return (d,) for each of POOLS, of tokens x (h * w, d) and the share (h * w,) of each."""
+    covers = shares > 0
+    x, shares = x[covers], shares[covers]
+    weight = (shares / shares.sum(dtype=np.float64)).astype(np.float32)
+    counts = shares >= min(COVERED, shares.max())
+    return {"mean": weight @ x, "max": x[counts].max(axis=0), "square": weight @ x**2}
+
+
+def _features_table(
+    pieces: Rows, kept: dict[int, int], before: Regions | None, pooled: dict[str, Floats] | None
+) -> pa.Table:
+    """Return the features of pieces, by number: those that were kept, and those pooled now."""
+    is_kept = np.isin(pieces, list(kept))
+    columns: dict[str, Any] = {"piece": pieces}
+    for name in POOLS:
+        of_kept = None
+        if before is not None and kept:
+            of_kept = before.features(name, np.array(list(kept.values()), np.int64))
+        of_new = None if pooled is None else pooled[name]
+        parts = [each for each in (of_kept, of_new) if each is not None]
+        if not parts:  # no structure covers anything
+            continue
+        values = np.empty((len(pieces), parts[0].shape[1]), np.float32)
+        if of_kept is not None:
+            values[is_kept] = of_kept
+        if of_new is not None:
+            values[~is_kept] = of_new
+        columns[name] = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
+    return pa.table(columns)
+
+
+def _remove_others(index: Path, features: Path) -> None:
+    """Remove the features of an index as it was before."""
+    for path in files_in(index.parent, f"{index.stem}-*{FEATURES}"):
+        if path != features:
+            path.unlink(missing_ok=True)
+            path.with_name(path.name + CHECKSUM).unlink(missing_ok=True)
