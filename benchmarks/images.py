@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from tests.phantoms import dicom, save
+# NIfTI's and Pillow's libraries are imported by what writes such files: for DICOM they need not be
+# there (benchmarks/gpu.txt).
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 LARGE = 1024  # as NIH ChestX-ray14 has them
 
@@ -45,9 +49,13 @@ def _ct() -> NDArray[np.int16]:
     if (real := _real()) is not None:
         files = sorted(path for path in (real / "dicom_ct_philips").rglob("*") if path.is_file())
         return np.stack([pydicom.dcmread(path).pixel_array for path in files]).astype(np.int16)
-    from pipeline.datasets.phantoms.ct import draw_chest_ct
-
-    return np.stack(list(draw_chest_ct(np.random.default_rng(0), mass=True).hounsfield))
+    # As noisy as a real one: what is read and decoded costs as much.
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[-1:1:512j, -1:1:512j]
+    body = np.where(x**2 / 0.8 + y**2 / 0.5 < 1, 40, -1000)
+    lungs = (np.abs(x) - 0.4) ** 2 / 0.07 + y**2 / 0.25 < 1
+    volume = np.where(lungs, -800, body) + rng.normal(0, 20, (28, 512, 512))
+    return volume.astype(np.int16)
 
 
 def _slice(k: int) -> NDArray[np.int16]:
@@ -59,21 +67,43 @@ def _slice(k: int) -> NDArray[np.int16]:
 
 def _write_dicom(folder: Path, slices: int) -> None:
     """Write a file a slice, with all the header of the real one where there is one."""
-    header = None
+    dataset = _plain_header()
     if (real := _real()) is not None:
         files = (path for path in (real / "dicom_ct_philips").rglob("*") if path.is_file())
-        header = pydicom.dcmread(next(files))
+        dataset = pydicom.dcmread(next(files))
     for k in range(slices):
-        dataset = dicom(_slice(k)) if header is None else header
         dataset.PixelData = _slice(k).tobytes()
         dataset.ImagePositionPatient = [0, 0, float(k)]
         dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
         dataset.PixelSpacing = [0.8, 0.8]
         dataset.SOPInstanceUID = f"1.2.3.{k + 1}"
-        save(dataset, folder / f"{k:06d}")
+        dataset.save_as(folder / f"{k:06d}", enforce_file_format=True)
+
+
+def _plain_header() -> Dataset:
+    """Return the header of a CT slice, for stored values of the phantom's shape."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+    dataset.Modality = "CT"
+    dataset.PatientID = "benchmark"
+    dataset.StudyInstanceUID = "1.2.3.1"
+    dataset.SeriesInstanceUID = "1.2.3.2"
+    dataset.Rows, dataset.Columns = _ct().shape[1:]
+    dataset.BitsAllocated = dataset.BitsStored = 16
+    dataset.HighBit = 15
+    dataset.PixelRepresentation = 1
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.RescaleSlope = 1
+    dataset.RescaleIntercept = 0
+    return dataset
 
 
 def _write_nifti(folder: Path, slices: int, depth: int = 96) -> None:
+    import nibabel as nib
+
     for start in range(0, slices, depth):
         stop = min(start + depth, slices)
         voxels = np.stack([_slice(k) for k in range(start, stop)])
@@ -82,6 +112,8 @@ def _write_nifti(folder: Path, slices: int, depth: int = 96) -> None:
 
 
 def _write_png(folder: Path, slices: int, *, large: bool) -> None:
+    from PIL import Image
+
     pictures = _xrays()
     if large:
         pictures = [one.resize((LARGE, LARGE), Image.Resampling.BICUBIC) for one in pictures]
@@ -93,7 +125,9 @@ def _write_png(folder: Path, slices: int, *, large: bool) -> None:
 
 
 @cache
-def _xrays(count: int = 16) -> list[Image.Image]:
+def _xrays(count: int = 16) -> list[Image]:
+    from PIL import Image
+
     if (real := _real()) is not None:
         files = sorted((real / "cxr/images").iterdir())[:count]
         return [Image.open(path).convert("L") for path in files]

@@ -293,8 +293,10 @@ class Place:
         holding += [f"{TUNED}/{p.name}" for p in (store / TUNED).glob("*") if p.name not in stems]
         holding += [f"{RUNS}/{path.name}" for path in (store / RUNS).glob("*/")]
         there = set(json.loads((at / "purged.json").read_text()))
-        new = [Path(each.split(" ")[0]) for each in _stamps(at / OUT) - there]
-        holding += [str(path) for path in new if _holds(path, needles)]
+        fetched = at / OUT / "fetched"
+        lists = {fetched / name for name in _lists(fetched)} if fetched.is_dir() else set()
+        new = {Path(each.split(" ")[0]) for each in _stamps(at / OUT) - there}
+        holding += [str(path) for path in sorted(new - lists) if _holds(path, needles)]
         if self.command.name == "copy":
             holding += self._held_by_objects(at, needles)
         findings = [each for each in verify(store).findings if each.damage]

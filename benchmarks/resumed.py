@@ -14,8 +14,6 @@ import argparse
 import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +25,8 @@ import yaml
 from pipeline.datasets.describing import describe
 from tests.pipeline import layouts
 from tests.pipeline.models import write_tiny_folder
+from tests.pipeline.processes import COMMAND
+from tests.warm import WarmProcess
 
 SIZE = 56
 SETS: dict[str, Callable[[Path], None]] = {
@@ -76,13 +76,11 @@ def prepare(
     return root / "benchmark.yaml"
 
 
-def start(file: Path, *options: str) -> subprocess.Popen[str]:
+def start(file: Path, *options: str) -> WarmProcess:
     """Start `radprobe benchmark` in a process group of its own."""
-    command = [sys.executable, "-c", "from pipeline.cli import main; main()", "benchmark"]
-    return subprocess.Popen(
-        [*command, str(file), "--json", "--device", "cpu", "--workers", "0", *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    code = f"import os; os.setsid(); {COMMAND}"
+    command = ["benchmark", str(file), "--json", "--device", "cpu", "--workers", "0"]
+    return WarmProcess(code, *command, *options, environment=os.environ)
 
 
 def finish(file: Path, *options: str) -> dict[str, Any]:

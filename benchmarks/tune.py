@@ -2,6 +2,7 @@
 
     python -m benchmarks.tune pace [--names ...] [--methods finetune lora] [--device cuda:0]
     RADPROBE_REAL_DATA=DIR python -m benchmarks.tune xrays [--name NAME --weights FILE --size PX]
+    RADPROBE_REAL_DATA=DIR python -m benchmarks.tune repeat [--runs 10]
 
 pace: `bare` is forward, backward and step on one batch of tensors that lies on the device, as
 `tune` makes it, and nothing else; `tune` is a run on real DICOM files, less what comes before its
@@ -11,6 +12,9 @@ xrays: covid against the rest on one split by patient: probe, fine-tuning, LoRA,
 each in a process of its own; then a run that is killed (-9) twice and resumed is held against one
 that was not. Images that are there twice under other patients' ids are left out, by name. Without
 --weights the network is untrained, and every table says so.
+
+repeat: one question, asked so many times straight and as many times killed (-9) and resumed, in
+processes of its own: how many different weights and scores come of it. By default ViT-S and LoRA.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,15 +246,7 @@ def killed(config: Path, args: argparse.Namespace, straight: dict[str, Any]) -> 
     options = ("--method", method, "--device", args.device, "--json", "--checkpoint-s", "0")
     after = straight["tuned"][0]["seconds"] / 4
     for _ in range(2):
-        process = subprocess.Popen(
-            [*RADPROBE, "tune", str(config), *options], stdout=subprocess.DEVNULL
-        )
-        seen, deadline = _checkpoints(store), time.monotonic() + 600
-        while _checkpoints(store) == seen and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(after)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_after_a_checkpoint(config, store, options, after)
     (result,) = json.loads(run("tune", str(config), *options))
     (tuned,) = result["tuned"]
     same = tuned["identity"] == straight["tuned"][0]["identity"]
@@ -258,6 +255,56 @@ def killed(config: Path, args: argparse.Namespace, straight: dict[str, Any]) -> 
         f"{method} killed twice, gone on {tuned['resumed']} times: weights "
         f"{'equal bit for bit' if same else 'DIFFER'}, scores {'equal' if scores else 'DIFFER'}"
     )
+
+
+def kill_after_a_checkpoint(
+    config: Path, store: Path, options: tuple[str, ...], seconds: float
+) -> None:
+    """Start to tune, and kill that so many seconds after its first checkpoint is there."""
+    seen, deadline = _checkpoints(store), time.monotonic() + 600
+    process = subprocess.Popen(
+        [*RADPROBE, "tune", str(config), *options], stdout=subprocess.DEVNULL
+    )
+    while _checkpoints(store) == seen and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def repeat(args: argparse.Namespace) -> None:
+    """Print how many different weights and scores come of runs that were and were not killed."""
+    root = Path(os.environ["RADPROBE_REAL_DATA"]) / "cxr"
+    work = args.work or Path(tempfile.mkdtemp(prefix="repeat-"))
+    work.mkdir(parents=True, exist_ok=True)
+    config = write_config(root, work, args)
+    run("extract", str(config), "--device", args.device)
+    (method,) = args.methods
+    store = work / "store"
+    options = ("--method", method, "--device", args.device, "--json", "--checkpoint-s", "0")
+    outcomes: dict[str, list[tuple[str, str]]] = {"straight": [], "resumed": []}
+    for number in range(2 * args.runs):
+        kind = ("straight", "resumed")[number % 2]
+        _forget(store, method)
+        if kind == "resumed":
+            kill_after_a_checkpoint(config, store, options, 0.0)
+        (result,) = json.loads(run("tune", str(config), *options))
+        (tuned,) = result["tuned"]
+        outcomes[kind].append((tuned["identity"], json.dumps(result["scores"])))
+        print(f"{kind}, gone on {tuned['resumed']} times: {tuned['identity']}", flush=True)
+    print(f"{args.name}, {args.weights}, {method}, {args.size} px")
+    outcomes["together"] = outcomes["straight"] + outcomes["resumed"]
+    for kind, pairs in outcomes.items():
+        weights, scores = ({pair[i] for pair in pairs} for i in (0, 1))
+        print(f"{kind}: {len(pairs)} runs, weights {len(weights)}, scores {len(scores)} (wanted 1)")
+
+
+def _forget(store: Path, method: str) -> None:
+    """Take a method's answers, networks and state out of a store."""
+    for file in (store / "results").glob(f"{method}-*"):
+        file.unlink()
+    for folder in ("tuned", "runs"):
+        shutil.rmtree(store / folder, ignore_errors=True)
 
 
 def _checkpoints(store: Path) -> list[int]:
@@ -294,6 +341,17 @@ def main() -> None:
     shown.add_argument("--device", default="cpu")
     shown.add_argument("--work", type=Path)
     shown.set_defaults(do=xrays)
+    asked = parts.add_parser("repeat")
+    asked.add_argument("--name", default="dinov2_vits14")
+    asked.add_argument("--weights", default="random:0")
+    asked.add_argument("--size", type=int, default=84)
+    asked.add_argument("--epochs", type=int, default=2)
+    asked.add_argument("--patients", type=int, default=16)
+    asked.add_argument("--methods", nargs=1, default=["lora"])
+    asked.add_argument("--device", default="cpu")
+    asked.add_argument("--runs", type=int, default=10)
+    asked.add_argument("--work", type=Path)
+    asked.set_defaults(do=repeat)
     args = words.parse_args()
     args.do(args)
 

@@ -149,9 +149,9 @@ def data(config: Config, task: str, features: FeatureSet = "cls+mean") -> TaskDa
 
     In the order of rows, as models answer.
 
-    features: cls, cls+mean, cls4 or cls4+mean; of regions, what their task pools. The split is the
-    one on file, or it is dealt and filed. Raises ConfigError where there is no such task,
-    RecipeMismatchError where another recipe made the store, StoreNotFoundError, LabelError.
+    features: cls, cls+mean, cls4, cls4+mean or volume; of regions, what their task pools. The
+    split is the one on file, or it is dealt and filed. Raises ConfigError where there is no such
+    task, RecipeMismatchError where another recipe made the store, StoreNotFoundError, LabelError.
     """
     from pipeline.evaluation.pooling import read_features
     from pipeline.evaluation.questions import cases_of
@@ -211,8 +211,9 @@ def load_model(path: AnyPath) -> Estimator | Segmenter:
 def features(store: AnyPath, array: str = "cls", blocks: int = 1) -> tuple[NDArray[Any], pa.Table]:
     """Return features (n, ...) of a store and the table of their n slices, row for row.
 
-    array: cls (its last `blocks` side by side), mean or patch. Paths are the real ones where the
-    store's key is there. Raises StoreNotFoundError, and KeyError for an array it does not have.
+    array: cls (its last `blocks` side by side), mean, patch or volume. Paths are the real ones
+    where the store's key is there. Raises StoreNotFoundError, and KeyError for an array it does not
+    have.
     """
     lazy = Features(store, array, blocks)
     return lazy[np.arange(len(lazy))], lazy.slices

@@ -115,7 +115,7 @@ def main() -> NoReturn:
     """Run the command line; an error becomes one message, and with --debug a traceback too."""
     # Or pydantic opens every installed package's metadata in search of plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    handler = logging.StreamHandler()
+    handler = _Handler()
     handler.setFormatter(_Formatter("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     # A library's warning quotes what it found in a file: a name, a date of birth.
@@ -151,6 +151,14 @@ def _code_and_message(error: Exception) -> tuple[int, str]:
     kind = type(error).__name__
     # Not its words, which may quote a cell or a name.
     return 70, f"A fault of radprobe: {kind}. {DEBUG} says where; please report it."
+
+
+class _Handler(logging.Handler):
+    """Writes to standard error as it is now: a bar that is shown there makes room for the line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the line of a record."""
+        print(self.format(record), file=sys.stderr, flush=True)
 
 
 class _Formatter(logging.Formatter):

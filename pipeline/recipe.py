@@ -265,10 +265,14 @@ class Preprocess(Frozen):
         """
         if self.view != "shift" or self.shift != "scaled":
             return False
-        rule = self.rule(modality)
-        by_extremes = isinstance(rule, FileWindow) and not has_window
-        by_values = isinstance(rule, (MinMax, Percentiles, ZScore)) and not of_volume(rule)
-        return by_extremes or by_values
+        rule: Rule = self.rule(modality)
+        match rule:
+            case Window() | Windows():
+                return False
+            case FileWindow():
+                return not has_window  # then it goes by minimum and maximum
+            case MinMax() | Percentiles() | ZScore():
+                return not of_volume(rule)
 
     def thickens(self, modality: str) -> bool:
         """Return whether slices of a modality are seen thicker; X-rays have no neighbours."""
@@ -302,6 +306,7 @@ FamilyName = Literal[
     "i3resnet",
     "monai_resnet",
     "segresenc",
+    "efficientnet_lite",
 ]
 # A network's own mean, std and final norm; or as the code of arXiv 2312.02366 treats comparators:
 # ImageNet's mean and std, tokens before the final norm (DINOv2's keep theirs).

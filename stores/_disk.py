@@ -26,12 +26,14 @@ CHECKSUM = ".sha256"
 ORPHAN_AFTER_S = 3600.0
 # Documents, answers and claims are read whole: none of ours comes near this.
 MOST_BYTES = 2**28
+# A table has a row a unit, a slice or a mask: that of 50 million slices.
+MOST_TABLE_BYTES = 2**33
 # Folders that lie in each other below a store: ours are ten, where rows have many axes. Whatever
 # goes through more of them runs out of stack, or of files that may be open.
 MOST_NESTED = 32
 # No network comes near this. Of a file with holes, of which nothing is on the disk, more might be
 # read for hours.
-_MOST_CHECKED = 2**36
+MOST_CHECKED = 2**36
 # How often a file and its checksum are written, or read, where another process writes them too.
 _TRIES = 5
 _MOMENT_S = 0.05
@@ -137,7 +139,7 @@ def fits_checksum(path: Path) -> bool | None:
     except (OSError, CorruptStoreError):
         return False
     is_file = path.is_file() and not path.is_symlink()
-    if not is_file or path.stat().st_size > _MOST_CHECKED:
+    if not is_file or path.stat().st_size > MOST_CHECKED:
         return False
     return text == checksum_text(path.name, file_sha256(path))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stores.errors import ConfigError, CorruptStoreError
-from stores.inside import is_store_name
+from stores.inside import is_store_name, most_bytes
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,9 @@ class Bucket:
     def listing(self, folder: str = "") -> dict[str, Object]:
         """Return all objects, or those below a folder, by name.
 
-        Objects whose names lead out of a store, such as those with `..`, are not among them: none
-        of ours is called so. Raises ConfigError where the place cannot be looked at.
+        Objects whose names lead out of a store, such as those with `..`, are not among them, nor
+        those too large for their name, since each is read whole: none of ours is so. Raises
+        ConfigError where the place cannot be looked at.
         """
         try:
             paths = self._fs.find(self._path(folder).rstrip("/"), detail=True)
@@ -60,12 +61,15 @@ class Bucket:
         odd = 0
         for path, about in paths.items():
             name = path.removeprefix(self._root + "/")
-            if is_store_name(name):
-                objects[name] = Object(int(about["size"] or 0), _stamp(about))
+            size = int(about["size"] or 0)
+            if is_store_name(name) and size <= most_bytes(name):
+                objects[name] = Object(size, _stamp(about))
             else:
                 odd += 1
         if odd:
-            log.warning("%s has %d objects whose names are none of a store's.", self.url, odd)
+            log.warning(
+                "%s has %d objects whose names or sizes are none of a store's.", self.url, odd
+            )
         return objects
 
     def names(self) -> set[str]:

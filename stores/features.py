@@ -171,17 +171,7 @@ class FeatureStore:
         """
         storage = storage_at(path)
         folder = storage.folder
-        traces = [folder / MANIFEST, folder / RECIPE]  # of one that is damaged too
-        if folder.is_file():
-            raise StoreNotFoundError(
-                f"{storage.place!r} is a file, and a feature store is a folder. Where it is a "
-                "config, give the folder that its `store` names."
-            )
-        if not any(path.is_file() for path in traces):
-            raise StoreNotFoundError(
-                f"There is no feature store at {storage.place!r} (no {RECIPE}). "
-                "Run `radprobe extract` first, or check the path."
-            )
+        check_there(storage)
         check_folders(folder)
         recipe = manifest.load(folder, RECIPE)
         group = manifest.load(folder, _GROUP)
@@ -735,6 +725,21 @@ class FeatureStore:
         if known is None or known[0] != stamp:
             known = self._status[part.index] = (stamp, self.arrays["status"].read_part(part))
         return known[1]
+
+
+def check_there(storage: Storage) -> None:
+    """Raise StoreNotFoundError where there is no store, not even a damaged one."""
+    folder = storage.folder
+    if folder.is_file():
+        raise StoreNotFoundError(
+            f"{storage.place!r} is a file, and a feature store is a folder. Where it is a "
+            "config, give the folder that its `store` names."
+        )
+    if not any(path.is_file() for path in (folder / MANIFEST, folder / RECIPE)):
+        raise StoreNotFoundError(
+            f"There is no feature store at {storage.place!r} (no {RECIPE}). "
+            "Run `radprobe extract` first, or check the path."
+        )
 
 
 def check_free(path: Path) -> None:

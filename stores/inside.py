@@ -12,8 +12,8 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from stores._disk import MOST_NESTED, status_of
-from stores.contents import FEATURES, FOLDERS, TOP_FILES
+from stores._disk import MOST_BYTES, MOST_CHECKED, MOST_NESTED, MOST_TABLE_BYTES, status_of
+from stores.contents import COPIES, FEATURES, FOLDERS, TOP_FILES
 from stores.errors import CorruptStoreError
 
 # Bytes of a file's name, and of one within its store (as of an object of S3), at the most.
@@ -37,6 +37,14 @@ def is_store_name(name: str) -> bool:
     if len(parts) > MOST_NESTED or len(name.encode()) > _LONGEST_WITHIN:
         return False
     return all(len(part.encode()) <= _LONGEST for part in parts)
+
+
+def most_bytes(name: str) -> int:
+    """Return how many bytes a file of a store may have, by its name; none of ours has more."""
+    if name.endswith(".safetensors"):
+        return MOST_CHECKED
+    is_large = name.endswith(".parquet") or name.partition("/")[0] in (FEATURES, COPIES)
+    return MOST_TABLE_BYTES if is_large else MOST_BYTES
 
 
 def inside(root: Path, name: str) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from stores._disk import (
     MOST_BYTES,
+    MOST_TABLE_BYTES,
     TEMPORARY,
     below,
     file_sha256,
@@ -36,8 +37,6 @@ from stores.errors import CorruptStoreError
 from stores.inside import inside, is_store_name
 
 _TRIES = 5
-# Of a table: that of 50 million slices.
-_MOST_BYTES = 2**33
 _REPAIR = "Run `radprobe verify --repair` on the store."
 
 
@@ -243,7 +242,7 @@ def has(path: Path, digest: str) -> bool:
     """Return whether a file of a manifest, or a copy of one, has the sha256 that it must have."""
     try:
         # Of a file with holes, of which nothing is on the disk, too many bytes may be read.
-        readable = path.is_file() and path.stat().st_size <= _MOST_BYTES
+        readable = path.is_file() and path.stat().st_size <= MOST_TABLE_BYTES
         return readable and file_sha256(path) == digest
     except FileNotFoundError:  # another process mends, and was quicker
         return False

@@ -206,8 +206,9 @@ class TableFile:
                 f"A table of the store has {self.rows} rows in {len(data)} bytes, which no table "
                 "of a collection has."
             )
-        if schema is not None:
-            _check_columns(columns, schema)
+        self._schema = schema or columns
+        self._lacking = set(self._schema.names) - set(columns.names)
+        _check_columns(columns, self._schema)
 
     @property
     def rows(self) -> int:
@@ -221,9 +222,20 @@ class TableFile:
         return self.read()
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return some columns of the table, or all; nothing is kept."""
+        """Return some columns of the table, or all; nothing is kept.
+
+        What a table of a version before lacks of those is null.
+        """
         with _readable():
-            return _complete(self._file().read(columns, use_threads=False))
+            table = _complete(self._file().read(columns, use_threads=False))
+        return self._filled(table, self._schema.names if columns is None else columns)
+
+    def _filled(self, table: pa.Table, columns: Sequence[str]) -> pa.Table:
+        """Return what was read of some columns, with those that the file lacks, null."""
+        for name in self._lacking.intersection(columns):
+            field = self._schema.field(name)
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+        return table
 
     def between(self, start: int, stop: int, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the rows of a slice table numbered from start to before stop, piece by piece.
@@ -234,6 +246,7 @@ class TableFile:
         for group in range(first_group, len(self._last)):
             with _readable():
                 piece = _complete(self._file().read_row_group(group, columns, use_threads=False))
+            piece = self._filled(piece, columns)
             rows = piece["row"].to_numpy()
             if rows[0] >= stop:
                 return
@@ -264,6 +277,9 @@ def _check_columns(columns: pa.Schema, schema: pa.Schema) -> None:
 
     Tables of versions before lack some, and may have numbers of other sizes.
     """
+    twice = {name for name in columns.names if columns.names.count(name) > 1}
+    if twice:
+        raise CorruptStoreError(f"A table of the store has the columns {sorted(twice)} twice.")
     for field in schema:
         place = columns.get_field_index(field.name)
         if place < 0 and field.name in _NEEDED:

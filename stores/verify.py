@@ -41,7 +41,7 @@ from stores.contents import (
 )
 from stores.duplicates import Twins, find_twins
 from stores.errors import CorruptStoreError
-from stores.features import FeatureStore
+from stores.features import FeatureStore, check_there
 from stores.inside import check_folders, inside, is_below
 from stores.layout import PartRange
 from stores.purge import drop_derived, drop_notes, files_naming, purged_rows, void_parts
@@ -140,9 +140,11 @@ def repair(path: Path | str) -> Report:
     """Mend what can be mended and queue damaged parts again; return what was found and done.
 
     Files of the manifest come back from their copies; a damaged part loses its receipt, so that the
-    next extract embeds it again; damaged results are removed, to be computed again.
+    next extract embeds it again; damaged results are removed, to be computed again. Raises
+    StoreNotFoundError.
     """
     storage = storage_at(path)
+    check_there(storage)
     # Before anything is written or removed: the store may be of a stranger.
     check_folders(storage.folder)
     with storage.occupied():

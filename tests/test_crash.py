@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.crash import done, forked
 from benchmarks.crash_points import Point, Watch, points_of
 from stores._disk import sync
+from tests.waiting import PATIENCE_S
+from tests.warm import WarmProcess
 
 
 def test_what_an_extraction_leaves_that_was_ended_is_mended_by_the_same_command() -> None:
     arguments = ["--of", "extract", "--sample", "2"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.crash", *arguments], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 2
+    code = "import runpy; runpy.run_module('benchmarks.crash', run_name='__main__')"
+    process = WarmProcess(code, *arguments, environment=os.environ)
+    points, complaints = process.communicate(PATIENCE_S)
+    assert process.returncode == 0, points + complaints
+    assert len(points.splitlines()) == 2
 
 
 def test_every_call_is_a_point_and_every_piece_may_be_half_written() -> None:

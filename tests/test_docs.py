@@ -25,9 +25,10 @@ from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
 from tests.phantoms import volume, write_png, write_series
 from tests.pipeline.models import write_tiny_folder
+from tests.pipeline.processes import COMMAND
+from tests.warm import interpreter
 
 DOCS = Path(__file__).parents[1] / "docs"
-RADPROBE = [sys.executable, "-c", "from pipeline.cli import main; main()"]
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -162,7 +163,7 @@ def test_many_machines(tmp_path: Path, network: Path) -> None:
     (tmp_path / "my.yaml").write_text(with_network(yaml.safe_dump(settings), network))
     shards, *others = blocks("scale.md", "sh")
     at_once = " & ".join(shards.splitlines())
-    code = shlex.join(RADPROBE)
+    code = shlex.join([interpreter(), "-c", COMMAND])
     script = f'set -e; radprobe() {{ {code} "$@"; }}; {at_once} & wait\n' + "".join(others)
     environment = {**os.environ, "PYTHONPATH": str(DOCS.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -35,6 +35,7 @@ HOMES = {
     "torch": {
         "pipeline.backbones.families",  # inside functions: a family is declared without it
         "pipeline.backbones.dinov2",
+        "pipeline.backbones.efficientnet_lite",
         "pipeline.backbones.load",
         "pipeline.backbones.positions",
         "pipeline.backbones.towers",
@@ -58,11 +59,13 @@ HOMES = {
         "pipeline.evaluation.heads.over_slices",
         "pipeline.evaluation.heads.transformer_fit",
         "pipeline.evaluation.heads.linear_fit",
+        "pipeline.evaluation.heads.mlp_fit",
         "pipeline.evaluation.heads.objective",
         "pipeline.evaluation.heads.probe_fit",
     },
     "monai": {"pipeline.segmentation", "pipeline.backbones.families"},
     "transformers": {
+        "pipeline.backbones.efficientnet_lite",
         "pipeline.backbones.families",
         "pipeline.backbones.towers",
         "pipeline.tuning",

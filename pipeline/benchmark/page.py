@@ -17,12 +17,12 @@ from pipeline.benchmark.collect import Entry, Gathered, Question, gather
 from pipeline.benchmark.figures import cost_against_score, critical_differences
 from pipeline.benchmark.published import Published
 from pipeline.benchmark.run import Outcome, cost
-from pipeline.benchmark.settings import Benchmark, absent
+from pipeline.benchmark.settings import FROM_SCRATCH, Benchmark, absent
 from pipeline.preprocessing.perturb import VIEWS
-from pipeline.report.page import asset, template
+from pipeline.report.page import asset, scripts, template
 from pipeline.report.style import inline_svg, save
 from pipeline.report.tables import markdown_table, tex
-from pipeline.report.wording import METRICS, RANDOM, count, interval, units_alone
+from pipeline.report.wording import METRICS, RANDOM, count, ends_text, interval, units_alone
 from pipeline.shared.spreadsheets import quoted
 from stores._disk import write_atomic, writing
 
@@ -111,7 +111,8 @@ def _layouts(gathered: Gathered) -> list[PageLayout]:
     for setting in dict.fromkeys(question.setting for question in scores):
         questions = tuple(question for question in scores if question.setting == setting)
         lines = []
-        for name in gathered.backbones:
+        asked_once = any(FROM_SCRATCH in scores[question] for question in questions)
+        for name in (FROM_SCRATCH,) if asked_once else gathered.backbones:
             entries = tuple(scores[question].get(name) for question in questions)
             lines.append((name, entries))
         layouts.append(PageLayout(setting, questions, tuple(lines)))
@@ -276,8 +277,9 @@ def _render(
         count=count,
         svg=lambda key, label: Markup(inline_svg(figures[key], key, label)),
         figures=figures,
+        ends=ends_text,
         style=Markup(asset("pipeline.report", "page.css")),
-        script=Markup(asset("pipeline.benchmark", "benchmark.js")),
+        script=Markup(scripts("common.js")),
     )
 
 

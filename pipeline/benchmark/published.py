@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pipeline.benchmark.settings import FROM_SCRATCH
 from pipeline.datasets.xrays import NIH_LABELS
 from pipeline.results import Result, Segmented
 
@@ -41,10 +42,15 @@ _NIH = {
     "vgg_19": (0.505, 0.519, 0.521, 0.557, 0.572, 0.696),
 }
 # By 1, 2, 4, 8 and 16 images, then by all.
-_MONTGOMERY = {"dinov2_vitl14": (0.929, 0.941, 0.962, 0.961, 0.961, 0.974)}
+_MONTGOMERY = {
+    ("dinov2_vitl14", "decoder"): (0.929, 0.941, 0.962, 0.961, 0.961, 0.974),
+    (FROM_SCRATCH, "unet"): (0.583, 0.788, 0.893, 0.941, 0.960, 0.973),
+    (FROM_SCRATCH, "transunet"): (0.884, 0.905, 0.950, 0.951, 0.964, 0.974),
+}
 _FIFTEEN = frozenset(NIH_LABELS)
 _MASKS: frozenset[str] = frozenset()
 _AUROC = "AUROC of 15 labels, notebooks"
+_FROM_SCRATCH = "mean of Dice and Jaccard, notebooks"
 _OVERLAP = "mean of Dice and Jaccard by a head that was not named, notebooks"
 
 
@@ -55,13 +61,13 @@ def _listed() -> Iterator[Published]:
             yield Published("nih", backbone, "fewshot paper", _FIFTEEN, shots, value, _AUROC)
     for backbone, values in _NIH.items():
         yield Published("nih", backbone, "linear", _FIFTEEN, None, values[-1], _AUROC)
-    for backbone, values in _MONTGOMERY.items():
+    for (backbone, head), values in _MONTGOMERY.items():
+        note = _OVERLAP if head == "decoder" else _FROM_SCRATCH
         for number, value in zip((*SHOTS, None), values, strict=True):
-            yield Published(
-                "montgomery", backbone, "segment decoder", _MASKS, number, value, _OVERLAP
-            )
+            yield Published("montgomery", backbone, f"segment {head}", _MASKS, number, value, note)
     cited = "Dice at 448, cited by others"
     yield Published("amos", "dinov2_vitg14", "segment decoder", _MASKS, None, 0.642, cited)
+    yield Published("amos", FROM_SCRATCH, "segment transunet", _MASKS, None, 0.535, cited)
 
 
 PUBLISHED: tuple[Published, ...] = tuple(_listed())

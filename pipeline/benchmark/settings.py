@@ -21,12 +21,15 @@ from pipeline.config.loading import anchored, load_config, read_settings
 from pipeline.config.methods import one_of
 from pipeline.config.root import Config
 from pipeline.config.segmentation import Segment
-from pipeline.recipe import PatchTokens, SeenAs, ViewName
+from pipeline.config.segmentation_heads import SEGMENTATION_HEADS
+from pipeline.recipe import PatchTokens, Preprocess, SeenAs, ViewName
 from pipeline.shared.frozen import Frozen
 from pipeline.shared.paths import matcher
 from stores.errors import ConfigError
 
 SEGMENT = "segment"
+# What stands in the place of a backbone where a network is trained on images alone.
+FROM_SCRATCH = "from scratch"
 
 
 def _block_of(method: str) -> type[Frozen]:
@@ -55,12 +58,24 @@ class Setting(Frozen):
     of: the masks of a data set, or its tasks; where it is not given, those for `segment` and these
     for the others. Networks alone are tuned on either. image_size: where it is another than the
     backbone's, of those that take any. options: instead of those in the config of a data set.
+    preprocess: instead of that block's keys there, in stores of their own. datasets: that it is
+    asked of, by name; all that have what it needs, if not given.
     """
 
     method: CellMethod
     of: Literal["tasks", "masks"] = "tasks"
     image_size: int | None = None
     options: dict[str, Any] = Field(default_factory=dict)
+    preprocess: dict[str, str] = Field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
+
+    @property
+    def is_from_scratch(self) -> bool:
+        """Whether it trains a network on images, and so is asked once and not of each backbone."""
+        if self.method != SEGMENT:
+            return False
+        head = SEGMENTATION_HEADS[Segment.model_validate(self.options).method]
+        return "tokens" not in head.needs
 
     @model_validator(mode="before")
     @classmethod
@@ -78,6 +93,14 @@ class Setting(Frozen):
                 f"{', '.join(TUNED)} are of tasks or masks; all else is of tasks."
             )
         return self
+
+    @field_validator("preprocess")
+    @classmethod
+    def _known_rules(cls, value: dict[str, str]) -> dict[str, str]:
+        if "view" in value:
+            raise ValueError("Views are the benchmark's own key, `views`, and no preprocessing.")
+        Preprocess.model_validate(value)
+        return value
 
     @model_validator(mode="after")
     def _known_options(self) -> Setting:
@@ -144,6 +167,22 @@ class Benchmark(Frozen):
             if "/" in name or name in ("", ".", ".."):
                 raise ValueError(f"A name must be one part of a path. Got {name!r} instead.")
         return value
+
+    @model_validator(mode="after")
+    def _settings_of_data_sets(self) -> Benchmark:
+        for name, setting in self.settings.items():
+            unknown = [each for each in setting.datasets if each not in self.datasets]
+            if unknown:
+                raise ValueError(
+                    f"The setting {name!r} names no data set {unknown[0]!r}. There are "
+                    f"{', '.join(self.datasets)}."
+                )
+        if FROM_SCRATCH in self.backbones:
+            raise ValueError(
+                f"{FROM_SCRATCH!r} is what networks trained on images alone are called, and no "
+                "name of a backbone."
+            )
+        return self
 
     @model_validator(mode="after")
     def _pairs_of_data_sets(self) -> Benchmark:
@@ -240,17 +279,24 @@ def _cells(settings: Benchmark) -> Iterator[Cell]:
     for dataset, base in bases.items():
         for backbone, name, seed in _columns(settings):
             setting = settings.settings[name]
-            if getattr(base, setting.of):
+            if getattr(base, setting.of) and dataset in (setting.datasets or bases):
                 plain = _config(settings, base, dataset, backbone, name, seed)
-                yield from _seen_each_way(settings, setting, (dataset, backbone, name, seed), plain)
+                shown = FROM_SCRATCH if setting.is_from_scratch else backbone
+                yield from _seen_each_way(settings, setting, (dataset, shown, name, seed), plain)
     for pair in settings.pairs:
         if {pair.fitted, pair.tested} <= bases.keys():
             yield from _paired(settings, pair, bases[pair.fitted], bases[pair.tested])
 
 
 def _columns(settings: Benchmark) -> Iterator[tuple[str, str, int]]:
-    """Yield each backbone, setting and seed."""
-    return product(settings.backbones, settings.settings, settings.seeds)
+    """Yield each backbone, setting and seed.
+
+    What is trained on images alone stands with the first backbone, whose store names the images.
+    """
+    first = next(iter(settings.backbones))
+    for backbone, name, seed in product(settings.backbones, settings.settings, settings.seeds):
+        if backbone == first or not settings.settings[name].is_from_scratch:
+            yield backbone, name, seed
 
 
 def _paired(settings: Benchmark, pair: Pair, fitted: Config, tested: Config) -> Iterator[Cell]:
@@ -310,6 +356,7 @@ def _config(
     on_tokens = setting.of == "masks"
     # Tokens are stored apart, so that a setting more never asks for another recipe.
     suffix = "-tokens" if on_tokens else ""
+    suffix += "".join(f"-{value}" for value in setting.preprocess.values())
     store = settings.out / "stores" / dataset / f"{backbone}-{size}{suffix}"
     choice = BackboneChoice(**network.model_dump(exclude={"blocks"}) | {"image_size": size})
     outputs = {
@@ -318,8 +365,10 @@ def _config(
         "blocks": network.blocks,
     }
     head = _head_settings(setting, base, seed)
+    seen = base.preprocess.model_dump(exclude_unset=True) | setting.preprocess
     return base.model_copy(
         update={
+            "preprocess": Preprocess.model_validate(seen),
             "store": store,
             "fit_on": None,
             "backbone": choice,

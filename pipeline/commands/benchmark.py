@@ -108,11 +108,11 @@ def _show(ran: Sequence[Outcome], gathered: Gathered, page: Path) -> None:
     if gathered.random:
         out.print(RANDOM, style="bold yellow")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("data set", "task", "positive", "setting", "patients", *gathered.backbones):
+    for column in ("data set", "task", "positive", "setting", "patients", *gathered.columns):
         table.add_column(column, overflow="fold")
     for question, by_backbone in gathered.scores.items():
         shots = "all" if question.shots is None else str(question.shots)
-        entries = [by_backbone.get(name) for name in gathered.backbones]
+        entries = [by_backbone.get(name) for name in gathered.columns]
         values = [f"{entry.metric.value:.3f}" if entry else "" for entry in entries]
         positive = next(iter(by_backbone.values())).positive
         words = (question.dataset, question.task, positive, question.setting, shots)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.commands.printing import PlainConsole
+from pipeline.shared.epochs import epochs_told_to
 
 # Where no terminal says its width, tables keep their lines whole.
 out = PlainConsole(width=None if sys.stdout.isatty() else 120)
@@ -42,3 +45,29 @@ PathsOpt = Annotated[
     typer.Option("--paths", help="Name files by their real paths, which may name patients."),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Show what a command is at and for how long, and the epochs of what trains within.
+
+    Silent where stderr is no terminal. Nothing may be printed meanwhile.
+    """
+    if not err.is_terminal:
+        yield
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as shown:
+        line = shown.add_task(what, total=None)
+
+        def tell(done: int, of: int) -> None:
+            shown.update(line, description=f"{what}, {done} of {of} epochs")
+
+        with epochs_told_to(tell):
+            yield

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.common import JsonOpt, out
+from pipeline.commands.common import JsonOpt, busy, out
 from pipeline.commands.printing import print_lines
 
 if TYPE_CHECKING:
@@ -25,6 +25,13 @@ def dataset(
     to: Annotated[
         Path | None, typer.Option("--out", help="Where config, labels and split are written.")
     ] = None,
+    paper_split: Annotated[
+        bool,
+        typer.Option(
+            "--paper-split",
+            help="Deal the split by the rule of arXiv 2312.02366, where it has one.",
+        ),
+    ] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Check a public data set as it was downloaded, and write a config that is ready to extract."""
@@ -37,7 +44,8 @@ def dataset(
         raise ConfigError("Name the data set, its FOLDER and --out, where its config is written.")
     from pipeline.datasets.describing import describe
 
-    described = describe(name, folder, to)
+    with busy("counting files"):
+        described = describe(name, folder, to, paper_split=paper_split)
     if as_json:
         shown = asdict(described) | {"config": str(described.config), "full": described.full}
         print(json.dumps(shown, indent=1))

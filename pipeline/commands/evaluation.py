@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args
 
 import typer
 
-from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, err, out
+from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, busy, err, out
 from pipeline.commands.printing import (
     print_line,
     score_in,
@@ -295,7 +295,8 @@ def search(
     if at is not None:
         _search_patches(settings, query, _pixel(at), k, _level(level), as_json)
         return
-    hits = search_anything(settings, query, k=k, level=_level(level))
+    with busy("searching"):
+        hits = search_anything(settings, query, k=k, level=_level(level))
     if as_json:
         print(json.dumps([asdict(hit) for hit in hits], indent=1))
     else:
@@ -340,7 +341,8 @@ def retest(
     from pipeline.evaluation.search import recipe_of_store
 
     settings = _checked_config(config, store)
-    agreements = retest(settings, pairs)
+    with busy("comparing scans"):
+        agreements = retest(settings, pairs)
     if as_json:
         print(json.dumps([asdict(one) for one in agreements], indent=1))
     else:
@@ -379,7 +381,8 @@ def compare(
 
     methods = None if heads is None else (_method(heads[0]), _method(heads[1]))
     one, other = _answers_of(first), _answers_of(second)
-    pairs = compare_results(one, other, methods)
+    with busy("comparing"):
+        pairs = compare_results(one, other, methods)
     networks = [recipe_of(FeatureStore.open(store)).network for store, _ in (one, other)]
     if as_json:
         rows = []
@@ -413,7 +416,8 @@ def _compare_across(
             f"be held. Run `radprobe evaluate {second}`, or such as `radprobe knn {second}`."
         )
     _gather_regions(paired)
-    away = with_predictions(config.store, evaluate(paired, chosen))
+    with _steps("evaluate") as progress:
+        away = with_predictions(config.store, evaluate(paired, chosen, progress=progress))
     both = None if heads is None else (_method(heads[0]), _method(heads[1]))
     table = compare_results((config.store, away), (config.store, home), both)
     rows = []

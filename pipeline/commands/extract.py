@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.common import ConfigArg, JsonOpt, PathsOpt, RehashOpt, StoreOpt, err, out
+from pipeline.commands.common import (
+    ConfigArg,
+    JsonOpt,
+    PathsOpt,
+    RehashOpt,
+    StoreOpt,
+    busy,
+    err,
+    out,
+)
 from pipeline.commands.printing import RANDOM, print_line, print_lines
 from pipeline.shared.texts import count
 
@@ -128,7 +137,8 @@ def plan(
         nonlocal outlook
         outlook = outlook_of(settings, look.reconciled.slices, look.names, look.withdrawn)
 
-    planned = plan(settings, rehash=rehash, on_look=look_ahead)
+    with busy("looking at the collection"):
+        planned = plan(settings, rehash=rehash, on_look=look_ahead)
     if not paths:
         planned = replace(planned, set_aside=[replace(each, path="") for each in planned.set_aside])
     if as_json:
@@ -149,7 +159,9 @@ def explain(
     from pipeline.config.loading import load_config
     from pipeline.extraction.plan import explain
 
-    why = explain(load_config(config, store), rehash=rehash)
+    settings = load_config(config, store)
+    with busy("looking at the collection"):
+        why = explain(settings, rehash=rehash)
     if as_json:
         print(json.dumps(asdict(why) | {"fresh": why.fresh}, indent=1))
     else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, out
+from pipeline.commands.common import ConfigArg, JsonOpt, StoreOpt, busy, out
 from pipeline.commands.printing import (
     RANDOM,
     print_line,
@@ -61,7 +61,9 @@ def fit(
     from pipeline.config.loading import load_config
     from pipeline.fitted.kinds import fit_model
 
-    model = fit_model(load_config(config, store), out_to, task=task, method=method, device=device)
+    settings = load_config(config, store)
+    with busy("fitting"):
+        model = fit_model(settings, out_to, task=task, method=method, device=device)
     if as_json:
         print(json.dumps(model.record.model_dump(mode="json"), indent=1))
     else:
@@ -144,13 +146,15 @@ def predict(
     if to == "dicom-sr":
         if watch is not None:
             raise ConfigError("--watch writes one table anew, and dicom-sr is a folder of reports.")
-        tally = report(loaded, target, out_to, options, tag=tag)
+        with busy("predicting"):
+            tally = report(loaded, target, out_to, options, tag=tag)
         _show_tally(loaded, tally, out_to, as_json)
         raise typer.Exit(int(bool(tally.unreadable or tally.unwritten)))
     if watch is not None:  # until it is stopped
         for tally in watch_folder(loaded, target, out_to, options, every_s=watch, tag=tag):
             _show_tally(loaded, tally, out_to, as_json)
-    tally = predict(loaded, target, out_to, options, tag=tag)
+    with busy("predicting"):
+        tally = predict(loaded, target, out_to, options, tag=tag)
     _show_tally(loaded, tally, out_to, as_json)
     if loaded.sees == "slices" and not as_json:
         print_line(out, f"How much each slice counted: {slices_file(out_to)}.")
@@ -198,22 +202,24 @@ def validate(
     loaded = load_model(model)
     settings = load_config(config, store)
     if isinstance(loaded, Model):
-        validation = validate(
-            loaded,
-            settings,
-            task=task,
-            leave_out_known=leave_out_known,
-            recalibrate=recalibrate,
-        )
+        with busy("validating"):
+            validation = validate(
+                loaded,
+                settings,
+                task=task,
+                leave_out_known=leave_out_known,
+                recalibrate=recalibrate,
+            )
         _show(validation, show_validation, as_json)
         return
     from pipeline.fitted.validate_masks import validate_masks
 
     if recalibrate is not None:
         raise ConfigError("Masks have no probabilities that --recalibrate could make right.")
-    of_masks = validate_masks(
-        loaded, settings, task=task, leave_out_known=leave_out_known, device=device
-    )
+    with busy("validating"):
+        of_masks = validate_masks(
+            loaded, settings, task=task, leave_out_known=leave_out_known, device=device
+        )
     _show(of_masks, show_mask_validation, as_json)
 
 
@@ -251,7 +257,8 @@ def _draw(
     if is_watching:
         raise ConfigError("--watch writes one table anew, and this model writes a folder of masks.")
     form = MASK_FORMS[MASK_FORMS.index(to)]
-    tally = draw(model, target, out_to, options, tag=tag, to=form)
+    with busy("drawing masks"):
+        tally = draw(model, target, out_to, options, tag=tag, to=form)
     if as_json:
         print(json.dumps(asdict(tally), indent=1))
     else:

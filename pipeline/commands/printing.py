@@ -53,8 +53,9 @@ HEADLINES = {
     "correlation": "correlation",
 }
 
-# What a table of operating points shows.
+# What a table of findings shows: how they are ranked, and the rates at the operating point.
 RATES = {
+    "auroc": "AUROC",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "ppv": "PPV",
@@ -219,7 +220,8 @@ def _show_method(out: Console, answers: Sequence[Result]) -> None:
 def _show_points(out: Console, answers: Sequence[Result]) -> None:
     """Print from which probability on units are called positive, and the rates on test at it."""
     words = ("task", "positive", "by", "called from")
-    table = _table("At the operating point that val chose", words, list(RATES.values()))
+    title = "By finding, at the operating point that val chose"
+    table = _table(title, words, list(RATES.values()))
     for result in answers:
         if not result.scores:
             continue

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.commands.common import JsonOpt, PathsOpt, StorePath, out
+from pipeline.commands.common import JsonOpt, PathsOpt, StorePath, busy, out
 from pipeline.commands.printing import print_line, print_lines
 from pipeline.shared.texts import count
 
@@ -39,8 +39,9 @@ def verify(
     from pipeline.extraction.copies import copies_of
     from stores import verify as checks
 
-    report = checks.repair(store) if repair else checks.verify(store)
-    copies = copies_of(store, report.twins, reveal=paths)
+    with busy("checking every byte"):
+        report = checks.repair(store) if repair else checks.verify(store)
+        copies = copies_of(store, report.twins, reveal=paths)
     if as_json:
         of_each = [[asdict(copy) for copy in group] for group in copies]
         document = asdict(report) | {"sound": report.sound, "copies": of_each}
@@ -96,7 +97,7 @@ def export(
     to: Annotated[
         str | None, typer.Option(help="h5, npy, parquet or faiss; by the file's name if not given.")
     ] = None,
-    array: Annotated[str, typer.Option(help="cls, mean or patch.")] = "cls",
+    array: Annotated[str, typer.Option(help="cls, mean, patch or volume.")] = "cls",
     blocks: Annotated[int, typer.Option(min=1, help="Last blocks of cls, side by side.")] = 1,
     per_study: Annotated[bool, typer.Option("--per-study", help="One HDF5 a study.")] = False,
     as_json: JsonOpt = False,
@@ -104,7 +105,8 @@ def export(
     """Write features for other tools, with the slice table beside them."""
     from pipeline.extraction.exchange import export_store
 
-    rows = export_store(store, target, to, array, blocks, per_study=per_study)
+    with busy("writing"):
+        rows = export_store(store, target, to, array, blocks, per_study=per_study)
     if as_json:
         print(json.dumps({"file": str(target), "rows": rows}))
     else:
@@ -124,7 +126,8 @@ def import_(
     """Make a store of features that another tool computed; its receipts say so."""
     from pipeline.extraction.exchange import import_file
 
-    made = import_file(source, store, recipe, table)
+    with busy("reading"):
+        made = import_file(source, store, recipe, table)
     rows = made.slices().num_rows
     if as_json:
         print(json.dumps({"store": str(made.path), "rows": rows}))
@@ -146,10 +149,11 @@ def copy(
         raise ConfigError(
             f"One of both must be a URL such as s3://bucket/store. Got {source!r} and {target!r}."
         )
-    if "://" in target:
-        copied = remote.push(Path(source), target)
-    else:
-        copied = remote.fetch(source, Path(target))
+    with busy("copying"):
+        if "://" in target:
+            copied = remote.push(Path(source), target)
+        else:
+            copied = remote.fetch(source, Path(target))
     if as_json:
         print(json.dumps(asdict(copied)))
     else:
@@ -185,7 +189,7 @@ def withdraw(
     config = load_config(store) if store.is_file() else None
     storage = storage_at(store if config is None else config.store)
     # A store in object storage has one writer at a time; a local folder needs no claim here.
-    with storage.occupied():
+    with busy("withdrawing"), storage.occupied():
         slices = find_patient(storage.folder, patient, config)
         opened = FeatureStore.open(storage.folder)
         if undo:

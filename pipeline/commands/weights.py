@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from pipeline.commands.common import JsonOpt, out
+from pipeline.commands.common import JsonOpt, busy, out
 from pipeline.commands.printing import print_line
 
 app = typer.Typer()
@@ -52,7 +52,9 @@ def fetch(
     """Download a network's official file into the folder of weights, and check it."""
     from pipeline.backbones.registry import fetch
 
-    _say(fetch(name, mirror), as_json)
+    with busy("downloading"):
+        fetched = fetch(name, mirror)
+    _say(fetched, as_json)
 
 
 @weights.command(epilog="Example: radprobe weights add ~/Downloads/dinov2_vits14_pretrain.pth")
@@ -74,7 +76,8 @@ def check(
     """Load the weights that are here, and hold them against the checksums they came with."""
     from pipeline.backbones.registry import check
 
-    every = list(check(names or []))
+    with busy("checking"):
+        every = list(check(names or []))
     if as_json:
         print(json.dumps([asdict(each) for each in every], indent=1))
     else:

@@ -15,8 +15,9 @@ class HeadSettings(Frozen):
     """What every head has: which features it sees, and scaled how, as the train units alone say.
 
     features: the CLS token of the last block or of the last four, with or without the mean patch
-    token; of a 3D network `cls` is its vector of the volume. scaling: what is done to features
-    before a head sees them. components: how many principal components `whiten` keeps at most.
+    token; of a store of a 3D network it is `volume`, its vector, whatever is said here. scaling:
+    what is done to features before a head sees them. components: how many principal components
+    `whiten` keeps at most.
     """
 
     features: FeatureSet = "cls"

@@ -171,7 +171,7 @@ class Labels(Frozen):
 
     file: Path
     key: str = "path"
-    by: Annotated[str, Field(pattern=r"^(path|patient|study|series|tag:[A-Za-z0-9]+)$")] = "path"
+    by: str = "path"
     patient: str | None = None
     headers: Literal["agree", "ignore"] = "agree"
     uncertain: Uncertain = "refuse"
@@ -180,6 +180,16 @@ class Labels(Frozen):
     dates: Literal["year-month-day", "day.month.year"] = "year-month-day"
     root: str | None = None
     structure: str | None = None
+
+    @field_validator("by")
+    @classmethod
+    def _is_key(cls, value: str) -> str:
+        if re.fullmatch(r"path|patient|study|series|tag:[A-Za-z0-9]+", value) is None:
+            raise ValueError(
+                "must be path, patient, study, series, or tag: and a keyword of data.tags, such as "
+                "tag:AccessionNumber"
+            )
+        return value
 
 
 SplitKind = Literal["holdout", "kfold", "list", "site", "date"]

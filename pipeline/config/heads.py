@@ -84,6 +84,11 @@ HEADS: dict[str, Registered] = {
         "and score it.",
         on_device=True,
     ),
+    "mlp": Registered(
+        "pipeline.evaluation.heads.mlp",
+        "Train a perceptron of one hidden layer; val chooses its weight decay and when it ends.",
+        on_device=True,
+    ),
 }
 # What `radprobe evaluate` answers by; other heads have their own command, or are asked by name.
 DEFAULT_HEADS: tuple[str, ...] = ("knn", "probe", "fewshot")

@@ -171,7 +171,7 @@ def _of_one_kind_each(faults: Sequence[Any]) -> list[Any]:
     A word may be one of several, and keys with values in their place: keys that are wrong are told
     as keys, and no word is asked for then.
     """
-    told: list[Any] = []
+    of_values: list[Any] = []
     for fault in faults:
         steps = [step for step in fault["loc"] if not _is_kind(step)]
         # Whether the fault is that the value is not of this kind, and not one within it.
@@ -181,8 +181,8 @@ def _of_one_kind_each(faults: Sequence[Any]) -> list[Any]:
         has_keys = isinstance(fault["input"], dict)
         if is_of_kind and (asks_for_word if has_keys else asks_for_keys):
             continue
-        told.append({**fault, "loc": tuple(steps), "of_kind": is_of_kind})
-    return told
+        of_values.append({**fault, "loc": tuple(steps), "of_kind": is_of_kind})
+    return of_values
 
 
 def _is_kind(step: int | str) -> bool:
@@ -196,6 +196,8 @@ def _fault(fault: Any, model: type[Frozen]) -> str:
         above = fault["loc"][: -1 if fault["type"] == "invalid_key" else -2]
         what = f"{'.'.join(map(str, above)) or 'the config'}: a key must be text"
         return f"{what}. Write it in quotes, or choose another (got {_few(fault['input'])})"
+    if fault["type"] == "missing":
+        return f"{where}: must be given"
     if fault["type"] != "extra_forbidden":
         return f"{where}: {_in_words(fault)} (got {_few(fault['input'])})"
     known = _known_keys(fault["loc"][:-1], model)
@@ -219,6 +221,10 @@ _KINDS = {
 }
 
 
+# How pydantic begins a fault of a value of the right kind: "Input should be greater than 0".
+_SHOULD = re.compile(r"^(Input|Value|String|Tuple|List|Set|Dictionary) should ")
+
+
 def _in_words(fault: Any) -> str:
     """Return what a value must be, in the words of YAML instead of Python's."""
     kind = fault["type"]
@@ -230,7 +236,8 @@ def _in_words(fault: Any) -> str:
         if kind.startswith(beginnings) and kind.endswith(_OF_KIND):
             is_one = what == "a list" and isinstance(given, str | int | float)
             return f"must be {what}, such as {_as_list(given)}" if is_one else f"must be {what}"
-    return str(fault["msg"].removeprefix("Value error, "))
+    text = _SHOULD.sub("must ", fault["msg"].removeprefix("Value error, "))
+    return text.replace(" after validation", "")
 
 
 def _as_list(given: Any) -> str:

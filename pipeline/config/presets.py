@@ -33,7 +33,14 @@ PRESETS: dict[PresetName, dict[str, dict[str, Any]]] = {
         "probe": {"features": "cls"},
         "fewshot": {"draw": "paper"},
         "finetune": _TRAINING,
-        "lora": _TRAINING | {"rank": 48, "alpha": 16.0, "dropout": 0.1, "biases": "lora"},
+        "lora": _TRAINING
+        | {
+            "rank": 48,
+            "alpha": 16.0,
+            "dropout": 0.1,
+            "targets": ("shared-qkv", "fc1", "fc2"),  # one layer makes q, k and v there
+            "biases": "lora",
+        },
         "bitfit": _TRAINING,
         "norm": _TRAINING,
     },

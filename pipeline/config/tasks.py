@@ -12,7 +12,8 @@ from pipeline.shared.frozen import Frozen
 
 # Which cached numbers a head sees: the CLS token of the last block or of the last four
 # (concatenated, oldest first), with or without the mean patch token.
-FeatureSet = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
+SliceFeatures = Literal["cls", "cls+mean", "cls4", "cls4+mean"]
+FeatureSet = Literal[SliceFeatures, "volume"]
 Level = Literal["image", "series", "study", "patient", "region"]
 Kind = Literal["binary", "multiclass", "multilabel", "regression"]
 Part = Literal["train", "val", "test"]

@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 from pipeline.config.base import HeadSettings
 from pipeline.config.heads import LIBRARIES, Declaration
 from pipeline.config.presets import PRESETS
-from pipeline.config.tasks import FeatureSet
+from pipeline.config.tasks import SliceFeatures
+
+LoraTarget = Literal["qkv", "shared-qkv", "proj", "fc1", "fc2"]
 
 
 class Tuning(HeadSettings):
@@ -33,7 +35,7 @@ class Tuning(HeadSettings):
 
     block: ClassVar[str]  # its key in a config
 
-    features: FeatureSet = "cls+mean"
+    features: SliceFeatures = "cls+mean"
     protocol: Literal["own", "paper"] = "own"
     optimizer: Literal["adamw", "sgd"] = "adamw"
     rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -86,7 +88,8 @@ class FineTune(Tuning):
 class Lora(Tuning):
     """Low-rank updates of linear layers are trained (arXiv 2106.09685), in the end added to them.
 
-    targets: query, key and value; the projection behind them; the layers of the MLP, whatever a
+    targets: query, key and value, or shared-qkv, of which the three see one projection to the rank,
+    as where one layer makes them all; the projection behind them; the layers of the MLP, whatever a
     network calls them. rank: of an update. alpha: an update is alpha / rank times the product of
     two matrices. dropout: of what an update sees. biases: `lora` trains those of the layers that
     have updates too.
@@ -98,11 +101,7 @@ class Lora(Tuning):
     rank: Annotated[int, Field(ge=1)] = 16
     alpha: Annotated[float, Field(gt=0)] = 16.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    targets: Annotated[tuple[Literal["qkv", "proj", "fc1", "fc2"], ...], Field(min_length=1)] = (
-        "qkv",
-        "fc1",
-        "fc2",
-    )
+    targets: Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = ("qkv", "fc1", "fc2")
     biases: Literal["none", "lora"] = "none"
 
 

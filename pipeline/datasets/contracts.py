@@ -11,7 +11,7 @@ import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.config.tasks import Part
 from stores.errors import ConfigError
@@ -52,13 +52,21 @@ class Contents:
     notes: Sequence[str] = ()
 
 
+class Systematic(NamedTuple):
+    """A split in which every so-manieth unit tests, and every so-manieth of the others is val."""
+
+    test: float
+    val: float
+
+
 @dataclass(frozen=True)
 class DataSet:
     """A public data set.
 
     layout: the files that a download leaves; published: what is counted -> how many there are;
     data, labels, split, tasks, values: as the blocks of a config have them; split also without an
-    official one; values: of the masks. unverified: what could not be held against a source.
+    official one; values: of the masks. paper_split: how arXiv 2312.02366 deals it, where it does so
+    by a rule. unverified: what could not be held against a source.
     """
 
     title: str
@@ -71,6 +79,7 @@ class DataSet:
     split: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     values: str | Mapping[int, str] | None = None
+    paper_split: Systematic | None = None
     unverified: str = ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import yaml
 
 from pipeline.datasets.contracts import Contents, DataSet
 from pipeline.datasets.known import DATASETS
+from pipeline.datasets.systematic import with_parts
 from pipeline.shared.spreadsheets import quoted_cell
 from stores._disk import write_atomic, writing
 from stores.errors import ConfigError
@@ -53,10 +54,11 @@ class Described:
         return all(count.full for count in self.counts)
 
 
-def describe(name: str, folder: Path, out: Path) -> Described:
+def describe(name: str, folder: Path, out: Path, *, paper_split: bool = False) -> Described:
     """Check a downloaded data set, and write a config with its labels and split under `out`.
 
-    Tables are written anew each time; a config that is there stays. Raises ConfigError for an
+    paper_split: whether it is dealt by the rule of arXiv 2312.02366, in the place of an official
+    one. Tables are written anew each time; a config that is there stays. Raises ConfigError for an
     unknown name, and where the folder has another layout, saying which is expected.
     """
     if name not in DATASETS:
@@ -74,6 +76,8 @@ def describe(name: str, folder: Path, out: Path) -> Described:
             f"{str(folder)!r} has the layout of {known.title} and none of its images: "
             f"{known.layout}."
         )
+    if paper_split:
+        contents = _as_the_paper(name, contents)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / LABELS, _labels(contents).encode())
@@ -86,7 +90,26 @@ def describe(name: str, folder: Path, out: Path) -> Described:
     published = contents.published or known.published
     counts = [Counted(what, got, published.get(what)) for what, got in contents.counts.items()]
     notes = list(contents.notes)
+    if was_there and paper_split:
+        notes.append(f"{SPLIT} counts where the config says split: {{kind: list, file: {SPLIT}}}")
     return Described(name, out / CONFIG, was_there, len(contents.items), counts, notes)
+
+
+def _as_the_paper(name: str, contents: Contents) -> Contents:
+    """Return what a folder has with the parts that the paper's rule gives. Raises ConfigError."""
+    steps = DATASETS[name].paper_split
+    if steps is None:
+        known = ", ".join(each for each, about in DATASETS.items() if about.paper_split)
+        raise ConfigError(
+            f"arXiv 2312.02366 deals {name!r} by no rule that is known, or by its official lists. "
+            f"Leave --paper-split out; it is for {known}."
+        )
+    note = (
+        "the split has the paper's rule and sizes, in the order of names: the paper's own lists "
+        "follow the order of a file system"
+    )
+    items = with_parts(contents.items, steps)
+    return replace(contents, items=items, notes=[*contents.notes, note])
 
 
 def _is_split(contents: Contents) -> bool:

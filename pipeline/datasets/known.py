@@ -7,7 +7,7 @@ from pipeline.datasets.lungs import MONTGOMERY, SHENZHEN
 from pipeline.datasets.medmnist import MEDMNIST
 from pipeline.datasets.nodules import LUNA25
 from pipeline.datasets.readings import RSNA, VINDR
-from pipeline.datasets.slices import BRAIN_TUMOUR, SARS
+from pipeline.datasets.slices import BRAIN_TUMOUR, CC_CCII, SARS
 from pipeline.datasets.volumes import (
     AMOS,
     BRATS,
@@ -28,6 +28,7 @@ DATASETS: dict[str, DataSet] = {
     "montgomery": MONTGOMERY,
     "shenzhen": SHENZHEN,
     "sars": SARS,
+    "cc-ccii": CC_CCII,
     "brain-tumour": BRAIN_TUMOUR,
     "amos": AMOS,
     "msd-heart": MSD_HEART,

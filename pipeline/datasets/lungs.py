@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.datasets.contracts import Contents, DataSet, Item, below, files_of
+from pipeline.datasets.contracts import Contents, DataSet, Item, Systematic, below, files_of
 from pipeline.io.decode import read_headers
 from stores.errors import ConfigError
 
@@ -100,6 +100,7 @@ MONTGOMERY = DataSet(
     tasks=_TASKS,
     values={LEFT: "left lung", RIGHT: "right lung"},
     unverified="that each image is of another patient",
+    paper_split=Systematic(3, 4),
 )
 SHENZHEN = DataSet(
     title="Shenzhen",
@@ -111,4 +112,5 @@ SHENZHEN = DataSet(
     tasks=_TASKS,
     values="lung",
     unverified="that each image is of another patient",
+    paper_split=Systematic(5, 5),
 )

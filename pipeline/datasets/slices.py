@@ -1,4 +1,4 @@
-"""SARS-CoV-2 CT and the brain tumours of figshare: slices, with a class a patient or a slice."""
+"""SARS-CoV-2 CT, CC-CCII, figshare's brain tumours: slices, with a class a patient or a slice."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config.tasks import Part
-from pipeline.datasets.contracts import Contents, DataSet, Item, below, files_of
+from pipeline.datasets.contracts import (
+    Contents,
+    DataSet,
+    Item,
+    Systematic,
+    below,
+    files_of,
+    table_rows,
+)
 from pipeline.io.formats.arrays import hdf5_text, hdf5_values
 from pipeline.io.formats.limits import as_unreadable, check_size
 from stores.errors import ConfigError
 from stores.hdf5 import member_there
 
 _GROUPS = {"covid": "1", "healthy": "0", "others": "0"}
+# Novel coronavirus pneumonia, common pneumonia, neither.
+PNEUMONIAS = ("NCP", "CP", "Normal")
 TUMOURS = {1: "meningioma", 2: "glioma", 3: "pituitary"}
 
 
@@ -35,6 +45,40 @@ def _find_sars(folder: Path, out: Path) -> Contents:
     counts["patients"] = len(items)
     counts["patients with COVID-19"] = sum(item.labels["covid"] == "1" for item in items)
     return Contents(root, items, counts)
+
+
+# --- CC-CCII ------------------------------------------------------------------------------------
+
+
+def _find_cc_ccii(folder: Path, out: Path) -> Contents:
+    root = below(folder, *PNEUMONIAS)
+    items = []
+    scans = slices = 0
+    for name in PNEUMONIAS:
+        for patient in sorted(path for path in (root / name).iterdir() if path.is_dir()):
+            # Numbers of patients begin anew in each class.
+            labels = {"diagnosis": name}
+            path = patient.relative_to(root).as_posix()
+            items.append(Item(path, f"{name} {patient.name}", labels=labels))
+            for scan in sorted(path for path in patient.iterdir() if path.is_dir()):
+                scans += 1
+                slices += sum(len(files_of(scan, f"*.{suffix}")) for suffix in ("png", "jpg"))
+    counts = {"patients": len(items), "scans": scans, "slices": slices}
+    table = root / "unzip_filenames.csv"
+    if table.is_file():
+        return Contents(root, items, counts, published=_listed(table))
+    notes = ["unzip_filenames.csv is not there: what the set should hold is not known"]
+    return Contents(root, items, counts, notes=notes)
+
+
+def _listed(table: Path) -> dict[str, int]:
+    """Return what CC-CCII's own list of scans counts."""
+    rows = list(table_rows(table))
+    return {
+        "patients": len({(row["label"], row["patient_id"]) for row in rows}),
+        "scans": len({(row["label"], row["patient_id"], row["scan_id"]) for row in rows}),
+        "slices": sum(int(row["n_slice"]) for row in rows),
+    }
 
 
 # --- figshare -----------------------------------------------------------------------------------
@@ -123,6 +167,17 @@ SARS = DataSet(
     published={"patients": 210, "slices": 4173, "patients with COVID-19": 80},
     tasks={"covid": {"labels": ["covid"], "level": "patient"}},
     unverified="80 patients with COVID-19",
+    paper_split=Systematic(3, 140 / 50),
+)
+CC_CCII = DataSet(
+    title="CC-CCII",
+    source="ncov-ai.big.ac.cn/download",
+    layout="NCP/, CP/, Normal/: patient/scan/*.png or *.jpg; unzip_filenames.csv",
+    find=_find_cc_ccii,
+    # Pictures, not HU: taken by minimum and maximum.
+    data={"include": ["*/*/*/*.png", "*/*/*/*.jpg"], "modality": {"**": "OT"}},
+    tasks={"diagnosis": {"labels": ["diagnosis"], "level": "patient"}},
+    unverified="that equal numbers in two classes are two patients",
 )
 BRAIN_TUMOUR = DataSet(
     title="figshare brain tumours",
@@ -140,4 +195,5 @@ BRAIN_TUMOUR = DataSet(
     tasks={"tumour": {"labels": ["tumour"]}},
     values="tumour",
     unverified="the layout of cvind.mat",
+    paper_split=Systematic(233 / 70, 163 / 50),
 )

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.tasks import Part
-from pipeline.datasets.contracts import Contents, DataSet, Item, below, files_of, table_rows
+from pipeline.datasets.contracts import (
+    Contents,
+    DataSet,
+    Item,
+    Systematic,
+    below,
+    files_of,
+    table_rows,
+)
 
 # Scans of AMOS22 up to this number are CT, the others MR.
 LAST_CT = 500
@@ -146,7 +154,12 @@ _DATA: dict[str, Any] = {"exclude": ["**/._*"], "modality": {"**": "CT"}}
 
 
 def _decathlon(
-    name: str, task: str, modality: str, volumes: int, organs: tuple[str, ...]
+    name: str,
+    task: str,
+    modality: str,
+    volumes: int,
+    organs: tuple[str, ...],
+    paper_split: Systematic | None = None,
 ) -> DataSet:
     return DataSet(
         title=f"MSD {name}",
@@ -156,6 +169,7 @@ def _decathlon(
         data=_DATA | {"include": ["imagesTr/*.nii.gz"], "modality": {"**": modality}},
         published={"volumes with masks": volumes},
         values=_numbered(organs),
+        paper_split=paper_split,
     )
 
 
@@ -175,9 +189,16 @@ AMOS = DataSet(
 )
 MSD_HEART = _decathlon("heart", "Task02_Heart", "MR", 20, ("left atrium",))
 MSD_HIPPOCAMPUS = _decathlon(
-    "hippocampus", "Task04_Hippocampus", "MR", 260, ("anterior", "posterior")
+    "hippocampus",
+    "Task04_Hippocampus",
+    "MR",
+    260,
+    ("anterior", "posterior"),
+    Systematic(260 / 80, 180 / 60),
 )
-MSD_SPLEEN = _decathlon("spleen", "Task09_Spleen", "CT", 41, ("spleen",))
+MSD_SPLEEN = _decathlon(
+    "spleen", "Task09_Spleen", "CT", 41, ("spleen",), Systematic(41 / 15, 26 / 10)
+)
 BTCV = DataSet(
     title="BTCV",
     source="synapse.org/Synapse:syn3193805",

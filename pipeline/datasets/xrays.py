@@ -30,6 +30,8 @@ NIH_LABELS = (*NIH_FINDINGS, "No Finding")
 # The table has had both names: corrected in 2020, it was put in the place of the first.
 NIH_TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 CHEXPERT_FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+# The paper's code has a sixth label: that any of the five is uncertain.
+CHEXPERT_LABELS = (*CHEXPERT_FINDINGS, "Uncertain")
 
 
 def _find_nih(folder: Path, out: Path) -> Contents:
@@ -102,6 +104,8 @@ def chexpert_item(row: dict[str, str], part: Part) -> Item:
     """Return the image of a row of CheXpert's tables, without its download's folder."""
     _, _, path = row["Path"].partition("/")
     labels = {name: row[name] for name in CHEXPERT_FINDINGS}
+    is_uncertain = any(mark in ("-1", "-1.0") for mark in labels.values())
+    labels |= {"Uncertain": str(int(is_uncertain))}
     labels |= {"sex": row.get("Sex", ""), "view": row.get("AP/PA", "")}
     return Item(path, path.split("/")[1], part, labels=labels)
 
@@ -134,6 +138,9 @@ CHEXPERT = DataSet(
     published=PUBLISHED_CHEXPERT,
     labels={"uncertain": "zero", "missing": "zero"},
     split={"folds": 20},
-    tasks={"findings": {"labels": list(CHEXPERT_FINDINGS)}},
+    tasks={
+        "findings": {"labels": list(CHEXPERT_FINDINGS)},
+        "findings, paper": {"labels": list(CHEXPERT_LABELS)},
+    },
     unverified="the columns of test.csv",
 )

@@ -103,8 +103,9 @@ def comparable_features(
     CLS of the last block, or where it is not stored the mean patch token, or the mean of the last
     block's patch tokens.
     """
-    if "cls" in store.arrays or "volume" in store.arrays:
-        return pooled_features(store, units, "cls", pool)
+    for which in ("cls", "volume"):
+        if which in store.arrays:
+            return pooled_features(store, units, which, pool)
     if "mean" in store.arrays:
 
         def read(rows: Rows) -> Floats:
@@ -131,6 +132,8 @@ def _mean_of_patches(store: FeatureStore, rows: Rows) -> Floats:
 
 def outputs_of(which: FeatureSet | RegionFeatures) -> tuple[Output, ...]:
     """Return the outputs that a feature set is made of."""
+    if which == "volume":
+        return ("volume",)
     if which.startswith("region"):
         return ("patch",)
     return ("cls", "mean") if "mean" in which else ("cls",)
@@ -143,8 +146,7 @@ def _blocks_and_width(store: FeatureStore, which: FeatureSet | RegionFeatures) -
             f"{which!r} are features of regions. Ask of a config that has their masks."
         )
     recipe = recipe_of(store)
-    # One vector is all there is: that a head asks for where nothing else is said.
-    if recipe.level == "volume" and which == "cls":
+    if recipe.level == "volume":  # has one vector, which is what each set of features is of it
         return 1, recipe.architecture.dim
     blocks = 4 if which.startswith("cls4") else 1
     needed = outputs_of(which)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.annotations.labels import LabelTable, read_labels
 from pipeline.config.data import Labels
+from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
 from pipeline.config.tasks import Level, Task
 from pipeline.evaluation.cases import Cases
@@ -14,6 +15,7 @@ from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.fit_store import FitStore
 from pipeline.evaluation.pairs import PairedCases, check_same_recipe
 from pipeline.evaluation.region_cases import RegionCases
+from pipeline.recipe import recipe_of
 from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
 
@@ -62,6 +64,8 @@ def _alone(config: Config, failures: Failures | None) -> Iterator[Cases]:
         )
     store = FeatureStore.open(config.store)
     labels = config.labels
+    if recipe_of(store).level == "volume":
+        config = _of_volumes(config)
     tasks = {name: with_policies(task, labels) for name, task in config.tasks.items()}
     tables = tables_of(config, labels, tasks, failures)
     fingerprint = store.fingerprint()
@@ -78,6 +82,15 @@ def _alone(config: Config, failures: Failures | None) -> Iterator[Cases]:
             task=tasks[name],
             fit_store=fit_store,
         )
+
+
+def _of_volumes(config: Config) -> Config:
+    """Return a config whose heads see the vectors of volumes: all that such a store has."""
+    heads = {}
+    for name in HEADS:
+        settings = config.settings_of(declared(name))
+        heads[name] = settings.model_copy(update={"features": "volume"})
+    return config.model_copy(update=heads)
 
 
 def tables_of(

@@ -45,7 +45,7 @@ from stores._disk import (
 from stores.contents import MASKS as MASK_FOLDER
 from stores.contents import RUNS
 from stores.contents import TUNED as TUNED_NETWORKS
-from stores.errors import CorruptStoreError, StaleTablesError
+from stores.errors import CorruptStoreError, StaleTablesError, as_corrupt
 from stores.filed_tables import read_filed_table
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,13 @@ LINES = ".jsonl"  # the same rows, by the suffix of their file
 # What stands in a segmentation's file beside its name: predicted masks, and scores a unit.
 MASKS = ".masks.parquet"
 UNITS = ".units.parquet"
+# Of the columns that either kind of table a unit has.
+_TEXTS = dict.fromkeys(("unit", "patient", "setting"), pa.types.is_string)
+_UNIT_KINDS = _TEXTS | {
+    "structure": pa.types.is_string,
+    "draw": pa.types.is_integer,
+    "dice": pa.types.is_floating,
+}
 KEY_LENGTH = 16  # hex digits of a key in a file's name
 # Of `Labels`, younger than keys: in them only where they are set, so that other answers keep their
 # names. A setting of labels that is new belongs here.
@@ -556,10 +563,11 @@ def read_predictions(
     table = _predictions(store, result, setting)
     columns = [table[f"proba:{name}"].to_numpy() for name in result.classes]
     proba = np.stack(columns, axis=1)
-    fold = table["fold"].to_numpy() if "fold" in table.column_names else None
     patients = _texts(table, "patient")
-    truth = Truth(_y(table, result), patients, result.classes, result.kind)
-    return truth, proba, fold
+    with as_corrupt(str(predictions_path(store, result))):
+        folds = table["fold"].cast(pa.int64()) if "fold" in table.column_names else None
+        truth = Truth(_y(table, result), patients, result.classes, result.kind)
+    return truth, proba, None if folds is None else folds.to_numpy()
 
 
 def read_thresholds(store: Path, result: Result, setting: int | None = None) -> NDArray[np.float64]:
@@ -569,7 +577,8 @@ def read_thresholds(store: Path, result: Result, setting: int | None = None) -> 
     for j, name in enumerate(result.classes):
         column = f"threshold:{name}"
         if column in table.column_names:
-            thresholds[:, j] = table[column].to_numpy(zero_copy_only=False)
+            with as_corrupt(str(predictions_path(store, result))):
+                thresholds[:, j] = table[column].to_numpy(zero_copy_only=False)
     return thresholds
 
 
@@ -580,8 +589,9 @@ def predicted_units(store: Path, result: Result, setting: int | None = None) -> 
 
 def read_units(answer: Path) -> pa.Table:
     """Return a row a test unit and structure of a filed segmentation, of all training patients."""
-    table = read_filed_table(answer.with_suffix(UNITS))
-    return _of_setting(table, table["setting"][-1].as_py())
+    table = read_filed_table(answer.with_suffix(UNITS), _UNIT_KINDS)
+    last = table["setting"][-1].as_py() if len(table) else ""
+    return _of_setting(table, last)
 
 
 def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
@@ -591,7 +601,8 @@ def _texts(table: pa.Table, column: str) -> NDArray[np.str_]:
 
 
 def _predictions(store: Path, result: Result, setting: int | None) -> pa.Table:
-    table = read_filed_table(predictions_path(store, result))
+    of_classes = {f"proba:{name}": pa.types.is_floating for name in result.classes}
+    table = read_filed_table(predictions_path(store, result), _TEXTS | of_classes)
     score = result.main_score if setting is None else result.scores[setting]
     return _of_setting(table, _setting_text(score.setting))
 

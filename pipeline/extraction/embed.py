@@ -24,11 +24,11 @@ import pyarrow as pa
 
 from pipeline.backbones.weights import Checkpoint
 from pipeline.extraction.levels import LEVELS
-from pipeline.extraction.part import FillContext, PartFiller, PartInFlight, rule_number
+from pipeline.extraction.part import FillContext, PartInFlight, rule_number
 from pipeline.extraction.progress import BadLimit as BadLimit
 from pipeline.extraction.progress import Progress as Progress
 from pipeline.extraction.upcoming import UpcomingParts
-from pipeline.extraction.volume_part import VolumeFiller, plane_of
+from pipeline.extraction.volume_part import plane_of
 from pipeline.extraction.writer import Writer
 from pipeline.inference.speed import Speed as Speed
 from pipeline.inference.speed import sleep_while_waiting
@@ -36,6 +36,7 @@ from pipeline.inference.telemetry import bottleneck, clock, tracing
 from pipeline.io.read_queue import open_read_queue
 from pipeline.io.types import FrameRead
 from pipeline.recipe import Recipe, recipe_of
+from pipeline.shared.paths import collection_file
 from pipeline.shared.versions import versions_of
 from pipeline.types import Plane
 from stores import FeatureStore, PartRange
@@ -162,7 +163,7 @@ class EmbeddingRun:
         with tracing(self.speed.trace) as note_batch:
             while (job := self._next_part()) is not None:
                 context = self._start()
-                for _ in self._filler(job, context).fill(self._read()):
+                for _ in self._level.filler(job, context).fill(self._read()):
                     self._beat()
                     note_batch()
                 self._count_time(job)
@@ -245,13 +246,10 @@ class EmbeddingRun:
         return self._context
 
     def _plane_of(self, slice_: SliceRow) -> Plane:
-        path = self._settings.root / self._settings.reveal(slice_.path)
+        path = collection_file(self._settings.root, self._settings.reveal(slice_.path))
         return plane_of(path, slice_.frame, self.recipe.preprocess.plane)
 
     # --- parts that are filled -------------------------------------------------------------
-
-    def _filler(self, job: PartInFlight, context: FillContext) -> PartFiller | VolumeFiller:
-        return self._level.filler(job, context)
 
     def _beat(self) -> None:
         """Say that this process is alive, to those who wait for its parts."""

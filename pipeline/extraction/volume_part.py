@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.extraction.part import FillContext, PartInFlight, digest_bytes
 from pipeline.inference.telemetry import clock
 from pipeline.io.decode import read_headers
+from pipeline.io.formats.limits import as_unreadable
 from pipeline.io.formats.reorientation import axes_of
 from pipeline.io.types import FrameRead
 from pipeline.preprocessing.content import check_finite
@@ -213,14 +214,17 @@ def plane_of(path: Path, frame: int, plane: Plane) -> Plane:
 
     Raises UnreadableError where the file does not tell.
     """
-    for header in read_headers(path, plane):
-        if header.frame == frame:
-            if header.axes is None:
-                if header.position_mm is None:
-                    raise _no_volume("its file does not say how it lies")
-                return plane
-            axes = axes_of(header.axes)
-            if axes is None:
-                raise _no_volume("its file does not say how it lies")
+    try:
+        headers = read_headers(path, plane)
+    except Exception as error:  # whatever a library says of a file that changed since it was read
+        raise as_unreadable(error, "reading how a volume lies") from None
+    for header in headers:
+        if header.frame != frame:
+            continue
+        axes = None if header.axes is None else axes_of(header.axes)
+        if axes is not None:
             return _PLANES[int(np.abs(axes[2]).argmax())]
+        if header.axes is None and header.position_mm is not None:
+            return plane
+        raise _no_volume("its file does not say how it lies")
     raise UnreadableError("vanished", "its file has no such slice any more")

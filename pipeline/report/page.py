@@ -208,7 +208,7 @@ def render(
         svg=svg,
         inline=lambda figure, key, label: Markup(inline_svg(figure, key, label)),
         style=Markup(asset("pipeline.report", "page.css")),
-        script=Markup(asset("pipeline.report", "page.js")),
+        script=Markup(scripts("common.js", "page.js")),
         data=lambda chapter: Markup(_json(map_data(chapter))),
     )
 
@@ -243,6 +243,11 @@ def template(package: str, name: str) -> Template:
         lstrip_blocks=True,
     )
     return environment.get_template(name)
+
+
+def scripts(*names: str) -> str:
+    """Return the scripts of a page as one."""
+    return "\n".join(asset("pipeline.report", name) for name in names)
 
 
 def asset(package: str, name: str) -> str:

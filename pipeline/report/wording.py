@@ -254,13 +254,12 @@ def notes_once(answers: Sequence[Result | Segmented]) -> list[tuple[str, str]]:
             with_note.setdefault(note, {}).setdefault(answer.task, []).append(method)
     notes = []
     for note, of_note in with_note.items():
-        whole = [task for task, some in of_note.items() if some == methods[task]]
-        parts = [
-            f"{task} by {' and '.join(some)}"
-            for task, some in of_note.items()
-            if some != methods[task]
-        ]
-        notes.append((", ".join([*whole, *parts]), note))
+        tasks_by: dict[str, list[str]] = {}
+        for task, some in of_note.items():
+            by = "" if some == methods[task] else f" by {' and '.join(some)}"
+            tasks_by.setdefault(by, []).append(task)
+        whose = [f"{', '.join(tasks)}{by}" for by, tasks in tasks_by.items()]
+        notes.append(("; ".join(whose), note))
     return notes
 
 

@@ -145,7 +145,7 @@ class StoredMasks:
             if labels.max(initial=0) >= len(self.classes):
                 raise ValueError("it holds a value of no class")
             return labels
-        except (zlib.error, ValueError) as error:
+        except ValueError as error:
             raise CorruptStoreError(
                 f"The mask of row {row} in {self._folder} is damaged ({error}). Delete that "
                 "folder: the next run reads the mask files again."
@@ -198,12 +198,15 @@ class StoredMasks:
 
 
 def inflate(stream: bytes, size: int) -> bytes:
-    """Return the bytes of a zlib stream, which must be so many. Raises ValueError, zlib.error.
+    """Return the bytes of a zlib stream, which must be so many. Raises ValueError.
 
     No more than that comes into memory, whatever the stream holds.
     """
     inflater = zlib.decompressobj()
-    data = inflater.decompress(stream, size + 1)
+    try:
+        data = inflater.decompress(stream, size + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from None
     # The stream ends with its checksum, which is compared where it is reached.
     if len(data) != size or not inflater.eof:
         raise ValueError(f"it does not hold {size} bytes")

@@ -22,7 +22,7 @@ from pipeline.segmentation.geometry import Labels
 from pipeline.segmentation.masks import inflate
 from pipeline.shared.pseudonyms import Names
 from pipeline.shared.table_files import table_writer
-from stores.errors import OccupiedError
+from stores.errors import OccupiedError, as_corrupt
 from stores.features import FeatureStore
 from stores.filed_tables import read_filed_table
 from stores.leaving import leaving
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from pipeline.segmentation.scores import UnitScores
 
 
+_LABEL_KINDS = {
+    "row": pa.types.is_integer,
+    "size": pa.types.is_integer,
+    "labels": pa.types.is_binary,
+}
 # What of `segment --out` has the scores of each unit.
 SCORES = "scores.csv"
 
@@ -138,12 +143,14 @@ def label_table(predicted: Sequence[tuple[int, Labels]]) -> pa.Table:
 
 def read_predicted(cases: SegmentationCases, head: str) -> dict[int, Labels]:
     """Return the label values (S, S) that a head predicted for each row of the test units."""
-    table = read_filed_table(cases.path(head).with_suffix(MASKS))
+    path = cases.path(head).with_suffix(MASKS)
+    table = read_filed_table(path, _LABEL_KINDS)
     predicted = {}
-    for row in table.to_pylist():
-        size = row["size"]
-        values = np.frombuffer(inflate(row["labels"], size * size), np.uint8)
-        predicted[row["row"]] = values.reshape(size, size)
+    with as_corrupt(str(path)):
+        for row in table.to_pylist():
+            size = row["size"]
+            values = np.frombuffer(inflate(row["labels"], size * size), np.uint8)
+            predicted[row["row"]] = values.reshape(size, size)
     return predicted
 
 

@@ -10,9 +10,12 @@ from torch import nn
 from pipeline.config.tuning import Lora
 from stores.errors import ConfigError
 
+_ADAPTER = "default"  # peft's name of one set of updates
 # What the families of `comparators` call the layers that LoRA adds to.
+_QKV = r"\.(q_proj|k_proj|v_proj|qkv)$"
 _LAYERS = {
-    "qkv": r"\.(q_proj|k_proj|v_proj|qkv)$",
+    "qkv": _QKV,
+    "shared-qkv": _QKV,
     "proj": r"\.(o_proj|out_proj|attn\.proj)$",
     "fc1": r"\.(fc1|lin1|up_proj|gate_proj|weights_in)$",
     "fc2": r"\.(fc2|lin2|down_proj|weights_out)$",
@@ -42,4 +45,17 @@ def add_adapters(body: nn.Module, settings: Lora) -> LoraModel:
         target_modules=layers,
         bias="lora_only" if settings.biases == "lora" else "none",
     )
-    return LoraModel(body, lora, "default")
+    model = LoraModel(body, lora, _ADAPTER)
+    if "shared-qkv" in settings.targets:
+        _share(body, [name for name in layers if re.search(_QKV, name)])
+    return model
+
+
+def _share(body: nn.Module, layers: list[str]) -> None:
+    """Let the query, key and value of a block project what they see to the rank by one matrix."""
+    first: dict[str, nn.Module] = {}
+    for name in layers:
+        block, _, _ = name.rpartition(".")
+        projections = body.get_submodule(f"{name}.lora_A")
+        assert isinstance(projections, nn.ModuleDict)
+        projections[_ADAPTER] = first.setdefault(block, projections[_ADAPTER])

@@ -33,6 +33,7 @@ Filing = Callable[[], AbstractContextManager[None]]
 _NOTE = "note"
 _MODEL = "model/"
 _OPTIMIZER = "optimizer/"
+_METADATA = "__metadata__"  # safetensors' name of the note in a file's header
 
 
 @dataclass
@@ -138,6 +139,7 @@ def put(
             for name, value in tensors.items():
                 plain[name] = value.detach().cpu().contiguous()
             save_file(plain, temporary, note)
+            _order_note(temporary)
             # The bytes first, then the name: a name that stands after a crash has its bytes.
             sync(temporary)
             with filing():
@@ -145,6 +147,24 @@ def put(
             sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _order_note(path: Path) -> None:
+    """Put the note of a safetensors file into the order of its keys.
+
+    The library hashes them with a seed of the process's own: a note of two keys comes in either
+    order, and files of the same tensors would have two digests, which stand for two networks.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if _METADATA not in header:
+            return
+        header[_METADATA] = dict(sorted(header[_METADATA].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(ordered) <= size, "the header is the same but for its order"
+        file.seek(8)
+        file.write(ordered.ljust(size))
 
 
 def _read(path: Path, network: TunableNetwork) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

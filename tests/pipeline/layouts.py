@@ -77,7 +77,8 @@ def chexpert(root: Path, train: int = 24, valid: int = 8, test: int = 0) -> None
                 ill = patient % 2
                 seed = 2 * patient + (view == "lateral")
                 save(root / path, noisy(disc(12 + 8 * ill, 20, 8), seed), quality=95)
-                marks = [ill, 1 - ill, "-1.0" if name == "train" else 0, "", ill]
+                doubt = "-1.0" if name == "train" and patient % 4 == 0 else "0.0"
+                marks = [ill, 1 - ill, doubt, "", ill]
                 about = ["Male", 60, view.capitalize(), "AP" if view == "frontal" else ""]
                 rows.append([f"CheXpert-v1.0-small/{path}", *about, "", *marks])
         first += number
@@ -161,6 +162,22 @@ def sars(root: Path, patients: int = 8) -> None:
                 marked = disc(20, 12 if group == "Covid" else 26, 7)
                 seed = 100 * patient + 10 * len(group) + i
                 save(root / group / f"Patient ({patient})" / f"{i + 1}.png", noisy(marked, seed))
+
+
+def cc_ccii(root: Path, patients: int = 6) -> None:
+    """So many patients a class, of the same numbers; one of each class has two scans."""
+    listed: list[list[Any]] = [["zip_file", "label", "patient_id", "scan_id", "n_slice"]]
+    scan = 1000
+    for number, name in enumerate(("CP", "NCP", "Normal")):
+        for patient in range(1, patients + 1):
+            for _ in range(2 if patient == 1 else 1):
+                scan += 1
+                for i in range(2):
+                    marked = disc(12 + 6 * number, 20, 7)
+                    path = root / name / str(patient) / str(scan) / f"{i:04}.jpg"
+                    save(path, noisy(marked, 7 * scan + i), quality=95)
+                listed.append([f"{name}-1.zip", name, patient, scan, 2])
+    write_rows(root / "unzip_filenames.csv", [*listed, ["CP-2.zip", "CP", 99, 9999, 40]])
 
 
 def brain_tumour(root: Path, files: int = 30, *, torn: bool = False) -> None:

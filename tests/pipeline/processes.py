@@ -20,7 +20,7 @@ from stores import FeatureStore
 from stores.receipt import Receipt
 from tests.pipeline.slow import Hold
 from tests.waiting import PATIENCE_S, until
-from tests.warm import WarmProcess
+from tests.warm import WarmProcess, interpreter
 
 ROOT = Path(__file__).parents[2]
 SLOW = "tests.pipeline.slow"
@@ -50,6 +50,7 @@ def environment(
         "SYNC_S": str(sync_s),
         "STALLED": str(stalled or ""),
         "HOLD": str(hold.path) if hold else "",
+        "INTERPRETER": interpreter(),
         "DASK_DISTRIBUTED__WORKER__PRELOAD": json.dumps([SLOW]),
     }
 

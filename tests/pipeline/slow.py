@@ -61,6 +61,8 @@ def _slow_network(load: ModuleType) -> None:
 
 
 def _slow_children(processes: ModuleType) -> None:
+    # Forked as well: they would take seconds to import what is imported somewhere.
+    sys.executable = os.environ["INTERPRETER"]
     processes._CHILD = f"import {__name__}\n{processes._CHILD}"
 
 

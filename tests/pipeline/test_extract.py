@@ -40,6 +40,7 @@ from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.processes import at_work, committed, extraction, opened
 from tests.pipeline.slow import Hold
 from tests.waiting import PATIENCE_S, until
+from tests.warm import WarmProcess
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
 
@@ -464,7 +465,7 @@ extract(load_config(Path(sys.argv[1])), Speed(device="cpu", batch_size=4, worker
 
 def kill_at(config: Path, step: int) -> bool:
     """Kill (-9) an extraction at one of its steps; return whether it got there."""
-    child = subprocess.Popen([sys.executable, "-c", STEPS, str(config)], stdout=subprocess.PIPE)
+    child = WarmProcess(STEPS, str(config), environment=os.environ)
     assert child.stdout is not None
     with child.stdout:
         for _ in range(step):

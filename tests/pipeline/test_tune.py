@@ -20,7 +20,7 @@ from pipeline.backbones.load import load_backbone
 from pipeline.backbones.weights import BACKBONES, locate
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
-from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune, Tuning
+from pipeline.config.tuning import BitFit, FineTune, Lora, LoraTarget, NormTune, Tuning
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.questions import cases_of
 from pipeline.evaluation.result_files import read_predictions
@@ -195,22 +195,30 @@ def test_the_papers_settings_by_name_and_what_is_given_beside_them() -> None:
     lora = Lora.model_validate({"protocol": "paper", "epochs": 3})
     assert (lora.rank, lora.alpha, lora.dropout, lora.optimizer) == (48, 16, 0.1, "sgd")
     assert (lora.rate, lora.weight_decay, lora.epochs) == (1e-5, 0, 3)
+    assert lora.targets == ("shared-qkv", "fc1", "fc2")
     assert FineTune.model_validate({"protocol": "paper"}).layer_decay == 1
     assert Lora().rank == 16
     with pytest.raises(ValueError, match="as they are"):
         Lora(scaling="l2")
 
 
-def test_lora_has_as_many_numbers_as_its_formula(collection: Path) -> None:
-    settings = Lora(rank=5, dropout=0)
+@pytest.mark.parametrize(
+    ("targets", "attention"),
+    [(("qkv", "fc1", "fc2"), 3 * (48 + 48)), (("shared-qkv", "fc1", "fc2"), 48 + 3 * 48)],
+)
+def test_lora_has_as_many_numbers_as_its_formula(
+    collection: Path, targets: tuple[LoraTarget, ...], attention: int
+) -> None:
+    settings = Lora(rank=5, dropout=0, targets=targets)
     network = network_of(collection, settings)
     make_trainable(network, settings)
     body = sum(p.numel() for n, p in network.trained().items() if n.startswith("body."))
-    assert body == 4 * 5 * (3 * (48 + 48) + 2 * (48 + 4 * 48))
+    assert body == 4 * 5 * (attention + 2 * (48 + 4 * 48))
 
 
-def test_lora_merged_says_what_it_said_unmerged(collection: Path) -> None:
-    settings = Lora(rank=4)
+@pytest.mark.parametrize("attention", ["qkv", "shared-qkv"])
+def test_lora_merged_says_what_it_said_unmerged(collection: Path, attention: LoraTarget) -> None:
+    settings = Lora(rank=4, targets=(attention, "fc1", "fc2"))
     network = network_of(collection, settings)
     adapters = make_trainable(network, settings)
     assert adapters is not None

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import logging
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,14 +65,24 @@ def store(tmp_path: Path) -> FeatureStore:
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """Run a real server of the S3 protocol on the loopback; return its address."""
-    from moto.server import ThreadedMotoServer
+    from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
+    from werkzeug.serving import make_server
 
-    logging.getLogger("werkzeug").disabled = True
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    class Handler(MotoRequestHandler):
+        """Says nothing of each request."""
+
+        def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+            pass
+
+    # Its S3 alone: moto's own server looks at each request which of its services is meant.
+    app = create_backend_app("s3")
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.fixture

@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,9 @@ from stores.errors import (
 )
 from stores.receipt import ChunkRecord, receipt_name
 from stores.verify import verify
+from tests.at_once import at_once
 from tests.stores.conftest import ARRAYS, NO_FILES, fill, numbered, slice_table
+from tests.warm import WarmProcess
 
 
 def test_what_was_written_is_read_in_the_order_asked(store: FeatureStore) -> None:
@@ -297,9 +296,8 @@ def test_a_plain_zarr_and_pyarrow_reader_needs_nothing_of_ours(store: FeatureSto
     assert slices["path"].to_pylist()[:2] == ["f0", "f1"]
 
 
-def _write_all(path: Path, start: object) -> None:
+def _write_all(path: Path) -> None:
     store = FeatureStore.open(path)
-    start.wait()  # type: ignore[attr-defined]
     for part in store.missing():
         claim = store.claim(part)
         if claim is None:
@@ -316,15 +314,7 @@ def test_two_writers_share_the_parts_and_corrupt_none(tmp_path: Path) -> None:
     store = FeatureStore.create(tmp_path / "store", "{}", ARRAYS, 2)
     n = 60
     store.write_tables(numbered(n), NO_FILES)
-    context = multiprocessing.get_context("spawn")
-    start = context.Event()
-    writers = [context.Process(target=_write_all, args=(store.path, start)) for _ in range(3)]
-    for writer in writers:
-        writer.start()
-    start.set()
-    for writer in writers:
-        writer.join()
-    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    at_once(_write_all, *[[store.path]] * 3)
     assert store.missing() == []
     assert np.array_equal(store.read("mean", range(n))[:, 0], np.arange(n) // 2)
     assert not list(store.claims.iterdir())
@@ -352,8 +342,9 @@ def test_what_a_dead_writer_left_goes_when_its_part_is_taken_over(store: Feature
         "store.receipts.path(1).with_name(temporary_name('1')).touch()\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(store.path)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    writer = WarmProcess(code, str(store.path), environment=os.environ)
+    writer.communicate()
+    assert writer.returncode == -signal.SIGKILL
     assert list(store.path.rglob(".tmp-*"))
     fill(store, 1)
     assert not list(store.path.rglob(".tmp-*"))

@@ -13,6 +13,7 @@ import pytest
 
 from stores import FeatureStore, manifest, remote
 from stores._disk import read_checked, seal, sha256, write_atomic, write_checked
+from stores.bucket import Bucket
 from stores.errors import CorruptStoreError
 from stores.folder import LocalFolder
 from stores.inside import inside, is_below, is_store_name
@@ -56,6 +57,8 @@ def content(folder: Path) -> dict[str, bytes]:
         "a\u202eb",
         "a\ud800b",
         "x" * 256,
+        "/".join("a" * 33),
+        "/".join(["a" * 250] * 5),
     ],
 )
 def test_odd_names_are_no_names_of_a_store(name: str, tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_odd_names_are_no_names_of_a_store(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["recipe.json", "features.zarr/cls/c/0/0", "splits/räntgen-1.json"]
+    "name", ["recipe.json", "features.zarr/cls/c/0/0", "splits/räntgen-1.json", "/".join("a" * 32)]
 )
 def test_ordinary_names_lie_inside(name: str, tmp_path: Path) -> None:
     assert inside(tmp_path, name) == tmp_path / name
@@ -276,6 +279,19 @@ def test_objects_that_lead_out_of_a_bucket_are_left_there(
     # They are nobody's of ours: a copy that brings the bucket up to date leaves them as well.
     remote.push(store.path, url)
     assert s3.cat_file(f"{url}/{odd[2]}") == EVIL
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "slices.parquet", "features.zarr/cls/c/0", "tuned/x/a.safetensors"]
+)
+def test_objects_too_large_for_their_names_are_not_read(tmp_path: Path, name: str) -> None:
+    for place in (name, "results/sound.json"):
+        path = tmp_path / "bucket" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    with (tmp_path / "bucket" / name).open("wb") as file:
+        file.truncate(2**40)
+    assert Bucket(f"file://{tmp_path}/bucket").names() == {"results/sound.json"}
 
 
 def test_a_sealed_document_may_be_of_anything(tmp_path: Path) -> None:

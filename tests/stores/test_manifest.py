@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from stores import FeatureStore, manifest
 from stores._disk import sha256
 from stores.errors import CorruptStoreError, StaleTablesError
 from stores.verify import verify
+from tests.at_once import at_once
 from tests.stores.conftest import NO_FILES, slice_table
 
 
@@ -69,9 +69,8 @@ def test_tables_of_an_older_moment_are_refused(store: FeatureStore) -> None:
     assert store.slices()["path"][0].as_py() == "f0"
 
 
-def _append(path: Path, name: str, start: object) -> None:
+def _append(path: Path, name: str) -> None:
     store = FeatureStore.open(path)
-    start.wait()  # type: ignore[attr-defined]
     for i in range(15):
         while True:
             tables = store.tables()
@@ -85,15 +84,7 @@ def _append(path: Path, name: str, start: object) -> None:
 
 
 def test_planners_at_once_lose_nothing_and_number_each_slice_once(store: FeatureStore) -> None:
-    context = multiprocessing.get_context("spawn")
-    start = context.Event()
-    processes = [context.Process(target=_append, args=(store.path, n, start)) for n in "xyz"]
-    for process in processes:
-        process.start()
-    start.set()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
+    at_once(_append, *[(store.path, name) for name in "xyz"])
     paths = store.slices()["path"].to_pylist()
     expected = {f"f{i}" for i in range(20)}
     for planner in "xyz":

@@ -142,6 +142,7 @@ def odd_tables() -> dict[str, pa.Table]:
         "no rows": table.drop_columns(["row"]),
         "no withdrawn": table.drop_columns(["withdrawn"]),
         "text": table.set_column(0, "row", pa.array([str(i) for i in range(20)])),
+        "twice": table.append_column("path", table["path"]),
     }
 
 
@@ -153,7 +154,7 @@ def test_odd_slice_tables_are_corrupt(store: FeatureStore, odd: str) -> None:
     assert not verify(store.path).sound
 
 
-@pytest.mark.parametrize("lacks", ["tags", "width", "path"])
+@pytest.mark.parametrize("lacks", ["tags", "series", "path"])
 def test_a_table_of_a_version_before_is_written_anew_with_all_columns(
     store: FeatureStore, lacks: str
 ) -> None:
@@ -162,6 +163,9 @@ def test_a_table_of_a_version_before_is_written_anew_with_all_columns(
     put(store, "slices.parquet", table_bytes(numbered(20, patient="p").drop_columns([lacks])))
     files = store.files().drop_columns(["detail"]).replace_schema_metadata({"rules": "kept"})
     put(store, "files.parquet", table_bytes(files))
+    assert store.slices([lacks, "row"])[lacks].null_count == 20
+    (piece,) = store.slice_file.between(0, 20, ["row", lacks])
+    assert piece[lacks].null_count == 20
     assert withdraw(store, "p") == 20
     assert store.slices().schema.names == SLICE_SCHEMA.names
     assert store.files().schema.names == FILE_SCHEMA.names

@@ -42,12 +42,18 @@ def test_a_whole_store_is_sound(full: FeatureStore) -> None:
     assert (report.sound, report.parts, report.rows) == (True, 3, 20)
 
 
+def test_a_folder_that_is_no_store_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "image.dcm").write_bytes(b"")
+    with pytest.raises(StoreNotFoundError):
+        repair(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["image.dcm"]
+
+
 def test_every_flipped_bit_is_found_and_mended(full: FeatureStore) -> None:
     """benchmarks/flips.py does this with a real extraction, 200 times."""
     rng = random.Random(0)
     whole = {p: p.read_bytes() for p in full.path.rglob("*") if p.is_file() and p.stat().st_size}
-    for number in range(100):
-        path = rng.choice(sorted(whole))
+    for number, path in enumerate(sorted(whole)):
         data = bytearray(whole[path])
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)

@@ -26,6 +26,7 @@ FAMILIES: dict[FamilyName, str] = {
     "i3resnet": "pipeline.backbones.families.i3resnet",
     "monai_resnet": "pipeline.backbones.families.monai_resnet",
     "segresenc": "pipeline.backbones.families.segresenc",
+    "efficientnet_lite": "pipeline.backbones.families.efficientnet_lite",
 }
 # Those of 3D networks, whose files have no config.json.
 VOLUME_FAMILIES: frozenset[FamilyName] = frozenset({"i3resnet", "monai_resnet", "segresenc"})

@@ -23,7 +23,7 @@ class _MonaiResnet(VolumeFamily):
             n_input_channels=1,
             feed_forward=False,
             shortcut_type=short,
-            bias_downsample=depth in (10,),
+            bias_downsample=False,
         )
 
     def vector(self, network: Any, x: Any) -> Any:

@@ -49,7 +49,9 @@ class FewShotSettings(HeadSettings):
 
     draw: Literal["episodes", "paper"] = "episodes"
     head: Literal["centroid", "simpleshot", "logistic"] = "centroid"
-    shots: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8, 16)
+    shots: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (
+        1, 2, 4, 8, 16,
+    )  # fmt: skip
     queries: Annotated[int, Field(ge=1)] = 15
     episodes: Annotated[int, Field(ge=2)] = 600
     seed: int = 0

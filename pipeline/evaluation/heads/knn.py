@@ -45,7 +45,9 @@ class KnnSettings(HeadSettings):
     neighbours that so many lists of the inverted file find.
     """
 
-    k: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 20, 50, 100, 200)
+    k: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (
+        5, 10, 20, 50, 100, 200,
+    )  # fmt: skip
     temperature: Annotated[float, Field(gt=0)] = 0.07
     multilabel: Literal["soft", "mlknn", "mlknn-paper"] = "soft"
     exact_up_to: Annotated[int, Field(ge=1)] | None = None

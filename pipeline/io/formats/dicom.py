@@ -27,7 +27,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from imagecodecs import JpeglsError, jpeg8_decode, jpegls_decode
 from numpy.typing import NDArray
 from pydicom import config as pydicom_config
 from pydicom import uid
@@ -420,6 +419,8 @@ def _stream_of(picture: _Picture, frame: int) -> bytes:
 
 def _decode_jpeg_12(picture: _Picture, frame: int) -> NDArray[Any]:
     """Return stored values (H, W) of a lossy JPEG of 12 bits, which `gdcm` cannot decode."""
+    from imagecodecs import jpeg8_decode  # which few streams need, as below
+
     dataset = picture.dataset
     stream = _stream_of(picture, frame)
     if not stream.rstrip(b"\0\xff").endswith(_JPEG_END):  # the decoder would make up the rest
@@ -458,6 +459,8 @@ def _unpad_jpeg_ls(stream: bytes, stored: NDArray[Any]) -> None:
     The last of the pixels may be zeros too, and less than all of them would decode to other values
     without a word; a decoder refuses what is left over. So the first that it takes is right.
     """
+    from imagecodecs import JpeglsError, jpegls_decode
+
     coded = stream.rstrip(b"\0")
     if not coded.endswith(_JPEG_END):
         raise UnreadableError("truncated", "a JPEG-LS stream without its end")

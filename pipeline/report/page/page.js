@@ -2,24 +2,6 @@
 (() => {
   const $ = (selector, within = document) => within.querySelector(selector);
   const $$ = (selector, within = document) => [...within.querySelectorAll(selector)];
-  const redraws = [];
-
-  // --- light and dark ---------------------------------------------------------------------------
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  const theme = $("#theme");
-  const isDark = () => (document.documentElement.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
-  const settle = () => {
-    theme.textContent = isDark() ? "Light" : "Dark";
-    theme.title = `${theme.textContent}: show the page in ${theme.textContent.toLowerCase()} colours`;
-    theme.setAttribute("aria-label", theme.title);
-    redraws.forEach((draw) => draw());
-  };
-  theme.addEventListener("click", () => {
-    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    settle();
-  });
-  dark.addEventListener("change", settle);
-  matchMedia("print").addEventListener("change", settle);
 
   // --- patches that are alike ---------------------------------------------------------------------
   // Where a picture is drawn within its square, which may be wider or higher than it.
@@ -122,11 +104,6 @@
       button.textContent = "Selected: press Ctrl-C";
     }
   }));
-
-  // A figure that is wider than the page is scrolled to, by keyboard as well.
-  const wide = new ResizeObserver((entries) => entries.forEach(({ target }) =>
-    target.scrollWidth > target.clientWidth ? (target.tabIndex = 0) : target.removeAttribute("tabindex")));
-  $$("figure").forEach((figure) => wide.observe(figure));
 
   // --- where the reader is ----------------------------------------------------------------------
   const links = new Map($$(".contents a").map((a) => [a.getAttribute("href").slice(1), a]));
@@ -386,11 +363,10 @@
       zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2);
     }, { passive: false });
     new ResizeObserver(draw).observe(canvas);
-    redraws.push(draw);
+    document.addEventListener("theme", draw);
     showLegend();
     about();
     draw();
   };
   $$("[data-map]").forEach(start);
-  settle();
 })();

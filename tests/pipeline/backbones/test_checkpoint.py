@@ -24,6 +24,7 @@ from stores.errors import WeightsError
 from tests.phantoms import volume, write_series
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.test_extract import write_config
+from tests.warm import interpreter
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
 
@@ -106,6 +107,7 @@ def test_the_processes_of_a_run_hash_nothing_more(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipeline.extraction.distributed.processes._CHILD", NOTES)
+    monkeypatch.setattr("sys.executable", interpreter())
     assert extract(config, replace(HERE, device="cpu,cpu")).embedded == 4
     assert len(hashed) == 1
     assert not Path("hashed.txt").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from scipy.stats import t as student
+from typer.testing import CliRunner
 
 from benchmarks import resumed
 from pipeline.benchmark.collect import gather
-from pipeline.benchmark.page import write_benchmark
+from pipeline.benchmark.page import _layouts, write_benchmark
 from pipeline.benchmark.paired import dice_apart, of_units
 from pipeline.benchmark.published import PUBLISHED, published
 from pipeline.benchmark.run import Planned, on_file, plan_of, run
-from pipeline.benchmark.settings import cells_of, load_benchmark
+from pipeline.benchmark.settings import FROM_SCRATCH, Setting, cells_of, load_benchmark
+from pipeline.cli import app
 from pipeline.commands.benchmark import _faults
 from pipeline.config.tasks import Task
 from pipeline.datasets.describing import describe
@@ -49,8 +52,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("benchmark")
     file = resumed.prepare(root, sets)
     before = resumed.kill_after(file, root / "out", 4)
-    last = resumed.finish(file)
-    (root / "told.json").write_text(json.dumps([before, last]))
+    command = ["benchmark", str(file), "--json", "--device", "cpu", "--workers", "0"]
+    last = CliRunner().invoke(app, command)
+    assert last.exit_code == 0, last.output
+    (root / "told.json").write_text(json.dumps([before, json.loads(last.stdout)]))
     return file
 
 
@@ -279,7 +284,8 @@ def test_globs_that_fit_no_cell_are_refused(finished: Path) -> None:
 def test_the_papers_file_can_be_read() -> None:
     asked = load_benchmark(ROOT / "configs/paper.yaml")
     assert asked.datasets.keys() >= {"nih", "amos", "msd-spleen"}
-    known = {p.backbone for p in PUBLISHED} & {b.name for b in asked.backbones.values()}
+    known = {p.backbone for p in PUBLISHED} - {FROM_SCRATCH}
+    assert known <= {b.name for b in asked.backbones.values()}
     assert known == {
         "dinov2_vitl14",
         "dinov2_vitg14",
@@ -302,11 +308,67 @@ def test_every_store_of_the_papers_file_can_be_embedded(tmp_path: Path) -> None:
     update = {"datasets": {"montgomery": described.config}, "backbones": networks}
     cells = cells_of(asked.model_copy(update=update))
     stores = {cell.config.store: cell.config for cell in cells}
-    # Of slices, and of patch tokens at both sizes; SAM takes one alone, and shares those.
-    assert len(stores) == 3 * len(networks) - 1
+    # Of slices seen either way, and of patch tokens at both sizes; SAM takes one alone, and shares
+    # those.
+    assert len(stores) == 4 * len(networks) - 1
+    from_scratch = [cell.name for cell in cells if cell.backbone == FROM_SCRATCH]
+    assert from_scratch == [
+        f"montgomery/from scratch/{name}/{seed}"
+        for name in ("U-Net", "TransUNet")
+        for seed in range(3)
+    ]
+    assert not any("ML-kNN" in cell.name for cell in cells)  # of NIH and CheXpert alone
     for config in stores.values():
         recipe, _ = make_recipe(config)  # refuses what does not fit the network
         assert recipe.patch.blocks in (1, 5)
+
+
+def test_what_is_trained_on_images_alone_stands_once_and_in_no_rank(tmp_path: Path) -> None:
+    file = resumed.prepare(tmp_path, {"montgomery": lambda root: layouts.montgomery(root, 16)})
+    unet = {"method": "unet", "size": "small", "epochs": 1, "learning_rates": [1e-2]}
+    settings = {
+        "U-Net": Setting.model_validate({"method": "segment", "options": unet}),
+        "segmentation": Setting.model_validate(
+            {"method": "segment", "options": resumed.SETTINGS["segmentation"]["options"]}
+        ),
+    }
+    asked = load_benchmark(file).model_copy(update={"settings": settings})
+    cells = cells_of(asked)
+    names = [cell.name for cell in cells]
+    assert names.count("montgomery/from scratch/U-Net/0") == 1
+    assert len(names) == 4
+    gathered = gather(run(cells, SPEED, silent))
+    assert gathered.backbones == ("tiny", "registers", "shallow")
+    assert gathered.columns == ("from scratch", *gathered.backbones)
+    layouts = {layout.setting: layout.lines for layout in _layouts(gathered)}
+    assert [name for name, _ in layouts["U-Net"]] == ["from scratch"]
+    assert [name for name, _ in layouts["segmentation"]] == [*gathered.backbones]
+    assert gathered.mean_ranks.keys() == {"segmentation"}
+    alone = gather(run(cells[:1], SPEED, silent))
+    assert alone.backbones == ()
+    assert [name for name, _ in _layouts(alone)[0].lines] == ["from scratch"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"method": "knn", "datasets": ["msd-heart"]}, "names no data set 'msd-heart'"),
+        ({"method": "knn", "preprocess": {"aspect": "round"}}, "aspect"),
+        ({"method": "knn", "preprocess": {"view": "noise"}}, "`views`"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(
+    tmp_path: Path, setting: dict[str, Any], said: str
+) -> None:
+    content = {
+        "out": "out",
+        "datasets": {"montgomery": "montgomery.yaml"},
+        "backbones": {"S": {"name": "dinov2_vits14"}},
+        "settings": {"kNN": setting},
+    }
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=said):
+        load_benchmark(tmp_path / "b.yaml")
 
 
 def test_published_figures_are_those_that_were_seen() -> None:
@@ -323,6 +385,11 @@ def test_published_figures_are_those_that_were_seen() -> None:
     assert value("nih", answer("fewshot"), 16) == 0.601
     assert value("nih", answer("linear")) == 0.763
     assert value("montgomery", Segmented.model_construct(method="decoder"), 1) == 0.929
+    unet = Segmented.model_construct(method="unet")
+    assert value("montgomery", unet, 1) is None  # of a backbone's, though it is listed beside it
+    seen = published("montgomery", FROM_SCRATCH, unet, 1)
+    assert seen is not None
+    assert seen.value == 0.583
     assert value("nih", answer("fewshot", draw="episodes"), 16) is None
     assert value("nih", answer("knn")) is None
     assert value("chexpert", answer("linear")) is None

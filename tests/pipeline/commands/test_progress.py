@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,16 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.commands import common
 from pipeline.commands import extract as command
 from pipeline.commands.extract import _duration, _print_plan, _ProgressLines
+from pipeline.commands.printing import PlainConsole
 from pipeline.config.loading import load_config
 from pipeline.extraction.plan import plan
 from pipeline.inference.speed import Speed
 from pipeline.inference.telemetry import bottleneck
 from pipeline.recipe import Architecture, Recipe
+from pipeline.shared.epochs import tell_epoch
 from tests.phantoms import volume, write_png
 
 
@@ -26,6 +30,20 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(command, "print_line", lambda _, text, style=None: lines.append(text))
     monkeypatch.setattr(command, "print_lines", lambda _, texts: lines.extend(texts))
     return lines
+
+
+def test_what_takes_long_is_seen_to_be_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(common, "err", PlainConsole(file=shown, force_terminal=True, width=80))
+    with common.busy("fitting"):
+        tell_epoch(2, 5)
+    assert "fitting, 2 of 5 epochs" in shown.getvalue()
+    tell_epoch(3, 5)  # nobody listens any more
+    shown.truncate(0)
+    monkeypatch.setattr(common, "err", PlainConsole(file=shown))
+    with common.busy("fitting"):
+        tell_epoch(2, 5)
+    assert shown.getvalue() == ""
 
 
 def test_without_a_terminal_a_line_a_minute_says_how_far_a_run_is(said: list[str]) -> None:

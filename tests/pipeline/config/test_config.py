@@ -60,7 +60,7 @@ def test_shipped_configs_load(path: Path) -> None:
             MINIMAL + "backbone: {quux: 1}",
             "backbone.quux: unknown key. Known here: image_size, name",
         ),
-        ("data: {root: x}", "store: Field required"),
+        ("data: {root: x}", "store: must be given$"),
         (MINIMAL + "preprocess: {ct: {low: 5, high: 1}}", "low < high. Got low=5.0 and high=1.0"),
         (MINIMAL + "split: {folds: 2}", "greater than or equal to 3 .*got 2"),
         (

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +13,15 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.datasets.describing import describe
 from pipeline.datasets.known import DATASETS
 from pipeline.datasets.medmnist import WITH_COPIES
+from pipeline.datasets.systematic import systematic_parts
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extraction.embed import Speed
@@ -61,6 +62,7 @@ WRITTEN: dict[str, tuple[Callable[[Path], None], int, int, int, dict[str, int]]]
     "montgomery": (layouts.montgomery, 24, 24, 24, {}),
     "shenzhen": (layouts.shenzhen, 20, 20, 19, {}),
     "sars": (layouts.sars, 72, 24, 0, {}),
+    "cc-ccii": (layouts.cc_ccii, 42, 18, 0, {}),
     "brain-tumour": (layouts.brain_tumour, 30, 30, 30, {"train": 18, "val": 6, "test": 6}),
     "amos": (layouts.amos, 32, 8, 8, {"train": 5, "test": 3}),
     "msd-heart": (lambda root: layouts.decathlon(root, "la", 1), 24, 6, 6, {}),
@@ -141,10 +143,48 @@ def test_chexperts_policy_views_and_test(tmp_path: Path) -> None:
     assert [count.got for count in described.counts] == [6, 3, 4]
     parts = Counter(row["part"] for row in rows_of(tmp_path / "out/split.csv"))
     assert parts == {"train": 6, "val": 3, "test": 4}
-    assert all("frontal" in row["path"] for row in rows_of(tmp_path / "out/labels.csv"))
+    labels = rows_of(tmp_path / "out/labels.csv")
+    assert all("frontal" in row["path"] for row in labels)
+    # The paper's sixth label; the official val and test have no uncertain finding.
+    assert [row["Uncertain"] for row in labels] == [*"000100", *"0000000"]
     config = load_config(tmp_path / "out/config.yaml")
     assert config.labels is not None
     assert (config.labels.uncertain, config.labels.missing) == ("zero", "zero")
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "sizes"),
+    [
+        ("montgomery", 138, (69, 23, 46)),
+        ("shenzhen", 566, (361, 91, 114)),
+        ("sars", 210, (90, 50, 70)),
+        ("brain-tumour", 233, (113, 50, 70)),
+        ("msd-hippocampus", 260, (120, 60, 80)),
+        ("msd-spleen", 41, (16, 10, 15)),
+    ],
+)
+def test_the_papers_splits_have_its_sizes(
+    name: str, units: int, sizes: tuple[int, int, int]
+) -> None:
+    steps = DATASETS[name].paper_split
+    assert steps is not None
+    parts = systematic_parts(units, steps)
+    assert tuple(parts.count(part) for part in ("train", "val", "test")) == sizes
+    assert parts[0] == "test"
+    assert parts[round(steps.test)] == "test"
+
+
+def test_the_papers_split_is_written_and_says_what_it_is(tmp_path: Path) -> None:
+    layouts.shenzhen(tmp_path / "set")
+    described = describe("shenzhen", tmp_path / "set", tmp_path / "out", paper_split=True)
+    parts = [row["part"] for row in rows_of(tmp_path / "out/split.csv")]
+    # Nineteen of twenty have a mask; the other trains.
+    assert Counter(parts) == {"test": 4, "val": 3, "train": 13}
+    assert load_config(tmp_path / "out/config.yaml").split.kind == "list"
+    assert any("order of a file system" in note for note in described.notes)
+    layouts.nih(tmp_path / "nih")
+    with pytest.raises(ConfigError, match="it is for montgomery, shenzhen, "):
+        describe("nih", tmp_path / "nih", tmp_path / "nih-out", paper_split=True)
 
 
 @pytest.mark.parametrize("kaggle", [False, True])
@@ -157,6 +197,15 @@ def test_of_vindrs_readers_most_count(kaggle: bool, tmp_path: Path) -> None:
     assert {row["Other lesion"] for row in rows} == {"0"}  # one of three said so
     assert ("Tuberculosis" in rows[0]) == (not kaggle)  # what was not asked is not denied
     assert (tmp_path / "out/split.csv").exists() == (not kaggle)
+
+
+def test_cc_ccii_is_held_against_its_own_list(tmp_path: Path) -> None:
+    layouts.cc_ccii(tmp_path / "set", patients=2)
+    described = describe("cc-ccii", tmp_path / "set", tmp_path / "out")
+    counts = {count.what: (count.got, count.published) for count in described.counts}
+    assert counts == {"patients": (6, 7), "scans": (9, 10), "slices": (18, 58)}
+    patients = [row["patient"] for row in rows_of(tmp_path / "out/labels.csv")]
+    assert patients == ["NCP 1", "NCP 2", "CP 1", "CP 2", "Normal 1", "Normal 2"]
 
 
 def test_rsnas_boxes_are_images_and_its_classes_a_column(tmp_path: Path) -> None:
@@ -275,12 +324,11 @@ def test_a_config_that_is_there_stays_and_tables_are_new(tmp_path: Path) -> None
 
 def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
     layouts.montgomery(tmp_path / "set", images=4)
-    run = [sys.executable, "-c", "from pipeline.cli import main; main()", "dataset", "montgomery"]
-    run += [str(tmp_path / "set"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(run, capture_output=True, text=True)
-    assert done.returncode == 1, done.stderr
+    run = ["dataset", "montgomery", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, run)
+    assert done.exit_code == 1, done.output
     assert "Not the full set: got 4 images, published 138." in done.stdout
-    told = json.loads(subprocess.run([*run, "--json"], capture_output=True, text=True).stdout)
+    told = json.loads(CliRunner().invoke(app, [*run, "--json"]).stdout)
     assert told["counts"][0] == {"what": "images", "got": 4, "published": 138}
 
 

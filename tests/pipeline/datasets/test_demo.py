@@ -3,9 +3,8 @@
 import csv
 import hashlib
 import json
+import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,8 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.datasets.demo import VERSION, _publish, write_demo
 from tests.waiting import until
+from tests.warm import WarmProcess
 
-REPOSITORY = Path(__file__).parents[3]
 FINDINGS = ["nodule", "effusion", "cardiomegaly"]
 
 Floats = npt.NDArray[np.float64]
@@ -178,7 +177,7 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib, pipeline.datasets.demo as d; d.write_demo(pathlib.Path(sys.argv[1]))"
     )
-    writer = subprocess.Popen([sys.executable, "-c", code, str(root)], cwd=REPOSITORY)
+    writer = WarmProcess(code, str(root), environment=os.environ)
     try:
         until(lambda: any(tmp_path.rglob("*.dcm")), writer)
     finally:

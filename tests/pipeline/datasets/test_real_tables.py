@@ -98,6 +98,8 @@ def test_chexpert() -> None:
     assert (
         len({item.patient for item in items}) == 64_534
     )  # of 64,540: six have lateral views alone
+    uncertain = [item.labels["Uncertain"] for item in items]
+    assert uncertain.count("1") == sum("-1.0" in item.labels.values() for item in items) > 50_000
     # The paper counts studies, lateral views among them.
     every = [chexpert_item(row, "train") for row in rows]
     assert len({_study(item) for item in every}) == 187_641

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config.heads import method_names
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.heads.fewshot import FewShotSettings
 from pipeline.evaluation.questions import cases_of
-from pipeline.evaluation.result_files import result_path
+from pipeline.evaluation.result_files import read_predictions, result_path, write_table
+from stores.errors import CorruptStoreError
 from tests.pipeline.collection import config_of, make_store, write_csv
 
 N = 60
+Edit = Callable[[pa.Table], pa.Table]
 
 
 @pytest.fixture
@@ -60,6 +65,44 @@ def test_predictions_that_a_crash_left_without_an_answer_are_no_answer(root: Pat
     assert not again.cached
     assert again.scores == first.scores
     assert path.is_file()
+
+
+def without(name: str) -> Edit:
+    return lambda table: table.drop_columns([name])
+
+
+def text_in(name: str) -> Edit:
+    def edit(table: pa.Table) -> pa.Table:
+        place = table.schema.get_field_index(name)
+        return table.set_column(place, name, pa.array(["\x1b[2J"] * len(table)))
+
+    return edit
+
+
+def no_numbers(table: pa.Table) -> pa.Table:
+    place = table.schema.get_field_index("proba:1")
+    return table.set_column(place, "proba:1", pa.nulls(len(table), pa.float64()))
+
+
+ODD_PREDICTIONS: list[Edit] = [
+    *map(without, ("unit", "patient", "setting", "truth:1", "proba:1")),
+    *map(text_in, ("truth:1", "proba:1", "fold")),
+    no_numbers,
+    lambda table: table.append_column("patient", table["patient"]),
+]
+
+
+def test_predictions_that_are_not_as_an_answer_has_them_are_corrupt(root: Path) -> None:
+    tasks = {"t": {"labels": ["sick"]}}
+    config = config_of(root, tasks=tasks, split={"kind": "kfold", "folds": 3})
+    (answer,) = evaluate(config, ["knn"])
+    (cases,) = cases_of(config)
+    path = result_path(cases, "knn").with_suffix(".parquet")
+    sound = pq.read_table(path)
+    for edit in ODD_PREDICTIONS:
+        write_table(path, edit(sound))  # with a checksum that fits, as a stranger can
+        with pytest.raises(CorruptStoreError):
+            read_predictions(config.store, answer)
 
 
 # Under which answers to `ASKED` are filed, of a store of this fingerprint, since the contracts that

@@ -126,7 +126,7 @@ def test_a_rare_finding_is_called_where_val_says(root: Path) -> None:
     assert score.metrics["sensitivity"].value == recall_score(truth.y, called)
     assert (read_thresholds(root / "store", result)[:, 1] == threshold).all()
     said = printed([result])
-    assert "At the operating point that val chose" in said
+    assert "By finding, at the operating point that val chose" in said
     for name in ("sensitivity", "specificity", "ppv", "npv"):
         metric = score.metrics[name]
         assert f"{metric.value:.3f} [{metric.low:.2f}, {metric.high:.2f}]" in said

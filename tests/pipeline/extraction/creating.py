@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from multiprocessing.synchronize import Barrier
-
 from pipeline.config.root import Config
 from pipeline.extraction.recipes import open_store
 from pipeline.recipe import Recipe
 
 
-def create(config: Config, recipe: Recipe, start: Barrier) -> None:
-    """Create a store as soon as the others do."""
-    start.wait()
+def create(config: Config, recipe: Recipe) -> None:
+    """Create a store, or open the one that another created."""
     assert open_store(config, recipe).recipe_text == recipe.canonical()

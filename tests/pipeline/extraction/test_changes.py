@@ -6,7 +6,6 @@ name the cause.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -37,6 +36,7 @@ from stores.errors import ConfigError, RecipeMismatchError
 from stores.features import WITHDRAWN
 from stores.purge import purge, readmit, withdraw
 from stores.verify import verify
+from tests.at_once import at_once
 from tests.phantoms import dicom, save, volume, write_png, write_series
 from tests.pipeline.extraction.creating import create
 from tests.pipeline.models import write_tiny_folder
@@ -201,14 +201,7 @@ def test_a_stranger_reads_the_store_with_zarr_and_pyarrow_alone(case: Case) -> N
 def test_processes_that_create_a_store_at_once_share_it(case: Case) -> None:
     config = case.config().model_copy(update={"store": case.folder / "fresh"})
     recipe, _ = make_recipe(config)
-    context = multiprocessing.get_context("spawn")
-    start = context.Barrier(4)
-    makers = [context.Process(target=create, args=(config, recipe, start)) for _ in range(4)]
-    for maker in makers:
-        maker.start()
-    for maker in makers:
-        maker.join()
-    assert [maker.exitcode for maker in makers] == [0] * 4
+    at_once(create, *[(config, recipe)] * 4)
     assert verify(config.store).findings == []
     assert [path.name for path in case.folder.glob(".tmp-*")] == []
 

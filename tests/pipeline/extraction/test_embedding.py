@@ -54,6 +54,7 @@ from stores.errors import DeviceError, UnwritableError
 from tests.phantoms import volume, write_series
 from tests.pipeline.models import write_tiny_folder
 from tests.pipeline.test_extract import arrays_of, write_config
+from tests.warm import interpreter
 
 HERE = Speed(device="cpu", batch_size=4, workers=0)
 ROWS = 20
@@ -575,6 +576,7 @@ def test_what_a_process_leaves_that_is_killed_is_done_at_the_end(
     monkeypatch.chdir(config.parent)
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.extraction.distributed.processes._CHILD", DIES)
+        patch.setattr("sys.executable", interpreter())
         two = dataclasses.replace(HERE, device="cpu,cpu")
         summary = extract(in_store(config, "store"), two)
     assert (summary.embedded, summary.clean) == (ROWS, True)

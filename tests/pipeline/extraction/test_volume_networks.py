@@ -13,12 +13,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline import api
 from pipeline.backbones.volume_models import VOLUME_NETWORKS, VolumeNetwork
 from pipeline.config.root import Config
 from pipeline.evaluate import evaluate
 from pipeline.extract import extract
 from pipeline.extraction import volume_part
 from pipeline.extraction.embed import Speed
+from pipeline.fitted.fit import fit
+from pipeline.fitted.predict import predictions
+from pipeline.fitted.sources import FolderOptions
+from pipeline.inference.volumes import VolumeForward
 from pipeline.preprocessing.volume_input import Volume, network_input, stacked, window_starts
 from pipeline.recipe import Architecture, Recipe, VolumeInput, recipe_of
 from stores import FeatureStore
@@ -151,6 +156,34 @@ def test_a_changed_volume_is_seen_anew_as_a_whole(images: Path, tmp_path: Path) 
     assert extract(config, HERE).embedded == 0
 
 
+def test_a_run_that_ends_early_goes_on_to_the_same_bits(images: Path, tmp_path: Path) -> None:
+    root = root_of(images, tmp_path)
+    config = config_of(root, outputs={"part_rows": 16})  # volumes lie across parts
+    extract(config, HERE)
+    other = config.model_copy(update={"store": root / "other"})
+    calls = 0
+    vector = VolumeForward.vector
+
+    def fails(self: VolumeForward, *given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise KeyboardInterrupt
+        return vector(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VolumeForward, "vector", fails)
+        with pytest.raises(KeyboardInterrupt):
+            extract(other, HERE)
+    store = FeatureStore.open(other.store)
+    assert store.missing()
+    assert not [each for each in verify(other.store).findings if each.damage]
+    assert 0 < extract(other, HERE).embedded < len(store.live_rows())
+    rows = store.live_rows()
+    first = FeatureStore.open(config.store)
+    assert store.read("volume", rows).tobytes() == first.read("volume", rows).tobytes()
+
+
 def test_answers_are_of_volumes_and_never_of_images(images: Path, tmp_path: Path) -> None:
     root = root_of(images, tmp_path)
     shutil.copy(images.parent / "labels.csv", root / "labels.csv")
@@ -158,11 +191,25 @@ def test_answers_are_of_volumes_and_never_of_images(images: Path, tmp_path: Path
         "labels": {"file": root / "labels.csv", "patient": "patient"},
         "split": {"kind": "kfold", "folds": 3, "allow": ["near-duplicates"]},
         "knn": {"k": [3]},
+        "probe": {"steps": 3},
     }
     config = config_of(root, tasks={"t": {"labels": ["sick"], "level": "series"}}, **more)
     extract(config, HERE)
     (result,) = evaluate(config, ["knn"])
+    assert result.features == "volume"
     assert result.main_score.metrics["auroc"].value > 0.9
+    # Whatever features are asked for by default: there is one vector of a volume.
+    assert api.data(config, "t").X.shape == (12, 16)
+    model = fit(config, root / "model", method="probe")
+    table = predictions(model, root / "images", FolderOptions(modality="CT", speed=HERE))
+    of_store = predictions(model, config.store)
+    assert table.num_rows == of_store.num_rows == 12
+    assert table["slices"].to_pylist() == [1] * 12
+    said = dict(zip(table["path"].to_pylist(), table["proba:1"].to_pylist(), strict=True))
+    for path, proba in zip(
+        *(of_store[name].to_pylist() for name in ("path", "proba:1")), strict=True
+    ):
+        assert said[path] == pytest.approx(proba, abs=1e-6)
     single = config_of(root, tasks={"t": {"labels": ["sick"], "level": "image"}}, **more)
     with pytest.raises(ConfigError, match="features of whole volumes.*series, study or patient"):
         evaluate(single, ["knn"])

@@ -36,6 +36,7 @@ from pipeline.fitted.folder import CARD, RECORD
 from pipeline.fitted.model import Model
 from pipeline.fitted.predict import LEARNT, predict, predictions, watch
 from pipeline.fitted.sources import FolderOptions
+from pipeline.report.cases import task_cases
 from pipeline.report.mattered import heeded_slices
 from pipeline.report.sources import Source
 from pipeline.shared.table_files import table_writer
@@ -192,6 +193,11 @@ def test_how_much_each_slice_counted_is_filed_and_predicted_alike(
     assert shown.title == "Slices that mattered: Attention over slices"
     assert len(shown.units) == min(6, tested)
     assert {row for row, _ in shown.units[0][1]} <= set(filed["row"].to_pylist())
+    *_, group = task_cases(source, None, {})["patient"]
+    assert group.title == shown.title
+    assert [case.row for case in group.cases] == [slices[0][0] for _, slices in shown.units]
+    assert group.cases[0].about.startswith("counts 0.")
+    assert [len(case.neighbours) for case in group.cases] == [2] * len(group.cases)
 
 
 def test_a_small_val_is_calibrated_by_models_that_have_not_seen_the_patient(

@@ -826,6 +826,7 @@ def test_dark_is_dark(opened: Any) -> None:
     assert light == "rgb(253, 252, 250)"
     assert dark == "rgb(23, 22, 20)"
     assert opened.inner_text("#theme") == "Light"
+    assert opened.get_attribute("#theme", "aria-label") == "Light: show the page in light colours"
 
 
 def test_segmentations_in_a_browser(browser: Any, segmented: Written) -> None:

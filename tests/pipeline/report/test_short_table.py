@@ -11,7 +11,7 @@ import pytest
 from pipeline.report.short_table import ShortTable, files_of, short_table
 from pipeline.report.sources import Source, open_sources
 from pipeline.report.tables import MINUS
-from pipeline.report.wording import RANDOM, interval
+from pipeline.report.wording import RANDOM, interval, notes_once
 from pipeline.results import Result
 from tests.pipeline.report.test_report import collection
 
@@ -74,3 +74,14 @@ def test_of_several_stores_each_line_names_its_own(config: Path, tmp_path: Path)
     assert table.head[0] == "Store"
     assert len(table.rows) == 2 * len(short_table(both[:1]).rows)
     assert len({row[0] for row in table.rows}) == 2
+
+
+def test_a_note_is_said_once_with_all_that_have_it(sources: list[Source]) -> None:
+    answers = [a for a in sources[0].answers if isinstance(a, Result) and a.method != "fewshot"]
+    answers = [a for a in answers if "/" not in a.task]
+    noted = [
+        a.model_copy(update={"notes": ("of all", "of kNN") if a.method == "knn" else ("of all",)})
+        for a in answers
+    ]
+    tasks = ", ".join(dict.fromkeys(a.task for a in noted))
+    assert notes_once(noted) == [(tasks, "of all"), (f"{tasks} by kNN", "of kNN")]

@@ -20,6 +20,7 @@ from pipeline.segmentation.contracts import FittedHead, TokenSource
 from pipeline.segmentation.heads import fit
 from pipeline.segmentation.knn import class_shares, collect_references
 from pipeline.segmentation.selection import Course, Overlap
+from pipeline.shared.epochs import epochs_told_to
 from stores.errors import ConfigError, DeviceError
 from tests.pipeline.segmentation.planted import GRID, Planted
 
@@ -29,13 +30,13 @@ LEARNING: dict[str, dict[str, Any]] = {
     "linear": {"learning_rates": (0.1, 10.0), "epochs": 30},
     "linear-bn": {"learning_rates": (0.1, 1.0), "epochs": 20},
     "decoder": {"learning_rates": RATES, "epochs": 8},
-    "image-decoder": {"learning_rates": RATES, "epochs": 8},
+    "image-decoder": {"learning_rates": RATES, "epochs": 5},
     "knn": {"k": (1, 5)},
     "unet": {"learning_rates": RATES, "epochs": 8, "size": "small"},
     "transunet": {
-        "learning_rates": (0.1,),
-        "epochs": 40,
-        "patience": 40,  # it learns by leaps
+        "learning_rates": (0.3,),
+        "epochs": 20,
+        "patience": 20,  # it learns by leaps
         "loss": "dice-ce",
         "size": "small",
     },
@@ -182,9 +183,12 @@ def test_a_network_ends_once_val_says_so_and_is_what_it_was_at_its_best() -> Non
     assert f"epoch {best} of {best + 3}, where it ended (patience 3, 40 at most)" in head.notes[0]
     # The weights are those of so many epochs of the same training.
     device, rates = torch.device("cpu"), asked.learning_rates
-    (told,) = training.train(
-        build_of("linear-bn"), source, parts["train"], asked, rates, device, epochs=best
-    )
+    epochs: list[tuple[int, int]] = []
+    with epochs_told_to(lambda done, of: epochs.append((done, of))):
+        (told,) = training.train(
+            build_of("linear-bn"), source, parts["train"], asked, rates, device, epochs=best
+        )
+    assert epochs == [(done, best) for done in range(best)]
     for name, value in told.network.state_dict().items():
         torch.testing.assert_close(head.network.state_dict()[name], value)  # type: ignore[attr-defined]
         assert torch.equal(head.network.state_dict()[name], again.network.state_dict()[name])  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,6 +23,8 @@ from pipeline.config.tuning import DECLARED
 from pipeline.evaluation.heads.contract import FitInput, Head, HeadState, Predicted
 from stores.errors import ConfigError
 from tests.pipeline.collection import make_store, thirds, units_of, write_csv
+from tests.waiting import PATIENCE_S
+from tests.warm import WarmProcess
 
 N, D = 96, 20
 # Settings that spare time, where the defaults are for more than N units.
@@ -33,6 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "attention": {"epochs": 2, "hidden": 8},
     "transformer": {"epochs": 2, "width": 8, "heads": 2},
     "efficiency": {"steps": 2, "shots": [2], "draws": 2},
+    "mlp": {"epochs": 2, "hidden": 8},
 }
 
 
@@ -187,7 +191,7 @@ def test_asking_for_a_head_imports_that_head_alone() -> None:
     ("block", "says"),
     [
         ("knn: {kk: [3]}", r"knn\.kk: unknown key. Did you mean 'k'"),
-        ("knn: {k: [0]}", r"knn\.k\.0: Input should be greater than or equal to 1 \(got 0\)"),
+        ("knn: {k: [0]}", r"knn\.k\.0: must be greater than or equal to 1 \(got 0\)"),
         ("porbe: {}", "porbe: unknown key. Did you mean 'probe'"),
         ("linear: {scaling: whiten}", "linear: The linear grid takes parts of the features"),
     ],
@@ -240,13 +244,11 @@ def test_a_head_is_one_module_and_one_line(tmp_path: Path) -> None:
         "print(json.dumps([(run.exit_code, run.output) for run in runs]))"
     )
     # The registry is read when the command line is imported: by a process of its own, by one.
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(commands)],
-        capture_output=True, text=True, cwd=Path(__file__).parents[4],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    process = WarmProcess(code, json.dumps(commands), environment=os.environ)
+    printed, complaints = process.communicate(PATIENCE_S)
+    assert process.returncode == 0, complaints
     outputs = []
-    for exit_code, output in json.loads(done.stdout):
+    for exit_code, output in json.loads(printed):
         assert exit_code == 0, output
         outputs.append(output)
     (result,) = json.loads(outputs[0])

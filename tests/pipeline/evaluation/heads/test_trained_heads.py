@@ -24,6 +24,7 @@ from pipeline.evaluation.heads import (
     efficiency,
     linear,
     linear_fit,
+    mlp,
     probe,
     transformer,
 )
@@ -31,6 +32,7 @@ from pipeline.evaluation.heads.attention import AttentionSettings
 from pipeline.evaluation.heads.contract import FitInput
 from pipeline.evaluation.heads.efficiency import EfficiencySettings, Point
 from pipeline.evaluation.heads.linear import LinearSettings
+from pipeline.evaluation.heads.mlp import MlpSettings
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.heads.probe import ProbeSettings
 from pipeline.evaluation.heads.transformer import TransformerSettings
@@ -408,3 +410,32 @@ def test_two_heads_of_one_store_are_compared(root: Path) -> None:
     assert of_auroc.difference.value == pytest.approx(two - one)
     with pytest.raises(LabelError, match="answered no task by knn and linear"):
         compare_stores(store, store, ("knn", "linear"))
+
+
+# --- the perceptron ------------------------------------------------------------------------
+
+
+def test_the_perceptron_finds_what_no_plane_parts() -> None:
+    rng = np.random.default_rng(0)
+    corner = rng.integers(0, 2, (300, 2))
+    y = corner[:, 0] ^ corner[:, 1]
+    x = rng.standard_normal((300, 8)).astype(np.float32) * 0.3
+    x[:, :2] += 2 * corner - 1
+    units, parts = units_of(y), thirds(300)
+    known: Any = {"train": parts["train"], "val": parts["val"]}
+    settings = MlpSettings(hidden=16, decays=(0.01,), epochs=30, rate=1e-2)
+    state = torch.random.get_rng_state()
+    model = mlp.HEAD.fit(FitInput(x, units, known, settings))
+    (said,) = mlp.HEAD.predict(model, x, parts["test"]).predictions
+    assert roc_auc_score(y[parts["test"]], said.proba[:, 1]) > 0.97
+    assert said.setting["epochs"] <= 30
+    # By a plane it is chance.
+    plane = probe.HEAD.fit(FitInput(x, units, known, ProbeSettings(steps=3)))
+    (flat,) = probe.HEAD.predict(plane, x, parts["test"]).predictions
+    assert roc_auc_score(y[parts["test"]], flat.proba[:, 1]) < 0.7
+    # What is drawn is of the seed alone, and nobody else's draws are moved by it.
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.manual_seed(5)
+    again = mlp.HEAD.fit(FitInput(x, units, known, settings))
+    (same,) = mlp.HEAD.predict(again, x, parts["test"]).predictions
+    assert np.array_equal(same.proba, said.proba)

@@ -129,7 +129,9 @@ def test_the_interval_is_a_plain_bootstrap_over_patients() -> None:
     units_of = [np.flatnonzero(patient == i) for i in np.unique(patient)]
     for _ in range(2000):
         take = np.concatenate([units_of[i] for i in rng.integers(0, len(units_of), len(units_of))])
-        drawn.append(roc_auc_score(y[take], values[take]))
+        case, control = values[take][y[take]], values[take][~y[take]]
+        above = np.greater.outer(case, control) + 0.5 * np.equal.outer(case, control)
+        drawn.append(above.mean())  # scikit-learn's, at a twentieth of its time
     got = interval(overall["auroc"])
     rarer = min(len(np.unique(patient[y == side])) for side in (True, False))
     # The standard error of a mean of n is too small by this, and a normal's tail by Student's

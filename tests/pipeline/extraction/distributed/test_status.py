@@ -6,7 +6,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,11 +17,10 @@ from pipeline.extraction.distributed.status import Failed, status
 from pipeline.extraction.distributed.tasks import forget_failures, note_failure
 from stores import FeatureStore
 from stores.claims import try_claim
-from tests.pipeline.processes import environment
+from tests.pipeline.processes import COMMAND, environment
 from tests.stores.conftest import ARRAYS, fill, slice_table
-from tests.waiting import until
-
-RADPROBE = [sys.executable, "-c", "from pipeline.cli import main; main()"]
+from tests.waiting import PATIENCE_S, until
+from tests.warm import WarmProcess
 
 
 @pytest.fixture
@@ -39,10 +37,10 @@ def store(tmp_path: Path) -> FeatureStore:
 
 
 def said(*arguments: str) -> str:
-    done = subprocess.run(
-        [*RADPROBE, *arguments], env=environment(0), capture_output=True, text=True, check=True
-    )
-    return done.stdout
+    process = WarmProcess(COMMAND, *arguments, environment=environment())
+    words, complaints = process.communicate(PATIENCE_S)
+    assert process.returncode == 0, complaints
+    return words
 
 
 def test_how_far_a_store_is(store: FeatureStore) -> None:
