@@ -33,11 +33,16 @@ def region_notes(regions: Regions, structures: Sequence[str], slices: pa.Table) 
     """Yield what there is to say of some structures; slices: SLICE_SCHEMA, those with features."""
     live = set(slices["row"].to_pylist())
     index = [piece for piece in regions.index.to_pylist() if piece["row"] in live]
+    # A table says where boxes are, and of no image that it has none.
+    of_boxes = any(piece["box"] is not None for piece in index)
     faults = regions.faults
     if faults:
-        yield f"{count(len(faults), 'mask')} cannot be used, first {'; '.join(faults[:EXAMPLES])}"
+        what = "box" if of_boxes else "mask"
+        counted = count(len(faults), what, "boxes" if of_boxes else "")
+        yield f"{counted} cannot be used, first {'; '.join(faults[:EXAMPLES])}"
     every = _gathered(index, structures)
-    yield from _empty(index, every, structures)
+    if not of_boxes:
+        yield from _empty(index, every, structures)
     outside = [name for name, region in every.items() if not region.weight]
     yield from _named(outside, "outside of what the network's input shows, and no case", "lies")
     cut = [
@@ -52,7 +57,8 @@ def region_notes(regions: Regions, structures: Sequence[str], slices: pa.Table) 
         "less than one patch in all: their features are mostly of what is round them",
         "covers",
     )
-    yield from _in_part(index, slices)
+    if not of_boxes:
+        yield from _in_part(index, slices)
 
 
 def _gathered(index: Iterable[Mapping[str, Any]], structures: Sequence[str]) -> dict[str, _Region]:
@@ -60,7 +66,7 @@ def _gathered(index: Iterable[Mapping[str, Any]], structures: Sequence[str]) -> 
     every: defaultdict[str, _Region] = defaultdict(_Region)
     for piece in index:
         if piece["structure"] in structures:
-            region = every[region_name(piece["whole"], piece["structure"])]
+            region = every[region_name(piece["whole"], piece["structure"], piece["box"])]
             region.pixels += piece["pixels"]
             region.seen += piece["seen"]
             region.weight += piece["weight"]

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.config.regions import RegionChoice
 from pipeline.config.root import Config
 from pipeline.shared.texts import file_name
 from stores.contents import REGIONS
@@ -37,6 +38,7 @@ INDEX_SCHEMA = pa.schema(
         ("mask", pa.string()),  # the digest of the slice's labels and of their way to the input
         ("whole", pa.string()),  # the image or volume: a row number, or the series' pseudonym
         ("structure", pa.string()),  # null where the slice has none
+        ("box", pa.int64()),  # of boxes, its data row in their table
         ("pixels", pa.int64()),  # of the structure in the slice
         ("seen", pa.int64()),  # of them, those that the network's input shows
         ("weight", pa.float64()),  # patches that it covers, parts of them summed
@@ -62,11 +64,13 @@ Doubles = NDArray[np.float64]
 Texts = NDArray[np.str_]
 
 
-def index_path(config: Config, masks: str) -> Path:
-    """Return where the regions of some masks, by their name in the config, are filed."""
+def index_path(config: Config, choice: RegionChoice) -> Path:
+    """Return where the regions of some masks or boxes of the config are filed."""
+    of_masks = choice.masks is not None
+    source = config.masks[choice.name] if of_masks else config.boxes[choice.name]
     settings = {
         "contract": CONTRACT,
-        "masks": config.masks[masks].model_dump(mode="json", exclude={"tolerance"}),
+        "masks" if of_masks else "boxes": source.model_dump(mode="json", exclude={"tolerance"}),
         "geometry": config.preprocess.model_dump(mode="json", include={"plane", "aspect", "crop"}),
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -81,7 +85,7 @@ def features_path(index: Path, coverages: str) -> Path:
 def coverages_digest(index: pa.Table) -> str:
     """Return the sha256 of what all pieces of an index cover, in their order."""
     digest = hashlib.sha256()
-    for name in ("row", "structure", "coverage"):
+    for name in ("row", "structure", "box", "coverage"):
         digest.update(json.dumps(index[name].to_pylist()).encode())
     return digest.hexdigest()
 
@@ -99,27 +103,27 @@ def with_origin(
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions of some masks in a store, as they are filed. index (p,): INDEX_SCHEMA."""
+    """The regions of masks or boxes in a store, as they are filed. index (p,): INDEX_SCHEMA."""
 
     path: Path
     index: pa.Table
 
     @classmethod
-    def of(cls, config: Config, store: FeatureStore, masks: str) -> Regions:
-        """Read the regions of some masks. Raises ConfigError where they were never gathered."""
-        path = index_path(config, masks)
+    def of(cls, config: Config, store: FeatureStore, choice: RegionChoice) -> Regions:
+        """Read the regions of some masks or boxes. Raises ConfigError where none were gathered."""
+        path = index_path(config, choice)
         try:
             return cls(path, read_filed_table(path))
         except FileNotFoundError:
             raise ConfigError(
-                f"The regions of the masks {masks!r} were not gathered in the store "
+                f"The regions of {choice.name!r} were not gathered in the store "
                 f"{store.place} with these settings. Run `radprobe regions CONFIG`, which reads "
                 "masks and cached patch tokens."
             ) from None
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """The names of the masks' structures, in the order of their label values."""
+        """The names of all structures, of masks in the order of their label values."""
         structures: list[str] = json.loads(self._metadata.get(_STRUCTURES, b"[]"))
         return tuple(structures)
 
@@ -200,11 +204,13 @@ def slices_of_regions(slices: pa.Table, regions: Regions, structures: tuple[str,
     order = np.lexsort([rank, place])
     place, piece = place[order], piece[order]
     wholes = index["whole"].to_pylist()
+    boxes = index["box"].to_pylist()
     columns: dict[str, list[str | None]] = {name: [] for name in (REGION, STRUCTURE_OF, WHOLE)}
     for i in piece.tolist():
         structure = named[i] if i >= 0 else None
         whole = wholes[i] if i >= 0 else None
-        columns[REGION].append(region_name(whole, structure) if whole and structure else None)
+        named_so = region_name(whole, structure, boxes[i]) if whole and structure else None
+        columns[REGION].append(named_so)
         columns[STRUCTURE_OF].append(structure)
         columns[WHOLE].append(whole)
     expanded = slices.take(pa.array(place))
@@ -213,15 +219,15 @@ def slices_of_regions(slices: pa.Table, regions: Regions, structures: tuple[str,
     return expanded.append_column(PIECE, pa.array(piece))
 
 
-def region_name(whole: str, structure: str) -> str:
-    """Return what a region is called: its image or volume, and its structure."""
-    return f"{whole}:{structure}"
+def region_name(whole: str, structure: str, box: int | None = None) -> str:
+    """Return what a region is called: its image or volume, the number of its box, its structure."""
+    return f"{whole}:{structure}" if box is None else f"{whole}#{box}:{structure}"
 
 
 def region_of(name: str) -> tuple[str, str]:
     """Return the image or volume, and the structure, of a region by its name."""
     whole, _, structure = name.partition(":")
-    return whole, structure
+    return whole.partition("#")[0], structure
 
 
 def crop_file(row: int, structure: str, coverage: str) -> str:

@@ -124,6 +124,10 @@ def _anchored(config: Config, base: Path, store: Path | None) -> Config:
             "split": split,
             "masks": masks,
             "tasks": tasks,
+            "boxes": {
+                name: boxes.model_copy(update={"file": anchored(base, boxes.file)})
+                for name, boxes in config.boxes.items()
+            },
         }
     )
 

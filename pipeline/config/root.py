@@ -32,7 +32,7 @@ from pipeline.config.data import (
 )
 from pipeline.config.heads import HEADS, TUNED, Declaration, declared, method_names
 from pipeline.config.presets import PresetName, expanded
-from pipeline.config.regions import RegionChoice
+from pipeline.config.regions import Boxes, RegionChoice
 from pipeline.config.segmentation import Masks, Segment
 from pipeline.config.tasks import Task
 from pipeline.config.tuning import BitFit, FineTune, Lora, NormTune
@@ -82,8 +82,9 @@ class Config(HeadKeys):
     fitted on in place of this one's, which are tested alone: how answers hold where the images are
     others; or the config of another collection, on whose train and val heads are fitted, to be
     tested on test of this one: how answers hold elsewhere. masks: what is to be segmented, each by
-    a name of its own; segment: the heads that are asked to, each by a name of its own. finetune,
-    lora, bitfit, norm: how the network is tuned, where it is.
+    a name of its own; boxes: regions by a table, each by a name of its own; segment: the heads that
+    are asked to, each by a name of its own. finetune, lora, bitfit, norm: how the network is tuned,
+    where it is.
     """
 
     title: str = ""
@@ -101,6 +102,7 @@ class Config(HeadKeys):
     tasks: dict[str, Task] = Field(default_factory=dict)
     scale: JobQueue | None = None
     masks: dict[str, Masks] = Field(default_factory=dict)
+    boxes: dict[str, Boxes] = Field(default_factory=dict)
     segment: dict[str, Segment] = Field(default_factory=dict)
     finetune: FineTune | None = None
     lora: Lora | None = None
@@ -138,11 +140,15 @@ class Config(HeadKeys):
 
     def _check_region(self, task: str, region: RegionChoice) -> None:
         """Raise ValueError for masks or structures that the config does not have."""
-        if region.masks not in self.masks:
+        kind = "boxes" if region.masks is None else "masks"
+        there = [*(self.boxes if region.masks is None else self.masks)]
+        if region.name not in there:
             raise ValueError(
-                f"Task {task} must name masks of the config. Got {region.masks!r} instead; there "
-                f"are {', '.join(self.masks) or 'none'}."
+                f"Task {task} must name {kind} of the config. Got {region.name!r} instead; there "
+                f"are {', '.join(there) or 'none'}."
             )
+        if region.masks is None:  # what is in boxes stands in their table
+            return
         structures = self.masks[region.masks].classes[1:]
         unknown = [name for name in region.structures if name not in structures]
         if unknown:

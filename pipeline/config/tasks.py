@@ -109,7 +109,7 @@ class Task(Frozen):
         if (self.level == "region") != (self.region is not None):
             raise ValueError(
                 "A task of level region says which by `region`, and no other does. Got level "
-                f"{self.level} and region {self.region and self.region.masks!r} instead; write "
+                f"{self.level} and region {self.region and self.region.name!r} instead; write "
                 "`level: region` and `region: {masks: NAME}`."
             )
         asked = {*self.labels, *self.subgroups, *self.shortcuts}

@@ -6,6 +6,7 @@ mask nor a token is read. Dims: n regions, m pieces (what a region has of a slic
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -17,12 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.annotations.boxes import read_boxes
 from pipeline.annotations.label_file import LabelTable, of_each_structure
 from pipeline.annotations.region_features import seen_by_tokens
 from pipeline.annotations.region_notes import region_notes
 from pipeline.annotations.regions import (
     PIECE,
-    STRUCTURE_OF,
     WHOLE,
     Regions,
     crop_file,
@@ -39,7 +40,7 @@ from pipeline.evaluation.splits import Parts
 from pipeline.recipe import recipe_of
 from pipeline.shared.arrays import Floats, Rows
 from pipeline.shared.pseudonyms import Names
-from stores.errors import ConfigError
+from stores.errors import ConfigError, StoreNotFoundError
 from stores.features import OK, FeatureStore
 
 # What answers call the features of each pool.
@@ -53,7 +54,12 @@ _FEATURES: dict[str, RegionFeatures] = {
 def structures_of(config: Config, task: Task) -> tuple[str, ...]:
     """Return the structures that a task of regions is asked about, by their names."""
     assert task.region is not None
-    return task.region.structures or config.masks[task.region.masks].classes[1:]
+    choice = task.region
+    if choice.structures:
+        return choice.structures
+    if choice.masks is not None:
+        return config.masks[choice.masks].classes[1:]
+    return read_boxes(config.boxes[choice.name]).structures
 
 
 def table_of_regions(table: LabelTable, task: Task, structures: Sequence[str]) -> LabelTable:
@@ -86,7 +92,7 @@ class RegionCases(Cases):
     @cached_property
     def regions(self) -> Regions:
         """The regions on file. Raises ConfigError for none, or those of an earlier state."""
-        regions = Regions.of(self.config, self.store, self.choice.masks)
+        regions = Regions.of(self.config, self.store, self.choice)
         regions.check_store(self.fingerprint)
         return regions
 
@@ -101,13 +107,13 @@ class RegionCases(Cases):
         except ConfigError:
             return {"regions": ""}
         digest = hashlib.sha256()
-        columns = (self.regions.column(name) for name in ("row", "structure", "coverage"))
-        for row, structure, coverage in zip(*columns, strict=True):
-            if structure in self.structures:
-                digest.update(json.dumps([int(row), structure, coverage]).encode())
+        for piece in self.regions.index.select(["row", "structure", "box", "coverage"]).to_pylist():
+            if piece["structure"] in self.structures:
+                digest.update(json.dumps(piece).encode())
         content = {"regions": digest.hexdigest()}
         if self.choice.crops is not None:
-            content["crops"] = FeatureStore.open(self.choice.crops).fingerprint()
+            with contextlib.suppress(StoreNotFoundError):
+                content["crops"] = FeatureStore.open(self.choice.crops).fingerprint()
         return content
 
     # --- units ---------------------------------------------------------------------------
@@ -153,11 +159,11 @@ class RegionCases(Cases):
 
     @cached_property
     def keys(self) -> Texts:
-        """(n,) the first file of each region's, and its structure."""
+        """(n,) the first file of each region's, and which region of that it is."""
         _, first = np.unique(self.units.unit, return_index=True)
-        structures = self._of_pieces(STRUCTURE_OF)[first]
-        both = zip(super().keys.tolist(), structures.tolist(), strict=True)
-        return np.array([f"{key}\0{structure}" for key, structure in both])
+        wholes = self._of_pieces(WHOLE)[first].tolist()
+        each = zip(super().keys.tolist(), self.units.ids.tolist(), wholes, strict=True)
+        return np.array([f"{key}\0{name.removeprefix(whole)}" for key, name, whole in each])
 
     def _of_pieces(self, column: str) -> Texts:
         """Return (m,) what the slice table says of each piece."""

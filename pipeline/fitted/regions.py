@@ -20,10 +20,10 @@ def regions_of(question: Task, source: Source) -> Regions | None:
     if question.region is None:
         return None
     if source.config is None:
-        raise _no_masks(question.region.masks, source.store.path)
+        raise _no_masks(question.region.name, source.store.path)
     check_masks(question, source.config)
-    gather(source.config, source.store, question.region.masks)
-    return Regions.of(source.config, source.store, question.region.masks)
+    gather(source.config, source.store, question.region)
+    return Regions.of(source.config, source.store, question.region)
 
 
 def check_target(question: Task, target: Path) -> None:
@@ -37,12 +37,12 @@ def check_target(question: Task, target: Path) -> None:
             "`pool: mean`, max or moments."
         )
     if question.region is not None and not target.is_file():
-        raise _no_masks(question.region.masks, target)
+        raise _no_masks(question.region.name, target)
 
 
 def _no_masks(masks: str, target: Path) -> ConfigError:
     return ConfigError(
-        f"The model is asked about structures of the masks {masks!r}. Name a config that has them, "
+        f"The model is asked about structures of {masks!r}. Name a config that has them, "
         f"not a store or a folder: got {str(target)!r}."
     )
 
@@ -50,7 +50,14 @@ def _no_masks(masks: str, target: Path) -> ConfigError:
 def check_masks(question: Task, config: Config) -> None:
     """Raise ConfigError where a config lacks the masks, or structures, that are asked about."""
     assert question.region is not None
-    name = question.region.masks
+    name = question.region.name
+    if question.region.boxes is not None:
+        if name not in config.boxes:
+            raise ConfigError(
+                f"The model is asked about the boxes {name!r}. The config's boxes are "
+                f"{', '.join(config.boxes) or 'none'}."
+            )
+        return
     masks = config.masks.get(name)
     if masks is None:
         raise ConfigError(

@@ -21,10 +21,11 @@ import pyarrow as pa
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.annotations.regions import Regions, crop_file
+from pipeline.annotations.regions import Regions, crop_file, region_name
+from pipeline.config.regions import RegionChoice
 from pipeline.config.root import Config
 from pipeline.io.decode import read_slices
-from pipeline.segmentation.masks import StoredMasks, update_masks
+from pipeline.segmentation.region_sources import Rectangle, RegionSource, region_source
 from pipeline.segmentation.regions import gather
 from pipeline.shared.paths import collection_file
 from pipeline.shared.pseudonyms import Names
@@ -36,8 +37,6 @@ from stores.slices import SliceRow, slice_rows
 
 IMAGES = "images"
 CONFIG = "crops.yaml"
-# Rows and columns (top, bottom, left, right), the ends behind the last.
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -50,35 +49,37 @@ class WrittenCrops:
     lost: tuple[str, ...]
 
 
-def write_crops(config: Config, masks: str, out: Path, margin_mm: float) -> WrittenCrops:
-    """Write the crops of all structures of some masks, and the config that embeds them.
+def write_crops(config: Config, name: str, out: Path, margin_mm: float) -> WrittenCrops:
+    """Write the crops of all regions of some masks or boxes, and the config that embeds them.
 
     Crops of structures that are gone, or cover something else by now, are removed. Of slices
-    without spacing the margin is in pixels. Raises as `gather` does, and ConfigError for masks that
-    the config does not have.
+    without spacing the margin is in pixels. Raises as `gather` does, and ConfigError for a name
+    that the config does not have, or has twice.
     """
-    if masks not in config.masks:
+    if (name in config.masks) == (name in config.boxes):
         raise ConfigError(
-            f"Crops are of masks of the config. Got {masks!r} instead; there are "
-            f"{', '.join(config.masks) or 'none'}."
+            f"Crops are of masks or boxes of the config, by a name that one of both has. Got "
+            f"{name!r} instead; there are {', '.join([*config.masks, *config.boxes]) or 'none'}."
         )
+    kind = "masks" if name in config.masks else "boxes"
+    choice = RegionChoice.model_validate({kind: name})
     store = FeatureStore.open(config.store)
     with leaving(store) as written:
         written.append(out / IMAGES)
-        gather(config, store, masks)
-        return _write_all(config, store, masks, out, margin_mm)
+        gather(config, store, choice)
+        return _write_all(config, store, choice, out, margin_mm)
 
 
 def _write_all(
-    config: Config, store: FeatureStore, masks: str, out: Path, margin_mm: float
+    config: Config, store: FeatureStore, choice: RegionChoice, out: Path, margin_mm: float
 ) -> WrittenCrops:
     """Write the crops of the regions on file; see `write_crops`."""
-    regions = Regions.of(config, store, masks)
-    stored = update_masks(config, store, config.masks[masks])
+    regions = Regions.of(config, store, choice)
+    source = region_source(config, store, choice)
     slices = Names(store.path, config.data.paths).revealed(store.slices())
     rows = {row.row: row for row in slice_rows(slices)}
     pieces = [piece for piece in regions.index.to_pylist() if piece["weight"]]
-    boxes = _boxes(stored, pieces)
+    boxes = _boxes(source, pieces)
     kept: dict[Path, None] = {}
     lost = []
     new = 0
@@ -88,7 +89,7 @@ def _write_all(
             lost.append(f"row {row}")
             continue
         for piece in of_slice:
-            box = boxes[piece["whole"], piece["structure"]]
+            box = boxes[_region(piece)]
             path = out / IMAGES / _place(rows[row], piece)
             kept[path] = None
             new += _write(path, _cut(pixels, box, rows[row], margin_mm))
@@ -107,22 +108,21 @@ def _by_row(pieces: list[dict[str, Any]]) -> Iterator[tuple[int, list[dict[str, 
     yield from of_row.items()
 
 
-def _boxes(masks: StoredMasks, pieces: list[dict[str, Any]]) -> dict[tuple[str, str], Box]:
+def _region(piece: dict[str, Any]) -> str:
+    return region_name(piece["whole"], piece["structure"], piece["box"])
+
+
+def _boxes(source: RegionSource, pieces: list[dict[str, Any]]) -> dict[str, Rectangle]:
     """Return the box of each region, over all slices that it is in."""
-    boxes: dict[tuple[str, str], Box] = {}
+    boxes: dict[str, Rectangle] = {}
     for piece in pieces:
-        value = masks.classes.index(piece["structure"])
-        is_there = masks.labels(piece["row"]) == value
-        y = np.flatnonzero(is_there.any(axis=1))
-        x = np.flatnonzero(is_there.any(axis=0))
-        box = (int(y[0]), int(y[-1]) + 1, int(x[0]), int(x[-1]) + 1)
-        name = (piece["whole"], piece["structure"])
-        other = boxes.get(name, box)
-        boxes[name] = (
-            min(box[0], other[0]),
-            max(box[1], other[1]),
-            min(box[2], other[2]),
-            max(box[3], other[3]),
+        one = source.rectangle(piece["row"], piece["structure"], piece["box"])
+        other = boxes.get(_region(piece), one)
+        boxes[_region(piece)] = (
+            min(one[0], other[0]),
+            max(one[1], other[1]),
+            min(one[2], other[2]),
+            max(one[3], other[3]),
         )
     return boxes
 
@@ -139,7 +139,7 @@ def _pixels(config: Config, row: SliceRow) -> NDArray[np.float32] | None:
 
 
 def _cut(
-    pixels: NDArray[np.float32], box: Box, row: SliceRow, margin_mm: float
+    pixels: NDArray[np.float32], box: Rectangle, row: SliceRow, margin_mm: float
 ) -> NDArray[np.float32]:
     """Return the square round a box and a margin, as far as the image goes."""
     top, bottom, left, right = box

@@ -10,9 +10,11 @@ import pyarrow as pa
 from pipeline.annotations.label_file import LabelTable
 from pipeline.annotations.mask_matching import join
 from pipeline.annotations.regions import INDEX_SCHEMA, Regions, slices_of_regions
+from pipeline.config.regions import Boxes
 from pipeline.config.root import Config
 from pipeline.config.tasks import Task
 from pipeline.evaluation.region_cases import structures_of, table_of_regions
+from pipeline.segmentation.region_sources import BoxRegions
 from pipeline.segmentation.units import groups_of
 from pipeline.shared.pseudonyms import Names
 from stores.errors import LabelError
@@ -27,8 +29,12 @@ def regions_ahead(
     Raises ConfigError and LabelError as masks are joined, and LabelError where none is.
     """
     assert task.region is not None
-    masks = config.masks[task.region.masks]
     structures = structures_of(config, task)
+    table = table_of_regions(table, task, structures)
+    if task.region.masks is None:
+        index = _index_of_boxes(config, config.boxes[task.region.name], slices)
+        return table, slices_of_regions(slices, Regions(Path(), index), structures)
+    masks = config.masks[task.region.masks]
     if masks.by == "uid":
         raise LabelError(
             "which images the masks are of stands in their files, which `radprobe regions` reads."
@@ -50,4 +56,19 @@ def regions_ahead(
                 pieces.append(piece | {"whole": whole, "structure": structure})
     index = pa.Table.from_pylist(pieces, schema=INDEX_SCHEMA)
     expanded = slices_of_regions(slices, Regions(Path(), index), structures)
-    return table_of_regions(table, task, structures), expanded
+    return table, expanded
+
+
+def _index_of_boxes(config: Config, settings: Boxes, slices: pa.Table) -> pa.Table:
+    """Return the boxes of a table as if each covered something."""
+    source = BoxRegions.in_slices(config, slices, settings)
+    masked = [source.slices[row] for row in source.rows.tolist()]
+    pieces = []
+    for whole, places in zip(*groups_of(masked), strict=True):
+        for place in places:
+            row = masked[place].row
+            for box in source.boxes[row]:
+                piece = dict.fromkeys(INDEX_SCHEMA.names) | {"row": row, "weight": 1.0}
+                own = {"whole": whole, "structure": box.structure, "box": box.number}
+                pieces.append(piece | own)
+    return pa.Table.from_pylist(pieces, schema=INDEX_SCHEMA)

@@ -29,11 +29,11 @@ from pipeline.annotations.regions import (
     index_path,
     with_origin,
 )
+from pipeline.config.regions import RegionChoice
 from pipeline.config.root import Config
 from pipeline.evaluation.result_files import write_table
 from pipeline.segmentation.contracts import Rows
-from pipeline.segmentation.coverage import Coverage, coverage
-from pipeline.segmentation.masks import StoredMasks, update_masks
+from pipeline.segmentation.region_sources import RegionSource, region_source
 from pipeline.segmentation.tokens import Tokens
 from pipeline.segmentation.units import groups_of
 from pipeline.shared.arrays import Floats
@@ -51,7 +51,7 @@ Piece = dict[str, Any]  # INDEX_SCHEMA
 
 @dataclass(frozen=True)
 class Gathered:
-    """What some masks come to. regions: pieces, and those of them whose tokens were pooled now."""
+    """What some masks or boxes come to: what regions have of slices, and what was pooled now."""
 
     masks: str
     slices: int
@@ -62,13 +62,15 @@ class Gathered:
     def lines(self) -> list[str]:
         """Return it in sentences."""
         lines = [
-            f"Masks {self.masks}: {self.pieces} structures in {self.slices} slices, "
+            f"Regions of {self.masks}: {self.pieces} structures in {self.slices} slices, "
             f"{self.pooled} of them pooled now."
         ]
-        lines += [f"Masks {self.masks}: cannot be used: {each}." for each in self.faults[:EXAMPLES]]
+        lines += [
+            f"Regions of {self.masks}: cannot be used: {each}." for each in self.faults[:EXAMPLES]
+        ]
         others = len(self.faults) - EXAMPLES
         if others > 0:
-            lines.append(f"Masks {self.masks}: {others} more cannot be used.")
+            lines.append(f"Regions of {self.masks}: {others} more cannot be used.")
         return lines
 
 
@@ -83,22 +85,24 @@ def update_regions(config: Config, progress: Progress | None = None) -> list[Gat
     for each in (config, config.fit_on):
         if not isinstance(each, Config):
             continue
-        asked = [task.region.masks for task in each.tasks.values() if task.region is not None]
-        if asked:
+        choices = [task.region for task in each.tasks.values() if task.region is not None]
+        if choices:
             store = FeatureStore.open(each.store)
-            gathered += [gather(each, store, name, progress) for name in dict.fromkeys(asked)]
+            by_source = {(choice.masks, choice.boxes): choice for choice in choices}
+            gathered += [gather(each, store, choice, progress) for choice in by_source.values()]
     return gathered
 
 
 def gather(
-    config: Config, store: FeatureStore, name: str, progress: Progress | None = None
+    config: Config, store: FeatureStore, choice: RegionChoice, progress: Progress | None = None
 ) -> Gathered:
-    """Bring the regions of some masks of a config up to them. Raises as `update_regions` does."""
+    """Bring the regions of masks or boxes of a config up to them. Raises as `update_regions`."""
+    name = choice.name
     withdrawn = store.withdrawn  # before anything of the store is read
     report = functools.partial(progress, f"{name}: masks") if progress else None
-    masks = update_masks(config, store, config.masks[name], report)
-    before = _on_file(config, store, name)
-    index = _index(store, masks, before)
+    source = region_source(config, store, choice, report)
+    before = _on_file(config, store, choice)
+    index = _index(store, source, before)
     has_features = store.status()[index["row"].to_numpy()] == OK
     wanted = np.flatnonzero((index["weight"].to_numpy() > 0) & has_features)
     kept, todo = _known(index, wanted, before)
@@ -106,9 +110,9 @@ def gather(
         pooled = None
         if len(todo):
             report = functools.partial(progress, f"{name}: patch tokens") if progress else None
-            pooled = _pooled(store, masks, index, todo, report)
+            pooled = _pooled(store, source, index, todo, report)
         table = _features_table(wanted, kept, before, pooled)
-        path = index_path(config, name)
+        path = index_path(config, choice)
         features = features_path(path, coverages_digest(index))
         with store.filing(withdrawn):
             path.parent.mkdir(exist_ok=True)
@@ -118,82 +122,72 @@ def gather(
             _remove_others(path, features)
     return Gathered(
         name,
-        slices=len(masks.rows),
+        slices=len(source.rows),
         pieces=len(wanted),
         pooled=len(todo),
-        faults=tuple(_faults(masks)),
+        faults=tuple(source.faults),
     )
 
 
-def _faults(masks: StoredMasks) -> Iterator[str]:
-    for mask in masks.unusable:
-        yield f"{mask.source} {mask.detail}"
-
-
-def _on_file(config: Config, store: FeatureStore, name: str) -> Regions | None:
+def _on_file(config: Config, store: FeatureStore, choice: RegionChoice) -> Regions | None:
     """Return what was gathered before; None where nothing is there, whole, of this version."""
     try:
-        regions = Regions.of(config, store, name)
+        regions = Regions.of(config, store, choice)
         if regions.index.schema.equals(INDEX_SCHEMA):
             regions.check_features()
             return regions
     except (ConfigError, FileNotFoundError, CorruptStoreError) as error:
-        log.info("Regions of %s are gathered anew: %s", name, error)
+        log.info("Regions of %s are gathered anew: %s", choice.name, error)
     return None
 
 
 # --- what is covered -----------------------------------------------------------------------------
 
 
-def _index(store: FeatureStore, masks: StoredMasks, before: Regions | None) -> pa.Table:
-    """Return the pieces of all slices that have a mask, by row; those of masks as before as is."""
+def _index(store: FeatureStore, source: RegionSource, before: Regions | None) -> pa.Table:
+    """Return the pieces of all slices that may show any, by row; what is as it was is kept."""
     known: dict[tuple[int, str], list[Piece]] = {}
     for piece in before.index.to_pylist() if before else ():
         known.setdefault((piece["row"], piece["mask"]), []).append(piece)
     grid = Tokens(store).grid
     pieces = []
     for row, digest, whole in zip(
-        masks.rows.tolist(), masks.digests, _wholes(store, masks), strict=True
+        source.rows.tolist(), source.digests, _wholes(store, source.rows), strict=True
     ):
-        of_slice = known.get((row, digest)) or list(_pieces(masks, row, digest, grid))
+        of_slice = known.get((row, digest)) or list(_pieces(source, row, digest, grid))
         pieces += [piece | {"whole": whole} for piece in of_slice]
     table = pa.Table.from_pylist(pieces, schema=INDEX_SCHEMA)
-    return with_origin(table, [*_faults(masks)], store.fingerprint(), masks.classes[1:])
+    return with_origin(table, source.faults, store.fingerprint(), source.structures)
 
 
-def _wholes(store: FeatureStore, masks: StoredMasks) -> list[str]:
-    """Return the image or volume (n,) of each slice that has a mask."""
+def _wholes(store: FeatureStore, rows: Rows) -> list[str]:
+    """Return the image or volume (n,) of each slice."""
     table = store.slices()
-    places = np.searchsorted(table["row"].to_numpy(), masks.rows)
+    places = np.searchsorted(table["row"].to_numpy(), rows)
     ids, members = groups_of(slice_rows(table.take(pa.array(places))))
-    wholes = [""] * len(masks.rows)
+    wholes = [""] * len(rows)
     for name, of_unit in zip(ids, members, strict=True):
         for place in of_unit:
             wholes[place] = name
     return wholes
 
 
-def _pieces(masks: StoredMasks, row: int, digest: str, grid: tuple[int, int]) -> Iterator[Piece]:
-    """Yield what each structure of a slice covers; of a slice without any, that it has none."""
-    shares, pixels, seen = _coverage(masks, row, grid)
-    there = np.flatnonzero(pixels[1:]) + 1
-    for number in there.tolist():
-        yield {
-            "row": row,
-            "mask": digest,
-            "structure": masks.classes[number],
-            "pixels": int(pixels[number]),
-            "seen": int(seen[number]),
-            "weight": float(shares[number].sum(dtype=np.float64)),
-            "cover": float(shares[number].max()),
-            "coverage": sha256(shares[number].tobytes()),
+def _pieces(source: RegionSource, row: int, digest: str, grid: tuple[int, int]) -> Iterator[Piece]:
+    """Yield what each region covers of a slice; of a slice without any, that it has none."""
+    none: Piece = dict.fromkeys(INDEX_SCHEMA.names) | {"row": row, "mask": digest, "weight": 0.0}
+    covered = list(source.covered(row, grid))
+    for each in covered:
+        yield none | {
+            "structure": each.structure,
+            "box": each.box,
+            "pixels": each.pixels,
+            "seen": each.seen,
+            "weight": float(each.shares.sum(dtype=np.float64)),
+            "cover": float(each.shares.max()),
+            "coverage": sha256(each.shares.tobytes()),
         }
-    if not len(there):
-        yield dict.fromkeys(INDEX_SCHEMA.names) | {"row": row, "mask": digest, "weight": 0.0}
-
-
-def _coverage(masks: StoredMasks, row: int, grid: tuple[int, int]) -> Coverage:
-    return coverage(masks.labels(row), masks.shown(row), grid, len(masks.classes))
+    if not covered:
+        yield none
 
 
 # --- what their tokens come to -------------------------------------------------------------------
@@ -214,13 +208,13 @@ def _known(index: pa.Table, wanted: Rows, before: Regions | None) -> tuple[dict[
 
 def _keys(index: pa.Table) -> list[tuple[Any, ...]]:
     """Return what the features of each piece depend on: its slice, and what it covers of it."""
-    columns = (index[name].to_pylist() for name in ("row", "structure", "coverage"))
+    columns = (index[name].to_pylist() for name in ("row", "structure", "box", "coverage"))
     return list(zip(*columns, strict=True))
 
 
 def _pooled(
     store: FeatureStore,
-    masks: StoredMasks,
+    source: RegionSource,
     index: pa.Table,
     pieces: Rows,
     progress: Callable[[int, int], None] | None,
@@ -228,18 +222,20 @@ def _pooled(
     """Return (b, d) for each of POOLS, of pieces in the order of their rows."""
     tokens = Tokens(store)
     rows = index["row"].to_numpy()[pieces]
-    numbers = {name: number for number, name in enumerate(masks.classes)}
-    structure = [numbers[name] for name in index["structure"].take(pa.array(pieces)).to_pylist()]
+    own = index.select(["structure", "box"]).take(pa.array(pieces)).to_pylist()
     each: dict[str, list[Floats]] = {name: [] for name in POOLS}
     distinct = np.unique(rows)
     for first in range(0, len(distinct), tokens.chunk_rows):
         some = distinct[first : first + tokens.chunk_rows]
         for row, of_slice in zip(some.tolist(), tokens.read(some)[:, -1], strict=True):
             x = of_slice.reshape(-1, of_slice.shape[-1]).astype(np.float32)
-            shares = _coverage(masks, row, tokens.grid).shares
+            covered = source.covered(row, tokens.grid)
+            shares = {(each.structure, each.box): each.shares for each in covered}
             start, stop = np.searchsorted(rows, [row, row + 1])
             for place in range(start, stop):
-                for name, values in _pools(x, shares[structure[place]]).items():
+                for name, values in _pools(
+                    x, shares[own[place]["structure"], own[place]["box"]]
+                ).items():
                     each[name].append(values)
         if progress:
             progress(min(first + tokens.chunk_rows, len(distinct)), len(distinct))

@@ -37,10 +37,11 @@ from pipeline.segmentation.coverage import coverage
 from pipeline.segmentation.crops import write_crops
 from pipeline.segmentation.geometry import shown
 from pipeline.segmentation.patch_search import search_patches
+from pipeline.segmentation.region_outlook import regions_ahead
 from pipeline.segmentation.regions import update_regions
 from pipeline.shared.pseudonyms import Names
 from pipeline.tune import tune
-from stores.errors import ConfigError
+from stores.errors import ConfigError, LabelError
 from stores.features import FeatureStore
 from stores.purge import purge, withdraw
 from stores.verify import verify
@@ -134,8 +135,10 @@ def lungs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_yaml(root: Path, config: Config) -> Path:
+    settings = config.model_dump(mode="json", exclude_unset=True)
+    settings["masks"]["lungs"]["values"] = LUNGS  # whose numbers JSON has as text
     path = root / "config.yaml"
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
+    path.write_text(yaml.safe_dump(settings))
     return path
 
 
@@ -479,6 +482,11 @@ def test_regions_that_were_not_gathered_are_asked_for(tmp_path: Path) -> None:
         ({"labels": ["a"], "region": {"masks": "lungs"}}, "says which by `region`"),
         ({"labels": ["region.structure"]}, "is known of regions alone"),
         ({"labels": ["a"], "level": "region", "region": {"masks": "x"}}, "Got 'x' instead"),
+        (
+            {"labels": ["a"], "level": "region", "region": {"boxes": "x"}},
+            "name boxes of the config",
+        ),
+        ({"labels": ["a"], "level": "region", "region": {}}, "name one of both"),
         (region_task(region={"structures": ["heart"]}), "Got 'heart' instead; they have left lung"),
     ],
 )
@@ -522,7 +530,7 @@ def test_commands_tell_of_regions(lungs: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "white" in page.read_text(encoding="utf-8")
     done = CliRunner().invoke(cli, ["regions", path])
-    assert done.stdout == "Masks lungs: 48 structures in 24 slices, 0 of them pooled now.\n"
+    assert done.stdout == "Regions of lungs: 48 structures in 24 slices, 0 of them pooled now.\n"
 
 
 @pytest.fixture(scope="module")
@@ -579,3 +587,78 @@ def test_a_picture_of_the_report_knows_what_its_patches_are_like(lungs: Path, pa
         assert near["cosine"][patch, 0] == pytest.approx(100 * each.max(), abs=1)
         first = others[near["picture"][patch, 0]]
         assert unit[first, near["patch"][patch, 0]] @ unit[row, patch] == pytest.approx(each.max())
+
+
+# --- boxes ---------------------------------------------------------------------------------------
+
+
+def box_config(root: Path, unit: str, **region: Any) -> Config:
+    boxes = {"nodules": {"file": root / "boxes.csv", "structure": "what", "unit": unit}}
+    task = {"labels": ["region.structure"], "positive": "nodule", "level": "region"}
+    return config_of(
+        root,
+        masks={},
+        boxes=boxes,
+        labels={"file": root / "labels.csv"},
+        tasks={"t": task | {"region": {"boxes": "nodules"} | region}},
+    )
+
+
+BOX_COLUMNS = ("path", "what", "x0", "x1", "y0", "y1", "z0", "z1")
+
+
+@pytest.mark.parametrize("unit", ["voxels", "mm"])
+def test_each_box_of_a_table_is_a_region(
+    ct: tuple[Path, NDArray[np.uint8]], tmp_path: Path, unit: str
+) -> None:
+    """The series has pixels of 0.7 mm across and 0.8 mm down, and slices 2.5 mm apart."""
+    shutil.copytree(ct[0], tmp_path / "ct")
+    root = tmp_path / "ct"
+    x, y, z = (0.7, 0.8, 2.5) if unit == "mm" else (1, 1, 1)
+    rows = [
+        ("p1", "nodule", 2 * x, 9 * x, 3 * y, 17 * y, 1 * z, 3 * z),
+        ("p1", "nodule", 5 * x, 12 * x, 3 * y, 8 * y, 2 * z, 3 * z),  # over the first
+        ("p1", "vessel", 10 * x, 99 * x, 0, 5 * y, 0, 1 * z),  # beyond the image
+        ("p1", "vessel", 9 * x, 3 * x, 0, 5 * y, 0, 1 * z),
+        ("p1", "vessel", 2 * x, 3 * x, 0, 5 * y, "", ""),
+        ("p2", "vessel", 2 * x, 3 * x, 0, 5 * y, 0, 1 * z),
+        ("p1", "vessel", "left", 3 * x, 0, 5 * y, 0, 1 * z),
+    ]
+    write_csv(root / "boxes.csv", **dict(zip(BOX_COLUMNS, zip(*rows, strict=True), strict=True)))
+    config = box_config(root, unit)
+    (each,) = update_regions(config)
+    assert (each.slices, each.pieces) == (3, 4)
+    faults = "; ".join(each.faults)
+    assert "data row 4: x0" in faults
+    assert "must be below" in faults
+    assert "data row 5: its volume has 6 slices, and it says no z0 and z1" in faults
+    assert "data row 6: its image is not in the store" in faults
+    assert "data row 7: x0 'left'" in faults
+    (cases,) = cases_of(config)
+    names = [name.partition("#")[2] for name in cases.units.ids.tolist()]
+    assert sorted(names) == ["1:nodule", "2:nodule", "3:vessel"]
+    x_all = FeatureStore.open(config.store).read("patch", np.arange(6)).astype(np.float64)
+    labels = np.zeros(ct[1].shape, np.uint8)
+    labels[1:3, 3:17, 2:9] = 1
+    w = np.concatenate(
+        [coverage(each, shown(20, 24, "square"), (8, 8), 2).shares[1] for each in labels]
+    )
+    expected = (w[:, None] * x_all.reshape(6 * 64, -1)).sum(axis=0) / w.sum()
+    found = read_features(cases.store, cases.units, "cls")[names.index("1:nodule")]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    assert "4 boxes cannot be used, first data row 4" in "; ".join(cases.units.notes)
+    crops = write_crops(config, "nodules", tmp_path / "crops", margin_mm=0)
+    assert crops.crops == 4
+    store = FeatureStore.open(config.store)
+    hidden = Names(store.path, config.data.paths)
+    slices = hidden.revealed(store.slices())
+    _, ahead = regions_ahead(config, config.tasks["t"], cases.table, slices, hidden)
+    assert {name for name in ahead["region"].to_pylist() if name} == {*cases.units.ids.tolist()}
+
+
+def test_a_table_of_no_box_says_so(ct: tuple[Path, NDArray[np.uint8]], tmp_path: Path) -> None:
+    write_csv(tmp_path / "boxes.csv", path=["x"], what=["a"], x0=[0], x1=[1], y0=[0], y1=[1])
+    config = box_config(ct[0], "voxels")
+    boxes = {"nodules": config.boxes["nodules"].model_copy(update={"file": tmp_path / "boxes.csv"})}
+    with pytest.raises(LabelError, match="No box of .* data row 1: its image is not in the store"):
+        update_regions(config.model_copy(update={"boxes": boxes}))

@@ -24,6 +24,7 @@ from pipeline.evaluation.heads.mlp import MlpSettings
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import batches
+from pipeline.shared.epochs import tell_epoch
 
 Proba = NDArray[np.float64]
 
@@ -122,7 +123,9 @@ def _epochs(
     units = torch.from_numpy(rows)
     features = torch.from_numpy(given.x)
     places = shuffled(len(rows), settings.batch, order)
-    for _ in range(epochs or settings.epochs):
+    most = epochs or settings.epochs
+    for epoch in range(most):
+        tell_epoch(epoch, most)
         network.train()
         with torch.random.fork_rng():
             torch.random.set_rng_state(stream)

@@ -340,9 +340,9 @@ def test_what_is_trained_on_images_alone_stands_once_and_in_no_rank(tmp_path: Pa
     gathered = gather(run(cells, SPEED, silent))
     assert gathered.backbones == ("tiny", "registers", "shallow")
     assert gathered.columns == ("from scratch", *gathered.backbones)
-    layouts = {layout.setting: layout.lines for layout in _layouts(gathered)}
-    assert [name for name, _ in layouts["U-Net"]] == ["from scratch"]
-    assert [name for name, _ in layouts["segmentation"]] == [*gathered.backbones]
+    lines = {layout.setting: layout.lines for layout in _layouts(gathered)}
+    assert [name for name, _ in lines["U-Net"]] == ["from scratch"]
+    assert [name for name, _ in lines["segmentation"]] == [*gathered.backbones]
     assert gathered.mean_ranks.keys() == {"segmentation"}
     alone = gather(run(cells[:1], SPEED, silent))
     assert alone.backbones == ()

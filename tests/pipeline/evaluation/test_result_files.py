@@ -128,6 +128,7 @@ KEYS = {
     "attention": "4ddacbb260562c87",
     "efficiency": "63f9f3134598d1f7",
     "transformer": "c65ce120c1e3388b",
+    "mlp": "97a238a8ed2b1e9e",
     "finetune": "80ab7cd26f2fff65",
     "lora": "f48c458950b6910a",
     "bitfit": "687d2f34a0b58a31",

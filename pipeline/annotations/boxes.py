@@ -1,0 +1,94 @@
+"""Boxes of a table: which image or volume each is in, what is in it, and where it ends.
+
+No file of an image is opened. A row that is no box is counted and named by its number, and never
+mended.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+from pipeline.annotations.tables import read_table
+from pipeline.config.regions import Boxes
+from pipeline.shared.spreadsheets import unquoted_cell
+from stores.errors import LabelError
+
+# What is in a box, where no column says it.
+BOX = "box"
+# Across, down, and from slice to slice: where a box begins, and where it ends.
+_PLANE = ("x0", "x1", "y0", "y1")
+_DEPTH = ("z0", "z1")
+Ends = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class BoxRow:
+    """A row of a table of boxes: its number from 1, and ends in voxels or mm; z None: one slice."""
+
+    number: int
+    key: str
+    structure: str
+    x: Ends
+    y: Ends
+    z: Ends | None
+
+
+@dataclass(frozen=True)
+class BoxTable:
+    """The boxes of a table, those that are none as sentences, and what is in boxes, by name."""
+
+    boxes: tuple[BoxRow, ...]
+    faults: tuple[str, ...]
+    structures: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=4)
+def _read(settings: Boxes, changed: int) -> BoxTable:
+    names = [settings.key, *_PLANE, *([settings.structure] if settings.structure else [])]
+    columns = dict(read_table(settings.file, names).columns)
+    try:
+        columns |= read_table(settings.file, _DEPTH).columns
+    except LabelError:  # images of one slice each need none
+        columns |= {name: [""] * len(columns[settings.key]) for name in _DEPTH}
+    boxes = []
+    faults = []
+    for i in range(len(columns[settings.key])):
+        cells = {name: unquoted_cell(values[i].strip()) for name, values in columns.items()}
+        try:
+            boxes.append(_box(settings, i + 1, cells))
+        except ValueError as error:
+            faults.append(f"data row {i + 1}: {error}")
+    structures = sorted({box.structure for box in boxes})
+    return BoxTable(tuple(boxes), tuple(faults), tuple(structures))
+
+
+def read_boxes(settings: Boxes) -> BoxTable:
+    """Return the boxes of a table. Raises LabelError for a file or column that is not there."""
+    try:
+        changed = settings.file.stat().st_mtime_ns
+    except OSError:
+        changed = 0
+    return _read(settings, changed)
+
+
+def _box(settings: Boxes, number: int, cells: dict[str, str]) -> BoxRow:
+    """Return a row as a box. Raises ValueError saying what is none in it."""
+    structure = BOX if settings.structure is None else cells[settings.structure]
+    if not structure or not cells[settings.key]:
+        raise ValueError("it names no image" if structure else "it does not say what is in it")
+    key = cells[settings.key].replace("\\", "/").removeprefix("./").rstrip("/")
+    z = _ends(cells, "z") if any(cells[name] for name in _DEPTH) else None
+    return BoxRow(number, key, structure, _ends(cells, "x"), _ends(cells, "y"), z)
+
+
+def _ends(cells: dict[str, str], axis: str) -> Ends:
+    first, last = (cells[f"{axis}{end}"] for end in "01")
+    try:
+        ends = (float(first), float(last))
+    except ValueError:
+        raise ValueError(f"{axis}0 {first!r} and {axis}1 {last!r} are no numbers") from None
+    if not all(map(math.isfinite, ends)) or ends[0] >= ends[1]:
+        raise ValueError(f"{axis}0 {first} must be below {axis}1 {last}")
+    return ends
