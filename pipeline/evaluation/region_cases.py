@@ -103,11 +103,11 @@ class RegionCases(Cases):
         Where that is not known by now, no answer on file is found, and computing one says why.
         """
         try:
-            self.regions  # noqa: B018
+            regions = self.regions
         except ConfigError:
             return {"regions": ""}
         digest = hashlib.sha256()
-        for piece in self.regions.index.select(["row", "structure", "box", "coverage"]).to_pylist():
+        for piece in regions.index.select(["row", "structure", "box", "coverage"]).to_pylist():
             if piece["structure"] in self.structures:
                 digest.update(json.dumps(piece).encode())
         content = {"regions": digest.hexdigest()}
