@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from benchmarks.crash import done, forked
 from benchmarks.crash_points import Point, Watch, points_of
 from stores._disk import sync
@@ -14,8 +16,11 @@ from tests.waiting import PATIENCE_S
 from tests.warm import WarmProcess
 
 
-def test_what_an_extraction_leaves_that_was_ended_is_mended_by_the_same_command() -> None:
-    arguments = ["--of", "extract", "--sample", "2"]
+@pytest.mark.parametrize(("command", "states"), [("extract", 2), ("evaluate", 1)])
+def test_what_a_command_leaves_that_was_ended_is_mended_by_the_same_command(
+    command: str, states: int
+) -> None:
+    arguments = ["--of", command, "--sample", f"{states}"]
     code = "import runpy; runpy.run_module('benchmarks.crash', run_name='__main__')"
     process = WarmProcess(code, *arguments, environment=os.environ)
     points, complaints = process.communicate(PATIENCE_S)
