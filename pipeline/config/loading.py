@@ -192,6 +192,8 @@ def _fault(fault: Any, model: type[Frozen]) -> str:
         above = fault["loc"][: -1 if fault["type"] == "invalid_key" else -2]
         what = f"{'.'.join(map(str, above)) or 'the config'}: a key must be text"
         return f"{what}. Write it in quotes, or choose another (got {_few(fault['input'])})"
+    if not fault["loc"] and fault["type"] == "value_error":  # of the whole, which need not be shown
+        return _in_words(fault)
     if fault["type"] != "extra_forbidden":
         return f"{where}: {_in_words(fault)} (got {_few(fault['input'])})"
     known = _known_keys(fault["loc"][:-1], model)
@@ -219,6 +221,8 @@ def _in_words(fault: Any) -> str:
     """Return what a value must be, in the words of YAML instead of Python's."""
     kind = fault["type"]
     given = fault["input"]
+    if kind == "missing":
+        return "is needed, and is not there"
     if kind == "literal_error":
         others = ", or keys with values" if fault["of_kind"] else ""
         return f"must be one of {fault['ctx']['expected']}{others}"

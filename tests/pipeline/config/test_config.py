@@ -60,7 +60,7 @@ def test_shipped_configs_load(path: Path) -> None:
             MINIMAL + "backbone: {quux: 1}",
             "backbone.quux: unknown key. Known here: image_size, name",
         ),
-        ("data: {root: x}", "store: Field required"),
+        ("data: {root: x}", r"store: is needed, and is not there \(got {'data': {'root': 'x'}}\)$"),
         (MINIMAL + "preprocess: {ct: {low: 5, high: 1}}", "low < high. Got low=5.0 and high=1.0"),
         (MINIMAL + "split: {folds: 2}", "greater than or equal to 3 .*got 2"),
         (
@@ -75,6 +75,10 @@ def test_shipped_configs_load(path: Path) -> None:
         (MINIMAL + "split: {folds: 3.5}", "split.folds: must be a whole number .got 3.5"),
         (MINIMAL + "demo: {patients: 3, seed: [1]}", "demo.seed: must be a whole number "),
         (MINIMAL + "data_: 1", "unknown key"),
+        (
+            MINIMAL + "tasks: {a: {labels: [b], level: region, region: {masks: lung}}}",
+            r"[^:]: Task a must name masks of the config. Got 'lung' instead; [^(]*$",
+        ),
         (
             MINIMAL + "tasks: {t: {labels: [a], operating_point: {sensitivty: 0.9}}}",
             r": tasks.t.operating_point.sensitivty: unknown key. Did you mean 'sensitivity'\?$",
