@@ -198,6 +198,8 @@ def _fault(fault: Any, model: type[Frozen]) -> str:
         return f"{what}. Write it in quotes, or choose another (got {_few(fault['input'])})"
     if fault["type"] == "missing":
         return f"{where}: must be given"
+    if not fault["loc"] and fault["type"] == "value_error":  # of the whole, which need not be shown
+        return _in_words(fault)
     if fault["type"] != "extra_forbidden":
         return f"{where}: {_in_words(fault)} (got {_few(fault['input'])})"
     known = _known_keys(fault["loc"][:-1], model)
@@ -229,6 +231,8 @@ def _in_words(fault: Any) -> str:
     """Return what a value must be, in the words of YAML instead of Python's."""
     kind = fault["type"]
     given = fault["input"]
+    if kind == "missing":
+        return "is needed, and is not there"
     if kind == "literal_error":
         others = ", or keys with values" if fault["of_kind"] else ""
         return f"must be one of {fault['ctx']['expected']}{others}"
