@@ -231,8 +231,6 @@ def _in_words(fault: Any) -> str:
     """Return what a value must be, in the words of YAML instead of Python's."""
     kind = fault["type"]
     given = fault["input"]
-    if kind == "missing":
-        return "is needed, and is not there"
     if kind == "literal_error":
         others = ", or keys with values" if fault["of_kind"] else ""
         return f"must be one of {fault['ctx']['expected']}{others}"
