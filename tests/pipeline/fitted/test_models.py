@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -411,6 +412,11 @@ def _missing(model: Path) -> None:
     (model / "unlike.safetensors").unlink()
 
 
+def _a_pipe(model: Path) -> None:
+    (model / "unlike.safetensors").unlink()
+    os.mkfifo(model / "unlike.safetensors")
+
+
 def _swapped(model: Path) -> None:
     shutil.copy(model / "training.safetensors", model / "unlike.safetensors")
 
@@ -434,6 +440,7 @@ def _gone(model: Path) -> None:
     [
         (_truncated, "head.safetensors' was altered"),
         (_missing, "lacks its file 'unlike.safetensors'"),
+        (_a_pipe, "'unlike.safetensors' of the model .* is no file"),
         (_swapped, "unlike.safetensors' was altered"),
         (_of_later_version, "of format 2, and this radprobe reads format 1"),
         (_with_another_field, "written by another radprobe: colour"),
