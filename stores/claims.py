@@ -17,7 +17,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from stores._disk import hard_link, read_file, temporary_name, write_new, writing
+from stores._disk import (
+    TEMPORARY,
+    hard_link,
+    read_file,
+    sweep_temporaries,
+    temporary_name,
+    write_new,
+    writing,
+)
 from stores._process import gone, me, name_of
 from stores.errors import ClaimedError, CorruptStoreError
 
@@ -107,6 +115,8 @@ def exclusive(folder: Path, stem: str, wait_s: float = 60.0) -> Iterator[Claim]:
             )
         time.sleep(0.02)
     try:
+        # Of processes that died while they claimed, whose names in the folder nobody else removes.
+        sweep_temporaries(folder.glob(f"{TEMPORARY}*"))
         yield claim
     finally:
         claim.release()

@@ -576,10 +576,13 @@ class FeatureStore:
     def publish(self) -> None:
         """Send what was computed from the store to where that is.
 
-        What others left half written beside it is removed, where they are dead.
+        What others left half written beside it is removed, where they are dead, and so are their
+        claims on what is no part.
         """
-        for folder in PUBLISHED:
-            sweep_temporaries((self.path / folder).glob(f"{TEMPORARY}*"))
+        with contextlib.suppress(OSError):  # answers on file are read from a read-only disk too
+            self._drop_dead_claims(each for each in stems(self.claims) if not each.isdecimal())
+            for folder in (*PUBLISHED, CLAIMS):
+                sweep_temporaries((self.path / folder).glob(f"{TEMPORARY}*"))
         self.storage.publish()
 
     def fetch_folder(self, folder: str) -> None:

@@ -45,6 +45,6 @@ def leaving(*stores: FeatureStore) -> Iterator[list[Path]]:
 def _remove(paths: list[Path]) -> None:
     for path in paths:
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path.resolve())  # what was written is where a link leads to
         else:
             path.unlink(missing_ok=True)

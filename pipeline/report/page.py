@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -114,8 +114,10 @@ def write_report(
         _put(out, text.encode())
         left.append(out)
         # The page is the answer: it is there before files for a paper are begun.
-        written = _write_figures(figures, chapters, comparison) if figures else []
-        left += written
+        written: list[Path] = []
+        for path in _write_figures(figures, chapters, comparison) if figures else ():
+            written.append(path)
+            left.append(path)
     shown = sum(len(chapter.pictures) for chapter in chapters)
     shown += sum(section.pictures for section in sections)
     return Written(out, len(text.encode()), tuple(written), shown)
@@ -330,20 +332,22 @@ def _packed(values: NDArray[Any], dtype: str) -> str:
 
 def _write_figures(
     folder: Path, chapters: Sequence[Chapter], comparison: Comparison | None
-) -> list[Path]:
-    """Write every figure as SVG and PNG, and the results as tables, whole and short."""
+) -> Iterator[Path]:
+    """Write every figure as SVG and PNG, and the results as tables, whole and short.
+
+    Yields each file before it is written: what is cut short can be taken back.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     figures = _named_figures(chapters)
     if comparison and comparison.forest:
         figures.append(("stores", comparison.forest))
-    written = []
-    with writing(folder):
-        for key, figure in figures:
-            for suffix in (".svg", ".png"):
-                path = folder / f"{key}{suffix}"
+    for key, figure in figures:
+        for suffix in (".svg", ".png"):
+            path = folder / f"{key}{suffix}"
+            yield path
+            with writing(folder):
                 save(figure, path)
-                written.append(path)
     sources = [chapter.source for chapter in chapters]
     lines = tables.lines_of(sources)
     networks = tables.networks_of(sources)
@@ -354,9 +358,8 @@ def _write_figures(
         **short_table.files_of(short_table.short_table(sources)),
     }
     for name, text in texts.items():
+        yield folder / name
         _put(folder / name, text.encode())
-        written.append(folder / name)
-    return written
 
 
 def _named_figures(chapters: Sequence[Chapter]) -> list[tuple[str, Figure]]:

@@ -99,16 +99,22 @@ def test_of_a_patient_withdrawn_before_it_is_made_until_the_purge(
     patient = Names(root / "store").pseudonym("patient", "p1")
     withdraw(store, patient)
     out = tmp_path / "out.csv"
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(folder)
 
     def make() -> None:
         with leaving(store) as written:
             out.write_text(patient)
-            written.append(out)
+            (link / "mask.png").touch()
+            written += [out, link]
             purge(FeatureStore.open(store.path), patient)
 
     with pytest.raises(StaleTablesError):
         make()
     assert not out.exists()
+    assert not folder.exists()
     with leaving(store) as written:
         written.append(root)
     assert root.exists()

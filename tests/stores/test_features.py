@@ -369,6 +369,22 @@ def test_a_dead_writers_claim_on_what_it_committed_is_swept_and_no_other(
     assert left == ["0000001", "0000002"]  # to be taken over; of a living writer
 
 
+def test_who_files_answers_leaves_nothing_of_writers_that_died(store: FeatureStore) -> None:
+    """As a kill leaves it between the link of a claim and the removal of its temporary name."""
+    for name in ("derived.claim.0", "0000001.claim.0", ".tmp-x-claim"):
+        (store.claims / name).write_bytes(b"")
+        os.utime(store.claims / name, (0, 0))
+    store.publish()
+    # Of a part, who takes it over needs the claim.
+    assert [path.name for path in store.claims.iterdir()] == ["0000001.claim.0"]
+
+    (store.claims / ".tmp-x-claim").write_bytes(b"")
+    os.utime(store.claims / ".tmp-x-claim", (0, 0))
+    with store.deriving():
+        pass
+    assert [path.name for path in store.claims.iterdir()] == ["0000001.claim.0"]
+
+
 class StandStillError(Exception):
     """Where a writer of these tests stands still for good."""
 
