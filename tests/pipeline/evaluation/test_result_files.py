@@ -132,7 +132,7 @@ KEYS = {
     "transformer": "c65ce120c1e3388b",
     "mlp": "97a238a8ed2b1e9e",
     "finetune": "80ab7cd26f2fff65",
-    "lora": "f48c458950b6910a",
+    "lora": "4fb1a5ac7245e188",
     "bitfit": "687d2f34a0b58a31",
     "norm": "9d8713ff9076f100",
 }

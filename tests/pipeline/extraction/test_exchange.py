@@ -333,7 +333,7 @@ def test_numbers_that_a_file_does_not_hold_are_not_believed(recipe: Path, tmp_pa
     [
         ("[1, 2]", "must hold keys and values"),
         ("{a: [}", "is not YAML"),
-        ("{}", "architecture: Field required"),
+        ("{}", "architecture: must be given"),
         ("{architecture: {dim: 8, depth: 2, heads: 2}, weights: 3}", "weights"),
     ],
 )
