@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 from stores._disk import sync, temporary_name, writing
 from stores._types import Rows, Values
 from stores.codes import read_patch
-from stores.contents import OK
-from stores.errors import UnwritableError
+from stores.contents import OK, SLICES
+from stores.errors import CorruptStoreError, UnwritableError
 from stores.features import FeatureStore
+from stores.inside import is_store_name
 from stores.slices import row_numbers
 
 Format = Literal["h5", "npy", "parquet"]
@@ -143,14 +144,26 @@ def export_h5(
     if not per_study:
         _write_h5(store, out, which, slices, written)
         return int(slices.num_rows)
+    studies = slices["study"]
+    names = pc.unique(studies).to_pylist()
+    _check_file_names(store, names)
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    studies = slices["study"]
-    for study in pc.unique(studies).to_pylist():
+    for study in names:
         same = pc.is_null(studies) if study is None else pc.equal(studies, study)
         of_study = slices.filter(pc.fill_null(same, False))
         _write_h5(store, out / f"{study or 'no-study'}.h5", which, of_study, written)
     return int(slices.num_rows)
+
+
+def _check_file_names(store: FeatureStore, studies: list[str | None]) -> None:
+    """Raise CorruptStoreError where a study cannot name a file: it may lead out of the folder."""
+    for study in filter(None, studies):
+        if "/" in study or not is_store_name(f"{study}.h5"):
+            raise CorruptStoreError(
+                f"{store.path / SLICES} has a study that cannot name a file. It was altered, or "
+                "made to harm: take the store from where it came, again."
+            )
 
 
 def _write_h5(

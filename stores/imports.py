@@ -332,7 +332,7 @@ def _checked(name: str, values: list[Any], of: str) -> list[Any]:
     """
     checks: dict[str, tuple[Callable[[Any], Any], str]] = {
         **dict.fromkeys(_IDENTITIES, (_text, "text or a whole number")),
-        **dict.fromkeys(_WHOLE, (_whole_number, "a whole number")),
+        **dict.fromkeys(_WHOLE, (_small_number, "a whole number, of 32 bits")),
         **dict.fromkeys(_NUMBERS, (_number, "a number")),
         "path": (_path, "a path relative to the collection, without `..`"),
         "modality": (_code, "a DICOM code such as CT"),
@@ -380,6 +380,14 @@ def _whole_number(value: Any) -> int:
     if number != int(number):
         raise ValueError
     return int(number)
+
+
+def _small_number(value: Any) -> int:
+    """Return a whole number that its column of the slice table can hold."""
+    number = _whole_number(value)
+    if abs(number) >= 2**31:
+        raise ValueError
+    return number
 
 
 def _number(value: Any) -> float:

@@ -21,13 +21,16 @@ class Withdrawn:
 
     @classmethod
     def parse(cls, data: bytes) -> Withdrawn:
-        """Read the file; what a version does not write yet is empty."""
+        """Read the file; what a version does not write yet is empty.
+
+        Raises KeyError, TypeError and ValueError where it is not as it is written.
+        """
         document = json.loads(data)
         files = document.get("files", {})
         return cls(
-            patients=frozenset(document["patients"]),
-            purged=frozenset(document.get("purged", ())),
-            files={patient: frozenset(hashes) for patient, hashes in files.items()},
+            patients=_names(document["patients"]),
+            purged=_names(document.get("purged", [])),
+            files={patient: _names(hashes) for patient, hashes in files.items()},
         )
 
     def as_json(self) -> bytes:
@@ -66,6 +69,19 @@ class Withdrawn:
     def purging(self, patients: Collection[str]) -> Withdrawn:
         """Return this where the numbers of some of the patients are taken out."""
         return replace(self, purged=self.purged | (self.patients & set(patients)))
+
+
+def _names(names: object) -> frozenset[str]:
+    """Return a list of names as a set. Raises ValueError for what is none: it may be a stranger's.
+
+    An empty name would be in every text that is searched for it.
+    """
+    if not isinstance(names, list):
+        raise ValueError("no list of names")
+    texts = [name for name in names if isinstance(name, str) and name]
+    if len(texts) != len(names):
+        raise ValueError("a name that is no text")
+    return frozenset(texts)
 
 
 NOBODY = Withdrawn()

@@ -235,9 +235,13 @@ def refuse_repeated_keys(
             clashes.append((first, i))
     if clashes:
         first, second = clashes[0]
+        of_patients = sum(patients[one] != patients[other] for one, other in clashes)
+        whose = (
+            f" ({of_patients} of them with another patient in {column!r})" if of_patients else ""
+        )
         raise LabelError(
-            f"{len(clashes)} rows of {str(table.settings.file)!r} repeat a key with other values, "
-            f"for example data rows {first + 1} and {second + 1}. Keep one row a key."
+            f"{len(clashes)} rows of {str(table.settings.file)!r} repeat a key with other values"
+            f"{whose}, for example data rows {first + 1} and {second + 1}. Keep one row a key."
         )
 
 

@@ -160,13 +160,14 @@ def _thousands_notes(cells: Texts, name: str) -> list[str]:
 
 
 def _refuse_text(texts: Texts, name: str) -> None:
-    for i, text in enumerate(texts):
-        if text is not None and not is_number(text):
-            raise LabelError(
-                f"A column of values: number must hold finite numbers. Column {name!r} has another "
-                f"in data row {i + 1}; correct it, leave the cell empty, or leave values out for "
-                "classes."
-            )
+    others = [i + 1 for i, text in enumerate(texts) if text is not None and not is_number(text)]
+    if others:
+        also = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise LabelError(
+            f"A column of values: number must hold finite numbers. Column {name!r} has another "
+            f"in data row {others[0]}{also}; correct it, leave the cell empty, or leave values out "
+            "for classes."
+        )
 
 
 def _missing(table: LabelTable, task: Task) -> str:

@@ -207,14 +207,15 @@ def _of_volumes(name: str) -> Path:
 
 def _given(weights: str, architecture: Architecture) -> WeightsSource:
     """Return the weights that a config names: random ones, a folder or a file."""
-    if weights.startswith("random:"):
+    path = Path(weights)
+    if weights.startswith("random:") or (weights == "random" and not path.exists()):
         seed = weights.removeprefix("random:")
         if not seed.isdigit():
             raise WeightsError(
-                f"Random weights are asked for as random:<seed>. Got {weights!r} instead."
+                f"Random weights are asked for as random:<seed>, such as random:0. Got {weights!r} "
+                "instead."
             )
         return WeightsSource(None, int(seed), architecture)
-    path = Path(weights)
     file = _in_folder(path) if path.is_dir() else path
     if not file.is_file():
         raise WeightsError(f"There is no weights file {str(file)!r}. Check backbone.weights.")

@@ -198,6 +198,8 @@ def _fault(fault: Any, model: type[Frozen]) -> str:
         return f"{what}. Write it in quotes, or choose another (got {_few(fault['input'])})"
     if fault["type"] == "missing":
         return f"{where}: must be given"
+    if not fault["loc"] and fault["type"] == "value_error":  # of the whole, which need not be shown
+        return _in_words(fault)
     if fault["type"] != "extra_forbidden":
         return f"{where}: {_in_words(fault)} (got {_few(fault['input'])})"
     known = _known_keys(fault["loc"][:-1], model)

@@ -36,9 +36,11 @@ from pipeline.shared.texts import file_name
 from stores import FeatureStore
 from stores._disk import (
     CHECKSUM,
+    MOST_TABLE_BYTES,
     files_in,
     fits_checksum,
     read_checked,
+    read_file,
     remove_folder,
     write_checked,
 )
@@ -276,7 +278,7 @@ def answer_on_file(cases: Cases, method: Method) -> Result | None:
 def read_answer(path: Path, kind: type[Answer]) -> Answer | None:
     """Return the answer in a file, as found and not computed; None where none can be read."""
     try:
-        answer = kind.model_validate_json(read_checked(path))
+        answer = _parsed(path, kind)
     except FileNotFoundError:
         return None
     except (ValidationError, CorruptStoreError) as error:
@@ -286,6 +288,37 @@ def read_answer(path: Path, kind: type[Answer]) -> Answer | None:
         log.warning("%s has lost a table, or has a damaged one, and is found anew.", path)
         return None
     return answer.model_copy(update={"cached": True})
+
+
+def _parsed(path: Path, kind: type[Answer]) -> Answer:
+    """Return the answer in a file, which whoever made the store may have chosen.
+
+    Raises FileNotFoundError, ValidationError, and CorruptStoreError where it does not fit its
+    checksum, has the key of another file, by which its tables are found, or lacks what it is of.
+    """
+    answer = kind.model_validate_json(read_checked(path))
+    fault = _fault_of(path, answer)
+    if fault:
+        raise CorruptStoreError(f"{path} {fault}, which no answer of radprobe's does.")
+    return answer
+
+
+def _fault_of(path: Path, answer: Result | Segmented) -> str:
+    """Return what is wrong with an answer, in words; "" where nothing is."""
+    # The name of a file has no slash, and so neither has a key that it ends with.
+    if not path.stem.endswith(f"-{answer.provenance.key[:KEY_LENGTH]}"):
+        return "has the key of another file"
+    if "test" not in answer.counts:
+        return "counts no test units"
+    if not isinstance(answer, Result):
+        return ""
+    if not answer.classes:
+        return "names no classes"
+    positives = answer.counts["test"].positives
+    if answer.kind != "regression" and not positives.keys() >= set(answer.classes):
+        return "does not count its classes"
+    n = len(answer.scores)
+    return "" if not n or -n <= answer.chosen < n else "chose a score that is not there"
 
 
 def _tables_fit(answer: Path) -> bool:
@@ -317,7 +350,7 @@ def _filed(folder: Path, kind: type[Answer], since_ns: int) -> Iterator[tuple[Pa
         if times[path] < since_ns:
             continue
         try:
-            yield path, kind.model_validate_json(read_checked(path))
+            yield path, _parsed(path, kind)
         except ValidationError as error:
             log.warning("%s is not an answer of this version: %d faults", path, error.error_count())
         except CorruptStoreError as error:
@@ -343,9 +376,11 @@ def publish(store: Path, answers: Sequence[Result | Segmented]) -> None:
     """
     opened = FeatureStore.open(store)
     path = store / RESULTS / TIDY_FILE
-    # Where all answers were on file, the table has them, unless it was lost or damaged since.
+    # Where all answers were on file, the table has them, unless it was lost or damaged since, or
+    # whoever filed one was killed before the table.
     tables = (path, path.with_suffix(LINES))
-    if not all(answer.cached for answer in answers) or not all(map(_is_sound, tables)):
+    is_new = not all(answer.cached for answer in answers)
+    if is_new or not all(map(_is_sound, tables)) or not _has_all(tables[1], answers):
         with opened.deriving():
             # What a purge has removed meanwhile does not come back by the table.
             write_tidy(
@@ -360,6 +395,13 @@ def _answer_file(store: Path, answer: Result | Segmented) -> Path:
     if isinstance(answer, Result):
         return _result_file(store, answer.method, key)
     return segmentation_path(store, answer.task, answer.head, key)
+
+
+def _has_all(lines: Path, answers: Sequence[Result | Segmented]) -> bool:
+    """Return whether the tidy table, of which these are the lines, has all answers with scores."""
+    text = read_file(lines, MOST_TABLE_BYTES)  # without Arrow, which takes longer to be there
+    keys = [answer.provenance.key for answer in answers if answer.scores]
+    return all(json.dumps(key).encode() in text for key in keys)
 
 
 def _is_sound(path: Path) -> bool:

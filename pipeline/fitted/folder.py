@@ -17,6 +17,7 @@ import contextlib
 import glob
 import json
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ from stores._disk import (
     file_sha256,
     seal,
     sha256,
+    status_of,
     sweep_temporaries,
     sync,
     sync_folder,
@@ -191,6 +193,10 @@ def _there(path: Path, name: str) -> Iterator[None]:
     """Raise ModelError where a file is none of the model's, or is not there."""
     if not is_below(name):
         raise ModelError(f"The model {str(path)!r} names the file {name!r}, outside its folder.")
+    # Opening a pipe would wait for whoever may write to it.
+    status = status_of(path / name)
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        raise ModelError(f"{name!r} of the model {str(path)!r} is no file. Copy the model anew.")
     try:
         yield
     except OSError as error:

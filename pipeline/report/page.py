@@ -128,8 +128,12 @@ def _put(path: Path, data: bytes) -> None:
     temporary = path.with_name(temporary_name(path.name))
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except BaseException:  # a half of a page shows patients too
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def _chapter(source: Source, progress: Progress) -> Chapter:

@@ -30,8 +30,10 @@ from pipeline.segmentation.regions import gather
 from pipeline.shared.paths import collection_file
 from pipeline.shared.pseudonyms import Names
 from pipeline.types import Slice
-from stores.errors import ConfigError
+from stores.contents import SLICES
+from stores.errors import ConfigError, CorruptStoreError
 from stores.features import FeatureStore
+from stores.inside import is_store_name
 from stores.leaving import leaving
 from stores.slices import SliceRow, slice_rows
 
@@ -159,8 +161,19 @@ def _within(middle: float, side: int, length: int) -> tuple[int, int]:
 
 
 def _place(row: SliceRow, piece: dict[str, Any]) -> Path:
+    """Return where a crop lies in the folder. Raises CorruptStoreError where that leads out of it.
+
+    Modality and patient stand in the slice table, which may be of a stranger.
+    """
     patient = row.patient or "none"
-    return Path(row.modality) / patient / crop_file(row.row, piece["structure"], piece["coverage"])
+    file = crop_file(row.row, piece["structure"], piece["coverage"])
+    place = Path(row.modality) / patient / file
+    if not is_store_name(place.as_posix()):
+        raise CorruptStoreError(
+            f"Row {row.row} of {SLICES} has a modality or patient that cannot name a folder. It "
+            "was altered, or made to harm: take the store from where it came, again."
+        )
+    return place
 
 
 def _write(path: Path, pixels: NDArray[np.float32]) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from numpy.typing import NDArray
@@ -41,9 +42,10 @@ from pipeline.segmentation.region_outlook import regions_ahead
 from pipeline.segmentation.regions import update_regions
 from pipeline.shared.pseudonyms import Names
 from pipeline.tune import tune
-from stores.errors import ConfigError, LabelError
+from stores.errors import ConfigError, CorruptStoreError, LabelError
 from stores.features import FeatureStore
 from stores.purge import purge, withdraw
+from stores.slices import with_column
 from stores.verify import verify
 from tests.phantoms import volume, write_nifti_of_series, write_png, write_series
 from tests.pipeline.collection import write_csv
@@ -330,6 +332,24 @@ def test_crops_are_squares_round_structures_embedded_by_themselves(tmp_path: Pat
     (cases,) = cases_of(config)
     with pytest.raises(ConfigError, match="1 of 6 crops are not in the store"):
         _ = cases.units
+
+
+@pytest.mark.parametrize(
+    ("column", "name"), [("modality", "../../out"), ("patient", "/tmp/out"), ("patient", "..")]
+)
+def test_crops_of_a_strangers_table_lie_nowhere_else(
+    tmp_path: Path, column: str, name: str
+) -> None:
+    write_image(tmp_path, "p1.png", {1: np.s_[30:50, 20:44]}, 1)
+    write_csv(tmp_path / "labels.csv", path=["p1.png"], white=[0])
+    config = regions_config(tmp_path, {"w": region_task("whole")})
+    store = token_store(config)
+    tables = store.tables()
+    names = pa.array([name] * len(tables.slices))
+    store.write_tables(with_column(tables.slices, column, names), tables.files)
+    with pytest.raises(CorruptStoreError, match="cannot name a folder"):
+        write_crops(config, "lungs", tmp_path / "a" / "crops", margin_mm=3)
+    assert not [*tmp_path.rglob("*.npy")]
 
 
 # --- what changes, and what does not -----------------------------------------------------------

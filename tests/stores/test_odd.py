@@ -116,6 +116,9 @@ GROUP = "features.zarr/zarr.json"
         (GROUP, lambda d: d.pop("attributes") and None),
         ("withdrawn.json", lambda d: d.pop("patients") and None),
         ("withdrawn.json", lambda d: {"patients": 5}),
+        ("withdrawn.json", lambda d: {"patients": "abc"}),
+        ("withdrawn.json", lambda d: {"patients": [], "purged": [1]}),
+        ("withdrawn.json", lambda d: {"patients": [""]}),
     ],
 )
 def test_odd_numbers_are_corrupt(store: FeatureStore, name: str, edit: Edit) -> None:

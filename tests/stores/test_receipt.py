@@ -94,10 +94,18 @@ def test_what_is_returned_of_a_commit_is_what_lies_on_disk(store: FeatureStore) 
 
 
 def test_lists_of_folders_are_of_one_table() -> None:
-    assert DERIVED == ("results", "splits", "patients", "segmentations", "masks", "tuned")
+    assert DERIVED == (
+        "results",
+        "splits",
+        "patients",
+        "segmentations",
+        "masks",
+        "regions",
+        "tuned",
+    )
     assert PUBLISHED == ("results", "splits", "patients", "segmentations", "tuned")
     assert set(TRAVELLING) == {"parts", "features.zarr", "copies", *PUBLISHED}
     of_patients = {folder.name for folder in FOLDERS if folder.of_patients}
-    assert of_patients == {"results", "segmentations", "masks", "tuned"}
+    assert of_patients == {"results", "segmentations", "masks", "regions", "tuned"}
     from_start = {folder.name for folder in FOLDERS if folder.from_start}
     assert from_start == {"parts", "claims", "results", "splits"}

@@ -359,6 +359,8 @@ def test_grades_and_names_are_classes(tmp_path: Path, values: list[str]) -> None
 def test_a_number_is_finite_and_plain(tmp_path: Path, value: str) -> None:
     with pytest.raises(LabelError, match="must hold finite numbers.*data row 3"):
         ask(tmp_path, ["1", "2", f'"{value}"', "4"], values="number")
+    with pytest.raises(LabelError, match="another in data row 2 and 1 more; correct"):
+        ask(tmp_path, ["1", f'"{value}"', "2", f'"{value}"'], values="number")
     numbers = ask(tmp_path, ["1", "-2.5", "3e2", ".5"], values="number")
     assert numbers.y.tolist() == [1, -2.5, 300, 0.5]
 

@@ -295,6 +295,11 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
         ask(file, slices({}, {}))
     write_csv(file, path=paths, sick=[0, 1, 0])
     assert ask(file, slices({}, {})).y.tolist() == [0, 1]
+    write_csv(file, path=paths, sick=[0, 1, 0], who=["A", "B", "C"])
+    with pytest.raises(
+        LabelError, match=r"values \(1 of them with another patient in 'who'\), for"
+    ):
+        ask(file, slices({}, {}), patient="who")
     same = slices({"patient": "A"}, {"patient": "A"})
     with pytest.raises(
         LabelError, match=r"1 patient units hold slices with different labels.*f1\.png"

@@ -68,7 +68,8 @@ DINOV2 = (
     [
         ("dinov2_vits16", None, "no backbone 'dinov2_vits16'. Known: dinov2_vits14"),
         ("dinov2_vits14", "/nowhere/x.pth", "no weights file '/nowhere/x.pth'"),
-        ("dinov2_vits14", "random:please", "random:<seed>. Got 'random:please'"),
+        ("dinov2_vits14", "random:please", "random:<seed>, such as random:0. Got 'random:please'"),
+        ("dinov2_vits14", "random", "random:<seed>, such as random:0. Got 'random'"),
         ("hf:not a repository", None, "neither a folder nor the name"),
     ],
 )

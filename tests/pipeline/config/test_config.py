@@ -76,6 +76,10 @@ def test_shipped_configs_load(path: Path) -> None:
         (MINIMAL + "demo: {patients: 3, seed: [1]}", "demo.seed: must be a whole number "),
         (MINIMAL + "data_: 1", "unknown key"),
         (
+            MINIMAL + "tasks: {a: {labels: [b], level: region, region: {masks: lung}}}",
+            r"[^:]: Task a must name masks of the config. Got 'lung' instead; [^(]*$",
+        ),
+        (
             MINIMAL + "tasks: {t: {labels: [a], operating_point: {sensitivty: 0.9}}}",
             r": tasks.t.operating_point.sensitivty: unknown key. Did you mean 'sensitivity'\?$",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,10 @@ import pytest
 
 from pipeline.config.heads import method_names
 from pipeline.evaluate import evaluate
+from pipeline.evaluation import result_files
 from pipeline.evaluation.heads.fewshot import FewShotSettings
 from pipeline.evaluation.questions import cases_of
-from pipeline.evaluation.result_files import read_predictions, result_path, write_table
+from pipeline.evaluation.result_files import filed, read_predictions, result_path, write_table
 from stores.errors import CorruptStoreError
 from tests.pipeline.collection import config_of, make_store, write_csv
 
@@ -130,7 +132,7 @@ KEYS = {
     "transformer": "c65ce120c1e3388b",
     "mlp": "97a238a8ed2b1e9e",
     "finetune": "80ab7cd26f2fff65",
-    "lora": "f48c458950b6910a",
+    "lora": "4fb1a5ac7245e188",
     "bitfit": "687d2f34a0b58a31",
     "norm": "9d8713ff9076f100",
 }
@@ -146,3 +148,44 @@ def test_what_was_filed_before_is_found_still(root: Path) -> None:
     assert found == {method: f"{method}-{key}.json" for method, key in KEYS.items()}
     draw = cases.config.model_copy(update={"fewshot": FewShotSettings(draw="paper")})
     assert result_path(replace(cases, config=draw), "fewshot").name == f"fewshot-{PAPER}.json"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda d: d["provenance"].update(key="/../../../o"),
+        lambda d: d["counts"].pop("test"),
+        lambda d: d["counts"]["test"].update(positives={}),
+        lambda d: d.update(classes=[]),
+        lambda d: d.update(chosen=7),
+    ],
+)
+def test_an_answer_of_a_stranger_is_left_out_and_computed_anew(
+    root: Path, edit: Callable[[Any], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(root, tasks={"t": {"labels": ["sick"]}})
+    (first,) = evaluate(config, ["knn"])
+    ((path, _),) = filed(root / "store")
+    document = json.loads(path.read_text())
+    edit(document)
+    path.with_name(f"{path.name}.sha256").unlink()
+    path.write_text(json.dumps(document))
+    assert not list(filed(root / "store"))
+    assert "no answer of radprobe's" in caplog.text
+    (again,) = evaluate(config, ["knn"])
+    assert not again.cached
+    assert again.scores == first.scores
+
+
+def test_an_answer_whose_process_was_killed_before_the_table_is_in_it_after_the_next(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(root, tasks={"t": {"labels": ["sick"]}})
+    evaluate(config, ["knn"])
+    with monkeypatch.context() as patch:
+        patch.setattr(result_files, "write_tidy", lambda *_: None)
+        evaluate(config, ["probe"])
+    table = root / "store/results/results.parquet"
+    assert set(pq.read_table(table)["method"].to_pylist()) == {"knn"}
+    evaluate(config, ["probe"])
+    assert set(pq.read_table(table)["method"].to_pylist()) == {"knn", "probe"}

@@ -16,7 +16,7 @@ from pipeline.extraction.exchange import export_slices, export_store, import_fil
 from pipeline.shared.pseudonyms import Names, load_key, pseudonym
 from pipeline.shared.spreadsheets import unquoted_cell
 from stores import FeatureStore
-from stores.errors import ConfigError, OccupiedError, UnwritableError
+from stores.errors import ConfigError, CorruptStoreError, OccupiedError, UnwritableError
 from stores.export import SEAL, seal_of
 from stores.slices import SLICE_SCHEMA, with_column
 from stores.verify import verify
@@ -302,6 +302,7 @@ DOORS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a short column": ("x.h5", lambda p: _h5(p, ONES, path=[b"a"]), "must have 3 values"),
     "an odd column": ("x.h5", lambda p: _h5(p, ONES, path=ONES[:, 0] > 0), "text or numbers"),
     "a column of columns": ("x.h5", lambda p: _h5(p, ONES, path=ONES), "must have 3 values"),
+    "a number too large": ("x.h5", lambda p: _h5(p, ONES, frame=[0, 1, 2**62]), "of 32 bits"),
     "half a number": ("x.h5", lambda p: _h5(p, ONES, frame=[0, 0.5, 1]), "a whole number"),
     "nowhere": ("x.h5", lambda p: None, "There is no file"),
 }
@@ -332,7 +333,7 @@ def test_numbers_that_a_file_does_not_hold_are_not_believed(recipe: Path, tmp_pa
     [
         ("[1, 2]", "must hold keys and values"),
         ("{a: [}", "is not YAML"),
-        ("{}", "architecture: Field required"),
+        ("{}", "architecture: must be given"),
         ("{architecture: {dim: 8, depth: 2, heads: 2}, weights: 3}", "weights"),
     ],
 )
@@ -392,3 +393,16 @@ def test_paths_of_a_table_are_judged_as_those_of_a_store(recipe: Path, tmp_path:
     pq.write_table(pa.table({"path": ["./a/b.png"]}), tmp_path / "t.parquet")
     made = import_file(tmp_path / "x.npy", tmp_path / "made", recipe, tmp_path / "t.parquet")
     assert Names(made.path).revealed(made.slices())["path"].to_pylist() == ["a/b.png"]
+
+
+@pytest.mark.parametrize("study", ["../../out", "/tmp/out", "a/b", "a\x1b"])
+def test_a_study_of_a_strangers_table_names_no_file_elsewhere(
+    store: FeatureStore, tmp_path: Path, study: str
+) -> None:
+    tables = store.tables()
+    studies = pa.array([study] * len(tables.slices))
+    store.write_tables(with_column(tables.slices, "study", studies), tables.files)
+    before = {*tmp_path.rglob("*")}
+    with pytest.raises(CorruptStoreError, match="cannot name a file"):
+        export_store(store.path, tmp_path / "a/out", "h5", "mean", 1, per_study=True)
+    assert {*tmp_path.rglob("*")} == before

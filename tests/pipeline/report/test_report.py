@@ -42,7 +42,7 @@ from pipeline.report.sources import open_sources, take_stock
 from pipeline.report.tables import latex, lines_of, markdown, tables_of
 from pipeline.report.wording import GLOSSARY, METRICS, interval, method_title
 from pipeline.segment import segment
-from stores.errors import ConfigError, ModelError, StoreNotFoundError
+from stores.errors import ConfigError, ModelError, StoreNotFoundError, UnwritableError
 from tests.phantoms import write_png
 from tests.pipeline.collection import make_store, write_csv
 from tests.pipeline.test_segment import write_volumes
@@ -450,6 +450,13 @@ def test_what_cannot_be_reported(config: Path, tmp_path: Path) -> None:
     make_store(tmp_path / "bad", np.zeros((4, 1, 2)), [{}] * 4, status=np.full(4, 2))
     with pytest.raises(ConfigError, match="nothing to report"):
         write_report([tmp_path / "bad"])
+
+
+def test_a_page_that_cannot_be_put_in_place_leaves_no_half(config: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(UnwritableError):
+        write_report([config.parent / "store"], tmp_path / "page.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 
 @pytest.fixture(scope="module")
