@@ -252,7 +252,7 @@ class Cases:
         links = Links(self.pictured) if choice.group == "duplicates" else None
         search: CopySearch | None = None
         while True:
-            linked = None if links is None else links.names
+            linked = None if links is None else links.names_of(self.units.groups)
             if on_file is None:
                 addition = None
                 split = make_split(self.units, choice, column, keys=self.keys, linked=linked)

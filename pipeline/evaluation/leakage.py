@@ -339,10 +339,12 @@ class Links:
     # By patient: another one of the same link, or himself.
     _leader: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def names(self) -> NDArray[np.str_]:
-        """(n,) what the patients of one link have in common: the name of one of them."""
-        patients, patient = np.unique(self.units.groups, return_inverse=True)
+    def names_of(self, groups: NDArray[np.str_]) -> NDArray[np.str_]:
+        """Return (n,) what the patients of one link have in common: the name of one of them.
+
+        groups: the patient of each unit, of these or of others in the same images.
+        """
+        patients, patient = np.unique(groups, return_inverse=True)
         leaders = np.array([self._leader_of(name) for name in patients.tolist()])
         return leaders[patient]
 

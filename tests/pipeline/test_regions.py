@@ -235,6 +235,26 @@ def test_pools_are_what_they_say_over_all_slices_of_a_volume(
 # --- asked ---------------------------------------------------------------------------------------
 
 
+def test_regions_of_images_that_are_copies_stand_on_one_side(lungs: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copied"
+    for folder in ("images", "masks"):
+        shutil.copytree(lungs / folder, root / folder)
+    shutil.copy(lungs / "labels.csv", root)
+    copies = [0, 5, 10]  # each its own patient's
+    for k in copies[1:]:
+        shutil.copy(root / "images/p00.png", root / f"images/p{k:02}.png")
+    split = {"kind": "holdout", "folds": 3, "group": "duplicates", "allow": ["near-duplicates"]}
+    config = regions_config(root, {"white": region_task()}, labels=by_lung(root), split=split)
+    token_store(config)
+    update_regions(config)
+    (cases,) = cases_of(config)
+    cases.ensure_split()
+    units = cases.units
+    side_of = {who: side for side, each in cases.split.patients.items() for who in each}
+    sides = {side_of[who] for who in units.groups[units.unit[np.isin(units.rows, copies)]].tolist()}
+    assert len(sides) == 1
+
+
 def test_only_the_region_tells_a_planted_finding(lungs: Path) -> None:
     """Both lungs of an image are told apart; the image as a whole, and by itself, is chance."""
     tasks = {"region": region_task(), "same": region_task("whole")}
