@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,13 @@ import torch
 from benchmarks import gpu, tune
 from pipeline.backbones.weights import BACKBONES
 from tests.pipeline.models import write_tiny_folder
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_heard_again() -> Iterator[None]:
+    """A benchmark silences the warnings of its own process, which here is that of other tests."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def test_the_benchmark_of_gpus_runs_to_its_tables(
