@@ -104,6 +104,11 @@ class Task(Frozen):
             )
         return labels
 
+    @property
+    def reads_structure(self) -> bool:
+        """Whether it asks which structure a region is of, as a label, subgroup or shortcut."""
+        return STRUCTURE in (*self.labels, *self.subgroups, *self.shortcuts)
+
     @model_validator(mode="after")
     def _regions_of_their_level(self) -> Task:
         if (self.level == "region") != (self.region is not None):
@@ -112,8 +117,7 @@ class Task(Frozen):
                 f"{self.level} and region {self.region and self.region.name!r} instead; write "
                 "`level: region` and `region: {masks: NAME}`."
             )
-        asked = {*self.labels, *self.subgroups, *self.shortcuts}
-        if STRUCTURE in asked and self.region is None:
+        if self.reads_structure and self.region is None:
             raise ValueError(
                 f"{STRUCTURE} is known of regions alone. Got it in a task of level {self.level} "
                 "instead; write `level: region` and `region: {masks: NAME}`."

@@ -116,6 +116,6 @@ def _on_cards(
         return values, places
 
     with ThreadPoolExecutor(len(numbers)) as threads:
-        found = list(threads.map(search, numbers, shares))  # as many as there are shares
-    values, places = zip(*found, strict=True)
+        nearest = list(threads.map(search, numbers, shares))  # as many as there are shares
+    values, places = zip(*nearest, strict=True)
     return np.concatenate(values), np.concatenate(places)

@@ -64,8 +64,7 @@ def structures_of(config: Config, task: Task) -> tuple[str, ...]:
 
 def table_of_regions(table: LabelTable, task: Task, structures: Sequence[str]) -> LabelTable:
     """Return a label table that says which structure it is of, where the task asks for that."""
-    asked = {*task.labels, *task.subgroups, *task.shortcuts}
-    if STRUCTURE not in asked or STRUCTURE in table.columns:
+    if not task.reads_structure or STRUCTURE in table.columns:
         return table
     return of_each_structure(table, structures)
 

@@ -198,7 +198,7 @@ def embed_ring(
     """
     result = EmbedResult()
     left = store.missing()
-    told = False
+    has_said_so = False
     progressed_at = time.monotonic()
     while left:
         # Looked at anew in each round: a claim of a process that died meanwhile is not among them.
@@ -210,10 +210,10 @@ def embed_ring(
         elif time.monotonic() - progressed_at > LOST_S:
             break
         else:
-            if not told:
+            if not has_said_so:
                 waited_for = ", ".join(f"{i} ({holders[i].name})" for i in sorted(holders))
                 log.warning("Waiting for parts that others are at work on: %s.", waited_for)
-                told = True
+                has_said_so = True
             time.sleep(_WAIT_S)
         before = len(left)
         left = [part for part in store.without_receipt(left) if part.index not in result.failed]
