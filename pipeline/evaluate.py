@@ -39,7 +39,7 @@ from pipeline.evaluation.slice_weights import SLICES, weights_table
 from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import recipe_of
 from pipeline.results import PartCount, Positive, Result, Score, Tuned
-from pipeline.shared.epochs import epochs_told_to
+from pipeline.shared.epochs import listening_to_epochs
 
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
@@ -69,7 +69,7 @@ def evaluate(
                 progress(f"{cases.name}: {method}", len(results), number)
             epochs = progress and functools.partial(progress, f"{cases.name}: {method}, epochs")
             compute = functools.partial(_run, cases, method, device)
-            with failures.of(cases.name), epochs_told_to(epochs):
+            with failures.of(cases.name), listening_to_epochs(epochs):
                 results.append(answer(cases, method, compute))
     if results:
         publish(config.store, results)

@@ -29,7 +29,7 @@ from pipeline.evaluation.result_files import (
 from pipeline.results import Segmented, Tuned
 from pipeline.segmentation.cases import CONTRACT, Progress, SegmentationCases
 from pipeline.segmentation.predictions import part_counts
-from pipeline.shared.epochs import epochs_told_to
+from pipeline.shared.epochs import listening_to_epochs
 from stores._disk import files_in
 from stores.errors import ConfigError
 
@@ -69,7 +69,7 @@ def segment(
                 epochs = progress and functools.partial(progress, f"{task}: {head}, epochs")
                 compute = functools.partial(compute_trials, cases, head, device)
                 # A head may take hours: of each of its fits is told how far it is.
-                with epochs_told_to(epochs):
+                with listening_to_epochs(epochs):
                     answers.append(answer(cases, head, compute))
     if answers:
         publish(config.store, answers)

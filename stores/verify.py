@@ -133,7 +133,7 @@ def verify(path: Path | str) -> Report:
     # Of a store with damage, equal digests say nothing.
     if report.sound:
         report.twins = find_twins(store)
-        report.findings += _told_twins(report.twins)
+        report.findings += _twin_findings(report.twins)
     return report
 
 
@@ -547,7 +547,7 @@ def _derived(path: Path, name: str, names: set[str]) -> Iterator[Finding]:
         yield Finding("result", name, "does not fit the checksum beside it")
 
 
-def _told_twins(twins: Sequence[Twins]) -> Iterator[Finding]:
+def _twin_findings(twins: Sequence[Twins]) -> Iterator[Finding]:
     """Tell slices with the same pixels: across train and test they are leakage."""
     if twins:
         slices = sum(len(each.rows) for each in twins)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.printing import PlainConsole
-from pipeline.shared.epochs import epochs_told_to
+from pipeline.shared.epochs import listening_to_epochs
 
 # Where no terminal says its width, tables keep their lines whole.
 out = PlainConsole(width=None if sys.stdout.isatty() else 120)
@@ -69,5 +69,5 @@ def busy(what: str) -> Iterator[None]:
         def tell(done: int, of: int) -> None:
             shown.update(line, description=f"{what}, {done} of {of} epochs")
 
-        with epochs_told_to(tell):
+        with listening_to_epochs(tell):
             yield

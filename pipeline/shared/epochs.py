@@ -16,7 +16,7 @@ _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextlib.contextmanager
-def epochs_told_to(listener: Listener | None) -> Iterator[None]:
+def listening_to_epochs(listener: Listener | None) -> Iterator[None]:
     """Have the epochs of whatever trains within told to a listener; None hears nothing."""
     token = _LISTENER.set(listener)
     try:
@@ -25,7 +25,7 @@ def epochs_told_to(listener: Listener | None) -> Iterator[None]:
         _LISTENER.reset(token)
 
 
-def tell_epoch(done: int, of: int) -> None:
+def report_epoch(done: int, of: int) -> None:
     """Say that so many epochs are done."""
     listener = _LISTENER.get()
     if listener is not None:
