@@ -124,7 +124,8 @@ def plan(
     """Say what extract would do, and whether labels, masks and split join. Writes nothing.
 
     How many slices, bytes, files and hours; how many rows of the labels join, and why others do
-    not; units, patients and positives of each task, and which cannot be answered.
+    not; units, patients and positives of each task, and which cannot be answered; of masks some are
+    read. Exits with 1 where nothing that is asked can be answered.
     """
     from pipeline.config.loading import load_config
     from pipeline.extraction.plan import plan
@@ -142,10 +143,19 @@ def plan(
     if not paths:
         planned = replace(planned, set_aside=[replace(each, path="") for each in planned.set_aside])
     if as_json:
-        print(json.dumps(asdict(planned) | {"outlook": asdict(outlook)}, indent=1))
+        print(
+            json.dumps(
+                asdict(planned) | {"outlook": asdict(outlook) | {"answerable": outlook.answerable}},
+                indent=1,
+            )
+        )
     else:
         _print_plan(planned)
         _print_outlook(out, outlook)
+    if not outlook.answerable:
+        if not as_json:
+            print_line(err, "Nothing that the config asks can be answered as it stands.")
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: radprobe explain configs/demo.yaml --rehash")
