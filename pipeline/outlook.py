@@ -146,11 +146,12 @@ class MaskOutlook:
         if not self.faults:
             lines = [f"{looked_at}, values and sizes fit."]
         else:
-            told = [f"{why} ({n})" for why, n in [*self.faults.items()][:EXAMPLES]]
-            others = len(self.faults) - EXAMPLES
-            more = f"; and {others} other reasons" if others > 0 else ""
-            unusable = count(sum(self.faults.values()), "mask cannot", "masks cannot")
-            lines = [f"{looked_at}, {unusable} be used: {'; '.join(told)}{more}."]
+            shown = [*self.faults.items()][:EXAMPLES]
+            told = [f"it {why} ({n})" for why, n in shown]
+            unusable = sum(self.faults.values())
+            others = unusable - sum(n for _, n in shown)
+            more = f"; {others} for other reasons" if others else ""
+            lines = [f"{looked_at}, {unusable} cannot be used: {'; '.join(told)}{more}."]
         if self.not_shown:
             lines.append(f"none looked at shows {', '.join(map(repr, self.not_shown))}.")
         return lines
@@ -257,6 +258,9 @@ def _labels(
     outlooks = {}
     for name, of_task in tables.items():
         with failures.of(name):
+            if not report.joined_slices:
+                # Why is said of the file, once for all tasks.
+                raise LabelError(f"No row of {report.file!r} joins a slice, as is said above.")
             outlooks[name] = _task(config, name, tasks[name], of_task, slices, names)
     # The first reason of each task that cannot be answered.
     for name, why in reversed(failures.errors):

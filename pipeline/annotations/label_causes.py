@@ -21,6 +21,8 @@ from stores.inside import is_below
 
 # Of rows that join nothing, so many are looked into for the cause.
 _LOOKED_INTO = 1000
+# What a cause begins with, where any is known.
+LIKELIEST = "likeliest"
 _ELSEWHERE = "files of that name lie in another folder: paths are relative to data.root"
 
 
@@ -55,7 +57,7 @@ def cause_of(
         lost_keys = [key if i in is_lost else "" for i, key in enumerate(keys)]
         hint = prefix_hint(table, lost_keys, paths, root, names)
         cause += hint and f"; {hint}"
-    return f"likeliest (as for {n} of {len(some)}), {cause}"
+    return f"{LIKELIEST} (as for {n} of {len(some)}), {cause}"
 
 
 def _causes_of_paths(lost: list[str], paths: set[str], root: Path) -> Counter[str]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.classes import Classes, encode
-from pipeline.annotations.label_causes import cause_of, prefix_hint
+from pipeline.annotations.label_causes import LIKELIEST, cause_of, prefix_hint
 from pipeline.annotations.label_file import LabelTable as LabelTable
 from pipeline.annotations.label_file import Texts
 from pipeline.annotations.label_file import read_labels as read_labels
@@ -295,10 +295,11 @@ def _nothing_joins(
             compared = f"{column} has {list(keys[:EXAMPLES])}, the store has {examples}"
         else:
             above = _depth(alike or lost_paths.tolist())
-            compared = (
-                f"{column} names files {_depth(keys)} deep, the store has them {above} deep, "
-                f"{len(alike)} of {len(lost_paths)} by the same name in another folder"
-            )
+            compared = f"{column} names files {_depth(keys)} deep, the store has them {above} deep"
+            if alike:
+                compared += (
+                    f", {len(alike)} of {len(lost_paths)} by the same name in another folder"
+                )
         hint = prefix_hint(table, keys, lost_paths.tolist(), root, names)
         if hint:
             # What helps is said there, and neither another key nor another `by` would.
@@ -306,9 +307,12 @@ def _nothing_joins(
     if remedy:
         first_of_key = {key: row for row, key in reversed([*enumerate(keys)])}
         lost = sorted(first_of_key.values())
-        compared = f"{compared}; {cause_of(table, lost, keys, slices, root, names)}"
-    message = f"No row of {str(table.settings.file)!r} joins a slice by {by}: {compared}. {remedy}"
-    return message if not remedy else f"{message}."
+        cause = cause_of(table, lost, keys, slices, root, names)
+        compared = f"{compared}; {cause}"
+        if by == "path" and cause.startswith(LIKELIEST):
+            remedy = remedy.replace("Set labels.key and labels.by", f"Correct that {column}")
+        remedy = f" {remedy}."
+    return f"No row of {str(table.settings.file)!r} joins a slice by {by}: {compared}.{remedy}"
 
 
 def _depth(paths: Sequence[str] | Texts) -> str:

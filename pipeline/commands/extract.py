@@ -16,6 +16,7 @@ import typer
 from pipeline.commands.common import (
     ConfigArg,
     JsonOpt,
+    MinuteLines,
     PathsOpt,
     RehashOpt,
     StoreOpt,
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
-
-# Where no terminal shows a bar, a line so often says how far a run is.
-_LINE_EVERY_S = 60.0
 
 
 @app.command(epilog="Example: radprobe extract configs/demo.yaml --batch-size 16")
@@ -216,21 +214,20 @@ class _ProgressLines:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._total = self._done = 0
-        self._began = self._last = clock()
+        self._began = clock()
+        self._lines = MinuteLines(clock)
 
     def plan(self, slices: int) -> None:
         """Take the number of slices that are to be embedded."""
         self._total = slices
-        self._began = self._last = self._clock()
+        self._began = self._clock()
 
     def advance(self, slices: int) -> None:
         """Count slices that are done, and print a line where the last is a minute old."""
         self._done += slices
-        now = self._clock()
-        if now - self._last < _LINE_EVERY_S:
+        if not self._lines.is_due:
             return
-        self._last = now
-        rate = self._done / (now - self._began)
+        rate = self._done / (self._clock() - self._began)
         left = ""
         if rate:
             left = f", about {_duration(max(self._total - self._done, 0) / rate)} left"

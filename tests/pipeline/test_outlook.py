@@ -114,12 +114,12 @@ def test_rows_that_join_nothing_have_their_likeliest_cause(
 
 def test_rows_that_repeat_one_are_told_wherever_rows_are_counted(tmp_path: Path) -> None:
     twice = [f"images/{row}" for row in [*all_rows()[:50], *all_rows()[:10]]]
-    labels, *_, refused = look_ahead(make_project(tmp_path, twice)).lines()[1:]
+    labels, cause, *_ = look_ahead(make_project(tmp_path, twice)).lines()[1:]
     assert labels == (
         "Labels: 0 of 50 rows of 'labels.csv', and 10 that repeat one of them, join 0 of 60 slices "
         "by path."
     )
-    assert "without the prefix 'images/' 50 of 50 rows would join. " in refused
+    assert "without the prefix 'images/' 50 of 50 rows would join. " in cause
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,7 @@ def test_a_prefix_comes_with_what_helps_and_once_for_all_tasks(
     refused = [line for line in outlook.lines() if "cannot be answered" in line]
     assert len(refused) == 1
     assert refused[0].startswith("Tasks sick, who cannot be answered: No row of ")
-    assert remedy in refused[0]
-    assert "labels.key" not in refused[0]
+    assert " ".join(outlook.lines()).count(remedy) == 1
     assert not outlook.answerable
 
 
@@ -230,8 +229,8 @@ def test_masks_are_looked_into_for_values_and_sizes(tmp_path: Path) -> None:
     outlook = with_masks(tmp_path, masks)
     assert outlook.lines()[-2:] == [
         "Masks lung: 60 of 60 slices have a mask.",
-        "Masks lung: 50 of 60 masks looked at, 50 masks cannot be used: holds the value 255, which "
-        "`values` does not name: it names 1 (46); is 20 x 28 pixels, its image 28 x 28 (4).",
+        "Masks lung: 50 of 60 masks looked at, 50 cannot be used: it holds the value 255, which "
+        "`values` does not name: it names 1 (46); it is 20 x 28 pixels, its image 28 x 28 (4).",
     ]
     assert not outlook.answerable
     masks["lung"]["values"] = {255: "lung", 2: "heart"}
