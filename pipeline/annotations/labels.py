@@ -310,7 +310,7 @@ def _nothing_joins(
         cause = cause_of(table, lost, keys, slices, root, names)
         compared = f"{compared}; {cause}"
         if by == "path" and cause.startswith(LIKELIEST):
-            remedy = remedy.replace("Set labels.key and labels.by", f"Correct that {column}")
+            remedy = remedy.replace("Set labels.key and labels.by", f"Correct {column}")
         remedy = f" {remedy}."
     return f"No row of {str(table.settings.file)!r} joins a slice by {by}: {compared}.{remedy}"
 

@@ -152,7 +152,8 @@ def plan(
         _print_outlook(out, outlook)
     if not outlook.answerable:
         if not as_json:
-            print_line(err, "Nothing that the config asks can be answered as it stands.")
+            nothing = "Nothing that the config asks can be answered as it stands"
+            print_line(err, f"{nothing}: the lines above say why.")
         raise typer.Exit(1)
 
 
