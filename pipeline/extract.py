@@ -341,7 +341,15 @@ class _ExtractRun:
 
     def _report_outlook(self, look: Look) -> None:
         """Say what the config's labels, masks and split come to, while nothing is spent yet."""
-        self.ahead(outlook_of(self.config, look.reconciled.slices, look.names, look.withdrawn))
+        outlook = outlook_of(
+            self.config,
+            look.reconciled.slices,
+            look.names,
+            look.withdrawn,
+            # Where nothing is to be embedded, the time that this takes would save none.
+            read_masks=look.reconciled.added.num_rows > 0,
+        )
+        self.ahead(outlook)
 
     def _ring(self, shard: Shard) -> EmbedResult:
         with self._clock("embed_s"):

@@ -32,7 +32,7 @@ from pipeline.evaluation.heads.linear import LinearSettings
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import batches
-from pipeline.shared.epochs import report_epoch
+from pipeline.shared.steps import report_epoch
 from pipeline.shared.texts import plain_number
 
 

@@ -24,7 +24,7 @@ from pipeline.evaluation.heads.mlp import MlpSettings
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.metrics.quality import best_of, quality
 from pipeline.shared.arrays import batches
-from pipeline.shared.epochs import report_epoch
+from pipeline.shared.steps import report_epoch
 
 Proba = NDArray[np.float64]
 

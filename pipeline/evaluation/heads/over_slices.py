@@ -29,7 +29,7 @@ from pipeline.evaluation.heads.contract import (
 from pipeline.evaluation.heads.objective import Objective
 from pipeline.evaluation.heads.slice_settings import SliceSettings
 from pipeline.evaluation.metrics.quality import best_of, quality
-from pipeline.shared.epochs import report_epoch
+from pipeline.shared.steps import report_epoch
 
 
 class SliceNetwork(nn.Module):

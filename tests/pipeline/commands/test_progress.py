@@ -19,7 +19,7 @@ from pipeline.extraction.plan import plan
 from pipeline.inference.speed import Speed
 from pipeline.inference.telemetry import bottleneck
 from pipeline.recipe import Architecture, Recipe
-from pipeline.shared.epochs import report_epoch
+from pipeline.shared.steps import report_epoch
 from tests.phantoms import volume, write_png
 
 
@@ -44,6 +44,19 @@ def test_what_takes_long_is_seen_to_be_at_work(monkeypatch: pytest.MonkeyPatch) 
     with common.busy("fitting"):
         report_epoch(2, 5)
     assert shown.getvalue() == ""
+
+
+def test_a_log_has_a_line_a_minute_of_whatever_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(common, "err", PlainConsole(file=shown, width=80))
+    now = iter([0.0, 59.0, 61.0, 62.0, 122.0])
+    lines = common.MinuteLines(lambda: next(now))
+    for done in (10, 20, 30, 40):
+        lines.tell("lesion: knn, slices predicted", done, 1200)
+    assert shown.getvalue().splitlines() == [
+        "lesion: knn, slices predicted: 20 of 1,200.",
+        "lesion: knn, slices predicted: 40 of 1,200.",
+    ]
 
 
 def test_without_a_terminal_a_line_a_minute_says_how_far_a_run_is(said: list[str]) -> None:
