@@ -151,14 +151,14 @@ def label_units(
     )
     y = classes.y
     within = _WithinUnits(labelled, unit, first, task.level, names)
-    within.refuse_disagreement(y, f"labels {list(task.labels)}")
+    within.refuse_disagreement(y, f"labels {list(task.columns)}")
     within.refuse_disagreement(patients, "patients")
     # A row counts once, however many slices it labels.
     used_rows = np.unique(labelled.label)
     tally = tally.model_copy(
         update={
             "filled_labels": int(values.filled[used_rows].sum()),
-            "unknown_labels": int((y[first] == -1).sum()),
+            "unknown_labels": 0 if y.dtype.kind == "f" else int((y[first] == -1).sum()),
         }
     )
     return Units(
@@ -347,7 +347,7 @@ def _usable(
     )
     if not use.any():
         raise LabelError(
-            f"None of the {len(use)} slices that the labels {list(task.labels)} join has both a "
+            f"None of the {len(use)} slices that the labels {list(task.columns)} join has both a "
             f"label and features ({int(has_label.sum())} have a label, {tally.pending_slices} of "
             "them await extraction). Run `radprobe extract`, or check the label column."
         )

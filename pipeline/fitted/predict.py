@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.config.tasks import CLASS_KINDS
 from pipeline.evaluation.known import known_units
 from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.slice_weights import SLICE_WEIGHTS, rows_of_weights
@@ -232,16 +233,18 @@ def schema_of(record: ModelRecord) -> pa.Schema:
     columns += [(name, pa.float64()) for name in number_columns(record)]
     columns += [(name, pa.float64()) for name in calibrated_columns(record)]
     columns += [(name, pa.float64()) for name in point_columns(record)]
-    if record.kind != "regression":
+    if record.kind in CLASS_KINDS:
         columns += [("decision", pa.string())]
     columns += [("unlike", pa.float64()), ("unlike_p", pa.float64()), ("notes", pa.string())]
     return pa.schema(columns)
 
 
 def number_columns(record: ModelRecord) -> list[str]:
-    """Return the columns of what the head says: a probability a class, or the number."""
+    """Return the columns of what the head says: a probability a class, the number, or the risk."""
     if record.kind == "regression":
         return ["value"]
+    if record.kind == "survival":
+        return ["risk"]
     return [f"proba:{name}" for name in record.classes]
 
 
@@ -334,7 +337,7 @@ def said_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> 
         percentile[at] = model.references.percentiles(distance)
         p[at] = model.references.p_values(distance)
         learnt[at] = known_units(source.store, piece.units_by_patient, model.training)
-        if record.kind != "regression":
+        if record.kind in CLASS_KINDS:
             for i, name in zip(at.tolist(), decisions(record, proba), strict=True):
                 decided[i] = name
                 tally.decided[name] = tally.decided.get(name, 0) + 1
