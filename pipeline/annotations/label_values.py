@@ -6,7 +6,7 @@ Nothing is guessed: an uncertain finding is refused until the config says what i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -160,6 +160,13 @@ def _doubts(
     if refuse:
         refuse_two_notations(texts, name)
     return doubt_notes(texts, name, sorted(set(empty) - {""}), refuse=refuse)
+
+
+def with_decimal_points(table: LabelTable, name: str) -> LabelTable:
+    """Return a table in which the decimals of a column have points. Raises as `_with_points`."""
+    if not table.comma:
+        return table
+    return replace(table, columns={**table.columns, name: _with_points(table.columns[name], name)})
 
 
 def _with_points(texts: Texts, name: str) -> Texts:

@@ -125,7 +125,7 @@ def _join_settings(labels: Labels) -> dict[str, Any]:
 def _task_settings(task: Task) -> dict[str, Any]:
     """Return what a task asks, as keys have it."""
     # Of tasks too: only where it is set.
-    young = {name for name in ("region", "time", "event") if getattr(task, name) is None}
+    young = {name for name in ("region", "time", "event", "columns") if not getattr(task, name)}
     return task.model_dump(mode="json", exclude={"shortcuts", *young})
 
 

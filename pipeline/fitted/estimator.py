@@ -105,6 +105,11 @@ class Estimator:
                 f"{self.record.method} sees the features of slices, not of units: ask it about a "
                 "store or a folder."
             )
+        if self.record.covariates.columns:
+            raise ModelError(
+                f"{self.record.method} sees columns beside features, which arrays have not: ask it "
+                "about a config whose `labels` have them."
+            )
         n = len(x)
         names = np.arange(n).astype(np.str_)
         units = Units.unlabelled(names, np.arange(n), np.arange(n))

@@ -17,9 +17,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config.tasks import CLASS_KINDS
+from pipeline.evaluation.covariates import ColumnTexts
 from pipeline.evaluation.known import known_units
 from pipeline.evaluation.metrics.operating import is_called
 from pipeline.evaluation.slice_weights import SLICE_WEIGHTS, rows_of_weights
+from pipeline.fitted.columns import check_columns, columns_of
 from pipeline.fitted.model import Model
 from pipeline.fitted.record import ModelRecord
 from pipeline.fitted.regions import check_target, regions_of
@@ -86,6 +88,7 @@ def predict(
     """
     _check_columns(out, tag)
     check_target(model.record.question, target)
+    check_columns(model.record, target)
     with open_source(model, target, options) as source:
         return _write(model, source, out, tag)
 
@@ -147,6 +150,7 @@ def watch(
         )
     _check_columns(out, tag)
     check_target(model.record.question, folder)
+    check_columns(model.record, folder)
     before = None
     while True:
         tally = None
@@ -188,6 +192,7 @@ def predictions(
 ) -> pa.Table:
     """Return what `predict` writes, as one table."""
     check_target(model.record.question, target)
+    check_columns(model.record, target)
     with open_source(model, target, options) as source:
         live = live_units(model, source)
         pieces = [said.units for said in _said(model, source, live, PredictTally())]
@@ -295,8 +300,9 @@ class Said:
 
 def _said(model: Model, source: Source, live: LiveUnits, tally: PredictTally) -> Iterator[Said]:
     """Yield what is said of some units after others, then of files that could not be read."""
+    beside = columns_of(model.record, source)
     for piece in live.pieces():
-        yield said_of(model, source, piece, tally)
+        yield said_of(model, source, piece, tally, beside)
     lost = lost_rows(source)
     if lost:
         tally.unreadable += len(lost)
@@ -313,8 +319,14 @@ def lost_rows(source: Source) -> list[dict[str, Any]]:
     return rows
 
 
-def said_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> Said:
-    """Return what a model says of some units, and count it."""
+def said_of(
+    model: Model,
+    source: Source,
+    piece: Piece,
+    tally: PredictTally,
+    beside: ColumnTexts | None = None,
+) -> Said:
+    """Return what a model says of some units, and count it; beside: the columns that it sees."""
     record = model.record
     n = len(piece.ids)
     numbers = np.full((n, len(number_columns(record))), np.nan)
@@ -326,7 +338,7 @@ def said_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> 
     learnt = np.zeros(n, bool)
     at = piece.answered
     if len(at):
-        answer = model.answer(source.store, piece.units)
+        answer = model.answer(source.store, piece.units, beside)
         proba = answer.proba
         distance = answer.distances
         if answer.weights is not None:
@@ -354,7 +366,7 @@ def said_of(model: Model, source: Source, piece: Piece, tally: PredictTally) -> 
         "decision": decided,
         "unlike": _or_null(percentile),
         "unlike_p": _or_null(p),
-        "notes": _notes(record, piece, p, learnt),
+        "notes": _notes(record, piece, p, learnt, beside),
     }
     for name, column in zip(number_columns(record), numbers.T, strict=True):
         columns[name] = _or_null(column)
@@ -370,9 +382,21 @@ def _or_null(values: Doubles) -> pa.Array:
     return pa.array(values, pa.float64(), from_pandas=True)
 
 
-def _notes(record: ModelRecord, piece: Piece, p: Doubles, learnt: NDArray[np.bool_]) -> list[str]:
+def _notes(
+    record: ModelRecord,
+    piece: Piece,
+    p: Doubles,
+    learnt: NDArray[np.bool_],
+    beside: ColumnTexts | None,
+) -> list[str]:
     """Return (n,) what is to be known of each unit beside its numbers, parted by "; "."""
     fewest, most = record.trained_on.slices
+    lacking: dict[int, list[str]] = {}
+    if beside is not None:
+        texts = beside.of_units(piece.units)
+        for column in record.covariates.columns:
+            for place in np.flatnonzero(column.is_missing(texts[column.name])).tolist():
+                lacking.setdefault(int(piece.answered[place]), []).append(column.name)
     each = []
     for i in range(len(piece.ids)):
         notes = [RANDOM] if record.random else []
@@ -389,5 +413,7 @@ def _notes(record: ModelRecord, piece: Piece, p: Doubles, learnt: NDArray[np.boo
             notes.append("unlike the images that the model learnt from")
         if learnt[i]:
             notes.append(LEARNT)
+        if i in lacking:
+            notes.append(f"no value of {', '.join(lacking[i])}: what is usual stands for it")
         each.append("; ".join(notes))
     return each

@@ -136,7 +136,8 @@ def validate(
     check_recipe(model, cases.store)
     _refuse_other_question(record, cases)
     units, left_out = _without_known(model, cases, leave_out_known)
-    proba, distances = model.of_store(cases.store, units)
+    columns = cases.column_texts if record.covariates.columns else None
+    proba, distances = model.of_store(cases.store, units, columns)
     made: _Made | None = None
     if recalibrate is not None:
         made = _recalibrated(units, proba, recalibrate, config.split.seed)
@@ -222,7 +223,8 @@ def _of_one_task(record: ModelRecord, config: Config, name: str | None) -> Confi
             )
     if name not in tasks:
         raise ConfigError(f"The config has no task {name!r}. It has: {', '.join(tasks) or 'none'}.")
-    task: Task = tasks[name].model_copy(update={"shortcuts": (), "pool": record.question.pool})
+    as_fitted = {"pool": record.question.pool, "columns": record.question.columns}
+    task: Task = tasks[name].model_copy(update={"shortcuts": (), **as_fitted})
     return config.model_copy(update={"tasks": {name: task}, "fit_on": None})
 
 
