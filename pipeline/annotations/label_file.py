@@ -178,7 +178,8 @@ def _columns_of(settings: Labels, tasks: Iterable[Task]) -> list[str]:
     names = [settings.key]
     names += [name for name in (settings.patient, settings.structure) if name]
     for task in tasks:
-        names += task.labels
+        names += task.truth_columns
+        names += task.columns
         names += task.subgroups
     return list(dict.fromkeys(names))
 

@@ -19,7 +19,7 @@ from pipeline.config.base import HeadSettings
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import OperatingRule
+from pipeline.config.tasks import CLASS_KINDS, Kind, OperatingRule
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.folds import OutOfFold, join_folds, place_of_chosen
 from pipeline.evaluation.heads.contract import Head, Predicted, fit_and_predict
@@ -29,6 +29,13 @@ from pipeline.shared.arrays import Floats, Rows
 from pipeline.shared.texts import count
 from stores.errors import ConfigError, LabelError
 
+IN_WORDS: dict[Kind, str] = {
+    "binary": "two classes",
+    "multiclass": "several classes",
+    "multilabel": "several labels",
+    "regression": "a number",
+    "survival": "survival",
+}
 # The AUROC of what says nothing.
 CHANCE = 0.5
 # More are no groups: each has its own bootstrap, and a number is not a group.
@@ -53,6 +60,8 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     if device is not None:
         _open_array_api()
     head = _head(method)
+    if cases.units.kind not in head.kinds:
+        return [], OutOfFold([], cases.folds[0]["test"], None, [_not_asked(head, cases.units.kind)])
     settings = cases.config.settings_of(head)
     others = settings_built_on(cases.config, settings)
     folds = cases.folds[:1] if head.folds == "first" else cases.folds
@@ -86,6 +95,12 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     if len(folds) < len(cases.folds):
         tested.notes.insert(0, "only the first fold is asked")
     return scores, tested
+
+
+def _not_asked(head: Head[Any, Any], kind: Kind) -> str:
+    """Return why a head is not asked about a task of a kind."""
+    others = [name for name in HEADS if kind in declared(name).kinds]
+    return f"{head.title} is not asked about {IN_WORDS[kind]}: {', '.join(others)} can be"
 
 
 def refuse_no_scores(method: Method, scores: Sequence[Score], notes: Sequence[str]) -> None:
@@ -359,7 +374,7 @@ def score_of(
         metrics=joint,
         labels=labels,
         subgroups=_subgroups(cases, prediction, rows, fold),
-        reliability={} if truth.kind == "regression" else metrics.reliability(truth, proba),
+        reliability=metrics.reliability(truth, proba) if truth.kind in CLASS_KINDS else {},
         operating_points=_points_of(truth, prediction, fold),
     )
 

@@ -98,7 +98,7 @@ def _unlike(model: Model, source: Source, rows: Sequence[list[int]]) -> CaseGrou
     names = np.arange(len(rows)).astype(np.str_)
     unit = np.repeat(np.arange(len(rows)), sizes)
     units = Units.unlabelled(names, np.concatenate(rows).astype(np.int64), unit)
-    _, distances = model.of_store(source.store, units)
+    distances = model.references.distances_of(model.features_of(source.store, units))
     p = model.references.p_values(distances)
     far = np.flatnonzero(p <= UNLIKE_AT)
     shown = far[np.argsort(p[far], kind="stable")][:MOST_CASES]

@@ -108,6 +108,9 @@ def worst(judged: Judged) -> Iterator[Group]:
     if truth.kind == "regression":
         yield _farthest(truth, judged.proba)
         return
+    if truth.kind == "survival":
+        yield from _surprising(truth, judged.proba)
+        return
     if truth.kind == "multiclass":
         yield _unlikeliest(truth, judged.proba)
         return
@@ -142,6 +145,20 @@ def _farthest(truth: Truth, proba: Doubles) -> Group:
     return Group(
         "Farthest off", "Test units whose number is farthest from the true one.", shown, texts
     )
+
+
+def _surprising(truth: Truth, proba: Doubles) -> Iterator[Group]:
+    """Yield those with the event at the lowest risks, and those without it at the highest."""
+    seen = truth.indicator[:, 0]
+    name = truth.classes[0]
+    for title, numbers, sign in (
+        (f"{name} at low risk", np.flatnonzero(seen), 1),
+        (f"High risk, and not {name}", np.flatnonzero(~seen), -1),
+    ):
+        shown = numbers[np.argsort(sign * proba[numbers, 0], kind="stable")][:MOST_CASES]
+        texts = [f"{proba[i, 0]:.2g}, watched for {truth.y[i, 0]:.4g}" for i in shown]
+        about = f"Test units, of {len(numbers)} such: the logs of their hazards."
+        yield Group(title, about, shown, texts)
 
 
 def _unlikeliest(truth: Truth, proba: Doubles) -> Group:

@@ -73,6 +73,8 @@ def _verdict(judged: Judged, i: int) -> str:
     truth = judged.truth
     if truth.kind == "regression":
         return f"{judged.proba[i, 0]:.4g}, truly {truth.y[i]:.4g}"
+    if truth.kind == "survival":
+        return f"risk {judged.proba[i, 0]:.2g}, watched for {truth.y[i, 0]:.4g}"
     j = 1 if truth.kind == "binary" else int(np.nanargmax(judged.proba[i]))
     is_so = "unknown" if not truth.known[i, j] else "yes" if truth.indicator[i, j] else "no"
     return f"{truth.classes[j]} {judged.proba[i, j]:.3g}, truly {is_so}"

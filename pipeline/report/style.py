@@ -110,7 +110,7 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     panels = [axis for axis in figure.axes if axis.get_label() == _PANEL]
     if len(panels) < 2:
         return _inline(_saved(figure, "svg"), key, label)
-    parts = [*figure.legends, *panels]
+    parts: list[Axes | Legend] = [*figure.legends, *panels]
     each = []
     for i, part in enumerate(parts):
         for other in parts:
@@ -200,9 +200,9 @@ def _saved(figure: Figure, form: str, **more: Any) -> bytes:
     sink = io.BytesIO()
     # With its date, an equal figure would be another file.
     metadata = {"Date": None} if form == "svg" else None
-    more = {"bbox_inches": "tight", "pad_inches": _MARGIN} | more
+    room: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": _MARGIN} | more
     with _drawing(figure):
-        figure.savefig(sink, format=form, metadata=metadata, **more)
+        figure.savefig(sink, format=form, metadata=metadata, **room)
     if form != "svg":
         return sink.getvalue()
     # Names beside an axis are drawn anew with it, after those above were taken care of.
