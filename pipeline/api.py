@@ -31,7 +31,7 @@ from pipeline.config import loading as _loading
 from pipeline.config.heads import DEFAULT_HEADS
 from pipeline.config.methods import Method
 from pipeline.config.root import Config
-from pipeline.config.tasks import FeatureSet
+from pipeline.config.tasks import COLUMNS, FeatureSet
 from pipeline.extraction.embed import Speed
 from pipeline.extraction.same_store import check_store
 from pipeline.results import Result
@@ -184,6 +184,11 @@ def data(config: AnyConfig, task: str, features: FeatureSet = "cls+mean") -> Tas
     if task not in read.tasks:
         known = ", ".join(read.tasks) or "none"
         raise ConfigError(f"The config has no task {task!r}. It has: {known}.")
+    if COLUMNS in features:
+        raise ConfigError(
+            f"Columns become numbers by what train says of them, and stand in no array. Got "
+            f"features {features!r}; ask for those without columns."
+        )
     check_store(read)
     # What heads are fitted on elsewhere is not of this store.
     one = read.model_copy(update={"tasks": {task: read.tasks[task]}, "fit_on": None})

@@ -315,7 +315,7 @@ class _ExtractRun:
                 workers=self._header_workers(),
                 open_files=open_files,
             )
-            self._say_ahead(look)
+            self._report_outlook(look)
         self.notes = look.notes
         return look.counts
 
@@ -335,11 +335,11 @@ class _ExtractRun:
             )
             if look is None:
                 return {}
-            self._say_ahead(look)
+            self._report_outlook(look)
         self.notes = look.notes
         return look.counts
 
-    def _say_ahead(self, look: Look) -> None:
+    def _report_outlook(self, look: Look) -> None:
         """Say what the config's labels, masks and split come to, while nothing is spent yet."""
         outlook = outlook_of(
             self.config,

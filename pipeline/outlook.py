@@ -266,13 +266,13 @@ def _labels(
     for name, why in reversed(failures.errors):
         outlooks[name] = TaskOutlook(name, refused=str(why))
     # What is said of the file is said once, above.
-    said = set(report.notes)
+    shown_above = set(report.notes)
     in_order = [outlooks[name] for name in config.tasks]
-    return report, [_without_notes(each, said) for each in in_order], []
+    return report, [_without_notes(each, shown_above) for each in in_order], []
 
 
-def _without_notes(outlook: TaskOutlook, said: set[str]) -> TaskOutlook:
-    return replace(outlook, notes=tuple(note for note in outlook.notes if note not in said))
+def _without_notes(outlook: TaskOutlook, shown_above: set[str]) -> TaskOutlook:
+    return replace(outlook, notes=tuple(note for note in outlook.notes if note not in shown_above))
 
 
 # --- a task --------------------------------------------------------------------------------

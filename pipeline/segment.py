@@ -29,7 +29,7 @@ from pipeline.evaluation.result_files import (
 from pipeline.results import Segmented, Tuned
 from pipeline.segmentation.cases import CONTRACT, Progress, SegmentationCases
 from pipeline.segmentation.predictions import part_counts
-from pipeline.shared.steps import steps_told_to, told_as
+from pipeline.shared.steps import listening_to_steps, titled
 from stores._disk import files_in
 from stores.errors import ConfigError
 
@@ -68,7 +68,7 @@ def segment(
                     progress(f"{task}: {head}", len(answers), number)
                 compute = functools.partial(compute_trials, cases, head, device)
                 # A head may take hours: of each of its fits is told how far it is.
-                with steps_told_to(told_as(progress, f"{task}: {head}")):
+                with listening_to_steps(titled(progress, f"{task}: {head}")):
                     answers.append(answer(cases, head, compute))
     if answers:
         publish(config.store, answers)

@@ -142,15 +142,15 @@ def _spellings(text: str) -> dict[str, str]:
     spellings: dict[str, str] = {}
     # Of a path, or an id behind its root's name, the last part may be a number.
     above, slash, last = text.rpartition("/")
-    whole = last.removesuffix(".0")
-    if whole.isdecimal() and whole.isascii():
-        if whole != last:
-            spellings[above + slash + whole] = "without the .0 that they have in the table"
-        digits = whole.lstrip("0") or "0"
+    integer = last.removesuffix(".0")
+    if integer.isdecimal() and integer.isascii():
+        if integer != last:
+            spellings[above + slash + integer] = "without the .0 that they have in the table"
+        digits = integer.lstrip("0") or "0"
         for length in range(len(digits), _LONGEST_ID + 1):
             cause = (
                 "with leading zeros, which a spreadsheet takes away"
-                if length > len(whole)
+                if length > len(integer)
                 else "without the leading zeros that they have in the table"
             )
             spellings.setdefault(above + slash + digits.zfill(length), cause)

@@ -151,14 +151,14 @@ def label_units(
     )
     y = classes.y
     within = _WithinUnits(labelled, unit, first, task.level, names)
-    within.refuse_disagreement(y, f"labels {list(task.labels)}")
+    within.refuse_disagreement(y, f"labels {list(task.truth_columns)}")
     within.refuse_disagreement(patients, "patients")
     # A row counts once, however many slices it labels.
     used_rows = np.unique(labelled.label)
     tally = tally.model_copy(
         update={
             "filled_labels": int(values.filled[used_rows].sum()),
-            "unknown_labels": int((y[first] == -1).sum()),
+            "unknown_labels": 0 if y.dtype.kind == "f" else int((y[first] == -1).sum()),
         }
     )
     return Units(
@@ -372,9 +372,10 @@ def _usable(
     )
     if not use.any():
         raise LabelError(
-            f"None of the {len(use)} slices that the labels {list(task.labels)} join has both a "
-            f"label and features ({int(has_label.sum())} have a label, {tally.pending_slices} of "
-            "them await extraction). Run `radprobe extract`, or check the label column."
+            f"None of the {len(use)} slices that the labels {list(task.truth_columns)} join has "
+            f"both a label and features ({int(has_label.sum())} have a label, "
+            f"{tally.pending_slices} of them await extraction). Run `radprobe extract`, or check "
+            "the label column."
         )
     return use, tally
 
@@ -444,11 +445,15 @@ def texts_of(
     names: Names,
 ) -> NDArray[np.str_]:
     """Return (n,) what a column says of each unit; "" where it says nothing, or several things."""
-    of_slice = texts_of_slices(table, column, units, slices, root, names)
-    _, first = np.unique(units.unit, return_index=True)
+    return one_text_a_unit(texts_of_slices(table, column, units, slices, root, names), units.unit)
+
+
+def one_text_a_unit(of_slice: NDArray[np.str_], unit: Numbers) -> NDArray[np.str_]:
+    """Return (n,) what slices (m,) say of their units, unit (m,); "" where several things."""
+    _, first = np.unique(unit, return_index=True)
     texts: NDArray[np.str_] = of_slice[first]
-    is_other = of_slice != texts[units.unit]
-    texts[units.unit[is_other]] = ""
+    is_other = of_slice != texts[unit]
+    texts[unit[is_other]] = ""
     return texts
 
 

@@ -43,7 +43,7 @@ def slurm(
     storage_of(settings.store).check_shareable()
     if chain:
         steps = {"evaluate": settings.tasks, "segment": settings.masks and settings.segment}
-        text = chain_script(config, tasks, [step for step, asked in steps.items() if asked])
+        text = chain_script(config, tasks, [step for step, is_wanted in steps.items() if is_wanted])
     else:
         text = array_script(config, tasks)
     print(text, end="")

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from pipeline.commands.printing import PlainConsole, print_line
-from pipeline.shared.steps import steps_told_to
+from pipeline.shared.steps import listening_to_steps
 
 # Where no terminal says its width, tables keep their lines whole.
 out = PlainConsole(width=None if sys.stdout.isatty() else 120)
@@ -80,7 +80,7 @@ def busy(what: str) -> Iterator[None]:
     """
     if not err.is_terminal:
         lines = MinuteLines()
-        with steps_told_to(lambda steps, done, of: lines.tell(f"{what}, {steps}", done, of)):
+        with listening_to_steps(lambda steps, done, of: lines.tell(f"{what}, {steps}", done, of)):
             yield
         return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -96,5 +96,5 @@ def busy(what: str) -> Iterator[None]:
         def tell(steps: str, done: int, of: int) -> None:
             shown.update(line, description=f"{what}, {done} of {of} {steps}")
 
-        with steps_told_to(tell):
+        with listening_to_steps(tell):
             yield

@@ -60,7 +60,7 @@ def evaluate(
     predictions: PredictionsOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Answer every task of the config from the store: kNN, logistic probe and few-shot."""
+    """Answer every task of the config from the store: kNN, probe and few-shot, survival by Cox."""
     _answer(config, store, DEFAULT_HEADS, as_json, predictions)
 
 

@@ -181,15 +181,15 @@ class RegionCases(Cases):
         """Return which features a head sees: the tokens', whatever it sees of slices."""
         return _FEATURES.get(self.choice.pool, head.features)
 
-    def unscaled(self, head: HeadSettings, parts: Parts) -> Floats:
+    def tokens(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (n, d) the units' features before they are scaled for a head."""
         self._refuse_fit_store()
-        return super().unscaled(head, parts)
+        return super().tokens(head, parts)
 
-    def unscaled_slices(self, head: HeadSettings, parts: Parts) -> Floats:
+    def slice_tokens(self, head: HeadSettings, parts: Parts) -> Floats:
         """Return (m, d) what the tokens of each piece come to, before that is scaled."""
         self._refuse_fit_store()
-        return super().unscaled_slices(head, parts)
+        return super().slice_tokens(head, parts)
 
     def _refuse_fit_store(self) -> None:
         if self.fit_store is not None and self.choice.pool != "whole":

@@ -108,6 +108,11 @@ class Panel:
     draw: Callable[[Axes], None]
 
 
+KAPLAN_MEIER = (
+    "The share of test units without the event, by time (Kaplan and Meier), in thirds by their "
+    "predicted risk: of folds, by each model's own. Ticks: censored. Bands: 95 %, by a bootstrap "
+    "over patients."
+)
 BAND = "Bands: 95 %, by a bootstrap over patients."
 # Panel title -> what a reader must know; these stand together where a task has one label.
 KINDS = {
@@ -122,7 +127,7 @@ KINDS = {
 def task_figures(source: Source, task: str) -> Iterator[Drawn]:
     """Yield the figures of one task: curves, reliability, confusion, settings, subgroups.
 
-    Of numbers, a scatter in the place of the first three.
+    Of numbers a scatter in the place of the first three, of survival Kaplan and Meier's curves.
     """
     results = [r for (name, _), r in source.results.items() if name == task]
     answers = [Answer(source.store.path, r) for r in results if _has_predictions(source, r)]
@@ -134,6 +139,9 @@ def task_figures(source: Source, task: str) -> Iterator[Drawn]:
             "A dot a test unit; on the line the number is right. Below it, how far off in the mean."
         )
         yield Drawn(f"{key}-scatter", "Predicted by true", about, _figure(panels, ()))
+    elif answers and answers[0].result.kind == "survival":
+        panels = [Panel(answer.name, partial(_draw_survival, answer=answer)) for answer in answers]
+        yield Drawn(f"{key}-survival", "Survival by risk", KAPLAN_MEIER, _figure(panels, ()))
     elif answers:
         yield from _of_predictions(key, answers)
     settings = _settings(results)
@@ -247,6 +255,29 @@ def _draw_scatter(axis: Axes, answer: Answer) -> None:
     axis.scatter(truth.y, predicted[:, 0], 8, color=answer.colour, marker=answer.mark, lw=0)
     mae = float(np.nanmean(np.abs(predicted[:, 0] - truth.y)))
     axis.set(xlabel=f"true (mean error {mae:.3g})", ylabel="predicted")
+
+
+# --- survival ----------------------------------------------------------------------------------
+
+
+def _draw_survival(axis: Axes, answer: Answer) -> None:
+    """Draw how many of each group by risk are left without the event, with who is left at times."""
+    truth, risk, fold = answer.predicted
+    for number, group in enumerate(curves.survival_by_risk(truth, risk[:, 0], fold)):
+        colour = SERIES[number % len(SERIES)]
+        axis.fill_between(
+            group.times, group.low, group.high, step="post", color=colour, alpha=0.13, lw=0
+        )
+        line = LINES[number % len(LINES)]
+        name = f"{group.name} ({group.units}, {group.events} {answer.result.classes[0]})"
+        axis.step(group.times, group.left, where="post", color=colour, ls=line, label=name)
+        axis.plot(*group.censored, "|", color=colour, ms=4)
+    axis.set(
+        xlabel=answer.result.question.time,
+        ylabel=f"without {answer.result.classes[0]}",
+        ylim=(-0.03, 1.03),
+    )
+    axis.legend(loc="lower left", fontsize=6.5, frameon=False)
 
 
 # --- reliability, confusion --------------------------------------------------------------------

@@ -245,9 +245,9 @@ def _saved(figure: Figure, form: str, **more: Any) -> bytes:
     sink = io.BytesIO()
     # With its date, an equal figure would be another file.
     metadata = {"Date": None} if form == "svg" else None
-    how: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": _MARGIN, **more}
+    room: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": _MARGIN} | more
     with _drawing(figure):
-        figure.savefig(sink, format=form, metadata=metadata, **how)
+        figure.savefig(sink, format=form, metadata=metadata, **room)
     if form != "svg":
         return sink.getvalue()
     # Names beside an axis are drawn anew with it, after those above were taken care of.

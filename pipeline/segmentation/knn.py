@@ -28,7 +28,7 @@ from pipeline.segmentation.contracts import Parts, Rows, TokenSource
 from pipeline.segmentation.loader import Batch, in_order
 from pipeline.segmentation.selection import Overlap, check_parts, chosen_note, learned_rows
 from pipeline.shared.arrays import unit_length
-from pipeline.shared.steps import tell_step
+from pipeline.shared.steps import report_step
 
 # Slices whose patches are looked up at once.
 SLICES = 8
@@ -64,7 +64,7 @@ class NeighbourHead:
         done = 0
         for batch in in_order(source, rows, TOKENS, SLICES, masks=False):
             done += len(batch.rows)
-            tell_step("slices predicted", done, len(rows))
+            report_step("slices predicted", done, len(rows))
             votes = vote(self.references, batch, [self.k], self.temperature, source.image_size)
             labels = votes[self.k]
             yield from zip(batch.rows.tolist(), labels, strict=True)
@@ -137,7 +137,7 @@ def _dice_on(
     done = 0
     for batch in in_order(source, val, TOKENS, SLICES, masks=True):
         done += len(batch.rows)
-        tell_step("slices of val asked", done, len(val))
+        report_step("slices of val asked", done, len(val))
         assert batch.masks is not None
         labels = vote(references, batch, ks, temperature, source.image_size)
         for i, k in enumerate(ks):
@@ -155,7 +155,7 @@ def collect_references(
     index = faiss.IndexFlatIP(source.tokens(rows[:1]).shape[-1])
     shares: list[Floats] = []
     for batch in in_order(source, np.sort(rows), TOKENS, SLICES, masks=True):
-        tell_step("slices collected", len(shares), len(rows))
+        report_step("slices collected", len(shares), len(rows))
         assert batch.masks is not None
         tokens = _last_block(batch)
         b, h, w, d = tokens.shape

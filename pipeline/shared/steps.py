@@ -16,8 +16,8 @@ _LISTENER: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextlib.contextmanager
-def steps_told_to(listener: Listener | None) -> Iterator[None]:
-    """Have the steps of whatever works within told to a listener; None hears nothing."""
+def listening_to_steps(listener: Listener | None) -> Iterator[None]:
+    """Report the steps of whatever works within to a listener; None hears nothing."""
     token = _LISTENER.set(listener)
     try:
         yield
@@ -25,18 +25,18 @@ def steps_told_to(listener: Listener | None) -> Iterator[None]:
         _LISTENER.reset(token)
 
 
-def told_as(listener: Listener | None, title: str) -> Listener | None:
-    """Return what tells steps to a listener, which knows more of them, behind a title."""
+def titled(listener: Listener | None, title: str) -> Listener | None:
+    """Return a listener that puts a title before what it hears."""
     return listener and (lambda what, done, of: listener(f"{title}, {what}", done, of))
 
 
-def tell_step(what: str, done: int, of: int) -> None:
+def report_step(what: str, done: int, of: int) -> None:
     """Say that so many of something are done."""
     listener = _LISTENER.get()
     if listener is not None:
         listener(what, done, of)
 
 
-def tell_epoch(done: int, of: int) -> None:
+def report_epoch(done: int, of: int) -> None:
     """Say that so many epochs are done."""
-    tell_step("epochs", done, of)
+    report_step("epochs", done, of)

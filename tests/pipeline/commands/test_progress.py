@@ -19,7 +19,7 @@ from pipeline.extraction.plan import plan
 from pipeline.inference.speed import Speed
 from pipeline.inference.telemetry import bottleneck
 from pipeline.recipe import Architecture, Recipe
-from pipeline.shared.steps import tell_epoch
+from pipeline.shared.steps import report_epoch
 from tests.phantoms import volume, write_png
 
 
@@ -36,13 +36,13 @@ def test_what_takes_long_is_seen_to_be_at_work(monkeypatch: pytest.MonkeyPatch) 
     shown = io.StringIO()
     monkeypatch.setattr(common, "err", PlainConsole(file=shown, force_terminal=True, width=80))
     with common.busy("fitting"):
-        tell_epoch(2, 5)
+        report_epoch(2, 5)
     assert "fitting, 2 of 5 epochs" in shown.getvalue()
-    tell_epoch(3, 5)  # nobody listens any more
+    report_epoch(3, 5)  # nobody listens any more
     shown.truncate(0)
     monkeypatch.setattr(common, "err", PlainConsole(file=shown))
     with common.busy("fitting"):
-        tell_epoch(2, 5)
+        report_epoch(2, 5)
     assert shown.getvalue() == ""
 
 
