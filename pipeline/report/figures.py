@@ -21,7 +21,7 @@ from pipeline.evaluation.result_files import predictions_path, read_predictions,
 from pipeline.report import curves
 from pipeline.report.curves import Curve
 from pipeline.report.sources import Source
-from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, WIDTH, grid, legend, style
+from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, grid, legend, rows, style
 from pipeline.report.wording import (
     HEADLINE,
     METRICS,
@@ -455,8 +455,7 @@ def forest(
     step = 0.8 / max(len(series), 1)
     with style():
         height = 0.75 + len(lines) * max(0.26, 0.13 * len(series))
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axis = figure.add_subplot()
+        figure, axis = rows(height)
         if chance is not None:
             axis.axvline(chance, color=SOFT, lw=0.8, ls=":")
         for row, (_, marks) in enumerate(lines):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
+from matplotlib.ticker import AutoLocator, MaxNLocator
 from matplotlib.transforms import Bbox
 
 from pipeline.shared.texts import printable
@@ -32,14 +34,20 @@ LINES = ("-", (0, (5, 1.6)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 # Inches: of a figure, of a square plot, and of what stands below and above one.
 WIDTH = 9.4
+# Of one that is drawn for a telephone.
+NARROW = 3.7
 SQUARE = 1.6
 BELOW = 0.8
 ABOVE = 0.3
 COLUMNS = 4
+# Letters of a line of a name beside narrow rows, and the height of such a line, in inches.
+_LETTERS = 18
+_LINE = 0.14
 # Letters of one text in a figure.
 _MOST_SHOWN = 60
-# What the axes of a grid are called, and the margin round what is cut out of a figure, in inches.
+# What the axes of a grid, and of rows, are called; the margin round what is saved, in inches.
 _PANEL = "panel"
+_ROWS = "rows"
 _MARGIN = 0.04
 _VARIABLES = {INK: "--ink", SOFT: "--soft", RULE: "--rule"}
 _VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(SERIES)}
@@ -95,18 +103,34 @@ def grid(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
+def rows(height: float) -> tuple[Figure, Axes]:
+    """Return a figure of a height, in inches, and its axes, whose names stand on the left."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.add_subplot(label=_ROWS)
+
+
 def legend(figure: Figure, handles: Sequence[Any], names: Sequence[str]) -> None:
     """Put one legend above the figure."""
     if len(handles):
         place: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
-        figure.legend(handles, names, **place, ncols=min(len(names), 6), handlelength=2.6)
+        figure.legend(handles, names, **place, ncols=_columns(len(names)), handlelength=2.6)
+
+
+def _columns(names: int) -> int:
+    """Return how many names of a legend stand side by side."""
+    return min(names, 6)
 
 
 def inline_svg(figure: Figure, key: str, label: str) -> str:
     """Return a figure for the page: one <svg> element, or one a panel where it is a `grid` of some.
 
-    Panels stand side by side where there is room, and one below the other on a telephone.
+    Panels stand side by side where there is room, and one below the other on a telephone, for which
+    `rows` are drawn a second time.
     """
+    if [axis.get_label() for axis in figure.axes] == [_ROWS]:
+        wide = _inline(_saved(figure, "svg"), key, label)
+        narrow = _inline(_narrow(figure), f"{key}-narrow", label)
+        return f'<div class="broad">{wide}</div><div class="narrow">{narrow}</div>'
     panels = [axis for axis in figure.axes if axis.get_label() == _PANEL]
     if len(panels) < 2:
         return _inline(_saved(figure, "svg"), key, label)
@@ -122,6 +146,27 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     for part in parts:
         part.set_visible(True)
     return f'<div class="panels">{"".join(each)}</div>'
+
+
+def _narrow(figure: Figure) -> bytes:
+    """Return rows as an SVG that is as wide as a telephone, their names in several lines."""
+    (axis,) = figure.axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    width, height = figure.get_size_inches()
+    lines = [textwrap.fill(name, _LETTERS) for name in names]
+    most = max((line.count("\n") for line in lines), default=0)
+    axis.set_yticks(axis.get_yticks(), lines)
+    axis.xaxis.set_major_locator(MaxNLocator(4))
+    figure.set_size_inches(NARROW, height + most * len(lines) * _LINE)
+    for each in figure.legends:
+        each.set_ncols(2)
+    saved = _saved(figure, "svg")
+    axis.set_yticks(axis.get_yticks(), names)
+    axis.xaxis.set_major_locator(AutoLocator())
+    figure.set_size_inches(width, height)
+    for each in figure.legends:
+        each.set_ncols(_columns(len(each.get_texts())))
+    return saved
 
 
 def _room_of(part: Axes | Legend, figure: Figure) -> Bbox:
