@@ -86,6 +86,7 @@ HOMES = {
         "pipeline.doctor",
         "pipeline.segmentation.knn",
     },
+    "lifelines": {"pipeline.evaluation.heads.cox"},  # inside functions: an optional extra
     "sklearn": {"pipeline.evaluation.heads.probe_fit", "pipeline.fitted.calibration"},
     "zarr": {"stores._build"},
     "highdicom": {"pipeline.segmentation.dicom_writer", "pipeline.fitted.dicom_report"},

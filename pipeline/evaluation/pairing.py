@@ -103,8 +103,8 @@ def _by_slices(first: TestedUnits, second: TestedUnits) -> list[int]:
     for slices in _slices_of(first):
         places = {place_of_slice[each] for each in slices if each in place_of_slice}
         counterparts.append(_only(places))
-    found = [place for place in counterparts if place >= 0]
-    if len(set(found)) < len(found):
+    paired = [place for place in counterparts if place >= 0]
+    if len(set(paired)) < len(paired):
         raise _ambiguous()
     return counterparts
 

@@ -9,7 +9,7 @@ from pipeline.annotations.labels import LabelTable, read_labels
 from pipeline.config.data import Labels
 from pipeline.config.heads import HEADS, declared
 from pipeline.config.root import Config
-from pipeline.config.tasks import Level, Task
+from pipeline.config.tasks import COLUMNS, Level, Task
 from pipeline.evaluation.cases import Cases
 from pipeline.evaluation.failures import Failures
 from pipeline.evaluation.fit_store import FitStore
@@ -89,7 +89,9 @@ def _of_volumes(config: Config) -> Config:
     heads = {}
     for name in HEADS:
         settings = config.settings_of(declared(name))
-        heads[name] = settings.model_copy(update={"features": "volume"})
+        beside = f"+{COLUMNS}" if settings.features.endswith(f"+{COLUMNS}") else ""
+        if settings.features != COLUMNS:
+            heads[name] = settings.model_copy(update={"features": f"volume{beside}"})
     return config.model_copy(update=heads)
 
 

@@ -131,6 +131,7 @@ KEYS = {
     "efficiency": "63f9f3134598d1f7",
     "transformer": "c65ce120c1e3388b",
     "mlp": "97a238a8ed2b1e9e",
+    "cox": "73f0e00a53f05508",
     "finetune": "80ab7cd26f2fff65",
     "lora": "4fb1a5ac7245e188",
     "bitfit": "687d2f34a0b58a31",
