@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,6 +24,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from pipeline.cli import app as cli
+from pipeline.config.data import Data
 from pipeline.config.loading import load_config
 from pipeline.config.root import Config
 from pipeline.config.tuning import NormTune
@@ -31,7 +33,9 @@ from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.questions import cases_of
 from pipeline.fitted.fit import fit
 from pipeline.fitted.predict import predictions
+from pipeline.io.decode import read_slices
 from pipeline.outlook import outlook_of
+from pipeline.recipe import Preprocess
 from pipeline.report.page import write_report
 from pipeline.results import Result
 from pipeline.segmentation.coverage import coverage
@@ -39,9 +43,11 @@ from pipeline.segmentation.crops import write_crops
 from pipeline.segmentation.geometry import shown
 from pipeline.segmentation.patch_search import search_patches
 from pipeline.segmentation.region_outlook import regions_ahead
+from pipeline.segmentation.region_sources import BoxRegions
 from pipeline.segmentation.regions import update_regions
 from pipeline.shared.pseudonyms import Names
 from pipeline.tune import tune
+from pipeline.types import Plane, Slice
 from stores.errors import ConfigError, CorruptStoreError, LabelError
 from stores.features import FeatureStore
 from stores.purge import purge, withdraw
@@ -702,3 +708,73 @@ def test_a_table_of_no_box_says_so(ct: tuple[Path, NDArray[np.uint8]], tmp_path:
     boxes = {"nodules": config.boxes["nodules"].model_copy(update={"file": tmp_path / "boxes.csv"})}
     with pytest.raises(LabelError, match="No box of .* data row 1: its image is not in the store"):
         update_regions(config.model_copy(update={"boxes": boxes}))
+
+
+# Of a voxel, mm to the patient's left, posterior and superior: i runs to superior, j to the right.
+LPS_OF_VOXEL = np.array([[0, -1.5, 0, 9.0], [0, 0, 2.0, -12.0], [3.0, 0, 0, 40.0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("unit", ["LPS", "RAS"])
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_boxes_in_the_patient_are_where_the_files_say(
+    tmp_path: Path, plane: Plane, unit: str
+) -> None:
+    shape = (7, 9, 11)
+    (tmp_path / "images").mkdir()
+    voxels = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    affine = np.diag([-1.0, -1, 1, 1]) @ LPS_OF_VOXEL
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "images/p1.nii.gz")
+    nib.save(nib.Nifti1Image(voxels, affine @ turned(20)), tmp_path / "images/p2.nii.gz")
+    box = {"x0": -2.0, "x1": 4.4, "y0": -7, "y1": 3, "z0": 42.0, "z1": 53}  # LPS
+    in_unit = box
+    if unit == "RAS":
+        in_unit = box | {"x0": -4.4, "x1": 2.0, "y0": -3, "y1": 7}
+    rows = [{"path": f"p{i}.nii.gz", "what": "nodule"} | in_unit for i in (1, 2)]
+    columns = {name: [row[name] for row in rows] for name in BOX_COLUMNS}
+    write_csv(tmp_path / "boxes.csv", **columns)
+    data = Data(root=tmp_path / "images", modality={"**": "CT"})
+    settings = {"preprocess": Preprocess(plane=plane), "data": data}
+    config = box_config(tmp_path, unit).model_copy(update=settings)
+    source = BoxRegions.of(config, token_store(config), config.boxes["nodules"])
+    places = np.stack(np.unravel_index(voxels.ravel(), shape))
+    lps = LPS_OF_VOXEL[:3, :3] @ places + LPS_OF_VOXEL[:3, 3:]
+    inside = np.ones(voxels.size, bool)
+    for along, name in zip(lps, "xyz", strict=True):
+        inside &= (box[f"{name}0"] < along) & (along < box[f"{name}1"])
+    found = []
+    for row in source.rows.tolist():
+        frame = source.slices[row].frame
+        (item,) = read_slices(tmp_path / "images/p1.nii.gz", [frame], plane)
+        assert isinstance(item, Slice)
+        top, bottom, left, right = source.rectangle(row, "nodule", 1)
+        found += item.pixels[top:bottom, left:right].astype(int).ravel().tolist()
+    assert sorted(found) == np.flatnonzero(inside).tolist()
+    assert "data row 2: its volume does not say how it lies, or lies askew" in source.faults[0]
+
+
+def turned(degrees: float) -> NDArray[np.float64]:
+    """Return what turns voxels about their third axis."""
+    angle = np.deg2rad(degrees)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return turn
+
+
+def test_boxes_in_the_patient_are_the_same_of_a_series_and_its_nifti(tmp_path: Path) -> None:
+    found = []
+    for kind in ("dicom", "nifti"):
+        root = tmp_path / kind
+        (root / "images").mkdir(parents=True)
+        if kind == "dicom":
+            write_series(root / "images/p1", volume())
+        else:
+            write_nifti_of_series(root / "images/p1.nii", volume())
+        rows = {"x0": [-28.0], "x1": [-20], "y0": [-35], "y1": [-30.5], "z0": [101], "z1": [108]}
+        write_csv(root / "boxes.csv", path=["p1" if kind == "dicom" else "p1.nii"],
+                  what=["nodule"], **rows)  # fmt: skip
+        config = box_config(root, "LPS")
+        source = BoxRegions.of(config, token_store(config), config.boxes["nodules"])
+        assert source.faults == []
+        found.append([source.rectangle(row, "nodule", 1) for row in source.rows.tolist()])
+    assert found[0] == found[1]
+    assert len(found[0]) == 3  # at 102.5, 105 and 107.5 mm
