@@ -39,7 +39,7 @@ from pipeline.evaluation.slice_weights import SLICES, weights_table
 from pipeline.evaluation.splits import PARTS
 from pipeline.recipe import recipe_of
 from pipeline.results import PartCount, Positive, Result, Score, Tuned
-from pipeline.shared.epochs import epochs_told_to
+from pipeline.shared.steps import listening_to_steps, titled
 
 # what is being answered, how many answers are done, of how many
 Progress = Callable[[str, int, int], None]
@@ -67,9 +67,9 @@ def evaluate(
         for cases, method in _questions(task, methods):
             if progress:
                 progress(f"{cases.name}: {method}", len(results), number)
-            epochs = progress and functools.partial(progress, f"{cases.name}: {method}, epochs")
+            steps = titled(progress, f"{cases.name}: {method}")
             compute = functools.partial(_run, cases, method, device)
-            with failures.of(cases.name), epochs_told_to(epochs):
+            with failures.of(cases.name), listening_to_steps(steps):
                 results.append(answer(cases, method, compute))
     if results:
         publish(config.store, results)

@@ -42,6 +42,7 @@ HOMES = {
         "pipeline.backbones.i3resnet",
         "pipeline.backbones.volume_networks",
         "pipeline.preprocessing.volume_input",
+        "pipeline.inference.raptor",
         "pipeline.inference.volumes",
         "pipeline.preprocessing.prepare",
         "pipeline.preprocessing.intensity",

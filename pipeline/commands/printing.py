@@ -408,31 +408,31 @@ def _show_left_out(out: Console, task: str, answer: Segmented) -> None:
 
 def show_hits(out: Console, hits: Sequence[Hit], recipe: Recipe) -> None:
     """Print the neighbours of a search, nearest first; recipe: of the features."""
-    if recipe.random:
-        out.print(RANDOM, style="bold yellow")
-    table = _table(
-        f"Nearest, by {recipe.network}",
-        ("path", "modality", "patient"),
-        ("row", "slices", "cosine"),
-    )
-    for hit in hits:
-        numbers = (str(hit.row), str(hit.slices), f"{hit.cosine:.4f}")
-        table.add_row(hit.path, hit.modality, hit.patient or "", *numbers)
-    _print(out, table)
+    rows = [(hit, (hit.row, hit.slices)) for hit in hits]
+    _show_nearest(out, "Nearest", ("row", "slices"), rows, recipe)
 
 
 def show_patches(out: Console, hits: Sequence[PatchHit], recipe: Recipe) -> None:
     """Print the patches that are most like another, nearest first; recipe: of the features."""
+    rows = [(hit, (hit.row, hit.frame, hit.x, hit.y)) for hit in hits]
+    _show_nearest(out, "Nearest patches", ("row", "frame", "x", "y"), rows, recipe)
+
+
+def _show_nearest(
+    out: Console,
+    what: str,
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[Hit | PatchHit, tuple[float, ...]]],
+    recipe: Recipe,
+) -> None:
+    """Print hits, each with its numbers in `columns`, and how near it is."""
     if recipe.random:
         out.print(RANDOM, style="bold yellow")
-    table = _table(
-        f"Nearest patches, by {recipe.network}",
-        ("path", "modality", "patient"),
-        ("row", "frame", "x", "y", "cosine"),
-    )
-    for hit in hits:
-        numbers = (hit.row, hit.frame, hit.x, hit.y, f"{hit.cosine:.4f}")
-        table.add_row(hit.path, hit.modality, hit.patient or "", *map(str, numbers))
+    title = f"{what}, by {recipe.network}"
+    table = _table(title, ("path", "modality", "patient"), (*columns, "cosine"))
+    for hit, numbers in rows:
+        texts = (hit.path, hit.modality, hit.patient or "")
+        table.add_row(*texts, *map(str, numbers), f"{hit.cosine:.4f}")
     _print(out, table)
 
 

@@ -37,6 +37,7 @@ from pipeline.evaluation.leakage import (
     Copies,
     CopySearch,
     Links,
+    WaysOut,
     describe_equal_pixels,
     describe_near_copies,
     refuse_copies,
@@ -67,6 +68,8 @@ from stores.features import FeatureStore
 from stores.withdrawn import Withdrawn
 
 Texts = NDArray[np.str_]
+# How copies are left out where no label says what is asked of them.
+WITHOUT_IMAGES = "leave the images of the copies out by data.exclude and extract again"
 
 
 @dataclass
@@ -319,7 +322,34 @@ class Cases:
             refused = replace(refused, near=[])
             if copies.near:
                 self.notes.append(describe_near_copies(copies.near, self.pictured))
-        refuse_copies(refused, self.pictured, self.config.split, self._named)
+        ways_out = WaysOut(
+            split=self.config.split,
+            is_filed=self.is_split,
+            same_patient=self._same_patient,
+            without=self._without_copies,
+        )
+        refuse_copies(refused, self.pictured, ways_out, self._named)
+
+    @property
+    def _same_patient(self) -> str:
+        """How slices are said to be of one patient."""
+        labels = self.config.labels
+        if labels is None or labels.file.is_dir():
+            root = ", root: COLUMN" if self.config.data.roots else ""
+            return (
+                f"a table that says so: `labels: {{file: ..., patient: COLUMN{root}, headers: "
+                "ignore}`, a row a file"
+            )
+        if labels.patient is None:
+            return (
+                'the same id in a column that labels.patient names, with labels.headers: "ignore"'
+            )
+        return f"the same id in column {labels.patient!r}, which labels.patient names"
+
+    @property
+    def _without_copies(self) -> str:
+        """How copies are left out."""
+        return "leave the labels of the copies empty"
 
     def _named(self, row: int) -> str:
         """Return how a message names a slice: by its row, and its path where the store keeps it."""

@@ -34,7 +34,7 @@ from pipeline.config.base import HeadSettings
 from pipeline.config.regions import STRUCTURE, RegionChoice, RegionFeatures
 from pipeline.config.root import Config
 from pipeline.config.tasks import FeatureSet, Pool, Task
-from pipeline.evaluation.cases import Cases, Texts
+from pipeline.evaluation.cases import WITHOUT_IMAGES, Cases, Texts
 from pipeline.evaluation.pooling import read_features
 from pipeline.evaluation.splits import Parts
 from pipeline.recipe import recipe_of
@@ -163,6 +163,11 @@ class RegionCases(Cases):
         wholes = self._of_pieces(WHOLE)[first].tolist()
         each = zip(super().keys.tolist(), self.units.ids.tolist(), wholes, strict=True)
         return np.array([f"{key}\0{name.removeprefix(whole)}" for key, name, whole in each])
+
+    @property
+    def _without_copies(self) -> str:
+        """How copies are left out: which structure a region is of stands in no file."""
+        return WITHOUT_IMAGES if self.task.reads_structure else super()._without_copies
 
     def _of_pieces(self, column: str) -> Texts:
         """Return (m,) what the slice table says of each piece."""

@@ -143,17 +143,17 @@ def result_key(cases: Cases, method: Method) -> str:
         "method": method,
         "contract": declaration.contract,
         "settings": [each.model_dump(mode="json") for each in (settings, *built_on)],
-        **_asked_of(cases),
+        **_question_of(cases),
     }
     if cases.fit_store is not None:
         content["fit_on"] = cases.fit_store.fingerprint
     if isinstance(cases, PairedCases):
-        content["fit_on"] = _asked_of(cases.fitted)
+        content["fit_on"] = _question_of(cases.fitted)
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _asked_of(cases: Cases) -> dict[str, Any]:
+def _question_of(cases: Cases) -> dict[str, Any]:
     """Return all of a task over a store that an answer to it depends on."""
     content = {
         "name": cases.name,

@@ -66,15 +66,15 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
     others = settings_built_on(cases.config, settings)
     folds = cases.folds[:1] if head.folds == "first" else cases.folds
     predicted = []
-    scratch_notes: list[str] = []
+    memory_notes: list[str] = []
     for parts in folds:
         x = _features(cases, head, parts)
         predicted.append(fit_and_predict(head, x, cases.units, parts, settings, device, others))
-        scratch_notes = _scratch_notes(x)
+        memory_notes = _memory_notes(x)
         # Features are the most that is in memory: these go before the next fold's are read.
         del x
     if len(folds) == 1:
-        scores, tested = _score_one_fold(cases, predicted[0], folds[0], scratch_notes)
+        scores, tested = _score_one_fold(cases, predicted[0], folds[0], memory_notes)
     else:
         answers = []
         doubtful = []
@@ -87,7 +87,7 @@ def run(cases: Cases, method: Method, device: str | None = None) -> tuple[list[S
                 chosen = of_fold[place_of_chosen(of_fold)]
                 doubtful.append(doubtful_points(chosen, val, cases.task.operating_point))
         tested = join_folds(answers, [parts["test"] for parts in folds])
-        tested.notes.extend(scratch_notes)
+        tested.notes.extend(memory_notes)
         tested.notes.extend(_doubtful_notes(doubtful))
         scores = scores_of(cases, tested)
     if any(each.applies for each in predicted):
@@ -145,7 +145,7 @@ def _score_one_fold(
     cases: Cases,
     predicted: Predicted,
     parts: Parts,
-    scratch_notes: list[str],
+    memory_notes: list[str],
 ) -> tuple[list[Score], OutOfFold]:
     """Score what a head says of the one fold it is asked, each prediction as it is made."""
     rows = parts["test"]
@@ -170,7 +170,7 @@ def _score_one_fold(
             filed.append(at_points)
         else:  # a unit has several predictions: the table of predictions has one row for it
             drawn = True
-    notes = [*predicted.notes, *scratch_notes]
+    notes = [*predicted.notes, *memory_notes]
     if predicted.scores is None and not drawn:
         notes += _one_sided_notes(cases, rows)
     chosen = place_of_chosen(filed)
@@ -179,7 +179,7 @@ def _score_one_fold(
     return scores, OutOfFold(filed, rows, None, notes, chosen)
 
 
-def _scratch_notes(x: NDArray[Any]) -> list[str]:
+def _memory_notes(x: NDArray[Any]) -> list[str]:
     """Return a note where features (n, d) are in a scratch file."""
     if not isinstance(x, np.memmap):
         return []

@@ -78,7 +78,7 @@ def fit(
     if state is None or not predictions:
         raise LabelError(f"{result.task}: {method} could not be fitted: {'; '.join(result.notes)}.")
     chosen = predictions[place_of_chosen(predictions)]
-    said = _predict_test(fitting, state, chosen.setting)
+    predicted = _predict_test(fitting, state, chosen.setting)
     test = fitting.parts["test"]
     val = cases.units.at(fitting.parts["val"])
     crossed: CrossFitted | None = None
@@ -93,7 +93,7 @@ def fit(
         x=fitting.pooled,
         learnt_from=fitting.learnt_from,
         scaling=fitting.scaling,
-        difference=difference_of(cases, result, test, said, ROUNDING),
+        difference=difference_of(cases, result, test, predicted, ROUNDING),
         covariates=fitting.covariates,
         crossed=crossed,
     )

@@ -80,12 +80,12 @@ def fit_tuned(
     units = cases.units
     parts = cases.folds[0]
     network = TunedNetwork.load(config, cases.store, folder, settings, device=where)
-    asked = np.concatenate([parts["train"], parts["val"], parts["test"]])
-    features, there = network.unit_features(units, asked)
+    used = np.concatenate([parts["train"], parts["val"], parts["test"]])
+    features, there = network.unit_features(units, used)
     x = np.zeros((len(units.ids), features.shape[1]), np.float32)
-    x[asked] = features
+    x[used] = features
     is_there = np.zeros(len(units.ids), bool)
-    is_there[asked] = there
+    is_there[used] = there
     train, val, test = (parts[part][is_there[parts[part]]] for part in ("train", "val", "test"))
     setting = dict(result.main_score.setting)
     state = label_state(folder, units, parts["train"], setting)

@@ -19,7 +19,7 @@ from pipeline.config.heads import declared
 from pipeline.evaluation.covariates import ColumnTexts
 from pipeline.evaluation.heads.contract import Head, HeadState, Predictor
 from pipeline.evaluation.pooling import FittedScaling, read_features, read_slice_features
-from pipeline.fitted.folder import HEAD, TRAINING, UNLIKE, read_arrays, read_verified
+from pipeline.fitted.folder import HEAD, TRAINING, UNLIKE, parameters_of, read_arrays, read_verified
 from pipeline.fitted.record import FiledRecord, ModelRecord
 from pipeline.fitted.units import unit_chunks
 from pipeline.fitted.unlike import References
@@ -119,13 +119,8 @@ class Model(FiledModel[ModelRecord]):
         for name, array in self._arrays.items():
             if not name.startswith(SCALING):
                 of_head[name] = array
-        try:
+        with parameters_of(self.path):
             return self._from_state()(HeadState(of_head, self.record.head))
-        except KeyError as error:
-            raise ModelError(
-                f"The model {str(self.path)!r} was written by another radprobe: its head lacks "
-                f"{error}. Use that one, or fit the model again."
-            ) from None
 
     def _from_state(self) -> Callable[[HeadState], Predictor]:
         """Return what makes the head again that the model has the parameters of."""

@@ -112,10 +112,10 @@ def _write(model: Model, source: Source, out: Path, tag: str | None) -> PredictT
             write_slices = None
             if model.sees == "slices":
                 write_slices = files.enter_context(table_writer(slices_file(out), SLICE_WEIGHTS))
-            for said in _said(model, source, live, tally):
-                write(said.units if tag is None else with_tag(said.units, source, tag))
-                if write_slices is not None and said.slices is not None:
-                    write_slices(said.slices)
+            for predicted in _predict_pieces(model, source, live, tally):
+                write(predicted.units if tag is None else with_tag(predicted.units, source, tag))
+                if write_slices is not None and predicted.slices is not None:
+                    write_slices(predicted.slices)
         written.append(out)
         if write_slices is not None:
             written.append(slices_file(out))
@@ -195,7 +195,9 @@ def predictions(
     check_columns(model.record, target)
     with open_source(model, target, options) as source:
         live = live_units(model, source)
-        pieces = [said.units for said in _said(model, source, live, PredictTally())]
+        pieces = [
+            predicted.units for predicted in _predict_pieces(model, source, live, PredictTally())
+        ]
     return pa.concat_tables([schema_of(model.record).empty_table(), *pieces])
 
 
@@ -289,7 +291,7 @@ def decisions(record: ModelRecord, proba: Doubles) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Said:
+class PredictedUnits:
     """What a model says of some units, a row each. slices: how much each of their slices counted
     (SLICE_WEIGHTS), of heads that say so.
     """
@@ -298,15 +300,17 @@ class Said:
     slices: pa.Table | None = None
 
 
-def _said(model: Model, source: Source, live: LiveUnits, tally: PredictTally) -> Iterator[Said]:
+def _predict_pieces(
+    model: Model, source: Source, live: LiveUnits, tally: PredictTally
+) -> Iterator[PredictedUnits]:
     """Yield what is said of some units after others, then of files that could not be read."""
-    beside = columns_of(model.record, source)
+    columns = columns_of(model.record, source)
     for piece in live.pieces():
-        yield said_of(model, source, piece, tally, beside)
+        yield predict_piece(model, source, piece, tally, columns)
     lost = lost_rows(source)
     if lost:
         tally.unreadable += len(lost)
-        yield Said(pa.Table.from_pylist(lost, schema=schema_of(model.record)))
+        yield PredictedUnits(pa.Table.from_pylist(lost, schema=schema_of(model.record)))
 
 
 def lost_rows(source: Source) -> list[dict[str, Any]]:
@@ -319,13 +323,13 @@ def lost_rows(source: Source) -> list[dict[str, Any]]:
     return rows
 
 
-def said_of(
+def predict_piece(
     model: Model,
     source: Source,
     piece: Piece,
     tally: PredictTally,
     beside: ColumnTexts | None = None,
-) -> Said:
+) -> PredictedUnits:
     """Return what a model says of some units, and count it; beside: the columns that it sees."""
     record = model.record
     n = len(piece.ids)
@@ -375,7 +379,9 @@ def said_of(
     for name, point in point_columns(record).items():
         columns[name] = np.full(n, point)
     schema = schema_of(record)
-    return Said(pa.table({name: columns[name] for name in schema.names}, schema=schema), slices)
+    return PredictedUnits(
+        pa.table({name: columns[name] for name in schema.names}, schema=schema), slices
+    )
 
 
 def _or_null(values: Doubles) -> pa.Array:

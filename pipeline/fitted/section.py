@@ -39,11 +39,11 @@ def sections_of(paths: Sequence[Path], sources: Sequence[Source]) -> list[ModelS
         groups: tuple[CaseGroup, ...] = ()
         notes = list(record.notes)
         if isinstance(model, Model):
-            found = _answer_of(model, sources)
-            if found is None:
+            answer = _answer_of(model, sources)
+            if answer is None:
                 notes.append("its answer is in none of these stores, so that no case is shown")
             else:
-                groups = tuple(_groups(model, *found))
+                groups = tuple(_groups(model, *answer))
         section = ModelSection(
             name=path.name,
             sentence=summary_line(record),

@@ -244,10 +244,11 @@ def _words_of_answer(task: str, judged: Judged) -> dict[str, list[str]]:
         positive = truth.classes[1] if truth.kind == "binary" else "yes"
         words[f"{name}: called"] = [positive if each else others for each in called]
         right = []
-        for said, is_so, known in zip(
+        for is_called, is_so, known in zip(
             called, truth.indicator[:, j].tolist(), truth.known[:, j].tolist(), strict=True
         ):
-            kind = f"{'true' if said == is_so else 'false'} {'positive' if said else 'negative'}"
+            agrees = "true" if is_called == is_so else "false"
+            kind = f"{agrees} {'positive' if is_called else 'negative'}"
             right.append(kind if known else "")
         words[f"{name}: right"] = right
     return words

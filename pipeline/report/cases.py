@@ -58,8 +58,10 @@ def task_cases(
             shown = []
             for row, text in zip(of_group, group.texts, strict=True):
                 place = int(np.searchsorted(source.rows, row))
-                beside = () if atlas is None else _neighbours(source, atlas, column, place, every)
-                shown.append(Case(row, text, every.get(place), beside))
+                neighbours = (
+                    () if atlas is None else _neighbours(source, atlas, column, place, every)
+                )
+                shown.append(Case(row, text, every.get(place), neighbours))
             by_group.append(CaseGroup(group.title, group.about, tuple(shown)))
         cases[task] = tuple(by_group)
     for task, answers in heeded.items():
@@ -71,15 +73,15 @@ def task_cases(
 def _mattered(source: Source, heeded: Heeded, drawn: Mapping[int, bytes]) -> CaseGroup:
     """Return the slices that an answer heeded most, as the page shows them."""
 
-    def case(row: int, about: str, beside: tuple[Case, ...] = ()) -> Case:
+    def case(row: int, about: str, neighbours: tuple[Case, ...] = ()) -> Case:
         place = int(np.searchsorted(source.rows, row))
-        return Case(row, about, drawn.get(place), beside)
+        return Case(row, about, drawn.get(place), neighbours)
 
     cases = []
-    for said, slices in heeded.units:
+    for verdict, slices in heeded.units:
         (row, weight), *others = slices
-        beside = tuple(case(other, f"counts {of_other:.2f}") for other, of_other in others)
-        cases.append(case(row, f"counts {weight:.2f}; {said}", beside))
+        neighbours = tuple(case(other, f"counts {of_other:.2f}") for other, of_other in others)
+        cases.append(case(row, f"counts {weight:.2f}; {verdict}", neighbours))
     return CaseGroup(heeded.title, heeded.about, tuple(cases), "The slices that counted next most")
 
 
@@ -165,8 +167,8 @@ def _unlikeliest(truth: Truth, proba: Doubles) -> Group:
     shown = wrong[np.argsort(of_true[wrong], kind="stable")][:MOST_CASES]
     texts = []
     for i in shown:
-        said = truth.classes[int(proba[i].argmax())]
-        texts.append(f"{said} in place of {truth.classes[truth.y[i]]} ({of_true[i]:.3g})")
+        predicted = truth.classes[int(proba[i].argmax())]
+        texts.append(f"{predicted} in place of {truth.classes[truth.y[i]]} ({of_true[i]:.3g})")
     about = f"Test units of which another class is likelier: {len(wrong)}, the worst here."
     return Group("Worst errors", about, shown, texts)
 

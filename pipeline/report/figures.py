@@ -21,7 +21,7 @@ from pipeline.evaluation.result_files import predictions_path, read_predictions,
 from pipeline.report import curves
 from pipeline.report.curves import Curve
 from pipeline.report.sources import Source
-from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, WIDTH, grid, legend, style
+from pipeline.report.style import INK, LINES, MARKS, RULE, SERIES, SOFT, grid, legend, rows, style
 from pipeline.report.wording import (
     HEADLINE,
     METRICS,
@@ -146,7 +146,10 @@ def task_figures(source: Source, task: str) -> Iterator[Drawn]:
         yield from _of_predictions(key, answers)
     settings = _settings(results)
     if settings is not None:
-        about = "What more labelled patients, or more neighbours, bring. Bands: 95 %."
+        about = (
+            "What more labelled patients, or more neighbours, bring. Bands: 95 %. A star: what "
+            "val chose."
+        )
         yield Drawn(f"{key}-settings", "By setting", about, settings)
     subgroups = _subgroups(results)
     if subgroups is not None:
@@ -377,6 +380,11 @@ def _draw_settings(axis: Axes, result: Result, key: str) -> None:
     axis.fill_between(x, low, high, color=answer.colour, alpha=0.13, lw=0)
     values = [metric.value for metric in metrics]
     axis.plot(x, values, color=answer.colour, marker=answer.mark, ms=3.5)
+    chosen = result.main_score
+    # Of shots none is chosen: the last stands for the answer.
+    if result.chosen >= 0 and name in chosen.metrics and key in chosen.setting:
+        at = chosen.setting[key], chosen.metrics[name].value
+        axis.plot(*at, color=answer.colour, marker="*", ms=11)
     axis.set(title=method_title(result.method), xlabel=_AXES[key], xscale="log")
     # Ticks where something was computed, in the place of the decades of a logarithmic axis.
     axis.set_xticks(x, [f"{at:g}" for at in x])
@@ -447,8 +455,7 @@ def forest(
     step = 0.8 / max(len(series), 1)
     with style():
         height = 0.75 + len(lines) * max(0.26, 0.13 * len(series))
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axis = figure.add_subplot()
+        figure, axis = rows(height)
         if chance is not None:
             axis.axvline(chance, color=SOFT, lw=0.8, ls=":")
         for row, (_, marks) in enumerate(lines):

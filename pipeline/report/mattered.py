@@ -59,7 +59,7 @@ def _heeded(source: Source, method: str, result: Result) -> Heeded | None:
     for i in np.argsort(-at, kind="stable").tolist():
         slices = [each for each in heeded.get(judged.ids[i], ()) if each[0] in live]
         if slices and len(units) < MOST_UNITS:
-            units.append((_said(judged, i), slices))
+            units.append((_verdict(judged, i), slices))
     title = declared(method).title
     about = (
         f"Of the {len(units)} of {len(ids)} test units with the highest numbers, the slices that "
@@ -68,7 +68,7 @@ def _heeded(source: Source, method: str, result: Result) -> Heeded | None:
     return Heeded(f"Slices that mattered: {title}", about, tuple(units))
 
 
-def _said(judged: Judged, i: int) -> str:
+def _verdict(judged: Judged, i: int) -> str:
     """Return what was said of a unit, and what is true of it."""
     truth = judged.truth
     if truth.kind == "regression":

@@ -30,6 +30,8 @@ TITLES: dict[TableKind, str] = {
     "survival": "Survival",
     "masks": "Masks",
 }
+# Behind the setting that val chose, where there are several.
+CHOSEN = "*"
 # The heads of the columns of words, and where a line has them.
 _WORDS = {
     "Store": "store",
@@ -110,8 +112,10 @@ def _lines_of_answer(store: str, result: Result | Segmented) -> Iterator[Line]:
     method = method_of(result)
     kind = table_kind(result)
     tested = _tested(result)
-    for score in result.scores:
+    for place, score in enumerate(result.scores):
         setting = setting_text(score.setting)
+        if isinstance(result, Result) and len(result.scores) > 1 and place == result.chosen:
+            setting = f"{setting} {CHOSEN}"
         # The score over all labels comes first, and is of no label.
         for label, metrics in {"": score.metrics, **score.labels}.items():
             yield Line(

@@ -132,14 +132,14 @@ def placed_along(header: Header, reference: tuple[float, ...] | None) -> Header:
     """
     if header.axes is None or reference is None or header.axes == reference:
         return header
-    own = axes_of(header.axes)
+    axes = axes_of(header.axes)
     others = axes_of(reference)
-    if own is None or others is None or header.position_mm is None or header.offset_mm is None:
+    if axes is None or others is None or header.position_mm is None or header.offset_mm is None:
         return header
     # Both turned as one of them is shown.
-    turn = Reorientation.of(own)
+    turn = Reorientation.of(axes)
     down, along = header.offset_mm
-    corner: Floats = np.linalg.solve(turn.axes(own), np.array([along, down, header.position_mm]))
+    corner: Floats = np.linalg.solve(turn.axes(axes), np.array([along, down, header.position_mm]))
     if header.spacing_mm is not None:
         shape = (header.height, header.width)
         spacing = header.spacing_mm
@@ -147,6 +147,6 @@ def placed_along(header: Header, reference: tuple[float, ...] | None) -> Header:
             shape = shape[::-1]
             spacing = spacing[::-1]
         # The pixel that is shown first lies where the slice's own axes lead to.
-        corner += turn.shift(others, shape, spacing) - turn.shift(own, shape, spacing)
+        corner += turn.shift(others, shape, spacing) - turn.shift(axes, shape, spacing)
     position, offset = place(turn.axes(others), corner)
     return replace(header, position_mm=position, offset_mm=offset)
