@@ -133,7 +133,8 @@ KEYS = {
     "mlp": "97a238a8ed2b1e9e",
     "cox": "73f0e00a53f05508",
     "finetune": "80ab7cd26f2fff65",
-    "lora": "4fb1a5ac7245e188",
+    # since `protocol: paper` trains again on train and val
+    "lora": "fe9a46c8c5b98176",
     "bitfit": "687d2f34a0b58a31",
     "norm": "9d8713ff9076f100",
 }
