@@ -127,7 +127,7 @@ KEYS = {
     "fewshot": "c0018e50cad10de5",
     "linear": "e6bc853644afe481",
     # since it says how much each slice counted
-    "attention": "4ddacbb260562c87",
+    "attention": "52586fe5cacf48ab",
     "efficiency": "63f9f3134598d1f7",
     "transformer": "c65ce120c1e3388b",
     "mlp": "97a238a8ed2b1e9e",
